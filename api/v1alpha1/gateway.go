@@ -1,0 +1,90 @@
+package v1alpha1
+
+import (
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// Gateway is a host where a manager moves packets. It is written by that manager alone.
+//
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:resource:scope=Cluster,shortName=lbgw,categories=kubelb
+// +kubebuilder:printcolumn:name="Backend",type=string,JSONPath=`.status.backend.name`
+// +kubebuilder:printcolumn:name="Frontends",type=integer,JSONPath=`.status.frontends`
+// +kubebuilder:printcolumn:name="Addresses",type=integer,JSONPath=`.status.announcedAddresses`
+// +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
+// +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+type Gateway struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	Spec   GatewaySpec   `json:"spec,omitempty"`
+	Status GatewayStatus `json:"status,omitempty"`
+}
+
+// GatewaySpec is empty: a gateway is configured where it runs.
+type GatewaySpec struct{}
+
+// GatewayStatus is what the gateway does now.
+type GatewayStatus struct {
+	// Backend is the dataplane that moves the packets.
+	// +optional
+	Backend GatewayBackend `json:"backend,omitempty"`
+	// AppliedResourceVersion: the dataplane holds every LoadBalancer up to this resourceVersion, but for those in
+	// failures. Resource versions of one API server are ordered (KEP-5504).
+	// +optional
+	AppliedResourceVersion string `json:"appliedResourceVersion,omitempty"`
+	// AnnouncedResourceVersion: the same for the announcement of addresses.
+	// +optional
+	AnnouncedResourceVersion string `json:"announcedResourceVersion,omitempty"`
+	// Generation is the generation of the model that the dataplane holds, with the epoch of the manager process.
+	// +optional
+	Generation string `json:"generation,omitempty"`
+	// Frontends is the number of pairs of address and port that are served.
+	// +optional
+	Frontends int32 `json:"frontends"`
+	// AnnouncedAddresses is the number of addresses that this gateway answers for.
+	// +optional
+	AnnouncedAddresses int32 `json:"announcedAddresses"`
+	// Failures are records that the dataplane or the announcer could not take, the first 100 of them.
+	// +optional
+	// +kubebuilder:validation:MaxItems=100
+	Failures []GatewayFailure `json:"failures,omitempty"`
+	// Conditions: Ready says whether the dataplane runs and holds what it should.
+	// +optional
+	// +listType=map
+	// +listMapKey=type
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// GatewayBackend names a dataplane.
+type GatewayBackend struct {
+	// +optional
+	Name string `json:"name,omitempty"`
+	// +optional
+	Version string `json:"version,omitempty"`
+	// +optional
+	Features []string `json:"features,omitempty"`
+}
+
+// GatewayFailure is one record that could not be applied or announced.
+type GatewayFailure struct {
+	// LoadBalancer is namespace/name of the object concerned; empty when the failure concerns a pool that several share.
+	// +optional
+	LoadBalancer string `json:"loadBalancer,omitempty"`
+	// Record names the model's record.
+	Record string `json:"record"`
+	// Message is the dataplane's own reason.
+	// +kubebuilder:validation:MaxLength=1024
+	Message string `json:"message"`
+}
+
+// GatewayList is a list of Gateways.
+//
+// +kubebuilder:object:root=true
+type GatewayList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []Gateway `json:"items"`
+}

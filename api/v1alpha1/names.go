@@ -1,0 +1,49 @@
+package v1alpha1
+
+// Names that both sides of the contract rely on.
+const (
+	// CleanupFinalizer keeps a LoadBalancer or Tenant until the manager has released what it held.
+	CleanupFinalizer = "kubelb.k8c.io/cleanup"
+
+	// LabelOriginNamespace and LabelOriginName tell which Service of the tenant a LoadBalancer stands for.
+	LabelOriginNamespace = "kubelb.k8c.io/origin-ns"
+	LabelOriginName      = "kubelb.k8c.io/origin-name"
+	// LabelTenant carries the tenant's namespace on the hub (tenant-<name>).
+	LabelTenant = "kubelb.k8c.io/tenant"
+	// LabelManagedBy marks the namespaces that the manager made; others are never looked into.
+	LabelManagedBy = "kubelb.k8c.io/managed-by"
+	// ManagedByKubeLB is the value of LabelManagedBy.
+	ManagedByKubeLB = "kubelb"
+
+	// DefaultAddressesName is the Addresses object that every LoadBalancer of a tenant refers to.
+	DefaultAddressesName = "default"
+	// TenantNamespacePrefix and a Tenant's name make the tenant's namespace.
+	TenantNamespacePrefix = "tenant-"
+
+	// CCMName names the ServiceAccount, Role, RoleBinding and token Secret of a tenant's CCM in its namespace.
+	CCMName = "kubelb-ccm"
+	// CCMKubeconfigSecret holds the CCM's kubeconfig under CCMKubeconfigKey.
+	CCMKubeconfigSecret = "kubelb-ccm-kubeconfig"
+	CCMKubeconfigKey    = "kubelb"
+)
+
+// Annotation forms of the fields that a tenant may set on a LoadBalancer, for a CCM that only knows KubeLB's fields.
+// The field beats the annotation; lists are separated by commas; no other annotation is read.
+const (
+	AnnotationSourceRanges        = "kubelb.k8c.io/source-ranges"
+	AnnotationAffinityTimeout     = "kubelb.k8c.io/session-affinity-timeout-seconds"
+	AnnotationIPFamilies          = "kubelb.k8c.io/ip-families"
+	AnnotationIPFamilyPolicy      = "kubelb.k8c.io/ip-family-policy"
+	AnnotationRequestedAddresses  = "kubelb.k8c.io/requested-addresses"
+	AnnotationHealthCheckNodePort = "kubelb.k8c.io/health-check-node-port"
+	AnnotationForwarding          = "kubelb.k8c.io/forwarding"
+)
+
+// Condition types of a LoadBalancer, in the order in which they come true.
+const (
+	ConditionAccepted         = "Accepted"
+	ConditionAddressAllocated = "AddressAllocated"
+	ConditionProgrammed       = "Programmed"
+	ConditionAnnounced        = "Announced"
+	ConditionReady            = "Ready"
+)

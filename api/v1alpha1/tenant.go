@@ -1,0 +1,78 @@
+package v1alpha1
+
+import (
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// Tenant is one tenant cluster. The manager makes its namespace tenant-<name> and the credentials of its CCM.
+//
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:resource:scope=Cluster,categories=kubelb
+// +kubebuilder:printcolumn:name="Phase",type=string,JSONPath=`.status.phase`
+// +kubebuilder:printcolumn:name="Backend-CIDRs",type=string,JSONPath=`.spec.backendCIDRs`
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+// +kubebuilder:validation:XValidation:rule="size(self.metadata.name) <= 56",message="metadata.name may have at most 56 characters, so that the namespace tenant-<name> is valid"
+type Tenant struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	Spec   TenantSpec   `json:"spec,omitempty"`
+	Status TenantStatus `json:"status,omitempty"`
+}
+
+// TenantSpec says what the tenant may do.
+type TenantSpec struct {
+	// LoadBalancer holds KubeLB's settings for layer-4 load balancing.
+	// +optional
+	LoadBalancer TenantLoadBalancer `json:"loadBalancer,omitempty"`
+
+	// BackendCIDRs are the networks in which the tenant's nodes live. Targets outside of them are refused; an empty
+	// list refuses every target.
+	// +optional
+	// +kubebuilder:validation:MaxItems=64
+	// +kubebuilder:validation:items:MaxLength=64
+	// +kubebuilder:validation:XValidation:rule="self.all(r, isCIDR(r))",message="spec.backendCIDRs: each entry must be a CIDR such as 198.51.100.0/24 or 2001:db8:1::/64"
+	BackendCIDRs []string `json:"backendCIDRs,omitempty"`
+}
+
+// TenantLoadBalancer holds KubeLB's settings for layer-4 load balancing.
+type TenantLoadBalancer struct {
+	// Class is KubeLB's class of the Service on the management cluster; this manager needs none and ignores it.
+	// +optional
+	// +kubebuilder:validation:MaxLength=253
+	Class *string `json:"class,omitempty"`
+	// Disable stops serving the tenant's LoadBalancers. They keep their addresses.
+	// +optional
+	Disable bool `json:"disable,omitempty"`
+}
+
+// Phases of a Tenant.
+const (
+	TenantPending     = "Pending"
+	TenantReady       = "Ready"
+	TenantFailed      = "Failed"
+	TenantTerminating = "Terminating"
+)
+
+// TenantStatus tells whether the tenant's namespace and credentials are there.
+type TenantStatus struct {
+	// +optional
+	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
+	// Phase is Pending, Ready, Failed or Terminating.
+	// +optional
+	Phase string `json:"phase,omitempty"`
+	// +optional
+	// +listType=map
+	// +listMapKey=type
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// TenantList is a list of Tenants.
+//
+// +kubebuilder:object:root=true
+type TenantList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []Tenant `json:"items"`
+}

@@ -1,0 +1,3 @@
+module kubelb.k8c.io/backends/nftables
+
+go 1.26.0

@@ -1,0 +1,200 @@
+package ipam
+
+import (
+	"fmt"
+	"math/rand"
+	"net/netip"
+	"testing"
+)
+
+// Address plan: pool "public" 203.0.113.0/29 (.1 to .6 usable) and 2001:db8:f::/126 (::1 to ::3),
+// pool "reserved" 192.0.2.10-192.0.2.11 for tenant blue, given on request only.
+func allocator(t *testing.T) *Allocator {
+	t.Helper()
+	a := NewAllocator()
+	if overlaps := a.SetPools([]Pool{
+		{Name: "public", Ranges: ranges(t, true, "203.0.113.0/29", "2001:db8:f::/126"), AutoAssign: true},
+		{Name: "reserved", Ranges: ranges(t, true, "192.0.2.10-192.0.2.11"), Tenants: []string{"blue"}},
+	}); len(overlaps) > 0 {
+		t.Fatal(overlaps)
+	}
+	return a
+}
+
+func ranges(t *testing.T, avoid bool, entries ...string) []Range {
+	t.Helper()
+	r, err := ParseRanges(entries, avoid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func addresses(grants []Grant) string {
+	out := ""
+	for _, g := range grants {
+		out += g.Address.String() + "@" + g.Pool + " "
+	}
+	return out
+}
+
+func TestWishes(t *testing.T) {
+	ip := netip.MustParseAddr
+	for name, c := range map[string]struct {
+		wish   Wish
+		want   string
+		reason string
+	}{
+		"nothing in particular":       {Wish{Tenant: "red"}, "203.0.113.1@public ", ""},
+		"IPv6":                        {Wish{Tenant: "red", Families: []Family{IPv6}}, "2001:db8:f::1@public ", ""},
+		"both, IPv6 first":            {Wish{Tenant: "red", Families: []Family{IPv6, IPv4}, Policy: RequireDualStack}, "2001:db8:f::1@public 203.0.113.1@public ", ""},
+		"prefer dual, none named":     {Wish{Tenant: "red", Policy: PreferDualStack}, "203.0.113.1@public 2001:db8:f::1@public ", ""},
+		"requested":                   {Wish{Tenant: "red", Requested: []netip.Addr{ip("203.0.113.5")}}, "203.0.113.5@public ", ""},
+		"requested from own pool":     {Wish{Tenant: "blue", Requested: []netip.Addr{ip("192.0.2.11")}}, "192.0.2.11@reserved ", ""},
+		"requested of another tenant": {Wish{Tenant: "red", Requested: []netip.Addr{ip("192.0.2.11")}}, "", AddressNotAvailable},
+		"requested network address":   {Wish{Tenant: "red", Requested: []netip.Addr{ip("203.0.113.0")}}, "", AddressNotAvailable},
+		"requested and held":          {Wish{Tenant: "red", Requested: []netip.Addr{ip("203.0.113.6")}}, "", AddressInUse},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := allocator(t)
+			a.Adopt("tenant-x/other", []Grant{{ip("203.0.113.6"), "public"}})
+			grants, refusal := a.Allocate("tenant-a/web", c.wish)
+			if addresses(grants) != c.want {
+				t.Errorf("got %q, want %q", addresses(grants), c.want)
+			}
+			if (refusal == nil) != (c.reason == "") || refusal != nil && refusal.Reason != c.reason {
+				t.Errorf("refusal %+v, want reason %q", refusal, c.reason)
+			}
+		})
+	}
+}
+
+func TestExhaustionEndsWhenOneIsFreed(t *testing.T) {
+	a := allocator(t)
+	for i := range 6 {
+		if _, refusal := a.Allocate(fmt.Sprintf("t/%d", i), Wish{Tenant: "red", Families: []Family{IPv4}}); refusal != nil {
+			t.Fatal(refusal)
+		}
+	}
+	if _, refusal := a.Allocate("t/late", Wish{Tenant: "red", Families: []Family{IPv4}}); refusal == nil || refusal.Reason != PoolExhausted {
+		t.Fatalf("got %v", refusal)
+	}
+	a.Release("t/3")
+	if grants, refusal := a.Allocate("t/late", Wish{Tenant: "red", Families: []Family{IPv4}}); addresses(grants) != "203.0.113.4@public " {
+		t.Fatalf("got %v %v", grants, refusal)
+	}
+}
+
+func TestWhatIsHeldStaysWhateverBecomesOfThePool(t *testing.T) {
+	a := allocator(t)
+	first, _ := a.Allocate("t/web", Wish{Tenant: "red"})
+	a.SetPools([]Pool{{Name: "new", Ranges: ranges(t, true, "198.51.100.0/24"), AutoAssign: true}})
+	if again, refusal := a.Allocate("t/web", Wish{Tenant: "red"}); refusal != nil || addresses(again) != addresses(first) {
+		t.Errorf("was %v, became %v (%v)", first, again, refusal)
+	}
+}
+
+func TestDualStackTransitionsKeepThePrimary(t *testing.T) {
+	a := allocator(t)
+	a.Allocate("t/web", Wish{Tenant: "red", Families: []Family{IPv4}})
+	both, _ := a.Allocate("t/web", Wish{Tenant: "red", Families: []Family{IPv4, IPv6}, Policy: RequireDualStack})
+	if addresses(both) != "203.0.113.1@public 2001:db8:f::1@public " {
+		t.Errorf("single to dual: %v", both)
+	}
+	one, _ := a.Allocate("t/web", Wish{Tenant: "red", Families: []Family{IPv4}, Policy: SingleStack})
+	if addresses(one) != "203.0.113.1@public " {
+		t.Errorf("dual to single: %v", one)
+	}
+	if _, held := a.Holder(netip.MustParseAddr("2001:db8:f::1")); held {
+		t.Error("the second address is still held")
+	}
+}
+
+func TestPreferDualStackTakesOneWhereOneIsAll(t *testing.T) {
+	a := NewAllocator()
+	a.SetPools([]Pool{{Name: "v4", Ranges: ranges(t, true, "203.0.113.0/29"), AutoAssign: true}})
+	if got, refusal := a.Allocate("t/p", Wish{Tenant: "red", Policy: PreferDualStack}); refusal != nil || addresses(got) != "203.0.113.1@v4 " {
+		t.Errorf("prefer: %v %v", got, refusal)
+	}
+	if _, refusal := a.Allocate("t/r", Wish{Tenant: "red", Policy: RequireDualStack}); refusal == nil || refusal.Reason != NoMatchingPool {
+		t.Errorf("require: %v", refusal)
+	}
+	if used := a.Usage("v4", IPv4).Used; used != 1 {
+		t.Errorf("a refused wish keeps %d addresses", used-1)
+	}
+}
+
+func TestAnOverlappingPoolGivesNothing(t *testing.T) {
+	a := NewAllocator()
+	overlaps := a.SetPools([]Pool{
+		{Name: "old", Ranges: ranges(t, false, "203.0.113.0/30")},
+		{Name: "new", Ranges: ranges(t, false, "203.0.113.2-203.0.113.9"), AutoAssign: true},
+	})
+	if len(overlaps) != 1 || overlaps[0] != (Overlap{"new", "old", "203.0.113.2-203.0.113.3"}) {
+		t.Fatalf("got %v", overlaps)
+	}
+	if _, refusal := a.Allocate("t/web", Wish{Tenant: "red"}); refusal == nil {
+		t.Error("an address was given from the overlapping pool")
+	}
+}
+
+func TestBadRangesAreRefused(t *testing.T) {
+	for _, entry := range []string{"", "203.0.113.1", "203.0.113.9-203.0.113.1", "203.0.113.1-2001:db8::1", "::ffff:203.0.113.0/120", "fe80::1%eth0-fe80::2%eth0"} {
+		if r, err := ParseRanges([]string{entry}, true); err == nil {
+			t.Errorf("%q was read as %v", entry, r)
+		}
+	}
+	if _, err := ParseRanges([]string{"203.0.113.0/24", "203.0.113.7-203.0.113.8"}, true); err == nil {
+		t.Error("overlapping ranges were accepted")
+	}
+}
+
+// Random allocations, releases, restarts (with what is on record) and pool edits: no address is ever held twice, and
+// none changes by itself.
+func TestNoAddressIsEverDealtTwice(t *testing.T) {
+	random := rand.New(rand.NewSource(1))
+	plans := [][]string{{"203.0.113.0/28"}, {"203.0.113.0/29", "2001:db8::/124"}, {"203.0.113.4-203.0.113.12", "2001:db8::/125"}}
+	pools := func() []Pool {
+		return []Pool{{Name: "p", Ranges: ranges(t, true, plans[random.Intn(len(plans))]...), AutoAssign: true}}
+	}
+	record := map[string][]Grant{}
+	a := NewAllocator()
+	a.SetPools(pools())
+	for step := range 20000 {
+		holder := fmt.Sprintf("t/%d", random.Intn(20))
+		switch random.Intn(6) {
+		case 0:
+			a.Release(holder)
+			delete(record, holder)
+		case 1:
+			a = NewAllocator()
+			a.SetPools(pools())
+			for holder, grants := range record {
+				if conflicts := a.Adopt(holder, grants); conflicts != nil {
+					t.Fatalf("step %d: %v", step, conflicts)
+				}
+			}
+		case 2:
+			a.SetPools(pools())
+		default:
+			wish := Wish{Tenant: "t", Policy: []Policy{"", SingleStack, PreferDualStack, RequireDualStack}[random.Intn(4)]}
+			grants, refusal := a.Allocate(holder, wish)
+			if refusal != nil && addresses(grants) != addresses(record[holder]) {
+				t.Fatalf("step %d: a refusal changed %v to %v", step, record[holder], grants)
+			}
+			if len(record[holder]) > 0 && (len(grants) == 0 || grants[0] != record[holder][0]) {
+				t.Fatalf("step %d: primary address changed from %v to %v", step, record[holder], grants)
+			}
+			record[holder] = grants
+		}
+		seen := map[netip.Addr]string{}
+		for holder, grants := range record {
+			for _, g := range grants {
+				if other, twice := seen[g.Address]; twice {
+					t.Fatalf("step %d: %s is held by %s and %s", step, g.Address, holder, other)
+				}
+				seen[g.Address] = holder
+			}
+		}
+	}
+}

@@ -1,0 +1,154 @@
+// Package ipam decides which external address a LoadBalancer gets. It does no I/O and reads no clock: pools, what is in
+// use and a wish go in, a decision or a reason comes out.
+package ipam
+
+import (
+	"cmp"
+	"fmt"
+	"math/big"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// Range is a closed interval of addresses of one family.
+type Range struct{ First, Last netip.Addr }
+
+// Contains reports whether the address lies in the range.
+func (r Range) Contains(a netip.Addr) bool {
+	return a.BitLen() == r.First.BitLen() && r.First.Compare(a) <= 0 && a.Compare(r.Last) <= 0
+}
+
+// Overlaps reports whether the ranges share an address.
+func (r Range) Overlaps(o Range) bool {
+	return r.First.BitLen() == o.First.BitLen() && r.First.Compare(o.Last) <= 0 && o.First.Compare(r.Last) <= 0
+}
+
+// size is the number of addresses in the range.
+func (r Range) size() *big.Int {
+	first, last := new(big.Int).SetBytes(r.First.AsSlice()), new(big.Int).SetBytes(r.Last.AsSlice())
+	return last.Sub(last, first).Add(last, big.NewInt(1))
+}
+
+// String returns first-last.
+func (r Range) String() string { return r.First.String() + "-" + r.Last.String() }
+
+// Pool is a set of external addresses and the tenants that may use it.
+type Pool struct {
+	Name   string
+	Ranges []Range
+	// Tenants may use the pool; empty means all.
+	Tenants []string
+	// AutoAssign: addresses may be given to those who ask for none in particular.
+	AutoAssign bool
+}
+
+// Allows reports whether the tenant may use the pool.
+func (p Pool) Allows(tenant string) bool {
+	return len(p.Tenants) == 0 || slices.Contains(p.Tenants, tenant)
+}
+
+// Contains reports whether the address belongs to the pool.
+func (p Pool) Contains(a netip.Addr) bool {
+	return slices.ContainsFunc(p.Ranges, func(r Range) bool { return r.Contains(a) })
+}
+
+// ParseRanges reads CIDRs and ranges (first-last). With avoidNetworkAddresses the first and last address of an IPv4 CIDR
+// with more than two addresses, and the first of an IPv6 CIDR likewise, are left out. Ranges of one pool must not overlap.
+func ParseRanges(entries []string, avoidNetworkAddresses bool) ([]Range, error) {
+	var ranges []Range
+	for _, entry := range entries {
+		r, err := parseRange(entry, avoidNetworkAddresses)
+		if err != nil {
+			return nil, fmt.Errorf("%q: %w", entry, err)
+		}
+		for _, other := range ranges {
+			if r.Overlaps(other) {
+				return nil, fmt.Errorf("%q overlaps %s of the same pool; remove one of them", entry, other)
+			}
+		}
+		ranges = append(ranges, r)
+	}
+	return ranges, nil
+}
+
+func parseRange(entry string, avoidNetworkAddresses bool) (Range, error) {
+	if first, last, ok := strings.Cut(entry, "-"); ok {
+		return parseFirstLast(first, last)
+	}
+	prefix, err := netip.ParsePrefix(entry)
+	if err != nil {
+		return Range{}, fmt.Errorf("neither a CIDR nor a range first-last: %w", err)
+	}
+	if prefix.Addr().Is4In6() {
+		return Range{}, fmt.Errorf("an IPv4-mapped IPv6 network is not allowed; write it as IPv4")
+	}
+	r := Range{prefix.Masked().Addr(), lastOf(prefix)}
+	if avoidNetworkAddresses && prefix.Addr().BitLen()-prefix.Bits() > 1 {
+		r.First = r.First.Next()
+		if r.First.Is4() {
+			r.Last = r.Last.Prev()
+		}
+	}
+	return r, nil
+}
+
+func parseFirstLast(first, last string) (Range, error) {
+	a, err := netip.ParseAddr(strings.TrimSpace(first))
+	if err != nil {
+		return Range{}, err
+	}
+	b, err := netip.ParseAddr(strings.TrimSpace(last))
+	if err != nil {
+		return Range{}, err
+	}
+	if a.BitLen() != b.BitLen() || a.Is4In6() || a.Zone()+b.Zone() != "" || a.Compare(b) > 0 {
+		return Range{}, fmt.Errorf("the first address must be of the last one's family and not above it")
+	}
+	return Range{a, b}, nil
+}
+
+func lastOf(p netip.Prefix) netip.Addr {
+	bytes := p.Masked().Addr().AsSlice()
+	for bit := p.Bits(); bit < len(bytes)*8; bit++ {
+		bytes[bit/8] |= 0x80 >> (bit % 8)
+	}
+	last, _ := netip.AddrFromSlice(bytes)
+	return last
+}
+
+// Overlap says that a pool claims addresses of another one.
+type Overlap struct{ Pool, Other, Addresses string }
+
+// Overlaps finds the pools that overlap one before them in the list: the earlier keeps the addresses.
+func Overlaps(pools []Pool) []Overlap {
+	var found []Overlap
+	for i, pool := range pools {
+		if o, ok := firstOverlap(pool, pools[:i]); ok {
+			found = append(found, o)
+		}
+	}
+	return found
+}
+
+func firstOverlap(pool Pool, earlier []Pool) (Overlap, bool) {
+	for _, other := range earlier {
+		for _, r := range pool.Ranges {
+			for _, taken := range other.Ranges {
+				if r.Overlaps(taken) {
+					shared := Range{maxAddr(r.First, taken.First), minAddr(r.Last, taken.Last)}
+					return Overlap{pool.Name, other.Name, shared.String()}, true
+				}
+			}
+		}
+	}
+	return Overlap{}, false
+}
+
+func minAddr(a, b netip.Addr) netip.Addr {
+	return slices.MinFunc([]netip.Addr{a, b}, func(x, y netip.Addr) int { return cmp.Compare(x.Compare(y), 0) })
+}
+
+func maxAddr(a, b netip.Addr) netip.Addr {
+	return slices.MaxFunc([]netip.Addr{a, b}, func(x, y netip.Addr) int { return cmp.Compare(x.Compare(y), 0) })
+}

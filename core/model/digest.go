@@ -1,0 +1,46 @@
+package model
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+)
+
+// Digest identifies a record's content: equal digests mean equal forwarding. It is short enough to be kept beside the
+// record in the kernel.
+type Digest string
+
+// digestOf hashes a record's text form, which holds all that changes forwarding. 96 bits make a collision between two
+// states of one record as good as impossible; records under attack differ in tenant and key.
+func digestOf(text string) Digest {
+	sum := sha256.Sum256([]byte(text))
+	return Digest(hex.EncodeToString(sum[:12]))
+}
+
+// Digest identifies the pool's content.
+func (p Pool) Digest() Digest { return digestOf(p.Text()) }
+
+// Digest identifies the frontend's content.
+func (f Frontend) Digest() Digest { return digestOf(f.Text()) }
+
+// Digests are the digests of a set of records, by their keys.
+type Digests struct {
+	Pools     map[PoolID]Digest
+	Frontends map[FrontendKey]Digest
+}
+
+// NewDigests returns empty, writable digests.
+func NewDigests() Digests {
+	return Digests{Pools: map[PoolID]Digest{}, Frontends: map[FrontendKey]Digest{}}
+}
+
+// Digests returns the digests of all records.
+func (s Snapshot) Digests() Digests {
+	d := NewDigests()
+	for _, p := range s.Pools {
+		d.Pools[p.ID] = p.Digest()
+	}
+	for _, f := range s.Frontends {
+		d.Frontends[f.FrontendKey] = f.Digest()
+	}
+	return d
+}

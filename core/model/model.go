@@ -1,0 +1,250 @@
+// Package model is the backend-neutral load-balancer model: what a dataplane is asked to hold.
+//
+// All LoadBalancers of a tenant target the same nodes and differ only in the node port. So endpoints live in pools, and
+// a frontend is a small record that names one: a node that joins or leaves changes one pool, whatever the number of
+// frontends. Everything is decided before a record is made (which nodes, their health and weights); whoever reads the
+// model only has to carry it out.
+package model
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Protocol is an IANA protocol number; only TCP and UDP are valid.
+type Protocol uint8
+
+// The protocols of a frontend.
+const (
+	TCP Protocol = 6
+	UDP Protocol = 17
+)
+
+// String returns TCP or UDP, or the number of an invalid protocol.
+func (p Protocol) String() string {
+	switch p {
+	case TCP:
+		return "TCP"
+	case UDP:
+		return "UDP"
+	}
+	return fmt.Sprintf("protocol-%d", uint8(p))
+}
+
+// ParseProtocol reads TCP, UDP or the empty string (TCP, as in Kubernetes).
+func ParseProtocol(s string) (Protocol, bool) {
+	switch s {
+	case "TCP", "":
+		return TCP, true
+	case "UDP":
+		return UDP, true
+	}
+	return 0, false
+}
+
+// EndpointState says which flows an endpoint may get.
+type EndpointState uint8
+
+const (
+	// Active endpoints get new flows.
+	Active EndpointState = iota
+	// Draining endpoints keep their flows and get no new ones.
+	Draining
+	// Unhealthy endpoints get no new flows; their share falls to the others.
+	Unhealthy
+)
+
+// String returns the state's name in lower case.
+func (s EndpointState) String() string {
+	switch s {
+	case Active:
+		return "active"
+	case Draining:
+		return "draining"
+	case Unhealthy:
+		return "unhealthy"
+	}
+	return fmt.Sprintf("state-%d", uint8(s))
+}
+
+// Endpoint is one target of a pool: a node of the tenant.
+type Endpoint struct {
+	// ID is stable for the life of the target and unique in its pool; endpoint choice hashes it.
+	ID string
+	// Address is where packets go; all of a pool's are of one family.
+	Address netip.Addr
+	// Weight is the endpoint's share relative to the others', 1 to 65535.
+	Weight uint16
+	State  EndpointState
+}
+
+// PoolID names a pool. It starts with the tenant's name, so that pools are never shared between tenants.
+type PoolID string
+
+// Pool is a set of endpoints that frontends share. It may be empty; connections are then refused.
+type Pool struct {
+	ID        PoolID
+	Tenant    string
+	Endpoints []Endpoint
+}
+
+// ObjectName is a namespace and a name on the hub.
+type ObjectName struct{ Namespace, Name string }
+
+// String returns namespace/name.
+func (o ObjectName) String() string { return o.Namespace + "/" + o.Name }
+
+// Forwarding says what is rewritten on the way to the node.
+type Forwarding uint8
+
+const (
+	// NAT rewrites destination and source; the answer returns through the gateway, the client's address is lost.
+	NAT Forwarding = iota
+	// Transparent rewrites the destination only; the nodes must route back through the gateway.
+	Transparent
+	// Direct rewrites nothing but the MAC address; the node answers the client itself.
+	Direct
+)
+
+// String returns the mode's name in lower case.
+func (f Forwarding) String() string {
+	switch f {
+	case NAT:
+		return "nat"
+	case Transparent:
+		return "transparent"
+	case Direct:
+		return "direct"
+	}
+	return fmt.Sprintf("forwarding-%d", uint8(f))
+}
+
+// FrontendKey identifies a frontend: no two may share it.
+type FrontendKey struct {
+	VIP      netip.Addr
+	Protocol Protocol
+	Port     uint16
+}
+
+// String returns, for example, TCP 203.0.113.1:80 or UDP [2001:db8::1]:53.
+func (k FrontendKey) String() string {
+	return k.Protocol.String() + " " + netip.AddrPortFrom(k.VIP, k.Port).String()
+}
+
+// Compare orders keys by address, port and protocol.
+func (k FrontendKey) Compare(o FrontendKey) int {
+	return cmp.Or(k.VIP.Compare(o.VIP), cmp.Compare(k.Port, o.Port), cmp.Compare(k.Protocol, o.Protocol))
+}
+
+// Frontend is one served port of one external address.
+type Frontend struct {
+	FrontendKey
+	// Owner is the LoadBalancer on the hub that this frontend belongs to.
+	Owner  ObjectName
+	Tenant string
+	// Pool is of the VIP's family and of the same tenant.
+	Pool PoolID
+	// TargetPort is the port on the pool's endpoints, 1 to 65535.
+	TargetPort uint16
+	Forwarding Forwarding
+	// AffinityTimeout is how long a client address stays with its endpoint after its last new flow, in whole seconds;
+	// 0 means no affinity.
+	AffinityTimeout time.Duration
+	// SourceRanges are the client networks that may connect, masked, sorted and of the VIP's family, none inside
+	// another. Restricted says that they count: restricted and empty allows nobody.
+	SourceRanges []netip.Prefix
+	Restricted   bool
+	// IdleTimeout is how long a flow without packets is kept; 0 leaves it to the dataplane.
+	IdleTimeout time.Duration
+	// ProxyProtocol asks for a PROXY protocol v2 header towards the endpoint.
+	ProxyProtocol bool
+	// MaxConnections and MaxNewPerSecond limit the frontend on each gateway; 0 means no limit.
+	MaxConnections  uint32
+	MaxNewPerSecond uint32
+}
+
+// Snapshot is a whole model in canonical order: pools by ID, frontends by key.
+type Snapshot struct {
+	Pools     []Pool
+	Frontends []Frontend
+}
+
+// Canonical returns the snapshot sorted, endpoints by ID and source ranges by prefix included. The input is not changed.
+func (s Snapshot) Canonical() Snapshot {
+	out := Snapshot{Pools: slices.Clone(s.Pools), Frontends: slices.Clone(s.Frontends)}
+	for i := range out.Pools {
+		out.Pools[i].Endpoints = slices.Clone(out.Pools[i].Endpoints)
+		slices.SortFunc(out.Pools[i].Endpoints, func(a, b Endpoint) int { return cmp.Compare(a.ID, b.ID) })
+	}
+	for i := range out.Frontends {
+		out.Frontends[i].SourceRanges = slices.SortedFunc(slices.Values(out.Frontends[i].SourceRanges), ComparePrefix)
+	}
+	slices.SortFunc(out.Pools, func(a, b Pool) int { return cmp.Compare(a.ID, b.ID) })
+	slices.SortFunc(out.Frontends, func(a, b Frontend) int { return a.Compare(b.FrontendKey) })
+	return out
+}
+
+// ComparePrefix orders prefixes by address, then by length.
+func ComparePrefix(a, b netip.Prefix) int {
+	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
+}
+
+// Text returns the pool as one block of lines that says everything that changes forwarding, and nothing else.
+func (p Pool) Text() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "pool %s tenant=%s\n", p.ID, p.Tenant)
+	for _, e := range p.Endpoints {
+		fmt.Fprintf(&b, "  endpoint %s address=%s weight=%d %s\n", e.ID, e.Address, e.Weight, e.State)
+	}
+	return b.String()
+}
+
+// Text returns the frontend as one line; what has its default value is left out.
+func (f Frontend) Text() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "frontend %s pool=%s target=%d", f.FrontendKey, f.Pool, f.TargetPort)
+	if f.Forwarding != NAT {
+		fmt.Fprintf(&b, " forwarding=%s", f.Forwarding)
+	}
+	if f.AffinityTimeout > 0 {
+		fmt.Fprintf(&b, " affinity=%s", f.AffinityTimeout)
+	}
+	if f.Restricted {
+		parts := make([]string, len(f.SourceRanges))
+		for i, r := range f.SourceRanges {
+			parts[i] = r.String()
+		}
+		fmt.Fprintf(&b, " sources=[%s]", strings.Join(parts, " "))
+	}
+	if f.IdleTimeout > 0 {
+		fmt.Fprintf(&b, " idle=%s", f.IdleTimeout)
+	}
+	if f.ProxyProtocol {
+		b.WriteString(" proxy-protocol=v2")
+	}
+	if f.MaxConnections > 0 {
+		fmt.Fprintf(&b, " max-connections=%d", f.MaxConnections)
+	}
+	if f.MaxNewPerSecond > 0 {
+		fmt.Fprintf(&b, " max-new-per-second=%d", f.MaxNewPerSecond)
+	}
+	fmt.Fprintf(&b, " tenant=%s owner=%s\n", f.Tenant, f.Owner)
+	return b.String()
+}
+
+// Text returns the whole model, record by record in canonical order.
+func (s Snapshot) Text() string {
+	s = s.Canonical()
+	var b strings.Builder
+	for _, p := range s.Pools {
+		b.WriteString(p.Text())
+	}
+	for _, f := range s.Frontends {
+		b.WriteString(f.Text())
+	}
+	return b.String()
+}

@@ -1,0 +1,98 @@
+package model
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// MaxAffinity is Kubernetes' upper bound of a ClientIP affinity timeout.
+const MaxAffinity = 24 * time.Hour
+
+// Validate reports every way in which the pool breaks the rules of its fields.
+func (p Pool) Validate() error {
+	var errs []error
+	if p.ID == "" || p.Tenant == "" {
+		errs = append(errs, errors.New("pool without id or tenant"))
+	}
+	ids := map[string]bool{}
+	for _, e := range p.Endpoints {
+		switch {
+		case e.ID == "" || ids[e.ID]:
+			errs = append(errs, fmt.Errorf("endpoint id %q is empty or used twice", e.ID))
+		case !e.Address.IsValid() || e.Address.Zone() != "" || e.Address.Is4In6():
+			errs = append(errs, fmt.Errorf("endpoint %s: address %s is not a plain IPv4 or IPv6 address", e.ID, e.Address))
+		case e.Address.Is4() != p.Endpoints[0].Address.Is4():
+			errs = append(errs, fmt.Errorf("endpoint %s: both families in one pool", e.ID))
+		case e.Weight == 0:
+			errs = append(errs, fmt.Errorf("endpoint %s: weight 0", e.ID))
+		case e.State > Unhealthy:
+			errs = append(errs, fmt.Errorf("endpoint %s: %s", e.ID, e.State))
+		}
+		ids[e.ID] = true
+	}
+	return wrap("pool "+string(p.ID), errs)
+}
+
+// Validate reports every way in which the frontend breaks the rules of its fields. Whether its pool exists is for the
+// snapshot to say.
+func (f Frontend) Validate() error {
+	var errs []error
+	add := func(bad bool, format string, args ...any) {
+		if bad {
+			errs = append(errs, fmt.Errorf(format, args...))
+		}
+	}
+	add(!f.VIP.IsValid() || f.VIP.Zone() != "" || f.VIP.Is4In6(), "VIP is not a plain IPv4 or IPv6 address")
+	add(f.Protocol != TCP && f.Protocol != UDP, "%s is neither TCP nor UDP", f.Protocol)
+	add(f.Port == 0, "port 0")
+	add(f.TargetPort == 0 && f.Forwarding != Direct, "target port 0")
+	add(f.Pool == "" || f.Tenant == "", "no pool or no tenant")
+	add(f.Forwarding > Direct, "%s", f.Forwarding)
+	add(f.AffinityTimeout < 0 || f.AffinityTimeout > MaxAffinity || f.AffinityTimeout%time.Second != 0,
+		"affinity timeout %s is not a number of seconds up to a day", f.AffinityTimeout)
+	add(len(f.SourceRanges) > 0 && !f.Restricted, "source ranges without restriction")
+	for _, r := range f.SourceRanges {
+		add(!r.IsValid() || r != r.Masked() || r.Addr().Is4() != f.VIP.Is4(), "source range %s is unmasked or of the wrong family", r)
+	}
+	add(f.ProxyProtocol && f.Protocol != TCP, "PROXY protocol on %s", f.Protocol)
+	return wrap("frontend "+f.FrontendKey.String(), errs)
+}
+
+// Validate checks every record, that keys are unique, and that each frontend's pool exists, is of its tenant and family.
+func (s Snapshot) Validate() error {
+	var errs []error
+	pools := map[PoolID]Pool{}
+	for _, p := range s.Pools {
+		if _, twice := pools[p.ID]; twice {
+			errs = append(errs, fmt.Errorf("pool %s appears twice", p.ID))
+		}
+		pools[p.ID] = p
+		errs = append(errs, p.Validate())
+	}
+	keys := map[FrontendKey]bool{}
+	for _, f := range s.Frontends {
+		if keys[f.FrontendKey] {
+			errs = append(errs, fmt.Errorf("frontend %s appears twice", f.FrontendKey))
+		}
+		keys[f.FrontendKey] = true
+		errs = append(errs, f.Validate())
+		pool, ok := pools[f.Pool]
+		switch {
+		case !ok:
+			errs = append(errs, fmt.Errorf("frontend %s: pool %s does not exist", f.FrontendKey, f.Pool))
+		case pool.Tenant != f.Tenant:
+			errs = append(errs, fmt.Errorf("frontend %s of tenant %s: pool %s belongs to tenant %s", f.FrontendKey, f.Tenant, f.Pool, pool.Tenant))
+		case len(pool.Endpoints) > 0 && pool.Endpoints[0].Address.Is4() != f.VIP.Is4():
+			errs = append(errs, fmt.Errorf("frontend %s: pool %s is of the other family", f.FrontendKey, f.Pool))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func wrap(what string, errs []error) error {
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return nil
+}

@@ -1,0 +1,315 @@
+package translate
+
+import (
+	"fmt"
+	"math/rand"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"kubelb.k8c.io/core/ipam"
+	"kubelb.k8c.io/core/model"
+)
+
+// Address plan: tenant a has nodes 198.51.100.11-13 and 2001:db8:1::11-13 within 198.51.100.0/24 and 2001:db8:1::/64,
+// tenant b the same with 192.0.2.0/24. VIPs are 203.0.113.0/24 and 2001:db8:f::/64.
+func testHub() *Hub {
+	h := NewHub()
+	vips, err := ipam.ParseRanges([]string{"203.0.113.0/24", "2001:db8:f::/64"}, false)
+	if err != nil {
+		panic(err)
+	}
+	h.SetFence(Fence{VIPs: vips, Forbidden: []netip.Prefix{netip.MustParsePrefix("198.51.100.200/32")}})
+	h.SetTenant("tenant-a", Tenant{Name: "a", BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("2001:db8:1::/64")}})
+	h.SetTenant("tenant-b", Tenant{Name: "b", BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("203.0.113.0/24")}})
+	return h
+}
+
+func addressesOf(namespace string, ips ...string) Addresses {
+	a := Addresses{ObjectName: model.ObjectName{Namespace: namespace, Name: "default"}}
+	for _, ip := range ips {
+		a.List = append(a.List, Address{IP: ip})
+	}
+	return a
+}
+
+func lb(namespace, name string, change ...func(*LoadBalancer)) LoadBalancer {
+	out := LoadBalancer{
+		ObjectName: model.ObjectName{Namespace: namespace, Name: name}, Type: "LoadBalancer",
+		Ports: []Port{{"http", 80, "TCP"}}, EndpointPorts: []Port{{"http", 30080, "TCP"}},
+		Reference: &model.ObjectName{Name: "default"},
+		VIPs:      []netip.Addr{netip.MustParseAddr("203.0.113.1")},
+	}
+	for _, c := range change {
+		c(&out)
+	}
+	return out
+}
+
+func vips(addresses ...string) func(*LoadBalancer) {
+	return func(l *LoadBalancer) {
+		l.VIPs = nil
+		for _, a := range addresses {
+			l.VIPs = append(l.VIPs, netip.MustParseAddr(a))
+		}
+	}
+}
+
+func local(ips ...string) func(*LoadBalancer) {
+	return func(l *LoadBalancer) {
+		l.LocalOnly = true
+		list := addressesOf("", ips...).List
+		l.Local = &list
+	}
+}
+
+func snapshot(t *testing.T, h *Hub) string {
+	t.Helper()
+	h.Flush()
+	s := h.Snapshot()
+	if err := s.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	return s.Text()
+}
+
+func want(t *testing.T, got string, lines ...string) {
+	t.Helper()
+	if expected := strings.Join(lines, "\n") + "\n"; got != expected {
+		t.Errorf("got\n%s\nwant\n%s", got, expected)
+	}
+}
+
+func TestServicesOfATenantShareOnePool(t *testing.T) {
+	h := testHub()
+	h.SetAddresses(addressesOf("tenant-a", "198.51.100.12", "198.51.100.11", "2001:db8:1::11"))
+	h.SetLoadBalancer(lb("tenant-a", "web", vips("203.0.113.1", "2001:db8:f::1")))
+	h.SetLoadBalancer(lb("tenant-a", "dns", vips("203.0.113.2"), func(l *LoadBalancer) {
+		l.Ports = []Port{{"u", 53, "UDP"}, {"t", 53, "TCP"}}
+		l.EndpointPorts = []Port{{"t", 30001, "TCP"}, {"u", 30002, "UDP"}}
+	}))
+	want(t, snapshot(t, h),
+		"pool a/default.v4 tenant=a",
+		"  endpoint 198.51.100.11 address=198.51.100.11 weight=1 active",
+		"  endpoint 198.51.100.12 address=198.51.100.12 weight=1 active",
+		"pool a/default.v6 tenant=a",
+		"  endpoint 2001:db8:1::11 address=2001:db8:1::11 weight=1 active",
+		"frontend TCP 203.0.113.1:80 pool=a/default.v4 target=30080 tenant=a owner=tenant-a/web",
+		"frontend TCP 203.0.113.2:53 pool=a/default.v4 target=30001 tenant=a owner=tenant-a/dns",
+		"frontend UDP 203.0.113.2:53 pool=a/default.v4 target=30002 tenant=a owner=tenant-a/dns",
+		"frontend TCP [2001:db8:f::1]:80 pool=a/default.v6 target=30080 tenant=a owner=tenant-a/web")
+}
+
+func TestANodeThatJoinsChangesOnePoolWhateverTheNumberOfServices(t *testing.T) {
+	h := testHub()
+	h.SetAddresses(addressesOf("tenant-a", "198.51.100.11"))
+	for i := range 500 {
+		h.SetLoadBalancer(lb("tenant-a", fmt.Sprintf("s%03d", i), vips(fmt.Sprintf("203.0.113.%d", i%250)), func(l *LoadBalancer) {
+			l.Ports[0].Number = int32(1000 + i)
+		}))
+	}
+	if d := h.Flush().Model; len(d.UpsertFrontends) != 500 || len(d.UpsertPools) != 1 {
+		t.Fatalf("%d frontends, %d pools", len(d.UpsertFrontends), len(d.UpsertPools))
+	}
+	h.SetAddresses(addressesOf("tenant-a", "198.51.100.11", "198.51.100.12"))
+	if d := h.Flush().Model; d.Len() != 1 || len(d.UpsertPools) != 1 {
+		t.Errorf("changes: %+v", d)
+	}
+	h.SetLoadBalancer(lb("tenant-a", "s000", vips("203.0.113.0"), func(l *LoadBalancer) { l.Ports[0].Number = 999 }))
+	if d := h.Flush().Model; d.Len() != 2 || len(d.UpsertFrontends) != 1 || len(d.DeleteFrontends) != 1 {
+		t.Errorf("changes: %+v", d)
+	}
+}
+
+func TestLocalPolicyHasItsOwnPoolAndMayBeEmpty(t *testing.T) {
+	h := testHub()
+	h.SetAddresses(addressesOf("tenant-a", "198.51.100.11", "198.51.100.12"))
+	h.SetLoadBalancer(lb("tenant-a", "web", local("198.51.100.12"), func(l *LoadBalancer) { l.HealthCheckNodePort = 31000 }))
+	first := h.Flush()
+	if got := fmt.Sprint(first.NewTargets); got != "[{198.51.100.12 1 31000}]" {
+		t.Errorf("targets %s", got)
+	}
+	h.SetHealth(first.NewTargets[0], Health{Weight: 3})
+	if got := snapshot(t, h); !strings.Contains(got, "endpoint 198.51.100.12 address=198.51.100.12 weight=3 active") || strings.Contains(got, "198.51.100.11") {
+		t.Error(got)
+	}
+	h.SetLoadBalancer(lb("tenant-a", "web", local()))
+	if got := snapshot(t, h); strings.Contains(got, "endpoint") || !strings.Contains(got, "frontend TCP 203.0.113.1:80") {
+		t.Error(got)
+	}
+}
+
+func TestHealthMovesEndpointsAndWhenAllSeemDeadAllStayIn(t *testing.T) {
+	h := testHub()
+	h.SetAddresses(addressesOf("tenant-a", "198.51.100.11", "198.51.100.12"))
+	h.SetLoadBalancer(lb("tenant-a", "web"))
+	targets := h.Flush().NewTargets
+	h.SetHealth(targets[0], Health{State: model.Unhealthy})
+	if got := snapshot(t, h); strings.Count(got, "unhealthy") != 1 || strings.Count(got, "weight=1 active") != 1 {
+		t.Error(got)
+	}
+	h.SetHealth(targets[1], Health{State: model.Unhealthy})
+	if got := snapshot(t, h); strings.Count(got, "weight=1 active") != 2 {
+		t.Error(got)
+	}
+}
+
+func TestWhatIsRefused(t *testing.T) {
+	inline := func(ip string) func(*LoadBalancer) {
+		return func(l *LoadBalancer) { l.Reference, l.Addresses = nil, []Address{{IP: ip}} }
+	}
+	for name, c := range map[string]struct {
+		change  func(*LoadBalancer)
+		reason  string
+		message string
+	}{
+		"no ports":                  {func(l *LoadBalancer) { l.Ports = nil }, ReasonNoPorts, "spec.ports"},
+		"port 0":                    {func(l *LoadBalancer) { l.Ports[0].Number = 0 }, ReasonInvalidPort, "spec.ports[0].port is 0"},
+		"port 70000":                {func(l *LoadBalancer) { l.Ports[0].Number = 70000 }, ReasonInvalidPort, "70000"},
+		"node port 70000":           {func(l *LoadBalancer) { l.EndpointPorts[0].Number = 70000 }, ReasonInvalidPort, "70000"},
+		"SCTP":                      {func(l *LoadBalancer) { l.Ports[0].Protocol = "SCTP" }, ReasonUnsupportedProtocol, "SCTP"},
+		"fewer endpoint ports":      {func(l *LoadBalancer) { l.EndpointPorts = nil }, ReasonPortsMismatch, "spec.endpoints[0].ports"},
+		"no NodePort":               {func(l *LoadBalancer) { l.EndpointPorts[0].Number = 0 }, ReasonNoNodePort, "allocateLoadBalancerNodePorts"},
+		"not of type LoadBalancer":  {func(l *LoadBalancer) { l.Type = "ClusterIP" }, ReasonNotLoadBalancer, "ClusterIP"},
+		"no Addresses":              {func(l *LoadBalancer) { l.Reference.Name = "nodes" }, ReasonAddressesNotFound, "tenant-a/nodes does not exist"},
+		"another namespace":         {func(l *LoadBalancer) { l.Reference.Namespace = "tenant-b" }, ReasonReferenceNotAllowed, "tenant-b"},
+		"loopback":                  {inline("127.0.0.1"), ReasonEndpointRefused, "loopback"},
+		"metadata service":          {inline("169.254.169.254"), ReasonEndpointRefused, "link-local"},
+		"multicast":                 {inline("224.0.0.1"), ReasonEndpointRefused, "multicast"},
+		"IPv4-mapped":               {inline("::ffff:198.51.100.11"), ReasonEndpointRefused, "IPv4-mapped"},
+		"zone":                      {inline("fe80::1%eth0"), ReasonEndpointRefused, "zone"},
+		"forbidden by the operator": {inline("198.51.100.200"), ReasonEndpointRefused, "operator"},
+		"outside the tenant's":      {inline("192.0.2.7"), ReasonEndpointRefused, "backendCIDRs"},
+		"a name":                    {inline("kubernetes.default.svc"), ReasonEndpointRefused, "not an IP address"},
+		"no VIP as a local node":    {local("203.0.113.9"), ReasonEndpointRefused, "external address"},
+		"source range":              {func(l *LoadBalancer) { l.SourceRanges = []string{"192.0.2.0"} }, ReasonInvalidSourceRange, "192.0.2.0"},
+		"affinity":                  {func(l *LoadBalancer) { l.Affinity, l.AffinityTimeout = true, -1 }, ReasonInvalidAffinity, "timeoutSeconds"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := testHub()
+			h.SetAddresses(addressesOf("tenant-a", "198.51.100.11"))
+			h.SetLoadBalancer(lb("tenant-a", "good", vips("203.0.113.99")))
+			h.SetLoadBalancer(lb("tenant-a", "web", c.change))
+			got := snapshot(t, h)
+			if strings.Contains(got, "owner=tenant-a/web") || !strings.Contains(got, "owner=tenant-a/good") {
+				t.Errorf("served:\n%s", got)
+			}
+			problem, refused := Refused(h.Problems(model.ObjectName{Namespace: "tenant-a", Name: "web"}))
+			if !refused || problem.Reason != c.reason || !strings.Contains(problem.Message, c.message) {
+				t.Errorf("problem %+v, want %s with %q", problem, c.reason, c.message)
+			}
+		})
+	}
+}
+
+func TestBadTargetsInAddressesAreLeftOutAndNamed(t *testing.T) {
+	h := testHub()
+	h.SetAddresses(addressesOf("tenant-b", "127.0.0.1", "192.0.2.1", "203.0.113.7"))
+	h.SetLoadBalancer(lb("tenant-b", "web"))
+	got := snapshot(t, h)
+	if strings.Count(got, "endpoint") != 1 || !strings.Contains(got, "192.0.2.1") {
+		t.Error(got)
+	}
+	problems := h.Problems(model.ObjectName{Namespace: "tenant-b", Name: "web"})
+	if len(problems) != 1 || !problems[0].Partial || !strings.Contains(problems[0].Message, "127.0.0.1") || !strings.Contains(problems[0].Message, "203.0.113.7") {
+		t.Errorf("problems %+v", problems)
+	}
+}
+
+func TestNoFrontendIsServedForTwo(t *testing.T) {
+	h := testHub()
+	h.SetAddresses(addressesOf("tenant-a", "198.51.100.11"))
+	h.SetLoadBalancer(lb("tenant-a", "two"))
+	h.SetLoadBalancer(lb("tenant-a", "one"))
+	if got := snapshot(t, h); strings.Count(got, "frontend") != 1 || !strings.Contains(got, "owner=tenant-a/one") {
+		t.Error(got)
+	}
+	two := model.ObjectName{Namespace: "tenant-a", Name: "two"}
+	if p := h.Problems(two); len(p) != 1 || p[0].Reason != ReasonConflict {
+		t.Errorf("problems %+v", p)
+	}
+	h.DeleteLoadBalancer(model.ObjectName{Namespace: "tenant-a", Name: "one"})
+	if got := snapshot(t, h); !strings.Contains(got, "owner=tenant-a/two") || len(h.Problems(two)) != 0 {
+		t.Errorf("%s %v", got, h.Problems(two))
+	}
+}
+
+func TestSourceRangesAreMaskedSortedAndByFamily(t *testing.T) {
+	h := testHub()
+	h.SetAddresses(addressesOf("tenant-a", "198.51.100.11"))
+	h.SetLoadBalancer(lb("tenant-a", "web", vips("203.0.113.1", "2001:db8:f::1"), func(l *LoadBalancer) {
+		l.SourceRanges = []string{"192.0.2.130/25", "192.0.2.200/32", "10.0.0.0/8", "192.0.2.128/26"}
+	}))
+	got := snapshot(t, h)
+	if !strings.Contains(got, "203.0.113.1:80 pool=a/default.v4 target=30080 sources=[10.0.0.0/8 192.0.2.128/25]") || !strings.Contains(got, "[2001:db8:f::1]:80 pool=a/default.v6 target=30080 sources=[]") {
+		t.Error(got)
+	}
+}
+
+// Any order of changes, flushed at any moments, ends in the same model as one flush of the final objects, and the sum of
+// the deltas is that model.
+func TestTheIncrementalPathEndsInTheSameModel(t *testing.T) {
+	for seed := range int64(50) {
+		random := rand.New(rand.NewSource(seed))
+		h, sum := testHub(), model.NewDigests()
+		apply := func(c Changes) {
+			for _, p := range c.Model.UpsertPools {
+				sum.Pools[p.ID] = p.Digest()
+			}
+			for _, f := range c.Model.UpsertFrontends {
+				sum.Frontends[f.FrontendKey] = f.Digest()
+			}
+			for _, key := range c.Model.DeleteFrontends {
+				delete(sum.Frontends, key)
+			}
+			for _, id := range c.Model.DeletePools {
+				delete(sum.Pools, id)
+			}
+		}
+		lbs, addresses := map[model.ObjectName]LoadBalancer{}, map[model.ObjectName]Addresses{}
+		for range 300 {
+			ns := []string{"tenant-a", "tenant-b", "tenant-c"}[random.Intn(3)]
+			name := model.ObjectName{Namespace: ns, Name: fmt.Sprint(random.Intn(8))}
+			switch random.Intn(6) {
+			case 0:
+				delete(lbs, name)
+				h.DeleteLoadBalancer(name)
+			case 1:
+				a := addressesOf(ns, fmt.Sprintf("198.51.100.%d", random.Intn(4)), fmt.Sprintf("192.0.2.%d", random.Intn(4)))
+				addresses[a.ObjectName] = a
+				h.SetAddresses(a)
+			case 2:
+				if random.Intn(4) == 0 {
+					name.Name = "default"
+					delete(addresses, name)
+					h.DeleteAddresses(name)
+				}
+			case 3:
+				apply(h.Flush())
+			default:
+				l := lb(ns, name.Name, vips(fmt.Sprintf("203.0.113.%d", random.Intn(3))), func(l *LoadBalancer) {
+					l.Ports[0].Number = int32(80 + random.Intn(2))
+					if random.Intn(3) == 0 {
+						local(fmt.Sprintf("198.51.100.%d", random.Intn(3)))(l)
+					}
+				})
+				lbs[name] = l
+				h.SetLoadBalancer(l)
+			}
+		}
+		apply(h.Flush())
+		full := testHub()
+		for _, a := range addresses {
+			full.SetAddresses(a)
+		}
+		for _, l := range lbs {
+			full.SetLoadBalancer(l)
+		}
+		if got, expected := snapshot(t, h), snapshot(t, full); got != expected {
+			t.Fatalf("seed %d: incremental\n%s\nfull\n%s", seed, got, expected)
+		}
+		if d := model.Difference(sum, h.Snapshot()); !d.Empty() {
+			t.Fatalf("seed %d: the deltas miss %+v", seed, d)
+		}
+	}
+}

@@ -1,0 +1,220 @@
+package translate
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"kubelb.k8c.io/core/ipam"
+	"kubelb.k8c.io/core/model"
+)
+
+// Service is a tenant's Service, as far as translation needs it.
+type Service struct {
+	Namespace, Name, UID string
+	Type                 string
+	// Class is spec.loadBalancerClass; nil when the Service names none.
+	Class                 *string
+	Headless              bool
+	Ports                 []ServicePort
+	LocalOnly             bool
+	Affinity              bool
+	AffinityTimeout       time.Duration
+	SourceRanges          []string
+	Families              []ipam.Family
+	FamilyPolicy          ipam.Policy
+	Requested             []netip.Addr
+	HealthCheckNodePort   int32
+	Forwarding            string
+	SourceRangeAnnotation string
+}
+
+// ServicePort is a port of a Service; NodePort is 0 where there is none.
+type ServicePort struct {
+	Name     string
+	Protocol string
+	Port     int32
+	NodePort int32
+}
+
+// Node is a tenant's node.
+type Node struct {
+	Name      string
+	Addresses []NodeAddress
+	Labels    map[string]string
+	Taints    []string
+	Deleting  bool
+}
+
+// NodeAddress is one entry of a node's status.addresses.
+type NodeAddress struct{ Type, Address string }
+
+// Slice is an EndpointSlice of the Service.
+type Slice struct{ Endpoints []SliceEndpoint }
+
+// SliceEndpoint is one endpoint of a slice.
+type SliceEndpoint struct {
+	Node                        string
+	Ready, Serving, Terminating bool
+}
+
+// Class is the loadBalancerClass that this product serves.
+const Class = "kubelb"
+
+// Reasons of problems on the tenant's side.
+const (
+	ReasonHeadless = "HeadlessService"
+)
+
+// Owns reports whether the Service is ours: of type LoadBalancer and of our class; without a class only when
+// classRequired is false. The Services of other classes are never touched.
+func Owns(s Service, classRequired bool) bool {
+	if s.Type != "LoadBalancer" {
+		return false
+	}
+	if s.Class == nil {
+		return !classRequired
+	}
+	return *s.Class == Class
+}
+
+// excludeLabel is the well-known label that keeps a node out of load balancers.
+const excludeLabel = "node.kubernetes.io/exclude-from-external-load-balancers"
+
+// toBeDeletedTaint is set by the cluster autoscaler on a node that it is about to delete.
+const toBeDeletedTaint = "ToBeDeletedByClusterAutoscaler"
+
+// Eligible reports whether the node may take external traffic, as Kubernetes' service controller decides (KEP-3458):
+// readiness is no criterion, health checks see to that. The label's value counts as a bool; what cannot be parsed excludes.
+func Eligible(n Node) bool {
+	if n.Deleting || slices.Contains(n.Taints, toBeDeletedTaint) {
+		return false
+	}
+	value, labelled := n.Labels[excludeLabel]
+	if !labelled {
+		return true
+	}
+	excluded, err := strconv.ParseBool(value)
+	return err == nil && !excluded
+}
+
+// NodeAddresses returns the addresses of the given type of all eligible nodes, sorted and unique. IP addresses come as
+// IP, names as Hostname.
+func NodeAddresses(nodes []Node, addressType string) []Address {
+	addresses := []Address{}
+	for _, n := range nodes {
+		if Eligible(n) {
+			addresses = append(addresses, n.ofType(addressType)...)
+		}
+	}
+	slices.SortFunc(addresses, compareAddresses)
+	return slices.Compact(addresses)
+}
+
+func (n Node) ofType(addressType string) []Address {
+	var addresses []Address
+	for _, a := range n.Addresses {
+		if a.Type != addressType {
+			continue
+		}
+		if ip, err := netip.ParseAddr(a.Address); err == nil {
+			addresses = append(addresses, Address{IP: ip.Unmap().String()})
+		} else {
+			addresses = append(addresses, Address{Hostname: a.Address})
+		}
+	}
+	return addresses
+}
+
+func compareAddresses(a, b Address) int {
+	x, _ := netip.ParseAddr(a.IP)
+	y, _ := netip.ParseAddr(b.IP)
+	return cmp.Or(x.Compare(y), cmp.Compare(a.Hostname, b.Hostname))
+}
+
+// Wish translates a Service into the LoadBalancer that the tenant asks of the hub, in the given namespace there. Ports
+// that cannot be served are left out, each with a problem; when none is left the LoadBalancer has no ports and the first
+// problem says why.
+func Wish(s Service, nodes []Node, slicesOfService []Slice, addressType, hubNamespace string) (LoadBalancer, []Problem) {
+	lb := LoadBalancer{
+		ObjectName:      model.ObjectName{Namespace: hubNamespace, Name: s.UID},
+		OriginNamespace: s.Namespace, OriginName: s.Name,
+		Type:      "LoadBalancer",
+		Reference: &model.ObjectName{Name: "default"},
+		LocalOnly: s.LocalOnly,
+		Affinity:  s.Affinity, AffinityTimeout: s.AffinityTimeout,
+		SourceRanges: sourceRangesOf(s),
+		Families:     s.Families, FamilyPolicy: s.FamilyPolicy, Requested: s.Requested,
+		Forwarding: s.Forwarding,
+	}
+	var problems []Problem
+	if s.Headless {
+		return lb, []Problem{{Reason: ReasonHeadless, Message: "spec.clusterIP is None: a headless Service has no NodePorts to forward to; remove it"}}
+	}
+	for _, p := range s.Ports {
+		if _, ok := model.ParseProtocol(p.Protocol); !ok {
+			problems = append(problems, Problem{Reason: ReasonUnsupportedProtocol, Partial: true,
+				Message: fmt.Sprintf("port %s (%d): protocol %s cannot be load-balanced, only TCP and UDP", portName(p), p.Port, p.Protocol)})
+			continue
+		}
+		lb.Ports = append(lb.Ports, Port{portName(p), p.Port, cmp.Or(p.Protocol, "TCP")})
+		lb.EndpointPorts = append(lb.EndpointPorts, Port{portName(p), p.NodePort, cmp.Or(p.Protocol, "TCP")})
+	}
+	if s.LocalOnly {
+		local := NodeAddresses(localNodes(nodes, slicesOfService), addressType)
+		lb.Local, lb.HealthCheckNodePort = &local, s.HealthCheckNodePort
+	}
+	if len(lb.Ports) == 0 && len(problems) > 0 {
+		problems[0].Partial = false
+	}
+	return lb, problems
+}
+
+// sourceRangesOf: the field wins over the annotation that came before it.
+func sourceRangesOf(s Service) []string {
+	ranges := s.SourceRanges
+	if len(ranges) == 0 && strings.TrimSpace(s.SourceRangeAnnotation) != "" {
+		ranges = strings.Split(s.SourceRangeAnnotation, ",")
+	}
+	trimmed := make([]string, len(ranges))
+	for i, r := range ranges {
+		trimmed[i] = strings.TrimSpace(r)
+	}
+	return trimmed
+}
+
+// portName is the port's own name or <port>-<protocol>, in lower case, as KubeLB names them.
+func portName(p ServicePort) string {
+	if p.Name != "" {
+		return strings.ToLower(p.Name)
+	}
+	return fmt.Sprintf("%d-%s", p.Port, strings.ToLower(cmp.Or(p.Protocol, "TCP")))
+}
+
+// localNodes are the nodes with a ready endpoint; while no endpoint is ready anywhere, those with one that terminates
+// and still serves, as kube-proxy does (KEP-1669).
+func localNodes(nodes []Node, slicesOfService []Slice) []Node {
+	ready, serving := map[string]bool{}, map[string]bool{}
+	for _, slice := range slicesOfService {
+		for _, e := range slice.Endpoints {
+			ready[e.Node] = ready[e.Node] || e.Ready
+			serving[e.Node] = serving[e.Node] || e.Serving && e.Terminating
+		}
+	}
+	for _, names := range []map[string]bool{ready, serving} {
+		var local []Node
+		for _, n := range nodes {
+			if names[n.Name] {
+				local = append(local, n)
+			}
+		}
+		if len(local) > 0 {
+			return local
+		}
+	}
+	return nil
+}

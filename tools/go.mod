@@ -1,0 +1,3 @@
+module kubelb.k8c.io/tools
+
+go 1.26.0

@@ -1,0 +1,161 @@
+// Package dataplane is the contract between the manager and what moves packets.
+//
+// A backend implements Dataplane and calls plugin.Serve; the manager starts it as a process of its own. Everything is
+// decided before the boundary: which nodes, their health, weights and stable ids. A backend carries out and reports; it
+// never decides. Kernel state and running proxies stay when the backend's process goes: an empty or unsynced backend
+// never empties them.
+package dataplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"kubelb.k8c.io/core/model"
+)
+
+// Feature is something that not every backend can do. IPv4, IPv6, TCP and UDP are not optional and have no name here.
+type Feature string
+
+// The features of this version of the contract.
+const (
+	SourceRanges  Feature = "source-ranges"
+	Affinity      Feature = "affinity"
+	Weights       Feature = "weights"
+	Drain         Feature = "drain"
+	Transparent   Feature = "transparent"
+	Direct        Feature = "direct"
+	ProxyProtocol Feature = "proxy-protocol-v2"
+	Limits        Feature = "limits"
+	IdleTimeout   Feature = "idle-timeout"
+	ICMPEcho      Feature = "icmp-echo"
+	PathMTU       Feature = "path-mtu"
+)
+
+// Description says what a backend is and can do.
+type Description struct {
+	Name     string
+	Version  string
+	Features []Feature
+}
+
+// Config is what a backend learns before anything else. Several gateways on one host never share state: each has its own
+// Node and StateDir.
+type Config struct {
+	// Node is the gateway's name.
+	Node string
+	// Uplinks are the interfaces on which packets for VIPs arrive; empty means all.
+	Uplinks []string
+	// SourceAddresses are this gateway's own addresses to rewrite sources to; empty lets the kernel choose by route.
+	SourceAddresses []netip.Addr
+	// SourcePortMin and SourcePortMax are this gateway's slice of source ports; zero values leave the choice to the kernel.
+	SourcePortMin, SourcePortMax uint16
+	// StateDir is private to this gateway and survives restarts. The plugin host holds an exclusive lock in it.
+	StateDir string
+	// Options are the operator's --backend-option key=value pairs.
+	Options map[string]string
+}
+
+// Generation orders the states of a model. Epoch names the manager process that counts Number; generations of different
+// epochs are not ordered.
+type Generation struct {
+	Epoch  string
+	Number uint64
+}
+
+// String returns epoch/number.
+func (g Generation) String() string { return fmt.Sprintf("%s/%d", g.Epoch, g.Number) }
+
+// Change leads from one generation to another.
+type Change struct {
+	Base, Next Generation
+	model.Delta
+}
+
+// RecordError is one record that could not be taken. All others of its Change are.
+type RecordError struct {
+	// Pool or Frontend names the record; the other one is zero.
+	Pool     model.PoolID
+	Frontend model.FrontendKey
+	Message  string
+}
+
+// Record names the record as the model does.
+func (e RecordError) Record() string {
+	if e.Pool != "" {
+		return "pool " + string(e.Pool)
+	}
+	return "frontend " + e.Frontend.String()
+}
+
+// Applied is what the dataplane holds now.
+type Applied struct {
+	// Generation is zero after a restart: nobody's base.
+	Generation Generation
+	model.Digests
+}
+
+// ErrResync says that the dataplane is not at the change's base. The caller asks for Applied and sends the difference to
+// that, from its generation.
+var ErrResync = errors.New("not at the base generation: resync")
+
+// Result is the outcome of an Apply.
+type Result struct {
+	Generation Generation
+	// Failed records keep their former state in the dataplane, or stay absent.
+	Failed []RecordError
+}
+
+// Counter counts what passed. Backends count what they can; Known names the fields that are real.
+type Counter struct {
+	Connections, Packets, Bytes uint64
+}
+
+// EndpointKey is one endpoint of a pool.
+type EndpointKey struct {
+	Pool     model.PoolID
+	Endpoint string
+}
+
+// Stats are counters since the records came into being.
+type Stats struct {
+	Frontends map[model.FrontendKey]Counter
+	Endpoints map[EndpointKey]Counter
+	// Drops by reason, a short word with hyphens.
+	Drops map[string]uint64
+}
+
+// Fault is something that went wrong outside of a call: state taken away by somebody else, a proxy that died.
+type Fault struct {
+	Time    time.Time
+	Message string
+	// Resync asks the host to compare and repair.
+	Resync bool
+}
+
+// Dataplane is implemented by a backend. Calls come one at a time, but for Watch, which runs beside the others, and for
+// Describe and Render, which may come before Configure and change nothing.
+type Dataplane interface {
+	// Describe tells name, version and features.
+	Describe(ctx context.Context) (Description, error)
+	// Configure is called once, before Applied and Apply. It checks what the backend needs of the host and says what to
+	// do where something lacks. It takes over what an earlier process of the same Node left behind, unchanged.
+	Configure(ctx context.Context, config Config) error
+	// Applied reads the digests of what the dataplane holds; empty when it holds nothing.
+	Applied(ctx context.Context) (Applied, error)
+	// Apply carries out a change: pools, then frontends, then deletes; atomically for each pool and each frontend. A
+	// record that it cannot take is reported in Result and blocks no other. Deleting what is not there is no error.
+	// Errors other than ErrResync mean that nothing is known about the state; the caller resyncs.
+	Apply(ctx context.Context, change Change) (Result, error)
+	// Render returns, as text, what Apply of the whole snapshot would hold. It needs no privilege.
+	Render(ctx context.Context, snapshot model.Snapshot) (string, error)
+	// Stats returns the counters.
+	Stats(ctx context.Context) (Stats, error)
+	// Watch reports faults until ctx ends; it then returns nil.
+	Watch(ctx context.Context, report func(Fault)) error
+	// Close ends the backend's work. With purge everything of this Node leaves the dataplane, the traffic with it;
+	// without, all stays as it is.
+	Close(ctx context.Context, purge bool) error
+}

@@ -1,0 +1,129 @@
+package dataplane
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+
+	"kubelb.k8c.io/core/model"
+)
+
+// Fake is a Dataplane in memory: it keeps the contract and moves no packet. Its zero value is ready.
+type Fake struct {
+	// Refuse, if set, says why a record cannot be taken; empty text means that it can.
+	Refuse func(record string) string
+	// Changes are all that were applied.
+	Changes []Change
+
+	config     Config
+	generation Generation
+	pools      map[model.PoolID]model.Pool
+	frontends  map[model.FrontendKey]model.Frontend
+}
+
+var _ Dataplane = (*Fake)(nil)
+
+// Describe returns a backend with every feature.
+func (f *Fake) Describe(context.Context) (Description, error) {
+	return Description{Name: "fake", Version: "1", Features: []Feature{
+		SourceRanges, Affinity, Weights, Drain, Transparent, Direct, ProxyProtocol, Limits, IdleTimeout}}, nil
+}
+
+// Configure remembers the configuration and refuses one without a node name.
+func (f *Fake) Configure(_ context.Context, config Config) error {
+	if config.Node == "" {
+		return fmt.Errorf("configuration without a node name")
+	}
+	f.config = config
+	return nil
+}
+
+// Restart forgets what a new process would not know and keeps what a kernel would keep.
+func (f *Fake) Restart() { f.generation = Generation{} }
+
+// Applied returns the digests of the records.
+func (f *Fake) Applied(context.Context) (Applied, error) {
+	return Applied{f.generation, f.snapshot().Digests()}, nil
+}
+
+// Apply takes the change.
+func (f *Fake) Apply(_ context.Context, c Change) (Result, error) {
+	if c.Base != f.generation {
+		return Result{}, fmt.Errorf("at %s, asked to go on from %s: %w", f.generation, c.Base, ErrResync)
+	}
+	if f.pools == nil {
+		f.pools, f.frontends = map[model.PoolID]model.Pool{}, map[model.FrontendKey]model.Frontend{}
+	}
+	f.Changes = append(f.Changes, c)
+	result := Result{Generation: c.Next}
+	for _, p := range c.UpsertPools {
+		if err := f.refusal("pool "+string(p.ID), p.Validate()); err != "" {
+			result.Failed = append(result.Failed, RecordError{Pool: p.ID, Message: err})
+			continue
+		}
+		f.pools[p.ID] = p
+	}
+	for _, fe := range c.UpsertFrontends {
+		err := f.refusal("frontend "+fe.FrontendKey.String(), fe.Validate())
+		if _, ok := f.pools[fe.Pool]; !ok && err == "" {
+			err = fmt.Sprintf("pool %s does not exist", fe.Pool)
+		}
+		if err != "" {
+			result.Failed = append(result.Failed, RecordError{Frontend: fe.FrontendKey, Message: err})
+			continue
+		}
+		f.frontends[fe.FrontendKey] = fe
+	}
+	for _, key := range c.DeleteFrontends {
+		delete(f.frontends, key)
+	}
+	for _, id := range c.DeletePools {
+		delete(f.pools, id)
+	}
+	f.generation = c.Next
+	return result, nil
+}
+
+func (f *Fake) refusal(record string, err error) string {
+	if err != nil {
+		return err.Error()
+	}
+	if f.Refuse != nil {
+		return f.Refuse(record)
+	}
+	return ""
+}
+
+func (f *Fake) snapshot() model.Snapshot {
+	return model.Snapshot{Pools: slices.Collect(maps.Values(f.pools)), Frontends: slices.Collect(maps.Values(f.frontends))}
+}
+
+// Dump returns what is held, in the model's own text form.
+func (f *Fake) Dump() string { return f.snapshot().Text() }
+
+// Render returns the snapshot's own text form.
+func (f *Fake) Render(_ context.Context, s model.Snapshot) (string, error) { return s.Text(), nil }
+
+// Stats returns a zero counter for each frontend.
+func (f *Fake) Stats(context.Context) (Stats, error) {
+	s := Stats{Frontends: map[model.FrontendKey]Counter{}}
+	for key := range f.frontends {
+		s.Frontends[key] = Counter{}
+	}
+	return s, nil
+}
+
+// Watch waits for ctx to end.
+func (f *Fake) Watch(ctx context.Context, _ func(Fault)) error {
+	<-ctx.Done()
+	return nil
+}
+
+// Close drops all records when purging.
+func (f *Fake) Close(_ context.Context, purge bool) error {
+	if purge {
+		f.pools, f.frontends = nil, nil
+	}
+	return nil
+}

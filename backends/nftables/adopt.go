@@ -1,0 +1,197 @@
+package nftables
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	nft "github.com/google/nftables"
+
+	"kubelb.k8c.io/core/model"
+)
+
+// open takes over the tables that an earlier process left, or makes them. Tables of another layout are replaced in the
+// same transaction that makes the new ones: known flows go on, and the host sends all records again.
+func open(tables []*table) error {
+	c, err := connect()
+	if err != nil {
+		return err
+	}
+	for _, t := range tables {
+		present, ours, err := t.find(c)
+		if err != nil {
+			return err
+		}
+		if ours {
+			if err := t.adopt(c); err != nil {
+				return fmt.Errorf("take over table %s %s: %w", t.layout.name, t.nft.Name, err)
+			}
+			continue
+		}
+		if present {
+			c.DelTable(t.nft)
+		}
+		if err := t.create(c); err != nil {
+			return err
+		}
+	}
+	if err := c.Flush(); err != nil {
+		return fmt.Errorf("create nftables tables (needs CAP_NET_ADMIN and a kernel with nf_tables, NAT and conntrack): %w", err)
+	}
+	return nil
+}
+
+// find reports whether there is a table of our name, and whether it has our layout.
+func (t *table) find(c *nft.Conn) (present, ours bool, err error) {
+	existing, err := c.ListTablesOfFamily(t.nft.Family)
+	if err != nil {
+		return false, false, fmt.Errorf("list nftables tables (needs CAP_NET_ADMIN): %w", err)
+	}
+	for _, e := range existing {
+		present = present || e.Name == t.nft.Name
+	}
+	if !present {
+		return false, false, nil
+	}
+	chains, err := c.ListChainsOfTableFamily(t.nft.Family)
+	if err != nil {
+		return true, false, err
+	}
+	for _, chain := range chains {
+		ours = ours || chain.Table.Name == t.nft.Name && chain.Name == versionChain
+	}
+	return true, ours, nil
+}
+
+// adopt reads the state back from the kernel. Rows are not read: their number is known, and the first change of a pool
+// writes them anew.
+func (t *table) adopt(c *nft.Conn) error {
+	s := t.state
+	if err := t.adoptTimeouts(c); err != nil {
+		return err
+	}
+	for _, part := range []struct {
+		set  string
+		each func(nft.SetElement) error
+	}{
+		{mapRegistry, s.adoptPool},
+		{mapEndpoints, s.adoptEndpoint},
+		{mapPools, s.adoptFrontend},
+		{mapPorts, s.withFrontend(func(f *frontendState, e nft.SetElement) { f.target = binary.BigEndian.Uint16(e.Val) })},
+		{mapAffinity, s.withFrontend(func(f *frontendState, e nft.SetElement) {
+			f.number = binary.NativeEndian.Uint32(e.Val)
+			// Which of the chains serves it is not read back: an impossible value makes the next change write it again.
+			f.timeout = unknownTimeout
+			s.lastNumber = max(s.lastNumber, f.number)
+		})},
+		{setRestricted, s.withFrontend(func(f *frontendState, _ nft.SetElement) { f.restricted = true })},
+		{setAllowed, s.adoptAllowed},
+	} {
+		elements, err := c.GetSetElements(t.sets[part.set])
+		if err != nil {
+			return fmt.Errorf("read %s: %w", part.set, err)
+		}
+		for _, e := range elements {
+			if err := part.each(e); err != nil {
+				return fmt.Errorf("read %s: %w", part.set, err)
+			}
+		}
+	}
+	return nil
+}
+
+const unknownTimeout = time.Duration(1)
+
+func (t *table) adoptTimeouts(c *nft.Conn) error {
+	chains, err := c.ListChainsOfTableFamily(t.nft.Family)
+	if err != nil {
+		return err
+	}
+	for _, chain := range chains {
+		seconds, found := strings.CutPrefix(chain.Name, "affinity-")
+		if n, err := strconv.Atoi(seconds); found && err == nil && chain.Table.Name == t.nft.Name {
+			t.state.timeouts[time.Duration(n)*time.Second] = true
+		}
+	}
+	return nil
+}
+
+func (s *state) adoptPool(e nft.SetElement) error {
+	digest, name, ok := strings.Cut(e.Comment, " ")
+	if !ok {
+		return fmt.Errorf("comment %q names no pool", e.Comment)
+	}
+	p := &poolState{mark: binary.NativeEndian.Uint32(e.Key), digest: model.Digest(digest), size: int(binary.NativeEndian.Uint32(e.Val)), endpoints: map[string]endpointState{}}
+	s.pools[model.PoolID(name)], s.poolOf[p.mark] = p, model.PoolID(name)
+	s.lastPool = max(s.lastPool, p.mark)
+	return nil
+}
+
+func (s *state) adoptEndpoint(e nft.SetElement) error {
+	number, id, ok := strings.Cut(e.Comment, " ")
+	pool, err := strconv.ParseUint(number, 10, 32)
+	if !ok || err != nil {
+		return fmt.Errorf("comment %q names no pool and endpoint", e.Comment)
+	}
+	address, ok := netip.AddrFromSlice(e.Val)
+	p := s.pools[s.poolOf[uint32(pool)]]
+	if !ok || p == nil {
+		return fmt.Errorf("endpoint %q: address %x of pool %d", id, e.Val, pool)
+	}
+	handle := binary.NativeEndian.Uint32(e.Key)
+	p.endpoints[id] = endpointState{handle: handle, address: address, listed: true, keeps: true}
+	s.lastHandle = max(s.lastHandle, handle)
+	return nil
+}
+
+func (s *state) adoptFrontend(e nft.SetElement) error {
+	key, err := decodeKey(e.Key)
+	if err != nil {
+		return err
+	}
+	s.frontends[key] = &frontendState{digest: model.Digest(e.Comment), pool: binary.NativeEndian.Uint32(e.Val)}
+	s.vips[key.VIP]++
+	return nil
+}
+
+// withFrontend finds the frontend that an element belongs to.
+func (s *state) withFrontend(set func(*frontendState, nft.SetElement)) func(nft.SetElement) error {
+	return func(e nft.SetElement) error {
+		key, err := decodeKey(e.Key)
+		if err != nil {
+			return err
+		}
+		f := s.frontends[key]
+		if f == nil {
+			return fmt.Errorf("element of an unknown frontend %s", key)
+		}
+		set(f, e)
+		return nil
+	}
+}
+
+func (s *state) adoptAllowed(e nft.SetElement) error {
+	n := int(s.family.size)
+	if len(e.Key) != 2*n+8 || len(e.KeyEnd) != len(e.Key) {
+		return fmt.Errorf("key of %d bytes", len(e.Key))
+	}
+	key, err := decodeKey(e.Key[:n+8])
+	if err != nil {
+		return err
+	}
+	first, last := e.Key[n+8:], e.KeyEnd[n+8:]
+	bits := 0
+	for bits < n*8 && first[bits/8]>>(7-bits%8)&1 == last[bits/8]>>(7-bits%8)&1 {
+		bits++
+	}
+	address, _ := netip.AddrFromSlice(first)
+	f := s.frontends[key]
+	if f == nil {
+		return fmt.Errorf("source range of an unknown frontend %s", key)
+	}
+	f.allowed = append(f.allowed, netip.PrefixFrom(address, bits))
+	return nil
+}

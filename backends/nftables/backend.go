@@ -1,0 +1,381 @@
+package nftables
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/nftables/expr"
+
+	nft "github.com/google/nftables"
+
+	"kubelb.k8c.io/backends/dataplane"
+	"kubelb.k8c.io/core/model"
+)
+
+// Version is this backend's version.
+const Version = "0.1.0"
+
+// optionTable names the tables, for several gateways in one network namespace.
+const optionTable = "table"
+
+// Backend implements dataplane.Dataplane. Its zero value is ready.
+type Backend struct {
+	tables     []*table
+	generation dataplane.Generation
+}
+
+var _ dataplane.Dataplane = (*Backend)(nil)
+
+// Describe tells name, version and features.
+func (b *Backend) Describe(context.Context) (dataplane.Description, error) {
+	return dataplane.Description{Name: "nftables", Version: Version, Features: []dataplane.Feature{
+		dataplane.SourceRanges, dataplane.Affinity, dataplane.Weights, dataplane.Drain, dataplane.ICMPEcho, dataplane.PathMTU}}, nil
+}
+
+// Configure checks the host and takes over, or makes, the tables.
+func (b *Backend) Configure(_ context.Context, config dataplane.Config) error {
+	for option := range config.Options {
+		if option != optionTable {
+			return fmt.Errorf("backend option %q: the nftables backend knows only %q", option, optionTable)
+		}
+	}
+	for _, path := range []string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"} {
+		if err := forwardingEnabled(path); err != nil {
+			return err
+		}
+	}
+	name := config.Options[optionTable]
+	if name == "" {
+		name = "kubelb"
+	}
+	if config.SourcePortMax < config.SourcePortMin {
+		return fmt.Errorf("source ports %d to %d: the last lies before the first", config.SourcePortMin, config.SourcePortMax)
+	}
+	var tables []*table
+	for _, f := range families {
+		tables = append(tables, newTable(f, name, config.SourcePortMin, config.SourcePortMax))
+	}
+	if err := open(tables); err != nil {
+		return err
+	}
+	b.tables = tables
+	return nil
+}
+
+func forwardingEnabled(path string) error {
+	value, err := os.ReadFile("/proc/sys/" + path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // a kernel without that family
+	}
+	if err != nil {
+		return fmt.Errorf("sysctl %s: %w", path, err)
+	}
+	if strings.TrimSpace(string(value)) == "0" {
+		key := strings.ReplaceAll(path, "/", ".")
+		return fmt.Errorf("sysctl %s is 0, so this host forwards nothing: run 'sysctl -w %s=1' and make it permanent", key, key)
+	}
+	return nil
+}
+
+// Applied returns the digests that stand in the kernel.
+func (b *Backend) Applied(context.Context) (dataplane.Applied, error) {
+	applied := dataplane.Applied{Generation: b.generation, Digests: model.NewDigests()}
+	for _, t := range b.tables {
+		t.state.digests(applied.Digests)
+	}
+	return applied, nil
+}
+
+// record is a planned change with the way to name it if it fails.
+type record struct {
+	plans  []planned
+	failed dataplane.RecordError
+}
+
+// Apply sends the change in transactions of bounded size; no record is split between two.
+func (b *Backend) Apply(_ context.Context, c dataplane.Change) (dataplane.Result, error) {
+	if b.tables == nil {
+		return dataplane.Result{}, errors.New("apply before configure")
+	}
+	if c.Base != b.generation {
+		return dataplane.Result{}, fmt.Errorf("at %s, asked to go on from %s: %w", b.generation, c.Base, dataplane.ErrResync)
+	}
+	a := &apply{backend: b, removed: map[netip.Addr]bool{}}
+	for chunk := range slices.Chunk(c.UpsertPools, 1000) {
+		a.each(len(chunk), func(i int) (record, error) {
+			plans, err := b.planPool(chunk[i])
+			return record{plans, dataplane.RecordError{Pool: chunk[i].ID}}, err
+		})
+	}
+	for chunk := range slices.Chunk(c.UpsertFrontends, 1000) {
+		a.each(len(chunk), func(i int) (record, error) {
+			plans, err := b.planFrontend(chunk[i])
+			return record{plans, dataplane.RecordError{Frontend: chunk[i].FrontendKey}}, err
+		})
+	}
+	a.each(len(c.DeleteFrontends), func(i int) (record, error) {
+		key := c.DeleteFrontends[i]
+		t := b.tableFor(key.VIP)
+		a.removed[key.VIP] = true
+		return record{one(t, t.state.planFrontendGone(key)), dataplane.RecordError{Frontend: key}}, nil
+	})
+	a.each(len(c.DeletePools), func(i int) (record, error) {
+		return record{b.planPoolGone(c.DeletePools[i]), dataplane.RecordError{Pool: c.DeletePools[i]}}, nil
+	})
+	b.generation = c.Next
+	return dataplane.Result{Generation: c.Next, Failed: a.failed}, a.dropStaleUDP()
+}
+
+// apply is the run of one Apply.
+type apply struct {
+	backend *Backend
+	failed  []dataplane.RecordError
+	stale   map[*table]bool
+	removed map[netip.Addr]bool
+}
+
+// each plans records and sends them in transactions of bounded size.
+func (a *apply) each(n int, plan func(int) (record, error)) {
+	var batch []record
+	edits := 0
+	for i := range n {
+		r, err := plan(i)
+		if err != nil {
+			a.fail(r, err)
+			continue
+		}
+		for _, p := range r.plans {
+			edits += len(p.edits)
+		}
+		if batch = append(batch, r); edits >= editsPerTransaction {
+			a.send(batch)
+			batch, edits = nil, 0
+		}
+	}
+	a.send(batch)
+}
+
+// send bisects a transaction that the kernel refuses down to the records that it is refused for.
+func (a *apply) send(batch []record) {
+	var plans []planned
+	for _, r := range batch {
+		plans = append(plans, r.plans...)
+	}
+	if len(plans) == 0 {
+		return
+	}
+	err := transact(plans)
+	switch {
+	case err == nil:
+		for _, p := range plans {
+			if p.staleUDP {
+				a.markStale(p.table)
+			}
+		}
+	case len(batch) == 1:
+		a.fail(batch[0], err)
+	default:
+		a.send(batch[:len(batch)/2])
+		a.send(batch[len(batch)/2:])
+	}
+}
+
+func (a *apply) markStale(t *table) {
+	if a.stale == nil {
+		a.stale = map[*table]bool{}
+	}
+	a.stale[t] = true
+}
+
+func (a *apply) fail(r record, err error) {
+	r.failed.Message = err.Error()
+	a.failed = append(a.failed, r.failed)
+}
+
+func (a *apply) dropStaleUDP() error {
+	for t := range a.stale {
+		if err := t.dropStaleUDP(a.removed); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func one(t *table, p *plan) []planned {
+	if p == nil {
+		return nil
+	}
+	return []planned{{p, t}}
+}
+
+func (b *Backend) tableFor(address netip.Addr) *table {
+	for _, t := range b.tables {
+		if t.layout.v4 == address.Is4() {
+			return t
+		}
+	}
+	return nil
+}
+
+// planPool plans the pool in the table of its family; an empty pool, which has none, in both.
+func (b *Backend) planPool(p model.Pool) ([]planned, error) {
+	if err := p.Validate(); err != nil {
+		return nil, err
+	}
+	var plans []planned
+	for _, t := range b.tables {
+		if len(p.Endpoints) > 0 && t.layout.v4 != p.Endpoints[0].Address.Is4() {
+			plans = append(plans, one(t, t.state.planPoolGone(p.ID))...)
+			continue
+		}
+		plan, err := t.state.planPool(p)
+		if err != nil {
+			return nil, err
+		}
+		plans = append(plans, planned{plan, t})
+	}
+	return plans, nil
+}
+
+func (b *Backend) planPoolGone(id model.PoolID) []planned {
+	var plans []planned
+	for _, t := range b.tables {
+		plans = append(plans, one(t, t.state.planPoolGone(id))...)
+	}
+	return plans
+}
+
+func (b *Backend) planFrontend(f model.Frontend) ([]planned, error) {
+	if err := f.Validate(); err != nil {
+		return nil, err
+	}
+	switch {
+	case f.Forwarding != model.NAT:
+		return nil, fmt.Errorf("forwarding %s is not supported by the nftables backend; use nat", f.Forwarding)
+	case f.ProxyProtocol:
+		return nil, errors.New("PROXY protocol is not supported by the nftables backend")
+	case f.MaxConnections > 0 || f.MaxNewPerSecond > 0:
+		return nil, errors.New("connection limits are not supported by the nftables backend")
+	case f.IdleTimeout > 0:
+		return nil, errors.New("idle timeouts are not supported by the nftables backend")
+	}
+	t := b.tableFor(f.VIP)
+	plan, err := t.state.planFrontend(f)
+	return one(t, plan), err
+}
+
+// Stats reads the counters of frontends and endpoints (new connections) and of refusals.
+func (b *Backend) Stats(context.Context) (dataplane.Stats, error) {
+	stats := dataplane.Stats{Frontends: map[model.FrontendKey]dataplane.Counter{}, Endpoints: map[dataplane.EndpointKey]dataplane.Counter{}, Drops: map[string]uint64{}}
+	c, err := connect()
+	if err != nil {
+		return stats, err
+	}
+	for _, t := range b.tables {
+		if err := t.addStats(c, &stats); err != nil {
+			return stats, fmt.Errorf("read counters: %w", err)
+		}
+	}
+	return stats, nil
+}
+
+func (t *table) addStats(c *nft.Conn, stats *dataplane.Stats) error {
+	ports, err := c.GetSetElements(t.sets[mapPorts])
+	if err != nil {
+		return err
+	}
+	for _, e := range ports {
+		if key, err := decodeKey(e.Key); err == nil && e.Counter != nil {
+			stats.Frontends[key] = dataplane.Counter{Connections: e.Counter.Packets}
+		}
+	}
+	endpoints, err := c.GetSetElements(t.sets[mapEndpoints])
+	if err != nil {
+		return err
+	}
+	for _, e := range endpoints {
+		number, id, _ := strings.Cut(e.Comment, " ")
+		var pool uint32
+		if _, err := fmt.Sscan(number, &pool); err == nil && e.Counter != nil {
+			stats.Endpoints[dataplane.EndpointKey{Pool: t.state.poolOf[pool], Endpoint: id}] = dataplane.Counter{Connections: e.Counter.Packets}
+		}
+	}
+	objects, err := c.GetNamedObjects(t.nft)
+	if err != nil {
+		return err
+	}
+	for _, o := range objects {
+		named, ok := o.(*nft.NamedObj)
+		if !ok {
+			continue
+		}
+		if counter, ok := named.Obj.(*expr.Counter); ok {
+			stats.Drops[strings.ReplaceAll(named.Name, "_", "-")] += counter.Packets
+		}
+	}
+	return nil
+}
+
+// watchInterval is how often Watch looks whether somebody took the tables away.
+const watchInterval = 2 * time.Second
+
+// Watch reports when the tables are gone.
+func (b *Backend) Watch(ctx context.Context, report func(dataplane.Fault)) error {
+	ticker := time.NewTicker(watchInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case now := <-ticker.C:
+			if missing := b.missing(); missing != "" {
+				report(dataplane.Fault{Time: now, Resync: true, Message: "table " + missing + " was removed by somebody else"})
+			}
+		}
+	}
+}
+
+// missing names a table that should be there and is not.
+func (b *Backend) missing() string {
+	c, err := connect()
+	if err != nil {
+		return ""
+	}
+	for _, t := range b.tables {
+		if _, ours, err := t.find(c); err == nil && !ours {
+			return t.layout.name + " " + t.nft.Name
+		}
+	}
+	return ""
+}
+
+// Close leaves everything in place, or with purge removes both tables.
+func (b *Backend) Close(_ context.Context, purge bool) error {
+	if !purge {
+		return nil
+	}
+	c, err := connect()
+	if err != nil {
+		return err
+	}
+	for _, t := range b.tables {
+		present, _, err := t.find(c)
+		if err != nil {
+			return err
+		}
+		if present {
+			c.DelTable(t.nft)
+		}
+	}
+	if err := c.Flush(); err != nil {
+		return fmt.Errorf("remove nftables tables: %w", err)
+	}
+	b.tables = nil
+	return nil
+}

@@ -1,0 +1,219 @@
+package nftables
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	nft "github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	mdnetlink "github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// table is one family's table in the kernel.
+type table struct {
+	layout layout
+	nft    *nft.Table
+	sets   map[string]*nft.Set
+	state  *state
+}
+
+// Bounds of one transaction: elements in a message (a netlink attribute holds 64 KiB), edits in a transaction.
+const (
+	elementsPerMessage  = 400
+	editsPerTransaction = 20000
+	socketBuffer        = 64 << 20
+)
+
+// connect returns a connection that collects messages and sends them, as one transaction, in Flush.
+func connect() (*nft.Conn, error) {
+	force := func(option int) nft.SockOption {
+		return func(c *mdnetlink.Conn) error {
+			raw, err := c.SyscallConn()
+			if err != nil {
+				return err
+			}
+			var failed error
+			if err := raw.Control(func(fd uintptr) { failed = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, option, socketBuffer) }); err != nil {
+				return err
+			}
+			return failed
+		}
+	}
+	return nft.New(nft.WithSockOptions(force(unix.SO_SNDBUFFORCE), force(unix.SO_RCVBUFFORCE)))
+}
+
+func newTable(f family, name string, portMin, portMax uint16) *table {
+	t := &table{layout: layout{family: f, portMin: portMin, portMax: portMax}, nft: &nft.Table{Name: name, Family: f.table}, sets: map[string]*nft.Set{}, state: newState(f)}
+	for _, s := range t.layout.sets() {
+		set := s.set
+		set.Table = t.nft
+		t.sets[s.name] = &set
+	}
+	return t
+}
+
+// create adds the table, its sets, counters, chains and rules to the transaction.
+func (t *table) create(c *nft.Conn) error {
+	c.AddTable(t.nft)
+	for _, s := range t.layout.sets() {
+		if err := c.AddSet(t.sets[s.name], nil); err != nil {
+			return fmt.Errorf("set %s: %w", s.name, err)
+		}
+	}
+	for _, name := range []string{counterRefused, counterNotAllowed} {
+		c.AddObj(&nft.NamedObj{Table: t.nft, Name: name, Type: nft.ObjTypeCounter, Obj: &expr.Counter{}})
+	}
+	// The version stands in a chain's name, where any tool can see it.
+	c.AddChain(&nft.Chain{Table: t.nft, Name: versionChain})
+	layout, failed := t.withProtocols(c)
+	t.addChains(c, layout.chains())
+	return *failed
+}
+
+// versionChain names the shape of the tables. A process that meets another one replaces the tables in one transaction, so
+// that conntrack's NAT never lacks a chain.
+const versionChain = "layout-1"
+
+// withProtocols lets the layout's rules make the anonymous set that each of them needs.
+func (t *table) withProtocols(c *nft.Conn) (layout, *error) {
+	var failed error
+	l := t.layout
+	l.protocols = func() *nft.Set {
+		set := &nft.Set{Table: t.nft, Anonymous: true, Constant: true, KeyType: nft.TypeInetProto}
+		if err := c.AddSet(set, []nft.SetElement{{Key: []byte{unix.IPPROTO_TCP}}, {Key: []byte{unix.IPPROTO_UDP}}}); err != nil {
+			failed = errors.Join(failed, err)
+		}
+		return set
+	}
+	return l, &failed
+}
+
+func (t *table) addChains(c *nft.Conn, chains []chain) {
+	for _, ch := range chains {
+		added := &nft.Chain{Table: t.nft, Name: ch.name}
+		if ch.hook != nil {
+			policy := nft.ChainPolicyAccept
+			added.Hooknum, added.Type, added.Priority, added.Policy = ch.hook, ch.kind, nft.ChainPriorityRef(ch.priority), &policy
+		}
+		c.AddChain(added)
+		for _, rule := range ch.rules {
+			var exprs []expr.Any
+			for _, s := range rule {
+				exprs = append(exprs, s.exprs...)
+			}
+			c.AddRule(&nft.Rule{Table: t.nft, Chain: added, Exprs: exprs})
+		}
+	}
+}
+
+// planned is a plan with the table that it is for.
+type planned struct {
+	*plan
+	table *table
+}
+
+// transact sends plans as one transaction and, once the kernel has it, takes them over into the state.
+func transact(plans []planned) error {
+	c, err := connect()
+	if err != nil {
+		return err
+	}
+	batches := map[*table]*batch{}
+	for _, p := range plans {
+		b := batches[p.table]
+		if b == nil {
+			b = &batch{vips: map[netip.Addr]int{}, timeouts: map[time.Duration]bool{}}
+			batches[p.table] = b
+		}
+		b.gather(p.plan, p.table.state)
+	}
+	for t, b := range batches {
+		if err := b.send(c, t); err != nil {
+			return err
+		}
+	}
+	if err := c.Flush(); err != nil {
+		return err
+	}
+	for _, p := range plans {
+		p.commit()
+	}
+	for t, b := range batches {
+		b.commit(t.state)
+	}
+	return nil
+}
+
+// batch is the part of a transaction that concerns one table.
+type batch struct {
+	edits    []edit
+	vips     map[netip.Addr]int
+	timeouts map[time.Duration]bool
+}
+
+func (b *batch) gather(p *plan, s *state) {
+	b.edits = append(b.edits, p.edits...)
+	for vip, change := range p.vips {
+		b.vips[vip] += change
+	}
+	if p.timeout != 0 && !s.timeouts[p.timeout] {
+		b.timeouts[p.timeout] = true
+	}
+}
+
+// send adds the messages: new chains first, then removals, then additions, so that a key may be removed and added again.
+func (b *batch) send(c *nft.Conn, t *table) error {
+	layout, failed := t.withProtocols(c)
+	for _, timeout := range slices.Sorted(maps.Keys(b.timeouts)) {
+		t.addChains(c, layout.affinityChains(timeout))
+	}
+	if *failed != nil {
+		return *failed
+	}
+	edits := slices.Clone(b.edits)
+	for vip, change := range b.vips {
+		switch before, after := t.state.vips[vip], t.state.vips[vip]+change; {
+		case before == 0 && after > 0:
+			edits = append(edits, edit{set: setVIPs, element: nft.SetElement{Key: vip.AsSlice()}})
+		case before > 0 && after == 0:
+			edits = append(edits, edit{set: setVIPs, remove: true, element: nft.SetElement{Key: vip.AsSlice()}})
+		}
+	}
+	for _, remove := range []bool{true, false} {
+		bySet := map[string][]nft.SetElement{}
+		for _, e := range edits {
+			if e.remove == remove {
+				bySet[e.set] = append(bySet[e.set], e.element)
+			}
+		}
+		for _, name := range slices.Sorted(maps.Keys(bySet)) {
+			for chunk := range slices.Chunk(bySet[name], elementsPerMessage) {
+				if err := t.change(c, name, remove, chunk); err != nil {
+					return fmt.Errorf("%s: %w", name, err)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+func (t *table) change(c *nft.Conn, set string, remove bool, elements []nft.SetElement) error {
+	if remove {
+		return c.SetDeleteElements(t.sets[set], elements)
+	}
+	return c.SetAddElements(t.sets[set], elements)
+}
+
+func (b *batch) commit(s *state) {
+	for vip, change := range b.vips {
+		if s.vips[vip] += change; s.vips[vip] == 0 {
+			delete(s.vips, vip)
+		}
+	}
+	maps.Copy(s.timeouts, b.timeouts)
+}

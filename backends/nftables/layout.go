@@ -1,0 +1,205 @@
+package nftables
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	nft "github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+
+	"kubelb.k8c.io/core/maglev"
+)
+
+// The maps. A frontend is two elements (four with affinity), a pool its rows, whatever the number of frontends on it.
+const (
+	setVIPs       = "vips"        // address
+	setRestricted = "restricted"  // frontend: source ranges count
+	setAllowed    = "allowed"     // frontend . source network
+	setEmpty      = "empty_pools" // pool: nobody to forward to
+	mapPools      = "pools"       // frontend -> pool; comment: digest
+	mapPorts      = "ports"       // frontend -> target port; counter: connections
+	mapAffinity   = "affinity"    // frontend -> number of the frontend, for clients
+	mapAffinities = "affinities"  // frontend -> goto affinity-<timeout>
+	mapClients    = "clients"     // number of the frontend . client -> endpoint
+	mapRegistry   = "registry"    // pool -> size class; comment: digest and name
+	mapFlows      = "flows"       // pool -> jump flow-<size class>
+	mapSources    = "sources"     // pool -> jump source-<size class>
+	mapRows       = "rows"        // pool . row -> endpoint
+	mapEndpoints  = "endpoints"   // endpoint -> address; comment: pool and id; counter: connections
+
+	counterRefused    = "refused"     // no such frontend, or an empty pool
+	counterNotAllowed = "not_allowed" // outside the source ranges
+)
+
+// maxClients bounds the affinity memory of each family; a full map makes new clients choose by hash alone.
+const maxClients = 1 << 20
+
+// maxTimeouts bounds the chains that distinct affinity timeouts need. Beyond it a timeout is rounded up to the next one
+// that has a chain; that of a day always has.
+const maxTimeouts = 256
+
+const longestTimeout = 24 * time.Hour
+
+// chain is a chain of a table with its rules.
+type chain struct {
+	name string
+	// hook is nil for a chain that others jump to.
+	hook     *nft.ChainHook
+	kind     nft.ChainType
+	priority nft.ChainPriority
+	text     string // the hook as nft writes it
+	rules    [][]statement
+}
+
+// keySet describes a set or map.
+type keySet struct {
+	name    string
+	text    string // type and flags as nft writes them
+	set     nft.Set
+	dynamic bool
+}
+
+// layout is the fixed part of one family's table.
+type layout struct {
+	family
+	portMin, portMax uint16
+	// protocols is the anonymous set {tcp, udp} that every rule with ports begins with; each rule needs one of its own.
+	protocols func() *nft.Set
+}
+
+func (l layout) frontendType() nft.SetDatatype {
+	return nft.MustConcatSetType(l.address, nft.TypeInetProto, nft.TypeInetService)
+}
+
+// sets returns the named sets and maps in the order in which they are made.
+func (l layout) sets() []keySet {
+	address := "ipv6_addr"
+	if l.v4 {
+		address = "ipv4_addr"
+	}
+	frontend := address + " . inet_proto . inet_service"
+	markPair := nft.MustConcatSetType(nft.TypeMark, nft.TypeMark)
+	allowed := nft.MustConcatSetType(l.address, nft.TypeInetProto, nft.TypeInetService, l.address)
+	clients := nft.MustConcatSetType(nft.TypeMark, l.address)
+	m := func(key, data nft.SetDatatype) nft.Set { return nft.Set{IsMap: true, KeyType: key, DataType: data} }
+	counted := func(s nft.Set) nft.Set { s.Counter = true; return s }
+	remembered := nft.Set{IsMap: true, KeyType: clients, DataType: nft.TypeMark, Dynamic: true, HasTimeout: true, Timeout: longestTimeout, Size: maxClients}
+	out := []keySet{
+		{name: setVIPs, text: "type " + address, set: nft.Set{KeyType: l.address}},
+		{name: setRestricted, text: "type " + frontend, set: nft.Set{KeyType: l.frontendType()}},
+		{name: setAllowed, text: "type " + frontend + " . " + address + "; flags interval", set: nft.Set{KeyType: allowed, Interval: true, Concatenation: true}},
+		{name: setEmpty, text: "type mark", set: nft.Set{KeyType: nft.TypeMark}},
+		{name: mapPools, text: "type " + frontend + " : mark", set: m(l.frontendType(), nft.TypeMark)},
+		{name: mapPorts, text: "type " + frontend + " : inet_service; counter", set: counted(m(l.frontendType(), nft.TypeInetService))},
+		{name: mapAffinity, text: "type " + frontend + " : mark", set: m(l.frontendType(), nft.TypeMark)},
+		{name: mapAffinities, text: "type " + frontend + " : verdict", set: m(l.frontendType(), nft.TypeVerdict)},
+		{name: mapClients, text: fmt.Sprintf("type mark . %s : mark; size %d; flags dynamic,timeout; timeout 1d", address, maxClients), set: remembered},
+		{name: mapRegistry, text: "type mark : mark", set: m(nft.TypeMark, nft.TypeMark)},
+		{name: mapFlows, text: "type mark : verdict", set: m(nft.TypeMark, nft.TypeVerdict)},
+		{name: mapSources, text: "type mark : verdict", set: m(nft.TypeMark, nft.TypeVerdict)},
+		{name: mapRows, text: "type mark . mark : mark", set: m(markPair, nft.TypeMark)},
+		{name: mapEndpoints, text: "type mark : " + address + "; counter", set: counted(m(nft.TypeMark, l.address))},
+	}
+	for i := range out {
+		s := &out[i].set
+		s.Name = out[i].name
+		s.Concatenation = strings.Contains(s.KeyType.Name, " . ")
+		if s.KeyType.Name == nft.TypeMark.Name || s.KeyType.Name == markPair.Name {
+			s.KeyByteOrder = binaryutil.NativeEndian
+		}
+	}
+	return out
+}
+
+// chains returns the fixed chains, called ones before their callers.
+func (l layout) chains() []chain {
+	chains := []chain{
+		{name: "refuse", rules: [][]statement{
+			{isProtocol("tcp", 6), count(counterRefused), rejectReset()},
+			{count(counterRefused), l.rejectUnreachable()},
+		}},
+		{name: "check_source", rules: [][]statement{
+			{l.sourceIn(setAllowed), backToCaller()},
+			{count(counterNotAllowed), drop()},
+		}},
+		{name: "admit_frontend", rules: [][]statement{
+			{l.frontendIn(setRestricted), jump("check_source")},
+			{markIn(setEmpty), goTo("refuse")},
+			{accept()},
+		}},
+		{name: "admit_vip", rules: [][]statement{
+			{ctStateHas("established,related", expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), accept()},
+			{isTCPOrUDP(l.protocols()), l.markFromFrontend(mapPools), goTo("admit_frontend")},
+			{isTCPOrUDP(l.protocols()), goTo("refuse")},
+			{l.isEcho(), limitTo(1000), accept()},
+			{drop()},
+		}},
+		{name: "forward", rules: [][]statement{
+			{takeFlow()},
+			{isTCPOrUDP(l.protocols()), l.forward(mapEndpoints, mapPorts)},
+		}},
+		{name: "spread", rules: [][]statement{
+			{markVerdict(mapFlows)},
+			{goTo("forward")},
+		}},
+	}
+	for _, size := range maglev.Sizes() {
+		chains = append(chains,
+			chain{name: flowChain(size), rules: [][]statement{{l.rowFromFlow(size)}, {handleFromRow(mapRows)}}},
+			chain{name: sourceChain(size), rules: [][]statement{{l.rowFromSource(size)}, {handleFromRow(mapRows)}}})
+	}
+	chains = append(chains, l.affinityChains(longestTimeout)...)
+	return append(chains, l.baseChains()...)
+}
+
+func (l layout) baseChains() []chain {
+	prerouting := nft.ChainHookPrerouting
+	return []chain{
+		{name: "admit", hook: prerouting, kind: nft.ChainTypeFilter, priority: -110, text: "type filter hook prerouting priority -110; policy accept;",
+			rules: [][]statement{{l.destinationIn(setVIPs), jump("admit_vip")}}},
+		{name: "prerouting", hook: prerouting, kind: nft.ChainTypeNAT, priority: -100, text: "type nat hook prerouting priority dstnat; policy accept;",
+			rules: [][]statement{
+				{isTCPOrUDP(l.protocols()), l.frontendVerdict(mapAffinities)},
+				{isTCPOrUDP(l.protocols()), l.markFromFrontend(mapPools), goTo("spread")},
+				{l.destinationIn(setVIPs), l.isEcho(), redirect()},
+			}},
+		{name: "scrub", hook: prerouting, kind: nft.ChainTypeFilter, priority: -90, text: "type filter hook prerouting priority -90; policy accept;",
+			rules: [][]statement{{ctStateHas("new", expr.CtStateBitNEW), isOurFlow(), clearMark()}}},
+		{name: "postrouting", hook: nft.ChainHookPostrouting, kind: nft.ChainTypeNAT, priority: 100, text: "type nat hook postrouting priority srcnat; policy accept;",
+			rules: [][]statement{{ctStatusDNAT(), isOurFlow(), clearCtMark(), isTCPOrUDP(l.protocols()), masquerade(l.portMin, l.portMax)}}},
+	}
+}
+
+// affinityChains serve all frontends with one affinity timeout: the client's endpoint of before if it is still there,
+// else the row of the client's address, remembered.
+func (l layout) affinityChains(timeout time.Duration) []chain {
+	choose := fmt.Sprintf("choose-%d", int(timeout.Seconds()))
+	again := fmt.Sprintf("again-%d", int(timeout.Seconds()))
+	return []chain{
+		{name: choose, rules: [][]statement{
+			{isTCPOrUDP(l.protocols()), l.markFromFrontend(mapPools)},
+			{markVerdict(mapSources)},
+			{isTCPOrUDP(l.protocols()), l.ctMarkFromFrontend(mapAffinity)},
+			{l.rememberClient(mapClients, timeout)},
+			{goTo("forward")},
+		}},
+		{name: again, rules: [][]statement{
+			{l.rememberClient(mapClients, timeout)},
+			{jump("forward")},
+			{goTo(choose)},
+		}},
+		{name: affinityChain(timeout), rules: [][]statement{
+			{isTCPOrUDP(l.protocols()), l.ctMarkFromFrontend(mapAffinity)},
+			{l.handleFromClient(mapClients), goTo(again)},
+			{goTo(choose)},
+		}},
+	}
+}
+
+func affinityChain(timeout time.Duration) string {
+	return fmt.Sprintf("affinity-%d", int(timeout.Seconds()))
+}
+func flowChain(size int) string   { return fmt.Sprintf("flow-%d", size) }
+func sourceChain(size int) string { return fmt.Sprintf("source-%d", size) }

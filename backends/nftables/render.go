@@ -1,0 +1,177 @@
+package nftables
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	nft "github.com/google/nftables"
+
+	"kubelb.k8c.io/core/model"
+)
+
+// Render returns both tables, with what they would hold, in nft's own syntax: nft -f takes it as it is.
+func (b *Backend) Render(_ context.Context, snapshot model.Snapshot) (string, error) {
+	fresh := &Backend{}
+	for _, f := range families {
+		fresh.tables = append(fresh.tables, newTable(f, "kubelb", 0, 0))
+	}
+	snapshot = snapshot.Canonical()
+	elements := map[*table][]edit{}
+	take := func(what string, plans []planned, err error) error {
+		if err != nil {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+		for _, p := range plans {
+			p.commit()
+			elements[p.table] = append(elements[p.table], p.edits...)
+			if p.timeout != 0 {
+				p.table.state.timeouts[p.timeout] = true
+			}
+			for vip, n := range p.vips {
+				if p.table.state.vips[vip] += n; p.table.state.vips[vip] == n {
+					elements[p.table] = append(elements[p.table], edit{set: setVIPs, element: nft.SetElement{Key: vip.AsSlice()}})
+				}
+			}
+		}
+		return nil
+	}
+	for _, p := range snapshot.Pools {
+		plans, err := fresh.planPool(p)
+		if err := take("pool "+string(p.ID), plans, err); err != nil {
+			return "", err
+		}
+	}
+	for _, f := range snapshot.Frontends {
+		plans, err := fresh.planFrontend(f)
+		if err := take("frontend "+f.FrontendKey.String(), plans, err); err != nil {
+			return "", err
+		}
+	}
+	var text strings.Builder
+	for _, t := range fresh.tables {
+		t.write(&text, elements[t])
+	}
+	return text.String(), nil
+}
+
+// write renders one table.
+func (t *table) write(w *strings.Builder, edits []edit) {
+	fmt.Fprintf(w, "table %s %s {\n", t.layout.name, t.nft.Name)
+	for _, s := range t.layout.sets() {
+		kind := "set"
+		if s.set.IsMap {
+			kind = "map"
+		}
+		fmt.Fprintf(w, "\t%s %s {\n", kind, s.name)
+		for _, part := range strings.Split(s.text, "; ") {
+			fmt.Fprintf(w, "\t\t%s\n", part)
+		}
+		var lines []string
+		for _, e := range edits {
+			if e.set == s.name {
+				lines = append(lines, t.element(s, e.element))
+			}
+		}
+		if len(lines) > 0 {
+			fmt.Fprintf(w, "\t\telements = { %s }\n", strings.Join(lines, ",\n\t\t\t     "))
+		}
+		w.WriteString("\t}\n\n")
+	}
+	for _, name := range []string{counterRefused, counterNotAllowed} {
+		fmt.Fprintf(w, "\tcounter %s {\n\t}\n\n", name)
+	}
+	fmt.Fprintf(w, "\tchain %s {\n\t}\n\n", versionChain)
+	layout := t.layout
+	layout.protocols = func() *nft.Set { return &nft.Set{} }
+	chains := layout.chains()
+	for _, timeout := range slices.Sorted(maps.Keys(t.state.timeouts)) {
+		if timeout != longestTimeout {
+			chains = append(chains, layout.affinityChains(timeout)...)
+		}
+	}
+	for _, c := range chains {
+		c.write(w)
+	}
+	w.WriteString("}\n")
+}
+
+func (c chain) write(w *strings.Builder) {
+	fmt.Fprintf(w, "\tchain %s {\n", c.name)
+	if c.text != "" {
+		fmt.Fprintf(w, "\t\t%s\n", c.text)
+	}
+	for _, rule := range c.rules {
+		parts := make([]string, len(rule))
+		for i, s := range rule {
+			parts[i] = s.text
+		}
+		fmt.Fprintf(w, "\t\t%s\n", strings.Join(parts, " "))
+	}
+	w.WriteString("\t}\n\n")
+}
+
+// element renders an element as nft writes it.
+func (t *table) element(s keySet, e nft.SetElement) string {
+	key := t.value(s.set.KeyType.Name, e.Key)
+	if e.KeyEnd != nil {
+		key = t.interval(e)
+	}
+	if s.set.Counter {
+		key += " counter packets 0 bytes 0"
+	}
+	if e.Comment != "" {
+		key += fmt.Sprintf(" comment %q", e.Comment)
+	}
+	switch {
+	case e.VerdictData != nil:
+		verb := "goto"
+		if s.name != mapAffinities {
+			verb = "jump"
+		}
+		return key + " : " + verb + " " + e.VerdictData.Chain
+	case e.Val != nil:
+		return key + " : " + t.value(s.set.DataType.Name, e.Val)
+	}
+	return key
+}
+
+// interval renders a frontend with a source network.
+func (t *table) interval(e nft.SetElement) string {
+	n := int(t.layout.size)
+	frontend := t.value(t.layout.frontendType().Name, e.Key[:n+8])
+	first, _ := netip.AddrFromSlice(e.Key[n+8:])
+	last, _ := netip.AddrFromSlice(e.KeyEnd[n+8:])
+	if first == last {
+		return frontend + " . " + first.String()
+	}
+	return frontend + " . " + first.String() + "-" + last.String()
+}
+
+// value renders bytes of a type, or of types joined by dots.
+func (t *table) value(typeNames string, b []byte) string {
+	var parts []string
+	for _, name := range strings.Split(typeNames, " . ") {
+		switch name {
+		case nft.TypeMark.Name:
+			parts = append(parts, fmt.Sprintf("0x%08x", binary.NativeEndian.Uint32(b)))
+			b = b[4:]
+		case nft.TypeInetProto.Name:
+			parts = append(parts, strings.ToLower(model.Protocol(b[0]).String()))
+			b = b[4:]
+		case nft.TypeInetService.Name:
+			parts = append(parts, fmt.Sprint(binary.BigEndian.Uint16(b)))
+			b = b[min(4, len(b)):]
+		default:
+			n := int(t.layout.size)
+			address, _ := netip.AddrFromSlice(b[:n])
+			parts = append(parts, address.String())
+			b = b[n:]
+		}
+	}
+	return strings.Join(parts, " . ")
+}

@@ -1,0 +1,382 @@
+package nftables
+
+import (
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	nft "github.com/google/nftables"
+	"github.com/google/nftables/expr"
+
+	"kubelb.k8c.io/core/maglev"
+	"kubelb.k8c.io/core/model"
+)
+
+// state is what one family's table holds.
+type state struct {
+	family     family
+	pools      map[model.PoolID]*poolState
+	poolOf     map[uint32]model.PoolID
+	frontends  map[model.FrontendKey]*frontendState
+	vips       map[netip.Addr]int
+	timeouts   map[time.Duration]bool
+	lastPool   uint32
+	lastHandle uint32
+	lastNumber uint32
+}
+
+// poolState is a pool as the kernel holds it.
+type poolState struct {
+	mark   uint32
+	digest model.Digest
+	size   int
+	// rows holds the handle in each row; nil when a former process wrote them and only their number is known.
+	rows []uint32
+	// endpoints by id; those that get no new flows are known only to the process that was told so.
+	endpoints map[string]endpointState
+	// told: this process was given the pool's content.
+	told bool
+}
+
+// endpointState is an endpoint as the kernel holds it. Listed ones have an element; only those can get new flows.
+type endpointState struct {
+	handle  uint32
+	address netip.Addr
+	listed  bool
+	keeps   bool // its flows may go on
+}
+
+// frontendState is a frontend as the kernel holds it.
+type frontendState struct {
+	digest     model.Digest
+	pool       uint32
+	target     uint16
+	number     uint32 // 0: no affinity
+	timeout    time.Duration
+	restricted bool
+	allowed    []netip.Prefix
+}
+
+// Handles of endpoints have the top bit set and pools' marks have not, so that one is never taken for the other.
+const handleBit = 1 << 31
+
+func newState(f family) *state {
+	return &state{
+		family: f, pools: map[model.PoolID]*poolState{}, poolOf: map[uint32]model.PoolID{},
+		frontends: map[model.FrontendKey]*frontendState{}, vips: map[netip.Addr]int{},
+		timeouts: map[time.Duration]bool{longestTimeout: true}, lastHandle: handleBit,
+	}
+}
+
+// edit adds or removes one element.
+type edit struct {
+	set     string
+	remove  bool
+	element nft.SetElement
+}
+
+// plan is what one record's change needs: all of it in one transaction, or none.
+type plan struct {
+	edits []edit
+	// vips counts how many frontends more or less use an address.
+	vips map[netip.Addr]int
+	// timeout is an affinity timeout that may need its chains.
+	timeout time.Duration
+	// commit takes the change over into the state once the kernel has it.
+	commit func()
+	// staleUDP: conntrack may hold UDP flows to where they may no longer go.
+	staleUDP bool
+}
+
+func (p *plan) add(set string, key, value []byte, comment string) {
+	p.edits = append(p.edits, edit{set: set, element: nft.SetElement{Key: key, Val: value, Comment: comment}})
+}
+
+func (p *plan) goTo(set string, key []byte, kind expr.VerdictKind, chain string) {
+	p.edits = append(p.edits, edit{set: set, element: nft.SetElement{Key: key, VerdictData: &expr.Verdict{Kind: kind, Chain: chain}}})
+}
+
+func (p *plan) remove(set string, key []byte) {
+	p.edits = append(p.edits, edit{set: set, remove: true, element: nft.SetElement{Key: key}})
+}
+
+func (p *plan) network(remove bool, key model.FrontendKey, prefix netip.Prefix) {
+	begin, end := encodeKey(key), encodeKey(key)
+	first := prefix.Masked().Addr().AsSlice()
+	last := slices.Clone(first)
+	for bit := prefix.Bits(); bit < len(last)*8; bit++ {
+		last[bit/8] |= 0x80 >> (bit % 8)
+	}
+	p.edits = append(p.edits, edit{set: setAllowed, remove: remove, element: nft.SetElement{Key: append(begin, first...), KeyEnd: append(end, last...)}})
+}
+
+// encodeKey is address . protocol . port, each padded to four bytes.
+func encodeKey(k model.FrontendKey) []byte {
+	b := append(k.VIP.AsSlice(), byte(k.Protocol), 0, 0, 0)
+	return append(binary.BigEndian.AppendUint16(b, k.Port), 0, 0)
+}
+
+func decodeKey(b []byte) (model.FrontendKey, error) {
+	vip, ok := netip.AddrFromSlice(b[:max(0, len(b)-8)])
+	if !ok {
+		return model.FrontendKey{}, fmt.Errorf("frontend key of %d bytes", len(b))
+	}
+	n := len(b) - 8
+	return model.FrontendKey{VIP: vip, Protocol: model.Protocol(b[n]), Port: binary.BigEndian.Uint16(b[n+4:])}, nil
+}
+
+func rowKey(pool uint32, row int) []byte {
+	return binary.NativeEndian.AppendUint32(mark(pool), uint32(row))
+}
+
+// maxPoolName keeps a pool's comment within what nft reads back.
+const maxPoolName = 100
+
+// planPool plans to hold the pool's content.
+func (s *state) planPool(p model.Pool) (*plan, error) {
+	if len(p.ID) > maxPoolName {
+		return nil, fmt.Errorf("pool id of %d characters: at most %d", len(p.ID), maxPoolName)
+	}
+	old := s.pools[p.ID]
+	if old == nil {
+		s.lastPool++
+		old = &poolState{mark: s.lastPool, endpoints: map[string]endpointState{}, told: true}
+	}
+	out := &plan{}
+	next := s.nextPool(p, old)
+	s.planRegistry(out, p.ID, old, next)
+	planRows(out, old, next)
+	planEndpoints(out, p.ID, old, next)
+	for id, e := range old.endpoints {
+		out.staleUDP = out.staleUDP || e.keeps && !next.endpoints[id].keeps
+	}
+	out.commit = func() { s.pools[p.ID], s.poolOf[next.mark] = next, p.ID }
+	return out, nil
+}
+
+// nextPool is the state after the change; endpoints that stay keep their handles.
+func (s *state) nextPool(p model.Pool, old *poolState) *poolState {
+	table := maglev.Table(p.Endpoints)
+	next := &poolState{mark: old.mark, digest: p.Digest(), size: len(table), rows: make([]uint32, len(table)), endpoints: map[string]endpointState{}, told: true}
+	handles := make([]uint32, len(p.Endpoints))
+	for i, e := range p.Endpoints {
+		known, ok := old.endpoints[e.ID]
+		if !ok || known.address != e.Address {
+			s.lastHandle++
+			known = endpointState{handle: s.lastHandle}
+		}
+		handles[i] = known.handle
+		next.endpoints[e.ID] = endpointState{handle: known.handle, address: e.Address, keeps: e.State != model.Unhealthy}
+	}
+	for row, i := range table {
+		next.rows[row] = handles[i]
+		e := next.endpoints[p.Endpoints[i].ID]
+		e.listed, e.keeps = true, true
+		next.endpoints[p.Endpoints[i].ID] = e
+	}
+	return next
+}
+
+// planRegistry plans the pool's name, size class and emptiness.
+func (s *state) planRegistry(out *plan, id model.PoolID, old, next *poolState) {
+	key := mark(next.mark)
+	_, existed := s.pools[id]
+	if existed {
+		out.remove(mapRegistry, key)
+	}
+	out.add(mapRegistry, key, mark(uint32(next.size)), string(next.digest)+" "+string(id))
+	if existed && old.size == next.size {
+		return
+	}
+	switch {
+	case existed && old.size == 0:
+		out.remove(setEmpty, key)
+	case existed:
+		out.remove(mapFlows, key)
+		out.remove(mapSources, key)
+	}
+	if next.size == 0 {
+		out.add(setEmpty, key, nil, "")
+		return
+	}
+	out.goTo(mapFlows, key, expr.VerdictJump, flowChain(next.size))
+	out.goTo(mapSources, key, expr.VerdictJump, sourceChain(next.size))
+}
+
+// planRows plans the rows that differ.
+func planRows(out *plan, old, next *poolState) {
+	for row := range max(old.size, next.size) {
+		had, has := row < old.size, row < next.size
+		if had && has && old.rows != nil && old.rows[row] == next.rows[row] {
+			continue
+		}
+		if had {
+			out.remove(mapRows, rowKey(next.mark, row))
+		}
+		if has {
+			out.add(mapRows, rowKey(next.mark, row), mark(next.rows[row]), "")
+		}
+	}
+}
+
+// planEndpoints plans the endpoints that come or go.
+func planEndpoints(out *plan, id model.PoolID, old, next *poolState) {
+	for _, name := range slices.Sorted(maps.Keys(old.endpoints)) {
+		e := old.endpoints[name]
+		if stays := next.endpoints[name]; e.listed && (!stays.listed || stays.handle != e.handle) {
+			out.remove(mapEndpoints, mark(e.handle))
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(next.endpoints)) {
+		e := next.endpoints[name]
+		if was := old.endpoints[name]; e.listed && (!was.listed || was.handle != e.handle) {
+			out.add(mapEndpoints, mark(e.handle), e.address.AsSlice(), fmt.Sprintf("%d %s", next.mark, name))
+		}
+	}
+}
+
+// planPoolGone plans to hold the pool no longer.
+func (s *state) planPoolGone(id model.PoolID) *plan {
+	old := s.pools[id]
+	if old == nil {
+		return nil
+	}
+	out := &plan{}
+	out.remove(mapRegistry, mark(old.mark))
+	if old.size == 0 {
+		out.remove(setEmpty, mark(old.mark))
+	} else {
+		out.remove(mapFlows, mark(old.mark))
+		out.remove(mapSources, mark(old.mark))
+	}
+	gone := &poolState{mark: old.mark}
+	planRows(out, old, gone)
+	planEndpoints(out, id, old, gone)
+	out.commit = func() {
+		delete(s.pools, id)
+		delete(s.poolOf, old.mark)
+	}
+	return out
+}
+
+// planFrontend plans to hold the frontend.
+func (s *state) planFrontend(f model.Frontend) (*plan, error) {
+	pool := s.pools[f.Pool]
+	if pool == nil {
+		return nil, fmt.Errorf("pool %s does not exist in this dataplane", f.Pool)
+	}
+	old, existed := s.frontends[f.FrontendKey]
+	if !existed {
+		old = &frontendState{}
+	}
+	next := &frontendState{digest: f.Digest(), pool: pool.mark, target: f.TargetPort, timeout: s.timeoutFor(f.AffinityTimeout),
+		restricted: f.Restricted, allowed: slices.Clone(f.SourceRanges), number: old.number}
+	// A number of its own for each pair of frontend and pool: a client remembered for another pool is not known here.
+	if next.timeout == 0 {
+		next.number = 0
+	} else if old.number == 0 || old.pool != next.pool {
+		s.lastNumber++
+		next.number = s.lastNumber
+	}
+	out := &plan{timeout: next.timeout}
+	key := encodeKey(f.FrontendKey)
+	if existed {
+		out.remove(mapPools, key)
+	} else {
+		out.vips = map[netip.Addr]int{f.VIP: 1}
+	}
+	out.add(mapPools, key, mark(next.pool), string(next.digest))
+	if old.target != next.target {
+		if existed {
+			out.remove(mapPorts, key)
+		}
+		out.add(mapPorts, key, binary.BigEndian.AppendUint16(nil, next.target), "")
+	}
+	planAffinity(out, key, old, next)
+	planSources(out, f.FrontendKey, old, next)
+	out.staleUDP = existed && f.Protocol == model.UDP && (old.pool != next.pool || old.target != next.target)
+	out.commit = func() { s.frontends[f.FrontendKey] = next }
+	return out, nil
+}
+
+// timeoutFor is the timeout whose chains will serve the wished one.
+func (s *state) timeoutFor(wished time.Duration) time.Duration {
+	if wished == 0 || s.timeouts[wished] || len(s.timeouts) < maxTimeouts {
+		return wished
+	}
+	best := longestTimeout
+	for t := range s.timeouts {
+		if t >= wished && t < best {
+			best = t
+		}
+	}
+	return best
+}
+
+func planAffinity(out *plan, key []byte, old, next *frontendState) {
+	if old.number != next.number {
+		if old.number != 0 {
+			out.remove(mapAffinity, key)
+		}
+		if next.number != 0 {
+			out.add(mapAffinity, key, mark(next.number), "")
+		}
+	}
+	if old.timeout != next.timeout {
+		if old.timeout != 0 {
+			out.remove(mapAffinities, key)
+		}
+		if next.timeout != 0 {
+			out.goTo(mapAffinities, key, expr.VerdictGoto, affinityChain(next.timeout))
+		}
+	}
+}
+
+func planSources(out *plan, key model.FrontendKey, old, next *frontendState) {
+	if old.restricted != next.restricted {
+		if old.restricted {
+			out.remove(setRestricted, encodeKey(key))
+		} else {
+			out.add(setRestricted, encodeKey(key), nil, "")
+		}
+	}
+	for _, prefix := range old.allowed {
+		if !slices.Contains(next.allowed, prefix) {
+			out.network(true, key, prefix)
+		}
+	}
+	for _, prefix := range next.allowed {
+		if !slices.Contains(old.allowed, prefix) {
+			out.network(false, key, prefix)
+		}
+	}
+}
+
+// planFrontendGone plans to hold the frontend no longer.
+func (s *state) planFrontendGone(k model.FrontendKey) *plan {
+	old, existed := s.frontends[k]
+	if !existed {
+		return nil
+	}
+	out := &plan{vips: map[netip.Addr]int{k.VIP: -1}, staleUDP: k.Protocol == model.UDP}
+	key := encodeKey(k)
+	out.remove(mapPools, key)
+	out.remove(mapPorts, key)
+	planAffinity(out, key, old, &frontendState{})
+	planSources(out, k, old, &frontendState{})
+	out.commit = func() { delete(s.frontends, k) }
+	return out
+}
+
+// digests are those of all records in the table.
+func (s *state) digests(into model.Digests) {
+	for id, p := range s.pools {
+		into.Pools[id] = p.digest
+	}
+	for key, f := range s.frontends {
+		into.Frontends[key] = f.digest
+	}
+}

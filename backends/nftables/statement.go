@@ -1,0 +1,286 @@
+package nftables
+
+import (
+	"encoding/binary"
+	"fmt"
+	"time"
+
+	nft "github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// family is what differs between the tables of the two address families.
+type family struct {
+	name        string
+	table       nft.TableFamily
+	v4          bool
+	address     nft.SetDatatype
+	source      uint32 // offset of the source address in the network header
+	destination uint32
+	size        uint32 // bytes of an address
+	echo        string
+	icmp        byte // protocol number
+	echoType    byte
+	unreachable string
+	rejectCode  uint8
+}
+
+var families = [2]family{
+	{name: "ip", table: nft.TableFamilyIPv4, v4: true, address: nft.TypeIPAddr, source: 12, destination: 16, size: 4,
+		echo: "icmp type echo-request", icmp: unix.IPPROTO_ICMP, echoType: 8, unreachable: "icmp type port-unreachable", rejectCode: 3},
+	{name: "ip6", table: nft.TableFamilyIPv6, address: nft.TypeIP6Addr, source: 8, destination: 24, size: 16,
+		echo: "icmpv6 type echo-request", icmp: unix.IPPROTO_ICMPV6, echoType: 128, unreachable: "icmpv6 type port-unreachable", rejectCode: 4},
+}
+
+// words is how many 32-bit registers an address takes.
+func (f family) words() int { return int(f.size / 4) }
+
+// statement is one piece of a rule: as nft writes it, and as the kernel takes it. Each is worded as nft 1.0 compiles it,
+// so that nft lists the rules as they are written here.
+type statement struct {
+	text  string
+	exprs []expr.Any
+}
+
+// register names the 32-bit register at the given position; nft names the ones that begin a 128-bit register by that.
+func register(word int) uint32 {
+	if word%4 == 0 {
+		return uint32(word/4 + 1)
+	}
+	return uint32(8 + word)
+}
+
+func mark(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }
+
+// frontendKey loads destination, protocol and port from the given register word on.
+func (f family) frontendKey(word int) []expr.Any {
+	return []expr.Any{
+		&expr.Payload{DestRegister: register(word), Base: expr.PayloadBaseNetworkHeader, Offset: f.destination, Len: f.size},
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: register(word + f.words())},
+		&expr.Payload{DestRegister: register(word + f.words() + 1), Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+	}
+}
+
+func (f family) frontendText() string { return f.name + " daddr . meta l4proto . th dport" }
+
+func lookup(set string, word int) expr.Any {
+	return &expr.Lookup{SourceRegister: register(word), SetName: set}
+}
+
+func lookupInto(set string, from, to int) expr.Any {
+	return &expr.Lookup{SourceRegister: register(from), SetName: set, DestRegister: register(to), IsDestRegSet: true}
+}
+
+func lookupVerdict(set string) expr.Any {
+	return &expr.Lookup{SourceRegister: 1, SetName: set, DestRegister: 0, IsDestRegSet: true}
+}
+
+// isTCPOrUDP guards what reads ports. protocols is the anonymous set {tcp, udp}.
+func isTCPOrUDP(protocols *nft.Set) statement {
+	return statement{"meta l4proto { tcp, udp }", []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+		&expr.Lookup{SourceRegister: 1, SetName: protocols.Name, SetID: protocols.ID},
+	}}
+}
+
+func isProtocol(name string, number byte) statement {
+	return statement{"meta l4proto " + name, []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{number}},
+	}}
+}
+
+func (f family) isEcho() statement {
+	return statement{f.echo, []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{f.icmp}},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{f.echoType}},
+	}}
+}
+
+func (f family) destinationIn(set string) statement {
+	return statement{f.name + " daddr @" + set, []expr.Any{
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: f.destination, Len: f.size}, lookup(set, 0)}}
+}
+
+func (f family) frontendIn(set string) statement {
+	return statement{f.frontendText() + " @" + set, append(f.frontendKey(0), lookup(set, 0))}
+}
+
+// sourceIn matches when the frontend allows the source.
+func (f family) sourceIn(set string) statement {
+	source := f.words() + 2
+	return statement{f.frontendText() + " . " + f.name + " saddr @" + set, append(f.frontendKey(0),
+		&expr.Payload{DestRegister: register(source), Base: expr.PayloadBaseNetworkHeader, Offset: f.source, Len: f.size}, lookup(set, 0))}
+}
+
+func (f family) frontendVerdict(set string) statement {
+	return statement{f.frontendText() + " vmap @" + set, append(f.frontendKey(0), lookupVerdict(set))}
+}
+
+func ctStateHas(name string, bits uint32) statement {
+	return statement{"ct state " + name, ctHas(expr.CtKeySTATE, bits)}
+}
+
+func ctStatusDNAT() statement {
+	const dnat = 0x20 // IPS_DST_NAT
+	return statement{"ct status dnat", ctHas(expr.CtKeySTATUS, dnat)}
+}
+
+func ctHas(key expr.CtKey, bits uint32) []expr.Any {
+	return []expr.Any{
+		&expr.Ct{Key: key, Register: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: mark(bits), Xor: mark(0)},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: mark(0)},
+	}
+}
+
+func setMark(e ...expr.Any) []expr.Any {
+	return append(e, &expr.Meta{Key: expr.MetaKeyMARK, Register: 1, SourceRegister: true})
+}
+
+func setCtMark(e ...expr.Any) []expr.Any {
+	return append(e, &expr.Ct{Key: expr.CtKeyMARK, Register: 1, SourceRegister: true})
+}
+
+func loadMark(word int) expr.Any { return &expr.Meta{Key: expr.MetaKeyMARK, Register: register(word)} }
+
+func loadCtMark(word int) expr.Any { return &expr.Ct{Key: expr.CtKeyMARK, Register: register(word)} }
+
+// markFromFrontend sets the packet mark to what the map says of the frontend.
+func (f family) markFromFrontend(set string) statement {
+	return statement{"meta mark set " + f.frontendText() + " map @" + set, setMark(append(f.frontendKey(0), lookupInto(set, 0, 0))...)}
+}
+
+func (f family) ctMarkFromFrontend(set string) statement {
+	return statement{"ct mark set " + f.frontendText() + " map @" + set, setCtMark(append(f.frontendKey(0), lookupInto(set, 0, 0))...)}
+}
+
+func markIn(set string) statement {
+	return statement{"meta mark @" + set, []expr.Any{loadMark(0), lookup(set, 0)}}
+}
+
+func markVerdict(set string) statement {
+	return statement{"meta mark vmap @" + set, []expr.Any{loadMark(0), lookupVerdict(set)}}
+}
+
+// hashSeed is part of the contract between gateways: with it all of them choose alike.
+const hashSeed = 0x6b7562
+
+// rowFromFlow hashes source address and port into the connection mark; rowFromSource the address alone.
+func (f family) rowFromFlow(size int) statement {
+	return statement{fmt.Sprintf("ct mark set jhash %s saddr . th sport mod %d seed 0x%x", f.name, size, hashSeed), setCtMark(
+		&expr.Payload{DestRegister: register(4), Base: expr.PayloadBaseNetworkHeader, Offset: f.source, Len: f.size},
+		&expr.Payload{DestRegister: register(4 + f.words()), Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 2},
+		f.hash(size, f.size+4))}
+}
+
+func (f family) rowFromSource(size int) statement {
+	return statement{fmt.Sprintf("ct mark set jhash %s saddr mod %d seed 0x%x", f.name, size, hashSeed), setCtMark(
+		&expr.Payload{DestRegister: register(4), Base: expr.PayloadBaseNetworkHeader, Offset: f.source, Len: f.size},
+		f.hash(size, f.size))}
+}
+
+func (f family) hash(size int, length uint32) expr.Any {
+	return &expr.Hash{SourceRegister: register(4), DestRegister: 1, Length: length, Modulus: uint32(size), Seed: hashSeed, Type: expr.HashTypeJenkins}
+}
+
+// handleFromRow sets the packet mark (a pool) to the handle of the endpoint at the pool's row.
+func handleFromRow(set string) statement {
+	return statement{"meta mark set meta mark . ct mark map @" + set, setMark(loadMark(0), loadCtMark(1), lookupInto(set, 0, 0))}
+}
+
+// handleFromClient sets the packet mark to the handle that the client was given before, if it was.
+func (f family) handleFromClient(set string) statement {
+	return statement{"meta mark set ct mark . " + f.name + " saddr map @" + set, setMark(loadCtMark(0),
+		&expr.Payload{DestRegister: register(1), Base: expr.PayloadBaseNetworkHeader, Offset: f.source, Len: f.size}, lookupInto(set, 0, 0))}
+}
+
+// rememberClient stores the packet mark, a handle, for the client, for as long as the timeout from now.
+func (f family) rememberClient(set string, timeout time.Duration) statement {
+	return statement{fmt.Sprintf("update @%s { ct mark . %s saddr timeout %ds : meta mark }", set, f.name, int(timeout.Seconds())), []expr.Any{
+		loadCtMark(0),
+		&expr.Payload{DestRegister: register(1), Base: expr.PayloadBaseNetworkHeader, Offset: f.source, Len: f.size},
+		loadMark(8),
+		&expr.Dynset{SrcRegKey: 1, SrcRegData: register(8), SetName: set, Operation: uint32(unix.NFT_DYNSET_OP_UPDATE), Timeout: timeout},
+	}}
+}
+
+// forward rewrites the destination to the endpoint whose handle is the packet mark, at the frontend's target port.
+func (f family) forward(endpoints, ports string) statement {
+	nat := expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(unix.NFPROTO_IPV6), RegAddrMin: 1, RegProtoMin: 2}
+	if f.v4 {
+		nat.Family = uint32(unix.NFPROTO_IPV4)
+	}
+	exprs := append([]expr.Any{loadMark(0), lookupInto(endpoints, 0, 0)}, f.frontendKey(4)...)
+	return statement{fmt.Sprintf("dnat to meta mark map @%s : %s map @%s", endpoints, f.frontendText(), ports),
+		append(exprs, lookupInto(ports, 4, 4), &nat)}
+}
+
+// flowMark is the connection mark of a flow of ours from the choice of its endpoint until it is masqueraded, so that no
+// flow of anybody else is. Later packets of the flow carry no mark.
+const flowMark = 0x6b756265
+
+func takeFlow() statement {
+	return statement{fmt.Sprintf("ct mark set 0x%08x", flowMark), setCtMark(&expr.Immediate{Register: 1, Data: mark(flowMark)})}
+}
+
+func isOurFlow() statement {
+	return statement{fmt.Sprintf("ct mark 0x%08x", flowMark), []expr.Any{
+		loadCtMark(0), &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: mark(flowMark)}}}
+}
+
+func clearMark() statement {
+	return statement{"meta mark set 0x00000000", setMark(&expr.Immediate{Register: 1, Data: mark(0)})}
+}
+
+func clearCtMark() statement {
+	return statement{"ct mark set 0x00000000", setCtMark(&expr.Immediate{Register: 1, Data: mark(0)})}
+}
+
+// masquerade rewrites the source to the address that the route takes, at a port of the gateway's slice if it has one. The
+// kernel's netlink library can ask for a slice or for a random port, not for both.
+func masquerade(low, high uint16) statement {
+	if low == 0 {
+		return statement{"masquerade fully-random", []expr.Any{&expr.Masq{FullyRandom: true}}}
+	}
+	return statement{fmt.Sprintf("masquerade to :%d-%d", low, high), []expr.Any{
+		&expr.Immediate{Register: 1, Data: binary.BigEndian.AppendUint16(nil, low)},
+		&expr.Immediate{Register: 2, Data: binary.BigEndian.AppendUint16(nil, high)},
+		&expr.Masq{ToPorts: true, RegProtoMin: 1, RegProtoMax: 2},
+	}}
+}
+
+func redirect() statement { return statement{"redirect", []expr.Any{&expr.Redir{}}} }
+
+func limitTo(perSecond uint64) statement {
+	return statement{fmt.Sprintf("limit rate %d/second", perSecond), []expr.Any{
+		&expr.Limit{Type: expr.LimitTypePkts, Rate: perSecond, Unit: expr.LimitTimeSecond, Burst: 5}}}
+}
+
+func count(counter string) statement {
+	return statement{"counter name " + counter, []expr.Any{&expr.Objref{Type: unix.NFT_OBJECT_COUNTER, Name: counter}}}
+}
+
+func rejectReset() statement {
+	return statement{"reject with tcp reset", []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}}}
+}
+
+func (f family) rejectUnreachable() statement {
+	return statement{"reject with " + f.unreachable, []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: f.rejectCode}}}
+}
+
+func verdict(kind expr.VerdictKind, text, chain string) statement {
+	if chain != "" {
+		text += " " + chain
+	}
+	return statement{text, []expr.Any{&expr.Verdict{Kind: kind, Chain: chain}}}
+}
+
+func accept() statement           { return verdict(expr.VerdictAccept, "accept", "") }
+func drop() statement             { return verdict(expr.VerdictDrop, "drop", "") }
+func backToCaller() statement     { return verdict(expr.VerdictReturn, "return", "") }
+func jump(chain string) statement { return verdict(expr.VerdictJump, "jump", chain) }
+func goTo(chain string) statement { return verdict(expr.VerdictGoto, "goto", chain) }

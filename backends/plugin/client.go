@@ -1,0 +1,218 @@
+package plugin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"kubelb.k8c.io/backends/dataplane"
+	pb "kubelb.k8c.io/backends/plugin/dataplanepb"
+	"kubelb.k8c.io/core/model"
+)
+
+// client calls a backend over the wire.
+type client struct{ wire pb.DataplaneClient }
+
+var _ dataplane.Dataplane = (*client)(nil)
+
+// plain takes gRPC's wrapping off an error that the backend itself returned.
+func plain(err error) error {
+	if s, ok := status.FromError(err); ok && s.Code() == codes.Unknown {
+		return errors.New(s.Message())
+	}
+	return err
+}
+
+// Describe asks for name, version and features.
+func (c *client) Describe(ctx context.Context) (dataplane.Description, error) {
+	d, err := c.wire.Describe(ctx, &pb.DescribeRequest{})
+	out := dataplane.Description{Name: d.GetName(), Version: d.GetVersion()}
+	for _, f := range d.GetFeatures() {
+		out.Features = append(out.Features, dataplane.Feature(f))
+	}
+	return out, plain(err)
+}
+
+// Configure sends the configuration.
+func (c *client) Configure(ctx context.Context, config dataplane.Config) error {
+	_, err := c.wire.Configure(ctx, configToWire(config))
+	return plain(err)
+}
+
+// Applied gathers the digests.
+func (c *client) Applied(ctx context.Context) (dataplane.Applied, error) {
+	applied := dataplane.Applied{Digests: model.NewDigests()}
+	stream, err := c.wire.Applied(ctx, &pb.AppliedRequest{})
+	if err != nil {
+		return applied, plain(err)
+	}
+	for {
+		chunk, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return applied, nil
+		}
+		if err != nil {
+			return applied, plain(err)
+		}
+		if chunk.Generation != nil {
+			applied.Generation = generationFromWire(chunk.Generation)
+		}
+		for _, d := range chunk.Pools {
+			applied.Pools[model.PoolID(d.Id)] = model.Digest(d.Digest)
+		}
+		for _, d := range chunk.Frontends {
+			key, err := keyFromWire(d.Key)
+			if err != nil {
+				return applied, err
+			}
+			applied.Frontends[key] = model.Digest(d.Digest)
+		}
+	}
+}
+
+// Apply streams the change.
+func (c *client) Apply(ctx context.Context, change dataplane.Change) (dataplane.Result, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := c.wire.Apply(ctx)
+	if err != nil {
+		return dataplane.Result{}, plain(err)
+	}
+	// A send that fails says only that the stream is over; the reason comes with the answer.
+	if err := sendChange(stream.Send, change); err != nil && !errors.Is(err, io.EOF) {
+		return dataplane.Result{}, plain(err)
+	}
+	response, err := stream.CloseAndRecv()
+	if err != nil {
+		return dataplane.Result{}, plain(err)
+	}
+	if response.Resync != "" {
+		return dataplane.Result{}, fmt.Errorf("%s: %w", strings.TrimSuffix(response.Resync, ": "+dataplane.ErrResync.Error()), dataplane.ErrResync)
+	}
+	result := dataplane.Result{Generation: generationFromWire(response.Generation)}
+	for _, e := range response.Failed {
+		failed := dataplane.RecordError{Pool: model.PoolID(e.Pool), Message: e.Message}
+		if e.Pool == "" {
+			if failed.Frontend, err = keyFromWire(e.Frontend); err != nil {
+				return result, err
+			}
+		}
+		result.Failed = append(result.Failed, failed)
+	}
+	return result, nil
+}
+
+func sendChange(send func(*pb.ApplyChunk) error, change dataplane.Change) error {
+	if err := send(&pb.ApplyChunk{Base: generationToWire(change.Base), Next: generationToWire(change.Next)}); err != nil {
+		return err
+	}
+	err := sendChunks(change.UpsertPools, poolToWire, poolUnits, func(c []*pb.Pool) error { return send(&pb.ApplyChunk{UpsertPools: c}) })
+	if err != nil {
+		return err
+	}
+	err = sendChunks(change.UpsertFrontends, frontendToWire, frontendUnits, func(c []*pb.Frontend) error { return send(&pb.ApplyChunk{UpsertFrontends: c}) })
+	if err != nil {
+		return err
+	}
+	err = sendChunks(change.DeleteFrontends, keyToWire, oneUnit, func(c []*pb.FrontendKey) error { return send(&pb.ApplyChunk{DeleteFrontends: c}) })
+	if err != nil {
+		return err
+	}
+	err = sendChunks(change.DeletePools, poolIDToWire, oneUnit, func(c []string) error { return send(&pb.ApplyChunk{DeletePools: c}) })
+	if err != nil {
+		return err
+	}
+	return send(&pb.ApplyChunk{End: true})
+}
+
+// Render streams the snapshot and gathers the text.
+func (c *client) Render(ctx context.Context, snapshot model.Snapshot) (string, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := c.wire.Render(ctx)
+	if err != nil {
+		return "", plain(err)
+	}
+	err = sendChunks(snapshot.Pools, poolToWire, poolUnits, func(p []*pb.Pool) error { return stream.Send(&pb.SnapshotChunk{Pools: p}) })
+	if err == nil {
+		err = sendChunks(snapshot.Frontends, frontendToWire, frontendUnits, func(f []*pb.Frontend) error { return stream.Send(&pb.SnapshotChunk{Frontends: f}) })
+	}
+	if err != nil && !errors.Is(err, io.EOF) {
+		return "", plain(err)
+	}
+	if err := stream.CloseSend(); err != nil {
+		return "", plain(err)
+	}
+	var text strings.Builder
+	for {
+		chunk, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return text.String(), nil
+		}
+		if err != nil {
+			return "", plain(err)
+		}
+		text.WriteString(chunk.Text)
+	}
+}
+
+// Stats gathers the counters.
+func (c *client) Stats(ctx context.Context) (dataplane.Stats, error) {
+	stats := dataplane.Stats{Frontends: map[model.FrontendKey]dataplane.Counter{}, Endpoints: map[dataplane.EndpointKey]dataplane.Counter{}, Drops: map[string]uint64{}}
+	stream, err := c.wire.Stats(ctx, &pb.StatsRequest{})
+	if err != nil {
+		return stats, plain(err)
+	}
+	for {
+		chunk, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return stats, nil
+		}
+		if err != nil {
+			return stats, plain(err)
+		}
+		for reason, n := range chunk.Drops {
+			stats.Drops[reason] = n
+		}
+		for _, f := range chunk.Frontends {
+			key, err := keyFromWire(f.Key)
+			if err != nil {
+				return stats, err
+			}
+			stats.Frontends[key] = counterFromWire(f.Counter)
+		}
+		for _, e := range chunk.Endpoints {
+			stats.Endpoints[dataplane.EndpointKey{Pool: model.PoolID(e.Pool), Endpoint: e.Endpoint}] = counterFromWire(e.Counter)
+		}
+	}
+}
+
+// Watch reports faults until ctx ends or the backend does.
+func (c *client) Watch(ctx context.Context, report func(dataplane.Fault)) error {
+	stream, err := c.wire.Watch(ctx, &pb.WatchRequest{})
+	if err != nil {
+		return plain(err)
+	}
+	for {
+		f, err := stream.Recv()
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return plain(err)
+		}
+		report(dataplane.Fault{Time: time.Unix(0, f.TimeUnixNanoseconds), Message: f.Message, Resync: f.Resync})
+	}
+}
+
+// Close ends the backend's work.
+func (c *client) Close(ctx context.Context, purge bool) error {
+	_, err := c.wire.Close(ctx, &pb.CloseRequest{Purge: purge})
+	return plain(err)
+}

@@ -1,0 +1,141 @@
+package plugin
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+
+	"github.com/hashicorp/go-hclog"
+	goplugin "github.com/hashicorp/go-plugin"
+
+	"kubelb.k8c.io/backends/dataplane"
+)
+
+// Options say which backend to start and how.
+type Options struct {
+	// Path is the backend's binary.
+	Path string
+	// Checksum is the binary's SHA-256 in hexadecimal; empty means that any is taken.
+	Checksum string
+	// SocketDir is a private directory for the socket; it is made with mode 0700.
+	SocketDir string
+	// Log takes what the backend writes to its standard error, line by line.
+	Log io.Writer
+}
+
+// Process is a backend that runs.
+type Process struct {
+	dataplane.Dataplane
+	client   *goplugin.Client
+	lifeline *os.File
+	stop     sync.Once
+}
+
+// Find returns the path of one of our own backends by its name (nftables), looked for beside the running binary and then
+// in PATH; anything with a slash is a path already.
+func Find(nameOrPath string) (string, error) {
+	if filepath.Base(nameOrPath) != nameOrPath {
+		return filepath.Abs(nameOrPath)
+	}
+	binary := "kubelb-backend-" + nameOrPath
+	if self, err := os.Executable(); err == nil {
+		beside := filepath.Join(filepath.Dir(self), binary)
+		if _, err := os.Stat(beside); err == nil {
+			return beside, nil
+		}
+	}
+	path, err := exec.LookPath(binary)
+	if err != nil {
+		return "", fmt.Errorf("backend %q: no binary %s beside this one or in PATH; install it or give a path", nameOrPath, binary)
+	}
+	return path, nil
+}
+
+// Load starts a backend. It inherits neither environment nor descriptors but for a lifeline: when this process ends, in
+// whatever way, so does the backend. The caller ends it with Stop.
+func Load(options Options) (*Process, error) {
+	if err := os.MkdirAll(options.SocketDir, 0o700); err != nil {
+		return nil, fmt.Errorf("socket directory: %w", err)
+	}
+	secure, err := checksum(options.Checksum)
+	if err != nil {
+		return nil, err
+	}
+	theirs, ours, err := os.Pipe()
+	if err != nil {
+		return nil, fmt.Errorf("lifeline: %w", err)
+	}
+	defer theirs.Close()
+	cmd := exec.Command(options.Path)
+	cmd.ExtraFiles = []*os.File{theirs}
+	client := goplugin.NewClient(&goplugin.ClientConfig{
+		HandshakeConfig:  handshake,
+		VersionedPlugins: map[int]goplugin.PluginSet{protocolVersion: {pluginName: &grpcPlugin{}}},
+		Cmd:              cmd,
+		AllowedProtocols: []goplugin.Protocol{goplugin.ProtocolGRPC},
+		AutoMTLS:         true,
+		SkipHostEnv:      true,
+		SecureConfig:     secure,
+		UnixSocketConfig: &goplugin.UnixSocketConfig{TempDir: options.SocketDir},
+		Stderr:           options.Log,
+		Logger:           hclog.NewNullLogger(),
+	})
+	p := &Process{client: client, lifeline: ours}
+	if err := p.connect(); err != nil {
+		p.Stop()
+		return nil, fmt.Errorf("start backend %s: %w", options.Path, err)
+	}
+	return p, nil
+}
+
+func (p *Process) connect() error {
+	protocol, err := p.client.Client()
+	if err != nil {
+		return err
+	}
+	raw, err := protocol.Dispense(pluginName)
+	if err != nil {
+		return err
+	}
+	d, ok := raw.(dataplane.Dataplane)
+	if !ok {
+		return fmt.Errorf("it serves %T, not a dataplane", raw)
+	}
+	p.Dataplane = d
+	return nil
+}
+
+func checksum(text string) (*goplugin.SecureConfig, error) {
+	if text == "" {
+		return nil, nil
+	}
+	sum, err := hex.DecodeString(text)
+	if err != nil || len(sum) != sha256.Size {
+		return nil, fmt.Errorf("checksum %q is not a SHA-256 in hexadecimal", text)
+	}
+	return &goplugin.SecureConfig{Checksum: sum, Hash: sha256.New()}, nil
+}
+
+// Exited reports whether the process is gone.
+func (p *Process) Exited() bool { return p.client.Exited() }
+
+// Wait returns when ctx ends or the backend does, and reports whether it was the backend.
+func (p *Process) Wait(ctx context.Context) bool {
+	// The watch ends with the process; what it reports is somebody else's business.
+	err := p.Watch(ctx, func(dataplane.Fault) {})
+	return ctx.Err() == nil && err != nil
+}
+
+// Stop ends the process; what it holds in the kernel stays.
+func (p *Process) Stop() {
+	p.stop.Do(func() {
+		p.client.Kill()
+		p.lifeline.Close()
+	})
+}

@@ -1,0 +1,335 @@
+package plugin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	goplugin "github.com/hashicorp/go-plugin"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+
+	"kubelb.k8c.io/backends/dataplane"
+	pb "kubelb.k8c.io/backends/plugin/dataplanepb"
+	"kubelb.k8c.io/core/model"
+)
+
+// protocolVersion is that of the contract; both sides must offer it.
+const protocolVersion = 1
+
+// handshake tells a person who starts a backend by hand what it is. It is no security measure.
+var handshake = goplugin.HandshakeConfig{MagicCookieKey: "KUBELB_DATAPLANE", MagicCookieValue: "1"}
+
+// pluginName is the only plugin that a backend serves.
+const pluginName = "dataplane"
+
+// lifelineDescriptor is the read end of a pipe whose write end the host holds: it ends when the host does.
+const lifelineDescriptor = 3
+
+// Serve runs the backend as a plugin of the process that started it, and returns when that one is done with it. The
+// process exits when the host dies.
+func Serve(d dataplane.Dataplane) {
+	if os.Getenv(handshake.MagicCookieKey) == handshake.MagicCookieValue {
+		go exitWithHost(os.NewFile(lifelineDescriptor, "lifeline"))
+	}
+	goplugin.Serve(&goplugin.ServeConfig{
+		HandshakeConfig:  handshake,
+		VersionedPlugins: map[int]goplugin.PluginSet{protocolVersion: {pluginName: &grpcPlugin{implementation: d}}},
+		GRPCServer:       goplugin.DefaultGRPCServer,
+	})
+}
+
+// exitWithHost ends this process at once when the host is gone: what it has in hand is atomic, and a successor waits.
+func exitWithHost(lifeline *os.File) {
+	if _, err := lifeline.Read(make([]byte, 1)); errors.Is(err, io.EOF) {
+		os.Exit(0)
+	}
+}
+
+// grpcPlugin ties the contract to go-plugin.
+type grpcPlugin struct {
+	goplugin.NetRPCUnsupportedPlugin
+	implementation dataplane.Dataplane
+}
+
+var _ goplugin.GRPCPlugin = (*grpcPlugin)(nil)
+
+// GRPCServer registers the backend.
+func (p *grpcPlugin) GRPCServer(_ *goplugin.GRPCBroker, s *grpc.Server) error {
+	pb.RegisterDataplaneServer(s, &server{dataplane: p.implementation, turn: make(chan struct{}, 1)})
+	return nil
+}
+
+// GRPCClient returns the host's end.
+func (p *grpcPlugin) GRPCClient(_ context.Context, _ *goplugin.GRPCBroker, c *grpc.ClientConn) (any, error) {
+	return &client{wire: pb.NewDataplaneClient(c)}, nil
+}
+
+// server lets a backend be called over the wire.
+type server struct {
+	pb.UnimplementedDataplaneServer
+	dataplane dataplane.Dataplane
+	// turn holds one token while a call that touches state runs, so that such calls come one at a time.
+	turn chan struct{}
+	// lock is held on the state directory for the life of the process.
+	lock *os.File
+}
+
+func (s *server) enter(ctx context.Context) error {
+	select {
+	case s.turn <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (s *server) leave() { <-s.turn }
+
+// Describe answers with name, version and features.
+func (s *server) Describe(ctx context.Context, _ *pb.DescribeRequest) (*pb.Description, error) {
+	d, err := s.dataplane.Describe(ctx)
+	out := &pb.Description{Name: d.Name, Version: d.Version}
+	for _, f := range d.Features {
+		out.Features = append(out.Features, string(f))
+	}
+	return out, err
+}
+
+// Configure takes the lock on the state directory, then configures the backend.
+func (s *server) Configure(ctx context.Context, in *pb.Configuration) (*pb.ConfigureResponse, error) {
+	if err := s.enter(ctx); err != nil {
+		return nil, err
+	}
+	defer s.leave()
+	config, err := configFromWire(in)
+	if err != nil {
+		return nil, err
+	}
+	if s.lock == nil {
+		if s.lock, err = lockStateDir(ctx, config.StateDir); err != nil {
+			return nil, err
+		}
+	}
+	return &pb.ConfigureResponse{}, s.dataplane.Configure(ctx, config)
+}
+
+// lockWait bounds how long a backend waits for its predecessor to end.
+const lockWait = 10 * time.Second
+
+// lockStateDir makes sure that one process alone writes for this gateway. The kernel drops the lock when the holder dies.
+func lockStateDir(ctx context.Context, dir string) (*os.File, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("state directory: %w", err)
+	}
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("state directory: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, lockWait)
+	defer cancel()
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return f, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, errors.Join(fmt.Errorf("another backend works on %s; stop it, or give this gateway a state directory of its own", dir), f.Close())
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// Applied streams the digests of what is held.
+func (s *server) Applied(_ *pb.AppliedRequest, stream grpc.ServerStreamingServer[pb.AppliedChunk]) error {
+	if err := s.enter(stream.Context()); err != nil {
+		return err
+	}
+	defer s.leave()
+	applied, err := s.dataplane.Applied(stream.Context())
+	if err != nil {
+		return err
+	}
+	if err := stream.Send(&pb.AppliedChunk{Generation: generationToWire(applied.Generation)}); err != nil {
+		return err
+	}
+	var pools []*pb.PoolDigest
+	for id, digest := range applied.Pools {
+		pools = append(pools, &pb.PoolDigest{Id: string(id), Digest: string(digest)})
+	}
+	same := func(d *pb.PoolDigest) *pb.PoolDigest { return d }
+	err = sendChunks(pools, same, oneUnit, func(c []*pb.PoolDigest) error { return stream.Send(&pb.AppliedChunk{Pools: c}) })
+	if err != nil {
+		return err
+	}
+	var frontends []*pb.FrontendDigest
+	for key, digest := range applied.Frontends {
+		frontends = append(frontends, &pb.FrontendDigest{Key: keyToWire(key), Digest: string(digest)})
+	}
+	sameFrontend := func(d *pb.FrontendDigest) *pb.FrontendDigest { return d }
+	return sendChunks(frontends, sameFrontend, oneUnit, func(c []*pb.FrontendDigest) error { return stream.Send(&pb.AppliedChunk{Frontends: c}) })
+}
+
+// Apply gathers the stream and applies it when its end has come.
+func (s *server) Apply(stream grpc.ClientStreamingServer[pb.ApplyChunk, pb.ApplyResponse]) error {
+	change, err := receiveChange(stream)
+	if err != nil {
+		return err
+	}
+	if err := s.enter(stream.Context()); err != nil {
+		return err
+	}
+	defer s.leave()
+	result, err := s.dataplane.Apply(stream.Context(), change)
+	if errors.Is(err, dataplane.ErrResync) {
+		return stream.SendAndClose(&pb.ApplyResponse{Resync: err.Error()})
+	}
+	if err != nil {
+		return err
+	}
+	response := &pb.ApplyResponse{Generation: generationToWire(result.Generation)}
+	for _, e := range result.Failed {
+		failed := &pb.RecordError{Pool: string(e.Pool), Message: e.Message}
+		if e.Pool == "" {
+			failed.Frontend = keyToWire(e.Frontend)
+		}
+		response.Failed = append(response.Failed, failed)
+	}
+	return stream.SendAndClose(response)
+}
+
+func receiveChange(stream grpc.ClientStreamingServer[pb.ApplyChunk, pb.ApplyResponse]) (dataplane.Change, error) {
+	var change dataplane.Change
+	for {
+		chunk, err := stream.Recv()
+		if err != nil {
+			return change, fmt.Errorf("apply stream ended early: %w", err)
+		}
+		if chunk.Next != nil {
+			change.Base, change.Next = generationFromWire(chunk.Base), generationFromWire(chunk.Next)
+		}
+		if err := addChunk(&change.Delta, chunk); err != nil {
+			return change, err
+		}
+		if chunk.End {
+			return change, nil
+		}
+	}
+}
+
+func addChunk(d *model.Delta, chunk *pb.ApplyChunk) (err error) {
+	if d.UpsertPools, err = fromWire(chunk.UpsertPools, poolFromWire, d.UpsertPools); err != nil {
+		return err
+	}
+	if d.UpsertFrontends, err = fromWire(chunk.UpsertFrontends, frontendFromWire, d.UpsertFrontends); err != nil {
+		return err
+	}
+	for _, id := range chunk.DeletePools {
+		d.DeletePools = append(d.DeletePools, model.PoolID(id))
+	}
+	d.DeleteFrontends, err = fromWire(chunk.DeleteFrontends, keyFromWire, d.DeleteFrontends)
+	return err
+}
+
+// Render gathers the snapshot and streams its text.
+func (s *server) Render(stream grpc.BidiStreamingServer[pb.SnapshotChunk, pb.TextChunk]) error {
+	var snapshot model.Snapshot
+	for {
+		chunk, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		if snapshot.Pools, err = fromWire(chunk.Pools, poolFromWire, snapshot.Pools); err != nil {
+			return err
+		}
+		if snapshot.Frontends, err = fromWire(chunk.Frontends, frontendFromWire, snapshot.Frontends); err != nil {
+			return err
+		}
+	}
+	text, err := s.dataplane.Render(stream.Context(), snapshot)
+	if err != nil {
+		return err
+	}
+	const piece = 1 << 20
+	for len(text) > 0 {
+		n := min(piece, len(text))
+		if err := stream.Send(&pb.TextChunk{Text: text[:n]}); err != nil {
+			return err
+		}
+		text = text[n:]
+	}
+	return nil
+}
+
+// Stats streams the counters.
+func (s *server) Stats(_ *pb.StatsRequest, stream grpc.ServerStreamingServer[pb.StatsChunk]) error {
+	if err := s.enter(stream.Context()); err != nil {
+		return err
+	}
+	defer s.leave()
+	stats, err := s.dataplane.Stats(stream.Context())
+	if err != nil {
+		return err
+	}
+	if err := stream.Send(&pb.StatsChunk{Drops: stats.Drops}); err != nil {
+		return err
+	}
+	var frontends []*pb.FrontendCounter
+	for key, c := range stats.Frontends {
+		frontends = append(frontends, &pb.FrontendCounter{Key: keyToWire(key), Counter: counterToWire(c)})
+	}
+	same := func(c *pb.FrontendCounter) *pb.FrontendCounter { return c }
+	err = sendChunks(frontends, same, oneUnit, func(c []*pb.FrontendCounter) error { return stream.Send(&pb.StatsChunk{Frontends: c}) })
+	if err != nil {
+		return err
+	}
+	var endpoints []*pb.EndpointCounter
+	for key, c := range stats.Endpoints {
+		endpoints = append(endpoints, &pb.EndpointCounter{Pool: string(key.Pool), Endpoint: key.Endpoint, Counter: counterToWire(c)})
+	}
+	sameEndpoint := func(c *pb.EndpointCounter) *pb.EndpointCounter { return c }
+	return sendChunks(endpoints, sameEndpoint, oneUnit, func(c []*pb.EndpointCounter) error { return stream.Send(&pb.StatsChunk{Endpoints: c}) })
+}
+
+// Watch streams faults until the host goes.
+func (s *server) Watch(_ *pb.WatchRequest, stream grpc.ServerStreamingServer[pb.Fault]) error {
+	faults := make(chan dataplane.Fault, 16)
+	done := make(chan error, 1)
+	ctx, cancel := context.WithCancel(stream.Context())
+	defer cancel()
+	go func() {
+		done <- s.dataplane.Watch(ctx, func(f dataplane.Fault) {
+			select {
+			case faults <- f:
+			case <-ctx.Done():
+			}
+		})
+	}()
+	for {
+		select {
+		case f := <-faults:
+			if err := stream.Send(&pb.Fault{TimeUnixNanoseconds: f.Time.UnixNano(), Message: f.Message, Resync: f.Resync}); err != nil {
+				return err
+			}
+		case err := <-done:
+			return err
+		}
+	}
+}
+
+// Close ends the backend's work.
+func (s *server) Close(ctx context.Context, in *pb.CloseRequest) (*pb.CloseResponse, error) {
+	if err := s.enter(ctx); err != nil {
+		return nil, err
+	}
+	defer s.leave()
+	return &pb.CloseResponse{}, s.dataplane.Close(ctx, in.Purge)
+}

@@ -1,0 +1,175 @@
+// Package netlab makes small networks of Linux network namespaces for tests, and removes them again. Everything it makes
+// carries a prefix; what a killed run left behind is removed by Sweep. It needs root.
+package netlab
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+)
+
+// Lab is a set of namespaces.
+type Lab struct {
+	prefix     string
+	namespaces []*Namespace
+}
+
+// Namespace is one host of the lab.
+type Namespace struct {
+	// Name is what ip netns knows it by.
+	Name   string
+	handle netns.NsHandle
+}
+
+// namespaceDir is where iproute2 keeps named namespaces.
+const namespaceDir = "/run/netns"
+
+// New returns an empty lab whose namespaces are named prefix-process-name.
+func New(prefix string) *Lab {
+	return &Lab{prefix: fmt.Sprintf("%s-%d-", prefix, os.Getpid())}
+}
+
+// Sweep removes namespaces with the prefix that belong to processes that are gone.
+func Sweep(prefix string) error {
+	entries, err := os.ReadDir(namespaceDir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		var pid int
+		if _, err := fmt.Sscanf(e.Name(), prefix+"-%d-", &pid); err != nil {
+			continue
+		}
+		if _, err := os.Stat(filepath.Join("/proc", fmt.Sprint(pid))); errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, netns.DeleteNamed(e.Name()))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Close removes all namespaces of the lab, and with them their links, rules and sockets.
+func (l *Lab) Close() error {
+	var errs []error
+	for _, ns := range l.namespaces {
+		errs = append(errs, ns.handle.Close(), netns.DeleteNamed(ns.Name))
+	}
+	l.namespaces = nil
+	return errors.Join(errs...)
+}
+
+// Namespace makes a host with its loopback up and the given sysctls (net/ipv4/ip_forward=1).
+func (l *Lab) Namespace(name string, sysctls ...string) (*Namespace, error) {
+	ns := &Namespace{Name: l.prefix + name}
+	done := make(chan error)
+	go func() {
+		// The thread ends with the goroutine and never comes back with a foreign namespace.
+		runtime.LockOSThread()
+		var err error
+		ns.handle, err = netns.NewNamed(ns.Name)
+		done <- err
+	}()
+	if err := <-done; err != nil {
+		return nil, fmt.Errorf("namespace %s: %w", name, err)
+	}
+	l.namespaces = append(l.namespaces, ns)
+	return ns, ns.Do(func() error {
+		lo, err := netlink.LinkByName("lo")
+		if err != nil {
+			return err
+		}
+		if err := netlink.LinkSetUp(lo); err != nil {
+			return err
+		}
+		return setSysctls(sysctls)
+	})
+}
+
+func setSysctls(sysctls []string) error {
+	for _, s := range sysctls {
+		key, value, _ := strings.Cut(s, "=")
+		if err := os.WriteFile(filepath.Join("/proc/sys", key), []byte(value), 0o644); err != nil {
+			return fmt.Errorf("sysctl %s: %w", s, err)
+		}
+	}
+	return nil
+}
+
+// Do runs f on a thread of its own inside the namespace. Sockets and processes that f makes stay there.
+func (ns *Namespace) Do(f func() error) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		if err := netns.Set(ns.handle); err != nil {
+			done <- fmt.Errorf("enter namespace %s: %w", ns.Name, err)
+			return
+		}
+		done <- f()
+	}()
+	return <-done
+}
+
+// Interface is one end of a link.
+type Interface struct {
+	Namespace *Namespace
+	Name      string
+	// Addresses are CIDRs.
+	Addresses []string
+}
+
+// Link joins two hosts by a veth pair.
+func (l *Lab) Link(a, b Interface) error {
+	pair := &netlink.Veth{LinkAttrs: netlink.NewLinkAttrs(), PeerName: b.Name, PeerNamespace: netlink.NsFd(b.Namespace.handle)}
+	pair.Name, pair.Namespace = a.Name, netlink.NsFd(a.Namespace.handle)
+	if err := a.Namespace.Do(func() error { return netlink.LinkAdd(pair) }); err != nil {
+		return fmt.Errorf("link %s %s: %w", a.Namespace.Name, b.Namespace.Name, err)
+	}
+	return errors.Join(a.up(), b.up())
+}
+
+func (i Interface) up() error {
+	return i.Namespace.Do(func() error {
+		link, err := netlink.LinkByName(i.Name)
+		if err != nil {
+			return err
+		}
+		if err := netlink.LinkSetUp(link); err != nil {
+			return err
+		}
+		for _, text := range i.Addresses {
+			address, err := netlink.ParseAddr(text)
+			if err != nil {
+				return err
+			}
+			// Duplicate address detection would make a new IPv6 address useless for a second.
+			if address.IP.To4() == nil {
+				address.Flags = 0x02 // IFA_F_NODAD
+			}
+			if err := netlink.AddrAdd(link, address); err != nil {
+				return fmt.Errorf("address %s: %w", text, err)
+			}
+		}
+		return nil
+	})
+}
+
+// Route adds a route to a network by a gateway's address.
+func (ns *Namespace) Route(network, gateway string) error {
+	return ns.Do(func() error {
+		_, dst, err := net.ParseCIDR(network)
+		if err != nil {
+			return err
+		}
+		return netlink.RouteReplace(&netlink.Route{Dst: dst, Gw: net.ParseIP(gateway)})
+	})
+}

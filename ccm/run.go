@@ -1,0 +1,198 @@
+package ccm
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/go-logr/logr"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/cluster"
+	"sigs.k8s.io/controller-runtime/pkg/healthz"
+	"sigs.k8s.io/controller-runtime/pkg/metrics/server"
+
+	"kubelb.k8c.io/api/v1alpha1"
+)
+
+// Config is what the controllers need to know.
+type Config struct {
+	// HubNamespace is the tenant's namespace on the management cluster.
+	HubNamespace string
+	// ClassRequired: Services without a loadBalancerClass are not ours.
+	ClassRequired bool
+	// NodeAddressType is InternalIP, ExternalIP or Hostname.
+	NodeAddressType string
+	// Resolver resolves node names; nil leaves them as they are.
+	Resolver *net.Resolver
+}
+
+// leaseName is the leader election's, the same as KubeLB's CCM has, so that both never run at once.
+const leaseName = "19f32e7b.ccm.kubelb.k8c.io"
+
+type options struct {
+	clusterName, hubKubeconfig, kubeconfig, nodeAddressType string
+	useClass, leaderElection                                bool
+	leaderElectionNamespace, metricsAddress, probeAddress   string
+	logLevel, logFormat                                     string
+}
+
+func (o *options) register(flags *flag.FlagSet, env func(string) string) {
+	flags.StringVar(&o.clusterName, "cluster-name", "", "name of this tenant on the management cluster; its namespace there is tenant-<name> (required)")
+	flags.StringVar(&o.hubKubeconfig, "kubelb-kubeconfig", filepath.Join(env("HOME"), ".kube", "kubelb"), "kubeconfig of the management cluster, with the tenant's own credentials")
+	flags.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig of the tenant cluster; empty uses the pod's service account")
+	flags.StringVar(&o.nodeAddressType, "node-address-type", "InternalIP", "which node addresses take traffic: InternalIP, ExternalIP or Hostname (resolved here)")
+	flags.BoolVar(&o.useClass, "use-loadbalancer-class", false, "serve only Services with loadBalancerClass kubelb; otherwise also those without a class")
+	flags.BoolVar(&o.leaderElection, "enable-leader-election", true, "let one of several replicas work at a time")
+	flags.StringVar(&o.leaderElectionNamespace, "leader-election-namespace", "", "namespace of the election's Lease; empty uses the pod's own, or kube-system outside of a cluster")
+	flags.StringVar(&o.metricsAddress, "metrics-addr", ":9445", "address of the Prometheus metrics; 0 turns them off")
+	flags.StringVar(&o.probeAddress, "health-probe-bind-address", ":8081", "address of /healthz and /readyz; 0 turns them off")
+	flags.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
+	flags.StringVar(&o.logFormat, "log-format", "text", "text or json")
+}
+
+func (o *options) config() (Config, error) {
+	if o.clusterName == "" {
+		return Config{}, errors.New("--cluster-name is required: the tenant's name on the management cluster")
+	}
+	c := Config{HubNamespace: v1alpha1.TenantNamespacePrefix + strings.TrimPrefix(o.clusterName, v1alpha1.TenantNamespacePrefix),
+		ClassRequired: o.useClass, NodeAddressType: o.nodeAddressType}
+	switch o.nodeAddressType {
+	case "InternalIP", "ExternalIP":
+	case "Hostname":
+		c.Resolver = net.DefaultResolver
+	default:
+		return Config{}, fmt.Errorf("--node-address-type=%s: use InternalIP, ExternalIP or Hostname", o.nodeAddressType)
+	}
+	return c, nil
+}
+
+// Run is the program kubelb-ccm: it works until ctx ends.
+func Run(ctx context.Context, args []string, env func(string) string, stdout, stderr io.Writer) error {
+	var o options
+	flags := flag.NewFlagSet("kubelb-ccm", flag.ContinueOnError)
+	flags.SetOutput(stdout)
+	flags.Usage = func() {
+		fmt.Fprintf(stdout, "kubelb-ccm gives the Services of type LoadBalancer of a tenant cluster their addresses from a KubeLB management cluster.\n\nFlags:\n")
+		flags.PrintDefaults()
+	}
+	o.register(flags, env)
+	if err := flags.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return nil
+		}
+		return err
+	}
+	config, err := o.config()
+	if err != nil {
+		return err
+	}
+	if err := setLogger(o.logLevel, o.logFormat, stderr); err != nil {
+		return err
+	}
+	return serve(ctx, o, config)
+}
+
+func setLogger(level, format string, w io.Writer) error {
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		return fmt.Errorf("--log-level=%s: use debug, info, warn or error", level)
+	}
+	var handler slog.Handler = slog.NewTextHandler(w, &slog.HandlerOptions{Level: l})
+	switch format {
+	case "text":
+	case "json":
+		handler = slog.NewJSONHandler(w, &slog.HandlerOptions{Level: l})
+	default:
+		return fmt.Errorf("--log-format=%s: use text or json", format)
+	}
+	ctrl.SetLogger(logr.FromSlogHandler(handler))
+	klog.SetLogger(logr.FromSlogHandler(handler))
+	return nil
+}
+
+// serve wires the controllers: nodes, Services and EndpointSlices of the tenant in, LoadBalancers and Addresses of its
+// namespace on the hub out, and their status back.
+func serve(ctx context.Context, o options, config Config) error {
+	tenantConfig, err := restConfig(o.kubeconfig)
+	if err != nil {
+		return fmt.Errorf("tenant cluster: %w", err)
+	}
+	hubConfig, err := clientcmd.BuildConfigFromFlags("", o.hubKubeconfig)
+	if err != nil {
+		return fmt.Errorf("management cluster: --kubelb-kubeconfig=%s: %w", o.hubKubeconfig, err)
+	}
+	scheme, err := newScheme()
+	if err != nil {
+		return err
+	}
+	mgr, err := ctrl.NewManager(tenantConfig, ctrl.Options{
+		Scheme:                  scheme,
+		Metrics:                 server.Options{BindAddress: o.metricsAddress},
+		HealthProbeBindAddress:  o.probeAddress,
+		LeaderElection:          o.leaderElection,
+		LeaderElectionID:        leaseName,
+		LeaderElectionNamespace: cmp.Or(o.leaderElectionNamespace, defaultElectionNamespace()),
+	})
+	if err != nil {
+		return fmt.Errorf("tenant cluster: %w", err)
+	}
+	hub, err := cluster.New(hubConfig, func(c *cluster.Options) {
+		c.Scheme = scheme
+		c.Cache = cache.Options{Scheme: scheme, DefaultNamespaces: map[string]cache.Config{config.HubNamespace: {}}}
+		c.Client = client.Options{Scheme: scheme}
+	})
+	if err != nil {
+		return fmt.Errorf("management cluster: %w", err)
+	}
+	if err := mgr.Add(hub); err != nil {
+		return err
+	}
+	services := &serviceReconciler{tenant: mgr.GetClient(), hub: hub.GetClient(), events: mgr.GetEventRecorder("kubelb-ccm"), config: config}
+	if err := services.setUp(mgr, hub); err != nil {
+		return err
+	}
+	addresses := &addressesReconciler{tenant: mgr.GetClient(), hub: hub.GetClient(), config: config}
+	if err := addresses.setUp(mgr, hub); err != nil {
+		return err
+	}
+	if err := errors.Join(mgr.AddHealthzCheck("ping", healthz.Ping), mgr.AddReadyzCheck("ping", healthz.Ping)); err != nil {
+		return err
+	}
+	return mgr.Start(ctx)
+}
+
+func restConfig(kubeconfig string) (*rest.Config, error) {
+	if kubeconfig == "" {
+		return rest.InClusterConfig()
+	}
+	return clientcmd.BuildConfigFromFlags("", kubeconfig)
+}
+
+func newScheme() (*runtime.Scheme, error) {
+	scheme := runtime.NewScheme()
+	return scheme, errors.Join(corev1.AddToScheme(scheme), discoveryv1.AddToScheme(scheme), v1alpha1.AddToScheme(scheme))
+}
+
+// defaultElectionNamespace is empty inside a pod, where controller-runtime finds the pod's own.
+func defaultElectionNamespace() string {
+	if _, err := os.Stat("/var/run/secrets/kubernetes.io/serviceaccount/namespace"); err == nil {
+		return ""
+	}
+	return "kube-system"
+}

@@ -1,0 +1,363 @@
+package ccm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/events"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/cluster"
+	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	"sigs.k8s.io/controller-runtime/pkg/source"
+
+	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/core/translate"
+)
+
+// The finalizer that every load-balancer controller uses, and KubeLB's own of before.
+const (
+	cleanupFinalizer = "service.kubernetes.io/load-balancer-cleanup"
+	legacyFinalizer  = "kubelb.k8c.io/cleanup"
+)
+
+// conditionReady is the one condition that this controller keeps on a Service. It also says that the Service was ours.
+const conditionReady = "kubelb.k8c.io/Ready"
+
+// Event reasons, as Kubernetes' service controller names them.
+const (
+	eventEnsuring    = "EnsuringLoadBalancer"
+	eventEnsured     = "EnsuredLoadBalancer"
+	eventUpdated     = "UpdatedLoadBalancer"
+	eventDeleting    = "DeletingLoadBalancer"
+	eventDeleted     = "DeletedLoadBalancer"
+	eventSyncFailed  = "SyncLoadBalancerFailed"
+	eventUnavailable = "UnAvailableLoadBalancer"
+)
+
+// serviceReconciler keeps one LoadBalancer on the hub for each Service that is ours.
+type serviceReconciler struct {
+	tenant client.Client
+	hub    client.Client
+	events events.EventRecorder
+	config Config
+}
+
+// setUp lists what wakes a Service up: itself, its EndpointSlices and the nodes where its policy is Local, its LoadBalancer.
+func (r *serviceReconciler) setUp(mgr ctrl.Manager, hub cluster.Cluster) error {
+	return ctrl.NewControllerManagedBy(mgr).Named("service").
+		For(&corev1.Service{}).
+		Watches(&discoveryv1.EndpointSlice{}, handler.EnqueueRequestsFromMapFunc(serviceOfSlice)).
+		Watches(&corev1.Node{}, handler.EnqueueRequestsFromMapFunc(r.localServices), withPredicate(nodeMatters)).
+		WatchesRawSource(source.Kind(hub.GetCache(), &v1alpha1.LoadBalancer{}, handler.TypedEnqueueRequestsFromMapFunc(serviceOfLoadBalancer))).
+		Complete(r)
+}
+
+func serviceOfSlice(_ context.Context, o client.Object) []reconcile.Request {
+	name := o.GetLabels()[discoveryv1.LabelServiceName]
+	if name == "" {
+		return nil
+	}
+	return []reconcile.Request{{NamespacedName: types.NamespacedName{Namespace: o.GetNamespace(), Name: name}}}
+}
+
+func serviceOfLoadBalancer(_ context.Context, lb *v1alpha1.LoadBalancer) []reconcile.Request {
+	name := types.NamespacedName{Namespace: lb.Labels[v1alpha1.LabelOriginNamespace], Name: lb.Labels[v1alpha1.LabelOriginName]}
+	if name.Namespace == "" || name.Name == "" {
+		return nil
+	}
+	return []reconcile.Request{{NamespacedName: name}}
+}
+
+// localServices are those whose endpoints' nodes may have changed; all others share the tenant's Addresses.
+func (r *serviceReconciler) localServices(ctx context.Context, _ client.Object) []reconcile.Request {
+	var services corev1.ServiceList
+	if err := r.tenant.List(ctx, &services); err != nil {
+		return nil
+	}
+	var requests []reconcile.Request
+	for _, s := range services.Items {
+		if s.Spec.Type == corev1.ServiceTypeLoadBalancer && s.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal {
+			requests = append(requests, reconcile.Request{NamespacedName: client.ObjectKeyFromObject(&s)})
+		}
+	}
+	return requests
+}
+
+// nodeMatters lets through only what changes which addresses a node contributes: heartbeats and readiness do not.
+var nodeMatters = predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
+	before, after := e.ObjectOld.(*corev1.Node), e.ObjectNew.(*corev1.Node)
+	return !equality.Semantic.DeepEqual(nodeFrom(before), nodeFrom(after))
+}}
+
+// Reconcile brings the hub and the Service's status to what the Service says.
+func (r *serviceReconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+	var service corev1.Service
+	err := r.tenant.Get(ctx, req.NamespacedName, &service)
+	if apierrors.IsNotFound(err) {
+		_, err := r.deleteFromHub(ctx, req.NamespacedName, "")
+		return reconcile.Result{}, err
+	}
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	if service.DeletionTimestamp == nil && translate.Owns(serviceFrom(&service), r.config.ClassRequired) {
+		return reconcile.Result{}, r.ensure(ctx, &service)
+	}
+	return reconcile.Result{}, r.cleanUp(ctx, &service)
+}
+
+// ensure keeps the order that others rely on: the finalizer before anything on the hub, an earlier namesake's
+// LoadBalancer gone before the new one, the status last.
+func (r *serviceReconciler) ensure(ctx context.Context, service *corev1.Service) error {
+	if err := r.setFinalizer(ctx, service, true); err != nil {
+		return err
+	}
+	gone, err := r.deleteFromHub(ctx, client.ObjectKeyFromObject(service), string(service.UID))
+	if err != nil || !gone {
+		return err
+	}
+	wished, problems, err := r.wish(ctx, service)
+	if err != nil {
+		return err
+	}
+	if problem, refused := translate.Refused(problems); refused {
+		if _, err := r.deleteFromHub(ctx, client.ObjectKeyFromObject(service), ""); err != nil {
+			return err
+		}
+		return r.publish(ctx, service, nil, metav1.Condition{Type: conditionReady, Status: metav1.ConditionFalse, Reason: problem.Reason, Message: problem.Message}, nil)
+	}
+	lb, err := r.push(ctx, service, wished)
+	if err != nil {
+		return r.pushFailed(ctx, service, err)
+	}
+	return r.publish(ctx, service, &lb.Status.LoadBalancer, mirror(lb, problems), problems)
+}
+
+// wish gathers what the Service's translation needs.
+func (r *serviceReconciler) wish(ctx context.Context, service *corev1.Service) (*v1alpha1.LoadBalancer, []translate.Problem, error) {
+	var nodes []translate.Node
+	var endpoints []translate.Slice
+	s := serviceFrom(service)
+	if s.LocalOnly {
+		var list corev1.NodeList
+		if err := r.tenant.List(ctx, &list); err != nil {
+			return nil, nil, err
+		}
+		for i := range list.Items {
+			nodes = append(nodes, nodeFrom(&list.Items[i]))
+		}
+		var all discoveryv1.EndpointSliceList
+		if err := r.tenant.List(ctx, &all, client.InNamespace(service.Namespace), client.MatchingLabels{discoveryv1.LabelServiceName: service.Name}); err != nil {
+			return nil, nil, err
+		}
+		for i := range all.Items {
+			endpoints = append(endpoints, sliceFrom(&all.Items[i]))
+		}
+	}
+	lb, problems := translate.Wish(s, nodes, endpoints, r.config.NodeAddressType, r.config.HubNamespace)
+	if lb.Local != nil {
+		resolved := r.config.resolve(ctx, *lb.Local)
+		lb.Local = &resolved
+	}
+	return loadBalancerTo(lb), problems, nil
+}
+
+// push creates or updates the LoadBalancer on the hub and returns what stands there.
+func (r *serviceReconciler) push(ctx context.Context, service *corev1.Service, wished *v1alpha1.LoadBalancer) (*v1alpha1.LoadBalancer, error) {
+	var current v1alpha1.LoadBalancer
+	err := r.hub.Get(ctx, client.ObjectKeyFromObject(wished), &current)
+	if apierrors.IsNotFound(err) {
+		r.event(service, corev1.EventTypeNormal, eventEnsuring, "Ensuring load balancer")
+		return wished, r.hub.Create(ctx, wished)
+	}
+	if err != nil {
+		return nil, err
+	}
+	labelled := true
+	for key, value := range wished.Labels {
+		labelled = labelled && current.Labels[key] == value
+	}
+	if labelled && equality.Semantic.DeepEqual(current.Spec, wished.Spec) {
+		return &current, nil
+	}
+	current.Spec = wished.Spec
+	if current.Labels == nil {
+		current.Labels = map[string]string{}
+	}
+	for key, value := range wished.Labels {
+		current.Labels[key] = value
+	}
+	if err := r.hub.Update(ctx, &current); err != nil {
+		return nil, err
+	}
+	r.event(service, corev1.EventTypeNormal, eventUpdated, "Updated load balancer")
+	return &current, nil
+}
+
+// pushFailed tells the Service why the hub did not take it.
+func (r *serviceReconciler) pushFailed(ctx context.Context, service *corev1.Service, cause error) error {
+	if apierrors.IsConflict(cause) || apierrors.IsAlreadyExists(cause) {
+		return cause // the cache is behind; the retry reads it anew
+	}
+	condition := metav1.Condition{Type: conditionReady, Status: metav1.ConditionFalse, Reason: "HubRefused", Message: "the management cluster did not accept the LoadBalancer: " + cause.Error()}
+	return errors.Join(cause, r.publish(ctx, service, nil, condition, nil))
+}
+
+// mirror is the Service's condition: the hub's own Ready, or what the tenant's side left out.
+func mirror(lb *v1alpha1.LoadBalancer, problems []translate.Problem) metav1.Condition {
+	out := metav1.Condition{Type: conditionReady, Status: metav1.ConditionFalse, Reason: "Pending", Message: "waiting for the management cluster to answer"}
+	if c := meta.FindStatusCondition(lb.Status.Conditions, v1alpha1.ConditionReady); c != nil {
+		out.Status, out.Reason, out.Message = c.Status, c.Reason, c.Message
+	} else if len(lb.Status.LoadBalancer.Ingress) > 0 {
+		// A KubeLB manager has no conditions.
+		out.Status, out.Reason, out.Message = metav1.ConditionTrue, "Ready", "an external address is assigned"
+	}
+	if len(problems) > 0 && out.Status == metav1.ConditionTrue {
+		out.Reason, out.Message = problems[0].Reason, "served, but: "+problems[0].Message
+	}
+	return out
+}
+
+// publish writes status and condition, where they differ, and tells in events what changed. A nil status leaves the
+// Service's addresses as they are.
+func (r *serviceReconciler) publish(ctx context.Context, service *corev1.Service, status *corev1.LoadBalancerStatus, condition metav1.Condition, problems []translate.Problem) error {
+	before := service.DeepCopy()
+	if status != nil {
+		service.Status.LoadBalancer = *status.DeepCopy()
+	}
+	condition.ObservedGeneration = service.Generation
+	known := meta.FindStatusCondition(before.Status.Conditions, conditionReady)
+	meta.SetStatusCondition(&service.Status.Conditions, condition)
+	if equality.Semantic.DeepEqual(before.Status, service.Status) {
+		return nil
+	}
+	if err := r.tenant.Status().Patch(ctx, service, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})); err != nil {
+		return client.IgnoreNotFound(err)
+	}
+	if len(service.Status.LoadBalancer.Ingress) > 0 && !equality.Semantic.DeepEqual(before.Status.LoadBalancer, service.Status.LoadBalancer) {
+		r.event(service, corev1.EventTypeNormal, eventEnsured, "Ensured load balancer")
+	}
+	changed := known == nil || known.Reason != condition.Reason || known.Message != condition.Message
+	if changed && condition.Status == metav1.ConditionFalse && !waiting[condition.Reason] {
+		reason := eventSyncFailed
+		if condition.Reason == translate.ReasonNoNodes {
+			reason = eventUnavailable
+		}
+		r.event(service, corev1.EventTypeWarning, reason, condition.Message)
+	}
+	for _, p := range problems {
+		if changed && p.Partial {
+			r.event(service, corev1.EventTypeWarning, eventSyncFailed, p.Message)
+		}
+	}
+	return nil
+}
+
+// waiting are reasons that pass by themselves and are worth no event.
+var waiting = map[string]bool{"Pending": true, "WaitingForGateway": true, "WaitingForAnnouncement": true}
+
+// cleanUp lets go of a Service that is not ours any more: first the hub, then the finalizer, then the status. A Service
+// that never was ours is not touched, even if it carries the same well-known finalizer for another controller.
+func (r *serviceReconciler) cleanUp(ctx context.Context, service *corev1.Service) error {
+	key := client.ObjectKeyFromObject(service)
+	var lbs v1alpha1.LoadBalancerList
+	if err := r.listOnHub(ctx, key, &lbs); err != nil {
+		return err
+	}
+	ours := len(lbs.Items) > 0 || meta.FindStatusCondition(service.Status.Conditions, conditionReady) != nil ||
+		controllerutil.ContainsFinalizer(service, legacyFinalizer) ||
+		controllerutil.ContainsFinalizer(service, cleanupFinalizer) && translate.Owns(serviceFrom(service), r.config.ClassRequired)
+	if !ours {
+		return nil
+	}
+	if len(lbs.Items) > 0 {
+		r.event(service, corev1.EventTypeNormal, eventDeleting, "Deleting load balancer")
+	}
+	gone, err := r.deleteFromHub(ctx, key, "")
+	if err != nil {
+		r.event(service, corev1.EventTypeWarning, "DeleteLoadBalancerFailed", err.Error())
+		return err
+	}
+	if !gone {
+		return nil // the hub's watch wakes us up
+	}
+	if err := r.setFinalizer(ctx, service, false); err != nil {
+		return err
+	}
+	if err := r.clearStatus(ctx, service); err != nil {
+		return err
+	}
+	r.event(service, corev1.EventTypeNormal, eventDeleted, "Deleted load balancer")
+	return nil
+}
+
+// clearStatus comes last: the condition says that the Service was ours, for whoever goes on after a crash.
+func (r *serviceReconciler) clearStatus(ctx context.Context, service *corev1.Service) error {
+	before := service.DeepCopy()
+	service.Status.LoadBalancer = corev1.LoadBalancerStatus{}
+	meta.RemoveStatusCondition(&service.Status.Conditions, conditionReady)
+	if equality.Semantic.DeepEqual(before.Status, service.Status) {
+		return nil
+	}
+	return client.IgnoreNotFound(r.tenant.Status().Patch(ctx, service, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})))
+}
+
+// setFinalizer adds our finalizer, or removes it; KubeLB's own is removed in either case.
+func (r *serviceReconciler) setFinalizer(ctx context.Context, service *corev1.Service, present bool) error {
+	before := service.DeepCopy()
+	changed := controllerutil.RemoveFinalizer(service, legacyFinalizer)
+	if present {
+		changed = controllerutil.AddFinalizer(service, cleanupFinalizer) || changed
+	} else {
+		changed = controllerutil.RemoveFinalizer(service, cleanupFinalizer) || changed
+	}
+	if !changed {
+		return nil
+	}
+	err := r.tenant.Patch(ctx, service, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
+	if !present {
+		err = client.IgnoreNotFound(err)
+	}
+	return err
+}
+
+func (r *serviceReconciler) listOnHub(ctx context.Context, service types.NamespacedName, into *v1alpha1.LoadBalancerList) error {
+	return r.hub.List(ctx, into, client.InNamespace(r.config.HubNamespace), client.MatchingLabels{
+		v1alpha1.LabelOriginNamespace: service.Namespace, v1alpha1.LabelOriginName: service.Name})
+}
+
+// deleteFromHub deletes all LoadBalancers of the Service but the one to keep, and reports whether they are gone.
+func (r *serviceReconciler) deleteFromHub(ctx context.Context, service types.NamespacedName, keep string) (bool, error) {
+	var lbs v1alpha1.LoadBalancerList
+	if err := r.listOnHub(ctx, service, &lbs); err != nil {
+		return false, err
+	}
+	lbs.Items = slices.DeleteFunc(lbs.Items, func(lb v1alpha1.LoadBalancer) bool { return lb.Name == keep })
+	for i := range lbs.Items {
+		if lbs.Items[i].DeletionTimestamp != nil {
+			continue
+		}
+		if err := r.hub.Delete(ctx, &lbs.Items[i]); client.IgnoreNotFound(err) != nil {
+			return false, fmt.Errorf("delete LoadBalancer %s on the hub: %w", lbs.Items[i].Name, err)
+		}
+	}
+	return len(lbs.Items) == 0, nil
+}
+
+func (r *serviceReconciler) event(service *corev1.Service, kind, reason, message string) {
+	r.events.Eventf(service, nil, kind, reason, "Sync", "%s", message)
+}

@@ -238,6 +238,9 @@ func (h *Hub) Snapshot() model.Snapshot {
 	}.Canonical()
 }
 
+// Served returns the model as of the last Flush. The caller must not change it, and must not keep it over a Flush.
+func (h *Hub) Served() Served { return h.served }
+
 // Changes is what a Flush changed.
 type Changes struct {
 	Model model.Delta

@@ -219,3 +219,9 @@ func targets(field string, list []Address, tenant Tenant, fence Fence) (good []n
 	slices.SortFunc(good, netip.Addr.Compare)
 	return slices.Compact(good), refused
 }
+
+// RefusedAddresses tells, a message each, which targets of an Addresses object the tenant may not have.
+func RefusedAddresses(a Addresses, tenant Tenant, fence Fence) []string {
+	_, refused := targets("Addresses "+a.Name+" spec.addresses", a.List, tenant, fence)
+	return refused
+}

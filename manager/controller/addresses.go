@@ -1,0 +1,224 @@
+package controller
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+
+	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/util/workqueue"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/log"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/core/ipam"
+	"kubelb.k8c.io/core/translate"
+	"kubelb.k8c.io/manager/convert"
+)
+
+// addressBook is the allocation. Before the first new grant it takes over what stands in all statuses, read from the API
+// server itself and not from a cache that may lag: an address is never dealt twice.
+type addressBook struct {
+	reader client.Reader
+	mu     sync.Mutex // guards all below
+	loaded bool
+	book   *ipam.Allocator
+	pools  []ipam.Pool
+	bad    map[string]error
+}
+
+// load fills the book at the first call.
+func (b *addressBook) load(ctx context.Context) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.loaded {
+		return nil
+	}
+	b.book = ipam.NewAllocator()
+	if err := b.readPools(ctx); err != nil {
+		return err
+	}
+	var lbs v1alpha1.LoadBalancerList
+	if err := b.reader.List(ctx, &lbs); err != nil {
+		return fmt.Errorf("read the allocations on record: %w", err)
+	}
+	// The oldest keeps an address that two claim, which only foreign writes to a status can bring about.
+	slices.SortFunc(lbs.Items, func(x, y v1alpha1.LoadBalancer) int {
+		return cmp.Or(x.CreationTimestamp.Compare(y.CreationTimestamp.Time), cmp.Compare(x.UID, y.UID))
+	})
+	for i := range lbs.Items {
+		for _, conflict := range b.book.Adopt(client.ObjectKeyFromObject(&lbs.Items[i]).String(), convert.Grants(&lbs.Items[i])) {
+			log.FromContext(ctx).Error(conflict, "address on record twice: the older LoadBalancer keeps it")
+		}
+	}
+	b.loaded = true
+	return nil
+}
+
+// readPools takes the pools as they stand, the oldest first: of two that overlap the older one counts.
+func (b *addressBook) readPools(ctx context.Context) error {
+	var list v1alpha1.AddressPoolList
+	if err := b.reader.List(ctx, &list); err != nil {
+		return fmt.Errorf("read the address pools: %w", err)
+	}
+	slices.SortFunc(list.Items, func(x, y v1alpha1.AddressPool) int {
+		return cmp.Or(x.CreationTimestamp.Compare(y.CreationTimestamp.Time), cmp.Compare(x.Name, y.Name))
+	})
+	b.pools, b.bad = nil, map[string]error{}
+	for i := range list.Items {
+		pool, err := convert.Pool(&list.Items[i])
+		if err != nil {
+			b.bad[list.Items[i].Name] = err
+			continue
+		}
+		b.pools = append(b.pools, pool)
+	}
+	for _, o := range b.book.SetPools(b.pools) {
+		b.bad[o.Pool] = fmt.Errorf("overlaps AddressPool %s at %s: it gives no address until one of them is changed", o.Other, o.Addresses)
+	}
+	return nil
+}
+
+// refresh takes the pools as they stand and reports whether they differ from before.
+func (b *addressBook) refresh(ctx context.Context) (bool, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	before := b.pools
+	err := b.readPools(ctx)
+	return !equality.Semantic.DeepEqual(fmt.Sprint(before), fmt.Sprint(b.pools)), err
+}
+
+func (b *addressBook) allocate(holder string, wish ipam.Wish) *ipam.Refusal {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	_, refusal := b.book.Allocate(holder, wish)
+	return refusal
+}
+
+func (b *addressBook) held(holder string) []ipam.Grant {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.book.Held(holder)
+}
+
+func (b *addressBook) release(holder string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.book != nil {
+		b.book.Release(holder)
+	}
+}
+
+// ranges are all addresses of all pools.
+func (b *addressBook) ranges() []ipam.Range {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var out []ipam.Range
+	for _, p := range b.pools {
+		out = append(out, p.Ranges...)
+	}
+	return out
+}
+
+// poolReconciler takes changes of pools into the book and counts in their status.
+type poolReconciler struct {
+	client    client.Client
+	addresses *addressBook
+	changed   chan<- event.GenericEvent
+}
+
+func (r *poolReconciler) setUp(mgr ctrl.Manager) error {
+	all := func(ctx context.Context, _ client.Object) []reconcile.Request {
+		return []reconcile.Request{{}}
+	}
+	return ctrl.NewControllerManagedBy(mgr).Named("addresspool").
+		Watches(&v1alpha1.AddressPool{}, handler.EnqueueRequestsFromMapFunc(all)).
+		Watches(&v1alpha1.LoadBalancer{}, handler.EnqueueRequestsFromMapFunc(all)).
+		Complete(r)
+}
+
+// Reconcile looks at all pools at once: whether one overlaps another is no property of one alone. Requests gather while
+// one runs, so that a burst of LoadBalancers costs few of them.
+func (r *poolReconciler) Reconcile(ctx context.Context, _ reconcile.Request) (reconcile.Result, error) {
+	if err := r.addresses.load(ctx); err != nil {
+		return reconcile.Result{}, err
+	}
+	var list v1alpha1.AddressPoolList
+	if err := r.client.List(ctx, &list); err != nil {
+		return reconcile.Result{}, err
+	}
+	changed, err := r.addresses.refresh(ctx)
+	if changed {
+		select {
+		case r.changed <- event.GenericEvent{Object: &v1alpha1.AddressPool{}}:
+		default: // told already, and not yet heard
+		}
+	}
+	errs := []error{err}
+	for i := range list.Items {
+		errs = append(errs, r.count(ctx, &list.Items[i]))
+	}
+	return reconcile.Result{}, errors.Join(errs...)
+}
+
+func (r *poolReconciler) count(ctx context.Context, pool *v1alpha1.AddressPool) error {
+	before := pool.Status.DeepCopy()
+	r.addresses.mu.Lock()
+	four, six := r.addresses.book.Usage(pool.Name, ipam.IPv4), r.addresses.book.Usage(pool.Name, ipam.IPv6)
+	bad := r.addresses.bad[pool.Name]
+	r.addresses.mu.Unlock()
+	pool.Status.IPv4 = &v1alpha1.AddressCount{Used: four.Used, Free: four.Free.String()}
+	pool.Status.IPv6 = &v1alpha1.AddressCount{Used: six.Used, Free: six.Free.String()}
+	condition := metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: "Ready", Message: "addresses can be given", ObservedGeneration: pool.Generation}
+	if bad != nil {
+		condition.Status, condition.Reason, condition.Message = metav1.ConditionFalse, "Invalid", bad.Error()
+		if strings.HasPrefix(bad.Error(), "overlaps") {
+			condition.Reason = "Overlap"
+		}
+	}
+	meta.SetStatusCondition(&pool.Status.Conditions, condition)
+	if equality.Semantic.DeepEqual(before, &pool.Status) {
+		return nil
+	}
+	return client.IgnoreNotFound(r.client.Status().Update(ctx, pool))
+}
+
+// addressesHandler wakes up a tenant's LoadBalancers only when its Addresses come, go, or hold what may be refused: a
+// node that joins is no LoadBalancer's change.
+func (r *loadBalancerReconciler) addressesHandler() handler.EventHandler {
+	type queue = workqueue.TypedRateLimitingInterface[reconcile.Request]
+	wake := func(ctx context.Context, o client.Object, q queue) {
+		for _, request := range r.inNamespace(ctx, o.GetNamespace()) {
+			q.Add(request)
+		}
+	}
+	return handler.Funcs{
+		CreateFunc: func(ctx context.Context, e event.CreateEvent, q queue) { wake(ctx, e.Object, q) },
+		DeleteFunc: func(ctx context.Context, e event.DeleteEvent, q queue) { wake(ctx, e.Object, q) },
+		UpdateFunc: func(ctx context.Context, e event.UpdateEvent, q queue) {
+			before, after := e.ObjectOld.(*v1alpha1.Addresses), e.ObjectNew.(*v1alpha1.Addresses)
+			if r.refusedIn(ctx, before) != r.refusedIn(ctx, after) {
+				wake(ctx, after, q)
+			}
+		},
+	}
+}
+
+// refusedIn tells what of the addresses is left out.
+func (r *loadBalancerReconciler) refusedIn(ctx context.Context, a *v1alpha1.Addresses) string {
+	tenant, err := r.tenantOf(ctx, a.Namespace)
+	if err != nil || tenant == nil {
+		return ""
+	}
+	return strings.Join(translate.RefusedAddresses(convert.Addresses(a), *tenant, translate.Fence{Forbidden: r.forbidden, VIPs: r.addresses.ranges()}), "; ")
+}

@@ -1,0 +1,32 @@
+// Package controller is the manager's elected role: Tenants and their credentials, the allocation of addresses, and all of
+// LoadBalancer status, aggregated from what gateways report of themselves.
+package controller
+
+import (
+	"errors"
+	"net/netip"
+
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+)
+
+// Options are what the controllers need to know.
+type Options struct {
+	// APIServer and APIServerCA are how the tenants' CCMs reach the hub.
+	APIServer   string
+	APIServerCA []byte
+	// Forbidden are networks of the hub that no tenant may target.
+	Forbidden []netip.Prefix
+}
+
+// SetUp adds the controllers: Tenants make namespaces and Secrets; AddressPools and LoadBalancers make allocations;
+// LoadBalancers and Gateways make status.
+func SetUp(mgr ctrl.Manager, o Options) error {
+	book := &addressBook{reader: mgr.GetAPIReader()}
+	tenants := &tenantReconciler{client: mgr.GetClient(), server: o.APIServer, ca: o.APIServerCA}
+	poolsChanged := make(chan event.GenericEvent, 1)
+	pools := &poolReconciler{client: mgr.GetClient(), addresses: book, changed: poolsChanged}
+	lbs := &loadBalancerReconciler{client: mgr.GetClient(), events: mgr.GetEventRecorder("kubelb-manager"), forbidden: o.Forbidden,
+		addresses: book, poolsChanged: poolsChanged}
+	return errors.Join(tenants.setUp(mgr), pools.setUp(mgr), lbs.setUp(mgr))
+}

@@ -1,0 +1,471 @@
+package controller
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/events"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	"sigs.k8s.io/controller-runtime/pkg/source"
+
+	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/core/ipam"
+	"kubelb.k8c.io/core/translate"
+	"kubelb.k8c.io/manager/convert"
+)
+
+// Reasons of conditions that the controller itself sets.
+const (
+	reasonAccepted               = "Accepted"
+	reasonAllocated              = "Allocated"
+	reasonProgrammed             = "Programmed"
+	reasonAnnounced              = "Announced"
+	reasonReady                  = "Ready"
+	reasonNotAccepted            = "NotAccepted"
+	reasonWaitingForGateway      = "WaitingForGateway"
+	reasonWaitingForAnnouncement = "WaitingForAnnouncement"
+	reasonDataplaneRefused       = "DataplaneRefused"
+	reasonNoGateway              = "NoGateway"
+)
+
+// loadBalancerReconciler allocates addresses and writes all of LoadBalancer status.
+type loadBalancerReconciler struct {
+	client client.Client
+	events events.EventRecorder
+	// forbidden networks of the hub, for the fence.
+	forbidden []netip.Prefix
+	addresses *addressBook
+	// waiting remembers which LoadBalancers wait for what.
+	waiting waiting
+	// poolsChanged is told after the book knows of the change.
+	poolsChanged chan event.GenericEvent
+}
+
+// waiting is shared by the reconciler and the event handlers.
+type waiting struct {
+	mu sync.Mutex // guards the maps
+	// gateway: for a gateway to take them. address: for an address to become free.
+	gateway, address map[client.ObjectKey]bool
+}
+
+func (w *waiting) set(which *map[client.ObjectKey]bool, key client.ObjectKey, waits bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if *which == nil {
+		*which = map[client.ObjectKey]bool{}
+	}
+	if waits {
+		(*which)[key] = true
+	} else {
+		delete(*which, key)
+	}
+}
+
+func (w *waiting) requests(which *map[client.ObjectKey]bool) []reconcile.Request {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var out []reconcile.Request
+	for key := range *which {
+		out = append(out, reconcile.Request{NamespacedName: key})
+	}
+	return out
+}
+
+// setUp lists what wakes a LoadBalancer up. Gateways and pools wake up only those that wait.
+func (r *loadBalancerReconciler) setUp(mgr ctrl.Manager) error {
+	gateways := func(context.Context, client.Object) []reconcile.Request {
+		return r.waiting.requests(&r.waiting.gateway)
+	}
+	pools := func(context.Context, client.Object) []reconcile.Request {
+		return r.waiting.requests(&r.waiting.address)
+	}
+	return ctrl.NewControllerManagedBy(mgr).Named("loadbalancer").
+		For(&v1alpha1.LoadBalancer{}).
+		Watches(&v1alpha1.Gateway{}, handler.EnqueueRequestsFromMapFunc(gateways)).
+		WatchesRawSource(source.Channel(r.poolsChanged, handler.EnqueueRequestsFromMapFunc(pools))).
+		Watches(&v1alpha1.Addresses{}, r.addressesHandler()).
+		Watches(&v1alpha1.Tenant{}, handler.EnqueueRequestsFromMapFunc(r.ofTenant)).
+		// One at a time: the allocation is one book.
+		WithOptions(controller.Options{MaxConcurrentReconciles: 1}).
+		Complete(r)
+}
+
+func (r *loadBalancerReconciler) inNamespace(ctx context.Context, namespace string) []reconcile.Request {
+	var lbs v1alpha1.LoadBalancerList
+	if err := r.client.List(ctx, &lbs, client.InNamespace(namespace)); err != nil {
+		return nil
+	}
+	out := make([]reconcile.Request, len(lbs.Items))
+	for i := range lbs.Items {
+		out[i].NamespacedName = client.ObjectKeyFromObject(&lbs.Items[i])
+	}
+	return out
+}
+
+func (r *loadBalancerReconciler) ofTenant(ctx context.Context, o client.Object) []reconcile.Request {
+	return r.inNamespace(ctx, v1alpha1.TenantNamespacePrefix+o.GetName())
+}
+
+// Reconcile goes from acceptance over allocation to readiness, and writes what it found in one status update.
+func (r *loadBalancerReconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+	if err := r.addresses.load(ctx); err != nil {
+		return reconcile.Result{}, err
+	}
+	var lb v1alpha1.LoadBalancer
+	err := r.client.Get(ctx, req.NamespacedName, &lb)
+	if apierrors.IsNotFound(err) {
+		r.forget(req.NamespacedName)
+		return reconcile.Result{}, r.freed(ctx)
+	}
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	if lb.DeletionTimestamp != nil {
+		return r.cleanUp(ctx, &lb)
+	}
+	if controllerutil.AddFinalizer(&lb, v1alpha1.CleanupFinalizer) {
+		// The status that the update returns is the API server's; what it triggers comes back here.
+		return reconcile.Result{}, r.client.Update(ctx, &lb)
+	}
+	return reconcile.Result{}, r.sync(ctx, &lb)
+}
+
+// sync computes the status anew. What is on record before gateways may use it is written before anything else is said.
+func (r *loadBalancerReconciler) sync(ctx context.Context, lb *v1alpha1.LoadBalancer) error {
+	before := lb.DeepCopy()
+	c := conditions{lb: lb}
+	wish, problems, err := r.check(ctx, lb)
+	if err != nil {
+		return err
+	}
+	key := client.ObjectKeyFromObject(lb)
+	refused, isRefused := translate.Refused(problems)
+	if isRefused {
+		c.set(v1alpha1.ConditionAccepted, false, refused.Reason, refused.Message)
+	} else {
+		c.accept(problems)
+	}
+	r.allocate(lb, wish, isRefused, &c)
+	r.waiting.set(&r.waiting.address, key, !c.isTrue(v1alpha1.ConditionAddressAllocated) && !isRefused)
+	if !equality.Semantic.DeepEqual(before.Status.Addresses, lb.Status.Addresses) {
+		r.waiting.set(&r.waiting.gateway, key, true)
+		c.pending()
+		return r.write(ctx, before, lb)
+	}
+	if err := r.observe(ctx, lb, isRefused, &c); err != nil {
+		return err
+	}
+	return r.write(ctx, before, lb)
+}
+
+// check translates the LoadBalancer as every gateway does, to tell its problems.
+func (r *loadBalancerReconciler) check(ctx context.Context, lb *v1alpha1.LoadBalancer) (translate.LoadBalancer, []translate.Problem, error) {
+	converted, problems := convert.LoadBalancer(lb)
+	tenant, err := r.tenantOf(ctx, lb.Namespace)
+	if err != nil {
+		return converted, nil, err
+	}
+	var addresses *translate.Addresses
+	if converted.Reference != nil {
+		var object v1alpha1.Addresses
+		err := r.client.Get(ctx, client.ObjectKey{Namespace: lb.Namespace, Name: converted.Reference.Name}, &object)
+		if client.IgnoreNotFound(err) != nil {
+			return converted, nil, err
+		}
+		if err == nil {
+			a := convert.Addresses(&object)
+			addresses = &a
+		}
+	}
+	fence := translate.Fence{Forbidden: r.forbidden, VIPs: r.addresses.ranges()}
+	return converted, append(problems, translate.Check(converted, tenant, addresses, fence)...), nil
+}
+
+func (r *loadBalancerReconciler) tenantOf(ctx context.Context, namespace string) (*translate.Tenant, error) {
+	name, ok := tenantName(namespace)
+	if !ok {
+		return nil, nil
+	}
+	var tenant v1alpha1.Tenant
+	err := r.client.Get(ctx, client.ObjectKey{Name: name}, &tenant)
+	if err != nil {
+		return nil, client.IgnoreNotFound(err)
+	}
+	t := convert.Tenant(&tenant)
+	return &t, nil
+}
+
+func tenantName(namespace string) (string, bool) {
+	n := len(v1alpha1.TenantNamespacePrefix)
+	if len(namespace) <= n || namespace[:n] != v1alpha1.TenantNamespacePrefix {
+		return "", false
+	}
+	return namespace[n:], true
+}
+
+// allocate brings the addresses on record to the wish. What is refused gets none and keeps what it has, so that a
+// mistake that is mended does not cost the address; what is no LoadBalancer any more gives it back.
+func (r *loadBalancerReconciler) allocate(lb *v1alpha1.LoadBalancer, wish translate.LoadBalancer, refused bool, c *conditions) {
+	holder := client.ObjectKeyFromObject(lb).String()
+	tenant, _ := tenantName(lb.Namespace)
+	var refusal *ipam.Refusal
+	switch {
+	case lb.Spec.Type != corev1.ServiceTypeLoadBalancer:
+		r.addresses.release(holder)
+	case !refused:
+		refusal = r.addresses.allocate(holder, ipam.Wish{Tenant: tenant, Families: wish.Families, Policy: wish.FamilyPolicy, Requested: wish.Requested})
+	}
+	held := r.addresses.held(holder)
+	lb.Status.Addresses = nil
+	for _, g := range held {
+		lb.Status.Addresses = append(lb.Status.Addresses, v1alpha1.AllocatedAddress{Address: g.Address.String(), Pool: g.Pool})
+	}
+	switch {
+	case refusal != nil:
+		c.set(v1alpha1.ConditionAddressAllocated, false, refusal.Reason, refusal.Message)
+	case len(held) == 0:
+		c.set(v1alpha1.ConditionAddressAllocated, false, reasonNotAccepted, "no address is allocated before the LoadBalancer is accepted")
+	default:
+		c.set(v1alpha1.ConditionAddressAllocated, true, reasonAllocated, "status.addresses holds the allocation")
+	}
+}
+
+// observe asks what gateways have made of the LoadBalancer, as it stands in the API now.
+func (r *loadBalancerReconciler) observe(ctx context.Context, lb *v1alpha1.LoadBalancer, refused bool, c *conditions) error {
+	var gateways v1alpha1.GatewayList
+	if err := r.client.List(ctx, &gateways); err != nil {
+		return err
+	}
+	key := client.ObjectKeyFromObject(lb)
+	if refused || len(lb.Status.Addresses) == 0 {
+		c.notServed()
+		if lb.Spec.Type != corev1.ServiceTypeLoadBalancer {
+			lb.Status.LoadBalancer = corev1.LoadBalancerStatus{}
+		}
+		r.waiting.set(&r.waiting.gateway, key, false)
+		return nil
+	}
+	view := viewOf(gateways.Items, key.String(), lb.ResourceVersion)
+	settled := c.settled()
+	switch {
+	case view.failure != "":
+		c.set(v1alpha1.ConditionProgrammed, false, reasonDataplaneRefused, view.failure)
+	case view.applied:
+		c.set(v1alpha1.ConditionProgrammed, true, reasonProgrammed, "a gateway's dataplane holds it")
+	case !settled:
+		c.set(v1alpha1.ConditionProgrammed, false, view.waitReason(), view.waitMessage(len(gateways.Items)))
+	}
+	switch {
+	case view.announced && c.isTrue(v1alpha1.ConditionProgrammed):
+		c.set(v1alpha1.ConditionAnnounced, true, reasonAnnounced, "a gateway answers for its addresses")
+	case !settled:
+		c.set(v1alpha1.ConditionAnnounced, false, reasonWaitingForAnnouncement, "no gateway answers for its addresses yet")
+	}
+	if c.isTrue(v1alpha1.ConditionProgrammed) && c.isTrue(v1alpha1.ConditionAnnounced) {
+		lb.Status.LoadBalancer = ingressOf(lb)
+	}
+	c.ready()
+	r.waiting.set(&r.waiting.gateway, key, !c.isTrue(v1alpha1.ConditionReady))
+	return nil
+}
+
+// ingressOf is what the CCM copies: the addresses, in the order of the families. Packets reach the nodes with their
+// destination rewritten, so the mode is Proxy (KEP-1860).
+func ingressOf(lb *v1alpha1.LoadBalancer) corev1.LoadBalancerStatus {
+	mode := corev1.LoadBalancerIPModeProxy
+	var out corev1.LoadBalancerStatus
+	for _, a := range lb.Status.Addresses {
+		out.Ingress = append(out.Ingress, corev1.LoadBalancerIngress{IP: a.Address, IPMode: &mode})
+	}
+	return out
+}
+
+// gatewayView is what all gateways together say about one LoadBalancer.
+type gatewayView struct {
+	applied, announced bool
+	failure            string
+	gateways           int
+}
+
+// viewOf compares versions: a gateway that has applied an equal or later one has this LoadBalancer as it stands.
+func viewOf(gateways []v1alpha1.Gateway, name, resourceVersion string) gatewayView {
+	view := gatewayView{gateways: len(gateways)}
+	for _, g := range gateways {
+		failed := false
+		for _, f := range g.Status.Failures {
+			if f.LoadBalancer == name {
+				view.failure = fmt.Sprintf("gateway %s: %s: %s", g.Name, f.Record, f.Message)
+				failed = true
+			}
+		}
+		view.applied = view.applied || !failed && atLeast(g.Status.AppliedResourceVersion, resourceVersion)
+		view.announced = view.announced || !failed && atLeast(g.Status.AnnouncedResourceVersion, resourceVersion)
+	}
+	if view.applied {
+		view.failure = ""
+	}
+	return view
+}
+
+func (v gatewayView) waitReason() string {
+	if v.gateways == 0 {
+		return reasonNoGateway
+	}
+	return reasonWaitingForGateway
+}
+
+func (v gatewayView) waitMessage(gateways int) string {
+	if gateways == 0 {
+		return "there is no gateway: start a kubelb-manager with the gateway role and a backend"
+	}
+	return fmt.Sprintf("none of %d gateways has taken it yet; see kubectl describe gateways.kubelb.k8c.io", gateways)
+}
+
+// atLeast compares resource versions, which order an API server's changes (KEP-5504).
+func atLeast(have, want string) bool {
+	h, errHave := strconv.ParseUint(have, 10, 64)
+	w, errWant := strconv.ParseUint(want, 10, 64)
+	return errHave == nil && errWant == nil && h >= w
+}
+
+// withdrawalLimit is how long an address is kept for gateways that do not say that they let go of it.
+const withdrawalLimit = 10 * time.Second
+
+// cleanUp frees the address when gateways have let go of it, and then the object.
+func (r *loadBalancerReconciler) cleanUp(ctx context.Context, lb *v1alpha1.LoadBalancer) (reconcile.Result, error) {
+	key := client.ObjectKeyFromObject(lb)
+	if !controllerutil.ContainsFinalizer(lb, v1alpha1.CleanupFinalizer) {
+		return reconcile.Result{}, nil
+	}
+	var gateways v1alpha1.GatewayList
+	if err := r.client.List(ctx, &gateways); err != nil {
+		return reconcile.Result{}, err
+	}
+	holding := false
+	for _, g := range gateways.Items {
+		holding = holding || !atLeast(g.Status.AppliedResourceVersion, lb.ResourceVersion)
+	}
+	if left := withdrawalLimit - time.Since(lb.DeletionTimestamp.Time); holding && len(lb.Status.Addresses) > 0 && left > 0 {
+		r.waiting.set(&r.waiting.gateway, key, true)
+		return reconcile.Result{RequeueAfter: left}, nil
+	}
+	controllerutil.RemoveFinalizer(lb, v1alpha1.CleanupFinalizer)
+	if err := r.client.Update(ctx, lb); client.IgnoreNotFound(err) != nil {
+		return reconcile.Result{}, err
+	}
+	r.forget(key)
+	return reconcile.Result{}, r.freed(ctx)
+}
+
+// forget drops what is known about a LoadBalancer that is gone.
+func (r *loadBalancerReconciler) forget(key client.ObjectKey) {
+	r.addresses.release(key.String())
+	r.waiting.set(&r.waiting.gateway, key, false)
+	r.waiting.set(&r.waiting.address, key, false)
+}
+
+// freed serves those that wait for an address.
+func (r *loadBalancerReconciler) freed(ctx context.Context) error {
+	var errs []error
+	for _, request := range r.waiting.requests(&r.waiting.address) {
+		var lb v1alpha1.LoadBalancer
+		err := r.client.Get(ctx, request.NamespacedName, &lb)
+		if err == nil && lb.DeletionTimestamp == nil {
+			err = r.sync(ctx, &lb)
+		}
+		if client.IgnoreNotFound(err) != nil && !apierrors.IsConflict(err) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// write updates the status where it differs and tells in an event what changed for the worse.
+func (r *loadBalancerReconciler) write(ctx context.Context, before, lb *v1alpha1.LoadBalancer) error {
+	if equality.Semantic.DeepEqual(before.Status, lb.Status) {
+		return nil
+	}
+	if err := r.client.Status().Update(ctx, lb); err != nil {
+		return client.IgnoreNotFound(err)
+	}
+	for _, kind := range []string{v1alpha1.ConditionAccepted, v1alpha1.ConditionAddressAllocated, v1alpha1.ConditionProgrammed} {
+		was, is := meta.FindStatusCondition(before.Status.Conditions, kind), meta.FindStatusCondition(lb.Status.Conditions, kind)
+		quiet := is == nil || is.Status == metav1.ConditionTrue || is.Reason == reasonNotAccepted || is.Reason == reasonWaitingForGateway
+		if !quiet && (was == nil || was.Message != is.Message) {
+			r.events.Eventf(lb, nil, corev1.EventTypeWarning, is.Reason, "Sync", "%s", is.Message)
+			return nil
+		}
+	}
+	return nil
+}
+
+// conditions sets the conditions of one LoadBalancer.
+type conditions struct{ lb *v1alpha1.LoadBalancer }
+
+func (c *conditions) set(kind string, status bool, reason, message string) {
+	condition := metav1.Condition{Type: kind, Status: metav1.ConditionFalse, Reason: reason, Message: message, ObservedGeneration: c.lb.Generation}
+	if status {
+		condition.Status = metav1.ConditionTrue
+	}
+	meta.SetStatusCondition(&c.lb.Status.Conditions, condition)
+}
+
+func (c *conditions) isTrue(kind string) bool {
+	return meta.IsStatusConditionTrue(c.lb.Status.Conditions, kind)
+}
+
+func (c *conditions) accept(problems []translate.Problem) {
+	if len(problems) > 0 {
+		c.set(v1alpha1.ConditionAccepted, true, problems[0].Reason, problems[0].Message)
+		return
+	}
+	c.set(v1alpha1.ConditionAccepted, true, reasonAccepted, "the object is valid")
+}
+
+// settled reports whether gateways have taken the object's present generation before; later versions that differ in
+// status only need no new answer.
+func (c *conditions) settled() bool {
+	p := meta.FindStatusCondition(c.lb.Status.Conditions, v1alpha1.ConditionProgrammed)
+	a := meta.FindStatusCondition(c.lb.Status.Conditions, v1alpha1.ConditionAnnounced)
+	return p != nil && a != nil && p.Status == metav1.ConditionTrue && a.Status == metav1.ConditionTrue &&
+		p.ObservedGeneration == c.lb.Generation && a.ObservedGeneration == c.lb.Generation
+}
+
+func (c *conditions) pending() {
+	c.set(v1alpha1.ConditionProgrammed, false, reasonWaitingForGateway, "the allocation has just changed")
+	c.set(v1alpha1.ConditionAnnounced, false, reasonWaitingForAnnouncement, "the allocation has just changed")
+	c.ready()
+}
+
+func (c *conditions) notServed() {
+	c.set(v1alpha1.ConditionProgrammed, false, reasonNotAccepted, "nothing to program")
+	c.set(v1alpha1.ConditionAnnounced, false, reasonNotAccepted, "nothing to announce")
+	c.ready()
+}
+
+// ready is the first of the other conditions that is not true.
+func (c *conditions) ready() {
+	for _, kind := range []string{v1alpha1.ConditionAccepted, v1alpha1.ConditionAddressAllocated, v1alpha1.ConditionProgrammed, v1alpha1.ConditionAnnounced} {
+		if condition := meta.FindStatusCondition(c.lb.Status.Conditions, kind); condition != nil && condition.Status != metav1.ConditionTrue {
+			c.set(v1alpha1.ConditionReady, false, condition.Reason, condition.Message)
+			return
+		}
+	}
+	c.set(v1alpha1.ConditionReady, true, reasonReady, "served")
+}

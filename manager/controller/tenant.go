@@ -1,0 +1,181 @@
+package controller
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api/v1"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"kubelb.k8c.io/api/v1alpha1"
+)
+
+// tenantReconciler makes a tenant's namespace and the credentials of its CCM, and removes them.
+type tenantReconciler struct {
+	client client.Client
+	// server and ca are how CCMs reach the hub's API.
+	server string
+	ca     []byte
+}
+
+func (r *tenantReconciler) setUp(mgr ctrl.Manager) error {
+	return ctrl.NewControllerManagedBy(mgr).Named("tenant").For(&v1alpha1.Tenant{}).
+		Owns(&corev1.Namespace{}).Owns(&corev1.ServiceAccount{}).Owns(&rbacv1.Role{}).Owns(&rbacv1.RoleBinding{}).Owns(&corev1.Secret{}).
+		Complete(r)
+}
+
+// Reconcile brings everything of the tenant into being, in the order in which one needs the other.
+func (r *tenantReconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+	var tenant v1alpha1.Tenant
+	if err := r.client.Get(ctx, req.NamespacedName, &tenant); err != nil {
+		return reconcile.Result{}, client.IgnoreNotFound(err)
+	}
+	if tenant.DeletionTimestamp != nil {
+		return reconcile.Result{}, r.cleanUp(ctx, &tenant)
+	}
+	if controllerutil.AddFinalizer(&tenant, v1alpha1.CleanupFinalizer) {
+		if err := r.client.Update(ctx, &tenant); err != nil {
+			return reconcile.Result{}, err
+		}
+	}
+	ready, err := r.ensure(ctx, &tenant)
+	condition := metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: "Reconciled", Message: "namespace and credentials are there"}
+	phase := v1alpha1.TenantReady
+	switch {
+	case err != nil:
+		phase, condition.Status, condition.Reason, condition.Message = v1alpha1.TenantFailed, metav1.ConditionFalse, "ReconciliationFailed", err.Error()
+	case !ready:
+		phase, condition.Status, condition.Reason, condition.Message = v1alpha1.TenantPending, metav1.ConditionFalse, "WaitingForToken",
+			"the API server's token controller has not filled Secret "+v1alpha1.CCMName+" yet"
+	}
+	if statusErr := r.setStatus(ctx, &tenant, phase, condition); err == nil {
+		err = statusErr
+	}
+	return reconcile.Result{}, err
+}
+
+func (r *tenantReconciler) setStatus(ctx context.Context, tenant *v1alpha1.Tenant, phase string, condition metav1.Condition) error {
+	before := tenant.Status.DeepCopy()
+	tenant.Status.ObservedGeneration, tenant.Status.Phase = tenant.Generation, phase
+	condition.ObservedGeneration = tenant.Generation
+	meta.SetStatusCondition(&tenant.Status.Conditions, condition)
+	if equality.Semantic.DeepEqual(before, &tenant.Status) {
+		return nil
+	}
+	return r.client.Status().Update(ctx, tenant)
+}
+
+// cleanUp deletes the namespace, with all in it, before it lets the Tenant go.
+func (r *tenantReconciler) cleanUp(ctx context.Context, tenant *v1alpha1.Tenant) error {
+	namespace := &corev1.Namespace{}
+	err := r.client.Get(ctx, client.ObjectKey{Name: namespaceOf(tenant)}, namespace)
+	if apierrors.IsNotFound(err) || err == nil && namespace.Labels[v1alpha1.LabelManagedBy] != v1alpha1.ManagedByKubeLB {
+		if controllerutil.RemoveFinalizer(tenant, v1alpha1.CleanupFinalizer) {
+			return client.IgnoreNotFound(r.client.Update(ctx, tenant))
+		}
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if namespace.DeletionTimestamp == nil {
+		if err := r.client.Delete(ctx, namespace); err != nil {
+			return client.IgnoreNotFound(err)
+		}
+	}
+	return r.setStatus(ctx, tenant, v1alpha1.TenantTerminating, metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse,
+		Reason: "Terminating", Message: "namespace " + namespace.Name + " is being deleted"})
+}
+
+func namespaceOf(t *v1alpha1.Tenant) string { return v1alpha1.TenantNamespacePrefix + t.Name }
+
+// ensure makes what is missing and reports whether the credentials are complete.
+func (r *tenantReconciler) ensure(ctx context.Context, tenant *v1alpha1.Tenant) (bool, error) {
+	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespaceOf(tenant)}}
+	err := r.apply(ctx, tenant, namespace, func() {
+		if namespace.Labels == nil {
+			namespace.Labels = map[string]string{}
+		}
+		namespace.Labels[v1alpha1.LabelManagedBy] = v1alpha1.ManagedByKubeLB
+	})
+	if err != nil {
+		return false, err
+	}
+	in := metav1.ObjectMeta{Namespace: namespace.Name, Name: v1alpha1.CCMName}
+	account := &corev1.ServiceAccount{ObjectMeta: in}
+	if err := r.apply(ctx, tenant, account, func() {}); err != nil {
+		return false, err
+	}
+	role := &rbacv1.Role{ObjectMeta: in}
+	if err := r.apply(ctx, tenant, role, func() { role.Rules = ccmRules() }); err != nil {
+		return false, err
+	}
+	binding := &rbacv1.RoleBinding{ObjectMeta: in}
+	err = r.apply(ctx, tenant, binding, func() {
+		binding.RoleRef = rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: v1alpha1.CCMName}
+		binding.Subjects = []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Namespace: namespace.Name, Name: v1alpha1.CCMName}}
+	})
+	if err != nil {
+		return false, err
+	}
+	token := &corev1.Secret{ObjectMeta: in, Type: corev1.SecretTypeServiceAccountToken}
+	err = r.apply(ctx, tenant, token, func() {
+		if token.Annotations == nil {
+			token.Annotations = map[string]string{}
+		}
+		token.Annotations[corev1.ServiceAccountNameKey] = v1alpha1.CCMName
+	})
+	if err != nil {
+		return false, err
+	}
+	return r.ensureKubeconfig(ctx, tenant, namespace.Name, token.Data[corev1.ServiceAccountTokenKey])
+}
+
+// ccmRules is all that a CCM needs: its own wishes, and no status.
+func ccmRules() []rbacv1.PolicyRule {
+	group := []string{v1alpha1.GroupVersion.Group}
+	return []rbacv1.PolicyRule{
+		{APIGroups: group, Resources: []string{"loadbalancers"}, Verbs: []string{"get", "list", "watch", "create", "update", "delete"}},
+		{APIGroups: group, Resources: []string{"addresses"}, Verbs: []string{"get", "list", "watch", "create", "update"}},
+	}
+}
+
+func (r *tenantReconciler) ensureKubeconfig(ctx context.Context, tenant *v1alpha1.Tenant, namespace string, token []byte) (bool, error) {
+	if len(token) == 0 {
+		return false, nil
+	}
+	kubeconfig, err := json.Marshal(clientcmdapi.Config{
+		APIVersion: "v1", Kind: "Config", CurrentContext: "kubelb",
+		Clusters:  []clientcmdapi.NamedCluster{{Name: "kubelb", Cluster: clientcmdapi.Cluster{Server: r.server, CertificateAuthorityData: r.ca}}},
+		AuthInfos: []clientcmdapi.NamedAuthInfo{{Name: "kubelb", AuthInfo: clientcmdapi.AuthInfo{Token: string(token)}}},
+		Contexts:  []clientcmdapi.NamedContext{{Name: "kubelb", Context: clientcmdapi.Context{Cluster: "kubelb", AuthInfo: "kubelb", Namespace: namespace}}},
+	})
+	if err != nil {
+		return false, err
+	}
+	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: v1alpha1.CCMKubeconfigSecret}}
+	err = r.apply(ctx, tenant, secret, func() { secret.Data = map[string][]byte{v1alpha1.CCMKubeconfigKey: kubeconfig} })
+	return err == nil, err
+}
+
+// apply creates or updates an object that belongs to the tenant.
+func (r *tenantReconciler) apply(ctx context.Context, tenant *v1alpha1.Tenant, o client.Object, change func()) error {
+	_, err := controllerutil.CreateOrUpdate(ctx, r.client, o, func() error {
+		change()
+		return controllerutil.SetControllerReference(tenant, o, r.client.Scheme())
+	})
+	if err != nil {
+		return fmt.Errorf("%T %s: %w", o, client.ObjectKeyFromObject(o), err)
+	}
+	return nil
+}

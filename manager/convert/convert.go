@@ -1,0 +1,201 @@
+// Package convert turns the hub's API objects into what core works on. It is the manager's only place that knows both.
+package convert
+
+import (
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/core/ipam"
+	"kubelb.k8c.io/core/model"
+	"kubelb.k8c.io/core/translate"
+)
+
+// LoadBalancer takes what translation needs. Fields beat annotations; a malformed annotation is reported.
+func LoadBalancer(lb *v1alpha1.LoadBalancer) (translate.LoadBalancer, []translate.Problem) {
+	a := annotations{values: lb.Annotations}
+	out := translate.LoadBalancer{
+		ObjectName:      model.ObjectName{Namespace: lb.Namespace, Name: lb.Name},
+		OriginNamespace: lb.Labels[v1alpha1.LabelOriginNamespace], OriginName: lb.Labels[v1alpha1.LabelOriginName],
+		Type:                string(lb.Spec.Type),
+		LocalOnly:           lb.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal,
+		SourceRanges:        a.list(lb.Spec.LoadBalancerSourceRanges, v1alpha1.AnnotationSourceRanges),
+		FamilyPolicy:        ipam.Policy(a.text(string(lb.Spec.IPFamilyPolicy), v1alpha1.AnnotationIPFamilyPolicy)),
+		Forwarding:          a.text(lb.Spec.Forwarding, v1alpha1.AnnotationForwarding),
+		HealthCheckNodePort: int32(a.number(int(lb.Spec.HealthCheckNodePort), v1alpha1.AnnotationHealthCheckNodePort, 65535)),
+		VIPs:                VIPs(lb),
+	}
+	for _, p := range lb.Spec.Ports {
+		out.Ports = append(out.Ports, translate.Port{Name: p.Name, Number: p.Port, Protocol: string(p.Protocol)})
+	}
+	endpoints(lb, &out)
+	var families []string
+	for _, f := range lb.Spec.IPFamilies {
+		families = append(families, string(f))
+	}
+	for _, f := range a.list(families, v1alpha1.AnnotationIPFamilies) {
+		out.Families = append(out.Families, a.family(f))
+	}
+	for _, text := range a.list(lb.Spec.RequestedAddresses, v1alpha1.AnnotationRequestedAddresses) {
+		out.Requested = append(out.Requested, a.address(text))
+	}
+	if lb.Spec.Persistence != nil {
+		out.Affinity = true
+		seconds := 0
+		if t := lb.Spec.Persistence.TimeoutSeconds; t != nil {
+			seconds = int(*t)
+		}
+		out.AffinityTimeout = time.Duration(a.number(seconds, v1alpha1.AnnotationAffinityTimeout, 86400)) * time.Second
+	}
+	return out, a.problems
+}
+
+func endpoints(lb *v1alpha1.LoadBalancer, out *translate.LoadBalancer) {
+	if len(lb.Spec.Endpoints) == 0 {
+		return
+	}
+	e := lb.Spec.Endpoints[0]
+	for _, p := range e.Ports {
+		out.EndpointPorts = append(out.EndpointPorts, translate.Port{Name: p.Name, Number: p.Port, Protocol: string(p.Protocol)})
+	}
+	out.Addresses = addresses(e.Addresses)
+	if e.AddressesReference != nil {
+		out.Reference = &model.ObjectName{Namespace: e.AddressesReference.Namespace, Name: e.AddressesReference.Name}
+	}
+	if e.LocalAddresses != nil {
+		local := addresses(*e.LocalAddresses)
+		out.Local = &local
+	}
+}
+
+func addresses(list []v1alpha1.EndpointAddress) []translate.Address {
+	out := make([]translate.Address, len(list))
+	for i, a := range list {
+		out[i] = translate.Address{IP: a.IP, Hostname: a.Hostname}
+	}
+	return out
+}
+
+// VIPs are the addresses on record in status.
+func VIPs(lb *v1alpha1.LoadBalancer) []netip.Addr {
+	var out []netip.Addr
+	for _, g := range Grants(lb) {
+		out = append(out, g.Address)
+	}
+	return out
+}
+
+// Grants are the addresses on record in status, with their pools.
+func Grants(lb *v1alpha1.LoadBalancer) []ipam.Grant {
+	var out []ipam.Grant
+	for _, a := range lb.Status.Addresses {
+		if address, err := netip.ParseAddr(a.Address); err == nil {
+			out = append(out, ipam.Grant{Address: address, Pool: a.Pool})
+		}
+	}
+	return out
+}
+
+// Addresses takes what translation needs.
+func Addresses(a *v1alpha1.Addresses) translate.Addresses {
+	return translate.Addresses{ObjectName: model.ObjectName{Namespace: a.Namespace, Name: a.Name}, List: addresses(a.Spec.Addresses)}
+}
+
+// Tenant takes what translation needs. CIDRs that do not parse, which the schema refuses, allow nothing.
+func Tenant(t *v1alpha1.Tenant) translate.Tenant {
+	out := translate.Tenant{Name: t.Name, Disabled: t.Spec.LoadBalancer.Disable}
+	for _, text := range t.Spec.BackendCIDRs {
+		if prefix, err := netip.ParsePrefix(text); err == nil {
+			out.BackendCIDRs = append(out.BackendCIDRs, prefix.Masked())
+		}
+	}
+	return out
+}
+
+// Pool takes what allocation needs.
+func Pool(p *v1alpha1.AddressPool) (ipam.Pool, error) {
+	isTrue := func(b *bool) bool { return b == nil || *b }
+	ranges, err := ipam.ParseRanges(p.Spec.Addresses, isTrue(p.Spec.AvoidNetworkAddresses))
+	if err != nil {
+		return ipam.Pool{}, fmt.Errorf("spec.addresses: %w", err)
+	}
+	return ipam.Pool{Name: p.Name, Ranges: ranges, Tenants: p.Spec.Tenants, AutoAssign: isTrue(p.Spec.AutoAssign)}, nil
+}
+
+// annotations reads the annotation forms of fields that are not set.
+type annotations struct {
+	values   map[string]string
+	problems []translate.Problem
+}
+
+func (a *annotations) refuse(key, format string, args ...any) {
+	a.problems = append(a.problems, translate.Problem{Reason: "InvalidAnnotation", Message: "annotation " + key + ": " + fmt.Sprintf(format, args...)})
+}
+
+func (a *annotations) text(field, key string) string {
+	if field != "" {
+		return field
+	}
+	value := strings.TrimSpace(a.values[key])
+	allowed := map[string][]string{
+		v1alpha1.AnnotationIPFamilyPolicy: {"SingleStack", "PreferDualStack", "RequireDualStack"},
+		v1alpha1.AnnotationForwarding:     {"nat", "transparent", "direct"},
+	}[key]
+	for _, word := range allowed {
+		if value == word {
+			return value
+		}
+	}
+	if value != "" {
+		a.refuse(key, "%q is not one of %s", value, strings.Join(allowed, ", "))
+	}
+	return ""
+}
+
+func (a *annotations) list(field []string, key string) []string {
+	if len(field) > 0 || strings.TrimSpace(a.values[key]) == "" {
+		return field
+	}
+	var out []string
+	for _, part := range strings.Split(a.values[key], ",") {
+		out = append(out, strings.TrimSpace(part))
+	}
+	return out
+}
+
+func (a *annotations) number(field int, key string, highest int) int {
+	if field != 0 || a.values[key] == "" {
+		return field
+	}
+	n, err := strconv.Atoi(a.values[key])
+	if err != nil || n < 1 || n > highest {
+		a.refuse(key, "%q is not a number from 1 to %d", a.values[key], highest)
+		return 0
+	}
+	return n
+}
+
+func (a *annotations) family(text string) ipam.Family {
+	switch text {
+	case "IPv4":
+		return ipam.IPv4
+	case "IPv6":
+		return ipam.IPv6
+	}
+	a.refuse(v1alpha1.AnnotationIPFamilies, "%q is neither IPv4 nor IPv6", text)
+	return ipam.IPv4
+}
+
+func (a *annotations) address(text string) netip.Addr {
+	address, err := netip.ParseAddr(text)
+	if err != nil {
+		a.refuse(v1alpha1.AnnotationRequestedAddresses, "%q is not an IP address", text)
+		return netip.IPv4Unspecified()
+	}
+	return address.Unmap()
+}

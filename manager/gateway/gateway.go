@@ -1,0 +1,449 @@
+// Package gateway is the manager's role on every host that moves packets: it watches the hub, translates, probes the
+// tenants' nodes, drives the local backend and announces addresses. It writes nothing but its own Gateway object.
+//
+// One goroutine, the loop, owns the translated model and the backend; informers, the prober and the backend's watch send
+// it events.
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"strconv"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	toolscache "k8s.io/client-go/tools/cache"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/backends/dataplane"
+	"kubelb.k8c.io/backends/plugin"
+	"kubelb.k8c.io/core/ipam"
+	"kubelb.k8c.io/core/model"
+	"kubelb.k8c.io/core/translate"
+	"kubelb.k8c.io/manager/announce"
+	"kubelb.k8c.io/manager/convert"
+	"kubelb.k8c.io/manager/probe"
+)
+
+// Options are what a gateway needs to know.
+type Options struct {
+	Name      string
+	Backend   BackendOptions
+	Forbidden []netip.Prefix
+	Announcer announce.Announcer
+	Probe     probe.Config
+	// PurgeOnExit removes everything from the dataplane when the gateway ends: it leaves for good.
+	PurgeOnExit bool
+	Log         *slog.Logger
+}
+
+// Gateway is a runnable of the manager. Make one with New.
+type Gateway struct {
+	options Options
+	cache   cache.Cache
+	client  client.Client
+	log     *slog.Logger
+
+	events  chan event
+	prober  *probe.Prober
+	hub     *translate.Hub
+	host    *host
+	pools   map[string]ipam.Pool
+	seen    uint64 // the highest resourceVersion of a LoadBalancer
+	fails   map[string]failure
+	status  chan v1alpha1.GatewayStatus
+	synced  bool
+	retryAt time.Time
+	backoff time.Duration
+	// held are the frontends that the dataplane holds, vips how many of them each address has.
+	held map[model.FrontendKey]bool
+	vips map[netip.Addr]int
+}
+
+// failure is a record that the dataplane did not take.
+type failure struct {
+	owner   string
+	message string
+}
+
+// event changes the loop's state.
+type event func(*Gateway)
+
+// New returns a gateway that reads the hub through the cache and writes its own object with the client.
+func New(o Options, c cache.Cache, w client.Client) *Gateway {
+	g := &Gateway{options: o, cache: c, client: w, log: o.Log.With("gateway", o.Name), events: make(chan event, 4096), hub: translate.NewHub(),
+		pools: map[string]ipam.Pool{}, fails: map[string]failure{}, status: make(chan v1alpha1.GatewayStatus, 1),
+		held: map[model.FrontendKey]bool{}, vips: map[netip.Addr]int{}}
+	return g
+}
+
+// NeedLeaderElection: every gateway works, elected or not.
+func (g *Gateway) NeedLeaderElection() bool { return false }
+
+// gather is how long the loop waits for more changes before it sends what it has.
+const gather = 15 * time.Millisecond
+
+// retryFailed is how often records that the dataplane refused are sent again.
+const retryFailed = 30 * time.Second
+
+// Start works until ctx ends.
+func (g *Gateway) Start(ctx context.Context) error {
+	ended := make(chan *plugin.Process, 4)
+	g.host = &host{options: g.options.Backend, log: g.log, epoch: strconv.FormatInt(time.Now().UnixNano(), 36), ended: ended}
+	defer g.host.stop()
+	runs, runCtx := errgroup.WithContext(ctx)
+	g.prober = probe.New(g.options.Probe, func(r probe.Result) {
+		g.send(runCtx, func(g *Gateway) { g.hub.SetHealth(r.Target, r.Health) })
+	})
+	synced, err := g.watch(runCtx)
+	if err != nil {
+		return err
+	}
+	runs.Go(func() error { return g.prober.Run(runCtx) })
+	runs.Go(func() error { return g.options.Announcer.Run(runCtx) })
+	runs.Go(func() error { return g.writeStatus(runCtx) })
+	runs.Go(func() error { return g.loop(runCtx, synced, ended) })
+	err = runs.Wait()
+	if g.options.PurgeOnExit {
+		err = errors.Join(err, g.purge())
+	}
+	return err
+}
+
+// send hands an event to the loop.
+func (g *Gateway) send(ctx context.Context, e event) {
+	select {
+	case g.events <- e:
+	case <-ctx.Done():
+	}
+}
+
+func (g *Gateway) purge() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	if !g.host.running() {
+		return nil
+	}
+	return g.host.process.Close(ctx, true)
+}
+
+func (g *Gateway) loop(ctx context.Context, synced func() bool, ended <-chan *plugin.Process) error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	gathering := false
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case e := <-g.events:
+			e(g)
+			if !gathering {
+				gathering = true
+				timer.Reset(gather)
+			}
+			continue
+		case process := <-ended:
+			if process != g.host.process {
+				continue
+			}
+			g.log.Warn("backend ended or lost its state; starting it again")
+			g.restartLater()
+		case <-timer.C:
+		}
+		g.drain()
+		gathering = false
+		if g.synced = g.synced || synced(); !g.synced {
+			// Nothing is sent before everything is known: an empty model would empty the dataplane.
+			timer.Reset(gather)
+			continue
+		}
+		g.work(ctx)
+		timer.Reset(g.pause())
+	}
+}
+
+// drain takes all events that are there.
+func (g *Gateway) drain() {
+	for {
+		select {
+		case e := <-g.events:
+			e(g)
+		default:
+			return
+		}
+	}
+}
+
+// pause is how long nothing needs to be done unless something happens.
+func (g *Gateway) pause() time.Duration {
+	if !g.retryAt.IsZero() {
+		return max(0, time.Until(g.retryAt))
+	}
+	return time.Minute
+}
+
+// work brings backend, prober and announcer to the present model and publishes what came of it.
+func (g *Gateway) work(ctx context.Context) {
+	changes := g.hub.Flush()
+	for _, t := range changes.GoneTargets {
+		g.prober.Forget(ctx, t)
+	}
+	for _, t := range changes.NewTargets {
+		g.prober.Watch(ctx, t)
+	}
+	g.withdraw(changes.Model)
+	if err := g.program(ctx, changes.Model); err != nil {
+		g.log.Error("backend", "error", err)
+		g.restartLater()
+		g.publish(err)
+		return
+	}
+	g.publish(nil)
+}
+
+// restartLater ends the process and sets the time of the next try: at once for the first, then ever later.
+func (g *Gateway) restartLater() {
+	g.host.stop()
+	g.retryAt = time.Now().Add(g.backoff)
+	g.backoff = min(max(2*g.backoff, 250*time.Millisecond), 30*time.Second)
+}
+
+// program applies the delta; a backend that does not run, or lost its place, gets the difference to what it holds instead.
+func (g *Gateway) program(ctx context.Context, d model.Delta) error {
+	due := !g.retryAt.IsZero() && !time.Now().Before(g.retryAt)
+	if !g.host.running() {
+		if !g.retryAt.IsZero() && !due {
+			return nil
+		}
+		if err := g.host.start(ctx); err != nil {
+			return err
+		}
+		return g.resync(ctx)
+	}
+	if due {
+		return g.resync(ctx)
+	}
+	if d.Empty() {
+		return nil
+	}
+	accepted, refused := g.supported(d)
+	failed, err := g.host.apply(ctx, accepted)
+	if isResync(err) {
+		return g.resync(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	g.note(d, append(refused, failed...))
+	return nil
+}
+
+func (g *Gateway) resync(ctx context.Context) error {
+	want := g.hub.Snapshot()
+	all := model.Delta{UpsertPools: want.Pools, UpsertFrontends: want.Frontends}
+	accepted, refused := g.supported(all)
+	failed, sent, err := g.host.resync(ctx, model.Snapshot{Pools: accepted.UpsertPools, Frontends: accepted.UpsertFrontends})
+	if err != nil {
+		return err
+	}
+	g.log.Info("backend in sync", "backend", g.host.description.Name, "records", len(want.Pools)+len(want.Frontends), "sent", sent, "failed", len(failed))
+	g.retryAt, g.backoff = time.Time{}, 0
+	clear(g.fails)
+	g.note(all, append(refused, failed...))
+	return nil
+}
+
+// supported keeps back what needs a feature that the backend does not have: it is refused, never half done.
+func (g *Gateway) supported(d model.Delta) (model.Delta, []dataplane.RecordError) {
+	var refused []dataplane.RecordError
+	features := g.host.description.Features
+	kept := make([]model.Frontend, 0, len(d.UpsertFrontends))
+	for _, f := range d.UpsertFrontends {
+		if lacking, ok := lacks(f, features); ok {
+			refused = append(refused, dataplane.RecordError{Frontend: f.FrontendKey,
+				Message: fmt.Sprintf("the %s backend does not support %s", g.host.description.Name, lacking)})
+			d.DeleteFrontends = append(d.DeleteFrontends, f.FrontendKey)
+			continue
+		}
+		kept = append(kept, f)
+	}
+	d.UpsertFrontends = kept
+	return d, refused
+}
+
+func lacks(f model.Frontend, features []dataplane.Feature) (dataplane.Feature, bool) {
+	for _, need := range []struct {
+		needed  bool
+		feature dataplane.Feature
+	}{
+		{f.Restricted, dataplane.SourceRanges}, {f.AffinityTimeout > 0, dataplane.Affinity}, {f.Forwarding == model.Transparent, dataplane.Transparent},
+		{f.Forwarding == model.Direct, dataplane.Direct}, {f.ProxyProtocol, dataplane.ProxyProtocol},
+		{f.MaxConnections+f.MaxNewPerSecond > 0, dataplane.Limits}, {f.IdleTimeout > 0, dataplane.IdleTimeout},
+	} {
+		if need.needed && !slices.Contains(features, need.feature) {
+			return need.feature, true
+		}
+	}
+	return "", false
+}
+
+// note remembers which records failed, and forgets those that went well.
+func (g *Gateway) note(sent model.Delta, failed []dataplane.RecordError) {
+	for _, p := range sent.UpsertPools {
+		delete(g.fails, dataplane.RecordError{Pool: p.ID}.Record())
+	}
+	for _, id := range sent.DeletePools {
+		delete(g.fails, dataplane.RecordError{Pool: id}.Record())
+	}
+	for _, f := range sent.UpsertFrontends {
+		delete(g.fails, dataplane.RecordError{Frontend: f.FrontendKey}.Record())
+	}
+	for _, key := range sent.DeleteFrontends {
+		delete(g.fails, dataplane.RecordError{Frontend: key}.Record())
+	}
+	served := g.hub.Served()
+	for _, e := range failed {
+		f := failure{message: e.Message}
+		if frontend, ok := served.Frontends[e.Frontend]; ok && e.Pool == "" {
+			f.owner = frontend.Owner.String()
+		}
+		g.fails[e.Record()] = f
+		g.log.Warn("record refused", "record", e.Record(), "reason", e.Message)
+	}
+	if len(g.fails) > 0 && g.retryAt.IsZero() {
+		g.retryAt = time.Now().Add(retryFailed)
+	}
+	g.announce(sent)
+}
+
+// withdraw stops to answer for addresses whose last frontend is about to leave the dataplane.
+func (g *Gateway) withdraw(d model.Delta) {
+	coming := map[netip.Addr]bool{}
+	for _, f := range d.UpsertFrontends {
+		coming[f.VIP] = true
+	}
+	for _, key := range d.DeleteFrontends {
+		if !g.held[key] {
+			continue
+		}
+		delete(g.held, key)
+		if g.vips[key.VIP]--; g.vips[key.VIP] > 0 {
+			continue
+		}
+		delete(g.vips, key.VIP)
+		if !coming[key.VIP] {
+			g.options.Announcer.Withdraw(key.VIP)
+		}
+	}
+}
+
+// announce answers for the addresses of frontends that the dataplane has confirmed.
+func (g *Gateway) announce(d model.Delta) {
+	for _, f := range d.UpsertFrontends {
+		_, failed := g.fails[dataplane.RecordError{Frontend: f.FrontendKey}.Record()]
+		if failed || g.held[f.FrontendKey] {
+			continue
+		}
+		g.held[f.FrontendKey] = true
+		if g.vips[f.VIP]++; g.vips[f.VIP] == 1 {
+			g.options.Announcer.Announce(f.VIP)
+		}
+	}
+}
+
+// watch has informers send the loop every change; the function tells when the first lists are all in.
+func (g *Gateway) watch(ctx context.Context) (func() bool, error) {
+	var registered []toolscache.ResourceEventHandlerRegistration
+	for _, w := range []struct {
+		object client.Object
+		change func(client.Object, bool) event
+	}{
+		{&v1alpha1.Tenant{}, tenantChanged},
+		{&v1alpha1.AddressPool{}, poolChanged},
+		{&v1alpha1.Addresses{}, addressesChanged},
+		{&v1alpha1.LoadBalancer{}, loadBalancerChanged},
+	} {
+		informer, err := g.cache.GetInformer(ctx, w.object)
+		if err != nil {
+			return nil, fmt.Errorf("watch %T: %w", w.object, err)
+		}
+		send := func(o any, gone bool) {
+			if tombstone, ok := o.(toolscache.DeletedFinalStateUnknown); ok {
+				o = tombstone.Obj
+			}
+			if object, ok := o.(client.Object); ok {
+				g.send(ctx, w.change(object, gone))
+			}
+		}
+		registration, err := informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
+			AddFunc:    func(o any) { send(o, false) },
+			UpdateFunc: func(_, o any) { send(o, false) },
+			DeleteFunc: func(o any) { send(o, true) },
+		})
+		if err != nil {
+			return nil, fmt.Errorf("watch %T: %w", w.object, err)
+		}
+		registered = append(registered, registration)
+	}
+	return func() bool {
+		return !slices.ContainsFunc(registered, func(r toolscache.ResourceEventHandlerRegistration) bool { return !r.HasSynced() })
+	}, nil
+}
+
+func tenantChanged(o client.Object, gone bool) event {
+	return func(g *Gateway) {
+		namespace := v1alpha1.TenantNamespacePrefix + o.GetName()
+		if gone || o.GetDeletionTimestamp() != nil {
+			g.hub.DeleteTenant(namespace)
+			return
+		}
+		g.hub.SetTenant(namespace, convert.Tenant(o.(*v1alpha1.Tenant)))
+	}
+}
+
+func poolChanged(o client.Object, gone bool) event {
+	return func(g *Gateway) {
+		delete(g.pools, o.GetName())
+		if pool, err := convert.Pool(o.(*v1alpha1.AddressPool)); err == nil && !gone {
+			g.pools[pool.Name] = pool
+		}
+		fence := translate.Fence{Forbidden: g.options.Forbidden}
+		for _, name := range slices.Sorted(maps.Keys(g.pools)) {
+			fence.VIPs = append(fence.VIPs, g.pools[name].Ranges...)
+		}
+		g.hub.SetFence(fence)
+	}
+}
+
+func addressesChanged(o client.Object, gone bool) event {
+	return func(g *Gateway) {
+		a := convert.Addresses(o.(*v1alpha1.Addresses))
+		if gone {
+			g.hub.DeleteAddresses(a.ObjectName)
+			return
+		}
+		g.hub.SetAddresses(a)
+	}
+}
+
+// loadBalancerChanged: one that is being deleted is served no more, so that its address can be freed.
+func loadBalancerChanged(o client.Object, gone bool) event {
+	return func(g *Gateway) {
+		lb, problems := convert.LoadBalancer(o.(*v1alpha1.LoadBalancer))
+		if version, err := strconv.ParseUint(o.GetResourceVersion(), 10, 64); err == nil {
+			g.seen = max(g.seen, version)
+		}
+		if gone || o.GetDeletionTimestamp() != nil || len(problems) > 0 {
+			g.hub.DeleteLoadBalancer(lb.ObjectName)
+			return
+		}
+		g.hub.SetLoadBalancer(lb)
+	}
+}

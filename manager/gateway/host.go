@@ -1,0 +1,141 @@
+package gateway
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"time"
+
+	"kubelb.k8c.io/backends/dataplane"
+	"kubelb.k8c.io/backends/plugin"
+	"kubelb.k8c.io/core/model"
+)
+
+// BackendOptions say which backend to run and how.
+type BackendOptions struct {
+	Path, Checksum string
+	SocketDir      string
+	Config         dataplane.Config
+}
+
+// host runs the backend's process: it starts it, brings it to the model, and does so again when it ends. It belongs to
+// the gateway's loop and is not safe for concurrent use.
+type host struct {
+	options BackendOptions
+	log     *slog.Logger
+	epoch   string
+	// ended is sent on when a process ends or reports that its state was taken away.
+	ended chan<- *plugin.Process
+
+	process     *plugin.Process
+	stopWatch   context.CancelFunc
+	description dataplane.Description
+	generation  dataplane.Generation
+	restarts    int
+}
+
+// start runs the process and configures it. It does not touch what the dataplane holds.
+func (h *host) start(ctx context.Context) error {
+	h.stop()
+	process, err := plugin.Load(plugin.Options{Path: h.options.Path, Checksum: h.options.Checksum, SocketDir: h.options.SocketDir, Log: h.logWriter()})
+	if err != nil {
+		return err
+	}
+	h.process = process
+	if h.description, err = process.Describe(ctx); err != nil {
+		return fmt.Errorf("describe backend: %w", err)
+	}
+	if err := process.Configure(ctx, h.options.Config); err != nil {
+		return fmt.Errorf("configure backend %s: %w", h.description.Name, err)
+	}
+	watch, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	h.stopWatch = cancel
+	go func() {
+		err := process.Watch(watch, func(f dataplane.Fault) {
+			h.log.Error("backend reports a fault", "message", f.Message)
+			if f.Resync {
+				h.notify(watch, process)
+			}
+		})
+		if err != nil && watch.Err() == nil {
+			h.notify(watch, process)
+		}
+	}()
+	return nil
+}
+
+func (h *host) notify(ctx context.Context, process *plugin.Process) {
+	select {
+	case h.ended <- process:
+	case <-ctx.Done():
+	}
+}
+
+// stop ends the process; what it holds in the kernel stays.
+func (h *host) stop() {
+	if h.stopWatch != nil {
+		h.stopWatch()
+		h.stopWatch = nil
+	}
+	if h.process != nil {
+		h.process.Stop()
+		h.process = nil
+	}
+}
+
+// running reports whether there is a process to talk to.
+func (h *host) running() bool { return h.process != nil && !h.process.Exited() }
+
+// applyLimit bounds one Apply; a backend that takes longer is restarted.
+const applyLimit = time.Minute
+
+// apply sends a delta from the generation that the dataplane is at.
+func (h *host) apply(ctx context.Context, d model.Delta) ([]dataplane.RecordError, error) {
+	ctx, cancel := context.WithTimeout(ctx, applyLimit)
+	defer cancel()
+	next := dataplane.Generation{Epoch: h.epoch, Number: h.generation.Number + 1}
+	result, err := h.process.Apply(ctx, dataplane.Change{Base: h.generation, Next: next, Delta: d})
+	if err != nil {
+		return nil, err
+	}
+	h.generation = result.Generation
+	return result.Failed, nil
+}
+
+// resync brings the dataplane to the snapshot by sending the difference to what it holds.
+func (h *host) resync(ctx context.Context, want model.Snapshot) ([]dataplane.RecordError, int, error) {
+	held, err := h.process.Applied(ctx)
+	if err != nil {
+		return nil, 0, fmt.Errorf("ask the backend what it holds: %w", err)
+	}
+	d := model.Difference(held.Digests, want)
+	number := max(h.generation.Number, held.Generation.Number)
+	h.generation = held.Generation
+	ctx, cancel := context.WithTimeout(ctx, applyLimit)
+	defer cancel()
+	result, err := h.process.Apply(ctx, dataplane.Change{Base: held.Generation, Next: dataplane.Generation{Epoch: h.epoch, Number: number + 1}, Delta: d})
+	if err != nil {
+		return nil, 0, fmt.Errorf("resync: %w", err)
+	}
+	h.generation = result.Generation
+	return result.Failed, d.Len(), nil
+}
+
+// isResync tells a backend that lost its place from one that is broken.
+func isResync(err error) bool { return errors.Is(err, dataplane.ErrResync) }
+
+// logWriter passes the backend's standard error on, line by line.
+func (h *host) logWriter() io.Writer {
+	reader, writer := io.Pipe()
+	go func() {
+		lines := bufio.NewScanner(reader)
+		for lines.Scan() {
+			h.log.Debug("backend", "line", lines.Text())
+		}
+		io.Copy(io.Discard, reader)
+	}()
+	return writer
+}

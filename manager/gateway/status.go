@@ -1,0 +1,126 @@
+package gateway
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"kubelb.k8c.io/api/v1alpha1"
+)
+
+// maxFailures is how many failing records the Gateway object names.
+const maxFailures = 100
+
+// publish hands the present state to the writer; only the newest counts.
+func (g *Gateway) publish(problem error) {
+	s := v1alpha1.GatewayStatus{
+		Backend:            v1alpha1.GatewayBackend{Name: g.host.description.Name, Version: g.host.description.Version},
+		Generation:         g.host.generation.String(),
+		Frontends:          int32(len(g.held)),
+		AnnouncedAddresses: int32(len(g.vips)),
+	}
+	for _, f := range g.host.description.Features {
+		s.Backend.Features = append(s.Backend.Features, string(f))
+	}
+	for _, record := range slices.Sorted(maps.Keys(g.fails)) {
+		if len(s.Failures) < maxFailures {
+			f := g.fails[record]
+			s.Failures = append(s.Failures, v1alpha1.GatewayFailure{LoadBalancer: f.owner, Record: record, Message: clip(f.message, 1024)})
+		}
+	}
+	ready := metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: "InSync", Message: "the dataplane holds the model"}
+	switch {
+	case problem != nil:
+		ready.Status, ready.Reason, ready.Message = metav1.ConditionFalse, "BackendFailed", clip(problem.Error(), 1024)
+	case !g.host.running():
+		ready.Status, ready.Reason, ready.Message = metav1.ConditionFalse, "BackendRestarting", "the backend's process is being started again"
+	default:
+		s.AppliedResourceVersion = strconv.FormatUint(g.seen, 10)
+		s.AnnouncedResourceVersion = s.AppliedResourceVersion
+		if len(g.fails) > 0 {
+			ready.Reason, ready.Message = "SomeRecordsFailed", fmt.Sprintf("%d records could not be taken, see failures", len(g.fails))
+		}
+	}
+	s.Conditions = []metav1.Condition{ready}
+	select {
+	case <-g.status:
+	default:
+	}
+	g.status <- s
+}
+
+func clip(s string, n int) string {
+	if len(s) > n {
+		return s[:n]
+	}
+	return s
+}
+
+// statusPause keeps the writer from asking the API server for every change of a burst.
+const statusPause = 100 * time.Millisecond
+
+// writeStatus writes the newest status, again and again, until ctx ends. An API server that is away delays nothing else.
+func (g *Gateway) writeStatus(ctx context.Context) error {
+	var latest *v1alpha1.GatewayStatus
+	retry := time.NewTimer(0)
+	defer retry.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case s := <-g.status:
+			latest = &s
+		case <-retry.C:
+		}
+		if latest == nil {
+			continue
+		}
+		if err := g.write(ctx, *latest); err != nil {
+			if ctx.Err() == nil && !apierrors.IsConflict(err) {
+				g.log.Warn("write Gateway status", "error", err)
+			}
+			retry.Reset(time.Second)
+			continue
+		}
+		latest = nil
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(statusPause):
+		}
+	}
+}
+
+func (g *Gateway) write(ctx context.Context, s v1alpha1.GatewayStatus) error {
+	object := &v1alpha1.Gateway{ObjectMeta: metav1.ObjectMeta{Name: g.options.Name}}
+	err := g.client.Get(ctx, client.ObjectKeyFromObject(object), object)
+	if apierrors.IsNotFound(err) {
+		err = g.client.Create(ctx, object)
+	}
+	if err != nil {
+		return err
+	}
+	before := object.Status.DeepCopy()
+	conditions := object.Status.Conditions
+	for _, c := range s.Conditions {
+		meta.SetStatusCondition(&conditions, c)
+	}
+	// While the backend is away the dataplane goes on: what it held, it holds.
+	if s.AppliedResourceVersion == "" {
+		s.AppliedResourceVersion, s.AnnouncedResourceVersion = before.AppliedResourceVersion, before.AnnouncedResourceVersion
+	}
+	object.Status, object.Status.Conditions = s, conditions
+	if equality.Semantic.DeepEqual(before, &object.Status) {
+		return nil
+	}
+	return g.client.Status().Update(ctx, object)
+}

@@ -1,0 +1,246 @@
+// Package manager is the program kubelb-manager: the elected controller of the hub and the gateway of this host in one
+// binary, both on by default.
+package manager
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/go-logr/logr"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/healthz"
+	"sigs.k8s.io/controller-runtime/pkg/metrics/server"
+
+	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/backends/dataplane"
+	"kubelb.k8c.io/backends/plugin"
+	"kubelb.k8c.io/manager/announce"
+	"kubelb.k8c.io/manager/controller"
+	"kubelb.k8c.io/manager/gateway"
+	"kubelb.k8c.io/manager/probe"
+)
+
+// leaseName is the controllers' election.
+const leaseName = "controller.kubelb.k8c.io"
+
+type options struct {
+	kubeconfig, namespace                                        string
+	controller, gateway, leaderElection, purge                   bool
+	backend, checksum, stateDir, name, announce, interfaces      string
+	backendOptions                                               keyValues
+	apiServer, apiServerCA                                       string
+	forbidden, metricsAddress, probeAddress, logLevel, logFormat string
+}
+
+// keyValues collects key=value flags.
+type keyValues map[string]string
+
+// String implements flag.Value.
+func (k keyValues) String() string { return "" }
+
+// Set implements flag.Value.
+func (k keyValues) Set(text string) error {
+	key, value, ok := strings.Cut(text, "=")
+	if !ok || key == "" {
+		return fmt.Errorf("%q is not key=value", text)
+	}
+	k[key] = value
+	return nil
+}
+
+func (o *options) register(flags *flag.FlagSet) {
+	hostname, _ := os.Hostname()
+	o.backendOptions = keyValues{}
+	flags.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig of the management cluster; empty uses the pod's service account")
+	flags.StringVar(&o.namespace, "namespace", "kubelb", "namespace of the controllers' election Lease")
+	flags.BoolVar(&o.controller, "controller", true, "run the controllers: tenants, address allocation, status (one replica at a time)")
+	flags.BoolVar(&o.gateway, "gateway", true, "run this host's gateway: forward and announce")
+	flags.BoolVar(&o.leaderElection, "enable-leader-election", true, "let one of several replicas run the controllers at a time")
+	flags.StringVar(&o.backend, "backend", "nftables", "the gateway's dataplane: nftables, or the path of a backend's binary")
+	flags.StringVar(&o.checksum, "backend-checksum", "", "SHA-256 of the backend's binary in hexadecimal; another binary is not started")
+	flags.Var(o.backendOptions, "backend-option", "key=value for the backend; may be given several times")
+	flags.BoolVar(&o.purge, "purge-on-exit", false, "remove everything from the dataplane when this gateway ends; otherwise traffic goes on without it")
+	flags.StringVar(&o.stateDir, "state-dir", "/var/lib/kubelb", "directory of this gateway, private to it and kept over restarts")
+	flags.StringVar(&o.name, "gateway-name", hostname, "name of this gateway and of its Gateway object")
+	flags.StringVar(&o.announce, "announce", "layer2", "how addresses are announced: layer2 (ARP and NDP) or none")
+	flags.StringVar(&o.interfaces, "announce-interfaces", "", "interfaces, separated by commas, on which ARP and NDP are answered (required for layer2)")
+	flags.StringVar(&o.apiServer, "api-server", "", "URL at which tenants reach the management cluster's API; empty takes it from the kubeconfig")
+	flags.StringVar(&o.apiServerCA, "api-server-ca", "", "file with the CA of that URL; empty takes it from the kubeconfig")
+	flags.StringVar(&o.forbidden, "forbidden-cidrs", "", "networks, separated by commas, that no tenant may target: the management cluster's nodes, pods and Services")
+	flags.StringVar(&o.metricsAddress, "metrics-addr", ":9443", "address of the Prometheus metrics; 0 turns them off")
+	flags.StringVar(&o.probeAddress, "health-probe-bind-address", ":8081", "address of /healthz and /readyz; 0 turns them off")
+	flags.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
+	flags.StringVar(&o.logFormat, "log-format", "text", "text or json")
+}
+
+// Run works until ctx ends.
+func Run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	var o options
+	flags := flag.NewFlagSet("kubelb-manager", flag.ContinueOnError)
+	flags.SetOutput(stdout)
+	flags.Usage = func() {
+		fmt.Fprintf(stdout, "kubelb-manager gives the LoadBalancers of tenant clusters external addresses and forwards their traffic.\n\nFlags:\n")
+		flags.PrintDefaults()
+	}
+	o.register(flags)
+	if err := flags.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return nil
+		}
+		return err
+	}
+	log, err := newLogger(o.logLevel, o.logFormat, stderr)
+	if err != nil {
+		return err
+	}
+	return o.serve(ctx, log)
+}
+
+func newLogger(level, format string, w io.Writer) (*slog.Logger, error) {
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		return nil, fmt.Errorf("--log-level=%s: use debug, info, warn or error", level)
+	}
+	var handler slog.Handler = slog.NewTextHandler(w, &slog.HandlerOptions{Level: l})
+	switch format {
+	case "text":
+	case "json":
+		handler = slog.NewJSONHandler(w, &slog.HandlerOptions{Level: l})
+	default:
+		return nil, fmt.Errorf("--log-format=%s: use text or json", format)
+	}
+	ctrl.SetLogger(logr.FromSlogHandler(handler))
+	klog.SetLogger(logr.FromSlogHandler(handler))
+	return slog.New(handler), nil
+}
+
+// serve wires both roles: the controllers write allocation and status, the gateway reads them and writes its Gateway.
+func (o *options) serve(ctx context.Context, log *slog.Logger) error {
+	config, err := o.restConfig()
+	if err != nil {
+		return fmt.Errorf("management cluster: %w", err)
+	}
+	// A hub of many tenants asks more of its API server than the default limit of 20 requests a second allows.
+	config.QPS, config.Burst = 500, 1000
+	forbidden, err := parsePrefixes(o.forbidden)
+	if err != nil {
+		return fmt.Errorf("--forbidden-cidrs: %w", err)
+	}
+	scheme := runtime.NewScheme()
+	if err := errors.Join(corev1.AddToScheme(scheme), rbacv1.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)); err != nil {
+		return err
+	}
+	mgr, err := ctrl.NewManager(config, ctrl.Options{
+		Scheme: scheme, Metrics: server.Options{BindAddress: o.metricsAddress}, HealthProbeBindAddress: o.probeAddress,
+		LeaderElection: o.controller && o.leaderElection, LeaderElectionID: leaseName, LeaderElectionNamespace: o.namespace,
+	})
+	if err != nil {
+		return err
+	}
+	if o.controller {
+		ca, err := o.ca(config)
+		if err != nil {
+			return err
+		}
+		url := o.apiServer
+		if url == "" {
+			url = config.Host
+		}
+		if err := controller.SetUp(mgr, controller.Options{APIServer: url, APIServerCA: ca, Forbidden: forbidden}); err != nil {
+			return err
+		}
+	}
+	if o.gateway {
+		g, err := o.newGateway(mgr, forbidden, log)
+		if err != nil {
+			return err
+		}
+		if err := mgr.Add(g); err != nil {
+			return err
+		}
+	}
+	if err := errors.Join(mgr.AddHealthzCheck("ping", healthz.Ping), mgr.AddReadyzCheck("ping", healthz.Ping)); err != nil {
+		return err
+	}
+	return mgr.Start(ctx)
+}
+
+func (o *options) restConfig() (*rest.Config, error) {
+	if o.kubeconfig == "" {
+		return rest.InClusterConfig()
+	}
+	return clientcmd.BuildConfigFromFlags("", o.kubeconfig)
+}
+
+func (o *options) ca(config *rest.Config) ([]byte, error) {
+	file := o.apiServerCA
+	if file == "" {
+		file = config.CAFile
+	}
+	if file == "" {
+		return config.CAData, nil
+	}
+	ca, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("CA for the tenants' kubeconfigs: %w", err)
+	}
+	return ca, nil
+}
+
+func (o *options) newGateway(mgr ctrl.Manager, forbidden []netip.Prefix, log *slog.Logger) (*gateway.Gateway, error) {
+	path, err := plugin.Find(o.backend)
+	if err != nil {
+		return nil, err
+	}
+	announcer, err := o.announcer(log)
+	if err != nil {
+		return nil, err
+	}
+	return gateway.New(gateway.Options{
+		Name: o.name, Forbidden: forbidden, Announcer: announcer, Probe: probe.DefaultConfig(), PurgeOnExit: o.purge, Log: log,
+		Backend: gateway.BackendOptions{Path: path, Checksum: o.checksum, SocketDir: filepath.Join(o.stateDir, "run"),
+			Config: dataplane.Config{Node: o.name, StateDir: o.stateDir, Options: o.backendOptions}},
+	}, mgr.GetCache(), mgr.GetClient()), nil
+}
+
+func (o *options) announcer(log *slog.Logger) (announce.Announcer, error) {
+	switch o.announce {
+	case "none":
+		return announce.None{}, nil
+	case "layer2":
+		if o.interfaces == "" {
+			return nil, errors.New("--announce-interfaces is required with --announce=layer2: name the interfaces of the clients' segment, or use --announce=none")
+		}
+		return announce.NewLayer2(strings.Split(o.interfaces, ","), log), nil
+	}
+	return nil, fmt.Errorf("--announce=%s: use layer2 or none", o.announce)
+}
+
+func parsePrefixes(text string) ([]netip.Prefix, error) {
+	var out []netip.Prefix
+	for _, part := range strings.Split(text, ",") {
+		if part = strings.TrimSpace(part); part == "" {
+			continue
+		}
+		prefix, err := netip.ParsePrefix(part)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, prefix.Masked())
+	}
+	return out, nil
+}

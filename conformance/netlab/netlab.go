@@ -3,6 +3,7 @@
 package netlab
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -161,6 +162,66 @@ func (i Interface) up() error {
 		}
 		return nil
 	})
+}
+
+// Switch makes a host that is nothing but a learning bridge.
+func (l *Lab) Switch(name string) (*Namespace, error) {
+	ns, err := l.Namespace(name)
+	if err != nil {
+		return nil, err
+	}
+	return ns, ns.Do(func() error {
+		bridge := &netlink.Bridge{LinkAttrs: netlink.NewLinkAttrs()}
+		bridge.Name = "bridge"
+		if err := netlink.LinkAdd(bridge); err != nil {
+			return err
+		}
+		return netlink.LinkSetUp(bridge)
+	})
+}
+
+// Plug joins an interface of a host to a switch; port is the name of the switch's end.
+func (l *Lab) Plug(sw *Namespace, port string, host Interface) error {
+	if err := l.Link(Interface{Namespace: sw, Name: port}, host); err != nil {
+		return err
+	}
+	return sw.Do(func() error {
+		end, err := netlink.LinkByName(port)
+		if err != nil {
+			return err
+		}
+		bridge, err := netlink.LinkByName("bridge")
+		if err != nil {
+			return err
+		}
+		return netlink.LinkSetMaster(end, bridge)
+	})
+}
+
+// SetLink takes an interface up or down. The kernel drops IPv6 addresses of an interface that goes down unless told to
+// keep them.
+func (ns *Namespace) SetLink(name string, up bool) error {
+	return ns.Do(func() error {
+		link, err := netlink.LinkByName(name)
+		if err != nil {
+			return err
+		}
+		if up {
+			return netlink.LinkSetUp(link)
+		}
+		return netlink.LinkSetDown(link)
+	})
+}
+
+// DialContext connects from inside the namespace.
+func (ns *Namespace) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	var c net.Conn
+	err := ns.Do(func() error {
+		var err error
+		c, err = (&net.Dialer{}).DialContext(ctx, network, address)
+		return err
+	})
+	return c, err
 }
 
 // Route adds a route to a network by a gateway's address.

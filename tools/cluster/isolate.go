@@ -1,0 +1,108 @@
+package cluster
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+)
+
+// isolated marks the environment of a program that runs inside its own namespaces.
+const isolated = "KUBELB_ISOLATED=1"
+
+// Isolate runs the program again, with the same arguments, in process and mount namespaces of its own, and does not
+// return; inside, it returns at once. When the outer program is killed the kernel ends everything inside.
+func Isolate() error {
+	if slices.Contains(os.Environ(), isolated) {
+		return prepare()
+	}
+	if os.Geteuid() != 0 {
+		return errors.New("needs root: it makes network namespaces and runs containers")
+	}
+	unshare, err := exec.LookPath("unshare")
+	if err != nil {
+		return err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	// bash is the namespace's first process: it reaps what is orphaned inside.
+	args := append([]string{unshare, "--pid", "--mount", "--fork", "--kill-child=KILL", "--mount-proc", "--propagation", "private",
+		"bash", "-c", `"$@"; exit $?`, "bash", self}, os.Args[1:]...)
+	return fmt.Errorf("unshare: %w", syscall.Exec(unshare, args, append(os.Environ(), isolated)))
+}
+
+// prepare hides the machine's named network namespaces behind an empty directory.
+func prepare() error {
+	if err := os.MkdirAll("/run/netns", 0o755); err != nil {
+		return err
+	}
+	if err := syscall.Mount("kubelb", "/run/netns", "tmpfs", 0, ""); err != nil {
+		return fmt.Errorf("mount /run/netns: %w", err)
+	}
+	return nil
+}
+
+// scratchPrefix begins the name of every scratch directory and cgroup.
+const scratchPrefix = "kubelb-lab-"
+
+// sweep removes scratch directories and cgroups of labs that are gone. A lab holds a lock on its directory.
+func sweep() error {
+	dirs, err := filepath.Glob(filepath.Join(os.TempDir(), scratchPrefix+"*"))
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, dir := range dirs {
+		lock, err := os.Open(filepath.Join(dir, "lock"))
+		if err != nil {
+			errs = append(errs, os.RemoveAll(dir))
+			continue
+		}
+		if syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil {
+			errs = append(errs, removeCgroups(filepath.Base(dir)), os.RemoveAll(dir))
+		}
+		lock.Close()
+	}
+	return errors.Join(errs...)
+}
+
+// removeCgroups removes the lab's cgroups, the innermost first; those that still hold processes stay for the next sweep.
+func removeCgroups(name string) error {
+	roots, err := filepath.Glob("/sys/fs/cgroup/*/" + name)
+	if err != nil {
+		return err
+	}
+	for _, root := range append(roots, "/sys/fs/cgroup/"+name) {
+		var dirs []string
+		filepath.WalkDir(root, func(path string, entry os.DirEntry, err error) error {
+			if err == nil && entry.IsDir() {
+				dirs = append(dirs, path)
+			}
+			return nil
+		})
+		slices.SortFunc(dirs, func(a, b string) int { return strings.Count(b, "/") - strings.Count(a, "/") })
+		for _, dir := range dirs {
+			syscall.Rmdir(dir)
+		}
+	}
+	return nil
+}
+
+// scratch makes this lab's directory and locks it for the life of the process.
+func scratch() (string, *os.File, error) {
+	dir, err := os.MkdirTemp("", scratchPrefix)
+	if err != nil {
+		return "", nil, err
+	}
+	lock, err := os.Create(filepath.Join(dir, "lock"))
+	if err != nil {
+		return "", nil, err
+	}
+	return dir, lock, syscall.Flock(int(lock.Fd()), syscall.LOCK_EX)
+}

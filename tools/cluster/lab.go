@@ -1,0 +1,303 @@
+package cluster
+
+import (
+	"cmp"
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"kubelb.k8c.io/api/crds"
+	"kubelb.k8c.io/conformance/netlab"
+)
+
+// Address plan of a lab, IPv4 and IPv6:
+//
+//	clients' segment  192.0.2.0/24     2001:db8:c::/64   gateway .1, client .100, external addresses in between
+//	nodes' segment    198.51.100.0/24  2001:db8:1::/64   gateway .1, hub .2, tenant's API .3, nodes .11 and .12
+//	pods              10.77.N.0/24     2001:db8:77:N::/64 on node N
+const (
+	Client4, Client6 = "192.0.2.100", "2001:db8:c::100"
+	nodes4, nodes6   = "198.51.100.", "2001:db8:1::"
+	// TenantName is the lab's tenant.
+	TenantName = "a"
+)
+
+// Options say what to build a lab from.
+type Options struct {
+	// Kubernetes and Products are the folders with Kubernetes' binaries and with ours.
+	Kubernetes, Products string
+	// Backend is the manager's --backend.
+	Backend string
+	// Progress gets a line for each step.
+	Progress io.Writer
+}
+
+// Lab is a hub, a tenant cluster with two nodes, a gateway with the manager, and a client.
+type Lab struct {
+	Dir             string
+	Hub, Tenant     *ControlPlane
+	Nodes           []*Node
+	Gateway, Client *netlab.Namespace
+	// Manager and CCM run once StartManager and StartCCM were called.
+	Manager, CCM *Process
+
+	options Options
+	net     *netlab.Lab
+	lock    *os.File
+	began   time.Time
+}
+
+// New builds a lab up to ready nodes; what an earlier one left behind is removed first. The program must be isolated.
+func New(ctx context.Context, o Options) (*Lab, error) {
+	if err := sweep(); err != nil {
+		return nil, fmt.Errorf("remove what an earlier lab left: %w", err)
+	}
+	dir, lock, err := scratch()
+	if err != nil {
+		return nil, err
+	}
+	l := &Lab{Dir: dir, options: o, net: netlab.New("lab"), lock: lock, began: time.Now()}
+	if err := l.build(ctx); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return l, nil
+}
+
+// step tells of progress.
+func (l *Lab) step(format string, args ...any) {
+	fmt.Fprintf(l.options.Progress, "[%5.1f s] %s\n", time.Since(l.began).Seconds(), fmt.Sprintf(format, args...))
+}
+
+// Close ends everything.
+func (l *Lab) Close() error {
+	for _, p := range []*Process{l.CCM, l.Manager} {
+		if p != nil {
+			p.Stop()
+		}
+	}
+	for _, n := range l.Nodes {
+		for _, p := range []*Process{n.proxy, n.kubelet, n.containerd} {
+			if p != nil {
+				p.Kill()
+			}
+		}
+	}
+	for _, c := range []*ControlPlane{l.Hub, l.Tenant} {
+		if c != nil {
+			c.Stop()
+		}
+	}
+	// Containers and their mounts end with the process namespace; the directory goes now or at the next start.
+	err := l.net.Close()
+	l.lock.Close()
+	if removeErr := os.RemoveAll(l.Dir); removeErr != nil {
+		return err
+	}
+	return errors.Join(err, removeCgroups(filepath.Base(l.Dir)))
+}
+
+func (l *Lab) build(ctx context.Context) error {
+	if err := l.network(); err != nil {
+		return fmt.Errorf("network: %w", err)
+	}
+	l.step("network: clients' segment, gateway, nodes' segment")
+	images, err := l.images(ctx)
+	if err != nil {
+		return fmt.Errorf("images: %w", err)
+	}
+	l.step("images: pause, agnhost")
+	if err := l.controlPlanes(ctx); err != nil {
+		return err
+	}
+	l.step("hub and tenant: etcd, kube-apiserver, kube-controller-manager, kube-scheduler")
+	if err := l.installCRDs(ctx); err != nil {
+		return err
+	}
+	var starts errgroup.Group
+	for _, n := range l.Nodes {
+		n.cluster = l.Tenant
+		starts.Go(func() error { return n.start(ctx, images) })
+	}
+	if err := starts.Wait(); err != nil {
+		return err
+	}
+	l.step("nodes: node1, node2 ready (containerd, kubelet, kube-proxy)")
+	return nil
+}
+
+func (l *Lab) network() (err error) {
+	forwards := []string{"net/ipv4/ip_forward=1", "net/ipv6/conf/all/forwarding=1", "net/ipv4/conf/all/rp_filter=0", "net/ipv4/conf/default/rp_filter=0"}
+	clients, err := l.net.Switch("clients")
+	if err != nil {
+		return err
+	}
+	inside, err := l.net.Switch("nodes")
+	if err != nil {
+		return err
+	}
+	host := func(name string, sysctls ...string) *netlab.Namespace {
+		ns, hostErr := l.net.Namespace(name, sysctls...)
+		err = errors.Join(err, hostErr)
+		return ns
+	}
+	plug := func(sw, ns *netlab.Namespace, port, device, v4, v6 string) {
+		if err == nil {
+			err = l.net.Plug(sw, port, netlab.Interface{Namespace: ns, Name: device, Addresses: []string{v4 + "/24", v6 + "/64"}})
+		}
+	}
+	l.Client, l.Gateway = host("client"), host("gateway", forwards...)
+	plug(clients, l.Client, "client", "eth0", Client4, Client6)
+	plug(clients, l.Gateway, "gateway", "clients", "192.0.2.1", "2001:db8:c::1")
+	plug(inside, l.Gateway, "gateway", "nodes", nodes4+"1", nodes6+"1")
+	l.Hub, l.Tenant = &ControlPlane{Namespace: host("hub")}, &ControlPlane{Namespace: host("tenant")}
+	plug(inside, l.Hub.Namespace, "hub", "eth0", nodes4+"2", nodes6+"2")
+	plug(inside, l.Tenant.Namespace, "tenant", "eth0", nodes4+"3", nodes6+"3")
+	for i := 1; i <= 2; i++ {
+		n := &Node{Name: fmt.Sprintf("node%d", i), number: i, Address4: fmt.Sprintf("%s1%d", nodes4, i), Address6: fmt.Sprintf("%s1%d", nodes6, i), cgroup: filepath.Base(l.Dir)}
+		n.Namespace = host(n.Name, append(forwards, "net/ipv6/conf/all/keep_addr_on_down=1")...)
+		plug(inside, n.Namespace, n.Name, "eth0", n.Address4, n.Address6)
+		l.Nodes = append(l.Nodes, n)
+	}
+	if err != nil {
+		return err
+	}
+	return l.routes()
+}
+
+// routes: nodes reach each other's pods directly and everything else through the gateway; the tenant's API server reaches
+// pods as well.
+func (l *Lab) routes() error {
+	var errs []error
+	for _, n := range l.Nodes {
+		errs = append(errs, n.Namespace.Route("0.0.0.0/0", nodes4+"1"), n.Namespace.Route("::/0", nodes6+"1"))
+		for _, other := range l.Nodes {
+			if other != n {
+				errs = append(errs, n.Namespace.Route(other.pods4(), other.Address4), n.Namespace.Route(other.pods6(), other.Address6))
+			}
+		}
+		errs = append(errs, l.Tenant.Namespace.Route(n.pods4(), n.Address4))
+	}
+	return errors.Join(errs...)
+}
+
+func (l *Lab) images(ctx context.Context) ([]string, error) {
+	pause, agnhost := filepath.Join(l.Dir, "pause.tar"), filepath.Join(l.Dir, "agnhost.tar")
+	return []string{pause, agnhost}, errors.Join(
+		writeImage(pause, pauseImage, filepath.Join(l.options.Products, "pause")),
+		writeImage(agnhost, AgnhostImage, filepath.Join(l.options.Kubernetes, "agnhost")))
+}
+
+func (l *Lab) controlPlanes(ctx context.Context) error {
+	var starts errgroup.Group
+	start := func(c **ControlPlane, name, address string) {
+		starts.Go(func() error {
+			started, err := startControlPlane(ctx, (*c).Namespace, name, address, l.options.Kubernetes, l.Dir)
+			if started != nil {
+				*c = started
+			}
+			return err
+		})
+	}
+	start(&l.Hub, "hub", nodes4+"2")
+	start(&l.Tenant, "tenant", nodes4+"3")
+	return starts.Wait()
+}
+
+func (l *Lab) installCRDs(ctx context.Context) error {
+	names, err := fs.Glob(crds.Files, "*.yaml")
+	if err != nil {
+		return err
+	}
+	var all strings.Builder
+	for _, name := range names {
+		content, err := crds.Files.ReadFile(name)
+		if err != nil {
+			return err
+		}
+		all.WriteString("---\n" + string(content))
+	}
+	if _, err := l.Hub.Kubectl(ctx, all.String(), "apply", "--server-side", "-f", "-"); err != nil {
+		return fmt.Errorf("install CRDs: %w", err)
+	}
+	if _, err := l.Hub.Kubectl(ctx, "", "wait", "--for=condition=Established", "crd", "--all", "--timeout=30s"); err != nil {
+		return err
+	}
+	_, err = l.Hub.Kubectl(ctx, "", "create", "namespace", "kubelb")
+	return err
+}
+
+// StartManager runs the manager, with both roles, on the gateway.
+func (l *Lab) StartManager() error {
+	var err error
+	l.Manager, err = Start(l.Gateway, l.Dir, "kubelb-manager", filepath.Join(l.options.Products, "kubelb-manager"),
+		"--kubeconfig="+l.Hub.Kubeconfig, "--backend="+cmp.Or(l.options.Backend, "nftables"), "--state-dir="+filepath.Join(l.Dir, "gateway"),
+		"--gateway-name=gateway", "--announce-interfaces=clients", "--enable-leader-election=false", "--metrics-addr=127.0.0.1:9443", "--log-level=debug")
+	return err
+}
+
+// StartCCM waits for the tenant's credentials and runs the CCM with them, beside the tenant's API server.
+func (l *Lab) StartCCM(ctx context.Context, extra ...string) error {
+	kubeconfig := filepath.Join(l.Dir, "ccm-hub.kubeconfig")
+	if err := l.TenantKubeconfig(ctx, TenantName, kubeconfig); err != nil {
+		return err
+	}
+	var err error
+	l.CCM, err = Start(l.Tenant.Namespace, l.Dir, "kubelb-ccm", append([]string{filepath.Join(l.options.Products, "kubelb-ccm"),
+		"--cluster-name=" + TenantName, "--kubelb-kubeconfig=" + kubeconfig, "--kubeconfig=" + l.Tenant.Kubeconfig,
+		"--enable-leader-election=false", "--metrics-addr=127.0.0.1:9445", "--log-level=debug"}, extra...)...)
+	return err
+}
+
+// TenantKubeconfig waits for the credentials that the manager makes for a tenant and writes them to a file.
+func (l *Lab) TenantKubeconfig(ctx context.Context, tenant, file string) error {
+	var encoded string
+	err := await(ctx, "credentials of tenant "+tenant, 30*time.Second, func() bool {
+		var err error
+		encoded, err = l.Hub.Kubectl(ctx, "", "-n", "tenant-"+tenant, "get", "secret", "kubelb-ccm-kubeconfig", "-o", "jsonpath={.data.kubelb}")
+		return err == nil && encoded != ""
+	}, l.Manager)
+	if err != nil {
+		return err
+	}
+	content, err := base64.StdEncoding.DecodeString(encoded)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(file, content, 0o600)
+}
+
+// FromClient runs a program on the client's host.
+func (l *Lab) FromClient(ctx context.Context, argv ...string) (string, error) {
+	return run(ctx, l.Client, "", argv...)
+}
+
+// OnGateway runs a program on the gateway.
+func (l *Lab) OnGateway(ctx context.Context, argv ...string) (string, error) {
+	return run(ctx, l.Gateway, "", argv...)
+}
+
+// Packages that a lab needs from the machine's distribution.
+func requiredPrograms() []string {
+	return []string{"containerd", "runc", "unshare", "nsenter", "mount", "ip", "nft", "curl"}
+}
+
+// Missing names the programs that a lab needs and the machine lacks.
+func Missing() []string {
+	var missing []string
+	for _, program := range requiredPrograms() {
+		if _, err := exec.LookPath(program); err != nil {
+			missing = append(missing, program)
+		}
+	}
+	return missing
+}

@@ -1,0 +1,124 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"kubelb.k8c.io/conformance/netlab"
+)
+
+// Process is a program that runs in a network namespace and logs to a file.
+type Process struct {
+	Name string
+	Log  string
+	cmd  *exec.Cmd
+	done chan struct{}
+}
+
+// Start runs a program inside the namespace. Its output goes to NAME.log in dir.
+func Start(ns *netlab.Namespace, dir, name string, argv ...string) (*Process, error) {
+	p := &Process{Name: name, Log: filepath.Join(dir, name+".log"), done: make(chan struct{})}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	log, err := os.OpenFile(p.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	p.cmd = exec.Command(argv[0], argv[1:]...)
+	p.cmd.Stdout, p.cmd.Stderr = log, log
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := ns.Do(p.cmd.Start); err != nil {
+		return nil, fmt.Errorf("start %s: %w", name, err)
+	}
+	go func() {
+		p.cmd.Wait()
+		close(p.done)
+	}()
+	return p, nil
+}
+
+// PID is the program's process id.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
+// Kill ends the program at once, as a crash would, and waits for its end.
+func (p *Process) Kill() {
+	p.cmd.Process.Kill()
+	<-p.done
+}
+
+// Stop asks the program to end, and kills it if it does not.
+func (p *Process) Stop() {
+	p.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-p.done:
+	case <-time.After(5 * time.Second):
+		p.Kill()
+	}
+}
+
+// Exited reports whether the program has ended.
+func (p *Process) Exited() bool {
+	select {
+	case <-p.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// Tail returns the end of the program's log.
+func (p *Process) Tail() string {
+	content, err := os.ReadFile(p.Log)
+	if err != nil {
+		return err.Error()
+	}
+	lines := strings.Split(strings.TrimSpace(string(content)), "\n")
+	return strings.Join(lines[max(0, len(lines)-15):], "\n")
+}
+
+// await polls until done says yes; a program among those given that ends is an error at once.
+func await(ctx context.Context, what string, limit time.Duration, done func() bool, programs ...*Process) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	for !done() {
+		for _, p := range programs {
+			if p.Exited() {
+				return fmt.Errorf("%s: %s ended:\n%s", what, p.Name, p.Tail())
+			}
+		}
+		select {
+		case <-ctx.Done():
+			err := fmt.Errorf("%s: not within %s", what, limit)
+			for _, p := range programs {
+				err = errors.Join(err, fmt.Errorf("%s logs:\n%s", p.Name, p.Tail()))
+			}
+			return err
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	return nil
+}
+
+// run executes a program to its end inside the namespace.
+func run(ctx context.Context, ns *netlab.Namespace, stdin string, argv ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd.Stdin = strings.NewReader(stdin)
+	var output []byte
+	err := ns.Do(func() (err error) {
+		output, err = cmd.CombinedOutput()
+		return err
+	})
+	if err != nil {
+		return string(output), fmt.Errorf("%s: %w: %s", filepath.Base(argv[0]), err, strings.TrimSpace(string(output)))
+	}
+	return string(output), nil
+}

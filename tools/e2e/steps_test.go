@@ -1,0 +1,188 @@
+package e2e
+
+import (
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// service is a Service of type LoadBalancer that selects app=<name>; lines are further lines of its spec.
+func service(name string, lines ...string) string {
+	return fmt.Sprintf(`
+---
+apiVersion: v1
+kind: Service
+metadata: {name: %[1]s}
+spec:
+  type: LoadBalancer
+  selector: {app: %[1]s}
+  %[2]s
+`, name, strings.Join(lines, "\n  "))
+}
+
+func apply(t *testing.T, manifest string) {
+	t.Helper()
+	_, err := lab.Tenant.Kubectl(t.Context(), manifest, "apply", "-f", "-")
+	require.NoError(t, err)
+}
+
+func applyToHub(t *testing.T, manifest string) {
+	t.Helper()
+	_, err := lab.Hub.Kubectl(t.Context(), manifest, "apply", "-f", "-")
+	require.NoError(t, err)
+}
+
+// cleanUp deletes objects of the tenant at the end of the test, which may have deleted them itself.
+func cleanUp(t *testing.T, objects ...string) {
+	t.Cleanup(func() {
+		for _, o := range objects {
+			if out, err := lab.Tenant.Kubectl(contextAfter(t), "", "delete", o, "--ignore-not-found", "--timeout=60s"); err != nil {
+				t.Errorf("delete %s: %v %s", o, err, out)
+			}
+		}
+	})
+}
+
+func cleanUpHub(t *testing.T, objects ...string) {
+	t.Cleanup(func() {
+		for _, o := range objects {
+			namespaceAndObject := strings.SplitN(o, "|", 2)
+			args := []string{"delete", namespaceAndObject[len(namespaceAndObject)-1], "--ignore-not-found", "--timeout=60s"}
+			if len(namespaceAndObject) == 2 {
+				args = append([]string{"-n", namespaceAndObject[0]}, args...)
+			}
+			if out, err := lab.Hub.Kubectl(contextAfter(t), "", args...); err != nil {
+				t.Errorf("delete %s: %v %s", o, err, out)
+			}
+		}
+	})
+}
+
+func kubectl(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := lab.Tenant.Kubectl(t.Context(), "", args...)
+	require.NoError(t, err)
+	return out
+}
+
+func hubKubectl(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := lab.Hub.Kubectl(t.Context(), "", args...)
+	require.NoError(t, err)
+	return out
+}
+
+func tenantGet(t *testing.T, object, path string) string {
+	t.Helper()
+	return kubectl(t, "get", object, "-o", "jsonpath="+path)
+}
+
+func hubGet(t *testing.T, namespace, object, path string) string {
+	t.Helper()
+	return hubKubectl(t, "-n", namespace, "get", object, "-o", "jsonpath="+path)
+}
+
+func tenantWait(t *testing.T, object string, args ...string) {
+	t.Helper()
+	kubectl(t, append([]string{"wait", object, "--timeout=60s"}, args...)...)
+}
+
+func events(t *testing.T, service string) string {
+	t.Helper()
+	return kubectl(t, "get", "events", "--field-selector=involvedObject.name="+service, "-o", "jsonpath={range .items[*]}{.reason}: {.message}{\"\\n\"}{end}")
+}
+
+// eventually repeats a check until it returns no error.
+func eventually(t *testing.T, limit time.Duration, check func() error) {
+	t.Helper()
+	deadline := time.Now().Add(limit)
+	for {
+		err := check()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("not within %s: %v", limit, err)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
+// externalIPs waits until the Service shows n addresses.
+func externalIPs(t *testing.T, name string, n int) []string {
+	t.Helper()
+	var ips []string
+	eventually(t, 30*time.Second, func() error {
+		out, err := lab.Tenant.Kubectl(t.Context(), "", "get", "service", name, "-o", "jsonpath={.status.loadBalancer.ingress[*].ip}")
+		if ips = strings.Fields(out); err == nil && len(ips) == n {
+			return nil
+		}
+		return fmt.Errorf("service %s has the addresses %v (%v); %s", name, ips, err, readyCondition(t, name))
+	})
+	return ips
+}
+
+// readyCondition is what the Service says of itself.
+func readyCondition(t *testing.T, name string) string {
+	out, _ := lab.Tenant.Kubectl(t.Context(), "", "get", "service", name, "-o", `jsonpath={.status.conditions[?(@.type=="kubelb.k8c.io/Ready")]['status','reason','message']}`)
+	return out
+}
+
+// curl asks for a path at an address and returns the answer.
+func curl(t *testing.T, ip string, port int, path string) (string, error) {
+	return lab.FromClient(t.Context(), "curl", "-sS", "-g", "--max-time", "3", "http://"+net.JoinHostPort(ip, fmt.Sprint(port))+path)
+}
+
+// hosts counts which pods answer n requests.
+func hosts(t *testing.T, ip string, port, n int) map[string]int {
+	t.Helper()
+	counts := map[string]int{}
+	for range n {
+		name, err := curl(t, ip, port, "/hostname")
+		require.NoError(t, err)
+		counts[name]++
+	}
+	return counts
+}
+
+// askUDP sends one datagram from the client's host and returns the answer.
+func askUDP(t *testing.T, ip string, port, localPort int) (string, error) {
+	var answer string
+	err := lab.Client.Do(func() error {
+		c, err := net.DialUDP("udp", &net.UDPAddr{Port: localPort}, &net.UDPAddr{IP: net.ParseIP(ip), Port: port})
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		c.SetDeadline(time.Now().Add(time.Second))
+		if _, err := c.Write([]byte("hostname")); err != nil {
+			return err
+		}
+		buffer := make([]byte, 512)
+		n, err := c.Read(buffer)
+		answer = string(buffer[:n])
+		return err
+	})
+	return answer, err
+}
+
+func ruleset(t *testing.T) string {
+	t.Helper()
+	out, err := lab.OnGateway(t.Context(), "nft", "list", "ruleset")
+	require.NoError(t, err)
+	return out
+}
+
+func sortedKeys(m map[string]int) []string {
+	var keys []string
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}

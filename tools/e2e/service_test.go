@@ -34,7 +34,7 @@ func TestBasicServiceGetsAnAddressAndRealTraffic(t *testing.T) {
 	tenantWait(t, "deployment/basic", "--for=condition=Available")
 	ips := externalIPs(t, "basic", 2)
 	for _, ip := range ips {
-		require.Len(t, hosts(t, ip, 80, 40), 2, "both pods are reached at %s", ip)
+		reachesPods(t, ip, 80, 2)
 	}
 	uid := tenantGet(t, "service/basic", "{.metadata.uid}")
 	lb := func(path string) string { return hubGet(t, "tenant-a", "loadbalancer/"+uid, path) }

@@ -150,6 +150,21 @@ func hosts(t *testing.T, ip string, port, n int) map[string]int {
 	return counts
 }
 
+// reachesPods waits until n pods answer at the address; each request must be answered.
+func reachesPods(t *testing.T, ip string, port, n int) {
+	t.Helper()
+	answered := map[string]int{}
+	eventually(t, 10*time.Second, func() error {
+		for name, count := range hosts(t, ip, port, 10) {
+			answered[name] += count
+		}
+		if len(answered) != n {
+			return fmt.Errorf("%s is answered by %v, not by %d pods", ip, answered, n)
+		}
+		return nil
+	})
+}
+
 // askUDP sends one datagram from the client's host and returns the answer.
 func askUDP(t *testing.T, ip string, port, localPort int) (string, error) {
 	var answer string

@@ -1,0 +1,81 @@
+# Everything here runs from a fresh clone with Go, make and, for the tests and the demo, root on Debian or Ubuntu.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+MODULES    := api core backends backends/nftables ccm manager conformance tools
+BIN        := $(CURDIR)/bin
+# The products are static, so that they run in any image and any namespace.
+GO_BUILD   := CGO_ENABLED=0 go build -o $(BIN)/
+GENERATED  := api/v1alpha1/zz_generated.deepcopy.go api/crds backends/plugin/dataplanepb
+CACHE      := $(or $(KUBELB_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/kubelb)
+
+.PHONY: help
+help: ## Show this help.
+	@echo "KubeLB: layer-4 load balancers for fleets of Kubernetes clusters."
+	@echo
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+.PHONY: build
+build: ## Build every binary into bin/.
+	@mkdir -p $(BIN)
+	cd manager && $(GO_BUILD) ./cmd/...
+	cd ccm && $(GO_BUILD) ./cmd/...
+	cd backends/nftables && $(GO_BUILD) ./cmd/...
+	cd tools && $(GO_BUILD) ./cluster/pause ./cmd/...
+
+.PHONY: demo
+demo: deps build ## Bring up hub, tenant, gateway and client, walk through, stay up (ONCE=1: end by itself).
+	KUBELB_KUBERNETES=$$(tools/kubernetes/build.sh) KUBELB_BIN=$(BIN) $(BIN)/demo $(if $(ONCE),--once) $(if $(BACKEND),--backend=$(BACKEND))
+
+.PHONY: test
+test: deps verify unit conformance e2e ## Run every test, the end-to-end ones included (root; ten minutes more when cold).
+
+.PHONY: unit
+unit: ## Vet and test every module by itself, as if the others were not there (no root).
+	@set -e; for m in $(filter-out conformance,$(MODULES)); do echo "== $$m"; (cd $$m && GOWORK=off go vet ./... && GOWORK=off go test ./...); done
+
+.PHONY: conformance
+conformance: ## Judge the dataplane by packets in network namespaces (root).
+	cd conformance && GOWORK=off go vet ./... && GOWORK=off go test -count=1 ./...
+
+.PHONY: e2e
+e2e: deps build ## Test the whole path on real clusters (root).
+	@mkdir -p $(CACHE)
+	cd tools && GOWORK=off go vet ./... && GOWORK=off go test -c -o $(BIN)/e2e.test ./e2e
+	cd tools/e2e && KUBELB_KUBERNETES=$$(../kubernetes/build.sh) KUBELB_BIN=$(BIN) $(BIN)/e2e.test -test.v -test.timeout=20m $(if $(RUN),-test.run='$(RUN)')
+
+.PHONY: bench-scale
+bench-scale: deps build ## Load 10,000 LoadBalancers and measure one change more (root, minutes).
+	cd tools && GOWORK=off go build -o $(BIN)/scale ./cmd/scale
+	KUBELB_KUBERNETES=$$(tools/kubernetes/build.sh) KUBELB_BIN=$(BIN) $(BIN)/scale
+
+.PHONY: verify
+verify: ## Check the rules of the repository: module walls, versions, docs, format, generated code.
+	@unformatted=$$(git ls-files -co --exclude-standard '*.go' | xargs gofmt -l); if [ -n "$$unformatted" ]; then echo "not gofmt-clean, run gofmt -w: $$unformatted"; exit 1; fi
+	cd tools && GOWORK=off go test -count=1 ./repocheck
+	@before=$$(cat $$(find $(GENERATED) -type f | sort) | sha256sum); $(MAKE) -s generate; after=$$(cat $$(find $(GENERATED) -type f | sort) | sha256sum); \
+	if [ "$$before" != "$$after" ]; then echo "generated code was not up to date: run 'make generate' and commit"; git --no-pager diff --stat -- $(GENERATED); exit 1; fi
+
+.PHONY: generate
+generate: ## Write deepcopy, CRDs and the plugin's wire code anew.
+	@mkdir -p $(CACHE)/generate
+	cd tools/generate && GOWORK=off go build -o $(CACHE)/generate/ tool ./protogen
+	cd api && rm -f crds/*.yaml && GOWORK=off $(CACHE)/generate/controller-gen object paths=./v1alpha1 crd:maxDescLen=400 output:crd:dir=crds paths=./v1alpha1
+	PATH=$(CACHE)/generate:$$PATH protogen backends/plugin/dataplanepb/dataplane.proto
+
+.PHONY: lint
+lint: ## Run golangci-lint on every module (built from source at its first run).
+	@set -e; mkdir -p $(CACHE)/lint; [ -x $(CACHE)/lint/golangci-lint ] || GOBIN=$(CACHE)/lint GOWORK=off go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0; \
+	for m in $(MODULES); do echo "== $$m"; (cd $$m && GOWORK=off $(CACHE)/lint/golangci-lint run ./...); done
+
+.PHONY: tidy
+tidy: ## Tidy every module, all at the same versions.
+	@tools/tidy.sh $(MODULES)
+
+.PHONY: deps
+deps: # Install what tests and demo need of the distribution.
+	@tools/install-packages.sh
+
+.PHONY: clean
+clean: ## Remove bin/; caches under ~/.cache/kubelb stay.
+	rm -rf $(BIN)

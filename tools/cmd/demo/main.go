@@ -1,0 +1,207 @@
+// Command demo brings up a management cluster, a tenant cluster with two nodes, a gateway and a client on this machine,
+// gives a Service of the tenant an external address, and reaches it from the client.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"kubelb.k8c.io/tools/cluster"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Args[1:], os.Getenv, os.Stdout); err != nil && !errors.Is(err, flag.ErrHelp) {
+		fmt.Fprintln(os.Stderr, "demo:", err)
+		os.Exit(1)
+	}
+}
+
+const pool = `apiVersion: kubelb.k8c.io/v1alpha1
+kind: AddressPool
+metadata:
+  name: public
+spec:
+  addresses: [192.0.2.200-192.0.2.249, "2001:db8:c::200-2001:db8:c::24f"]
+`
+
+const tenant = `apiVersion: kubelb.k8c.io/v1alpha1
+kind: Tenant
+metadata:
+  name: a
+spec:
+  backendCIDRs: [198.51.100.0/24, "2001:db8:1::/64"]
+`
+
+const shop = `apiVersion: apps/v1
+kind: Deployment
+metadata:
+  name: shop
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: shop}}
+  template:
+    metadata: {labels: {app: shop}}
+    spec:
+      terminationGracePeriodSeconds: 0
+      topologySpreadConstraints: [{maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: DoNotSchedule, labelSelector: {matchLabels: {app: shop}}}]
+      containers:
+      - {name: shop, image: "localhost/agnhost:1", imagePullPolicy: Never, args: [netexec, --http-port=8080, --udp-port=8053]}
+---
+apiVersion: v1
+kind: Service
+metadata:
+  name: shop
+spec:
+  type: LoadBalancer
+  ipFamilyPolicy: PreferDualStack
+  selector: {app: shop}
+  ports: [{name: http, port: 80, targetPort: 8080}]
+`
+
+func run(ctx context.Context, args []string, env func(string) string, stdout io.Writer) (err error) {
+	flags := flag.NewFlagSet("demo", flag.ContinueOnError)
+	once := flags.Bool("once", false, "end after the walk-through instead of staying up")
+	backend := flags.String("backend", "nftables", "the gateway's dataplane")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	kubernetes, products := env("KUBELB_KUBERNETES"), env("KUBELB_BIN")
+	if kubernetes == "" || products == "" {
+		return errors.New("run it with make demo")
+	}
+	if missing := cluster.Missing(); len(missing) > 0 {
+		return fmt.Errorf("missing programs: %s; run it with make demo, which installs them", strings.Join(missing, ", "))
+	}
+	if err := cluster.Isolate(); err != nil {
+		return err
+	}
+	began := time.Now()
+	lab, err := cluster.New(ctx, cluster.Options{Kubernetes: kubernetes, Products: products, Backend: *backend, Progress: stdout})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		fmt.Fprintln(stdout, "\nremoving everything ...")
+		err = errors.Join(err, lab.Close())
+	}()
+	d := demo{lab: lab, out: stdout, began: began}
+	if err := d.walkThrough(ctx); err != nil || *once {
+		return err
+	}
+	d.usage()
+	<-ctx.Done()
+	return nil
+}
+
+type demo struct {
+	lab   *cluster.Lab
+	out   io.Writer
+	began time.Time
+}
+
+func (d demo) step(format string, args ...any) {
+	fmt.Fprintf(d.out, "[%5.1f s] %s\n", time.Since(d.began).Seconds(), fmt.Sprintf(format, args...))
+}
+
+// show prints a command of kubectl and what it answers.
+func (d demo) show(ctx context.Context, where *cluster.ControlPlane, args ...string) error {
+	fmt.Fprintf(d.out, "\n%s$ kubectl %s\n", where.Name, strings.Join(args, " "))
+	out, err := where.Kubectl(ctx, "", args...)
+	fmt.Fprint(d.out, out)
+	return err
+}
+
+func (d demo) walkThrough(ctx context.Context) error {
+	lab := d.lab
+	for what, manifest := range map[string]string{"AddressPool public": pool, "Tenant a": tenant} {
+		if _, err := lab.Hub.Kubectl(ctx, manifest, "apply", "-f", "-"); err != nil {
+			return err
+		}
+		d.step("hub: %s", what)
+	}
+	if err := lab.StartManager(); err != nil {
+		return err
+	}
+	d.step("gateway: kubelb-manager, both roles")
+	if err := lab.StartCCM(ctx); err != nil {
+		return err
+	}
+	d.step("tenant: kubelb-ccm, with the credentials that the manager made for it")
+	if _, err := lab.Tenant.Kubectl(ctx, shop, "apply", "-f", "-"); err != nil {
+		return err
+	}
+	d.step("tenant: Deployment and Service shop of type LoadBalancer")
+	if _, err := lab.Tenant.Kubectl(ctx, "", "wait", "deployment/shop", "--for=condition=Available", "--timeout=60s"); err != nil {
+		return err
+	}
+	if _, err := lab.Tenant.Kubectl(ctx, "", "wait", "service/shop", "--for=jsonpath={.status.loadBalancer.ingress[1].ip}", "--timeout=60s"); err != nil {
+		return err
+	}
+	ips, err := lab.Tenant.Kubectl(ctx, "", "get", "service", "shop", "-o", "jsonpath={.status.loadBalancer.ingress[*].ip}")
+	if err != nil {
+		return err
+	}
+	d.step("tenant: external addresses %s", ips)
+	for _, ip := range strings.Fields(ips) {
+		if err := d.reach(ctx, ip); err != nil {
+			return err
+		}
+	}
+	for _, c := range []struct {
+		where *cluster.ControlPlane
+		args  []string
+	}{
+		{lab.Tenant, []string{"get", "service", "shop", "-o", "wide"}},
+		{lab.Hub, []string{"get", "loadbalancers,addresses", "-A"}},
+		{lab.Hub, []string{"get", "tenants,addresspools,gateways"}},
+	} {
+		if err := d.show(ctx, c.where, c.args...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// reach asks until both pods have answered: kube-proxy may take a second to learn of the second one.
+func (d demo) reach(ctx context.Context, ip string) error {
+	host := ip
+	if strings.Contains(ip, ":") {
+		host = "[" + ip + "]"
+	}
+	answers, asked := map[string]int{}, 0
+	for deadline := time.Now().Add(10 * time.Second); len(answers) < 2 && time.Now().Before(deadline); asked++ {
+		name, err := d.lab.FromClient(ctx, "curl", "-sS", "-g", "--max-time", "3", "http://"+host+"/hostname")
+		if err != nil {
+			return err
+		}
+		answers[strings.TrimSpace(name)]++
+	}
+	d.step("client: %d requests to http://%s/hostname were answered by %v", asked, host, answers)
+	if len(answers) != 2 {
+		return fmt.Errorf("%d pods answered, not 2", len(answers))
+	}
+	return nil
+}
+
+func (d demo) usage() {
+	// Other shells know this program by another process id than it does itself.
+	const enter = "nsenter --target $(pgrep -o -x demo) --mount"
+	fmt.Fprintf(d.out, "\nIt stays up until Ctrl-C. In another shell, as root:\n")
+	fmt.Fprintf(d.out, "  a shell on the client:   %s ip netns exec %s bash\n", enter, d.lab.Client.Name)
+	fmt.Fprintf(d.out, "  a shell on the gateway:  %s ip netns exec %s bash\n", enter, d.lab.Gateway.Name)
+	for _, c := range []*cluster.ControlPlane{d.lab.Hub, d.lab.Tenant} {
+		fmt.Fprintf(d.out, "  kubectl on the %-9s %s ip netns exec %s kubectl --kubeconfig %s get all -A\n", c.Name+":", enter, c.Namespace.Name, c.Kubeconfig)
+	}
+	fmt.Fprintf(d.out, "  logs:                    %s/*.log\n", filepath.Clean(d.lab.Dir))
+}

@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# install-packages.sh: installs the distribution's packages that tests and demo need, if any is missing (Debian, Ubuntu; root).
+set -euo pipefail
+missing=()
+need() { command -v "$1" >/dev/null 2>&1 || [ -e "$1" ] || missing+=("$2"); }
+need containerd containerd
+need runc runc
+need /usr/lib/cni/bridge containernetworking-plugins
+need nft nftables
+need ip iproute2
+need curl curl
+need unshare util-linux
+[ ${#missing[@]} -eq 0 ] && exit 0
+echo "installing ${missing[*]} ..." >&2
+if ! command -v apt-get >/dev/null; then
+  echo "no apt-get here: install ${missing[*]} by hand" >&2
+  exit 1
+fi
+export DEBIAN_FRONTEND=noninteractive
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+if ! { apt-get update && apt-get install -y --no-install-recommends "${missing[@]}"; } >"$log" 2>&1; then
+  tail -20 "$log" >&2
+  exit 1
+fi

@@ -1,0 +1,2 @@
+// Package repocheck holds the rules of the repository as tests.
+package repocheck

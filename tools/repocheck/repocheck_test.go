@@ -1,0 +1,215 @@
+package repocheck
+
+import (
+	"encoding/json"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+const root = "../.."
+
+const modulePrefix = "kubelb.k8c.io/"
+
+// walls is who may import whom of ours: module -> packages of other modules, by prefix.
+var walls = map[string][]string{
+	"api":               {},
+	"core":              {},
+	"backends":          {"core/model"},
+	"backends/nftables": {"core/", "backends/"},
+	"ccm":               {"api/", "core/"},
+	"manager":           {"api/", "core/", "backends/plugin", "backends/dataplane"},
+	"conformance":       {"core/model", "core/maglev", "backends/dataplane", "backends/plugin"},
+	"tools":             {"api/", "core/", "backends/dataplane", "backends/plugin", "ccm", "manager", "conformance"},
+}
+
+// outside are modules that build third-party programs, in no workspace.
+var outside = []string{"tools/generate", "tools/kubernetes"}
+
+type module struct {
+	Go      string
+	Module  struct{ Path string }
+	Require []struct{ Path, Version string }
+}
+
+func readModule(t *testing.T, dir string) module {
+	t.Helper()
+	cmd := exec.Command("go", "mod", "edit", "-json")
+	cmd.Dir = filepath.Join(root, dir)
+	cmd.Env = append(os.Environ(), "GOWORK=off")
+	out, err := cmd.Output()
+	require.NoError(t, err)
+	var m module
+	require.NoError(t, json.Unmarshal(out, &m))
+	return m
+}
+
+// moduleDirs finds every go.mod.
+func moduleDirs(t *testing.T) []string {
+	t.Helper()
+	var dirs []string
+	require.NoError(t, filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.Name() == "go.mod" {
+			rel, relErr := filepath.Rel(root, filepath.Dir(path))
+			dirs = append(dirs, filepath.ToSlash(rel))
+			return relErr
+		}
+		return err
+	}))
+	return dirs
+}
+
+func TestEveryModuleIsInTheWorkspaceAndInTheTable(t *testing.T) {
+	work, err := os.ReadFile(filepath.Join(root, "go.work"))
+	require.NoError(t, err)
+	for _, dir := range moduleDirs(t) {
+		inside := strings.Contains(string(work), "\t./"+dir+"\n")
+		require.Equal(t, !slices.Contains(outside, dir), inside, "%s in go.work", dir)
+		if inside {
+			require.Contains(t, walls, dir, "add %s to the table of walls", dir)
+		}
+		require.Equal(t, modulePrefix+dir, readModule(t, dir).Module.Path)
+	}
+}
+
+func TestGoLinesAndVersionsAreEqualEverywhere(t *testing.T) {
+	versions, from := map[string]string{}, map[string]string{}
+	for _, dir := range moduleDirs(t) {
+		m := readModule(t, dir)
+		require.Equal(t, "1.26.0", m.Go, "the go line of %s", dir)
+		if slices.Contains(outside, dir) {
+			continue
+		}
+		for _, r := range m.Require {
+			if strings.HasPrefix(r.Path, modulePrefix) {
+				require.Equal(t, "v0.0.0", r.Version, "%s requires %s", dir, r.Path)
+				continue
+			}
+			if known, ok := versions[r.Path]; ok {
+				require.Equal(t, known, r.Version, "%s: %s requires another version than %s", r.Path, dir, from[r.Path])
+			}
+			versions[r.Path], from[r.Path] = r.Version, dir
+		}
+	}
+}
+
+// The compile cache is shared with the real Kubernetes that tests build: equal versions save minutes.
+func TestVersionsAreNotBelowThoseOfTheKubernetesThatTestsRun(t *testing.T) {
+	kubernetes := map[string]string{}
+	for _, r := range readModule(t, "tools/kubernetes").Require {
+		kubernetes[r.Path] = r.Version
+	}
+	for _, path := range []string{"k8s.io/api", "k8s.io/client-go"} {
+		for _, dir := range []string{"ccm", "manager"} {
+			for _, r := range readModule(t, dir).Require {
+				if r.Path == path {
+					require.Equal(t, kubernetes[path], r.Version, "%s in %s", path, dir)
+				}
+			}
+		}
+	}
+}
+
+func TestCoreHasNoThirdPartyRequirement(t *testing.T) {
+	require.Empty(t, readModule(t, "core").Require)
+	require.NoFileExists(t, filepath.Join(root, "core/go.sum"))
+}
+
+func TestModulesImportOnlyWhatTheWallsAllow(t *testing.T) {
+	for dir, allowed := range walls {
+		cmd := exec.Command("go", "list", "-e", "-f", `{{.ImportPath}}{{range .Imports}} {{.}}{{end}}{{range .TestImports}} {{.}}{{end}}{{range .XTestImports}} {{.}}{{end}}`, "./...")
+		cmd.Dir = filepath.Join(root, dir)
+		cmd.Env = append(os.Environ(), "GOWORK=off")
+		out, err := cmd.CombinedOutput()
+		require.NoError(t, err, string(out))
+		for line := range strings.Lines(string(out)) {
+			fields := strings.Fields(line)
+			for _, imported := range fields[1:] {
+				path, ours := strings.CutPrefix(imported, modulePrefix)
+				if !ours || path == dir || strings.HasPrefix(path, dir+"/") {
+					if dir == "core" && strings.Contains(strings.Split(imported, "/")[0], ".") && !ours {
+						t.Errorf("core must stay pure: %s imports %s", fields[0], imported)
+					}
+					continue
+				}
+				if !slices.ContainsFunc(allowed, func(prefix string) bool {
+					return path == prefix || strings.HasPrefix(path, strings.TrimSuffix(prefix, "/")+"/")
+				}) {
+					t.Errorf("%s imports %s, which the table of walls does not allow", fields[0], imported)
+				}
+			}
+		}
+	}
+}
+
+// goFiles calls f for every Go file that people wrote.
+func goFiles(t *testing.T, f func(path string, file *ast.File, set *token.FileSet)) {
+	t.Helper()
+	require.NoError(t, filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, ".pb.go") || strings.HasPrefix(d.Name(), "zz_generated") {
+			return err
+		}
+		set := token.NewFileSet()
+		file, err := parser.ParseFile(set, path, nil, parser.ParseComments)
+		if err == nil {
+			f(path, file, set)
+		}
+		return err
+	}))
+}
+
+func TestEveryPackageHasOneDocComment(t *testing.T) {
+	docs := map[string]int{}
+	goFiles(t, func(path string, file *ast.File, _ *token.FileSet) {
+		if strings.HasSuffix(path, "_test.go") {
+			return
+		}
+		dir := filepath.Dir(path)
+		docs[dir] += 0
+		if file.Doc != nil {
+			docs[dir]++
+			wanted := "Package " + file.Name.Name
+			if file.Name.Name == "main" {
+				wanted = "Command "
+			}
+			require.True(t, strings.HasPrefix(file.Doc.Text(), wanted), "%s: the comment must begin with %q", path, wanted)
+		}
+	})
+	for dir, n := range docs {
+		require.Equal(t, 1, n, "package comments in %s", dir)
+	}
+}
+
+func TestHouseRules(t *testing.T) {
+	const longestFunction, longestFile = 100, 650
+	goFiles(t, func(path string, file *ast.File, set *token.FileSet) {
+		require.NotContains(t, []string{"util", "utils", "common", "helper", "helpers", "misc"}, file.Name.Name, path)
+		if strings.HasSuffix(path, "_test.go") {
+			return
+		}
+		if lines := set.Position(file.End()).Line; lines > longestFile {
+			t.Errorf("%s has %d lines, more than %d: is there a seam?", path, lines, longestFile)
+		}
+		for _, d := range file.Decls {
+			f, ok := d.(*ast.FuncDecl)
+			if !ok {
+				continue
+			}
+			if f.Name.Name == "init" && f.Recv == nil {
+				t.Errorf("%s has an init function", path)
+			}
+			if lines := set.Position(f.End()).Line - set.Position(f.Pos()).Line; lines >= longestFunction {
+				t.Errorf("%s: %s has %d lines", path, f.Name.Name, lines)
+			}
+		}
+	})
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
@@ -41,7 +42,7 @@ func (r *tenantReconciler) Reconcile(ctx context.Context, req reconcile.Request)
 		return reconcile.Result{}, client.IgnoreNotFound(err)
 	}
 	if tenant.DeletionTimestamp != nil {
-		return reconcile.Result{}, r.cleanUp(ctx, &tenant)
+		return r.cleanUp(ctx, &tenant)
 	}
 	if controllerutil.AddFinalizer(&tenant, v1alpha1.CleanupFinalizer) {
 		if err := r.client.Update(ctx, &tenant); err != nil {
@@ -75,26 +76,49 @@ func (r *tenantReconciler) setStatus(ctx context.Context, tenant *v1alpha1.Tenan
 	return r.client.Status().Update(ctx, tenant)
 }
 
-// cleanUp deletes the namespace, with all in it, before it lets the Tenant go.
-func (r *tenantReconciler) cleanUp(ctx context.Context, tenant *v1alpha1.Tenant) error {
+// cleanUp deletes first the LoadBalancers, which gateways must let go of, then the namespace, then lets the Tenant go.
+func (r *tenantReconciler) cleanUp(ctx context.Context, tenant *v1alpha1.Tenant) (reconcile.Result, error) {
 	namespace := &corev1.Namespace{}
 	err := r.client.Get(ctx, client.ObjectKey{Name: namespaceOf(tenant)}, namespace)
 	if apierrors.IsNotFound(err) || err == nil && namespace.Labels[v1alpha1.LabelManagedBy] != v1alpha1.ManagedByKubeLB {
 		if controllerutil.RemoveFinalizer(tenant, v1alpha1.CleanupFinalizer) {
-			return client.IgnoreNotFound(r.client.Update(ctx, tenant))
+			return reconcile.Result{}, client.IgnoreNotFound(r.client.Update(ctx, tenant))
 		}
-		return nil
+		return reconcile.Result{}, nil
 	}
 	if err != nil {
-		return err
+		return reconcile.Result{}, err
+	}
+	err = r.setStatus(ctx, tenant, v1alpha1.TenantTerminating, metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse,
+		Reason: "Terminating", Message: "namespace " + namespace.Name + " is being deleted"})
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	if left, err := r.deleteLoadBalancers(ctx, namespace.Name); err != nil || left {
+		// The namespace controller would wait for many seconds before it looks at finalizers again.
+		return reconcile.Result{RequeueAfter: 200 * time.Millisecond}, err
 	}
 	if namespace.DeletionTimestamp == nil {
-		if err := r.client.Delete(ctx, namespace); err != nil {
-			return client.IgnoreNotFound(err)
+		return reconcile.Result{}, client.IgnoreNotFound(r.client.Delete(ctx, namespace))
+	}
+	return reconcile.Result{}, nil
+}
+
+// deleteLoadBalancers reports whether some are still there.
+func (r *tenantReconciler) deleteLoadBalancers(ctx context.Context, namespace string) (bool, error) {
+	var lbs v1alpha1.LoadBalancerList
+	if err := r.client.List(ctx, &lbs, client.InNamespace(namespace)); err != nil {
+		return false, err
+	}
+	for i := range lbs.Items {
+		if lbs.Items[i].DeletionTimestamp != nil {
+			continue
+		}
+		if err := r.client.Delete(ctx, &lbs.Items[i]); client.IgnoreNotFound(err) != nil {
+			return false, err
 		}
 	}
-	return r.setStatus(ctx, tenant, v1alpha1.TenantTerminating, metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse,
-		Reason: "Terminating", Message: "namespace " + namespace.Name + " is being deleted"})
+	return len(lbs.Items) > 0, nil
 }
 
 func namespaceOf(t *v1alpha1.Tenant) string { return v1alpha1.TenantNamespacePrefix + t.Name }

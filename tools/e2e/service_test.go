@@ -63,3 +63,328 @@ func TestDeletedServiceLeavesBothSidesClean(t *testing.T) {
 		return nil
 	})
 }
+
+func TestThreePortsShareOneAddress(t *testing.T) {
+	apply(t, web("three", 1)+service("three", "ports:",
+		"- {name: a, port: 80, targetPort: 8080}", "- {name: b, port: 8080, targetPort: 8080}", "- {name: c, port: 65535, targetPort: 8080}"))
+	cleanUp(t, "service/three", "deployment/three")
+	tenantWait(t, "deployment/three", "--for=condition=Available")
+	ip := externalIPs(t, "three", 1)[0]
+	for _, port := range []int{80, 8080, 65535} {
+		reachesPods(t, ip, port, 1)
+	}
+	_, err := curl(t, ip, 81, "/")
+	require.True(t, refusedAtOnce(err), "a port that the Service does not have: %v", err)
+}
+
+func TestTCPAndUDPOnOnePort(t *testing.T) {
+	apply(t, web("dns", 2)+service("dns", "ipFamilyPolicy: RequireDualStack", "ports:",
+		"- {name: tcp, port: 53, protocol: TCP, targetPort: 8080}", "- {name: udp, port: 53, protocol: UDP, targetPort: 8053}"))
+	cleanUp(t, "service/dns", "deployment/dns")
+	tenantWait(t, "deployment/dns", "--for=condition=Available")
+	for _, ip := range externalIPs(t, "dns", 2) {
+		reachesPods(t, ip, 53, 2)
+		answered := map[string]int{}
+		eventually(t, 10*time.Second, func() error {
+			name, err := askUDP(t, ip, 53, 0)
+			if err != nil {
+				return err
+			}
+			if answered[name]++; len(answered) != 2 {
+				return fmt.Errorf("UDP at %s is answered by %v", ip, answered)
+			}
+			return nil
+		})
+	}
+}
+
+func TestClassesDecideWhoseServiceItIs(t *testing.T) {
+	manifest := service("ours", "loadBalancerClass: kubelb", "ports: [{port: 80}]") + service("foreign", "loadBalancerClass: example.com/other", "ports: [{port: 80}]")
+	apply(t, manifest+service("none", "ports: [{port: 80}]"))
+	cleanUp(t, "service/ours", "service/foreign", "service/none")
+	externalIPs(t, "ours", 1)
+	externalIPs(t, "none", 1)
+	untouched := func(name string) {
+		t.Helper()
+		require.Equal(t, "||", tenantGet(t, "service/"+name, "{.metadata.finalizers}|{.status.loadBalancer.ingress}|{.status.conditions}"))
+		require.Empty(t, events(t, name))
+	}
+	untouched("foreign")
+
+	lab.CCM.Stop()
+	require.NoError(t, lab.StartCCM(t.Context(), "--use-loadbalancer-class"))
+	t.Cleanup(func() {
+		lab.CCM.Stop()
+		require.NoError(t, lab.StartCCM(contextAfter(t)))
+	})
+	apply(t, service("classless", "ports: [{port: 80}]")+service("classed", "loadBalancerClass: kubelb", "ports: [{port: 80}]"))
+	cleanUp(t, "service/classless", "service/classed")
+	externalIPs(t, "classed", 1)
+	untouched("classless")
+	untouched("foreign")
+}
+
+func TestLocalPolicyReachesOnlyNodesWithAReadyPodAndFollowsIt(t *testing.T) {
+	onNode := func(node string) string {
+		return strings.Replace(web("local", 1), "terminationGracePeriodSeconds: 0", "terminationGracePeriodSeconds: 0\n      nodeName: "+node, 1)
+	}
+	apply(t, onNode("node1")+service("local", "externalTrafficPolicy: Local", "ipFamilyPolicy: RequireDualStack", "ports:",
+		"- {name: tcp, port: 80, targetPort: 8080}", "- {name: udp, port: 80, protocol: UDP, targetPort: 8053}"))
+	cleanUp(t, "service/local", "deployment/local")
+	tenantWait(t, "deployment/local", "--for=condition=Available")
+	ips := externalIPs(t, "local", 2)
+	uid := tenantGet(t, "service/local", "{.metadata.uid}")
+	for _, node := range []string{"1", "2", "1"} {
+		apply(t, onNode("node"+node))
+		eventually(t, 20*time.Second, func() error {
+			got := hubGet(t, "tenant-a", "loadbalancer/"+uid, "{.spec.endpoints[0].localAddresses[*].ip}")
+			if want := "198.51.100.1" + node + " 2001:db8:1::1" + node; got != want {
+				return fmt.Errorf("local addresses %q, want %q", got, want)
+			}
+			for _, ip := range ips {
+				if _, err := curl(t, ip, 80, "/hostname"); err != nil {
+					return err
+				}
+				if _, err := askUDP(t, ip, 80, 0); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		// Not one of many flows may go to the node without a pod: kube-proxy would drop it there.
+		for _, ip := range ips {
+			hosts(t, ip, 80, 50)
+		}
+	}
+	kubectl(t, "scale", "deployment/local", "--replicas=0")
+	for _, ip := range ips {
+		eventually(t, 10*time.Second, func() error {
+			if _, err := curl(t, ip, 80, "/hostname"); !refusedAtOnce(err) {
+				return fmt.Errorf("without a pod the connection must be refused at once, got %v", err)
+			}
+			return nil
+		})
+	}
+}
+
+func TestClusterPolicyUsesAllNodes(t *testing.T) {
+	apply(t, web("spread", 2)+service("spread", "ports: [{port: 80, targetPort: 8080}]"))
+	cleanUp(t, "service/spread", "deployment/spread")
+	tenantWait(t, "deployment/spread", "--for=condition=Available")
+	ip := externalIPs(t, "spread", 1)[0]
+	reachesPods(t, ip, 80, 2)
+	hosts(t, ip, 80, 60)
+	used := kubeProxySources(t, ip)
+	require.Len(t, used, 2, "conntrack of the gateway knows both nodes: %v", used)
+}
+
+func TestSourceRangesAdmitAndRefuse(t *testing.T) {
+	spec := func(ranges string) string {
+		return service("ranges", "ipFamilyPolicy: RequireDualStack", "loadBalancerSourceRanges: ["+ranges+"]", "ports: [{port: 80, targetPort: 8080}]")
+	}
+	apply(t, web("ranges", 1)+spec(`192.0.2.100/32, "2001:db8:c::100/128"`))
+	cleanUp(t, "service/ranges", "deployment/ranges")
+	tenantWait(t, "deployment/ranges", "--for=condition=Available")
+	ips := externalIPs(t, "ranges", 2)
+	admitted := func(want bool) {
+		t.Helper()
+		for _, ip := range ips {
+			eventually(t, 10*time.Second, func() error {
+				if _, err := curl(t, ip, 80, "/hostname"); (err == nil) != want {
+					return fmt.Errorf("%s: admitted is %v, want %v (%v)", ip, err == nil, want, err)
+				}
+				return nil
+			})
+		}
+	}
+	admitted(true)
+	apply(t, spec(`10.0.0.0/8, "2001:db8:ffff::/48"`))
+	admitted(false)
+	apply(t, spec(`192.0.2.0/24, "2001:db8:c::/64"`))
+	admitted(true)
+	kubectl(t, "patch", "service", "ranges", "--type=json", "-p", `[{"op":"remove","path":"/spec/loadBalancerSourceRanges"}]`)
+	admitted(true)
+}
+
+func TestClientIPAffinityKeepsAClientOnOneNode(t *testing.T) {
+	apply(t, web("sticky", 2)+service("sticky", "sessionAffinity: ClientIP", "sessionAffinityConfig: {clientIP: {timeoutSeconds: 60}}", "ports: [{port: 80, targetPort: 8080}]"))
+	cleanUp(t, "service/sticky", "deployment/sticky")
+	tenantWait(t, "deployment/sticky", "--for=condition=Available")
+	ip := externalIPs(t, "sticky", 1)[0]
+	reachesPods(t, ip, 80, 1)
+	require.Len(t, hosts(t, ip, 80, 30), 1)
+	kubectl(t, "patch", "service", "sticky", "-p", `{"spec":{"sessionAffinity":"None","sessionAffinityConfig":null}}`)
+	reachesPods(t, ip, 80, 2)
+}
+
+func TestPortsAreAddedRemovedAndRenamed(t *testing.T) {
+	apply(t, web("ports", 1)+service("ports", "ports: [{name: http, port: 80, targetPort: 8080}]"))
+	cleanUp(t, "service/ports", "deployment/ports")
+	tenantWait(t, "deployment/ports", "--for=condition=Available")
+	ip := externalIPs(t, "ports", 1)[0]
+	uid := tenantGet(t, "service/ports", "{.metadata.uid}")
+	names := func(want string) {
+		t.Helper()
+		eventually(t, 10*time.Second, func() error {
+			if got := hubGet(t, "tenant-a", "loadbalancer/"+uid, "{.spec.ports[*].name}"); got != want {
+				return fmt.Errorf("the hub has the ports %q, want %q", got, want)
+			}
+			return nil
+		})
+	}
+	change := func(patch string) { kubectl(t, "patch", "service", "ports", "--type=json", "-p", patch) }
+	reachesPods(t, ip, 80, 1)
+	change(`[{"op":"add","path":"/spec/ports/-","value":{"name":"alt","port":81,"targetPort":8080}}]`)
+	names("http alt")
+	eventually(t, 10*time.Second, func() error { _, err := curl(t, ip, 81, "/hostname"); return err })
+	change(`[{"op":"replace","path":"/spec/ports/0/name","value":"web"}]`)
+	names("web alt")
+	reachesPods(t, ip, 80, 1)
+	change(`[{"op":"remove","path":"/spec/ports/1"}]`)
+	names("web")
+	eventually(t, 10*time.Second, func() error {
+		if _, err := curl(t, ip, 81, "/hostname"); !refusedAtOnce(err) {
+			return fmt.Errorf("port 81 is gone, yet: %v", err)
+		}
+		return nil
+	})
+	reachesPods(t, ip, 80, 1)
+}
+
+func TestTypeChangesToClusterIPAndBack(t *testing.T) {
+	apply(t, web("type", 1)+service("type", "ports: [{port: 80, targetPort: 8080}]"))
+	cleanUp(t, "service/type", "deployment/type")
+	tenantWait(t, "deployment/type", "--for=condition=Available")
+	ip := externalIPs(t, "type", 1)[0]
+	reachesPods(t, ip, 80, 1)
+	uid := tenantGet(t, "service/type", "{.metadata.uid}")
+	kubectl(t, "patch", "service", "type", "-p", `{"spec":{"type":"ClusterIP"}}`)
+	externalIPs(t, "type", 0)
+	eventually(t, 10*time.Second, func() error {
+		if got := tenantGet(t, "service/type", "{.metadata.finalizers}{.status.conditions}"); got != "" {
+			return fmt.Errorf("left on the Service: %s", got)
+		}
+		if _, err := lab.Hub.Kubectl(t.Context(), "", "-n", "tenant-a", "get", "loadbalancer", uid); err == nil {
+			return fmt.Errorf("still on the hub")
+		}
+		return nil
+	})
+	_, err := curl(t, ip, 80, "/")
+	require.Error(t, err)
+	kubectl(t, "patch", "service", "type", "-p", `{"spec":{"type":"LoadBalancer"}}`)
+	reachesPods(t, externalIPs(t, "type", 1)[0], 80, 1)
+}
+
+func TestAPoolThatIsExhaustedServesAsSoonAsOneIsFreed(t *testing.T) {
+	applyToHub(t, `
+apiVersion: kubelb.k8c.io/v1alpha1
+kind: AddressPool
+metadata: {name: small}
+spec: {addresses: [192.0.2.150-192.0.2.151], tenants: [small]}
+---
+apiVersion: kubelb.k8c.io/v1alpha1
+kind: Tenant
+metadata: {name: small}
+spec: {backendCIDRs: [198.51.100.0/24]}
+`)
+	cleanUpHub(t, "tenant/small", "addresspool/small", "addresspool/public-but-small")
+	hubKubectl(t, "patch", "addresspool", "public", "--type=merge", "-p", `{"spec":{"tenants":["a","b"]}}`)
+	t.Cleanup(func() {
+		_, err := lab.Hub.Kubectl(contextAfter(t), "", "patch", "addresspool", "public", "--type=merge", "-p", `{"spec":{"tenants":[]}}`)
+		require.NoError(t, err)
+	})
+	eventually(t, 10*time.Second, func() error {
+		_, err := lab.Hub.Kubectl(t.Context(), "", "get", "namespace", "tenant-small")
+		return err
+	})
+	applyToHub(t, hubAddresses("tenant-small")+hubLoadBalancer("tenant-small", "one", "")+hubLoadBalancer("tenant-small", "two", ""))
+	first, second := hubIP(t, "tenant-small", "one"), hubIP(t, "tenant-small", "two")
+	require.ElementsMatch(t, []string{"192.0.2.150", "192.0.2.151"}, []string{first, second})
+	applyToHub(t, hubLoadBalancer("tenant-small", "three", ""))
+	message := hubRefusal(t, "tenant-small", "three", "AddressAllocated", "PoolExhausted")
+	require.Contains(t, message, "no free IPv4 address in small")
+	require.Equal(t, "0", hubGet(t, "default", "addresspool/small", "{.status.ipv4.free}"))
+	hubKubectl(t, "-n", "tenant-small", "delete", "loadbalancer", "one", "--timeout=30s")
+	require.Equal(t, first, hubIP(t, "tenant-small", "three"))
+}
+
+func TestTwoTenantsNeverShareAnAddress(t *testing.T) {
+	applyToHub(t, `
+apiVersion: kubelb.k8c.io/v1alpha1
+kind: Tenant
+metadata: {name: b}
+spec: {backendCIDRs: [198.51.100.0/24]}
+`)
+	cleanUpHub(t, "tenant/b")
+	kubeconfig := lab.Dir + "/b.kubeconfig"
+	require.NoError(t, lab.TenantKubeconfig(t.Context(), "b", kubeconfig))
+	apply(t, service("one", "ports: [{port: 80}]")+service("two", "ports: [{port: 80}]"))
+	cleanUp(t, "service/one", "service/two")
+	one, two := externalIPs(t, "one", 1)[0], externalIPs(t, "two", 1)[0]
+	// With the tenant's own credentials: its own namespace it may write, and nothing else.
+	_, err := lab.Hub.KubectlAs(t.Context(), kubeconfig, hubAddresses("tenant-b")+hubLoadBalancer("tenant-b", "theirs", ""), "create", "-f", "-")
+	require.NoError(t, err)
+	theirs := hubIP(t, "tenant-b", "theirs")
+	require.Len(t, map[string]bool{one: true, two: true, theirs: true}, 3)
+	for _, attempt := range [][]string{
+		{"-n", "tenant-a", "get", "loadbalancers"}, {"get", "tenants"}, {"get", "addresspools"}, {"-n", "tenant-b", "get", "secrets"},
+		{"-n", "tenant-b", "patch", "loadbalancer", "theirs", "--subresource=status", "--type=merge", "-p", `{"status":{"addresses":[]}}`},
+	} {
+		_, err := lab.Hub.KubectlAs(t.Context(), kubeconfig, "", attempt...)
+		require.ErrorContains(t, err, "forbidden", "%v", attempt)
+	}
+	// An address that another tenant holds cannot be asked for.
+	_, err = lab.Hub.KubectlAs(t.Context(), kubeconfig, hubLoadBalancer("tenant-b", "thief", "requestedAddresses: ["+one+"]"), "create", "-f", "-")
+	require.NoError(t, err)
+	message := hubRefusal(t, "tenant-b", "thief", "AddressAllocated", "AddressInUse")
+	require.NotContains(t, message, "tenant-a", "a tenant does not learn of another one")
+}
+
+func TestANodeThatDiesLeavesItsPoolsWithinFiveSeconds(t *testing.T) {
+	apply(t, web("death", 2)+service("death", "ports:", "- {name: tcp, port: 80, targetPort: 8080}", "- {name: udp, port: 80, protocol: UDP, targetPort: 8053}"))
+	cleanUp(t, "service/death", "deployment/death")
+	tenantWait(t, "deployment/death", "--for=condition=Available")
+	ip := externalIPs(t, "death", 1)[0]
+	reachesPods(t, ip, 80, 2)
+	// A UDP client with a fixed port keeps its flow alive on the dead node unless the gateway ends it.
+	dead, address := lab.Nodes[1], lab.Nodes[1].Address4
+	for port := 20000; ; port++ {
+		_, err := askUDP(t, ip, 80, port)
+		require.NoError(t, err)
+		if nodeOfUDP(t, ip, port) == address {
+			defer func(port int) {
+				eventually(t, 5*time.Second, func() error {
+					if node := nodeOfUDP(t, ip, port); node == address {
+						return fmt.Errorf("the UDP flow is still at %s", node)
+					}
+					return nil
+				})
+			}(port)
+			break
+		}
+		require.Less(t, port, 20200, "no UDP flow went to %s", dead.Name)
+	}
+	// The pod on the dead node answers nothing: let kube-proxy know of the other one only.
+	kubectl(t, "cordon", dead.Name)
+	t.Cleanup(func() {
+		require.NoError(t, dead.Return())
+		_, err := lab.Tenant.Kubectl(contextAfter(t), "", "uncordon", dead.Name)
+		require.NoError(t, err)
+		eventually(t, 30*time.Second, func() error {
+			if strings.Count(endpointsIn(t), address) == 0 {
+				return fmt.Errorf("%s is not back in the dataplane", dead.Name)
+			}
+			return nil
+		})
+	})
+	require.Contains(t, endpointsIn(t), address)
+	require.NoError(t, dead.Die())
+	began := time.Now()
+	eventually(t, 5*time.Second, func() error {
+		if strings.Contains(endpointsIn(t), address) {
+			return fmt.Errorf("%s is still in the dataplane", address)
+		}
+		return nil
+	})
+	t.Logf("out of the dataplane after %.1f s", time.Since(began).Seconds())
+}

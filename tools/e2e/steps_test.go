@@ -150,19 +150,29 @@ func hosts(t *testing.T, ip string, port, n int) map[string]int {
 	return counts
 }
 
-// reachesPods waits until n pods answer at the address; each request must be answered.
+// reachesPods waits until n pods answer at the address and twenty requests in a row are answered: kube-proxy may take a
+// second to learn of a new Service on each node.
 func reachesPods(t *testing.T, ip string, port, n int) {
 	t.Helper()
 	answered := map[string]int{}
-	eventually(t, 10*time.Second, func() error {
-		for name, count := range hosts(t, ip, port, 10) {
-			answered[name] += count
+	eventually(t, 15*time.Second, func() error {
+		for range 20 {
+			name, err := curl(t, ip, port, "/hostname")
+			if err != nil {
+				return err
+			}
+			answered[name]++
 		}
 		if len(answered) != n {
 			return fmt.Errorf("%s is answered by %v, not by %d pods", ip, answered, n)
 		}
 		return nil
 	})
+}
+
+// refusedAtOnce is curl's way to say that the connection was answered by a reset or an ICMP error, and not by silence.
+func refusedAtOnce(err error) bool {
+	return err != nil && strings.Contains(err.Error(), "exit status 7:")
 }
 
 // askUDP sends one datagram from the client's host and returns the answer.

@@ -1,0 +1,168 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// traffic is a client that keeps one long connection busy and opens new ones all the time.
+type traffic struct {
+	url         string
+	dials       atomic.Int64
+	long, fresh atomic.Int64
+	mu          sync.Mutex // guards failures
+	failures    []string
+	stop        context.CancelFunc
+	done        sync.WaitGroup
+}
+
+func startTraffic(t *testing.T, ip string) *traffic {
+	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
+	tr := &traffic{url: "http://" + net.JoinHostPort(ip, "80") + "/hostname", stop: stop}
+	long := http.Client{Timeout: 3 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: 1, DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+		tr.dials.Add(1)
+		return lab.Client.DialContext(ctx, network, address)
+	}}}
+	fresh := http.Client{Timeout: 3 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, DialContext: lab.Client.DialContext}}
+	run := func(what string, client *http.Client, count *atomic.Int64) {
+		tr.done.Go(func() {
+			for ctx.Err() == nil {
+				if err := ask(client, tr.url); err != nil {
+					tr.fail(what, err)
+				}
+				count.Add(1)
+				time.Sleep(10 * time.Millisecond)
+			}
+		})
+	}
+	run("long connection", &long, &tr.long)
+	run("new connection", &fresh, &tr.fresh)
+	t.Cleanup(func() {
+		stop()
+		tr.done.Wait()
+	})
+	return tr
+}
+
+func ask(client *http.Client, url string) error {
+	response, err := client.Get(url)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	_, err = io.Copy(io.Discard, response.Body)
+	return err
+}
+
+func (tr *traffic) fail(what string, err error) {
+	tr.mu.Lock()
+	defer tr.mu.Unlock()
+	tr.failures = append(tr.failures, fmt.Sprintf("%s %s: %v", time.Now().Format("15:04:05.000"), what, err))
+}
+
+// end returns when all requests have ended, and what failed.
+func (tr *traffic) end() []string {
+	tr.stop()
+	tr.done.Wait()
+	return tr.failures
+}
+
+// childOf finds the process that the given one started from a binary whose name begins like this.
+func childOf(t *testing.T, parent int, name string) int {
+	t.Helper()
+	entries, err := os.ReadDir("/proc")
+	require.NoError(t, err)
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		stat, _ := os.ReadFile("/proc/" + e.Name() + "/stat")
+		command, _ := os.ReadFile("/proc/" + e.Name() + "/cmdline")
+		_, rest, found := strings.Cut(string(stat), ") ")
+		fields := strings.Fields(rest)
+		if found && len(fields) > 1 && fields[1] == strconv.Itoa(parent) && strings.Contains(string(command), name) {
+			return pid
+		}
+	}
+	return 0
+}
+
+func TestNothingIsLostWhenAPartIsKilled(t *testing.T) {
+	apply(t, web("restart", 2)+service("restart", "ports: [{port: 80, targetPort: 8080}]"))
+	cleanUp(t, "service/restart", "deployment/restart")
+	tenantWait(t, "deployment/restart", "--for=condition=Available")
+	ip := externalIPs(t, "restart", 1)[0]
+	reachesPods(t, ip, 80, 2)
+	backend := func() int { return childOf(t, lab.Manager.PID(), "kubelb-backend") }
+	inSync := func(not int) {
+		t.Helper()
+		eventually(t, 20*time.Second, func() error {
+			if pid := backend(); pid == 0 || pid == not {
+				return fmt.Errorf("no new backend runs yet")
+			}
+			return nil
+		})
+		// A change must still come through.
+		apply(t, service("probe", "ports: [{port: 80}]"))
+		externalIPs(t, "probe", 1)
+		kubectl(t, "delete", "service", "probe", "--timeout=30s")
+	}
+	for _, c := range []struct {
+		what string
+		kill func()
+	}{
+		{"the plugin", func() {
+			pid := backend()
+			require.NotZero(t, pid)
+			require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
+			inSync(pid)
+		}},
+		{"the manager", func() {
+			pid := backend()
+			lab.Manager.Kill()
+			eventually(t, 2*time.Second, func() error {
+				if syscall.Kill(pid, 0) == nil {
+					if stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); !strings.Contains(string(stat), ") Z ") {
+						return fmt.Errorf("the plugin lives on without its manager")
+					}
+				}
+				return nil
+			})
+			time.Sleep(time.Second)
+			require.NoError(t, lab.StartManager())
+			inSync(pid)
+		}},
+		{"the ccm", func() {
+			lab.CCM.Kill()
+			time.Sleep(time.Second)
+			require.NoError(t, lab.StartCCM(t.Context()))
+			inSync(0)
+		}},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			tr := startTraffic(t, ip)
+			time.Sleep(500 * time.Millisecond)
+			c.kill()
+			time.Sleep(500 * time.Millisecond)
+			failures := tr.end()
+			require.Empty(t, failures)
+			require.EqualValues(t, 1, tr.dials.Load(), "the long connection was made once")
+			require.Equal(t, ip, externalIPs(t, "restart", 1)[0], "no address changed")
+			t.Logf("%d requests on one connection, %d new connections, 0 failed", tr.long.Load(), tr.fresh.Load())
+		})
+	}
+}

@@ -254,7 +254,9 @@ func TestABadRecordBlocksNoOther(t *testing.T) {
 
 func TestPurgeLeavesNothingAndOthersAreUntouched(t *testing.T) {
 	r := newRig(t, 1)
-	require.NoError(t, r.gateway.Do(func() error { return runNft("add table inet foreign; add chain inet foreign c { type filter hook forward priority 0; }") }))
+	require.NoError(t, r.gateway.Do(func() error {
+		return runNft("add table inet foreign; add chain inet foreign c { type filter hook forward priority 0; }")
+	}))
 	r.apply(model.Snapshot{Pools: []model.Pool{pool("all", true, 0)}, Frontends: []model.Frontend{frontend(model.TCP, "203.0.113.1", 80, 30080, "all")}})
 	require.Contains(t, r.ruleset(), "table ip kubelb")
 	require.NoError(t, r.process.Close(t.Context(), true))

@@ -149,7 +149,7 @@ type LoadBalancerEndpoints struct {
 
 // EndpointAddress is one target, by IP address or by host name; ip wins.
 //
-// +kubebuilder:validation:XValidation:rule="(has(self.ip) && self.ip != '') || (has(self.hostname) && self.hostname != '')",message="set ip or hostname"
+// +kubebuilder:validation:XValidation:rule="(has(self.ip) && self.ip != ”) || (has(self.hostname) && self.hostname != ”)",message="set ip or hostname"
 type EndpointAddress struct {
 	// IP is an IPv4 or IPv6 address. Loopback, link-local, multicast and unspecified addresses are refused.
 	// +optional

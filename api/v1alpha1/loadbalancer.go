@@ -131,7 +131,7 @@ type LoadBalancerEndpoints struct {
 
 	// AddressesReference names an Addresses object of the same namespace; addresses is ignored when it is set.
 	// +optional
-	// +kubebuilder:validation:XValidation:rule="!has(self.kind) || self.kind == '' || self.kind == 'Addresses'",message="addressesReference.kind: only Addresses can be referred to; leave it empty or write Addresses"
+	// +kubebuilder:validation:XValidation:rule="!has(self.kind) || self.kind in ['', 'Addresses']",message="addressesReference.kind: only Addresses can be referred to; leave it empty or write Addresses"
 	AddressesReference *corev1.ObjectReference `json:"addressesReference,omitempty"`
 
 	// LocalAddresses are the nodes that have a ready endpoint of the Service now; they are the targets when
@@ -149,13 +149,13 @@ type LoadBalancerEndpoints struct {
 
 // EndpointAddress is one target, by IP address or by host name; ip wins.
 //
-// +kubebuilder:validation:XValidation:rule="(has(self.ip) && self.ip != ”) || (has(self.hostname) && self.hostname != ”)",message="set ip or hostname"
+// +kubebuilder:validation:XValidation:rule="(has(self.ip) && size(self.ip) > 0) || (has(self.hostname) && size(self.hostname) > 0)",message="set ip or hostname"
 type EndpointAddress struct {
 	// IP is an IPv4 or IPv6 address. Loopback, link-local, multicast and unspecified addresses are refused.
 	// +optional
 	// +kubebuilder:validation:MaxLength=64
-	// +kubebuilder:validation:XValidation:rule="self == '' || isIP(self)",message="ip must be an IPv4 or IPv6 address; put a name into hostname"
-	// +kubebuilder:validation:XValidation:rule="self == '' || !isIP(self) || (ip(self).isGlobalUnicast() && !ip(self).isUnspecified())",message="ip must be an address that a node can have: loopback, link-local, multicast and unspecified addresses are refused"
+	// +kubebuilder:validation:XValidation:rule="size(self) == 0 || isIP(self)",message="ip must be an IPv4 or IPv6 address; put a name into hostname"
+	// +kubebuilder:validation:XValidation:rule="size(self) == 0 || !isIP(self) || (ip(self).isGlobalUnicast() && !ip(self).isUnspecified())",message="ip must be an address that a node can have: loopback, link-local, multicast and unspecified addresses are refused"
 	IP string `json:"ip,omitempty"`
 
 	// Hostname is a host name. The hub never resolves a tenant's names; the tenant's CCM does.

@@ -104,6 +104,9 @@ var ErrResync = errors.New("not at the base generation: resync")
 // Result is the outcome of an Apply.
 type Result struct {
 	Generation Generation
+	// Operations is how many things (map elements, rules, resources) were added or removed in the dataplane: the cost of
+	// the change.
+	Operations uint64
 	// Failed records keep their former state in the dataplane, or stay absent.
 	Failed []RecordError
 }

@@ -56,7 +56,7 @@ func (f *Fake) Apply(_ context.Context, c Change) (Result, error) {
 		f.pools, f.frontends = map[model.PoolID]model.Pool{}, map[model.FrontendKey]model.Frontend{}
 	}
 	f.Changes = append(f.Changes, c)
-	result := Result{Generation: c.Next}
+	result := Result{Generation: c.Next, Operations: uint64(c.Len())}
 	for _, p := range c.UpsertPools {
 		if err := f.refusal("pool "+string(p.ID), p.Validate()); err != "" {
 			result.Failed = append(result.Failed, RecordError{Pool: p.ID, Message: err})

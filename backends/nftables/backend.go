@@ -129,15 +129,16 @@ func (b *Backend) Apply(_ context.Context, c dataplane.Change) (dataplane.Result
 		return record{b.planPoolGone(c.DeletePools[i]), dataplane.RecordError{Pool: c.DeletePools[i]}}, nil
 	})
 	b.generation = c.Next
-	return dataplane.Result{Generation: c.Next, Failed: a.failed}, a.dropStaleUDP()
+	return dataplane.Result{Generation: c.Next, Operations: a.operations, Failed: a.failed}, a.dropStaleUDP()
 }
 
 // apply is the run of one Apply.
 type apply struct {
-	backend *Backend
-	failed  []dataplane.RecordError
-	stale   map[*table]bool
-	removed map[netip.Addr]bool
+	backend    *Backend
+	operations uint64
+	failed     []dataplane.RecordError
+	stale      map[*table]bool
+	removed    map[netip.Addr]bool
 }
 
 // each plans records and sends them in transactions of bounded size.
@@ -174,6 +175,7 @@ func (a *apply) send(batch []record) {
 	switch {
 	case err == nil:
 		for _, p := range plans {
+			a.operations += uint64(len(p.edits))
 			if p.staleUDP {
 				a.markStale(p.table)
 			}

@@ -95,7 +95,7 @@ func (c *client) Apply(ctx context.Context, change dataplane.Change) (dataplane.
 	if response.Resync != "" {
 		return dataplane.Result{}, fmt.Errorf("%s: %w", strings.TrimSuffix(response.Resync, ": "+dataplane.ErrResync.Error()), dataplane.ErrResync)
 	}
-	result := dataplane.Result{Generation: generationFromWire(response.Generation)}
+	result := dataplane.Result{Generation: generationFromWire(response.Generation), Operations: response.Operations}
 	for _, e := range response.Failed {
 		failed := dataplane.RecordError{Pool: model.PoolID(e.Pool), Message: e.Message}
 		if e.Pool == "" {

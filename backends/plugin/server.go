@@ -192,7 +192,7 @@ func (s *server) Apply(stream grpc.ClientStreamingServer[pb.ApplyChunk, pb.Apply
 	if err != nil {
 		return err
 	}
-	response := &pb.ApplyResponse{Generation: generationToWire(result.Generation)}
+	response := &pb.ApplyResponse{Generation: generationToWire(result.Generation), Operations: result.Operations}
 	for _, e := range result.Failed {
 		failed := &pb.RecordError{Pool: string(e.Pool), Message: e.Message}
 		if e.Pool == "" {

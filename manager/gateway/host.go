@@ -97,11 +97,14 @@ func (h *host) apply(ctx context.Context, d model.Delta) ([]dataplane.RecordErro
 	ctx, cancel := context.WithTimeout(ctx, applyLimit)
 	defer cancel()
 	next := dataplane.Generation{Epoch: h.epoch, Number: h.generation.Number + 1}
+	began := time.Now()
 	result, err := h.process.Apply(ctx, dataplane.Change{Base: h.generation, Next: next, Delta: d})
 	if err != nil {
 		return nil, err
 	}
 	h.generation = result.Generation
+	h.log.Debug("applied", "pools", len(d.UpsertPools)+len(d.DeletePools), "frontends", len(d.UpsertFrontends)+len(d.DeleteFrontends),
+		"operations", result.Operations, "microseconds", time.Since(began).Microseconds())
 	return result.Failed, nil
 }
 

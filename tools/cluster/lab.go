@@ -40,6 +40,8 @@ type Options struct {
 	Backend string
 	// Progress gets a line for each step.
 	Progress io.Writer
+	// HubOnly leaves out the tenant cluster: its objects are written by hand.
+	HubOnly bool
 }
 
 // Lab is a hub, a tenant cluster with two nodes, a gateway with the manager, and a client.
@@ -53,6 +55,7 @@ type Lab struct {
 
 	options Options
 	net     *netlab.Lab
+	inside  *netlab.Namespace
 	lock    *os.File
 	began   time.Time
 }
@@ -119,8 +122,8 @@ func (l *Lab) build(ctx context.Context) error {
 	if err := l.controlPlanes(ctx); err != nil {
 		return err
 	}
-	l.step("hub and tenant: etcd, kube-apiserver, kube-controller-manager, kube-scheduler")
-	if err := l.installCRDs(ctx); err != nil {
+	l.step("control planes: etcd, kube-apiserver, kube-controller-manager, kube-scheduler")
+	if err := l.installCRDs(ctx); err != nil || l.options.HubOnly {
 		return err
 	}
 	var starts errgroup.Group
@@ -158,6 +161,7 @@ func (l *Lab) network() (err error) {
 	l.Client, l.Gateway = host("client"), host("gateway", forwards...)
 	plug(clients, l.Client, "client", "eth0", Client4, Client6)
 	plug(clients, l.Gateway, "gateway", "clients", "192.0.2.1", "2001:db8:c::1")
+	l.inside = inside
 	plug(inside, l.Gateway, "gateway", "nodes", nodes4+"1", nodes6+"1")
 	l.Hub, l.Tenant = &ControlPlane{Namespace: host("hub")}, &ControlPlane{Namespace: host("tenant")}
 	plug(inside, l.Hub.Namespace, "hub", "eth0", nodes4+"2", nodes6+"2")
@@ -190,6 +194,15 @@ func (l *Lab) routes() error {
 	return errors.Join(errs...)
 }
 
+// AddHost makes a host on the nodes' segment with the given addresses, as CIDRs.
+func (l *Lab) AddHost(name string, addresses ...string) (*netlab.Namespace, error) {
+	ns, err := l.net.Namespace(name)
+	if err != nil {
+		return nil, err
+	}
+	return ns, l.net.Plug(l.inside, name, netlab.Interface{Namespace: ns, Name: "eth0", Addresses: addresses})
+}
+
 func (l *Lab) images(ctx context.Context) ([]string, error) {
 	pause, agnhost := filepath.Join(l.Dir, "pause.tar"), filepath.Join(l.Dir, "agnhost.tar")
 	return []string{pause, agnhost}, errors.Join(
@@ -209,7 +222,9 @@ func (l *Lab) controlPlanes(ctx context.Context) error {
 		})
 	}
 	start(&l.Hub, "hub", nodes4+"2")
-	start(&l.Tenant, "tenant", nodes4+"3")
+	if !l.options.HubOnly {
+		start(&l.Tenant, "tenant", nodes4+"3")
+	}
 	return starts.Wait()
 }
 

@@ -1049,6 +1049,7 @@ type ApplyResponse struct {
 	Failed     []*RecordError         `protobuf:"bytes,2,rep,name=failed,proto3" json:"failed,omitempty"`
 	// Set when the dataplane is not at the base.
 	Resync        string `protobuf:"bytes,3,opt,name=resync,proto3" json:"resync,omitempty"`
+	Operations    uint64 `protobuf:"varint,4,opt,name=operations,proto3" json:"operations,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1102,6 +1103,13 @@ func (x *ApplyResponse) GetResync() string {
 		return x.Resync
 	}
 	return ""
+}
+
+func (x *ApplyResponse) GetOperations() uint64 {
+	if x != nil {
+		return x.Operations
+	}
+	return 0
 }
 
 type SnapshotChunk struct {
@@ -1734,13 +1742,16 @@ const file_dataplane_proto_rawDesc = "" +
 	"\vRecordError\x12\x12\n" +
 	"\x04pool\x18\x01 \x01(\tR\x04pool\x12<\n" +
 	"\bfrontend\x18\x02 \x01(\v2 .kubelb.dataplane.v1.FrontendKeyR\bfrontend\x12\x18\n" +
-	"\amessage\x18\x03 \x01(\tR\amessage\"\xa2\x01\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\"\xc2\x01\n" +
 	"\rApplyResponse\x12?\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\v2\x1f.kubelb.dataplane.v1.GenerationR\n" +
 	"generation\x128\n" +
 	"\x06failed\x18\x02 \x03(\v2 .kubelb.dataplane.v1.RecordErrorR\x06failed\x12\x16\n" +
-	"\x06resync\x18\x03 \x01(\tR\x06resync\"}\n" +
+	"\x06resync\x18\x03 \x01(\tR\x06resync\x12\x1e\n" +
+	"\n" +
+	"operations\x18\x04 \x01(\x04R\n" +
+	"operations\"}\n" +
 	"\rSnapshotChunk\x12/\n" +
 	"\x05pools\x18\x01 \x03(\v2\x19.kubelb.dataplane.v1.PoolR\x05pools\x12;\n" +
 	"\tfrontends\x18\x02 \x03(\v2\x1d.kubelb.dataplane.v1.FrontendR\tfrontends\"\x1f\n" +

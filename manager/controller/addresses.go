@@ -8,8 +8,10 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/util/workqueue"
@@ -45,9 +47,11 @@ func (b *addressBook) load(ctx context.Context) error {
 		return nil
 	}
 	b.book = ipam.NewAllocator()
-	if err := b.readPools(ctx); err != nil {
-		return err
+	var pools v1alpha1.AddressPoolList
+	if err := b.reader.List(ctx, &pools); err != nil {
+		return fmt.Errorf("read the address pools: %w", err)
 	}
+	b.setPools(pools.Items)
 	var lbs v1alpha1.LoadBalancerList
 	if err := b.reader.List(ctx, &lbs); err != nil {
 		return fmt.Errorf("read the allocations on record: %w", err)
@@ -65,20 +69,16 @@ func (b *addressBook) load(ctx context.Context) error {
 	return nil
 }
 
-// readPools takes the pools as they stand, the oldest first: of two that overlap the older one counts.
-func (b *addressBook) readPools(ctx context.Context) error {
-	var list v1alpha1.AddressPoolList
-	if err := b.reader.List(ctx, &list); err != nil {
-		return fmt.Errorf("read the address pools: %w", err)
-	}
-	slices.SortFunc(list.Items, func(x, y v1alpha1.AddressPool) int {
+// setPools takes the pools as they stand, the oldest first: of two that overlap the older one counts. mu is held.
+func (b *addressBook) setPools(items []v1alpha1.AddressPool) {
+	slices.SortFunc(items, func(x, y v1alpha1.AddressPool) int {
 		return cmp.Or(x.CreationTimestamp.Compare(y.CreationTimestamp.Time), cmp.Compare(x.Name, y.Name))
 	})
 	b.pools, b.bad = nil, map[string]error{}
-	for i := range list.Items {
-		pool, err := convert.Pool(&list.Items[i])
+	for i := range items {
+		pool, err := convert.Pool(&items[i])
 		if err != nil {
-			b.bad[list.Items[i].Name] = err
+			b.bad[items[i].Name] = err
 			continue
 		}
 		b.pools = append(b.pools, pool)
@@ -86,16 +86,15 @@ func (b *addressBook) readPools(ctx context.Context) error {
 	for _, o := range b.book.SetPools(b.pools) {
 		b.bad[o.Pool] = fmt.Errorf("overlaps AddressPool %s at %s: it gives no address until one of them is changed", o.Other, o.Addresses)
 	}
-	return nil
 }
 
 // refresh takes the pools as they stand and reports whether they differ from before.
-func (b *addressBook) refresh(ctx context.Context) (bool, error) {
+func (b *addressBook) refresh(items []v1alpha1.AddressPool) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	before := b.pools
-	err := b.readPools(ctx)
-	return !equality.Semantic.DeepEqual(fmt.Sprint(before), fmt.Sprint(b.pools)), err
+	before := fmt.Sprint(b.pools)
+	b.setPools(items)
+	return before != fmt.Sprint(b.pools)
 }
 
 func (b *addressBook) allocate(holder string, wish ipam.Wish) *ipam.Refusal {
@@ -137,18 +136,24 @@ type poolReconciler struct {
 	changed   chan<- event.GenericEvent
 }
 
+// countPause lets a burst of LoadBalancers cost one count.
+const countPause = 500 * time.Millisecond
+
 func (r *poolReconciler) setUp(mgr ctrl.Manager) error {
-	all := func(ctx context.Context, _ client.Object) []reconcile.Request {
-		return []reconcile.Request{{}}
-	}
+	type queue = workqueue.TypedRateLimitingInterface[reconcile.Request]
+	all := func(context.Context, client.Object) []reconcile.Request { return []reconcile.Request{{}} }
+	later := func(q queue) { q.AddAfter(reconcile.Request{}, countPause) }
 	return ctrl.NewControllerManagedBy(mgr).Named("addresspool").
 		Watches(&v1alpha1.AddressPool{}, handler.EnqueueRequestsFromMapFunc(all)).
-		Watches(&v1alpha1.LoadBalancer{}, handler.EnqueueRequestsFromMapFunc(all)).
+		Watches(&v1alpha1.LoadBalancer{}, handler.Funcs{
+			CreateFunc: func(_ context.Context, _ event.CreateEvent, q queue) { later(q) },
+			UpdateFunc: func(_ context.Context, _ event.UpdateEvent, q queue) { later(q) },
+			DeleteFunc: func(_ context.Context, _ event.DeleteEvent, q queue) { later(q) },
+		}).
 		Complete(r)
 }
 
-// Reconcile looks at all pools at once: whether one overlaps another is no property of one alone. Requests gather while
-// one runs, so that a burst of LoadBalancers costs few of them.
+// Reconcile looks at all pools at once: whether one overlaps another is no property of one alone.
 func (r *poolReconciler) Reconcile(ctx context.Context, _ reconcile.Request) (reconcile.Result, error) {
 	if err := r.addresses.load(ctx); err != nil {
 		return reconcile.Result{}, err
@@ -157,16 +162,17 @@ func (r *poolReconciler) Reconcile(ctx context.Context, _ reconcile.Request) (re
 	if err := r.client.List(ctx, &list); err != nil {
 		return reconcile.Result{}, err
 	}
-	changed, err := r.addresses.refresh(ctx)
-	if changed {
+	if r.addresses.refresh(slices.Clone(list.Items)) {
 		select {
 		case r.changed <- event.GenericEvent{Object: &v1alpha1.AddressPool{}}:
 		default: // told already, and not yet heard
 		}
 	}
-	errs := []error{err}
+	var errs []error
 	for i := range list.Items {
-		errs = append(errs, r.count(ctx, &list.Items[i]))
+		if err := r.count(ctx, &list.Items[i]); !apierrors.IsConflict(err) {
+			errs = append(errs, err)
+		}
 	}
 	return reconcile.Result{}, errors.Join(errs...)
 }

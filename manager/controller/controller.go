@@ -7,6 +7,7 @@ import (
 	"net/netip"
 
 	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/event"
 )
 
@@ -27,6 +28,7 @@ func SetUp(mgr ctrl.Manager, o Options) error {
 	poolsChanged := make(chan event.GenericEvent, 1)
 	pools := &poolReconciler{client: mgr.GetClient(), addresses: book, changed: poolsChanged}
 	lbs := &loadBalancerReconciler{client: mgr.GetClient(), events: mgr.GetEventRecorder("kubelb-manager"), forbidden: o.Forbidden,
-		addresses: book, poolsChanged: poolsChanged}
+		addresses: book, poolsChanged: poolsChanged,
+		waiting: waiting{gateway: map[client.ObjectKey]uint64{}, address: map[client.ObjectKey]bool{}}}
 	return errors.Join(tenants.setUp(mgr), pools.setUp(mgr), lbs.setUp(mgr))
 }

@@ -60,28 +60,51 @@ type loadBalancerReconciler struct {
 // waiting is shared by the reconciler and the event handlers.
 type waiting struct {
 	mu sync.Mutex // guards the maps
-	// gateway: for a gateway to take them. address: for an address to become free.
-	gateway, address map[client.ObjectKey]bool
+	// gateway: for a gateway to take the version. address: for an address to become free.
+	gateway map[client.ObjectKey]uint64
+	address map[client.ObjectKey]bool
 }
 
-func (w *waiting) set(which *map[client.ObjectKey]bool, key client.ObjectKey, waits bool) {
+func (w *waiting) forGateway(lb *v1alpha1.LoadBalancer, waits bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if *which == nil {
-		*which = map[client.ObjectKey]bool{}
+	if !waits {
+		delete(w.gateway, client.ObjectKeyFromObject(lb))
+		return
 	}
+	version, _ := strconv.ParseUint(lb.ResourceVersion, 10, 64)
+	w.gateway[client.ObjectKeyFromObject(lb)] = version
+}
+
+func (w *waiting) forAddress(key client.ObjectKey, waits bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	if waits {
-		(*which)[key] = true
+		w.address[key] = true
 	} else {
-		delete(*which, key)
+		delete(w.address, key)
 	}
 }
 
-func (w *waiting) requests(which *map[client.ObjectKey]bool) []reconcile.Request {
+// taken are those that the gateway has something to say about: it has their version, or it names them as failing.
+func (w *waiting) taken(g *v1alpha1.Gateway) []reconcile.Request {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	var out []reconcile.Request
-	for key := range *which {
+	applied, _ := strconv.ParseUint(g.Status.AppliedResourceVersion, 10, 64)
+	for key, version := range w.gateway {
+		if version <= applied {
+			out = append(out, reconcile.Request{NamespacedName: key})
+		}
+	}
+	return out
+}
+
+func (w *waiting) addresses() []reconcile.Request {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var out []reconcile.Request
+	for key := range w.address {
 		out = append(out, reconcile.Request{NamespacedName: key})
 	}
 	return out
@@ -89,20 +112,18 @@ func (w *waiting) requests(which *map[client.ObjectKey]bool) []reconcile.Request
 
 // setUp lists what wakes a LoadBalancer up. Gateways and pools wake up only those that wait.
 func (r *loadBalancerReconciler) setUp(mgr ctrl.Manager) error {
-	gateways := func(context.Context, client.Object) []reconcile.Request {
-		return r.waiting.requests(&r.waiting.gateway)
+	gateways := func(_ context.Context, o client.Object) []reconcile.Request {
+		return r.waiting.taken(o.(*v1alpha1.Gateway))
 	}
-	pools := func(context.Context, client.Object) []reconcile.Request {
-		return r.waiting.requests(&r.waiting.address)
-	}
+	pools := func(context.Context, client.Object) []reconcile.Request { return r.waiting.addresses() }
 	return ctrl.NewControllerManagedBy(mgr).Named("loadbalancer").
 		For(&v1alpha1.LoadBalancer{}).
 		Watches(&v1alpha1.Gateway{}, handler.EnqueueRequestsFromMapFunc(gateways)).
 		WatchesRawSource(source.Channel(r.poolsChanged, handler.EnqueueRequestsFromMapFunc(pools))).
 		Watches(&v1alpha1.Addresses{}, r.addressesHandler()).
 		Watches(&v1alpha1.Tenant{}, handler.EnqueueRequestsFromMapFunc(r.ofTenant)).
-		// One at a time: the allocation is one book.
-		WithOptions(controller.Options{MaxConcurrentReconciles: 1}).
+		// The allocation is one book behind a lock; workers overlap while they wait for the API server.
+		WithOptions(controller.Options{MaxConcurrentReconciles: 8}).
 		Complete(r)
 }
 
@@ -162,11 +183,10 @@ func (r *loadBalancerReconciler) sync(ctx context.Context, lb *v1alpha1.LoadBala
 		c.accept(problems)
 	}
 	r.allocate(lb, wish, isRefused, &c)
-	r.waiting.set(&r.waiting.address, key, !c.isTrue(v1alpha1.ConditionAddressAllocated) && !isRefused)
+	r.waiting.forAddress(key, !c.isTrue(v1alpha1.ConditionAddressAllocated) && !isRefused)
 	if !equality.Semantic.DeepEqual(before.Status.Addresses, lb.Status.Addresses) {
-		r.waiting.set(&r.waiting.gateway, key, true)
 		c.pending()
-		return r.write(ctx, before, lb)
+		return r.write(ctx, before, lb) // and the change brings it back here
 	}
 	if err := r.observe(ctx, lb, isRefused, &c); err != nil {
 		return err
@@ -248,6 +268,8 @@ func (r *loadBalancerReconciler) allocate(lb *v1alpha1.LoadBalancer, wish transl
 
 // observe asks what gateways have made of the LoadBalancer, as it stands in the API now.
 func (r *loadBalancerReconciler) observe(ctx context.Context, lb *v1alpha1.LoadBalancer, refused bool, c *conditions) error {
+	// First to wait, then to look: what a gateway says in between is not missed.
+	r.waiting.forGateway(lb, true)
 	var gateways v1alpha1.GatewayList
 	if err := r.client.List(ctx, &gateways); err != nil {
 		return err
@@ -258,7 +280,7 @@ func (r *loadBalancerReconciler) observe(ctx context.Context, lb *v1alpha1.LoadB
 		if lb.Spec.Type != corev1.ServiceTypeLoadBalancer {
 			lb.Status.LoadBalancer = corev1.LoadBalancerStatus{}
 		}
-		r.waiting.set(&r.waiting.gateway, key, false)
+		r.waiting.forGateway(lb, false)
 		return nil
 	}
 	view := viewOf(gateways.Items, key.String(), lb.ResourceVersion)
@@ -281,7 +303,9 @@ func (r *loadBalancerReconciler) observe(ctx context.Context, lb *v1alpha1.LoadB
 		lb.Status.LoadBalancer = ingressOf(lb)
 	}
 	c.ready()
-	r.waiting.set(&r.waiting.gateway, key, !c.isTrue(v1alpha1.ConditionReady))
+	if c.isTrue(v1alpha1.ConditionReady) {
+		r.waiting.forGateway(lb, false)
+	}
 	return nil
 }
 
@@ -353,6 +377,7 @@ func (r *loadBalancerReconciler) cleanUp(ctx context.Context, lb *v1alpha1.LoadB
 	if !controllerutil.ContainsFinalizer(lb, v1alpha1.CleanupFinalizer) {
 		return reconcile.Result{}, nil
 	}
+	r.waiting.forGateway(lb, true)
 	var gateways v1alpha1.GatewayList
 	if err := r.client.List(ctx, &gateways); err != nil {
 		return reconcile.Result{}, err
@@ -362,7 +387,6 @@ func (r *loadBalancerReconciler) cleanUp(ctx context.Context, lb *v1alpha1.LoadB
 		holding = holding || !atLeast(g.Status.AppliedResourceVersion, lb.ResourceVersion)
 	}
 	if left := withdrawalLimit - time.Since(lb.DeletionTimestamp.Time); holding && len(lb.Status.Addresses) > 0 && left > 0 {
-		r.waiting.set(&r.waiting.gateway, key, true)
 		return reconcile.Result{RequeueAfter: left}, nil
 	}
 	controllerutil.RemoveFinalizer(lb, v1alpha1.CleanupFinalizer)
@@ -376,14 +400,14 @@ func (r *loadBalancerReconciler) cleanUp(ctx context.Context, lb *v1alpha1.LoadB
 // forget drops what is known about a LoadBalancer that is gone.
 func (r *loadBalancerReconciler) forget(key client.ObjectKey) {
 	r.addresses.release(key.String())
-	r.waiting.set(&r.waiting.gateway, key, false)
-	r.waiting.set(&r.waiting.address, key, false)
+	r.waiting.forGateway(&v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name}}, false)
+	r.waiting.forAddress(key, false)
 }
 
 // freed serves those that wait for an address.
 func (r *loadBalancerReconciler) freed(ctx context.Context) error {
 	var errs []error
-	for _, request := range r.waiting.requests(&r.waiting.address) {
+	for _, request := range r.waiting.addresses() {
 		var lb v1alpha1.LoadBalancer
 		err := r.client.Get(ctx, request.NamespacedName, &lb)
 		if err == nil && lb.DeletionTimestamp == nil {

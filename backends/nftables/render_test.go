@@ -1,0 +1,168 @@
+package nftables
+
+import (
+	"flag"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"kubelb.k8c.io/core/model"
+)
+
+var rewrite = flag.Bool("golden", false, "write the golden files anew")
+
+// Address plan: endpoints 198.51.100.11 and 2001:db8:1::11, VIPs 203.0.113.1 and 2001:db8:f::1, clients 192.0.2.0/24.
+func example() model.Snapshot {
+	key := func(vip string, protocol model.Protocol, port uint16) model.FrontendKey {
+		return model.FrontendKey{VIP: netip.MustParseAddr(vip), Protocol: protocol, Port: port}
+	}
+	endpoint := func(address string) model.Endpoint {
+		return model.Endpoint{ID: address, Address: netip.MustParseAddr(address), Weight: 1}
+	}
+	owner := model.ObjectName{Namespace: "tenant-a", Name: "web"}
+	return model.Snapshot{
+		Pools: []model.Pool{
+			{ID: "a/default.v4", Tenant: "a", Endpoints: []model.Endpoint{endpoint("198.51.100.11")}},
+			{ID: "a/default.v6", Tenant: "a", Endpoints: []model.Endpoint{endpoint("2001:db8:1::11")}},
+			{ID: "a/none.v4", Tenant: "a"},
+		},
+		Frontends: []model.Frontend{
+			{FrontendKey: key("203.0.113.1", model.TCP, 80), Owner: owner, Tenant: "a", Pool: "a/default.v4", TargetPort: 30080},
+			{FrontendKey: key("203.0.113.1", model.UDP, 53), Owner: owner, Tenant: "a", Pool: "a/none.v4", TargetPort: 30053},
+			{FrontendKey: key("203.0.113.1", model.TCP, 443), Owner: owner, Tenant: "a", Pool: "a/default.v4", TargetPort: 30443,
+				AffinityTimeout: 90 * time.Second, Restricted: true, SourceRanges: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("198.18.0.1/32")}},
+			{FrontendKey: key("2001:db8:f::1", model.TCP, 80), Owner: owner, Tenant: "a", Pool: "a/default.v6", TargetPort: 30080,
+				Restricted: true, SourceRanges: []netip.Prefix{netip.MustParsePrefix("2001:db8:c::/64")}},
+		},
+	}
+}
+
+func TestRenderedTextIsTheGoldenOneAndNftAcceptsIt(t *testing.T) {
+	text, err := (&Backend{}).Render(t.Context(), example())
+	require.NoError(t, err)
+	golden := filepath.Join("testdata", "example.nft")
+	if *rewrite {
+		require.NoError(t, os.WriteFile(golden, []byte(text), 0o644))
+	}
+	want, err := os.ReadFile(golden)
+	require.NoError(t, err)
+	require.Equal(t, string(want), text, "run go test ./backends/nftables -golden and review the difference")
+	// nft checks against a kernel; a user and network namespace of its own needs no privilege.
+	check := exec.Command("unshare", "--map-root-user", "--net", "nft", "--check", "--file", "-")
+	check.Stdin = strings.NewReader(text)
+	output, err := check.CombinedOutput()
+	require.NoError(t, err, string(output))
+}
+
+func endpoints(n int) []model.Endpoint {
+	out := make([]model.Endpoint, n)
+	for i := range out {
+		a := netip.AddrFrom4([4]byte{198, 51, byte(100 + i/250), byte(1 + i%250)})
+		out[i] = model.Endpoint{ID: a.String(), Address: a, Weight: 1}
+	}
+	return out
+}
+
+// edits plans a pool, takes it over and returns how many elements it changed, by map.
+func edits(t *testing.T, s *state, p model.Pool) map[string]int {
+	t.Helper()
+	plan, err := s.planPool(p)
+	require.NoError(t, err)
+	plan.commit()
+	counts := map[string]int{}
+	for _, e := range plan.edits {
+		counts[e.set]++
+	}
+	return counts
+}
+
+func TestAnEndpointThatLeavesChangesItsRowsAndFewOthers(t *testing.T) {
+	s := newState(families[0])
+	pool := model.Pool{ID: "a/p", Tenant: "a", Endpoints: endpoints(20)}
+	edits(t, s, pool)
+	rows := s.pools["a/p"].size
+	pool.Endpoints = pool.Endpoints[1:]
+	changed := edits(t, s, pool)
+	require.Equal(t, rows, s.pools["a/p"].size)
+	require.Equal(t, 1, changed[mapEndpoints])
+	// Each changed row is one removal and one addition; the ideal is a twentieth of the rows.
+	require.Less(t, changed[mapRows]/2, rows*11/100)
+	require.GreaterOrEqual(t, changed[mapRows]/2, rows/20)
+}
+
+func TestNothingIsSentForWhatDoesNotChange(t *testing.T) {
+	s := newState(families[0])
+	pool := model.Pool{ID: "a/p", Tenant: "a", Endpoints: endpoints(5)}
+	edits(t, s, pool)
+	pool.Endpoints[0].Weight = 1
+	changed := edits(t, s, pool)
+	require.Equal(t, map[string]int{mapRegistry: 2}, changed, "the digest is written, and nothing else")
+}
+
+func TestAFrontendIsTwoElementsWhateverItsPool(t *testing.T) {
+	for _, n := range []int{1, 100} {
+		s := newState(families[0])
+		edits(t, s, model.Pool{ID: "a/p", Tenant: "a", Endpoints: endpoints(n)})
+		plan, err := s.planFrontend(model.Frontend{FrontendKey: model.FrontendKey{VIP: netip.MustParseAddr("203.0.113.1"), Protocol: model.TCP, Port: 80}, Tenant: "a", Pool: "a/p", TargetPort: 30080})
+		require.NoError(t, err)
+		require.Len(t, plan.edits, 2, "%d endpoints", n)
+	}
+}
+
+func TestAClientIsForgottenWhenItsFrontendMovesToAnotherPool(t *testing.T) {
+	s := newState(families[0])
+	edits(t, s, model.Pool{ID: "a/p", Tenant: "a", Endpoints: endpoints(2)})
+	edits(t, s, model.Pool{ID: "b/q", Tenant: "b", Endpoints: endpoints(2)})
+	f := model.Frontend{FrontendKey: model.FrontendKey{VIP: netip.MustParseAddr("203.0.113.1"), Protocol: model.TCP, Port: 80}, Tenant: "a", Pool: "a/p", TargetPort: 30080, AffinityTimeout: time.Minute}
+	number := func() uint32 {
+		plan, err := s.planFrontend(f)
+		require.NoError(t, err)
+		plan.commit()
+		return s.frontends[f.FrontendKey].number
+	}
+	first := number()
+	f.TargetPort++
+	require.Equal(t, first, number(), "another port is no reason to forget")
+	f.Tenant, f.Pool = "b", "b/q"
+	require.NotEqual(t, first, number())
+}
+
+func TestTimeoutsBeyondTheirNumberAreRoundedUp(t *testing.T) {
+	s := newState(families[0])
+	for i := 1; i < maxTimeouts; i++ {
+		s.timeouts[time.Duration(10*i)*time.Second] = true
+	}
+	require.Equal(t, 20*time.Second, s.timeoutFor(20*time.Second))
+	require.Equal(t, 20*time.Second, s.timeoutFor(11*time.Second))
+	require.Equal(t, longestTimeout, s.timeoutFor(5*time.Hour))
+}
+
+func TestWhatTheBackendCannotDoIsRefused(t *testing.T) {
+	b := &Backend{}
+	for _, f := range families {
+		b.tables = append(b.tables, newTable(f, "kubelb", 0, 0))
+	}
+	f := model.Frontend{FrontendKey: model.FrontendKey{VIP: netip.MustParseAddr("203.0.113.1"), Protocol: model.TCP, Port: 80}, Tenant: "a", Pool: "a/p", TargetPort: 30080}
+	for want, change := range map[string]func(*model.Frontend){
+		"forwarding direct": func(f *model.Frontend) { f.Forwarding = model.Direct },
+		"PROXY protocol":    func(f *model.Frontend) { f.ProxyProtocol = true },
+		"connection limits": func(f *model.Frontend) { f.MaxConnections = 1 },
+		"idle timeouts":     func(f *model.Frontend) { f.IdleTimeout = time.Second },
+		"pool a/p does not": func(*model.Frontend) {},
+		"target port 0":     func(f *model.Frontend) { f.TargetPort = 0 },
+	} {
+		bad := f
+		change(&bad)
+		_, err := b.planFrontend(bad)
+		require.ErrorContains(t, err, want)
+	}
+	_, err := b.planPool(model.Pool{ID: model.PoolID(strings.Repeat("x", maxPoolName+1)), Tenant: "a"})
+	require.ErrorContains(t, err, fmt.Sprint(maxPoolName))
+}

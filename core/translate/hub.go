@@ -110,8 +110,11 @@ func NewHub() *Hub {
 	}
 }
 
-// SetFence replaces the fence; every LoadBalancer is translated anew.
+// SetFence replaces the fence; if it differs every LoadBalancer is translated anew.
 func (h *Hub) SetFence(fence Fence) {
+	if slices.Equal(h.fence.Forbidden, fence.Forbidden) && slices.Equal(h.fence.VIPs, fence.VIPs) {
+		return
+	}
 	h.fence = fence
 	for name := range h.lbs {
 		h.dirtyLBs[name] = true
@@ -121,6 +124,9 @@ func (h *Hub) SetFence(fence Fence) {
 
 // SetTenant adds or replaces a tenant. namespace is the tenant's namespace.
 func (h *Hub) SetTenant(namespace string, t Tenant) {
+	if known, ok := h.tenants[namespace]; ok && known.Name == t.Name && known.Disabled == t.Disabled && slices.Equal(known.BackendCIDRs, t.BackendCIDRs) {
+		return
+	}
 	h.tenants[namespace] = t
 	h.tenantChanged(namespace)
 }
@@ -151,8 +157,11 @@ func (h *Hub) markReferencePools(match func(model.ObjectName) bool) {
 // SetAddresses adds or replaces an Addresses object. LoadBalancers that refer to it are translated anew only if it was
 // not there before; otherwise its pools change and nothing else.
 func (h *Hub) SetAddresses(a Addresses) {
-	if _, known := h.addresses[a.ObjectName]; !known {
+	before, known := h.addresses[a.ObjectName]
+	if !known {
 		maps.Copy(h.dirtyLBs, h.byRef[a.ObjectName])
+	} else if slices.Equal(before.List, a.List) {
+		return
 	}
 	h.addresses[a.ObjectName] = a
 	h.markReferencePools(func(ref model.ObjectName) bool { return ref == a.ObjectName })

@@ -115,6 +115,13 @@ func TestANodeThatJoinsChangesOnePoolWhateverTheNumberOfServices(t *testing.T) {
 	if d := h.Flush().Model; d.Len() != 1 || len(d.UpsertPools) != 1 {
 		t.Errorf("changes: %+v", d)
 	}
+	// An object that comes again as it was is no change: a status elsewhere on it was written.
+	h.SetAddresses(addressesOf("tenant-a", "198.51.100.11", "198.51.100.12"))
+	h.SetFence(h.fence)
+	h.SetTenant("tenant-a", h.tenants["tenant-a"])
+	if len(h.dirtyLBs)+len(h.dirtyPools) > 0 {
+		t.Errorf("%d LoadBalancers and %d pools are translated again for nothing", len(h.dirtyLBs), len(h.dirtyPools))
+	}
 	h.SetLoadBalancer(lb("tenant-a", "s000", vips("203.0.113.0"), func(l *LoadBalancer) { l.Ports[0].Number = 999 }))
 	if d := h.Flush().Model; d.Len() != 2 || len(d.UpsertFrontends) != 1 || len(d.DeleteFrontends) != 1 {
 		t.Errorf("changes: %+v", d)

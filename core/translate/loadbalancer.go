@@ -39,6 +39,10 @@ func Check(lb LoadBalancer, tenant *Tenant, addresses *Addresses, fence Fence) [
 	if lb.Local != nil {
 		t.inline("spec.endpoints[0].localAddresses", *lb.Local)
 	}
+	if lb.LocalOnly && t.forwarding() == model.NAT {
+		t.problems = append(t.problems, Problem{Reason: ReasonClientAddressNotKept, Partial: true,
+			Message: "externalTrafficPolicy is Local, but with forwarding nat the nodes see the gateway's address, not the client's"})
+	}
 	return t.problems
 }
 

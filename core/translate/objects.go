@@ -96,4 +96,6 @@ const (
 	ReasonInvalidAffinity     = "InvalidAffinity"
 	ReasonConflict            = "FrontendConflict"
 	ReasonNoNodes             = "NoNodes"
+	// ReasonClientAddressNotKept is partial: traffic flows, from another source address than the policy lets expect.
+	ReasonClientAddressNotKept = "ClientAddressNotKept"
 )

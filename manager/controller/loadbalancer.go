@@ -491,5 +491,9 @@ func (c *conditions) ready() {
 			return
 		}
 	}
-	c.set(v1alpha1.ConditionReady, true, reasonReady, "served")
+	message := "served"
+	if accepted := meta.FindStatusCondition(c.lb.Status.Conditions, v1alpha1.ConditionAccepted); accepted.Reason != reasonAccepted {
+		message = "served, but: " + accepted.Message
+	}
+	c.set(v1alpha1.ConditionReady, true, reasonReady, message)
 }

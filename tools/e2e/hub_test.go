@@ -72,8 +72,12 @@ func hubRefusal(t *testing.T, namespace, name, condition, reason string) string 
 // endpointsIn lists the addresses that the dataplane may send new flows to.
 func endpointsIn(t *testing.T) string {
 	t.Helper()
-	out, err := lab.OnGateway(contextAfter(t), "nft", "list", "map", "ip", "kubelb", "endpoints")
-	require.NoError(t, err)
+	out := ""
+	for _, family := range []string{"ip", "ip6"} {
+		text, err := lab.OnGateway(contextAfter(t), "nft", "list", "map", family, "kubelb", "endpoints")
+		require.NoError(t, err)
+		out += text
+	}
 	return out
 }
 
@@ -91,18 +95,18 @@ func nodesOf(t *testing.T, protocol, ip string) map[string]string {
 		if m == nil || m[1] != protocol {
 			continue
 		}
-		if vip, err := netip.ParseAddr(m[2]); err == nil && vip == netip.MustParseAddr(ip) {
-			nodes[m[3]] = m[4]
+		vip, errVIP := netip.ParseAddr(m[2])
+		node, errNode := netip.ParseAddr(m[4])
+		if errVIP == nil && errNode == nil && vip == netip.MustParseAddr(ip) {
+			nodes[m[3]] = node.String()
 		}
 	}
 	return nodes
 }
 
-func nodeOfUDP(t *testing.T, ip string, clientPort int) string {
-	return nodesOf(t, "udp", ip)[fmt.Sprint(clientPort)]
-}
-
-func kubeProxySources(t *testing.T, ip string) map[string]bool {
+// nodesUsed are the nodes that answer TCP flows to an address.
+func nodesUsed(t *testing.T, ip string) map[string]bool {
+	t.Helper()
 	used := map[string]bool{}
 	for _, node := range nodesOf(t, "tcp", ip) {
 		used[node] = true
@@ -114,7 +118,7 @@ func TestBadInputIsRefusedWithAMessageThatSaysWhatToDo(t *testing.T) {
 	const ns = "tenant-a"
 	apply(t, service("good", "ports: [{port: 80}]"))
 	cleanUp(t, "service/good")
-	externalIPs(t, "good", 1)
+	externalIPs(t, "good", 2)
 	inline := func(ip string) string {
 		return fmt.Sprintf("endpoints: [{addresses: [{ip: %q}], ports: [{name: http, port: 30080}]}]", ip)
 	}
@@ -195,5 +199,5 @@ func TestBadInputIsRefusedWithAMessageThatSaysWhatToDo(t *testing.T) {
 		})
 	})
 	// All others of the tenant went on.
-	require.NotEmpty(t, externalIPs(t, "good", 1))
+	require.NotEmpty(t, externalIPs(t, "good", 2))
 }

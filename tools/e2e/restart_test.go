@@ -105,8 +105,10 @@ func TestNothingIsLostWhenAPartIsKilled(t *testing.T) {
 	apply(t, web("restart", 2)+service("restart", "ports: [{port: 80, targetPort: 8080}]"))
 	cleanUp(t, "service/restart", "deployment/restart")
 	tenantWait(t, "deployment/restart", "--for=condition=Available")
-	ip := externalIPs(t, "restart", 1)[0]
-	reachesPods(t, ip, 80, 2)
+	ips := externalIPs(t, "restart", 2)
+	for _, ip := range ips {
+		reachesPods(t, ip, 80, 2)
+	}
 	backend := func() int { return childOf(t, lab.Manager.PID(), "kubelb-backend") }
 	inSync := func(not int) {
 		t.Helper()
@@ -118,7 +120,7 @@ func TestNothingIsLostWhenAPartIsKilled(t *testing.T) {
 		})
 		// A change must still come through.
 		apply(t, service("probe", "ports: [{port: 80}]"))
-		externalIPs(t, "probe", 1)
+		externalIPs(t, "probe", 2)
 		kubectl(t, "delete", "service", "probe", "--timeout=30s")
 	}
 	for _, c := range []struct {
@@ -154,15 +156,16 @@ func TestNothingIsLostWhenAPartIsKilled(t *testing.T) {
 		}},
 	} {
 		t.Run(c.what, func(t *testing.T) {
-			tr := startTraffic(t, ip)
+			four, six := startTraffic(t, ips[0]), startTraffic(t, ips[1])
 			time.Sleep(500 * time.Millisecond)
 			c.kill()
 			time.Sleep(500 * time.Millisecond)
-			failures := tr.end()
-			require.Empty(t, failures)
-			require.EqualValues(t, 1, tr.dials.Load(), "the long connection was made once")
-			require.Equal(t, ip, externalIPs(t, "restart", 1)[0], "no address changed")
-			t.Logf("%d requests on one connection, %d new connections, 0 failed", tr.long.Load(), tr.fresh.Load())
+			for _, tr := range []*traffic{four, six} {
+				require.Empty(t, tr.end())
+				require.EqualValues(t, 1, tr.dials.Load(), "the long connection was made once")
+				t.Logf("%s: %d requests on one connection, %d new connections, 0 failed", tr.url, tr.long.Load(), tr.fresh.Load())
+			}
+			require.Equal(t, ips, externalIPs(t, "restart", 2), "no address changed")
 		})
 	}
 }

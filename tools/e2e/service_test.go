@@ -29,7 +29,7 @@ spec:
 }
 
 func TestBasicServiceGetsAnAddressAndRealTraffic(t *testing.T) {
-	apply(t, web("basic", 2)+service("basic", "ipFamilyPolicy: RequireDualStack", "ports: [{port: 80, targetPort: 8080}]"))
+	apply(t, web("basic", 2)+service("basic", "ports: [{port: 80, targetPort: 8080}]"))
 	cleanUp(t, "service/basic", "deployment/basic")
 	tenantWait(t, "deployment/basic", "--for=condition=Available")
 	ips := externalIPs(t, "basic", 2)
@@ -49,19 +49,27 @@ func TestBasicServiceGetsAnAddressAndRealTraffic(t *testing.T) {
 
 func TestDeletedServiceLeavesBothSidesClean(t *testing.T) {
 	apply(t, service("gone", "ports: [{port: 80}]"))
-	ip := externalIPs(t, "gone", 1)[0]
+	ips := externalIPs(t, "gone", 2)
 	uid := tenantGet(t, "service/gone", "{.metadata.uid}")
-	require.Contains(t, ruleset(t), ip)
+	for _, ip := range ips {
+		require.Contains(t, ruleset(t), ip)
+	}
 	kubectl(t, "delete", "service", "gone", "--timeout=30s")
 	eventually(t, 10*time.Second, func() error {
 		if out, err := lab.Hub.Kubectl(t.Context(), "", "-n", "tenant-a", "get", "loadbalancer", uid); err == nil {
 			return fmt.Errorf("still on the hub: %s", out)
 		}
-		if strings.Contains(ruleset(t), ip) {
-			return fmt.Errorf("still in the dataplane")
+		for _, ip := range ips {
+			if strings.Contains(ruleset(t), ip+" ") {
+				return fmt.Errorf("%s is still in the dataplane", ip)
+			}
 		}
 		return nil
 	})
+	// The addresses are free: whoever asks for them gets them.
+	apply(t, strings.Replace(service("heir", "ports: [{port: 80}]"), "{name: heir}", "{name: heir, annotations: {kubelb.k8c.io/requested-addresses: '"+strings.Join(ips, ",")+"'}}", 1))
+	cleanUp(t, "service/heir")
+	require.Equal(t, ips, externalIPs(t, "heir", 2))
 }
 
 func TestThreePortsShareOneAddress(t *testing.T) {
@@ -69,16 +77,17 @@ func TestThreePortsShareOneAddress(t *testing.T) {
 		"- {name: a, port: 80, targetPort: 8080}", "- {name: b, port: 8080, targetPort: 8080}", "- {name: c, port: 65535, targetPort: 8080}"))
 	cleanUp(t, "service/three", "deployment/three")
 	tenantWait(t, "deployment/three", "--for=condition=Available")
-	ip := externalIPs(t, "three", 1)[0]
-	for _, port := range []int{80, 8080, 65535} {
-		reachesPods(t, ip, port, 1)
+	for _, ip := range externalIPs(t, "three", 2) {
+		for _, port := range []int{80, 8080, 65535} {
+			reachesPods(t, ip, port, 1)
+		}
+		_, err := curl(t, ip, 81, "/")
+		require.True(t, refusedAtOnce(err), "a port that the Service does not have: %v", err)
 	}
-	_, err := curl(t, ip, 81, "/")
-	require.True(t, refusedAtOnce(err), "a port that the Service does not have: %v", err)
 }
 
 func TestTCPAndUDPOnOnePort(t *testing.T) {
-	apply(t, web("dns", 2)+service("dns", "ipFamilyPolicy: RequireDualStack", "ports:",
+	apply(t, web("dns", 2)+service("dns", "ports:",
 		"- {name: tcp, port: 53, protocol: TCP, targetPort: 8080}", "- {name: udp, port: 53, protocol: UDP, targetPort: 8053}"))
 	cleanUp(t, "service/dns", "deployment/dns")
 	tenantWait(t, "deployment/dns", "--for=condition=Available")
@@ -102,8 +111,8 @@ func TestClassesDecideWhoseServiceItIs(t *testing.T) {
 	manifest := service("ours", "loadBalancerClass: kubelb", "ports: [{port: 80}]") + service("foreign", "loadBalancerClass: example.com/other", "ports: [{port: 80}]")
 	apply(t, manifest+service("none", "ports: [{port: 80}]"))
 	cleanUp(t, "service/ours", "service/foreign", "service/none")
-	externalIPs(t, "ours", 1)
-	externalIPs(t, "none", 1)
+	externalIPs(t, "ours", 2)
+	externalIPs(t, "none", 2)
 	untouched := func(name string) {
 		t.Helper()
 		require.Equal(t, "||", tenantGet(t, "service/"+name, "{.metadata.finalizers}|{.status.loadBalancer.ingress}|{.status.conditions}"))
@@ -119,7 +128,7 @@ func TestClassesDecideWhoseServiceItIs(t *testing.T) {
 	})
 	apply(t, service("classless", "ports: [{port: 80}]")+service("classed", "loadBalancerClass: kubelb", "ports: [{port: 80}]"))
 	cleanUp(t, "service/classless", "service/classed")
-	externalIPs(t, "classed", 1)
+	externalIPs(t, "classed", 2)
 	untouched("classless")
 	untouched("foreign")
 }
@@ -128,12 +137,13 @@ func TestLocalPolicyReachesOnlyNodesWithAReadyPodAndFollowsIt(t *testing.T) {
 	onNode := func(node string) string {
 		return strings.Replace(web("local", 1), "terminationGracePeriodSeconds: 0", "terminationGracePeriodSeconds: 0\n      nodeName: "+node, 1)
 	}
-	apply(t, onNode("node1")+service("local", "externalTrafficPolicy: Local", "ipFamilyPolicy: RequireDualStack", "ports:",
+	apply(t, onNode("node1")+service("local", "externalTrafficPolicy: Local", "ports:",
 		"- {name: tcp, port: 80, targetPort: 8080}", "- {name: udp, port: 80, protocol: UDP, targetPort: 8053}"))
 	cleanUp(t, "service/local", "deployment/local")
 	tenantWait(t, "deployment/local", "--for=condition=Available")
 	ips := externalIPs(t, "local", 2)
 	uid := tenantGet(t, "service/local", "{.metadata.uid}")
+	require.Contains(t, readyCondition(t, "local"), "the nodes see the gateway's address, not the client's")
 	for _, node := range []string{"1", "2", "1"} {
 		apply(t, onNode("node"+node))
 		eventually(t, 20*time.Second, func() error {
@@ -171,16 +181,16 @@ func TestClusterPolicyUsesAllNodes(t *testing.T) {
 	apply(t, web("spread", 2)+service("spread", "ports: [{port: 80, targetPort: 8080}]"))
 	cleanUp(t, "service/spread", "deployment/spread")
 	tenantWait(t, "deployment/spread", "--for=condition=Available")
-	ip := externalIPs(t, "spread", 1)[0]
-	reachesPods(t, ip, 80, 2)
-	hosts(t, ip, 80, 60)
-	used := kubeProxySources(t, ip)
-	require.Len(t, used, 2, "conntrack of the gateway knows both nodes: %v", used)
+	for _, ip := range externalIPs(t, "spread", 2) {
+		reachesPods(t, ip, 80, 2)
+		hosts(t, ip, 80, 60)
+		require.Len(t, nodesUsed(t, ip), 2, "conntrack of the gateway knows both nodes at %s", ip)
+	}
 }
 
 func TestSourceRangesAdmitAndRefuse(t *testing.T) {
 	spec := func(ranges string) string {
-		return service("ranges", "ipFamilyPolicy: RequireDualStack", "loadBalancerSourceRanges: ["+ranges+"]", "ports: [{port: 80, targetPort: 8080}]")
+		return service("ranges", "loadBalancerSourceRanges: ["+ranges+"]", "ports: [{port: 80, targetPort: 8080}]")
 	}
 	apply(t, web("ranges", 1)+spec(`192.0.2.100/32, "2001:db8:c::100/128"`))
 	cleanUp(t, "service/ranges", "deployment/ranges")
@@ -210,53 +220,59 @@ func TestClientIPAffinityKeepsAClientOnOneNode(t *testing.T) {
 	apply(t, web("sticky", 2)+service("sticky", "sessionAffinity: ClientIP", "sessionAffinityConfig: {clientIP: {timeoutSeconds: 60}}", "ports: [{port: 80, targetPort: 8080}]"))
 	cleanUp(t, "service/sticky", "deployment/sticky")
 	tenantWait(t, "deployment/sticky", "--for=condition=Available")
-	ip := externalIPs(t, "sticky", 1)[0]
-	reachesPods(t, ip, 80, 1)
-	require.Len(t, hosts(t, ip, 80, 30), 1)
+	ips := externalIPs(t, "sticky", 2)
+	for _, ip := range ips {
+		reachesPods(t, ip, 80, 1)
+		require.Len(t, hosts(t, ip, 80, 30), 1)
+	}
 	kubectl(t, "patch", "service", "sticky", "-p", `{"spec":{"sessionAffinity":"None","sessionAffinityConfig":null}}`)
-	reachesPods(t, ip, 80, 2)
+	for _, ip := range ips {
+		reachesPods(t, ip, 80, 2)
+	}
 }
 
 func TestPortsAreAddedRemovedAndRenamed(t *testing.T) {
 	apply(t, web("ports", 1)+service("ports", "ports: [{name: http, port: 80, targetPort: 8080}]"))
 	cleanUp(t, "service/ports", "deployment/ports")
 	tenantWait(t, "deployment/ports", "--for=condition=Available")
-	ip := externalIPs(t, "ports", 1)[0]
+	ips := externalIPs(t, "ports", 2)
 	uid := tenantGet(t, "service/ports", "{.metadata.uid}")
-	names := func(want string) {
+	change := func(patch, names string, port81 bool) {
 		t.Helper()
+		kubectl(t, "patch", "service", "ports", "--type=json", "-p", patch)
 		eventually(t, 10*time.Second, func() error {
-			if got := hubGet(t, "tenant-a", "loadbalancer/"+uid, "{.spec.ports[*].name}"); got != want {
-				return fmt.Errorf("the hub has the ports %q, want %q", got, want)
+			if got := hubGet(t, "tenant-a", "loadbalancer/"+uid, "{.spec.ports[*].name}"); got != names {
+				return fmt.Errorf("the hub has the ports %q, want %q", got, names)
+			}
+			for _, ip := range ips {
+				_, err := curl(t, ip, 81, "/hostname")
+				if port81 && err != nil || !port81 && !refusedAtOnce(err) {
+					return fmt.Errorf("%s port 81: %v, to be served: %v", ip, err, port81)
+				}
 			}
 			return nil
 		})
-	}
-	change := func(patch string) { kubectl(t, "patch", "service", "ports", "--type=json", "-p", patch) }
-	reachesPods(t, ip, 80, 1)
-	change(`[{"op":"add","path":"/spec/ports/-","value":{"name":"alt","port":81,"targetPort":8080}}]`)
-	names("http alt")
-	eventually(t, 10*time.Second, func() error { _, err := curl(t, ip, 81, "/hostname"); return err })
-	change(`[{"op":"replace","path":"/spec/ports/0/name","value":"web"}]`)
-	names("web alt")
-	reachesPods(t, ip, 80, 1)
-	change(`[{"op":"remove","path":"/spec/ports/1"}]`)
-	names("web")
-	eventually(t, 10*time.Second, func() error {
-		if _, err := curl(t, ip, 81, "/hostname"); !refusedAtOnce(err) {
-			return fmt.Errorf("port 81 is gone, yet: %v", err)
+		for _, ip := range ips {
+			_, err := curl(t, ip, 80, "/hostname")
+			require.NoError(t, err, "port 80 is not concerned")
 		}
-		return nil
-	})
-	reachesPods(t, ip, 80, 1)
+	}
+	for _, ip := range ips {
+		reachesPods(t, ip, 80, 1)
+	}
+	change(`[{"op":"add","path":"/spec/ports/-","value":{"name":"alt","port":81,"targetPort":8080}}]`, "http alt", true)
+	change(`[{"op":"replace","path":"/spec/ports/0/name","value":"web"}]`, "web alt", true)
+	change(`[{"op":"remove","path":"/spec/ports/1"}]`, "web", false)
 }
 
 func TestTypeChangesToClusterIPAndBack(t *testing.T) {
 	apply(t, web("type", 1)+service("type", "ports: [{port: 80, targetPort: 8080}]"))
 	cleanUp(t, "service/type", "deployment/type")
 	tenantWait(t, "deployment/type", "--for=condition=Available")
-	ip := externalIPs(t, "type", 1)[0]
-	reachesPods(t, ip, 80, 1)
+	ips := externalIPs(t, "type", 2)
+	for _, ip := range ips {
+		reachesPods(t, ip, 80, 1)
+	}
 	uid := tenantGet(t, "service/type", "{.metadata.uid}")
 	kubectl(t, "patch", "service", "type", "-p", `{"spec":{"type":"ClusterIP"}}`)
 	externalIPs(t, "type", 0)
@@ -269,10 +285,14 @@ func TestTypeChangesToClusterIPAndBack(t *testing.T) {
 		}
 		return nil
 	})
-	_, err := curl(t, ip, 80, "/")
-	require.Error(t, err)
+	for _, ip := range ips {
+		_, err := curl(t, ip, 80, "/")
+		require.Error(t, err)
+	}
 	kubectl(t, "patch", "service", "type", "-p", `{"spec":{"type":"LoadBalancer"}}`)
-	reachesPods(t, externalIPs(t, "type", 1)[0], 80, 1)
+	for _, ip := range externalIPs(t, "type", 2) {
+		reachesPods(t, ip, 80, 1)
+	}
 }
 
 func TestAPoolThatIsExhaustedServesAsSoonAsOneIsFreed(t *testing.T) {
@@ -320,7 +340,7 @@ spec: {backendCIDRs: [198.51.100.0/24]}
 	require.NoError(t, lab.TenantKubeconfig(t.Context(), "b", kubeconfig))
 	apply(t, service("one", "ports: [{port: 80}]")+service("two", "ports: [{port: 80}]"))
 	cleanUp(t, "service/one", "service/two")
-	one, two := externalIPs(t, "one", 1)[0], externalIPs(t, "two", 1)[0]
+	one, two := externalIPs(t, "one", 2)[0], externalIPs(t, "two", 2)[0]
 	// With the tenant's own credentials: its own namespace it may write, and nothing else.
 	_, err := lab.Hub.KubectlAs(t.Context(), kubeconfig, hubAddresses("tenant-b")+hubLoadBalancer("tenant-b", "theirs", ""), "create", "-f", "-")
 	require.NoError(t, err)
@@ -344,47 +364,52 @@ func TestANodeThatDiesLeavesItsPoolsWithinFiveSeconds(t *testing.T) {
 	apply(t, web("death", 2)+service("death", "ports:", "- {name: tcp, port: 80, targetPort: 8080}", "- {name: udp, port: 80, protocol: UDP, targetPort: 8053}"))
 	cleanUp(t, "service/death", "deployment/death")
 	tenantWait(t, "deployment/death", "--for=condition=Available")
-	ip := externalIPs(t, "death", 1)[0]
-	reachesPods(t, ip, 80, 2)
-	// A UDP client with a fixed port keeps its flow alive on the dead node unless the gateway ends it.
-	dead, address := lab.Nodes[1], lab.Nodes[1].Address4
-	for port := 20000; ; port++ {
-		_, err := askUDP(t, ip, 80, port)
-		require.NoError(t, err)
-		if nodeOfUDP(t, ip, port) == address {
-			defer func(port int) {
-				eventually(t, 5*time.Second, func() error {
-					if node := nodeOfUDP(t, ip, port); node == address {
-						return fmt.Errorf("the UDP flow is still at %s", node)
-					}
-					return nil
-				})
-			}(port)
-			break
-		}
-		require.Less(t, port, 20200, "no UDP flow went to %s", dead.Name)
+	ips := externalIPs(t, "death", 2)
+	dead := lab.Nodes[1]
+	ofNode := map[string]string{ips[0]: dead.Address4, ips[1]: dead.Address6}
+	flows := map[string]int{}
+	for _, ip := range ips {
+		reachesPods(t, ip, 80, 2)
+		flows[ip] = udpFlowTo(t, ip, ofNode[ip])
 	}
-	// The pod on the dead node answers nothing: let kube-proxy know of the other one only.
-	kubectl(t, "cordon", dead.Name)
 	t.Cleanup(func() {
 		require.NoError(t, dead.Return())
-		_, err := lab.Tenant.Kubectl(contextAfter(t), "", "uncordon", dead.Name)
-		require.NoError(t, err)
 		eventually(t, 30*time.Second, func() error {
-			if strings.Count(endpointsIn(t), address) == 0 {
-				return fmt.Errorf("%s is not back in the dataplane", dead.Name)
+			for _, address := range ofNode {
+				if !strings.Contains(endpointsIn(t), address) {
+					return fmt.Errorf("%s is not back in the dataplane", address)
+				}
 			}
 			return nil
 		})
 	})
-	require.Contains(t, endpointsIn(t), address)
 	require.NoError(t, dead.Die())
 	began := time.Now()
 	eventually(t, 5*time.Second, func() error {
-		if strings.Contains(endpointsIn(t), address) {
-			return fmt.Errorf("%s is still in the dataplane", address)
+		for ip, address := range ofNode {
+			if strings.Contains(endpointsIn(t), address) {
+				return fmt.Errorf("%s is still in the dataplane", address)
+			}
+			// A client that keeps sending would keep its flow on the dead node for ever.
+			if node := nodesOf(t, "udp", ip)[fmt.Sprint(flows[ip])]; node == address {
+				return fmt.Errorf("the UDP flow to %s is still at %s", ip, node)
+			}
 		}
 		return nil
 	})
-	t.Logf("out of the dataplane after %.1f s", time.Since(began).Seconds())
+	t.Logf("out of the dataplane, UDP flows included, after %.1f s", time.Since(began).Seconds())
+}
+
+// udpFlowTo finds a client port whose UDP flow goes to the node.
+func udpFlowTo(t *testing.T, ip, node string) int {
+	t.Helper()
+	for port := 20000; port < 20200; port++ {
+		_, err := askUDP(t, ip, 80, port)
+		require.NoError(t, err)
+		if nodesOf(t, "udp", ip)[fmt.Sprint(port)] == node {
+			return port
+		}
+	}
+	t.Fatalf("no UDP flow to %s went to %s", ip, node)
+	return 0
 }

@@ -3,7 +3,6 @@ package e2e
 import (
 	"fmt"
 	"net"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -11,7 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// service is a Service of type LoadBalancer that selects app=<name>; lines are further lines of its spec.
+// service is a dual-stack Service of type LoadBalancer that selects app=<name>; lines are further lines of its spec.
 func service(name string, lines ...string) string {
 	return fmt.Sprintf(`
 ---
@@ -20,6 +19,7 @@ kind: Service
 metadata: {name: %[1]s}
 spec:
   type: LoadBalancer
+  ipFamilyPolicy: RequireDualStack
   selector: {app: %[1]s}
   %[2]s
 `, name, strings.Join(lines, "\n  "))
@@ -201,13 +201,4 @@ func ruleset(t *testing.T) string {
 	out, err := lab.OnGateway(t.Context(), "nft", "list", "ruleset")
 	require.NoError(t, err)
 	return out
-}
-
-func sortedKeys(m map[string]int) []string {
-	var keys []string
-	for k := range m {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	return keys
 }

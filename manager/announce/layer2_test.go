@@ -1,0 +1,63 @@
+package announce
+
+import (
+	"encoding/hex"
+	"net"
+	"net/netip"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// Address plan: this link is 02:00:00:00:00:01; VIPs 203.0.113.1 and 2001:db8::1.
+func testLink() *link {
+	return &link{device: &net.Interface{Name: "test0", HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 1}}}
+}
+
+func TestAnARPReplySaysWhereTheAddressIs(t *testing.T) {
+	asker := net.HardwareAddr{2, 0, 0, 0, 0, 9}
+	frame := testLink().arpFrame(2, asker, netip.MustParseAddr("203.0.113.1"), asker, netip.MustParseAddr("203.0.113.9"))
+	require.Equal(t, "020000000009"+"020000000001"+"0806"+ // Ethernet
+		"0001"+"0800"+"06"+"04"+"0002"+ // Ethernet, IPv4, reply
+		"020000000001"+"cb007101"+ // the address is at this link
+		"020000000009"+"cb007109", hex.EncodeToString(frame))
+}
+
+func TestAnAdvertisementHasAValidChecksum(t *testing.T) {
+	address := netip.MustParseAddr("2001:db8::1")
+	frame := testLink().advertisement(allNodesMAC, allNodes, address, flagOverride)
+	require.Len(t, frame, 14+40+32)
+	require.Equal(t, "333300000001"+"020000000001"+"86dd", hex.EncodeToString(frame[:14]))
+	ip, icmp := frame[14:54], frame[54:]
+	require.EqualValues(t, 58, ip[6], "next header ICMPv6")
+	require.EqualValues(t, 255, ip[7], "a router that forwards it would lower the hop limit (RFC 4861 section 7.1.2)")
+	require.EqualValues(t, 32, ip[5], "payload length")
+	require.EqualValues(t, advertisement, icmp[0])
+	require.EqualValues(t, flagOverride, icmp[4], "override, not solicited, no router")
+	require.Equal(t, address, netip.AddrFrom16([16]byte(icmp[8:24])))
+	require.Equal(t, []byte{2, 1, 2, 0, 0, 0, 0, 1}, icmp[24:32], "target link-layer address")
+	// A message that carries its own checksum sums up to zero.
+	require.Zero(t, checksum(address, allNodes, icmp))
+}
+
+func TestOnlyQuestionsForOwnedAddressesAreAnswered(t *testing.T) {
+	l := NewLayer2(nil, nil)
+	l.Announce(netip.MustParseAddr("203.0.113.1"))
+	require.True(t, l.owns(netip.MustParseAddr("203.0.113.1")))
+	require.False(t, l.owns(netip.MustParseAddr("203.0.113.2")))
+	l.Withdraw(netip.MustParseAddr("203.0.113.1"))
+	require.False(t, l.owns(netip.MustParseAddr("203.0.113.1")))
+}
+
+// The link of these frames has no sockets: answering any of them would crash.
+func FuzzFramesFromTheWire(f *testing.F) {
+	asker := net.HardwareAddr{2, 0, 0, 0, 0, 9}
+	f.Add(testLink().arpFrame(1, broadcast, netip.MustParseAddr("203.0.113.9"), asker, netip.MustParseAddr("203.0.113.1")))
+	f.Add(testLink().advertisement(allNodesMAC, allNodes, netip.MustParseAddr("2001:db8::1"), 0))
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, frame []byte) {
+		l := NewLayer2(nil, nil)
+		require.NoError(t, l.answerARP(testLink(), frame))
+		require.NoError(t, l.answerNDP(testLink(), frame))
+	})
+}

@@ -1,0 +1,92 @@
+package controller
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+
+	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/core/ipam"
+)
+
+// Address plan: pool public 203.0.113.0/29 (.1 to .6 usable).
+func bookOf(t *testing.T, objects ...client.Object) *addressBook {
+	t.Helper()
+	scheme := runtime.NewScheme()
+	require.NoError(t, v1alpha1.AddToScheme(scheme))
+	return &addressBook{reader: fake.NewClientBuilder().WithScheme(scheme).WithObjects(objects...).Build()}
+}
+
+func public() *v1alpha1.AddressPool {
+	return &v1alpha1.AddressPool{ObjectMeta: metav1.ObjectMeta{Name: "public"}, Spec: v1alpha1.AddressPoolSpec{Addresses: []string{"203.0.113.0/29"}}}
+}
+
+func onRecord(name string, age time.Duration, addresses ...string) *v1alpha1.LoadBalancer {
+	lb := &v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Namespace: "tenant-a", Name: name, UID: types.UID(name), CreationTimestamp: metav1.NewTime(time.Unix(1000000, 0).Add(-age))}}
+	for _, a := range addresses {
+		lb.Status.Addresses = append(lb.Status.Addresses, v1alpha1.AllocatedAddress{Address: a, Pool: "public"})
+	}
+	return lb
+}
+
+func TestWhatStandsInStatusIsTakenOverBeforeTheFirstGrant(t *testing.T) {
+	book := bookOf(t, public(), onRecord("one", 0, "203.0.113.1"), onRecord("two", 0, "203.0.113.2"))
+	require.NoError(t, book.load(t.Context()))
+	require.Nil(t, book.allocate("tenant-a/new", ipam.Wish{Tenant: "a"}))
+	require.Equal(t, "203.0.113.3", book.held("tenant-a/new")[0].Address.String())
+	require.Nil(t, book.allocate("tenant-a/one", ipam.Wish{Tenant: "a"}))
+	require.Equal(t, "203.0.113.1", book.held("tenant-a/one")[0].Address.String(), "a restart changes no address")
+}
+
+func TestOfTwoThatClaimAnAddressTheOlderKeepsIt(t *testing.T) {
+	book := bookOf(t, public(), onRecord("young", 0, "203.0.113.1"), onRecord("old", time.Hour, "203.0.113.1"))
+	require.NoError(t, book.load(t.Context()))
+	require.Len(t, book.held("tenant-a/old"), 1)
+	require.Empty(t, book.held("tenant-a/young"))
+}
+
+func TestAPoolThatIsMendedGivesAddresses(t *testing.T) {
+	book := bookOf(t)
+	require.NoError(t, book.load(t.Context()))
+	require.NotNil(t, book.allocate("tenant-a/web", ipam.Wish{Tenant: "a"}))
+	bad := public()
+	bad.Spec.Addresses = []string{"203.0.113.9-203.0.113.1"}
+	require.False(t, book.refresh([]v1alpha1.AddressPool{*bad}))
+	require.ErrorContains(t, book.bad["public"], "203.0.113.9-203.0.113.1")
+	require.True(t, book.refresh([]v1alpha1.AddressPool{*public()}))
+	require.Nil(t, book.allocate("tenant-a/web", ipam.Wish{Tenant: "a"}))
+}
+
+func TestGatewaysAnswerForVersionsUpToTheirOwn(t *testing.T) {
+	gateway := func(applied, announced int, failures ...v1alpha1.GatewayFailure) v1alpha1.Gateway {
+		return v1alpha1.Gateway{ObjectMeta: metav1.ObjectMeta{Name: "gw"}, Status: v1alpha1.GatewayStatus{
+			AppliedResourceVersion: fmt.Sprint(applied), AnnouncedResourceVersion: fmt.Sprint(announced), Failures: failures}}
+	}
+	failure := v1alpha1.GatewayFailure{LoadBalancer: "tenant-a/web", Record: "frontend TCP 203.0.113.1:80", Message: "table full"}
+	for name, c := range map[string]struct {
+		gateways           []v1alpha1.Gateway
+		applied, announced bool
+		failure            string
+	}{
+		"none":                        {nil, false, false, ""},
+		"behind":                      {[]v1alpha1.Gateway{gateway(9, 9)}, false, false, ""},
+		"longer numbers are higher":   {[]v1alpha1.Gateway{gateway(100, 100)}, true, true, ""},
+		"applied, not yet announced":  {[]v1alpha1.Gateway{gateway(10, 9)}, true, false, ""},
+		"refused":                     {[]v1alpha1.Gateway{gateway(10, 10, failure)}, false, false, "gateway gw: frontend TCP 203.0.113.1:80: table full"},
+		"refused here, applied there": {[]v1alpha1.Gateway{gateway(10, 10, failure), gateway(11, 11)}, true, true, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			view := viewOf(c.gateways, "tenant-a/web", "10")
+			require.Equal(t, c.applied, view.applied)
+			require.Equal(t, c.announced, view.announced)
+			require.Equal(t, c.failure, view.failure)
+		})
+	}
+}

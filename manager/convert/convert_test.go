@@ -1,0 +1,74 @@
+package convert
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/core/ipam"
+)
+
+func TestAnnotationsStandInForFieldsThatAreNotSet(t *testing.T) {
+	lb := &v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{
+		v1alpha1.AnnotationSourceRanges:        "192.0.2.0/24, 2001:db8::/32",
+		v1alpha1.AnnotationAffinityTimeout:     "60",
+		v1alpha1.AnnotationIPFamilies:          "IPv6,IPv4",
+		v1alpha1.AnnotationIPFamilyPolicy:      "RequireDualStack",
+		v1alpha1.AnnotationRequestedAddresses:  "203.0.113.5",
+		v1alpha1.AnnotationHealthCheckNodePort: "31000",
+		v1alpha1.AnnotationForwarding:          "direct",
+		"metallb.universe.tf/loadBalancerIPs":  "203.0.113.9",
+	}}, Spec: v1alpha1.LoadBalancerSpec{Persistence: &v1alpha1.Persistence{Type: v1alpha1.PersistenceSourceIP}}}
+	got, problems := LoadBalancer(lb)
+	require.Empty(t, problems)
+	require.Equal(t, []string{"192.0.2.0/24", "2001:db8::/32"}, got.SourceRanges)
+	require.Equal(t, time.Minute, got.AffinityTimeout)
+	require.Equal(t, []ipam.Family{ipam.IPv6, ipam.IPv4}, got.Families)
+	require.Equal(t, ipam.RequireDualStack, got.FamilyPolicy)
+	require.Equal(t, []netip.Addr{netip.MustParseAddr("203.0.113.5")}, got.Requested)
+	require.EqualValues(t, 31000, got.HealthCheckNodePort)
+	require.Equal(t, "direct", got.Forwarding)
+}
+
+func TestFieldsBeatAnnotations(t *testing.T) {
+	seconds := int32(90)
+	lb := &v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{
+		v1alpha1.AnnotationSourceRanges: "10.0.0.0/8", v1alpha1.AnnotationAffinityTimeout: "60", v1alpha1.AnnotationIPFamilies: "IPv6", v1alpha1.AnnotationForwarding: "direct",
+	}}, Spec: v1alpha1.LoadBalancerSpec{
+		LoadBalancerSourceRanges: []string{"192.0.2.0/24"}, IPFamilies: []corev1.IPFamily{corev1.IPv4Protocol}, Forwarding: "nat",
+		Persistence: &v1alpha1.Persistence{Type: v1alpha1.PersistenceSourceIP, TimeoutSeconds: &seconds}}}
+	got, problems := LoadBalancer(lb)
+	require.Empty(t, problems)
+	require.Equal(t, []string{"192.0.2.0/24"}, got.SourceRanges)
+	require.Equal(t, 90*time.Second, got.AffinityTimeout)
+	require.Equal(t, []ipam.Family{ipam.IPv4}, got.Families)
+	require.Equal(t, "nat", got.Forwarding)
+}
+
+func TestMalformedAnnotationsAreNamed(t *testing.T) {
+	for key, value := range map[string]string{
+		v1alpha1.AnnotationIPFamilies: "IPv5", v1alpha1.AnnotationIPFamilyPolicy: "Triple", v1alpha1.AnnotationRequestedAddresses: "example.com",
+		v1alpha1.AnnotationHealthCheckNodePort: "70000", v1alpha1.AnnotationForwarding: "teleport",
+	} {
+		_, problems := LoadBalancer(&v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{key: value}}})
+		require.Len(t, problems, 1, key)
+		require.Contains(t, problems[0].Message, key)
+		require.Contains(t, problems[0].Message, value)
+	}
+}
+
+func TestAnEmptyLocalListIsNotAnAbsentOne(t *testing.T) {
+	endpoints := v1alpha1.LoadBalancerEndpoints{AddressesReference: &corev1.ObjectReference{Name: "default"}}
+	lb := &v1alpha1.LoadBalancer{Spec: v1alpha1.LoadBalancerSpec{Endpoints: []v1alpha1.LoadBalancerEndpoints{endpoints}}}
+	got, _ := LoadBalancer(lb)
+	require.Nil(t, got.Local)
+	lb.Spec.Endpoints[0].LocalAddresses = &[]v1alpha1.EndpointAddress{}
+	got, _ = LoadBalancer(lb)
+	require.NotNil(t, got.Local)
+	require.Empty(t, *got.Local)
+}

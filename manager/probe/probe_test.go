@@ -1,0 +1,159 @@
+package probe
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"net/netip"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"kubelb.k8c.io/core/model"
+	"kubelb.k8c.io/core/translate"
+)
+
+// node is a kube-proxy on a loopback address that answers as it is told.
+type node struct {
+	mu     sync.Mutex // guards status and weight
+	status int
+	weight string
+	server *http.Server
+}
+
+func (n *node) set(status int, weight string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.status, n.weight = status, weight
+}
+
+func startNode(t *testing.T, hostPort string) *node {
+	t.Helper()
+	listener, err := net.Listen("tcp", hostPort)
+	require.NoError(t, err)
+	n := &node{status: http.StatusOK}
+	n.server = &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		if n.weight != "" {
+			w.Header().Set("X-Load-Balancing-Endpoint-Weight", n.weight)
+		}
+		w.WriteHeader(n.status)
+	})}
+	go n.server.Serve(listener)
+	t.Cleanup(func() { n.server.Close() })
+	return n
+}
+
+// probing runs a prober and returns its results.
+func probing(t *testing.T, targets ...translate.Target) chan Result {
+	t.Helper()
+	results := make(chan Result, 64)
+	p := New(Config{Interval: 20 * time.Millisecond, Timeout: 200 * time.Millisecond, Failures: 2, Workers: 4}, func(r Result) { results <- r })
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error)
+	go func() { done <- p.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		require.NoError(t, <-done)
+	})
+	for _, target := range targets {
+		p.Watch(ctx, target)
+	}
+	return results
+}
+
+func next(t *testing.T, results chan Result) translate.Health {
+	t.Helper()
+	select {
+	case r := <-results:
+		return r.Health
+	case <-time.After(5 * time.Second):
+		t.Fatal("no result")
+		return translate.Health{}
+	}
+}
+
+func TestANodeDrainsWhenKubeProxySaysSoAndComesBack(t *testing.T) {
+	n := startNode(t, "127.0.0.51:10256")
+	results := probing(t, translate.Target{Address: netip.MustParseAddr("127.0.0.51")})
+	n.set(http.StatusServiceUnavailable, "")
+	require.Equal(t, translate.Health{State: model.Draining}, next(t, results))
+	n.set(http.StatusOK, "")
+	require.Equal(t, translate.Health{}, next(t, results))
+}
+
+func TestLocalEndpointsAreTheWeight(t *testing.T) {
+	m := startNode(t, "127.0.0.52:31999")
+	results := probing(t, translate.Target{Address: netip.MustParseAddr("127.0.0.52"), Kind: translate.CheckLocal, Port: 31999})
+	m.set(http.StatusOK, "3")
+	require.Equal(t, uint16(3), eventuallyWeight(t, results, 3))
+	m.set(http.StatusServiceUnavailable, "0")
+	require.Equal(t, model.Draining, next(t, results).State)
+	require.NoError(t, m.server.Close())
+	require.Equal(t, model.Unhealthy, next(t, results).State)
+}
+
+// eventuallyWeight passes over the answer from before the weight was set.
+func eventuallyWeight(t *testing.T, results chan Result, want uint16) uint16 {
+	for {
+		if health := next(t, results); health.Weight == want {
+			return want
+		}
+	}
+}
+
+func TestANodeThatRefusesIsAliveAndOneThatIsSilentIsNot(t *testing.T) {
+	alive := translate.Target{Address: netip.MustParseAddr("127.0.0.53")}
+	// A listener whose queue is full is as silent as a dead host.
+	listener, err := net.Listen("tcp", "127.0.0.54:10256")
+	require.NoError(t, err)
+	t.Cleanup(func() { listener.Close() })
+	silent := translate.Target{Address: netip.MustParseAddr("127.0.0.54")}
+	results := probing(t, alive, silent)
+	r := <-results
+	require.Equal(t, Result{silent, translate.Health{State: model.Unhealthy}}, r)
+	require.Empty(t, results)
+}
+
+func TestAConnectCheckFollowsTheNodePort(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.55:0")
+	require.NoError(t, err)
+	_, text, err := net.SplitHostPort(listener.Addr().String())
+	require.NoError(t, err)
+	port, err := strconv.Atoi(text)
+	require.NoError(t, err)
+	results := probing(t, translate.Target{Address: netip.MustParseAddr("127.0.0.55"), Kind: translate.CheckConnect, Port: uint16(port)})
+	time.Sleep(100 * time.Millisecond)
+	require.Empty(t, results)
+	require.NoError(t, listener.Close())
+	require.Equal(t, model.Unhealthy, next(t, results).State)
+}
+
+func TestAForgottenTargetIsAskedNoMore(t *testing.T) {
+	var asked sync.Map
+	listener, err := net.Listen("tcp", "127.0.0.56:10256")
+	require.NoError(t, err)
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { asked.Store(time.Now(), true) })}
+	go server.Serve(listener)
+	t.Cleanup(func() { server.Close() })
+	p := New(Config{Interval: 10 * time.Millisecond, Timeout: 200 * time.Millisecond, Failures: 2, Workers: 2}, func(Result) {})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- p.Run(ctx) }()
+	target := translate.Target{Address: netip.MustParseAddr("127.0.0.56")}
+	p.Watch(ctx, target)
+	time.Sleep(100 * time.Millisecond)
+	p.Forget(ctx, target)
+	time.Sleep(300 * time.Millisecond)
+	end := time.Now().Add(-200 * time.Millisecond)
+	asked.Range(func(at, _ any) bool {
+		require.True(t, at.(time.Time).Before(end), "asked after it was forgotten")
+		return true
+	})
+	cancel()
+	require.NoError(t, <-done)
+}

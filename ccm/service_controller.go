@@ -252,12 +252,12 @@ func (r *serviceReconciler) publish(ctx context.Context, service *corev1.Service
 		r.event(service, corev1.EventTypeNormal, eventEnsured, "Ensured load balancer")
 	}
 	changed := known == nil || known.Reason != condition.Reason || known.Message != condition.Message
-	if changed && condition.Status == metav1.ConditionFalse && !waiting[condition.Reason] {
-		reason := eventSyncFailed
-		if condition.Reason == translate.ReasonNoNodes {
-			reason = eventUnavailable
-		}
-		r.event(service, corev1.EventTypeWarning, reason, condition.Message)
+	switch {
+	case !changed:
+	case condition.Reason == translate.ReasonNoNodes:
+		r.event(service, corev1.EventTypeWarning, eventUnavailable, condition.Message)
+	case condition.Status == metav1.ConditionFalse && !waiting[condition.Reason]:
+		r.event(service, corev1.EventTypeWarning, eventSyncFailed, condition.Message)
 	}
 	for _, p := range problems {
 		if changed && p.Partial {

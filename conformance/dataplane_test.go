@@ -3,6 +3,7 @@ package conformance
 import (
 	"fmt"
 	"net"
+	"os"
 	"regexp"
 	"strings"
 	"testing"
@@ -262,6 +263,17 @@ func TestPurgeLeavesNothingAndOthersAreUntouched(t *testing.T) {
 	require.NoError(t, r.process.Close(t.Context(), true))
 	require.NotContains(t, r.ruleset(), "kubelb")
 	require.Contains(t, r.ruleset(), "table inet foreign")
+}
+
+func TestThePluginsSocketIsInItsPrivateDirectory(t *testing.T) {
+	r := newRig(t, 0)
+	info, err := os.Stat(r.sockets)
+	require.NoError(t, err)
+	require.EqualValues(t, 0o700, info.Mode().Perm())
+	entries, err := os.ReadDir(r.sockets)
+	require.NoError(t, err)
+	require.Len(t, entries, 1)
+	require.NotZero(t, entries[0].Type()&os.ModeSocket)
 }
 
 func TestASecondPluginOnTheSameStateIsRefused(t *testing.T) {

@@ -61,6 +61,7 @@ type rig struct {
 	nodes   []*netlab.Namespace
 	path    string
 	state   string
+	sockets string
 	process *plugin.Process
 	applied dataplane.Generation
 }
@@ -116,7 +117,7 @@ func (r *rig) start() {
 	r.t.Helper()
 	require.NoError(r.t, r.gateway.Do(func() error {
 		var err error
-		r.process, err = plugin.Load(plugin.Options{Path: r.path, SocketDir: r.t.TempDir(), Log: r.t.Output()})
+		r.process, err = plugin.Load(plugin.Options{Path: r.path, SocketDir: r.socketDir(), Log: r.t.Output()})
 		if err != nil {
 			return err
 		}
@@ -124,6 +125,15 @@ func (r *rig) start() {
 	}))
 	r.t.Cleanup(r.process.Stop)
 	r.applied = dataplane.Generation{}
+}
+
+// socketDir is short: the kernel allows a socket's path 107 bytes, and a test's own directory may have more.
+func (r *rig) socketDir() string {
+	dir, err := os.MkdirTemp("", "klsock")
+	require.NoError(r.t, err)
+	r.t.Cleanup(func() { os.RemoveAll(dir) })
+	r.sockets = dir
+	return dir
 }
 
 // apply brings the dataplane to the snapshot by sending the difference.

@@ -39,7 +39,7 @@ func runNft(text string) error {
 // configureAnother starts a second backend on the rig's state directory.
 func (r *rig) configureAnother() error {
 	return r.gateway.Do(func() error {
-		p, err := plugin.Load(plugin.Options{Path: r.path, SocketDir: r.t.TempDir(), Log: r.t.Output()})
+		p, err := plugin.Load(plugin.Options{Path: r.path, SocketDir: r.socketDir(), Log: r.t.Output()})
 		if err != nil {
 			return err
 		}

@@ -23,7 +23,8 @@ type Options struct {
 	Path string
 	// Checksum is the binary's SHA-256 in hexadecimal; empty means that any is taken.
 	Checksum string
-	// SocketDir is a private directory for the socket; it is made with mode 0700.
+	// SocketDir is a directory for the socket of this backend alone; it is made with mode 0700 and emptied. The kernel
+	// allows a socket's path 107 bytes.
 	SocketDir string
 	// Log takes what the backend writes to its standard error, line by line.
 	Log io.Writer
@@ -60,7 +61,7 @@ func Find(nameOrPath string) (string, error) {
 // Load starts a backend. It inherits neither environment nor descriptors but for a lifeline: when this process ends, in
 // whatever way, so does the backend. The caller ends it with Stop.
 func Load(options Options) (*Process, error) {
-	if err := os.MkdirAll(options.SocketDir, 0o700); err != nil {
+	if err := emptySocketDir(options.SocketDir); err != nil {
 		return nil, fmt.Errorf("socket directory: %w", err)
 	}
 	secure, err := checksum(options.Checksum)
@@ -74,6 +75,8 @@ func Load(options Options) (*Process, error) {
 	defer theirs.Close()
 	cmd := exec.Command(options.Path)
 	cmd.ExtraFiles = []*os.File{theirs}
+	// go-plugin's own setting for this has no effect on a process that it starts itself.
+	cmd.Env = []string{goplugin.EnvUnixSocketDir + "=" + options.SocketDir}
 	client := goplugin.NewClient(&goplugin.ClientConfig{
 		HandshakeConfig:  handshake,
 		VersionedPlugins: map[int]goplugin.PluginSet{protocolVersion: {pluginName: &grpcPlugin{}}},
@@ -82,7 +85,6 @@ func Load(options Options) (*Process, error) {
 		AutoMTLS:         true,
 		SkipHostEnv:      true,
 		SecureConfig:     secure,
-		UnixSocketConfig: &goplugin.UnixSocketConfig{TempDir: options.SocketDir},
 		Stderr:           options.Log,
 		Logger:           hclog.NewNullLogger(),
 	})
@@ -92,6 +94,28 @@ func Load(options Options) (*Process, error) {
 		return nil, fmt.Errorf("start backend %s: %w", options.Path, err)
 	}
 	return p, nil
+}
+
+// emptySocketDir makes the directory, private, and removes the sockets of processes that were killed.
+func emptySocketDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	if err := os.Chmod(dir, 0o700); err != nil {
+		return err
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.Type()&os.ModeSocket != 0 {
+			if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 func (p *Process) connect() error {

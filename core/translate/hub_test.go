@@ -253,6 +253,19 @@ func TestSourceRangesAreMaskedSortedAndByFamily(t *testing.T) {
 	}
 }
 
+func TestATenantWithoutNodesIsToldSo(t *testing.T) {
+	h := testHub()
+	h.SetAddresses(addressesOf("tenant-a"))
+	h.SetLoadBalancer(lb("tenant-a", "web"))
+	if got := snapshot(t, h); strings.Contains(got, "endpoint") || !strings.Contains(got, "frontend") {
+		t.Error(got)
+	}
+	problems := h.Problems(model.ObjectName{Namespace: "tenant-a", Name: "web"})
+	if len(problems) != 1 || problems[0].Reason != ReasonNoNodes || !problems[0].Partial {
+		t.Errorf("problems %+v", problems)
+	}
+}
+
 // Any order of changes, flushed at any moments, ends in the same model as one flush of the final objects, and the sum of
 // the deltas is that model.
 func TestTheIncrementalPathEndsInTheSameModel(t *testing.T) {

@@ -199,11 +199,22 @@ func checkReference(lb LoadBalancer, addresses *Addresses, tenant Tenant, fence 
 		return []Problem{{Reason: ReasonAddressesNotFound, Message: fmt.Sprintf(
 			"Addresses %s/%s does not exist: the tenant's CCM writes it; it is served as soon as it is there", lb.Namespace, lb.Reference.Name)}}
 	}
-	_, refused := targets("Addresses "+addresses.Name+" spec.addresses", addresses.List, tenant, fence)
-	if len(refused) == 0 {
-		return nil
+	return CheckAddresses(*addresses, tenant, fence)
+}
+
+// CheckAddresses returns what of an Addresses object cannot be used: targets that the tenant may not have are left out and
+// named, and it is said when none is left.
+func CheckAddresses(a Addresses, tenant Tenant, fence Fence) []Problem {
+	good, refused := targets("Addresses "+a.Name+" spec.addresses", a.List, tenant, fence)
+	var problems []Problem
+	if len(good) == 0 {
+		problems = append(problems, Problem{Reason: ReasonNoNodes, Partial: true,
+			Message: fmt.Sprintf("there are no available nodes: Addresses %s/%s holds none that can be used, so connections are refused", a.Namespace, a.Name)})
 	}
-	return []Problem{{Reason: ReasonEndpointRefused, Message: "left out: " + strings.Join(refused, "; "), Partial: true}}
+	if len(refused) > 0 {
+		problems = append(problems, Problem{Reason: ReasonEndpointRefused, Message: "left out: " + strings.Join(refused, "; "), Partial: true})
+	}
+	return problems
 }
 
 // targets splits a list into addresses that the tenant may target, sorted and unique, and messages for the others.
@@ -222,10 +233,4 @@ func targets(field string, list []Address, tenant Tenant, fence Fence) (good []n
 	}
 	slices.SortFunc(good, netip.Addr.Compare)
 	return slices.Compact(good), refused
-}
-
-// RefusedAddresses tells, a message each, which targets of an Addresses object the tenant may not have.
-func RefusedAddresses(a Addresses, tenant Tenant, fence Fence) []string {
-	_, refused := targets("Addresses "+a.Name+" spec.addresses", a.List, tenant, fence)
-	return refused
 }

@@ -220,11 +220,11 @@ func (r *loadBalancerReconciler) addressesHandler() handler.EventHandler {
 	}
 }
 
-// refusedIn tells what of the addresses is left out.
+// refusedIn tells what of the addresses cannot be used.
 func (r *loadBalancerReconciler) refusedIn(ctx context.Context, a *v1alpha1.Addresses) string {
 	tenant, err := r.tenantOf(ctx, a.Namespace)
 	if err != nil || tenant == nil {
 		return ""
 	}
-	return strings.Join(translate.RefusedAddresses(convert.Addresses(a), *tenant, translate.Fence{Forbidden: r.forbidden, VIPs: r.addresses.ranges()}), "; ")
+	return fmt.Sprint(translate.CheckAddresses(convert.Addresses(a), *tenant, translate.Fence{Forbidden: r.forbidden, VIPs: r.addresses.ranges()}))
 }

@@ -491,9 +491,9 @@ func (c *conditions) ready() {
 			return
 		}
 	}
-	message := "served"
+	reason, message := reasonReady, "served"
 	if accepted := meta.FindStatusCondition(c.lb.Status.Conditions, v1alpha1.ConditionAccepted); accepted.Reason != reasonAccepted {
-		message = "served, but: " + accepted.Message
+		reason, message = accepted.Reason, "served, but: "+accepted.Message
 	}
-	c.set(v1alpha1.ConditionReady, true, reasonReady, message)
+	c.set(v1alpha1.ConditionReady, true, reason, message)
 }

@@ -360,6 +360,34 @@ spec: {backendCIDRs: [198.51.100.0/24]}
 	require.NotContains(t, message, "tenant-a", "a tenant does not learn of another one")
 }
 
+func TestATenantWithoutEligibleNodesIsToldSo(t *testing.T) {
+	apply(t, service("nodeless", "ports: [{port: 80}]"))
+	cleanUp(t, "service/nodeless")
+	ips := externalIPs(t, "nodeless", 2)
+	kubectl(t, "label", "nodes", "--all", "node.kubernetes.io/exclude-from-external-load-balancers=true")
+	t.Cleanup(func() {
+		_, err := lab.Tenant.Kubectl(contextAfter(t), "", "label", "nodes", "--all", "node.kubernetes.io/exclude-from-external-load-balancers-")
+		require.NoError(t, err)
+		eventually(t, 10*time.Second, func() error {
+			if !strings.Contains(endpointsIn(t), lab.Nodes[0].Address4) {
+				return fmt.Errorf("the nodes are not back in the dataplane")
+			}
+			return nil
+		})
+	})
+	eventually(t, 10*time.Second, func() error {
+		if got := events(t, "nodeless"); !strings.Contains(got, "UnAvailableLoadBalancer") {
+			return fmt.Errorf("events %q, condition %q", got, readyCondition(t, "nodeless"))
+		}
+		return nil
+	})
+	for _, ip := range ips {
+		_, err := curl(t, ip, 80, "/")
+		require.True(t, refusedAtOnce(err), "%v", err)
+	}
+	require.Equal(t, ips, externalIPs(t, "nodeless", 2), "the addresses stay")
+}
+
 func TestANodeThatDiesLeavesItsPoolsWithinFiveSeconds(t *testing.T) {
 	apply(t, web("death", 2)+service("death", "ports:", "- {name: tcp, port: 80, targetPort: 8080}", "- {name: udp, port: 80, protocol: UDP, targetPort: 8053}"))
 	cleanUp(t, "service/death", "deployment/death")

@@ -253,7 +253,7 @@ func (b *bench) load(ctx context.Context, size int) error {
 		if time.Now().Before(next) {
 			return false
 		}
-		next = time.Now().Add(time.Second)
+		next = time.Now().Add(3 * time.Second)
 		var g v1alpha1.Gateway
 		if err := b.hub.Get(ctx, client.ObjectKey{Name: "gateway"}, &g); err != nil || int(g.Status.Frontends) < size {
 			return false

@@ -265,6 +265,38 @@ func TestPurgeLeavesNothingAndOthersAreUntouched(t *testing.T) {
 	require.Contains(t, r.ruleset(), "table inet foreign")
 }
 
+func TestRulesOfOthersSeeNoMarkOfOurs(t *testing.T) {
+	bothFamilies(t, 1, func(t *testing.T, r *rig, v4 bool, vip func(int) string) {
+		r.server(0, 30080)
+		require.NoError(t, r.gateway.Do(func() error {
+			return runNft("add table inet foreign; add chain inet foreign c { type filter hook forward priority 0; }; add rule inet foreign c meta mark != 0 counter drop")
+		}))
+		sticky := frontend(model.TCP, vip(1), 81, 30080, "all")
+		sticky.AffinityTimeout = time.Minute
+		r.apply(model.Snapshot{Pools: []model.Pool{pool("all", v4, 0)}, Frontends: []model.Frontend{
+			frontend(model.TCP, vip(1), 80, 30080, "all"), sticky, frontend(model.UDP, vip(1), 9, 30009, "all")}})
+		for _, port := range []int{80, 81, 81} {
+			require.Equal(t, "n0", r.mustAsk("tcp", at(vip(1), port)))
+		}
+		// Datagrams that nobody answers: each of them is new to conntrack. The node reads them and stays silent.
+		require.NoError(t, r.nodes[0].Do(func() error {
+			silent, err := net.ListenPacket("udp", at(nodeAddress(0, v4).String(), 30009))
+			if err == nil {
+				t.Cleanup(func() { silent.Close() })
+			}
+			return err
+		}))
+		c, err := r.dial("udp", at(vip(1), 9), 0)
+		require.NoError(t, err)
+		defer c.Close()
+		for range 5 {
+			_, err := c.Write([]byte("?"))
+			require.NoError(t, err)
+		}
+		require.Contains(t, r.ruleset(), "meta mark != 0x00000000 counter packets 0 bytes 0 drop")
+	})
+}
+
 func TestThePluginsSocketIsInItsPrivateDirectory(t *testing.T) {
 	r := newRig(t, 0)
 	info, err := os.Stat(r.sockets)

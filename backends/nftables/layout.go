@@ -131,6 +131,8 @@ func (l layout) chains() []chain {
 		}},
 		{name: "admit_vip", rules: [][]statement{
 			{ctStateHas("established,related", expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), accept()},
+			// A flow that nobody has answered yet is still new to conntrack, but its endpoint is chosen.
+			{ctStatusDNAT(), accept()},
 			{isTCPOrUDP(l.protocols()), l.markFromFrontend(mapPools), goTo("admit_frontend")},
 			{isTCPOrUDP(l.protocols()), goTo("refuse")},
 			{l.isEcho(), limitTo(1000), accept()},

@@ -19,8 +19,8 @@ import (
 	"kubelb.k8c.io/core/translate"
 )
 
-// Config bounds the checks. With the defaults a dead node is out after at most Interval + Failures x (Interval + Timeout),
-// under five seconds.
+// Config bounds the checks. A dead node is out after at most Interval + Failures x Timeout + the pauses between failures, a
+// tenth of Interval each: under three seconds with the defaults.
 type Config struct {
 	// Interval between two checks of one target; Timeout of one check.
 	Interval, Timeout time.Duration
@@ -172,6 +172,8 @@ func (p *Prober) settle(o outcome) {
 	if o.err == nil {
 		j.failures = 0
 	} else if j.failures++; j.failures < p.config.Failures {
+		// One lost packet is no reason, but a reason to ask again soon.
+		j.due = time.Now().Add(p.config.Interval / 10)
 		return
 	} else {
 		health = translate.Health{State: model.Unhealthy, Weight: j.health.Weight}

@@ -169,3 +169,18 @@ func TestNothingIsLostWhenAPartIsKilled(t *testing.T) {
 		})
 	}
 }
+
+func TestTablesThatSomebodyRemovesComeBack(t *testing.T) {
+	apply(t, web("removed", 1)+service("removed", "ports: [{port: 80, targetPort: 8080}]"))
+	cleanUp(t, "service/removed", "deployment/removed")
+	tenantWait(t, "deployment/removed", "--for=condition=Available")
+	ips := externalIPs(t, "removed", 2)
+	for _, ip := range ips {
+		reachesPods(t, ip, 80, 1)
+	}
+	_, err := lab.OnGateway(t.Context(), "nft", "flush", "ruleset")
+	require.NoError(t, err)
+	for _, ip := range ips {
+		reachesPods(t, ip, 80, 1)
+	}
+}

@@ -95,7 +95,7 @@ func run(ctx context.Context, args []string, env func(string) string, stdout io.
 		fmt.Fprintln(stdout, "\nremoving everything ...")
 		err = errors.Join(err, lab.Close())
 	}()
-	d := demo{lab: lab, out: stdout, began: began}
+	d := demo{lab: lab, out: stdout, began: began, kubectl: filepath.Join(kubernetes, "kubectl")}
 	if err := d.walkThrough(ctx); err != nil || *once {
 		return err
 	}
@@ -105,9 +105,10 @@ func run(ctx context.Context, args []string, env func(string) string, stdout io.
 }
 
 type demo struct {
-	lab   *cluster.Lab
-	out   io.Writer
-	began time.Time
+	lab     *cluster.Lab
+	out     io.Writer
+	began   time.Time
+	kubectl string
 }
 
 func (d demo) step(format string, args ...any) {
@@ -173,24 +174,26 @@ func (d demo) walkThrough(ctx context.Context) error {
 	return nil
 }
 
-// reach asks until both pods have answered: kube-proxy may take a second to learn of the second one.
+// reach asks until both pods have answered: kube-proxy may take a second to learn of a Service on each node.
 func (d demo) reach(ctx context.Context, ip string) error {
 	host := ip
 	if strings.Contains(ip, ":") {
 		host = "[" + ip + "]"
 	}
-	answers, asked := map[string]int{}, 0
-	for deadline := time.Now().Add(10 * time.Second); len(answers) < 2 && time.Now().Before(deadline); asked++ {
+	answers := map[string]int{}
+	var last error
+	for deadline := time.Now().Add(15 * time.Second); len(answers) < 2 && time.Now().Before(deadline); {
 		name, err := d.lab.FromClient(ctx, "curl", "-sS", "-g", "--max-time", "3", "http://"+host+"/hostname")
-		if err != nil {
-			return err
+		if err == nil {
+			answers[strings.TrimSpace(name)]++
+		} else if last = err; ctx.Err() != nil {
+			return ctx.Err()
 		}
-		answers[strings.TrimSpace(name)]++
 	}
-	d.step("client: %d requests to http://%s/hostname were answered by %v", asked, host, answers)
 	if len(answers) != 2 {
-		return fmt.Errorf("%d pods answered, not 2", len(answers))
+		return fmt.Errorf("%s: %d pods answered, not 2: %w", ip, len(answers), last)
 	}
+	d.step("client: http://%s/hostname is answered by both pods, %v", host, answers)
 	return nil
 }
 
@@ -201,7 +204,7 @@ func (d demo) usage() {
 	fmt.Fprintf(d.out, "  a shell on the client:   %s ip netns exec %s bash\n", enter, d.lab.Client.Name)
 	fmt.Fprintf(d.out, "  a shell on the gateway:  %s ip netns exec %s bash\n", enter, d.lab.Gateway.Name)
 	for _, c := range []*cluster.ControlPlane{d.lab.Hub, d.lab.Tenant} {
-		fmt.Fprintf(d.out, "  kubectl on the %-9s %s ip netns exec %s kubectl --kubeconfig %s get all -A\n", c.Name+":", enter, c.Namespace.Name, c.Kubeconfig)
+		fmt.Fprintf(d.out, "  kubectl on the %-9s %s ip netns exec %s %s --kubeconfig %s get all -A\n", c.Name+":", enter, c.Namespace.Name, d.kubectl, c.Kubeconfig)
 	}
 	fmt.Fprintf(d.out, "  logs:                    %s/*.log\n", filepath.Clean(d.lab.Dir))
 }

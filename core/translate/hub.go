@@ -498,7 +498,7 @@ func (t translation) pool(v4 bool, ports []port) *pool {
 		p.addresses = ofFamily(t.inline("", *t.lb.Local), v4)
 	case referred:
 		p.reference = &ref
-		p.id = model.PoolID(fmt.Sprintf("%s/%s.%s", p.tenant, ref.Name, suffix))
+		p.id = model.PoolID(fmt.Sprintf("%s/%s.%s", p.tenant, shortName(ref.Name), suffix))
 		return p
 	default:
 		p.addresses = ofFamily(t.inline("", t.lb.Addresses), v4)
@@ -523,6 +523,16 @@ func (t translation) check(p *pool, ports []port) {
 			return
 		}
 	}
+}
+
+// shortName keeps pool names short enough for what a kernel stores beside them: an object's name may have 253 characters.
+func shortName(name string) string {
+	const longest = 24
+	if len(name) <= longest {
+		return name
+	}
+	sum := sha256.Sum256([]byte(name))
+	return "ref-" + hex.EncodeToString(sum[:8])
 }
 
 // setName is short and stable for a set of addresses.

@@ -253,6 +253,25 @@ func TestSourceRangesAreMaskedSortedAndByFamily(t *testing.T) {
 	}
 }
 
+func TestPoolNamesAreShortWhateverTheObjectsAreCalled(t *testing.T) {
+	h := NewHub()
+	tenant := strings.Repeat("t", 56)
+	h.SetTenant("tenant-"+tenant, Tenant{Name: tenant, BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}})
+	for _, name := range []string{strings.Repeat("n", 253), strings.Repeat("n", 252) + "m"} {
+		a := addressesOf("tenant-"+tenant, "198.51.100.11")
+		a.Name = name
+		h.SetAddresses(a)
+		h.SetLoadBalancer(lb("tenant-"+tenant, name, func(l *LoadBalancer) {
+			l.Reference.Name, l.LocalOnly, l.Ports[0].Number = name, true, int32(name[252])
+		}))
+	}
+	h.Flush()
+	pools := h.Snapshot().Pools
+	if len(pools) != 2 || len(pools[0].ID) > 100 {
+		t.Errorf("pools %v", pools)
+	}
+}
+
 func TestATenantWithoutNodesIsToldSo(t *testing.T) {
 	h := testHub()
 	h.SetAddresses(addressesOf("tenant-a"))

@@ -323,7 +323,12 @@ spec: {backendCIDRs: [198.51.100.0/24]}
 	applyToHub(t, hubLoadBalancer("tenant-small", "three", ""))
 	message := hubRefusal(t, "tenant-small", "three", "AddressAllocated", "PoolExhausted")
 	require.Contains(t, message, "no free IPv4 address in small")
-	require.Equal(t, "0", hubGet(t, "default", "addresspool/small", "{.status.ipv4.free}"))
+	eventually(t, 5*time.Second, func() error {
+		if free := hubGet(t, "default", "addresspool/small", "{.status.ipv4.free}"); free != "0" {
+			return fmt.Errorf("the pool counts %s free addresses", free)
+		}
+		return nil
+	})
 	hubKubectl(t, "-n", "tenant-small", "delete", "loadbalancer", "one", "--timeout=30s")
 	require.Equal(t, first, hubIP(t, "tenant-small", "three"))
 }

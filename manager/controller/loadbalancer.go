@@ -284,26 +284,26 @@ func (r *loadBalancerReconciler) observe(ctx context.Context, lb *v1alpha1.LoadB
 		return nil
 	}
 	view := viewOf(gateways.Items, key.String(), lb.ResourceVersion)
-	settled := c.settled()
+	// While gateways take a newer generation, what was true of the one before stays, with that generation's number.
 	switch {
 	case view.failure != "":
 		c.set(v1alpha1.ConditionProgrammed, false, reasonDataplaneRefused, view.failure)
 	case view.applied:
 		c.set(v1alpha1.ConditionProgrammed, true, reasonProgrammed, "a gateway's dataplane holds it")
-	case !settled:
+	case !c.isTrue(v1alpha1.ConditionProgrammed):
 		c.set(v1alpha1.ConditionProgrammed, false, view.waitReason(), view.waitMessage(len(gateways.Items)))
 	}
 	switch {
 	case view.announced && c.isTrue(v1alpha1.ConditionProgrammed):
 		c.set(v1alpha1.ConditionAnnounced, true, reasonAnnounced, "a gateway answers for its addresses")
-	case !settled:
+	case !c.isTrue(v1alpha1.ConditionAnnounced):
 		c.set(v1alpha1.ConditionAnnounced, false, reasonWaitingForAnnouncement, "no gateway answers for its addresses yet")
 	}
 	if c.isTrue(v1alpha1.ConditionProgrammed) && c.isTrue(v1alpha1.ConditionAnnounced) {
 		lb.Status.LoadBalancer = ingressOf(lb)
 	}
 	c.ready()
-	if c.isTrue(v1alpha1.ConditionReady) {
+	if c.settled() {
 		r.waiting.forGateway(lb, false)
 	}
 	return nil
@@ -462,8 +462,8 @@ func (c *conditions) accept(problems []translate.Problem) {
 	c.set(v1alpha1.ConditionAccepted, true, reasonAccepted, "the object is valid")
 }
 
-// settled reports whether gateways have taken the object's present generation before; later versions that differ in
-// status only need no new answer.
+// settled reports whether gateways have taken the object's present generation; later versions that differ in status only
+// need no new answer.
 func (c *conditions) settled() bool {
 	p := meta.FindStatusCondition(c.lb.Status.Conditions, v1alpha1.ConditionProgrammed)
 	a := meta.FindStatusCondition(c.lb.Status.Conditions, v1alpha1.ConditionAnnounced)
@@ -496,4 +496,6 @@ func (c *conditions) ready() {
 		reason, message = accepted.Reason, "served, but: "+accepted.Message
 	}
 	c.set(v1alpha1.ConditionReady, true, reason, message)
+	programmed := meta.FindStatusCondition(c.lb.Status.Conditions, v1alpha1.ConditionProgrammed)
+	meta.FindStatusCondition(c.lb.Status.Conditions, v1alpha1.ConditionReady).ObservedGeneration = programmed.ObservedGeneration
 }

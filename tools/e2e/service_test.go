@@ -143,7 +143,7 @@ func TestLocalPolicyReachesOnlyNodesWithAReadyPodAndFollowsIt(t *testing.T) {
 	tenantWait(t, "deployment/local", "--for=condition=Available")
 	ips := externalIPs(t, "local", 2)
 	uid := tenantGet(t, "service/local", "{.metadata.uid}")
-	require.Contains(t, readyCondition(t, "local"), "the nodes see the gateway's address, not the client's")
+	require.Contains(t, readyCondition(t, "local"), "True ClientAddressNotKept")
 	for _, node := range []string{"1", "2", "1"} {
 		apply(t, onNode("node"+node))
 		eventually(t, 20*time.Second, func() error {

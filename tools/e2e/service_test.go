@@ -66,6 +66,16 @@ func TestDeletedServiceLeavesBothSidesClean(t *testing.T) {
 		}
 		return nil
 	})
+	// No other Service is there, so the dataplane holds nothing at all.
+	for _, family := range []string{"ip", "ip6"} {
+		for _, set := range []string{"vips", "pools", "ports", "registry", "rows", "endpoints"} {
+			out, err := lab.OnGateway(t.Context(), "nft", "list", "table", family, "kubelb")
+			require.NoError(t, err)
+			_, content, found := strings.Cut(out, " "+set+" {")
+			content, _, _ = strings.Cut(content, "\n\t}")
+			require.True(t, found && !strings.Contains(content, "elements"), "%s %s is not empty: %s", family, set, content)
+		}
+	}
 	// The addresses are free: whoever asks for them gets them.
 	apply(t, strings.Replace(service("heir", "ports: [{port: 80}]"), "{name: heir}", "{name: heir, annotations: {kubelb.k8c.io/requested-addresses: '"+strings.Join(ips, ",")+"'}}", 1))
 	cleanUp(t, "service/heir")

@@ -1,7 +1,6 @@
 package plugin
 
 import (
-	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -148,13 +147,6 @@ func checksum(text string) (*goplugin.SecureConfig, error) {
 
 // Exited reports whether the process is gone.
 func (p *Process) Exited() bool { return p.client.Exited() }
-
-// Wait returns when ctx ends or the backend does, and reports whether it was the backend.
-func (p *Process) Wait(ctx context.Context) bool {
-	// The watch ends with the process; what it reports is somebody else's business.
-	err := p.Watch(ctx, func(dataplane.Fault) {})
-	return ctx.Err() == nil && err != nil
-}
 
 // Stop ends the process; what it holds in the kernel stays.
 func (p *Process) Stop() {

@@ -435,13 +435,14 @@ func (h *Hub) translate(name model.ObjectName) {
 	t := translation{lb: lb, tenant: tenant, fence: h.fence}
 	ports, ranges, affinity := t.ports(), t.sourceRanges(), t.affinity()
 	for _, vip := range lb.VIPs {
+		pool, sources := h.usePool(e, t, vip.Is4(), ports), prefixesOfFamily(ranges, vip.Is4())
 		for _, p := range ports {
 			frontend := model.Frontend{
 				FrontendKey: model.FrontendKey{VIP: vip, Protocol: p.protocol, Port: p.number},
 				Owner:       name, Tenant: tenant.Name, TargetPort: p.target, Forwarding: t.forwarding(),
-				AffinityTimeout: affinity, Restricted: len(lb.SourceRanges) > 0, SourceRanges: prefixesOfFamily(ranges, vip.Is4()),
+				AffinityTimeout: affinity, Restricted: len(lb.SourceRanges) > 0, SourceRanges: sources,
+				Pool: pool,
 			}
-			frontend.Pool = h.usePool(e, t, vip.Is4(), ports)
 			h.claim(name, e, frontend)
 		}
 	}

@@ -291,7 +291,7 @@ func (r *loadBalancerReconciler) observe(ctx context.Context, lb *v1alpha1.LoadB
 	case view.applied:
 		c.set(v1alpha1.ConditionProgrammed, true, reasonProgrammed, "a gateway's dataplane holds it")
 	case !c.isTrue(v1alpha1.ConditionProgrammed):
-		c.set(v1alpha1.ConditionProgrammed, false, view.waitReason(), view.waitMessage(len(gateways.Items)))
+		c.set(v1alpha1.ConditionProgrammed, false, view.waitReason(), view.waitMessage())
 	}
 	switch {
 	case view.announced && c.isTrue(v1alpha1.ConditionProgrammed):
@@ -354,11 +354,11 @@ func (v gatewayView) waitReason() string {
 	return reasonWaitingForGateway
 }
 
-func (v gatewayView) waitMessage(gateways int) string {
-	if gateways == 0 {
+func (v gatewayView) waitMessage() string {
+	if v.gateways == 0 {
 		return "there is no gateway: start a kubelb-manager with the gateway role and a backend"
 	}
-	return fmt.Sprintf("none of %d gateways has taken it yet; see kubectl describe gateways.kubelb.k8c.io", gateways)
+	return fmt.Sprintf("none of %d gateways has taken it yet; see kubectl describe gateways.kubelb.k8c.io", v.gateways)
 }
 
 // atLeast compares resource versions, which order an API server's changes (KEP-5504).

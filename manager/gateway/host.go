@@ -1,7 +1,7 @@
 package gateway
 
 import (
-	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -34,7 +34,8 @@ type host struct {
 	stopWatch   context.CancelFunc
 	description dataplane.Description
 	generation  dataplane.Generation
-	restarts    int
+	// number counts the generations of this epoch; it never goes back, whatever the backend has forgotten.
+	number uint64
 }
 
 // start runs the process and configures it. It does not touch what the dataplane holds.
@@ -96,7 +97,8 @@ const applyLimit = time.Minute
 func (h *host) apply(ctx context.Context, d model.Delta) ([]dataplane.RecordError, error) {
 	ctx, cancel := context.WithTimeout(ctx, applyLimit)
 	defer cancel()
-	next := dataplane.Generation{Epoch: h.epoch, Number: h.generation.Number + 1}
+	h.number++
+	next := dataplane.Generation{Epoch: h.epoch, Number: h.number}
 	began := time.Now()
 	result, err := h.process.Apply(ctx, dataplane.Change{Base: h.generation, Next: next, Delta: d})
 	if err != nil {
@@ -115,30 +117,38 @@ func (h *host) resync(ctx context.Context, want model.Snapshot) ([]dataplane.Rec
 		return nil, 0, fmt.Errorf("ask the backend what it holds: %w", err)
 	}
 	d := model.Difference(held.Digests, want)
-	number := max(h.generation.Number, held.Generation.Number)
 	h.generation = held.Generation
-	ctx, cancel := context.WithTimeout(ctx, applyLimit)
-	defer cancel()
-	result, err := h.process.Apply(ctx, dataplane.Change{Base: held.Generation, Next: dataplane.Generation{Epoch: h.epoch, Number: number + 1}, Delta: d})
+	failed, err := h.apply(ctx, d)
 	if err != nil {
 		return nil, 0, fmt.Errorf("resync: %w", err)
 	}
-	h.generation = result.Generation
-	return result.Failed, d.Len(), nil
+	return failed, d.Len(), nil
 }
 
 // isResync tells a backend that lost its place from one that is broken.
 func isResync(err error) bool { return errors.Is(err, dataplane.ErrResync) }
 
 // logWriter passes the backend's standard error on, line by line.
-func (h *host) logWriter() io.Writer {
-	reader, writer := io.Pipe()
-	go func() {
-		lines := bufio.NewScanner(reader)
-		for lines.Scan() {
-			h.log.Debug("backend", "line", lines.Text())
+func (h *host) logWriter() io.Writer { return &lineLog{log: h.log} }
+
+// lineLog logs each whole line that is written to it. go-plugin writes from one goroutine and never closes.
+type lineLog struct {
+	log     *slog.Logger
+	partial []byte
+}
+
+// maxLine bounds what is kept of a line that does not end.
+const maxLine = 64 << 10
+
+// Write implements io.Writer and never fails.
+func (l *lineLog) Write(p []byte) (int, error) {
+	l.partial = append(l.partial, p...)
+	for {
+		line, rest, whole := bytes.Cut(l.partial, []byte("\n"))
+		if !whole && len(l.partial) < maxLine {
+			return len(p), nil
 		}
-		io.Copy(io.Discard, reader)
-	}()
-	return writer
+		l.log.Debug("backend", "line", string(line))
+		l.partial = rest
+	}
 }

@@ -275,6 +275,8 @@ func (g *Gateway) supported(d model.Delta) (model.Delta, []dataplane.RecordError
 		kept = append(kept, f)
 	}
 	d.UpsertFrontends = kept
+	// One that was served before is about to leave the dataplane; without this its address would still be answered for.
+	g.withdraw(model.Delta{DeleteFrontends: d.DeleteFrontends, UpsertFrontends: kept})
 	return d, refused
 }
 

@@ -3,7 +3,6 @@ package ccm
 import (
 	"net/netip"
 	"strings"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -27,7 +26,7 @@ func serviceFrom(s *corev1.Service) translate.Service {
 		Forwarding:          s.Annotations[v1alpha1.AnnotationForwarding],
 	}
 	if c := s.Spec.SessionAffinityConfig; c != nil && c.ClientIP != nil && c.ClientIP.TimeoutSeconds != nil {
-		out.AffinityTimeout = time.Duration(*c.ClientIP.TimeoutSeconds) * time.Second
+		out.AffinitySeconds = *c.ClientIP.TimeoutSeconds
 	}
 	for _, p := range s.Spec.Ports {
 		out.Ports = append(out.Ports, translate.ServicePort{Name: p.Name, Protocol: string(p.Protocol), Port: p.Port, NodePort: p.NodePort})
@@ -129,8 +128,8 @@ func loadBalancerTo(lb translate.LoadBalancer) *v1alpha1.LoadBalancer {
 	}
 	if lb.Affinity {
 		out.Spec.Persistence = &v1alpha1.Persistence{Type: v1alpha1.PersistenceSourceIP}
-		if seconds := int32(lb.AffinityTimeout / time.Second); seconds > 0 {
-			out.Spec.Persistence.TimeoutSeconds = &seconds
+		if lb.AffinitySeconds > 0 {
+			out.Spec.Persistence.TimeoutSeconds = &lb.AffinitySeconds
 		}
 	}
 	for _, f := range lb.Families {

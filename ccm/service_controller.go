@@ -149,23 +149,20 @@ func (r *serviceReconciler) ensure(ctx context.Context, service *corev1.Service)
 
 // wish gathers what the Service's translation needs.
 func (r *serviceReconciler) wish(ctx context.Context, service *corev1.Service) (*v1alpha1.LoadBalancer, []translate.Problem, error) {
-	var nodes []translate.Node
 	var endpoints []translate.Slice
+	var nodes map[string]translate.Node
 	s := serviceFrom(service)
 	if s.LocalOnly {
-		var list corev1.NodeList
-		if err := r.tenant.List(ctx, &list); err != nil {
-			return nil, nil, err
-		}
-		for i := range list.Items {
-			nodes = append(nodes, nodeFrom(&list.Items[i]))
-		}
 		var all discoveryv1.EndpointSliceList
 		if err := r.tenant.List(ctx, &all, client.InNamespace(service.Namespace), client.MatchingLabels{discoveryv1.LabelServiceName: service.Name}); err != nil {
 			return nil, nil, err
 		}
 		for i := range all.Items {
 			endpoints = append(endpoints, sliceFrom(&all.Items[i]))
+		}
+		var err error
+		if nodes, err = r.nodesOf(ctx, endpoints); err != nil {
+			return nil, nil, err
 		}
 	}
 	lb, problems := translate.Wish(s, nodes, endpoints, r.config.NodeAddressType, r.config.HubNamespace)
@@ -174,6 +171,27 @@ func (r *serviceReconciler) wish(ctx context.Context, service *corev1.Service) (
 		lb.Local = &resolved
 	}
 	return loadBalancerTo(lb), problems, nil
+}
+
+// nodesOf returns the nodes on which there are endpoints, by name.
+func (r *serviceReconciler) nodesOf(ctx context.Context, endpoints []translate.Slice) (map[string]translate.Node, error) {
+	nodes := map[string]translate.Node{}
+	for _, slice := range endpoints {
+		for _, e := range slice.Endpoints {
+			if _, known := nodes[e.Node]; known {
+				continue
+			}
+			var node corev1.Node
+			err := r.tenant.Get(ctx, client.ObjectKey{Name: e.Node}, &node)
+			if client.IgnoreNotFound(err) != nil {
+				return nil, err
+			}
+			if err == nil {
+				nodes[e.Node] = nodeFrom(&node)
+			}
+		}
+	}
+	return nodes, nil
 }
 
 // push creates or updates the LoadBalancer on the hub and returns what stands there.

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
 
 	"kubelb.k8c.io/core/model"
 )
@@ -51,34 +52,33 @@ type Hub struct {
 	fence     Fence
 	tenants   map[string]Tenant
 	addresses map[model.ObjectName]Addresses
-	lbs       map[model.ObjectName]*entry
-	byTenant  map[string]map[model.ObjectName]bool
-	byRef     map[model.ObjectName]map[model.ObjectName]bool
-	pools     map[model.PoolID]*pool
-	poolsOf   map[model.ObjectName]map[model.PoolID]bool
-	byTarget  map[Target]map[model.PoolID]bool
-	health    map[Target]Health
-	claims    map[model.FrontendKey]map[model.ObjectName]model.Frontend
+	// resolved remembers what of each Addresses object can be used, while tenant and fence stay.
+	resolved map[model.ObjectName]*resolution
+	lbs      map[model.ObjectName]*entry
+	byTenant map[string]map[model.ObjectName]bool
+	byRef    map[model.ObjectName]map[model.ObjectName]bool
+	pools    map[model.PoolID]*pool
+	poolsOf  map[model.ObjectName]map[model.PoolID]bool
+	byTarget map[Target]map[model.PoolID]bool
+	health   map[Target]Health
+	// claims are the frontends that LoadBalancers ask for, in the order of their owners: the first of a key is served.
+	claims map[model.FrontendKey][]*model.Frontend
 
 	dirtyLBs   map[model.ObjectName]bool
 	dirtyPools map[model.PoolID]bool
 	dirtyKeys  map[model.FrontendKey]bool
 
-	served Served
-}
-
-// Served is the model as of the last Flush.
-type Served struct {
-	Pools     map[model.PoolID]model.Pool
-	Frontends map[model.FrontendKey]model.Frontend
+	// The model as of the last Flush. A record is replaced as a whole and never changed.
+	servedPools map[model.PoolID]model.Pool
+	served      map[model.FrontendKey]*model.Frontend
 }
 
 // entry is a LoadBalancer with what its last translation took hold of.
 type entry struct {
-	lb       LoadBalancer
-	problems []Problem
-	keys     []model.FrontendKey
-	pools    []model.PoolID
+	lb        LoadBalancer
+	problems  []Problem
+	frontends []model.Frontend
+	pools     []model.PoolID
 	// conflicts are the keys that another LoadBalancer has.
 	conflicts map[model.FrontendKey]Problem
 }
@@ -100,13 +100,13 @@ type pool struct {
 // NewHub returns an empty hub.
 func NewHub() *Hub {
 	return &Hub{
-		tenants: map[string]Tenant{}, addresses: map[model.ObjectName]Addresses{}, lbs: map[model.ObjectName]*entry{},
+		tenants: map[string]Tenant{}, addresses: map[model.ObjectName]Addresses{}, resolved: map[model.ObjectName]*resolution{}, lbs: map[model.ObjectName]*entry{},
 		byTenant: map[string]map[model.ObjectName]bool{}, byRef: map[model.ObjectName]map[model.ObjectName]bool{},
 		pools: map[model.PoolID]*pool{}, poolsOf: map[model.ObjectName]map[model.PoolID]bool{},
 		byTarget: map[Target]map[model.PoolID]bool{}, health: map[Target]Health{},
-		claims:   map[model.FrontendKey]map[model.ObjectName]model.Frontend{},
+		claims:   map[model.FrontendKey][]*model.Frontend{},
 		dirtyLBs: map[model.ObjectName]bool{}, dirtyPools: map[model.PoolID]bool{}, dirtyKeys: map[model.FrontendKey]bool{},
-		served: Served{map[model.PoolID]model.Pool{}, map[model.FrontendKey]model.Frontend{}},
+		servedPools: map[model.PoolID]model.Pool{}, served: map[model.FrontendKey]*model.Frontend{},
 	}
 }
 
@@ -116,6 +116,7 @@ func (h *Hub) SetFence(fence Fence) {
 		return
 	}
 	h.fence = fence
+	clear(h.resolved)
 	for name := range h.lbs {
 		h.dirtyLBs[name] = true
 	}
@@ -141,7 +142,9 @@ func (h *Hub) tenantChanged(namespace string) {
 	for name := range h.byTenant[namespace] {
 		h.dirtyLBs[name] = true
 	}
-	h.markReferencePools(func(ref model.ObjectName) bool { return ref.Namespace == namespace })
+	inNamespace := func(ref model.ObjectName) bool { return ref.Namespace == namespace }
+	maps.DeleteFunc(h.resolved, func(ref model.ObjectName, _ *resolution) bool { return inNamespace(ref) })
+	h.markReferencePools(inNamespace)
 }
 
 func (h *Hub) markReferencePools(match func(model.ObjectName) bool) {
@@ -164,12 +167,14 @@ func (h *Hub) SetAddresses(a Addresses) {
 		return
 	}
 	h.addresses[a.ObjectName] = a
+	delete(h.resolved, a.ObjectName)
 	h.markReferencePools(func(ref model.ObjectName) bool { return ref == a.ObjectName })
 }
 
 // DeleteAddresses forgets an Addresses object; LoadBalancers that refer to it wait.
 func (h *Hub) DeleteAddresses(name model.ObjectName) {
 	delete(h.addresses, name)
+	delete(h.resolved, name)
 	maps.Copy(h.dirtyLBs, h.byRef[name])
 }
 
@@ -207,7 +212,7 @@ func (h *Hub) DeleteLoadBalancer(name model.ObjectName) {
 }
 
 // reference is the Addresses object that the LoadBalancer refers to, in its own namespace.
-func (lb LoadBalancer) reference() (model.ObjectName, bool) {
+func (lb *LoadBalancer) reference() (model.ObjectName, bool) {
 	if lb.Reference == nil {
 		return model.ObjectName{}, false
 	}
@@ -233,22 +238,32 @@ func (h *Hub) Problems(name model.ObjectName) []Problem {
 		return nil
 	}
 	problems := slices.Clone(e.problems)
-	for _, key := range slices.SortedFunc(maps.Keys(e.conflicts), model.FrontendKey.Compare) {
+	for _, key := range sortedKeys(e.conflicts, model.FrontendKey.Compare) {
 		problems = append(problems, e.conflicts[key])
 	}
 	return problems
 }
 
-// Snapshot returns the whole model as of the last Flush, in canonical order.
+// Snapshot returns the whole model as of the last Flush, in canonical order, in which each record is kept.
 func (h *Hub) Snapshot() model.Snapshot {
-	return model.Snapshot{
-		Pools:     slices.Collect(maps.Values(h.served.Pools)),
-		Frontends: slices.Collect(maps.Values(h.served.Frontends)),
-	}.Canonical()
+	s := model.Snapshot{Pools: make([]model.Pool, 0, len(h.servedPools)), Frontends: make([]model.Frontend, 0, len(h.served))}
+	for _, id := range slices.Sorted(maps.Keys(h.servedPools)) {
+		s.Pools = append(s.Pools, h.servedPools[id])
+	}
+	for _, key := range sortedKeys(h.served, model.FrontendKey.Compare) {
+		s.Frontends = append(s.Frontends, *h.served[key])
+	}
+	return s
 }
 
-// Served returns the model as of the last Flush. The caller must not change it, and must not keep it over a Flush.
-func (h *Hub) Served() Served { return h.served }
+// Owner returns the LoadBalancer that the frontend was served for as of the last Flush.
+func (h *Hub) Owner(key model.FrontendKey) (model.ObjectName, bool) {
+	f, ok := h.served[key]
+	if !ok {
+		return model.ObjectName{}, false
+	}
+	return f.Owner, true
+}
 
 // Changes is what a Flush changed.
 type Changes struct {
@@ -259,7 +274,7 @@ type Changes struct {
 
 // Flush translates what has changed since the last one and returns the difference, in canonical order.
 func (h *Hub) Flush() Changes {
-	for _, name := range slices.SortedFunc(maps.Keys(h.dirtyLBs), compareNames) {
+	for _, name := range sortedKeys(h.dirtyLBs, compareNames) {
 		h.translate(name)
 	}
 	clear(h.dirtyLBs)
@@ -269,11 +284,12 @@ func (h *Hub) Flush() Changes {
 		h.flushPool(id, &c, before)
 	}
 	clear(h.dirtyPools)
-	for _, key := range slices.SortedFunc(maps.Keys(h.dirtyKeys), model.FrontendKey.Compare) {
+	c.Model.UpsertFrontends = slices.Grow(c.Model.UpsertFrontends, len(h.dirtyKeys))
+	for _, key := range sortedKeys(h.dirtyKeys, model.FrontendKey.Compare) {
 		h.flushKey(key, &c.Model)
 	}
 	clear(h.dirtyKeys)
-	for _, t := range slices.SortedFunc(maps.Keys(before), Target.Compare) {
+	for _, t := range sortedKeys(before, Target.Compare) {
 		switch wanted := h.HasTarget(t); {
 		case wanted && !before[t]:
 			c.NewTargets = append(c.NewTargets, t)
@@ -297,8 +313,8 @@ func (h *Hub) flushPool(id model.PoolID, c *Changes, before map[Target]bool) {
 		used = false
 	}
 	if !used {
-		if _, served := h.served.Pools[id]; served {
-			delete(h.served.Pools, id)
+		if _, served := h.servedPools[id]; served {
+			delete(h.servedPools, id)
 			c.Model.DeletePools = append(c.Model.DeletePools, id)
 		}
 		return
@@ -310,8 +326,8 @@ func (h *Hub) flushPool(id model.PoolID, c *Changes, before map[Target]bool) {
 	}
 	h.retarget(p, targets, before)
 	content := model.Pool{ID: id, Tenant: p.tenant, Endpoints: h.endpoints(targets)}
-	if old, served := h.served.Pools[id]; !served || !slices.Equal(old.Endpoints, content.Endpoints) || old.Tenant != content.Tenant {
-		h.served.Pools[id] = content
+	if old, served := h.servedPools[id]; !served || !slices.Equal(old.Endpoints, content.Endpoints) || old.Tenant != content.Tenant {
+		h.servedPools[id] = content
 		c.Model.UpsertPools = append(c.Model.UpsertPools, content)
 	}
 }
@@ -320,12 +336,26 @@ func (h *Hub) poolAddresses(p *pool) []netip.Addr {
 	if p.reference == nil {
 		return p.addresses
 	}
-	tenant, known := h.tenants[p.reference.Namespace]
-	if !known {
+	r := h.resolve(*p.reference)
+	if r == nil {
 		return nil
 	}
-	good, _ := targets("", h.addresses[*p.reference].List, tenant, h.fence)
-	return ofFamily(good, p.v4)
+	return ofFamily(r.good, p.v4)
+}
+
+// resolve returns what of the Addresses object can be used, nil when it or its tenant is not there.
+func (h *Hub) resolve(ref model.ObjectName) *resolution {
+	if r := h.resolved[ref]; r != nil {
+		return r
+	}
+	a, known := h.addresses[ref]
+	tenant, owned := h.tenants[ref.Namespace]
+	if !known || !owned {
+		return nil
+	}
+	r := resolve(a, tenant, h.fence)
+	h.resolved[ref] = r
+	return r
 }
 
 // endpoints turns targets into endpoints in canonical order, with the health that is known of them. When all seem dead,
@@ -371,38 +401,41 @@ func (h *Hub) flushKey(key model.FrontendKey, d *model.Delta) {
 	claims := h.claims[key]
 	if len(claims) == 0 {
 		delete(h.claims, key)
-		if _, served := h.served.Frontends[key]; served {
-			delete(h.served.Frontends, key)
+		if _, served := h.served[key]; served {
+			delete(h.served, key)
 			d.DeleteFrontends = append(d.DeleteFrontends, key)
 		}
 		return
 	}
-	owners := slices.SortedFunc(maps.Keys(claims), compareNames)
-	delete(h.lbs[owners[0]].conflicts, key)
-	for _, loser := range owners[1:] {
-		h.lbs[loser].conflict(key, owners[0])
+	winner := claims[0]
+	delete(h.lbs[winner.Owner].conflicts, key)
+	for _, loser := range claims[1:] {
+		h.lbs[loser.Owner].conflict(key, winner.Owner)
 	}
-	frontend := claims[owners[0]]
-	if old, served := h.served.Frontends[key]; !served || old.Text() != frontend.Text() {
-		h.served.Frontends[key] = frontend
-		d.UpsertFrontends = append(d.UpsertFrontends, frontend)
+	if old, served := h.served[key]; !served || old.Text() != winner.Text() {
+		h.served[key] = winner
+		d.UpsertFrontends = append(d.UpsertFrontends, *winner)
 	}
 }
 
-// conflict notes that another LoadBalancer has the frontend that this one wants.
+// conflict notes that another LoadBalancer has the frontend that this one wants; a stranger's is not named.
 func (e *entry) conflict(key model.FrontendKey, winner model.ObjectName) {
 	if e.conflicts == nil {
 		e.conflicts = map[model.FrontendKey]Problem{}
 	}
-	e.conflicts[key] = Problem{Reason: ReasonConflict, Partial: true,
-		Message: fmt.Sprintf("%s is served for LoadBalancer %s; change the port or ask for another address", key, winner.Name)}
+	whose := "another tenant"
+	if winner.Namespace == e.lb.Namespace {
+		whose = "LoadBalancer " + winner.Name
+	}
+	e.conflicts[key] = Problem{Reason: ReasonConflict, Field: "spec.ports", Partial: true,
+		Message: fmt.Sprintf("%s is served for %s; change the port or ask for another address", key, whose)}
 }
 
 // release lets go of all that the entry's last translation took hold of.
 func (h *Hub) release(name model.ObjectName, e *entry) {
-	for _, key := range e.keys {
-		delete(h.claims[key], name)
-		h.dirtyKeys[key] = true
+	for _, f := range e.frontends {
+		h.claims[f.FrontendKey] = slices.DeleteFunc(h.claims[f.FrontendKey], func(claim *model.Frontend) bool { return claim.Owner == name })
+		h.dirtyKeys[f.FrontendKey] = true
 	}
 	for _, id := range e.pools {
 		p := h.pools[id]
@@ -410,56 +443,54 @@ func (h *Hub) release(name model.ObjectName, e *entry) {
 			h.dirtyPools[id] = true
 		}
 	}
-	e.keys, e.pools, e.conflicts = nil, nil, nil
+	e.frontends, e.pools, e.conflicts = nil, nil, nil
 }
 
 // translate makes a LoadBalancer's frontends and pools anew.
 func (h *Hub) translate(name model.ObjectName) {
 	e := h.lbs[name]
 	h.release(name, e)
-	lb := e.lb
+	lb := &e.lb
 	var tenant *Tenant
 	if t, known := h.tenants[lb.Namespace]; known {
 		tenant = &t
 	}
-	var addresses *Addresses
+	var referred *resolution
 	if ref, ok := lb.reference(); ok {
-		if a, known := h.addresses[ref]; known {
-			addresses = &a
-		}
+		referred = h.resolve(ref)
 	}
-	e.problems = Check(lb, tenant, addresses, h.fence)
+	t := read(lb, tenant, referred, h.fence)
+	e.problems = t.problems
 	if _, refused := Refused(e.problems); refused {
 		return
 	}
-	t := translation{lb: lb, tenant: tenant, fence: h.fence}
-	ports, ranges, affinity := t.ports(), t.sourceRanges(), t.affinity()
-	for _, vip := range lb.VIPs {
-		pool, sources := h.usePool(e, t, vip.Is4(), ports), prefixesOfFamily(ranges, vip.Is4())
-		for _, p := range ports {
-			frontend := model.Frontend{
+	for _, vip := range t.vips {
+		pool, sources := h.usePool(e, t, vip.Is4()), prefixesOfFamily(t.sourceRanges, vip.Is4())
+		for _, p := range t.ports {
+			e.frontends = append(e.frontends, model.Frontend{
 				FrontendKey: model.FrontendKey{VIP: vip, Protocol: p.protocol, Port: p.number},
 				Owner:       name, Tenant: tenant.Name, TargetPort: p.target, Forwarding: t.forwarding(),
-				AffinityTimeout: affinity, Restricted: len(lb.SourceRanges) > 0, SourceRanges: sources,
+				AffinityTimeout: t.affinity, Restricted: len(lb.SourceRanges) > 0, SourceRanges: sources,
 				Pool: pool,
-			}
-			h.claim(name, e, frontend)
+			})
 		}
+	}
+	for i := range e.frontends {
+		h.claim(&e.frontends[i])
 	}
 }
 
-func (h *Hub) claim(name model.ObjectName, e *entry, f model.Frontend) {
-	if h.claims[f.FrontendKey] == nil {
-		h.claims[f.FrontendKey] = map[model.ObjectName]model.Frontend{}
-	}
-	h.claims[f.FrontendKey][name] = f
+// claim asks for a frontend.
+func (h *Hub) claim(f *model.Frontend) {
+	claims := h.claims[f.FrontendKey]
+	at, _ := slices.BinarySearchFunc(claims, f, func(a, b *model.Frontend) int { return compareNames(a.Owner, b.Owner) })
+	h.claims[f.FrontendKey] = slices.Insert(claims, at, f)
 	h.dirtyKeys[f.FrontendKey] = true
-	e.keys = append(e.keys, f.FrontendKey)
 }
 
 // usePool finds or makes the pool that the LoadBalancer's frontends of one family use.
-func (h *Hub) usePool(e *entry, t translation, v4 bool, ports []port) model.PoolID {
-	p := t.pool(v4, ports)
+func (h *Hub) usePool(e *entry, t *translation, v4 bool) model.PoolID {
+	p := t.pool(v4)
 	known, ok := h.pools[p.id]
 	if !ok {
 		h.pools[p.id], known = p, p
@@ -471,7 +502,7 @@ func (h *Hub) usePool(e *entry, t translation, v4 bool, ports []port) model.Pool
 		e.pools = append(e.pools, p.id)
 		known.users++
 	}
-	if _, served := h.served.Pools[p.id]; !served {
+	if _, served := h.servedPools[p.id]; !served {
 		h.dirtyPools[p.id] = true
 	}
 	return p.id
@@ -479,37 +510,37 @@ func (h *Hub) usePool(e *entry, t translation, v4 bool, ports []port) model.Pool
 
 // pool describes the pool of one family: its name says where the endpoints come from and how they are checked, so that
 // LoadBalancers of a tenant that agree on both share it.
-func (t translation) pool(v4 bool, ports []port) *pool {
+func (t *translation) pool(v4 bool) *pool {
 	p := &pool{tenant: t.tenant.Name, v4: v4}
 	suffix := "v6"
 	if v4 {
 		suffix = "v4"
 	}
-	t.check(p, ports)
+	t.check(p)
 	switch {
 	case p.kind == CheckLocal:
-		suffix += fmt.Sprintf(".local-%d", p.port)
+		suffix += ".local-" + strconv.Itoa(int(p.port))
 	case p.kind == CheckConnect:
-		suffix += fmt.Sprintf(".connect-%d", p.port)
+		suffix += ".connect-" + strconv.Itoa(int(p.port))
 	}
 	ref, referred := t.lb.reference()
 	local := t.lb.LocalOnly && t.lb.Local != nil
 	switch {
 	case local:
-		p.addresses = ofFamily(t.inline("", *t.lb.Local), v4)
+		p.addresses = ofFamily(t.local, v4)
 	case referred:
 		p.reference = &ref
-		p.id = model.PoolID(fmt.Sprintf("%s/%s.%s", p.tenant, shortName(ref.Name), suffix))
+		p.id = model.PoolID(p.tenant + "/" + shortName(ref.Name) + "." + suffix)
 		return p
 	default:
-		p.addresses = ofFamily(t.inline("", t.lb.Addresses), v4)
+		p.addresses = ofFamily(t.own, v4)
 	}
-	p.id = model.PoolID(fmt.Sprintf("%s/set-%s.%s", p.tenant, setName(p.addresses), suffix))
+	p.id = model.PoolID(p.tenant + "/set-" + setName(p.addresses) + "." + suffix)
 	return p
 }
 
 // check chooses how the pool's endpoints are probed.
-func (t translation) check(p *pool, ports []port) {
+func (t *translation) check(p *pool) {
 	if !t.lb.LocalOnly {
 		return
 	}
@@ -518,7 +549,7 @@ func (t translation) check(p *pool, ports []port) {
 		return
 	}
 	// Without a health port, a node without local endpoints can only be told by its silence on the NodePort.
-	for _, candidate := range ports {
+	for _, candidate := range t.ports {
 		if t.lb.Local == nil && candidate.protocol == model.TCP {
 			p.kind, p.port = CheckConnect, candidate.target
 			return
@@ -551,6 +582,13 @@ func ofFamily(addresses []netip.Addr, v4 bool) []netip.Addr {
 
 func prefixesOfFamily(prefixes []netip.Prefix, v4 bool) []netip.Prefix {
 	return slices.DeleteFunc(slices.Clone(prefixes), func(p netip.Prefix) bool { return p.Addr().Is4() != v4 })
+}
+
+// sortedKeys returns a map's keys in order.
+func sortedKeys[K comparable, V any](m map[K]V, compare func(a, b K) int) []K {
+	keys := slices.AppendSeq(make([]K, 0, len(m)), maps.Keys(m))
+	slices.SortFunc(keys, compare)
+	return keys
 }
 
 func compareNames(a, b model.ObjectName) int {

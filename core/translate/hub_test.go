@@ -170,9 +170,13 @@ func TestWhatIsRefused(t *testing.T) {
 		reason  string
 		message string
 	}{
-		"no ports":                  {func(l *LoadBalancer) { l.Ports = nil }, ReasonNoPorts, "spec.ports"},
-		"port 0":                    {func(l *LoadBalancer) { l.Ports[0].Number = 0 }, ReasonInvalidPort, "spec.ports[0].port is 0"},
-		"port 70000":                {func(l *LoadBalancer) { l.Ports[0].Number = 70000 }, ReasonInvalidPort, "70000"},
+		"no ports":   {func(l *LoadBalancer) { l.Ports = nil }, ReasonNoPorts, "spec.ports"},
+		"port 0":     {func(l *LoadBalancer) { l.Ports[0].Number = 0 }, ReasonInvalidPort, "spec.ports[0].port is 0"},
+		"port 70000": {func(l *LoadBalancer) { l.Ports[0].Number = 70000 }, ReasonInvalidPort, "70000"},
+		"a port twice": {func(l *LoadBalancer) {
+			l.Ports = append(l.Ports, l.Ports[0])
+			l.EndpointPorts = append(l.EndpointPorts, l.EndpointPorts[0])
+		}, ReasonDuplicatePort, "spec.ports[1]"},
 		"node port 70000":           {func(l *LoadBalancer) { l.EndpointPorts[0].Number = 70000 }, ReasonInvalidPort, "70000"},
 		"SCTP":                      {func(l *LoadBalancer) { l.Ports[0].Protocol = "SCTP" }, ReasonUnsupportedProtocol, "SCTP"},
 		"fewer endpoint ports":      {func(l *LoadBalancer) { l.EndpointPorts = nil }, ReasonPortsMismatch, "spec.endpoints[0].ports"},
@@ -190,7 +194,7 @@ func TestWhatIsRefused(t *testing.T) {
 		"a name":                    {inline("kubernetes.default.svc"), ReasonEndpointRefused, "not an IP address"},
 		"no VIP as a local node":    {local("203.0.113.9"), ReasonEndpointRefused, "external address"},
 		"source range":              {func(l *LoadBalancer) { l.SourceRanges = []string{"192.0.2.0"} }, ReasonInvalidSourceRange, "192.0.2.0"},
-		"affinity":                  {func(l *LoadBalancer) { l.Affinity, l.AffinityTimeout = true, -1 }, ReasonInvalidAffinity, "timeoutSeconds"},
+		"affinity":                  {func(l *LoadBalancer) { l.Affinity, l.AffinitySeconds = true, -1 }, ReasonInvalidAffinity, "timeoutSeconds"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := testHub()

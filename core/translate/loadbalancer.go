@@ -24,26 +24,11 @@ type port struct {
 // Check returns every problem of a LoadBalancer as far as it can be seen without other LoadBalancers. tenant or addresses
 // is nil when there is no such object.
 func Check(lb LoadBalancer, tenant *Tenant, addresses *Addresses, fence Fence) []Problem {
-	t := translation{lb: lb, tenant: tenant, fence: fence}
-	if !t.served() {
-		return t.problems
+	var r *resolution
+	if addresses != nil && tenant != nil {
+		r = resolve(*addresses, *tenant, fence)
 	}
-	t.ports()
-	t.sourceRanges()
-	t.affinity()
-	if lb.Reference == nil {
-		t.inline("spec.endpoints[0].addresses", lb.Addresses)
-	} else if t.referenceAllowed() {
-		t.problems = append(t.problems, checkReference(lb, addresses, *tenant, fence)...)
-	}
-	if lb.Local != nil {
-		t.inline("spec.endpoints[0].localAddresses", *lb.Local)
-	}
-	if lb.LocalOnly && t.forwarding() == model.NAT {
-		t.problems = append(t.problems, Problem{Reason: ReasonClientAddressNotKept, Partial: true,
-			Message: "externalTrafficPolicy is Local, but with forwarding nat the nodes see the gateway's address, not the client's"})
-	}
-	return t.problems
+	return read(&lb, tenant, r, fence).problems
 }
 
 // Refused returns the first problem that keeps the LoadBalancer from being served.
@@ -55,63 +40,118 @@ func Refused(problems []Problem) (Problem, bool) {
 	return problems[i], true
 }
 
+// translation is a LoadBalancer, read.
 type translation struct {
-	lb       LoadBalancer
+	lb       *LoadBalancer
 	tenant   *Tenant
 	fence    Fence
 	problems []Problem
+
+	vips         []netip.Addr
+	ports        []port
+	sourceRanges []netip.Prefix
+	affinity     time.Duration
+	// own are the targets that stand in the LoadBalancer itself, local those with a ready endpoint.
+	own, local []netip.Addr
 }
 
-func (t *translation) refuse(reason, format string, args ...any) {
-	t.problems = append(t.problems, Problem{Reason: reason, Message: fmt.Sprintf(format, args...)})
+// read translates all of a LoadBalancer that needs no other one. referred is what its reference leads to, nil when there
+// is no such object.
+func read(lb *LoadBalancer, tenant *Tenant, referred *resolution, fence Fence) *translation {
+	t := &translation{lb: lb, tenant: tenant, fence: fence}
+	if !t.served() {
+		return t
+	}
+	t.vips = t.readVIPs()
+	t.ports = t.readPorts()
+	t.sourceRanges = t.readSourceRanges()
+	t.affinity = t.readAffinity()
+	if lb.Reference == nil {
+		t.own = t.inline("spec.endpoints[0].addresses", lb.Addresses)
+	} else if t.referenceAllowed() {
+		t.problems = append(t.problems, checkReference(lb, referred)...)
+	}
+	if lb.Local != nil {
+		t.local = t.inline("spec.endpoints[0].localAddresses", *lb.Local)
+	}
+	if lb.LocalOnly && t.forwarding() == model.NAT {
+		t.problems = append(t.problems, Problem{Reason: ReasonClientAddressNotKept, Field: "spec.externalTrafficPolicy", Partial: true,
+			Message: "externalTrafficPolicy is Local, but with forwarding nat the nodes see the gateway's address, not the client's"})
+	}
+	return t
+}
+
+// refuse notes a problem that keeps the LoadBalancer from being served.
+func (t *translation) refuse(reason, field, format string, args ...any) {
+	t.problems = append(t.problems, Problem{Reason: reason, Field: field, Message: fmt.Sprintf(format, args...)})
 }
 
 func (t *translation) served() bool {
 	name := t.lb.Namespace
 	switch {
 	case t.lb.Type != "LoadBalancer":
-		t.refuse(ReasonNotLoadBalancer, "spec.type is %q: only LoadBalancer gets an external address", t.lb.Type)
+		t.refuse(ReasonNotLoadBalancer, "spec.type", "spec.type is %q: only LoadBalancer gets an external address", t.lb.Type)
 	case t.tenant == nil:
-		t.refuse(ReasonTenantNotFound, "no Tenant owns namespace %s: create the Tenant %s", name, strings.TrimPrefix(name, "tenant-"))
+		t.refuse(ReasonTenantNotFound, "metadata.namespace", "no Tenant owns namespace %s: create the Tenant %s", name, strings.TrimPrefix(name, "tenant-"))
 	case t.tenant.Disabled:
-		t.refuse(ReasonTenantDisabled, "Tenant %s has spec.loadBalancer.disable set", t.tenant.Name)
+		t.refuse(ReasonTenantDisabled, "metadata.namespace", "Tenant %s has spec.loadBalancer.disable set", t.tenant.Name)
 	default:
 		return true
 	}
 	return false
 }
 
-// ports matches exposed ports with endpoint ports: by name, or else by position.
-func (t *translation) ports() []port {
+// readVIPs returns the addresses on record, each once.
+func (t *translation) readVIPs() []netip.Addr {
+	var vips []netip.Addr
+	for i, vip := range t.lb.VIPs {
+		if !vip.IsValid() || vip.Zone() != "" || vip.Is4In6() {
+			t.refuse(ReasonInvalidAddress, fmt.Sprintf("status.addresses[%d]", i), "status.addresses[%d] is %s: only plain IPv4 and IPv6 addresses can be served", i, vip)
+			continue
+		}
+		if !slices.Contains(vips, vip) {
+			vips = append(vips, vip)
+		}
+	}
+	return vips
+}
+
+// readPorts matches exposed ports with endpoint ports: by name, or else by position.
+func (t *translation) readPorts() []port {
 	if len(t.lb.Ports) == 0 {
-		t.refuse(ReasonNoPorts, "spec.ports is empty: name at least one port")
+		t.refuse(ReasonNoPorts, "spec.ports", "spec.ports is empty: name at least one port")
 	}
 	var ports []port
 	for i, exposed := range t.lb.Ports {
 		field := fmt.Sprintf("spec.ports[%d]", i)
 		protocol, ok := model.ParseProtocol(exposed.Protocol)
 		if !ok {
-			t.refuse(ReasonUnsupportedProtocol, "%s.protocol is %s: only TCP and UDP can be load-balanced", field, exposed.Protocol)
+			t.refuse(ReasonUnsupportedProtocol, field+".protocol", "%s.protocol is %s: only TCP and UDP can be load-balanced", field, exposed.Protocol)
 			continue
 		}
 		if exposed.Number < 1 || exposed.Number > 65535 {
-			t.refuse(ReasonInvalidPort, "%s.port is %d: use 1 to 65535", field, exposed.Number)
+			t.refuse(ReasonInvalidPort, field+".port", "%s.port is %d: use 1 to 65535", field, exposed.Number)
 			continue
 		}
 		target, ok := t.target(exposed, i)
 		if !ok {
-			t.refuse(ReasonPortsMismatch, "%s (%q, %s): spec.endpoints[0].ports has no port of that name, protocol and position", field, exposed.Name, protocol)
+			t.refuse(ReasonPortsMismatch, field, "%s (%q, %s): spec.endpoints[0].ports has no port of that name, protocol and position", field, exposed.Name, protocol)
 			continue
 		}
 		if target.Number == 0 {
-			t.refuse(ReasonNoNodePort, "%s: the Service has no NodePort for it, and no dataplane here forwards without: set spec.allocateLoadBalancerNodePorts to true", field)
+			t.refuse(ReasonNoNodePort, field, "%s: the Service has no NodePort for it, and no dataplane here forwards without: set spec.allocateLoadBalancerNodePorts to true", field)
 			continue
 		}
 		if target.Number < 1 || target.Number > 65535 {
-			t.refuse(ReasonInvalidPort, "spec.endpoints[0].ports: port %d for %s: use 1 to 65535", target.Number, field)
+			t.refuse(ReasonInvalidPort, "spec.endpoints[0].ports", "spec.endpoints[0].ports: port %d for %s: use 1 to 65535", target.Number, field)
 			continue
 		}
-		ports = append(ports, port{protocol, uint16(exposed.Number), uint16(target.Number)})
+		p := port{protocol, uint16(exposed.Number), uint16(target.Number)}
+		if slices.ContainsFunc(ports, func(o port) bool { return o.protocol == p.protocol && o.number == p.number }) {
+			t.refuse(ReasonDuplicatePort, field+".port", "%s: %s port %d is there already; name each port once", field, protocol, p.number)
+			continue
+		}
+		ports = append(ports, p)
 	}
 	return ports
 }
@@ -131,13 +171,13 @@ func (t *translation) target(exposed Port, position int) (Port, bool) {
 	return Port{}, false
 }
 
-// sourceRanges returns the allowed client networks by family, masked, sorted, without those inside another.
-func (t *translation) sourceRanges() []netip.Prefix {
+// readSourceRanges returns the allowed client networks by family, masked, sorted, without those inside another.
+func (t *translation) readSourceRanges() []netip.Prefix {
 	var ranges []netip.Prefix
 	for i, text := range t.lb.SourceRanges {
 		prefix, err := netip.ParsePrefix(strings.TrimSpace(text))
 		if err != nil || prefix.Addr().Is4In6() {
-			t.refuse(ReasonInvalidSourceRange, "spec.loadBalancerSourceRanges[%d] %q is not a CIDR such as 192.0.2.0/24", i, text)
+			t.refuse(ReasonInvalidSourceRange, fmt.Sprintf("spec.loadBalancerSourceRanges[%d]", i), "spec.loadBalancerSourceRanges[%d] %q is not a CIDR such as 192.0.2.0/24", i, text)
 			continue
 		}
 		ranges = append(ranges, prefix.Masked())
@@ -152,13 +192,13 @@ func (t *translation) sourceRanges() []netip.Prefix {
 	return outer
 }
 
-func (t *translation) affinity() time.Duration {
+func (t *translation) readAffinity() time.Duration {
 	if !t.lb.Affinity {
 		return 0
 	}
-	timeout := cmp.Or(t.lb.AffinityTimeout, DefaultAffinityTimeout)
-	if timeout < time.Second || timeout > model.MaxAffinity || timeout%time.Second != 0 {
-		t.refuse(ReasonInvalidAffinity, "spec.persistence.timeoutSeconds is %v: use 1 to 86400", timeout.Seconds())
+	timeout := cmp.Or(time.Duration(t.lb.AffinitySeconds)*time.Second, DefaultAffinityTimeout)
+	if timeout < time.Second || timeout > model.MaxAffinity {
+		t.refuse(ReasonInvalidAffinity, "spec.persistence.timeoutSeconds", "spec.persistence.timeoutSeconds is %d: use 1 to 86400", t.lb.AffinitySeconds)
 		return 0
 	}
 	return timeout
@@ -178,7 +218,7 @@ func (t *translation) forwarding() model.Forwarding {
 func (t *translation) referenceAllowed() bool {
 	ns := t.lb.Reference.Namespace
 	if ns != "" && ns != t.lb.Namespace {
-		t.refuse(ReasonReferenceNotAllowed, "spec.endpoints[0].addressesReference.namespace is %q: leave it empty; only Addresses in %s can be referred to", ns, t.lb.Namespace)
+		t.refuse(ReasonReferenceNotAllowed, "spec.endpoints[0].addressesReference.namespace", "spec.endpoints[0].addressesReference.namespace is %q: leave it empty; only Addresses in %s can be referred to", ns, t.lb.Namespace)
 		return false
 	}
 	return true
@@ -188,45 +228,71 @@ func (t *translation) referenceAllowed() bool {
 func (t *translation) inline(field string, list []Address) []netip.Addr {
 	good, refused := targets(field, list, *t.tenant, t.fence)
 	for _, r := range refused {
-		t.refuse(ReasonEndpointRefused, "%s", r)
+		t.refuse(ReasonEndpointRefused, r.field, "%s", r.message)
 	}
 	return good
 }
 
-// checkReference checks the Addresses that a LoadBalancer refers to: bad targets are left out and named.
-func checkReference(lb LoadBalancer, addresses *Addresses, tenant Tenant, fence Fence) []Problem {
-	if addresses == nil {
-		return []Problem{{Reason: ReasonAddressesNotFound, Message: fmt.Sprintf(
-			"Addresses %s/%s does not exist: the tenant's CCM writes it; it is served as soon as it is there", lb.Namespace, lb.Reference.Name)}}
-	}
-	return CheckAddresses(*addresses, tenant, fence)
+// resolution is what of an Addresses object a tenant's LoadBalancers can use. It is shared and never changed.
+type resolution struct {
+	good     []netip.Addr
+	problems []Problem
 }
 
-// CheckAddresses returns what of an Addresses object cannot be used: targets that the tenant may not have are left out and
-// named, and it is said when none is left.
-func CheckAddresses(a Addresses, tenant Tenant, fence Fence) []Problem {
-	good, refused := targets("Addresses "+a.Name+" spec.addresses", a.List, tenant, fence)
-	var problems []Problem
+// resolve checks an Addresses object: targets that the tenant may not have are left out and named, and it is said when
+// none is left.
+func resolve(a Addresses, tenant Tenant, fence Fence) *resolution {
+	good, refused := targets("spec.addresses", a.List, tenant, fence)
+	r := &resolution{good: good}
 	if len(good) == 0 {
-		problems = append(problems, Problem{Reason: ReasonNoNodes, Partial: true,
+		r.problems = append(r.problems, Problem{Reason: ReasonNoNodes, Partial: true,
 			Message: fmt.Sprintf("there are no available nodes: Addresses %s/%s holds none that can be used, so connections are refused", a.Namespace, a.Name)})
 	}
 	if len(refused) > 0 {
-		problems = append(problems, Problem{Reason: ReasonEndpointRefused, Message: "left out: " + strings.Join(refused, "; "), Partial: true})
+		messages := make([]string, len(refused))
+		for i, t := range refused {
+			messages[i] = "Addresses " + a.Name + " " + t.message
+		}
+		r.problems = append(r.problems, Problem{Reason: ReasonEndpointRefused, Message: "left out: " + strings.Join(messages, "; "), Partial: true})
+	}
+	return r
+}
+
+// checkReference checks the Addresses that a LoadBalancer refers to.
+func checkReference(lb *LoadBalancer, referred *resolution) []Problem {
+	const field = "spec.endpoints[0].addressesReference"
+	if referred == nil {
+		return []Problem{{Reason: ReasonAddressesNotFound, Field: field, Message: fmt.Sprintf(
+			"Addresses %s/%s does not exist: the tenant's CCM writes it; it is served as soon as it is there", lb.Namespace, lb.Reference.Name)}}
+	}
+	problems := slices.Clone(referred.problems)
+	for i := range problems {
+		problems[i].Field = field
 	}
 	return problems
 }
 
-// targets splits a list into addresses that the tenant may target, sorted and unique, and messages for the others.
-func targets(field string, list []Address, tenant Tenant, fence Fence) (good []netip.Addr, refused []string) {
+// CheckAddresses returns what of an Addresses object cannot be used.
+func CheckAddresses(a Addresses, tenant Tenant, fence Fence) []Problem {
+	return resolve(a, tenant, fence).problems
+}
+
+// refusedTarget says which entry of a list is no target, and why.
+type refusedTarget struct{ field, message string }
+
+// targets splits a list into addresses that the tenant may target, sorted and unique, and those that it may not.
+func targets(field string, list []Address, tenant Tenant, fence Fence) (good []netip.Addr, refused []refusedTarget) {
+	refuse := func(field, format string, args ...any) {
+		refused = append(refused, refusedTarget{field, field + fmt.Sprintf(format, args...)})
+	}
 	for i, a := range list {
 		if a.IP == "" {
-			refused = append(refused, fmt.Sprintf("%s[%d].hostname %q: the hub resolves no names; give its address in ip", field, i, a.Hostname))
+			refuse(fmt.Sprintf("%s[%d].hostname", field, i), " %q: the hub resolves no names; give its address in ip", a.Hostname)
 			continue
 		}
 		address, err := fence.Check(a.IP, tenant)
 		if err != nil {
-			refused = append(refused, fmt.Sprintf("%s[%d].ip: %v", field, i, err))
+			refuse(fmt.Sprintf("%s[%d].ip", field, i), ": %v", err)
 			continue
 		}
 		good = append(good, address)

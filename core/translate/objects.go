@@ -2,7 +2,6 @@ package translate
 
 import (
 	"net/netip"
-	"time"
 
 	"kubelb.k8c.io/core/ipam"
 	"kubelb.k8c.io/core/model"
@@ -26,9 +25,9 @@ type LoadBalancer struct {
 	Local *[]Address
 	// LocalOnly is externalTrafficPolicy Local.
 	LocalOnly bool
-	// Affinity keeps a client on its endpoint for AffinityTimeout (0: the default of three hours).
+	// Affinity keeps a client on its endpoint for AffinitySeconds (0: the default of three hours).
 	Affinity        bool
-	AffinityTimeout time.Duration
+	AffinitySeconds int32
 	SourceRanges    []string
 	Families        []ipam.Family
 	FamilyPolicy    ipam.Policy
@@ -73,6 +72,8 @@ type Tenant struct {
 type Problem struct {
 	// Reason is a stable CamelCase word.
 	Reason string
+	// Field is the path of the field that the problem lies in, such as spec.ports[0].port; empty for none in particular.
+	Field string
 	// Message names the field and the fix.
 	Message string
 	// Partial: the object is served nevertheless, without the part that the message names.
@@ -85,8 +86,10 @@ const (
 	ReasonTenantNotFound      = "TenantNotFound"
 	ReasonTenantDisabled      = "TenantDisabled"
 	ReasonNoPorts             = "NoPorts"
+	ReasonInvalidAddress      = "InvalidAddress"
 	ReasonInvalidPort         = "InvalidPort"
 	ReasonUnsupportedProtocol = "UnsupportedProtocol"
+	ReasonDuplicatePort       = "DuplicatePort"
 	ReasonPortsMismatch       = "PortsMismatch"
 	ReasonNoNodePort          = "NoNodePort"
 	ReasonReferenceNotAllowed = "ReferenceNotAllowed"

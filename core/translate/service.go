@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"kubelb.k8c.io/core/ipam"
 	"kubelb.k8c.io/core/model"
@@ -23,7 +22,7 @@ type Service struct {
 	Ports                 []ServicePort
 	LocalOnly             bool
 	Affinity              bool
-	AffinityTimeout       time.Duration
+	AffinitySeconds       int32
 	SourceRanges          []string
 	Families              []ipam.Family
 	FamilyPolicy          ipam.Policy
@@ -136,28 +135,28 @@ func compareAddresses(a, b Address) int {
 	return cmp.Or(x.Compare(y), cmp.Compare(a.Hostname, b.Hostname))
 }
 
-// Wish translates a Service into the LoadBalancer that the tenant asks of the hub, in the given namespace there. Ports
-// that cannot be served are left out, each with a problem; when none is left the LoadBalancer has no ports and the first
-// problem says why.
-func Wish(s Service, nodes []Node, slicesOfService []Slice, addressType, hubNamespace string) (LoadBalancer, []Problem) {
+// Wish translates a Service into the LoadBalancer that the tenant asks of the hub, in the given namespace there. Nodes, by
+// name, count for a Service whose policy is Local, as do its slices. Ports that cannot be served are left out, each with a
+// problem; when none is left the LoadBalancer has no ports and the first problem says why.
+func Wish(s Service, nodes map[string]Node, slicesOfService []Slice, addressType, hubNamespace string) (LoadBalancer, []Problem) {
 	lb := LoadBalancer{
 		ObjectName:      model.ObjectName{Namespace: hubNamespace, Name: s.UID},
 		OriginNamespace: s.Namespace, OriginName: s.Name,
 		Type:      "LoadBalancer",
 		Reference: &model.ObjectName{Name: "default"},
 		LocalOnly: s.LocalOnly,
-		Affinity:  s.Affinity, AffinityTimeout: s.AffinityTimeout,
+		Affinity:  s.Affinity, AffinitySeconds: s.AffinitySeconds,
 		SourceRanges: sourceRangesOf(s),
 		Families:     s.Families, FamilyPolicy: s.FamilyPolicy, Requested: s.Requested,
 		Forwarding: s.Forwarding,
 	}
 	var problems []Problem
 	if s.Headless {
-		return lb, []Problem{{Reason: ReasonHeadless, Message: "spec.clusterIP is None: a headless Service has no NodePorts to forward to; remove it"}}
+		return lb, []Problem{{Reason: ReasonHeadless, Field: "spec.clusterIP", Message: "spec.clusterIP is None: a headless Service has no NodePorts to forward to; remove it"}}
 	}
-	for _, p := range s.Ports {
+	for i, p := range s.Ports {
 		if _, ok := model.ParseProtocol(p.Protocol); !ok {
-			problems = append(problems, Problem{Reason: ReasonUnsupportedProtocol, Partial: true,
+			problems = append(problems, Problem{Reason: ReasonUnsupportedProtocol, Field: fmt.Sprintf("spec.ports[%d].protocol", i), Partial: true,
 				Message: fmt.Sprintf("port %s (%d): protocol %s cannot be load-balanced, only TCP and UDP", portName(p), p.Port, p.Protocol)})
 			continue
 		}
@@ -197,24 +196,27 @@ func portName(p ServicePort) string {
 
 // localNodes are the nodes with a ready endpoint; while no endpoint is ready anywhere, those with one that terminates
 // and still serves, as kube-proxy does (KEP-1669).
-func localNodes(nodes []Node, slicesOfService []Slice) []Node {
+func localNodes(nodes map[string]Node, slicesOfService []Slice) []Node {
 	ready, serving := map[string]bool{}, map[string]bool{}
 	for _, slice := range slicesOfService {
 		for _, e := range slice.Endpoints {
-			ready[e.Node] = ready[e.Node] || e.Ready
-			serving[e.Node] = serving[e.Node] || e.Serving && e.Terminating
-		}
-	}
-	for _, names := range []map[string]bool{ready, serving} {
-		var local []Node
-		for _, n := range nodes {
-			if names[n.Name] {
-				local = append(local, n)
+			if _, known := nodes[e.Node]; !known {
+				continue
+			}
+			if e.Ready {
+				ready[e.Node] = true
+			} else if e.Serving && e.Terminating {
+				serving[e.Node] = true
 			}
 		}
-		if len(local) > 0 {
-			return local
-		}
 	}
-	return nil
+	names := ready
+	if len(ready) == 0 {
+		names = serving
+	}
+	local := make([]Node, 0, len(names))
+	for name := range names {
+		local = append(local, nodes[name])
+	}
+	return local
 }

@@ -19,6 +19,14 @@ func nodes(names ...string) []Node {
 	return out
 }
 
+func byName(list []Node) map[string]Node {
+	out := map[string]Node{}
+	for _, n := range list {
+		out[n.Name] = n
+	}
+	return out
+}
+
 func text(addresses []Address) string {
 	out := ""
 	for _, a := range addresses {
@@ -104,7 +112,7 @@ func TestLocalAddressesFollowReadyEndpoints(t *testing.T) {
 		"unknown node":                     {[]SliceEndpoint{ep("n9", true, true, false)}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			lb, _ := Wish(Service{LocalOnly: true}, nodes("n1", "n2"), []Slice{{c.endpoints}}, "InternalIP", "tenant-a")
+			lb, _ := Wish(Service{LocalOnly: true}, byName(nodes("n1", "n2")), []Slice{{c.endpoints}}, "InternalIP", "tenant-a")
 			if lb.Local == nil || text(*lb.Local) != c.want {
 				t.Errorf("got %v, want %q", lb.Local, c.want)
 			}
@@ -116,7 +124,7 @@ func TestWish(t *testing.T) {
 	s := Service{Namespace: "shop", Name: "web", UID: "uid-1", Type: "LoadBalancer", Ports: []ServicePort{
 		{"HTTP", "TCP", 80, 30080}, {"", "UDP", 53, 30053}, {"sig", "SCTP", 5000, 30500}},
 		SourceRangeAnnotation: "192.0.2.0/24, 2001:db8::/32", HealthCheckNodePort: 31000}
-	lb, problems := Wish(s, nodes("n1"), nil, "InternalIP", "tenant-a")
+	lb, problems := Wish(s, byName(nodes("n1")), nil, "InternalIP", "tenant-a")
 	if lb.ObjectName != (model.ObjectName{Namespace: "tenant-a", Name: "uid-1"}) || lb.Reference.Name != "default" || lb.Local != nil {
 		t.Errorf("got %+v", lb)
 	}

@@ -6,7 +6,6 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -50,7 +49,7 @@ func LoadBalancer(lb *v1alpha1.LoadBalancer) (translate.LoadBalancer, []translat
 		if t := lb.Spec.Persistence.TimeoutSeconds; t != nil {
 			seconds = int(*t)
 		}
-		out.AffinityTimeout = time.Duration(a.number(seconds, v1alpha1.AnnotationAffinityTimeout, 86400)) * time.Second
+		out.AffinitySeconds = int32(a.number(seconds, v1alpha1.AnnotationAffinityTimeout, 86400))
 	}
 	return out, a.problems
 }

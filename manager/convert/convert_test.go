@@ -3,7 +3,6 @@ package convert
 import (
 	"net/netip"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 	corev1 "k8s.io/api/core/v1"
@@ -27,7 +26,7 @@ func TestAnnotationsStandInForFieldsThatAreNotSet(t *testing.T) {
 	got, problems := LoadBalancer(lb)
 	require.Empty(t, problems)
 	require.Equal(t, []string{"192.0.2.0/24", "2001:db8::/32"}, got.SourceRanges)
-	require.Equal(t, time.Minute, got.AffinityTimeout)
+	require.EqualValues(t, 60, got.AffinitySeconds)
 	require.Equal(t, []ipam.Family{ipam.IPv6, ipam.IPv4}, got.Families)
 	require.Equal(t, ipam.RequireDualStack, got.FamilyPolicy)
 	require.Equal(t, []netip.Addr{netip.MustParseAddr("203.0.113.5")}, got.Requested)
@@ -45,7 +44,7 @@ func TestFieldsBeatAnnotations(t *testing.T) {
 	got, problems := LoadBalancer(lb)
 	require.Empty(t, problems)
 	require.Equal(t, []string{"192.0.2.0/24"}, got.SourceRanges)
-	require.Equal(t, 90*time.Second, got.AffinityTimeout)
+	require.EqualValues(t, 90, got.AffinitySeconds)
 	require.Equal(t, []ipam.Family{ipam.IPv4}, got.Families)
 	require.Equal(t, "nat", got.Forwarding)
 }

@@ -310,11 +310,10 @@ func (g *Gateway) note(sent model.Delta, failed []dataplane.RecordError) {
 	for _, key := range sent.DeleteFrontends {
 		delete(g.fails, dataplane.RecordError{Frontend: key}.Record())
 	}
-	served := g.hub.Served()
 	for _, e := range failed {
 		f := failure{message: e.Message}
-		if frontend, ok := served.Frontends[e.Frontend]; ok && e.Pool == "" {
-			f.owner = frontend.Owner.String()
+		if owner, ok := g.hub.Owner(e.Frontend); ok && e.Pool == "" {
+			f.owner = owner.String()
 		}
 		g.fails[e.Record()] = f
 		g.log.Warn("record refused", "record", e.Record(), "reason", e.Message)

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"kubelb.k8c.io/core/model"
@@ -39,6 +40,23 @@ type Description struct {
 	Name     string
 	Version  string
 	Features []Feature
+}
+
+// Lacks returns a feature that the frontend needs and the backend does not have.
+func (d Description) Lacks(f model.Frontend) (Feature, bool) {
+	for _, need := range []struct {
+		needed  bool
+		feature Feature
+	}{
+		{f.Restricted, SourceRanges}, {f.AffinityTimeout > 0, Affinity}, {f.Forwarding == model.Transparent, Transparent},
+		{f.Forwarding == model.Direct, Direct}, {f.ProxyProtocol, ProxyProtocol},
+		{f.MaxConnections > 0 || f.MaxNewPerSecond > 0, Limits}, {f.IdleTimeout > 0, IdleTimeout},
+	} {
+		if need.needed && !slices.Contains(d.Features, need.feature) {
+			return need.feature, true
+		}
+	}
+	return "", false
 }
 
 // Config is what a backend learns before anything else. Several gateways on one host never share state: each has its own

@@ -20,6 +20,20 @@ const (
 // String returns IPv4 or IPv6.
 func (f Family) String() string { return fmt.Sprintf("IPv%d", uint8(f)) }
 
+// MarshalText writes IPv4 or IPv6.
+func (f Family) MarshalText() ([]byte, error) { return []byte(f.String()), nil }
+
+// UnmarshalText reads IPv4 or IPv6.
+func (f *Family) UnmarshalText(text []byte) error {
+	for _, family := range []Family{IPv4, IPv6} {
+		if string(text) == family.String() {
+			*f = family
+			return nil
+		}
+	}
+	return fmt.Errorf("family %q is neither IPv4 nor IPv6", text)
+}
+
 // FamilyOf returns the address's family.
 func FamilyOf(a netip.Addr) Family {
 	if a.Is4() {
@@ -187,7 +201,11 @@ func (w Wish) anyFamily() bool {
 
 // families returns the families to serve in order, and whether some of them may be missing.
 func (w Wish) families(before []Grant) (families []Family, optional bool) {
-	families = slices.Clone(w.Families)
+	for _, family := range w.Families {
+		if !slices.Contains(families, family) {
+			families = append(families, family)
+		}
+	}
 	if len(families) == 0 {
 		for _, requested := range w.Requested {
 			families = append(families, FamilyOf(requested))

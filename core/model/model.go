@@ -8,6 +8,7 @@ package model
 
 import (
 	"cmp"
+	"encoding/json"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -46,6 +47,9 @@ func ParseProtocol(s string) (Protocol, bool) {
 	return 0, false
 }
 
+// MarshalText writes TCP or UDP.
+func (p Protocol) MarshalText() ([]byte, error) { return []byte(p.String()), nil }
+
 // EndpointState says which flows an endpoint may get.
 type EndpointState uint8
 
@@ -71,15 +75,29 @@ func (s EndpointState) String() string {
 	return fmt.Sprintf("state-%d", uint8(s))
 }
 
+// MarshalText writes the state's name.
+func (s EndpointState) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// UnmarshalText reads the state's name.
+func (s *EndpointState) UnmarshalText(text []byte) error {
+	for _, state := range []EndpointState{Active, Draining, Unhealthy} {
+		if string(text) == state.String() {
+			*s = state
+			return nil
+		}
+	}
+	return fmt.Errorf("state %q is none of active, draining, unhealthy", text)
+}
+
 // Endpoint is one target of a pool: a node of the tenant.
 type Endpoint struct {
 	// ID is stable for the life of the target and unique in its pool; endpoint choice hashes it.
-	ID string
+	ID string `json:"id"`
 	// Address is where packets go; all of a pool's are of one family.
-	Address netip.Addr
+	Address netip.Addr `json:"address"`
 	// Weight is the endpoint's share relative to the others', 1 to 65535.
-	Weight uint16
-	State  EndpointState
+	Weight uint16        `json:"weight"`
+	State  EndpointState `json:"state"`
 }
 
 // PoolID names a pool. It starts with the tenant's name, so that pools are never shared between tenants.
@@ -87,13 +105,16 @@ type PoolID string
 
 // Pool is a set of endpoints that frontends share. It may be empty; connections are then refused.
 type Pool struct {
-	ID        PoolID
-	Tenant    string
-	Endpoints []Endpoint
+	ID        PoolID     `json:"id"`
+	Tenant    string     `json:"tenant"`
+	Endpoints []Endpoint `json:"endpoints,omitempty"`
 }
 
 // ObjectName is a namespace and a name on the hub.
-type ObjectName struct{ Namespace, Name string }
+type ObjectName struct {
+	Namespace string `json:"namespace,omitempty"`
+	Name      string `json:"name"`
+}
 
 // String returns namespace/name.
 func (o ObjectName) String() string { return o.Namespace + "/" + o.Name }
@@ -123,11 +144,14 @@ func (f Forwarding) String() string {
 	return fmt.Sprintf("forwarding-%d", uint8(f))
 }
 
+// MarshalText writes the mode's name.
+func (f Forwarding) MarshalText() ([]byte, error) { return []byte(f.String()), nil }
+
 // FrontendKey identifies a frontend: no two may share it.
 type FrontendKey struct {
-	VIP      netip.Addr
-	Protocol Protocol
-	Port     uint16
+	VIP      netip.Addr `json:"vip"`
+	Protocol Protocol   `json:"protocol"`
+	Port     uint16     `json:"port"`
 }
 
 // String returns, for example, TCP 203.0.113.1:80 or UDP [2001:db8::1]:53.
@@ -144,33 +168,43 @@ func (k FrontendKey) Compare(o FrontendKey) int {
 type Frontend struct {
 	FrontendKey
 	// Owner is the LoadBalancer on the hub that this frontend belongs to.
-	Owner  ObjectName
-	Tenant string
+	Owner  ObjectName `json:"owner"`
+	Tenant string     `json:"tenant"`
 	// Pool is of the VIP's family and of the same tenant.
-	Pool PoolID
+	Pool PoolID `json:"pool"`
 	// TargetPort is the port on the pool's endpoints, 1 to 65535.
-	TargetPort uint16
-	Forwarding Forwarding
+	TargetPort uint16     `json:"targetPort"`
+	Forwarding Forwarding `json:"forwarding"`
 	// AffinityTimeout is how long a client address stays with its endpoint after its last new flow, in whole seconds;
 	// 0 means no affinity.
-	AffinityTimeout time.Duration
+	AffinityTimeout time.Duration `json:"-"`
 	// SourceRanges are the client networks that may connect, masked, sorted and of the VIP's family, none inside
 	// another. Restricted says that they count: restricted and empty allows nobody.
-	SourceRanges []netip.Prefix
-	Restricted   bool
+	SourceRanges []netip.Prefix `json:"sourceRanges,omitempty"`
+	Restricted   bool           `json:"restricted,omitempty"`
 	// IdleTimeout is how long a flow without packets is kept; 0 leaves it to the dataplane.
-	IdleTimeout time.Duration
+	IdleTimeout time.Duration `json:"-"`
 	// ProxyProtocol asks for a PROXY protocol v2 header towards the endpoint.
-	ProxyProtocol bool
+	ProxyProtocol bool `json:"proxyProtocol,omitempty"`
 	// MaxConnections and MaxNewPerSecond limit the frontend on each gateway; 0 means no limit.
-	MaxConnections  uint32
-	MaxNewPerSecond uint32
+	MaxConnections  uint32 `json:"maxConnections,omitempty"`
+	MaxNewPerSecond uint32 `json:"maxNewPerSecond,omitempty"`
+}
+
+// MarshalJSON writes times in seconds, as the text form and the hub's API do.
+func (f Frontend) MarshalJSON() ([]byte, error) {
+	type fields Frontend
+	return json.Marshal(struct {
+		fields
+		AffinitySeconds int64 `json:"affinitySeconds,omitempty"`
+		IdleSeconds     int64 `json:"idleSeconds,omitempty"`
+	}{fields(f), int64(f.AffinityTimeout / time.Second), int64(f.IdleTimeout / time.Second)})
 }
 
 // Snapshot is a whole model in canonical order: pools by ID, frontends by key.
 type Snapshot struct {
-	Pools     []Pool
-	Frontends []Frontend
+	Pools     []Pool     `json:"pools,omitempty"`
+	Frontends []Frontend `json:"frontends,omitempty"`
 }
 
 // Canonical returns the snapshot sorted, endpoints by ID and source ranges by prefix included. The input is not changed.

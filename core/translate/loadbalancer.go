@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"kubelb.k8c.io/core/ipam"
 	"kubelb.k8c.io/core/model"
 )
 
@@ -66,6 +67,7 @@ func read(lb *LoadBalancer, tenant *Tenant, referred *resolution, fence Fence) *
 	t.ports = t.readPorts()
 	t.sourceRanges = t.readSourceRanges()
 	t.affinity = t.readAffinity()
+	t.checkWords()
 	if lb.Reference == nil {
 		t.own = t.inline("spec.endpoints[0].addresses", lb.Addresses)
 	} else if t.referenceAllowed() {
@@ -92,7 +94,7 @@ func (t *translation) served() bool {
 	case t.lb.Type != "LoadBalancer":
 		t.refuse(ReasonNotLoadBalancer, "spec.type", "spec.type is %q: only LoadBalancer gets an external address", t.lb.Type)
 	case t.tenant == nil:
-		t.refuse(ReasonTenantNotFound, "metadata.namespace", "no Tenant owns namespace %s: create the Tenant %s", name, strings.TrimPrefix(name, "tenant-"))
+		t.refuse(ReasonTenantNotFound, "metadata.namespace", "no Tenant owns namespace %s: create the Tenant %s", name, strings.TrimPrefix(name, TenantNamespacePrefix))
 	case t.tenant.Disabled:
 		t.refuse(ReasonTenantDisabled, "metadata.namespace", "Tenant %s has spec.loadBalancer.disable set", t.tenant.Name)
 	default:
@@ -202,6 +204,17 @@ func (t *translation) readAffinity() time.Duration {
 		return 0
 	}
 	return timeout
+}
+
+// checkWords refuses words that the hub's schema knows nothing of.
+func (t *translation) checkWords() {
+	known := func(reason, field, word string, words ...string) {
+		if word != "" && !slices.Contains(words, word) {
+			t.refuse(reason, field, "%s is %q: use one of %s", field, word, strings.Join(words, ", "))
+		}
+	}
+	known(ReasonInvalidFamilyPolicy, "spec.ipFamilyPolicy", string(t.lb.FamilyPolicy), string(ipam.SingleStack), string(ipam.PreferDualStack), string(ipam.RequireDualStack))
+	known(ReasonInvalidForwarding, "spec.forwarding", t.lb.Forwarding, model.NAT.String(), model.Transparent.String(), model.Direct.String())
 }
 
 func (t *translation) forwarding() model.Forwarding {

@@ -7,77 +7,90 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
+const (
+	// TenantNamespacePrefix and a tenant's name make its namespace on the hub.
+	TenantNamespacePrefix = "tenant-"
+	// DefaultAddresses names the object that all of a tenant's LoadBalancers refer to.
+	DefaultAddresses = "default"
+)
+
 // LoadBalancer is the hub's object of that kind, as far as translation needs it. The tenant side writes it, the hub
 // side reads it.
 type LoadBalancer struct {
 	model.ObjectName
 	// OriginNamespace and OriginName name the tenant's Service.
-	OriginNamespace, OriginName string
+	OriginNamespace string `json:"originNamespace,omitempty"`
+	OriginName      string `json:"originName,omitempty"`
 	// Type is the Service type; only LoadBalancer is served.
-	Type string
+	Type string `json:"type,omitempty"`
 	// Ports are exposed; EndpointPorts, matched by name or else by position, are their ports on the nodes.
-	Ports         []Port
-	EndpointPorts []Port
+	Ports         []Port `json:"ports,omitempty"`
+	EndpointPorts []Port `json:"endpointPorts,omitempty"`
 	// Reference names the Addresses object with the nodes; when nil, Addresses holds them.
-	Reference *model.ObjectName
-	Addresses []Address
+	Reference *model.ObjectName `json:"reference,omitempty"`
+	Addresses []Address         `json:"addresses,omitempty"`
 	// Local are the nodes with a ready endpoint; nil when the tenant does not tell.
-	Local *[]Address
+	Local *[]Address `json:"local,omitempty"`
 	// LocalOnly is externalTrafficPolicy Local.
-	LocalOnly bool
+	LocalOnly bool `json:"localOnly,omitempty"`
 	// Affinity keeps a client on its endpoint for AffinitySeconds (0: the default of three hours).
-	Affinity        bool
-	AffinitySeconds int32
-	SourceRanges    []string
-	Families        []ipam.Family
-	FamilyPolicy    ipam.Policy
-	Requested       []netip.Addr
+	Affinity        bool          `json:"affinity,omitempty"`
+	AffinitySeconds int32         `json:"affinitySeconds,omitempty"`
+	SourceRanges    []string      `json:"sourceRanges,omitempty"`
+	Families        []ipam.Family `json:"families,omitempty"`
+	FamilyPolicy    ipam.Policy   `json:"familyPolicy,omitempty"`
+	Requested       []netip.Addr  `json:"requested,omitempty"`
 	// HealthCheckNodePort answers on each node whether it has local endpoints; 0 means none.
-	HealthCheckNodePort int32
+	HealthCheckNodePort int32 `json:"healthCheckNodePort,omitempty"`
 	// Forwarding is nat, transparent, direct or empty (the hub chooses).
-	Forwarding string
+	Forwarding string `json:"forwarding,omitempty"`
 	// VIPs are the addresses on record for it, in status.
-	VIPs []netip.Addr
+	VIPs []netip.Addr `json:"vips,omitempty"`
+}
+
+// AddressWish is what the LoadBalancer asks of the address pools.
+func (lb *LoadBalancer) AddressWish(tenant string) ipam.Wish {
+	return ipam.Wish{Tenant: tenant, Families: lb.Families, Policy: lb.FamilyPolicy, Requested: lb.Requested}
 }
 
 // Port is a port with its name and protocol. Number may be out of range in bad input.
 type Port struct {
-	Name     string
-	Number   int32
-	Protocol string
+	Name     string `json:"name,omitempty"`
+	Number   int32  `json:"number"`
+	Protocol string `json:"protocol,omitempty"`
 }
 
 // Address is one target, by address or by name.
 type Address struct {
-	IP       string
-	Hostname string
+	IP       string `json:"ip,omitempty"`
+	Hostname string `json:"hostname,omitempty"`
 }
 
 // Addresses is the hub's object of that kind.
 type Addresses struct {
 	model.ObjectName
-	List []Address
+	List []Address `json:"addresses,omitempty"`
 }
 
 // Tenant is what an operator allows a tenant.
 type Tenant struct {
-	Name string
+	Name string `json:"name"`
 	// BackendCIDRs are where its nodes live; nothing outside is ever a target.
-	BackendCIDRs []netip.Prefix
+	BackendCIDRs []netip.Prefix `json:"backendCIDRs,omitempty"`
 	// Disabled: nothing of the tenant is served.
-	Disabled bool
+	Disabled bool `json:"disabled,omitempty"`
 }
 
 // Problem is a reason why an object is not, or not wholly, served.
 type Problem struct {
 	// Reason is a stable CamelCase word.
-	Reason string
+	Reason string `json:"reason"`
 	// Field is the path of the field that the problem lies in, such as spec.ports[0].port; empty for none in particular.
-	Field string
+	Field string `json:"field,omitempty"`
 	// Message names the field and the fix.
-	Message string
+	Message string `json:"message"`
 	// Partial: the object is served nevertheless, without the part that the message names.
-	Partial bool
+	Partial bool `json:"partial,omitempty"`
 }
 
 // Reasons of problems.
@@ -96,6 +109,8 @@ const (
 	ReasonAddressesNotFound   = "AddressesNotFound"
 	ReasonEndpointRefused     = "EndpointRefused"
 	ReasonInvalidSourceRange  = "InvalidSourceRange"
+	ReasonInvalidFamilyPolicy = "InvalidFamilyPolicy"
+	ReasonInvalidForwarding   = "InvalidForwarding"
 	ReasonInvalidAffinity     = "InvalidAffinity"
 	ReasonConflict            = "FrontendConflict"
 	ReasonNoNodes             = "NoNodes"

@@ -14,51 +14,60 @@ import (
 
 // Service is a tenant's Service, as far as translation needs it.
 type Service struct {
-	Namespace, Name, UID string
-	Type                 string
+	Namespace string `json:"namespace,omitempty"`
+	Name      string `json:"name"`
+	UID       string `json:"uid"`
+	Type      string `json:"type,omitempty"`
 	// Class is spec.loadBalancerClass; nil when the Service names none.
-	Class                 *string
-	Headless              bool
-	Ports                 []ServicePort
-	LocalOnly             bool
-	Affinity              bool
-	AffinitySeconds       int32
-	SourceRanges          []string
-	Families              []ipam.Family
-	FamilyPolicy          ipam.Policy
-	Requested             []netip.Addr
-	HealthCheckNodePort   int32
-	Forwarding            string
-	SourceRangeAnnotation string
+	Class                 *string       `json:"class,omitempty"`
+	Headless              bool          `json:"headless,omitempty"`
+	Ports                 []ServicePort `json:"ports,omitempty"`
+	LocalOnly             bool          `json:"localOnly,omitempty"`
+	Affinity              bool          `json:"affinity,omitempty"`
+	AffinitySeconds       int32         `json:"affinitySeconds,omitempty"`
+	SourceRanges          []string      `json:"sourceRanges,omitempty"`
+	Families              []ipam.Family `json:"families,omitempty"`
+	FamilyPolicy          ipam.Policy   `json:"familyPolicy,omitempty"`
+	Requested             []netip.Addr  `json:"requested,omitempty"`
+	HealthCheckNodePort   int32         `json:"healthCheckNodePort,omitempty"`
+	Forwarding            string        `json:"forwarding,omitempty"`
+	SourceRangeAnnotation string        `json:"sourceRangeAnnotation,omitempty"`
 }
 
 // ServicePort is a port of a Service; NodePort is 0 where there is none.
 type ServicePort struct {
-	Name     string
-	Protocol string
-	Port     int32
-	NodePort int32
+	Name     string `json:"name,omitempty"`
+	Protocol string `json:"protocol,omitempty"`
+	Port     int32  `json:"port"`
+	NodePort int32  `json:"nodePort,omitempty"`
 }
 
 // Node is a tenant's node.
 type Node struct {
-	Name      string
-	Addresses []NodeAddress
-	Labels    map[string]string
-	Taints    []string
-	Deleting  bool
+	Name      string            `json:"name"`
+	Addresses []NodeAddress     `json:"addresses,omitempty"`
+	Labels    map[string]string `json:"labels,omitempty"`
+	Taints    []string          `json:"taints,omitempty"`
+	Deleting  bool              `json:"deleting,omitempty"`
 }
 
 // NodeAddress is one entry of a node's status.addresses.
-type NodeAddress struct{ Type, Address string }
+type NodeAddress struct {
+	Type    string `json:"type"`
+	Address string `json:"address"`
+}
 
 // Slice is an EndpointSlice of the Service.
-type Slice struct{ Endpoints []SliceEndpoint }
+type Slice struct {
+	Endpoints []SliceEndpoint `json:"endpoints,omitempty"`
+}
 
 // SliceEndpoint is one endpoint of a slice.
 type SliceEndpoint struct {
-	Node                        string
-	Ready, Serving, Terminating bool
+	Node        string `json:"node"`
+	Ready       bool   `json:"ready,omitempty"`
+	Serving     bool   `json:"serving,omitempty"`
+	Terminating bool   `json:"terminating,omitempty"`
 }
 
 // Class is the loadBalancerClass that this product serves.
@@ -66,19 +75,31 @@ const Class = "kubelb"
 
 // Reasons of problems on the tenant's side.
 const (
-	ReasonHeadless = "HeadlessService"
+	ReasonHeadless   = "HeadlessService"
+	ReasonOtherClass = "OtherClass"
 )
 
 // Owns reports whether the Service is ours: of type LoadBalancer and of our class; without a class only when
 // classRequired is false. The Services of other classes are never touched.
 func Owns(s Service, classRequired bool) bool {
-	if s.Type != "LoadBalancer" {
-		return false
+	_, ours := Owned(s, classRequired)
+	return ours
+}
+
+// Owned is Owns with the reason why the Service is not ours.
+func Owned(s Service, classRequired bool) (Problem, bool) {
+	switch {
+	case s.Type != "LoadBalancer":
+		return Problem{Reason: ReasonNotLoadBalancer, Field: "spec.type",
+			Message: fmt.Sprintf("spec.type is %s: only Services of type LoadBalancer get an external address", cmp.Or(s.Type, "ClusterIP"))}, false
+	case s.Class == nil && classRequired:
+		return Problem{Reason: ReasonOtherClass, Field: "spec.loadBalancerClass",
+			Message: "spec.loadBalancerClass is not set, and only Services of class " + Class + " are taken here; set it"}, false
+	case s.Class != nil && *s.Class != Class:
+		return Problem{Reason: ReasonOtherClass, Field: "spec.loadBalancerClass",
+			Message: fmt.Sprintf("spec.loadBalancerClass is %s: that is another controller's; ours is %s", *s.Class, Class)}, false
 	}
-	if s.Class == nil {
-		return !classRequired
-	}
-	return *s.Class == Class
+	return Problem{}, true
 }
 
 // excludeLabel is the well-known label that keeps a node out of load balancers.
@@ -143,7 +164,7 @@ func Wish(s Service, nodes map[string]Node, slicesOfService []Slice, addressType
 		ObjectName:      model.ObjectName{Namespace: hubNamespace, Name: s.UID},
 		OriginNamespace: s.Namespace, OriginName: s.Name,
 		Type:      "LoadBalancer",
-		Reference: &model.ObjectName{Name: "default"},
+		Reference: &model.ObjectName{Name: DefaultAddresses},
 		LocalOnly: s.LocalOnly,
 		Affinity:  s.Affinity, AffinitySeconds: s.AffinitySeconds,
 		SourceRanges: sourceRangesOf(s),

@@ -249,7 +249,7 @@ func (r *loadBalancerReconciler) allocate(lb *v1alpha1.LoadBalancer, wish transl
 	case lb.Spec.Type != corev1.ServiceTypeLoadBalancer:
 		r.addresses.release(holder)
 	case !refused:
-		refusal = r.addresses.allocate(holder, ipam.Wish{Tenant: tenant, Families: wish.Families, Policy: wish.FamilyPolicy, Requested: wish.Requested})
+		refusal = r.addresses.allocate(holder, wish.AddressWish(tenant))
 	}
 	held := r.addresses.held(holder)
 	lb.Status.Addresses = nil

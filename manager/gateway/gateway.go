@@ -263,10 +263,9 @@ func (g *Gateway) resync(ctx context.Context) error {
 // supported keeps back what needs a feature that the backend does not have: it is refused, never half done.
 func (g *Gateway) supported(d model.Delta) (model.Delta, []dataplane.RecordError) {
 	var refused []dataplane.RecordError
-	features := g.host.description.Features
 	kept := make([]model.Frontend, 0, len(d.UpsertFrontends))
 	for _, f := range d.UpsertFrontends {
-		if lacking, ok := lacks(f, features); ok {
+		if lacking, ok := g.host.description.Lacks(f); ok {
 			refused = append(refused, dataplane.RecordError{Frontend: f.FrontendKey,
 				Message: fmt.Sprintf("the %s backend does not support %s", g.host.description.Name, lacking)})
 			d.DeleteFrontends = append(d.DeleteFrontends, f.FrontendKey)
@@ -278,22 +277,6 @@ func (g *Gateway) supported(d model.Delta) (model.Delta, []dataplane.RecordError
 	// One that was served before is about to leave the dataplane; without this its address would still be answered for.
 	g.withdraw(model.Delta{DeleteFrontends: d.DeleteFrontends, UpsertFrontends: kept})
 	return d, refused
-}
-
-func lacks(f model.Frontend, features []dataplane.Feature) (dataplane.Feature, bool) {
-	for _, need := range []struct {
-		needed  bool
-		feature dataplane.Feature
-	}{
-		{f.Restricted, dataplane.SourceRanges}, {f.AffinityTimeout > 0, dataplane.Affinity}, {f.Forwarding == model.Transparent, dataplane.Transparent},
-		{f.Forwarding == model.Direct, dataplane.Direct}, {f.ProxyProtocol, dataplane.ProxyProtocol},
-		{f.MaxConnections+f.MaxNewPerSecond > 0, dataplane.Limits}, {f.IdleTimeout > 0, dataplane.IdleTimeout},
-	} {
-		if need.needed && !slices.Contains(features, need.feature) {
-			return need.feature, true
-		}
-	}
-	return "", false
 }
 
 // note remembers which records failed, and forgets those that went well.

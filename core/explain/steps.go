@@ -1,0 +1,153 @@
+package explain
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+
+	"kubelb.k8c.io/core/ipam"
+	"kubelb.k8c.io/core/model"
+	"kubelb.k8c.io/core/translate"
+)
+
+// explanation is one call of Explain on its way; the methods are its steps, in their order.
+type explanation struct {
+	out       Output
+	tenants   map[string]translate.Tenant
+	allocator *ipam.Allocator
+	fence     translate.Fence
+}
+
+func (e *explanation) problem(kind, tenant string, name model.ObjectName, problems ...translate.Problem) {
+	for _, p := range problems {
+		e.out.Problems = append(e.out.Problems, Problem{Kind: kind, Tenant: tenant, ObjectName: name, Problem: p})
+	}
+}
+
+// cluster does what the tenant's CCM does.
+func (e *explanation) cluster(c Cluster) {
+	namespace := translate.TenantNamespacePrefix + c.Tenant
+	addressType := cmp.Or(c.NodeAddressType, "InternalIP")
+	nodes := map[string]translate.Node{}
+	for _, n := range c.Nodes {
+		nodes[n.Name] = n
+	}
+	e.out.Addresses = append(e.out.Addresses, translate.Addresses{
+		ObjectName: model.ObjectName{Namespace: namespace, Name: translate.DefaultAddresses}, List: translate.NodeAddresses(c.Nodes, addressType)})
+	byService := map[model.ObjectName][]translate.Slice{}
+	for _, s := range c.EndpointSlices {
+		service := model.ObjectName{Namespace: s.Namespace, Name: s.Service}
+		byService[service] = append(byService[service], s.Slice)
+	}
+	services := sorted(c.Services, func(a, b translate.Service) int {
+		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+	})
+	for _, s := range services {
+		name := model.ObjectName{Namespace: s.Namespace, Name: s.Name}
+		if reason, ours := translate.Owned(s, c.ClassRequired); !ours {
+			e.problem("Service", c.Tenant, name, reason)
+			continue
+		}
+		lb, problems := translate.Wish(s, nodes, byService[name], addressType, namespace)
+		e.problem("Service", c.Tenant, name, problems...)
+		if _, refused := translate.Refused(problems); !refused {
+			e.out.LoadBalancers = append(e.out.LoadBalancers, lb)
+		}
+	}
+}
+
+// pools does what the manager does with AddressPools: two that overlap, or one that cannot be read, hurt nobody else.
+func (e *explanation) pools(pools []AddressPool) {
+	var usable []ipam.Pool
+	for _, p := range pools {
+		ranges, err := ipam.ParseRanges(p.Addresses, p.AvoidNetworkAddresses)
+		if err != nil {
+			e.problem("AddressPool", "", model.ObjectName{Name: p.Name}, translate.Problem{Reason: "InvalidAddresses", Field: "spec.addresses", Message: "spec.addresses: " + err.Error()})
+			continue
+		}
+		usable = append(usable, ipam.Pool{Name: p.Name, Ranges: ranges, Tenants: p.Tenants, AutoAssign: p.AutoAssign})
+		e.fence.VIPs = append(e.fence.VIPs, ranges...)
+	}
+	for _, o := range e.allocator.SetPools(usable) {
+		e.problem("AddressPool", "", model.ObjectName{Name: o.Pool}, translate.Problem{Reason: "Overlap", Field: "spec.addresses", Message: fmt.Sprintf(
+			"overlaps AddressPool %s at %s: it gives no address until one of them is changed", o.Other, o.Addresses)})
+	}
+}
+
+// allocate does what the manager does with LoadBalancers: what is on record is kept, then the others get addresses.
+func (e *explanation) allocate() {
+	for _, lb := range e.out.LoadBalancers {
+		for _, conflict := range e.allocator.Adopt(lb.ObjectName.String(), grants(lb)) {
+			e.problem("LoadBalancer", "", lb.ObjectName, translate.Problem{Reason: translate.ReasonConflict, Field: "status.addresses", Message: conflict.Error(), Partial: true})
+		}
+	}
+	for i := range e.out.LoadBalancers {
+		lb := &e.out.LoadBalancers[i]
+		tenant, addresses := e.contextOf(*lb)
+		problems := translate.Check(*lb, tenant, addresses, e.fence)
+		if _, refused := translate.Refused(problems); refused {
+			continue
+		}
+		if _, refusal := e.allocator.Allocate(lb.ObjectName.String(), lb.AddressWish(tenant.Name)); refusal != nil {
+			e.problem("LoadBalancer", "", lb.ObjectName, translate.Problem{Reason: refusal.Reason, Message: refusal.Message})
+		}
+		lb.VIPs = nil
+		for _, g := range e.allocator.Held(lb.ObjectName.String()) {
+			lb.VIPs = append(lb.VIPs, g.Address)
+		}
+	}
+}
+
+func grants(lb translate.LoadBalancer) []ipam.Grant {
+	var out []ipam.Grant
+	for _, vip := range lb.VIPs {
+		if vip.IsValid() && vip.Zone() == "" && !vip.Is4In6() {
+			out = append(out, ipam.Grant{Address: vip})
+		}
+	}
+	return out
+}
+
+func (e *explanation) contextOf(lb translate.LoadBalancer) (*translate.Tenant, *translate.Addresses) {
+	var tenant *translate.Tenant
+	if t, known := e.tenants[lb.Namespace]; known {
+		tenant = &t
+	}
+	if lb.Reference == nil {
+		return tenant, nil
+	}
+	wanted := model.ObjectName{Namespace: lb.Namespace, Name: lb.Reference.Name}
+	at, found := slices.BinarySearchFunc(e.out.Addresses, wanted, func(a translate.Addresses, name model.ObjectName) int { return compareNames(a.ObjectName, name) })
+	if !found {
+		return tenant, nil
+	}
+	return tenant, &e.out.Addresses[at]
+}
+
+// model does what every gateway does.
+func (e *explanation) model(health []Health) {
+	hub := translate.NewHub()
+	hub.SetFence(e.fence)
+	for namespace, t := range e.tenants {
+		hub.SetTenant(namespace, t)
+	}
+	for _, a := range e.out.Addresses {
+		hub.SetAddresses(a)
+	}
+	for _, lb := range e.out.LoadBalancers {
+		hub.SetLoadBalancer(lb)
+	}
+	for _, target := range hub.Flush().NewTargets {
+		for _, found := range health {
+			if found.Address == target.Address && found.Port == target.Port {
+				hub.SetHealth(target, translate.Health{State: found.State, Weight: found.Weight})
+			}
+		}
+	}
+	hub.Flush()
+	for _, lb := range e.out.LoadBalancers {
+		e.problem("LoadBalancer", "", lb.ObjectName, hub.Problems(lb.ObjectName)...)
+	}
+	e.out.Model = hub.Snapshot()
+	e.out.Text = e.out.Model.Text()
+}

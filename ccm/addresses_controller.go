@@ -21,6 +21,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/ccm/convert"
 	"kubelb.k8c.io/core/translate"
 )
 
@@ -55,9 +56,9 @@ func (r *addressesReconciler) Reconcile(ctx context.Context, req reconcile.Reque
 	}
 	nodes := make([]translate.Node, len(list.Items))
 	for i := range list.Items {
-		nodes[i] = nodeFrom(&list.Items[i])
+		nodes[i] = convert.Node(&list.Items[i])
 	}
-	spec := v1alpha1.AddressesSpec{Addresses: addressesTo(r.config.resolve(ctx, translate.NodeAddresses(nodes, r.config.NodeAddressType)))}
+	spec := v1alpha1.AddressesSpec{Addresses: convert.Addresses(r.config.resolve(ctx, translate.NodeAddresses(nodes, r.config.NodeAddressType)))}
 	if len(spec.Addresses) == 0 {
 		log.FromContext(ctx).Info("no eligible node has an address of the wished type: connections will be refused",
 			"nodes", len(nodes), "node-address-type", r.config.NodeAddressType)

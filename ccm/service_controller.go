@@ -25,6 +25,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/ccm/convert"
 	"kubelb.k8c.io/core/translate"
 )
 
@@ -100,7 +101,7 @@ func (r *serviceReconciler) localServices(ctx context.Context, _ client.Object) 
 // nodeMatters lets through only what changes which addresses a node contributes: heartbeats and readiness do not.
 var nodeMatters = predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
 	before, after := e.ObjectOld.(*corev1.Node), e.ObjectNew.(*corev1.Node)
-	return !equality.Semantic.DeepEqual(nodeFrom(before), nodeFrom(after))
+	return !equality.Semantic.DeepEqual(convert.Node(before), convert.Node(after))
 }}
 
 // Reconcile brings the hub and the Service's status to what the Service says.
@@ -114,7 +115,7 @@ func (r *serviceReconciler) Reconcile(ctx context.Context, req reconcile.Request
 	if err != nil {
 		return reconcile.Result{}, err
 	}
-	if service.DeletionTimestamp == nil && translate.Owns(serviceFrom(&service), r.config.ClassRequired) {
+	if service.DeletionTimestamp == nil && translate.Owns(convert.Service(&service), r.config.ClassRequired) {
 		return reconcile.Result{}, r.ensure(ctx, &service)
 	}
 	return reconcile.Result{}, r.cleanUp(ctx, &service)
@@ -151,14 +152,14 @@ func (r *serviceReconciler) ensure(ctx context.Context, service *corev1.Service)
 func (r *serviceReconciler) wish(ctx context.Context, service *corev1.Service) (*v1alpha1.LoadBalancer, []translate.Problem, error) {
 	var endpoints []translate.Slice
 	var nodes map[string]translate.Node
-	s := serviceFrom(service)
+	s := convert.Service(service)
 	if s.LocalOnly {
 		var all discoveryv1.EndpointSliceList
 		if err := r.tenant.List(ctx, &all, client.InNamespace(service.Namespace), client.MatchingLabels{discoveryv1.LabelServiceName: service.Name}); err != nil {
 			return nil, nil, err
 		}
 		for i := range all.Items {
-			endpoints = append(endpoints, sliceFrom(&all.Items[i]))
+			endpoints = append(endpoints, convert.Slice(&all.Items[i]))
 		}
 		var err error
 		if nodes, err = r.nodesOf(ctx, endpoints); err != nil {
@@ -170,7 +171,7 @@ func (r *serviceReconciler) wish(ctx context.Context, service *corev1.Service) (
 		resolved := r.config.resolve(ctx, *lb.Local)
 		lb.Local = &resolved
 	}
-	return loadBalancerTo(lb), problems, nil
+	return convert.LoadBalancer(lb), problems, nil
 }
 
 // nodesOf returns the nodes on which there are endpoints, by name.
@@ -187,7 +188,7 @@ func (r *serviceReconciler) nodesOf(ctx context.Context, endpoints []translate.S
 				return nil, err
 			}
 			if err == nil {
-				nodes[e.Node] = nodeFrom(&node)
+				nodes[e.Node] = convert.Node(&node)
 			}
 		}
 	}
@@ -298,7 +299,7 @@ func (r *serviceReconciler) cleanUp(ctx context.Context, service *corev1.Service
 	}
 	ours := len(lbs.Items) > 0 || meta.FindStatusCondition(service.Status.Conditions, conditionReady) != nil ||
 		controllerutil.ContainsFinalizer(service, legacyFinalizer) ||
-		controllerutil.ContainsFinalizer(service, cleanupFinalizer) && translate.Owns(serviceFrom(service), r.config.ClassRequired)
+		controllerutil.ContainsFinalizer(service, cleanupFinalizer) && translate.Owns(convert.Service(service), r.config.ClassRequired)
 	if !ours {
 		return nil
 	}

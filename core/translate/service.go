@@ -19,19 +19,21 @@ type Service struct {
 	UID       string `json:"uid"`
 	Type      string `json:"type,omitempty"`
 	// Class is spec.loadBalancerClass; nil when the Service names none.
-	Class                 *string       `json:"class,omitempty"`
-	Headless              bool          `json:"headless,omitempty"`
-	Ports                 []ServicePort `json:"ports,omitempty"`
-	LocalOnly             bool          `json:"localOnly,omitempty"`
-	Affinity              bool          `json:"affinity,omitempty"`
-	AffinitySeconds       int32         `json:"affinitySeconds,omitempty"`
-	SourceRanges          []string      `json:"sourceRanges,omitempty"`
-	Families              []ipam.Family `json:"families,omitempty"`
-	FamilyPolicy          ipam.Policy   `json:"familyPolicy,omitempty"`
-	Requested             []netip.Addr  `json:"requested,omitempty"`
-	HealthCheckNodePort   int32         `json:"healthCheckNodePort,omitempty"`
-	Forwarding            string        `json:"forwarding,omitempty"`
-	SourceRangeAnnotation string        `json:"sourceRangeAnnotation,omitempty"`
+	Class           *string       `json:"class,omitempty"`
+	Headless        bool          `json:"headless,omitempty"`
+	Ports           []ServicePort `json:"ports,omitempty"`
+	LocalOnly       bool          `json:"localOnly,omitempty"`
+	Affinity        bool          `json:"affinity,omitempty"`
+	AffinitySeconds int32         `json:"affinitySeconds,omitempty"`
+	SourceRanges    []string      `json:"sourceRanges,omitempty"`
+	Families        []ipam.Family `json:"families,omitempty"`
+	FamilyPolicy    ipam.Policy   `json:"familyPolicy,omitempty"`
+	// LoadBalancerIP is the deprecated field, RequestedAnnotation its successor, which may name an address of each family.
+	LoadBalancerIP        string `json:"loadBalancerIP,omitempty"`
+	RequestedAnnotation   string `json:"requestedAnnotation,omitempty"`
+	HealthCheckNodePort   int32  `json:"healthCheckNodePort,omitempty"`
+	Forwarding            string `json:"forwarding,omitempty"`
+	SourceRangeAnnotation string `json:"sourceRangeAnnotation,omitempty"`
 }
 
 // ServicePort is a port of a Service; NodePort is 0 where there is none.
@@ -168,7 +170,7 @@ func Wish(s Service, nodes map[string]Node, slicesOfService []Slice, addressType
 		LocalOnly: s.LocalOnly,
 		Affinity:  s.Affinity, AffinitySeconds: s.AffinitySeconds,
 		SourceRanges: sourceRangesOf(s),
-		Families:     s.Families, FamilyPolicy: s.FamilyPolicy, Requested: s.Requested,
+		Families:     s.Families, FamilyPolicy: s.FamilyPolicy,
 		Forwarding: s.Forwarding,
 	}
 	var problems []Problem
@@ -184,6 +186,11 @@ func Wish(s Service, nodes map[string]Node, slicesOfService []Slice, addressType
 		lb.Ports = append(lb.Ports, Port{portName(p), p.Port, cmp.Or(p.Protocol, "TCP")})
 		lb.EndpointPorts = append(lb.EndpointPorts, Port{portName(p), p.NodePort, cmp.Or(p.Protocol, "TCP")})
 	}
+	requested, problem := requestedAddresses(s)
+	if problem != nil {
+		return lb, []Problem{*problem}
+	}
+	lb.Requested = requested
 	if s.LocalOnly {
 		local := NodeAddresses(localNodes(nodes, slicesOfService), addressType)
 		lb.Local, lb.HealthCheckNodePort = &local, s.HealthCheckNodePort
@@ -192,6 +199,27 @@ func Wish(s Service, nodes map[string]Node, slicesOfService []Slice, addressType
 		problems[0].Partial = false
 	}
 	return lb, problems
+}
+
+// requestedAddresses: the annotation, which can name two, beats the deprecated field.
+func requestedAddresses(s Service) ([]netip.Addr, *Problem) {
+	field, text := "metadata.annotations", s.RequestedAnnotation
+	if strings.TrimSpace(text) == "" {
+		field, text = "spec.loadBalancerIP", s.LoadBalancerIP
+	}
+	if strings.TrimSpace(text) == "" {
+		return nil, nil
+	}
+	var addresses []netip.Addr
+	for _, part := range strings.Split(text, ",") {
+		address, err := netip.ParseAddr(strings.TrimSpace(part))
+		if err != nil || address.Zone() != "" || address.Is4In6() {
+			return nil, &Problem{Reason: ReasonInvalidAddress, Field: field, Message: fmt.Sprintf(
+				"requested address %q in %s is not an IP address: name one, or one of each family, separated by a comma", part, field)}
+		}
+		addresses = append(addresses, address)
+	}
+	return addresses, nil
 }
 
 // sourceRangesOf: the field wins over the annotation that came before it.

@@ -148,3 +148,27 @@ func TestWish(t *testing.T) {
 		t.Errorf("SCTP alone: %v", problems)
 	}
 }
+
+func TestRequestedAddresses(t *testing.T) {
+	for name, c := range map[string]struct {
+		field, annotation, want, problem string
+	}{
+		"none":                     {"", "", "[]", ""},
+		"the deprecated field":     {"203.0.113.5", "", "[203.0.113.5]", ""},
+		"the annotation beats it":  {"203.0.113.5", "203.0.113.6, 2001:db8::6", "[203.0.113.6 2001:db8::6]", ""},
+		"a name in the annotation": {"203.0.113.5", "example.com", "[]", "metadata.annotations"},
+		"a name in the field":      {"example.com", "", "[]", "spec.loadBalancerIP"},
+		"a zone":                   {"fe80::1%eth0", "", "[]", "spec.loadBalancerIP"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			lb, problems := Wish(Service{LoadBalancerIP: c.field, RequestedAnnotation: c.annotation, Ports: []ServicePort{{"", "", 80, 30080}}}, nil, nil, "InternalIP", "tenant-a")
+			if got := fmt.Sprint(lb.Requested); got != c.want {
+				t.Errorf("got %s, want %s", got, c.want)
+			}
+			problem, refused := Refused(problems)
+			if refused != (c.problem != "") || problem.Field != c.problem {
+				t.Errorf("problems %v", problems)
+			}
+		})
+	}
+}

@@ -1,4 +1,4 @@
-package ccm
+package convert
 
 import (
 	"testing"
@@ -27,9 +27,9 @@ func TestEverythingThatTheHubCanUseTravels(t *testing.T) {
 			Ports: []corev1.ServicePort{{Port: 53, NodePort: 30053, Protocol: corev1.ProtocolUDP}},
 		},
 	}
-	wish, problems := translate.Wish(serviceFrom(service), nil, nil, "InternalIP", "tenant-a")
+	wish, problems := translate.Wish(Service(service), nil, nil, "InternalIP", "tenant-a")
 	require.Empty(t, problems)
-	lb := loadBalancerTo(wish)
+	lb := LoadBalancer(wish)
 	require.Equal(t, "tenant-a/uid-1", lb.Namespace+"/"+lb.Name)
 	require.Equal(t, map[string]string{v1alpha1.LabelOriginNamespace: "shop", v1alpha1.LabelOriginName: "web", v1alpha1.LabelTenant: "tenant-a"}, lb.Labels)
 	require.Empty(t, lb.Annotations, "a Service's annotations never reach the hub")
@@ -50,38 +50,10 @@ func TestEverythingThatTheHubCanUseTravels(t *testing.T) {
 
 func TestConditionsOfAnEndpointThatAreAbsent(t *testing.T) {
 	node, no := "n1", false
-	slice := sliceFrom(&discoveryv1.EndpointSlice{Endpoints: []discoveryv1.Endpoint{
+	slice := Slice(&discoveryv1.EndpointSlice{Endpoints: []discoveryv1.Endpoint{
 		{NodeName: &node},
 		{NodeName: &node, Conditions: discoveryv1.EndpointConditions{Ready: &no}},
 		{},
 	}})
 	require.Equal(t, []translate.SliceEndpoint{{Node: "n1", Ready: true, Serving: true}, {Node: "n1"}}, slice.Endpoints)
-}
-
-func TestTheMirroredConditionSaysWhatTheHubSays(t *testing.T) {
-	lb := &v1alpha1.LoadBalancer{}
-	require.Equal(t, "Pending", mirror(lb, nil).Reason)
-	lb.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "203.0.113.1"}}
-	require.Equal(t, metav1.ConditionTrue, mirror(lb, nil).Status, "a KubeLB manager has no conditions")
-	lb.Status.Conditions = []metav1.Condition{{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse, Reason: "PoolExhausted", Message: "no free address"}}
-	require.Equal(t, "PoolExhausted", mirror(lb, nil).Reason)
-	lb.Status.Conditions[0].Status = metav1.ConditionTrue
-	require.Contains(t, mirror(lb, []translate.Problem{{Reason: "UnsupportedProtocol", Message: "SCTP"}}).Message, "served, but: SCTP")
-}
-
-func TestFlagsAreChecked(t *testing.T) {
-	for want, o := range map[string]options{
-		"--cluster-name is required": {nodeAddressType: "InternalIP"},
-		"use InternalIP":             {clusterName: "a", nodeAddressType: "Public"},
-	} {
-		_, err := o.config()
-		require.ErrorContains(t, err, want)
-	}
-	for _, name := range []string{"a", "tenant-a"} {
-		o := options{clusterName: name, nodeAddressType: "Hostname"}
-		config, err := o.config()
-		require.NoError(t, err)
-		require.Equal(t, "tenant-a", config.HubNamespace)
-		require.NotNil(t, config.Resolver)
-	}
 }

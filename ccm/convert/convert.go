@@ -1,9 +1,8 @@
-package ccm
+// Package convert turns Kubernetes objects of a tenant cluster into what core works on, and what core wishes into objects of
+// the hub. It is the CCM's only place that knows both.
+package convert
 
 import (
-	"net/netip"
-	"strings"
-
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -13,8 +12,8 @@ import (
 	"kubelb.k8c.io/core/translate"
 )
 
-// serviceFrom takes what translation needs out of a Service.
-func serviceFrom(s *corev1.Service) translate.Service {
+// Service takes what translation needs out of a Service.
+func Service(s *corev1.Service) translate.Service {
 	out := translate.Service{
 		Namespace: s.Namespace, Name: s.Name, UID: string(s.UID),
 		Type: string(s.Spec.Type), Class: s.Spec.LoadBalancerClass, Headless: s.Spec.ClusterIP == corev1.ClusterIPNone,
@@ -22,8 +21,8 @@ func serviceFrom(s *corev1.Service) translate.Service {
 		Affinity:     s.Spec.SessionAffinity == corev1.ServiceAffinityClientIP,
 		SourceRanges: s.Spec.LoadBalancerSourceRanges, SourceRangeAnnotation: s.Annotations[corev1.AnnotationLoadBalancerSourceRangesKey],
 		HealthCheckNodePort: s.Spec.HealthCheckNodePort,
-		Requested:           requestedAddresses(s),
-		Forwarding:          s.Annotations[v1alpha1.AnnotationForwarding],
+		LoadBalancerIP:      s.Spec.LoadBalancerIP, RequestedAnnotation: s.Annotations[v1alpha1.AnnotationRequestedAddresses],
+		Forwarding: s.Annotations[v1alpha1.AnnotationForwarding],
 	}
 	if c := s.Spec.SessionAffinityConfig; c != nil && c.ClientIP != nil && c.ClientIP.TimeoutSeconds != nil {
 		out.AffinitySeconds = *c.ClientIP.TimeoutSeconds
@@ -47,22 +46,8 @@ func familyFrom(f corev1.IPFamily) ipam.Family {
 	return ipam.IPv4
 }
 
-// requestedAddresses: the annotation, which can name two, beats the deprecated spec.loadBalancerIP.
-func requestedAddresses(s *corev1.Service) []netip.Addr {
-	text := s.Annotations[v1alpha1.AnnotationRequestedAddresses]
-	if text == "" {
-		text = s.Spec.LoadBalancerIP
-	}
-	var out []netip.Addr
-	for _, part := range strings.Split(text, ",") {
-		if a, err := netip.ParseAddr(strings.TrimSpace(part)); err == nil {
-			out = append(out, a)
-		}
-	}
-	return out
-}
-
-func nodeFrom(n *corev1.Node) translate.Node {
+// Node takes what translation needs out of a node.
+func Node(n *corev1.Node) translate.Node {
 	out := translate.Node{Name: n.Name, Labels: n.Labels, Deleting: n.DeletionTimestamp != nil}
 	for _, a := range n.Status.Addresses {
 		out.Addresses = append(out.Addresses, translate.NodeAddress{Type: string(a.Type), Address: a.Address})
@@ -73,8 +58,9 @@ func nodeFrom(n *corev1.Node) translate.Node {
 	return out
 }
 
-// sliceFrom reads the conditions as the API defines their absence: ready, serving, not terminating.
-func sliceFrom(s *discoveryv1.EndpointSlice) translate.Slice {
+// Slice takes what translation needs out of an EndpointSlice. Conditions that are absent count as the API defines it:
+// ready, serving, not terminating.
+func Slice(s *discoveryv1.EndpointSlice) translate.Slice {
 	var out translate.Slice
 	is := func(condition *bool, otherwise bool) bool {
 		if condition == nil {
@@ -93,8 +79,8 @@ func sliceFrom(s *discoveryv1.EndpointSlice) translate.Slice {
 	return out
 }
 
-// loadBalancerTo makes the hub's object.
-func loadBalancerTo(lb translate.LoadBalancer) *v1alpha1.LoadBalancer {
+// LoadBalancer makes the hub's object.
+func LoadBalancer(lb translate.LoadBalancer) *v1alpha1.LoadBalancer {
 	out := &v1alpha1.LoadBalancer{
 		ObjectMeta: metav1.ObjectMeta{Namespace: lb.Namespace, Name: lb.Name, Labels: map[string]string{
 			v1alpha1.LabelOriginNamespace: lb.OriginNamespace,
@@ -118,7 +104,7 @@ func loadBalancerTo(lb translate.LoadBalancer) *v1alpha1.LoadBalancer {
 	}
 	endpoints := &out.Spec.Endpoints[0]
 	if lb.Local != nil {
-		local := addressesTo(*lb.Local)
+		local := Addresses(*lb.Local)
 		endpoints.LocalAddresses = &local
 	}
 	for i, p := range lb.Ports {
@@ -141,7 +127,8 @@ func loadBalancerTo(lb translate.LoadBalancer) *v1alpha1.LoadBalancer {
 	return out
 }
 
-func addressesTo(list []translate.Address) []v1alpha1.EndpointAddress {
+// Addresses makes the hub's form of a list of targets.
+func Addresses(list []translate.Address) []v1alpha1.EndpointAddress {
 	out := make([]v1alpha1.EndpointAddress, len(list))
 	for i, a := range list {
 		out[i] = v1alpha1.EndpointAddress{IP: a.IP, Hostname: a.Hostname}

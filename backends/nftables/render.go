@@ -78,7 +78,7 @@ func (t *table) write(w *strings.Builder, edits []edit) {
 			}
 		}
 		if len(lines) > 0 {
-			fmt.Fprintf(w, "\t\telements = { %s }\n", strings.Join(lines, ",\n\t\t\t     "))
+			fmt.Fprintf(w, "\t\telements = { %s }\n", joinElements(lines, s.name))
 		}
 		w.WriteString("\t}\n\n")
 	}
@@ -98,6 +98,19 @@ func (t *table) write(w *strings.Builder, edits []edit) {
 		c.write(w)
 	}
 	w.WriteString("}\n")
+}
+
+// joinElements writes an element a line, as nft does, but for the rows of the Maglev tables, of which there are hundreds.
+func joinElements(elements []string, set string) string {
+	const nextLine = ",\n\t\t\t     "
+	if set != mapRows {
+		return strings.Join(elements, nextLine)
+	}
+	var lines []string
+	for line := range slices.Chunk(elements, 6) {
+		lines = append(lines, strings.Join(line, ", "))
+	}
+	return strings.Join(lines, nextLine)
 }
 
 func (c chain) write(w *strings.Builder) {

@@ -95,6 +95,8 @@ type Problem struct {
 	Tenant string `json:"tenant,omitempty"`
 	model.ObjectName
 	translate.Problem
+	// NotOurs: the Service is for somebody else, and nothing is wrong with it.
+	NotOurs bool `json:"notOurs,omitempty"`
 }
 
 // JSON reads a document and answers with another. Bad input is answered with Output.Error; it never fails.

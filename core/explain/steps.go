@@ -45,7 +45,7 @@ func (e *explanation) cluster(c Cluster) {
 	for _, s := range services {
 		name := model.ObjectName{Namespace: s.Namespace, Name: s.Name}
 		if reason, ours := translate.Owned(s, c.ClassRequired); !ours {
-			e.problem("Service", c.Tenant, name, reason)
+			e.out.Problems = append(e.out.Problems, Problem{Kind: "Service", Tenant: c.Tenant, ObjectName: name, Problem: reason, NotOurs: true})
 			continue
 		}
 		lb, problems := translate.Wish(s, nodes, byService[name], addressType, namespace)

@@ -63,6 +63,7 @@ func read(lb *LoadBalancer, tenant *Tenant, referred *resolution, fence Fence) *
 	if !t.served() {
 		return t
 	}
+	t.problems = slices.Clone(lb.Malformed)
 	t.vips = t.readVIPs()
 	t.ports = t.readPorts()
 	t.sourceRanges = t.readSourceRanges()
@@ -75,6 +76,10 @@ func read(lb *LoadBalancer, tenant *Tenant, referred *resolution, fence Fence) *
 	}
 	if lb.Local != nil {
 		t.local = t.inline("spec.endpoints[0].localAddresses", *lb.Local)
+	}
+	if lb.LocalOnly && lb.Local != nil && len(*lb.Local) == 0 {
+		t.problems = append(t.problems, Problem{Reason: ReasonNoLocalEndpoints, Field: "spec.endpoints[0].localAddresses", Partial: true,
+			Message: "externalTrafficPolicy is Local and no node has a ready endpoint, so connections are refused"})
 	}
 	if lb.LocalOnly && t.forwarding() == model.NAT {
 		t.problems = append(t.problems, Problem{Reason: ReasonClientAddressNotKept, Field: "spec.externalTrafficPolicy", Partial: true,
@@ -155,6 +160,9 @@ func (t *translation) readPorts() []port {
 		}
 		ports = append(ports, p)
 	}
+	if health := t.lb.HealthCheckNodePort; health < 0 || health > 65535 {
+		t.refuse(ReasonInvalidPort, "spec.healthCheckNodePort", "spec.healthCheckNodePort is %d: use 1 to 65535, or 0 for none", health)
+	}
 	return ports
 }
 
@@ -214,8 +222,11 @@ func (t *translation) checkWords() {
 		}
 	}
 	known(ReasonInvalidFamilyPolicy, "spec.ipFamilyPolicy", string(t.lb.FamilyPolicy), string(ipam.SingleStack), string(ipam.PreferDualStack), string(ipam.RequireDualStack))
-	known(ReasonInvalidForwarding, "spec.forwarding", t.lb.Forwarding, model.NAT.String(), model.Transparent.String(), model.Direct.String())
+	known(ReasonInvalidForwarding, "spec.forwarding", t.lb.Forwarding, forwardings...)
 }
+
+// forwardings are the modes' names.
+var forwardings = []string{model.NAT.String(), model.Transparent.String(), model.Direct.String()}
 
 func (t *translation) forwarding() model.Forwarding {
 	switch t.lb.Forwarding {

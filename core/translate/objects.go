@@ -44,6 +44,8 @@ type LoadBalancer struct {
 	HealthCheckNodePort int32 `json:"healthCheckNodePort,omitempty"`
 	// Forwarding is nat, transparent, direct or empty (the hub chooses).
 	Forwarding string `json:"forwarding,omitempty"`
+	// Malformed are problems that were found when the object was read, such as an annotation that says nothing.
+	Malformed []Problem `json:"malformed,omitempty"`
 	// VIPs are the addresses on record for it, in status.
 	VIPs []netip.Addr `json:"vips,omitempty"`
 }
@@ -113,6 +115,7 @@ const (
 	ReasonInvalidForwarding   = "InvalidForwarding"
 	ReasonInvalidAffinity     = "InvalidAffinity"
 	ReasonConflict            = "FrontendConflict"
+	ReasonNoLocalEndpoints    = "NoLocalEndpoints"
 	ReasonNoNodes             = "NoNodes"
 	// ReasonClientAddressNotKept is partial: traffic flows, from another source address than the policy lets expect.
 	ReasonClientAddressNotKept = "ClientAddressNotKept"

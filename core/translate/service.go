@@ -75,6 +75,12 @@ type SliceEndpoint struct {
 // Class is the loadBalancerClass that this product serves.
 const Class = "kubelb"
 
+// Annotations of a Service that translation reads.
+const (
+	AnnotationForwarding         = "kubelb.k8c.io/forwarding"
+	AnnotationRequestedAddresses = "kubelb.k8c.io/requested-addresses"
+)
+
 // Reasons of problems on the tenant's side.
 const (
 	ReasonHeadless   = "HeadlessService"
@@ -170,7 +176,7 @@ func Wish(s Service, nodes map[string]Node, slicesOfService []Slice, addressType
 		LocalOnly: s.LocalOnly,
 		Affinity:  s.Affinity, AffinitySeconds: s.AffinitySeconds,
 		SourceRanges: sourceRangesOf(s),
-		Families:     s.Families, FamilyPolicy: s.FamilyPolicy,
+		Families:     s.Families, FamilyPolicy: familyPolicy(s),
 		Forwarding: s.Forwarding,
 	}
 	var problems []Problem
@@ -191,6 +197,10 @@ func Wish(s Service, nodes map[string]Node, slicesOfService []Slice, addressType
 		return lb, []Problem{*problem}
 	}
 	lb.Requested = requested
+	if s.Forwarding != "" && !slices.Contains(forwardings, s.Forwarding) {
+		field := "metadata.annotations." + AnnotationForwarding
+		return lb, []Problem{{Reason: ReasonInvalidForwarding, Field: field, Message: fmt.Sprintf("%s is %q: use one of %s", field, s.Forwarding, strings.Join(forwardings, ", "))}}
+	}
 	if s.LocalOnly {
 		local := NodeAddresses(localNodes(nodes, slicesOfService), addressType)
 		lb.Local, lb.HealthCheckNodePort = &local, s.HealthCheckNodePort
@@ -201,9 +211,18 @@ func Wish(s Service, nodes map[string]Node, slicesOfService []Slice, addressType
 	return lb, problems
 }
 
+// familyPolicy: the cluster has decided already which families a Service has. One that would prefer two and got one has
+// endpoints of that one only.
+func familyPolicy(s Service) ipam.Policy {
+	if s.FamilyPolicy == ipam.PreferDualStack && len(s.Families) == 1 {
+		return ipam.SingleStack
+	}
+	return s.FamilyPolicy
+}
+
 // requestedAddresses: the annotation, which can name two, beats the deprecated field.
 func requestedAddresses(s Service) ([]netip.Addr, *Problem) {
-	field, text := "metadata.annotations", s.RequestedAnnotation
+	field, text := "metadata.annotations."+AnnotationRequestedAddresses, s.RequestedAnnotation
 	if strings.TrimSpace(text) == "" {
 		field, text = "spec.loadBalancerIP", s.LoadBalancerIP
 	}

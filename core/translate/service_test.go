@@ -156,7 +156,7 @@ func TestRequestedAddresses(t *testing.T) {
 		"none":                     {"", "", "[]", ""},
 		"the deprecated field":     {"203.0.113.5", "", "[203.0.113.5]", ""},
 		"the annotation beats it":  {"203.0.113.5", "203.0.113.6, 2001:db8::6", "[203.0.113.6 2001:db8::6]", ""},
-		"a name in the annotation": {"203.0.113.5", "example.com", "[]", "metadata.annotations"},
+		"a name in the annotation": {"203.0.113.5", "example.com", "[]", "metadata.annotations." + AnnotationRequestedAddresses},
 		"a name in the field":      {"example.com", "", "[]", "spec.loadBalancerIP"},
 		"a zone":                   {"fe80::1%eth0", "", "[]", "spec.loadBalancerIP"},
 	} {

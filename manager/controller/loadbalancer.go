@@ -196,7 +196,7 @@ func (r *loadBalancerReconciler) sync(ctx context.Context, lb *v1alpha1.LoadBala
 
 // check translates the LoadBalancer as every gateway does, to tell its problems.
 func (r *loadBalancerReconciler) check(ctx context.Context, lb *v1alpha1.LoadBalancer) (translate.LoadBalancer, []translate.Problem, error) {
-	converted, problems := convert.LoadBalancer(lb)
+	converted := convert.LoadBalancer(lb)
 	tenant, err := r.tenantOf(ctx, lb.Namespace)
 	if err != nil {
 		return converted, nil, err
@@ -214,7 +214,7 @@ func (r *loadBalancerReconciler) check(ctx context.Context, lb *v1alpha1.LoadBal
 		}
 	}
 	fence := translate.Fence{Forbidden: r.forbidden, VIPs: r.addresses.ranges()}
-	return converted, append(problems, translate.Check(converted, tenant, addresses, fence)...), nil
+	return converted, translate.Check(converted, tenant, addresses, fence), nil
 }
 
 func (r *loadBalancerReconciler) tenantOf(ctx context.Context, namespace string) (*translate.Tenant, error) {

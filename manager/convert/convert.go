@@ -15,8 +15,8 @@ import (
 	"kubelb.k8c.io/core/translate"
 )
 
-// LoadBalancer takes what translation needs. Fields beat annotations; a malformed annotation is reported.
-func LoadBalancer(lb *v1alpha1.LoadBalancer) (translate.LoadBalancer, []translate.Problem) {
+// LoadBalancer takes what translation needs. Fields beat annotations; malformed annotations refuse it.
+func LoadBalancer(lb *v1alpha1.LoadBalancer) translate.LoadBalancer {
 	a := annotations{values: lb.Annotations}
 	out := translate.LoadBalancer{
 		ObjectName:      model.ObjectName{Namespace: lb.Namespace, Name: lb.Name},
@@ -51,7 +51,8 @@ func LoadBalancer(lb *v1alpha1.LoadBalancer) (translate.LoadBalancer, []translat
 		}
 		out.AffinitySeconds = int32(a.number(seconds, v1alpha1.AnnotationAffinityTimeout, 86400))
 	}
-	return out, a.problems
+	out.Malformed = a.problems
+	return out
 }
 
 func endpoints(lb *v1alpha1.LoadBalancer, out *translate.LoadBalancer) {
@@ -133,7 +134,7 @@ type annotations struct {
 }
 
 func (a *annotations) refuse(key, format string, args ...any) {
-	a.problems = append(a.problems, translate.Problem{Reason: "InvalidAnnotation", Message: "annotation " + key + ": " + fmt.Sprintf(format, args...)})
+	a.problems = append(a.problems, translate.Problem{Reason: "InvalidAnnotation", Field: "metadata.annotations." + key, Message: "annotation " + key + ": " + fmt.Sprintf(format, args...)})
 }
 
 func (a *annotations) text(field, key string) string {

@@ -23,8 +23,8 @@ func TestAnnotationsStandInForFieldsThatAreNotSet(t *testing.T) {
 		v1alpha1.AnnotationForwarding:          "direct",
 		"metallb.universe.tf/loadBalancerIPs":  "203.0.113.9",
 	}}, Spec: v1alpha1.LoadBalancerSpec{Persistence: &v1alpha1.Persistence{Type: v1alpha1.PersistenceSourceIP}}}
-	got, problems := LoadBalancer(lb)
-	require.Empty(t, problems)
+	got := LoadBalancer(lb)
+	require.Empty(t, got.Malformed)
 	require.Equal(t, []string{"192.0.2.0/24", "2001:db8::/32"}, got.SourceRanges)
 	require.EqualValues(t, 60, got.AffinitySeconds)
 	require.Equal(t, []ipam.Family{ipam.IPv6, ipam.IPv4}, got.Families)
@@ -41,8 +41,8 @@ func TestFieldsBeatAnnotations(t *testing.T) {
 	}}, Spec: v1alpha1.LoadBalancerSpec{
 		LoadBalancerSourceRanges: []string{"192.0.2.0/24"}, IPFamilies: []corev1.IPFamily{corev1.IPv4Protocol}, Forwarding: "nat",
 		Persistence: &v1alpha1.Persistence{Type: v1alpha1.PersistenceSourceIP, TimeoutSeconds: &seconds}}}
-	got, problems := LoadBalancer(lb)
-	require.Empty(t, problems)
+	got := LoadBalancer(lb)
+	require.Empty(t, got.Malformed)
 	require.Equal(t, []string{"192.0.2.0/24"}, got.SourceRanges)
 	require.EqualValues(t, 90, got.AffinitySeconds)
 	require.Equal(t, []ipam.Family{ipam.IPv4}, got.Families)
@@ -54,7 +54,7 @@ func TestMalformedAnnotationsAreNamed(t *testing.T) {
 		v1alpha1.AnnotationIPFamilies: "IPv5", v1alpha1.AnnotationIPFamilyPolicy: "Triple", v1alpha1.AnnotationRequestedAddresses: "example.com",
 		v1alpha1.AnnotationHealthCheckNodePort: "70000", v1alpha1.AnnotationForwarding: "teleport",
 	} {
-		_, problems := LoadBalancer(&v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{key: value}}})
+		problems := LoadBalancer(&v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{key: value}}}).Malformed
 		require.Len(t, problems, 1, key)
 		require.Contains(t, problems[0].Message, key)
 		require.Contains(t, problems[0].Message, value)
@@ -64,10 +64,10 @@ func TestMalformedAnnotationsAreNamed(t *testing.T) {
 func TestAnEmptyLocalListIsNotAnAbsentOne(t *testing.T) {
 	endpoints := v1alpha1.LoadBalancerEndpoints{AddressesReference: &corev1.ObjectReference{Name: "default"}}
 	lb := &v1alpha1.LoadBalancer{Spec: v1alpha1.LoadBalancerSpec{Endpoints: []v1alpha1.LoadBalancerEndpoints{endpoints}}}
-	got, _ := LoadBalancer(lb)
+	got := LoadBalancer(lb)
 	require.Nil(t, got.Local)
 	lb.Spec.Endpoints[0].LocalAddresses = &[]v1alpha1.EndpointAddress{}
-	got, _ = LoadBalancer(lb)
+	got = LoadBalancer(lb)
 	require.NotNil(t, got.Local)
 	require.Empty(t, *got.Local)
 }

@@ -420,11 +420,11 @@ func addressesChanged(o client.Object, gone bool) event {
 // loadBalancerChanged: one that is being deleted is served no more, so that its address can be freed.
 func loadBalancerChanged(o client.Object, gone bool) event {
 	return func(g *Gateway) {
-		lb, problems := convert.LoadBalancer(o.(*v1alpha1.LoadBalancer))
+		lb := convert.LoadBalancer(o.(*v1alpha1.LoadBalancer))
 		if version, err := strconv.ParseUint(o.GetResourceVersion(), 10, 64); err == nil {
 			g.seen = max(g.seen, version)
 		}
-		if gone || o.GetDeletionTimestamp() != nil || len(problems) > 0 {
+		if gone || o.GetDeletionTimestamp() != nil {
 			g.hub.DeleteLoadBalancer(lb.ObjectName)
 			return
 		}

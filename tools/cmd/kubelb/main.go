@@ -1,0 +1,26 @@
+// Command kubelb is the users' command line.
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/spf13/cobra"
+)
+
+func main() {
+	root := &cobra.Command{
+		Use:           "kubelb",
+		Short:         "Layer-4 load balancers for fleets of Kubernetes clusters",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.AddCommand(renderCommand())
+	if err := root.Execute(); err != nil {
+		if !errors.Is(err, errRefused) {
+			fmt.Fprintln(os.Stderr, "kubelb:", err)
+		}
+		os.Exit(1)
+	}
+}

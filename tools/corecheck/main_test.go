@@ -1,0 +1,46 @@
+package corecheck
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+)
+
+// golden rewrites the expected files of the corpus.
+var golden = flag.Bool("golden", false, "rewrite the expected files of the corpus and remove orphans")
+
+// built is where TestMain puts what the tests run.
+var built string
+
+func TestMain(m *testing.M) { os.Exit(run(m)) }
+
+func run(m *testing.M) int {
+	flag.Parse()
+	dir, err := os.MkdirTemp("", "corecheck-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	built = dir
+	for _, b := range []struct{ in, out, target, system, arch string }{
+		{"../../core", "core.wasm", "./wasm", "wasip1", "wasm"},
+		{"../../core", "core_js.wasm", "./wasm", "js", "wasm"},
+		{"../../backends/nftables", "kubelb-backend-nftables", "./cmd/kubelb-backend-nftables", "", ""},
+	} {
+		cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(dir, b.out), b.target)
+		cmd.Dir = b.in
+		cmd.Env = append(os.Environ(), "GOWORK=off")
+		if b.system != "" {
+			cmd.Env = append(cmd.Env, "GOOS="+b.system, "GOARCH="+b.arch)
+		}
+		if output, err := cmd.CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "build %s: %v\n%s", b.out, err, output)
+			return 1
+		}
+	}
+	return m.Run()
+}

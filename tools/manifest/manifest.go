@@ -1,0 +1,239 @@
+// Package manifest reads Kubernetes objects from YAML or JSON and remembers on which line each field stands, so that a
+// problem can be shown where it comes from.
+package manifest
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"regexp"
+	"strconv"
+	"strings"
+
+	yaml "go.yaml.in/yaml/v3"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	kjson "sigs.k8s.io/json"
+
+	"kubelb.k8c.io/api/v1alpha1"
+)
+
+// Object is an object with the place that it was read from.
+type Object struct {
+	// Typed is a Service, Node, EndpointSlice, LoadBalancer, Addresses, Tenant or AddressPool; nil for any other kind.
+	Typed client.Object
+	// Kind is what the document says.
+	Kind string
+	File string
+	node *yaml.Node
+}
+
+// Error is a document that cannot be read.
+type Error struct {
+	File    string
+	Line    int
+	Message string
+}
+
+// Error returns file:line: message.
+func (e *Error) Error() string { return fmt.Sprintf("%s:%d: %s", e.File, e.Line, e.Message) }
+
+// newTyped are the kinds that load balancing depends on.
+func newTyped(kind schema.GroupVersionKind) client.Object {
+	switch kind {
+	case corev1.SchemeGroupVersion.WithKind("Service"):
+		return &corev1.Service{}
+	case corev1.SchemeGroupVersion.WithKind("Node"):
+		return &corev1.Node{}
+	case discoveryv1.SchemeGroupVersion.WithKind("EndpointSlice"):
+		return &discoveryv1.EndpointSlice{}
+	case v1alpha1.GroupVersion.WithKind("LoadBalancer"):
+		return &v1alpha1.LoadBalancer{}
+	case v1alpha1.GroupVersion.WithKind("Addresses"):
+		return &v1alpha1.Addresses{}
+	case v1alpha1.GroupVersion.WithKind("Tenant"):
+		return &v1alpha1.Tenant{}
+	case v1alpha1.GroupVersion.WithKind("AddressPool"):
+		return &v1alpha1.AddressPool{}
+	}
+	return nil
+}
+
+// Read reads all documents; lists, as kubectl prints them, are taken apart. Fields that a kind does not have are errors. It
+// returns what it could read with all errors, each an *Error.
+func Read(file string, in io.Reader) ([]Object, error) {
+	var objects []Object
+	var errs []error
+	documents := yaml.NewDecoder(in)
+	for {
+		var document yaml.Node
+		err := documents.Decode(&document)
+		if errors.Is(err, io.EOF) {
+			return objects, errors.Join(errs...)
+		}
+		if err != nil {
+			return objects, errors.Join(append(errs, syntaxError(file, err))...)
+		}
+		found, err := read(file, document.Content[0])
+		objects = append(objects, found...)
+		if err != nil {
+			errs = append(errs, err)
+		}
+	}
+}
+
+var yamlLine = regexp.MustCompile(`^yaml: (?:line (\d+): )?`)
+
+// syntaxError takes the line out of the library's message.
+func syntaxError(file string, err error) *Error {
+	match := yamlLine.FindStringSubmatch(err.Error())
+	if match == nil {
+		return &Error{file, 1, err.Error()}
+	}
+	line, _ := strconv.Atoi(match[1])
+	return &Error{file, max(line, 1), strings.TrimPrefix(err.Error(), match[0])}
+}
+
+// read reads one object or a list of them. An empty document is none.
+func read(file string, node *yaml.Node) ([]Object, error) {
+	if node.Kind == yaml.ScalarNode && node.Tag == "!!null" {
+		return nil, nil
+	}
+	if node.Kind != yaml.MappingNode {
+		return nil, &Error{file, node.Line, "not a Kubernetes object: expected apiVersion, kind and metadata"}
+	}
+	var head struct {
+		APIVersion string `yaml:"apiVersion"`
+		Kind       string
+	}
+	if err := node.Decode(&head); err != nil || head.APIVersion == "" || head.Kind == "" {
+		return nil, &Error{file, node.Line, "not a Kubernetes object: apiVersion and kind must be set"}
+	}
+	if head.Kind == "List" || strings.HasSuffix(head.Kind, "List") && field(node, "items") != nil {
+		return readItems(file, field(node, "items"))
+	}
+	object := Object{Kind: head.Kind, File: file, node: node}
+	group, err := schema.ParseGroupVersion(head.APIVersion)
+	if err != nil {
+		return nil, &Error{file, object.Line("apiVersion"), err.Error()}
+	}
+	if object.Typed = newTyped(group.WithKind(head.Kind)); object.Typed != nil {
+		if err := object.decode(); err != nil {
+			return nil, err
+		}
+	}
+	return []Object{object}, nil
+}
+
+func readItems(file string, items *yaml.Node) ([]Object, error) {
+	if items == nil {
+		return nil, nil
+	}
+	var objects []Object
+	var errs []error
+	for _, item := range items.Content {
+		found, err := read(file, item)
+		objects = append(objects, found...)
+		if err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return objects, errors.Join(errs...)
+}
+
+var quotedField = regexp.MustCompile(`"([^"]+)"`)
+
+// decode fills Typed as the API server's strict decoder would.
+func (o *Object) decode() error {
+	var value any
+	if err := o.node.Decode(&value); err != nil {
+		return syntaxError(o.File, err)
+	}
+	document, err := json.Marshal(value)
+	if err != nil {
+		return &Error{o.File, o.node.Line, err.Error()}
+	}
+	unknown, err := kjson.UnmarshalStrict(document, o.Typed)
+	if err != nil {
+		// The decoder names the field by its Go path; the object's first line is the best place there is.
+		return &Error{o.File, o.node.Line, fmt.Sprintf("%s: %s", o.Kind, strings.TrimPrefix(err.Error(), "json: "))}
+	}
+	var errs []error
+	for _, problem := range unknown {
+		line := o.node.Line
+		if match := quotedField.FindStringSubmatch(problem.Error()); match != nil {
+			line = o.Line(match[1])
+		}
+		errs = append(errs, &Error{o.File, line, fmt.Sprintf("%s %s: %s", o.Kind, o.Typed.GetName(), problem)})
+	}
+	return errors.Join(errs...)
+}
+
+// Line returns the line of a field such as spec.ports[0].protocol, or of the nearest one around it that there is. Behind
+// metadata.annotations and metadata.labels the rest of the path is one key.
+func (o Object) Line(path string) int {
+	if o.node == nil {
+		return 0
+	}
+	line, node := o.node.Line, o.node
+	for rest := path; rest != ""; {
+		var step string
+		step, rest = nextStep(rest)
+		key, child := find(node, step)
+		if child == nil {
+			return line
+		}
+		line, node = key.Line, child
+		if step == "annotations" || step == "labels" {
+			if key, child := find(node, rest); child != nil {
+				return key.Line
+			}
+			return line
+		}
+	}
+	return line
+}
+
+// nextStep splits off the first name or [index].
+func nextStep(path string) (step, rest string) {
+	if strings.HasPrefix(path, "[") {
+		step, rest, _ = strings.Cut(path[1:], "]")
+		return "[" + step, strings.TrimPrefix(rest, ".")
+	}
+	end := strings.IndexAny(path, ".[")
+	if end < 0 {
+		return path, ""
+	}
+	return path[:end], strings.TrimPrefix(path[end:], ".")
+}
+
+// find returns the node that stands for the step's key, for its line, and the value.
+func find(node *yaml.Node, step string) (key, value *yaml.Node) {
+	if node.Kind == yaml.AliasNode {
+		node = node.Alias
+	}
+	if index, isIndex := strings.CutPrefix(step, "["); isIndex {
+		i, err := strconv.Atoi(index)
+		if err != nil || node.Kind != yaml.SequenceNode || i < 0 || i >= len(node.Content) {
+			return nil, nil
+		}
+		return node.Content[i], node.Content[i]
+	}
+	if node.Kind != yaml.MappingNode {
+		return nil, nil
+	}
+	for i := 0; i+1 < len(node.Content); i += 2 {
+		if node.Content[i].Value == step {
+			return node.Content[i], node.Content[i+1]
+		}
+	}
+	return nil, nil
+}
+
+func field(node *yaml.Node, name string) *yaml.Node {
+	_, value := find(node, name)
+	return value
+}

@@ -147,7 +147,7 @@ func Explain(in Input) (Output, error) {
 		return Output{}, err
 	}
 	for _, t := range in.Tenants {
-		e.tenants[translate.TenantNamespacePrefix+t.Name] = t
+		e.tenants[t.Namespace()] = t
 	}
 	e.pools(in.AddressPools)
 	e.allocate()

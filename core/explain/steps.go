@@ -3,6 +3,7 @@ package explain
 import (
 	"cmp"
 	"fmt"
+	"net/netip"
 	"slices"
 
 	"kubelb.k8c.io/core/ipam"
@@ -81,21 +82,36 @@ func (e *explanation) allocate() {
 			e.problem("LoadBalancer", "", lb.ObjectName, translate.Problem{Reason: translate.ReasonConflict, Field: "status.addresses", Message: conflict.Error(), Partial: true})
 		}
 	}
-	for i := range e.out.LoadBalancers {
-		lb := &e.out.LoadBalancers[i]
-		tenant, addresses := e.contextOf(*lb)
-		problems := translate.Check(*lb, tenant, addresses, e.fence)
-		if _, refused := translate.Refused(problems); refused {
-			continue
-		}
-		if _, refusal := e.allocator.Allocate(lb.ObjectName.String(), lb.AddressWish(tenant.Name)); refusal != nil {
-			e.problem("LoadBalancer", "", lb.ObjectName, translate.Problem{Reason: refusal.Reason, Message: refusal.Message})
-		}
-		lb.VIPs = nil
-		for _, g := range e.allocator.Held(lb.ObjectName.String()) {
-			lb.VIPs = append(lb.VIPs, g.Address)
+	refused := make([]bool, len(e.out.LoadBalancers))
+	for i, lb := range e.out.LoadBalancers {
+		tenant, addresses := e.contextOf(lb)
+		_, refused[i] = translate.Refused(translate.Check(lb, tenant, addresses, e.fence))
+	}
+	// Who waits may get what another one has given back, in turn: until nothing changes any more.
+	refusals := make([]*ipam.Refusal, len(refused))
+	for changed := true; changed; {
+		changed = false
+		for i := range e.out.LoadBalancers {
+			lb := &e.out.LoadBalancers[i]
+			refusals[i] = lb.Allocate(e.allocator, refused[i])
+			held := e.held(lb.ObjectName)
+			changed = changed || !slices.Equal(held, lb.VIPs)
+			lb.VIPs = held
 		}
 	}
+	for i, refusal := range refusals {
+		if refusal != nil {
+			e.problem("LoadBalancer", "", e.out.LoadBalancers[i].ObjectName, translate.Problem{Reason: refusal.Reason, Message: refusal.Message})
+		}
+	}
+}
+
+func (e *explanation) held(name model.ObjectName) []netip.Addr {
+	var out []netip.Addr
+	for _, g := range e.allocator.Held(name.String()) {
+		out = append(out, g.Address)
+	}
+	return out
 }
 
 func grants(lb translate.LoadBalancer) []ipam.Grant {
@@ -128,8 +144,8 @@ func (e *explanation) contextOf(lb translate.LoadBalancer) (*translate.Tenant, *
 func (e *explanation) model(health []Health) {
 	hub := translate.NewHub()
 	hub.SetFence(e.fence)
-	for namespace, t := range e.tenants {
-		hub.SetTenant(namespace, t)
+	for _, t := range e.tenants {
+		hub.SetTenant(t)
 	}
 	for _, a := range e.out.Addresses {
 		hub.SetAddresses(a)

@@ -76,7 +76,7 @@ type Hub struct {
 // entry is a LoadBalancer with what its last translation took hold of.
 type entry struct {
 	lb        LoadBalancer
-	problems  []Problem
+	read      *translation
 	frontends []model.Frontend
 	pools     []model.PoolID
 	// conflicts are the keys that another LoadBalancer has.
@@ -123,9 +123,10 @@ func (h *Hub) SetFence(fence Fence) {
 	h.markReferencePools(func(model.ObjectName) bool { return true })
 }
 
-// SetTenant adds or replaces a tenant. namespace is the tenant's namespace.
-func (h *Hub) SetTenant(namespace string, t Tenant) {
-	if known, ok := h.tenants[namespace]; ok && known.Name == t.Name && known.Disabled == t.Disabled && slices.Equal(known.BackendCIDRs, t.BackendCIDRs) {
+// SetTenant adds or replaces a tenant.
+func (h *Hub) SetTenant(t Tenant) {
+	namespace := t.Namespace()
+	if known, ok := h.tenants[namespace]; ok && known.Disabled == t.Disabled && slices.Equal(known.BackendCIDRs, t.BackendCIDRs) {
 		return
 	}
 	h.tenants[namespace] = t
@@ -133,7 +134,8 @@ func (h *Hub) SetTenant(namespace string, t Tenant) {
 }
 
 // DeleteTenant forgets a tenant; nothing of it is served any more.
-func (h *Hub) DeleteTenant(namespace string) {
+func (h *Hub) DeleteTenant(name string) {
+	namespace := Tenant{Name: name}.Namespace()
 	delete(h.tenants, namespace)
 	h.tenantChanged(namespace)
 }
@@ -237,7 +239,14 @@ func (h *Hub) Problems(name model.ObjectName) []Problem {
 	if e == nil {
 		return nil
 	}
-	problems := slices.Clone(e.problems)
+	var problems []Problem
+	if e.read != nil {
+		var referred *resolution
+		if ref, ok := e.lb.reference(); ok {
+			referred = h.resolve(ref)
+		}
+		problems = e.read.withReferred(slices.Clone(e.read.problems), referred)
+	}
 	for _, key := range sortedKeys(e.conflicts, model.FrontendKey.Compare) {
 		problems = append(problems, e.conflicts[key])
 	}
@@ -455,13 +464,13 @@ func (h *Hub) translate(name model.ObjectName) {
 	if t, known := h.tenants[lb.Namespace]; known {
 		tenant = &t
 	}
-	var referred *resolution
+	found := false
 	if ref, ok := lb.reference(); ok {
-		referred = h.resolve(ref)
+		_, found = h.addresses[ref]
 	}
-	t := read(lb, tenant, referred, h.fence)
-	e.problems = t.problems
-	if _, refused := Refused(e.problems); refused {
+	t := read(lb, tenant, found, h.fence)
+	e.read = t
+	if _, refused := Refused(t.problems); refused {
 		return
 	}
 	for _, vip := range t.vips {

@@ -20,8 +20,8 @@ func testHub() *Hub {
 		panic(err)
 	}
 	h.SetFence(Fence{VIPs: vips, Forbidden: []netip.Prefix{netip.MustParsePrefix("198.51.100.200/32")}})
-	h.SetTenant("tenant-a", Tenant{Name: "a", BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("2001:db8:1::/64")}})
-	h.SetTenant("tenant-b", Tenant{Name: "b", BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("203.0.113.0/24")}})
+	h.SetTenant(Tenant{Name: "a", BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("2001:db8:1::/64")}})
+	h.SetTenant(Tenant{Name: "b", BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("203.0.113.0/24")}})
 	return h
 }
 
@@ -118,7 +118,7 @@ func TestANodeThatJoinsChangesOnePoolWhateverTheNumberOfServices(t *testing.T) {
 	// An object that comes again as it was is no change: a status elsewhere on it was written.
 	h.SetAddresses(addressesOf("tenant-a", "198.51.100.11", "198.51.100.12"))
 	h.SetFence(h.fence)
-	h.SetTenant("tenant-a", h.tenants["tenant-a"])
+	h.SetTenant(h.tenants["tenant-a"])
 	if len(h.dirtyLBs)+len(h.dirtyPools) > 0 {
 		t.Errorf("%d LoadBalancers and %d pools are translated again for nothing", len(h.dirtyLBs), len(h.dirtyPools))
 	}
@@ -260,7 +260,7 @@ func TestSourceRangesAreMaskedSortedAndByFamily(t *testing.T) {
 func TestPoolNamesAreShortWhateverTheObjectsAreCalled(t *testing.T) {
 	h := NewHub()
 	tenant := strings.Repeat("t", 56)
-	h.SetTenant("tenant-"+tenant, Tenant{Name: tenant, BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}})
+	h.SetTenant(Tenant{Name: tenant, BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}})
 	for _, name := range []string{strings.Repeat("n", 253), strings.Repeat("n", 252) + "m"} {
 		a := addressesOf("tenant-"+tenant, "198.51.100.11")
 		a.Name = name

@@ -29,7 +29,8 @@ func Check(lb LoadBalancer, tenant *Tenant, addresses *Addresses, fence Fence) [
 	if addresses != nil && tenant != nil {
 		r = resolve(*addresses, *tenant, fence)
 	}
-	return read(&lb, tenant, r, fence).problems
+	t := read(&lb, tenant, r != nil, fence)
+	return t.withReferred(t.problems, r)
 }
 
 // Refused returns the first problem that keeps the LoadBalancer from being served.
@@ -52,13 +53,14 @@ type translation struct {
 	ports        []port
 	sourceRanges []netip.Prefix
 	affinity     time.Duration
+	// referred: an Addresses object is there that it may refer to.
+	referred bool
 	// own are the targets that stand in the LoadBalancer itself, local those with a ready endpoint.
 	own, local []netip.Addr
 }
 
-// read translates all of a LoadBalancer that needs no other one. referred is what its reference leads to, nil when there
-// is no such object.
-func read(lb *LoadBalancer, tenant *Tenant, referred *resolution, fence Fence) *translation {
+// read translates all of a LoadBalancer that needs no other object. found says whether its reference leads anywhere.
+func read(lb *LoadBalancer, tenant *Tenant, found bool, fence Fence) *translation {
 	t := &translation{lb: lb, tenant: tenant, fence: fence}
 	if !t.served() {
 		return t
@@ -72,7 +74,9 @@ func read(lb *LoadBalancer, tenant *Tenant, referred *resolution, fence Fence) *
 	if lb.Reference == nil {
 		t.own = t.inline("spec.endpoints[0].addresses", lb.Addresses)
 	} else if t.referenceAllowed() {
-		t.problems = append(t.problems, checkReference(lb, referred)...)
+		if t.referred = found; !found {
+			t.refuse(ReasonAddressesNotFound, referenceField, "Addresses %s/%s does not exist: the tenant's CCM writes it; it is served as soon as it is there", lb.Namespace, lb.Reference.Name)
+		}
 	}
 	if lb.Local != nil {
 		t.local = t.inline("spec.endpoints[0].localAddresses", *lb.Local)
@@ -96,7 +100,7 @@ func (t *translation) refuse(reason, field, format string, args ...any) {
 func (t *translation) served() bool {
 	name := t.lb.Namespace
 	switch {
-	case t.lb.Type != "LoadBalancer":
+	case t.lb.Type != typeLoadBalancer:
 		t.refuse(ReasonNotLoadBalancer, "spec.type", "spec.type is %q: only LoadBalancer gets an external address", t.lb.Type)
 	case t.tenant == nil:
 		t.refuse(ReasonTenantNotFound, "metadata.namespace", "no Tenant owns namespace %s: create the Tenant %s", name, strings.TrimPrefix(name, TenantNamespacePrefix))
@@ -282,16 +286,17 @@ func resolve(a Addresses, tenant Tenant, fence Fence) *resolution {
 	return r
 }
 
-// checkReference checks the Addresses that a LoadBalancer refers to.
-func checkReference(lb *LoadBalancer, referred *resolution) []Problem {
-	const field = "spec.endpoints[0].addressesReference"
-	if referred == nil {
-		return []Problem{{Reason: ReasonAddressesNotFound, Field: field, Message: fmt.Sprintf(
-			"Addresses %s/%s does not exist: the tenant's CCM writes it; it is served as soon as it is there", lb.Namespace, lb.Reference.Name)}}
+const referenceField = "spec.endpoints[0].addressesReference"
+
+// withReferred adds what is wrong with the Addresses that the LoadBalancer refers to.
+func (t *translation) withReferred(problems []Problem, r *resolution) []Problem {
+	if !t.referred || r == nil {
+		return problems
 	}
-	problems := slices.Clone(referred.problems)
-	for i := range problems {
-		problems[i].Field = field
+	problems = slices.Clone(problems)
+	for _, p := range r.problems {
+		p.Field = referenceField
+		problems = append(problems, p)
 	}
 	return problems
 }

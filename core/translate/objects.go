@@ -2,6 +2,7 @@ package translate
 
 import (
 	"net/netip"
+	"strings"
 
 	"kubelb.k8c.io/core/ipam"
 	"kubelb.k8c.io/core/model"
@@ -12,6 +13,8 @@ const (
 	TenantNamespacePrefix = "tenant-"
 	// DefaultAddresses names the object that all of a tenant's LoadBalancers refer to.
 	DefaultAddresses = "default"
+
+	typeLoadBalancer = "LoadBalancer"
 )
 
 // LoadBalancer is the hub's object of that kind, as far as translation needs it. The tenant side writes it, the hub
@@ -21,7 +24,7 @@ type LoadBalancer struct {
 	// OriginNamespace and OriginName name the tenant's Service.
 	OriginNamespace string `json:"originNamespace,omitempty"`
 	OriginName      string `json:"originName,omitempty"`
-	// Type is the Service type; only LoadBalancer is served.
+	// Type is the Service's; only LoadBalancer is served.
 	Type string `json:"type,omitempty"`
 	// Ports are exposed; EndpointPorts, matched by name or else by position, are their ports on the nodes.
 	Ports         []Port `json:"ports,omitempty"`
@@ -50,9 +53,21 @@ type LoadBalancer struct {
 	VIPs []netip.Addr `json:"vips,omitempty"`
 }
 
-// AddressWish is what the LoadBalancer asks of the address pools.
-func (lb *LoadBalancer) AddressWish(tenant string) ipam.Wish {
-	return ipam.Wish{Tenant: tenant, Families: lb.Families, Policy: lb.FamilyPolicy, Requested: lb.Requested}
+// Allocate brings what the LoadBalancer holds in the book to what it asks for. One that is refused gets nothing new and
+// keeps what it has, so that a mistake that is mended does not cost the address; what is no LoadBalancer any more gives it
+// back. What it holds then belongs into its status.
+func (lb *LoadBalancer) Allocate(book *ipam.Allocator, refused bool) *ipam.Refusal {
+	holder := lb.ObjectName.String()
+	if lb.Type != typeLoadBalancer {
+		book.Release(holder)
+		return nil
+	}
+	if refused {
+		return nil
+	}
+	tenant, _ := TenantOf(lb.Namespace)
+	_, refusal := book.Allocate(holder, ipam.Wish{Tenant: tenant, Families: lb.Families, Policy: lb.FamilyPolicy, Requested: lb.Requested})
+	return refusal
 }
 
 // Port is a port with its name and protocol. Number may be out of range in bad input.
@@ -81,6 +96,15 @@ type Tenant struct {
 	BackendCIDRs []netip.Prefix `json:"backendCIDRs,omitempty"`
 	// Disabled: nothing of the tenant is served.
 	Disabled bool `json:"disabled,omitempty"`
+}
+
+// Namespace is where the tenant's objects are.
+func (t Tenant) Namespace() string { return TenantNamespacePrefix + t.Name }
+
+// TenantOf returns the name of the tenant whose namespace it is; false when it can be none's.
+func TenantOf(namespace string) (string, bool) {
+	name, ok := strings.CutPrefix(namespace, TenantNamespacePrefix)
+	return name, ok && name != ""
 }
 
 // Problem is a reason why an object is not, or not wholly, served.

@@ -38,7 +38,7 @@ func newFleet(services, nodes int) fleet {
 // translate goes the whole way, from Services and nodes to the model.
 func (f fleet) translate() model.Snapshot {
 	h := NewHub()
-	h.SetTenant("tenant-a", f.tenant)
+	h.SetTenant(f.tenant)
 	h.SetAddresses(Addresses{model.ObjectName{Namespace: "tenant-a", Name: "default"}, NodeAddresses(f.nodes, "InternalIP")})
 	byName := byName(f.nodes)
 	vip := netip.MustParseAddr("203.0.0.1")

@@ -97,7 +97,7 @@ func Owns(s Service, classRequired bool) bool {
 // Owned is Owns with the reason why the Service is not ours.
 func Owned(s Service, classRequired bool) (Problem, bool) {
 	switch {
-	case s.Type != "LoadBalancer":
+	case s.Type != typeLoadBalancer:
 		return Problem{Reason: ReasonNotLoadBalancer, Field: "spec.type",
 			Message: fmt.Sprintf("spec.type is %s: only Services of type LoadBalancer get an external address", cmp.Or(s.Type, "ClusterIP"))}, false
 	case s.Class == nil && classRequired:
@@ -171,7 +171,7 @@ func Wish(s Service, nodes map[string]Node, slicesOfService []Slice, addressType
 	lb := LoadBalancer{
 		ObjectName:      model.ObjectName{Namespace: hubNamespace, Name: s.UID},
 		OriginNamespace: s.Namespace, OriginName: s.Name,
-		Type:      "LoadBalancer",
+		Type:      typeLoadBalancer,
 		Reference: &model.ObjectName{Name: DefaultAddresses},
 		LocalOnly: s.LocalOnly,
 		Affinity:  s.Affinity, AffinitySeconds: s.AffinitySeconds,

@@ -97,17 +97,12 @@ func (b *addressBook) refresh(items []v1alpha1.AddressPool) bool {
 	return before != fmt.Sprint(b.pools)
 }
 
-func (b *addressBook) allocate(holder string, wish ipam.Wish) *ipam.Refusal {
+// allocate returns what the LoadBalancer holds when it has got what it asks for, or was refused.
+func (b *addressBook) allocate(lb translate.LoadBalancer, refused bool) ([]ipam.Grant, *ipam.Refusal) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	_, refusal := b.book.Allocate(holder, wish)
-	return refusal
-}
-
-func (b *addressBook) held(holder string) []ipam.Grant {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.book.Held(holder)
+	refusal := lb.Allocate(b.book, refused)
+	return b.book.Held(lb.ObjectName.String()), refusal
 }
 
 func (b *addressBook) release(holder string) {

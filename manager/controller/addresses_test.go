@@ -14,6 +14,8 @@ import (
 
 	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/core/ipam"
+	"kubelb.k8c.io/core/model"
+	"kubelb.k8c.io/core/translate"
 )
 
 // Address plan: pool public 203.0.113.0/29 (.1 to .6 usable).
@@ -36,32 +38,46 @@ func onRecord(name string, age time.Duration, addresses ...string) *v1alpha1.Loa
 	return lb
 }
 
+func ofTenantA(name string) translate.LoadBalancer {
+	return translate.LoadBalancer{ObjectName: model.ObjectName{Namespace: "tenant-a", Name: name}, Type: "LoadBalancer"}
+}
+
+func allocate(t *testing.T, book *addressBook, name string) []string {
+	t.Helper()
+	held, refusal := book.allocate(ofTenantA(name), false)
+	require.Nil(t, refusal)
+	var out []string
+	for _, g := range held {
+		out = append(out, g.Address.String())
+	}
+	return out
+}
+
 func TestWhatStandsInStatusIsTakenOverBeforeTheFirstGrant(t *testing.T) {
 	book := bookOf(t, public(), onRecord("one", 0, "203.0.113.1"), onRecord("two", 0, "203.0.113.2"))
 	require.NoError(t, book.load(t.Context()))
-	require.Nil(t, book.allocate("tenant-a/new", ipam.Wish{Tenant: "a"}))
-	require.Equal(t, "203.0.113.3", book.held("tenant-a/new")[0].Address.String())
-	require.Nil(t, book.allocate("tenant-a/one", ipam.Wish{Tenant: "a"}))
-	require.Equal(t, "203.0.113.1", book.held("tenant-a/one")[0].Address.String(), "a restart changes no address")
+	require.Equal(t, []string{"203.0.113.3"}, allocate(t, book, "new"))
+	require.Equal(t, []string{"203.0.113.1"}, allocate(t, book, "one"), "a restart changes no address")
 }
 
 func TestOfTwoThatClaimAnAddressTheOlderKeepsIt(t *testing.T) {
 	book := bookOf(t, public(), onRecord("young", 0, "203.0.113.1"), onRecord("old", time.Hour, "203.0.113.1"))
 	require.NoError(t, book.load(t.Context()))
-	require.Len(t, book.held("tenant-a/old"), 1)
-	require.Empty(t, book.held("tenant-a/young"))
+	require.Equal(t, []string{"203.0.113.2"}, allocate(t, book, "young"))
+	require.Equal(t, []string{"203.0.113.1"}, allocate(t, book, "old"))
 }
 
 func TestAPoolThatIsMendedGivesAddresses(t *testing.T) {
 	book := bookOf(t)
 	require.NoError(t, book.load(t.Context()))
-	require.NotNil(t, book.allocate("tenant-a/web", ipam.Wish{Tenant: "a"}))
+	_, refusal := book.allocate(ofTenantA("web"), false)
+	require.Equal(t, ipam.NoMatchingPool, refusal.Reason)
 	bad := public()
 	bad.Spec.Addresses = []string{"203.0.113.9-203.0.113.1"}
 	require.False(t, book.refresh([]v1alpha1.AddressPool{*bad}))
 	require.ErrorContains(t, book.bad["public"], "203.0.113.9-203.0.113.1")
 	require.True(t, book.refresh([]v1alpha1.AddressPool{*public()}))
-	require.Nil(t, book.allocate("tenant-a/web", ipam.Wish{Tenant: "a"}))
+	require.Equal(t, []string{"203.0.113.1"}, allocate(t, book, "web"))
 }
 
 func TestGatewaysAnswerForVersionsUpToTheirOwn(t *testing.T) {

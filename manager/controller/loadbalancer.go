@@ -25,7 +25,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"kubelb.k8c.io/api/v1alpha1"
-	"kubelb.k8c.io/core/ipam"
 	"kubelb.k8c.io/core/translate"
 	"kubelb.k8c.io/manager/convert"
 )
@@ -218,7 +217,7 @@ func (r *loadBalancerReconciler) check(ctx context.Context, lb *v1alpha1.LoadBal
 }
 
 func (r *loadBalancerReconciler) tenantOf(ctx context.Context, namespace string) (*translate.Tenant, error) {
-	name, ok := tenantName(namespace)
+	name, ok := translate.TenantOf(namespace)
 	if !ok {
 		return nil, nil
 	}
@@ -231,27 +230,9 @@ func (r *loadBalancerReconciler) tenantOf(ctx context.Context, namespace string)
 	return &t, nil
 }
 
-func tenantName(namespace string) (string, bool) {
-	n := len(v1alpha1.TenantNamespacePrefix)
-	if len(namespace) <= n || namespace[:n] != v1alpha1.TenantNamespacePrefix {
-		return "", false
-	}
-	return namespace[n:], true
-}
-
-// allocate brings the addresses on record to the wish. What is refused gets none and keeps what it has, so that a
-// mistake that is mended does not cost the address; what is no LoadBalancer any more gives it back.
+// allocate brings the addresses on record to the wish.
 func (r *loadBalancerReconciler) allocate(lb *v1alpha1.LoadBalancer, wish translate.LoadBalancer, refused bool, c *conditions) {
-	holder := client.ObjectKeyFromObject(lb).String()
-	tenant, _ := tenantName(lb.Namespace)
-	var refusal *ipam.Refusal
-	switch {
-	case lb.Spec.Type != corev1.ServiceTypeLoadBalancer:
-		r.addresses.release(holder)
-	case !refused:
-		refusal = r.addresses.allocate(holder, wish.AddressWish(tenant))
-	}
-	held := r.addresses.held(holder)
+	held, refusal := r.addresses.allocate(wish, refused)
 	lb.Status.Addresses = nil
 	for _, g := range held {
 		lb.Status.Addresses = append(lb.Status.Addresses, v1alpha1.AllocatedAddress{Address: g.Address.String(), Pool: g.Pool})

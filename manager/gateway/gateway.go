@@ -383,12 +383,11 @@ func (g *Gateway) watch(ctx context.Context) (func() bool, error) {
 
 func tenantChanged(o client.Object, gone bool) event {
 	return func(g *Gateway) {
-		namespace := v1alpha1.TenantNamespacePrefix + o.GetName()
 		if gone || o.GetDeletionTimestamp() != nil {
-			g.hub.DeleteTenant(namespace)
+			g.hub.DeleteTenant(o.GetName())
 			return
 		}
-		g.hub.SetTenant(namespace, convert.Tenant(o.(*v1alpha1.Tenant)))
+		g.hub.SetTenant(convert.Tenant(o.(*v1alpha1.Tenant)))
 	}
 }
 

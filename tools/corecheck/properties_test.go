@@ -1,0 +1,327 @@
+package corecheck
+
+import (
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
+
+	"kubelb.k8c.io/core/explain"
+	"kubelb.k8c.io/core/ipam"
+	"kubelb.k8c.io/core/model"
+	"kubelb.k8c.io/core/translate"
+)
+
+func TestWhateverComesOutIsValidAndWithinTheFence(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		in := inputs().Draw(t, "in")
+		out, err := explain.Explain(in)
+		require.NoError(t, err)
+		require.Empty(t, violations(in, out))
+	})
+}
+
+func TestTheOrderOfTheInputDoesNotMatter(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		in := inputs().Draw(t, "in")
+		random := rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 0))
+		_, first, err := answer(in)
+		require.NoError(t, err)
+		_, second, err := answer(shuffled(in, random))
+		require.NoError(t, err)
+		require.Equal(t, first, second)
+	})
+}
+
+// shuffled changes the order of everything that has none: all lists but the pools, whose order is their age, and the ports
+// within an object.
+func shuffled(in explain.Input, random *rand.Rand) explain.Input {
+	out := in
+	out.Clusters = shuffle(in.Clusters, random)
+	for i := range out.Clusters {
+		c := &out.Clusters[i]
+		c.Services, c.Nodes = shuffle(c.Services, random), shuffle(c.Nodes, random)
+		c.EndpointSlices = shuffle(c.EndpointSlices, random)
+		for j := range c.Nodes {
+			c.Nodes[j].Addresses = shuffle(c.Nodes[j].Addresses, random)
+		}
+	}
+	out.Tenants, out.Forbidden = shuffle(in.Tenants, random), shuffle(in.Forbidden, random)
+	out.Addresses, out.LoadBalancers, out.Health = shuffle(in.Addresses, random), shuffle(in.LoadBalancers, random), shuffle(in.Health, random)
+	return out
+}
+
+func shuffle[T any](list []T, random *rand.Rand) []T {
+	out := slices.Clone(list)
+	random.Shuffle(len(out), func(i, j int) { out[i], out[j] = out[j], out[i] })
+	return out
+}
+
+func TestTranslatingTwiceChangesNothing(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		in := inputs().Draw(t, "in")
+		first, err := explain.Explain(in)
+		require.NoError(t, err)
+		second, err := explain.Explain(settled(in, first))
+		require.NoError(t, err)
+		require.Equal(t, first.Text, second.Text)
+		require.Equal(t, first.LoadBalancers, second.LoadBalancers)
+	})
+}
+
+// One LoadBalancer changes and none waits for an address: only its records change, and the pools that it used or uses.
+func TestAChangeOfOneChangesOnlyItsRecords(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		in := inputs().Draw(t, "in")
+		first, err := explain.Explain(in)
+		require.NoError(t, err)
+		before := settled(in, first)
+		before.LoadBalancers = contented(first)
+		first, err = explain.Explain(before)
+		require.NoError(t, err)
+		before = settled(in, first)
+		if len(before.LoadBalancers) == 0 {
+			return
+		}
+		i := rapid.IntRange(0, len(before.LoadBalancers)-1).Draw(t, "which")
+		changed := loadBalancers().Draw(t, "changed")
+		changed.ObjectName = before.LoadBalancers[i].ObjectName
+		changed.VIPs, changed.Requested = before.LoadBalancers[i].VIPs, nil
+		after := before
+		after.LoadBalancers = slices.Clone(before.LoadBalancers)
+		after.LoadBalancers[i] = changed
+		old, err := explain.Explain(before)
+		require.NoError(t, err)
+		now, err := explain.Explain(after)
+		require.NoError(t, err)
+		requireOnlyRecordsOf(t, changed.ObjectName, old.Model, now.Model)
+	})
+}
+
+// contented are the LoadBalancers that have all the addresses that they want, or are refused.
+func contented(out explain.Output) []translate.LoadBalancer {
+	waits := map[model.ObjectName]bool{}
+	for _, p := range out.Problems {
+		switch p.Reason {
+		case ipam.NoMatchingPool, ipam.PoolExhausted, ipam.AddressInUse, ipam.AddressNotAvailable, translate.ReasonConflict:
+			waits[p.ObjectName] = true
+		}
+	}
+	return slices.DeleteFunc(slices.Clone(out.LoadBalancers), func(lb translate.LoadBalancer) bool {
+		wouldTakeAnother := lb.FamilyPolicy == ipam.PreferDualStack && len(lb.VIPs) < 2
+		return waits[lb.ObjectName] || wouldTakeAnother
+	})
+}
+
+func requireOnlyRecordsOf(t *rapid.T, name model.ObjectName, old, now model.Snapshot) {
+	pools := map[model.PoolID]bool{}
+	for _, s := range []model.Snapshot{old, now} {
+		for _, f := range s.Frontends {
+			if f.Owner == name {
+				pools[f.Pool] = true
+			}
+		}
+	}
+	owners := map[model.FrontendKey]model.ObjectName{}
+	for _, f := range old.Frontends {
+		owners[f.FrontendKey] = f.Owner
+	}
+	d := model.Difference(old.Digests(), now)
+	for _, f := range d.UpsertFrontends {
+		require.Equal(t, name, f.Owner, "frontend %s changed", f.FrontendKey)
+	}
+	for _, key := range d.DeleteFrontends {
+		require.Equal(t, name, owners[key], "frontend %s went", key)
+	}
+	for _, p := range d.UpsertPools {
+		require.True(t, pools[p.ID], "pool %s changed", p.ID)
+	}
+	for _, id := range d.DeletePools {
+		require.True(t, pools[id], "pool %s went", id)
+	}
+}
+
+// The tenant's side: a change of one Service changes only that Service's LoadBalancer.
+func TestAChangeOfOneServiceChangesOnlyItsLoadBalancer(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		c := clusters().Draw(t, "cluster")
+		if len(c.Services) == 0 {
+			return
+		}
+		changed := c
+		changed.Services = slices.Clone(c.Services)
+		i := rapid.IntRange(0, len(c.Services)-1).Draw(t, "which")
+		s := services().Draw(t, "changed")
+		s.Name, s.UID = c.Services[i].Name, c.Services[i].UID
+		changed.Services[i] = s
+		old, err := explain.Explain(explain.Input{Version: explain.Version, Clusters: []explain.Cluster{c}})
+		require.NoError(t, err)
+		now, err := explain.Explain(explain.Input{Version: explain.Version, Clusters: []explain.Cluster{changed}})
+		require.NoError(t, err)
+		others := func(list []translate.LoadBalancer) []translate.LoadBalancer {
+			return slices.DeleteFunc(slices.Clone(list), func(lb translate.LoadBalancer) bool { return lb.Name == s.UID })
+		}
+		require.Equal(t, append([]translate.LoadBalancer{}, others(old.LoadBalancers)...), append([]translate.LoadBalancer{}, others(now.LoadBalancers)...))
+		require.Equal(t, old.Addresses, now.Addresses)
+	})
+}
+
+// world is a Hub that gets one event at a time, with all that it was told, and what its deltas add up to.
+type world struct {
+	hub       *translate.Hub
+	fence     translate.Fence
+	tenants   map[string]translate.Tenant
+	addresses map[model.ObjectName]translate.Addresses
+	lbs       map[model.ObjectName]translate.LoadBalancer
+	health    map[translate.Target]translate.Health
+	sum       model.Digests
+	targets   map[translate.Target]bool
+}
+
+func newWorld() *world {
+	return &world{hub: translate.NewHub(), tenants: map[string]translate.Tenant{}, addresses: map[model.ObjectName]translate.Addresses{},
+		lbs: map[model.ObjectName]translate.LoadBalancer{}, health: map[translate.Target]translate.Health{}, sum: model.NewDigests(), targets: map[translate.Target]bool{}}
+}
+
+// furnish makes two tenants with nodes and a LoadBalancer each, so that events meet something.
+func (w *world) furnish(t *rapid.T) {
+	for _, name := range []string{"a", "b"} {
+		namespace := "tenant-" + name
+		w.tenants[name] = translate.Tenant{Name: name, BackendCIDRs: prefixes([]string{"198.51.100.0/24", "2001:db8:1::/64"})}
+		w.hub.SetTenant(w.tenants[name])
+		a := translate.Addresses{ObjectName: model.ObjectName{Namespace: namespace, Name: "default"}, List: targetLists().Draw(t, "list")}
+		w.addresses[a.ObjectName] = a
+		w.hub.SetAddresses(a)
+	}
+}
+
+// flush adds the changes up. A delta that names a record which is not there, or leaves a frontend without its pool at any
+// step, would be an error in a dataplane.
+func (w *world) flush(t *rapid.T) {
+	c := w.hub.Flush()
+	for _, p := range c.Model.UpsertPools {
+		require.NotEqual(t, w.sum.Pools[p.ID], p.Digest(), "pool %s has not changed", p.ID)
+		w.sum.Pools[p.ID] = p.Digest()
+	}
+	for _, f := range c.Model.UpsertFrontends {
+		require.NotEqual(t, w.sum.Frontends[f.FrontendKey], f.Digest(), "frontend %s has not changed", f.FrontendKey)
+		require.Contains(t, w.sum.Pools, f.Pool, "frontend %s", f.FrontendKey)
+		w.sum.Frontends[f.FrontendKey] = f.Digest()
+	}
+	for _, key := range c.Model.DeleteFrontends {
+		require.Contains(t, w.sum.Frontends, key)
+		delete(w.sum.Frontends, key)
+	}
+	for _, id := range c.Model.DeletePools {
+		require.Contains(t, w.sum.Pools, id)
+		delete(w.sum.Pools, id)
+	}
+	for _, target := range c.NewTargets {
+		require.False(t, w.targets[target], "target %v is there already", target)
+		w.targets[target] = true
+	}
+	for _, target := range c.GoneTargets {
+		require.True(t, w.targets[target], "target %v is not there", target)
+		delete(w.targets, target)
+		delete(w.health, target)
+	}
+}
+
+// fresh is a Hub that is told everything at once.
+func (w *world) fresh() *translate.Hub {
+	h := translate.NewHub()
+	h.SetFence(w.fence)
+	for _, t := range w.tenants {
+		h.SetTenant(t)
+	}
+	for _, a := range w.addresses {
+		h.SetAddresses(a)
+	}
+	for _, lb := range w.lbs {
+		h.SetLoadBalancer(lb)
+	}
+	h.Flush()
+	for target, health := range w.health {
+		h.SetHealth(target, health)
+	}
+	h.Flush()
+	return h
+}
+
+func (w *world) loadBalancer(t *rapid.T) {
+	lb := loadBalancers().Draw(t, "lb")
+	if oneIn(t, 5, "delete") {
+		delete(w.lbs, lb.ObjectName)
+		w.hub.DeleteLoadBalancer(lb.ObjectName)
+		return
+	}
+	w.lbs[lb.ObjectName] = lb
+	w.hub.SetLoadBalancer(lb)
+}
+
+func (w *world) actions() map[string]func(*rapid.T) {
+	return map[string]func(*rapid.T){
+		"fence": func(t *rapid.T) {
+			w.fence = translate.Fence{Forbidden: forbidden(t)}
+			w.hub.SetFence(w.fence)
+		},
+		"tenant": func(t *rapid.T) {
+			changed := tenants().Draw(t, "tenant")
+			if oneIn(t, 5, "delete") {
+				delete(w.tenants, changed.Name)
+				w.hub.DeleteTenant(changed.Name)
+				return
+			}
+			w.tenants[changed.Name] = changed
+			w.hub.SetTenant(changed)
+		},
+		"addresses": func(t *rapid.T) {
+			a := addressesObjects().Draw(t, "addresses")
+			if oneIn(t, 5, "delete") {
+				delete(w.addresses, a.ObjectName)
+				w.hub.DeleteAddresses(a.ObjectName)
+				return
+			}
+			w.addresses[a.ObjectName] = a
+			w.hub.SetAddresses(a)
+		},
+		"load balancer":         w.loadBalancer,
+		"another load balancer": w.loadBalancer,
+		"health": func(t *rapid.T) {
+			if len(w.targets) == 0 {
+				return
+			}
+			target := rapid.SampledFrom(slices.SortedFunc(maps.Keys(w.targets), translate.Target.Compare)).Draw(t, "target")
+			if !w.hub.HasTarget(target) {
+				return
+			}
+			health := translate.Health{State: rapid.SampledFrom([]model.EndpointState{model.Active, model.Draining, model.Unhealthy}).Draw(t, "state"), Weight: uint16(rapid.IntRange(0, 3).Draw(t, "weight"))}
+			w.health[target] = health
+			w.hub.SetHealth(target, health)
+		},
+		"flush": w.flush,
+	}
+}
+
+// One event at a time, in any order, flushed at any moment, ends in the same model as everything at once; the deltas add up
+// to it, and what is probed is what is in a pool.
+func TestTheIncrementalPathEndsWhereTheFullOneDoes(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		w := newWorld()
+		w.furnish(t)
+		t.Repeat(w.actions())
+		w.flush(t)
+		full := w.fresh()
+		require.Equal(t, full.Snapshot().Text(), w.hub.Snapshot().Text())
+		for name := range w.lbs {
+			require.Equal(t, full.Problems(name), w.hub.Problems(name), "problems of %s", name)
+		}
+		require.True(t, model.Difference(w.sum, w.hub.Snapshot()).Empty(), "the deltas do not add up to the model")
+		for target := range w.targets {
+			require.True(t, full.HasTarget(target), "target %v", target)
+		}
+	})
+}

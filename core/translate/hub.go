@@ -2,13 +2,10 @@ package translate
 
 import (
 	"cmp"
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
-	"strconv"
 
 	"kubelb.k8c.io/core/model"
 )
@@ -51,62 +48,109 @@ type Health struct {
 type Hub struct {
 	fence     Fence
 	tenants   map[string]Tenant
-	addresses map[model.ObjectName]Addresses
-	// resolved remembers what of each Addresses object can be used, while tenant and fence stay.
-	resolved map[model.ObjectName]*resolution
-	lbs      map[model.ObjectName]*entry
-	byTenant map[string]map[model.ObjectName]bool
-	byRef    map[model.ObjectName]map[model.ObjectName]bool
-	pools    map[model.PoolID]*pool
-	poolsOf  map[model.ObjectName]map[model.PoolID]bool
-	byTarget map[Target]map[model.PoolID]bool
-	health   map[Target]Health
-	// claims are the frontends that LoadBalancers ask for, in the order of their owners: the first of a key is served.
-	claims map[model.FrontendKey][]*model.Frontend
+	sources   map[model.ObjectName]*source
+	lbs       map[model.ObjectName]*entry
+	pools     map[model.PoolID]*pool
+	byTarget  map[Target]map[*pool]bool
+	health    map[Target]Health
+	frontends map[model.FrontendKey]*frontend
 
-	dirtyLBs   map[model.ObjectName]bool
-	dirtyPools map[model.PoolID]bool
-	dirtyKeys  map[model.FrontendKey]bool
-
-	// The model as of the last Flush. A record is replaced as a whole and never changed.
-	servedPools map[model.PoolID]model.Pool
-	served      map[model.FrontendKey]*model.Frontend
+	// What has changed since the last Flush. An entry that is deleted meanwhile is not dirty any more.
+	dirtyLBs       []*entry
+	dirtyPools     []*pool
+	dirtyFrontends []*frontend
 }
 
 // entry is a LoadBalancer with what its last translation took hold of.
 type entry struct {
-	lb        LoadBalancer
+	lb LoadBalancer
+	// source is what it refers to, nil for nothing.
+	source    *source
+	dirty     bool
 	read      *translation
 	frontends []model.Frontend
-	pools     []model.PoolID
+	pools     []*pool
 	// conflicts are the keys that another LoadBalancer has.
 	conflicts map[model.FrontendKey]Problem
 }
 
-// pool is where a pool's endpoints come from. Its content is made anew at Flush.
-type pool struct {
-	id     model.PoolID
-	tenant string
-	// reference is the Addresses object that it mirrors; nil when the addresses are the pool's own.
-	reference *model.ObjectName
-	addresses []netip.Addr
-	v4        bool
-	kind      CheckKind
-	port      uint16
-	users     int
-	targets   []Target
+// frontend is one that LoadBalancers ask for, in the order of their names: the first one's is served.
+type frontend struct {
+	key    model.FrontendKey
+	claims []claim
+	dirty  bool
+	// served is what the model holds as of the last Flush, nil for nothing. It is replaced as a whole and never changed.
+	served *model.Frontend
+}
+
+type claim struct {
+	by    *entry
+	wants *model.Frontend
+}
+
+// source is an Addresses object that LoadBalancers refer to, or that they may refer to.
+type source struct {
+	name model.ObjectName
+	// object is nil while there is none.
+	object *Addresses
+	// resolved remembers what of the object can be used, while object, tenant and fence stay.
+	resolved  *resolution
+	referring map[*entry]bool
+	pools     map[*pool]bool
 }
 
 // NewHub returns an empty hub.
 func NewHub() *Hub {
 	return &Hub{
-		tenants: map[string]Tenant{}, addresses: map[model.ObjectName]Addresses{}, resolved: map[model.ObjectName]*resolution{}, lbs: map[model.ObjectName]*entry{},
-		byTenant: map[string]map[model.ObjectName]bool{}, byRef: map[model.ObjectName]map[model.ObjectName]bool{},
-		pools: map[model.PoolID]*pool{}, poolsOf: map[model.ObjectName]map[model.PoolID]bool{},
-		byTarget: map[Target]map[model.PoolID]bool{}, health: map[Target]Health{},
-		claims:   map[model.FrontendKey][]*model.Frontend{},
-		dirtyLBs: map[model.ObjectName]bool{}, dirtyPools: map[model.PoolID]bool{}, dirtyKeys: map[model.FrontendKey]bool{},
-		servedPools: map[model.PoolID]model.Pool{}, served: map[model.FrontendKey]*model.Frontend{},
+		tenants: map[string]Tenant{}, sources: map[model.ObjectName]*source{}, lbs: map[model.ObjectName]*entry{},
+		pools: map[model.PoolID]*pool{}, byTarget: map[Target]map[*pool]bool{}, health: map[Target]Health{},
+		frontends: map[model.FrontendKey]*frontend{},
+	}
+}
+
+// source finds or makes the entry of an Addresses object.
+func (h *Hub) source(name model.ObjectName) *source {
+	s := h.sources[name]
+	if s == nil {
+		s = &source{name: name, referring: map[*entry]bool{}, pools: map[*pool]bool{}}
+		h.sources[name] = s
+	}
+	return s
+}
+
+// dropUnused forgets a source that is not there and that nothing refers to.
+func (h *Hub) dropUnused(s *source) {
+	if s.object == nil && len(s.referring) == 0 && len(s.pools) == 0 {
+		delete(h.sources, s.name)
+	}
+}
+
+// markSource notes that what can be used of the source may have changed.
+func (h *Hub) markSource(s *source) {
+	s.resolved = nil
+	for p := range s.pools {
+		h.markPool(p)
+	}
+}
+
+func (h *Hub) markLB(e *entry) {
+	if !e.dirty {
+		e.dirty = true
+		h.dirtyLBs = append(h.dirtyLBs, e)
+	}
+}
+
+func (h *Hub) markPool(p *pool) {
+	if !p.dirty {
+		p.dirty = true
+		h.dirtyPools = append(h.dirtyPools, p)
+	}
+}
+
+func (h *Hub) markFrontend(f *frontend) {
+	if !f.dirty {
+		f.dirty = true
+		h.dirtyFrontends = append(h.dirtyFrontends, f)
 	}
 }
 
@@ -116,11 +160,12 @@ func (h *Hub) SetFence(fence Fence) {
 		return
 	}
 	h.fence = fence
-	clear(h.resolved)
-	for name := range h.lbs {
-		h.dirtyLBs[name] = true
+	for _, e := range h.lbs {
+		h.markLB(e)
 	}
-	h.markReferencePools(func(model.ObjectName) bool { return true })
+	for _, s := range h.sources {
+		h.markSource(s)
+	}
 }
 
 // SetTenant adds or replaces a tenant.
@@ -141,20 +186,14 @@ func (h *Hub) DeleteTenant(name string) {
 }
 
 func (h *Hub) tenantChanged(namespace string) {
-	for name := range h.byTenant[namespace] {
-		h.dirtyLBs[name] = true
+	for name, e := range h.lbs {
+		if name.Namespace == namespace {
+			h.markLB(e)
+		}
 	}
-	inNamespace := func(ref model.ObjectName) bool { return ref.Namespace == namespace }
-	maps.DeleteFunc(h.resolved, func(ref model.ObjectName, _ *resolution) bool { return inNamespace(ref) })
-	h.markReferencePools(inNamespace)
-}
-
-func (h *Hub) markReferencePools(match func(model.ObjectName) bool) {
-	for ref, ids := range h.poolsOf {
-		if match(ref) {
-			for id := range ids {
-				h.dirtyPools[id] = true
-			}
+	for name, s := range h.sources {
+		if name.Namespace == namespace {
+			h.markSource(s)
 		}
 	}
 }
@@ -162,22 +201,32 @@ func (h *Hub) markReferencePools(match func(model.ObjectName) bool) {
 // SetAddresses adds or replaces an Addresses object. LoadBalancers that refer to it are translated anew only if it was
 // not there before; otherwise its pools change and nothing else.
 func (h *Hub) SetAddresses(a Addresses) {
-	before, known := h.addresses[a.ObjectName]
-	if !known {
-		maps.Copy(h.dirtyLBs, h.byRef[a.ObjectName])
-	} else if slices.Equal(before.List, a.List) {
+	s := h.source(a.ObjectName)
+	if s.object == nil {
+		h.markReferring(s)
+	} else if slices.Equal(s.object.List, a.List) {
 		return
 	}
-	h.addresses[a.ObjectName] = a
-	delete(h.resolved, a.ObjectName)
-	h.markReferencePools(func(ref model.ObjectName) bool { return ref == a.ObjectName })
+	s.object = &a
+	h.markSource(s)
 }
 
 // DeleteAddresses forgets an Addresses object; LoadBalancers that refer to it wait.
 func (h *Hub) DeleteAddresses(name model.ObjectName) {
-	delete(h.addresses, name)
-	delete(h.resolved, name)
-	maps.Copy(h.dirtyLBs, h.byRef[name])
+	s := h.sources[name]
+	if s == nil {
+		return
+	}
+	s.object = nil
+	h.markSource(s)
+	h.markReferring(s)
+	h.dropUnused(s)
+}
+
+func (h *Hub) markReferring(s *source) {
+	for e := range s.referring {
+		h.markLB(e)
+	}
 }
 
 // SetLoadBalancer adds or replaces a LoadBalancer.
@@ -186,16 +235,27 @@ func (h *Hub) SetLoadBalancer(lb LoadBalancer) {
 	if e == nil {
 		e = &entry{}
 		h.lbs[lb.ObjectName] = e
-		add(h.byTenant, lb.Namespace, lb.ObjectName)
-	}
-	if ref, ok := e.lb.reference(); ok {
-		remove(h.byRef, ref, lb.ObjectName)
 	}
 	e.lb = lb
-	if ref, ok := lb.reference(); ok {
-		add(h.byRef, ref, lb.ObjectName)
+	h.refer(e)
+	h.markLB(e)
+}
+
+// refer keeps the entry with the source that its LoadBalancer refers to.
+func (h *Hub) refer(e *entry) {
+	ref, refers := e.lb.reference()
+	if before := e.source; before != nil {
+		if refers && before.name == ref {
+			return
+		}
+		delete(before.referring, e)
+		h.dropUnused(before)
+		e.source = nil
 	}
-	h.dirtyLBs[lb.ObjectName] = true
+	if refers {
+		e.source = h.source(ref)
+		e.source.referring[e] = true
+	}
 }
 
 // DeleteLoadBalancer forgets a LoadBalancer.
@@ -204,13 +264,11 @@ func (h *Hub) DeleteLoadBalancer(name model.ObjectName) {
 	if e == nil {
 		return
 	}
-	if ref, ok := e.lb.reference(); ok {
-		remove(h.byRef, ref, name)
-	}
-	h.release(name, e)
-	remove(h.byTenant, name.Namespace, name)
+	e.lb.Reference = nil
+	h.refer(e)
+	h.release(e)
 	delete(h.lbs, name)
-	delete(h.dirtyLBs, name)
+	e.dirty = false
 }
 
 // reference is the Addresses object that the LoadBalancer refers to, in its own namespace.
@@ -227,7 +285,9 @@ func (h *Hub) SetHealth(t Target, health Health) {
 		return
 	}
 	h.health[t] = health
-	maps.Copy(h.dirtyPools, h.byTarget[t])
+	for p := range h.byTarget[t] {
+		h.markPool(p)
+	}
 }
 
 // HasTarget reports whether some pool wants the target probed.
@@ -241,11 +301,7 @@ func (h *Hub) Problems(name model.ObjectName) []Problem {
 	}
 	var problems []Problem
 	if e.read != nil {
-		var referred *resolution
-		if ref, ok := e.lb.reference(); ok {
-			referred = h.resolve(ref)
-		}
-		problems = e.read.withReferred(slices.Clone(e.read.problems), referred)
+		problems = e.read.withReferred(slices.Clone(e.read.problems), h.resolve(e.source))
 	}
 	for _, key := range sortedKeys(e.conflicts, model.FrontendKey.Compare) {
 		problems = append(problems, e.conflicts[key])
@@ -255,23 +311,31 @@ func (h *Hub) Problems(name model.ObjectName) []Problem {
 
 // Snapshot returns the whole model as of the last Flush, in canonical order, in which each record is kept.
 func (h *Hub) Snapshot() model.Snapshot {
-	s := model.Snapshot{Pools: make([]model.Pool, 0, len(h.servedPools)), Frontends: make([]model.Frontend, 0, len(h.served))}
-	for _, id := range slices.Sorted(maps.Keys(h.servedPools)) {
-		s.Pools = append(s.Pools, h.servedPools[id])
+	s := model.Snapshot{Pools: make([]model.Pool, 0, len(h.pools)), Frontends: make([]model.Frontend, 0, len(h.frontends))}
+	for _, p := range slices.SortedFunc(maps.Values(h.pools), comparePools) {
+		if p.served != nil {
+			s.Pools = append(s.Pools, *p.served)
+		}
 	}
-	for _, key := range sortedKeys(h.served, model.FrontendKey.Compare) {
-		s.Frontends = append(s.Frontends, *h.served[key])
+	for _, f := range slices.SortedFunc(maps.Values(h.frontends), compareFrontends) {
+		if f.served != nil {
+			s.Frontends = append(s.Frontends, *f.served)
+		}
 	}
 	return s
 }
 
+func comparePools(a, b *pool) int { return cmp.Compare(a.id, b.id) }
+
+func compareFrontends(a, b *frontend) int { return a.key.Compare(b.key) }
+
 // Owner returns the LoadBalancer that the frontend was served for as of the last Flush.
 func (h *Hub) Owner(key model.FrontendKey) (model.ObjectName, bool) {
-	f, ok := h.served[key]
-	if !ok {
+	f := h.frontends[key]
+	if f == nil || f.served == nil {
 		return model.ObjectName{}, false
 	}
-	return f.Owner, true
+	return f.served.Owner, true
 }
 
 // Changes is what a Flush changed.
@@ -283,21 +347,25 @@ type Changes struct {
 
 // Flush translates what has changed since the last one and returns the difference, in canonical order.
 func (h *Hub) Flush() Changes {
-	for _, name := range sortedKeys(h.dirtyLBs, compareNames) {
-		h.translate(name)
+	for _, e := range h.dirtyLBs {
+		if e.dirty {
+			h.translate(e)
+		}
 	}
-	clear(h.dirtyLBs)
+	h.dirtyLBs = nil
 	var c Changes
 	before := map[Target]bool{}
-	for _, id := range slices.Sorted(maps.Keys(h.dirtyPools)) {
-		h.flushPool(id, &c, before)
+	slices.SortFunc(h.dirtyPools, comparePools)
+	for _, p := range h.dirtyPools {
+		h.flushPool(p, &c, before)
 	}
-	clear(h.dirtyPools)
-	c.Model.UpsertFrontends = slices.Grow(c.Model.UpsertFrontends, len(h.dirtyKeys))
-	for _, key := range sortedKeys(h.dirtyKeys, model.FrontendKey.Compare) {
-		h.flushKey(key, &c.Model)
+	h.dirtyPools = nil
+	slices.SortFunc(h.dirtyFrontends, compareFrontends)
+	c.Model.UpsertFrontends = slices.Grow(c.Model.UpsertFrontends, len(h.dirtyFrontends))
+	for _, f := range h.dirtyFrontends {
+		h.flushFrontend(f, &c.Model)
 	}
-	clear(h.dirtyKeys)
+	h.dirtyFrontends = nil
 	for _, t := range sortedKeys(before, Target.Compare) {
 		switch wanted := h.HasTarget(t); {
 		case wanted && !before[t]:
@@ -310,119 +378,23 @@ func (h *Hub) Flush() Changes {
 	return c
 }
 
-// flushPool makes the pool's content and notes whether it differs from what is served.
-func (h *Hub) flushPool(id model.PoolID, c *Changes, before map[Target]bool) {
-	p, used := h.pools[id]
-	if used && p.users == 0 {
-		h.retarget(p, nil, before)
-		delete(h.pools, id)
-		if p.reference != nil {
-			remove(h.poolsOf, *p.reference, id)
-		}
-		used = false
-	}
-	if !used {
-		if _, served := h.servedPools[id]; served {
-			delete(h.servedPools, id)
-			c.Model.DeletePools = append(c.Model.DeletePools, id)
+// flushFrontend decides who has a frontend that several LoadBalancers may claim, and notes whether that is a change.
+func (h *Hub) flushFrontend(f *frontend, d *model.Delta) {
+	f.dirty = false
+	if len(f.claims) == 0 {
+		delete(h.frontends, f.key)
+		if f.served != nil {
+			d.DeleteFrontends = append(d.DeleteFrontends, f.key)
 		}
 		return
 	}
-	addresses := h.poolAddresses(p)
-	targets := make([]Target, len(addresses))
-	for i, a := range addresses {
-		targets[i] = Target{Address: a, Kind: p.kind, Port: p.port}
+	winner := f.claims[0].wants
+	delete(f.claims[0].by.conflicts, f.key)
+	for _, loser := range f.claims[1:] {
+		loser.by.conflict(f.key, winner.Owner)
 	}
-	h.retarget(p, targets, before)
-	content := model.Pool{ID: id, Tenant: p.tenant, Endpoints: h.endpoints(targets)}
-	if old, served := h.servedPools[id]; !served || !slices.Equal(old.Endpoints, content.Endpoints) || old.Tenant != content.Tenant {
-		h.servedPools[id] = content
-		c.Model.UpsertPools = append(c.Model.UpsertPools, content)
-	}
-}
-
-func (h *Hub) poolAddresses(p *pool) []netip.Addr {
-	if p.reference == nil {
-		return p.addresses
-	}
-	r := h.resolve(*p.reference)
-	if r == nil {
-		return nil
-	}
-	return ofFamily(r.good, p.v4)
-}
-
-// resolve returns what of the Addresses object can be used, nil when it or its tenant is not there.
-func (h *Hub) resolve(ref model.ObjectName) *resolution {
-	if r := h.resolved[ref]; r != nil {
-		return r
-	}
-	a, known := h.addresses[ref]
-	tenant, owned := h.tenants[ref.Namespace]
-	if !known || !owned {
-		return nil
-	}
-	r := resolve(a, tenant, h.fence)
-	h.resolved[ref] = r
-	return r
-}
-
-// endpoints turns targets into endpoints in canonical order, with the health that is known of them. When all seem dead,
-// all stay in: a prober that is cut off must not take a tenant down.
-func (h *Hub) endpoints(targets []Target) []model.Endpoint {
-	endpoints := make([]model.Endpoint, len(targets))
-	alive := false
-	for i, t := range targets {
-		health := h.health[t]
-		endpoints[i] = model.Endpoint{ID: t.Address.String(), Address: t.Address, Weight: max(health.Weight, 1), State: health.State}
-		alive = alive || health.State == model.Active
-	}
-	if !alive {
-		for i := range endpoints {
-			endpoints[i].State = model.Active
-		}
-	}
-	slices.SortFunc(endpoints, func(a, b model.Endpoint) int { return cmp.Compare(a.ID, b.ID) })
-	return endpoints
-}
-
-// retarget notes which targets the pool wants probed; before keeps, for each one touched, whether it was wanted at first.
-func (h *Hub) retarget(p *pool, targets []Target, before map[Target]bool) {
-	if slices.Equal(p.targets, targets) {
-		return
-	}
-	for _, t := range slices.Concat(p.targets, targets) {
-		if _, noted := before[t]; !noted {
-			before[t] = h.HasTarget(t)
-		}
-	}
-	for _, t := range p.targets {
-		remove(h.byTarget, t, p.id)
-	}
-	for _, t := range targets {
-		add(h.byTarget, t, p.id)
-	}
-	p.targets = targets
-}
-
-// flushKey decides who has a frontend that several LoadBalancers may claim, and notes whether that is a change.
-func (h *Hub) flushKey(key model.FrontendKey, d *model.Delta) {
-	claims := h.claims[key]
-	if len(claims) == 0 {
-		delete(h.claims, key)
-		if _, served := h.served[key]; served {
-			delete(h.served, key)
-			d.DeleteFrontends = append(d.DeleteFrontends, key)
-		}
-		return
-	}
-	winner := claims[0]
-	delete(h.lbs[winner.Owner].conflicts, key)
-	for _, loser := range claims[1:] {
-		h.lbs[loser.Owner].conflict(key, winner.Owner)
-	}
-	if old, served := h.served[key]; !served || old.Text() != winner.Text() {
-		h.served[key] = winner
+	if f.served == nil || f.served.Text() != winner.Text() {
+		f.served = winner
 		d.UpsertFrontends = append(d.UpsertFrontends, *winner)
 	}
 }
@@ -441,34 +413,30 @@ func (e *entry) conflict(key model.FrontendKey, winner model.ObjectName) {
 }
 
 // release lets go of all that the entry's last translation took hold of.
-func (h *Hub) release(name model.ObjectName, e *entry) {
-	for _, f := range e.frontends {
-		h.claims[f.FrontendKey] = slices.DeleteFunc(h.claims[f.FrontendKey], func(claim *model.Frontend) bool { return claim.Owner == name })
-		h.dirtyKeys[f.FrontendKey] = true
+func (h *Hub) release(e *entry) {
+	for _, wanted := range e.frontends {
+		f := h.frontends[wanted.FrontendKey]
+		f.claims = slices.DeleteFunc(f.claims, func(c claim) bool { return c.by == e })
+		h.markFrontend(f)
 	}
-	for _, id := range e.pools {
-		p := h.pools[id]
+	for _, p := range e.pools {
 		if p.users--; p.users == 0 {
-			h.dirtyPools[id] = true
+			h.markPool(p)
 		}
 	}
 	e.frontends, e.pools, e.conflicts = nil, nil, nil
 }
 
 // translate makes a LoadBalancer's frontends and pools anew.
-func (h *Hub) translate(name model.ObjectName) {
-	e := h.lbs[name]
-	h.release(name, e)
+func (h *Hub) translate(e *entry) {
+	e.dirty = false
+	h.release(e)
 	lb := &e.lb
 	var tenant *Tenant
 	if t, known := h.tenants[lb.Namespace]; known {
 		tenant = &t
 	}
-	found := false
-	if ref, ok := lb.reference(); ok {
-		_, found = h.addresses[ref]
-	}
-	t := read(lb, tenant, found, h.fence)
+	t := read(lb, tenant, e.source != nil && e.source.object != nil, h.fence)
 	e.read = t
 	if _, refused := Refused(t.problems); refused {
 		return
@@ -478,119 +446,27 @@ func (h *Hub) translate(name model.ObjectName) {
 		for _, p := range t.ports {
 			e.frontends = append(e.frontends, model.Frontend{
 				FrontendKey: model.FrontendKey{VIP: vip, Protocol: p.protocol, Port: p.number},
-				Owner:       name, Tenant: tenant.Name, TargetPort: p.target, Forwarding: t.forwarding(),
+				Owner:       lb.ObjectName, Tenant: tenant.Name, TargetPort: p.target, Forwarding: t.forwarding(),
 				AffinityTimeout: t.affinity, Restricted: len(lb.SourceRanges) > 0, SourceRanges: sources,
 				Pool: pool,
 			})
 		}
 	}
 	for i := range e.frontends {
-		h.claim(&e.frontends[i])
+		h.claim(e, &e.frontends[i])
 	}
 }
 
 // claim asks for a frontend.
-func (h *Hub) claim(f *model.Frontend) {
-	claims := h.claims[f.FrontendKey]
-	at, _ := slices.BinarySearchFunc(claims, f, func(a, b *model.Frontend) int { return compareNames(a.Owner, b.Owner) })
-	h.claims[f.FrontendKey] = slices.Insert(claims, at, f)
-	h.dirtyKeys[f.FrontendKey] = true
-}
-
-// usePool finds or makes the pool that the LoadBalancer's frontends of one family use.
-func (h *Hub) usePool(e *entry, t *translation, v4 bool) model.PoolID {
-	p := t.pool(v4)
-	known, ok := h.pools[p.id]
-	if !ok {
-		h.pools[p.id], known = p, p
-		if p.reference != nil {
-			add(h.poolsOf, *p.reference, p.id)
-		}
+func (h *Hub) claim(e *entry, wanted *model.Frontend) {
+	f := h.frontends[wanted.FrontendKey]
+	if f == nil {
+		f = &frontend{key: wanted.FrontendKey}
+		h.frontends[f.key] = f
 	}
-	if !slices.Contains(e.pools, p.id) {
-		e.pools = append(e.pools, p.id)
-		known.users++
-	}
-	if _, served := h.servedPools[p.id]; !served {
-		h.dirtyPools[p.id] = true
-	}
-	return p.id
-}
-
-// pool describes the pool of one family: its name says where the endpoints come from and how they are checked, so that
-// LoadBalancers of a tenant that agree on both share it.
-func (t *translation) pool(v4 bool) *pool {
-	p := &pool{tenant: t.tenant.Name, v4: v4}
-	suffix := "v6"
-	if v4 {
-		suffix = "v4"
-	}
-	t.check(p)
-	switch {
-	case p.kind == CheckLocal:
-		suffix += ".local-" + strconv.Itoa(int(p.port))
-	case p.kind == CheckConnect:
-		suffix += ".connect-" + strconv.Itoa(int(p.port))
-	}
-	ref, referred := t.lb.reference()
-	local := t.lb.LocalOnly && t.lb.Local != nil
-	switch {
-	case local:
-		p.addresses = ofFamily(t.local, v4)
-	case referred:
-		p.reference = &ref
-		p.id = model.PoolID(p.tenant + "/" + shortName(ref.Name) + "." + suffix)
-		return p
-	default:
-		p.addresses = ofFamily(t.own, v4)
-	}
-	p.id = model.PoolID(p.tenant + "/set-" + setName(p.addresses) + "." + suffix)
-	return p
-}
-
-// check chooses how the pool's endpoints are probed.
-func (t *translation) check(p *pool) {
-	if !t.lb.LocalOnly {
-		return
-	}
-	if t.lb.HealthCheckNodePort > 0 {
-		p.kind, p.port = CheckLocal, uint16(t.lb.HealthCheckNodePort)
-		return
-	}
-	// Without a health port, a node without local endpoints can only be told by its silence on the NodePort.
-	for _, candidate := range t.ports {
-		if t.lb.Local == nil && candidate.protocol == model.TCP {
-			p.kind, p.port = CheckConnect, candidate.target
-			return
-		}
-	}
-}
-
-// shortName keeps pool names short enough for what a kernel stores beside them: an object's name may have 253 characters.
-func shortName(name string) string {
-	const longest = 24
-	if len(name) <= longest {
-		return name
-	}
-	sum := sha256.Sum256([]byte(name))
-	return "ref-" + hex.EncodeToString(sum[:8])
-}
-
-// setName is short and stable for a set of addresses.
-func setName(addresses []netip.Addr) string {
-	sum := sha256.New()
-	for _, a := range addresses {
-		fmt.Fprintln(sum, a)
-	}
-	return hex.EncodeToString(sum.Sum(nil)[:8])
-}
-
-func ofFamily(addresses []netip.Addr, v4 bool) []netip.Addr {
-	return slices.DeleteFunc(slices.Clone(addresses), func(a netip.Addr) bool { return a.Is4() != v4 })
-}
-
-func prefixesOfFamily(prefixes []netip.Prefix, v4 bool) []netip.Prefix {
-	return slices.DeleteFunc(slices.Clone(prefixes), func(p netip.Prefix) bool { return p.Addr().Is4() != v4 })
+	at, _ := slices.BinarySearchFunc(f.claims, wanted.Owner, func(c claim, name model.ObjectName) int { return compareNames(c.wants.Owner, name) })
+	f.claims = slices.Insert(f.claims, at, claim{e, wanted})
+	h.markFrontend(f)
 }
 
 // sortedKeys returns a map's keys in order.
@@ -602,18 +478,4 @@ func sortedKeys[K comparable, V any](m map[K]V, compare func(a, b K) int) []K {
 
 func compareNames(a, b model.ObjectName) int {
 	return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
-}
-
-func add[K, V comparable](index map[K]map[V]bool, key K, value V) {
-	if index[key] == nil {
-		index[key] = map[V]bool{}
-	}
-	index[key][value] = true
-}
-
-func remove[K, V comparable](index map[K]map[V]bool, key K, value V) {
-	delete(index[key], value)
-	if len(index[key]) == 0 {
-		delete(index, key)
-	}
 }

@@ -28,11 +28,15 @@ demo: deps build ## Bring up hub, tenant, gateway and client, walk through, stay
 	KUBELB_KUBERNETES=$$(tools/kubernetes/build.sh) KUBELB_BIN=$(BIN) $(BIN)/demo $(if $(ONCE),--once) $(if $(BACKEND),--backend=$(BACKEND))
 
 .PHONY: test
-test: deps verify unit conformance e2e ## Run every test, the end-to-end ones included (root; ten minutes more when cold).
+test: deps verify unit wasm conformance e2e ## Run every test, the end-to-end ones included (root; ten minutes more when cold).
 
 .PHONY: unit
 unit: ## Vet and test every module by itself, as if the others were not there (no root).
 	@set -e; for m in $(filter-out conformance,$(MODULES)); do echo "== $$m"; (cd $$m && GOWORK=off go vet ./... && GOWORK=off go test ./...); done
+
+.PHONY: wasm
+wasm: ## Run the core's tests natively and as WASM (no root).
+	tools/wasm.sh
 
 .PHONY: conformance
 conformance: ## Judge the dataplane by packets in network namespaces (root).
@@ -49,6 +53,10 @@ bench-scale: deps build ## Load 10,000 LoadBalancers and measure one change more
 	cd tools && GOWORK=off go build -o $(BIN)/scale ./cmd/scale
 	KUBELB_KUBERNETES=$$(tools/kubernetes/build.sh) KUBELB_BIN=$(BIN) $(BIN)/scale
 
+.PHONY: bench-core
+bench-core: ## Measure one translation of 10,000 Services on 1,000 nodes, natively and as WASM.
+	tools/wasm.sh bench
+
 .PHONY: verify
 verify: ## Check the rules of the repository: module walls, versions, docs, format, generated code.
 	@unformatted=$$(git ls-files -co --exclude-standard '*.go' | xargs gofmt -l); if [ -n "$$unformatted" ]; then echo "not gofmt-clean, run gofmt -w: $$unformatted"; exit 1; fi
@@ -62,6 +70,18 @@ generate: ## Write deepcopy, CRDs and the plugin's wire code anew.
 	cd tools/generate && GOWORK=off go build -o $(CACHE)/generate/ tool ./protogen
 	cd api && rm -f crds/*.yaml && GOWORK=off $(CACHE)/generate/controller-gen object paths=./v1alpha1 crd:maxDescLen=400 output:crd:dir=crds paths=./v1alpha1
 	PATH=$(CACHE)/generate:$$PATH protogen backends/plugin/dataplanepb/dataplane.proto
+
+.PHONY: golden
+golden: ## Write the expected files of the corpus and of the backends anew, and remove orphans.
+	cd backends/nftables && GOWORK=off go test -run=Golden . -golden
+	cd tools && GOWORK=off go test -run=Corpus ./corecheck -golden
+	@git status --short -- tools/corecheck/corpus backends/nftables/testdata
+
+.PHONY: fuzz
+fuzz: ## Fuzz each target for FUZZTIME (1m).
+	@set -e; git grep --untracked -oE '^func Fuzz[A-Za-z]+' -- '*_test.go' | while IFS=: read -r file func; do \
+		target=$${func#func }; echo "== $$(dirname $$file) $$target"; \
+		(cd $$(dirname $$file) && go test -run='^$$' -fuzz="^$$target$$" -fuzztime=$(or $(FUZZTIME),1m) $(FUZZFLAGS) .); done
 
 .PHONY: lint
 lint: ## Run golangci-lint on every module (built from source at its first run).

@@ -9,6 +9,7 @@ need /usr/lib/cni/bridge containernetworking-plugins
 need nft nftables
 need ip iproute2
 need curl curl
+need node nodejs
 need unshare util-linux
 [ ${#missing[@]} -eq 0 ] && exit 0
 echo "installing ${missing[*]} ..." >&2

@@ -2,7 +2,6 @@ package ipam
 
 import (
 	"fmt"
-	"math/rand"
 	"net/netip"
 	"testing"
 )
@@ -146,55 +145,5 @@ func TestBadRangesAreRefused(t *testing.T) {
 	}
 	if _, err := ParseRanges([]string{"203.0.113.0/24", "203.0.113.7-203.0.113.8"}, true); err == nil {
 		t.Error("overlapping ranges were accepted")
-	}
-}
-
-// Random allocations, releases, restarts (with what is on record) and pool edits: no address is ever held twice, and
-// none changes by itself.
-func TestNoAddressIsEverDealtTwice(t *testing.T) {
-	random := rand.New(rand.NewSource(1))
-	plans := [][]string{{"203.0.113.0/28"}, {"203.0.113.0/29", "2001:db8::/124"}, {"203.0.113.4-203.0.113.12", "2001:db8::/125"}}
-	pools := func() []Pool {
-		return []Pool{{Name: "p", Ranges: ranges(t, true, plans[random.Intn(len(plans))]...), AutoAssign: true}}
-	}
-	record := map[string][]Grant{}
-	a := NewAllocator()
-	a.SetPools(pools())
-	for step := range 20000 {
-		holder := fmt.Sprintf("t/%d", random.Intn(20))
-		switch random.Intn(6) {
-		case 0:
-			a.Release(holder)
-			delete(record, holder)
-		case 1:
-			a = NewAllocator()
-			a.SetPools(pools())
-			for holder, grants := range record {
-				if conflicts := a.Adopt(holder, grants); conflicts != nil {
-					t.Fatalf("step %d: %v", step, conflicts)
-				}
-			}
-		case 2:
-			a.SetPools(pools())
-		default:
-			wish := Wish{Tenant: "t", Policy: []Policy{"", SingleStack, PreferDualStack, RequireDualStack}[random.Intn(4)]}
-			grants, refusal := a.Allocate(holder, wish)
-			if refusal != nil && addresses(grants) != addresses(record[holder]) {
-				t.Fatalf("step %d: a refusal changed %v to %v", step, record[holder], grants)
-			}
-			if len(record[holder]) > 0 && (len(grants) == 0 || grants[0] != record[holder][0]) {
-				t.Fatalf("step %d: primary address changed from %v to %v", step, record[holder], grants)
-			}
-			record[holder] = grants
-		}
-		seen := map[netip.Addr]string{}
-		for holder, grants := range record {
-			for _, g := range grants {
-				if other, twice := seen[g.Address]; twice {
-					t.Fatalf("step %d: %s is held by %s and %s", step, g.Address, holder, other)
-				}
-				seen[g.Address] = holder
-			}
-		}
 	}
 }

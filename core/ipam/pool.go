@@ -102,7 +102,7 @@ func parseFirstLast(first, last string) (Range, error) {
 	if err != nil {
 		return Range{}, err
 	}
-	if a.BitLen() != b.BitLen() || a.Is4In6() || a.Zone()+b.Zone() != "" || a.Compare(b) > 0 {
+	if a.BitLen() != b.BitLen() || a.Is4In6() || b.Is4In6() || a.Zone()+b.Zone() != "" || a.Compare(b) > 0 {
 		return Range{}, fmt.Errorf("the first address must be of the last one's family and not above it")
 	}
 	return Range{a, b}, nil

@@ -16,24 +16,28 @@ import (
 )
 
 func TestWhateverComesOutIsValidAndWithinTheFence(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		in := inputs().Draw(t, "in")
-		out, err := explain.Explain(in)
-		require.NoError(t, err)
-		require.Empty(t, violations(in, out))
-	})
+	rapid.Check(t, outputIsValid)
+}
+
+func outputIsValid(t *rapid.T) {
+	in := inputs().Draw(t, "in")
+	out, err := explain.Explain(in)
+	require.NoError(t, err)
+	require.Empty(t, violations(in, out))
 }
 
 func TestTheOrderOfTheInputDoesNotMatter(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		in := inputs().Draw(t, "in")
-		random := rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 0))
-		_, first, err := answer(in)
-		require.NoError(t, err)
-		_, second, err := answer(shuffled(in, random))
-		require.NoError(t, err)
-		require.Equal(t, first, second)
-	})
+	rapid.Check(t, orderDoesNotMatter)
+}
+
+func orderDoesNotMatter(t *rapid.T) {
+	in := inputs().Draw(t, "in")
+	random := rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 0))
+	_, first, err := answer(in)
+	require.NoError(t, err)
+	_, second, err := answer(shuffled(in, random))
+	require.NoError(t, err)
+	require.Equal(t, first, second)
 }
 
 // shuffled changes the order of everything that has none: all lists but the pools, whose order is their age, and the ports
@@ -61,15 +65,17 @@ func shuffle[T any](list []T, random *rand.Rand) []T {
 }
 
 func TestTranslatingTwiceChangesNothing(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		in := inputs().Draw(t, "in")
-		first, err := explain.Explain(in)
-		require.NoError(t, err)
-		second, err := explain.Explain(settled(in, first))
-		require.NoError(t, err)
-		require.Equal(t, first.Text, second.Text)
-		require.Equal(t, first.LoadBalancers, second.LoadBalancers)
-	})
+	rapid.Check(t, twiceChangesNothing)
+}
+
+func twiceChangesNothing(t *rapid.T) {
+	in := inputs().Draw(t, "in")
+	first, err := explain.Explain(in)
+	require.NoError(t, err)
+	second, err := explain.Explain(settled(in, first))
+	require.NoError(t, err)
+	require.Equal(t, first.Text, second.Text)
+	require.Equal(t, first.LoadBalancers, second.LoadBalancers)
 }
 
 // One LoadBalancer changes and none waits for an address: only its records change, and the pools that it used or uses.
@@ -309,19 +315,21 @@ func (w *world) actions() map[string]func(*rapid.T) {
 // One event at a time, in any order, flushed at any moment, ends in the same model as everything at once; the deltas add up
 // to it, and what is probed is what is in a pool.
 func TestTheIncrementalPathEndsWhereTheFullOneDoes(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		w := newWorld()
-		w.furnish(t)
-		t.Repeat(w.actions())
-		w.flush(t)
-		full := w.fresh()
-		require.Equal(t, full.Snapshot().Text(), w.hub.Snapshot().Text())
-		for name := range w.lbs {
-			require.Equal(t, full.Problems(name), w.hub.Problems(name), "problems of %s", name)
-		}
-		require.True(t, model.Difference(w.sum, w.hub.Snapshot()).Empty(), "the deltas do not add up to the model")
-		for target := range w.targets {
-			require.True(t, full.HasTarget(target), "target %v", target)
-		}
-	})
+	rapid.Check(t, incrementalEqualsFull)
+}
+
+func incrementalEqualsFull(t *rapid.T) {
+	w := newWorld()
+	w.furnish(t)
+	t.Repeat(w.actions())
+	w.flush(t)
+	full := w.fresh()
+	require.Equal(t, full.Snapshot().Text(), w.hub.Snapshot().Text())
+	for name := range w.lbs {
+		require.Equal(t, full.Problems(name), w.hub.Problems(name), "problems of %s", name)
+	}
+	require.True(t, model.Difference(w.sum, w.hub.Snapshot()).Empty(), "the deltas do not add up to the model")
+	for target := range w.targets {
+		require.True(t, full.HasTarget(target), "target %v", target)
+	}
 }

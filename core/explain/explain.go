@@ -155,7 +155,7 @@ func Explain(in Input) (Output, error) {
 	return e.out, nil
 }
 
-// unambiguous reports the first two objects of one name.
+// unambiguous reports two objects of one name, those that were given before those that would be written.
 func unambiguous(in Input, out Output) error {
 	names := map[string]bool{}
 	again := func(kind, tenant string, name model.ObjectName) error {
@@ -185,15 +185,23 @@ func unambiguous(in Input, out Output) error {
 	for _, p := range in.AddressPools {
 		errs = append(errs, again("AddressPool", "", model.ObjectName{Name: p.Name}))
 	}
+	for _, h := range in.Health {
+		errs = append(errs, again("Health", "", model.ObjectName{Name: netip.AddrPortFrom(h.Address, h.Port).String()}))
+	}
+	if err := firstOf(errs); err != nil {
+		return err
+	}
 	for _, a := range out.Addresses {
 		errs = append(errs, again("Addresses", "", a.ObjectName))
 	}
 	for _, lb := range out.LoadBalancers {
 		errs = append(errs, again("LoadBalancer", "", lb.ObjectName))
 	}
-	for _, h := range in.Health {
-		errs = append(errs, again("Health", "", model.ObjectName{Name: netip.AddrPortFrom(h.Address, h.Port).String()}))
-	}
+	return firstOf(errs)
+}
+
+// firstOf returns the first error by its text, so that the order of the input does not matter.
+func firstOf(errs []error) error {
 	errs = slices.DeleteFunc(errs, func(err error) bool { return err == nil })
 	if len(errs) == 0 {
 		return nil

@@ -62,6 +62,9 @@ func ParseRanges(entries []string, avoidNetworkAddresses bool) ([]Range, error) 
 		if err != nil {
 			return nil, fmt.Errorf("%q: %w", entry, err)
 		}
+		if r.Overlaps(mapped()) {
+			return nil, fmt.Errorf("%q contains IPv4-mapped addresses (::ffff:0:0/96, RFC 4291 section 2.5.5.2), which no network carries; write them as IPv4", entry)
+		}
 		for _, other := range ranges {
 			if r.Overlaps(other) {
 				return nil, fmt.Errorf("%q overlaps %s of the same pool; remove one of them", entry, other)
@@ -79,9 +82,6 @@ func parseRange(entry string, avoidNetworkAddresses bool) (Range, error) {
 	prefix, err := netip.ParsePrefix(entry)
 	if err != nil {
 		return Range{}, fmt.Errorf("neither a CIDR nor a range first-last: %w", err)
-	}
-	if prefix.Addr().Is4In6() {
-		return Range{}, fmt.Errorf("an IPv4-mapped IPv6 network is not allowed; write it as IPv4")
 	}
 	r := Range{prefix.Masked().Addr(), lastOf(prefix)}
 	if avoidNetworkAddresses && prefix.Addr().BitLen()-prefix.Bits() > 1 {
@@ -102,10 +102,19 @@ func parseFirstLast(first, last string) (Range, error) {
 	if err != nil {
 		return Range{}, err
 	}
-	if a.BitLen() != b.BitLen() || a.Is4In6() || b.Is4In6() || a.Zone()+b.Zone() != "" || a.Compare(b) > 0 {
+	if a.BitLen() != b.BitLen() || a.Zone()+b.Zone() != "" || a.Compare(b) > 0 {
 		return Range{}, fmt.Errorf("the first address must be of the last one's family and not above it")
 	}
 	return Range{a, b}, nil
+}
+
+// mapped are the IPv6 addresses that stand for IPv4 ones.
+func mapped() Range {
+	first := netip.IPv6Unspecified().As16()
+	first[10], first[11] = 0xff, 0xff
+	last := first
+	last[12], last[13], last[14], last[15] = 0xff, 0xff, 0xff, 0xff
+	return Range{netip.AddrFrom16(first), netip.AddrFrom16(last)}
 }
 
 func lastOf(p netip.Prefix) netip.Addr {

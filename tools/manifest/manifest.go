@@ -158,8 +158,7 @@ func (o *Object) decode() error {
 	}
 	unknown, err := kjson.UnmarshalStrict(document, o.Typed)
 	if err != nil {
-		// The decoder names the field by its Go path; the object's first line is the best place there is.
-		return &Error{o.File, o.node.Line, fmt.Sprintf("%s: %s", o.Kind, strings.TrimPrefix(err.Error(), "json: "))}
+		return o.wrongType(err)
 	}
 	var errs []error
 	for _, problem := range unknown {
@@ -170,6 +169,63 @@ func (o *Object) decode() error {
 		errs = append(errs, &Error{o.File, line, fmt.Sprintf("%s %s: %s", o.Kind, o.Typed.GetName(), problem)})
 	}
 	return errors.Join(errs...)
+}
+
+var wrongType = regexp.MustCompile(`cannot unmarshal (\w+)[^ ]* into Go struct field \w+\.([\w.]+) of type ([\w.\[\]*]+)`)
+
+// wrongType finds the line of a value that is not of its field's type. The decoder tells the field without the positions in
+// lists, so it is the first one there with a value of that kind.
+func (o *Object) wrongType(err error) error {
+	match := wrongType.FindStringSubmatch(err.Error())
+	if match == nil {
+		return &Error{o.File, o.node.Line, fmt.Sprintf("%s: %s", o.Kind, strings.TrimPrefix(err.Error(), "json: "))}
+	}
+	kind, path, want := match[1], match[2], match[3]
+	line := o.Line(path)
+	if node := firstOfKind(o.node, strings.Split(path, "."), kind); node != nil {
+		line = node.Line
+	}
+	return &Error{o.File, line, fmt.Sprintf("%s: %s is a %s where %s is expected", o.Kind, path, kind, strings.TrimPrefix(want, "*"))}
+}
+
+// kindOf says what a value is, in the decoder's words.
+func kindOf(node *yaml.Node) string {
+	switch node.ShortTag() {
+	case "!!str":
+		return "string"
+	case "!!int", "!!float":
+		return "number"
+	case "!!bool":
+		return "bool"
+	case "!!seq":
+		return "array"
+	}
+	return "object"
+}
+
+// firstOfKind walks the path through all elements of lists on the way.
+func firstOfKind(node *yaml.Node, path []string, kind string) *yaml.Node {
+	if node.Kind == yaml.AliasNode {
+		node = node.Alias
+	}
+	if len(path) == 0 && kindOf(node) == kind {
+		return node
+	}
+	if node.Kind == yaml.SequenceNode {
+		for _, element := range node.Content {
+			if found := firstOfKind(element, path, kind); found != nil {
+				return found
+			}
+		}
+		return nil
+	}
+	if len(path) == 0 {
+		return nil
+	}
+	if value := field(node, path[0]); value != nil {
+		return firstOfKind(value, path[1:], kind)
+	}
+	return nil
 }
 
 // Line returns the line of a field such as spec.ports[0].protocol, or of the nearest one around it that there is. Behind

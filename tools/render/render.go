@@ -94,6 +94,9 @@ func Render(objects []manifest.Object, options Options) (*Result, error) {
 	options.Tenant = r.tenantOf(options.Tenant)
 	f := &filler{}
 	f.services(r.services, r.nodes)
+	if err := distinct(objects); err != nil {
+		return nil, err
+	}
 	f.hub(r, r.tenantNames(options.Tenant))
 	r.Assumed = f.assumed
 	r.input(options)
@@ -106,6 +109,24 @@ func Render(objects []manifest.Object, options Options) (*Result, error) {
 	}
 	r.hubObjects()
 	return r, nil
+}
+
+// distinct reports the first object that is there twice.
+func distinct(objects []manifest.Object) error {
+	type key struct{ kind, namespace, name string }
+	first := map[key]manifest.Object{}
+	for _, o := range objects {
+		if o.Typed == nil {
+			continue
+		}
+		k := key{o.Kind, o.Typed.GetNamespace(), o.Typed.GetName()}
+		if before, twice := first[k]; twice {
+			name := strings.TrimPrefix(k.namespace+"/"+k.name, "/")
+			return fmt.Errorf("%s:%d: %s %s appears twice: it is at %s:%d too", o.File, o.Line(""), k.kind, name, before.File, before.Line(""))
+		}
+		first[k] = o
+	}
+	return nil
 }
 
 func (r *Result) sort(o manifest.Object) {

@@ -10,6 +10,15 @@ import (
 )
 
 func main() {
+	if err := rootCommand().Execute(); err != nil {
+		if !errors.Is(err, errRefused) {
+			fmt.Fprintln(os.Stderr, "kubelb:", err)
+		}
+		os.Exit(1)
+	}
+}
+
+func rootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:           "kubelb",
 		Short:         "Layer-4 load balancers for fleets of Kubernetes clusters",
@@ -17,10 +26,5 @@ func main() {
 		SilenceErrors: true,
 	}
 	root.AddCommand(renderCommand())
-	if err := root.Execute(); err != nil {
-		if !errors.Is(err, errRefused) {
-			fmt.Fprintln(os.Stderr, "kubelb:", err)
-		}
-		os.Exit(1)
-	}
+	return root
 }

@@ -1,6 +1,7 @@
 package corecheck
 
 import (
+	"cmp"
 	"maps"
 	"math/rand/v2"
 	"slices"
@@ -208,6 +209,7 @@ func (w *world) furnish(t *rapid.T) {
 // step, would be an error in a dataplane.
 func (w *world) flush(t *rapid.T) {
 	c := w.hub.Flush()
+	requireCanonical(t, c)
 	for _, p := range c.Model.UpsertPools {
 		require.NotEqual(t, w.sum.Pools[p.ID], p.Digest(), "pool %s has not changed", p.ID)
 		w.sum.Pools[p.ID] = p.Digest()
@@ -234,6 +236,22 @@ func (w *world) flush(t *rapid.T) {
 		delete(w.targets, target)
 		delete(w.health, target)
 	}
+}
+
+// requireCanonical: the order of a change is that of its records, so that equal changes are equal bytes.
+func requireCanonical(t *rapid.T, c translate.Changes) {
+	poolID := func(p model.Pool) model.PoolID { return p.ID }
+	key := func(f model.Frontend) model.FrontendKey { return f.FrontendKey }
+	require.True(t, ascending(c.Model.UpsertPools, poolID, cmp.Compare[model.PoolID]))
+	require.True(t, ascending(c.Model.UpsertFrontends, key, model.FrontendKey.Compare))
+	require.True(t, ascending(c.Model.DeleteFrontends, func(k model.FrontendKey) model.FrontendKey { return k }, model.FrontendKey.Compare))
+	require.True(t, slices.IsSorted(c.Model.DeletePools))
+	require.True(t, slices.IsSortedFunc(c.NewTargets, translate.Target.Compare))
+	require.True(t, slices.IsSortedFunc(c.GoneTargets, translate.Target.Compare))
+}
+
+func ascending[T, K any](list []T, key func(T) K, compare func(a, b K) int) bool {
+	return slices.IsSortedFunc(list, func(a, b T) int { return compare(key(a), key(b)) })
 }
 
 // fresh is a Hub that is told everything at once.

@@ -87,9 +87,11 @@ func (e *explanation) allocate() {
 		tenant, addresses := e.contextOf(lb)
 		_, refused[i] = translate.Refused(translate.Check(lb, tenant, addresses, e.fence))
 	}
-	// Who waits may get what another one has given back, in turn: until nothing changes any more.
+	// Who waits may get what another one has given back, in turn: until nothing changes any more, after as many rounds as
+	// there are LoadBalancers at the latest.
 	refusals := make([]*ipam.Refusal, len(refused))
-	for changed := true; changed; {
+	changed := true
+	for round := 0; changed && round <= len(refused); round++ {
 		changed = false
 		for i := range e.out.LoadBalancers {
 			lb := &e.out.LoadBalancers[i]

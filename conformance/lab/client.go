@@ -1,0 +1,204 @@
+package lab
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Answer is what a server saw.
+type Answer struct {
+	// Endpoint is the address at which the server was reached, Client whom it saw.
+	Endpoint netip.Addr
+	Client   netip.AddrPort
+}
+
+// From is where a flow begins; its zero value leaves all to the kernel.
+type From struct {
+	Address netip.Addr
+	Port    uint16
+}
+
+// Dial opens a connection from the host. network is tcp or udp.
+func (h *Host) Dial(network string, to netip.AddrPort, from From) (net.Conn, error) {
+	var c net.Conn
+	err := h.Do(func() error {
+		var err error
+		c, err = dial(network, to, from)
+		return err
+	})
+	return c, err
+}
+
+func dial(network string, to netip.AddrPort, from From) (net.Conn, error) {
+	dialer := net.Dialer{Timeout: patience}
+	if from != (From{}) {
+		// A port that has just been used waits for stray segments; a case that reuses one knows that there are none.
+		dialer.Control = func(_, _ string, raw syscall.RawConn) error { return reuse(raw) }
+		local := netip.AddrPortFrom(from.Address, from.Port)
+		if network == "udp" {
+			dialer.LocalAddr = net.UDPAddrFromAddrPort(local)
+		} else {
+			dialer.LocalAddr = net.TCPAddrFromAddrPort(local)
+		}
+	}
+	return dialer.DialContext(context.Background(), network, to.String())
+}
+
+func reuse(raw syscall.RawConn) error {
+	var inner error
+	err := raw.Control(func(fd uintptr) {
+		inner = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_REUSEADDR, 1)
+	})
+	return errors.Join(err, inner)
+}
+
+// Ask makes a new flow and returns who answered.
+func (h *Host) Ask(network string, to netip.AddrPort, from From) (Answer, error) {
+	answers, err := h.AskMany(network, to, []From{from})
+	if err != nil {
+		return Answer{}, err
+	}
+	return answers[0], nil
+}
+
+// AskTimes makes n new flows, one after another.
+func (h *Host) AskTimes(n int, network string, to netip.AddrPort) ([]Answer, error) {
+	return h.AskMany(network, to, make([]From, n))
+}
+
+// AskMany makes a new flow from each place, one after another.
+func (h *Host) AskMany(network string, to netip.AddrPort, froms []From) ([]Answer, error) {
+	answers := make([]Answer, 0, len(froms))
+	err := h.Do(func() error {
+		for _, from := range froms {
+			answer, err := ask(network, to, from)
+			if err != nil {
+				return fmt.Errorf("%s %s, flow %d: %w", network, to, len(answers)+1, err)
+			}
+			answers = append(answers, answer)
+		}
+		return nil
+	})
+	return answers, err
+}
+
+func ask(network string, to netip.AddrPort, from From) (Answer, error) {
+	c, err := dial(network, to, from)
+	if err != nil {
+		return Answer{}, err
+	}
+	defer c.Close()
+	if t, ok := c.(*net.TCPConn); ok && from.Port != 0 {
+		// A reset at the end leaves no TIME_WAIT, so that the port can be used again at once.
+		defer func() { _ = t.SetLinger(0) }()
+	}
+	return Who(c)
+}
+
+// Who asks over a connection whose first line has not been sent yet, and over any UDP flow.
+func Who(c net.Conn) (Answer, error) {
+	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
+		return Answer{}, err
+	}
+	question := askWho
+	if c.RemoteAddr().Network() == "tcp" {
+		question += "\n"
+	}
+	if _, err := c.Write([]byte(question)); err != nil {
+		return Answer{}, err
+	}
+	buffer := make([]byte, 256)
+	line := ""
+	if c.RemoteAddr().Network() == "tcp" {
+		var err error
+		if line, err = bufio.NewReader(c).ReadString('\n'); err != nil {
+			return Answer{}, err
+		}
+	} else {
+		n, err := c.Read(buffer)
+		if err != nil {
+			return Answer{}, err
+		}
+		line = string(buffer[:n])
+	}
+	return parseAnswer(line)
+}
+
+func parseAnswer(line string) (Answer, error) {
+	endpoint, client, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " ")
+	address, err := netip.ParseAddr(endpoint)
+	if err != nil {
+		return Answer{}, fmt.Errorf("server says %q: %w", line, err)
+	}
+	at, err := netip.ParseAddrPort(client)
+	return Answer{address, at}, err
+}
+
+// Refused reports whether a flow is answered with a reset or an ICMP error, and within which time.
+func (h *Host) Refused(network string, to netip.AddrPort) (bool, time.Duration) {
+	begin := time.Now()
+	_, err := h.Ask(network, to, From{})
+	return errors.Is(err, syscall.ECONNREFUSED), time.Since(begin)
+}
+
+// Silent reports whether a flow gets no answer at all.
+func (h *Host) Silent(network string, to netip.AddrPort) bool {
+	_, err := h.Ask(network, to, From{})
+	var timeout net.Error
+	return errors.As(err, &timeout) && timeout.Timeout()
+}
+
+// Stream is a TCP connection whose server echoes.
+type Stream struct {
+	net.Conn
+	echoed *bufio.Reader
+}
+
+// Stream opens a connection that lives until it is closed.
+func (h *Host) Stream(to netip.AddrPort, from From) (*Stream, error) {
+	c, err := h.Dial("tcp", to, from)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := c.Write([]byte(askEcho + "\n")); err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	s := &Stream{c, bufio.NewReader(c)}
+	return s, s.Alive()
+}
+
+// Alive sends a line and waits for it to come back.
+func (s *Stream) Alive() error {
+	if err := s.SetDeadline(time.Now().Add(patience)); err != nil {
+		return err
+	}
+	if _, err := s.Write([]byte("alive\n")); err != nil {
+		return err
+	}
+	line, err := s.echoed.ReadString('\n')
+	if err != nil {
+		return err
+	}
+	if line != "alive\n" {
+		return fmt.Errorf("sent %q, came back %q", "alive\n", line)
+	}
+	return nil
+}
+
+// Transfer sends n bytes to a server that sums them up, and then has it send n bytes back on another connection.
+func (h *Host) Transfer(to netip.AddrPort, n int64) error {
+	if err := h.upload(to, n); err != nil {
+		return fmt.Errorf("upload: %w", err)
+	}
+	if err := h.download(to, n); err != nil {
+		return fmt.Errorf("download: %w", err)
+	}
+	return nil
+}

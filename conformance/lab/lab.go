@@ -1,0 +1,210 @@
+// Package lab is the network in which a dataplane is judged: hosts as network namespaces, real sockets, real packets.
+//
+//	client a ──┐                 ┌── gateway g0 ──┐
+//	           ├── front (L2) ───┤                ├── back (L2) ── nodes n0 … n3
+//	client b ─ router ───────────┼── gateway g1 ──┤
+//	              └──────────────┴────────────────┘
+//
+// Every host has both families. The router is plain: it forwards, keeps no state and rewrites nothing. Nodes answer by the
+// router, but for packets to a gateway's own addresses. VIPs are routed to one gateway, which the case chooses.
+//
+// All links carry packets as a wire would: checksums are computed and verified, and nothing is merged or split.
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+
+	"kubelb.k8c.io/conformance/netlab"
+)
+
+// Prefix begins the names of all namespaces of a lab.
+const Prefix = "klconf"
+
+// Numbers of hosts.
+const (
+	Gateways = 2
+	Nodes    = 4
+)
+
+// Lab is the network, with its hosts.
+type Lab struct {
+	// A is on the gateways' segment, B behind the router.
+	A, B, Router *Host
+	Gateways     [Gateways]*Host
+	Nodes        [Nodes]*Host
+
+	lab *netlab.Lab
+}
+
+// Host is one host of the lab.
+type Host struct {
+	*netlab.Namespace
+	// IPv4 and IPv6 are the addresses by which others reach it; of a gateway those on the back segment.
+	IPv4, IPv6 netip.Addr
+}
+
+// Address returns the host's address of a family.
+func (h *Host) Address(v4 bool) netip.Addr {
+	if v4 {
+		return h.IPv4
+	}
+	return h.IPv6
+}
+
+// VIPs are where the external addresses of all cases lie.
+var vipNetworks = [...]string{"203.0.113.0/24", "2001:db8:f::/64"}
+
+// VIP returns the i-th external address of a family, i from 1 to 254.
+func VIP(v4 bool, i int) netip.Addr { return pick(v4, "203.0.113.0", "2001:db8:f::", i) }
+
+// EndpointAddress returns the i-th address at which nodes serve, i from 0 to 199. Node i modulo Nodes has it.
+func EndpointAddress(v4 bool, i int) netip.Addr { return pick(v4, "198.51.100.0", "2001:db8:1::", 10+i) }
+
+func pick(v4 bool, four, six string, i int) netip.Addr {
+	if v4 {
+		bytes := netip.MustParseAddr(four).As4()
+		bytes[3] = byte(i)
+		return netip.AddrFrom4(bytes)
+	}
+	bytes := netip.MustParseAddr(six).As16()
+	bytes[15] = byte(i)
+	return netip.AddrFrom16(bytes)
+}
+
+// endpoints is how many endpoint addresses each family has.
+const endpoints = 100
+
+// New builds the lab. It needs root. Close removes it.
+func New() (*Lab, error) {
+	if os.Geteuid() != 0 {
+		return nil, errors.New("needs root: it makes network namespaces")
+	}
+	if err := netlab.Sweep(Prefix); err != nil {
+		return nil, err
+	}
+	b := &builder{lab: netlab.New(Prefix)}
+	l := b.build()
+	if err := errors.Join(b.errs...); err != nil {
+		return nil, errors.Join(fmt.Errorf("build the lab: %w", err), b.lab.Close())
+	}
+	return l, nil
+}
+
+// Close removes every host, and with it what ran there.
+func (l *Lab) Close() error { return l.lab.Close() }
+
+// builder collects errors, so that the plan below reads as one.
+type builder struct {
+	lab         *netlab.Lab
+	front, back *netlab.Namespace
+	errs        []error
+}
+
+func (b *builder) check(err error) { b.errs = append(b.errs, err) }
+
+func (b *builder) build() *Lab {
+	l := &Lab{lab: b.lab}
+	var err error
+	b.front, err = b.lab.Switch("front")
+	b.check(err)
+	b.back, err = b.lab.Switch("back")
+	b.check(err)
+	l.A, l.B = b.host("a", "192.0.2.100", "2001:db8:c::100"), b.host("b", "198.18.1.100", "2001:db8:d::100")
+	l.Router = b.host("router", "192.0.2.254", "2001:db8:c::fe", forwarding...)
+	for i := range l.Gateways {
+		l.Gateways[i] = b.host(fmt.Sprintf("g%d", i), fmt.Sprintf("198.51.100.%d", 1+i), fmt.Sprintf("2001:db8:1::%x", 1+i), forwarding...)
+	}
+	for i := range l.Nodes {
+		l.Nodes[i] = b.host(fmt.Sprintf("n%d", i), EndpointAddress(true, i).String(), EndpointAddress(false, i).String())
+	}
+	if errors.Join(b.errs...) != nil {
+		return nil
+	}
+	b.wire(l)
+	b.routes(l)
+	b.check(l.RouteVIPs(0))
+	return l
+}
+
+// forwarding makes a host a router. Reverse-path filters would drop what comes back another way.
+var forwarding = []string{"net/ipv4/ip_forward=1", "net/ipv6/conf/all/forwarding=1", "net/ipv4/conf/all/rp_filter=0", "net/ipv4/conf/default/rp_filter=0",
+	"net/ipv4/conf/all/send_redirects=0", "net/ipv4/conf/default/send_redirects=0"}
+
+func (b *builder) host(name, v4, v6 string, sysctls ...string) *Host {
+	// Duplicate address detection would leave link-local addresses unusable for a second.
+	ns, err := b.lab.Namespace(name, append([]string{"net/ipv6/conf/default/accept_dad=0"}, sysctls...)...)
+	b.check(err)
+	return &Host{Namespace: ns, IPv4: netip.MustParseAddr(v4), IPv6: netip.MustParseAddr(v6)}
+}
+
+func (b *builder) plug(sw *netlab.Namespace, h *Host, name string, addresses ...string) {
+	port := name + "-" + h.Name[len(h.Name)-2:]
+	b.check(b.lab.Plug(sw, port, netlab.Interface{Namespace: h.Namespace, Name: name, Addresses: addresses}))
+	b.check(h.AsOnAWire(name))
+	b.check(sw.AsOnAWire(port))
+}
+
+func (b *builder) wire(l *Lab) {
+	b.plug(b.front, l.A, "eth0", "192.0.2.100/24", "2001:db8:c::100/64")
+	b.plug(b.front, l.Router, "front", "192.0.2.254/24", "2001:db8:c::fe/64")
+	b.plug(b.back, l.Router, "back", "198.51.100.254/24", "2001:db8:1::fe/64")
+	b.check(b.lab.Link(netlab.Interface{Namespace: l.B.Namespace, Name: "eth0", Addresses: []string{"198.18.1.100/24", "2001:db8:d::100/64"}},
+		netlab.Interface{Namespace: l.Router.Namespace, Name: "b", Addresses: []string{"198.18.1.1/24", "2001:db8:d::1/64"}}))
+	b.check(l.B.AsOnAWire("eth0"))
+	b.check(l.Router.AsOnAWire("b"))
+	for i, g := range l.Gateways {
+		b.plug(b.front, g, "front", fmt.Sprintf("192.0.2.%d/24", 1+i), fmt.Sprintf("2001:db8:c::%x/64", 1+i))
+		b.plug(b.back, g, "back", g.IPv4.String()+"/24", g.IPv6.String()+"/64")
+	}
+	for i, n := range l.Nodes {
+		var addresses []string
+		for e := i; e < endpoints; e += Nodes {
+			addresses = append(addresses, EndpointAddress(true, e).String()+"/24", EndpointAddress(false, e).String()+"/64")
+		}
+		b.plug(b.back, n, "eth0", addresses...)
+	}
+}
+
+func (b *builder) routes(l *Lab) {
+	for _, h := range l.Nodes {
+		b.check(h.Route("0.0.0.0/0", "198.51.100.254"))
+		b.check(h.Route("::/0", "2001:db8:1::fe"))
+	}
+	for _, h := range append([]*Host{l.A}, l.Gateways[:]...) {
+		b.check(h.Route("0.0.0.0/0", "192.0.2.254"))
+		b.check(h.Route("::/0", "2001:db8:c::fe"))
+	}
+	b.check(l.B.Route("0.0.0.0/0", "198.18.1.1"))
+	b.check(l.B.Route("::/0", "2001:db8:d::1"))
+}
+
+// RouteVIPs sends everything for VIPs to one gateway.
+func (l *Lab) RouteVIPs(gateway int) error {
+	var errs []error
+	for _, h := range []*Host{l.A, l.Router} {
+		errs = append(errs, h.Route(vipNetworks[0], fmt.Sprintf("192.0.2.%d", 1+gateway)), h.Route(vipNetworks[1], fmt.Sprintf("2001:db8:c::%x", 1+gateway)))
+	}
+	return errors.Join(errs...)
+}
+
+// NodesAnswerBy makes nodes send what goes to clients by a gateway, or, with -1, by the router. Transparent forwarding
+// needs the former.
+func (l *Lab) NodesAnswerBy(gateway int) error {
+	v4, v6 := "198.51.100.254", "2001:db8:1::fe"
+	if gateway >= 0 {
+		v4, v6 = l.Gateways[gateway].IPv4.String(), l.Gateways[gateway].IPv6.String()
+	}
+	var errs []error
+	for _, n := range l.Nodes {
+		errs = append(errs, n.Route("0.0.0.0/0", v4), n.Route("::/0", v6))
+	}
+	return errors.Join(errs...)
+}
+
+// Hosts are all hosts.
+func (l *Lab) Hosts() []*Host {
+	return append(append([]*Host{l.A, l.B, l.Router}, l.Gateways[:]...), l.Nodes[:]...)
+}

@@ -1,0 +1,69 @@
+package lab
+
+import (
+	"bufio"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"net"
+	"net/netip"
+	"time"
+)
+
+// transferPatience bounds a transfer of a gigabyte on a slow machine.
+const transferPatience = 60 * time.Second
+
+func (h *Host) upload(to netip.AddrPort, n int64) error {
+	c, err := h.openFor(to, askSum)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	sum := crc32.NewIEEE()
+	if _, err := io.CopyBuffer(io.MultiWriter(c, sum), io.LimitReader(&Pattern{}, n), make([]byte, 256<<10)); err != nil {
+		return err
+	}
+	if err := c.CloseWrite(); err != nil {
+		return err
+	}
+	line, err := bufio.NewReader(c).ReadString('\n')
+	if err != nil {
+		return err
+	}
+	if want := fmt.Sprintf("%d %08x\n", n, sum.Sum32()); line != want {
+		return fmt.Errorf("sent length and CRC %q, the server received %q", want, line)
+	}
+	return nil
+}
+
+func (h *Host) download(to netip.AddrPort, n int64) error {
+	c, err := h.openFor(to, fmt.Sprint(askSend, " ", n))
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	got, want := crc32.NewIEEE(), crc32.NewIEEE()
+	received, err := io.CopyBuffer(got, c, make([]byte, 256<<10))
+	if err != nil {
+		return err
+	}
+	if _, err := io.CopyN(want, &Pattern{}, n); err != nil {
+		return err
+	}
+	if received != n || got.Sum32() != want.Sum32() {
+		return fmt.Errorf("%d bytes of CRC %08x were sent, %d of %08x received", n, want.Sum32(), received, got.Sum32())
+	}
+	return nil
+}
+
+func (h *Host) openFor(to netip.AddrPort, command string) (*net.TCPConn, error) {
+	c, err := h.Dial("tcp", to, From{})
+	if err != nil {
+		return nil, err
+	}
+	if err := c.SetDeadline(time.Now().Add(transferPatience)); err != nil {
+		return nil, err
+	}
+	_, err = c.Write([]byte(command + "\n"))
+	return c.(*net.TCPConn), err
+}

@@ -1,0 +1,48 @@
+package netlab
+
+import (
+	"fmt"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Offloads that let a packet travel with a checksum or a size that no wire would carry.
+const (
+	ethtoolSetRXChecksum = 0x15 // ETHTOOL_SRXCSUM
+	ethtoolSetTXChecksum = 0x17 // ETHTOOL_STXCSUM
+	ethtoolSetTSO        = 0x1f // ETHTOOL_STSO
+	ethtoolSetGSO        = 0x24 // ETHTOOL_SGSO
+	ethtoolSetGRO        = 0x2c // ETHTOOL_SGRO
+)
+
+// ethtoolValue is struct ethtool_value (include/uapi/linux/ethtool.h).
+type ethtoolValue struct{ command, data uint32 }
+
+// ethtoolRequest is struct ifreq with a pointer as its data.
+type ethtoolRequest struct {
+	name [unix.IFNAMSIZ]byte
+	data unsafe.Pointer
+	_    [16]byte
+}
+
+// AsOnAWire switches an interface's checksum and segmentation offloads off. Without that a veth pair never computes a
+// checksum, and a dataplane that spoils one goes unnoticed.
+func (ns *Namespace) AsOnAWire(name string) error {
+	return ns.Do(func() error {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		for _, command := range []uint32{ethtoolSetTXChecksum, ethtoolSetRXChecksum, ethtoolSetTSO, ethtoolSetGSO, ethtoolSetGRO} {
+			value := ethtoolValue{command: command}
+			request := ethtoolRequest{data: unsafe.Pointer(&value)}
+			copy(request.name[:unix.IFNAMSIZ-1], name)
+			if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&request))); errno != 0 {
+				return fmt.Errorf("ethtool command %#x on %s: %w", command, name, errno)
+			}
+		}
+		return nil
+	})
+}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"sync"
 
 	"github.com/hashicorp/go-hclog"
@@ -154,4 +155,19 @@ func (p *Process) Stop() {
 		p.client.Kill()
 		p.lifeline.Close()
 	})
+}
+
+// Kill ends the process as a crash would: at once and without a word.
+func (p *Process) Kill() error {
+	pid, err := strconv.Atoi(p.client.ID())
+	if err != nil {
+		return fmt.Errorf("process id of the backend: %w", err)
+	}
+	process, err := os.FindProcess(pid)
+	if err != nil {
+		return err
+	}
+	err = process.Kill()
+	p.Stop()
+	return err
 }

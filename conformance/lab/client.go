@@ -30,14 +30,14 @@ func (h *Host) Dial(network string, to netip.AddrPort, from From) (net.Conn, err
 	var c net.Conn
 	err := h.Do(func() error {
 		var err error
-		c, err = dial(network, to, from)
+		c, err = dial(network, to, from, patience)
 		return err
 	})
 	return c, err
 }
 
-func dial(network string, to netip.AddrPort, from From) (net.Conn, error) {
-	dialer := net.Dialer{Timeout: patience}
+func dial(network string, to netip.AddrPort, from From, wait time.Duration) (net.Conn, error) {
+	dialer := net.Dialer{Timeout: wait}
 	if from != (From{}) {
 		// A port that has just been used waits for stray segments; a case that reuses one knows that there are none.
 		dialer.Control = func(_, _ string, raw syscall.RawConn) error { return reuse(raw) }
@@ -78,7 +78,7 @@ func (h *Host) AskMany(network string, to netip.AddrPort, froms []From) ([]Answe
 	answers := make([]Answer, 0, len(froms))
 	err := h.Do(func() error {
 		for _, from := range froms {
-			answer, err := ask(network, to, from)
+			answer, err := ask(network, to, from, patience)
 			if err != nil {
 				return fmt.Errorf("%s %s, flow %d: %w", network, to, len(answers)+1, err)
 			}
@@ -89,8 +89,8 @@ func (h *Host) AskMany(network string, to netip.AddrPort, froms []From) ([]Answe
 	return answers, err
 }
 
-func ask(network string, to netip.AddrPort, from From) (Answer, error) {
-	c, err := dial(network, to, from)
+func ask(network string, to netip.AddrPort, from From, wait time.Duration) (Answer, error) {
+	c, err := dial(network, to, from, wait)
 	if err != nil {
 		return Answer{}, err
 	}
@@ -99,12 +99,14 @@ func ask(network string, to netip.AddrPort, from From) (Answer, error) {
 		// A reset at the end leaves no TIME_WAIT, so that the port can be used again at once.
 		defer func() { _ = t.SetLinger(0) }()
 	}
-	return Who(c)
+	return who(c, wait)
 }
 
 // Who asks over a connection whose first line has not been sent yet, and over any UDP flow.
-func Who(c net.Conn) (Answer, error) {
-	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
+func Who(c net.Conn) (Answer, error) { return who(c, patience) }
+
+func who(c net.Conn, wait time.Duration) (Answer, error) {
+	if err := c.SetDeadline(time.Now().Add(wait)); err != nil {
 		return Answer{}, err
 	}
 	question := askWho
@@ -150,7 +152,10 @@ func (h *Host) Refused(network string, to netip.AddrPort) (bool, time.Duration) 
 
 // Silent reports whether a flow gets no answer at all.
 func (h *Host) Silent(network string, to netip.AddrPort) bool {
-	_, err := h.Ask(network, to, From{})
+	err := h.Do(func() error {
+		_, err := ask(network, to, From{}, silence)
+		return err
+	})
 	var timeout net.Error
 	return errors.As(err, &timeout) && timeout.Timeout()
 }

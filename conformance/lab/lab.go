@@ -61,7 +61,9 @@ var vipNetworks = [...]string{"203.0.113.0/24", "2001:db8:f::/64"}
 func VIP(v4 bool, i int) netip.Addr { return pick(v4, "203.0.113.0", "2001:db8:f::", i) }
 
 // EndpointAddress returns the i-th address at which nodes serve, i from 0 to 199. Node i modulo Nodes has it.
-func EndpointAddress(v4 bool, i int) netip.Addr { return pick(v4, "198.51.100.0", "2001:db8:1::", 10+i) }
+func EndpointAddress(v4 bool, i int) netip.Addr {
+	return pick(v4, "198.51.100.0", "2001:db8:1::", 10+i)
+}
 
 func pick(v4 bool, four, six string, i int) netip.Addr {
 	if v4 {

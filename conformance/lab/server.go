@@ -26,6 +26,9 @@ const (
 	askSend = "send"
 	// askReset is answered with a reset.
 	askReset = "reset"
+	// askLate is followed by milliseconds: when the client has half-closed the server waits that long, and then tells how
+	// many bytes came.
+	askLate = "late"
 )
 
 // Server is what listens on a host's port. It counts what it accepts.
@@ -98,6 +101,13 @@ func (s *Server) Accepted() int {
 	return s.accepted
 }
 
+// Open is how many TCP connections there are now.
+func (s *Server) Open() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.open)
+}
+
 func (s *Server) accept() {
 	for {
 		c, err := s.listener.Accept()
@@ -137,6 +147,11 @@ func serveConn(c *net.TCPConn) {
 	case askSend:
 		n, _ := strconv.ParseInt(argument, 10, 64)
 		_, _ = io.CopyN(c, &Pattern{}, n)
+	case askLate:
+		n, _ := io.Copy(io.Discard, in)
+		pause, _ := strconv.Atoi(argument)
+		time.Sleep(time.Duration(pause) * time.Millisecond)
+		fmt.Fprintln(c, n)
 	case askReset:
 		_ = c.SetLinger(0)
 	}
@@ -181,3 +196,6 @@ func (r *Pattern) Read(p []byte) (int, error) {
 
 // patience is how long anything in the lab may take before it counts as lost.
 const patience = 2 * time.Second
+
+// silence is how long nothing comes before that counts as no answer, on a network that answers within a millisecond.
+const silence = 700 * time.Millisecond

@@ -2,11 +2,13 @@ package lab
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"io"
 	"net"
 	"net/netip"
+	"syscall"
 	"time"
 )
 
@@ -66,4 +68,37 @@ func (h *Host) openFor(to netip.AddrPort, command string) (*net.TCPConn, error) 
 	}
 	_, err = c.Write([]byte(command + "\n"))
 	return c.(*net.TCPConn), err
+}
+
+// UploadAndWait sends n bytes, ends its half of the connection, and has the server answer no sooner than the pause later.
+func (h *Host) UploadAndWait(to netip.AddrPort, n int64, pause time.Duration) error {
+	c, err := h.openFor(to, fmt.Sprint(askLate, " ", pause.Milliseconds()))
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if _, err := io.Copy(c, io.LimitReader(&Pattern{}, n)); err != nil {
+		return err
+	}
+	if err := c.CloseWrite(); err != nil {
+		return err
+	}
+	line, err := bufio.NewReader(c).ReadString('\n')
+	if want := fmt.Sprintf("%d\n", n); err != nil || line != want {
+		return fmt.Errorf("the server was to answer %q after half of the connection had ended, it answered %q: %w", want, line, err)
+	}
+	return nil
+}
+
+// AskForReset has the server reset the connection, and returns nil when the reset arrives.
+func (h *Host) AskForReset(to netip.AddrPort) error {
+	c, err := h.openFor(to, askReset)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+		return fmt.Errorf("the server sent a reset, the client sees %w", err)
+	}
+	return nil
 }

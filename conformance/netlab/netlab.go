@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -32,9 +33,9 @@ type Namespace struct {
 // namespaceDir is where iproute2 keeps named namespaces.
 const namespaceDir = "/run/netns"
 
-// New returns an empty lab whose namespaces are named prefix-process-name.
+// New returns an empty lab whose namespaces are named prefix-process-number-name, with a number that no other lab has.
 func New(prefix string) *Lab {
-	return &Lab{prefix: fmt.Sprintf("%s-%d-", prefix, os.Getpid())}
+	return &Lab{prefix: fmt.Sprintf("%s-%d-%x-", prefix, os.Getpid(), rand.Uint32())}
 }
 
 // Sweep removes namespaces with the prefix that belong to processes that are gone.

@@ -1,0 +1,109 @@
+package conformance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"kubelb.k8c.io/backends/dataplane"
+	"kubelb.k8c.io/backends/plugin"
+	"kubelb.k8c.io/conformance/cases"
+	"kubelb.k8c.io/conformance/netlab"
+	"kubelb.k8c.io/core/model"
+)
+
+// Plugin is the path of a backend's binary.
+type Plugin string
+
+// Start runs the binary in the gateway's namespace, as a manager would.
+func (p Plugin) Start(_ context.Context, gateway *netlab.Namespace, log io.Writer) (cases.Process, error) {
+	// A socket's path may have no more than 107 bytes.
+	dir, err := os.MkdirTemp("", "klsock")
+	if err != nil {
+		return nil, err
+	}
+	process := pluginProcess{sockets: dir}
+	err = gateway.Do(func() (err error) {
+		process.Process, err = plugin.Load(plugin.Options{Path: string(p), SocketDir: dir, Log: log})
+		return err
+	})
+	if err != nil {
+		return nil, errors.Join(err, os.RemoveAll(dir))
+	}
+	return process, nil
+}
+
+type pluginProcess struct {
+	*plugin.Process
+	sockets string
+}
+
+// Stop ends the process in good order.
+func (p pluginProcess) Stop() {
+	p.Process.Stop()
+	os.RemoveAll(p.sockets)
+}
+
+// InProcess makes a dataplane that runs in the test's own process: quicker to debug, and without what a process of its own
+// shows, such as being killed.
+type InProcess func() dataplane.Dataplane
+
+// Start makes a dataplane, all of whose calls run inside the gateway's namespace.
+func (f InProcess) Start(_ context.Context, gateway *netlab.Namespace, _ io.Writer) (cases.Process, error) {
+	return inProcess{f(), gateway}, nil
+}
+
+type inProcess struct {
+	dataplane.Dataplane
+	gateway *netlab.Namespace
+}
+
+// Kill cannot be shown without a process.
+func (p inProcess) Kill() error {
+	return fmt.Errorf("a dataplane in the test's own process: %w", errors.ErrUnsupported)
+}
+
+// Stop does nothing: what the dataplane holds stays.
+func (p inProcess) Stop() {}
+
+func (p inProcess) Configure(ctx context.Context, config dataplane.Config) error {
+	return p.gateway.Do(func() error { return p.Dataplane.Configure(ctx, config) })
+}
+
+func (p inProcess) Applied(ctx context.Context) (applied dataplane.Applied, err error) {
+	err = p.gateway.Do(func() error {
+		applied, err = p.Dataplane.Applied(ctx)
+		return err
+	})
+	return applied, err
+}
+
+func (p inProcess) Apply(ctx context.Context, change dataplane.Change) (result dataplane.Result, err error) {
+	err = p.gateway.Do(func() error {
+		result, err = p.Dataplane.Apply(ctx, change)
+		return err
+	})
+	return result, err
+}
+
+func (p inProcess) Render(ctx context.Context, snapshot model.Snapshot) (text string, err error) {
+	err = p.gateway.Do(func() error {
+		text, err = p.Dataplane.Render(ctx, snapshot)
+		return err
+	})
+	return text, err
+}
+
+func (p inProcess) Stats(ctx context.Context) (stats dataplane.Stats, err error) {
+	err = p.gateway.Do(func() error {
+		stats, err = p.Dataplane.Stats(ctx)
+		return err
+	})
+	return stats, err
+}
+
+func (p inProcess) Close(ctx context.Context, purge bool) error {
+	return p.gateway.Do(func() error { return p.Dataplane.Close(ctx, purge) })
+}

@@ -1,0 +1,17 @@
+package cases
+
+// All returns every case, in the order in which they run: from the simplest packet to the life of the process.
+func All() []Case {
+	return []Case{
+		tcpEcho(), tcpHalfClose(), tcpReset(), tcpTransfer(),
+		udpReply(), udpFragments(), udpManyClients(),
+		manyPorts(), tcpAndUDP(), samePortOnTwoVIPs(), otherPorts(), hairpin(), emptyPool(), unreachable(),
+
+		uniform(), weights(), poolChange(), gatewaysAgree(), affinity(), localSet(),
+
+		endpointsChange(), unhealthy(), drain(), ownPoolChanges(), longConnections(), frontendDeleted(), vipReused(),
+		sourceRanges(), icmpEcho(), pathMTU(),
+
+		badRecords(), undeclaredFeatures(), generations(), streamCut(), killedDuringApply(), restart(), secondBackend(), purge(),
+	}
+}

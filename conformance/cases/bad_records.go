@@ -1,0 +1,30 @@
+package cases
+
+import "kubelb.k8c.io/core/model"
+
+func badRecords() Case {
+	return Case{
+		Name:  "bad-records",
+		Shows: "a record that cannot be taken is named with a reason, and disturbs no other one",
+		Run: func(c *C) {
+			c.Serve(30080)
+			good, orphan := c.Frontend(model.TCP, 1, 80, 30080, "all"), c.Frontend(model.TCP, 2, 80, 30080, "missing")
+			for _, g := range c.Gateways {
+				result, _, err := g.TryApply(model.Snapshot{Pools: []model.Pool{c.Pool("all", 0)}, Frontends: []model.Frontend{good, orphan}})
+				c.NoError(err)
+				c.Len(result.Failed, 1)
+				c.Equal(orphan.FrontendKey, result.Failed[0].Frontend)
+				c.NotEmpty(result.Failed[0].Message)
+				held, err := g.Process.Applied(c.ctx)
+				c.NoError(err)
+				c.Contains(held.Frontends, good.FrontendKey)
+				c.NotContains(held.Frontends, orphan.FrontendKey)
+			}
+			c.Equal(map[int]int{0: 3}, c.Ask(3, "tcp", c.At(1, 80)))
+			// It is taken as soon as it can be.
+			orphan.Pool = "t/all"
+			c.Apply([]model.Pool{c.Pool("all", 0)}, good, orphan)
+			c.Equal(map[int]int{0: 3}, c.Ask(3, "tcp", c.At(2, 80)))
+		},
+	}
+}

@@ -1,0 +1,282 @@
+package cases
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"kubelb.k8c.io/backends/dataplane"
+	"kubelb.k8c.io/conformance/lab"
+	"kubelb.k8c.io/core/model"
+)
+
+// C is one run of a case, in one family. Its assertions end the run.
+type C struct {
+	*require.Assertions
+	Lab *lab.Lab
+	V4  bool
+	// Gateway is the first one that runs the backend.
+	Gateway  *Gateway
+	Gateways []*Gateway
+	// Description is the backend's.
+	Description dataplane.Description
+
+	ctx      context.Context
+	backend  Backend
+	mu       sync.Mutex // guards what follows
+	failures []string
+	log      bytes.Buffer
+	cleanups []func()
+}
+
+// Outcome is what came of a run.
+type Outcome struct {
+	// Failures are empty when the run passed.
+	Failures []string
+	// Log is what backend and case wrote, Trace the last packets at the gateways, of a run that failed.
+	Log, Trace string
+	Duration   time.Duration
+}
+
+// limit ends a run that hangs.
+const limit = 2 * time.Minute
+
+// Run runs a case once. It needs root, and leaves nothing behind.
+func Run(ctx context.Context, c Case, backend Backend, v4 bool) Outcome {
+	begin := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	run := &C{V4: v4, ctx: ctx, backend: backend}
+	run.Assertions = require.New(run)
+	done := make(chan struct{})
+	// FailNow ends the goroutine, as in package testing; cleanups run in any case.
+	go func() {
+		defer close(done)
+		defer run.cleanUp()
+		defer run.recoverPanic()
+		run.setUp(c)
+		c.Run(run)
+	}()
+	<-done
+	return Outcome{Failures: run.failures, Log: run.log.String(), Duration: time.Since(begin)}
+}
+
+func (c *C) recoverPanic() {
+	if r := recover(); r != nil {
+		c.Errorf("panic: %v\n%s", r, debug.Stack())
+	}
+}
+
+// setUp builds the lab and starts the backend.
+func (c *C) setUp(of Case) {
+	var err error
+	c.Lab, err = lab.New()
+	c.NoError(err)
+	c.Cleanup(func() {
+		if err := c.Lab.Close(); err != nil {
+			c.Errorf("remove the lab: %v", err)
+		}
+	})
+	for i := range max(of.Gateways, 1) {
+		g := &Gateway{c: c, Host: c.Lab.Gateways[i]}
+		g.state, err = os.MkdirTemp("", "klstate")
+		c.NoError(err)
+		c.Cleanup(func() { os.RemoveAll(g.state) })
+		c.Gateways = append(c.Gateways, g)
+		g.Start()
+	}
+	c.Gateway = c.Gateways[0]
+	c.Description, err = c.Gateway.Process.Describe(c.ctx)
+	c.NoError(err)
+}
+
+// Errorf notes a failure.
+func (c *C) Errorf(format string, args ...any) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.failures = append(c.failures, strings.TrimSpace(fmt.Sprintf(format, args...)))
+}
+
+// FailNow ends the run.
+func (c *C) FailNow() { runtime.Goexit() }
+
+// Cleanup has f run at the end, the last one first.
+func (c *C) Cleanup(f func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.cleanups = append(c.cleanups, f)
+}
+
+func (c *C) cleanUp() {
+	for {
+		c.mu.Lock()
+		n := len(c.cleanups)
+		if n == 0 {
+			c.mu.Unlock()
+			return
+		}
+		f := c.cleanups[n-1]
+		c.cleanups = c.cleanups[:n-1]
+		c.mu.Unlock()
+		f()
+	}
+}
+
+// Write takes the log of backends.
+func (c *C) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.log.Write(p)
+}
+
+// Logf writes to the log, which is shown when the run fails.
+func (c *C) Logf(format string, args ...any) { fmt.Fprintf(c, format+"\n", args...) }
+
+// VIP returns the i-th external address of the run's family.
+func (c *C) VIP(i int) netip.Addr { return lab.VIP(c.V4, i) }
+
+// At returns a port of the i-th external address.
+func (c *C) At(vip int, port uint16) netip.AddrPort { return netip.AddrPortFrom(c.VIP(vip), port) }
+
+// Serve has all nodes answer on the port.
+func (c *C) Serve(port uint16) {
+	for i := range c.Lab.Nodes {
+		c.ServeOn(i, port)
+	}
+}
+
+// ServeOn has one node answer on the port.
+func (c *C) ServeOn(node int, port uint16) *lab.Server {
+	s, err := c.Lab.Nodes[node].Serve(port)
+	c.NoError(err)
+	c.Cleanup(func() { s.Close() })
+	return s
+}
+
+// Pool makes a pool of tenant t with the given endpoints, by number.
+func (c *C) Pool(id string, endpoints ...int) model.Pool {
+	p := model.Pool{ID: model.PoolID("t/" + id), Tenant: "t"}
+	for _, i := range endpoints {
+		a := lab.EndpointAddress(c.V4, i)
+		p.Endpoints = append(p.Endpoints, model.Endpoint{ID: a.String(), Address: a, Weight: 1})
+	}
+	return model.Snapshot{Pools: []model.Pool{p}}.Canonical().Pools[0]
+}
+
+// Frontend serves a port of the i-th external address from a pool of tenant t.
+func (c *C) Frontend(protocol model.Protocol, vip int, port, target uint16, pool string) model.Frontend {
+	return model.Frontend{
+		FrontendKey: model.FrontendKey{VIP: c.VIP(vip), Protocol: protocol, Port: port},
+		Owner:       model.ObjectName{Namespace: "tenant-t", Name: "lb"}, Tenant: "t", Pool: model.PoolID("t/" + pool), TargetPort: target,
+	}
+}
+
+// Apply brings every gateway to the records: to them, and to nothing else.
+func (c *C) Apply(pools []model.Pool, frontends ...model.Frontend) {
+	for _, g := range c.Gateways {
+		g.Apply(model.Snapshot{Pools: pools, Frontends: frontends})
+	}
+}
+
+// Ask makes n new flows from client a and counts the endpoints, by number, that answer.
+func (c *C) Ask(n int, network string, to netip.AddrPort) map[int]int {
+	answers, err := c.Lab.A.AskTimes(n, network, to)
+	c.NoError(err)
+	return c.Count(answers)
+}
+
+// Count counts answers by the number of the endpoint.
+func (c *C) Count(answers []lab.Answer) map[int]int {
+	counts := map[int]int{}
+	for _, a := range answers {
+		counts[c.Number(a.Endpoint)]++
+	}
+	return counts
+}
+
+// Number is the number of an endpoint's address.
+func (c *C) Number(address netip.Addr) int {
+	for i := range 200 {
+		if lab.EndpointAddress(c.V4, i) == address {
+			return i
+		}
+	}
+	c.Errorf("%s is no endpoint", address)
+	c.FailNow()
+	return -1
+}
+
+// MustRefuse requires that the flow is refused within a second.
+func (c *C) MustRefuse(network string, to netip.AddrPort) {
+	refused, after := c.Lab.A.Refused(network, to)
+	c.True(refused, "%s %s is not refused", network, to)
+	c.Less(after, time.Second, "%s %s is refused too late", network, to)
+}
+
+// Networks are both protocols, as package net calls them.
+var networks = [...]string{"tcp", "udp"}
+
+// Gateway is a host that runs the backend.
+type Gateway struct {
+	*lab.Host
+	Process Process
+
+	c     *C
+	state string
+	next  uint64
+}
+
+// Start runs the backend, as a manager would that has just begun, and applies nothing.
+func (g *Gateway) Start() {
+	var err error
+	g.Process, err = g.load()
+	g.c.NoError(err)
+	g.c.NoError(g.configure(g.Process))
+}
+
+// load starts a process and sees to its end.
+func (g *Gateway) load() (Process, error) {
+	p, err := g.c.backend.Start(g.c.ctx, g.Namespace, g.c)
+	if err == nil {
+		g.c.Cleanup(p.Stop)
+	}
+	return p, err
+}
+
+func (g *Gateway) configure(p Process) error {
+	return p.Configure(g.c.ctx, dataplane.Config{Node: g.Name, StateDir: g.state, Uplinks: []string{"front"}})
+}
+
+// Apply brings the dataplane to the snapshot by sending the difference to what it holds; no record may fail.
+func (g *Gateway) Apply(s model.Snapshot) dataplane.Change {
+	result, change, err := g.TryApply(s)
+	g.c.NoError(err)
+	g.c.Empty(result.Failed)
+	return change
+}
+
+// TryApply is Apply with its result.
+func (g *Gateway) TryApply(s model.Snapshot) (dataplane.Result, dataplane.Change, error) {
+	held, err := g.Process.Applied(g.c.ctx)
+	if err != nil {
+		return dataplane.Result{}, dataplane.Change{}, err
+	}
+	change := dataplane.Change{Base: held.Generation, Next: g.generation(), Delta: model.Difference(held.Digests, s)}
+	result, err := g.Process.Apply(g.c.ctx, change)
+	return result, change, err
+}
+
+// generation counts on.
+func (g *Gateway) generation() dataplane.Generation {
+	g.next++
+	return dataplane.Generation{Epoch: "conformance", Number: g.next}
+}

@@ -1,0 +1,24 @@
+package cases
+
+import "kubelb.k8c.io/core/model"
+
+func emptyPool() Case {
+	return Case{
+		Name:  "empty-pool",
+		Shows: "while a pool is empty its frontends refuse within a second, and they serve as soon as it is not",
+		Run: func(c *C) {
+			c.Serve(30080)
+			frontends := []model.Frontend{c.Frontend(model.TCP, 1, 80, 30080, "all"), c.Frontend(model.UDP, 1, 80, 30080, "all")}
+			for range 3 {
+				c.Apply([]model.Pool{c.Pool("all")}, frontends...)
+				for _, network := range networks {
+					c.MustRefuse(network, c.At(1, 80))
+				}
+				c.Apply([]model.Pool{c.Pool("all", 2)}, frontends...)
+				for _, network := range networks {
+					c.Equal(map[int]int{2: 3}, c.Ask(3, network, c.At(1, 80)), network)
+				}
+			}
+		},
+	}
+}

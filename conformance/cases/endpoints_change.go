@@ -1,0 +1,25 @@
+package cases
+
+import (
+	"kubelb.k8c.io/core/model"
+)
+
+func endpointsChange() Case {
+	return Case{
+		Name:  "endpoints-change-under-load",
+		Shows: "endpoints leave, come and come back, and no new flow fails meanwhile",
+		Run: func(c *C) {
+			c.Serve(30080)
+			frontends := []model.Frontend{c.Frontend(model.TCP, 1, 80, 30080, "all"), c.Frontend(model.UDP, 1, 80, 30080, "all")}
+			c.Apply([]model.Pool{c.Pool("all", 0, 1)}, frontends...)
+			tcp, udp := c.Load("tcp", c.At(1, 80)), c.Load("udp", c.At(1, 80))
+			for range 10 {
+				for _, set := range [][]int{{0}, {0, 1, 2, 3}, {2, 3}, {1}, {1, 2}} {
+					c.Apply([]model.Pool{c.Pool("all", set...)}, frontends...)
+				}
+			}
+			c.Greater(tcp.Stop(), 50)
+			c.Greater(udp.Stop(), 50)
+		},
+	}
+}

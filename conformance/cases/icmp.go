@@ -1,0 +1,53 @@
+package cases
+
+import (
+	"kubelb.k8c.io/backends/dataplane"
+	"kubelb.k8c.io/conformance/lab"
+	"kubelb.k8c.io/core/model"
+)
+
+func icmpEcho() Case {
+	return Case{
+		Name:  "icmp-echo",
+		Shows: "an address with a frontend answers echo requests; one without does not",
+		Needs: []dataplane.Feature{dataplane.ICMPEcho},
+		Run: func(c *C) {
+			c.Apply([]model.Pool{c.Pool("all", 0)}, c.Frontend(model.TCP, 1, 80, 30080, "all"))
+			for _, client := range []*lab.Host{c.Lab.A, c.Lab.B} {
+				for range 3 {
+					c.NoError(client.Ping(c.VIP(1)))
+				}
+			}
+			c.Error(c.Lab.A.Ping(c.VIP(2)))
+		},
+	}
+}
+
+func unreachable() Case {
+	return Case{
+		Name:  "unreachable",
+		Shows: "what an endpoint refuses, its client learns at once: a reset, or an ICMP error from the address that was asked",
+		Run: func(c *C) {
+			c.Apply([]model.Pool{c.Pool("all", 0, 1)}, c.Frontend(model.TCP, 1, 80, 30080, "all"), c.Frontend(model.UDP, 1, 80, 30080, "all"))
+			for _, network := range networks {
+				c.MustRefuse(network, c.At(1, 80))
+			}
+		},
+	}
+}
+
+func pathMTU() Case {
+	return Case{
+		Name:  "path-mtu",
+		Shows: "a router on the way that cannot pass a packet tells so, and the endpoint that sent it learns of it",
+		Needs: []dataplane.Feature{dataplane.PathMTU},
+		Run: func(c *C) {
+			c.Serve(30080)
+			c.NoError(c.Lab.NarrowPathToB(1300))
+			c.Apply([]model.Pool{c.Pool("all", 0, 1, 2, 3)}, c.Frontend(model.TCP, 1, 80, 30080, "all"))
+			for range 8 {
+				c.NoError(c.Lab.B.Transfer(c.At(1, 80), 1<<20))
+			}
+		},
+	}
+}

@@ -1,0 +1,85 @@
+package cases
+
+import (
+	"net"
+	"net/netip"
+	"time"
+
+	"kubelb.k8c.io/conformance/lab"
+)
+
+// Load makes new flows from client b, one after another, until it is stopped.
+type Load struct {
+	c    *C
+	stop chan struct{}
+	done chan result
+}
+
+type result struct {
+	flows int
+	err   error
+}
+
+// Load begins to make flows.
+func (c *C) Load(network string, to netip.AddrPort) *Load {
+	l := &Load{c, make(chan struct{}), make(chan result, 1)}
+	go func() {
+		var r result
+		for {
+			select {
+			case <-l.stop:
+				l.done <- r
+				return
+			default:
+			}
+			if _, err := c.Lab.B.Ask(network, to, lab.From{}); err != nil && r.err == nil {
+				r.err = err
+			}
+			r.flows++
+		}
+	}()
+	c.Cleanup(l.end)
+	return l
+}
+
+func (l *Load) end() {
+	select {
+	case <-l.stop:
+	default:
+		close(l.stop)
+	}
+}
+
+// Stop ends the load and requires that no flow failed. It returns how many there were.
+func (l *Load) Stop() int {
+	l.end()
+	r := <-l.done
+	l.c.NoError(r.err, "one of %d flows", r.flows)
+	return r.flows
+}
+
+// Eventually requires that the condition comes true within two seconds.
+func (c *C) Eventually(condition func() bool, message string) {
+	for begin := time.Now(); time.Since(begin) < 2*time.Second; time.Sleep(10 * time.Millisecond) {
+		if condition() {
+			return
+		}
+	}
+	c.Fail(message)
+	c.FailNow()
+}
+
+func from(port uint16) lab.From { return lab.From{Port: port} }
+
+// endpointOf asks on a UDP flow which endpoint it meets now.
+func (c *C) endpointOf(f flow) int {
+	answer, err := lab.Who(f)
+	c.NoError(err)
+	return c.Number(answer.Endpoint)
+}
+
+// unanswered asks on a UDP flow and reports whether nothing comes back, be it silence or an ICMP error.
+func (c *C) unanswered(conn net.Conn) bool {
+	_, err := lab.Who(conn)
+	return err != nil
+}

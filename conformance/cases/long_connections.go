@@ -1,0 +1,72 @@
+package cases
+
+import (
+	"net"
+
+	"kubelb.k8c.io/conformance/lab"
+	"kubelb.k8c.io/core/model"
+)
+
+func longConnections() Case {
+	return Case{
+		Name:  "long-connections",
+		Shows: "established connections and UDP flows live through a thousand changes of other frontends and pools: none is lost, none is reset",
+		Run: func(c *C) {
+			c.Serve(30080)
+			pool := c.Pool("all", 0, 1, 2, 3)
+			mine := []model.Frontend{c.Frontend(model.TCP, 1, 80, 30080, "all"), c.Frontend(model.UDP, 1, 80, 30080, "all")}
+			c.Apply([]model.Pool{pool}, mine...)
+			streams, flows := c.streams(20), c.flows(20)
+			for i := range 1000 {
+				other := c.Pool("other", i%4, (i+1)%4)
+				frontends := append(mine, c.Frontend(model.TCP, 2, uint16(1000+i%7), 30080, "other"), c.Frontend(model.UDP, 3, 53, uint16(30000+i%3), "other"))
+				c.Apply([]model.Pool{pool, other}, frontends[:2+i%3]...)
+				if i%50 == 0 {
+					c.alive(streams, flows)
+				}
+			}
+			c.alive(streams, flows)
+		},
+	}
+}
+
+func (c *C) streams(n int) []*lab.Stream {
+	var out []*lab.Stream
+	for range n {
+		s, err := c.Lab.A.Stream(c.At(1, 80), lab.From{})
+		c.NoError(err)
+		c.Cleanup(func() { s.Close() })
+		out = append(out, s)
+	}
+	return out
+}
+
+// flow is a UDP flow with the endpoint that it met first.
+type flow struct {
+	net.Conn
+	endpoint int
+}
+
+func (c *C) flows(n int) []flow {
+	var out []flow
+	for range n {
+		conn, err := c.Lab.A.Dial("udp", c.At(1, 80), lab.From{})
+		c.NoError(err)
+		c.Cleanup(func() { conn.Close() })
+		answer, err := lab.Who(conn)
+		c.NoError(err)
+		out = append(out, flow{conn, c.Number(answer.Endpoint)})
+	}
+	return out
+}
+
+func (c *C) alive(streams []*lab.Stream, flows []flow) {
+	for _, s := range streams {
+		c.NoError(s.Alive())
+	}
+	for _, f := range flows {
+		answer, err := lab.Who(f)
+		c.NoError(err)
+		c.Equal(f.endpoint, c.Number(answer.Endpoint))
+	}
+}

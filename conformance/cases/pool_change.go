@@ -1,0 +1,48 @@
+package cases
+
+import (
+	"kubelb.k8c.io/conformance/lab"
+	"kubelb.k8c.io/core/model"
+)
+
+func poolChange() Case {
+	return Case{
+		Name:  "pool-change-moves-few",
+		Shows: "when an endpoint leaves, its flows move and hardly any other; when it comes back, so do they",
+		Run: func(c *C) {
+			c.Serve(30080)
+			frontend := c.Frontend(model.TCP, 1, 80, 30080, "all")
+			c.Apply([]model.Pool{c.Pool("all", numbers(10)...)}, frontend)
+			before := c.endpointsOf(400)
+			c.Apply([]model.Pool{c.Pool("all", 0, 1, 2, 4, 5, 6, 7, 8, 9)}, frontend)
+			after := c.endpointsOf(400)
+			moved := 0
+			for i := range before {
+				c.NotEqual(3, after[i], "a flow meets an endpoint that is gone")
+				if before[i] != 3 && before[i] != after[i] {
+					moved++
+				}
+			}
+			// Ideal is none. A hash that shares out anew moves nine in ten.
+			c.Less(moved, 400/10, "flows that moved without need")
+			c.Apply([]model.Pool{c.Pool("all", numbers(10)...)}, frontend)
+			c.Equal(before, c.endpointsOf(400))
+		},
+	}
+}
+
+// endpointsOf makes TCP flows to the first address's port 80 from always the same ports, and returns which endpoint each
+// one meets.
+func (c *C) endpointsOf(flows int) []int {
+	froms := make([]lab.From, flows)
+	for i := range froms {
+		froms[i].Port = uint16(10000 + i)
+	}
+	answers, err := c.Lab.A.AskMany("tcp", c.At(1, 80), froms)
+	c.NoError(err)
+	out := make([]int, flows)
+	for i, a := range answers {
+		out[i] = c.Number(a.Endpoint)
+	}
+	return out
+}

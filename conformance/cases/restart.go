@@ -1,0 +1,39 @@
+package cases
+
+import (
+	"kubelb.k8c.io/core/model"
+)
+
+func restart() Case {
+	return Case{
+		Name:  "restart",
+		Shows: "traffic continues while the backend is away; its successor has the same digests, so that only differences travel",
+		Run: func(c *C) {
+			c.Serve(30080)
+			want := model.Snapshot{
+				Pools:     []model.Pool{c.Pool("all", 0, 1), c.Pool("none")},
+				Frontends: []model.Frontend{c.Frontend(model.TCP, 1, 80, 30080, "all"), c.Frontend(model.UDP, 1, 80, 30080, "all"), c.Frontend(model.TCP, 1, 81, 30080, "none")},
+			}
+			c.Gateway.Apply(want)
+			streams, flows, before := c.streams(5), c.flows(5), c.endpointsOf(100)
+			for _, end := range []func(){c.Gateway.Process.Stop, func() { c.NoError(c.Gateway.Process.Kill()) }} {
+				end()
+				c.alive(streams, flows)
+				c.Equal(before, c.endpointsOf(100), "while it is away")
+				c.MustRefuse("tcp", c.At(1, 81))
+				c.Gateway.Start()
+				c.True(c.Gateway.Apply(want).Empty(), "nothing differs, so nothing may be sent")
+				c.Equal(before, c.endpointsOf(100), "under its successor")
+			}
+			c.alive(streams, flows)
+			want.Pools[0] = c.Pool("all", 2)
+			want.Frontends = want.Frontends[:2]
+			change := c.Gateway.Apply(want)
+			c.Len(change.UpsertPools, 1)
+			c.Empty(change.UpsertFrontends)
+			c.Len(change.DeleteFrontends, 1)
+			c.Equal(map[int]int{2: 5}, c.Ask(5, "tcp", c.At(1, 80)))
+			c.MustRefuse("tcp", c.At(1, 81))
+		},
+	}
+}

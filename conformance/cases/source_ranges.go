@@ -1,0 +1,47 @@
+package cases
+
+import (
+	"net/netip"
+
+	"kubelb.k8c.io/backends/dataplane"
+	"kubelb.k8c.io/conformance/lab"
+	"kubelb.k8c.io/core/model"
+)
+
+func sourceRanges() Case {
+	return Case{
+		Name:  "source-ranges",
+		Shows: "clients inside the ranges are served, others get no answer; a change takes effect at once; other frontends are not concerned",
+		Needs: []dataplane.Feature{dataplane.SourceRanges},
+		Run: func(c *C) {
+			c.Serve(30080)
+			a, b := c.network("192.0.2.0/24", "2001:db8:c::/64"), c.network("198.18.1.0/24", "2001:db8:d::/64")
+			exactlyA := netip.PrefixFrom(c.Lab.A.Address(c.V4), c.Lab.A.Address(c.V4).BitLen())
+			for _, allowed := range [][]netip.Prefix{{a}, {b}, {a, b}, {exactlyA}, {}} {
+				var frontends []model.Frontend
+				for _, protocol := range []model.Protocol{model.TCP, model.UDP} {
+					f := c.Frontend(protocol, 1, 80, 30080, "all")
+					f.Restricted, f.SourceRanges = true, allowed
+					frontends = append(frontends, f, c.Frontend(protocol, 1, 81, 30080, "all"))
+				}
+				c.Apply([]model.Pool{c.Pool("all", 0)}, model.Snapshot{Frontends: frontends}.Canonical().Frontends...)
+				for _, client := range []*lab.Host{c.Lab.A, c.Lab.B} {
+					inside := false
+					for _, p := range allowed {
+						inside = inside || p.Contains(client.Address(c.V4))
+					}
+					for _, network := range networks {
+						if inside {
+							_, err := client.Ask(network, c.At(1, 80), lab.From{})
+							c.NoError(err, "%s from %s, allowed %v", network, client.Name, allowed)
+						} else {
+							c.True(client.Silent(network, c.At(1, 80)), "%s from %s, allowed %v", network, client.Name, allowed)
+						}
+						_, err := client.Ask(network, c.At(1, 81), lab.From{})
+						c.NoError(err, "an open frontend")
+					}
+				}
+			}
+		},
+	}
+}

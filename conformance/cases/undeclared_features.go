@@ -1,0 +1,54 @@
+package cases
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	"kubelb.k8c.io/backends/dataplane"
+	"kubelb.k8c.io/core/model"
+)
+
+func undeclaredFeatures() Case {
+	return Case{
+		Name:  "undeclared-features",
+		Shows: "a frontend that needs what the backend does not declare is refused, and never served by halves",
+		Run: func(c *C) {
+			c.Serve(30080)
+			plain := c.Frontend(model.TCP, 1, 80, 30080, "all")
+			for feature, need := range map[dataplane.Feature]func(*model.Frontend){
+				dataplane.SourceRanges: func(f *model.Frontend) {
+					f.Restricted, f.SourceRanges = true, []netip.Prefix{c.network("198.18.99.0/24", "2001:db8:99::/64")}
+				},
+				dataplane.Affinity:      func(f *model.Frontend) { f.AffinityTimeout = time.Hour },
+				dataplane.Transparent:   func(f *model.Frontend) { f.Forwarding = model.Transparent },
+				dataplane.Direct:        func(f *model.Frontend) { f.Forwarding = model.Direct },
+				dataplane.ProxyProtocol: func(f *model.Frontend) { f.ProxyProtocol = true },
+				dataplane.Limits:        func(f *model.Frontend) { f.MaxConnections = 1 },
+				dataplane.IdleTimeout:   func(f *model.Frontend) { f.IdleTimeout = time.Minute },
+			} {
+				if slices.Contains(c.Description.Features, feature) {
+					continue
+				}
+				needy := c.Frontend(model.TCP, 2, 80, 30080, "all")
+				need(&needy)
+				result, _, err := c.Gateway.TryApply(model.Snapshot{Pools: []model.Pool{c.Pool("all", 0)}, Frontends: []model.Frontend{plain, needy}})
+				c.NoError(err)
+				c.Len(result.Failed, 1, "%s is not declared", feature)
+				c.Equal(needy.FrontendKey, result.Failed[0].Frontend)
+				_, err = c.Lab.A.Ask("tcp", c.At(2, 80), from(0))
+				c.Error(err, "%s is not declared, and it is served", feature)
+			}
+			c.Apply([]model.Pool{c.Pool("all", 0)}, plain)
+			c.Equal(map[int]int{0: 3}, c.Ask(3, "tcp", c.At(1, 80)))
+		},
+	}
+}
+
+// network parses the prefix of the run's family.
+func (c *C) network(four, six string) netip.Prefix {
+	if c.V4 {
+		return netip.MustParsePrefix(four)
+	}
+	return netip.MustParsePrefix(six)
+}

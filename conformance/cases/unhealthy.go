@@ -1,0 +1,36 @@
+package cases
+
+import "kubelb.k8c.io/core/model"
+
+func unhealthy() Case {
+	return Case{
+		Name:  "unhealthy",
+		Shows: "an endpoint that is unhealthy gets no new flow and loses its UDP flows; the others keep theirs; when it recovers it has its share again",
+		Run: func(c *C) {
+			c.Serve(30080)
+			frontends := []model.Frontend{c.Frontend(model.TCP, 1, 80, 30080, "all"), c.Frontend(model.UDP, 1, 80, 30080, "all")}
+			pool := c.Pool("all", 0, 1, 2)
+			c.Apply([]model.Pool{pool}, frontends...)
+			before, flows := c.endpointsOf(200), c.flows(30)
+			pool.Endpoints[1].State = model.Unhealthy
+			c.Apply([]model.Pool{pool}, frontends...)
+			after := c.endpointsOf(200)
+			for i := range before {
+				c.NotEqual(1, after[i])
+				if before[i] != 1 {
+					c.Equal(before[i], after[i], "a flow of a healthy endpoint moved")
+				}
+			}
+			for _, f := range flows {
+				now := c.endpointOf(f)
+				c.NotEqual(1, now)
+				if f.endpoint != 1 {
+					c.Equal(f.endpoint, now)
+				}
+			}
+			pool.Endpoints[1].State = model.Active
+			c.Apply([]model.Pool{pool}, frontends...)
+			c.Equal(before, c.endpointsOf(200))
+		},
+	}
+}

@@ -1,0 +1,211 @@
+package conformance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"kubelb.k8c.io/backends/dataplane"
+	"kubelb.k8c.io/conformance/cases"
+	"kubelb.k8c.io/conformance/lab"
+)
+
+// Options choose what runs.
+type Options struct {
+	// Cases are names; empty means all.
+	Cases []string
+	// Feature, if set, leaves only the cases that need it.
+	Feature dataplane.Feature
+	// Progress, if set, is told each outcome as it comes.
+	Progress func(Run)
+}
+
+// Outcome of a run of a case.
+type Outcome string
+
+// The outcomes. Unsupported is no pass: the backend does not declare what the case needs.
+const (
+	Passed      Outcome = "passed"
+	Failed      Outcome = "failed"
+	Unsupported Outcome = "unsupported"
+)
+
+// ReportVersion is the version of Report's format.
+const ReportVersion = "v1"
+
+// Report is what came of judging a backend.
+type Report struct {
+	Version string  `json:"version"`
+	Backend Backend `json:"backend"`
+	// Kernel is the release that it ran on.
+	Kernel string `json:"kernel"`
+	// Counts are the numbers of runs by outcome, a case in a family being one.
+	Counts   map[Outcome]int `json:"counts"`
+	Duration string          `json:"duration"`
+	Runs     []Run           `json:"runs"`
+}
+
+// Backend says what was judged.
+type Backend struct {
+	Name     string              `json:"name"`
+	Version  string              `json:"version"`
+	Features []dataplane.Feature `json:"features"`
+}
+
+// Run is a case in a family.
+type Run struct {
+	Case     string              `json:"case"`
+	Shows    string              `json:"shows"`
+	Profile  cases.Profile       `json:"profile"`
+	Needs    []dataplane.Feature `json:"needs,omitempty"`
+	Family   string              `json:"family"`
+	Outcome  Outcome             `json:"outcome"`
+	Duration string              `json:"duration,omitempty"`
+	// Reason says why a case is unsupported, or what failed.
+	Reason string `json:"reason,omitempty"`
+	// Log is what backend and case wrote during a run that failed.
+	Log string `json:"-"`
+}
+
+// Judge runs the cases against a backend. It needs root. An error means that nothing could be judged.
+func Judge(ctx context.Context, backend cases.Backend, options Options) (Report, error) {
+	chosen, err := options.choose()
+	if err != nil {
+		return Report{}, err
+	}
+	description, err := describe(ctx, backend)
+	if err != nil {
+		return Report{}, err
+	}
+	begin := time.Now()
+	report := Report{Version: ReportVersion, Kernel: kernel(), Counts: map[Outcome]int{},
+		Backend: Backend{description.Name, description.Version, slices.Sorted(slices.Values(description.Features))}}
+	for _, c := range chosen {
+		for _, run := range inFamilies(ctx, c, backend, description) {
+			if err := ctx.Err(); err != nil {
+				return report, err
+			}
+			report.Runs = append(report.Runs, run)
+			report.Counts[run.Outcome]++
+			if options.Progress != nil {
+				options.Progress(run)
+			}
+		}
+	}
+	report.Duration = time.Since(begin).Round(time.Second).String()
+	return report, nil
+}
+
+func (o Options) choose() ([]cases.Case, error) {
+	all := cases.All()
+	for _, name := range o.Cases {
+		if !slices.ContainsFunc(all, func(c cases.Case) bool { return c.Name == name }) {
+			return nil, fmt.Errorf("there is no case %q; there are %s", name, strings.Join(Names(), ", "))
+		}
+	}
+	chosen := slices.DeleteFunc(all, func(c cases.Case) bool {
+		return len(o.Cases) > 0 && !slices.Contains(o.Cases, c.Name) || o.Feature != "" && !slices.Contains(c.Needs, o.Feature)
+	})
+	if len(chosen) == 0 {
+		return nil, fmt.Errorf("no case needs the feature %q", o.Feature)
+	}
+	return chosen, nil
+}
+
+// Names are the names of all cases, in their order.
+func Names() []string {
+	var names []string
+	for _, c := range cases.All() {
+		names = append(names, c.Name)
+	}
+	return names
+}
+
+// describe asks the backend what it is, in a lab of its own.
+func describe(ctx context.Context, backend cases.Backend) (description dataplane.Description, err error) {
+	l, err := lab.New()
+	if err != nil {
+		return description, err
+	}
+	defer func() { err = errors.Join(err, l.Close()) }()
+	process, err := backend.Start(ctx, l.Gateways[0].Namespace, discard{})
+	if err != nil {
+		return description, err
+	}
+	defer process.Stop()
+	return process.Describe(ctx)
+}
+
+type discard struct{}
+
+func (discard) Write(p []byte) (int, error) { return len(p), nil }
+
+// inFamilies runs the case in both families at once: most of its time is waiting.
+func inFamilies(ctx context.Context, c cases.Case, backend cases.Backend, description dataplane.Description) []Run {
+	families := []bool{true, false}
+	if c.OneFamily {
+		families = families[:1]
+	}
+	runs := make([]Run, len(families))
+	var all sync.WaitGroup
+	for i, v4 := range families {
+		all.Go(func() { runs[i] = judge(ctx, c, backend, description, v4) })
+	}
+	all.Wait()
+	return runs
+}
+
+func judge(ctx context.Context, c cases.Case, backend cases.Backend, description dataplane.Description, v4 bool) Run {
+	run := Run{Case: c.Name, Shows: c.Shows, Profile: c.Profile(), Needs: c.Needs, Family: "IPv6", Outcome: Passed}
+	if v4 {
+		run.Family = "IPv4"
+	}
+	for _, need := range c.Needs {
+		if !slices.Contains(description.Features, need) {
+			run.Outcome, run.Reason = Unsupported, fmt.Sprintf("the backend does not declare the feature %s", need)
+			return run
+		}
+	}
+	outcome := cases.Run(ctx, c, backend, v4)
+	run.Duration = outcome.Duration.Round(10 * time.Millisecond).String()
+	if len(outcome.Failures) > 0 {
+		run.Outcome, run.Reason, run.Log = Failed, strings.Join(outcome.Failures, "\n"), outcome.Log
+	}
+	return run
+}
+
+func kernel() string {
+	var name unix.Utsname
+	if err := unix.Uname(&name); err != nil {
+		return "unknown"
+	}
+	return unix.ByteSliceToString(name.Release[:])
+}
+
+// Test runs the cases as subtests. What the backend does not support is skipped, with the reason.
+func Test(t *testing.T, backend cases.Backend, options Options) Report {
+	t.Helper()
+	options.Progress = func(r Run) {
+		t.Run(r.Case+"/"+r.Family, func(t *testing.T) {
+			switch r.Outcome {
+			case Failed:
+				t.Errorf("%s does not hold:\n%s\n%s", r.Shows, r.Reason, r.Log)
+			case Unsupported:
+				t.Skip(r.Reason)
+			}
+			t.Log(r.Duration)
+		})
+	}
+	report, err := Judge(t.Context(), backend, options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return report
+}

@@ -1,0 +1,207 @@
+package lab
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Packet is an IP packet that a host received or sent.
+type Packet struct {
+	Time time.Time
+	// Out: the host sent it.
+	Out      bool
+	Source   netip.AddrPort
+	Target   netip.AddrPort
+	Protocol uint8
+	// TCPFlags are those of a TCP segment, ICMPType that of an ICMP message.
+	TCPFlags, ICMPType uint8
+	Length             int
+}
+
+// Protocol numbers (RFC 790, RFC 8200).
+const (
+	ICMP   = 1
+	TCP    = 6
+	UDP    = 17
+	ICMPv6 = 58
+)
+
+// IsSYN reports whether the packet opens a TCP connection.
+func (p Packet) IsSYN() bool { return p.Protocol == TCP && p.TCPFlags&0x12 == 0x02 }
+
+// String is the packet on one line.
+func (p Packet) String() string {
+	direction := "in "
+	if p.Out {
+		direction = "out"
+	}
+	what := fmt.Sprintf("protocol %d", p.Protocol)
+	switch p.Protocol {
+	case TCP:
+		what = "TCP " + flagsText(p.TCPFlags)
+	case UDP:
+		what = "UDP"
+	case ICMP, ICMPv6:
+		what = fmt.Sprintf("ICMP type %d", p.ICMPType)
+	}
+	return fmt.Sprintf("%s %s %s > %s %s, %d bytes", p.Time.Format("15:04:05.000000"), direction, p.Source, p.Target, what, p.Length)
+}
+
+func flagsText(flags uint8) string {
+	var out []string
+	for i, name := range []string{"FIN", "SYN", "RST", "PSH", "ACK"} {
+		if flags&(1<<i) != 0 {
+			out = append(out, name)
+		}
+	}
+	return strings.Join(out, ",")
+}
+
+// Capture keeps the last packets of a host, on all its interfaces.
+type Capture struct {
+	socket *os.File
+	done   chan struct{}
+	keep   func(Packet) bool
+
+	mu    sync.Mutex
+	last  []Packet
+	total int
+}
+
+// mostKept bounds a capture.
+const mostKept = 20000
+
+// Capture begins to keep what the function wants; nil means everything. Close ends it.
+func (h *Host) Capture(keep func(Packet) bool) (*Capture, error) {
+	c := &Capture{done: make(chan struct{}), keep: keep}
+	err := h.Do(func() error {
+		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, int(hostToNetwork(unix.ETH_P_ALL)))
+		if err != nil {
+			return fmt.Errorf("capture on %s: %w", h.Name, err)
+		}
+		c.socket = os.NewFile(uintptr(fd), "capture")
+		return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 64<<20)
+	})
+	if err != nil {
+		return nil, err
+	}
+	go c.read()
+	return c, nil
+}
+
+func hostToNetwork(v uint16) uint16 {
+	return binary.BigEndian.Uint16(binary.NativeEndian.AppendUint16(nil, v))
+}
+
+// Close ends the capture and returns what it kept.
+func (c *Capture) Close() []Packet {
+	// What is on its way has arrived when nothing came for a moment.
+	time.Sleep(20 * time.Millisecond)
+	c.socket.Close()
+	<-c.done
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.last
+}
+
+func (c *Capture) read() {
+	defer close(c.done)
+	raw, err := c.socket.SyscallConn()
+	if err != nil {
+		return
+	}
+	buffer := make([]byte, 1<<16)
+	for {
+		var n int
+		var from unix.Sockaddr
+		var inner error
+		err := raw.Read(func(fd uintptr) bool {
+			n, from, inner = unix.Recvfrom(int(fd), buffer, 0)
+			return !errors.Is(inner, unix.EAGAIN)
+		})
+		if err != nil {
+			return
+		}
+		if inner != nil {
+			continue
+		}
+		link, ok := from.(*unix.SockaddrLinklayer)
+		if !ok {
+			continue
+		}
+		if p, ok := parse(buffer[:n]); ok {
+			p.Out = link.Pkttype == unix.PACKET_OUTGOING
+			c.add(p)
+		}
+	}
+}
+
+func (c *Capture) add(p Packet) {
+	if c.keep != nil && !c.keep(p) {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.total++
+	if len(c.last) == mostKept {
+		c.last = c.last[1:]
+	}
+	p.Time = time.Now()
+	c.last = append(c.last, p)
+}
+
+// parse reads the headers of an IP packet, as far as they are there.
+func parse(b []byte) (Packet, bool) {
+	p := Packet{Length: len(b)}
+	var payload []byte
+	var source, target netip.Addr
+	switch {
+	case len(b) >= 20 && b[0]>>4 == 4:
+		source, target = netip.AddrFrom4([4]byte(b[12:16])), netip.AddrFrom4([4]byte(b[16:20]))
+		p.Protocol = b[9]
+		if header := int(b[0]&15) * 4; header <= len(b) && binary.BigEndian.Uint16(b[6:8])&0x1fff == 0 {
+			payload = b[header:]
+		}
+	case len(b) >= 40 && b[0]>>4 == 6:
+		source, target = netip.AddrFrom16([16]byte(b[8:24])), netip.AddrFrom16([16]byte(b[24:40]))
+		p.Protocol, payload = b[6], b[40:]
+	default:
+		return p, false
+	}
+	var sourcePort, targetPort uint16
+	if (p.Protocol == TCP || p.Protocol == UDP) && len(payload) >= 4 {
+		sourcePort, targetPort = binary.BigEndian.Uint16(payload), binary.BigEndian.Uint16(payload[2:])
+	}
+	if p.Protocol == TCP && len(payload) >= 14 {
+		p.TCPFlags = payload[13]
+	}
+	if (p.Protocol == ICMP || p.Protocol == ICMPv6) && len(payload) > 0 {
+		p.ICMPType = payload[0]
+	}
+	p.Source, p.Target = netip.AddrPortFrom(source, sourcePort), netip.AddrPortFrom(target, targetPort)
+	return p, true
+}
+
+// Interfaces are the names of the host's interfaces but loopback.
+func (h *Host) Interfaces() ([]string, error) {
+	var names []string
+	err := h.Do(func() error {
+		list, err := net.Interfaces()
+		for _, i := range list {
+			if i.Flags&net.FlagLoopback == 0 {
+				names = append(names, i.Name)
+			}
+		}
+		return err
+	})
+	return names, err
+}

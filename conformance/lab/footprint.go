@@ -1,0 +1,142 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"os/exec"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+)
+
+// Footprint is all of a host's network state that a dataplane might leave something in, as lines.
+func (h *Host) Footprint() ([]string, error) {
+	var lines []string
+	err := h.Do(func() error {
+		rules, err := nft("list", "ruleset")
+		if err != nil {
+			return err
+		}
+		for line := range strings.Lines(counters.ReplaceAllString(rules, "")) {
+			lines = append(lines, strings.TrimRight(line, "\n"))
+		}
+		links, err := netlink.LinkList()
+		if err != nil {
+			return err
+		}
+		for _, link := range links {
+			found, err := footprintOf(link)
+			if err != nil {
+				return err
+			}
+			lines = append(lines, found...)
+		}
+		found, err := routing()
+		lines = append(lines, found...)
+		return err
+	})
+	return lines, err
+}
+
+// counters differ from one moment to the next.
+var counters = regexp.MustCompile(`packets \d+ bytes \d+`)
+
+func footprintOf(link netlink.Link) ([]string, error) {
+	attributes := link.Attrs()
+	lines := []string{fmt.Sprintf("link %s mtu %d promiscuous %d xdp %v", attributes.Name, attributes.MTU, attributes.Promisc, attributes.Xdp != nil && attributes.Xdp.Attached)}
+	addresses, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range addresses {
+		lines = append(lines, fmt.Sprintf("address %s on %s", a.IPNet, attributes.Name))
+	}
+	qdiscs, err := netlink.QdiscList(link)
+	if err != nil {
+		return nil, err
+	}
+	for _, q := range qdiscs {
+		lines = append(lines, fmt.Sprintf("qdisc %s on %s", q.Type(), attributes.Name))
+	}
+	return lines, nil
+}
+
+// routing lists rules and the routes of all tables.
+func routing() ([]string, error) {
+	var lines []string
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		rules, err := netlink.RuleList(family)
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range rules {
+			lines = append(lines, "rule "+r.String())
+		}
+		routes, err := netlink.RouteListFiltered(family, &netlink.Route{Table: 0}, netlink.RT_FILTER_TABLE)
+		if err != nil {
+			return nil, err
+		}
+		var texts []string
+		for _, r := range routes {
+			texts = append(texts, fmt.Sprintf("route %v via %v table %d type %d", r.Dst, r.Gw, r.Table, r.Type))
+		}
+		slices.Sort(texts)
+		lines = append(lines, texts...)
+	}
+	return lines, nil
+}
+
+// AddForeignRules puts rules of somebody else on the host: they count packets that carry a mark, in every hook that a
+// forwarded packet passes. (The kernel's own multicast listener reports carry one.)
+func (h *Host) AddForeignRules() error {
+	return h.Do(func() error {
+		script := "add table inet foreign\n"
+		for hook, priority := range map[string]int{"prerouting": -50, "forward": 0, "postrouting": 200} {
+			script += fmt.Sprintf("add chain inet foreign %[1]s { type filter hook %[1]s priority %[2]d; }\nadd rule inet foreign %[1]s meta l4proto != ipv6-icmp meta mark != 0 counter\n", hook, priority)
+		}
+		cmd := exec.Command("nft", "-f", "-")
+		cmd.Stdin = strings.NewReader(script)
+		output, err := cmd.CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("nft: %w: %s", err, output)
+		}
+		return nil
+	})
+}
+
+var counted = regexp.MustCompile(`mark != 0x00000000 counter packets (\d+)`)
+
+// MarkedPackets is how many packets with a mark came to the foreign rules.
+func (h *Host) MarkedPackets() (int, error) {
+	total := 0
+	err := h.Do(func() error {
+		text, err := nft("list", "table", "inet", "foreign")
+		if err != nil {
+			return err
+		}
+		found := counted.FindAllStringSubmatch(text, -1)
+		if len(found) == 0 {
+			return errors.New("the foreign rules are gone")
+		}
+		for _, match := range found {
+			n, err := strconv.Atoi(match[1])
+			if err != nil {
+				return err
+			}
+			total += n
+		}
+		return nil
+	})
+	return total, err
+}
+
+func nft(arguments ...string) (string, error) {
+	output, err := exec.Command("nft", arguments...).CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("nft: %w: %s", err, output)
+	}
+	return string(output), nil
+}

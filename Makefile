@@ -81,7 +81,7 @@ golden: ## Write the expected files of the corpus and of the backends anew, and 
 fuzz: ## Fuzz each target for FUZZTIME (1m).
 	@set -e; git grep --untracked -oE '^func Fuzz[A-Za-z]+' -- '*_test.go' | while IFS=: read -r file func; do \
 		target=$${func#func }; echo "== $$(dirname $$file) $$target"; \
-		(cd $$(dirname $$file) && go test -run='^$$' -fuzz="^$$target$$" -fuzztime=$(or $(FUZZTIME),1m) $(FUZZFLAGS) .); done
+		(cd $$(dirname $$file) && go test -run='^$$' -fuzz="^$$target$$" -fuzztime=$(or $(FUZZTIME),1m) -fuzzminimizetime=10x $(FUZZFLAGS) .); done
 
 .PHONY: lint
 lint: ## Run golangci-lint on every module (built from source at its first run).

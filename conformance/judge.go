@@ -70,8 +70,9 @@ type Run struct {
 	Duration string              `json:"duration,omitempty"`
 	// Reason says why a case is unsupported, or what failed.
 	Reason string `json:"reason,omitempty"`
-	// Log is what backend and case wrote during a run that failed.
-	Log string `json:"-"`
+	// Log is what backend and case wrote during a run that failed, Trace the last packets at the gateways.
+	Log   string `json:"-"`
+	Trace string `json:"-"`
 }
 
 // Judge runs the cases against a backend. It needs root. An error means that nothing could be judged.
@@ -176,7 +177,7 @@ func judge(ctx context.Context, c cases.Case, backend cases.Backend, description
 	outcome := cases.Run(ctx, c, backend, v4)
 	run.Duration = outcome.Duration.Round(10 * time.Millisecond).String()
 	if len(outcome.Failures) > 0 {
-		run.Outcome, run.Reason, run.Log = Failed, strings.Join(outcome.Failures, "\n"), outcome.Log
+		run.Outcome, run.Reason, run.Log, run.Trace = Failed, strings.Join(outcome.Failures, "\n"), outcome.Log, outcome.Trace
 	}
 	return run
 }

@@ -35,6 +35,7 @@ type C struct {
 	mu       sync.Mutex // guards what follows
 	failures []string
 	log      bytes.Buffer
+	trace    strings.Builder
 	cleanups []func()
 }
 
@@ -67,7 +68,11 @@ func Run(ctx context.Context, c Case, backend Backend, v4 bool) Outcome {
 		c.Run(run)
 	}()
 	<-done
-	return Outcome{Failures: run.failures, Log: run.log.String(), Duration: time.Since(begin)}
+	outcome := Outcome{Failures: run.failures, Duration: time.Since(begin)}
+	if len(outcome.Failures) > 0 {
+		outcome.Log, outcome.Trace = run.log.String(), run.trace.String()
+	}
+	return outcome
 }
 
 func (c *C) recoverPanic() {
@@ -92,11 +97,30 @@ func (c *C) setUp(of Case) {
 		c.NoError(err)
 		c.Cleanup(func() { os.RemoveAll(g.state) })
 		c.Gateways = append(c.Gateways, g)
+		if !of.Untraced {
+			c.traceOf(g)
+		}
 		g.Start()
 	}
 	c.Gateway = c.Gateways[0]
 	c.Description, err = c.Gateway.Process.Describe(c.ctx)
 	c.NoError(err)
+}
+
+// traceLength is how many packets of each gateway a trace shows.
+const traceLength = 60
+
+// traceOf keeps the gateway's last packets for the case that the run fails.
+func (c *C) traceOf(g *Gateway) {
+	capture, err := g.Capture(nil)
+	c.NoError(err)
+	c.Cleanup(func() {
+		packets := capture.Close()
+		fmt.Fprintf(&c.trace, "the last packets at %s:\n", g.Name)
+		for _, p := range packets[max(0, len(packets)-traceLength):] {
+			fmt.Fprintln(&c.trace, p)
+		}
+	})
 }
 
 // Errorf notes a failure.

@@ -30,6 +30,8 @@ type Case struct {
 	Needs []dataplane.Feature
 	// Gateways run the backend: 1, unless set.
 	Gateways int
+	// Untraced: so many packets pass that a trace would slow it down.
+	Untraced bool
 	// OneFamily: the family makes no difference; it runs in IPv4.
 	OneFamily bool
 	Run       func(*C)

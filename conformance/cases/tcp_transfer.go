@@ -7,8 +7,9 @@ const transferSize = 512 << 20
 
 func tcpTransfer() Case {
 	return Case{
-		Name:  "tcp-transfer",
-		Shows: "a gigabyte, half of it each way, arrives as it was sent",
+		Name:     "tcp-transfer",
+		Shows:    "a gigabyte, half of it each way, arrives as it was sent",
+		Untraced: true,
 		Run: func(c *C) {
 			c.Serve(30080)
 			c.Apply([]model.Pool{c.Pool("one", 0)}, c.Frontend(model.TCP, 1, 80, 30080, "one"))

@@ -12,8 +12,25 @@ import (
 	"time"
 )
 
-// transferPatience bounds a transfer of a gigabyte on a slow machine.
-const transferPatience = 60 * time.Second
+// stall is how long a transfer may stand still before it counts as lost.
+const stall = 5 * time.Second
+
+// moving is a connection that fails when nothing moves any more.
+type moving struct{ *net.TCPConn }
+
+func (m moving) Read(p []byte) (int, error) {
+	if err := m.SetDeadline(time.Now().Add(stall)); err != nil {
+		return 0, err
+	}
+	return m.TCPConn.Read(p)
+}
+
+func (m moving) Write(p []byte) (int, error) {
+	if err := m.SetDeadline(time.Now().Add(stall)); err != nil {
+		return 0, err
+	}
+	return m.TCPConn.Write(p)
+}
 
 func (h *Host) upload(to netip.AddrPort, n int64) error {
 	c, err := h.openFor(to, askSum)
@@ -22,7 +39,7 @@ func (h *Host) upload(to netip.AddrPort, n int64) error {
 	}
 	defer c.Close()
 	sum := crc32.NewIEEE()
-	if _, err := io.CopyBuffer(io.MultiWriter(c, sum), io.LimitReader(&Pattern{}, n), make([]byte, 256<<10)); err != nil {
+	if _, err := io.CopyBuffer(io.MultiWriter(c, sum), io.LimitReader(&Pattern{}, n), make([]byte, 64<<10)); err != nil {
 		return err
 	}
 	if err := c.CloseWrite(); err != nil {
@@ -58,16 +75,14 @@ func (h *Host) download(to netip.AddrPort, n int64) error {
 	return nil
 }
 
-func (h *Host) openFor(to netip.AddrPort, command string) (*net.TCPConn, error) {
+func (h *Host) openFor(to netip.AddrPort, command string) (moving, error) {
 	c, err := h.Dial("tcp", to, From{})
 	if err != nil {
-		return nil, err
+		return moving{}, err
 	}
-	if err := c.SetDeadline(time.Now().Add(transferPatience)); err != nil {
-		return nil, err
-	}
-	_, err = c.Write([]byte(command + "\n"))
-	return c.(*net.TCPConn), err
+	m := moving{c.(*net.TCPConn)}
+	_, err = m.Write([]byte(command + "\n"))
+	return m, err
 }
 
 // UploadAndWait sends n bytes, ends its half of the connection, and has the server answer no sooner than the pause later.

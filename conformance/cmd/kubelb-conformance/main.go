@@ -3,28 +3,129 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
+	"os/signal"
 	"strings"
+	"syscall"
 
+	"kubelb.k8c.io/backends/dataplane"
+	"kubelb.k8c.io/backends/plugin"
 	"kubelb.k8c.io/conformance"
+	"kubelb.k8c.io/conformance/cases"
 )
 
+const usage = `kubelb-conformance judges a dataplane by packets: it runs the backend's binary in a lab of network namespaces, drives it
+through the plugin contract, and looks at what arrives where. It needs root and the tool nft, changes nothing outside of its
+namespaces, and leaves nothing behind. The exit status is 0 when every case that the backend supports has passed, 1 when
+one failed, 2 when nothing could be judged.
+
+  kubelb-conformance --backend=nftables
+  kubelb-conformance --backend=/path/to/plugin --case=tcp-echo,drain -v
+
+Flags:
+`
+
+type flags struct {
+	backend, cases, feature, report, junit string
+	list, verbose                          bool
+}
+
 func main() {
-	backend := flag.String("backend", "", "path")
-	name := flag.String("case", "", "case")
-	flag.Parse()
-	o := conformance.Options{Progress: func(r conformance.Run) {
-		fmt.Println(r.Outcome, r.Case, r.Family, r.Duration)
-		if r.Outcome == conformance.Failed {
-			fmt.Println(r.Reason, r.Log)
-		}
-	}}
-	if *name != "" {
-		o.Cases = strings.Split(*name, ",")
+	var f flags
+	set := flag.NewFlagSet("kubelb-conformance", flag.ExitOnError)
+	set.Usage = func() {
+		fmt.Fprint(set.Output(), usage)
+		set.PrintDefaults()
 	}
-	report, err := conformance.Judge(context.Background(), conformance.Plugin(*backend), o)
-	fmt.Println(report.Counts, report.Duration, err)
-	os.Exit(report.Counts[conformance.Failed])
+	set.StringVar(&f.backend, "backend", "", "the name of a backend, whose binary kubelb-backend-NAME lies beside this one or in PATH, or a path")
+	set.StringVar(&f.cases, "case", "", "run only these cases, separated by commas")
+	set.StringVar(&f.feature, "feature", "", "run only the cases that need this feature")
+	set.StringVar(&f.report, "report", "", "write the report to this file, as YAML")
+	set.StringVar(&f.junit, "junit", "", "write the report to this file, as JUnit XML")
+	set.BoolVar(&f.list, "list", false, "list the cases and what each one shows")
+	set.BoolVar(&f.verbose, "v", false, "show what backend and case write, and the packet trace, of runs that fail")
+	_ = set.Parse(os.Args[1:]) // it exits by itself
+	if f.list {
+		list(os.Stdout)
+		return
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	failed, err := f.run(ctx)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "kubelb-conformance:", err)
+		os.Exit(2)
+	}
+	if failed {
+		os.Exit(1)
+	}
+}
+
+func list(out io.Writer) {
+	for _, c := range cases.All() {
+		needs := ""
+		for _, need := range c.Needs {
+			needs += " [" + string(need) + "]"
+		}
+		fmt.Fprintf(out, "%-28s%s%s\n", c.Name, c.Shows, needs)
+	}
+}
+
+func (f flags) run(ctx context.Context) (failed bool, err error) {
+	if f.backend == "" {
+		return false, errors.New("--backend is empty: give a name or a path")
+	}
+	path, err := plugin.Find(f.backend)
+	if err != nil {
+		return false, err
+	}
+	options := conformance.Options{Feature: dataplane.Feature(f.feature), Progress: f.progress}
+	if f.cases != "" {
+		options.Cases = strings.Split(f.cases, ",")
+	}
+	report, err := conformance.Judge(ctx, conformance.Plugin(path), options)
+	if err != nil {
+		return false, err
+	}
+	fmt.Printf("%s %s on %s: %d passed, %d failed, %d unsupported in %s\n", report.Backend.Name, report.Backend.Version, report.Kernel,
+		report.Counts[conformance.Passed], report.Counts[conformance.Failed], report.Counts[conformance.Unsupported], report.Duration)
+	return report.Counts[conformance.Failed] > 0, f.write(report)
+}
+
+func (f flags) progress(r conformance.Run) {
+	fmt.Printf("%-12s%-28s%-6s%8s", r.Outcome, r.Case, r.Family, r.Duration)
+	switch r.Outcome {
+	case conformance.Unsupported:
+		fmt.Printf("  %s", r.Reason)
+	case conformance.Failed:
+		fmt.Printf("\n%s does not hold:\n%s", r.Shows, r.Reason)
+		if f.verbose {
+			fmt.Printf("\n%s\n%s", r.Log, r.Trace)
+		}
+	}
+	fmt.Println()
+}
+
+func (f flags) write(report conformance.Report) error {
+	if f.report != "" {
+		text, err := report.YAML()
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(f.report, text, 0o644); err != nil {
+			return err
+		}
+	}
+	if f.junit == "" {
+		return nil
+	}
+	out, err := os.Create(f.junit)
+	if err != nil {
+		return err
+	}
+	return errors.Join(report.JUnit(out), out.Close())
 }

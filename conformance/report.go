@@ -1,0 +1,149 @@
+package conformance
+
+import (
+	"encoding/xml"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"sigs.k8s.io/yaml"
+
+	"kubelb.k8c.io/backends/dataplane"
+	"kubelb.k8c.io/conformance/cases"
+)
+
+// YAML is the report as it is kept.
+func (r Report) YAML() ([]byte, error) {
+	text, err := yaml.Marshal(r)
+	if err != nil {
+		return nil, fmt.Errorf("write the report: %w", err)
+	}
+	return text, nil
+}
+
+// ReadReport reads a report that YAML has written.
+func ReadReport(text []byte) (Report, error) {
+	var r Report
+	if err := yaml.UnmarshalStrict(text, &r); err != nil {
+		return r, fmt.Errorf("read a report: %w", err)
+	}
+	if r.Version != ReportVersion {
+		return r, fmt.Errorf("the report is of version %q, this program reads %s", r.Version, ReportVersion)
+	}
+	return r, nil
+}
+
+type junitSuite struct {
+	XMLName  xml.Name    `xml:"testsuite"`
+	Name     string      `xml:"name,attr"`
+	Tests    int         `xml:"tests,attr"`
+	Failures int         `xml:"failures,attr"`
+	Skipped  int         `xml:"skipped,attr"`
+	Cases    []junitCase `xml:"testcase"`
+}
+
+type junitCase struct {
+	Class   string        `xml:"classname,attr"`
+	Name    string        `xml:"name,attr"`
+	Seconds string        `xml:"time,attr"`
+	Failure *junitMessage `xml:"failure,omitempty"`
+	Skipped *junitMessage `xml:"skipped,omitempty"`
+}
+
+type junitMessage struct {
+	Message string `xml:"message,attr"`
+	Text    string `xml:",chardata"`
+}
+
+// JUnit writes the report in the form that CI servers read. Unsupported cases are skipped ones.
+func (r Report) JUnit(out io.Writer) error {
+	suite := junitSuite{Name: "conformance." + r.Backend.Name, Tests: len(r.Runs), Failures: r.Counts[Failed], Skipped: r.Counts[Unsupported]}
+	for _, run := range r.Runs {
+		took, _ := time.ParseDuration(run.Duration)
+		c := junitCase{Class: run.Case, Name: run.Family, Seconds: fmt.Sprintf("%.2f", took.Seconds())}
+		switch run.Outcome {
+		case Failed:
+			c.Failure = &junitMessage{run.Shows, run.Reason + "\n" + run.Log}
+		case Unsupported:
+			c.Skipped = &junitMessage{Message: run.Reason}
+		}
+		suite.Cases = append(suite.Cases, c)
+	}
+	if _, err := io.WriteString(out, xml.Header); err != nil {
+		return err
+	}
+	encoder := xml.NewEncoder(out)
+	encoder.Indent("", "  ")
+	return encoder.Encode(suite)
+}
+
+// outcomeOf sums up the runs of the cases that match: failed when one failed, unsupported when one was not run, passed when
+// all passed, and empty when there are none.
+func (r Report) outcomeOf(match func(Run) bool) Outcome {
+	var sum Outcome
+	for _, run := range r.Runs {
+		if !match(run) {
+			continue
+		}
+		switch {
+		case run.Outcome == Failed:
+			return Failed
+		case run.Outcome == Unsupported || sum == "":
+			sum = run.Outcome
+		}
+	}
+	return sum
+}
+
+// Matrix is the table of what each backend supports, in Markdown: the core, then each feature that some case needs.
+func Matrix(reports []Report) string {
+	var features []dataplane.Feature
+	for _, c := range cases.All() {
+		for _, need := range c.Needs {
+			if !slices.Contains(features, need) {
+				features = append(features, need)
+			}
+		}
+	}
+	var b strings.Builder
+	row := func(cells ...string) { fmt.Fprintf(&b, "| %s |\n", strings.Join(cells, " | ")) }
+	head, line := []string{""}, []string{"---"}
+	for _, r := range reports {
+		head, line = append(head, r.Backend.Name), append(line, "---")
+	}
+	row(head...)
+	row(line...)
+	core := []string{"core"}
+	for _, r := range reports {
+		core = append(core, cell(r, func(run Run) bool { return run.Profile == cases.Core }))
+	}
+	row(core...)
+	for _, f := range features {
+		cells := []string{string(f)}
+		for _, r := range reports {
+			cells = append(cells, cell(r, func(run Run) bool { return slices.Contains(run.Needs, f) }))
+		}
+		row(cells...)
+	}
+	return b.String()
+}
+
+func cell(r Report, match func(Run) bool) string {
+	runs := 0
+	for _, run := range r.Runs {
+		if match(run) {
+			runs++
+		}
+	}
+	switch r.outcomeOf(match) {
+	case Passed:
+		return fmt.Sprintf("yes (%d)", runs)
+	case Failed:
+		return "**fails**"
+	case Unsupported:
+		return "no"
+	}
+	return "not judged"
+}

@@ -4,6 +4,7 @@ SHELL := /bin/bash
 
 MODULES    := api core backends backends/nftables ccm manager conformance tools
 BIN        := $(CURDIR)/bin
+BACKENDS   := nftables
 # The products are static, so that they run in any image and any namespace.
 GO_BUILD   := CGO_ENABLED=0 go build -o $(BIN)/
 GENERATED  := api/v1alpha1/zz_generated.deepcopy.go api/crds backends/plugin/dataplanepb
@@ -21,6 +22,7 @@ build: ## Build every binary into bin/.
 	cd manager && $(GO_BUILD) ./cmd/...
 	cd ccm && $(GO_BUILD) ./cmd/...
 	cd backends/nftables && $(GO_BUILD) ./cmd/...
+	cd conformance && $(GO_BUILD) ./cmd/...
 	cd tools && $(GO_BUILD) ./cluster/pause ./cmd/...
 
 .PHONY: demo
@@ -39,8 +41,19 @@ wasm: ## Run the core's tests natively and as WASM (no root).
 	tools/wasm.sh
 
 .PHONY: conformance
-conformance: ## Judge the dataplane by packets in network namespaces (root).
-	cd conformance && GOWORK=off go vet ./... && GOWORK=off go test -count=1 ./...
+conformance: deps build ## Judge every dataplane by packets, and the suite by broken dataplanes (root; CASE=… for some cases).
+	@set -e; for b in $(BACKENDS); do $(BIN)/kubelb-conformance --backend=$$b $(if $(CASE),--case=$(CASE) -v) --report=$(BIN)/conformance-$$b.yaml --junit=$(BIN)/conformance-$$b.xml; done
+	$(if $(CASE),,cd conformance && GOWORK=off go vet ./... && GOWORK=off go test -count=1 ./...)
+
+.PHONY: report
+report: ## Commit to the reports of the last make conformance, and to the README's matrix.
+	@set -e; for b in $(BACKENDS); do cp $(BIN)/conformance-$$b.yaml conformance/reports/$$b.yaml; done
+	cd conformance && GOWORK=off go test -count=1 -run=Readme . -golden
+
+.PHONY: soak
+soak: build ## Judge every dataplane ROUNDS (20) times; goes on where it stopped, results in bin/soak.
+	@mkdir -p $(BIN)/soak; set -e; for b in $(BACKENDS); do for i in $$(seq $(or $(ROUNDS),20)); do \
+		out=$(BIN)/soak/$$b-$$i.yaml; [ -e $$out ] || { echo "== $$b, round $$i"; $(BIN)/kubelb-conformance -v --backend=$$b --report=$$out.part && mv $$out.part $$out; }; done; done
 
 .PHONY: e2e
 e2e: deps build ## Test the whole path on real clusters (root).

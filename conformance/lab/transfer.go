@@ -15,22 +15,27 @@ import (
 // stall is how long a transfer may stand still before it counts as lost.
 const stall = 5 * time.Second
 
-// moving is a connection that fails when nothing moves any more.
-type moving struct{ *net.TCPConn }
+// moving is a connection that fails when nothing moves any more. It has no ReadFrom and WriteTo, which would set the
+// deadline but once.
+type moving struct{ conn *net.TCPConn }
 
 func (m moving) Read(p []byte) (int, error) {
-	if err := m.SetDeadline(time.Now().Add(stall)); err != nil {
+	if err := m.conn.SetDeadline(time.Now().Add(stall)); err != nil {
 		return 0, err
 	}
-	return m.TCPConn.Read(p)
+	return m.conn.Read(p)
 }
 
 func (m moving) Write(p []byte) (int, error) {
-	if err := m.SetDeadline(time.Now().Add(stall)); err != nil {
+	if err := m.conn.SetDeadline(time.Now().Add(stall)); err != nil {
 		return 0, err
 	}
-	return m.TCPConn.Write(p)
+	return m.conn.Write(p)
 }
+
+func (m moving) CloseWrite() error { return m.conn.CloseWrite() }
+
+func (m moving) Close() error { return m.conn.Close() }
 
 func (h *Host) upload(to netip.AddrPort, n int64) error {
 	c, err := h.openFor(to, askSum)

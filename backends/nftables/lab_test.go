@@ -1,0 +1,174 @@
+package nftables
+
+import (
+	"net/netip"
+	"os"
+	"os/exec"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"kubelb.k8c.io/backends/dataplane"
+	"kubelb.k8c.io/conformance"
+	"kubelb.k8c.io/conformance/lab"
+	"kubelb.k8c.io/core/model"
+)
+
+func needRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: it makes network namespaces")
+	}
+}
+
+// The whole suite judges the binary; a few of its cases in this process are quicker to debug.
+func TestShortConformance(t *testing.T) {
+	needRoot(t)
+	conformance.Test(t, conformance.InProcess(func() dataplane.Dataplane { return &Backend{} }), conformance.Options{
+		Cases: []string{"tcp-echo", "udp-reply", "tcp-and-udp-on-one-port", "empty-pool", "weights", "source-ranges", "bad-records", "generations"}})
+}
+
+// gateway runs a backend in a lab's gateway, in this process.
+type gateway struct {
+	*testing.T
+	lab  *lab.Lab
+	next uint64
+	Backend
+}
+
+func newGateway(t *testing.T) *gateway {
+	t.Helper()
+	needRoot(t)
+	l, err := lab.New()
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, l.Close()) })
+	g := &gateway{T: t, lab: l}
+	g.restart()
+	return g
+}
+
+func (g *gateway) do(f func() error) {
+	g.Helper()
+	require.NoError(g, g.lab.Gateways[0].Do(f))
+}
+
+func (g *gateway) restart() {
+	g.Backend = Backend{}
+	g.do(func() error { return g.Configure(g.Context(), dataplane.Config{Node: "gateway", StateDir: g.TempDir()}) })
+}
+
+func (g *gateway) apply(s model.Snapshot) dataplane.Change {
+	var change dataplane.Change
+	g.do(func() error {
+		held, err := g.Applied(g.Context())
+		if err != nil {
+			return err
+		}
+		g.next++
+		change = dataplane.Change{Base: held.Generation, Next: dataplane.Generation{Epoch: "test", Number: g.next}, Delta: model.Difference(held.Digests, s)}
+		result, err := g.Apply(g.Context(), change)
+		require.Empty(g, result.Failed)
+		return err
+	})
+	return change
+}
+
+func (g *gateway) nft(stdin string, arguments ...string) string {
+	var output []byte
+	g.do(func() (err error) {
+		cmd := exec.Command("nft", arguments...)
+		cmd.Stdin = strings.NewReader(stdin)
+		output, err = cmd.CombinedOutput()
+		return err
+	})
+	return string(output)
+}
+
+func labPool(id string, v4 bool, endpoints ...int) model.Pool {
+	p := model.Pool{ID: model.PoolID("t/" + id), Tenant: "t"}
+	for _, i := range endpoints {
+		a := lab.EndpointAddress(v4, i)
+		p.Endpoints = append(p.Endpoints, model.Endpoint{ID: a.String(), Address: a, Weight: 1})
+	}
+	return p
+}
+
+func labFrontend(protocol model.Protocol, vip netip.Addr, port, target uint16, pool string) model.Frontend {
+	return model.Frontend{FrontendKey: model.FrontendKey{VIP: vip, Protocol: protocol, Port: port},
+		Owner: model.ObjectName{Namespace: "tenant-t", Name: "lb"}, Tenant: "t", Pool: model.PoolID("t/" + pool), TargetPort: target}
+}
+
+func everything() model.Snapshot {
+	sticky := labFrontend(model.TCP, lab.VIP(true, 1), 80, 30080, "all")
+	sticky.AffinityTimeout, sticky.Restricted = 90*time.Second, true
+	sticky.SourceRanges = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("198.18.0.0/15")}
+	return model.Snapshot{
+		Pools: []model.Pool{labPool("all", true, 0, 1), labPool("none", true), labPool("six", false, 1)},
+		Frontends: []model.Frontend{sticky, labFrontend(model.TCP, lab.VIP(true, 1), 81, 30080, "none"), labFrontend(model.TCP, lab.VIP(true, 2), 80, 30080, "all"),
+			labFrontend(model.UDP, lab.VIP(false, 1), 53, 30053, "six")}}
+}
+
+func TestWhatIsRenderedIsWhatTheKernelHolds(t *testing.T) {
+	g := newGateway(t)
+	text, err := g.Render(t.Context(), everything())
+	require.NoError(t, err)
+	g.apply(everything())
+	held := g.nft("", "list", "ruleset")
+	g.do(func() error { return g.Close(t.Context(), true) })
+	g.nft(text, "-f", "-")
+	// google/nftables does not record the byte order of a map's data, so nft lists marks as data with their bytes swapped.
+	data := regexp.MustCompile(`: 0x[0-9a-f]{8}`)
+	require.Equal(t, data.ReplaceAllString(held, ": mark"), data.ReplaceAllString(g.nft("", "list", "ruleset"), ": mark"),
+		"the rendered text, loaded by nft, lists like what the backend made")
+}
+
+func TestASuccessorChangesNothingInTheKernel(t *testing.T) {
+	g := newGateway(t)
+	g.apply(everything())
+	server, err := g.lab.Nodes[0].Serve(30080)
+	require.NoError(t, err)
+	defer server.Close()
+	before := withoutCounters(g.nft("", "list", "ruleset"))
+	g.restart()
+	require.True(t, g.apply(everything()).Empty())
+	require.Equal(t, before, withoutCounters(g.nft("", "list", "ruleset")))
+}
+
+func withoutCounters(ruleset string) string {
+	var kept []string
+	for line := range strings.Lines(ruleset) {
+		if !strings.Contains(line, "packets") && !strings.Contains(line, "expires") {
+			kept = append(kept, line)
+		}
+	}
+	return strings.Join(kept, "")
+}
+
+func TestConnectionsAreCountedByFrontendAndEndpoint(t *testing.T) {
+	g := newGateway(t)
+	for _, node := range g.lab.Nodes[:2] {
+		server, err := node.Serve(30080)
+		require.NoError(t, err)
+		defer server.Close()
+	}
+	g.apply(everything())
+	open := labFrontend(model.TCP, lab.VIP(true, 2), 80, 30080, "all").FrontendKey
+	answers, err := g.lab.A.AskTimes(60, "tcp", netip.AddrPortFrom(open.VIP, open.Port))
+	require.NoError(t, err)
+	first := 0
+	for _, a := range answers {
+		if a.Endpoint == lab.EndpointAddress(true, 0) {
+			first++
+		}
+	}
+	var stats dataplane.Stats
+	g.do(func() (err error) {
+		stats, err = g.Stats(t.Context())
+		return err
+	})
+	require.EqualValues(t, 60, stats.Frontends[open].Connections)
+	require.EqualValues(t, first, stats.Endpoints[dataplane.EndpointKey{Pool: "t/all", Endpoint: lab.EndpointAddress(true, 0).String()}].Connections)
+}

@@ -1,0 +1,69 @@
+package conformance
+
+import (
+	"flag"
+	"os"
+	"path/filepath"
+	"regexp"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"kubelb.k8c.io/backends/dataplane"
+)
+
+var golden = flag.Bool("golden", false, "write the matrix in the README anew")
+
+const readme = "../README.md"
+
+var matrixInReadme = regexp.MustCompile(`(?s)(<!-- matrix: make report -->\n).*?(<!-- end of matrix -->)`)
+
+func committedReports(t *testing.T) []Report {
+	t.Helper()
+	files, err := filepath.Glob("reports/*.yaml")
+	require.NoError(t, err)
+	require.NotEmpty(t, files)
+	var reports []Report
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		require.NoError(t, err)
+		report, err := ReadReport(text)
+		require.NoError(t, err, file)
+		reports = append(reports, report)
+	}
+	return reports
+}
+
+func TestCommittedReportsAreOfTheCasesThereAre(t *testing.T) {
+	for _, report := range committedReports(t) {
+		var names []string
+		for _, run := range report.Runs {
+			if len(names) == 0 || names[len(names)-1] != run.Case {
+				names = append(names, run.Case)
+			}
+		}
+		require.Equal(t, Names(), names, "the report of %s is old: run 'make report'", report.Backend.Name)
+		require.Zero(t, report.Counts[Failed], "%s", report.Backend.Name)
+	}
+}
+
+func TestTheReadmeShowsWhatTheReportsSay(t *testing.T) {
+	text, err := os.ReadFile(readme)
+	require.NoError(t, err)
+	require.True(t, matrixInReadme.Match(text))
+	want := matrixInReadme.ReplaceAll(text, []byte("${1}"+Matrix(committedReports(t))+"${2}"))
+	if *golden {
+		require.NoError(t, os.WriteFile(readme, want, 0o644))
+		return
+	}
+	require.Equal(t, string(want), string(text), "run 'make report'")
+}
+
+func TestTheMatrixTellsUnsupportedAndFailedApart(t *testing.T) {
+	run := func(name string, outcome Outcome) Run { return Run{Case: name, Profile: "core", Outcome: outcome} }
+	weights := Run{Case: "weights", Profile: "extended", Needs: []dataplane.Feature{"weights"}, Outcome: Unsupported}
+	good, bad := Report{Backend: Backend{Name: "good"}, Runs: []Run{run("a", Passed), run("b", Passed), weights}}, Report{Backend: Backend{Name: "bad"}, Runs: []Run{run("a", Passed), run("b", Failed)}}
+	text := Matrix([]Report{good, bad})
+	require.Contains(t, text, "| core | yes (2) | **fails** |")
+	require.Contains(t, text, "| weights | no | not judged |")
+}

@@ -33,6 +33,9 @@ const (
 	IdleTimeout   Feature = "idle-timeout"
 	ICMPEcho      Feature = "icmp-echo"
 	PathMTU       Feature = "path-mtu"
+	// Refusal: what is not served, or refused by an endpoint, is answered at once, with a reset before any connection or
+	// with an ICMP error. Without it a connection may be accepted and then reset, and datagrams vanish.
+	Refusal Feature = "connection-refusal"
 )
 
 // Description says what a backend is and can do.

@@ -35,7 +35,7 @@ var _ dataplane.Dataplane = (*Backend)(nil)
 // Describe tells name, version and features.
 func (b *Backend) Describe(context.Context) (dataplane.Description, error) {
 	return dataplane.Description{Name: "nftables", Version: Version, Features: []dataplane.Feature{
-		dataplane.SourceRanges, dataplane.Affinity, dataplane.Weights, dataplane.Drain, dataplane.ICMPEcho, dataplane.PathMTU}}, nil
+		dataplane.SourceRanges, dataplane.Affinity, dataplane.Weights, dataplane.Drain, dataplane.ICMPEcho, dataplane.PathMTU, dataplane.Refusal}}, nil
 }
 
 // Configure checks the host and takes over, or makes, the tables.

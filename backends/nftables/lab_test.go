@@ -57,7 +57,9 @@ func (g *gateway) do(f func() error) {
 
 func (g *gateway) restart() {
 	g.Backend = Backend{}
-	g.do(func() error { return g.Configure(g.Context(), dataplane.Config{Node: "gateway", StateDir: g.TempDir()}) })
+	g.do(func() error {
+		return g.Configure(g.Context(), dataplane.Config{Node: "gateway", StateDir: g.TempDir()})
+	})
 }
 
 func (g *gateway) apply(s model.Snapshot) dataplane.Change {

@@ -146,6 +146,9 @@ func inPackets() []Mutation {
 		early("drops-fragments", "ip frag-off & 0x1fff != 0 drop; exthdr frag exists drop", "udp-fragments"),
 		forward("eats-resets", "tcp flags & rst != 0 drop", "tcp-reset"),
 		forward("hides-refusals", "iifname back tcp flags & rst != 0 drop; iifname back icmp type destination-unreachable drop; iifname back icmpv6 type destination-unreachable drop", "unreachable"),
+		{Name: "silent-to-datagrams", CaughtBy: []string{"refusal"}, host: func() error {
+			return chain("filter hook output priority 10", "icmp type destination-unreachable drop; icmpv6 type destination-unreachable drop")
+		}},
 		forward("forgets-what-is-half-closed", "", "tcp-half-close"),
 		forward("tires-of-long-connections", "ct bytes > 300000000 drop", "tcp-transfer"),
 		forward("has-room-for-few", "meta l4proto udp ct state new ct count over 300 drop", "udp-many-clients"),

@@ -5,7 +5,7 @@ func All() []Case {
 	return []Case{
 		tcpEcho(), tcpHalfClose(), tcpReset(), tcpTransfer(),
 		udpReply(), udpFragments(), udpManyClients(),
-		manyPorts(), tcpAndUDP(), samePortOnTwoVIPs(), otherPorts(), hairpin(), emptyPool(), unreachable(),
+		manyPorts(), tcpAndUDP(), samePortOnTwoVIPs(), otherPorts(), hairpin(), emptyPool(), refusal(), unreachable(),
 
 		uniform(), weights(), poolChange(), gatewaysAgree(), affinity(), localSet(),
 

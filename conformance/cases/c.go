@@ -239,11 +239,22 @@ func (c *C) Number(address netip.Addr) int {
 	return -1
 }
 
-// MustRefuse requires that the flow is refused within a second.
+// MustRefuse requires what every backend does with what it does not serve: TCP is refused or ended within a second, and
+// UDP is not answered.
 func (c *C) MustRefuse(network string, to netip.AddrPort) {
-	refused, after := c.Lab.A.Refused(network, to)
-	c.True(refused, "%s %s is not refused", network, to)
-	c.Less(after, time.Second, "%s %s is refused too late", network, to)
+	r := c.Lab.A.Refused(network, to)
+	c.Error(r.Err, "%s %s is served", network, to)
+	if network == "tcp" {
+		c.True(r.Outright || r.Ended, "%s %s: %v", network, to, r.Err)
+		c.Less(r.After, time.Second, "%s %s is refused too late", network, to)
+	}
+}
+
+// MustRefuseOutright requires a reset of the first packet, or an ICMP error, within a second.
+func (c *C) MustRefuseOutright(network string, to netip.AddrPort) {
+	r := c.Lab.A.Refused(network, to)
+	c.True(r.Outright, "%s %s: %v", network, to, r.Err)
+	c.Less(r.After, time.Second, "%s %s is refused too late", network, to)
 }
 
 // Networks are both protocols, as package net calls them.

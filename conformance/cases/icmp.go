@@ -27,10 +27,11 @@ func unreachable() Case {
 	return Case{
 		Name:  "unreachable",
 		Shows: "what an endpoint refuses, its client learns at once: a reset, or an ICMP error from the address that was asked",
+		Needs: []dataplane.Feature{dataplane.Refusal},
 		Run: func(c *C) {
 			c.Apply([]model.Pool{c.Pool("all", 0, 1)}, c.Frontend(model.TCP, 1, 80, 30080, "all"), c.Frontend(model.UDP, 1, 80, 30080, "all"))
 			for _, network := range networks {
-				c.MustRefuse(network, c.At(1, 80))
+				c.MustRefuseOutright(network, c.At(1, 80))
 			}
 		},
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"strings"
@@ -143,11 +144,20 @@ func parseAnswer(line string) (Answer, error) {
 	return Answer{address, at}, err
 }
 
-// Refused reports whether a flow is answered with a reset or an ICMP error, and within which time.
-func (h *Host) Refused(network string, to netip.AddrPort) (bool, time.Duration) {
+// Refusal is how a flow ended that was not served.
+type Refusal struct {
+	// Outright: a reset answered the first packet, or an ICMP error. Ended: the connection came about and was then ended.
+	// Neither of them is silence.
+	Outright, Ended bool
+	After           time.Duration
+	Err             error
+}
+
+// Refused makes a flow that is to be refused. Err is nil when it is served.
+func (h *Host) Refused(network string, to netip.AddrPort) Refusal {
 	begin := time.Now()
 	_, err := h.Ask(network, to, From{})
-	return errors.Is(err, syscall.ECONNREFUSED), time.Since(begin)
+	return Refusal{errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, io.EOF), time.Since(begin), err}
 }
 
 // Silent reports whether a flow gets no answer at all.

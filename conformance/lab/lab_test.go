@@ -34,8 +34,7 @@ func TestTheLabCarriesEverything(t *testing.T) {
 			require.NoError(t, err)
 			require.NoError(t, stream.Alive())
 			require.NoError(t, stream.Close())
-			refused, _ := client.Refused("tcp", netip.AddrPortFrom(to.Addr(), 1))
-			require.True(t, refused)
+			require.True(t, client.Refused("tcp", netip.AddrPortFrom(to.Addr(), 1)).Outright)
 		}
 	}
 }

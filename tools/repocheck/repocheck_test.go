@@ -25,6 +25,7 @@ var walls = map[string][]string{
 	"api":               {},
 	"core":              {},
 	"backends":          {"core/model"},
+	"backends/example":  {"core/", "backends/"},
 	"backends/nftables": {"core/", "backends/"},
 	"ccm":               {"api/", "core/"},
 	"manager":           {"api/", "core/", "backends/plugin", "backends/dataplane"},
@@ -34,6 +35,7 @@ var walls = map[string][]string{
 
 // wallsOfTests is what only tests may import.
 var wallsOfTests = map[string][]string{
+	"backends/example":  {"conformance"},
 	"backends/nftables": {"conformance"},
 }
 

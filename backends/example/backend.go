@@ -1,0 +1,199 @@
+package example
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"kubelb.k8c.io/backends/dataplane"
+	"kubelb.k8c.io/core/model"
+)
+
+// Backend implements dataplane.Dataplane. New makes one.
+type Backend struct {
+	generation dataplane.Generation
+	held       model.Digests
+	pools      map[model.PoolID]*pool
+	frontends  map[model.FrontendKey]*frontend
+}
+
+var _ dataplane.Dataplane = (*Backend)(nil)
+
+// New returns a backend that serves nothing.
+func New() *Backend {
+	return &Backend{held: model.NewDigests(), pools: map[model.PoolID]*pool{}, frontends: map[model.FrontendKey]*frontend{}}
+}
+
+// Describe declares what the suite may hold it to.
+func (b *Backend) Describe(context.Context) (dataplane.Description, error) {
+	return dataplane.Description{Name: "example", Version: "0.1.0",
+		Features: []dataplane.Feature{dataplane.Weights, dataplane.Drain, dataplane.ICMPEcho, dataplane.PathMTU}}, nil
+}
+
+// Configure needs nothing of the host.
+func (b *Backend) Configure(context.Context, dataplane.Config) error { return nil }
+
+// Applied returns what this process was told; a new process holds nothing.
+func (b *Backend) Applied(context.Context) (dataplane.Applied, error) {
+	return dataplane.Applied{Generation: b.generation, Digests: b.held}, nil
+}
+
+// Apply takes pools, frontends and deletes, in this order, each by itself.
+func (b *Backend) Apply(_ context.Context, c dataplane.Change) (dataplane.Result, error) {
+	if c.Base != b.generation {
+		return dataplane.Result{}, fmt.Errorf("at %s, asked to go on from %s: %w", b.generation, c.Base, dataplane.ErrResync)
+	}
+	result := dataplane.Result{Generation: c.Next, Operations: uint64(len(c.UpsertPools) + len(c.UpsertFrontends) + len(c.DeleteFrontends) + len(c.DeletePools))}
+	for _, p := range c.UpsertPools {
+		b.setPool(p)
+		b.held.Pools[p.ID] = p.Digest()
+	}
+	for _, f := range c.UpsertFrontends {
+		if err := b.setFrontend(f); err != nil {
+			result.Failed = append(result.Failed, dataplane.RecordError{Frontend: f.FrontendKey, Message: err.Error()})
+			continue
+		}
+		b.held.Frontends[f.FrontendKey] = f.Digest()
+	}
+	for _, key := range c.DeleteFrontends {
+		b.deleteFrontend(key)
+		delete(b.held.Frontends, key)
+	}
+	for _, id := range c.DeletePools {
+		delete(b.pools, id)
+		delete(b.held.Pools, id)
+	}
+	b.generation = c.Next
+	return result, b.syncAddresses()
+}
+
+// setPool gives the pool a new table; frontends open or close when it stops or starts being empty.
+func (b *Backend) setPool(content model.Pool) {
+	p := b.pools[content.ID]
+	if p == nil {
+		p = &pool{}
+		b.pools[content.ID] = p
+	}
+	p.set(content)
+	for _, f := range b.frontends {
+		if f.pool == p {
+			// An address that is not there yet comes with the frontend, which opened without error before.
+			_ = f.sync()
+		}
+	}
+}
+
+func (b *Backend) setFrontend(record model.Frontend) error {
+	description, _ := b.Describe(context.Background())
+	if lacking, lacks := description.Lacks(record); lacks {
+		return fmt.Errorf("the example backend does not support %s", lacking)
+	}
+	p := b.pools[record.Pool]
+	if p == nil {
+		return fmt.Errorf("pool %s does not exist", record.Pool)
+	}
+	if err := addAddress(record.VIP); err != nil {
+		return err
+	}
+	f := b.frontends[record.FrontendKey]
+	if f != nil && (f.pool != p || f.owner != record.Owner) {
+		f.close() // what belongs to another owner, or goes to other endpoints, is another frontend
+		f = nil
+	}
+	if f == nil {
+		f = &frontend{key: record.FrontendKey, owner: record.Owner, pool: p}
+	}
+	f.target.Store(uint32(record.TargetPort))
+	if err := f.sync(); err != nil {
+		return err
+	}
+	b.frontends[record.FrontendKey] = f
+	return nil
+}
+
+func (b *Backend) deleteFrontend(key model.FrontendKey) {
+	if f := b.frontends[key]; f != nil {
+		f.close()
+		delete(b.frontends, key)
+	}
+}
+
+// Render lists what would be listened on.
+func (b *Backend) Render(_ context.Context, s model.Snapshot) (string, error) {
+	return s.Canonical().Text(), nil
+}
+
+// Stats counts nothing.
+func (b *Backend) Stats(context.Context) (dataplane.Stats, error) { return dataplane.Stats{}, nil }
+
+// Watch has nothing to report.
+func (b *Backend) Watch(ctx context.Context, _ func(dataplane.Fault)) error {
+	<-ctx.Done()
+	return nil
+}
+
+// Close with purge takes everything back.
+func (b *Backend) Close(_ context.Context, purge bool) error {
+	if !purge {
+		return nil
+	}
+	for key := range b.frontends {
+		b.deleteFrontend(key)
+	}
+	return b.syncAddresses()
+}
+
+// label marks the addresses that are ours.
+const label = "lo:kubelb"
+
+func addAddress(vip netip.Addr) error {
+	link, err := netlink.LinkByName("lo")
+	if err != nil {
+		return err
+	}
+	address := &netlink.Addr{IPNet: &net.IPNet{IP: vip.AsSlice(), Mask: net.CIDRMask(vip.BitLen(), vip.BitLen())}, Scope: int(netlink.SCOPE_UNIVERSE)}
+	if vip.Is4() {
+		address.Label = label
+	} else {
+		address.Flags = unix.IFA_F_NODAD // usable at once
+	}
+	if err := netlink.AddrReplace(link, address); err != nil {
+		return fmt.Errorf("address %s: %w", vip, err)
+	}
+	return nil
+}
+
+// syncAddresses removes addresses of which no frontend is left.
+func (b *Backend) syncAddresses() error {
+	link, err := netlink.LinkByName("lo")
+	if err != nil {
+		return err
+	}
+	addresses, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, a := range addresses {
+		vip, ok := netip.AddrFromSlice(a.IP)
+		if vip = vip.Unmap(); !ok || vip.IsLoopback() || vip.Is4() && a.Label != label || b.serves(vip) {
+			continue
+		}
+		errs = append(errs, netlink.AddrDel(link, &a))
+	}
+	return errors.Join(errs...)
+}
+
+func (b *Backend) serves(vip netip.Addr) bool {
+	for key := range b.frontends {
+		if key.VIP == vip {
+			return true
+		}
+	}
+	return false
+}

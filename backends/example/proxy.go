@@ -1,0 +1,236 @@
+package example
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"kubelb.k8c.io/core/maglev"
+	"kubelb.k8c.io/core/model"
+)
+
+// udpIdle is how long a UDP flow is remembered.
+const udpIdle = 30 * time.Second
+
+// pool chooses endpoints. Its content is replaced as a whole.
+type pool struct{ content atomic.Pointer[content] }
+
+type content struct {
+	endpoints []model.Endpoint
+	table     []uint32
+}
+
+func (p *pool) set(m model.Pool) {
+	p.content.Store(&content{m.Endpoints, maglev.Table(m.Endpoints)})
+}
+
+func (p *pool) empty() bool { return len(p.content.Load().table) == 0 }
+
+// choose returns the endpoint of the flow's row.
+func (p *pool) choose(client netip.AddrPort) (model.Endpoint, bool) {
+	c := p.content.Load()
+	if len(c.table) == 0 {
+		return model.Endpoint{}, false
+	}
+	return c.endpoints[c.table[flowHash(client)%uint64(len(c.table))]], true
+}
+
+// keeps reports whether a UDP flow may stay with the endpoint.
+func (p *pool) keeps(address netip.Addr) bool {
+	for _, e := range p.content.Load().endpoints {
+		if e.Address == address {
+			return e.State != model.Unhealthy
+		}
+	}
+	return false
+}
+
+// flowHash is the same in every gateway: FNV-1a over address and port, mixed.
+func flowHash(client netip.AddrPort) uint64 {
+	bytes, _ := client.MarshalBinary()
+	h := uint64(14695981039346656037)
+	for _, b := range bytes {
+		h = (h ^ uint64(b)) * 1099511628211
+	}
+	h ^= h >> 33
+	h *= 0xff51afd7ed558ccd
+	return h ^ h>>33
+}
+
+// frontend listens while its pool is not empty; the kernel refuses the rest of the time.
+type frontend struct {
+	key    model.FrontendKey
+	owner  model.ObjectName
+	pool   *pool
+	target atomic.Uint32
+
+	listener net.Listener
+	packets  *net.UDPConn
+}
+
+func (f *frontend) sync() error {
+	if f.pool.empty() {
+		f.close()
+		return nil
+	}
+	if f.listener != nil || f.packets != nil {
+		return nil
+	}
+	at := netip.AddrPortFrom(f.key.VIP, f.key.Port)
+	if f.key.Protocol == model.UDP {
+		packets, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(at))
+		if err != nil {
+			return err
+		}
+		f.packets = packets
+		go f.forwardDatagrams(packets)
+		return nil
+	}
+	listener, err := net.Listen("tcp", at.String())
+	if err != nil {
+		return err
+	}
+	f.listener = listener
+	go f.accept(listener)
+	return nil
+}
+
+func (f *frontend) close() {
+	if f.listener != nil {
+		f.listener.Close()
+	}
+	if f.packets != nil {
+		f.packets.Close()
+	}
+	f.listener, f.packets = nil, nil
+}
+
+// accept ends when the listener is closed. Connections live on.
+func (f *frontend) accept(listener net.Listener) {
+	for {
+		c, err := listener.Accept()
+		if err != nil {
+			return
+		}
+		go f.forward(c.(*net.TCPConn))
+	}
+}
+
+func (f *frontend) forward(client *net.TCPConn) {
+	endpoint, ok := f.pool.choose(addrPort(client.RemoteAddr()))
+	if !ok {
+		reset(client)
+		return
+	}
+	c, err := net.DialTimeout("tcp", netip.AddrPortFrom(endpoint.Address, uint16(f.target.Load())).String(), 5*time.Second)
+	if err != nil {
+		reset(client)
+		return
+	}
+	server := c.(*net.TCPConn)
+	var both sync.WaitGroup
+	both.Go(func() { pipe(server, client) })
+	both.Go(func() { pipe(client, server) })
+	both.Wait()
+	client.Close()
+	server.Close()
+}
+
+// pipe copies one direction, and passes on its end or its reset.
+func pipe(to, from *net.TCPConn) {
+	_, err := io.Copy(to, from)
+	if errors.Is(err, syscall.ECONNRESET) {
+		reset(to)
+		reset(from)
+		return
+	}
+	_ = to.CloseWrite()
+}
+
+func reset(c *net.TCPConn) {
+	_ = c.SetLinger(0)
+	_ = c.Close()
+}
+
+func addrPort(a net.Addr) netip.AddrPort {
+	at, _ := netip.ParseAddrPort(a.String())
+	return netip.AddrPortFrom(at.Addr().Unmap(), at.Port())
+}
+
+// session is a UDP flow.
+type session struct {
+	endpoint netip.AddrPort
+	server   *net.UDPConn
+}
+
+// forwardDatagrams ends when the socket is closed, and all sessions with it.
+func (f *frontend) forwardDatagrams(packets *net.UDPConn) {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	sessions := map[netip.AddrPort]*session{}
+	buffer := make([]byte, 1<<16)
+	for {
+		n, client, err := packets.ReadFromUDPAddrPort(buffer)
+		if errors.Is(err, net.ErrClosed) {
+			for _, s := range sessions {
+				s.server.Close()
+			}
+			return
+		}
+		if err != nil {
+			continue // such as an ICMP error that a former datagram met
+		}
+		client = netip.AddrPortFrom(client.Addr().Unmap(), client.Port())
+		s := sessions[client]
+		if s == nil || !f.pool.keeps(s.endpoint.Addr()) || s.endpoint.Port() != uint16(f.target.Load()) {
+			if s != nil {
+				s.server.Close()
+			}
+			if s = f.open(ctx, packets, client); s == nil {
+				delete(sessions, client)
+				continue
+			}
+			sessions[client] = s
+		}
+		if _, err := s.server.Write(buffer[:n]); err != nil {
+			s.server.Close()
+			delete(sessions, client)
+		}
+	}
+}
+
+func (f *frontend) open(ctx context.Context, packets *net.UDPConn, client netip.AddrPort) *session {
+	endpoint, ok := f.pool.choose(client)
+	if !ok {
+		return nil
+	}
+	to := netip.AddrPortFrom(endpoint.Address, uint16(f.target.Load()))
+	server, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(to))
+	if err != nil {
+		return nil
+	}
+	go answer(ctx, packets, client, server)
+	return &session{to, server}
+}
+
+// answer passes replies to the client until the flow is idle or closed.
+func answer(ctx context.Context, packets *net.UDPConn, client netip.AddrPort, server *net.UDPConn) {
+	defer server.Close()
+	buffer := make([]byte, 1<<16)
+	for ctx.Err() == nil {
+		if err := server.SetReadDeadline(time.Now().Add(udpIdle)); err != nil {
+			return
+		}
+		n, err := server.Read(buffer)
+		if err != nil {
+			return
+		}
+		_, _ = packets.WriteToUDPAddrPort(buffer[:n], client)
+	}
+}

@@ -14,6 +14,7 @@ import (
 )
 
 func main() {
+	setUpMemory()
 	if err := filter(os.Stdin, os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "core:", err)
 		os.Exit(1)

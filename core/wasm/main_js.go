@@ -7,6 +7,7 @@ import (
 )
 
 func main() {
+	setUpMemory()
 	js.Global().Set("kubelbExplain", js.FuncOf(func(_ js.Value, arguments []js.Value) any {
 		if len(arguments) != 1 || arguments[0].Type() != js.TypeString {
 			return string(explain.JSON(nil))

@@ -43,7 +43,8 @@ wasm: ## Run the core's tests natively and as WASM (no root).
 
 .PHONY: conformance
 conformance: deps build ## Judge every dataplane by packets, and the suite by broken dataplanes (root; CASE=… for some cases).
-	@set -e; for b in $(BACKENDS); do $(BIN)/kubelb-conformance --backend=$$b $(if $(CASE),--case=$(CASE) -v) --report=$(BIN)/conformance-$$b.yaml --junit=$(BIN)/conformance-$$b.xml; done
+	@set -e; for b in $(BACKENDS); do (cd backends/$$b && CGO_ENABLED=0 go build -ldflags='-s -w' -o $(BIN)/next/ ./cmd/...); \
+	$(BIN)/kubelb-conformance --backend=$$b --upgrade-to=$(BIN)/next/kubelb-backend-$$b $(if $(CASE),--case=$(CASE) -v) --report=$(BIN)/conformance-$$b.yaml --junit=$(BIN)/conformance-$$b.xml; done
 	$(if $(CASE),,cd conformance && GOWORK=off go vet ./... && GOWORK=off go test -count=1 ./...)
 
 .PHONY: report

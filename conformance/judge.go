@@ -23,6 +23,8 @@ type Options struct {
 	Cases []string
 	// Feature, if set, leaves only the cases that need it.
 	Feature dataplane.Feature
+	// UpgradeTo is another build of the backend; nil means the same one.
+	UpgradeTo cases.Backend
 	// Progress, if set, is told each outcome as it comes.
 	Progress func(Run)
 }
@@ -81,6 +83,9 @@ func Judge(ctx context.Context, backend cases.Backend, options Options) (Report,
 	if err != nil {
 		return Report{}, err
 	}
+	if options.UpgradeTo == nil {
+		options.UpgradeTo = backend
+	}
 	description, err := describe(ctx, backend)
 	if err != nil {
 		return Report{}, err
@@ -89,7 +94,7 @@ func Judge(ctx context.Context, backend cases.Backend, options Options) (Report,
 	report := Report{Version: ReportVersion, Kernel: kernel(), Counts: map[Outcome]int{},
 		Backend: Backend{description.Name, description.Version, slices.Sorted(slices.Values(description.Features))}}
 	for _, c := range chosen {
-		for _, run := range inFamilies(ctx, c, backend, description) {
+		for _, run := range inFamilies(ctx, c, judged{backend, options.UpgradeTo, description}) {
 			if err := ctx.Err(); err != nil {
 				return report, err
 			}
@@ -149,7 +154,7 @@ type discard struct{}
 func (discard) Write(p []byte) (int, error) { return len(p), nil }
 
 // inFamilies runs the case in both families at once: most of its time is waiting.
-func inFamilies(ctx context.Context, c cases.Case, backend cases.Backend, description dataplane.Description) []Run {
+func inFamilies(ctx context.Context, c cases.Case, j judged) []Run {
 	families := []bool{true, false}
 	if c.OneFamily {
 		families = families[:1]
@@ -157,24 +162,30 @@ func inFamilies(ctx context.Context, c cases.Case, backend cases.Backend, descri
 	runs := make([]Run, len(families))
 	var all sync.WaitGroup
 	for i, v4 := range families {
-		all.Go(func() { runs[i] = judge(ctx, c, backend, description, v4) })
+		all.Go(func() { runs[i] = j.run(ctx, c, v4) })
 	}
 	all.Wait()
 	return runs
 }
 
-func judge(ctx context.Context, c cases.Case, backend cases.Backend, description dataplane.Description, v4 bool) Run {
+// judged is the backend that is judged.
+type judged struct {
+	backend, next cases.Backend
+	description   dataplane.Description
+}
+
+func (j judged) run(ctx context.Context, c cases.Case, v4 bool) Run {
 	run := Run{Case: c.Name, Shows: c.Shows, Profile: c.Profile(), Needs: c.Needs, Family: "IPv6", Outcome: Passed}
 	if v4 {
 		run.Family = "IPv4"
 	}
 	for _, need := range c.Needs {
-		if !slices.Contains(description.Features, need) {
+		if !slices.Contains(j.description.Features, need) {
 			run.Outcome, run.Reason = Unsupported, fmt.Sprintf("the backend does not declare the feature %s", need)
 			return run
 		}
 	}
-	outcome := cases.Run(ctx, c, backend, v4)
+	outcome := cases.Run(ctx, c, j.backend, j.next, v4)
 	run.Duration = outcome.Duration.Round(10 * time.Millisecond).String()
 	if len(outcome.Failures) > 0 {
 		run.Outcome, run.Reason, run.Log, run.Trace = Failed, strings.Join(outcome.Failures, "\n"), outcome.Log, outcome.Trace

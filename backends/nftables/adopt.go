@@ -88,6 +88,7 @@ func (t *table) adopt(c *nft.Conn) error {
 			s.lastNumber = max(s.lastNumber, f.number)
 		})},
 		{setRestricted, s.withFrontend(func(f *frontendState, _ nft.SetElement) { f.restricted = true })},
+		{setTransparent, s.withFrontend(func(f *frontendState, _ nft.SetElement) { f.transparent = true })},
 		{setAllowed, s.adoptAllowed},
 	} {
 		elements, err := c.GetSetElements(t.sets[part.set])

@@ -35,7 +35,7 @@ var _ dataplane.Dataplane = (*Backend)(nil)
 // Describe tells name, version and features.
 func (b *Backend) Describe(context.Context) (dataplane.Description, error) {
 	return dataplane.Description{Name: "nftables", Version: Version, Features: []dataplane.Feature{
-		dataplane.SourceRanges, dataplane.Affinity, dataplane.Weights, dataplane.Drain, dataplane.ICMPEcho, dataplane.PathMTU, dataplane.Refusal}}, nil
+		dataplane.SourceRanges, dataplane.Affinity, dataplane.Weights, dataplane.Drain, dataplane.ICMPEcho, dataplane.PathMTU, dataplane.Refusal, dataplane.Transparent}}, nil
 }
 
 // Configure checks the host and takes over, or makes, the tables.
@@ -258,8 +258,8 @@ func (b *Backend) planFrontend(f model.Frontend) ([]planned, error) {
 		return nil, err
 	}
 	switch {
-	case f.Forwarding != model.NAT:
-		return nil, fmt.Errorf("forwarding %s is not supported by the nftables backend; use nat", f.Forwarding)
+	case f.Forwarding == model.Direct:
+		return nil, errors.New("forwarding direct is not supported by the nftables backend; use nat or transparent")
 	case f.ProxyProtocol:
 		return nil, errors.New("PROXY protocol is not supported by the nftables backend")
 	case f.MaxConnections > 0 || f.MaxNewPerSecond > 0:

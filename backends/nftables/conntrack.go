@@ -53,7 +53,9 @@ func (f staleUDP) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
 	if pool == nil {
 		return true
 	}
-	if flow.Reverse.SrcPort != frontend.target {
+	// A flow that is masqueraded is answered to the gateway, any other to the client.
+	transparent := flow.Reverse.DstIP.Equal(flow.Forward.SrcIP)
+	if flow.Reverse.SrcPort != frontend.target || transparent != frontend.transparent {
 		return true
 	}
 	for _, e := range pool.endpoints {

@@ -7,7 +7,7 @@
 //	prerouting: VIP, protocol, port -> pool -> row (a hash of the flow, modulo the pool's size class) -> endpoint -> DNAT
 //	scrub:      the marks that the look-ups used are cleared before any other rule sees them
 //
-// and is masqueraded in postrouting. Packets of known flows follow conntrack and meet one rule.
+// and is masqueraded in postrouting, unless its frontend is transparent. Packets of known flows follow conntrack and meet one rule.
 //
 // The kernel is the only memory: digests and names stand in comments of map elements, so a new process takes over what it
 // finds (adopt.go) and changes only what differs (apply.go). The tables stay when the process ends, and also when no

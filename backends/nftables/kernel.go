@@ -77,7 +77,7 @@ func (t *table) create(c *nft.Conn) error {
 
 // versionChain names the shape of the tables. A process that meets another one replaces the tables in one transaction, so
 // that conntrack's NAT never lacks a chain.
-const versionChain = "layout-2"
+const versionChain = "layout-3"
 
 // withProtocols lets the layout's rules make the anonymous set that each of them needs.
 func (t *table) withProtocols(c *nft.Conn) (layout, *error) {

@@ -14,20 +14,21 @@ import (
 
 // The maps. A frontend is two elements (four with affinity), a pool its rows, whatever the number of frontends on it.
 const (
-	setVIPs       = "vips"        // address
-	setRestricted = "restricted"  // frontend: source ranges count
-	setAllowed    = "allowed"     // frontend . source network
-	setEmpty      = "empty_pools" // pool: nobody to forward to
-	mapPools      = "pools"       // frontend -> pool; comment: digest
-	mapPorts      = "ports"       // frontend -> target port; counter: connections
-	mapAffinity   = "affinity"    // frontend -> number of the frontend, for clients
-	mapAffinities = "affinities"  // frontend -> goto affinity-<timeout>
-	mapClients    = "clients"     // number of the frontend . client -> endpoint
-	mapRegistry   = "registry"    // pool -> size class; comment: digest and name
-	mapFlows      = "flows"       // pool -> jump flow-<size class>
-	mapSources    = "sources"     // pool -> jump source-<size class>
-	mapRows       = "rows"        // pool . row -> endpoint
-	mapEndpoints  = "endpoints"   // endpoint -> address; comment: pool and id; counter: connections
+	setVIPs        = "vips"        // address
+	setRestricted  = "restricted"  // frontend: source ranges count
+	setAllowed     = "allowed"     // frontend . source network
+	setTransparent = "transparent" // frontend: the source is kept
+	setEmpty       = "empty_pools" // pool: nobody to forward to
+	mapPools       = "pools"       // frontend -> pool; comment: digest
+	mapPorts       = "ports"       // frontend -> target port; counter: connections
+	mapAffinity    = "affinity"    // frontend -> number of the frontend, for clients
+	mapAffinities  = "affinities"  // frontend -> goto affinity-<timeout>
+	mapClients     = "clients"     // number of the frontend . client -> endpoint
+	mapRegistry    = "registry"    // pool -> size class; comment: digest and name
+	mapFlows       = "flows"       // pool -> jump flow-<size class>
+	mapSources     = "sources"     // pool -> jump source-<size class>
+	mapRows        = "rows"        // pool . row -> endpoint
+	mapEndpoints   = "endpoints"   // endpoint -> address; comment: pool and id; counter: connections
 
 	counterRefused    = "refused"     // no such frontend, or an empty pool
 	counterNotAllowed = "not_allowed" // outside the source ranges
@@ -90,6 +91,7 @@ func (l layout) sets() []keySet {
 		{name: setVIPs, text: "type " + address, set: nft.Set{KeyType: l.address}},
 		{name: setRestricted, text: "type " + frontend, set: nft.Set{KeyType: l.frontendType()}},
 		{name: setAllowed, text: "type " + frontend + " . " + address + "; flags interval", set: nft.Set{KeyType: allowed, Interval: true, Concatenation: true}},
+		{name: setTransparent, text: "type " + frontend, set: nft.Set{KeyType: l.frontendType()}},
 		{name: setEmpty, text: "type mark", set: nft.Set{KeyType: nft.TypeMark}},
 		{name: mapPools, text: "type " + frontend + " : mark", set: m(l.frontendType(), nft.TypeMark)},
 		{name: mapPorts, text: "type " + frontend + " : inet_service; counter", set: counted(m(l.frontendType(), nft.TypeInetService))},
@@ -139,7 +141,8 @@ func (l layout) chains() []chain {
 			{drop()},
 		}},
 		{name: "forward", rules: [][]statement{
-			{takeFlow()},
+			{takeFlow(flowMark)},
+			{isTCPOrUDP(l.protocols()), l.frontendIn(setTransparent), takeFlow(transparentMark)},
 			{isTCPOrUDP(l.protocols()), l.forward(mapEndpoints, mapPorts)},
 		}},
 		{name: "spread", rules: [][]statement{
@@ -168,9 +171,12 @@ func (l layout) baseChains() []chain {
 				{l.destinationIn(setVIPs), l.isEcho(), redirect()},
 			}},
 		{name: "scrub", hook: prerouting, kind: nft.ChainTypeFilter, priority: -90, text: "type filter hook prerouting priority -90; policy accept;",
-			rules: [][]statement{{ctStateHas("new", expr.CtStateBitNEW), isOurFlow(), clearMark()}}},
+			rules: [][]statement{
+				{ctStateHas("new", expr.CtStateBitNEW), isFlow(flowMark), clearMark()},
+				{ctStateHas("new", expr.CtStateBitNEW), isFlow(transparentMark), clearMark(), clearCtMark()},
+			}},
 		{name: "postrouting", hook: nft.ChainHookPostrouting, kind: nft.ChainTypeNAT, priority: 100, text: "type nat hook postrouting priority srcnat; policy accept;",
-			rules: [][]statement{{ctStatusDNAT(), isOurFlow(), clearCtMark(), isTCPOrUDP(l.protocols()), masquerade(l.portMin, l.portMax)}}},
+			rules: [][]statement{{ctStatusDNAT(), isFlow(flowMark), clearCtMark(), isTCPOrUDP(l.protocols()), masquerade(l.portMin, l.portMax)}}},
 	}
 }
 

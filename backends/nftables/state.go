@@ -58,6 +58,8 @@ type frontendState struct {
 	timeout    time.Duration
 	restricted bool
 	allowed    []netip.Prefix
+	// transparent: its flows keep the client's address.
+	transparent bool
 }
 
 // Handles of endpoints have the top bit set and pools' marks have not, so that one is never taken for the other.
@@ -101,6 +103,16 @@ func (p *plan) goTo(set string, key []byte, kind expr.VerdictKind, chain string)
 
 func (p *plan) remove(set string, key []byte) {
 	p.edits = append(p.edits, edit{set: set, remove: true, element: nft.SetElement{Key: key}})
+}
+
+// member brings the key into a set or out of it.
+func (p *plan) member(set string, key []byte, was, is bool) {
+	switch {
+	case was && !is:
+		p.remove(set, key)
+	case is && !was:
+		p.add(set, key, nil, "")
+	}
 }
 
 func (p *plan) network(remove bool, key model.FrontendKey, prefix netip.Prefix) {
@@ -273,7 +285,7 @@ func (s *state) planFrontend(f model.Frontend) (*plan, error) {
 		old = &frontendState{}
 	}
 	next := &frontendState{digest: f.Digest(), pool: pool.mark, target: f.TargetPort, timeout: s.timeoutFor(f.AffinityTimeout),
-		restricted: f.Restricted, allowed: slices.Clone(f.SourceRanges), number: old.number}
+		restricted: f.Restricted, allowed: slices.Clone(f.SourceRanges), number: old.number, transparent: f.Forwarding == model.Transparent}
 	// A number of its own for each pair of frontend and pool: a client remembered for another pool is not known here.
 	if next.timeout == 0 {
 		next.number = 0
@@ -297,7 +309,8 @@ func (s *state) planFrontend(f model.Frontend) (*plan, error) {
 	}
 	planAffinity(out, key, old, next)
 	planSources(out, f.FrontendKey, old, next)
-	out.staleUDP = existed && f.Protocol == model.UDP && (old.pool != next.pool || old.target != next.target)
+	out.member(setTransparent, key, old.transparent, next.transparent)
+	out.staleUDP = existed && f.Protocol == model.UDP && (old.pool != next.pool || old.target != next.target || old.transparent != next.transparent)
 	out.commit = func() { s.frontends[f.FrontendKey] = next }
 	return out, nil
 }
@@ -336,13 +349,7 @@ func planAffinity(out *plan, key []byte, old, next *frontendState) {
 }
 
 func planSources(out *plan, key model.FrontendKey, old, next *frontendState) {
-	if old.restricted != next.restricted {
-		if old.restricted {
-			out.remove(setRestricted, encodeKey(key))
-		} else {
-			out.add(setRestricted, encodeKey(key), nil, "")
-		}
-	}
+	out.member(setRestricted, encodeKey(key), old.restricted, next.restricted)
 	for _, prefix := range old.allowed {
 		if !slices.Contains(next.allowed, prefix) {
 			out.network(true, key, prefix)
@@ -367,6 +374,7 @@ func (s *state) planFrontendGone(k model.FrontendKey) *plan {
 	out.remove(mapPorts, key)
 	planAffinity(out, key, old, &frontendState{})
 	planSources(out, k, old, &frontendState{})
+	out.member(setTransparent, key, old.transparent, false)
 	out.commit = func() { delete(s.frontends, k) }
 	return out
 }

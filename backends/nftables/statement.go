@@ -223,13 +223,16 @@ func (f family) forward(endpoints, ports string) statement {
 // flow of anybody else is. Later packets of the flow carry no mark.
 const flowMark = 0x6b756265
 
-func takeFlow() statement {
-	return statement{fmt.Sprintf("ct mark set 0x%08x", flowMark), setCtMark(&expr.Immediate{Register: 1, Data: mark(flowMark)})}
+// transparentMark is that of a flow which is not masqueraded. It goes as soon as the packet's mark is cleared.
+const transparentMark = 0x6b756274
+
+func takeFlow(as uint32) statement {
+	return statement{fmt.Sprintf("ct mark set 0x%08x", as), setCtMark(&expr.Immediate{Register: 1, Data: mark(as)})}
 }
 
-func isOurFlow() statement {
-	return statement{fmt.Sprintf("ct mark 0x%08x", flowMark), []expr.Any{
-		loadCtMark(0), &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: mark(flowMark)}}}
+func isFlow(of uint32) statement {
+	return statement{fmt.Sprintf("ct mark 0x%08x", of), []expr.Any{
+		loadCtMark(0), &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: mark(of)}}}
 }
 
 func clearMark() statement {

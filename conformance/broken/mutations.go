@@ -107,6 +107,10 @@ func inFeatures() []Mutation {
 			f.AffinityTimeout *= 1000
 			return true
 		})},
+		{Name: "hides-the-client", CaughtBy: []string{"transparent"}, change: frontends(func(_ *memory, f *model.Frontend) bool {
+			f.Forwarding = model.NAT
+			return true
+		})},
 		{Name: "serves-by-halves", CaughtBy: []string{"undeclared-features"}, change: frontends(func(_ *memory, f *model.Frontend) bool {
 			f.Forwarding, f.ProxyProtocol, f.MaxConnections, f.MaxNewPerSecond, f.IdleTimeout = model.NAT, false, 0, 0, 0
 			return true

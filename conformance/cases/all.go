@@ -10,7 +10,7 @@ func All() []Case {
 		uniform(), weights(), poolChange(), gatewaysAgree(), affinity(), localSet(),
 
 		endpointsChange(), unhealthy(), drain(), ownPoolChanges(), longConnections(), frontendDeleted(), vipReused(),
-		sourceRanges(), icmpEcho(), pathMTU(),
+		sourceRanges(), transparent(), icmpEcho(), pathMTU(),
 
 		badRecords(), undeclaredFeatures(), generations(), streamCut(), killedDuringApply(), restart(), secondBackend(), purge(),
 	}

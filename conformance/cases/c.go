@@ -32,6 +32,7 @@ type C struct {
 
 	ctx      context.Context
 	backend  Backend
+	next     Backend
 	mu       sync.Mutex // guards what follows
 	failures []string
 	log      bytes.Buffer
@@ -51,12 +52,12 @@ type Outcome struct {
 // limit ends a run that hangs.
 const limit = 2 * time.Minute
 
-// Run runs a case once. It needs root, and leaves nothing behind.
-func Run(ctx context.Context, c Case, backend Backend, v4 bool) Outcome {
+// Run runs a case once. next is another build of the backend, to upgrade to. It needs root, and leaves nothing behind.
+func Run(ctx context.Context, c Case, backend, next Backend, v4 bool) Outcome {
 	begin := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	run := &C{V4: v4, ctx: ctx, backend: backend}
+	run := &C{V4: v4, ctx: ctx, backend: backend, next: next}
 	run.Assertions = require.New(run)
 	done := make(chan struct{})
 	// FailNow ends the goroutine, as in package testing; cleanups run in any case.
@@ -271,16 +272,21 @@ type Gateway struct {
 }
 
 // Start runs the backend, as a manager would that has just begun, and applies nothing.
-func (g *Gateway) Start() {
+func (g *Gateway) Start() { g.start(g.c.backend) }
+
+// Upgrade runs the other build of the backend.
+func (g *Gateway) Upgrade() { g.start(g.c.next) }
+
+func (g *Gateway) start(backend Backend) {
 	var err error
-	g.Process, err = g.load()
+	g.Process, err = g.load(backend)
 	g.c.NoError(err)
 	g.c.NoError(g.configure(g.Process))
 }
 
 // load starts a process and sees to its end.
-func (g *Gateway) load() (Process, error) {
-	p, err := g.c.backend.Start(g.c.ctx, g.Namespace, g.c)
+func (g *Gateway) load(backend Backend) (Process, error) {
+	p, err := backend.Start(g.c.ctx, g.Namespace, g.c)
 	if err == nil {
 		g.c.Cleanup(p.Stop)
 	}

@@ -7,7 +7,7 @@ import (
 func restart() Case {
 	return Case{
 		Name:  "restart",
-		Shows: "traffic continues while the backend is away; its successor has the same digests, so that only differences travel",
+		Shows: "traffic continues while the backend is away, stopped, killed or upgraded to another build; its successor has the same digests, so that only differences travel",
 		Run: func(c *C) {
 			c.Serve(30080)
 			want := model.Snapshot{
@@ -16,12 +16,13 @@ func restart() Case {
 			}
 			c.Gateway.Apply(want)
 			streams, flows, before := c.streams(5), c.flows(5), c.endpointsOf(100)
-			for _, end := range []func(){c.Gateway.Process.Stop, func() { c.NoError(c.Gateway.Process.Kill()) }} {
-				end()
+			stop, kill := func() { c.Gateway.Process.Stop() }, func() { c.NoError(c.Gateway.Process.Kill()) }
+			for _, change := range []struct{ end, begin func() }{{stop, c.Gateway.Start}, {kill, c.Gateway.Start}, {stop, c.Gateway.Upgrade}} {
+				change.end()
 				c.alive(streams, flows)
 				c.Equal(before, c.endpointsOf(100), "while it is away")
 				c.MustRefuse("tcp", c.At(1, 81))
-				c.Gateway.Start()
+				change.begin()
 				c.True(c.Gateway.Apply(want).Empty(), "nothing differs, so nothing may be sent")
 				c.Equal(before, c.endpointsOf(100), "under its successor")
 			}

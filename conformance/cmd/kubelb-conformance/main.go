@@ -30,8 +30,8 @@ Flags:
 `
 
 type flags struct {
-	backend, cases, feature, report, junit string
-	list, verbose                          bool
+	backend, upgrade, cases, feature, report, junit string
+	list, verbose                                   bool
 }
 
 func main() {
@@ -42,6 +42,7 @@ func main() {
 		set.PrintDefaults()
 	}
 	set.StringVar(&f.backend, "backend", "", "the name of a backend, whose binary kubelb-backend-NAME lies beside this one or in PATH, or a path")
+	set.StringVar(&f.upgrade, "upgrade-to", "", "another build of the backend, a path, that the case of upgrading goes on with (default: the same one)")
 	set.StringVar(&f.cases, "case", "", "run only these cases, separated by commas")
 	set.StringVar(&f.feature, "feature", "", "run only the cases that need this feature")
 	set.StringVar(&f.report, "report", "", "write the report to this file, as YAML")
@@ -86,6 +87,9 @@ func (f flags) run(ctx context.Context) (failed bool, err error) {
 	options := conformance.Options{Feature: dataplane.Feature(f.feature), Progress: f.progress}
 	if f.cases != "" {
 		options.Cases = strings.Split(f.cases, ",")
+	}
+	if f.upgrade != "" {
+		options.UpgradeTo = conformance.Plugin(f.upgrade)
 	}
 	report, err := conformance.Judge(ctx, conformance.Plugin(path), options)
 	if err != nil {

@@ -1,0 +1,53 @@
+package cases
+
+import (
+	"kubelb.k8c.io/backends/dataplane"
+	"kubelb.k8c.io/conformance/lab"
+	"kubelb.k8c.io/core/model"
+)
+
+func transparent() Case {
+	return Case{
+		Name:  "transparent",
+		Shows: "a transparent frontend's endpoint sees the client's address, where nodes answer by the gateway; a change of mode takes effect for new flows and ends none",
+		Needs: []dataplane.Feature{dataplane.Transparent},
+		Run: func(c *C) {
+			c.Serve(30080)
+			c.NoError(c.Lab.NodesAnswerBy(0))
+			pools := []model.Pool{c.Pool("all", 0, 1, 2, 3)}
+			frontends := func(mode model.Forwarding) []model.Frontend {
+				out := []model.Frontend{c.Frontend(model.TCP, 1, 80, 30080, "all"), c.Frontend(model.UDP, 1, 80, 30080, "all")}
+				for i := range out {
+					out[i].Forwarding = mode
+				}
+				return append(out, c.Frontend(model.TCP, 2, 80, 30080, "all"))
+			}
+			c.Apply(pools, frontends(model.Transparent)...)
+			for _, client := range []*lab.Host{c.Lab.A, c.Lab.B} {
+				for _, network := range networks {
+					for range 20 {
+						answer, err := client.Ask(network, c.At(1, 80), lab.From{})
+						c.NoError(err)
+						c.Equal(client.Address(c.V4), answer.Client.Addr(), network)
+					}
+				}
+				answer, err := client.Ask("tcp", c.At(2, 80), lab.From{})
+				c.NoError(err)
+				c.Equal(c.Gateway.Address(c.V4), answer.Client.Addr(), "a frontend in nat mode beside it")
+			}
+			streams, flows := c.streams(5), c.flows(5)
+			c.Apply(pools, frontends(model.NAT)...)
+			c.alive(streams, flows)
+			for _, network := range networks {
+				answer, err := c.Lab.A.Ask(network, c.At(1, 80), lab.From{})
+				c.NoError(err)
+				c.Equal(c.Gateway.Address(c.V4), answer.Client.Addr(), "%s in nat mode", network)
+			}
+			c.Apply(pools, frontends(model.Transparent)...)
+			c.alive(streams, flows)
+			answer, err := lab.Who(flows[0])
+			c.NoError(err)
+			c.Equal(c.Lab.A.Address(c.V4), answer.Client.Addr(), "a UDP flow, whose next datagram is a new flow")
+		},
+	}
+}

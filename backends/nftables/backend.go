@@ -129,7 +129,7 @@ func (b *Backend) Apply(_ context.Context, c dataplane.Change) (dataplane.Result
 		return record{b.planPoolGone(c.DeletePools[i]), dataplane.RecordError{Pool: c.DeletePools[i]}}, nil
 	})
 	b.generation = c.Next
-	return dataplane.Result{Generation: c.Next, Operations: a.operations, Failed: a.failed}, a.dropStaleUDP()
+	return dataplane.Result{Generation: c.Next, Operations: a.operations, Failed: a.failed}, a.dropStale()
 }
 
 // apply is the run of one Apply.
@@ -176,7 +176,7 @@ func (a *apply) send(batch []record) {
 	case err == nil:
 		for _, p := range plans {
 			a.operations += uint64(len(p.edits))
-			if p.staleUDP {
+			if p.stale {
 				a.markStale(p.table)
 			}
 		}
@@ -200,9 +200,9 @@ func (a *apply) fail(r record, err error) {
 	a.failed = append(a.failed, r.failed)
 }
 
-func (a *apply) dropStaleUDP() error {
+func (a *apply) dropStale() error {
 	for t := range a.stale {
-		if err := t.dropStaleUDP(a.removed); err != nil {
+		if err := t.dropStale(a.removed); err != nil {
 			return err
 		}
 	}

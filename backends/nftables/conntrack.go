@@ -5,47 +5,54 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"kubelb.k8c.io/core/model"
 )
 
-// dropStaleUDP ends the UDP flows that conntrack still sends where they may no longer go: to an endpoint that left its
-// pool or is unhealthy, or through a frontend that is gone. Without it a client that keeps sending stays on a dead node
-// for ever, since its packets keep the entry alive (kubernetes#139629). It compares all entries with what should be, so
-// that nothing depends on having seen every event. removed are addresses that were VIPs before this change.
-func (t *table) dropStaleUDP(removed map[netip.Addr]bool) error {
+// dropStale ends the flows that conntrack still sends where they may no longer go. It compares all entries with what should
+// be, so that nothing depends on having seen every event. removed are addresses that were VIPs before this change.
+//
+// Stale is a UDP flow to an endpoint that left its pool or is unhealthy, or through a frontend that is gone: a client that
+// keeps sending would stay on a dead node for ever, since its packets keep the entry alive (kubernetes#139629). Stale is,
+// too, what is left of a TCP connection that has ended, or that nobody has answered, with an endpoint that gets no new
+// connections: another one with the same ports, and the next attempt, would go there. Established connections stay. And
+// stale is what began before its address was a VIP: conntrack never rewrites it.
+func (t *table) dropStale(removed map[netip.Addr]bool) error {
 	kind := netlink.InetFamily(unix.AF_INET6)
 	if t.layout.v4 {
 		kind = unix.AF_INET
 	}
-	_, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, kind, staleUDP{t.state, removed})
+	_, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, kind, stale{t.state, removed})
 	if err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("conntrack: %w", err)
 	}
 	return nil
 }
 
-// staleUDP matches the entries to delete.
-type staleUDP struct {
+// stale matches the entries to delete.
+type stale struct {
 	state   *state
 	removed map[netip.Addr]bool
 }
 
-var _ netlink.CustomConntrackFilter = staleUDP{}
+var _ netlink.CustomConntrackFilter = stale{}
 
 // MatchConntrackFlow reports whether the flow is ours and must end.
-func (f staleUDP) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
-	if flow.Forward.Protocol != uint8(model.UDP) {
+func (f stale) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
+	protocol := model.Protocol(flow.Forward.Protocol)
+	if protocol != model.UDP && (protocol != model.TCP || !isNoConnection(flow)) {
 		return false
 	}
 	vip, endpoint := plainAddress(flow.Forward.DstIP), plainAddress(flow.Reverse.SrcIP)
-	if f.state.vips[vip] == 0 && !f.removed[vip] || vip == endpoint {
+	if f.state.vips[vip] == 0 && !f.removed[vip] {
 		return false
 	}
-	frontend := f.state.frontends[model.FrontendKey{VIP: vip, Protocol: model.UDP, Port: flow.Forward.DstPort}]
+	frontend := f.state.frontends[model.FrontendKey{VIP: vip, Protocol: protocol, Port: flow.Forward.DstPort}]
 	if frontend == nil {
 		return true
 	}
@@ -60,11 +67,17 @@ func (f staleUDP) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
 	}
 	for _, e := range pool.endpoints {
 		if e.address == endpoint {
-			return !e.keeps
+			return protocol == model.UDP && !e.keeps || protocol == model.TCP && !e.listed
 		}
 	}
 	// A former process may have known the endpoint as draining: only who was told the pool's content can tell.
 	return pool.told
+}
+
+// isNoConnection reports whether the entry of a TCP flow is of one that nobody has answered, or that has ended.
+func isNoConnection(flow *netlink.ConntrackFlow) bool {
+	info, ok := flow.ProtoInfo.(*netlink.ProtoInfoTCP)
+	return ok && slices.Contains([]uint8{nl.TCP_CONNTRACK_SYN_SENT, nl.TCP_CONNTRACK_TIME_WAIT, nl.TCP_CONNTRACK_CLOSE}, info.State)
 }
 
 func plainAddress(ip net.IP) netip.Addr {

@@ -89,8 +89,8 @@ type plan struct {
 	timeout time.Duration
 	// commit takes the change over into the state once the kernel has it.
 	commit func()
-	// staleUDP: conntrack may hold UDP flows to where they may no longer go.
-	staleUDP bool
+	// stale: conntrack may hold flows to where they may no longer go.
+	stale bool
 }
 
 func (p *plan) add(set string, key, value []byte, comment string) {
@@ -163,7 +163,7 @@ func (s *state) planPool(p model.Pool) (*plan, error) {
 	planRows(out, old, next)
 	planEndpoints(out, p.ID, old, next)
 	for id, e := range old.endpoints {
-		out.staleUDP = out.staleUDP || e.keeps && !next.endpoints[id].keeps
+		out.stale = out.stale || e.keeps && !next.endpoints[id].keeps || e.listed && !next.endpoints[id].listed
 	}
 	out.commit = func() { s.pools[p.ID], s.poolOf[next.mark] = next, p.ID }
 	return out, nil
@@ -310,7 +310,7 @@ func (s *state) planFrontend(f model.Frontend) (*plan, error) {
 	planAffinity(out, key, old, next)
 	planSources(out, f.FrontendKey, old, next)
 	out.member(setTransparent, key, old.transparent, next.transparent)
-	out.staleUDP = existed && f.Protocol == model.UDP && (old.pool != next.pool || old.target != next.target || old.transparent != next.transparent)
+	out.stale = !existed && s.vips[f.VIP] == 0 || existed && (old.pool != next.pool || old.target != next.target || old.transparent != next.transparent)
 	out.commit = func() { s.frontends[f.FrontendKey] = next }
 	return out, nil
 }
@@ -368,7 +368,7 @@ func (s *state) planFrontendGone(k model.FrontendKey) *plan {
 	if !existed {
 		return nil
 	}
-	out := &plan{vips: map[netip.Addr]int{k.VIP: -1}, staleUDP: k.Protocol == model.UDP}
+	out := &plan{vips: map[netip.Addr]int{k.VIP: -1}, stale: true}
 	key := encodeKey(k)
 	out.remove(mapPools, key)
 	out.remove(mapPorts, key)

@@ -47,8 +47,10 @@ func TestBrokenBackendsAreCaught(t *testing.T) {
 	}
 	for _, mutation := range broken.Mutations() {
 		t.Run(mutation.Name, func(t *testing.T) {
-			report, err := Judge(t.Context(), broken.New(goodBackend, mutation), Options{Cases: mutation.CaughtBy})
+			backend := broken.New(goodBackend, mutation)
+			report, err := Judge(t.Context(), backend, Options{Cases: mutation.CaughtBy})
 			require.NoError(t, err)
+			require.NoError(t, backend.Err())
 			for _, name := range mutation.CaughtBy {
 				require.Equal(t, Failed, report.outcomeOf(func(r Run) bool { return r.Case == name }), "case %s has not noticed", name)
 			}

@@ -4,6 +4,7 @@ package broken
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -68,6 +69,23 @@ type Backend struct {
 	mu      sync.Mutex
 	spoiled map[string]bool
 	memory  map[string]*memory
+	errs    []error
+}
+
+// Err is what went wrong with the breaking itself: a run that fails over that has noticed nothing.
+func (b *Backend) Err() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return errors.Join(b.errs...)
+}
+
+func (b *Backend) note(err error) error {
+	if err != nil {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.errs = append(b.errs, err)
+	}
+	return err
 }
 
 // New returns a backend that is broken.
@@ -82,7 +100,7 @@ func (b *Backend) Start(ctx context.Context, gateway *netlab.Namespace, log io.W
 	b.spoiled[gateway.Name] = true
 	b.mu.Unlock()
 	if spoil {
-		if err := gateway.Do(b.Mutation.host); err != nil {
+		if err := b.note(gateway.Do(b.Mutation.host)); err != nil {
 			return nil, fmt.Errorf("spoil %s: %w", gateway.Name, err)
 		}
 	}
@@ -193,7 +211,7 @@ func (p *process) pass(ctx context.Context, change dataplane.Change) (dataplane.
 		change.Base = held.Generation
 	}
 	if p.mutation.rewrites {
-		if err := p.rewrite(ctx, &change); err != nil {
+		if err := p.backend.note(p.rewrite(ctx, &change)); err != nil {
 			return dataplane.Result{}, err
 		}
 	}
@@ -205,7 +223,7 @@ func (p *process) pass(ctx context.Context, change dataplane.Change) (dataplane.
 		p.mutation.result(&result)
 	}
 	if p.mutation.applied != nil {
-		err = p.gateway.Do(func() error { return p.mutation.applied(p.memory) })
+		err = p.backend.note(p.gateway.Do(func() error { return p.mutation.applied(p.memory) }))
 	}
 	return result, err
 }

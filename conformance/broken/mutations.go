@@ -80,6 +80,8 @@ func inDeletes() []Mutation {
 		{Name: "an-empty-pool-keeps-its-last", CaughtBy: []string{"empty-pool"}, change: keepLast()},
 		{Name: "an-empty-pool-stays-empty", CaughtBy: []string{"empty-pool"}, change: stayEmpty()},
 		{Name: "the-first-owner-stays", CaughtBy: []string{"vip-reused"}, change: firstOwner()},
+		{Name: "sticks-to-the-dead", CaughtBy: []string{"unanswered"}, change: stickToFirst()},
+		{Name: "a-frontend-stays-as-it-began", CaughtBy: []string{"oracle"}, change: asItBegan()},
 		{Name: "rewrites-everything", CaughtBy: []string{"endpoints-change-under-load"}, rewrites: true},
 		{Name: "ends-flows-of-what-leaves", CaughtBy: []string{"own-pool-changes"}, change: noteLeft(), applied: endFlows},
 		{Name: "ends-all-flows-at-each-change", CaughtBy: []string{"long-connections", "own-pool-changes", "drain"}, applied: func(*memory) error {
@@ -134,7 +136,7 @@ func inLife() []Mutation {
 		{Name: "begins-empty", CaughtBy: []string{"restart", "killed-during-apply"}, emptyAtStart: true},
 		{Name: "works-beside-another", CaughtBy: []string{"second-backend"}, configure: ownState},
 		{Name: "leaves-everything", CaughtBy: []string{"purge"}, noPurge: true},
-		{Name: "flushes-the-rules-of-others", CaughtBy: []string{"purge"}, applied: func(*memory) error { return nft("destroy table inet foreign") }},
+		{Name: "flushes-the-rules-of-others", CaughtBy: []string{"purge"}, applied: func(*memory) error { return nft("add table inet foreign; delete table inet foreign") }},
 	}
 }
 
@@ -249,6 +251,16 @@ func everGrowing() func(*memory, *dataplane.Change) {
 	})
 }
 
+// stickToFirst keeps the first endpoint that a pool had, and nothing else.
+func stickToFirst() func(*memory, *dataplane.Change) {
+	return remember(func(before, now model.Pool) model.Pool {
+		if len(before.Endpoints) > 0 {
+			now.Endpoints = before.Endpoints[:1]
+		}
+		return now
+	})
+}
+
 func keepLast() func(*memory, *dataplane.Change) {
 	return remember(func(before, now model.Pool) model.Pool {
 		if len(now.Endpoints) == 0 {
@@ -276,6 +288,21 @@ func remember(edit func(before, now model.Pool) model.Pool) func(*memory, *datap
 			c.UpsertPools[i] = model.Snapshot{Pools: []model.Pool{edit(held[key], p)}}.Canonical().Pools[0]
 			held[key] = c.UpsertPools[i]
 		}
+	}
+}
+
+// asItBegan takes no change of a frontend that it has.
+func asItBegan() func(*memory, *dataplane.Change) {
+	served := map[string]bool{}
+	return func(m *memory, c *dataplane.Change) {
+		for _, key := range c.DeleteFrontends {
+			delete(served, m.node+" "+key.String())
+		}
+		c.UpsertFrontends = slices.DeleteFunc(c.UpsertFrontends, func(f model.Frontend) bool {
+			key := m.node + " " + f.FrontendKey.String()
+			defer func() { served[key] = true }()
+			return served[key]
+		})
 	}
 }
 

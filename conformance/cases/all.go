@@ -9,9 +9,10 @@ func All() []Case {
 
 		uniform(), weights(), poolChange(), gatewaysAgree(), affinity(), localSet(),
 
-		endpointsChange(), unhealthy(), drain(), ownPoolChanges(), longConnections(), frontendDeleted(), vipReused(),
+		endpointsChange(), unhealthy(), unanswered(), drain(), ownPoolChanges(), longConnections(), frontendDeleted(), vipReused(),
 		sourceRanges(), transparent(), icmpEcho(), pathMTU(),
 
+		againstOracle(),
 		badRecords(), undeclaredFeatures(), generations(), streamCut(), killedDuringApply(), restart(), secondBackend(), purge(),
 	}
 }

@@ -1,7 +1,6 @@
 package cases
 
 import (
-	"net"
 	"net/netip"
 	"time"
 
@@ -76,10 +75,4 @@ func (c *C) endpointOf(f flow) int {
 	answer, err := lab.Who(f)
 	c.NoError(err)
 	return c.Number(answer.Endpoint)
-}
-
-// unanswered asks on a UDP flow and reports whether nothing comes back, be it silence or an ICMP error.
-func (c *C) unanswered(conn net.Conn) bool {
-	_, err := lab.Who(conn)
-	return err != nil
 }

@@ -96,11 +96,16 @@ func ask(network string, to netip.AddrPort, from From, wait time.Duration) (Answ
 		return Answer{}, err
 	}
 	defer c.Close()
-	if t, ok := c.(*net.TCPConn); ok && from.Port != 0 {
-		// A reset at the end leaves no TIME_WAIT, so that the port can be used again at once.
-		defer func() { _ = t.SetLinger(0) }()
+	answer, err := who(c, wait)
+	if t, ok := c.(*net.TCPConn); ok && err == nil && from.Port != 0 {
+		// A reset at the end leaves no TIME_WAIT, so that the port can be used again at once. Only after the server's end:
+		// passing it on the way, the reset would leave a connection in conntrack that seems to be another one's.
+		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+			return answer, fmt.Errorf("the server was to end the connection: %w", err)
+		}
+		return answer, t.SetLinger(0)
 	}
-	return who(c, wait)
+	return answer, err
 }
 
 // Who asks over a connection whose first line has not been sent yet, and over any UDP flow.
@@ -169,6 +174,15 @@ func (h *Host) Silent(network string, to netip.AddrPort) bool {
 	var timeout net.Error
 	return errors.As(err, &timeout) && timeout.Timeout()
 }
+
+// Unanswered asks on a UDP flow and reports whether nothing comes back, be it silence or an ICMP error.
+func Unanswered(c net.Conn) bool {
+	_, err := who(c, silence)
+	return err != nil
+}
+
+// Send asks on a UDP flow and does not wait for an answer.
+func Send(c net.Conn) { _, _ = c.Write([]byte(askWho)) }
 
 // Stream is a TCP connection whose server echoes.
 type Stream struct {

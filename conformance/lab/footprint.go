@@ -107,6 +107,18 @@ func (h *Host) AddForeignRules() error {
 	})
 }
 
+// Mute has the host drop everything that comes, or take it again.
+func (h *Host) Mute(muted bool) error {
+	script := "delete table inet mute"
+	if muted {
+		script = "add table inet mute; add chain inet mute in { type filter hook prerouting priority -400; policy drop; }"
+	}
+	return h.Do(func() error {
+		_, err := nft(script)
+		return err
+	})
+}
+
 var counted = regexp.MustCompile(`mark != 0x00000000 counter packets (\d+)`)
 
 // MarkedPackets is how many packets with a mark came to the foreign rules.

@@ -1,0 +1,180 @@
+package cases
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"slices"
+	"time"
+
+	"kubelb.k8c.io/backends/dataplane"
+	"kubelb.k8c.io/conformance/lab"
+	"kubelb.k8c.io/conformance/oracle"
+	"kubelb.k8c.io/core/model"
+)
+
+func againstOracle() Case {
+	return Case{
+		Name:  "oracle",
+		Shows: "whatever the records and whatever came before, each flow meets what a model of the path of packets says: an endpoint that may have it, a refusal, or silence",
+		Run: func(c *C) {
+			c.Serve(30080)
+			c.Serve(30081)
+			seed := rand.Uint64()
+			c.Logf("seed %d", seed)
+			t := &trial{C: c, random: rand.New(rand.NewPCG(seed, 0)), ports: map[*lab.Host]uint16{}}
+			for range 30 {
+				t.change()
+				for range 6 {
+					t.flow()
+				}
+			}
+		},
+	}
+}
+
+// trial is random traffic beside the oracle that judges it.
+type trial struct {
+	*C
+	random *rand.Rand
+	state  oracle.State
+	// recent are UDP flows that may be used once more, each with its socket.
+	recent []*datagrams
+	ports  map[*lab.Host]uint16
+}
+
+type datagrams struct {
+	net.Conn
+	flow oracle.Flow
+	used time.Time
+}
+
+// forgotten is how long a UDP flow may be silent and must still be known: that of the backend that forgets the soonest, with
+// time to spare.
+const forgotten = 15 * time.Second
+
+// change applies other records: three pools, and up to six frontends on two addresses, as far as the backend supports them.
+func (t *trial) change() {
+	var s model.Snapshot
+	for _, id := range []string{"p", "q", "r"} {
+		s.Pools = append(s.Pools, t.pool(id))
+	}
+	for vip := range 2 {
+		for _, port := range []uint16{80, 81} {
+			for _, protocol := range []model.Protocol{model.TCP, model.UDP} {
+				if t.random.IntN(4) > 0 {
+					s.Frontends = append(s.Frontends, t.frontend(protocol, 1+vip, port))
+				}
+			}
+		}
+	}
+	s = s.Canonical()
+	t.Gateway.Apply(s)
+	t.state = t.state.Apply(s)
+	t.Logf("%s", s.Text())
+}
+
+func (t *trial) pool(id string) model.Pool {
+	p := t.Pool(id, t.random.Perm(5)[:t.random.IntN(5)]...)
+	for i := range p.Endpoints {
+		if t.random.IntN(3) == 0 {
+			p.Endpoints[i].State = model.Unhealthy
+		}
+		if t.supports(dataplane.Drain) && t.random.IntN(4) == 0 {
+			p.Endpoints[i].State = model.Draining
+		}
+		if t.supports(dataplane.Weights) {
+			p.Endpoints[i].Weight = uint16(1 + t.random.IntN(3))
+		}
+	}
+	return p
+}
+
+func (t *trial) frontend(protocol model.Protocol, vip int, port uint16) model.Frontend {
+	f := t.Frontend(protocol, vip, port, 30080+uint16(t.random.IntN(8)/7), []string{"p", "q", "r"}[t.random.IntN(3)])
+	// Of the records one changes now and then, so that history matters: most of the time a frontend is what it was.
+	if t.random.IntN(3) > 0 {
+		f.TargetPort, f.Pool = 30080, model.PoolID("t/"+[]string{"p", "q"}[port%2])
+	}
+	// Only TCP is restricted: whether a UDP flow that is known goes on when its client is no longer allowed, the contract
+	// leaves open.
+	if protocol == model.TCP && t.supports(dataplane.SourceRanges) && t.random.IntN(4) == 0 {
+		f.Restricted = true
+		f.SourceRanges = []netip.Prefix{[]netip.Prefix{t.network("192.0.2.0/24", "2001:db8:c::/64"), t.network("198.18.0.0/15", "2001:db8:d::/64")}[t.random.IntN(2)]}
+	}
+	return f
+}
+
+func (t *trial) supports(f dataplane.Feature) bool { return slices.Contains(t.Description.Features, f) }
+
+// flow makes a flow, or uses a UDP flow once more, and holds it against the oracle.
+func (t *trial) flow() {
+	t.recent = slices.DeleteFunc(t.recent, func(d *datagrams) bool { return time.Since(d.used) > forgotten })
+	if len(t.recent) > 0 && t.random.IntN(2) == 0 {
+		t.datagram(t.recent[t.random.IntN(len(t.recent))])
+		return
+	}
+	client := []*lab.Host{t.Lab.A, t.Lab.B}[t.random.IntN(2)]
+	network, protocol := "tcp", model.TCP
+	if t.random.IntN(2) == 0 {
+		network, protocol = "udp", model.UDP
+	}
+	t.ports[client]++
+	from := lab.From{Port: 20000 + t.ports[client]}
+	flow := oracle.Flow{Protocol: protocol, Client: netip.AddrPortFrom(client.Address(t.V4), from.Port),
+		To: t.At(1+t.random.IntN(2), 80+uint16(t.random.IntN(3)))}
+	if protocol == model.TCP {
+		t.connection(client, network, flow, from)
+		return
+	}
+	conn, err := client.Dial(network, flow.To, from)
+	t.NoError(err)
+	t.Cleanup(func() { conn.Close() })
+	d := &datagrams{Conn: conn, flow: flow}
+	t.recent = append(t.recent, d)
+	t.datagram(d)
+}
+
+// datagram asks on a UDP flow. What nobody is to answer may still leave a trace in the gateway.
+func (t *trial) datagram(d *datagrams) {
+	d.used = time.Now()
+	switch t.state.Decide(d.flow).Verdict {
+	case oracle.Ignored:
+		lab.Send(d)
+	case oracle.Forwarded:
+		answer, err := lab.Who(d)
+		t.judge(d.flow, answer, err)
+	default:
+		t.True(lab.Unanswered(d), "%v is not to be answered", d.flow)
+	}
+}
+
+func (t *trial) connection(client *lab.Host, network string, flow oracle.Flow, from lab.From) {
+	switch t.state.Decide(flow).Verdict {
+	case oracle.Ignored:
+		return
+	case oracle.Dropped:
+		t.True(client.Silent(network, flow.To), "%v is to be dropped", flow)
+		return
+	}
+	begin := time.Now()
+	answer, err := client.Ask(network, flow.To, from)
+	t.judge(flow, answer, err)
+	if t.state.Decide(flow).Verdict == oracle.Refused {
+		t.Less(time.Since(begin), time.Second, "%v is refused too late", flow)
+	}
+}
+
+func (t *trial) judge(f oracle.Flow, answer lab.Answer, err error) {
+	d := t.state.Decide(f)
+	t.Logf("%s %s > %s: %s %v, met %s %v", f.Protocol, f.Client, f.To, d.Verdict, d.Endpoints, answer.Endpoint, err)
+	what := fmt.Sprintf("%s %s > %s is %s", f.Protocol, f.Client, f.To, d.Verdict)
+	if d.Verdict != oracle.Forwarded {
+		t.Error(err, what)
+		return
+	}
+	t.NoError(err, what)
+	t.Contains(d.Endpoints, answer.Endpoint, what)
+	t.state = t.state.After(f, answer.Endpoint)
+}

@@ -1,0 +1,40 @@
+package cases
+
+import (
+	"time"
+
+	"kubelb.k8c.io/conformance/lab"
+	"kubelb.k8c.io/core/model"
+)
+
+func unanswered() Case {
+	return Case{
+		Name:  "unanswered",
+		Shows: "a connection whose endpoint does not answer goes to another one as soon as that is known to be unhealthy, or gone",
+		Run: func(c *C) {
+			c.Serve(30080)
+			frontend := c.Frontend(model.TCP, 1, 80, 30080, "all")
+			for _, leave := range []func(*model.Pool){
+				func(p *model.Pool) { p.Endpoints[0].State = model.Unhealthy },
+				func(p *model.Pool) { p.Endpoints = p.Endpoints[1:] },
+			} {
+				c.Apply([]model.Pool{c.Pool("all", 0)}, frontend)
+				c.NoError(c.Lab.Nodes[0].Mute(true))
+				answered := make(chan lab.Answer, 1)
+				failed := make(chan error, 1)
+				go func() {
+					answer, err := c.Lab.A.Ask("tcp", c.At(1, 80), lab.From{})
+					answered <- answer
+					failed <- err
+				}()
+				time.Sleep(300 * time.Millisecond)
+				pool := c.Pool("all", 0, 1)
+				leave(&pool)
+				c.Apply([]model.Pool{pool}, frontend)
+				c.NoError(<-failed)
+				c.Equal(1, c.Number((<-answered).Endpoint))
+				c.NoError(c.Lab.Nodes[0].Mute(false))
+			}
+		},
+	}
+}

@@ -123,23 +123,36 @@ func (f *frontend) accept(listener net.Listener) {
 }
 
 func (f *frontend) forward(client *net.TCPConn) {
-	endpoint, ok := f.pool.choose(addrPort(client.RemoteAddr()))
-	if !ok {
-		reset(client)
-		return
-	}
-	c, err := net.DialTimeout("tcp", netip.AddrPortFrom(endpoint.Address, uint16(f.target.Load())).String(), 5*time.Second)
+	server, err := f.dial(addrPort(client.RemoteAddr()))
 	if err != nil {
 		reset(client)
 		return
 	}
-	server := c.(*net.TCPConn)
 	var both sync.WaitGroup
 	both.Go(func() { pipe(server, client) })
 	both.Go(func() { pipe(client, server) })
 	both.Wait()
 	client.Close()
 	server.Close()
+}
+
+// dial connects to an endpoint. One that does not answer is chosen anew: it may be known to be unhealthy by then.
+func (f *frontend) dial(client netip.AddrPort) (*net.TCPConn, error) {
+	for attempt := 1; ; attempt++ {
+		endpoint, ok := f.pool.choose(client)
+		if !ok {
+			return nil, errors.New("no endpoint")
+		}
+		to := netip.AddrPortFrom(endpoint.Address, uint16(f.target.Load()))
+		server, err := net.DialTimeout("tcp", to.String(), time.Second)
+		if err == nil {
+			return server.(*net.TCPConn), nil
+		}
+		var timeout net.Error
+		if !errors.As(err, &timeout) || !timeout.Timeout() || attempt == 5 {
+			return nil, err
+		}
+	}
 }
 
 // pipe copies one direction, and passes on its end or its reset.

@@ -15,28 +15,42 @@ import (
 
 // open takes over the tables that an earlier process left, or makes them. Tables of another layout are replaced in the
 // same transaction that makes the new ones: known flows go on, and the host sends all records again.
-func open(tables []*table) error {
+func open(tables []*table, e *egress) error {
 	c, err := connect()
 	if err != nil {
 		return err
 	}
+	all := []*nft.Table{e.nft}
 	for _, t := range tables {
-		present, ours, err := t.find(c)
+		all = append(all, t.nft)
+	}
+	var present []*nft.Table
+	ours := 0
+	for _, t := range all {
+		found, known, err := find(c, t)
 		if err != nil {
 			return err
 		}
-		if ours {
-			if err := t.adopt(c); err != nil {
-				return fmt.Errorf("take over table %s %s: %w", t.layout.name, t.nft.Name, err)
-			}
-			continue
+		if found {
+			present = append(present, t)
 		}
-		if present {
-			c.DelTable(t.nft)
+		if known {
+			ours++
 		}
+	}
+	if ours == len(all) {
+		return adopt(c, tables, e)
+	}
+	for _, t := range present {
+		c.DelTable(t)
+	}
+	for _, t := range tables {
 		if err := t.create(c); err != nil {
 			return err
 		}
+	}
+	if err := e.create(c); err != nil {
+		return err
 	}
 	if err := c.Flush(); err != nil {
 		return fmt.Errorf("create nftables tables (needs CAP_NET_ADMIN and a kernel with nf_tables, NAT and conntrack): %w", err)
@@ -44,24 +58,33 @@ func open(tables []*table) error {
 	return nil
 }
 
-// find reports whether there is a table of our name, and whether it has our layout.
-func (t *table) find(c *nft.Conn) (present, ours bool, err error) {
-	existing, err := c.ListTablesOfFamily(t.nft.Family)
+func adopt(c *nft.Conn, tables []*table, e *egress) error {
+	for _, t := range tables {
+		if err := t.adopt(c); err != nil {
+			return fmt.Errorf("take over table %s %s: %w", t.layout.name, t.nft.Name, err)
+		}
+	}
+	return e.adopt(c)
+}
+
+// find reports whether there is a table of that name, and whether it has our layout.
+func find(c *nft.Conn, t *nft.Table) (present, ours bool, err error) {
+	existing, err := c.ListTablesOfFamily(t.Family)
 	if err != nil {
 		return false, false, fmt.Errorf("list nftables tables (needs CAP_NET_ADMIN): %w", err)
 	}
 	for _, e := range existing {
-		present = present || e.Name == t.nft.Name
+		present = present || e.Name == t.Name
 	}
 	if !present {
 		return false, false, nil
 	}
-	chains, err := c.ListChainsOfTableFamily(t.nft.Family)
+	chains, err := c.ListChainsOfTableFamily(t.Family)
 	if err != nil {
 		return true, false, err
 	}
 	for _, chain := range chains {
-		ours = ours || chain.Table.Name == t.nft.Name && chain.Name == versionChain
+		ours = ours || chain.Table.Name == t.Name && chain.Name == versionChain
 	}
 	return true, ours, nil
 }
@@ -88,7 +111,9 @@ func (t *table) adopt(c *nft.Conn) error {
 			s.lastNumber = max(s.lastNumber, f.number)
 		})},
 		{setRestricted, s.withFrontend(func(f *frontendState, _ nft.SetElement) { f.restricted = true })},
-		{setTransparent, s.withFrontend(func(f *frontendState, _ nft.SetElement) { f.transparent = true })},
+		{setTransparent, s.withFrontend(func(f *frontendState, _ nft.SetElement) { f.forwarding = model.Transparent })},
+		{mapDirect, s.withFrontend(func(f *frontendState, _ nft.SetElement) { f.forwarding = model.Direct })},
+		{leaveMap(s.family), s.adoptNumbers()},
 		{setAllowed, s.adoptAllowed},
 	} {
 		elements, err := c.GetSetElements(t.sets[part.set])
@@ -170,6 +195,26 @@ func (s *state) withFrontend(set func(*frontendState, nft.SetElement)) func(nft.
 			return fmt.Errorf("element of an unknown frontend %s", key)
 		}
 		set(f, e)
+		return nil
+	}
+}
+
+// adoptNumbers finds the frontend by the comment.
+func (s *state) adoptNumbers() func(nft.SetElement) error {
+	var named map[string]*frontendState
+	return func(e nft.SetElement) error {
+		if named == nil {
+			named = make(map[string]*frontendState, len(s.frontends))
+			for key, f := range s.frontends {
+				named[key.String()] = f
+			}
+		}
+		f := named[e.Comment]
+		if f == nil {
+			return fmt.Errorf("comment %q names no frontend", e.Comment)
+		}
+		f.direct = binary.NativeEndian.Uint32(e.Key)
+		s.lastDirect = max(s.lastDirect, f.direct)
 		return nil
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -27,6 +26,7 @@ const optionTable = "table"
 // Backend implements dataplane.Dataplane. Its zero value is ready.
 type Backend struct {
 	tables     []*table
+	egress     *egress
 	generation dataplane.Generation
 }
 
@@ -35,7 +35,7 @@ var _ dataplane.Dataplane = (*Backend)(nil)
 // Describe tells name, version and features.
 func (b *Backend) Describe(context.Context) (dataplane.Description, error) {
 	return dataplane.Description{Name: "nftables", Version: Version, Features: []dataplane.Feature{
-		dataplane.SourceRanges, dataplane.Affinity, dataplane.Weights, dataplane.Drain, dataplane.ICMPEcho, dataplane.PathMTU, dataplane.Refusal, dataplane.Transparent}}, nil
+		dataplane.SourceRanges, dataplane.Affinity, dataplane.Weights, dataplane.Drain, dataplane.ICMPEcho, dataplane.PathMTU, dataplane.Refusal, dataplane.Transparent, dataplane.Direct}}, nil
 }
 
 // Configure checks the host and takes over, or makes, the tables.
@@ -45,10 +45,8 @@ func (b *Backend) Configure(_ context.Context, config dataplane.Config) error {
 			return fmt.Errorf("backend option %q: the nftables backend knows only %q", option, optionTable)
 		}
 	}
-	for _, path := range []string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"} {
-		if err := forwardingEnabled(path); err != nil {
-			return err
-		}
+	if err := requireForwarding(); err != nil {
+		return err
 	}
 	name := config.Options[optionTable]
 	if name == "" {
@@ -57,29 +55,15 @@ func (b *Backend) Configure(_ context.Context, config dataplane.Config) error {
 	if config.SourcePortMax < config.SourcePortMin {
 		return fmt.Errorf("source ports %d to %d: the last lies before the first", config.SourcePortMin, config.SourcePortMax)
 	}
+	egress := newEgress(name)
 	var tables []*table
 	for _, f := range families {
-		tables = append(tables, newTable(f, name, config.SourcePortMin, config.SourcePortMax))
+		tables = append(tables, newTable(f, egress, config.SourcePortMin, config.SourcePortMax))
 	}
-	if err := open(tables); err != nil {
+	if err := open(tables, egress); err != nil {
 		return err
 	}
-	b.tables = tables
-	return nil
-}
-
-func forwardingEnabled(path string) error {
-	value, err := os.ReadFile("/proc/sys/" + path)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil // a kernel without that family
-	}
-	if err != nil {
-		return fmt.Errorf("sysctl %s: %w", path, err)
-	}
-	if strings.TrimSpace(string(value)) == "0" {
-		key := strings.ReplaceAll(path, "/", ".")
-		return fmt.Errorf("sysctl %s is 0, so this host forwards nothing: run 'sysctl -w %s=1' and make it permanent", key, key)
-	}
+	b.tables, b.egress = tables, egress
 	return nil
 }
 
@@ -109,13 +93,13 @@ func (b *Backend) Apply(_ context.Context, c dataplane.Change) (dataplane.Result
 	a := &apply{backend: b, removed: map[netip.Addr]bool{}}
 	for chunk := range slices.Chunk(c.UpsertPools, 1000) {
 		a.each(len(chunk), func(i int) (record, error) {
-			plans, err := b.planPool(chunk[i])
+			plans, err := b.planPoolHere(chunk[i])
 			return record{plans, dataplane.RecordError{Pool: chunk[i].ID}}, err
 		})
 	}
 	for chunk := range slices.Chunk(c.UpsertFrontends, 1000) {
 		a.each(len(chunk), func(i int) (record, error) {
-			plans, err := b.planFrontend(chunk[i])
+			plans, err := b.planFrontendHere(chunk[i])
 			return record{plans, dataplane.RecordError{Frontend: chunk[i].FrontendKey}}, err
 		})
 	}
@@ -225,6 +209,26 @@ func (b *Backend) tableFor(address netip.Addr) *table {
 	return nil
 }
 
+// planPoolHere plans the pool if this host can serve it.
+func (b *Backend) planPoolHere(p model.Pool) ([]planned, error) {
+	for _, t := range b.tables {
+		if err := t.requireNeighbours(p, b.egress); err != nil {
+			return nil, err
+		}
+	}
+	return b.planPool(p)
+}
+
+// planFrontendHere plans the frontend if this host can serve it.
+func (b *Backend) planFrontendHere(f model.Frontend) ([]planned, error) {
+	if f.Forwarding == model.Direct {
+		if err := b.tableFor(f.VIP).requireDirect(f, b.egress); err != nil {
+			return nil, err
+		}
+	}
+	return b.planFrontend(f)
+}
+
 // planPool plans the pool in the table of its family; an empty pool, which has none, in both.
 func (b *Backend) planPool(p model.Pool) ([]planned, error) {
 	if err := p.Validate(); err != nil {
@@ -258,8 +262,6 @@ func (b *Backend) planFrontend(f model.Frontend) ([]planned, error) {
 		return nil, err
 	}
 	switch {
-	case f.Forwarding == model.Direct:
-		return nil, errors.New("forwarding direct is not supported by the nftables backend; use nat or transparent")
 	case f.ProxyProtocol:
 		return nil, errors.New("PROXY protocol is not supported by the nftables backend")
 	case f.MaxConnections > 0 || f.MaxNewPerSecond > 0:
@@ -337,27 +339,33 @@ func (b *Backend) Watch(ctx context.Context, report func(dataplane.Fault)) error
 			return nil
 		case now := <-ticker.C:
 			if missing := b.missing(); missing != "" {
-				report(dataplane.Fault{Time: now, Resync: true, Message: "table " + missing + " was removed by somebody else"})
+				report(dataplane.Fault{Time: now, Resync: true, Message: missing + " was removed by somebody else"})
 			}
 		}
 	}
 }
 
-// missing names a table that should be there and is not.
+// missing names what should be there and is not.
 func (b *Backend) missing() string {
 	c, err := connect()
 	if err != nil {
 		return ""
 	}
 	for _, t := range b.tables {
-		if _, ours, err := t.find(c); err == nil && !ours {
-			return t.layout.name + " " + t.nft.Name
+		if _, ours, err := find(c, t.nft); err == nil && !ours {
+			return "table " + t.layout.name + " " + t.nft.Name
 		}
+	}
+	if _, ours, err := find(c, b.egress.nft); err == nil && !ours {
+		return "table netdev " + b.egress.nft.Name
+	}
+	if name := b.egress.lost(c); name != "" {
+		return "chain " + egressChain + name
 	}
 	return ""
 }
 
-// Close leaves everything in place, or with purge removes both tables.
+// Close leaves everything in place, or with purge removes the tables.
 func (b *Backend) Close(_ context.Context, purge bool) error {
 	if !purge {
 		return nil
@@ -366,13 +374,17 @@ func (b *Backend) Close(_ context.Context, purge bool) error {
 	if err != nil {
 		return err
 	}
+	all := []*nft.Table{b.egress.nft}
 	for _, t := range b.tables {
-		present, _, err := t.find(c)
+		all = append(all, t.nft)
+	}
+	for _, t := range all {
+		present, _, err := find(c, t)
 		if err != nil {
 			return err
 		}
 		if present {
-			c.DelTable(t.nft)
+			c.DelTable(t)
 		}
 	}
 	if err := c.Flush(); err != nil {

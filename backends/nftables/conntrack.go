@@ -60,9 +60,7 @@ func (f stale) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
 	if pool == nil {
 		return true
 	}
-	// A flow that is masqueraded is answered to the gateway, any other to the client.
-	transparent := flow.Reverse.DstIP.Equal(flow.Forward.SrcIP)
-	if flow.Reverse.SrcPort != frontend.target || transparent != frontend.transparent {
+	if flow.Reverse.SrcPort != frontend.target || forwardingOf(flow) != frontend.forwarding {
 		return true
 	}
 	for _, e := range pool.endpoints {
@@ -74,8 +72,23 @@ func (f stale) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
 	return pool.told
 }
 
+// forwardingOf tells the mode in which the flow began. One that is masqueraded is answered to the gateway, any other to the
+// client.
+func forwardingOf(flow *netlink.ConntrackFlow) model.Forwarding {
+	switch {
+	case flow.Mark&directMask == directNumbers:
+		return model.Direct
+	case flow.Reverse.DstIP.Equal(flow.Forward.SrcIP):
+		return model.Transparent
+	}
+	return model.NAT
+}
+
 // isNoConnection reports whether the entry of a TCP flow is of one that nobody has answered, or that has ended.
 func isNoConnection(flow *netlink.ConntrackFlow) bool {
+	if flow.Mark&(directMask|unansweredBit) == directNumbers|unansweredBit {
+		return true
+	}
 	info, ok := flow.ProtoInfo.(*netlink.ProtoInfoTCP)
 	return ok && slices.Contains([]uint8{nl.TCP_CONNTRACK_SYN_SENT, nl.TCP_CONNTRACK_TIME_WAIT, nl.TCP_CONNTRACK_CLOSE}, info.State)
 }

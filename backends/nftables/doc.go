@@ -7,9 +7,10 @@
 //	prerouting: VIP, protocol, port -> pool -> row (a hash of the flow, modulo the pool's size class) -> endpoint -> DNAT
 //	scrub:      the marks that the look-ups used are cleared before any other rule sees them
 //
-// and is masqueraded in postrouting, unless its frontend is transparent. Packets of known flows follow conntrack and meet one rule.
+// and is masqueraded in postrouting, unless its frontend is transparent. What is rewritten of a packet for a direct frontend is
+// put back on its way out (direct.go). Packets of known flows follow conntrack and meet one rule.
 //
 // The kernel is the only memory: digests and names stand in comments of map elements, so a new process takes over what it
-// finds (adopt.go) and changes only what differs (apply.go). The tables stay when the process ends, and also when no
+// finds (adopt.go) and changes only what differs (state.go). The tables stay when the process ends, and also when no
 // frontend is left: conntrack's NAT works only while a NAT chain exists. Purging removes them.
 package nftables

@@ -47,13 +47,14 @@ func connect() (*nft.Conn, error) {
 	return nft.New(nft.WithSockOptions(force(unix.SO_SNDBUFFORCE), force(unix.SO_RCVBUFFORCE)))
 }
 
-func newTable(f family, name string, portMin, portMax uint16) *table {
-	t := &table{layout: layout{family: f, portMin: portMin, portMax: portMax}, nft: &nft.Table{Name: name, Family: f.table}, sets: map[string]*nft.Set{}, state: newState(f)}
+func newTable(f family, e *egress, portMin, portMax uint16) *table {
+	t := &table{layout: layout{family: f, portMin: portMin, portMax: portMax}, nft: &nft.Table{Name: e.nft.Name, Family: f.table}, sets: map[string]*nft.Set{}, state: newState(f)}
 	for _, s := range t.layout.sets() {
 		set := s.set
 		set.Table = t.nft
 		t.sets[s.name] = &set
 	}
+	t.sets[leaveMap(f)] = e.vips(f)
 	return t
 }
 
@@ -69,15 +70,17 @@ func (t *table) create(c *nft.Conn) error {
 		c.AddObj(&nft.NamedObj{Table: t.nft, Name: name, Type: nft.ObjTypeCounter, Obj: &expr.Counter{}})
 	}
 	// The version stands in a chain's name, where any tool can see it.
-	c.AddChain(&nft.Chain{Table: t.nft, Name: versionChain})
+	addVersion(c, t.nft)
 	layout, failed := t.withProtocols(c)
-	t.addChains(c, layout.chains())
+	addChains(c, t.nft, layout.chains())
 	return *failed
 }
 
 // versionChain names the shape of the tables. A process that meets another one replaces the tables in one transaction, so
 // that conntrack's NAT never lacks a chain.
-const versionChain = "layout-3"
+const versionChain = "layout-4"
+
+func addVersion(c *nft.Conn, t *nft.Table) { c.AddChain(&nft.Chain{Table: t, Name: versionChain}) }
 
 // withProtocols lets the layout's rules make the anonymous set that each of them needs.
 func (t *table) withProtocols(c *nft.Conn) (layout, *error) {
@@ -93,9 +96,9 @@ func (t *table) withProtocols(c *nft.Conn) (layout, *error) {
 	return l, &failed
 }
 
-func (t *table) addChains(c *nft.Conn, chains []chain) {
+func addChains(c *nft.Conn, t *nft.Table, chains []chain) {
 	for _, ch := range chains {
-		added := &nft.Chain{Table: t.nft, Name: ch.name}
+		added := &nft.Chain{Table: t, Name: ch.name}
 		if ch.hook != nil {
 			policy := nft.ChainPolicyAccept
 			added.Hooknum, added.Type, added.Priority, added.Policy = ch.hook, ch.kind, nft.ChainPriorityRef(ch.priority), &policy
@@ -106,7 +109,7 @@ func (t *table) addChains(c *nft.Conn, chains []chain) {
 			for _, s := range rule {
 				exprs = append(exprs, s.exprs...)
 			}
-			c.AddRule(&nft.Rule{Table: t.nft, Chain: added, Exprs: exprs})
+			c.AddRule(&nft.Rule{Table: t, Chain: added, Exprs: exprs})
 		}
 	}
 }
@@ -170,7 +173,7 @@ func (b *batch) gather(p *plan, s *state) {
 func (b *batch) send(c *nft.Conn, t *table) error {
 	layout, failed := t.withProtocols(c)
 	for _, timeout := range slices.Sorted(maps.Keys(b.timeouts)) {
-		t.addChains(c, layout.affinityChains(timeout))
+		addChains(c, t.nft, layout.affinityChains(timeout))
 	}
 	if *failed != nil {
 		return *failed

@@ -107,10 +107,12 @@ func everything() model.Snapshot {
 	sticky := labFrontend(model.TCP, lab.VIP(true, 1), 80, 30080, "all")
 	sticky.AffinityTimeout, sticky.Restricted = 90*time.Second, true
 	sticky.SourceRanges = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("198.18.0.0/15")}
+	direct := []model.Frontend{labFrontend(model.TCP, lab.VIP(true, 3), 80, 30080, "all"), labFrontend(model.UDP, lab.VIP(false, 3), 80, 30080, "six")}
+	direct[0].Forwarding, direct[1].Forwarding = model.Direct, model.Direct
 	return model.Snapshot{
 		Pools: []model.Pool{labPool("all", true, 0, 1), labPool("none", true), labPool("six", false, 1)},
 		Frontends: []model.Frontend{sticky, labFrontend(model.TCP, lab.VIP(true, 1), 81, 30080, "none"), labFrontend(model.TCP, lab.VIP(true, 2), 80, 30080, "all"),
-			labFrontend(model.UDP, lab.VIP(false, 1), 53, 30053, "six")}}
+			labFrontend(model.UDP, lab.VIP(false, 1), 53, 30053, "six"), direct[0], direct[1]}}
 }
 
 func TestWhatIsRenderedIsWhatTheKernelHolds(t *testing.T) {
@@ -118,6 +120,7 @@ func TestWhatIsRenderedIsWhatTheKernelHolds(t *testing.T) {
 	text, err := g.Render(t.Context(), everything())
 	require.NoError(t, err)
 	g.apply(everything())
+	g.nft("", "delete", "chain", "netdev", "kubelb", "egress-back") // of this host, so not in the text
 	held := g.nft("", "list", "ruleset")
 	g.do(func() error { return g.Close(t.Context(), true) })
 	g.nft(text, "-f", "-")
@@ -137,6 +140,44 @@ func TestASuccessorChangesNothingInTheKernel(t *testing.T) {
 	g.restart()
 	require.True(t, g.apply(everything()).Empty())
 	require.Equal(t, before, withoutCounters(g.nft("", "list", "ruleset")))
+}
+
+func TestADirectEndpointMustBeANeighbour(t *testing.T) {
+	g := newGateway(t)
+	far := model.Pool{ID: "t/far", Tenant: "t", Endpoints: []model.Endpoint{{ID: "b", Address: g.lab.B.IPv4, Weight: 1}}}
+	f := labFrontend(model.TCP, lab.VIP(true, 1), 80, 30080, "far")
+	f.Forwarding = model.Direct
+	refused := func(s model.Snapshot) {
+		g.do(func() error {
+			held, err := g.Applied(g.Context())
+			if err != nil {
+				return err
+			}
+			g.next++
+			result, err := g.Apply(g.Context(), dataplane.Change{Base: held.Generation, Next: dataplane.Generation{Epoch: "test", Number: g.next}, Delta: model.Difference(held.Digests, s)})
+			require.Len(g, result.Failed, 1)
+			require.Contains(g, result.Failed[0].Message, "endpoint 198.18.1.100 is behind router 192.0.2.254")
+			return err
+		})
+	}
+	refused(model.Snapshot{Pools: []model.Pool{far}, Frontends: []model.Frontend{f}})
+	near := labPool("far", true, 0)
+	g.apply(model.Snapshot{Pools: []model.Pool{near}, Frontends: []model.Frontend{f}})
+	refused(model.Snapshot{Pools: []model.Pool{far}, Frontends: []model.Frontend{f}})
+}
+
+func TestALostChainAtAnInterfaceIsNoticedAndMadeAgain(t *testing.T) {
+	g := newGateway(t)
+	g.apply(everything())
+	g.nft("", "delete", "chain", "netdev", "kubelb", "egress-back")
+	g.do(func() error {
+		require.Equal(g, "chain egress-back", g.missing())
+		return nil
+	})
+	g.restart()
+	g.apply(model.Snapshot{})
+	g.apply(everything())
+	require.Contains(t, g.nft("", "list", "table", "netdev", "kubelb"), "chain egress-back")
 }
 
 func withoutCounters(ruleset string) string {

@@ -18,6 +18,7 @@ const (
 	setRestricted  = "restricted"  // frontend: source ranges count
 	setAllowed     = "allowed"     // frontend . source network
 	setTransparent = "transparent" // frontend: the source is kept
+	mapDirect      = "direct"      // frontend -> its number: nothing but the Ethernet address changes
 	setEmpty       = "empty_pools" // pool: nobody to forward to
 	mapPools       = "pools"       // frontend -> pool; comment: digest
 	mapPorts       = "ports"       // frontend -> target port; counter: connections
@@ -92,6 +93,7 @@ func (l layout) sets() []keySet {
 		{name: setRestricted, text: "type " + frontend, set: nft.Set{KeyType: l.frontendType()}},
 		{name: setAllowed, text: "type " + frontend + " . " + address + "; flags interval", set: nft.Set{KeyType: allowed, Interval: true, Concatenation: true}},
 		{name: setTransparent, text: "type " + frontend, set: nft.Set{KeyType: l.frontendType()}},
+		{name: mapDirect, text: "type " + frontend + " : mark", set: m(l.frontendType(), nft.TypeMark)},
 		{name: setEmpty, text: "type mark", set: nft.Set{KeyType: nft.TypeMark}},
 		{name: mapPools, text: "type " + frontend + " : mark", set: m(l.frontendType(), nft.TypeMark)},
 		{name: mapPorts, text: "type " + frontend + " : inet_service; counter", set: counted(m(l.frontendType(), nft.TypeInetService))},
@@ -135,6 +137,8 @@ func (l layout) chains() []chain {
 			{ctStateHas("established,related", expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), accept()},
 			// A flow that nobody has answered yet is still new to conntrack, but its endpoint is chosen.
 			{ctStatusDNAT(), accept()},
+			// Such as the reset of a connection that nobody knows: routed as it is it would only come back.
+			{ctStateHas("invalid", expr.CtStateBitINVALID), drop()},
 			{isTCPOrUDP(l.protocols()), l.markFromFrontend(mapPools), goTo("admit_frontend")},
 			{isTCPOrUDP(l.protocols()), goTo("refuse")},
 			{l.isEcho(), limitTo(1000), accept()},
@@ -143,6 +147,7 @@ func (l layout) chains() []chain {
 		{name: "forward", rules: [][]statement{
 			{takeFlow(flowMark)},
 			{isTCPOrUDP(l.protocols()), l.frontendIn(setTransparent), takeFlow(transparentMark)},
+			{isTCPOrUDP(l.protocols()), l.ctMarkFromFrontend(mapDirect)},
 			{isTCPOrUDP(l.protocols()), l.forward(mapEndpoints, mapPorts)},
 		}},
 		{name: "spread", rules: [][]statement{
@@ -155,6 +160,7 @@ func (l layout) chains() []chain {
 			chain{name: flowChain(size), rules: [][]statement{{l.rowFromFlow(size)}, {handleFromRow(mapRows)}}},
 			chain{name: sourceChain(size), rules: [][]statement{{l.rowFromSource(size)}, {handleFromRow(mapRows)}}})
 	}
+	chains = append(chains, l.directChains()...)
 	chains = append(chains, l.affinityChains(longestTimeout)...)
 	return append(chains, l.baseChains()...)
 }
@@ -174,6 +180,7 @@ func (l layout) baseChains() []chain {
 			rules: [][]statement{
 				{ctStateHas("new", expr.CtStateBitNEW), isFlow(flowMark), clearMark()},
 				{ctStateHas("new", expr.CtStateBitNEW), isFlow(transparentMark), clearMark(), clearCtMark()},
+				{ctStateHas("new", expr.CtStateBitNEW), isDirectFlow(), clearMark()},
 			}},
 		{name: "postrouting", hook: nft.ChainHookPostrouting, kind: nft.ChainTypeNAT, priority: 100, text: "type nat hook postrouting priority srcnat; policy accept;",
 			rules: [][]statement{{ctStatusDNAT(), isFlow(flowMark), clearCtMark(), isTCPOrUDP(l.protocols()), masquerade(l.portMin, l.portMax)}}},

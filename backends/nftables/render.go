@@ -14,11 +14,12 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// Render returns both tables, with what they would hold, in nft's own syntax: nft -f takes it as it is.
+// Render returns the tables, with what they would hold, in nft's own syntax: nft -f takes it as it is. Beside them stands a chain for each
+// interface to an endpoint of a direct frontend, which depends on the host.
 func (b *Backend) Render(_ context.Context, snapshot model.Snapshot) (string, error) {
-	fresh := &Backend{}
+	fresh := &Backend{egress: newEgress("kubelb")}
 	for _, f := range families {
-		fresh.tables = append(fresh.tables, newTable(f, "kubelb", 0, 0))
+		fresh.tables = append(fresh.tables, newTable(f, fresh.egress, 0, 0))
 	}
 	snapshot = snapshot.Canonical()
 	elements := map[*table][]edit{}
@@ -53,9 +54,17 @@ func (b *Backend) Render(_ context.Context, snapshot model.Snapshot) (string, er
 		}
 	}
 	var text strings.Builder
+	leaving := map[string][]string{}
 	for _, t := range fresh.tables {
 		t.write(&text, elements[t])
+		name := leaveMap(t.layout.family)
+		for _, e := range elements[t] {
+			if e.set == name {
+				leaving[name] = append(leaving[name], t.element(keySet{set: *t.sets[name]}, e.element))
+			}
+		}
 	}
+	fresh.egress.write(&text, leaving)
 	return text.String(), nil
 }
 

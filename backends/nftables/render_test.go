@@ -40,6 +40,8 @@ func example() model.Snapshot {
 				AffinityTimeout: 90 * time.Second, Restricted: true, SourceRanges: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("198.18.0.1/32")}},
 			{FrontendKey: key("2001:db8:f::1", model.TCP, 80), Owner: owner, Tenant: "a", Pool: "a/default.v6", TargetPort: 30080,
 				Restricted: true, SourceRanges: []netip.Prefix{netip.MustParsePrefix("2001:db8:c::/64")}},
+			{FrontendKey: key("203.0.113.2", model.TCP, 80), Owner: owner, Tenant: "a", Pool: "a/default.v4", TargetPort: 30080, Forwarding: model.Direct},
+			{FrontendKey: key("2001:db8:f::2", model.UDP, 80), Owner: owner, Tenant: "a", Pool: "a/default.v6", TargetPort: 30080, Forwarding: model.Transparent},
 		},
 	}
 }
@@ -147,11 +149,10 @@ func TestTimeoutsBeyondTheirNumberAreRoundedUp(t *testing.T) {
 func TestWhatTheBackendCannotDoIsRefused(t *testing.T) {
 	b := &Backend{}
 	for _, f := range families {
-		b.tables = append(b.tables, newTable(f, "kubelb", 0, 0))
+		b.tables = append(b.tables, newTable(f, newEgress("kubelb"), 0, 0))
 	}
 	f := model.Frontend{FrontendKey: model.FrontendKey{VIP: netip.MustParseAddr("203.0.113.1"), Protocol: model.TCP, Port: 80}, Tenant: "a", Pool: "a/p", TargetPort: 30080}
 	for want, change := range map[string]func(*model.Frontend){
-		"forwarding direct": func(f *model.Frontend) { f.Forwarding = model.Direct },
 		"PROXY protocol":    func(f *model.Frontend) { f.ProxyProtocol = true },
 		"connection limits": func(f *model.Frontend) { f.MaxConnections = 1 },
 		"idle timeouts":     func(f *model.Frontend) { f.IdleTimeout = time.Second },

@@ -26,6 +26,7 @@ type state struct {
 	lastPool   uint32
 	lastHandle uint32
 	lastNumber uint32
+	lastDirect uint32
 }
 
 // poolState is a pool as the kernel holds it.
@@ -58,8 +59,9 @@ type frontendState struct {
 	timeout    time.Duration
 	restricted bool
 	allowed    []netip.Prefix
-	// transparent: its flows keep the client's address.
-	transparent bool
+	forwarding model.Forwarding
+	// direct is the number of one that is direct, or was: flows of then still carry it.
+	direct uint32
 }
 
 // Handles of endpoints have the top bit set and pools' marks have not, so that one is never taken for the other.
@@ -69,7 +71,7 @@ func newState(f family) *state {
 	return &state{
 		family: f, pools: map[model.PoolID]*poolState{}, poolOf: map[uint32]model.PoolID{},
 		frontends: map[model.FrontendKey]*frontendState{}, vips: map[netip.Addr]int{},
-		timeouts: map[time.Duration]bool{longestTimeout: true}, lastHandle: handleBit,
+		timeouts: map[time.Duration]bool{longestTimeout: true}, lastHandle: handleBit, lastDirect: directNumbers,
 	}
 }
 
@@ -285,13 +287,21 @@ func (s *state) planFrontend(f model.Frontend) (*plan, error) {
 		old = &frontendState{}
 	}
 	next := &frontendState{digest: f.Digest(), pool: pool.mark, target: f.TargetPort, timeout: s.timeoutFor(f.AffinityTimeout),
-		restricted: f.Restricted, allowed: slices.Clone(f.SourceRanges), number: old.number, transparent: f.Forwarding == model.Transparent}
+		restricted: f.Restricted, allowed: slices.Clone(f.SourceRanges), number: old.number, forwarding: f.Forwarding}
 	// A number of its own for each pair of frontend and pool: a client remembered for another pool is not known here.
 	if next.timeout == 0 {
 		next.number = 0
 	} else if old.number == 0 || old.pool != next.pool {
 		s.lastNumber++
 		next.number = s.lastNumber
+	}
+	next.direct = old.direct
+	if f.Forwarding == model.Direct {
+		next.target = f.Port
+		if next.direct == 0 {
+			s.lastDirect++
+			next.direct = s.lastDirect
+		}
 	}
 	out := &plan{timeout: next.timeout}
 	key := encodeKey(f.FrontendKey)
@@ -309,8 +319,8 @@ func (s *state) planFrontend(f model.Frontend) (*plan, error) {
 	}
 	planAffinity(out, key, old, next)
 	planSources(out, f.FrontendKey, old, next)
-	out.member(setTransparent, key, old.transparent, next.transparent)
-	out.stale = !existed && s.vips[f.VIP] == 0 || existed && (old.pool != next.pool || old.target != next.target || old.transparent != next.transparent)
+	s.planForwarding(out, f.FrontendKey, old, next)
+	out.stale = !existed && s.vips[f.VIP] == 0 || existed && (old.pool != next.pool || old.target != next.target || old.forwarding != next.forwarding)
 	out.commit = func() { s.frontends[f.FrontendKey] = next }
 	return out, nil
 }
@@ -362,6 +372,23 @@ func planSources(out *plan, key model.FrontendKey, old, next *frontendState) {
 	}
 }
 
+func (s *state) planForwarding(out *plan, k model.FrontendKey, old, next *frontendState) {
+	key := encodeKey(k)
+	out.member(setTransparent, key, old.forwarding == model.Transparent, next.forwarding == model.Transparent)
+	switch was, is := old.forwarding == model.Direct, next.forwarding == model.Direct; {
+	case was && !is:
+		out.remove(mapDirect, key)
+	case is && !was:
+		out.add(mapDirect, key, mark(next.direct), "")
+	}
+	switch {
+	case old.direct == 0 && next.direct != 0:
+		out.add(leaveMap(s.family), mark(next.direct), k.VIP.AsSlice(), k.String())
+	case old.direct != 0 && next.direct == 0:
+		out.remove(leaveMap(s.family), mark(old.direct))
+	}
+}
+
 // planFrontendGone plans to hold the frontend no longer.
 func (s *state) planFrontendGone(k model.FrontendKey) *plan {
 	old, existed := s.frontends[k]
@@ -374,7 +401,7 @@ func (s *state) planFrontendGone(k model.FrontendKey) *plan {
 	out.remove(mapPorts, key)
 	planAffinity(out, key, old, &frontendState{})
 	planSources(out, k, old, &frontendState{})
-	out.member(setTransparent, key, old.transparent, false)
+	s.planForwarding(out, k, old, &frontendState{})
 	out.commit = func() { delete(s.frontends, k) }
 	return out
 }

@@ -109,6 +109,13 @@ func inFeatures() []Mutation {
 			f.AffinityTimeout *= 1000
 			return true
 		})},
+		{Name: "knows-no-direct", CaughtBy: []string{"direct"}, change: frontends(func(_ *memory, f *model.Frontend) bool {
+			if f.Forwarding == model.Direct {
+				f.Forwarding = model.NAT
+			}
+			return true
+		})},
+		{Name: "direct-for-ever", CaughtBy: []string{"direct-changes"}, change: directForEver()},
 		{Name: "hides-the-client", CaughtBy: []string{"transparent"}, change: frontends(func(_ *memory, f *model.Frontend) bool {
 			f.Forwarding = model.NAT
 			return true
@@ -158,6 +165,7 @@ func inPackets() []Mutation {
 		forward("forgets-what-is-half-closed", "", "tcp-half-close"),
 		forward("tires-of-long-connections", "ct bytes > 300000000 drop", "tcp-transfer"),
 		forward("has-room-for-few", "meta l4proto udp ct state new ct count over 300 drop", "udp-many-clients"),
+		forward("no-room-for-large-datagrams", "udp length > 8000 drop", "direct-path", "udp-fragments"),
 		early("no-hairpin", "iifname front ip saddr 198.51.100.0/24 drop; iifname front ip6 saddr 2001:db8:1::/64 drop", "hairpin"),
 		early("keeps-errors-to-itself", "icmp code frag-needed drop; icmpv6 type packet-too-big drop", "path-mtu"),
 		early("no-echo", "icmp type echo-request drop; icmpv6 type echo-request drop", "icmp-echo"),
@@ -304,6 +312,17 @@ func asItBegan() func(*memory, *dataplane.Change) {
 			return served[key]
 		})
 	}
+}
+
+func directForEver() func(*memory, *dataplane.Change) {
+	was := map[string]bool{}
+	return frontends(func(m *memory, f *model.Frontend) bool {
+		key := m.node + " " + f.FrontendKey.String()
+		if was[key] = was[key] || f.Forwarding == model.Direct; was[key] {
+			f.Forwarding = model.Direct
+		}
+		return true
+	})
 }
 
 // firstOwner leaves a frontend with whom it had first.

@@ -10,7 +10,7 @@ func All() []Case {
 		uniform(), weights(), poolChange(), gatewaysAgree(), affinity(), localSet(),
 
 		endpointsChange(), unhealthy(), unanswered(), drain(), ownPoolChanges(), longConnections(), frontendDeleted(), vipReused(),
-		sourceRanges(), transparent(), icmpEcho(), pathMTU(),
+		sourceRanges(), transparent(), direct(), directChanges(), directPath(), icmpEcho(), pathMTU(),
 
 		againstOracle(),
 		badRecords(), undeclaredFeatures(), generations(), streamCut(), killedDuringApply(), restart(), secondBackend(), purge(),

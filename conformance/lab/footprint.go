@@ -3,6 +3,7 @@ package lab
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os/exec"
 	"regexp"
 	"slices"
@@ -117,6 +118,28 @@ func (h *Host) Mute(muted bool) error {
 		_, err := nft(script)
 		return err
 	})
+}
+
+// NodesTake has every node deliver what comes for the VIP to the target port of its first address, as kube-proxy does for
+// a Service that has the VIP.
+func (l *Lab) NodesTake(vip netip.AddrPort, target uint16) error {
+	for i, n := range l.Nodes {
+		v4 := vip.Addr().Is4()
+		family := map[bool]string{true: "ip", false: "ip6"}[v4]
+		to := netip.AddrPortFrom(EndpointAddress(v4, i), target)
+		script := "add table " + family + " kubeproxy; add chain " + family + " kubeproxy services { type nat hook prerouting priority dstnat; };"
+		for _, protocol := range []string{"tcp", "udp"} {
+			script += fmt.Sprintf("add rule %s kubeproxy services %s daddr %s %s dport %d dnat to %s;", family, family, vip.Addr(), protocol, vip.Port(), to)
+		}
+		err := n.Do(func() error {
+			_, err := nft(script)
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("%s: %w", n.Name, err)
+		}
+	}
+	return nil
 }
 
 var counted = regexp.MustCompile(`mark != 0x00000000 counter packets (\d+)`)

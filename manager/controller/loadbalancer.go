@@ -25,6 +25,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/core/model"
 	"kubelb.k8c.io/core/translate"
 	"kubelb.k8c.io/manager/convert"
 )
@@ -290,10 +291,13 @@ func (r *loadBalancerReconciler) observe(ctx context.Context, lb *v1alpha1.LoadB
 	return nil
 }
 
-// ingressOf is what the CCM copies: the addresses, in the order of the families. Packets reach the nodes with their
-// destination rewritten, so the mode is Proxy (KEP-1860).
+// ingressOf is what the CCM copies: the addresses, in the order of the families. Where packets reach the nodes as they were,
+// kube-proxy has to take the addresses for the Service's own (ipMode VIP); else it must not (Proxy, KEP-1860).
 func ingressOf(lb *v1alpha1.LoadBalancer) corev1.LoadBalancerStatus {
 	mode := corev1.LoadBalancerIPModeProxy
+	if convert.LoadBalancer(lb).Forwarding == model.Direct.String() {
+		mode = corev1.LoadBalancerIPModeVIP
+	}
 	var out corev1.LoadBalancerStatus
 	for _, a := range lb.Status.Addresses {
 		out.Ingress = append(out.Ingress, corev1.LoadBalancerIngress{IP: a.Address, IPMode: &mode})

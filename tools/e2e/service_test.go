@@ -2,11 +2,14 @@ package e2e
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"kubelb.k8c.io/tools/cluster"
 )
 
 // web is a Deployment of agnhost with two replicas, one on each node.
@@ -185,6 +188,52 @@ func TestLocalPolicyReachesOnlyNodesWithAReadyPodAndFollowsIt(t *testing.T) {
 			return nil
 		})
 	}
+}
+
+func TestDirectForwardingKeepsTheClientsAddressThroughKubeProxy(t *testing.T) {
+	apply(t, web("direct", 2)+service("direct", "externalTrafficPolicy: Local", "ports:",
+		"- {name: tcp, port: 80, targetPort: 8080}", "- {name: udp, port: 80, protocol: UDP, targetPort: 8053}"))
+	cleanUp(t, "service/direct", "deployment/direct")
+	tenantWait(t, "deployment/direct", "--for=condition=Available")
+	ips := externalIPs(t, "direct", 2)
+	ask := func(want map[string]string, mode string) {
+		eventually(t, 20*time.Second, func() error {
+			if got := tenantGet(t, "service/direct", "{.status.loadBalancer.ingress[*].ipMode}"); got != mode+" "+mode {
+				return fmt.Errorf("ipMode %q", got)
+			}
+			for _, ip := range ips {
+				answer, err := curl(t, ip, 80, "/clientip")
+				if err != nil {
+					return err
+				}
+				if client, err := netip.ParseAddrPort(answer); err != nil || client.Addr().String() != want[ip] {
+					return fmt.Errorf("the pod sees %s as client, want %s", answer, want[ip])
+				}
+				if _, err := askUDP(t, ip, 80, 0); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	gateway, client := map[string]string{}, map[string]string{}
+	for _, ip := range ips {
+		gateway[ip], client[ip] = "198.51.100.1", cluster.Client4
+		if strings.Contains(ip, ":") {
+			gateway[ip], client[ip] = "2001:db8:1::1", cluster.Client6
+		}
+	}
+	ask(gateway, "Proxy")
+	kubectl(t, "annotate", "service/direct", "kubelb.k8c.io/forwarding=direct")
+	ask(client, "VIP")
+	require.Equal(t, ips, externalIPs(t, "direct", 2), "a change of mode keeps the addresses")
+	require.Contains(t, readyCondition(t, "direct"), "True Ready")
+	for _, ip := range ips {
+		reachesPods(t, ip, 80, 2)
+		hosts(t, ip, 80, 50)
+	}
+	kubectl(t, "annotate", "--overwrite", "service/direct", "kubelb.k8c.io/forwarding=nat")
+	ask(gateway, "Proxy")
 }
 
 func TestClusterPolicyUsesAllNodes(t *testing.T) {

@@ -53,9 +53,9 @@ report: ## Commit to the reports of the last make conformance, and to the README
 	cd conformance && GOWORK=off go test -count=1 -run=Readme . -golden
 
 .PHONY: soak
-soak: build ## Judge every dataplane ROUNDS (20) times; goes on where it stopped, results in bin/soak.
-	@mkdir -p $(BIN)/soak; set -e; for b in $(BACKENDS); do for i in $$(seq $(or $(ROUNDS),20)); do \
-		out=$(BIN)/soak/$$b-$$i.yaml; [ -e $$out ] || { echo "== $$b, round $$i"; $(BIN)/kubelb-conformance -v --backend=$$b --report=$$out.part && mv $$out.part $$out; }; done; done
+soak: build ## Judge every dataplane ROUNDS (20) times and keep the sum in conformance/soak; goes on where it stopped (bin/soak).
+	@mkdir -p conformance/soak; set -e; for b in $(BACKENDS); do \
+		$(BIN)/kubelb-conformance -v --backend=$$b --rounds=$(or $(ROUNDS),20) --rounds-in=$(BIN)/soak/$$b --report=conformance/soak/$$b.yaml; done
 
 .PHONY: e2e
 e2e: deps build ## Test the whole path on real clusters (root).

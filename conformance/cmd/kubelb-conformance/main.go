@@ -31,6 +31,8 @@ Flags:
 
 type flags struct {
 	backend, upgrade, cases, feature, report, junit string
+	rounds                                          int
+	roundsIn                                        string
 	list, verbose                                   bool
 }
 
@@ -45,6 +47,8 @@ func main() {
 	set.StringVar(&f.upgrade, "upgrade-to", "", "another build of the backend, a path, that the case of upgrading goes on with (default: the same one)")
 	set.StringVar(&f.cases, "case", "", "run only these cases, separated by commas")
 	set.StringVar(&f.feature, "feature", "", "run only the cases that need this feature")
+	set.IntVar(&f.rounds, "rounds", 0, "run the whole suite so often, and write to --report the sum of all rounds; needs --rounds-in")
+	set.StringVar(&f.roundsIn, "rounds-in", "", "the directory for the reports of the rounds; what lies there already is not run again")
 	set.StringVar(&f.report, "report", "", "write the report to this file, as YAML")
 	set.StringVar(&f.junit, "junit", "", "write the report to this file, as JUnit XML")
 	set.BoolVar(&f.list, "list", false, "list the cases and what each one shows")
@@ -91,13 +95,49 @@ func (f flags) run(ctx context.Context) (failed bool, err error) {
 	if f.upgrade != "" {
 		options.UpgradeTo = conformance.Plugin(f.upgrade)
 	}
-	report, err := conformance.Judge(ctx, conformance.Plugin(path), options)
+	judge := func() (conformance.Report, error) { return f.judge(ctx, path, options) }
+	if f.rounds > 0 {
+		return f.soak(judge)
+	}
+	report, err := judge()
 	if err != nil {
 		return false, err
 	}
+	return report.Counts[conformance.Failed] > 0, f.write(report)
+}
+
+// judge runs the suite once.
+func (f flags) judge(ctx context.Context, path string, options conformance.Options) (conformance.Report, error) {
+	report, err := conformance.Judge(ctx, conformance.Plugin(path), options)
+	if err != nil {
+		return report, err
+	}
 	fmt.Printf("%s %s on %s: %d passed, %d failed, %d unsupported in %s\n", report.Backend.Name, report.Backend.Version, report.Kernel,
 		report.Counts[conformance.Passed], report.Counts[conformance.Failed], report.Counts[conformance.Unsupported], report.Duration)
-	return report.Counts[conformance.Failed] > 0, f.write(report)
+	return report, nil
+}
+
+// soak runs the suite many times.
+func (f flags) soak(judge func() (conformance.Report, error)) (failed bool, err error) {
+	if f.roundsIn == "" || f.cases != "" || f.feature != "" || f.junit != "" {
+		return false, errors.New("--rounds needs --rounds-in, and goes with neither --case, --feature nor --junit")
+	}
+	sum, err := conformance.JudgeRounds(f.rounds, f.roundsIn, func(round int) (conformance.Report, error) {
+		fmt.Printf("round %d of %d\n", round, f.rounds)
+		return judge()
+	})
+	if err != nil {
+		return false, err
+	}
+	fmt.Printf("%s, %d rounds: %d passed, %d failed, %d unsupported\n", sum.Backend.Name, sum.Rounds, sum.Counts[conformance.Passed], len(sum.Failures), sum.Counts[conformance.Unsupported])
+	if f.report == "" {
+		return len(sum.Failures) > 0, nil
+	}
+	text, err := sum.YAML()
+	if err != nil {
+		return false, err
+	}
+	return len(sum.Failures) > 0, os.WriteFile(f.report, text, 0o644)
 }
 
 func (f flags) progress(r conformance.Run) {

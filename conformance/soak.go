@@ -1,0 +1,113 @@
+package conformance
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"sigs.k8s.io/yaml"
+)
+
+// Soak sums up many rounds of the suite.
+type Soak struct {
+	// Version is that of the reports.
+	Version string  `json:"version"`
+	Backend Backend `json:"backend"`
+	Kernel  string  `json:"kernel"`
+	// Rounds is how often the whole suite ran, Counts how many runs of a case in a family had which outcome.
+	Rounds int             `json:"rounds"`
+	Counts map[Outcome]int `json:"counts"`
+	// Failures are the runs that failed.
+	Failures []SoakFailure `json:"failures,omitempty"`
+	// Shortest and Longest are how long a round took.
+	Shortest string `json:"shortest"`
+	Longest  string `json:"longest"`
+}
+
+// SoakFailure is a run that failed in one of the rounds.
+type SoakFailure struct {
+	Round  int    `json:"round"`
+	Case   string `json:"case"`
+	Family string `json:"family"`
+	Reason string `json:"reason"`
+}
+
+// JudgeRounds judges the backend as often as asked, and keeps the report of each round in the directory. Rounds whose
+// reports lie there already are not run again, so that a soak that was interrupted goes on.
+func JudgeRounds(rounds int, dir string, judge func(round int) (Report, error)) (Soak, error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return Soak{}, err
+	}
+	var reports []Report
+	for i := 1; i <= rounds; i++ {
+		path := filepath.Join(dir, fmt.Sprintf("round-%d.yaml", i))
+		text, err := os.ReadFile(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			text, err = judgeRound(path, i, judge)
+		}
+		if err != nil {
+			return Soak{}, err
+		}
+		report, err := ReadReport(text)
+		if err != nil {
+			return Soak{}, fmt.Errorf("%s: %w", path, err)
+		}
+		reports = append(reports, report)
+	}
+	return sumUp(reports)
+}
+
+func judgeRound(path string, round int, judge func(int) (Report, error)) ([]byte, error) {
+	report, err := judge(round)
+	if err != nil {
+		return nil, fmt.Errorf("round %d: %w", round, err)
+	}
+	text, err := report.YAML()
+	if err != nil {
+		return nil, err
+	}
+	return text, os.WriteFile(path, text, 0o644)
+}
+
+// sumUp refuses reports of different backends, kernels or cases: they say nothing together.
+func sumUp(reports []Report) (Soak, error) {
+	if len(reports) == 0 {
+		return Soak{}, errors.New("no rounds")
+	}
+	first := reports[0]
+	s := Soak{Version: first.Version, Backend: first.Backend, Kernel: first.Kernel, Rounds: len(reports), Counts: map[Outcome]int{}}
+	var shortest, longest time.Duration
+	for i, r := range reports {
+		if r.Backend.Name != first.Backend.Name || r.Backend.Version != first.Backend.Version || r.Kernel != first.Kernel || len(r.Runs) != len(first.Runs) {
+			return Soak{}, fmt.Errorf("round %d is of another backend, kernel or set of cases than round 1: remove the directory and begin again", i+1)
+		}
+		took, err := time.ParseDuration(r.Duration)
+		if err != nil {
+			return Soak{}, fmt.Errorf("round %d: duration: %w", i+1, err)
+		}
+		if i == 0 || took < shortest {
+			shortest = took
+		}
+		longest = max(longest, took)
+		for _, run := range r.Runs {
+			s.Counts[run.Outcome]++
+			if run.Outcome == Failed {
+				s.Failures = append(s.Failures, SoakFailure{Round: i + 1, Case: run.Case, Family: run.Family, Reason: run.Reason})
+			}
+		}
+	}
+	s.Shortest, s.Longest = shortest.String(), longest.String()
+	return s, nil
+}
+
+// YAML is the sum as it is kept.
+func (s Soak) YAML() ([]byte, error) {
+	text, err := yaml.Marshal(s)
+	if err != nil {
+		return nil, fmt.Errorf("write the sum of a soak: %w", err)
+	}
+	return text, nil
+}

@@ -1,0 +1,54 @@
+package conformance
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"kubelb.k8c.io/conformance/cases"
+)
+
+func soakedReport(duration string, outcomes ...Outcome) Report {
+	r := Report{Version: ReportVersion, Backend: Backend{Name: "b", Version: "1"}, Kernel: "k", Duration: duration}
+	for _, o := range outcomes {
+		r.Runs = append(r.Runs, Run{Case: "tcp-echo", Profile: cases.Core, Family: "IPv4", Outcome: o, Reason: "why"})
+	}
+	return r
+}
+
+func TestASoakGoesOnWhereItWasInterrupted(t *testing.T) {
+	dir := t.TempDir()
+	var judged []int
+	interrupted := errors.New("interrupted")
+	judge := func(round int) (Report, error) {
+		judged = append(judged, round)
+		if len(judged) == 2 {
+			return Report{}, interrupted
+		}
+		outcome := Passed
+		if round == 3 {
+			outcome = Failed
+		}
+		return soakedReport([]string{"", "9s", "7s", "8s"}[round], Passed, outcome), nil
+	}
+	_, err := JudgeRounds(3, dir, judge)
+	require.ErrorIs(t, err, interrupted)
+	sum, err := JudgeRounds(3, dir, judge)
+	require.NoError(t, err)
+	require.Equal(t, []int{1, 2, 2, 3}, judged)
+	require.Equal(t, map[Outcome]int{Passed: 5, Failed: 1}, sum.Counts)
+	require.Equal(t, []SoakFailure{{Round: 3, Case: "tcp-echo", Family: "IPv4", Reason: "why"}}, sum.Failures)
+	require.Equal(t, "7s", sum.Shortest)
+	require.Equal(t, "9s", sum.Longest)
+}
+
+func TestRoundsOfDifferentSuitesAreNotSummedUp(t *testing.T) {
+	_, err := JudgeRounds(2, t.TempDir(), func(round int) (Report, error) {
+		if round == 1 {
+			return soakedReport("1s", Passed), nil
+		}
+		return soakedReport("1s", Passed, Passed), nil
+	})
+	require.ErrorContains(t, err, "round 2 is of another")
+}

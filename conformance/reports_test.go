@@ -2,17 +2,20 @@ package conformance
 
 import (
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 
 	"kubelb.k8c.io/backends/dataplane"
+	"kubelb.k8c.io/conformance/broken"
 )
 
-var golden = flag.Bool("golden", false, "write the matrix in the README anew")
+var golden = flag.Bool("golden", false, "write the tables in the READMEs anew")
 
 const readme = "../README.md"
 
@@ -57,6 +60,36 @@ func TestTheReadmeShowsWhatTheReportsSay(t *testing.T) {
 		return
 	}
 	require.Equal(t, string(want), string(text), "run 'make report'")
+}
+
+var brokenInReadme = regexp.MustCompile(`(?s)(<!-- broken: make report -->\n).*?(<!-- end of broken -->)`)
+
+func TestTheReadmeListsTheBrokenBackends(t *testing.T) {
+	text, err := os.ReadFile("README.md")
+	require.NoError(t, err)
+	require.True(t, brokenInReadme.Match(text))
+	want := brokenInReadme.ReplaceAll(text, []byte("${1}"+brokenTable()+"${2}"))
+	if *golden {
+		require.NoError(t, os.WriteFile("README.md", want, 0o644))
+		return
+	}
+	require.Equal(t, string(want), string(text), "run 'make report'")
+}
+
+func brokenTable() string {
+	caughtBy := map[string][]string{}
+	for _, m := range broken.Mutations() {
+		name := m.Name
+		if others := len(m.CaughtBy) - 1; others > 0 {
+			name += fmt.Sprintf(" (+%d)", others)
+		}
+		caughtBy[m.CaughtBy[0]] = append(caughtBy[m.CaughtBy[0]], name)
+	}
+	table := "| case | broken backends that it notices |\n| --- | --- |\n"
+	for _, name := range Names() {
+		table += fmt.Sprintf("| %s | %s |\n", name, strings.Join(caughtBy[name], ", "))
+	}
+	return table
 }
 
 func TestTheMatrixTellsUnsupportedAndFailedApart(t *testing.T) {

@@ -202,15 +202,18 @@ func TestDirectForwardingKeepsTheClientsAddressThroughKubeProxy(t *testing.T) {
 				return fmt.Errorf("ipMode %q", got)
 			}
 			for _, ip := range ips {
-				answer, err := curl(t, ip, 80, "/clientip")
+				tcp, err := curl(t, ip, 80, "/clientip")
 				if err != nil {
 					return err
 				}
-				if client, err := netip.ParseAddrPort(answer); err != nil || client.Addr().String() != want[ip] {
-					return fmt.Errorf("the pod sees %s as client, want %s", answer, want[ip])
-				}
-				if _, err := askUDP(t, ip, 80, 0); err != nil {
+				udp, err := sendUDP(t, ip, 80, 0, "clientip")
+				if err != nil {
 					return err
+				}
+				for _, answer := range []string{tcp, udp} {
+					if client, err := netip.ParseAddrPort(answer); err != nil || client.Addr().String() != want[ip] {
+						return fmt.Errorf("the pod sees %s as client, want %s", answer, want[ip])
+					}
 				}
 			}
 			return nil

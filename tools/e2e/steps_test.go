@@ -175,8 +175,13 @@ func refusedAtOnce(err error) bool {
 	return err != nil && strings.Contains(err.Error(), "exit status 7:")
 }
 
-// askUDP sends one datagram from the client's host and returns the answer.
+// askUDP asks a pod for its name with one datagram from the client's host.
 func askUDP(t *testing.T, ip string, port, localPort int) (string, error) {
+	return sendUDP(t, ip, port, localPort, "hostname")
+}
+
+// sendUDP sends one datagram from the client's host and returns the answer.
+func sendUDP(t *testing.T, ip string, port, localPort int, question string) (string, error) {
 	var answer string
 	err := lab.Client.Do(func() error {
 		c, err := net.DialUDP("udp", &net.UDPAddr{Port: localPort}, &net.UDPAddr{IP: net.ParseIP(ip), Port: port})
@@ -185,7 +190,7 @@ func askUDP(t *testing.T, ip string, port, localPort int) (string, error) {
 		}
 		defer c.Close()
 		c.SetDeadline(time.Now().Add(time.Second))
-		if _, err := c.Write([]byte("hostname")); err != nil {
+		if _, err := c.Write([]byte(question)); err != nil {
 			return err
 		}
 		buffer := make([]byte, 512)

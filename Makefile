@@ -2,9 +2,9 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
-MODULES    := api core backends backends/example backends/nftables ccm manager conformance tools
+MODULES    := api core backends backends/example backends/envoy backends/nftables ccm manager conformance tools
 BIN        := $(CURDIR)/bin
-BACKENDS   := nftables
+BACKENDS   := nftables envoy
 # The products are static, so that they run in any image and any namespace.
 GO_BUILD   := CGO_ENABLED=0 go build -o $(BIN)/
 GENERATED  := api/v1alpha1/zz_generated.deepcopy.go api/crds backends/plugin/dataplanepb
@@ -22,6 +22,7 @@ build: ## Build every binary into bin/.
 	cd manager && $(GO_BUILD) ./cmd/...
 	cd ccm && $(GO_BUILD) ./cmd/...
 	cd backends/example && $(GO_BUILD) ./cmd/...
+	cd backends/envoy && $(GO_BUILD) ./cmd/...
 	cd backends/nftables && $(GO_BUILD) ./cmd/...
 	cd conformance && $(GO_BUILD) ./cmd/...
 	cd tools && $(GO_BUILD) ./cluster/pause ./cmd/...
@@ -89,8 +90,9 @@ generate: ## Write deepcopy, CRDs and the plugin's wire code anew.
 .PHONY: golden
 golden: ## Write the expected files of the corpus and of the backends anew, and remove orphans.
 	cd backends/nftables && GOWORK=off go test -run=Golden . -golden
+	cd backends/envoy && GOWORK=off go test -run=Golden . -golden
 	cd tools && GOWORK=off go test -run=Corpus ./corecheck -golden
-	@git status --short -- tools/corecheck/corpus backends/nftables/testdata
+	@git status --short -- tools/corecheck/corpus backends/nftables/testdata backends/envoy/testdata
 
 .PHONY: fuzz
 fuzz: ## Fuzz each target for FUZZTIME (1m).
@@ -108,8 +110,9 @@ tidy: ## Tidy every module, all at the same versions.
 	@tools/tidy.sh $(MODULES)
 
 .PHONY: deps
-deps: # Install what tests and demo need of the distribution.
+deps: # Install what tests and demo need of the distribution, and Envoy.
 	@tools/install-packages.sh
+	@mkdir -p $(BIN) && ln -sf $$(tools/envoy.sh) $(BIN)/envoy
 
 .PHONY: clean
 clean: ## Remove bin/; caches under ~/.cache/kubelb stay.

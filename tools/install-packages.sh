@@ -11,6 +11,8 @@ need ip iproute2
 need curl curl
 need node nodejs
 need unshare util-linux
+need python3 python3
+python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip)
 [ ${#missing[@]} -eq 0 ] && exit 0
 echo "installing ${missing[*]} ..." >&2
 if ! command -v apt-get >/dev/null; then

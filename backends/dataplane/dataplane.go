@@ -22,17 +22,20 @@ type Feature string
 
 // The features of this version of the contract.
 const (
-	SourceRanges  Feature = "source-ranges"
-	Affinity      Feature = "affinity"
-	Weights       Feature = "weights"
-	Drain         Feature = "drain"
-	Transparent   Feature = "transparent"
-	Direct        Feature = "direct"
-	ProxyProtocol Feature = "proxy-protocol-v2"
-	Limits        Feature = "limits"
-	IdleTimeout   Feature = "idle-timeout"
-	ICMPEcho      Feature = "icmp-echo"
-	PathMTU       Feature = "path-mtu"
+	SourceRanges Feature = "source-ranges"
+	Affinity     Feature = "affinity"
+	// AffinityTimeout: a client's endpoint is remembered for as long as the frontend says, whatever joins the pool
+	// meanwhile. Without it a client keeps its endpoint while the pool stays, for ever.
+	AffinityTimeout Feature = "affinity-timeout"
+	Weights         Feature = "weights"
+	Drain           Feature = "drain"
+	Transparent     Feature = "transparent"
+	Direct          Feature = "direct"
+	ProxyProtocol   Feature = "proxy-protocol-v2"
+	Limits          Feature = "limits"
+	IdleTimeout     Feature = "idle-timeout"
+	ICMPEcho        Feature = "icmp-echo"
+	PathMTU         Feature = "path-mtu"
 	// Refusal: what is not served, or refused by an endpoint, is answered at once, with a reset before any connection or
 	// with an ICMP error. Without it a connection may be accepted and then reset, and datagrams vanish.
 	Refusal Feature = "connection-refusal"

@@ -105,7 +105,7 @@ func inFeatures() []Mutation {
 			f.AffinityTimeout = 0
 			return true
 		})},
-		{Name: "affinity-for-ever", CaughtBy: []string{"affinity"}, change: frontends(func(_ *memory, f *model.Frontend) bool {
+		{Name: "affinity-for-ever", CaughtBy: []string{"affinity-timeout"}, change: frontends(func(_ *memory, f *model.Frontend) bool {
 			f.AffinityTimeout *= 1000
 			return true
 		})},

@@ -7,7 +7,7 @@ func All() []Case {
 		udpReply(), udpFragments(), udpManyClients(),
 		manyPorts(), tcpAndUDP(), samePortOnTwoVIPs(), otherPorts(), hairpin(), emptyPool(), refusal(), unreachable(),
 
-		uniform(), weights(), poolChange(), gatewaysAgree(), affinity(), localSet(),
+		uniform(), weights(), poolChange(), gatewaysAgree(), affinity(), affinityTimeout(), localSet(),
 
 		endpointsChange(), unhealthy(), unanswered(), drain(), ownPoolChanges(), longConnections(), frontendDeleted(), vipReused(),
 		sourceRanges(), transparent(), direct(), directChanges(), directPath(), icmpEcho(), pathMTU(),

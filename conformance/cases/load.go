@@ -31,7 +31,7 @@ func (c *C) Load(network string, to netip.AddrPort) *Load {
 				return
 			default:
 			}
-			if _, err := c.Lab.B.Ask(network, to, lab.From{}); err != nil && r.err == nil {
+			if err := c.newFlow(network, to); err != nil && r.err == nil {
 				r.err = err
 			}
 			r.flows++
@@ -39,6 +39,24 @@ func (c *C) Load(network string, to netip.AddrPort) *Load {
 	}()
 	c.Cleanup(l.end)
 	return l
+}
+
+// newFlow asks once over TCP. Over UDP it asks a second time on the same flow when the first datagram, or its answer, was lost
+// together with the endpoint that had just got it, as any client of a datagram protocol does.
+func (c *C) newFlow(network string, to netip.AddrPort) error {
+	if network == "tcp" {
+		_, err := c.Lab.B.Ask(network, to, lab.From{})
+		return err
+	}
+	flow, err := c.Lab.B.Dial(network, to, lab.From{})
+	if err != nil {
+		return err
+	}
+	defer flow.Close()
+	if lab.Unanswered(flow) {
+		_, err = lab.Who(flow)
+	}
+	return err
 }
 
 func (l *Load) end() {

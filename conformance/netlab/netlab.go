@@ -12,9 +12,11 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 )
 
 // Lab is a set of namespaces.
@@ -34,7 +36,10 @@ type Namespace struct {
 const namespaceDir = "/run/netns"
 
 // New returns an empty lab whose namespaces are named prefix-process-number-name, with a number that no other lab has.
+//
+// From then on orphans become children of this process, which sees them off at the end: not every init does so.
 func New(prefix string) *Lab {
+	_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 	return &Lab{prefix: fmt.Sprintf("%s-%d-%x-", prefix, os.Getpid(), rand.Uint32())}
 }
 
@@ -60,14 +65,51 @@ func Sweep(prefix string) error {
 	return errors.Join(errs...)
 }
 
-// Close removes all namespaces of the lab, and with them their links, rules and sockets.
+// Close removes all namespaces of the lab, and with them their processes, links, rules and sockets.
 func (l *Lab) Close() error {
 	var errs []error
 	for _, ns := range l.namespaces {
-		errs = append(errs, ns.handle.Close(), netns.DeleteNamed(ns.Name))
+		errs = append(errs, ns.endProcesses(), ns.handle.Close(), netns.DeleteNamed(ns.Name))
 	}
 	l.namespaces = nil
 	return errors.Join(errs...)
+}
+
+// endProcesses kills what runs in the namespace. A backend may leave processes that outlive its plugin, and that start each
+// other again, so it looks until there are none.
+func (ns *Namespace) endProcesses() error {
+	var there unix.Stat_t
+	var ended []int
+	if err := unix.Fstat(int(ns.handle), &there); err != nil {
+		return err
+	}
+	for range 50 {
+		found, err := filepath.Glob("/proc/[0-9]*/ns/net")
+		if err != nil {
+			return err
+		}
+		running := 0
+		for _, path := range found {
+			var at unix.Stat_t
+			var pid int
+			if unix.Stat(path, &at) != nil || at.Ino != there.Ino || at.Dev != there.Dev {
+				continue
+			}
+			if _, err := fmt.Sscanf(path, "/proc/%d/", &pid); err == nil && pid != os.Getpid() {
+				running++
+				_ = unix.Kill(pid, unix.SIGKILL) // it may have ended by itself
+				ended = append(ended, pid)
+			}
+		}
+		if running == 0 {
+			for _, pid := range ended {
+				_, _ = unix.Wait4(pid, nil, 0, nil) // it is not ours, or an orphan that came to us
+			}
+			return nil
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return fmt.Errorf("processes in namespace %s do not end", ns.Name)
 }
 
 // Namespace makes a host with its loopback up and the given sysctls (net/ipv4/ip_forward=1).

@@ -63,8 +63,8 @@ type State struct {
 // trace is where a UDP flow went.
 type trace struct {
 	endpoint netip.Addr
-	// loose: it went there when the frontend had another pool, of which the endpoint was one, too. A dataplane that knows the
-	// flow but not its pool keeps it there, another one chooses again; the client is served either way.
+	// loose: since then the frontend had another pool, or the endpoint was away for a while. Whether the flow goes on with
+	// an endpoint that is there now, or is a new one, is the dataplane's affair; the client is served either way.
 	loose bool
 }
 
@@ -101,7 +101,7 @@ func (s State) Decide(f Flow) Decision {
 	if len(d.Endpoints) == 0 {
 		return Decision{Verdict: Refused}
 	}
-	if seen && !slices.Contains(d.Endpoints, known.endpoint) {
+	if seen && s.mayStay(frontend, known.endpoint) && !slices.Contains(d.Endpoints, known.endpoint) {
 		d.Endpoints = append(d.Endpoints, known.endpoint)
 	}
 	if known, ok := s.sticky[client{f.key(), f.Client.Addr()}]; ok {
@@ -161,9 +161,9 @@ func (s State) Apply(snapshot model.Snapshot) State {
 		next.frontends[f.FrontendKey] = f
 	}
 	for flow, trace := range s.datagrams {
-		before := s.frontends[flow.key()]
-		if next.carriesOn(before, flow.key(), trace.endpoint) {
-			trace.loose = trace.loose || next.frontends[flow.key()].Pool != before.Pool
+		before, now := s.frontends[flow.key()], next.frontends[flow.key()]
+		if next.isSame(before, flow.key()) {
+			trace.loose = trace.loose || now.Pool != before.Pool || !next.mayStay(now, trace.endpoint)
 			next.datagrams = with(next.datagrams, flow, trace)
 		}
 	}
@@ -176,13 +176,15 @@ func (s State) Apply(snapshot model.Snapshot) State {
 	return next
 }
 
-// carriesOn reports whether a UDP flow of the frontend may stay with its endpoint.
-func (s State) carriesOn(before model.Frontend, key model.FrontendKey, endpoint netip.Addr) bool {
+// isSame reports whether the frontend is still what it was to a flow.
+func (s State) isSame(before model.Frontend, key model.FrontendKey) bool {
 	now, served := s.frontends[key]
-	if !served || now.Owner != before.Owner || now.TargetPort != before.TargetPort || now.Forwarding != before.Forwarding {
-		return false
-	}
-	pool := s.pools[now.Pool]
+	return served && now.Owner == before.Owner && now.TargetPort == before.TargetPort && now.Forwarding == before.Forwarding
+}
+
+// mayStay reports whether a UDP flow may be with the endpoint.
+func (s State) mayStay(f model.Frontend, endpoint netip.Addr) bool {
+	pool := s.pools[f.Pool]
 	for _, e := range pool.Endpoints {
 		if e.Address == endpoint {
 			return e.State != model.Unhealthy || slices.Contains(candidates(pool), endpoint)

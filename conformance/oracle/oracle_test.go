@@ -96,6 +96,16 @@ func TestADatagramFollowsItsFlowUntilTheEndpointIsGone(t *testing.T) {
 	}
 }
 
+func TestADatagramMayGoOnWithAnEndpointThatIsBack(t *testing.T) {
+	s := New().Apply(snapshot(nil, endpoint(one, model.Active))).After(flow(model.UDP, inside, 80), one)
+	s = s.Apply(snapshot(nil, endpoint(two, model.Active)))
+	require.Equal(t, []netip.Addr{two}, s.Decide(flow(model.UDP, inside, 80)).Endpoints)
+	back := s.Apply(snapshot(nil, endpoint(one, model.Draining), endpoint(two, model.Active)))
+	require.Equal(t, []netip.Addr{two, one}, back.Decide(flow(model.UDP, inside, 80)).Endpoints)
+	gone := s.Apply(model.Snapshot{}).Apply(snapshot(nil, endpoint(one, model.Draining), endpoint(two, model.Active)))
+	require.Equal(t, []netip.Addr{two}, gone.Decide(flow(model.UDP, inside, 80)).Endpoints)
+}
+
 func TestADatagramMayStayWhenThePoolIsAnotherOneWithItsEndpoint(t *testing.T) {
 	s := New().Apply(snapshot(nil, endpoint(one, model.Active))).After(flow(model.UDP, inside, 80), one)
 	other := func(state model.EndpointState) []netip.Addr {

@@ -50,6 +50,17 @@ func ParseProtocol(s string) (Protocol, bool) {
 // MarshalText writes TCP or UDP.
 func (p Protocol) MarshalText() ([]byte, error) { return []byte(p.String()), nil }
 
+// UnmarshalText reads TCP or UDP.
+func (p *Protocol) UnmarshalText(text []byte) error {
+	for _, protocol := range []Protocol{TCP, UDP} {
+		if string(text) == protocol.String() {
+			*p = protocol
+			return nil
+		}
+	}
+	return fmt.Errorf("protocol %q is neither TCP nor UDP", text)
+}
+
 // EndpointState says which flows an endpoint may get.
 type EndpointState uint8
 
@@ -146,6 +157,17 @@ func (f Forwarding) String() string {
 
 // MarshalText writes the mode's name.
 func (f Forwarding) MarshalText() ([]byte, error) { return []byte(f.String()), nil }
+
+// UnmarshalText reads the mode's name.
+func (f *Forwarding) UnmarshalText(text []byte) error {
+	for _, mode := range []Forwarding{NAT, Transparent, Direct} {
+		if string(text) == mode.String() {
+			*f = mode
+			return nil
+		}
+	}
+	return fmt.Errorf("forwarding %q is none of nat, transparent, direct", text)
+}
 
 // FrontendKey identifies a frontend: no two may share it.
 type FrontendKey struct {

@@ -25,6 +25,7 @@ var walls = map[string][]string{
 	"api":               {},
 	"core":              {},
 	"backends":          {"core/model"},
+	"backends/envoy":    {"core/", "backends/"},
 	"backends/example":  {"core/", "backends/"},
 	"backends/nftables": {"core/", "backends/"},
 	"ccm":               {"api/", "core/"},
@@ -35,6 +36,7 @@ var walls = map[string][]string{
 
 // wallsOfTests is what only tests may import.
 var wallsOfTests = map[string][]string{
+	"backends/envoy":    {"conformance"},
 	"backends/example":  {"conformance"},
 	"backends/nftables": {"conformance"},
 }

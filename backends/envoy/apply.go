@@ -1,0 +1,215 @@
+package envoy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+
+	"kubelb.k8c.io/backends/dataplane"
+	"kubelb.k8c.io/core/model"
+)
+
+// apply is the run of one Apply.
+type apply struct {
+	*Backend
+	change     dataplane.Change
+	operations uint64
+	failed     []dataplane.RecordError
+	// touched are frontends whose resources may differ now, gone those that are no more.
+	touched, gone map[model.FrontendKey]bool
+}
+
+func newApply(b *Backend, c dataplane.Change) *apply {
+	return &apply{Backend: b, change: c, touched: map[model.FrontendKey]bool{}, gone: map[model.FrontendKey]bool{}}
+}
+
+func (a *apply) run(ctx context.Context) error {
+	was := maps.Clone(a.state.frontends)
+	a.takePools()
+	a.takeFrontends()
+	a.takeDeletes()
+	// What will be served is written down first: a process that is killed between leaves Envoy with it, or a successor that
+	// brings it there.
+	if err := a.state.save(); err != nil {
+		return err
+	}
+	if err := a.refuseFirst(); err != nil {
+		return err
+	}
+	for key := range a.touched {
+		a.state.pending[key] = true
+	}
+	refused, err := a.pushAndWait(ctx)
+	if err != nil {
+		return err
+	}
+	if len(refused) > 0 {
+		if err := a.takeBack(was, refused); err != nil {
+			return err
+		}
+	}
+	return a.open()
+}
+
+func (a *apply) fail(e dataplane.RecordError, err error) {
+	e.Message = err.Error()
+	a.failed = append(a.failed, e)
+}
+
+func (a *apply) takePools() {
+	for _, p := range a.change.UpsertPools {
+		if err := p.Validate(); err != nil {
+			a.fail(dataplane.RecordError{Pool: p.ID}, err)
+			continue
+		}
+		a.state.pools[p.ID] = p
+		for _, key := range a.state.users(p.ID) {
+			a.touched[key] = true
+		}
+		a.operations++
+	}
+}
+
+func (a *apply) takeFrontends() {
+	for _, f := range a.change.UpsertFrontends {
+		if err := a.check(f); err != nil {
+			a.fail(dataplane.RecordError{Frontend: f.FrontendKey}, err)
+			continue
+		}
+		a.state.frontends[f.FrontendKey] = f
+		a.touched[f.FrontendKey] = true
+		a.operations++
+	}
+}
+
+// check says why a frontend cannot be taken.
+func (a *apply) check(f model.Frontend) error {
+	if err := f.Validate(); err != nil {
+		return err
+	}
+	if _, ok := a.state.pools[f.Pool]; !ok {
+		return fmt.Errorf("pool %s does not exist in this dataplane", f.Pool)
+	}
+	return unsupported(f)
+}
+
+func unsupported(f model.Frontend) error {
+	switch {
+	case f.Forwarding != model.NAT:
+		return fmt.Errorf("forwarding %s is not supported by the Envoy backend; use nat", f.Forwarding)
+	case f.ProxyProtocol:
+		return errors.New("PROXY protocol is not supported by the Envoy backend yet")
+	case f.MaxConnections > 0 || f.MaxNewPerSecond > 0:
+		return errors.New("connection limits are not supported by the Envoy backend")
+	case f.IdleTimeout > 0:
+		return errors.New("idle timeouts are not supported by the Envoy backend yet")
+	}
+	return nil
+}
+
+func (a *apply) takeDeletes() {
+	for _, key := range a.change.DeleteFrontends {
+		if _, ok := a.state.frontends[key]; ok {
+			delete(a.state.frontends, key)
+			a.gone[key] = true
+			a.operations++
+		}
+		delete(a.touched, key)
+		delete(a.state.pending, key)
+	}
+	for _, id := range a.change.DeletePools {
+		if _, ok := a.state.pools[id]; ok {
+			delete(a.state.pools, id)
+			a.operations++
+		}
+	}
+}
+
+// refuseFirst shuts what is no longer served before Envoy hears of it.
+func (a *apply) refuseFirst() error {
+	if !a.serving {
+		return a.guard.install(nil)
+	}
+	var empty []guarded
+	for _, key := range sortedKeys(a.touched) {
+		if f := a.state.frontends[key]; a.state.empty(f) {
+			empty = append(empty, guarded{f, false})
+		}
+	}
+	return a.guard.change(empty, sortedKeys(a.gone))
+}
+
+// open lets through what Envoy serves now.
+func (a *apply) open() error {
+	var set []guarded
+	for _, key := range sortedKeys(a.touched) {
+		if f, ok := a.state.frontends[key]; ok {
+			set = append(set, guarded{f, !a.state.empty(f)})
+		}
+		delete(a.state.pending, key)
+	}
+	return a.guard.change(set, nil)
+}
+
+// pushAndWait gives Envoy the changes and returns why it refuses some, by name. Clusters come before their assignments,
+// which Envoy asks for only then, and before the listeners that use them.
+func (a *apply) pushAndWait(ctx context.Context) (map[string]string, error) {
+	p, err := a.push(sortedKeys(a.touched), sortedKeys(a.gone))
+	if err != nil {
+		return nil, err
+	}
+	if err := a.serve(); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	refused, err := a.xds.await(ctx, slices.Concat(p[resource.ClusterType], p[resource.ListenerType]))
+	if err != nil {
+		return nil, fmt.Errorf("%w; see %s", err, a.dir.Log())
+	}
+	var assignments []named
+	for _, n := range p[resource.EndpointType] {
+		if refused[n.name] == "" && n.version != "" {
+			assignments = append(assignments, n)
+		}
+	}
+	if _, err := a.xds.await(ctx, assignments); err != nil {
+		return nil, fmt.Errorf("%w; see %s", err, a.dir.Log())
+	}
+	var sockets []model.FrontendKey
+	for _, key := range sortedKeys(a.touched) {
+		if refused[key.String()] == "" {
+			sockets = append(sockets, key)
+		}
+	}
+	return refused, awaitSockets(ctx, sockets)
+}
+
+// takeBack returns frontends that Envoy refuses to what they were.
+func (a *apply) takeBack(was map[model.FrontendKey]model.Frontend, refused map[string]string) error {
+	var back, gone []model.FrontendKey
+	for _, key := range sortedKeys(a.touched) {
+		reason, bad := refused[key.String()]
+		if !bad {
+			continue
+		}
+		a.fail(dataplane.RecordError{Frontend: key}, errors.New(reason))
+		if old, ok := was[key]; ok {
+			a.state.frontends[key] = old
+			back = append(back, key)
+			continue
+		}
+		delete(a.state.frontends, key)
+		delete(a.state.pending, key)
+		delete(a.touched, key)
+		gone = append(gone, key)
+	}
+	if _, err := a.push(back, gone); err != nil {
+		return err
+	}
+	return a.state.save()
+}

@@ -1,0 +1,44 @@
+// Command kubelb-envoy owns an Envoy for the Envoy dataplane.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime"
+	"syscall"
+
+	"kubelb.k8c.io/backends/envoy/supervisor"
+)
+
+const usage = `kubelb-envoy starts Envoy and keeps it running. What Envoy serves comes from the Envoy dataplane's plugin, over a socket in
+the state directory; Envoy goes on serving it while the plugin is away. SIGTERM ends both.
+
+Flags:
+`
+
+func main() {
+	// Envoy is sent SIGTERM when the thread that started it ends.
+	runtime.LockOSThread()
+	set := flag.NewFlagSet("kubelb-envoy", flag.ExitOnError)
+	set.Usage = func() {
+		fmt.Fprint(set.Output(), usage)
+		set.PrintDefaults()
+	}
+	dir := set.String("state-dir", "", "the directory that it shares with the plugin: sockets, bootstrap and log (required)")
+	envoy := set.String("envoy", "envoy", "Envoy's binary, 1.30 or later")
+	_ = set.Parse(os.Args[1:]) // it exits by itself
+	if *dir == "" {
+		fmt.Fprintln(os.Stderr, "kubelb-envoy: --state-dir is empty: name the directory that the plugin uses")
+		os.Exit(2)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := supervisor.Run(ctx, supervisor.Dir(*dir), *envoy)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "kubelb-envoy:", err)
+		os.Exit(1)
+	}
+}

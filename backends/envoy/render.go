@@ -1,0 +1,44 @@
+package envoy
+
+import (
+	"context"
+	"fmt"
+
+	bootstrap "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
+	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	"sigs.k8s.io/yaml"
+
+	"kubelb.k8c.io/core/model"
+)
+
+// Render returns what Envoy would serve as a configuration file that Envoy takes as it is: what comes over xDS otherwise,
+// the endpoints included, stands in it.
+func (b *Backend) Render(_ context.Context, snapshot model.Snapshot) (string, error) {
+	snapshot = snapshot.Canonical()
+	if err := snapshot.Validate(); err != nil {
+		return "", err
+	}
+	pools := map[model.PoolID]model.Pool{}
+	for _, p := range snapshot.Pools {
+		pools[p.ID] = p
+	}
+	static := &bootstrap.Bootstrap_StaticResources{}
+	for _, f := range snapshot.Frontends {
+		if err := unsupported(f); err != nil {
+			return "", fmt.Errorf("frontend %s: %w", f.FrontendKey, err)
+		}
+		r := render(f, pools[f.Pool], nil)
+		fixed := proto.Clone(r.cluster).(*cluster.Cluster)
+		fixed.ClusterDiscoveryType, fixed.EdsClusterConfig = &cluster.Cluster_Type{Type: cluster.Cluster_STATIC}, nil
+		fixed.LoadAssignment = r.assignment
+		static.Clusters, static.Listeners = append(static.Clusters, fixed), append(static.Listeners, r.listener)
+	}
+	text, err := protojson.Marshal(&bootstrap.Bootstrap{StaticResources: static})
+	if err != nil {
+		return "", err
+	}
+	out, err := yaml.JSONToYAML(text)
+	return string(out), err
+}

@@ -1,0 +1,238 @@
+package envoy
+
+import (
+	"maps"
+	"math"
+	"net/netip"
+	"slices"
+	"time"
+
+	cncf "github.com/cncf/xds/go/xds/core/v3"
+	matcher "github.com/cncf/xds/go/xds/type/matcher/v3"
+	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	endpoint "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	filterstate "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
+	setfilterstate "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/set_filter_state/v3"
+	tcpproxy "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
+	udpproxy "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/udp/udp_proxy/v3"
+	envoytype "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"kubelb.k8c.io/core/model"
+)
+
+// What Envoy limits by default, and here does not, or says how.
+const (
+	connectTimeout     = time.Second
+	connectAttempts    = 3
+	keepaliveIdle      = 300 // seconds
+	keepaliveInterval  = 60  // seconds
+	keepaliveProbes    = 5
+	udpIdle            = time.Minute
+	bufferLimit        = 32 << 10 // bytes for each direction of a connection
+	largestDatagram    = 65535
+	unlimited          = math.MaxUint32
+	maglevSmall        = 1009 // rows of the Maglev table of a pool with up to ten endpoints
+	maglevLarge        = 65537
+	mostEndpointsSmall = 10
+)
+
+// resources are what a frontend is to Envoy. All three have the frontend's name. Endpoints, target port and pool are in the
+// load assignment only, so that none of their changes touches the listener.
+type resources struct {
+	cluster    *cluster.Cluster
+	assignment *endpoint.ClusterLoadAssignment
+	listener   *listener.Listener
+}
+
+// render makes the resources of a frontend.
+func render(f model.Frontend, p model.Pool, leaving map[netip.AddrPort]time.Time) resources {
+	name := f.FrontendKey.String()
+	return resources{cluster: renderCluster(name, f, p), assignment: renderAssignment(name, f.TargetPort, p, leaving), listener: renderListener(name, f)}
+}
+
+func renderCluster(name string, f model.Frontend, p model.Pool) *cluster.Cluster {
+	rows := uint64(maglevSmall)
+	if len(p.Endpoints) > mostEndpointsSmall {
+		rows = maglevLarge
+	}
+	everything := func(priority core.RoutingPriority) *cluster.CircuitBreakers_Thresholds {
+		return &cluster.CircuitBreakers_Thresholds{Priority: priority, MaxConnections: number(unlimited), MaxPendingRequests: number(unlimited),
+			MaxRequests: number(unlimited), MaxRetries: number(unlimited)}
+	}
+	return &cluster.Cluster{
+		Name:                 name,
+		ClusterDiscoveryType: &cluster.Cluster_Type{Type: cluster.Cluster_EDS},
+		EdsClusterConfig: &cluster.Cluster_EdsClusterConfig{ServiceName: name, EdsConfig: &core.ConfigSource{
+			ResourceApiVersion: core.ApiVersion_V3, ConfigSourceSpecifier: &core.ConfigSource_Ads{Ads: &core.AggregatedConfigSource{}}}},
+		ConnectTimeout:                durationpb.New(connectTimeout),
+		PerConnectionBufferLimitBytes: number(bufferLimit),
+		LbPolicy:                      cluster.Cluster_MAGLEV,
+		LbConfig:                      &cluster.Cluster_MaglevLbConfig_{MaglevLbConfig: &cluster.Cluster_MaglevLbConfig{TableSize: wrapperspb.UInt64(rows)}},
+		// Whom to use is decided by the hub: when all seem unhealthy, it says that all are to be used.
+		CommonLbConfig: &cluster.Cluster_CommonLbConfig{HealthyPanicThreshold: &envoytype.Percent{}},
+		CircuitBreakers: &cluster.CircuitBreakers{Thresholds: []*cluster.CircuitBreakers_Thresholds{
+			everything(core.RoutingPriority_DEFAULT), everything(core.RoutingPriority_HIGH)}},
+		UpstreamConnectionOptions: &cluster.UpstreamConnectionOptions{TcpKeepalive: keepalive()},
+	}
+}
+
+func keepalive() *core.TcpKeepalive {
+	return &core.TcpKeepalive{KeepaliveProbes: number(keepaliveProbes), KeepaliveTime: number(keepaliveIdle), KeepaliveInterval: number(keepaliveInterval)}
+}
+
+// renderAssignment puts the endpoints that get new flows first. What drains is healthy, since its flows go on, but of a
+// lower priority, so that no new one meets it. leaving are endpoints that are no more, but linger.
+func renderAssignment(name string, port uint16, p model.Pool, leaving map[netip.AddrPort]time.Time) *endpoint.ClusterLoadAssignment {
+	out := &endpoint.ClusterLoadAssignment{ClusterName: name}
+	serving := servingState(p)
+	var first, later []*endpoint.LbEndpoint
+	for _, e := range p.Endpoints {
+		lb := lbEndpoint(netip.AddrPortFrom(e.Address, port), uint32(e.Weight), core.HealthStatus_HEALTHY)
+		switch {
+		case e.State == serving:
+			first = append(first, lb)
+		case e.State == model.Unhealthy:
+			lb.HealthStatus = core.HealthStatus_UNHEALTHY
+			later = append(later, lb)
+		default:
+			later = append(later, lb)
+		}
+	}
+	for _, at := range slices.SortedFunc(maps.Keys(leaving), netip.AddrPort.Compare) {
+		later = append(later, lbEndpoint(at, 1, core.HealthStatus_UNHEALTHY))
+	}
+	for priority, endpoints := range [][]*endpoint.LbEndpoint{first, later} {
+		if len(endpoints) > 0 {
+			out.Endpoints = append(out.Endpoints, &endpoint.LocalityLbEndpoints{LbEndpoints: endpoints, Priority: uint32(min(priority, len(out.Endpoints)))})
+		}
+	}
+	return out
+}
+
+func lbEndpoint(at netip.AddrPort, weight uint32, health core.HealthStatus) *endpoint.LbEndpoint {
+	return &endpoint.LbEndpoint{
+		HostIdentifier:      &endpoint.LbEndpoint_Endpoint{Endpoint: &endpoint.Endpoint{Address: socketAddress(core.SocketAddress_TCP, at.Addr(), at.Port())}},
+		LoadBalancingWeight: number(max(weight, 1)),
+		HealthStatus:        health,
+	}
+}
+
+// servingState is the state of the endpoints that get new flows: active ones, or while there are none the unhealthy ones, or
+// while all drain those.
+func servingState(p model.Pool) model.EndpointState {
+	for _, state := range []model.EndpointState{model.Active, model.Unhealthy, model.Draining} {
+		for _, e := range p.Endpoints {
+			if e.State == state {
+				return state
+			}
+		}
+	}
+	return model.Active
+}
+
+func renderListener(name string, f model.Frontend) *listener.Listener {
+	protocol := core.SocketAddress_TCP
+	if f.Protocol == model.UDP {
+		protocol = core.SocketAddress_UDP
+	}
+	out := &listener.Listener{
+		Name:    name,
+		Address: socketAddress(protocol, f.VIP, f.Port),
+		// The VIP is on no interface: without this the kernel lets nobody bind to it, or send from it.
+		Transparent:                   wrapperspb.Bool(true),
+		PerConnectionBufferLimitBytes: number(bufferLimit),
+	}
+	if f.Protocol == model.UDP {
+		out.SocketOptions = []*core.SocketOption{fragmenting(f.VIP)}
+		out.UdpListenerConfig = &listener.UdpListenerConfig{DownstreamSocketConfig: datagrams()}
+		out.ListenerFilters = []*listener.ListenerFilter{{Name: "udp_proxy", ConfigType: &listener.ListenerFilter_TypedConfig{TypedConfig: packed(renderUDPProxy(name, f))}}}
+		return out
+	}
+	out.FilterChains = []*listener.FilterChain{{Filters: tcpFilters(name, f)}}
+	return out
+}
+
+// flowKey is the object by which a connection chooses its endpoint when its client has no affinity.
+const flowKey = "kubelb.flow"
+
+func tcpFilters(name string, f model.Frontend) []*listener.Filter {
+	proxy := &tcpproxy.TcpProxy{
+		StatPrefix:         name,
+		ClusterSpecifier:   &tcpproxy.TcpProxy_Cluster{Cluster: name},
+		IdleTimeout:        durationpb.New(f.IdleTimeout),
+		MaxConnectAttempts: number(connectAttempts),
+	}
+	if f.AffinityTimeout > 0 {
+		proxy.HashPolicy = []*envoytype.HashPolicy{{PolicySpecifier: &envoytype.HashPolicy_SourceIp_{SourceIp: &envoytype.HashPolicy_SourceIp{}}}}
+		return []*listener.Filter{filter("tcp_proxy", proxy)}
+	}
+	proxy.HashPolicy = []*envoytype.HashPolicy{{PolicySpecifier: &envoytype.HashPolicy_FilterState_{FilterState: &envoytype.HashPolicy_FilterState{Key: flowKey}}}}
+	flow := &setfilterstate.Config{OnNewConnection: []*filterstate.FilterStateValue{{
+		Key:        &filterstate.FilterStateValue_ObjectKey{ObjectKey: flowKey},
+		FactoryKey: "envoy.hashable_string",
+		Value: &filterstate.FilterStateValue_FormatString{FormatString: &core.SubstitutionFormatString{
+			Format: &core.SubstitutionFormatString_TextFormatSource{TextFormatSource: &core.DataSource{
+				Specifier: &core.DataSource_InlineString{InlineString: "%DOWNSTREAM_REMOTE_ADDRESS%"}}}}},
+	}}}
+	return []*listener.Filter{filter("set_filter_state", flow), filter("tcp_proxy", proxy)}
+}
+
+func filter(name string, config proto.Message) *listener.Filter {
+	return &listener.Filter{Name: name, ConfigType: &listener.Filter_TypedConfig{TypedConfig: packed(config)}}
+}
+
+func renderUDPProxy(name string, f model.Frontend) *udpproxy.UdpProxyConfig {
+	idle := f.IdleTimeout
+	if idle == 0 {
+		idle = udpIdle
+	}
+	out := &udpproxy.UdpProxyConfig{
+		StatPrefix: name,
+		RouteSpecifier: &udpproxy.UdpProxyConfig_Matcher{Matcher: &matcher.Matcher{OnNoMatch: &matcher.Matcher_OnMatch{
+			OnMatch: &matcher.Matcher_OnMatch_Action{Action: &cncf.TypedExtensionConfig{Name: "route", TypedConfig: packed(&udpproxy.Route{Cluster: name})}}}}},
+		IdleTimeout:          durationpb.New(idle),
+		UpstreamSocketConfig: datagrams(),
+	}
+	if f.AffinityTimeout > 0 {
+		out.HashPolicies = []*udpproxy.UdpProxyConfig_HashPolicy{{PolicySpecifier: &udpproxy.UdpProxyConfig_HashPolicy_SourceIp{SourceIp: true}}}
+	}
+	return out
+}
+
+// fragmenting lets the kernel fragment answers that are larger than the path: Envoy forbids it for listeners (for QUIC).
+func fragmenting(vip netip.Addr) *core.SocketOption {
+	out := &core.SocketOption{Description: "IPV6_MTU_DISCOVER", Level: unix.IPPROTO_IPV6, Name: unix.IPV6_MTU_DISCOVER, State: core.SocketOption_STATE_BOUND,
+		Value: &core.SocketOption_IntValue{IntValue: unix.IPV6_PMTUDISC_WANT}}
+	if vip.Is4() {
+		out.Description, out.Level, out.Name = "IP_MTU_DISCOVER", unix.IPPROTO_IP, unix.IP_MTU_DISCOVER
+		out.Value = &core.SocketOption_IntValue{IntValue: unix.IP_PMTUDISC_WANT}
+	}
+	return out
+}
+
+func datagrams() *core.UdpSocketConfig {
+	return &core.UdpSocketConfig{MaxRxDatagramSize: wrapperspb.UInt64(largestDatagram), PreferGro: wrapperspb.Bool(false)}
+}
+
+func socketAddress(protocol core.SocketAddress_Protocol, address netip.Addr, port uint16) *core.Address {
+	return &core.Address{Address: &core.Address_SocketAddress{SocketAddress: &core.SocketAddress{
+		Protocol: protocol, Address: address.String(), PortSpecifier: &core.SocketAddress_PortValue{PortValue: uint32(port)}}}}
+}
+
+func number(n uint32) *wrapperspb.UInt32Value { return wrapperspb.UInt32(n) }
+
+// packed is the message as a typed extension. Marshalling is deterministic, so that what did not change stays the same.
+func packed(m proto.Message) *anypb.Any {
+	var out anypb.Any
+	if err := anypb.MarshalFrom(&out, m, proto.MarshalOptions{Deterministic: true}); err != nil {
+		panic(err) // a message of this package that is not valid UTF-8
+	}
+	return &out
+}

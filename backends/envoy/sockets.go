@@ -1,0 +1,88 @@
+package envoy
+
+import (
+	"bufio"
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"kubelb.k8c.io/core/model"
+)
+
+// tcpListen is the state of a socket that takes connections, as /proc/net/tcp writes it (TCP_LISTEN, tcp_states.h).
+const tcpListen = "0A"
+
+// awaitSockets returns when there is a socket for each of the TCP frontends. Envoy says that it has taken a listener before
+// its threads listen, and until then the kernel refuses connections.
+func awaitSockets(ctx context.Context, want []model.FrontendKey) error {
+	missing := slices.DeleteFunc(slices.Clone(want), func(k model.FrontendKey) bool { return k.Protocol != model.TCP })
+	for len(missing) > 0 {
+		listening, err := listeningSockets()
+		if err != nil {
+			return err
+		}
+		missing = slices.DeleteFunc(missing, func(k model.FrontendKey) bool { return listening[netip.AddrPortFrom(k.VIP, k.Port)] })
+		if len(missing) == 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("Envoy does not listen for %d frontends, the first of them %s", len(missing), missing[0])
+		case <-time.After(2 * time.Millisecond):
+		}
+	}
+	return nil
+}
+
+func listeningSockets() (map[netip.AddrPort]bool, error) {
+	out := map[netip.AddrPort]bool{}
+	for _, path := range []string{"/proc/self/net/tcp", "/proc/self/net/tcp6"} {
+		f, err := os.Open(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // a kernel without that family
+		}
+		if err != nil {
+			return nil, err
+		}
+		lines := bufio.NewScanner(f)
+		for lines.Scan() {
+			fields := strings.Fields(lines.Text())
+			if len(fields) > 3 && fields[3] == tcpListen {
+				if at, err := parseProcAddress(fields[1]); err == nil {
+					out[at] = true
+				}
+			}
+		}
+		if err := errors.Join(lines.Err(), f.Close()); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// parseProcAddress reads 0100007F:0050: the address in words of four bytes in the host's order (here little-endian), and the
+// port.
+func parseProcAddress(text string) (netip.AddrPort, error) {
+	address, port, _ := strings.Cut(text, ":")
+	bytes, err := hex.DecodeString(address)
+	if err != nil || len(bytes)%4 != 0 {
+		return netip.AddrPort{}, fmt.Errorf("address %q: %w", text, err)
+	}
+	for word := range slices.Chunk(bytes, 4) {
+		slices.Reverse(word)
+	}
+	ip, ok := netip.AddrFromSlice(bytes)
+	n, err := strconv.ParseUint(port, 16, 16)
+	if !ok || err != nil {
+		return netip.AddrPort{}, fmt.Errorf("address %q", text)
+	}
+	return netip.AddrPortFrom(ip, uint16(n)), nil
+}

@@ -1,0 +1,144 @@
+package envoy
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"kubelb.k8c.io/backends/dataplane"
+	"kubelb.k8c.io/core/model"
+)
+
+// Stats reads, from Envoy's admin socket, the connections and UDP sessions of frontends and the connections of endpoints.
+func (b *Backend) Stats(ctx context.Context) (dataplane.Stats, error) {
+	stats := dataplane.Stats{Frontends: map[model.FrontendKey]dataplane.Counter{}, Endpoints: map[dataplane.EndpointKey]dataplane.Counter{}, Drops: map[string]uint64{}}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	byName := map[string]model.Frontend{}
+	for key, f := range b.state.frontends {
+		byName[statName(key)] = f
+	}
+	text, err := b.ask(ctx, "/stats?filter=downstream_(cx|sess)_total")
+	if err != nil {
+		return stats, err
+	}
+	defer text.Close()
+	for name, value := range statLines(text) {
+		if f, ok := byName[name]; ok {
+			stats.Frontends[f.FrontendKey] = dataplane.Counter{Connections: value}
+		}
+	}
+	return stats, b.endpointStats(ctx, stats.Endpoints)
+}
+
+// statName is the frontend's name as Envoy writes it in statistics.
+func statName(k model.FrontendKey) string { return strings.ReplaceAll(k.String(), ":", "_") }
+
+// statLines reads lines such as tcp.TCP 203.0.113.1_80.downstream_cx_total: 7, and yields the name in the middle.
+func statLines(text io.Reader) map[string]uint64 {
+	out := map[string]uint64{}
+	lines := bufio.NewScanner(text)
+	for lines.Scan() {
+		name, number, ok := strings.Cut(lines.Text(), ": ")
+		value, err := strconv.ParseUint(number, 10, 64)
+		if !ok || err != nil {
+			continue
+		}
+		_, name, _ = strings.Cut(name, ".")
+		if i := strings.LastIndex(name, "."); i > 0 {
+			out[name[:i]] = value
+		}
+	}
+	return out
+}
+
+// clusters is what Envoy says of its clusters, as far as it is read here.
+type clusters struct {
+	ClusterStatuses []struct {
+		Name         string `json:"name"`
+		HostStatuses []struct {
+			Address struct {
+				SocketAddress struct {
+					Address string `json:"address"`
+				} `json:"socket_address"`
+			} `json:"address"`
+			Stats []struct {
+				Name  string `json:"name"`
+				Value string `json:"value"`
+			} `json:"stats"`
+		} `json:"host_statuses"`
+	} `json:"cluster_statuses"`
+}
+
+func (b *Backend) endpointStats(ctx context.Context, into map[dataplane.EndpointKey]dataplane.Counter) error {
+	text, err := b.ask(ctx, "/clusters?format=json")
+	if err != nil {
+		return err
+	}
+	defer text.Close()
+	var all clusters
+	if err := json.NewDecoder(text).Decode(&all); err != nil {
+		return fmt.Errorf("Envoy's clusters: %w", err)
+	}
+	frontends := map[string]model.Frontend{}
+	for key, f := range b.state.frontends {
+		frontends[key.String()] = f
+	}
+	for _, c := range all.ClusterStatuses {
+		f, ok := frontends[c.Name]
+		if !ok {
+			continue
+		}
+		for _, host := range c.HostStatuses {
+			id, known := endpointAt(b.state.pools[f.Pool], host.Address.SocketAddress.Address)
+			for _, s := range host.Stats {
+				if n, err := strconv.ParseUint(s.Value, 10, 64); err == nil && known && s.Name == "cx_total" {
+					key := dataplane.EndpointKey{Pool: f.Pool, Endpoint: id}
+					into[key] = dataplane.Counter{Connections: into[key].Connections + n}
+				}
+			}
+		}
+	}
+	return nil
+}
+
+func endpointAt(p model.Pool, text string) (string, bool) {
+	address, err := netip.ParseAddr(text)
+	if err != nil {
+		return "", false
+	}
+	for _, e := range p.Endpoints {
+		if e.Address == address {
+			return e.ID, true
+		}
+	}
+	return "", false
+}
+
+// ask gets a page of Envoy's admin interface.
+func (b *Backend) ask(ctx context.Context, path string) (io.ReadCloser, error) {
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", b.dir.Admin())
+	}}}
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://envoy"+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	response, err := client.Do(request)
+	if err != nil {
+		return nil, fmt.Errorf("ask Envoy: %w", err)
+	}
+	if response.StatusCode != http.StatusOK {
+		response.Body.Close()
+		return nil, fmt.Errorf("ask Envoy for %s: %s", path, response.Status)
+	}
+	return response.Body, nil
+}

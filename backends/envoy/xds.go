@@ -1,0 +1,228 @@
+package envoy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"github.com/envoyproxy/go-control-plane/pkg/cache/types"
+	"github.com/envoyproxy/go-control-plane/pkg/cache/v3"
+	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+	"github.com/envoyproxy/go-control-plane/pkg/server/v3"
+	"google.golang.org/grpc"
+)
+
+// xds serves resources to one Envoy over a Unix socket, and knows what Envoy made of them.
+type xds struct {
+	caches map[string]*cache.LinearCache
+	server *grpc.Server
+	done   chan struct{}
+
+	mu sync.Mutex
+	// changed is closed and replaced whenever what follows changes.
+	changed chan struct{}
+	streams map[int64]bool
+	sent    map[response][]named
+	taken   map[string]map[string]outcome // by type and name
+}
+
+// response identifies an answer that Envoy will accept or refuse.
+type response struct {
+	stream int64
+	nonce  string
+}
+
+// named is a resource in a version; an empty one is a resource that is gone.
+type named struct{ kind, name, version string }
+
+// outcome is what Envoy made of a resource.
+type outcome struct {
+	version string
+	refused string // Envoy's reason
+}
+
+var kinds = []string{resource.ClusterType, resource.EndpointType, resource.ListenerType}
+
+func newXDS() *xds {
+	x := &xds{caches: map[string]*cache.LinearCache{}, done: make(chan struct{}), changed: make(chan struct{}), streams: map[int64]bool{}, sent: map[response][]named{}, taken: map[string]map[string]outcome{}}
+	for _, kind := range kinds {
+		x.caches[kind] = cache.NewLinearCache(kind)
+		x.taken[kind] = map[string]outcome{}
+	}
+	return x
+}
+
+// serve listens at the path. Before it is called nothing is served: a plugin that knows nothing yet would take everything
+// away from an Envoy that runs.
+func (x *xds) serve(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	listener, err := net.Listen("unix", path)
+	if err != nil {
+		return fmt.Errorf("serve Envoy: %w", err)
+	}
+	mux := &cache.MuxCache{ClassifyDelta: func(r *cache.DeltaRequest) string { return r.GetTypeUrl() }, Caches: map[string]cache.Cache{}}
+	for kind, c := range x.caches {
+		mux.Caches[kind] = c
+	}
+	x.server = grpc.NewServer(grpc.MaxConcurrentStreams(16))
+	discovery.RegisterAggregatedDiscoveryServiceServer(x.server, server.NewServer(context.Background(), mux, callbacks{x}))
+	go func() {
+		defer close(x.done)
+		_ = x.server.Serve(listener) // it ends when close stops the server
+	}()
+	return nil
+}
+
+func (x *xds) close() {
+	if x.server != nil {
+		x.server.Stop()
+		<-x.done
+	}
+}
+
+// update changes resources of a kind and returns what Envoy is to take.
+func (x *xds) update(kind string, changed map[string]types.Resource, gone []string) ([]named, error) {
+	var want []named
+	for _, name := range slices.Sorted(maps.Keys(changed)) {
+		bytes, err := cache.MarshalResource(changed[name])
+		if err != nil {
+			return nil, err
+		}
+		want = append(want, named{kind, name, cache.HashResource(bytes)})
+	}
+	for _, name := range gone {
+		want = append(want, named{kind, name, ""})
+	}
+	return want, x.caches[kind].UpdateResources(changed, gone)
+}
+
+// await returns when Envoy has taken or refused all, with its reasons by name.
+func (x *xds) await(ctx context.Context, want []named) (map[string]string, error) {
+	refused := map[string]string{}
+	for {
+		x.mu.Lock()
+		changed, missing := x.changed, 0
+		for _, w := range want {
+			got, known := x.taken[w.kind][w.name]
+			switch {
+			case w.version == "" && !known, known && got.version == w.version && got.refused == "":
+			case known && got.version == w.version:
+				refused[w.name] = got.refused
+			default:
+				missing++
+			}
+		}
+		connected := len(x.streams) > 0
+		x.mu.Unlock()
+		if missing == 0 {
+			return refused, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			if !connected {
+				return refused, errors.New("Envoy is not connected")
+			}
+			return refused, fmt.Errorf("Envoy has not answered for %d of %d resources", missing, len(want))
+		}
+	}
+}
+
+func (x *xds) note(f func()) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	f()
+	close(x.changed)
+	x.changed = make(chan struct{})
+}
+
+// callbacks are called by the server for each stream.
+type callbacks struct{ *xds }
+
+var _ server.Callbacks = callbacks{}
+
+func (c callbacks) OnDeltaStreamOpen(_ context.Context, id int64, _ string) error {
+	c.note(func() { c.streams[id] = true })
+	return nil
+}
+
+func (c callbacks) OnDeltaStreamClosed(id int64, _ *core.Node) {
+	c.note(func() {
+		delete(c.streams, id)
+		maps.DeleteFunc(c.sent, func(r response, _ []named) bool { return r.stream == id })
+	})
+}
+
+func (c callbacks) OnStreamDeltaResponse(id int64, _ *discovery.DeltaDiscoveryRequest, r *discovery.DeltaDiscoveryResponse) {
+	var names []named
+	for _, res := range r.Resources {
+		names = append(names, named{r.TypeUrl, res.Name, res.Version})
+	}
+	for _, name := range r.RemovedResources {
+		names = append(names, named{r.TypeUrl, name, ""})
+	}
+	c.note(func() { c.sent[response{id, r.Nonce}] = names })
+}
+
+func (c callbacks) OnStreamDeltaRequest(id int64, r *discovery.DeltaDiscoveryRequest) error {
+	c.note(func() {
+		// What Envoy holds when it connects again is not sent again.
+		for name, version := range r.InitialResourceVersions {
+			c.taken[r.TypeUrl][name] = outcome{version: version}
+		}
+		answered := response{id, r.ResponseNonce}
+		for _, n := range c.sent[answered] {
+			o := outcome{version: n.version}
+			if r.ErrorDetail != nil {
+				o.refused = reasonFor(n.name, r.ErrorDetail.Message)
+			}
+			if n.version == "" && o.refused == "" {
+				delete(c.taken[n.kind], n.name)
+				continue
+			}
+			c.taken[n.kind][n.name] = o
+		}
+		delete(c.sent, answered)
+	})
+	return nil
+}
+
+// reasonFor takes from the message about a whole response what it says of one resource: Envoy takes the good ones of a
+// response and names the others. Nothing means that this one was taken.
+func reasonFor(name, message string) string {
+	for line := range strings.SplitSeq(message, "\n") {
+		if strings.Contains(line, name+":") {
+			return strings.TrimSpace(line)
+		}
+	}
+	return ""
+}
+
+// patience is how long Envoy may take to connect and to answer for a change.
+const patience = 15 * time.Second
+
+// The rest of the interface is for other kinds of streams, which nobody opens.
+func (callbacks) OnStreamOpen(context.Context, int64, string) error {
+	return errors.New("only delta streams are served")
+}
+func (callbacks) OnStreamClosed(int64, *core.Node) {}
+func (callbacks) OnStreamRequest(int64, *discovery.DiscoveryRequest) error {
+	return errors.New("only delta streams are served")
+}
+func (callbacks) OnStreamResponse(context.Context, int64, *discovery.DiscoveryRequest, *discovery.DiscoveryResponse) {
+}
+func (callbacks) OnFetchRequest(context.Context, *discovery.DiscoveryRequest) error {
+	return errors.New("only delta streams are served")
+}
+func (callbacks) OnFetchResponse(*discovery.DiscoveryRequest, *discovery.DiscoveryResponse) {}

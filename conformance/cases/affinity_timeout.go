@@ -1,0 +1,47 @@
+package cases
+
+import (
+	"time"
+
+	"kubelb.k8c.io/backends/dataplane"
+	"kubelb.k8c.io/core/model"
+)
+
+func affinityTimeout() Case {
+	return Case{
+		Name:  "affinity-timeout",
+		Shows: "a client keeps its endpoint, whatever joins the pool, until the timeout has passed without a new flow or the endpoint is gone",
+		Needs: []dataplane.Feature{dataplane.Affinity, dataplane.AffinityTimeout},
+		Run: func(c *C) {
+			c.Serve(30080)
+			sticky := c.stickyFrontends(2 * time.Second)
+			// Which endpoint the client's address meets by itself is the backend's choice; it shall have to leave that.
+			c.Apply([]model.Pool{c.Pool("all", 0, 1, 2, 3)}, sticky...)
+			byHash := c.only(c.Ask(5, "tcp", c.At(1, 80)))
+			other := (byHash + 1) % 4
+			for _, network := range networks {
+				time.Sleep(3 * time.Second)
+				c.Apply([]model.Pool{c.Pool("all", other)}, sticky...)
+				c.Equal(other, c.only(c.Ask(5, network, c.At(1, 80))))
+				c.Apply([]model.Pool{c.Pool("all", 0, 1, 2, 3)}, sticky...)
+				for range 4 {
+					time.Sleep(time.Second)
+					c.Equal(other, c.only(c.Ask(5, network, c.At(1, 80))), "%s: each new flow begins the timeout anew", network)
+				}
+				time.Sleep(3 * time.Second)
+				c.NotEqual(other, c.only(c.Ask(5, network, c.At(1, 80))), "%s: the timeout has passed", network)
+			}
+		},
+	}
+}
+
+// stickyFrontends are a TCP and a UDP frontend with affinity.
+func (c *C) stickyFrontends(timeout time.Duration) []model.Frontend {
+	var sticky []model.Frontend
+	for _, protocol := range []model.Protocol{model.TCP, model.UDP} {
+		f := c.Frontend(protocol, 1, 80, 30080, "all")
+		f.AffinityTimeout = timeout
+		sticky = append(sticky, f)
+	}
+	return sticky
+}

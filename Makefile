@@ -112,7 +112,7 @@ tidy: ## Tidy every module, all at the same versions.
 .PHONY: deps
 deps: # Install what tests and demo need of the distribution, and Envoy.
 	@tools/install-packages.sh
-	@mkdir -p $(BIN) && ln -sf $$(tools/envoy.sh) $(BIN)/envoy
+	@mkdir -p $(BIN)/next && envoy=$$(tools/envoy.sh) && ln -sf $$envoy $(BIN)/envoy && ln -sf $$envoy $(BIN)/next/envoy
 
 .PHONY: clean
 clean: ## Remove bin/; caches under ~/.cache/kubelb stay.

@@ -123,11 +123,22 @@ func Matrix(reports []Report) string {
 	for _, f := range features {
 		cells := []string{string(f)}
 		for _, r := range reports {
-			cells = append(cells, cell(r, func(run Run) bool { return slices.Contains(run.Needs, f) }))
+			cells = append(cells, featureCell(r, f))
 		}
 		row(cells...)
 	}
 	return b.String()
+}
+
+// featureCell counts the cases that need the feature and nothing else that the backend lacks.
+func featureCell(r Report, f dataplane.Feature) string {
+	declared := func(need dataplane.Feature) bool { return slices.Contains(r.Backend.Features, need) }
+	if !declared(f) {
+		return "no"
+	}
+	return cell(r, func(run Run) bool {
+		return slices.Contains(run.Needs, f) && !slices.ContainsFunc(run.Needs, func(need dataplane.Feature) bool { return !declared(need) })
+	})
 }
 
 func cell(r Report, match func(Run) bool) string {

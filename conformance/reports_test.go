@@ -94,9 +94,14 @@ func brokenTable() string {
 
 func TestTheMatrixTellsUnsupportedAndFailedApart(t *testing.T) {
 	run := func(name string, outcome Outcome) Run { return Run{Case: name, Profile: "core", Outcome: outcome} }
-	weights := Run{Case: "weights", Profile: "extended", Needs: []dataplane.Feature{"weights"}, Outcome: Unsupported}
-	good, bad := Report{Backend: Backend{Name: "good"}, Runs: []Run{run("a", Passed), run("b", Passed), weights}}, Report{Backend: Backend{Name: "bad"}, Runs: []Run{run("a", Passed), run("b", Failed)}}
+	needs := func(name string, outcome Outcome, features ...dataplane.Feature) Run {
+		return Run{Case: name, Profile: "extended", Needs: features, Outcome: outcome}
+	}
+	good := Report{Backend: Backend{Name: "good", Features: []dataplane.Feature{dataplane.Drain}}, Runs: []Run{run("a", Passed), run("b", Passed),
+		needs("weights", Unsupported, dataplane.Weights), needs("drain", Passed, dataplane.Drain), needs("direct-drain", Unsupported, dataplane.Drain, dataplane.Direct)}}
+	bad := Report{Backend: Backend{Name: "bad", Features: []dataplane.Feature{dataplane.Weights}}, Runs: []Run{run("a", Passed), run("b", Failed)}}
 	text := Matrix([]Report{good, bad})
 	require.Contains(t, text, "| core | yes (2) | **fails** |")
 	require.Contains(t, text, "| weights | no | not judged |")
+	require.Contains(t, text, "| drain | yes (1) | no |", "a case that needs more counts for nothing")
 }

@@ -210,8 +210,15 @@ func (r *serviceReconciler) push(ctx context.Context, service *corev1.Service, w
 	for key, value := range wished.Labels {
 		labelled = labelled && current.Labels[key] == value
 	}
-	if labelled && equality.Semantic.DeepEqual(current.Spec, wished.Spec) {
+	// The one annotation of ours has no field; those of others stay.
+	proxy := wished.Annotations[v1alpha1.AnnotationProxyProtocol]
+	annotated := current.Annotations[v1alpha1.AnnotationProxyProtocol] == proxy
+	if labelled && annotated && equality.Semantic.DeepEqual(current.Spec, wished.Spec) {
 		return &current, nil
+	}
+	metav1.SetMetaDataAnnotation(&current.ObjectMeta, v1alpha1.AnnotationProxyProtocol, proxy)
+	if proxy == "" {
+		delete(current.Annotations, v1alpha1.AnnotationProxyProtocol)
 	}
 	current.Spec = wished.Spec
 	if current.Labels == nil {

@@ -39,6 +39,10 @@ const (
 	AnnotationForwarding          = "kubelb.k8c.io/forwarding"
 )
 
+// AnnotationProxyProtocol asks, on a Service or a LoadBalancer, for a PROXY protocol header of version 2 ("v2") before the
+// first byte of each TCP connection to a node. There is no field for it.
+const AnnotationProxyProtocol = "kubelb.k8c.io/proxy-protocol"
+
 // Condition types of a LoadBalancer, in the order in which they come true.
 const (
 	ConditionAccepted         = "Accepted"

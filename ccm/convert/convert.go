@@ -22,7 +22,7 @@ func Service(s *corev1.Service) translate.Service {
 		SourceRanges: s.Spec.LoadBalancerSourceRanges, SourceRangeAnnotation: s.Annotations[corev1.AnnotationLoadBalancerSourceRangesKey],
 		HealthCheckNodePort: s.Spec.HealthCheckNodePort,
 		LoadBalancerIP:      s.Spec.LoadBalancerIP, RequestedAnnotation: s.Annotations[v1alpha1.AnnotationRequestedAddresses],
-		Forwarding: s.Annotations[v1alpha1.AnnotationForwarding],
+		Forwarding: s.Annotations[v1alpha1.AnnotationForwarding], ProxyProtocol: s.Annotations[v1alpha1.AnnotationProxyProtocol],
 	}
 	if c := s.Spec.SessionAffinityConfig; c != nil && c.ClientIP != nil && c.ClientIP.TimeoutSeconds != nil {
 		out.AffinitySeconds = *c.ClientIP.TimeoutSeconds
@@ -106,6 +106,9 @@ func LoadBalancer(lb translate.LoadBalancer) *v1alpha1.LoadBalancer {
 	if lb.Local != nil {
 		local := Addresses(*lb.Local)
 		endpoints.LocalAddresses = &local
+	}
+	if lb.ProxyProtocol != "" {
+		out.Annotations = map[string]string{v1alpha1.AnnotationProxyProtocol: lb.ProxyProtocol}
 	}
 	for i, p := range lb.Ports {
 		target := lb.EndpointPorts[i]

@@ -85,7 +85,7 @@ func read(lb *LoadBalancer, tenant *Tenant, found bool, fence Fence) *translatio
 		t.problems = append(t.problems, Problem{Reason: ReasonNoLocalEndpoints, Field: "spec.endpoints[0].localAddresses", Partial: true,
 			Message: "externalTrafficPolicy is Local and no node has a ready endpoint, so connections are refused"})
 	}
-	if lb.LocalOnly && t.forwarding() == model.NAT {
+	if lb.LocalOnly && t.forwarding() == model.NAT && lb.ProxyProtocol == "" {
 		t.problems = append(t.problems, Problem{Reason: ReasonClientAddressNotKept, Field: "spec.externalTrafficPolicy", Partial: true,
 			Message: "externalTrafficPolicy is Local, but with forwarding nat the nodes see the gateway's address, not the client's"})
 	}
@@ -227,6 +227,17 @@ func (t *translation) checkWords() {
 	}
 	known(ReasonInvalidFamilyPolicy, "spec.ipFamilyPolicy", string(t.lb.FamilyPolicy), string(ipam.SingleStack), string(ipam.PreferDualStack), string(ipam.RequireDualStack))
 	known(ReasonInvalidForwarding, "spec.forwarding", t.lb.Forwarding, forwardings...)
+	if t.lb.ProxyProtocol != "" && t.lb.ProxyProtocol != ProxyProtocolV2 {
+		t.problems = append(t.problems, invalidProxyProtocol(t.lb.ProxyProtocol))
+	}
+}
+
+// ProxyProtocolV2 is the only version of the PROXY protocol that is sent: the binary one.
+const ProxyProtocolV2 = "v2"
+
+func invalidProxyProtocol(word string) Problem {
+	field := "metadata.annotations." + AnnotationProxyProtocol
+	return Problem{Reason: ReasonInvalidProxyProtocol, Field: field, Message: fmt.Sprintf("%s is %q: use %s, or remove it", field, word, ProxyProtocolV2)}
 }
 
 // forwardings are the modes' names.

@@ -47,6 +47,8 @@ type LoadBalancer struct {
 	HealthCheckNodePort int32 `json:"healthCheckNodePort,omitempty"`
 	// Forwarding is nat, transparent, direct or empty (the hub chooses).
 	Forwarding string `json:"forwarding,omitempty"`
+	// ProxyProtocol is v2, or empty: whether the nodes learn the client's address by that header, which TCP ports get.
+	ProxyProtocol string `json:"proxyProtocol,omitempty"`
 	// Malformed are problems that were found when the object was read, such as an annotation that says nothing.
 	Malformed []Problem `json:"malformed,omitempty"`
 	// VIPs are the addresses on record for it, in status.
@@ -121,26 +123,27 @@ type Problem struct {
 
 // Reasons of problems.
 const (
-	ReasonNotLoadBalancer     = "NotLoadBalancer"
-	ReasonTenantNotFound      = "TenantNotFound"
-	ReasonTenantDisabled      = "TenantDisabled"
-	ReasonNoPorts             = "NoPorts"
-	ReasonInvalidAddress      = "InvalidAddress"
-	ReasonInvalidPort         = "InvalidPort"
-	ReasonUnsupportedProtocol = "UnsupportedProtocol"
-	ReasonDuplicatePort       = "DuplicatePort"
-	ReasonPortsMismatch       = "PortsMismatch"
-	ReasonNoNodePort          = "NoNodePort"
-	ReasonReferenceNotAllowed = "ReferenceNotAllowed"
-	ReasonAddressesNotFound   = "AddressesNotFound"
-	ReasonEndpointRefused     = "EndpointRefused"
-	ReasonInvalidSourceRange  = "InvalidSourceRange"
-	ReasonInvalidFamilyPolicy = "InvalidFamilyPolicy"
-	ReasonInvalidForwarding   = "InvalidForwarding"
-	ReasonInvalidAffinity     = "InvalidAffinity"
-	ReasonConflict            = "FrontendConflict"
-	ReasonNoLocalEndpoints    = "NoLocalEndpoints"
-	ReasonNoNodes             = "NoNodes"
+	ReasonNotLoadBalancer      = "NotLoadBalancer"
+	ReasonTenantNotFound       = "TenantNotFound"
+	ReasonTenantDisabled       = "TenantDisabled"
+	ReasonNoPorts              = "NoPorts"
+	ReasonInvalidAddress       = "InvalidAddress"
+	ReasonInvalidPort          = "InvalidPort"
+	ReasonUnsupportedProtocol  = "UnsupportedProtocol"
+	ReasonDuplicatePort        = "DuplicatePort"
+	ReasonPortsMismatch        = "PortsMismatch"
+	ReasonNoNodePort           = "NoNodePort"
+	ReasonReferenceNotAllowed  = "ReferenceNotAllowed"
+	ReasonAddressesNotFound    = "AddressesNotFound"
+	ReasonEndpointRefused      = "EndpointRefused"
+	ReasonInvalidSourceRange   = "InvalidSourceRange"
+	ReasonInvalidFamilyPolicy  = "InvalidFamilyPolicy"
+	ReasonInvalidForwarding    = "InvalidForwarding"
+	ReasonInvalidProxyProtocol = "InvalidProxyProtocol"
+	ReasonInvalidAffinity      = "InvalidAffinity"
+	ReasonConflict             = "FrontendConflict"
+	ReasonNoLocalEndpoints     = "NoLocalEndpoints"
+	ReasonNoNodes              = "NoNodes"
 	// ReasonClientAddressNotKept is partial: traffic flows, from another source address than the policy lets expect.
 	ReasonClientAddressNotKept = "ClientAddressNotKept"
 )

@@ -33,6 +33,7 @@ type Service struct {
 	RequestedAnnotation   string `json:"requestedAnnotation,omitempty"`
 	HealthCheckNodePort   int32  `json:"healthCheckNodePort,omitempty"`
 	Forwarding            string `json:"forwarding,omitempty"`
+	ProxyProtocol         string `json:"proxyProtocol,omitempty"`
 	SourceRangeAnnotation string `json:"sourceRangeAnnotation,omitempty"`
 }
 
@@ -78,6 +79,7 @@ const Class = "kubelb"
 // Annotations of a Service that translation reads.
 const (
 	AnnotationForwarding         = "kubelb.k8c.io/forwarding"
+	AnnotationProxyProtocol      = "kubelb.k8c.io/proxy-protocol"
 	AnnotationRequestedAddresses = "kubelb.k8c.io/requested-addresses"
 )
 
@@ -177,7 +179,7 @@ func Wish(s Service, nodes map[string]Node, slicesOfService []Slice, addressType
 		Affinity:  s.Affinity, AffinitySeconds: s.AffinitySeconds,
 		SourceRanges: sourceRangesOf(s),
 		Families:     s.Families, FamilyPolicy: familyPolicy(s),
-		Forwarding: s.Forwarding,
+		Forwarding: s.Forwarding, ProxyProtocol: s.ProxyProtocol,
 	}
 	var problems []Problem
 	if s.Headless {
@@ -200,6 +202,9 @@ func Wish(s Service, nodes map[string]Node, slicesOfService []Slice, addressType
 	if s.Forwarding != "" && !slices.Contains(forwardings, s.Forwarding) {
 		field := "metadata.annotations." + AnnotationForwarding
 		return lb, []Problem{{Reason: ReasonInvalidForwarding, Field: field, Message: fmt.Sprintf("%s is %q: use one of %s", field, s.Forwarding, strings.Join(forwardings, ", "))}}
+	}
+	if s.ProxyProtocol != "" && s.ProxyProtocol != ProxyProtocolV2 {
+		return lb, []Problem{invalidProxyProtocol(s.ProxyProtocol)}
 	}
 	if s.LocalOnly {
 		local := NodeAddresses(localNodes(nodes, slicesOfService), addressType)

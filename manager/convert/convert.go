@@ -26,6 +26,7 @@ func LoadBalancer(lb *v1alpha1.LoadBalancer) translate.LoadBalancer {
 		SourceRanges:        a.list(lb.Spec.LoadBalancerSourceRanges, v1alpha1.AnnotationSourceRanges),
 		FamilyPolicy:        ipam.Policy(a.text(string(lb.Spec.IPFamilyPolicy), v1alpha1.AnnotationIPFamilyPolicy)),
 		Forwarding:          a.text(lb.Spec.Forwarding, v1alpha1.AnnotationForwarding),
+		ProxyProtocol:       strings.TrimSpace(lb.Annotations[v1alpha1.AnnotationProxyProtocol]),
 		HealthCheckNodePort: int32(a.number(int(lb.Spec.HealthCheckNodePort), v1alpha1.AnnotationHealthCheckNodePort, 65535)),
 		VIPs:                VIPs(lb),
 	}

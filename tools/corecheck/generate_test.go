@@ -28,16 +28,17 @@ var (
 	// Addresses of nodes, among them what nobody may target.
 	targetIPs = rapid.SampledFrom([]string{"198.51.100.11", "198.51.100.12", "198.51.100.13", "198.51.100.200", "192.0.2.1", "2001:db8:1::11", "2001:db8:1::12",
 		"127.0.0.1", "169.254.169.254", "224.0.0.1", "0.0.0.0", "::1", "fe80::1", "fe80::1%eth0", "::ffff:198.51.100.11", "203.0.113.1", "203.0.113.200", "64:ff9b::1", "10.0.0.1", "nonsense", ""})
-	goodIPs       = rapid.SampledFrom([]string{"198.51.100.11", "198.51.100.12", "198.51.100.13", "198.51.100.14", "2001:db8:1::11", "2001:db8:1::12"})
-	externalIPs   = rapid.SampledFrom([]string{"203.0.113.1", "203.0.113.2", "203.0.113.3", "203.0.113.9", "192.0.2.77", "2001:db8:f::1", "2001:db8:f::2"})
-	sourceTexts   = rapid.SampledFrom([]string{"192.0.2.0/24", "192.0.2.128/25", "10.0.0.1/8", "0.0.0.0/0", "::/0", "2001:db8:c::/48", "192.0.2.0", "nonsense", "::ffff:1.2.3.4/120"})
-	families      = rapid.SampledFrom([]ipam.Family{ipam.IPv4, ipam.IPv6})
-	policies      = rapid.SampledFrom([]ipam.Policy{"", "", ipam.SingleStack, ipam.PreferDualStack, ipam.RequireDualStack, "Triple"})
-	forwarding    = rapid.SampledFrom([]string{"", "", "nat", "transparent", "direct", "teleport"})
-	affinityTimes = rapid.SampledFrom([]int32{0, 1, 90, 10800, 86400, 86401, -1})
-	healthPorts   = rapid.SampledFrom([]int32{0, 0, 31000, 31001, 70000, -1})
-	tenantCIDRs   = rapid.SampledFrom([]string{"198.51.100.0/25", "198.51.100.0/24", "2001:db8:1::/64", "192.0.2.0/28", "0.0.0.0/0", "::/0"})
-	poolTexts     = rapid.SampledFrom([]string{"203.0.113.0/30", "203.0.113.4/31", "203.0.113.8-203.0.113.9", "2001:db8:f::/126", "203.0.113.0/29", "nonsense", "203.0.113.9-203.0.113.1"})
+	goodIPs        = rapid.SampledFrom([]string{"198.51.100.11", "198.51.100.12", "198.51.100.13", "198.51.100.14", "2001:db8:1::11", "2001:db8:1::12"})
+	externalIPs    = rapid.SampledFrom([]string{"203.0.113.1", "203.0.113.2", "203.0.113.3", "203.0.113.9", "192.0.2.77", "2001:db8:f::1", "2001:db8:f::2"})
+	sourceTexts    = rapid.SampledFrom([]string{"192.0.2.0/24", "192.0.2.128/25", "10.0.0.1/8", "0.0.0.0/0", "::/0", "2001:db8:c::/48", "192.0.2.0", "nonsense", "::ffff:1.2.3.4/120"})
+	families       = rapid.SampledFrom([]ipam.Family{ipam.IPv4, ipam.IPv6})
+	policies       = rapid.SampledFrom([]ipam.Policy{"", "", ipam.SingleStack, ipam.PreferDualStack, ipam.RequireDualStack, "Triple"})
+	forwarding     = rapid.SampledFrom([]string{"", "", "nat", "transparent", "direct", "teleport"})
+	proxyProtocols = rapid.SampledFrom([]string{"", "v2", "v1"})
+	affinityTimes  = rapid.SampledFrom([]int32{0, 1, 90, 10800, 86400, 86401, -1})
+	healthPorts    = rapid.SampledFrom([]int32{0, 0, 31000, 31001, 70000, -1})
+	tenantCIDRs    = rapid.SampledFrom([]string{"198.51.100.0/25", "198.51.100.0/24", "2001:db8:1::/64", "192.0.2.0/28", "0.0.0.0/0", "::/0"})
+	poolTexts      = rapid.SampledFrom([]string{"203.0.113.0/30", "203.0.113.4/31", "203.0.113.8-203.0.113.9", "2001:db8:f::/126", "203.0.113.0/29", "nonsense", "203.0.113.9-203.0.113.1"})
 )
 
 // upTo draws a list of at most n.
@@ -111,7 +112,7 @@ func loadBalancers() *rapid.Generator[translate.LoadBalancer] {
 			ObjectName: model.ObjectName{Namespace: namespaces.Draw(t, "namespace"), Name: objectNames.Draw(t, "name")},
 			Type:       rarely(t, rapid.SampledFrom([]string{"NodePort", ""}), "LoadBalancer"),
 			LocalOnly:  rapid.Bool().Draw(t, "localOnly"), Affinity: rapid.Bool().Draw(t, "affinity"), AffinitySeconds: rarely(t, affinityTimes, 0),
-			FamilyPolicy: rarely(t, policies, ""), Forwarding: rarely(t, forwarding, ""), HealthCheckNodePort: rarely(t, healthPorts, 31000),
+			FamilyPolicy: rarely(t, policies, ""), Forwarding: rarely(t, forwarding, ""), ProxyProtocol: rarely(t, proxyProtocols, ""), HealthCheckNodePort: rarely(t, healthPorts, 31000),
 			SourceRanges: sourceRanges(t), Families: upTo(t, 2, families, "families"),
 		}
 		for range rapid.IntRange(1, 3).Draw(t, "ports") {
@@ -165,7 +166,7 @@ func services() *rapid.Generator[translate.Service] {
 		s := translate.Service{Namespace: "shop", Name: name, UID: "uid-" + name, Type: rarely(t, rapid.SampledFrom([]string{"ClusterIP", ""}), "LoadBalancer"),
 			Headless: oneIn(t, 20, "headless"), LocalOnly: rapid.Bool().Draw(t, "localOnly"), Affinity: rapid.Bool().Draw(t, "affinity"),
 			AffinitySeconds: rarely(t, affinityTimes, 10800), SourceRanges: sourceRanges(t), Families: upTo(t, 2, families, "families"),
-			FamilyPolicy: rarely(t, policies, ""), LoadBalancerIP: rarely(t, externalIPs, ""), HealthCheckNodePort: rarely(t, healthPorts, 31000), Forwarding: rarely(t, forwarding, "")}
+			FamilyPolicy: rarely(t, policies, ""), LoadBalancerIP: rarely(t, externalIPs, ""), HealthCheckNodePort: rarely(t, healthPorts, 31000), Forwarding: rarely(t, forwarding, ""), ProxyProtocol: rarely(t, proxyProtocols, "")}
 		if oneIn(t, 5, "classified") {
 			class := rapid.SampledFrom([]string{"kubelb", "example.com/other"}).Draw(t, "class")
 			s.Class = &class

@@ -13,29 +13,39 @@ import (
 	"kubelb.k8c.io/conformance/broken"
 )
 
-// goodBackend is the binary that is broken to test the suite: what KUBELB_BACKEND names, or else the nftables backend built
-// from source.
-var goodBackend Plugin
+// goodBackends are the binaries that are broken to test the suite, by name: the nftables backend, or what KUBELB_BACKEND
+// names, and others for the features that it lacks.
+var goodBackends = map[string]Plugin{}
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) int {
-	if named := os.Getenv("KUBELB_BACKEND"); named != "" {
-		goodBackend = Plugin(named)
-		return m.Run()
-	}
 	dir, err := os.MkdirTemp("", "kubelb-conformance-")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	defer os.RemoveAll(dir)
-	goodBackend = Plugin(filepath.Join(dir, "backend"))
-	build := exec.Command("go", "build", "-o", string(goodBackend), "./cmd/kubelb-backend-nftables")
-	build.Dir = "../backends/nftables"
-	if output, err := build.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "build backend: %v\n%s", err, output)
-		return 1
+	for _, name := range []string{"nftables", "envoy"} {
+		build := exec.Command("go", "build", "-o", dir+"/", "./cmd/...")
+		build.Dir = "../backends/" + name
+		if output, err := build.CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "build backend %s: %v\n%s", name, err, output)
+			return 1
+		}
+		goodBackends[name] = Plugin(filepath.Join(dir, "kubelb-backend-"+name))
+	}
+	if envoy, err := filepath.EvalSymlinks("../bin/envoy"); err == nil {
+		if err := os.Symlink(envoy, filepath.Join(dir, "envoy")); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+	} else {
+		delete(goodBackends, "envoy")
+	}
+	goodBackends[""] = goodBackends["nftables"]
+	if named := os.Getenv("KUBELB_BACKEND"); named != "" {
+		goodBackends[""] = Plugin(named)
 	}
 	return m.Run()
 }
@@ -47,7 +57,11 @@ func TestBrokenBackendsAreCaught(t *testing.T) {
 	}
 	for _, mutation := range broken.Mutations() {
 		t.Run(mutation.Name, func(t *testing.T) {
-			backend := broken.New(goodBackend, mutation)
+			good, there := goodBackends[mutation.Breaks]
+			if !there {
+				t.Skipf("backend %s lacks something: run 'make deps'", mutation.Breaks)
+			}
+			backend := broken.New(good, mutation)
 			report, err := Judge(t.Context(), backend, Options{Cases: mutation.CaughtBy})
 			require.NoError(t, err)
 			require.NoError(t, backend.Err())

@@ -101,8 +101,6 @@ func unsupported(f model.Frontend) error {
 	switch {
 	case f.Forwarding != model.NAT:
 		return fmt.Errorf("forwarding %s is not supported by the Envoy backend; use nat", f.Forwarding)
-	case f.ProxyProtocol:
-		return errors.New("PROXY protocol is not supported by the Envoy backend yet")
 	case f.MaxConnections > 0 || f.MaxNewPerSecond > 0:
 		return errors.New("connection limits are not supported by the Envoy backend")
 	case f.IdleTimeout > 0:

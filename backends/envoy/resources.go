@@ -17,6 +17,8 @@ import (
 	setfilterstate "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/set_filter_state/v3"
 	tcpproxy "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 	udpproxy "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/udp/udp_proxy/v3"
+	proxyprotocol "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/proxy_protocol/v3"
+	rawbuffer "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/raw_buffer/v3"
 	envoytype "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
@@ -67,6 +69,7 @@ func renderCluster(name string, f model.Frontend, p model.Pool) *cluster.Cluster
 			MaxRequests: number(unlimited), MaxRetries: number(unlimited)}
 	}
 	return &cluster.Cluster{
+		TransportSocket:      transportSocket(f.ProxyProtocol),
 		Name:                 name,
 		ClusterDiscoveryType: &cluster.Cluster_Type{Type: cluster.Cluster_EDS},
 		EdsClusterConfig: &cluster.Cluster_EdsClusterConfig{ServiceName: name, EdsConfig: &core.ConfigSource{
@@ -81,6 +84,16 @@ func renderCluster(name string, f model.Frontend, p model.Pool) *cluster.Cluster
 			everything(core.RoutingPriority_DEFAULT), everything(core.RoutingPriority_HIGH)}},
 		UpstreamConnectionOptions: &cluster.UpstreamConnectionOptions{TcpKeepalive: keepalive()},
 	}
+}
+
+// transportSocket sends a PROXY protocol header before the first byte of each connection, if asked to.
+func transportSocket(proxyProtocol bool) *core.TransportSocket {
+	raw := &core.TransportSocket{Name: "raw_buffer", ConfigType: &core.TransportSocket_TypedConfig{TypedConfig: packed(&rawbuffer.RawBuffer{})}}
+	if !proxyProtocol {
+		return raw
+	}
+	return &core.TransportSocket{Name: "upstream_proxy_protocol", ConfigType: &core.TransportSocket_TypedConfig{TypedConfig: packed(&proxyprotocol.ProxyProtocolUpstreamTransport{
+		Config: &core.ProxyProtocolConfig{Version: core.ProxyProtocolConfig_V2}, TransportSocket: raw})}}
 }
 
 func keepalive() *core.TcpKeepalive {

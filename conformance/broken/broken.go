@@ -23,6 +23,8 @@ import (
 type Mutation struct {
 	// Name is short, with hyphens.
 	Name string
+	// Breaks is the backend that is broken, where the usual one lacks the feature; else empty.
+	Breaks string
 	// CaughtBy are cases that must fail. The first one is the case that the mutation is for.
 	CaughtBy []string
 

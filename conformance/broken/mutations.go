@@ -116,6 +116,10 @@ func inFeatures() []Mutation {
 			return true
 		})},
 		{Name: "direct-for-ever", CaughtBy: []string{"direct-changes"}, change: directForEver()},
+		{Name: "keeps-the-client-to-itself", Breaks: "envoy", CaughtBy: []string{"proxy-protocol"}, change: frontends(func(_ *memory, f *model.Frontend) bool {
+			f.ProxyProtocol = false
+			return true
+		})},
 		{Name: "hides-the-client", CaughtBy: []string{"transparent"}, change: frontends(func(_ *memory, f *model.Frontend) bool {
 			f.Forwarding = model.NAT
 			return true

@@ -2,6 +2,7 @@ package lab
 
 import (
 	"bufio"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/crc32"
@@ -33,6 +34,8 @@ const (
 
 // Server is what listens on a host's port. It counts what it accepts.
 type Server struct {
+	// proxied: a connection begins with a PROXY protocol header.
+	proxied  bool
 	listener net.Listener
 	packets  []net.PacketConn
 
@@ -74,6 +77,22 @@ func (h *Host) Serve(port uint16) (*Server, error) {
 	for _, p := range s.packets {
 		go answerDatagrams(p)
 	}
+	return s, nil
+}
+
+// ServeProxied answers on a TCP port of all the host's addresses. Every connection must begin with a PROXY protocol header of
+// version 2; who is asked for then is the client that the header names.
+func (h *Host) ServeProxied(port uint16) (*Server, error) {
+	s := &Server{open: map[net.Conn]bool{}, proxied: true}
+	err := h.Do(func() error {
+		var err error
+		s.listener, err = net.Listen("tcp", fmt.Sprintf(":%d", port))
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("serve port %d on %s: %w", port, h.Name, err)
+	}
+	go s.accept()
 	return s, nil
 }
 
@@ -119,7 +138,7 @@ func (s *Server) accept() {
 		s.open[c] = true
 		s.mu.Unlock()
 		go func() {
-			serveConn(c.(*net.TCPConn))
+			s.serveConn(c.(*net.TCPConn))
 			s.mu.Lock()
 			delete(s.open, c)
 			s.mu.Unlock()
@@ -127,9 +146,17 @@ func (s *Server) accept() {
 	}
 }
 
-func serveConn(c *net.TCPConn) {
+func (s *Server) serveConn(c *net.TCPConn) {
 	defer c.Close()
 	in := bufio.NewReaderSize(c, 64<<10)
+	client := plainAddrPort(c.RemoteAddr())
+	if s.proxied {
+		var err error
+		if client, err = readProxyHeader(in); err != nil {
+			fmt.Fprintln(c, err) // no answer to any question: the client shows it
+			return
+		}
+	}
 	line, err := in.ReadString('\n')
 	if err != nil {
 		return
@@ -137,7 +164,7 @@ func serveConn(c *net.TCPConn) {
 	command, argument, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " ")
 	switch command {
 	case askWho:
-		fmt.Fprintln(c, identity(c.LocalAddr(), c.RemoteAddr()))
+		fmt.Fprintln(c, identity(c.LocalAddr(), client))
 	case askEcho:
 		_, _ = io.Copy(c, in)
 	case askSum:
@@ -157,8 +184,31 @@ func serveConn(c *net.TCPConn) {
 	}
 }
 
-func identity(local, remote net.Addr) string {
-	return plainAddrPort(local).Addr().String() + " " + plainAddrPort(remote).String()
+func identity(local net.Addr, client netip.AddrPort) string {
+	return plainAddrPort(local).Addr().String() + " " + client.String()
+}
+
+// proxySignature begins a header of version 2 (the PROXY protocol, section 2.2).
+const proxySignature = "\r\n\r\n\x00\r\nQUIT\n"
+
+// readProxyHeader returns the client that the header of a TCP connection names.
+func readProxyHeader(in io.Reader) (netip.AddrPort, error) {
+	head := make([]byte, len(proxySignature)+4)
+	if _, err := io.ReadFull(in, head); err != nil || string(head[:len(proxySignature)]) != proxySignature {
+		return netip.AddrPort{}, fmt.Errorf("no PROXY protocol header but %q: %v", head, err)
+	}
+	// Version 2 and command PROXY; TCP over IPv4 or IPv6; how many bytes follow.
+	version, transport := head[len(proxySignature)], head[len(proxySignature)+1]
+	rest := make([]byte, binary.BigEndian.Uint16(head[len(proxySignature)+2:]))
+	if _, err := io.ReadFull(in, rest); err != nil {
+		return netip.AddrPort{}, err
+	}
+	size := map[byte]int{0x11: 4, 0x21: 16}[transport]
+	if version != 0x21 || size == 0 || len(rest) < 2*size+4 {
+		return netip.AddrPort{}, fmt.Errorf("PROXY protocol header %x %x with %d bytes", version, transport, len(rest))
+	}
+	address, _ := netip.AddrFromSlice(rest[:size])
+	return netip.AddrPortFrom(address, binary.BigEndian.Uint16(rest[2*size:])), nil
 }
 
 func plainAddrPort(a net.Addr) netip.AddrPort {
@@ -176,7 +226,7 @@ func answerDatagrams(p net.PacketConn) {
 		}
 		answer := buffer[:n]
 		if string(answer) == askWho {
-			answer = []byte(identity(p.LocalAddr(), from))
+			answer = []byte(identity(p.LocalAddr(), plainAddrPort(from)))
 		}
 		_, _ = p.WriteTo(answer, from)
 	}

@@ -63,7 +63,8 @@ type State struct {
 // trace is where a UDP flow went.
 type trace struct {
 	endpoint netip.Addr
-	// loose: since then the frontend had another pool, or the endpoint was away for a while. Whether the flow goes on with
+	port     uint16
+	// loose: since then the frontend had another pool or target port, or the endpoint was away for a while. Whether the flow goes on with
 	// an endpoint that is there now, or is a new one, is the dataplane's affair; the client is served either way.
 	loose bool
 }
@@ -101,7 +102,7 @@ func (s State) Decide(f Flow) Decision {
 	if len(d.Endpoints) == 0 {
 		return Decision{Verdict: Refused}
 	}
-	if seen && s.mayStay(frontend, known.endpoint) && !slices.Contains(d.Endpoints, known.endpoint) {
+	if seen && s.mayStay(frontend, known) && !slices.Contains(d.Endpoints, known.endpoint) {
 		d.Endpoints = append(d.Endpoints, known.endpoint)
 	}
 	if known, ok := s.sticky[client{f.key(), f.Client.Addr()}]; ok {
@@ -143,7 +144,7 @@ func (s State) After(f Flow, endpoint netip.Addr) State {
 		return s
 	}
 	if f.Protocol == model.UDP {
-		s.datagrams = with(s.datagrams, f, trace{endpoint: endpoint})
+		s.datagrams = with(s.datagrams, f, trace{endpoint: endpoint, port: frontend.TargetPort})
 	}
 	if frontend.AffinityTimeout > 0 {
 		s.sticky = with(s.sticky, client{f.key(), f.Client.Addr()}, endpoint)
@@ -163,7 +164,7 @@ func (s State) Apply(snapshot model.Snapshot) State {
 	for flow, trace := range s.datagrams {
 		before, now := s.frontends[flow.key()], next.frontends[flow.key()]
 		if next.isSame(before, flow.key()) {
-			trace.loose = trace.loose || now.Pool != before.Pool || !next.mayStay(now, trace.endpoint)
+			trace.loose = trace.loose || now.Pool != before.Pool || !next.mayStay(now, trace)
 			next.datagrams = with(next.datagrams, flow, trace)
 		}
 	}
@@ -179,15 +180,15 @@ func (s State) Apply(snapshot model.Snapshot) State {
 // isSame reports whether the frontend is still what it was to a flow.
 func (s State) isSame(before model.Frontend, key model.FrontendKey) bool {
 	now, served := s.frontends[key]
-	return served && now.Owner == before.Owner && now.TargetPort == before.TargetPort && now.Forwarding == before.Forwarding
+	return served && now.Owner == before.Owner && now.Forwarding == before.Forwarding
 }
 
-// mayStay reports whether a UDP flow may be with the endpoint.
-func (s State) mayStay(f model.Frontend, endpoint netip.Addr) bool {
+// mayStay reports whether a UDP flow may be where it went.
+func (s State) mayStay(f model.Frontend, t trace) bool {
 	pool := s.pools[f.Pool]
 	for _, e := range pool.Endpoints {
-		if e.Address == endpoint {
-			return e.State != model.Unhealthy || slices.Contains(candidates(pool), endpoint)
+		if e.Address == t.endpoint && f.TargetPort == t.port {
+			return e.State != model.Unhealthy || slices.Contains(candidates(pool), t.endpoint)
 		}
 	}
 	return false

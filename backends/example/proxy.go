@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -41,11 +42,13 @@ func (p *pool) choose(client netip.AddrPort) (model.Endpoint, bool) {
 	return c.endpoints[c.table[flowHash(client)%uint64(len(c.table))]], true
 }
 
-// keeps reports whether a UDP flow may stay with the endpoint.
+// keeps reports whether a UDP flow may stay with the endpoint. An unhealthy one may, too, while all others are no better, so
+// that it gets new flows.
 func (p *pool) keeps(address netip.Addr) bool {
-	for _, e := range p.content.Load().endpoints {
+	c := p.content.Load()
+	for i, e := range c.endpoints {
 		if e.Address == address {
-			return e.State != model.Unhealthy
+			return e.State != model.Unhealthy || slices.Contains(c.table, uint32(i))
 		}
 	}
 	return false

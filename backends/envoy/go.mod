@@ -14,6 +14,7 @@ require (
 	google.golang.org/grpc v1.84.0
 	google.golang.org/protobuf v1.36.12-0.20260120151049-f2248ac996af
 	kubelb.k8c.io/backends v0.0.0
+	kubelb.k8c.io/conformance v0.0.0
 	kubelb.k8c.io/core v0.0.0
 	sigs.k8s.io/yaml v1.6.0
 )

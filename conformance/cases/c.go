@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"regexp"
 	"runtime"
 	"runtime/debug"
 	"strings"
@@ -124,12 +125,16 @@ func (c *C) traceOf(g *Gateway) {
 	})
 }
 
-// Errorf notes a failure.
+// Errorf notes a failure. It becomes part of the report, which names places in the source by file only: where the suite was
+// built is nobody's business.
 func (c *C) Errorf(format string, args ...any) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.failures = append(c.failures, strings.TrimSpace(fmt.Sprintf(format, args...)))
+	c.failures = append(c.failures, sourcePath.ReplaceAllString(strings.TrimSpace(fmt.Sprintf(format, args...)), "$1"))
 }
+
+// sourcePath is the absolute path of a place in the source; the group is what stays of it.
+var sourcePath = regexp.MustCompile(`(?:/[^\s/:]+)+/([^\s/:]+\.(?:go|s):\d+)`)
 
 // FailNow ends the run.
 func (c *C) FailNow() { runtime.Goexit() }

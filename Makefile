@@ -49,12 +49,12 @@ conformance: deps build ## Judge every dataplane by packets, and the suite by br
 	$(if $(CASE),,cd conformance && GOWORK=off go vet ./... && GOWORK=off go test -count=1 ./...)
 
 .PHONY: report
-report: ## Commit to the reports of the last make conformance, and to the README's matrix.
+report: ## Keep the reports of the last make conformance, and write the READMEs' tables anew.
 	@set -e; for b in $(BACKENDS); do cp $(BIN)/conformance-$$b.yaml conformance/reports/$$b.yaml; done
 	cd conformance && GOWORK=off go test -count=1 -run=Readme . -golden
 
 .PHONY: soak
-soak: build ## Judge every dataplane ROUNDS (20) times and keep the sum in conformance/soak; goes on where it stopped (bin/soak).
+soak: deps build ## Judge every dataplane ROUNDS (20) times and keep the sum in conformance/soak; goes on where it stopped (bin/soak).
 	@mkdir -p conformance/soak; set -e; for b in $(BACKENDS); do \
 		$(BIN)/kubelb-conformance -v --backend=$$b --rounds=$(or $(ROUNDS),20) --rounds-in=$(BIN)/soak/$$b --report=conformance/soak/$$b.yaml; done
 

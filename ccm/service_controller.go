@@ -216,9 +216,10 @@ func (r *serviceReconciler) push(ctx context.Context, service *corev1.Service, w
 	if labelled && annotated && equality.Semantic.DeepEqual(current.Spec, wished.Spec) {
 		return &current, nil
 	}
-	metav1.SetMetaDataAnnotation(&current.ObjectMeta, v1alpha1.AnnotationProxyProtocol, proxy)
 	if proxy == "" {
 		delete(current.Annotations, v1alpha1.AnnotationProxyProtocol)
+	} else {
+		metav1.SetMetaDataAnnotation(&current.ObjectMeta, v1alpha1.AnnotationProxyProtocol, proxy)
 	}
 	current.Spec = wished.Spec
 	if current.Labels == nil {

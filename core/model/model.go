@@ -52,13 +52,19 @@ func (p Protocol) MarshalText() ([]byte, error) { return []byte(p.String()), nil
 
 // UnmarshalText reads TCP or UDP.
 func (p *Protocol) UnmarshalText(text []byte) error {
-	for _, protocol := range []Protocol{TCP, UDP} {
-		if string(text) == protocol.String() {
-			*p = protocol
-			return nil
-		}
+	if !readName(p, text, TCP, UDP) {
+		return fmt.Errorf("protocol %q is neither TCP nor UDP", text)
 	}
-	return fmt.Errorf("protocol %q is neither TCP nor UDP", text)
+	return nil
+}
+
+// readName sets what has the name.
+func readName[T fmt.Stringer](into *T, name []byte, all ...T) bool {
+	i := slices.IndexFunc(all, func(one T) bool { return one.String() == string(name) })
+	if i >= 0 {
+		*into = all[i]
+	}
+	return i >= 0
 }
 
 // EndpointState says which flows an endpoint may get.
@@ -91,13 +97,10 @@ func (s EndpointState) MarshalText() ([]byte, error) { return []byte(s.String())
 
 // UnmarshalText reads the state's name.
 func (s *EndpointState) UnmarshalText(text []byte) error {
-	for _, state := range []EndpointState{Active, Draining, Unhealthy} {
-		if string(text) == state.String() {
-			*s = state
-			return nil
-		}
+	if !readName(s, text, Active, Draining, Unhealthy) {
+		return fmt.Errorf("state %q is none of active, draining, unhealthy", text)
 	}
-	return fmt.Errorf("state %q is none of active, draining, unhealthy", text)
+	return nil
 }
 
 // Endpoint is one target of a pool: a node of the tenant.
@@ -160,13 +163,10 @@ func (f Forwarding) MarshalText() ([]byte, error) { return []byte(f.String()), n
 
 // UnmarshalText reads the mode's name.
 func (f *Forwarding) UnmarshalText(text []byte) error {
-	for _, mode := range []Forwarding{NAT, Transparent, Direct} {
-		if string(text) == mode.String() {
-			*f = mode
-			return nil
-		}
+	if !readName(f, text, NAT, Transparent, Direct) {
+		return fmt.Errorf("forwarding %q is none of nat, transparent, direct", text)
 	}
-	return fmt.Errorf("forwarding %q is none of nat, transparent, direct", text)
+	return nil
 }
 
 // FrontendKey identifies a frontend: no two may share it.

@@ -7,7 +7,6 @@ require (
 	github.com/envoyproxy/go-control-plane v0.14.0
 	github.com/envoyproxy/go-control-plane/envoy v1.39.0
 	github.com/google/nftables v0.3.0
-	github.com/mdlayher/netlink v1.11.2
 	github.com/stretchr/testify v1.11.1
 	github.com/vishvananda/netlink v1.3.1
 	golang.org/x/sys v0.49.0
@@ -18,6 +17,8 @@ require (
 	kubelb.k8c.io/core v0.0.0
 	sigs.k8s.io/yaml v1.6.0
 )
+
+require github.com/mdlayher/netlink v1.11.2 // indirect
 
 require (
 	cel.dev/expr v0.25.2 // indirect
@@ -45,6 +46,7 @@ require (
 	google.golang.org/genproto/googleapis/api v0.0.0-20260720211330-0afa2a65878a // indirect
 	google.golang.org/genproto/googleapis/rpc v0.0.0-20260803160001-6ac0973c030d // indirect
 	gopkg.in/yaml.v3 v3.0.1 // indirect
+	kubelb.k8c.io/backends/nftables v0.0.0
 )
 
 replace (
@@ -52,3 +54,5 @@ replace (
 	kubelb.k8c.io/conformance => ../../conformance
 	kubelb.k8c.io/core => ../../core
 )
+
+replace kubelb.k8c.io/backends/nftables => ../nftables

@@ -11,10 +11,10 @@ import (
 
 	nft "github.com/google/nftables"
 	"github.com/google/nftables/expr"
-	netlinksocket "github.com/mdlayher/netlink"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"kubelb.k8c.io/backends/nftables/elements"
 	"kubelb.k8c.io/core/model"
 )
 
@@ -84,7 +84,7 @@ type guarded struct {
 
 // install makes tables, rules and routes anew, with nothing in the tables yet but what is given.
 func (g *guard) install(all []guarded) error {
-	c, err := connect()
+	c, err := elements.Connect()
 	if err != nil {
 		return err
 	}
@@ -107,7 +107,7 @@ func (g *guard) install(all []guarded) error {
 
 // change brings frontends to what is given, and forgets others, in one transaction.
 func (g *guard) change(set []guarded, gone []model.FrontendKey) error {
-	c, err := connect()
+	c, err := elements.Connect()
 	if err != nil {
 		return err
 	}
@@ -138,28 +138,25 @@ func (g *guard) tableOf(vip netip.Addr) *guardTable {
 	return nil
 }
 
-// elements collects what goes into sets and out of them.
-type elements struct{ add, remove map[*nft.Set][]nft.SetElement }
+// setChanges collects what goes into sets and out of them.
+type setChanges struct{ add, remove map[*nft.Set][]nft.SetElement }
 
-// elementsPerMessage keeps a message within what a netlink attribute holds.
-const elementsPerMessage = 400
-
-func (e elements) send(c *nft.Conn) error {
+func (e setChanges) send(c *nft.Conn) error {
 	var errs []error
 	for set, removed := range e.remove {
-		for chunk := range slices.Chunk(removed, elementsPerMessage) {
+		for chunk := range slices.Chunk(removed, elements.PerMessage) {
 			errs = append(errs, c.SetDeleteElements(set, chunk))
 		}
 	}
 	for set, added := range e.add {
-		for chunk := range slices.Chunk(added, elementsPerMessage) {
+		for chunk := range slices.Chunk(added, elements.PerMessage) {
 			errs = append(errs, c.SetAddElements(set, chunk))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-func (e elements) member(set *nft.Set, element nft.SetElement, was, is bool) {
+func (e setChanges) member(set *nft.Set, element nft.SetElement, was, is bool) {
 	switch {
 	case was && !is:
 		e.remove[set] = append(e.remove[set], element)
@@ -169,7 +166,7 @@ func (e elements) member(set *nft.Set, element nft.SetElement, was, is bool) {
 }
 
 func (g *guard) edit(c *nft.Conn, set []guarded, gone []model.FrontendKey) error {
-	e := elements{map[*nft.Set][]nft.SetElement{}, map[*nft.Set][]nft.SetElement{}}
+	e := setChanges{map[*nft.Set][]nft.SetElement{}, map[*nft.Set][]nft.SetElement{}}
 	users := map[netip.Addr]int{}
 	for _, key := range gone {
 		t := g.tableOf(key.VIP)
@@ -200,50 +197,16 @@ func (g *guard) edit(c *nft.Conn, set []guarded, gone []model.FrontendKey) error
 }
 
 // differ collects what leads from one state of a frontend to another.
-func (t *guardTable) differ(e elements, k model.FrontendKey, before, after guarded) {
-	key := nft.SetElement{Key: guardKey(k)}
+func (t *guardTable) differ(e setChanges, k model.FrontendKey, before, after guarded) {
+	key := nft.SetElement{Key: elements.Frontend(k)}
 	e.member(t.served, key, before.served, after.served)
 	e.member(t.restricted, key, before.Restricted, after.Restricted)
 	for _, p := range before.SourceRanges {
-		e.member(t.allowed, rangeElement(k, p), true, slices.Contains(after.SourceRanges, p))
+		e.member(t.allowed, elements.SourceRange(k, p), true, slices.Contains(after.SourceRanges, p))
 	}
 	for _, p := range after.SourceRanges {
-		e.member(t.allowed, rangeElement(k, p), slices.Contains(before.SourceRanges, p), true)
+		e.member(t.allowed, elements.SourceRange(k, p), slices.Contains(before.SourceRanges, p), true)
 	}
-}
-
-// socketBuffer holds a transaction of several thousand frontends.
-const socketBuffer = 64 << 20
-
-// connect returns a connection that collects messages and sends them, as one transaction, in Flush.
-func connect() (*nft.Conn, error) {
-	force := func(option int) nft.SockOption {
-		return func(c *netlinksocket.Conn) error {
-			raw, err := c.SyscallConn()
-			if err != nil {
-				return err
-			}
-			var failed error
-			err = raw.Control(func(fd uintptr) { failed = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, option, socketBuffer) })
-			return errors.Join(err, failed)
-		}
-	}
-	return nft.New(nft.WithSockOptions(force(unix.SO_SNDBUFFORCE), force(unix.SO_RCVBUFFORCE)))
-}
-
-// guardKey is address . protocol . port, each padded to four bytes.
-func guardKey(k model.FrontendKey) []byte {
-	b := append(k.VIP.AsSlice(), byte(k.Protocol), 0, 0, 0)
-	return append(binary.BigEndian.AppendUint16(b, k.Port), 0, 0)
-}
-
-func rangeElement(k model.FrontendKey, p netip.Prefix) nft.SetElement {
-	first := p.Masked().Addr().AsSlice()
-	last := slices.Clone(first)
-	for bit := p.Bits(); bit < len(last)*8; bit++ {
-		last[bit/8] |= 0x80 >> (bit % 8)
-	}
-	return nft.SetElement{Key: append(guardKey(k), first...), KeyEnd: append(guardKey(k), last...)}
 }
 
 // create adds the table with its sets and rules to the transaction.
@@ -355,7 +318,7 @@ func (f guardFamily) rule() *netlink.Rule {
 
 // remove takes everything away.
 func (g *guard) remove() error {
-	c, err := connect()
+	c, err := elements.Connect()
 	if err != nil {
 		return err
 	}

@@ -10,13 +10,14 @@ import (
 
 	nft "github.com/google/nftables"
 
+	"kubelb.k8c.io/backends/nftables/elements"
 	"kubelb.k8c.io/core/model"
 )
 
 // open takes over the tables that an earlier process left, or makes them. Tables of another layout are replaced in the
 // same transaction that makes the new ones: known flows go on, and the host sends all records again.
 func open(tables []*table, e *egress) error {
-	c, err := connect()
+	c, err := elements.Connect()
 	if err != nil {
 		return err
 	}

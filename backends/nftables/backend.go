@@ -14,6 +14,7 @@ import (
 	nft "github.com/google/nftables"
 
 	"kubelb.k8c.io/backends/dataplane"
+	"kubelb.k8c.io/backends/nftables/elements"
 	"kubelb.k8c.io/core/model"
 )
 
@@ -277,7 +278,7 @@ func (b *Backend) planFrontend(f model.Frontend) ([]planned, error) {
 // Stats reads the counters of frontends and endpoints (new connections) and of refusals.
 func (b *Backend) Stats(context.Context) (dataplane.Stats, error) {
 	stats := dataplane.Stats{Frontends: map[model.FrontendKey]dataplane.Counter{}, Endpoints: map[dataplane.EndpointKey]dataplane.Counter{}, Drops: map[string]uint64{}}
-	c, err := connect()
+	c, err := elements.Connect()
 	if err != nil {
 		return stats, err
 	}
@@ -347,7 +348,7 @@ func (b *Backend) Watch(ctx context.Context, report func(dataplane.Fault)) error
 
 // missing names what should be there and is not.
 func (b *Backend) missing() string {
-	c, err := connect()
+	c, err := elements.Connect()
 	if err != nil {
 		return ""
 	}
@@ -370,7 +371,7 @@ func (b *Backend) Close(_ context.Context, purge bool) error {
 	if !purge {
 		return nil
 	}
-	c, err := connect()
+	c, err := elements.Connect()
 	if err != nil {
 		return err
 	}

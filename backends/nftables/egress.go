@@ -10,6 +10,8 @@ import (
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
+
+	"kubelb.k8c.io/backends/nftables/elements"
 )
 
 // egress is the table, for both families, that sees packets of direct flows at the interfaces to their endpoints.
@@ -68,7 +70,7 @@ func (e *egress) watch(name string) error {
 	if e.interfaces[name] {
 		return nil
 	}
-	c, err := connect()
+	c, err := elements.Connect()
 	if err != nil {
 		return err
 	}

@@ -10,8 +10,9 @@ import (
 
 	nft "github.com/google/nftables"
 	"github.com/google/nftables/expr"
-	mdnetlink "github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"kubelb.k8c.io/backends/nftables/elements"
 )
 
 // table is one family's table in the kernel.
@@ -22,30 +23,8 @@ type table struct {
 	state  *state
 }
 
-// Bounds of one transaction: elements in a message (a netlink attribute holds 64 KiB), edits in a transaction.
-const (
-	elementsPerMessage  = 400
-	editsPerTransaction = 20000
-	socketBuffer        = 64 << 20
-)
-
-// connect returns a connection that collects messages and sends them, as one transaction, in Flush.
-func connect() (*nft.Conn, error) {
-	force := func(option int) nft.SockOption {
-		return func(c *mdnetlink.Conn) error {
-			raw, err := c.SyscallConn()
-			if err != nil {
-				return err
-			}
-			var failed error
-			if err := raw.Control(func(fd uintptr) { failed = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, option, socketBuffer) }); err != nil {
-				return err
-			}
-			return failed
-		}
-	}
-	return nft.New(nft.WithSockOptions(force(unix.SO_SNDBUFFORCE), force(unix.SO_RCVBUFFORCE)))
-}
+// editsPerTransaction bounds a transaction.
+const editsPerTransaction = 20000
 
 func newTable(f family, e *egress, portMin, portMax uint16) *table {
 	t := &table{layout: layout{family: f, portMin: portMin, portMax: portMax}, nft: &nft.Table{Name: e.nft.Name, Family: f.table}, sets: map[string]*nft.Set{}, state: newState(f)}
@@ -122,7 +101,7 @@ type planned struct {
 
 // transact sends plans as one transaction and, once the kernel has it, takes them over into the state.
 func transact(plans []planned) error {
-	c, err := connect()
+	c, err := elements.Connect()
 	if err != nil {
 		return err
 	}
@@ -195,7 +174,7 @@ func (b *batch) send(c *nft.Conn, t *table) error {
 			}
 		}
 		for _, name := range slices.Sorted(maps.Keys(bySet)) {
-			for chunk := range slices.Chunk(bySet[name], elementsPerMessage) {
+			for chunk := range slices.Chunk(bySet[name], elements.PerMessage) {
 				if err := t.change(c, name, remove, chunk); err != nil {
 					return fmt.Errorf("%s: %w", name, err)
 				}

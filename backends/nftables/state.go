@@ -11,6 +11,7 @@ import (
 	nft "github.com/google/nftables"
 	"github.com/google/nftables/expr"
 
+	"kubelb.k8c.io/backends/nftables/elements"
 	"kubelb.k8c.io/core/maglev"
 	"kubelb.k8c.io/core/model"
 )
@@ -118,19 +119,7 @@ func (p *plan) member(set string, key []byte, was, is bool) {
 }
 
 func (p *plan) network(remove bool, key model.FrontendKey, prefix netip.Prefix) {
-	begin, end := encodeKey(key), encodeKey(key)
-	first := prefix.Masked().Addr().AsSlice()
-	last := slices.Clone(first)
-	for bit := prefix.Bits(); bit < len(last)*8; bit++ {
-		last[bit/8] |= 0x80 >> (bit % 8)
-	}
-	p.edits = append(p.edits, edit{set: setAllowed, remove: remove, element: nft.SetElement{Key: append(begin, first...), KeyEnd: append(end, last...)}})
-}
-
-// encodeKey is address . protocol . port, each padded to four bytes.
-func encodeKey(k model.FrontendKey) []byte {
-	b := append(k.VIP.AsSlice(), byte(k.Protocol), 0, 0, 0)
-	return append(binary.BigEndian.AppendUint16(b, k.Port), 0, 0)
+	p.edits = append(p.edits, edit{set: setAllowed, remove: remove, element: elements.SourceRange(key, prefix)})
 }
 
 func decodeKey(b []byte) (model.FrontendKey, error) {
@@ -304,7 +293,7 @@ func (s *state) planFrontend(f model.Frontend) (*plan, error) {
 		}
 	}
 	out := &plan{timeout: next.timeout}
-	key := encodeKey(f.FrontendKey)
+	key := elements.Frontend(f.FrontendKey)
 	if existed {
 		out.remove(mapPools, key)
 	} else {
@@ -359,7 +348,7 @@ func planAffinity(out *plan, key []byte, old, next *frontendState) {
 }
 
 func planSources(out *plan, key model.FrontendKey, old, next *frontendState) {
-	out.member(setRestricted, encodeKey(key), old.restricted, next.restricted)
+	out.member(setRestricted, elements.Frontend(key), old.restricted, next.restricted)
 	for _, prefix := range old.allowed {
 		if !slices.Contains(next.allowed, prefix) {
 			out.network(true, key, prefix)
@@ -373,7 +362,7 @@ func planSources(out *plan, key model.FrontendKey, old, next *frontendState) {
 }
 
 func (s *state) planForwarding(out *plan, k model.FrontendKey, old, next *frontendState) {
-	key := encodeKey(k)
+	key := elements.Frontend(k)
 	out.member(setTransparent, key, old.forwarding == model.Transparent, next.forwarding == model.Transparent)
 	switch was, is := old.forwarding == model.Direct, next.forwarding == model.Direct; {
 	case was && !is:
@@ -396,7 +385,7 @@ func (s *state) planFrontendGone(k model.FrontendKey) *plan {
 		return nil
 	}
 	out := &plan{vips: map[netip.Addr]int{k.VIP: -1}, stale: true}
-	key := encodeKey(k)
+	key := elements.Frontend(k)
 	out.remove(mapPools, key)
 	out.remove(mapPorts, key)
 	planAffinity(out, key, old, &frontendState{})

@@ -1,0 +1,54 @@
+// Package elements writes frontends and their source ranges as elements of nftables sets, and opens the socket to send them
+// by. It is for every dataplane that keeps frontends in sets.
+package elements
+
+import (
+	"encoding/binary"
+	"errors"
+	"net/netip"
+	"slices"
+
+	nft "github.com/google/nftables"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"kubelb.k8c.io/core/model"
+)
+
+// PerMessage is how many elements one message may hold: a netlink attribute holds 64 KiB.
+const PerMessage = 400
+
+// socketBuffer holds a transaction of several thousand frontends.
+const socketBuffer = 64 << 20
+
+// Connect returns a connection that collects messages and sends them, as one transaction, in Flush.
+func Connect() (*nft.Conn, error) {
+	force := func(option int) nft.SockOption {
+		return func(c *netlink.Conn) error {
+			raw, err := c.SyscallConn()
+			if err != nil {
+				return err
+			}
+			var failed error
+			err = raw.Control(func(fd uintptr) { failed = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, option, socketBuffer) })
+			return errors.Join(err, failed)
+		}
+	}
+	return nft.New(nft.WithSockOptions(force(unix.SO_SNDBUFFORCE), force(unix.SO_RCVBUFFORCE)))
+}
+
+// Frontend is address . protocol . port, each padded to four bytes.
+func Frontend(k model.FrontendKey) []byte {
+	b := append(k.VIP.AsSlice(), byte(k.Protocol), 0, 0, 0)
+	return append(binary.BigEndian.AppendUint16(b, k.Port), 0, 0)
+}
+
+// SourceRange is the frontend with a source network, as an interval.
+func SourceRange(k model.FrontendKey, p netip.Prefix) nft.SetElement {
+	first := p.Masked().Addr().AsSlice()
+	last := slices.Clone(first)
+	for bit := p.Bits(); bit < len(last)*8; bit++ {
+		last[bit/8] |= 0x80 >> (bit % 8)
+	}
+	return nft.SetElement{Key: append(Frontend(k), first...), KeyEnd: append(Frontend(k), last...)}
+}

@@ -98,13 +98,8 @@ func (h *Host) AddForeignRules() error {
 		for hook, priority := range map[string]int{"prerouting": -50, "forward": 0, "postrouting": 200} {
 			script += fmt.Sprintf("add chain inet foreign %[1]s { type filter hook %[1]s priority %[2]d; }\nadd rule inet foreign %[1]s meta l4proto != ipv6-icmp meta mark != 0 counter\n", hook, priority)
 		}
-		cmd := exec.Command("nft", "-f", "-")
-		cmd.Stdin = strings.NewReader(script)
-		output, err := cmd.CombinedOutput()
-		if err != nil {
-			return fmt.Errorf("nft: %w: %s", err, output)
-		}
-		return nil
+		_, err := nft(script)
+		return err
 	})
 }
 

@@ -1,0 +1,164 @@
+package ebpf
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/cilium/ebpf"
+
+	"kubelb.k8c.io/core/model"
+)
+
+// adopt reads what an earlier process left, and removes what it had begun and not recorded.
+func (k *kernel) adopt() (*state, error) {
+	s := newState()
+	if err := k.maps[mapNumbers].Lookup(uint32(0), &s.last); err != nil {
+		return nil, fmt.Errorf("map %s: %w", mapNumbers, err)
+	}
+	s.last.Layout = layoutVersion
+	for _, step := range []func(*state) error{k.adoptPools, k.adoptServices, k.adoptAddresses} {
+		if err := step(s); err != nil {
+			return nil, fmt.Errorf("take over what is in %s: %w", k.dir, err)
+		}
+	}
+	return s, nil
+}
+
+func (k *kernel) adoptPools(s *state) error {
+	byNumber := map[uint32]*poolState{}
+	var number uint32
+	var record poolRecord
+	for all := k.maps[mapPoolRecords].Iterate(); all.Next(&number, &record); {
+		byNumber[number] = &poolState{number: number, digest: model.Digest(record.Digest[:]), endpoints: map[string]endpointState{}}
+		var id ebpf.MapID
+		if err := k.objects.Pools.Lookup(number, &id); errors.Is(err, ebpf.ErrKeyNotExist) {
+			byNumber[number].digest = "" // its rows are not there: it is asked for again
+		} else if err != nil {
+			return err
+		}
+		s.pools[model.PoolID(nameOf(record.ID[:]))] = byNumber[number]
+	}
+	s.freePools = unused(byNumber, s.last.Pool)
+	orphans := &plan{}
+	used := map[uint32]bool{}
+	var handle uint32
+	var of endpointRecord
+	for all := k.maps[mapEndpointRecords].Iterate(); all.Next(&handle, &of); {
+		pool := byNumber[of.Pool]
+		var e endpoint
+		if err := k.maps[mapEndpoints].Lookup(handle, &e); err != nil {
+			return err
+		}
+		if e.State == endpointGone || of.Pool != 0 && pool == nil {
+			orphans.set(mapEndpoints, handle, endpoint{})
+			orphans.remove(mapEndpointRecords, handle)
+			continue
+		}
+		used[handle] = true
+		family := e.family()
+		is := endpointState{handle: handle, generation: e.Generation, address: e.Address.addr(family), source: e.Source.addr(family)}
+		if pool == nil {
+			s.left[handle] = is
+		} else {
+			pool.endpoints[nameOf(of.ID[:])] = is
+		}
+		count(s.roles, e.Source.addr(family), roleSource, 1)
+		count(s.roles, e.Address.addr(family), roleEndpoint, 1)
+	}
+	s.freeEndpoints = unused(used, s.last.Endpoint)
+	return k.apply(orphans.writes)
+}
+
+// unused are the numbers up to the last one that nobody has.
+func unused[T any](used map[uint32]T, last uint32) (out freeNumbers) {
+	for n := uint32(1); n <= last; n++ {
+		if _, is := used[n]; !is {
+			out.give(n)
+		}
+	}
+	return out
+}
+
+// family is that of an endpoint's addresses: no IPv6 address of an endpoint begins with twelve zero bytes (RFC 4291, 2.5.5).
+func (e endpoint) family() uint8 {
+	if [12]byte(e.Address[:12]) == [12]byte{} {
+		return ipv4
+	}
+	return ipv6
+}
+
+func (k *kernel) adoptServices(s *state) error {
+	var number uint32
+	used := map[uint32]bool{}
+	var record serviceRecord
+	for all := k.maps[mapServiceRecords].Iterate(); all.Next(&number, &record); {
+		key := record.Key.model()
+		f := &frontendState{number: number, digest: model.Digest(record.Digest[:])}
+		if err := k.maps[mapServices].Lookup(number, &f.service); err != nil {
+			return err
+		}
+		s.setFrontend(key, f)
+		used[number] = true
+		count(s.roles, key.VIP, roleVIP, 1)
+	}
+	s.freeServices = unused(used, s.last.Service)
+	orphans := &plan{}
+	if err := k.adoptRanges(s, orphans); err != nil {
+		return err
+	}
+	var key frontendKey
+	for all := k.maps[mapFrontends].Iterate(); all.Next(&key, &number); {
+		if f := s.frontends[key.model()]; f == nil || f.number != number {
+			orphans.remove(mapFrontends, key)
+			orphans.set(mapServices, number, service{})
+		}
+	}
+	return k.apply(orphans.writes)
+}
+
+// adoptAddresses brings the roles of addresses in line with pools and services.
+func (k *kernel) adoptAddresses(s *state) error {
+	is := map[netip.Addr]uint32{}
+	for a, roles := range s.roles {
+		for role, n := range roles {
+			if n > 0 {
+				is[a] |= role
+			}
+		}
+	}
+	fix := &plan{}
+	var key addressKey
+	var had uint32
+	for all := k.maps[mapAddresses].Iterate(); all.Next(&key, &had); {
+		a := key.Address.addr(uint8(key.Family))
+		if is[a] == 0 {
+			fix.remove(mapAddresses, key)
+		}
+		if is[a] == had {
+			delete(is, a)
+		}
+	}
+	for a, roles := range is {
+		fix.set(mapAddresses, addressKeyOf(a), roles)
+	}
+	return k.apply(fix.writes)
+}
+
+func (k *kernel) adoptRanges(s *state, orphans *plan) error {
+	byNumber := map[uint32]model.FrontendKey{}
+	for key, f := range s.frontends {
+		byNumber[f.number] = key
+	}
+	var key rangeKey
+	var value uint8
+	all := k.maps[mapSourceRanges].Iterate()
+	for all.Next(&key, &value) {
+		if of, known := byNumber[key.Service]; known {
+			s.frontends[of].ranges = append(s.frontends[of].ranges, key.prefix(familyOf(of.VIP)))
+		} else {
+			orphans.remove(mapSourceRanges, key)
+		}
+	}
+	return all.Err()
+}

@@ -1,0 +1,211 @@
+package ebpf
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"kubelb.k8c.io/backends/dataplane"
+)
+
+// Version is this backend's version.
+const Version = "0.1.0"
+
+// Backend implements dataplane.Dataplane. Its zero value is ready.
+type Backend struct {
+	// watching is held while Watch looks, so that Close ends nothing under its hands.
+	watching sync.Mutex
+	kernel   *kernel
+	// mu guards state, which Watch changes beside the other calls.
+	mu         sync.Mutex
+	state      *state
+	generation dataplane.Generation
+}
+
+var _ dataplane.Dataplane = (*Backend)(nil)
+
+// Describe tells name, version and features.
+func (b *Backend) Describe(context.Context) (dataplane.Description, error) {
+	return dataplane.Description{Name: "ebpf", Version: Version, Features: []dataplane.Feature{dataplane.SourceRanges, dataplane.Affinity, dataplane.AffinityTimeout, dataplane.Weights, dataplane.Drain,
+		dataplane.Transparent, dataplane.Direct, dataplane.IdleTimeout, dataplane.ICMPEcho, dataplane.PathMTU, dataplane.Refusal}}, nil
+}
+
+// The source ports that clients' are rewritten to, unless the operator says which: below those that this host takes for its own
+// connections (net.ipv4.ip_local_port_range begins at 32768), and below NodePorts.
+const firstPort, lastPort = 1024, 29999
+
+// The operator's options.
+const (
+	optionBPFFS = "bpffs" // the BPF file system that everything is pinned in
+	optionXDP   = "xdp"   // where the XDP program runs
+	optionFlows = "flows" // how many entries the table of flows has, two for each flow
+)
+
+// usualBPFFS is where systemd mounts it.
+const usualBPFFS = "/sys/fs/bpf"
+
+const (
+	defaultFlows = 1 << 19
+	mostFlows    = 1 << 26
+)
+
+type options struct {
+	bpffs, xdp string
+	flows      uint32
+}
+
+func readOptions(given map[string]string) (options, error) {
+	o := options{bpffs: usualBPFFS, xdp: xdpAuto, flows: defaultFlows}
+	for option, value := range given {
+		switch option {
+		case optionBPFFS:
+			o.bpffs = value
+		case optionXDP:
+			if !slices.Contains(xdpModes, value) {
+				return o, fmt.Errorf("backend option %s=%q: give one of %s", optionXDP, value, strings.Join(xdpModes, ", "))
+			}
+			o.xdp = value
+		case optionFlows:
+			n, err := strconv.ParseUint(value, 10, 32)
+			if err != nil || n < 1<<10 || n > mostFlows {
+				return o, fmt.Errorf("backend option %s=%q: give a number from %d to %d", optionFlows, value, 1<<10, mostFlows)
+			}
+			o.flows = uint32(n)
+		default:
+			return o, fmt.Errorf("backend option %q: the eBPF backend knows only %s, %s and %s", option, optionBPFFS, optionXDP, optionFlows)
+		}
+	}
+	return o, nil
+}
+
+// Configure loads the programs and attaches them.
+func (b *Backend) Configure(_ context.Context, config dataplane.Config) error {
+	if config.SourcePortMax < config.SourcePortMin {
+		return fmt.Errorf("source ports %d to %d: the last lies before the first", config.SourcePortMin, config.SourcePortMax)
+	}
+	first, last := config.SourcePortMin, config.SourcePortMax
+	if first == 0 {
+		first, last = firstPort, lastPort
+	}
+	o, err := readOptions(config.Options)
+	if err != nil {
+		return err
+	}
+	if err := requireKernel(); err != nil {
+		return err
+	}
+	k, err := load(o, config.StateDir)
+	if err != nil {
+		return err
+	}
+	s, err := k.adopt()
+	if err == nil && s.last == (numbers{Layout: layoutVersion}) {
+		err = keepRewriting() // nothing was here but, maybe, another dataplane
+	}
+	if err == nil {
+		err = errors.Join(k.configure(first, last), k.attach())
+	}
+	if err != nil {
+		return errors.Join(err, k.close(false))
+	}
+	b.kernel, b.state = k, s
+	return nil
+}
+
+// Applied returns the digests of what the maps hold.
+func (b *Backend) Applied(context.Context) (dataplane.Applied, error) {
+	return dataplane.Applied{Generation: b.generation, Digests: b.state.digests()}, nil
+}
+
+// Apply writes what differs.
+func (b *Backend) Apply(ctx context.Context, c dataplane.Change) (dataplane.Result, error) {
+	if b.kernel == nil {
+		return dataplane.Result{}, errors.New("apply before configure")
+	}
+	if c.Base != b.generation {
+		return dataplane.Result{}, fmt.Errorf("at %s, asked to go on from %s: %w", b.generation, c.Base, dataplane.ErrResync)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	description, err := b.Describe(ctx)
+	if err != nil {
+		return dataplane.Result{}, err
+	}
+	a := &apply{backend: b, forwarding: forwarding{}}
+	a.pools(c.UpsertPools)
+	a.frontends(description, c.UpsertFrontends)
+	for _, key := range c.DeleteFrontends {
+		a.carryOut(b.state.planFrontendGone(key), nil, dataplane.RecordError{Frontend: key})
+	}
+	for _, id := range c.DeletePools {
+		a.carryOut(b.state.planPoolGone(id), nil, dataplane.RecordError{Pool: id})
+	}
+	b.generation = c.Next
+	return dataplane.Result{Generation: c.Next, Operations: a.operations, Failed: a.failed}, nil
+}
+
+// Watch attaches the programs to interfaces that come, and forgets flows that have ended.
+func (b *Backend) Watch(ctx context.Context, report func(dataplane.Fault)) error {
+	ticker := time.NewTicker(idleInterval)
+	defer ticker.Stop()
+	var swept time.Time
+	for {
+		var now time.Time
+		select {
+		case <-ctx.Done():
+			return nil
+		case now = <-ticker.C:
+		}
+		due := now.Sub(swept) >= sweepInterval || b.limitsIdleness()
+		if due {
+			swept = now
+		}
+		if err := b.look(due); err != nil {
+			report(dataplane.Fault{Time: now, Message: err.Error()})
+		}
+	}
+}
+
+func (b *Backend) look(sweep bool) error {
+	b.watching.Lock()
+	defer b.watching.Unlock()
+	if b.kernel == nil {
+		return nil
+	}
+	err := b.kernel.attach()
+	if sweep {
+		err = errors.Join(err, b.sweep())
+	}
+	return err
+}
+
+func (b *Backend) limitsIdleness() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.state != nil && b.state.idle > 0
+}
+
+// Close leaves programs and maps in place, or with purge removes them.
+func (b *Backend) Close(ctx context.Context, purge bool) error {
+	if b.kernel == nil {
+		return nil
+	}
+	b.watching.Lock()
+	defer b.watching.Unlock()
+	var open map[tuple]bool
+	var err error
+	if purge {
+		open, err = b.kernel.drain(ctx)
+		if len(open) > 0 {
+			err = errors.Join(err, forgetOlder(open))
+		}
+	}
+	err = errors.Join(err, b.kernel.close(purge), end(open))
+	b.kernel = nil
+	return err
+}

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+// What the tcx program does with a packet: all that there is to do.
+#pragma once
+
+#include "answers.h"
+#include "errors.h"
+#include "others.h"
+#include "rewrite.h"
+
+#define PACKET_HOST 0 // linux/if_packet.h
+
+// takes tells whether the frame is for this host. One with a VLAN tag comes again at the interface of its VLAN.
+static __always_inline int takes(context *ctx, const struct packet *p, int parsed)
+{
+	return ctx->pkt_type == PACKET_HOST && !ctx->vlan_present;
+}
+
+// is_whole tells whether the frame holds the packet.
+static __always_inline int is_whole(context *ctx, const struct packet *p) { return p->network + p->length <= ctx->len; }
+
+// route finds the way of a packet from one address to another; PASS says that there is one.
+static __always_inline int route(context *ctx, struct scratch *s, const struct addr *from, const struct addr *to)
+{
+	struct bpf_fib_lookup *fib = &s->fib;
+
+	ask_fib(ctx, s, from, to);
+	if (!ctx->gso_size)
+		fib->tot_len = s->packet.length;
+	switch (bpf_fib_lookup(ctx, fib, sizeof(*fib), BPF_FIB_LOOKUP_SKIP_NEIGH)) {
+	case BPF_FIB_LKUP_RET_SUCCESS:
+		return PASS;
+	case BPF_FIB_LKUP_RET_FRAG_NEEDED:
+		return too_big(ctx, &s->packet, fib->mtu_result);
+	}
+	return dropped(DROP_NO_ROUTE);
+}
+
+// send hands the packet to the neighbour on its way.
+static __always_inline int send(const struct bpf_fib_lookup *fib)
+{
+	struct bpf_redir_neigh next = {.nh_family = fib->family};
+
+	if (fib->family == FAMILY_IPV4)
+		next.ipv4_nh = fib->ipv4_dst;
+	else
+		__builtin_memcpy(next.ipv6_nh, fib->ipv6_dst, 16);
+	return bpf_redirect_neigh(fib->ifindex, &next, sizeof(next), 0);
+}
+
+// leave sends the packet where its flow leads.
+static __always_inline int leave(context *ctx, struct scratch *s)
+{
+	const struct flow *f = &s->flow;
+	__u32 packets = ctx->gso_segs ?: 1, bytes = ctx->len - s->packet.network;
+	int result;
+
+	if (f->forwarding != DIRECT && s->packet.ttl <= 1)
+		return out_of_time(ctx, &s->packet);
+	result = route(ctx, s, &f->source, f->forwarding == DIRECT ? &s->endpoint : &f->destination);
+	if (result != PASS)
+		return result;
+	if (f->forwarding == DIRECT && !is_neighbour(s))
+		return dropped(DROP_NO_ROUTE);
+	if (f->forwarding != DIRECT && rewrite(ctx, &s->packet, f) != READ)
+		return dropped(DROP_MALFORMED);
+	count_packet(f, packets, bytes);
+	return send(&s->fib);
+}
+
+// pass_error brings an ICMP error about a packet of a flow to who sent it.
+static __noinline int pass_error(context *ctx, struct scratch *s, int otherwise)
+{
+	struct packet *p = &s->packet;
+	struct flow *f;
+	int result;
+
+	if (p->fragment != WHOLE || read_quoted(ctx, p, &s->twin_key) != READ)
+		return otherwise;
+	f = bpf_map_lookup_elem(&flows, &s->twin_key);
+	if (!f)
+		f = bpf_map_lookup_elem(&young_flows, &s->twin_key);
+	if (!f || !valid(f, 1, &s->endpoint))
+		return otherwise;
+	s->flow = *f;
+	if (p->ttl <= 1)
+		return dropped(DROP_TTL);
+	result = route(ctx, s, &s->flow.source, f->forwarding == DIRECT ? &s->endpoint : &s->flow.destination);
+	if (result != PASS)
+		return result;
+	if (s->flow.forwarding == DIRECT ? !is_neighbour(s) : rewrite_error(ctx, p, &s->flow) != READ)
+		return dropped(DROP_MALFORMED);
+	return send(&s->fib);
+}
+
+// handle_icmp is for errors about flows, and for what asks a VIP itself.
+static __always_inline int handle_icmp(context *ctx, struct scratch *s, __u32 to)
+{
+	if (is_error(&s->packet))
+		return pass_error(ctx, s, to & ROLE_VIP ? DROP : PASS);
+	return to & ROLE_VIP ? answer_icmp(ctx, &s->packet) : PASS;
+}
+
+// share_ports gives later fragments the ports of the first; it fails if that has not been seen.
+static __always_inline int share_ports(struct packet *p)
+{
+	struct fragment_key key = {.source = p->tuple.source, .destination = p->tuple.destination, .id = p->fragment_id, .protocol = p->tuple.protocol, .family = p->tuple.family};
+	__u32 *ports = (__u32 *)&p->tuple.source_port, *found;
+
+	if (p->fragment == FIRST)
+		return !bpf_map_update_elem(&fragments, &key, ports, BPF_ANY);
+	found = bpf_map_lookup_elem(&fragments, &key);
+	if (found)
+		*ports = *found;
+	return !!found;
+}

@@ -1,0 +1,61 @@
+package ebpf
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// closeTime is how long connections may take to end when all is removed.
+	closeTime = 5 * time.Second
+	// answerTime is how long answers to datagrams may be on their way.
+	answerTime = 500 * time.Millisecond
+)
+
+// drain leaves all new flows to the host, where another backend may have taken over, and waits for connections to end. It returns
+// those that have not.
+func (k *kernel) drain(ctx context.Context) (map[tuple]bool, error) {
+	k.settings.Closing = 1
+	if err := k.writeSettings(); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, closeTime)
+	defer cancel()
+	for begun := time.Now(); ; {
+		open, err := k.connections()
+		if err != nil || len(open) == 0 && time.Since(begun) >= answerTime {
+			return nil, err
+		}
+		select {
+		case <-ctx.Done():
+			return open, nil
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// connections are the TCP connections of which no end has been seen, by what their clients send.
+func (k *kernel) connections() (map[tuple]bool, error) {
+	open := map[tuple]bool{}
+	for _, m := range []*ebpf.Map{k.objects.Flows, k.objects.YoungFlows} {
+		var key tuple
+		var f flow
+		entries := m.Iterate()
+		for entries.Next(&key, &f) {
+			if key.Protocol == unix.IPPROTO_TCP && f.State&stateReply == 0 && f.State&stateClosed == 0 {
+				open[key] = true
+			}
+		}
+		if err := entries.Err(); errors.Is(err, ebpf.ErrIterationAborted) {
+			continue // they come and go faster than they can be read; those that stay long are in the other map
+		} else if err != nil {
+			return nil, fmt.Errorf("read flows: %w", err)
+		}
+	}
+	return open, nil
+}

@@ -1,0 +1,57 @@
+package ebpf
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// The netlink family netdev (include/uapi/linux/netdev.h, Linux 6.3).
+const (
+	netdevFamily      = "netdev"
+	netdevDeviceGet   = 1
+	netdevIndex       = 1
+	netdevXDPFeatures = 3
+
+	// xdpTransmits is NETDEV_XDP_ACT_NDO_XMIT: the interface takes frames from XDP programs of others now.
+	xdpTransmits = 4
+)
+
+// genericHeader is struct genlmsghdr: command, version, and two bytes that have to be zero.
+type genericHeader [nl.SizeofGenlmsg]byte
+
+// Len returns the length of the header.
+func (genericHeader) Len() int { return nl.SizeofGenlmsg }
+
+// Serialize returns the header's bytes.
+func (h genericHeader) Serialize() []byte { return h[:] }
+
+// xdpFeatures tells what the interface's driver can do now.
+func xdpFeatures(index int) (uint64, error) {
+	family, err := netlink.GenlFamilyGet(netdevFamily)
+	if err != nil {
+		return 0, fmt.Errorf("netlink family %s: %w", netdevFamily, err)
+	}
+	request := nl.NewNetlinkRequest(int(family.ID), 0)
+	request.AddData(genericHeader{netdevDeviceGet, 1})
+	request.AddData(nl.NewRtAttr(netdevIndex, nl.Uint32Attr(uint32(index))))
+	messages, err := request.Execute(unix.NETLINK_GENERIC, 0)
+	if err != nil {
+		return 0, fmt.Errorf("ask for XDP features: %w", err)
+	}
+	for _, m := range messages {
+		attributes, err := nl.ParseRouteAttr(m[nl.SizeofGenlmsg:])
+		if err != nil {
+			return 0, fmt.Errorf("read XDP features: %w", err)
+		}
+		for _, a := range attributes {
+			if a.Attr.Type == netdevXDPFeatures {
+				return binary.NativeEndian.Uint64(a.Value), nil
+			}
+		}
+	}
+	return 0, nil
+}

@@ -1,0 +1,318 @@
+package ebpf
+
+import (
+	"encoding/binary"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
+
+	"kubelb.k8c.io/core/model"
+)
+
+// flowFixtures are about flows: their beginning, their course, their end.
+var flowFixtures = []fixture{
+	{name: "a flow goes to a node and its answers come from the VIP", run: func(x *exchange) {
+		s := x.begin(portPlain)
+		x.mustReachClient(x.reply(s, ack), portPlain)
+	}},
+	{name: "the client's port is kept if it is of the slice", run: func(x *exchange) {
+		x.client = netip.AddrPortFrom(x.client.Addr(), 20000+lastClientPort)
+		require.Equal(x, x.client.Port(), x.mustReachNode(x.ask(portPlain)).from.Port())
+	}},
+	{name: "two clients with one port get two", run: func(x *exchange) {
+		x.client = netip.AddrPortFrom(x.client.Addr(), 20000+lastClientPort)
+		first := x.mustReachNode(x.ask(portSticky))
+		for range 8 {
+			second := x.exchange(x.v4, x.protocol)
+			second.client = netip.AddrPortFrom(x.client.Addr().Next(), x.client.Port())
+			then := second.mustReachNode(second.ask(portSticky))
+			require.NotEqual(x, [2]netip.AddrPort{first.from, first.to}, [2]netip.AddrPort{then.from, then.to})
+		}
+	}},
+	{name: "a repeated first packet meets the same node from the same port", run: func(x *exchange) {
+		require.Equal(x, x.mustReachNode(x.ask(portPlain)).from, x.mustReachNode(x.ask(portPlain)).from)
+	}},
+	{name: "what no client asked for is left to the host", run: func(x *exchange) {
+		f := frame{from: netip.AddrPortFrom(theNode[x.v4], portOfNodes), to: netip.AddrPortFrom(theGateway[x.v4], 2000), toMAC: x.back.HardwareAddr, protocol: x.protocol, flags: ack}
+		o := x.fromNode(f)
+		require.Equal(x, left, o.verdict)
+	}},
+	{name: "a client with affinity meets one node", run: func(x *exchange) {
+		first := x.mustReachNode(x.ask(portSticky)).to
+		for range 8 {
+			x.client = netip.AddrPortFrom(x.client.Addr(), x.client.Port()+1000)
+			require.Equal(x, first, x.mustReachNode(x.ask(portSticky)).to)
+		}
+	}},
+	{name: "an allowed client is served", run: func(x *exchange) { x.begin(portRanged) }},
+	{name: "a client that is not allowed is dropped", run: func(x *exchange) {
+		x.client = netip.AddrPortFrom(netip.MustParseAddr(map[bool]string{true: "192.0.2.200", false: "2001:db8:c:1::1"}[x.v4]), 40000)
+		x.mustDrop(x.ask(portRanged), "source-range")
+	}},
+	{name: "a transparent frontend's node sees the client, and its answers come from the VIP", run: func(x *exchange) {
+		f := x.ask(portTransparent)
+		s := x.mustSend(f, x.fromClient(f))
+		require.Equal(x, x.client, s.from)
+		require.EqualValues(x, portOfNodes, s.to.Port())
+		x.mustReachClient(x.reply(s, syn|ack), portTransparent)
+	}},
+	{name: "a transparent frontend takes up a connection in its middle", only: tcp, run: func(x *exchange) {
+		f := x.goOn(portTransparent, ack)
+		require.Equal(x, x.client, x.mustSend(f, x.fromClient(f)).from)
+	}},
+	{name: "a direct frontend's packet changes nothing but its MAC", run: func(x *exchange) {
+		f := x.ask(portDirect)
+		for range 2 {
+			o := x.fromClient(f)
+			require.Equal(x, sent, o.verdict)
+			require.Equal(x, f.bytes()[14:], o.frame[14:])
+			if o.byXDP {
+				require.Equal(x, nodeMAC, net.HardwareAddr(o.frame[:6]))
+			}
+		}
+	}},
+	{name: "a connection that nobody knows is reset", only: tcp, run: func(x *exchange) {
+		f := x.goOn(portPlain, ack)
+		f.acked = 4711
+		x.mustRefuse(f)
+	}},
+	{name: "a connection goes on when its node leaves the pool, until nothing has come for long", only: tcp, run: func(x *exchange) {
+		s := x.begin(portPlain)
+		x.applyWithout(s.to.Addr())
+		require.Equal(x, s.to, x.mustReachNode(x.goOn(portPlain, ack)).to)
+		x.mustReachClient(x.reply(s, ack), portPlain)
+		x.age(30 * time.Hour)
+		x.sweep()
+		x.mustRefuse(x.goOn(portPlain, ack))
+	}},
+	{name: "a connection that nobody has answered asks another node when its own leaves the pool", only: tcp, run: func(x *exchange) {
+		s := x.mustReachNode(x.ask(portPlain))
+		x.applyWithout(s.to.Addr())
+		require.NotEqual(x, s.to, x.mustReachNode(x.ask(portPlain)).to)
+	}},
+	{name: "datagrams go to another node when theirs leaves the pool", only: udp, run: func(x *exchange) {
+		s := x.begin(portPlain)
+		x.applyWithout(s.to.Addr())
+		require.NotEqual(x, s.to, x.mustReachNode(x.ask(portPlain)).to)
+	}},
+	{name: "a flow of a frontend that is gone is refused no more than others", run: func(x *exchange) {
+		x.begin(portPlain)
+		pools, frontends := fixtures()
+		x.apply(pools, without(frontends, portPlain)...)
+		x.mustRefuse(x.goOn(portPlain, ack))
+	}},
+	{name: "a connection that both sides have closed gives way to a new one", only: tcp, run: func(x *exchange) {
+		s := x.begin(portPlain)
+		x.mustReachNode(x.goOn(portPlain, fin|ack))
+		x.mustReachClient(x.reply(s, fin|ack), portPlain)
+		require.Equal(x, s.from, x.mustReachNode(x.goOn(portPlain, ack)).from, "the last acknowledgement")
+		x.age(3 * time.Second)
+		x.mustReachNode(x.ask(portPlain))
+	}},
+	{name: "a connection that the node has reset gives way to a new one", only: tcp, run: func(x *exchange) {
+		s := x.begin(portPlain)
+		x.mustReachClient(x.reply(s, rst|ack), portPlain)
+		x.age(3 * time.Second)
+		x.mustReachNode(x.ask(portPlain))
+	}},
+	{name: "a reset that a client sends does not end what goes on", only: tcp, run: func(x *exchange) {
+		s := x.begin(portPlain)
+		x.mustReachNode(x.goOn(portPlain, rst))
+		require.Equal(x, s.from, x.mustReachNode(x.goOn(portPlain, ack)).from)
+		x.mustReachClient(x.reply(s, ack), portPlain)
+	}},
+	{name: "a node's answer finds its client when the client's entry was forgotten", run: func(x *exchange) {
+		s := x.mustReachNode(x.ask(portPlain))
+		require.NoError(x, x.backend.kernel.objects.YoungFlows.Delete(x.key(portPlain)))
+		x.mustReachClient(x.reply(s, syn|ack), portPlain)
+		require.Equal(x, s.from, x.mustReachNode(x.goOn(portPlain, ack)).from)
+	}},
+	{name: "a flow that was quiet goes on, by the way that looks after its neighbours", run: func(x *exchange) {
+		s := x.begin(portPlain)
+		x.age(20 * time.Second)
+		o := x.fromClient(x.goOn(portPlain, ack))
+		require.Equal(x, sent, o.verdict)
+		require.False(x, o.byXDP)
+		require.Equal(x, s.from, dissect(o.frame).from)
+	}},
+	{name: "a node whose MAC is not known is sent to by tcx", run: func(x *exchange) {
+		x.neighbours(netlink.NeighDel)
+		defer x.neighbours(netlink.NeighSet)
+		f := x.ask(portPlain)
+		o := x.fromClient(f)
+		require.False(x, o.byXDP)
+		x.mustSend(f, o)
+	}},
+	{name: "without a route to the node the packet is dropped", run: func(x *exchange) {
+		x.begin(portPlain)
+		down := func(up bool) {
+			l, err := netlink.LinkByName("back")
+			require.NoError(x, err)
+			set := netlink.LinkSetDown
+			if up {
+				set = netlink.LinkSetUp
+			}
+			require.NoError(x, set(l))
+		}
+		down(false)
+		defer func() {
+			down(true)
+			require.NoError(x, x.prepareAddresses())
+		}()
+		x.mustDrop(x.goOn(portPlain, ack), "no-route")
+	}},
+	{name: "when all ports are taken by flows that go on, a new one is dropped; one that has ended makes room", only: tcp, run: func(x *exchange) {
+		x.slice(2)
+		defer x.slice(lastPort - firstPort + 1)
+		var flows []*exchange
+		for range 24 {
+			flows = append(flows, x.exchange(x.v4, x.protocol))
+		}
+		var served []*exchange
+		for _, f := range flows {
+			if o := f.fromClient(f.ask(portPlain)); o.verdict == sent {
+				served = append(served, f)
+			}
+		}
+		require.Len(x, served, 4, "two ports towards each of two nodes")
+		x.age(6 * time.Second)
+		x.mustReachNode(x.ask(portPlain))
+	}},
+	{name: "when it leaves, new flows are left to the host and known ones go on", run: func(x *exchange) {
+		s := x.begin(portPlain)
+		x.closing(1)
+		defer x.closing(0)
+		other := x.exchange(x.v4, x.protocol)
+		other.mustLeave(other.ask(portPlain))
+		require.Equal(x, s.from, x.mustReachNode(x.goOn(portPlain, ack)).from)
+		x.mustReachClient(x.reply(s, ack), portPlain)
+	}},
+	{name: "a fragmented packet's pieces follow the first", run: func(x *exchange) {
+		x.fragments(portPlain)
+	}},
+	{name: "the pieces of a direct frontend's packet, too", run: func(x *exchange) {
+		first, later := x.pieces(portDirect)
+		for _, f := range []frame{first, later} {
+			o := x.fromClient(f)
+			require.Equal(x, sent, o.verdict)
+			require.Equal(x, f.bytes()[14:], o.frame[14:])
+		}
+	}},
+	{name: "a piece whose first has not come is dropped", run: func(x *exchange) {
+		_, later := x.pieces(portPlain)
+		x.mustDrop(later, "fragment-without-first")
+	}},
+	{name: "a node's answer in pieces reaches the client", run: func(x *exchange) {
+		s := x.begin(portPlain)
+		first := x.reply(s, ack)
+		first.payload, first.more, first.id = make([]byte, 64), true, 77
+		later := first
+		later.more, later.offset, later.raw = false, 64+8, []byte("the rest")
+		x.mustReachClient(first, portPlain)
+		o := x.fromNode(later)
+		require.Equal(x, sent, o.verdict)
+		require.Equal(x, x.client.Addr(), dissect(o.frame).to.Addr())
+	}},
+	{name: "bytes behind the packet stay", run: func(x *exchange) {
+		f := x.ask(portPlain)
+		f.payload = []byte{1}
+		whole := append(f.bytes(), 0xee, 0xee, 0xee)
+		o := x.receive(x.front, whole)
+		require.Equal(x, sent, o.verdict)
+		require.Equal(x, []byte{0xee, 0xee, 0xee}, o.frame[len(o.frame)-3:])
+		require.Empty(x, dissect(o.frame).wrong)
+	}},
+	{name: "options of the IP header stay", run: func(x *exchange) {
+		f := x.ask(portPlain)
+		f.options = []byte{1, 1, 1, 0}
+		if !x.v4 {
+			f.options, f.extension = []byte{x.protocol, 0, 1, 4, 0, 0, 0, 0}, 60
+		}
+		s := x.mustReachNode(f)
+		x.mustReachClient(x.reply(s, syn|ack), portPlain)
+	}},
+	{name: "a datagram without a checksum stays without", only: udp, run: func(x *exchange) {
+		if !x.v4 {
+			return // IPv6 knows no such thing
+		}
+		f := x.ask(portPlain)
+		f.noSum = true
+		o := x.fromClient(f)
+		require.Equal(x, sent, o.verdict)
+		require.Zero(x, binary.BigEndian.Uint16(o.frame[14+20+6:]))
+	}},
+	{name: "a datagram whose new checksum is zero says so by ones", only: udp, run: func(x *exchange) {
+		x.begin(portPlain)
+		for n := range 1 << 16 {
+			f := x.goOn(portPlain, 0)
+			f.payload = binary.BigEndian.AppendUint16(nil, uint16(n))
+			o := x.fromClient(f)
+			s := dissect(o.frame)
+			require.Empty(x, s.wrong)
+			at := 14 + 20 + 6
+			if !x.v4 {
+				at += 20
+			}
+			switch binary.BigEndian.Uint16(o.frame[at:]) {
+			case 0:
+				require.Fail(x, "a checksum of zero means that there is none")
+			case 0xffff:
+				return
+			}
+		}
+		require.Fail(x, "no payload made the checksum zero")
+	}},
+}
+
+// applyWithout takes a node out of the pools.
+func (x *exchange) applyWithout(node netip.Addr) {
+	pools, frontends := fixtures()
+	for i := range pools {
+		var stay []model.Endpoint
+		for _, e := range pools[i].Endpoints {
+			if e.Address != node {
+				stay = append(stay, e)
+			}
+		}
+		pools[i].Endpoints = stay
+	}
+	x.apply(pools, frontends...)
+}
+
+func without(frontends []model.Frontend, port uint16) (out []model.Frontend) {
+	for _, f := range frontends {
+		if f.Port != port {
+			out = append(out, f)
+		}
+	}
+	return out
+}
+
+// key is that of the client's flow.
+func (x *exchange) key(port uint16) tuple {
+	return tuple{Source: addressOf(x.client.Addr()), Destination: addressOf(theVIP[x.v4]), SourcePort: portOf(x.client.Port()), DestinationPort: portOf(port), Protocol: x.protocol, Family: familyOf(x.client.Addr())}
+}
+
+// pieces are two fragments of a datagram or segment.
+func (x *exchange) pieces(port uint16) (first, later frame) {
+	first = x.ask(port)
+	first.payload, first.more, first.id = make([]byte, 64), true, 1000+uint32(lastClientPort)
+	later = first
+	later.more, later.offset, later.raw = false, 64+24, []byte("the rest")
+	return first, later
+}
+
+func (x *exchange) fragments(port uint16) {
+	first, later := x.pieces(port)
+	s := x.mustReachNode(first)
+	o := x.fromClient(later)
+	require.Equal(x, sent, o.verdict)
+	then := dissect(o.frame)
+	require.Empty(x, then.wrong)
+	require.Equal(x, s.to.Addr(), then.to.Addr())
+	require.Equal(x, s.from.Addr(), then.from.Addr())
+	require.Equal(x, later.raw, then.payload)
+}

@@ -1,0 +1,286 @@
+package ebpf
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"kubelb.k8c.io/backends/ebpf/bpf"
+)
+
+// kernel is the programs with their maps, and where they are attached. All of it is pinned in a directory of the BPF file system.
+type kernel struct {
+	dir     string
+	objects bpf.TcObjects
+	xdp     bpf.XDPObjects
+	xdpMode string
+	maps    map[string]*ebpf.Map
+	// tables are those of pools that are not in their places yet.
+	tables map[uint32]*ebpf.Map
+	// attached is what runs at the interfaces, by their numbers.
+	attached map[int]*attached
+
+	settings settings
+	stamp    uint32 // of the last sweep
+}
+
+// layoutVersion changes with what the pinned maps mean.
+const layoutVersion = 2
+
+// load loads the programs, with the maps that an earlier process left.
+func load(o options, stateDir string) (*kernel, error) {
+	if err := requireBPFFS(o.bpffs); err != nil {
+		return nil, err
+	}
+	// An earlier process's stamps are other ones.
+	k := &kernel{stamp: uint32(time.Now().UnixMilli()), attached: map[int]*attached{}, tables: map[uint32]*ebpf.Map{}, xdpMode: o.xdp, dir: filepath.Join(o.bpffs, fmt.Sprintf("kubelb-%x", sha256.Sum256([]byte(stateDir)))[:15])}
+	if err := os.MkdirAll(k.dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make a directory in the BPF file system: %w", err)
+	}
+	pins := ebpf.MapOptions{PinPath: k.dir}
+	if err := k.openRecords(pins); err != nil {
+		return nil, err
+	}
+	if err := k.loadPrograms(o, pins); err != nil {
+		return nil, errors.Join(fmt.Errorf("load programs (needs CAP_BPF and CAP_NET_ADMIN): %w", err), k.close(false))
+	}
+	k.maps[mapAddresses], k.maps[mapFrontends], k.maps[mapServices], k.maps[mapEndpoints] = k.objects.Addresses, k.objects.Frontends, k.objects.Services, k.objects.Endpoints
+	k.maps[mapSourceRanges], k.maps[mapServiceCounters], k.maps[mapEndpointCounters] = k.objects.SourceRanges, k.objects.ServiceCounters, k.objects.EndpointCounters
+	return k, nil
+}
+
+func (k *kernel) loadPrograms(o options, pins ebpf.MapOptions) error {
+	for _, program := range []struct {
+		load func() (*ebpf.CollectionSpec, error)
+		into any
+	}{{bpf.LoadTc, &k.objects}, {bpf.LoadXDP, &k.xdp}} {
+		spec, err := program.load()
+		if err != nil {
+			return err
+		}
+		for name, m := range spec.Maps {
+			if !slices.Contains(unpinned, name) {
+				m.Pinning = ebpf.PinByName
+			}
+			switch name {
+			case "flows":
+				m.MaxEntries = o.flows
+			case "young_flows":
+				m.MaxEntries = max(o.flows/4, 1<<10)
+			}
+		}
+		if err := spec.LoadAndAssign(program.into, &ebpf.CollectionOptions{Maps: pins}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// unpinned are the maps that hold nothing from one packet to the next.
+var unpinned = []string{"scratches", "budgets", "ended"}
+
+// openRecords opens the maps that only the plugin reads, once the numbers say that it knows what is in them.
+func (k *kernel) openRecords(options ebpf.MapOptions) error {
+	k.maps = map[string]*ebpf.Map{}
+	for _, spec := range []*ebpf.MapSpec{
+		{Name: mapNumbers, Type: ebpf.Array, KeySize: 4, ValueSize: uint32(binary.Size(numbers{})), MaxEntries: 1},
+		{Name: mapPoolRecords, Type: ebpf.Hash, KeySize: 4, ValueSize: uint32(binary.Size(poolRecord{})), MaxEntries: 1 << 14, Flags: noPreallocation},
+		{Name: mapEndpointRecords, Type: ebpf.Hash, KeySize: 4, ValueSize: uint32(binary.Size(endpointRecord{})), MaxEntries: 1 << 20, Flags: noPreallocation},
+		{Name: mapServiceRecords, Type: ebpf.Hash, KeySize: 4, ValueSize: uint32(binary.Size(serviceRecord{})), MaxEntries: 1 << 17, Flags: noPreallocation},
+	} {
+		spec.Pinning = ebpf.PinByName
+		m, err := ebpf.NewMapWithOptions(spec, options)
+		if err != nil {
+			return fmt.Errorf("open map %s in %s (its layout is that of another version of this backend: purge that first): %w", spec.Name, k.dir, err)
+		}
+		k.maps[spec.Name] = m
+		if spec.Name != mapNumbers {
+			continue
+		}
+		var n numbers
+		if err := m.Lookup(uint32(0), &n); err != nil {
+			return err
+		}
+		if n.Layout > layoutVersion {
+			return fmt.Errorf("%s was written by a later version of this backend (layout %d, this one knows %d): install that again, or purge it", k.dir, n.Layout, layoutVersion)
+		}
+		if n.Layout != 0 && n.Layout < layoutVersion {
+			return fmt.Errorf("%s was written by an earlier version of this backend (layout %d, this one knows %d only): purge it with that", k.dir, n.Layout, layoutVersion)
+		}
+	}
+	return nil
+}
+
+// requireBPFFS mounts the BPF file system where it usually is, or says what to do.
+func requireBPFFS(path string) error {
+	var s unix.Statfs_t
+	if err := unix.Statfs(path, &s); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	if s.Type == unix.BPF_FS_MAGIC {
+		return nil
+	}
+	if path != usualBPFFS {
+		return fmt.Errorf("%s is no BPF file system: run 'mount -t bpf bpf %s', or name another by --backend-option %s=", path, path, optionBPFFS)
+	}
+	if err := unix.Mount("bpf", path, "bpf", 0, "mode=0700"); err != nil {
+		return fmt.Errorf("mount the BPF file system at %s: %w", path, err)
+	}
+	return nil
+}
+
+// configure writes the slice of source ports. That some frontend is, or was, transparent stays: flows of then may go on.
+func (k *kernel) configure(first, last uint16) error {
+	if err := k.objects.SettingsMap.Lookup(uint32(0), &k.settings); err != nil {
+		return fmt.Errorf("read settings: %w", err)
+	}
+	k.settings.FirstPort, k.settings.Ports, k.settings.Closing = first, last-first+1, 0
+	return k.writeSettings()
+}
+
+// takeAnswers has answers to clients of transparent frontends found.
+func (k *kernel) takeAnswers() error {
+	if k.settings.Transparent == 1 {
+		return nil
+	}
+	k.settings.Transparent = 1
+	return k.writeSettings()
+}
+
+func (k *kernel) writeSettings() error {
+	if err := k.objects.SettingsMap.Put(uint32(0), k.settings); err != nil {
+		return fmt.Errorf("write settings: %w", err)
+	}
+	return nil
+}
+
+// apply writes elements. Tables of rows wait for placeTables.
+func (k *kernel) apply(writes []write) error {
+	for _, w := range writes {
+		if err := k.write(w); err != nil {
+			return fmt.Errorf("map %s: %w", w.table, err)
+		}
+	}
+	return nil
+}
+
+func (k *kernel) write(w write) error {
+	switch {
+	case w.value == zeroCounter{}:
+		return k.maps[w.table].Put(w.key, make([]counter, ebpf.MustPossibleCPU()))
+	case w.table == mapPools && w.value == nil:
+		return ignoreMissing(k.objects.Pools.Delete(w.key))
+	case w.table == mapPools:
+		return k.writeRows(w.key.(uint32), w.value.([]uint32))
+	case w.value == nil:
+		return ignoreMissing(k.maps[w.table].Delete(w.key))
+	}
+	return k.maps[w.table].Put(w.key, w.value)
+}
+
+func ignoreMissing(err error) error {
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil
+	}
+	return err
+}
+
+// writeRows writes the pool's rows in place, behind their number. Only if that is another one it makes a new table, since the kernel
+// takes 10 ms to have one take the place of another.
+func (k *kernel) writeRows(pool uint32, rows []uint32) error {
+	keys, values := make([]uint32, len(rows)+1), append([]uint32{uint32(len(rows))}, rows...)
+	for i := range keys {
+		keys[i] = uint32(i)
+	}
+	var id ebpf.MapID
+	if err := ignoreMissing(k.objects.Pools.Lookup(pool, &id)); err != nil {
+		return err
+	}
+	if id != 0 {
+		known, err := ebpf.NewMapFromID(id)
+		if err != nil {
+			return err
+		}
+		defer known.Close()
+		if known.MaxEntries() == uint32(len(keys)) {
+			_, err = known.BatchUpdate(keys, values, nil)
+			return err
+		}
+	}
+	table, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: uint32(len(keys)), Flags: innerMap})
+	if err != nil {
+		return err
+	}
+	if _, err := table.BatchUpdate(keys, values, nil); err != nil {
+		return errors.Join(err, table.Close())
+	}
+	k.keepForPlace(pool, table)
+	return nil
+}
+
+// innerMap is BPF_F_INNER_MAP: tables of one outer map may differ in size.
+const innerMap = 1 << 12
+
+// noPreallocation is BPF_F_NO_PREALLOC.
+const noPreallocation = 1
+
+// close lets go of everything; with purge nothing of it is left in the kernel.
+func (k *kernel) close(purge bool) error {
+	var errs []error
+	for _, at := range k.attached {
+		errs = append(errs, at.tcx.Close())
+		if at.xdp != nil {
+			errs = append(errs, at.xdp.Close())
+		}
+	}
+	for _, m := range k.maps {
+		errs = append(errs, m.Close())
+	}
+	errs = append(errs, k.objects.Close(), k.xdp.Close())
+	if purge {
+		errs = append(errs, os.RemoveAll(k.dir), removeTables(keepTable))
+	}
+	return errors.Join(errs...)
+}
+
+// sourceTowards is this host's address on the way to the endpoint.
+func sourceTowards(to netip.Addr) (netip.Addr, error) {
+	routes, err := netlink.RouteGet(to.AsSlice())
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("no route to %s: %w", to, err)
+	}
+	for _, r := range routes {
+		if source, ok := netip.AddrFromSlice(r.Src); ok {
+			return source.Unmap(), nil
+		}
+	}
+	return netip.Addr{}, fmt.Errorf("the route to %s has no source address", to)
+}
+
+// reasonNames are those of enum reason in bpf/model.h, in its order.
+var reasonNames = [...]string{"malformed", "fragment-without-first", "source-range", "own-source", "no-source-port", "no-route", "ttl", "rate", "no-flow", "refused", "echo", "too-big"}
+
+// drops counts packets that were dropped, or answered by the programs, by reason.
+func (k *kernel) drops() (map[string]uint64, error) {
+	out := map[string]uint64{}
+	for i, name := range reasonNames {
+		var counts []uint64
+		if err := k.objects.Reasons.Lookup(uint32(i), &counts); err != nil {
+			return nil, fmt.Errorf("read counters: %w", err)
+		}
+		for _, n := range counts {
+			out[name] += n
+		}
+	}
+	return out, nil
+}

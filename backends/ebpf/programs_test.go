@@ -1,0 +1,245 @@
+package ebpf
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"kubelb.k8c.io/backends/dataplane"
+	"kubelb.k8c.io/conformance/netlab"
+	"kubelb.k8c.io/core/model"
+)
+
+// The gateway's segments: clients and the way to them in front, nodes behind.
+var (
+	clientMAC = net.HardwareAddr{2, 0, 0, 0, 0, 1}
+	nodeMAC   = net.HardwareAddr{2, 0, 0, 0, 0, 2}
+)
+
+func addresses(v4, v6 string) map[bool]netip.Addr {
+	return map[bool]netip.Addr{true: netip.MustParseAddr(v4), false: netip.MustParseAddr(v6)}
+}
+
+var (
+	theClient  = addresses("192.0.2.100", "2001:db8:c::100")
+	theGateway = addresses("198.51.100.1", "2001:db8:1::1")
+	theNode    = addresses("198.51.100.10", "2001:db8:1::a")
+	otherNode  = addresses("198.51.100.11", "2001:db8:1::b")
+	theRouter  = addresses("198.51.100.254", "2001:db8:1::fe")
+	theVIP     = addresses("203.0.113.1", "2001:db8:f::1")
+	noVIP      = addresses("203.0.113.99", "2001:db8:f::99")
+	nowhere    = addresses("240.0.0.1", "2001:db8:dead::1")
+)
+
+// bench is a gateway whose programs are run by hand.
+type bench struct {
+	*testing.T
+	backend      *Backend
+	front, back  *netlink.LinkAttrs
+	withoutXDP   bool
+	xdpRan, easy int
+}
+
+// onBench runs f inside a gateway with two segments, whose neighbours are known.
+func onBench(t *testing.T, f func(b *bench)) {
+	if os.Getuid() != 0 {
+		t.Skip("programs are loaded by root only")
+	}
+	lab := netlab.New("klebpf")
+	t.Cleanup(func() { require.NoError(t, lab.Close()) })
+	gateway, err := lab.Namespace("gw", "net/ipv4/ip_forward=1", "net/ipv6/conf/all/forwarding=1", "net/ipv6/conf/default/accept_dad=0")
+	require.NoError(t, err)
+	other, err := lab.Namespace("other")
+	require.NoError(t, err)
+	require.NoError(t, gateway.OwnBPF())
+	require.NoError(t, lab.Link(netlab.Interface{Namespace: gateway, Name: "front", Addresses: []string{"192.0.2.1/24", "2001:db8:c::1/64"}}, netlab.Interface{Namespace: other, Name: "a"}))
+	require.NoError(t, lab.Link(netlab.Interface{Namespace: gateway, Name: "back", Addresses: []string{"198.51.100.1/24", "2001:db8:1::1/64"}}, netlab.Interface{Namespace: other, Name: "b"}))
+	for _, end := range []string{"a", "b"} {
+		require.NoError(t, other.TakesFrames(end))
+	}
+	require.NoError(t, gateway.Do(func() error {
+		b := &bench{T: t, backend: &Backend{}}
+		err := b.prepare()
+		if err == nil {
+			b.until(func() { f(b) })
+		}
+		return errors.Join(err, b.backend.Close(t.Context(), false))
+	}))
+}
+
+// given up is what FailNow panics with: the goroutine of the test is another one, on no thread of the gateway's.
+type givenUp struct{}
+
+// FailNow ends what until runs.
+func (b *bench) FailNow() {
+	b.Fail()
+	panic(givenUp{})
+}
+
+// until runs f until it fails, and reports whether it did.
+func (b *bench) until(f func()) (failed bool) {
+	defer func() {
+		if r := recover(); r != nil {
+			if _, ours := r.(givenUp); !ours {
+				panic(r)
+			}
+			failed = true
+		}
+	}()
+	f()
+	return false
+}
+
+func (b *bench) prepare() error {
+	for name, into := range map[string]**netlink.LinkAttrs{"front": &b.front, "back": &b.back} {
+		l, err := netlink.LinkByName(name)
+		if err != nil {
+			return err
+		}
+		*into = l.Attrs()
+	}
+	if err := b.prepareAddresses(); err != nil {
+		return err
+	}
+	return b.backend.Configure(b.Context(), dataplane.Config{Node: "gw", StateDir: "gw", Options: map[string]string{optionXDP: xdpNative, optionFlows: "524288"}})
+}
+
+// prepareAddresses has all neighbours known. IPv6 addresses go when an interface is down.
+func (b *bench) prepareAddresses() error {
+	back, err := netlink.LinkByName("back")
+	if err != nil {
+		return err
+	}
+	address := &netlink.Addr{IPNet: &net.IPNet{IP: theGateway[false].AsSlice(), Mask: net.CIDRMask(64, 128)}, Flags: unix.IFA_F_NODAD}
+	if err := netlink.AddrReplace(back, address); err != nil {
+		return err
+	}
+	for _, v4 := range []bool{true, false} {
+		for _, n := range []struct {
+			at   *netlink.LinkAttrs
+			ip   netip.Addr
+			hard net.HardwareAddr
+		}{{b.front, theClient[v4], clientMAC}, {b.back, theNode[v4], nodeMAC}, {b.back, otherNode[v4], nodeMAC}, {b.back, theRouter[v4], nodeMAC}} {
+			if err := netlink.NeighSet(&netlink.Neigh{LinkIndex: n.at.Index, IP: n.ip.AsSlice(), HardwareAddr: n.hard, State: netlink.NUD_PERMANENT}); err != nil {
+				return fmt.Errorf("neighbour %s: %w", n.ip, err)
+			}
+		}
+	}
+	return nil
+}
+
+// flowTables are the tables of flows.
+func (b *bench) flowTables() []*ebpf.Map {
+	return []*ebpf.Map{b.backend.kernel.objects.Flows, b.backend.kernel.objects.YoungFlows}
+}
+
+// apply brings the backend to the records.
+func (b *bench) apply(pools []model.Pool, frontends ...model.Frontend) {
+	held, err := b.backend.Applied(b.Context())
+	require.NoError(b, err)
+	result, err := b.backend.Apply(b.Context(), dataplane.Change{Base: held.Generation, Next: dataplane.Generation{Epoch: "test", Number: held.Generation.Number + 1},
+		Delta: model.Difference(held.Digests, model.Snapshot{Pools: pools, Frontends: frontends})})
+	require.NoError(b, err)
+	require.Empty(b, result.Failed)
+}
+
+// What becomes of a frame.
+type verdict string
+
+const (
+	sent     verdict = "sent"     // on its way to somebody else
+	answered verdict = "answered" // back to where it came from
+	dropping verdict = "dropped"
+	left     verdict = "left to the host"
+)
+
+// outcome is what becomes of a frame.
+type outcome struct {
+	verdict verdict
+	frame   []byte
+	byXDP   bool
+}
+
+// Results of programs (linux/bpf.h, linux/pkt_cls.h).
+const (
+	xdpDrop, xdpPass, xdpRedirect = 1, 2, 4
+	tcNext, tcDrop, tcRedirect    = 0xffffffff, 2, 7
+)
+
+// skb is the beginning of struct __sk_buff.
+type skb struct {
+	_       [9]uint32
+	Ingress uint32
+	Index   uint32
+}
+
+// xdpMD is struct xdp_md.
+type xdpMD struct{ Data, End, Meta, Ingress, Queue, Egress uint32 }
+
+// receive has the programs see a frame at an interface, one after the other as the kernel would.
+func (b *bench) receive(at *netlink.LinkAttrs, frame []byte) outcome {
+	if !b.withoutXDP {
+		if o := b.receiveByXDP(at, frame); o.verdict != left {
+			return o
+		}
+	}
+	out := make([]byte, len(frame)+256)
+	options := &ebpf.RunOptions{Data: frame, DataOut: out, Context: skb{Ingress: uint32(at.Index), Index: uint32(at.Index)}}
+	result, err := b.backend.kernel.objects.LbTc.Run(options)
+	require.NoError(b, err)
+	switch result {
+	case tcNext:
+		return outcome{verdict: left, frame: options.DataOut}
+	case tcDrop:
+		return outcome{verdict: dropping}
+	}
+	require.EqualValues(b, tcRedirect, result)
+	if bytes.Equal(options.DataOut[:6], frame[6:12]) {
+		return outcome{verdict: answered, frame: options.DataOut}
+	}
+	return outcome{verdict: sent, frame: options.DataOut}
+}
+
+func (b *bench) receiveByXDP(at *netlink.LinkAttrs, frame []byte) outcome {
+	out := make([]byte, len(frame)+256)
+	options := &ebpf.RunOptions{Data: frame, DataOut: out, Context: xdpMD{End: uint32(len(frame)), Ingress: uint32(at.Index)}}
+	result, err := b.backend.kernel.xdp.LbXdp.Run(options)
+	require.NoError(b, err)
+	b.xdpRan++
+	switch result {
+	case xdpPass:
+		require.True(b, bytes.Equal(frame, options.DataOut), "XDP leaves a frame to tcx that it has changed: %x became %x", frame, options.DataOut)
+		return outcome{verdict: left}
+	case xdpDrop:
+		b.easy++
+		return outcome{verdict: dropping, byXDP: true}
+	}
+	require.EqualValues(b, xdpRedirect, result)
+	b.easy++
+	s := dissect(options.DataOut)
+	switch {
+	case bytes.Equal(s.fromMAC, b.front.HardwareAddr):
+		require.Equal(b, clientMAC, s.toMAC, "who gets the frame in front")
+	case bytes.Equal(s.fromMAC, b.back.HardwareAddr):
+		require.Equal(b, nodeMAC, s.toMAC, "who gets the frame behind")
+	default:
+		require.Fail(b, "XDP sends from an unknown address", "%s", s.fromMAC)
+	}
+	return outcome{verdict: sent, frame: options.DataOut, byXDP: true}
+}
+
+// drops reads how often packets were dropped, or answered, for each reason.
+func (b *bench) drops() map[string]uint64 {
+	drops, err := b.backend.kernel.drops()
+	require.NoError(b, err)
+	return drops
+}

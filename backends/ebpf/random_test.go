@@ -1,0 +1,372 @@
+package ebpf
+
+import (
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"kubelb.k8c.io/conformance/oracle"
+	"kubelb.k8c.io/core/model"
+)
+
+// usualPackets is how many random packets a test run sees; KUBELB_PACKETS sets another number.
+const usualPackets = 300_000
+
+// TestRandomPacketsGoWhereTheOracleSays sends packets of flows that come, go on and end, a part of them with bytes changed, cut off or
+// added, while endpoints come and go. What leaves must be right, and go where the oracle, or the flow's own history, says.
+func TestRandomPacketsGoWhereTheOracleSays(t *testing.T) {
+	n := usualPackets
+	if text := os.Getenv("KUBELB_PACKETS"); text != "" {
+		var err error
+		n, err = strconv.Atoi(text)
+		require.NoError(t, err)
+	}
+	seed := uint64(time.Now().UnixNano())
+	if text := os.Getenv("KUBELB_SEED"); text != "" {
+		var err error
+		seed, err = strconv.ParseUint(text, 10, 64)
+		require.NoError(t, err)
+	}
+	onBench(t, func(b *bench) {
+		r := &storm{bench: b, Rand: rand.New(rand.NewPCG(seed, 1)), did: map[string]int{}}
+		for i := range n {
+			if i%100_000 == 0 {
+				r.beginAnew()
+			}
+			if i%20_000 == 0 {
+				r.change()
+			}
+			if i%50 == 0 {
+				r.refill()
+			}
+			r.one()
+			if b.Failed() {
+				t.Logf("packet %d of seed %d", i, seed)
+				return
+			}
+		}
+		for _, what := range slices.Sorted(maps.Keys(r.did)) {
+			t.Logf("%9d %s", r.did[what], what)
+		}
+		t.Logf("%d packets of seed %d; XDP served %d of %d; counted: %v", n, seed, b.easy, b.xdpRan, b.drops())
+	})
+}
+
+// flowKey is a flow as its client has it.
+type flowKey struct {
+	protocol uint8
+	from, to netip.AddrPort
+}
+
+// way is a flow as its node has it.
+type way struct {
+	protocol     uint8
+	source, node netip.AddrPort
+}
+
+// path is how a flow goes on behind.
+type path struct {
+	source, node netip.AddrPort
+	// closed: somebody has sent FIN or RST, so that its place may be taken.
+	closed bool
+	// pools is how often the pools had changed when its last packet passed.
+	pools int
+}
+
+// storm is the generator, with what it remembers.
+type storm struct {
+	*bench
+	*rand.Rand
+	oracle oracle.State
+	flows  map[flowKey]path
+	owners map[way]flowKey
+	// clients are those that have ever begun a flow.
+	clients map[netip.Addr]bool
+	recent  []flowKey
+	did     map[string]int
+	pools   int
+}
+
+// beginAnew has all flows forgotten: more than fit would be, and which ones only the programs know.
+func (r *storm) beginAnew() {
+	r.age(30 * time.Hour)
+	r.sweep()
+	r.flows, r.owners, r.clients, r.recent, r.oracle = map[flowKey]path{}, map[way]flowKey{}, map[netip.Addr]bool{}, nil, oracle.New()
+}
+
+// change gives the pools other endpoints.
+func (r *storm) change() {
+	pools, frontends := fixtures()
+	for i := range pools {
+		if len(pools[i].Endpoints) > 1 && r.IntN(3) > 0 {
+			gone := r.IntN(2)
+			pools[i].Endpoints = slices.Delete(slices.Clone(pools[i].Endpoints), gone, gone+1)
+		}
+	}
+	r.pools++
+	r.apply(pools, frontends...)
+	r.oracle = r.oracle.Apply(model.Snapshot{Pools: pools, Frontends: frontends})
+}
+
+func (r *storm) one() {
+	f, at := r.valid()
+	bytes := f.bytes()
+	mutated := r.IntN(2) == 0
+	if mutated {
+		bytes = r.mutate(bytes)
+	}
+	in := r.front
+	if at == theNode[true] {
+		in = r.back
+	}
+	if len(bytes) < 14+40 {
+		return // the kernel runs no tc program on some of these
+	}
+	o := r.receive(in, bytes)
+	r.did[fmt.Sprintf("%s, mutated %t", o.verdict, mutated)]++
+	r.judge(bytes, o, in == r.back)
+}
+
+// valid is a packet of a client's or, where the address says so, of a node's.
+func (r *storm) valid() (frame, netip.Addr) {
+	if len(r.recent) > 0 && r.IntN(3) == 0 {
+		key := r.recent[r.IntN(len(r.recent))]
+		if p, known := r.flows[key]; known {
+			return r.variant(frame{from: p.node, to: p.source, toMAC: r.back.HardwareAddr, protocol: key.protocol}), theNode[true]
+		}
+	}
+	v4 := r.IntN(2) == 0
+	client := theClient[v4]
+	for range r.IntN(12) {
+		client = client.Next()
+	}
+	ports := []uint16{portPlain, portPlain, portPlain, portEmpty, portRanged, portSticky, portTransparent, portDirect, portOther}
+	to := theVIP[v4]
+	if r.IntN(50) == 0 {
+		to = noVIP[v4]
+	}
+	f := frame{from: netip.AddrPortFrom(client, 40000+uint16(r.IntN(8))), to: netip.AddrPortFrom(to, ports[r.IntN(len(ports))]), toMAC: r.front.HardwareAddr, protocol: [2]uint8{tcp, udp}[r.IntN(2)]}
+	return r.variant(f), netip.Addr{}
+}
+
+// variant gives the packet contents, flags, options and now and then another shape.
+func (r *storm) variant(f frame) frame {
+	f.flags = []uint8{syn, syn, syn | ack, ack, ack, ack, ack, fin | ack, rst, rst | ack}[r.IntN(10)]
+	f.seq, f.acked, f.id = r.Uint32(), r.Uint32(), r.Uint32()
+	f.payload = make([]byte, r.IntN(40))
+	for i := range f.payload {
+		f.payload[i] = byte(r.Uint32())
+	}
+	f.mayBeCut, f.noSum = r.IntN(2) == 0, r.IntN(8) == 0 && f.v4()
+	switch r.IntN(24) {
+	case 0:
+		f.options, f.extension = []byte{1, 1, 1, 0}, 60
+		if !f.v4() {
+			f.options = []byte{f.protocol, 0, 1, 4, 0, 0, 0, 0}
+		}
+	case 1:
+		f.payload, f.more = make([]byte, 32), true
+	case 2:
+		f.offset, f.raw = 32+8, make([]byte, 24)
+	case 3:
+		f.ttl = 1 + uint8(r.IntN(2))
+	case 4:
+		f.payload = make([]byte, 1000+r.IntN(400)) // none that is too big: it would begin a flow, and not arrive
+	case 5:
+		quoted := f
+		quoted.from, quoted.to = f.to, f.from
+		packet := quoted.bytes()[14:]
+		kind := kindsOfErrors(f.v4())[r.IntN(4)]
+		f.payload, f.protocol, f.options = nil, icmp6, nil
+		if f.v4() {
+			f.protocol = icmp4
+			f.raw = icmpMessage(kind[0], kind[1], r.Uint32(), packet, nil)
+		} else {
+			f.raw = icmpMessage(kind[0], kind[1], r.Uint32(), packet, &f)
+		}
+	}
+	return f
+}
+
+// mutate changes bytes, cuts some off or adds some.
+func (r *storm) mutate(bytes []byte) []byte {
+	bytes = slices.Clone(bytes)
+	for range 1 + r.IntN(3) {
+		switch r.IntN(8) {
+		case 0:
+			bytes = bytes[:max(14, len(bytes)-r.IntN(24))]
+		case 1:
+			bytes = append(bytes, make([]byte, r.IntN(8))...)
+		case 2:
+			if i := 14 + r.IntN(len(bytes)-13); i+2 <= len(bytes) {
+				binary.BigEndian.PutUint16(bytes[i:], uint16(r.Uint32()))
+			}
+		default:
+			// Where headers are.
+			bytes[min(len(bytes)-1, r.IntN(80))] ^= 1 << r.IntN(8)
+		}
+	}
+	return bytes
+}
+
+// judge requires that the outcome is one that may be.
+func (r *storm) judge(bytes []byte, o outcome, fromNode bool) {
+	in := dissect(bytes)
+	if o.verdict != sent && in.flags&(syn|fin|rst) != 0 {
+		// Its flow may be over, although it came to nobody.
+		r.close(keyOf(in))
+		r.close(r.owners[way{in.protocol, in.to, in.from}])
+	}
+	if o.verdict == left || o.verdict == dropping {
+		r.judgeSilence(bytes, in, o, fromNode)
+		return
+	}
+	out := dissect(o.frame)
+	if len(in.wrong) == 0 {
+		require.Empty(r, out.wrong, "%x became %x", bytes, o.frame)
+	}
+	if o.verdict == answered {
+		require.True(r, len(out.wrong) == 0 || len(in.wrong) > 0, "%x was answered %x", bytes, o.frame)
+		require.Equal(r, in.from.Addr(), out.to.Addr())
+		require.Equal(r, in.to.Addr(), out.from.Addr())
+		return
+	}
+	if in.protocol == icmp4 || in.protocol == icmp6 {
+		require.True(r, r.isPeer(out.to.Addr()), "an error goes to %s", out.to)
+		return
+	}
+	require.False(r, !in.later && in.ttl != 0 && out.ttl != in.ttl-1 && out.to != in.to, "hops: %d became %d", in.ttl, out.ttl)
+	if unreadable(in) || in.later {
+		require.True(r, r.isPeer(out.to.Addr()), "%x goes to %s", bytes, out.to)
+		return
+	}
+	require.Equal(r, in.payload, out.payload)
+	if fromNode || in.to.Addr() != theVIP[in.to.Addr().Is4()] {
+		r.judgeAnswer(in, out)
+		return
+	}
+	r.judgeQuestion(in, out)
+}
+
+func (r *storm) close(key flowKey) {
+	if p, known := r.flows[key]; known {
+		p.closed = true
+		r.flows[key] = p
+	}
+}
+
+// unreadable: lengths are wrong, so that nothing behind them is known.
+func unreadable(s seen) bool {
+	return slices.ContainsFunc(s.wrong, func(w string) bool { return w != "checksum" && w != "IPv4 header checksum" && w != "ICMP checksum" })
+}
+
+// isPeer tells whether anybody may be sent to there at all.
+func (r *storm) isPeer(a netip.Addr) bool {
+	v4 := a.Is4()
+	if a == theNode[v4] || a == otherNode[v4] || a == theVIP[v4] {
+		return true
+	}
+	return r.clients[a]
+}
+
+// judgeSilence requires a reason why nothing came of a packet that is in order.
+func (r *storm) judgeSilence(bytes []byte, in seen, o outcome, fromNode bool) {
+	if len(in.wrong) > 0 || in.later || fromNode || (in.protocol != tcp && in.protocol != udp) || !slices.Equal(in.toMAC, r.front.HardwareAddr) || in.to.Addr() != theVIP[in.to.Addr().Is4()] {
+		return
+	}
+	if o.verdict == left {
+		require.Fail(r, "a packet for a VIP is left to the host", "%+v", in)
+	}
+	d := r.oracle.Decide(r.flowOf(in))
+	known, seen := r.flows[keyOf(in)]
+	serves := d.Verdict == oracle.Forwarded && !(in.protocol == tcp && in.flags&(syn|ack) != syn && !d.KeepsClient && (!seen || known.closed))
+	require.False(r, serves && in.ttl > 1 && r.isForeign(in.from.Addr()), "dropped: %x, %+v, although the oracle says %v", bytes, in, d)
+}
+
+// isForeign: addresses of the gateway itself are no clients', and those of endpoints are not told apart here.
+func (r *storm) isForeign(a netip.Addr) bool {
+	v4 := a.Is4()
+	return a != theVIP[v4] && a != theGateway[v4] && a.IsGlobalUnicast()
+}
+
+func keyOf(in seen) flowKey { return flowKey{in.protocol, in.from, in.to} }
+
+func (r *storm) flowOf(in seen) oracle.Flow {
+	return oracle.Flow{Protocol: model.Protocol(in.protocol), Client: in.from, To: in.to}
+}
+
+// judgeQuestion is for a packet that a client sent to a VIP.
+func (r *storm) judgeQuestion(in, out seen) {
+	key := keyOf(in)
+	if in.to.Port() == portDirect {
+		require.Equal(r, in.to, out.to)
+		require.Equal(r, in.from, out.from)
+		require.Equal(r, in.ttl, out.ttl)
+		return
+	}
+	known, before := r.flows[key]
+	ends := in.protocol == tcp && in.flags&(fin|rst) != 0
+	first := in.protocol == tcp && in.flags&(syn|ack) == syn
+	if before && in.protocol == tcp && !known.closed && !first {
+		require.Equal(r, known.node, out.to, "a connection's node")
+		require.Equal(r, known.source, out.from, "a connection's source")
+	} else if before && out.to == known.node && out.from == known.source {
+		// It goes on, whatever has become of its endpoint.
+		require.True(r, in.protocol == tcp || slices.Contains(r.oracle.Decide(r.flowOf(in)).Endpoints, out.to.Addr()), "datagrams still go to %s", out.to)
+	} else {
+		d := r.oracle.Decide(r.flowOf(in))
+		require.Equal(r, oracle.Forwarded, d.Verdict, "%+v", in)
+		require.Contains(r, d.Endpoints, out.to.Addr(), "%+v", in)
+		require.EqualValues(r, portOfNodes, out.to.Port())
+		if d.KeepsClient {
+			require.Equal(r, in.from, out.from)
+		} else {
+			require.Equal(r, theGateway[in.to.Addr().Is4()], out.from.Addr())
+		}
+		if owner, taken := r.owners[way{key.protocol, out.from, out.to}]; taken && owner != key {
+			if p := r.flows[owner]; p.source == out.from && p.node == out.to {
+				// Datagrams may have had to go elsewhere since.
+				require.True(r, p.closed || key.protocol == udp && p.pools != r.pools, "%v takes the place of %v, which goes on", key, owner)
+				delete(r.flows, owner)
+			}
+		}
+		known = path{source: out.from, node: out.to}
+		r.oracle = r.after(in, out)
+	}
+	known.closed, known.pools = known.closed && !first || ends, r.pools
+	r.flows[key], r.clients[in.from.Addr()] = known, true
+	r.owners[way{key.protocol, out.from, out.to}] = key
+	if len(r.recent) < 512 {
+		r.recent = append(r.recent, key)
+	} else {
+		r.recent[r.IntN(len(r.recent))] = key
+	}
+}
+
+// after keeps what the oracle remembers small: only datagrams and clients with affinity matter to it.
+func (r *storm) after(in, out seen) oracle.State {
+	if in.protocol == tcp && in.to.Port() != portSticky {
+		return r.oracle
+	}
+	return r.oracle.After(r.flowOf(in), out.to.Addr())
+}
+
+// judgeAnswer is for a packet that a node sent.
+func (r *storm) judgeAnswer(in, out seen) {
+	key, known := r.owners[way{in.protocol, in.to, in.from}]
+	require.True(r, known, "%+v goes to %+v, and nobody has asked", in, out)
+	require.Equal(r, key.from, out.to)
+	require.Equal(r, key.to, out.from)
+	if in.protocol == tcp && in.flags&(fin|rst) != 0 {
+		r.close(key)
+	}
+}

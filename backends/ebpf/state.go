@@ -1,0 +1,412 @@
+package ebpf
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"kubelb.k8c.io/core/maglev"
+	"kubelb.k8c.io/core/model"
+)
+
+// state is what the maps hold.
+type state struct {
+	pools     map[model.PoolID]*poolState
+	frontends map[model.FrontendKey]*frontendState
+	// roles counts who needs an address in each of its roles.
+	roles map[netip.Addr]map[uint32]int
+	// left are endpoints, by handle, that have flows but no pool.
+	left map[uint32]endpointState
+	last numbers
+	// idle counts the frontends that limit how long a flow may be idle, and direct, by pool, those that rewrite nothing.
+	idle   int
+	direct map[uint32]int
+	// free are numbers that have been given back.
+	freePools, freeServices, freeEndpoints freeNumbers
+}
+
+type poolState struct {
+	number    uint32
+	digest    model.Digest
+	endpoints map[string]endpointState
+}
+
+type endpointState struct {
+	handle     uint32
+	generation uint32
+	address    netip.Addr
+	source     netip.Addr
+}
+
+// freeNumbers are those that may be given again, from this time on: programs that run now may have read them as what they were.
+type freeNumbers []freeNumber
+
+type freeNumber struct {
+	number uint32
+	since  time.Time
+}
+
+// rest is for how long a number is not given again.
+const rest = time.Second
+
+func (f *freeNumbers) give(number uint32) {
+	*f = append(*f, freeNumber{number, time.Now()})
+}
+
+// take returns a number that is free, or the next one after last.
+func (f *freeNumbers) take(last *uint32) (number uint32, again bool) {
+	if len(*f) > 0 && time.Since((*f)[0].since) > rest {
+		number = (*f)[0].number
+		*f = (*f)[1:]
+		return number, true
+	}
+	*last++
+	return *last, false
+}
+
+type frontendState struct {
+	number uint32
+	digest model.Digest
+	ranges []netip.Prefix
+	service
+}
+
+func newState() *state {
+	return &state{pools: map[model.PoolID]*poolState{}, frontends: map[model.FrontendKey]*frontendState{}, roles: map[netip.Addr]map[uint32]int{}, left: map[uint32]endpointState{}, direct: map[uint32]int{}, last: numbers{Layout: layoutVersion}}
+}
+
+// write is one element of a map, to be set or, without a value, deleted.
+type write struct {
+	table      string
+	key, value any
+}
+
+// plan is what a record's change needs, in this order.
+type plan struct {
+	writes []write
+	commit func()
+	// roles are those of VIPs. They are written when all frontends of a change are there: one of them that is not there yet
+	// would be refused, where another dataplane still serves it.
+	roles map[netip.Addr]map[uint32]int
+}
+
+func (p *plan) set(table string, key, value any) {
+	p.writes = append(p.writes, write{table, key, value})
+}
+func (p *plan) remove(table string, key any) {
+	p.writes = append(p.writes, write{table: table, key: key})
+}
+
+// Names of maps.
+const (
+	mapAddresses = "addresses"
+	mapFrontends = "frontends"
+	mapServices  = "services"
+	mapEndpoints = "endpoints"
+	mapPools     = "pools"
+
+	mapSourceRanges = "source_ranges"
+
+	mapServiceCounters  = "service_counters"
+	mapEndpointCounters = "endpoint_counters"
+
+	mapNumbers         = "numbers"
+	mapPoolRecords     = "pool_records"
+	mapEndpointRecords = "endpoint_records"
+	mapServiceRecords  = "service_records"
+)
+
+// sourceFor tells the gateway's address on the way to an endpoint.
+type sourceFor func(netip.Addr) (netip.Addr, error)
+
+func (s *state) planPool(p model.Pool, from sourceFor) (*plan, error) {
+	if err := p.Validate(); err != nil {
+		return nil, err
+	}
+	if len(p.ID) > maxPoolName {
+		return nil, fmt.Errorf("pool id of %d characters: at most %d", len(p.ID), maxPoolName)
+	}
+	old := s.pools[p.ID]
+	next := &poolState{digest: p.Digest(), endpoints: map[string]endpointState{}}
+	if old == nil {
+		number, _ := s.freePools.take(&s.last.Pool)
+		old = &poolState{number: number}
+	}
+	next.number = old.number
+	out := &plan{}
+	// The numbers stand first: none is given twice, wherever this breaks off. They are known at the end.
+	out.set(mapNumbers, uint32(0), nil)
+	roles := map[netip.Addr]map[uint32]int{}
+	table := maglev.Table(p.Endpoints)
+	listed := make([]bool, len(p.Endpoints))
+	for _, i := range table {
+		listed[i] = true
+	}
+	handles := make([]uint32, len(p.Endpoints))
+	for i, e := range p.Endpoints {
+		if len(e.ID) > maxEndpointName {
+			return nil, fmt.Errorf("endpoint id of %d characters: at most %d", len(e.ID), maxEndpointName)
+		}
+		known, ok := old.endpoints[e.ID]
+		if !ok || known.address != e.Address {
+			source, err := from(e.Address)
+			if err != nil {
+				return nil, fmt.Errorf("endpoint %s: %w", e.ID, err)
+			}
+			known = s.newEndpoint(out, e.Address, source)
+			record := endpointRecord{Pool: next.number}
+			copy(record.ID[:], e.ID)
+			out.set(mapEndpointRecords, known.handle, record)
+		}
+		handles[i] = known.handle
+		next.endpoints[e.ID] = known
+		count(roles, known.source, roleSource, 1)
+		count(roles, known.address, roleEndpoint, 1)
+		state := uint32(endpointLeft)
+		switch {
+		case listed[i]:
+			state = endpointListed
+		case e.State != model.Unhealthy:
+			state = endpointKeeps
+		}
+		out.set(mapEndpoints, known.handle, endpoint{Address: addressOf(known.address), Source: addressOf(known.source), Generation: known.generation, State: state})
+	}
+	var left []endpointState
+	for id, e := range old.endpoints {
+		if next.endpoints[id].handle != e.handle {
+			// Its connections go on: it has its roles until they have ended.
+			left = append(left, e)
+			out.set(mapEndpointRecords, e.handle, endpointRecord{})
+			out.set(mapEndpoints, e.handle, endpoint{Address: addressOf(e.address), Source: addressOf(e.source), Generation: e.generation, State: endpointLeft})
+			continue
+		}
+		count(roles, e.source, roleSource, -1)
+		count(roles, e.address, roleEndpoint, -1)
+	}
+	s.planRoles(out, roles)
+	rows := make([]uint32, len(table))
+	for row, i := range table {
+		rows[row] = handles[i]
+	}
+	out.set(mapPools, next.number, rows)
+	record := poolRecord{Digest: digestOf(next.digest)}
+	copy(record.ID[:], p.ID)
+	out.set(mapPoolRecords, next.number, record)
+	out.writes[0].value = s.last
+	out.commit = func() {
+		s.pools[p.ID] = next
+		s.commitRoles(roles)
+		for _, e := range left {
+			s.left[e.handle] = e
+		}
+	}
+	return out, nil
+}
+
+// newEndpoint gives an endpoint its number.
+func (s *state) newEndpoint(out *plan, address, source netip.Addr) endpointState {
+	handle, again := s.freeEndpoints.take(&s.last.Endpoint)
+	if again {
+		out.set(mapEndpointCounters, handle, zeroCounter{})
+	}
+	s.last.Generation++
+	return endpointState{handle: handle, generation: s.last.Generation, address: address, source: source}
+}
+
+// planFlowless is for an endpoint that has left and has no flows any more.
+func (s *state) planFlowless(handle uint32) *plan {
+	e := s.left[handle]
+	out := &plan{}
+	roles := map[netip.Addr]map[uint32]int{}
+	count(roles, e.source, roleSource, -1)
+	count(roles, e.address, roleEndpoint, -1)
+	out.set(mapEndpoints, handle, endpoint{})
+	out.remove(mapEndpointRecords, handle)
+	s.planRoles(out, roles)
+	out.commit = func() {
+		delete(s.left, handle)
+		s.commitRoles(roles)
+		s.freeEndpoints.give(handle)
+	}
+	return out
+}
+
+func count(roles map[netip.Addr]map[uint32]int, a netip.Addr, role uint32, change int) {
+	if roles[a] == nil {
+		roles[a] = map[uint32]int{}
+	}
+	roles[a][role] += change
+}
+
+// planRoles writes the addresses whose roles change.
+func (s *state) planRoles(out *plan, changes map[netip.Addr]map[uint32]int) {
+	for _, a := range slices.SortedFunc(maps.Keys(changes), netip.Addr.Compare) {
+		change := changes[a]
+		var was, is uint32
+		for _, role := range []uint32{roleVIP, roleSource, roleEndpoint} {
+			if s.roles[a][role] > 0 {
+				was |= role
+			}
+			if s.roles[a][role]+change[role] > 0 {
+				is |= role
+			}
+		}
+		switch {
+		case was == is:
+		case is == 0:
+			out.remove(mapAddresses, addressKeyOf(a))
+		default:
+			out.set(mapAddresses, addressKeyOf(a), is)
+		}
+	}
+}
+
+func (s *state) commitRoles(changes map[netip.Addr]map[uint32]int) {
+	for a, change := range changes {
+		for role, n := range change {
+			count(s.roles, a, role, n)
+		}
+	}
+}
+
+func (s *state) planFrontend(f model.Frontend) (*plan, error) {
+	if err := f.Validate(); err != nil {
+		return nil, err
+	}
+	pool := s.pools[f.Pool]
+	if pool == nil {
+		return nil, fmt.Errorf("pool %s does not exist in this dataplane", f.Pool)
+	}
+	old := s.frontends[f.FrontendKey]
+	next := &frontendState{digest: f.Digest(), service: service{Pool: pool.number, TargetPort: portOf(f.TargetPort), Forwarding: uint8(f.Forwarding),
+		Affinity: uint32(f.AffinityTimeout / time.Second), Idle: uint32((f.IdleTimeout + time.Second - 1) / time.Second)}, ranges: slices.Clone(f.SourceRanges)}
+	if f.Restricted {
+		next.Restricted = 1
+	}
+	out := &plan{}
+	roles := map[netip.Addr]map[uint32]int{}
+	if old == nil {
+		var again bool
+		if next.number, again = s.freeServices.take(&s.last.Service); again {
+			out.set(mapServiceCounters, next.number, zeroCounter{})
+		}
+		count(roles, f.VIP, roleVIP, 1)
+	} else {
+		next.number, next.Generation = old.number, old.Generation
+	}
+	if old == nil || f.Protocol == model.UDP && next.service != old.service {
+		// Established connections go on as they began. Datagrams do not, or a client that never stops would stay for ever.
+		s.last.Generation++
+		next.Generation = s.last.Generation
+	}
+	out.writes = append([]write{{mapNumbers, uint32(0), s.last}}, out.writes...)
+	var former []netip.Prefix
+	if old != nil {
+		former = old.ranges
+	}
+	for _, p := range next.ranges {
+		if !slices.Contains(former, p) {
+			out.set(mapSourceRanges, rangeKeyOf(next.number, p), uint8(1))
+		}
+	}
+	out.set(mapServices, next.number, next.service)
+	for _, p := range former {
+		if !slices.Contains(next.ranges, p) {
+			out.remove(mapSourceRanges, rangeKeyOf(next.number, p))
+		}
+	}
+	if old == nil {
+		out.set(mapFrontends, frontendKeyOf(f.FrontendKey), next.number)
+	}
+	out.roles = roles
+	out.set(mapServiceRecords, next.number, serviceRecord{Key: frontendKeyOf(f.FrontendKey), Digest: digestOf(next.digest)})
+	out.commit = func() {
+		s.setFrontend(f.FrontendKey, next)
+	}
+	return out, nil
+}
+
+// setFrontend puts a frontend in the place of another one, or of none.
+func (s *state) setFrontend(key model.FrontendKey, next *frontendState) {
+	if old := s.frontends[key]; old != nil {
+		s.countFrontend(old, -1)
+	}
+	if next == nil {
+		delete(s.frontends, key)
+		return
+	}
+	s.countFrontend(next, 1)
+	s.frontends[key] = next
+}
+
+func (s *state) countFrontend(f *frontendState, change int) {
+	if f.Idle > 0 {
+		s.idle += change
+	}
+	if f.Forwarding == uint8(model.Direct) {
+		s.direct[f.Pool] += change
+	}
+}
+
+func (s *state) planFrontendGone(key model.FrontendKey) *plan {
+	old := s.frontends[key]
+	if old == nil {
+		return nil
+	}
+	out := &plan{}
+	roles := map[netip.Addr]map[uint32]int{}
+	count(roles, key.VIP, roleVIP, -1)
+	out.remove(mapServiceRecords, old.number)
+	out.remove(mapFrontends, frontendKeyOf(key))
+	out.set(mapServices, old.number, service{})
+	for _, p := range old.ranges {
+		out.remove(mapSourceRanges, rangeKeyOf(old.number, p))
+	}
+	s.planRoles(out, roles)
+	out.commit = func() {
+		s.setFrontend(key, nil)
+		s.commitRoles(roles)
+		s.freeServices.give(old.number)
+	}
+	return out
+}
+
+func (s *state) planPoolGone(id model.PoolID) *plan {
+	old := s.pools[id]
+	if old == nil {
+		return nil
+	}
+	out := &plan{}
+	roles := map[netip.Addr]map[uint32]int{}
+	for _, e := range old.endpoints {
+		count(roles, e.source, roleSource, -1)
+		count(roles, e.address, roleEndpoint, -1)
+		out.set(mapEndpoints, e.handle, endpoint{})
+		out.remove(mapEndpointRecords, e.handle)
+	}
+	out.remove(mapPools, old.number)
+	out.remove(mapPoolRecords, old.number)
+	s.planRoles(out, roles)
+	out.commit = func() {
+		delete(s.pools, id)
+		s.commitRoles(roles)
+		s.freePools.give(old.number)
+		for _, e := range old.endpoints {
+			s.freeEndpoints.give(e.handle)
+		}
+	}
+	return out
+}
+
+func (s *state) digests() model.Digests {
+	out := model.NewDigests()
+	for id, p := range s.pools {
+		out.Pools[id] = p.digest
+	}
+	for key, f := range s.frontends {
+		out.Frontends[key] = f.digest
+	}
+	return out
+}

@@ -57,9 +57,14 @@ func (b *Backend) Configure(_ context.Context, config dataplane.Config) error {
 		return fmt.Errorf("source ports %d to %d: the last lies before the first", config.SourcePortMin, config.SourcePortMax)
 	}
 	egress := newEgress(name)
+	source := portRange{config.SourcePortMin, config.SourcePortMax}
+	local, err := localPorts()
+	if err != nil {
+		return err
+	}
 	var tables []*table
 	for _, f := range families {
-		tables = append(tables, newTable(f, egress, config.SourcePortMin, config.SourcePortMax))
+		tables = append(tables, newTable(f, egress, source, settlingPorts(source, local)))
 	}
 	if err := open(tables, egress); err != nil {
 		return err
@@ -327,23 +332,13 @@ func (t *table) addStats(c *nft.Conn, stats *dataplane.Stats) error {
 	return nil
 }
 
-// watchInterval is how often Watch looks whether somebody took the tables away.
-const watchInterval = 2 * time.Second
-
 // Watch reports when the tables are gone.
 func (b *Backend) Watch(ctx context.Context, report func(dataplane.Fault)) error {
-	ticker := time.NewTicker(watchInterval)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case now := <-ticker.C:
-			if missing := b.missing(); missing != "" {
-				report(dataplane.Fault{Time: now, Resync: true, Message: missing + " was removed by somebody else"})
-			}
+	return dataplane.WatchBy(ctx, func(now time.Time) {
+		if missing := b.missing(); missing != "" {
+			report(dataplane.Fault{Time: now, Resync: true, Message: missing + " was removed by somebody else"})
 		}
-	}
+	})
 }
 
 // missing names what should be there and is not.
@@ -366,7 +361,45 @@ func (b *Backend) missing() string {
 	return ""
 }
 
-// Close leaves everything in place, or with purge removes the tables.
+// removeTables has the kernel come to the tables no more before it removes them: while it removes a table its maps are empty
+// before its rules are gone, which would refuse what another backend already serves.
+func (b *Backend) removeTables(c *nft.Conn) error {
+	chains, err := c.ListChains()
+	if err != nil {
+		return fmt.Errorf("list nftables chains: %w", err)
+	}
+	all := []*nft.Table{b.egress.nft}
+	for _, t := range b.tables {
+		all = append(all, t.nft)
+	}
+	var present []*nft.Table
+	for _, t := range all {
+		if found, _, err := find(c, t); err != nil {
+			return err
+		} else if found {
+			present = append(present, t)
+		}
+	}
+	for _, chain := range chains {
+		ours := slices.ContainsFunc(present, func(t *nft.Table) bool { return t.Name == chain.Table.Name && t.Family == chain.Table.Family })
+		if ours && chain.Hooknum != nil {
+			c.DelChain(chain)
+		}
+	}
+	if err := c.Flush(); err != nil {
+		return fmt.Errorf("remove nftables chains: %w", err)
+	}
+	for _, t := range present {
+		c.DelTable(t)
+	}
+	if err := c.Flush(); err != nil {
+		return fmt.Errorf("remove nftables tables: %w", err)
+	}
+	return nil
+}
+
+// Close leaves everything in place, or with purge removes the tables. Established connections go on after that while the host
+// has NAT rules, such as those of a backend that has taken over; all other flows are forgotten, so that it decides on them.
 func (b *Backend) Close(_ context.Context, purge bool) error {
 	if !purge {
 		return nil
@@ -375,22 +408,13 @@ func (b *Backend) Close(_ context.Context, purge bool) error {
 	if err != nil {
 		return err
 	}
-	all := []*nft.Table{b.egress.nft}
+	if err := b.removeTables(c); err != nil {
+		return err
+	}
+	var errs []error
 	for _, t := range b.tables {
-		all = append(all, t.nft)
-	}
-	for _, t := range all {
-		present, _, err := find(c, t)
-		if err != nil {
-			return err
-		}
-		if present {
-			c.DelTable(t)
-		}
-	}
-	if err := c.Flush(); err != nil {
-		return fmt.Errorf("remove nftables tables: %w", err)
+		errs = append(errs, t.forget())
 	}
 	b.tables = nil
-	return nil
+	return errors.Join(errs...)
 }

@@ -34,6 +34,16 @@ func (t *table) dropStale(removed map[netip.Addr]bool) error {
 	return nil
 }
 
+// forget ends all flows but established connections, once the table is gone.
+func (t *table) forget() error {
+	removed := map[netip.Addr]bool{}
+	for vip := range t.state.vips {
+		removed[vip] = true
+	}
+	t.state = newState(t.layout.family)
+	return t.dropStale(removed)
+}
+
 // stale matches the entries to delete.
 type stale struct {
 	state   *state

@@ -26,8 +26,8 @@ type table struct {
 // editsPerTransaction bounds a transaction.
 const editsPerTransaction = 20000
 
-func newTable(f family, e *egress, portMin, portMax uint16) *table {
-	t := &table{layout: layout{family: f, portMin: portMin, portMax: portMax}, nft: &nft.Table{Name: e.nft.Name, Family: f.table}, sets: map[string]*nft.Set{}, state: newState(f)}
+func newTable(f family, e *egress, source, settling portRange) *table {
+	t := &table{layout: layout{family: f, sourcePorts: source, settlingPorts: settling}, nft: &nft.Table{Name: e.nft.Name, Family: f.table}, sets: map[string]*nft.Set{}, state: newState(f)}
 	for _, s := range t.layout.sets() {
 		set := s.set
 		set.Table = t.nft
@@ -41,7 +41,11 @@ func newTable(f family, e *egress, portMin, portMax uint16) *table {
 func (t *table) create(c *nft.Conn) error {
 	c.AddTable(t.nft)
 	for _, s := range t.layout.sets() {
-		if err := c.AddSet(t.sets[s.name], nil); err != nil {
+		var elements []nft.SetElement
+		if s.name == setSettling {
+			elements = []nft.SetElement{{Key: []byte{unix.IPPROTO_TCP}, Timeout: settlingTime}, {Key: []byte{unix.IPPROTO_UDP}, Timeout: settlingTime}}
+		}
+		if err := c.AddSet(t.sets[s.name], elements); err != nil {
 			return fmt.Errorf("set %s: %w", s.name, err)
 		}
 	}
@@ -57,7 +61,7 @@ func (t *table) create(c *nft.Conn) error {
 
 // versionChain names the shape of the tables. A process that meets another one replaces the tables in one transaction, so
 // that conntrack's NAT never lacks a chain.
-const versionChain = "layout-4"
+const versionChain = "layout-5"
 
 func addVersion(c *nft.Conn, t *nft.Table) { c.AddChain(&nft.Chain{Table: t, Name: versionChain}) }
 

@@ -30,6 +30,7 @@ const (
 	mapSources     = "sources"     // pool -> jump source-<size class>
 	mapRows        = "rows"        // pool . row -> endpoint
 	mapEndpoints   = "endpoints"   // endpoint -> address; comment: pool and id; counter: connections
+	setSettling    = "settling"    // protocol: for settlingTime after the tables are made
 
 	counterRefused    = "refused"     // no such frontend, or an empty pool
 	counterNotAllowed = "not_allowed" // outside the source ranges
@@ -66,7 +67,8 @@ type keySet struct {
 // layout is the fixed part of one family's table.
 type layout struct {
 	family
-	portMin, portMax uint16
+	// sourcePorts are those to masquerade at, settlingPorts those for the first while.
+	sourcePorts, settlingPorts portRange
 	// protocols is the anonymous set {tcp, udp} that every rule with ports begins with; each rule needs one of its own.
 	protocols func() *nft.Set
 }
@@ -105,6 +107,7 @@ func (l layout) sets() []keySet {
 		{name: mapSources, text: "type mark : verdict", set: m(nft.TypeMark, nft.TypeVerdict)},
 		{name: mapRows, text: "type mark . mark : mark", set: m(markPair, nft.TypeMark)},
 		{name: mapEndpoints, text: "type mark : " + address + "; counter", set: counted(m(nft.TypeMark, l.address))},
+		{name: setSettling, text: "type inet_proto; flags timeout", set: nft.Set{KeyType: nft.TypeInetProto, HasTimeout: true}},
 	}
 	for i := range out {
 		s := &out[i].set
@@ -183,7 +186,10 @@ func (l layout) baseChains() []chain {
 				{ctStateHas("new", expr.CtStateBitNEW), isDirectFlow(), clearMark()},
 			}},
 		{name: "postrouting", hook: nft.ChainHookPostrouting, kind: nft.ChainTypeNAT, priority: 100, text: "type nat hook postrouting priority srcnat; policy accept;",
-			rules: [][]statement{{ctStatusDNAT(), isFlow(flowMark), clearCtMark(), isTCPOrUDP(l.protocols()), masquerade(l.portMin, l.portMax)}}},
+			rules: [][]statement{
+				{ctStatusDNAT(), isFlow(flowMark), protocolIn(setSettling), clearCtMark(), isTCPOrUDP(l.protocols()), masquerade(l.settlingPorts)},
+				{ctStatusDNAT(), isFlow(flowMark), clearCtMark(), isTCPOrUDP(l.protocols()), masquerade(l.sourcePorts)},
+			}},
 	}
 }
 

@@ -84,6 +84,10 @@ func isTCPOrUDP(protocols *nft.Set) statement {
 	}}
 }
 
+func protocolIn(set string) statement {
+	return statement{"meta l4proto @" + set, []expr.Any{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, &expr.Lookup{SourceRegister: 1, SetName: set}}}
+}
+
 func isProtocol(name string, number byte) statement {
 	return statement{"meta l4proto " + name, []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
@@ -243,15 +247,15 @@ func clearCtMark() statement {
 	return statement{"ct mark set 0x00000000", setCtMark(&expr.Immediate{Register: 1, Data: mark(0)})}
 }
 
-// masquerade rewrites the source to the address that the route takes, at a port of the gateway's slice if it has one. The
-// kernel's netlink library can ask for a slice or for a random port, not for both.
-func masquerade(low, high uint16) statement {
-	if low == 0 {
+// masquerade rewrites the source to the address that the route takes, at one of the ports if some are given. The
+// kernel's netlink library can ask for a range or for a random port, not for both.
+func masquerade(ports portRange) statement {
+	if ports == (portRange{}) {
 		return statement{"masquerade fully-random", []expr.Any{&expr.Masq{FullyRandom: true}}}
 	}
-	return statement{fmt.Sprintf("masquerade to :%d-%d", low, high), []expr.Any{
-		&expr.Immediate{Register: 1, Data: binary.BigEndian.AppendUint16(nil, low)},
-		&expr.Immediate{Register: 2, Data: binary.BigEndian.AppendUint16(nil, high)},
+	return statement{fmt.Sprintf("masquerade to :%d-%d", ports.first, ports.last), []expr.Any{
+		&expr.Immediate{Register: 1, Data: binary.BigEndian.AppendUint16(nil, ports.first)},
+		&expr.Immediate{Register: 2, Data: binary.BigEndian.AppendUint16(nil, ports.last)},
 		&expr.Masq{ToPorts: true, RegProtoMin: 1, RegProtoMax: 2},
 	}}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 
@@ -34,7 +35,7 @@ func (a *apply) run(ctx context.Context) error {
 	a.takeDeletes()
 	// What will be served is written down first: a process that is killed between leaves Envoy with it, or a successor that
 	// brings it there.
-	if err := a.state.save(); err != nil {
+	if err := a.state.commit(); err != nil {
 		return err
 	}
 	if err := a.refuseFirst(); err != nil {
@@ -66,8 +67,8 @@ func (a *apply) takePools() {
 			a.fail(dataplane.RecordError{Pool: p.ID}, err)
 			continue
 		}
-		a.state.pools[p.ID] = p
-		for _, key := range a.state.users(p.ID) {
+		a.state.setPool(p)
+		for key := range a.state.usersOf[p.ID] {
 			a.touched[key] = true
 		}
 		a.operations++
@@ -80,7 +81,7 @@ func (a *apply) takeFrontends() {
 			a.fail(dataplane.RecordError{Frontend: f.FrontendKey}, err)
 			continue
 		}
-		a.state.frontends[f.FrontendKey] = f
+		a.state.setFrontend(f)
 		a.touched[f.FrontendKey] = true
 		a.operations++
 	}
@@ -94,34 +95,29 @@ func (a *apply) check(f model.Frontend) error {
 	if _, ok := a.state.pools[f.Pool]; !ok {
 		return fmt.Errorf("pool %s does not exist in this dataplane", f.Pool)
 	}
-	return unsupported(f)
+	return errors.Join(unsupported(f), a.guard.usable(f.VIP))
 }
 
 func unsupported(f model.Frontend) error {
 	switch {
-	case f.Forwarding != model.NAT:
-		return fmt.Errorf("forwarding %s is not supported by the Envoy backend; use nat", f.Forwarding)
+	case f.Forwarding == model.Direct:
+		return fmt.Errorf("forwarding %s is not supported by the Envoy backend; use nat or transparent", f.Forwarding)
 	case f.MaxConnections > 0 || f.MaxNewPerSecond > 0:
 		return errors.New("connection limits are not supported by the Envoy backend")
-	case f.IdleTimeout > 0:
-		return errors.New("idle timeouts are not supported by the Envoy backend yet")
 	}
 	return nil
 }
 
 func (a *apply) takeDeletes() {
 	for _, key := range a.change.DeleteFrontends {
-		if _, ok := a.state.frontends[key]; ok {
-			delete(a.state.frontends, key)
+		if a.state.deleteFrontend(key) {
 			a.gone[key] = true
 			a.operations++
 		}
 		delete(a.touched, key)
-		delete(a.state.pending, key)
 	}
 	for _, id := range a.change.DeletePools {
-		if _, ok := a.state.pools[id]; ok {
-			delete(a.state.pools, id)
+		if a.state.deletePool(id) {
 			a.operations++
 		}
 	}
@@ -129,13 +125,10 @@ func (a *apply) takeDeletes() {
 
 // refuseFirst shuts what is no longer served before Envoy hears of it.
 func (a *apply) refuseFirst() error {
-	if !a.serving {
-		return a.guard.install(nil)
-	}
 	var empty []guarded
 	for _, key := range sortedKeys(a.touched) {
 		if f := a.state.frontends[key]; a.state.empty(f) {
-			empty = append(empty, guarded{f, false})
+			empty = append(empty, a.state.guarded(f, false))
 		}
 	}
 	return a.guard.change(empty, sortedKeys(a.gone))
@@ -146,7 +139,7 @@ func (a *apply) open() error {
 	var set []guarded
 	for _, key := range sortedKeys(a.touched) {
 		if f, ok := a.state.frontends[key]; ok {
-			set = append(set, guarded{f, !a.state.empty(f)})
+			set = append(set, a.state.guarded(f, !a.state.empty(f)))
 		}
 		delete(a.state.pending, key)
 	}
@@ -171,7 +164,8 @@ func (a *apply) pushAndWait(ctx context.Context) (map[string]string, error) {
 	}
 	var assignments []named
 	for _, n := range p[resource.EndpointType] {
-		if refused[n.name] == "" && n.version != "" {
+		frontend, _, _ := strings.Cut(n.name, "|")
+		if refused[frontend] == "" && n.version != "" {
 			assignments = append(assignments, n)
 		}
 	}
@@ -180,11 +174,17 @@ func (a *apply) pushAndWait(ctx context.Context) (map[string]string, error) {
 	}
 	var sockets []model.FrontendKey
 	for _, key := range sortedKeys(a.touched) {
-		if refused[key.String()] == "" {
+		if refused[key.String()] == "" && key.Protocol == model.TCP && !a.listening[key] {
 			sockets = append(sockets, key)
 		}
 	}
-	return refused, awaitSockets(ctx, sockets)
+	if err := awaitSockets(ctx, sockets); err != nil {
+		return nil, err
+	}
+	for _, key := range sockets {
+		a.listening[key] = true
+	}
+	return refused, nil
 }
 
 // takeBack returns frontends that Envoy refuses to what they were.
@@ -197,17 +197,16 @@ func (a *apply) takeBack(was map[model.FrontendKey]model.Frontend, refused map[s
 		}
 		a.fail(dataplane.RecordError{Frontend: key}, errors.New(reason))
 		if old, ok := was[key]; ok {
-			a.state.frontends[key] = old
+			a.state.setFrontend(old)
 			back = append(back, key)
 			continue
 		}
-		delete(a.state.frontends, key)
-		delete(a.state.pending, key)
+		a.state.deleteFrontend(key)
 		delete(a.touched, key)
 		gone = append(gone, key)
 	}
 	if _, err := a.push(back, gone); err != nil {
 		return err
 	}
-	return a.state.save()
+	return a.state.commit()
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -23,12 +22,6 @@ import (
 // Version is this backend's version.
 const Version = "0.1.0"
 
-// The backend options.
-const (
-	optionEnvoy = "envoy-path"
-	optionTable = "table"
-)
-
 // Backend implements dataplane.Dataplane. Its zero value is ready.
 type Backend struct {
 	dir        supervisor.Dir
@@ -37,11 +30,15 @@ type Backend struct {
 	guard      *guard
 	serving    bool
 	departures departures
+	// listening are TCP frontends that have had a socket since they are served.
+	listening map[model.FrontendKey]bool
 	// stop ends the sweeper when it is closed.
 	stop chan struct{}
 	// mu keeps the sweeper out while a call runs.
 	mu         sync.Mutex
 	generation dataplane.Generation
+	settings
+	wanted supervisor.Wanted
 }
 
 var _ dataplane.Dataplane = (*Backend)(nil)
@@ -49,17 +46,16 @@ var _ dataplane.Dataplane = (*Backend)(nil)
 // Describe tells name, version and features.
 func (b *Backend) Describe(context.Context) (dataplane.Description, error) {
 	return dataplane.Description{Name: "envoy", Version: Version, Features: []dataplane.Feature{
-		dataplane.SourceRanges, dataplane.Affinity, dataplane.Weights, dataplane.Drain, dataplane.ICMPEcho, dataplane.PathMTU, dataplane.ProxyProtocol}}, nil
+		dataplane.SourceRanges, dataplane.Affinity, dataplane.Weights, dataplane.Drain, dataplane.ICMPEcho, dataplane.PathMTU, dataplane.ProxyProtocol, dataplane.Transparent, dataplane.IdleTimeout}}, nil
 }
 
 // Configure takes over what an earlier process left, and sees that an Envoy runs.
-func (b *Backend) Configure(_ context.Context, config dataplane.Config) error {
-	for option := range config.Options {
-		if option != optionEnvoy && option != optionTable {
-			return fmt.Errorf("backend option %q: the Envoy backend knows %q and %q", option, optionEnvoy, optionTable)
-		}
+func (b *Backend) Configure(ctx context.Context, config dataplane.Config) error {
+	var err error
+	if b.settings, err = parseOptions(config.Options); err != nil {
+		return err
 	}
-	envoy, err := findEnvoy(config.Options[optionEnvoy])
+	envoy, err := findEnvoy(ctx, b.envoy)
 	if err != nil {
 		return err
 	}
@@ -67,32 +63,31 @@ func (b *Backend) Configure(_ context.Context, config dataplane.Config) error {
 	if err := os.MkdirAll(string(b.dir), 0o700); err != nil {
 		return err
 	}
-	if b.state, err = openStore(filepath.Join(string(b.dir), "state.json")); err != nil {
+	text, err := bootstrapFor(b.dir)
+	if err != nil {
 		return err
 	}
-	name := config.Options[optionTable]
-	if name == "" {
-		name = "kubelb-envoy"
+	b.wanted = supervisor.Wanted{Envoy: envoy, Bootstrap: text, Concurrency: b.concurrency, DrainSeconds: int(b.drainTime.Seconds())}
+	if b.state, err = openStore(filepath.Join(string(b.dir), "state.journal")); err != nil {
+		return err
 	}
-	b.guard, b.xds, b.departures = newGuard(name), newXDS(), newDepartures()
-	if b.state.known {
-		if err := b.takeOver(); err != nil {
-			return err
-		}
+	b.guard, b.xds, b.departures, b.listening = newGuard(b.table, config.Uplinks), newXDS(), newDepartures(), map[model.FrontendKey]bool{}
+	if err := b.takeOver(); err != nil {
+		return err
 	}
-	return b.ensureEnvoy(envoy)
+	return b.runEnvoy()
 }
 
-// takeOver serves what an earlier process served.
+// takeOver serves what an earlier process served, or nothing yet: an Envoy that runs keeps what it has.
 func (b *Backend) takeOver() error {
 	var all []guarded
 	for _, f := range b.state.frontends {
-		all = append(all, guarded{f, !b.state.empty(f)})
+		all = append(all, b.state.guarded(f, !b.state.empty(f)))
 	}
 	if _, err := b.push(slices.Collect(maps.Keys(b.state.frontends)), nil); err != nil {
 		return err
 	}
-	if err := b.guard.install(all); err != nil {
+	if err := b.guard.install(all); err != nil || !b.state.known {
 		return err
 	}
 	return b.serve()
@@ -107,40 +102,13 @@ func (b *Backend) serve() error {
 	return b.xds.serve(b.dir.XDS())
 }
 
-// findEnvoy finds Envoy's binary: where the option says, beside this one, or where packages put it.
-func findEnvoy(option string) (string, error) {
-	candidates := []string{option}
-	if option == "" {
-		candidates = []string{beside("envoy"), "/usr/local/bin/envoy", "/usr/bin/envoy"}
-	}
-	for _, path := range candidates {
-		if found, err := exec.LookPath(path); err == nil {
-			return filepath.Abs(found)
-		}
-	}
-	return "", fmt.Errorf("no Envoy in any of %v: install one, or name it by --backend-option %s=/path/to/envoy", candidates, optionEnvoy)
-}
-
-// beside is the path of a binary that was installed together with this one.
-func beside(name string) string {
-	self, err := os.Executable()
-	if err != nil {
-		return name
-	}
-	return filepath.Join(filepath.Dir(self), name)
-}
-
-// ensureEnvoy starts the supervisor if none runs: its binary lies beside this one.
-func (b *Backend) ensureEnvoy(envoy string) error {
-	pid, err := b.dir.Running()
-	if err != nil || pid != 0 {
-		return err
-	}
+// runEnvoy sees that the Envoy runs that is wanted.
+func (b *Backend) runEnvoy() error {
 	binary := beside("kubelb-envoy")
 	if _, err := os.Stat(binary); err != nil {
 		return fmt.Errorf("kubelb-envoy, which starts Envoy, is not beside this plugin: install both together: %w", err)
 	}
-	return b.dir.Start(binary, envoy)
+	return b.dir.Want(b.wanted, binary)
 }
 
 // Applied returns the digests of what Envoy was given.
@@ -179,18 +147,23 @@ func (b *Backend) push(changed, gone []model.FrontendKey) (pushed, error) {
 	}
 	for _, key := range changed {
 		f := b.state.frontends[key]
-		r := render(f, b.state.pools[f.Pool], b.departures.note(f, b.state.pools[f.Pool], now))
+		r := render(f, b.state.pools[f.Pool], b.timeouts, b.departures.note(f, b.state.pools[f.Pool], now))
 		name := key.String()
-		byKind[resource.ClusterType][name], byKind[resource.EndpointType][name], byKind[resource.ListenerType][name] = r.cluster, r.assignment, r.listener
+		byKind[resource.ClusterType][name], byKind[resource.ListenerType][name] = r.cluster, r.listener
+		byKind[resource.EndpointType][r.assignment.ClusterName] = r.assignment
 	}
-	var names []string
+	names := map[string][]string{}
 	for _, key := range gone {
-		names = append(names, key.String())
+		for _, kind := range []string{resource.ClusterType, resource.ListenerType} {
+			names[kind] = append(names[kind], key.String())
+		}
+		names[resource.EndpointType] = append(names[resource.EndpointType], assignmentNames(key)...)
 		b.departures.forget(key)
+		delete(b.listening, key)
 	}
 	p := pushed{}
 	for _, kind := range kinds {
-		want, err := b.xds.update(kind, byKind[kind], names)
+		want, err := b.xds.update(kind, byKind[kind], names[kind])
 		if err != nil {
 			return nil, err
 		}
@@ -202,26 +175,42 @@ func (b *Backend) push(changed, gone []model.FrontendKey) (pushed, error) {
 // pushed is what Envoy is to take, by kind.
 type pushed map[string][]named
 
-// watchInterval is how often Watch looks for Envoy.
-const watchInterval = 2 * time.Second
-
-// Watch reports an Envoy that is gone.
+// Watch reports an Envoy that is gone, and a guard that somebody else has taken away.
 func (b *Backend) Watch(ctx context.Context, report func(dataplane.Fault)) error {
-	ticker := time.NewTicker(watchInterval)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case now := <-ticker.C:
-			if pid, err := b.dir.Running(); err == nil && pid == 0 {
-				report(dataplane.Fault{Time: now, Message: "kubelb-envoy does not run"})
-			}
+	return dataplane.WatchBy(ctx, func(now time.Time) {
+		if problem := b.problem(); problem != nil {
+			report(dataplane.Fault{Time: now, Message: problem.Error()})
 		}
-	}
+		b.mu.Lock()
+		missing := b.serving && b.guard.missing()
+		coverErr := b.guard.echo.cover()
+		b.mu.Unlock()
+		if coverErr != nil {
+			report(dataplane.Fault{Time: now, Message: coverErr.Error()})
+		}
+		if missing {
+			report(dataplane.Fault{Time: now, Resync: true, Message: "nftables table or routing rule of the Envoy backend was removed by somebody else"})
+		}
+	})
 }
 
-// Close leaves Envoy as it is, or with purge ends it and removes everything.
+// problem says what is wrong with Envoy's supervisor, and starts it if it is gone.
+func (b *Backend) problem() error {
+	pid, err := b.dir.Supervisor()
+	if err != nil {
+		return err
+	}
+	if pid == 0 {
+		return errors.Join(errors.New("kubelb-envoy did not run; it is started again"), b.runEnvoy())
+	}
+	running, err := b.dir.Running()
+	if err == nil && running.Problem != "" {
+		err = errors.New(running.Problem)
+	}
+	return err
+}
+
+// Close leaves Envoy as it is, or with purge lets connections end for a while, ends it and removes everything.
 func (b *Backend) Close(ctx context.Context, purge bool) error {
 	if b.xds == nil {
 		return nil
@@ -230,10 +219,17 @@ func (b *Backend) Close(ctx context.Context, purge bool) error {
 		close(b.stop)
 	}
 	b.xds.close()
+	if err := b.state.close(); err != nil {
+		return err
+	}
 	if !purge {
 		return nil
 	}
-	if err := errors.Join(b.guard.remove(), b.dir.Stop(ctx), os.RemoveAll(string(b.dir))); err != nil {
+	if err := b.drain(ctx); err != nil {
+		return err
+	}
+	// Envoy ends before the guard, so that clients hear of it; what connection tracking remembers then is nobody's.
+	if err := errors.Join(b.dir.Stop(ctx), b.guard.remove(), forgetFlows(b.state.frontends), os.RemoveAll(string(b.dir))); err != nil {
 		return err
 	}
 	b.state = nil

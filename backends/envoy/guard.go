@@ -1,7 +1,6 @@
 package envoy
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
@@ -10,7 +9,6 @@ import (
 	"slices"
 
 	nft "github.com/google/nftables"
-	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -25,6 +23,8 @@ import (
 type guard struct {
 	name   string
 	tables [2]*guardTable
+	echo   *echo
+	layout layout
 }
 
 // guardMark marks packets on their way to Envoy, guardRoutes is the routing table for them, guardPriority its rule's place.
@@ -37,10 +37,21 @@ const (
 // guardTable is the table of a family.
 type guardTable struct {
 	guardFamily
-	table                             *nft.Table
-	vips, served, restricted, allowed *nft.Set
-	vipUsers                          map[netip.Addr]int
-	frontends                         map[model.FrontendKey]guarded
+	table         *nft.Table
+	vips, allowed *nft.Set
+	// decided are the frontends that each of the decidingChains decides about.
+	decided [len(decidingChains)]*nft.Set
+	// endpoints are those of UDP frontends, with protocol and port; sessions counts the flows to them, which Envoy does not.
+	endpoints, sessions *nft.Set
+	vipUsers            map[netip.Addr]int
+	endpointUsers       map[netip.AddrPort]int
+	known               map[model.FrontendKey]guarded
+	// answers: those to clients of transparent frontends are taken.
+	answers bool
+	// counts: flows to the endpoints of UDP frontends are counted.
+	counts bool
+	// unusable is why packets of this family cannot be had, such as where IPv6 is turned off.
+	unusable error
 }
 
 type guardFamily struct {
@@ -61,15 +72,18 @@ var guardFamilies = [2]guardFamily{
 	{nft.TableFamilyIPv6, false, nft.TypeIP6Addr, 8, 24, 16, unix.IPPROTO_ICMPV6, 128, []byte{1, 2, 3, 4}, 4, netlink.FAMILY_V6},
 }
 
-func newGuard(name string) *guard {
-	g := &guard{name: name}
+func newGuard(name string, uplinks []string) *guard {
+	g := &guard{name: name, echo: newEcho(name, uplinks)}
 	for i, f := range guardFamilies {
-		t := &guardTable{guardFamily: f, table: &nft.Table{Name: name, Family: f.family}, vipUsers: map[netip.Addr]int{}, frontends: map[model.FrontendKey]guarded{}}
+		t := &guardTable{guardFamily: f, table: &nft.Table{Name: name, Family: f.family}, vipUsers: map[netip.Addr]int{}, endpointUsers: map[netip.AddrPort]int{}, known: map[model.FrontendKey]guarded{}}
 		key := nft.MustConcatSetType(f.address, nft.TypeInetProto, nft.TypeInetService)
 		t.vips = &nft.Set{Table: t.table, Name: "vips", KeyType: f.address}
-		t.served = &nft.Set{Table: t.table, Name: "frontends", KeyType: key, Concatenation: true}
-		t.restricted = &nft.Set{Table: t.table, Name: "restricted", KeyType: key, Concatenation: true}
+		for i, chain := range decidingChains {
+			t.decided[i] = &nft.Set{Table: t.table, Name: "to_" + chain, KeyType: key, Concatenation: true}
+		}
 		t.allowed = &nft.Set{Table: t.table, Name: "allowed", KeyType: nft.MustConcatSetType(f.address, nft.TypeInetProto, nft.TypeInetService, f.address), Concatenation: true, Interval: true}
+		t.endpoints = &nft.Set{Table: t.table, Name: "endpoints", KeyType: key, Concatenation: true}
+		t.sessions = &nft.Set{Table: t.table, Name: "sessions", KeyType: key, Concatenation: true, Counter: true}
 		g.tables[i] = t
 	}
 	return g
@@ -80,27 +94,64 @@ type guarded struct {
 	model.Frontend
 	// served: Envoy listens for it. Else it is refused, to those whom its source ranges allow.
 	served bool
+	// endpoints are those of a UDP frontend.
+	endpoints []netip.AddrPort
+}
+
+// chain is the one that decides about packets for the frontend; none if they are refused like those for ports that nobody serves.
+func (f guarded) chain() string {
+	switch {
+	case f.served && f.Restricted:
+		return chainServeSome
+	case f.served:
+		return chainServe
+	case f.Restricted:
+		return chainRefuseSome
+	}
+	return ""
 }
 
 // install makes tables, rules and routes anew, with nothing in the tables yet but what is given.
 func (g *guard) install(all []guarded) error {
+	rewritten, err := flowsAreRewritten()
+	if err != nil {
+		return err
+	}
+	g.layout = untracked
+	if rewritten {
+		g.layout = tracked
+	}
+	return g.write(all)
+}
+
+// write makes all anew in the guard's layout.
+func (g *guard) write(all []guarded) error {
 	c, err := elements.Connect()
 	if err != nil {
 		return err
 	}
+	c.AddTable(g.echo.table)
+	c.DelTable(g.echo.table)
+	if err := g.echo.create(c); err != nil {
+		return err
+	}
 	for _, t := range g.tables {
+		t.answers, t.counts = false, false
 		c.AddTable(t.table)
 		c.DelTable(t.table)
-		if err := t.create(c); err != nil {
+		if err := t.create(c, g.layout); err != nil {
 			return err
 		}
-		t.vipUsers, t.frontends = map[netip.Addr]int{}, map[model.FrontendKey]guarded{}
+		t.vipUsers, t.endpointUsers, t.known = map[netip.Addr]int{}, map[netip.AddrPort]int{}, map[model.FrontendKey]guarded{}
 	}
 	if err := g.edit(c, all, nil); err != nil {
 		return err
 	}
 	if err := c.Flush(); err != nil {
 		return fmt.Errorf("make nftables table %s (needs CAP_NET_ADMIN and a kernel with nf_tables and conntrack): %w", g.name, err)
+	}
+	if err := g.echo.cover(); err != nil {
+		return err
 	}
 	return g.route()
 }
@@ -116,7 +167,7 @@ func (g *guard) change(set []guarded, gone []model.FrontendKey) error {
 	}
 	if err := c.Flush(); err != nil {
 		// What the kernel has is unknown now; all of it is written anew.
-		return errors.Join(fmt.Errorf("change nftables table %s: %w", g.name, err), g.install(g.all()))
+		return errors.Join(fmt.Errorf("change nftables table %s: %w", g.name, err), g.write(g.all()))
 	}
 	return nil
 }
@@ -124,7 +175,7 @@ func (g *guard) change(set []guarded, gone []model.FrontendKey) error {
 func (g *guard) all() []guarded {
 	var out []guarded
 	for _, t := range g.tables {
-		out = slices.AppendSeq(out, maps.Values(t.frontends))
+		out = slices.AppendSeq(out, maps.Values(t.known))
 	}
 	return out
 }
@@ -167,40 +218,71 @@ func (e setChanges) member(set *nft.Set, element nft.SetElement, was, is bool) {
 
 func (g *guard) edit(c *nft.Conn, set []guarded, gone []model.FrontendKey) error {
 	e := setChanges{map[*nft.Set][]nft.SetElement{}, map[*nft.Set][]nft.SetElement{}}
-	users := map[netip.Addr]int{}
+	vips, endpoints := map[netip.Addr]int{}, map[netip.AddrPort]int{}
+	replace := func(t *guardTable, key model.FrontendKey, before, after guarded) {
+		t.differ(e, key, before, after)
+		for _, at := range before.endpoints {
+			endpoints[at]--
+		}
+		for _, at := range after.endpoints {
+			endpoints[at]++
+		}
+	}
 	for _, key := range gone {
 		t := g.tableOf(key.VIP)
-		if before, known := t.frontends[key]; known {
-			delete(t.frontends, key)
-			users[key.VIP]--
-			t.differ(e, key, before, guarded{})
+		if before, known := t.known[key]; known {
+			delete(t.known, key)
+			vips[key.VIP]--
+			replace(t, key, before, guarded{})
 		}
 	}
 	for _, f := range set {
 		t := g.tableOf(f.VIP)
-		before, known := t.frontends[f.FrontendKey]
+		before, known := t.known[f.FrontendKey]
 		if !known {
-			users[f.VIP]++
+			vips[f.VIP]++
 		}
-		t.frontends[f.FrontendKey] = f
-		t.differ(e, f.FrontendKey, before, f)
+		t.known[f.FrontendKey] = f
+		if f.Forwarding == model.Transparent {
+			t.takeAnswers(c)
+		}
+		if len(f.endpoints) > 0 {
+			g.tableOf(f.endpoints[0].Addr()).countSessions(c)
+		}
+		replace(t, f.FrontendKey, before, f)
 	}
-	for vip, change := range users {
+	for vip, change := range vips {
 		t := g.tableOf(vip)
-		before := t.vipUsers[vip]
-		if t.vipUsers[vip] += change; t.vipUsers[vip] == 0 {
-			delete(t.vipUsers, vip)
+		was, is := count(t.vipUsers, vip, change)
+		for _, set := range []*nft.Set{t.vips, g.echo.set(vip)} {
+			e.member(set, nft.SetElement{Key: vip.AsSlice()}, was, is)
 		}
-		e.member(t.vips, nft.SetElement{Key: vip.AsSlice()}, before > 0, before+change > 0)
+	}
+	for at, change := range endpoints {
+		t := g.tableOf(at.Addr())
+		was, is := count(t.endpointUsers, at, change)
+		for _, set := range []*nft.Set{t.endpoints, t.sessions} {
+			e.member(set, nft.SetElement{Key: endpointKey(at)}, was, is)
+		}
 	}
 	return e.send(c)
+}
+
+// count changes how many use something, and tells whether somebody did before and does now.
+func count[K comparable](users map[K]int, of K, change int) (was, is bool) {
+	before := users[of]
+	if users[of] += change; users[of] == 0 {
+		delete(users, of)
+	}
+	return before > 0, before+change > 0
 }
 
 // differ collects what leads from one state of a frontend to another.
 func (t *guardTable) differ(e setChanges, k model.FrontendKey, before, after guarded) {
 	key := nft.SetElement{Key: elements.Frontend(k)}
-	e.member(t.served, key, before.served, after.served)
-	e.member(t.restricted, key, before.Restricted, after.Restricted)
+	for i, chain := range decidingChains {
+		e.member(t.decided[i], key, before.chain() == chain, after.chain() == chain)
+	}
 	for _, p := range before.SourceRanges {
 		e.member(t.allowed, elements.SourceRange(k, p), true, slices.Contains(after.SourceRanges, p))
 	}
@@ -209,82 +291,34 @@ func (t *guardTable) differ(e setChanges, k model.FrontendKey, before, after gua
 	}
 }
 
-// create adds the table with its sets and rules to the transaction.
-func (t *guardTable) create(c *nft.Conn) error {
-	c.AddTable(t.table)
-	for _, s := range []*nft.Set{t.vips, t.served, t.restricted, t.allowed} {
-		if err := c.AddSet(s, nil); err != nil {
-			return err
+// endpointKey is an endpoint of a UDP frontend in the sets.
+func endpointKey(at netip.AddrPort) []byte {
+	return elements.Frontend(model.FrontendKey{VIP: at.Addr(), Protocol: model.UDP, Port: at.Port()})
+}
+
+// counted reads how many UDP flows each endpoint has had.
+func (g *guard) counted() (map[netip.AddrPort]uint64, error) {
+	c, err := elements.Connect()
+	if err != nil {
+		return nil, err
+	}
+	out := map[netip.AddrPort]uint64{}
+	for _, t := range g.tables {
+		found, err := c.GetSetElements(t.sessions)
+		if err != nil {
+			return nil, fmt.Errorf("read counters of nftables table %s: %w", g.name, err)
+		}
+		counts := map[string]uint64{}
+		for _, e := range found {
+			if e.Counter != nil {
+				counts[string(e.Key)] = e.Counter.Packets
+			}
+		}
+		for at := range t.endpointUsers {
+			out[at] = counts[string(endpointKey(at))]
 		}
 	}
-	add := func(chain *nft.Chain, rules ...[]expr.Any) {
-		c.AddChain(chain)
-		for _, r := range rules {
-			c.AddRule(&nft.Rule{Table: t.table, Chain: chain, Exprs: r})
-		}
-	}
-	join := func(parts ...[]expr.Any) []expr.Any { return slices.Concat(parts...) }
-	take := []expr.Any{&expr.Immediate{Register: 1, Data: binary.NativeEndian.AppendUint32(nil, guardMark)}, &expr.Meta{Key: expr.MetaKeyMARK, Register: 1, SourceRegister: true}, verdict(expr.VerdictAccept, "")}
-	reset := []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}}
-	unreachable := []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: t.unreachable}}
-	limit := []expr.Any{&expr.Limit{Type: expr.LimitTypePkts, Rate: 1000, Unit: expr.LimitTimeSecond, Burst: 5}}
-	toVIP := join([]expr.Any{t.load(t.destination, 1)}, in(t.vips))
-	chain := func(name string) *nft.Chain { return &nft.Chain{Table: t.table, Name: name} }
-	base := func(name string, kind nft.ChainType, hook *nft.ChainHook, priority nft.ChainPriority) *nft.Chain {
-		policy := nft.ChainPolicyAccept
-		return &nft.Chain{Table: t.table, Name: name, Type: kind, Hooknum: hook, Priority: &priority, Policy: &policy}
-	}
-	add(chain("check_source"), join(t.key(true), in(t.allowed), []expr.Any{verdict(expr.VerdictReturn, "")}), []expr.Any{verdict(expr.VerdictDrop, "")})
-	add(chain("ports"), join(t.key(false), in(t.restricted), []expr.Any{verdict(expr.VerdictJump, "check_source")}), join(t.key(false), in(t.served), take))
-	var vip [][]expr.Any
-	for _, protocol := range []byte{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
-		vip = append(vip, join(protocolIs(protocol), []expr.Any{verdict(expr.VerdictJump, "ports")}))
-	}
-	vip = append(vip, join(protocolIs(unix.IPPROTO_TCP), reset), join(protocolIs(unix.IPPROTO_UDP), unreachable))
-	for _, kind := range t.errors {
-		vip = append(vip, join(t.icmpIs(kind), take))
-	}
-	add(chain("vip"), append(vip, []expr.Any{verdict(expr.VerdictDrop, "")})...)
-	// Behind everybody else's chains of this hook, so that none of them sees the mark; and before them in the next one.
-	add(base("take", nft.ChainTypeFilter, nft.ChainHookPrerouting, 300), join(toVIP, []expr.Any{verdict(expr.VerdictJump, "vip")}))
-	clear := []expr.Any{&expr.Immediate{Register: 1, Data: make([]byte, 4)}, &expr.Meta{Key: expr.MetaKeyMARK, Register: 1, SourceRegister: true}}
-	add(base("scrub", nft.ChainTypeFilter, nft.ChainHookInput, -400), join(toVIP, clear))
-	// The kernel answers an echo request only from an address of its own.
-	add(base("echo", nft.ChainTypeNAT, nft.ChainHookPrerouting, -100), join(toVIP, t.icmpIs(t.echo), limit, []expr.Any{&expr.Redir{}}))
-	return nil
-}
-
-func (f guardFamily) load(offset, register uint32) expr.Any {
-	return &expr.Payload{DestRegister: register, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: f.size}
-}
-
-// key loads destination, protocol and port, and the source behind them if asked.
-func (f guardFamily) key(source bool) []expr.Any {
-	word := f.size / 4
-	out := []expr.Any{f.load(f.destination, unix.NFT_REG32_00), &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: unix.NFT_REG32_00 + word},
-		&expr.Payload{DestRegister: unix.NFT_REG32_00 + word + 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2}}
-	if source {
-		out = append(out, f.load(f.source, unix.NFT_REG32_00+word+2))
-	}
-	return out
-}
-
-func (f guardFamily) icmpIs(kind byte) []expr.Any {
-	return append(protocolIs(f.icmp), &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{kind}})
-}
-
-func protocolIs(number byte) []expr.Any {
-	return []expr.Any{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{number}}}
-}
-
-// in looks up what was loaded from the first register on.
-func in(s *nft.Set) []expr.Any {
-	return []expr.Any{&expr.Lookup{SourceRegister: 1, SetName: s.Name, SetID: s.ID}}
-}
-
-func verdict(kind expr.VerdictKind, chain string) expr.Any {
-	return &expr.Verdict{Kind: kind, Chain: chain}
+	return out, nil
 }
 
 // route has marked packets delivered to this host.
@@ -294,15 +328,33 @@ func (g *guard) route() error {
 		return err
 	}
 	for _, t := range g.tables {
-		if err := netlink.RouteReplace(t.everythingLocal(lo.Attrs().Index)); err != nil {
-			return fmt.Errorf("route in table %d: %w", guardRoutes, err)
-		}
-		if err := netlink.RuleAdd(t.rule()); err != nil && !errors.Is(err, unix.EEXIST) {
-			return fmt.Errorf("routing rule for mark 0x%x: %w", guardMark, err)
-		}
+		t.unusable = t.route(lo.Attrs().Index)
+	}
+	if g.tables[0].unusable != nil && g.tables[1].unusable != nil {
+		return errors.Join(g.tables[0].unusable, g.tables[1].unusable)
 	}
 	return nil
 }
+
+func (t *guardTable) route(lo int) error {
+	if err := netlink.RouteReplace(t.everythingLocal(lo)); err != nil {
+		return fmt.Errorf("%s is not to be had on this gateway: route in table %d: %w", t.layerName(), guardRoutes, err)
+	}
+	if err := netlink.RuleAdd(t.rule()); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("%s is not to be had on this gateway: routing rule for mark 0x%x: %w", t.layerName(), guardMark, err)
+	}
+	return nil
+}
+
+func (f guardFamily) layerName() string {
+	if f.v4 {
+		return "IPv4"
+	}
+	return "IPv6"
+}
+
+// usable says why frontends with the address cannot be served here.
+func (g *guard) usable(vip netip.Addr) error { return g.tableOf(vip).unusable }
 
 func (f guardFamily) everythingLocal(lo int) *netlink.Route {
 	bits := int(f.size) * 8
@@ -316,15 +368,39 @@ func (f guardFamily) rule() *netlink.Rule {
 	return r
 }
 
+// missing reports whether a table or a routing rule is gone.
+func (g *guard) missing() bool {
+	c, err := elements.Connect()
+	if err != nil {
+		return false
+	}
+	for _, family := range []nft.TableFamily{nft.TableFamilyIPv4, nft.TableFamilyIPv6, nft.TableFamilyNetdev} {
+		tables, err := c.ListTablesOfFamily(family)
+		if err == nil && !slices.ContainsFunc(tables, func(other *nft.Table) bool { return other.Name == g.name }) {
+			return true
+		}
+	}
+	for _, t := range g.tables {
+		if t.unusable != nil {
+			continue
+		}
+		rules, err := netlink.RuleListFiltered(t.netlink, t.rule(), netlink.RT_FILTER_TABLE|netlink.RT_FILTER_MARK|netlink.RT_FILTER_PRIORITY)
+		if err == nil && len(rules) == 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // remove takes everything away.
 func (g *guard) remove() error {
 	c, err := elements.Connect()
 	if err != nil {
 		return err
 	}
-	for _, t := range g.tables {
-		c.AddTable(t.table)
-		c.DelTable(t.table)
+	for _, table := range []*nft.Table{g.tables[0].table, g.tables[1].table, g.echo.table} {
+		c.AddTable(table)
+		c.DelTable(table)
 	}
 	if err := c.Flush(); err != nil {
 		return fmt.Errorf("remove nftables table %s: %w", g.name, err)
@@ -334,6 +410,9 @@ func (g *guard) remove() error {
 		return err
 	}
 	for _, t := range g.tables {
+		if t.unusable != nil {
+			continue
+		}
 		if err := netlink.RuleDel(t.rule()); err != nil && !errors.Is(err, unix.ENOENT) {
 			return fmt.Errorf("remove routing rule: %w", err)
 		}

@@ -1,11 +1,15 @@
 package envoy
 
 import (
+	"context"
+	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -15,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"kubelb.k8c.io/backends/dataplane"
+	"kubelb.k8c.io/backends/envoy/supervisor"
 	"kubelb.k8c.io/conformance"
 	"kubelb.k8c.io/conformance/cases"
 	"kubelb.k8c.io/conformance/lab"
@@ -22,7 +27,7 @@ import (
 )
 
 // startPlugin builds the binaries and starts the plugin in a lab's gateway, with a state directory.
-func startPlugin(t *testing.T) (*lab.Lab, cases.Process, string) {
+func startPlugin(t *testing.T) *bench {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: it makes network namespaces")
@@ -37,88 +42,393 @@ func startPlugin(t *testing.T) (*lab.Lab, cases.Process, string) {
 	l, err := lab.New()
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, l.Close()) })
-	p, err := conformance.Plugin(filepath.Join(dir, "kubelb-backend-envoy")).Start(t.Context(), l.Gateways[0].Namespace, os.Stderr)
-	require.NoError(t, err)
-	t.Cleanup(p.Stop)
 	state, err := os.MkdirTemp("", "klenvoy")
 	require.NoError(t, err)
 	t.Cleanup(func() { os.RemoveAll(state) })
-	require.NoError(t, p.Configure(t.Context(), dataplane.Config{Node: "gateway", StateDir: state, Options: map[string]string{optionEnvoy: envoy}}))
-	return l, p, state
+	b := &bench{Lab: l, state: state, binary: conformance.Plugin(filepath.Join(dir, "kubelb-backend-envoy")), options: map[string]string{optionEnvoy: envoy, optionCloseTime: "1s"}}
+	b.start(t)
+	return b
+}
+
+// bench is a lab with a plugin in its gateway.
+type bench struct {
+	*lab.Lab
+	plugin  cases.Process
+	state   string
+	binary  conformance.Plugin
+	options map[string]string
+	at      dataplane.Generation
+}
+
+// start starts the plugin, as a manager would that has just begun.
+func (b *bench) start(t *testing.T) {
+	t.Helper()
+	var err error
+	b.plugin, err = b.binary.Start(t.Context(), b.Gateways[0].Namespace, os.Stderr)
+	require.NoError(t, err)
+	t.Cleanup(b.plugin.Stop)
+	b.at = dataplane.Generation{}
+	require.NoError(t, b.plugin.Configure(t.Context(), dataplane.Config{Node: "gateway", StateDir: b.state, Options: b.options}))
+}
+
+// try applies records and returns those that failed.
+func (b *bench) try(t *testing.T, pools []model.Pool, frontends ...model.Frontend) []dataplane.RecordError {
+	t.Helper()
+	change := dataplane.Change{Base: b.at, Next: dataplane.Generation{Epoch: "test", Number: b.at.Number + 1}, Delta: model.Delta{UpsertPools: pools, UpsertFrontends: frontends}}
+	result, err := b.plugin.Apply(t.Context(), change)
+	require.NoError(t, err)
+	b.at = result.Generation
+	return result.Failed
+}
+
+// apply applies records, all of which must be taken.
+func (b *bench) apply(t *testing.T, pools []model.Pool, frontends ...model.Frontend) {
+	t.Helper()
+	require.Empty(t, b.try(t, pools, frontends...))
+}
+
+// serve has all nodes answer on the port.
+func (b *bench) serve(t *testing.T, port uint16) {
+	t.Helper()
+	for i := range b.Nodes {
+		server, err := b.Nodes[i].Serve(port)
+		require.NoError(t, err)
+		t.Cleanup(func() { server.Close() })
+	}
+}
+
+// web is a frontend of pool t/p.
+func web(protocol model.Protocol, port uint16) model.Frontend {
+	return model.Frontend{FrontendKey: model.FrontendKey{VIP: lab.VIP(true, 1), Protocol: protocol, Port: port}, Tenant: "t", Pool: "t/p", TargetPort: 30080}
+}
+
+// pool is one of the tenant t with the endpoints, by number.
+func pool(id string, endpoints ...int) model.Pool {
+	p := model.Pool{ID: model.PoolID("t/" + id), Tenant: "t"}
+	for _, i := range endpoints {
+		a := lab.EndpointAddress(true, i)
+		p.Endpoints = append(p.Endpoints, model.Endpoint{ID: a.String(), Address: a, Weight: 1})
+	}
+	return p
 }
 
 func addrPort(f model.Frontend) netip.AddrPort { return netip.AddrPortFrom(f.VIP, f.Port) }
 
 func TestAPortThatSomebodyElseHasFailsThatFrontendOnlyWithEnvoysReason(t *testing.T) {
-	l, p, _ := startPlugin(t)
-	server, err := l.Nodes[0].Serve(30080)
-	require.NoError(t, err)
-	defer server.Close()
-	taken := l.Gateways[0]
+	b := startPlugin(t)
+	b.serve(t, 30080)
 	var other net.Listener
-	require.NoError(t, taken.Do(func() error {
+	require.NoError(t, b.Gateways[0].Do(func() (err error) {
 		// Without SO_REUSEPORT, which Envoy's listeners have, nobody else can have the port of any address.
 		other, err = net.Listen("tcp", ":81")
 		return err
 	}))
 	defer other.Close()
-	snapshot := model.Snapshot{
-		Pools: []model.Pool{{ID: "t/p", Tenant: "t", Endpoints: []model.Endpoint{{ID: "0", Address: lab.EndpointAddress(true, 0), Weight: 1}}}},
-		Frontends: []model.Frontend{
-			{FrontendKey: model.FrontendKey{VIP: lab.VIP(true, 1), Protocol: model.TCP, Port: 80}, Tenant: "t", Pool: "t/p", TargetPort: 30080},
-			{FrontendKey: model.FrontendKey{VIP: lab.VIP(true, 1), Protocol: model.TCP, Port: 81}, Tenant: "t", Pool: "t/p", TargetPort: 30080},
-		},
-	}
-	held, err := p.Applied(t.Context())
-	require.NoError(t, err)
-	result, err := p.Apply(t.Context(), dataplane.Change{Base: held.Generation, Next: dataplane.Generation{Epoch: "test", Number: 1}, Delta: model.Difference(held.Digests, snapshot)})
-	require.NoError(t, err)
-	require.Len(t, result.Failed, 1)
-	require.Equal(t, snapshot.Frontends[1].FrontendKey, result.Failed[0].Frontend)
-	require.Contains(t, result.Failed[0].Message, "Address already in use")
-	_, err = l.A.Ask("tcp", addrPort(snapshot.Frontends[0]), lab.From{})
+	failed := b.try(t, []model.Pool{pool("p", 0)}, web(model.TCP, 80), web(model.TCP, 81))
+	require.Len(t, failed, 1)
+	require.Equal(t, web(model.TCP, 81).FrontendKey, failed[0].Frontend)
+	require.Contains(t, failed[0].Message, "Address already in use")
+	_, err := b.A.Ask("tcp", addrPort(web(model.TCP, 80)), lab.From{})
 	require.NoError(t, err, "the other frontend is served")
-	require.True(t, l.A.Refused("tcp", addrPort(snapshot.Frontends[1])).Outright, "nobody reaches the other process through the VIP")
-	held, err = p.Applied(t.Context())
+	require.True(t, b.A.Refused("tcp", addrPort(web(model.TCP, 81))).Outright, "nobody reaches the other process through the VIP")
+	held, err := b.plugin.Applied(t.Context())
 	require.NoError(t, err)
 	require.Len(t, held.Frontends, 1)
-	require.NoError(t, p.Close(t.Context(), true))
+	require.NoError(t, b.plugin.Close(t.Context(), true))
 }
 
 func TestAnEnvoyThatIsKilledIsStartedAgainAndServesTheSame(t *testing.T) {
-	l, p, state := startPlugin(t)
-	server, err := l.Nodes[0].Serve(30080)
+	b := startPlugin(t)
+	b.serve(t, 30080)
+	at := addrPort(web(model.TCP, 80))
+	b.apply(t, []model.Pool{pool("p", 0)}, web(model.TCP, 80))
+	_, err := b.A.Ask("tcp", at, lab.From{})
 	require.NoError(t, err)
-	defer server.Close()
-	f := model.Frontend{FrontendKey: model.FrontendKey{VIP: lab.VIP(true, 1), Protocol: model.TCP, Port: 80}, Tenant: "t", Pool: "t/p", TargetPort: 30080}
-	snapshot := model.Snapshot{Frontends: []model.Frontend{f},
-		Pools: []model.Pool{{ID: "t/p", Tenant: "t", Endpoints: []model.Endpoint{{ID: "0", Address: lab.EndpointAddress(true, 0), Weight: 1}}}}}
-	_, err = p.Apply(t.Context(), dataplane.Change{Next: dataplane.Generation{Epoch: "test", Number: 1}, Delta: model.Difference(model.NewDigests(), snapshot)})
-	require.NoError(t, err)
-	_, err = l.A.Ask("tcp", addrPort(f), lab.From{})
-	require.NoError(t, err)
-	killEnvoy(t, state)
+	require.NoError(t, syscall.Kill(envoyOf(t, b.state), syscall.SIGKILL))
 	require.Eventually(t, func() bool {
-		_, err := l.A.Ask("tcp", addrPort(f), lab.From{})
+		_, err := b.A.Ask("tcp", at, lab.From{})
 		return err == nil
 	}, 3*time.Second, 20*time.Millisecond)
-	require.NoError(t, p.Close(t.Context(), true))
+	// What comes next is waited for: the new Envoy answers for it, not what the old one had said.
+	b.apply(t, nil, web(model.TCP, 81))
+	_, err = b.A.Ask("tcp", addrPort(web(model.TCP, 81)), lab.From{})
+	require.NoError(t, err)
+	require.NoError(t, b.plugin.Close(t.Context(), true))
 }
 
-// killEnvoy kills the Envoy whose bootstrap lies in the state directory.
-func killEnvoy(t *testing.T, state string) {
+// load makes new flows until it is stopped, and counts what fails.
+type load struct {
+	made, failed, lost int
+	first              error
+	slowest            time.Duration
+	stop, done         chan struct{}
+}
+
+func startLoad(b *bench, network string, to netip.AddrPort) *load {
+	l := &load{stop: make(chan struct{}), done: make(chan struct{})}
+	go func() {
+		defer close(l.done)
+		for {
+			select {
+			case <-l.stop:
+				return
+			default:
+			}
+			l.made++
+			begin := time.Now()
+			err := l.flow(b, network, to)
+			l.slowest = max(l.slowest, time.Since(begin))
+			if err != nil {
+				l.failed++
+				if l.first == nil {
+					l.first = err
+				}
+			}
+		}
+	}()
+	return l
+}
+
+// flow asks on a new flow. A datagram may be lost: its sender asks again, on the same flow.
+func (l *load) flow(b *bench, network string, to netip.AddrPort) error {
+	if network == "tcp" {
+		_, err := b.B.Ask(network, to, lab.From{})
+		return err
+	}
+	c, err := b.B.Dial(network, to, lab.From{})
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if !lab.Unanswered(c) {
+		return nil
+	}
+	l.lost++
+	_, err = lab.Who(c)
+	return err
+}
+
+func (l *load) end() *load {
+	close(l.stop)
+	<-l.done
+	return l
+}
+
+func TestAnotherEnvoyTakesOverWithoutRefusingAConnection(t *testing.T) {
+	b := startPlugin(t)
+	b.serve(t, 30080)
+	tcp, udp := web(model.TCP, 80), web(model.UDP, 80)
+	b.apply(t, []model.Pool{pool("p", 0, 1)}, tcp, udp)
+	var streams []*lab.Stream
+	for range 10 {
+		s, err := b.A.Stream(addrPort(tcp), lab.From{})
+		require.NoError(t, err)
+		defer s.Close()
+		streams = append(streams, s)
+	}
+	before := envoyOf(t, b.state)
+	newTCP, newUDP := startLoad(b, "tcp", addrPort(tcp)), startLoad(b, "udp", addrPort(udp))
+	time.Sleep(200 * time.Millisecond)
+	// An upgrade: the plugin is started again and finds another binary.
+	binary := filepath.Join(t.TempDir(), "envoy")
+	copyFile(t, b.options[optionEnvoy], binary)
+	b.options[optionEnvoy] = binary
+	b.plugin.Stop()
+	b.start(t)
+	dir := supervisor.Dir(filepath.Join(b.state, "envoy"))
+	require.Eventually(t, func() bool {
+		running, err := dir.Running()
+		require.NoError(t, err)
+		require.Empty(t, running.Problem)
+		return envoyOf(t, b.state) != before && running.Launch == 2 && served(dir) == 1
+	}, 10*time.Second, 20*time.Millisecond)
+	time.Sleep(500 * time.Millisecond)
+	b.apply(t, []model.Pool{pool("p", 2)})
+	time.Sleep(200 * time.Millisecond)
+	for _, l := range []*load{newTCP.end(), newUDP.end()} {
+		t.Logf("%d new flows, %d failed (%v), %d datagrams lost", l.made, l.failed, l.first, l.lost)
+		require.Zero(t, l.failed, "%v", l.first)
+	}
+	for _, s := range streams {
+		require.NoError(t, s.Alive(), "a connection of before")
+	}
+	answer, err := b.A.Ask("tcp", addrPort(tcp), lab.From{})
+	require.NoError(t, err)
+	require.Equal(t, lab.EndpointAddress(true, 2), answer.Endpoint, "the new one gets the changes")
+	b.apply(t, nil, web(model.TCP, 81))
+	_, err = b.A.Ask("tcp", addrPort(web(model.TCP, 81)), lab.From{})
+	require.NoError(t, err)
+	// The new one dies while the old one still keeps its connections.
+	require.NoError(t, syscall.Kill(envoyOf(t, b.state), syscall.SIGKILL))
+	for _, network := range []string{"tcp", "udp"} {
+		// The old one takes a moment to go, and with it the datagrams that come for it.
+		require.Eventually(t, func() bool {
+			_, err := b.A.AskTimes(30, network, addrPort(tcp))
+			return err == nil
+		}, 15*time.Second, 10*time.Millisecond, network)
+	}
+	require.NoError(t, b.plugin.Close(t.Context(), true))
+}
+
+func TestCountersTellOfFrontendsAndEndpointsTCPAndUDP(t *testing.T) {
+	b := startPlugin(t)
+	b.serve(t, 30080)
+	tcp, udp := web(model.TCP, 80), web(model.UDP, 80)
+	b.apply(t, []model.Pool{pool("p", 0, 1, 2, 3)}, tcp, udp)
+	seen := map[string]uint64{}
+	for network, n := range map[string]int{"tcp": 40, "udp": 60} {
+		answers, err := b.A.AskTimes(n, network, addrPort(tcp))
+		require.NoError(t, err)
+		for _, a := range answers {
+			seen[a.Endpoint.String()]++
+		}
+	}
+	stats, err := b.plugin.Stats(t.Context())
+	require.NoError(t, err)
+	require.EqualValues(t, 40, stats.Frontends[tcp.FrontendKey].Connections)
+	require.EqualValues(t, 60, stats.Frontends[udp.FrontendKey].Connections)
+	for _, e := range pool("p", 0, 1, 2, 3).Endpoints {
+		counter := stats.Endpoints[dataplane.EndpointKey{Pool: "t/p", Endpoint: e.ID}]
+		require.Equal(t, seen[e.Address.String()], counter.Connections, e.ID)
+	}
+	require.NoError(t, b.plugin.Close(t.Context(), true))
+}
+
+func TestAnEnvoyThatCannotTakeOverChangesNothing(t *testing.T) {
+	b := startPlugin(t)
+	b.serve(t, 30080)
+	at := addrPort(web(model.TCP, 80))
+	b.apply(t, []model.Pool{pool("p", 0)}, web(model.TCP, 80))
+	before := envoyOf(t, b.state)
+	b.options[optionEnvoy] = script(t, "envoy  version: 9e5580933739775e8bce696a57a2e1bc99368f23/1.41.0/Clean/RELEASE/BoringSSL")
+	newTCP := startLoad(b, "tcp", at)
+	b.plugin.Stop()
+	b.start(t)
+	faults := make(chan string, 100)
+	watch, stop := context.WithCancel(t.Context())
+	defer stop()
+	go func() { _ = b.plugin.Watch(watch, func(f dataplane.Fault) { faults <- f.Message }) }()
+	select {
+	case fault := <-faults:
+		require.Contains(t, fault, "the new Envoy ended before it served")
+		require.Contains(t, fault, "exit status 3")
+	case <-time.After(10 * time.Second):
+		require.Fail(t, "nobody is told")
+	}
+	b.apply(t, nil, web(model.TCP, 81))
+	_, err := b.A.Ask("tcp", addrPort(web(model.TCP, 81)), lab.From{})
+	require.NoError(t, err, "the old one takes changes")
+	require.Equal(t, before, envoyOf(t, b.state))
+	l := newTCP.end()
+	require.Zero(t, l.failed, "%v", l.first)
+	require.NoError(t, b.plugin.Close(t.Context(), true))
+}
+
+func TestASupervisorThatIsKilledIsStartedAgain(t *testing.T) {
+	b := startPlugin(t)
+	b.serve(t, 30080)
+	at := addrPort(web(model.TCP, 80))
+	b.apply(t, []model.Pool{pool("p", 0)}, web(model.TCP, 80))
+	watch, stop := context.WithCancel(t.Context())
+	defer stop()
+	go func() { _ = b.plugin.Watch(watch, func(dataplane.Fault) {}) }()
+	pid, err := supervisor.Dir(filepath.Join(b.state, "envoy")).Supervisor()
+	require.NoError(t, err)
+	require.NotZero(t, pid)
+	require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
+	require.Eventually(t, func() bool {
+		now, err := supervisor.Dir(filepath.Join(b.state, "envoy")).Supervisor()
+		require.NoError(t, err)
+		if now == 0 || now == pid {
+			return false
+		}
+		_, err = b.A.Ask("tcp", at, lab.From{})
+		return err == nil
+	}, 10*time.Second, 20*time.Millisecond)
+	require.NoError(t, b.plugin.Close(t.Context(), true))
+}
+
+func TestAnAddressThatTheHostCannotHaveFailsThatFrontendOnly(t *testing.T) {
+	b := startPlugin(t)
+	b.serve(t, 30080)
+	require.NoError(t, b.plugin.Close(t.Context(), true))
+	b.plugin.Stop()
+	require.NoError(t, b.Gateways[0].Do(func() error {
+		return os.WriteFile("/proc/sys/net/ipv6/conf/all/disable_ipv6", []byte("1"), 0o644)
+	}))
+	b.start(t)
+	six := web(model.TCP, 80)
+	six.VIP, six.Pool = lab.VIP(false, 1), "t/six"
+	address := lab.EndpointAddress(false, 0)
+	failed := b.try(t, []model.Pool{pool("p", 0), {ID: "t/six", Tenant: "t", Endpoints: []model.Endpoint{{ID: "0", Address: address, Weight: 1}}}}, web(model.TCP, 80), six)
+	require.Len(t, failed, 1)
+	require.Equal(t, six.FrontendKey, failed[0].Frontend)
+	require.Contains(t, failed[0].Message, "IPv6 is not to be had on this gateway")
+	_, err := b.A.Ask("tcp", addrPort(web(model.TCP, 80)), lab.From{})
+	require.NoError(t, err, "the other frontend is served")
+	require.NoError(t, b.plugin.Close(t.Context(), true))
+}
+
+// served is the restart epoch of the Envoy that answers at the admin socket.
+func served(d supervisor.Dir) int {
+	response, err := d.Client().Get("http://envoy/server_info")
+	if err != nil {
+		return -1
+	}
+	defer response.Body.Close()
+	text, _ := io.ReadAll(response.Body)
+	_, rest, _ := strings.Cut(string(text), `"restart_epoch": `)
+	epoch, _, _ := strings.Cut(rest, ",")
+	n, err := strconv.Atoi(epoch)
+	if err != nil {
+		return -1
+	}
+	return n
+}
+
+func copyFile(t *testing.T, from, to string) {
+	t.Helper()
+	text, err := os.ReadFile(from)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(to, text, 0o755))
+}
+
+// envoyOf is the process number of the last Envoy that was launched in the state directory.
+func envoyOf(t *testing.T, state string) int {
 	t.Helper()
 	found, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	require.NoError(t, err)
+	bootstrap := regexp.MustCompile("\x00" + regexp.QuoteMeta(state) + `/(?:envoy/)?bootstrap-(\d+)\.yaml` + "\x00")
+	pid, last := 0, 0
 	for _, path := range found {
 		text, err := os.ReadFile(path)
-		if err != nil || !strings.Contains(string(text), "\x00--config-path\x00"+state) {
+		m := bootstrap.FindSubmatch(text)
+		if err != nil || m == nil {
 			continue
 		}
-		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+		launch, err := strconv.Atoi(string(m[1]))
 		require.NoError(t, err)
-		require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
-		return
+		if launch > last {
+			last = launch
+			pid, err = strconv.Atoi(filepath.Base(filepath.Dir(path)))
+			require.NoError(t, err)
+		}
 	}
-	require.Fail(t, "no Envoy runs")
+	require.NotZero(t, pid, "no Envoy runs")
+	return pid
+}
+
+func TestEnvoyMayOpenAsManyFilesAsTheHostAllows(t *testing.T) {
+	var usual syscall.Rlimit
+	require.NoError(t, syscall.Getrlimit(syscall.RLIMIT_NOFILE, &usual))
+	require.NoError(t, syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: 512, Max: usual.Max}))
+	t.Cleanup(func() { require.NoError(t, syscall.Setrlimit(syscall.RLIMIT_NOFILE, &usual)) })
+	b := startPlugin(t)
+	b.apply(t, []model.Pool{pool("p", 0)}, web(model.TCP, 80))
+	limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", envoyOf(t, b.state)))
+	require.NoError(t, err)
+	most, err := os.ReadFile("/proc/sys/fs/nr_open")
+	require.NoError(t, err)
+	// Only with CAP_SYS_RESOURCE it may be more than what this process may have.
+	require.Regexp(t, fmt.Sprintf("Max open files +(%s|%d) ", strings.TrimSpace(string(most)), usual.Max), string(limits))
 }

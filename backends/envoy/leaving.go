@@ -79,7 +79,8 @@ func (b *Backend) removeDeparted(now time.Time) {
 		}
 		if f, ok := b.state.frontends[key]; ok && due {
 			p := b.state.pools[f.Pool]
-			changed[key.String()] = renderAssignment(key.String(), f.TargetPort, p, b.departures.note(f, p, now))
+			name := assignmentName(f, p)
+			changed[name] = renderAssignment(name, f.TargetPort, p, b.departures.note(f, p, now))
 		}
 	}
 	if len(changed) > 0 {

@@ -29,7 +29,7 @@ func (b *Backend) Render(_ context.Context, snapshot model.Snapshot) (string, er
 		if err := unsupported(f); err != nil {
 			return "", fmt.Errorf("frontend %s: %w", f.FrontendKey, err)
 		}
-		r := render(f, pools[f.Pool], nil)
+		r := render(f, pools[f.Pool], defaults().timeouts, nil)
 		fixed := proto.Clone(r.cluster).(*cluster.Cluster)
 		fixed.ClusterDiscoveryType, fixed.EdsClusterConfig = &cluster.Cluster_Type{Type: cluster.Cluster_STATIC}, nil
 		fixed.LoadAssignment = r.assignment

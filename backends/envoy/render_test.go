@@ -94,10 +94,11 @@ func TestNewFlowsMeetTheServingEndpointsOnly(t *testing.T) {
 
 func TestEndpointsAndPoolsAreNotInTheListener(t *testing.T) {
 	f := frontend(model.TCP, "203.0.113.1", 80, "a/p")
-	before := render(f, model.Pool{ID: "a/p", Endpoints: []model.Endpoint{endpointAddress(11, model.Active)}}, nil)
+	before := render(f, model.Pool{ID: "a/p", Endpoints: []model.Endpoint{endpointAddress(11, model.Active)}}, timeouts{}, nil)
 	f.Pool, f.TargetPort = "a/q", 31000
-	after := render(f, model.Pool{ID: "a/q", Endpoints: []model.Endpoint{endpointAddress(12, model.Active)}}, nil)
+	after := render(f, model.Pool{ID: "a/q", Endpoints: []model.Endpoint{endpointAddress(12, model.Active)}}, timeouts{}, nil)
 	require.Equal(t, before.listener.String(), after.listener.String())
 	require.Equal(t, before.cluster.String(), after.cluster.String())
+	require.Equal(t, before.assignment.ClusterName, after.assignment.ClusterName)
 	require.NotEqual(t, before.assignment.String(), after.assignment.String())
 }

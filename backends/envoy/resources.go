@@ -1,6 +1,8 @@
 package envoy
 
 import (
+	"cmp"
+	"fmt"
 	"maps"
 	"math"
 	"net/netip"
@@ -14,6 +16,7 @@ import (
 	endpoint "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	filterstate "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
+	originalsrc "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/original_src/v3"
 	setfilterstate "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/set_filter_state/v3"
 	tcpproxy "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 	udpproxy "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/udp/udp_proxy/v3"
@@ -33,10 +36,7 @@ import (
 const (
 	connectTimeout     = time.Second
 	connectAttempts    = 3
-	keepaliveIdle      = 300 // seconds
-	keepaliveInterval  = 60  // seconds
-	keepaliveProbes    = 5
-	udpIdle            = time.Minute
+	keepaliveIdle      = 300      // seconds
 	bufferLimit        = 32 << 10 // bytes for each direction of a connection
 	largestDatagram    = 65535
 	unlimited          = math.MaxUint32
@@ -45,8 +45,8 @@ const (
 	mostEndpointsSmall = 10
 )
 
-// resources are what a frontend is to Envoy. All three have the frontend's name. Endpoints, target port and pool are in the
-// load assignment only, so that none of their changes touches the listener.
+// resources are what a frontend is to Envoy. Cluster and listener have the frontend's name. Endpoints, target port and pool are
+// in the load assignment only, so that none of their changes touches the listener.
 type resources struct {
 	cluster    *cluster.Cluster
 	assignment *endpoint.ClusterLoadAssignment
@@ -54,16 +54,38 @@ type resources struct {
 }
 
 // render makes the resources of a frontend.
-func render(f model.Frontend, p model.Pool, leaving map[netip.AddrPort]time.Time) resources {
+func render(f model.Frontend, p model.Pool, t timeouts, leaving map[netip.AddrPort]time.Time) resources {
 	name := f.FrontendKey.String()
-	return resources{cluster: renderCluster(name, f, p), assignment: renderAssignment(name, f.TargetPort, p, leaving), listener: renderListener(name, f)}
+	return resources{cluster: renderCluster(name, f, p), assignment: renderAssignment(assignmentName(f, p), f.TargetPort, p, leaving), listener: renderListener(name, f, t)}
+}
+
+// assignmentName tells assignments for different clusters of one frontend apart. Envoy asks for an assignment by name, and only
+// once: a changed cluster that used the name of before would wait for it in vain.
+func assignmentName(f model.Frontend, p model.Pool) string {
+	name := fmt.Sprintf("%s|%d", f.FrontendKey, rowsFor(p))
+	if f.ProxyProtocol {
+		name += "|proxy"
+	}
+	return name
+}
+
+// assignmentNames are all that the frontend's assignment may have had.
+func assignmentNames(k model.FrontendKey) []string {
+	var names []string
+	for _, rows := range []int{maglevSmall, maglevLarge} {
+		names = append(names, fmt.Sprintf("%s|%d", k, rows), fmt.Sprintf("%s|%d|proxy", k, rows))
+	}
+	return names
+}
+
+func rowsFor(p model.Pool) uint64 {
+	if len(p.Endpoints) > mostEndpointsSmall {
+		return maglevLarge
+	}
+	return maglevSmall
 }
 
 func renderCluster(name string, f model.Frontend, p model.Pool) *cluster.Cluster {
-	rows := uint64(maglevSmall)
-	if len(p.Endpoints) > mostEndpointsSmall {
-		rows = maglevLarge
-	}
 	everything := func(priority core.RoutingPriority) *cluster.CircuitBreakers_Thresholds {
 		return &cluster.CircuitBreakers_Thresholds{Priority: priority, MaxConnections: number(unlimited), MaxPendingRequests: number(unlimited),
 			MaxRequests: number(unlimited), MaxRetries: number(unlimited)}
@@ -72,12 +94,13 @@ func renderCluster(name string, f model.Frontend, p model.Pool) *cluster.Cluster
 		TransportSocket:      transportSocket(f.ProxyProtocol),
 		Name:                 name,
 		ClusterDiscoveryType: &cluster.Cluster_Type{Type: cluster.Cluster_EDS},
-		EdsClusterConfig: &cluster.Cluster_EdsClusterConfig{ServiceName: name, EdsConfig: &core.ConfigSource{
-			ResourceApiVersion: core.ApiVersion_V3, ConfigSourceSpecifier: &core.ConfigSource_Ads{Ads: &core.AggregatedConfigSource{}}}},
+		EdsClusterConfig: &cluster.Cluster_EdsClusterConfig{ServiceName: assignmentName(f, p), EdsConfig: &core.ConfigSource{
+			// The cluster of before serves until the assignment is there, however long that takes.
+			InitialFetchTimeout: durationpb.New(0), ResourceApiVersion: core.ApiVersion_V3, ConfigSourceSpecifier: &core.ConfigSource_Ads{Ads: &core.AggregatedConfigSource{}}}},
 		ConnectTimeout:                durationpb.New(connectTimeout),
 		PerConnectionBufferLimitBytes: number(bufferLimit),
 		LbPolicy:                      cluster.Cluster_MAGLEV,
-		LbConfig:                      &cluster.Cluster_MaglevLbConfig_{MaglevLbConfig: &cluster.Cluster_MaglevLbConfig{TableSize: wrapperspb.UInt64(rows)}},
+		LbConfig:                      &cluster.Cluster_MaglevLbConfig_{MaglevLbConfig: &cluster.Cluster_MaglevLbConfig{TableSize: wrapperspb.UInt64(rowsFor(p))}},
 		// Whom to use is decided by the hub: when all seem unhealthy, it says that all are to be used.
 		CommonLbConfig: &cluster.Cluster_CommonLbConfig{HealthyPanicThreshold: &envoytype.Percent{}},
 		CircuitBreakers: &cluster.CircuitBreakers{Thresholds: []*cluster.CircuitBreakers_Thresholds{
@@ -96,9 +119,9 @@ func transportSocket(proxyProtocol bool) *core.TransportSocket {
 		Config: &core.ProxyProtocolConfig{Version: core.ProxyProtocolConfig_V2}, TransportSocket: raw})}}
 }
 
-func keepalive() *core.TcpKeepalive {
-	return &core.TcpKeepalive{KeepaliveProbes: number(keepaliveProbes), KeepaliveTime: number(keepaliveIdle), KeepaliveInterval: number(keepaliveInterval)}
-}
+// keepalive finds peers that are gone. How often it asks again is left to the kernel (net.ipv4.tcp_keepalive_intvl and _probes):
+// each value is one more system call for every connection.
+func keepalive() *core.TcpKeepalive { return &core.TcpKeepalive{KeepaliveTime: number(keepaliveIdle)} }
 
 // renderAssignment puts the endpoints that get new flows first. What drains is healthy, since its flows go on, but of a
 // lower priority, so that no new one meets it. leaving are endpoints that are no more, but linger.
@@ -150,7 +173,7 @@ func servingState(p model.Pool) model.EndpointState {
 	return model.Active
 }
 
-func renderListener(name string, f model.Frontend) *listener.Listener {
+func renderListener(name string, f model.Frontend, t timeouts) *listener.Listener {
 	protocol := core.SocketAddress_TCP
 	if f.Protocol == model.UDP {
 		protocol = core.SocketAddress_UDP
@@ -165,21 +188,25 @@ func renderListener(name string, f model.Frontend) *listener.Listener {
 	if f.Protocol == model.UDP {
 		out.SocketOptions = []*core.SocketOption{fragmenting(f.VIP)}
 		out.UdpListenerConfig = &listener.UdpListenerConfig{DownstreamSocketConfig: datagrams()}
-		out.ListenerFilters = []*listener.ListenerFilter{{Name: "udp_proxy", ConfigType: &listener.ListenerFilter_TypedConfig{TypedConfig: packed(renderUDPProxy(name, f))}}}
+		out.ListenerFilters = []*listener.ListenerFilter{{Name: "udp_proxy", ConfigType: &listener.ListenerFilter_TypedConfig{TypedConfig: packed(renderUDPProxy(name, f, t))}}}
 		return out
 	}
-	out.FilterChains = []*listener.FilterChain{{Filters: tcpFilters(name, f)}}
+	out.TcpKeepalive = keepalive()
+	if f.Forwarding == model.Transparent {
+		out.ListenerFilters = []*listener.ListenerFilter{{Name: "original_src", ConfigType: &listener.ListenerFilter_TypedConfig{TypedConfig: packed(&originalsrc.OriginalSrc{})}}}
+	}
+	out.FilterChains = []*listener.FilterChain{{Filters: tcpFilters(name, f, t)}}
 	return out
 }
 
 // flowKey is the object by which a connection chooses its endpoint when its client has no affinity.
 const flowKey = "kubelb.flow"
 
-func tcpFilters(name string, f model.Frontend) []*listener.Filter {
+func tcpFilters(name string, f model.Frontend, t timeouts) []*listener.Filter {
 	proxy := &tcpproxy.TcpProxy{
 		StatPrefix:         name,
 		ClusterSpecifier:   &tcpproxy.TcpProxy_Cluster{Cluster: name},
-		IdleTimeout:        durationpb.New(f.IdleTimeout),
+		IdleTimeout:        durationpb.New(cmp.Or(f.IdleTimeout, t.idle)),
 		MaxConnectAttempts: number(connectAttempts),
 	}
 	if f.AffinityTimeout > 0 {
@@ -201,17 +228,14 @@ func filter(name string, config proto.Message) *listener.Filter {
 	return &listener.Filter{Name: name, ConfigType: &listener.Filter_TypedConfig{TypedConfig: packed(config)}}
 }
 
-func renderUDPProxy(name string, f model.Frontend) *udpproxy.UdpProxyConfig {
-	idle := f.IdleTimeout
-	if idle == 0 {
-		idle = udpIdle
-	}
+func renderUDPProxy(name string, f model.Frontend, t timeouts) *udpproxy.UdpProxyConfig {
 	out := &udpproxy.UdpProxyConfig{
 		StatPrefix: name,
 		RouteSpecifier: &udpproxy.UdpProxyConfig_Matcher{Matcher: &matcher.Matcher{OnNoMatch: &matcher.Matcher_OnMatch{
 			OnMatch: &matcher.Matcher_OnMatch_Action{Action: &cncf.TypedExtensionConfig{Name: "route", TypedConfig: packed(&udpproxy.Route{Cluster: name})}}}}},
-		IdleTimeout:          durationpb.New(idle),
+		IdleTimeout:          durationpb.New(cmp.Or(f.IdleTimeout, t.udpIdle)),
 		UpstreamSocketConfig: datagrams(),
+		UseOriginalSrcIp:     f.Forwarding == model.Transparent,
 	}
 	if f.AffinityTimeout > 0 {
 		out.HashPolicies = []*udpproxy.UdpProxyConfig_HashPolicy{{PolicySpecifier: &udpproxy.UdpProxyConfig_HashPolicy_SourceIp{SourceIp: true}}}

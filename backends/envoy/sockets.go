@@ -17,19 +17,22 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// tcpListen is the state of a socket that takes connections, as /proc/net/tcp writes it (TCP_LISTEN, tcp_states.h).
-const tcpListen = "0A"
+// States of TCP sockets as /proc/net/tcp writes them (tcp_states.h).
+const (
+	tcpEstablished = "01"
+	tcpListen      = "0A"
+)
 
 // awaitSockets returns when there is a socket for each of the TCP frontends. Envoy says that it has taken a listener before
 // its threads listen, and until then the kernel refuses connections.
 func awaitSockets(ctx context.Context, want []model.FrontendKey) error {
-	missing := slices.DeleteFunc(slices.Clone(want), func(k model.FrontendKey) bool { return k.Protocol != model.TCP })
+	missing := slices.Clone(want)
 	for len(missing) > 0 {
-		listening, err := listeningSockets()
+		listening, err := tcpSockets(tcpListen)
 		if err != nil {
 			return err
 		}
-		missing = slices.DeleteFunc(missing, func(k model.FrontendKey) bool { return listening[netip.AddrPortFrom(k.VIP, k.Port)] })
+		missing = slices.DeleteFunc(missing, func(k model.FrontendKey) bool { return listening[netip.AddrPortFrom(k.VIP, k.Port)] > 0 })
 		if len(missing) == 0 {
 			return nil
 		}
@@ -42,8 +45,9 @@ func awaitSockets(ctx context.Context, want []model.FrontendKey) error {
 	return nil
 }
 
-func listeningSockets() (map[netip.AddrPort]bool, error) {
-	out := map[netip.AddrPort]bool{}
+// tcpSockets counts the sockets in the state by their local address.
+func tcpSockets(state string) (map[netip.AddrPort]int, error) {
+	out := map[netip.AddrPort]int{}
 	for _, path := range []string{"/proc/self/net/tcp", "/proc/self/net/tcp6"} {
 		f, err := os.Open(path)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -55,9 +59,9 @@ func listeningSockets() (map[netip.AddrPort]bool, error) {
 		lines := bufio.NewScanner(f)
 		for lines.Scan() {
 			fields := strings.Fields(lines.Text())
-			if len(fields) > 3 && fields[3] == tcpListen {
+			if len(fields) > 3 && fields[3] == state {
 				if at, err := parseProcAddress(fields[1]); err == nil {
-					out[at] = true
+					out[at]++
 				}
 			}
 		}

@@ -14,24 +14,67 @@ import (
 )
 
 func TestASuccessorReadsWhatWasServed(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "state.json")
+	path := filepath.Join(t.TempDir(), "state.journal")
 	first, err := openStore(path)
 	require.NoError(t, err)
 	require.False(t, first.known, "nothing was committed, so nothing may be served")
 	for _, p := range example().Pools {
-		first.pools[p.ID] = p
+		first.setPool(p)
 	}
 	for _, f := range example().Frontends {
-		first.frontends[f.FrontendKey] = f
+		first.setFrontend(f)
 	}
-	require.NoError(t, first.save())
+	require.NoError(t, first.commit())
 	next, err := openStore(path)
 	require.NoError(t, err)
 	require.True(t, next.known)
 	require.Equal(t, example().Digests(), next.snapshot().Digests())
-	require.NoError(t, os.WriteFile(path, []byte("{"), 0o600))
-	_, err = openStore(path)
-	require.ErrorContains(t, err, "remove it, and all is sent anew")
+
+	gone := example().Frontends[0].FrontendKey
+	require.True(t, next.deleteFrontend(gone))
+	require.False(t, next.deleteFrontend(gone))
+	require.True(t, next.deletePool("a/none"))
+	require.NoError(t, next.commit())
+	last, err := openStore(path)
+	require.NoError(t, err)
+	require.Equal(t, next.snapshot().Digests(), last.snapshot().Digests())
+	require.NotContains(t, last.frontends, gone)
+}
+
+func TestACommitThatWasCutOffIsNone(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state.journal")
+	s, err := openStore(path)
+	require.NoError(t, err)
+	s.setPool(example().Pools[0])
+	require.NoError(t, s.commit())
+	s.setPool(example().Pools[1])
+	require.NoError(t, s.commit())
+	text, err := os.ReadFile(path)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(path, text[:len(text)-5], 0o600))
+	s, err = openStore(path)
+	require.NoError(t, err)
+	require.Len(t, s.pools, 1)
+	require.NoError(t, os.WriteFile(path, text[:5], 0o600))
+	s, err = openStore(path)
+	require.NoError(t, err)
+	require.False(t, s.known, "nothing was committed, so nothing may be served")
+}
+
+func TestTheJournalStaysShort(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state.journal")
+	s, err := openStore(path)
+	require.NoError(t, err)
+	for i := range 20000 {
+		s.setPool(pool("p", i%4, 5+i%3))
+		require.NoError(t, s.commit())
+	}
+	file, err := os.Stat(path)
+	require.NoError(t, err)
+	require.Less(t, file.Size(), int64(2*slack))
+	next, err := openStore(path)
+	require.NoError(t, err)
+	require.Equal(t, s.snapshot().Digests(), next.snapshot().Digests())
 }
 
 func TestEnvoysReasonIsThatOfTheResource(t *testing.T) {
@@ -77,6 +120,6 @@ func TestAddressesOfTheKernelsTable(t *testing.T) {
 
 func TestNamesInStatistics(t *testing.T) {
 	key := frontend(model.TCP, "2001:db8:f::1", 80, "a/p").FrontendKey
-	lines := statLines(strings.NewReader("tcp." + statName(key) + ".downstream_cx_total: 7\nudp.UDP 203.0.113.1_53.downstream_sess_total: 9\nlistener.x: text\n"))
+	lines := statLines(strings.NewReader("tcp." + statName(key) + ".downstream_cx_total: 7\nudp.UDP 203.0.113.1:53.downstream_sess_total: 9\nlistener.x: text\n"))
 	require.Equal(t, map[string]uint64{statName(key): 7, "UDP 203.0.113.1_53": 9}, lines)
 }

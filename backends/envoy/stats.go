@@ -4,9 +4,9 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/netip"
 	"strconv"
@@ -25,7 +25,7 @@ func (b *Backend) Stats(ctx context.Context) (dataplane.Stats, error) {
 	for key, f := range b.state.frontends {
 		byName[statName(key)] = f
 	}
-	text, err := b.ask(ctx, "/stats?filter=downstream_(cx|sess)_total")
+	text, err := b.ask(ctx, "/stats?filter=^(tcp|udp)\\.(TCP|UDP).*downstream_(cx|sess)_total$")
 	if err != nil {
 		return stats, err
 	}
@@ -35,7 +35,7 @@ func (b *Backend) Stats(ctx context.Context) (dataplane.Stats, error) {
 			stats.Frontends[f.FrontendKey] = dataplane.Counter{Connections: value}
 		}
 	}
-	return stats, b.endpointStats(ctx, stats.Endpoints)
+	return stats, errors.Join(b.endpointStats(ctx, stats.Endpoints), b.sessionStats(stats.Endpoints))
 }
 
 // statName is the frontend's name as Envoy writes it in statistics.
@@ -53,7 +53,8 @@ func statLines(text io.Reader) map[string]uint64 {
 		}
 		_, name, _ = strings.Cut(name, ".")
 		if i := strings.LastIndex(name, "."); i > 0 {
-			out[name[:i]] = value
+			// Envoy cleans the name for TCP only.
+			out[strings.ReplaceAll(name[:i], ":", "_")] = value
 		}
 	}
 	return out
@@ -109,6 +110,30 @@ func (b *Backend) endpointStats(ctx context.Context, into map[dataplane.Endpoint
 	return nil
 }
 
+// sessionStats adds UDP flows, which Envoy does not count by endpoint: a NodePort, once for each pool that uses it, whatever the number of its frontends.
+func (b *Backend) sessionStats(into map[dataplane.EndpointKey]dataplane.Counter) error {
+	counts, err := b.guard.counted()
+	if err != nil {
+		return err
+	}
+	type target struct {
+		pool model.PoolID
+		port uint16
+	}
+	done := map[target]bool{}
+	for _, f := range b.state.frontends {
+		if f.Protocol != model.UDP || done[target{f.Pool, f.TargetPort}] {
+			continue
+		}
+		done[target{f.Pool, f.TargetPort}] = true
+		for _, e := range b.state.pools[f.Pool].Endpoints {
+			key := dataplane.EndpointKey{Pool: f.Pool, Endpoint: e.ID}
+			into[key] = dataplane.Counter{Connections: into[key].Connections + counts[netip.AddrPortFrom(e.Address, f.TargetPort)]}
+		}
+	}
+	return nil
+}
+
 func endpointAt(p model.Pool, text string) (string, bool) {
 	address, err := netip.ParseAddr(text)
 	if err != nil {
@@ -124,15 +149,11 @@ func endpointAt(p model.Pool, text string) (string, bool) {
 
 // ask gets a page of Envoy's admin interface.
 func (b *Backend) ask(ctx context.Context, path string) (io.ReadCloser, error) {
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		var d net.Dialer
-		return d.DialContext(ctx, "unix", b.dir.Admin())
-	}}}
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://envoy"+path, nil)
 	if err != nil {
 		return nil, err
 	}
-	response, err := client.Do(request)
+	response, err := b.dir.Client().Do(request)
 	if err != nil {
 		return nil, fmt.Errorf("ask Envoy: %w", err)
 	}

@@ -1,57 +1,46 @@
 package envoy
 
 import (
+	"bufio"
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"maps"
+	"net/netip"
 	"os"
-	"path/filepath"
 	"slices"
 	"time"
 
 	"kubelb.k8c.io/core/model"
 )
 
-// store is what Envoy was given, in a file, so that a new process serves the same before it knows more.
+// store is what Envoy was given, kept in a file so that a new process serves the same before it knows more. The file is a
+// journal: a line for each commit, with what that one changed. It survives the process; after a crash of the whole host
+// no Envoy runs that could lose anything, and the manager sends what is missing.
 type store struct {
 	path      string
 	known     bool // something was committed once
 	pools     map[model.PoolID]model.Pool
 	frontends map[model.FrontendKey]model.Frontend
+	usersOf   map[model.PoolID]map[model.FrontendKey]bool
 	// pending are frontends that Envoy was told of in an Apply that ended before Envoy had answered.
 	pending map[model.FrontendKey]bool
+
+	changed commit
+	journal *os.File
+	// written is the journal's length, compacted what it was when it held nothing superfluous.
+	written, compacted int64
 }
 
-func openStore(path string) (*store, error) {
-	s := &store{path: path, pools: map[model.PoolID]model.Pool{}, frontends: map[model.FrontendKey]model.Frontend{}, pending: map[model.FrontendKey]bool{}}
-	text, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return s, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	var held content
-	if err := json.Unmarshal(text, &held); err != nil {
-		return nil, fmt.Errorf("%s, which says what Envoy serves, cannot be read; remove it, and all is sent anew: %w", path, err)
-	}
-	s.known = true
-	for _, p := range held.Pools {
-		s.pools[p.ID] = p
-	}
-	for _, f := range held.Frontends {
-		f.Record.AffinityTimeout, f.Record.IdleTimeout = f.Affinity, f.Idle
-		s.frontends[f.Record.FrontendKey] = f.Record
-	}
-	return s, nil
-}
-
-// content is what the file holds.
-type content struct {
-	Pools     []model.Pool     `json:"pools"`
-	Frontends []storedFrontend `json:"frontends"`
+// commit is a line of the journal.
+type commit struct {
+	Pools         []model.Pool        `json:"pools,omitempty"`
+	Frontends     []storedFrontend    `json:"frontends,omitempty"`
+	GonePools     []model.PoolID      `json:"gonePools,omitempty"`
+	GoneFrontends []model.FrontendKey `json:"goneFrontends,omitempty"`
 }
 
 // storedFrontend adds what the model's own JSON, which is for people, writes in another form: durations, in nanoseconds.
@@ -61,6 +50,175 @@ type storedFrontend struct {
 	Idle     time.Duration  `json:"idle,omitempty"`
 }
 
+func openStore(path string) (*store, error) {
+	s := &store{path: path, pools: map[model.PoolID]model.Pool{}, frontends: map[model.FrontendKey]model.Frontend{}, pending: map[model.FrontendKey]bool{},
+		usersOf: map[model.PoolID]map[model.FrontendKey]bool{}}
+	if err := s.read(); err != nil {
+		return nil, fmt.Errorf("read what Envoy serves: %w", err)
+	}
+	if !s.known {
+		return s, nil
+	}
+	return s, s.compact()
+}
+
+// read takes over every commit of the journal up to the first one that is not whole, which a killed process leaves.
+func (s *store) read() error {
+	f, err := os.Open(s.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	lines := bufio.NewReader(f)
+	for {
+		line, err := lines.ReadBytes('\n')
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		var c commit
+		if err := json.Unmarshal(line, &c); err != nil {
+			return nil
+		}
+		s.known = true
+		s.replay(c)
+	}
+}
+
+func (s *store) replay(c commit) {
+	for _, p := range c.Pools {
+		s.pools[p.ID] = p
+	}
+	for _, f := range c.Frontends {
+		f.Record.AffinityTimeout, f.Record.IdleTimeout = f.Affinity, f.Idle
+		s.put(f.Record)
+	}
+	for _, key := range c.GoneFrontends {
+		s.take(key)
+	}
+	for _, id := range c.GonePools {
+		delete(s.pools, id)
+	}
+}
+
+func (s *store) setPool(p model.Pool) {
+	s.pools[p.ID] = p
+	s.changed.Pools = append(s.changed.Pools, p)
+}
+
+func (s *store) setFrontend(f model.Frontend) {
+	s.put(f)
+	s.changed.Frontends = append(s.changed.Frontends, stored(f))
+}
+
+// deletePool reports whether there was such a pool.
+func (s *store) deletePool(id model.PoolID) bool {
+	_, ok := s.pools[id]
+	if ok {
+		delete(s.pools, id)
+		s.changed.GonePools = append(s.changed.GonePools, id)
+	}
+	return ok
+}
+
+// deleteFrontend reports whether there was such a frontend.
+func (s *store) deleteFrontend(key model.FrontendKey) bool {
+	_, ok := s.frontends[key]
+	delete(s.pending, key)
+	if ok {
+		s.take(key)
+		s.changed.GoneFrontends = append(s.changed.GoneFrontends, key)
+	}
+	return ok
+}
+
+// put and take keep the index of who uses which pool.
+func (s *store) put(f model.Frontend) {
+	s.take(f.FrontendKey)
+	s.frontends[f.FrontendKey] = f
+	if s.usersOf[f.Pool] == nil {
+		s.usersOf[f.Pool] = map[model.FrontendKey]bool{}
+	}
+	s.usersOf[f.Pool][f.FrontendKey] = true
+}
+
+func (s *store) take(key model.FrontendKey) {
+	f, ok := s.frontends[key]
+	if !ok {
+		return
+	}
+	delete(s.frontends, key)
+	if delete(s.usersOf[f.Pool], key); len(s.usersOf[f.Pool]) == 0 {
+		delete(s.usersOf, f.Pool)
+	}
+}
+
+func stored(f model.Frontend) storedFrontend {
+	return storedFrontend{f, f.AffinityTimeout, f.IdleTimeout}
+}
+
+// slack is how much longer the journal may be than what it has to hold.
+const slack = 1 << 20
+
+// commit writes down what has changed since the last one.
+func (s *store) commit() error {
+	if s.journal == nil || s.written > 2*s.compacted+slack {
+		return s.compact()
+	}
+	line, err := json.Marshal(s.changed)
+	if err != nil {
+		return err
+	}
+	n, err := s.journal.Write(append(line, '\n'))
+	s.written += int64(n)
+	if err != nil {
+		// A part of a line hides all that follow.
+		return errors.Join(fmt.Errorf("keep what Envoy serves: %w", err), s.close())
+	}
+	s.changed, s.known = commit{}, true
+	return nil
+}
+
+// compact writes the journal anew, with one line for everything; a reader sees the old one or the new.
+func (s *store) compact() error {
+	if err := s.close(); err != nil {
+		return err
+	}
+	all := commit{Pools: slices.Collect(maps.Values(s.pools))}
+	for _, f := range s.frontends {
+		all.Frontends = append(all.Frontends, stored(f))
+	}
+	line, err := json.Marshal(all)
+	if err != nil {
+		return err
+	}
+	next := s.path + ".next"
+	if err := os.WriteFile(next, append(bytes.TrimSpace(line), '\n'), 0o600); err != nil {
+		return fmt.Errorf("keep what Envoy serves: %w", err)
+	}
+	if err := os.Rename(next, s.path); err != nil {
+		return err
+	}
+	s.journal, err = os.OpenFile(s.path, os.O_APPEND|os.O_WRONLY, 0o600)
+	s.written = int64(len(line)) + 1
+	s.compacted, s.changed, s.known = s.written, commit{}, true
+	return err
+}
+
+func (s *store) close() error {
+	if s.journal == nil {
+		return nil
+	}
+	f := s.journal
+	s.journal = nil
+	return f.Close()
+}
+
 func (s *store) snapshot() model.Snapshot {
 	return model.Snapshot{Pools: slices.Collect(maps.Values(s.pools)), Frontends: slices.Collect(maps.Values(s.frontends))}.Canonical()
 }
@@ -68,39 +226,13 @@ func (s *store) snapshot() model.Snapshot {
 // empty reports whether nobody serves the frontend.
 func (s *store) empty(f model.Frontend) bool { return len(s.pools[f.Pool].Endpoints) == 0 }
 
-// users are the frontends of the pool.
-func (s *store) users(pool model.PoolID) []model.FrontendKey {
-	var out []model.FrontendKey
-	for key, f := range s.frontends {
-		if f.Pool == pool {
-			out = append(out, key)
+// guarded is the frontend as the guard is to know it.
+func (s *store) guarded(f model.Frontend, served bool) guarded {
+	g := guarded{Frontend: f, served: served}
+	if served && f.Protocol == model.UDP {
+		for _, e := range s.pools[f.Pool].Endpoints {
+			g.endpoints = append(g.endpoints, netip.AddrPortFrom(e.Address, f.TargetPort))
 		}
 	}
-	return out
-}
-
-// save writes the file; a reader sees the old content or the new.
-func (s *store) save() error {
-	held := content{Pools: slices.Collect(maps.Values(s.pools))}
-	for _, f := range s.frontends {
-		held.Frontends = append(held.Frontends, storedFrontend{f, f.AffinityTimeout, f.IdleTimeout})
-	}
-	text, err := json.Marshal(held)
-	if err != nil {
-		return err
-	}
-	next := s.path + ".next"
-	if err := os.WriteFile(next, text, 0o600); err != nil {
-		return fmt.Errorf("keep what Envoy serves: %w", err)
-	}
-	s.known = true
-	return errors.Join(os.Rename(next, s.path), syncDir(filepath.Dir(s.path)))
-}
-
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return g
 }

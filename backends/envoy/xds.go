@@ -24,15 +24,27 @@ import (
 // xds serves resources to one Envoy over a Unix socket, and knows what Envoy made of them.
 type xds struct {
 	caches map[string]*cache.LinearCache
+	// served are the versions in the caches, by type and name.
+	served map[string]map[string]string
 	server *grpc.Server
 	done   chan struct{}
 
 	mu sync.Mutex
 	// changed is closed and replaced whenever what follows changes.
 	changed chan struct{}
-	streams map[int64]bool
+	streams map[int64]stream
 	sent    map[response][]named
-	taken   map[string]map[string]outcome // by type and name
+	// taken is what each launch of Envoy has answered for, by type and name.
+	taken map[int]map[string]map[string]outcome
+	// leading is the last launch that has taken listeners. While one Envoy replaces another, those before it keep their
+	// connections and what they have; new listeners of theirs would only take connections that then end with them.
+	leading int
+}
+
+// stream is one that an Envoy has opened.
+type stream struct {
+	launch     int
+	superseded context.CancelFunc
 }
 
 // response identifies an answer that Envoy will accept or refuse.
@@ -50,13 +62,15 @@ type outcome struct {
 	refused string // Envoy's reason
 }
 
-var kinds = []string{resource.ClusterType, resource.EndpointType, resource.ListenerType}
+// kinds are the types of resources in the order in which caches are changed: what Envoy asks for because of another one is there
+// already.
+var kinds = []string{resource.EndpointType, resource.ClusterType, resource.ListenerType}
 
 func newXDS() *xds {
-	x := &xds{caches: map[string]*cache.LinearCache{}, done: make(chan struct{}), changed: make(chan struct{}), streams: map[int64]bool{}, sent: map[response][]named{}, taken: map[string]map[string]outcome{}}
+	x := &xds{caches: map[string]*cache.LinearCache{}, served: map[string]map[string]string{}, done: make(chan struct{}), changed: make(chan struct{}), streams: map[int64]stream{}, sent: map[response][]named{}, taken: map[int]map[string]map[string]outcome{}}
 	for _, kind := range kinds {
 		x.caches[kind] = cache.NewLinearCache(kind)
-		x.taken[kind] = map[string]outcome{}
+		x.served[kind] = map[string]string{}
 	}
 	return x
 }
@@ -75,7 +89,7 @@ func (x *xds) serve(path string) error {
 	for kind, c := range x.caches {
 		mux.Caches[kind] = c
 	}
-	x.server = grpc.NewServer(grpc.MaxConcurrentStreams(16))
+	x.server = grpc.NewServer(grpc.MaxConcurrentStreams(16), grpc.StreamInterceptor(endWhenSuperseded))
 	discovery.RegisterAggregatedDiscoveryServiceServer(x.server, server.NewServer(context.Background(), mux, callbacks{x}))
 	go func() {
 		defer close(x.done)
@@ -94,17 +108,26 @@ func (x *xds) close() {
 // update changes resources of a kind and returns what Envoy is to take.
 func (x *xds) update(kind string, changed map[string]types.Resource, gone []string) ([]named, error) {
 	var want []named
+	differing := map[string]types.Resource{}
 	for _, name := range slices.Sorted(maps.Keys(changed)) {
 		bytes, err := cache.MarshalResource(changed[name])
 		if err != nil {
 			return nil, err
 		}
-		want = append(want, named{kind, name, cache.HashResource(bytes)})
+		version := cache.HashResource(bytes)
+		want = append(want, named{kind, name, version})
+		if x.served[kind][name] != version {
+			x.served[kind][name], differing[name] = version, changed[name]
+		}
 	}
 	for _, name := range gone {
 		want = append(want, named{kind, name, ""})
+		delete(x.served[kind], name)
 	}
-	return want, x.caches[kind].UpdateResources(changed, gone)
+	if len(differing)+len(gone) == 0 {
+		return want, nil
+	}
+	return want, x.caches[kind].UpdateResources(differing, gone)
 }
 
 // await returns when Envoy has taken or refused all, with its reasons by name.
@@ -114,7 +137,7 @@ func (x *xds) await(ctx context.Context, want []named) (map[string]string, error
 		x.mu.Lock()
 		changed, missing := x.changed, 0
 		for _, w := range want {
-			got, known := x.taken[w.kind][w.name]
+			got, known := x.taken[x.current()][w.kind][w.name]
 			switch {
 			case w.version == "" && !known, known && got.version == w.version && got.refused == "":
 			case known && got.version == w.version:
@@ -152,9 +175,22 @@ type callbacks struct{ *xds }
 
 var _ server.Callbacks = callbacks{}
 
-func (c callbacks) OnDeltaStreamOpen(_ context.Context, id int64, _ string) error {
-	c.note(func() { c.streams[id] = true })
-	return nil
+func (c callbacks) OnDeltaStreamOpen(ctx context.Context, id int64, _ string) (err error) {
+	launch := launchOf(ctx)
+	c.note(func() {
+		if launch < c.leading {
+			err = fmt.Errorf("launch %d has been replaced by %d", launch, c.leading)
+			return
+		}
+		c.streams[id] = stream{launch, supersession(ctx)}
+		if c.taken[launch] == nil {
+			c.taken[launch] = map[string]map[string]outcome{}
+			for _, kind := range kinds {
+				c.taken[launch][kind] = map[string]outcome{}
+			}
+		}
+	})
+	return err
 }
 
 func (c callbacks) OnDeltaStreamClosed(id int64, _ *core.Node) {
@@ -177,9 +213,14 @@ func (c callbacks) OnStreamDeltaResponse(id int64, _ *discovery.DeltaDiscoveryRe
 
 func (c callbacks) OnStreamDeltaRequest(id int64, r *discovery.DeltaDiscoveryRequest) error {
 	c.note(func() {
+		launch := c.streams[id].launch
+		taken := c.taken[launch][r.TypeUrl]
+		if taken == nil {
+			return
+		}
 		// What Envoy holds when it connects again is not sent again.
 		for name, version := range r.InitialResourceVersions {
-			c.taken[r.TypeUrl][name] = outcome{version: version}
+			taken[name] = outcome{version: version}
 		}
 		answered := response{id, r.ResponseNonce}
 		for _, n := range c.sent[answered] {
@@ -188,12 +229,15 @@ func (c callbacks) OnStreamDeltaRequest(id int64, r *discovery.DeltaDiscoveryReq
 				o.refused = reasonFor(n.name, r.ErrorDetail.Message)
 			}
 			if n.version == "" && o.refused == "" {
-				delete(c.taken[n.kind], n.name)
+				delete(taken, n.name)
 				continue
 			}
-			c.taken[n.kind][n.name] = o
+			taken[n.name] = o
 		}
 		delete(c.sent, answered)
+		if r.TypeUrl == resource.ListenerType && r.ResponseNonce != "" && launch > c.leading {
+			c.lead(launch)
+		}
 	})
 	return nil
 }

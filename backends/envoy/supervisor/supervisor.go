@@ -1,201 +1,342 @@
-// Package supervisor owns an Envoy: it starts it, starts it again at once when it dies, and ends it when asked to. It knows
-// nothing of what Envoy serves; that comes from the plugin, over a socket in the same directory. So Envoy outlives the
-// plugin and its upgrades.
+// Package supervisor owns an Envoy: it starts it, starts it again at once when it dies, replaces it by another one without
+// refusing a connection (Envoy's hot restart), and ends it when asked to. It knows nothing of what Envoy serves: the plugin
+// says which Envoy is wanted, by a file in a directory that they share, and tells Envoy the rest over a socket there. So Envoy
+// outlives the plugin and its upgrades.
 package supervisor
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
-	"text/template"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
-// Dir is a directory that a supervisor, its Envoy and a plugin share. It must be private to them.
-type Dir string
+const (
+	// restartPause keeps an Envoy that dies at once from taking the whole processor.
+	restartPause = 200 * time.Millisecond
+	// stopTimeout is how long Envoy may take to end.
+	stopTimeout = 5 * time.Second
+	// readyInterval is how often a new Envoy is asked whether it serves.
+	readyInterval = 50 * time.Millisecond
+)
 
-// The sockets, the log and the lock of the directory.
-func (d Dir) Admin() string     { return filepath.Join(string(d), "admin.sock") }
-func (d Dir) XDS() string       { return filepath.Join(string(d), "xds.sock") }
-func (d Dir) Log() string       { return filepath.Join(string(d), "envoy.log") }
-func (d Dir) lock() string      { return filepath.Join(string(d), "supervisor.pid") }
-func (d Dir) bootstrap() string { return filepath.Join(string(d), "bootstrap.yaml") }
+// Options of a supervisor.
+type Options struct {
+	Dir Dir
+	// Envoy, if set, is the binary to run, whatever the plugin wants.
+	Envoy string
+	// Replace is sent on when something else may be wanted.
+	Replace <-chan os.Signal
+}
 
-// longestSocketPath is what the kernel takes as the path of a Unix socket (unix(7)).
-const longestSocketPath = 107
+// supervisor is used by the goroutine of Run alone.
+type supervisor struct {
+	Options
+	running Running
+	// serving is the Envoy that takes connections, coming the one that is about to, leaving those that only keep theirs.
+	serving, coming *envoy
+	leaving         map[*envoy]bool
+	exits, ready    chan *envoy
+	lastStart       time.Time
+}
 
-// restartPause keeps an Envoy that dies at once from taking the whole processor.
-const restartPause = 200 * time.Millisecond
+// envoy is a process.
+type envoy struct {
+	cmd      *exec.Cmd
+	launch   int
+	epoch    int
+	identity string
+	err      error
+}
 
-// stopTimeout is how long Envoy may take to end.
-const stopTimeout = 5 * time.Second
-
-// Run starts Envoy and keeps it running until ctx ends. The caller must be locked to an operating system thread that lives
-// as long: Envoy asks the kernel for SIGTERM when the thread that started it ends.
-func Run(ctx context.Context, dir Dir, envoy string) error {
-	lock, err := dir.acquire()
+// Run keeps an Envoy running until ctx ends. The caller must be locked to an operating system thread that lives as long: Envoy
+// asks the kernel for SIGTERM when the thread that started it ends.
+func Run(ctx context.Context, o Options) error {
+	lock, err := o.Dir.acquire()
 	if err != nil {
 		return err
 	}
 	defer lock.Close()
-	if err := writeBootstrap(dir); err != nil {
+	if err := raiseFileLimit(); err != nil {
 		return err
 	}
-	for ctx.Err() == nil {
-		begin := time.Now()
-		if err := runOnce(ctx, dir, envoy); err != nil && ctx.Err() == nil {
-			fmt.Fprintf(os.Stderr, "kubelb-envoy: %v; starting it again\n", err)
-		}
+	s := &supervisor{Options: o, leaving: map[*envoy]bool{}, exits: make(chan *envoy), ready: make(chan *envoy)}
+	if err := readJSON(o.Dir.running(), &s.running); err != nil {
+		return err
+	}
+	defer s.end()
+	again := time.NewTimer(0)
+	defer again.Stop()
+	for {
 		select {
 		case <-ctx.Done():
-		case <-time.After(restartPause - time.Since(begin)):
+			return nil
+		case <-again.C:
+			s.start()
+		case <-o.Replace:
+			s.replace()
+		case e := <-s.ready:
+			s.takenOver(e)
+		case e := <-s.exits:
+			s.ended(e)
 		}
+		if s.serving == nil && s.coming == nil {
+			again.Reset(max(0, restartPause-time.Since(s.lastStart)))
+		}
+	}
+}
+
+// raiseFileLimit lets Envoy open as many files as the host allows, or else as many as this process may: it needs one for each
+// connection and, for each thread, one for each frontend. systemd's default is 1024.
+func raiseFileLimit() error {
+	var now syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &now); err != nil {
+		return fmt.Errorf("read the limit of open files: %w", err)
+	}
+	text, err := os.ReadFile("/proc/sys/fs/nr_open")
+	if err != nil {
+		return fmt.Errorf("read how many files a process may open: %w", err)
+	}
+	most, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
+	if err != nil {
+		return fmt.Errorf("how many files a process may open: %w", err)
+	}
+	err = syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: most, Max: most})
+	if errors.Is(err, syscall.EPERM) {
+		err = syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: now.Max, Max: now.Max})
+	}
+	if err != nil {
+		return fmt.Errorf("raise the limit of open files: %w", err)
 	}
 	return nil
 }
 
-// runOnce runs Envoy until it ends, or ends it when ctx does.
-func runOnce(ctx context.Context, dir Dir, envoy string) error {
-	cmd := exec.CommandContext(ctx, envoy, "--config-path", dir.bootstrap(), "--use-dynamic-base-id", "--log-level", "warning", "--log-path", dir.Log())
-	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-	cmd.WaitDelay = stopTimeout
-	cmd.Stderr = os.Stderr
-	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("start Envoy: %w", err)
+// want reads what is wanted.
+func (s *supervisor) want() (Wanted, string, error) {
+	var w Wanted
+	if err := readJSON(s.Dir.wanted(), &w); err != nil {
+		return w, "", err
 	}
-	if err := cmd.Wait(); err != nil {
-		return fmt.Errorf("Envoy ended (see %s): %w", dir.Log(), err)
+	if s.Envoy != "" {
+		w.Envoy = s.Envoy
 	}
-	return errors.New("Envoy ended")
+	if w.Envoy == "" || w.Bootstrap == "" {
+		return w, "", errors.New("the plugin has not said yet what is wanted")
+	}
+	identity, err := w.identity()
+	return w, identity, err
 }
 
-// acquire makes this process the directory's supervisor; there is only one.
-func (d Dir) acquire() (*os.File, error) {
-	if len(d.Admin()) > longestSocketPath {
-		return nil, fmt.Errorf("state directory %s: its name is too long for a Unix socket in it; use one of at most %d characters", d, longestSocketPath-len("/admin.sock"))
+// start runs what is wanted when nothing serves.
+func (s *supervisor) start() {
+	s.lastStart = time.Now()
+	w, identity, err := s.want()
+	if err == nil {
+		s.serving, err = s.launch(w, identity, nil)
 	}
-	if err := os.MkdirAll(string(d), 0o700); err != nil {
-		return nil, err
-	}
-	f, err := os.OpenFile(d.lock(), os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return nil, errors.Join(fmt.Errorf("%s has a supervisor already", d), f.Close())
-	}
-	if err := errors.Join(f.Truncate(0), writeAll(f, strconv.Itoa(os.Getpid()))); err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return f, nil
+	s.note(identity, err)
 }
 
-func writeAll(f *os.File, text string) error {
-	_, err := f.WriteAt([]byte(text), 0)
-	return err
+// replace begins to replace the Envoy that serves if another one is wanted. Until the new one is ready, the old one serves.
+func (s *supervisor) replace() {
+	if s.serving == nil {
+		return // start will find it
+	}
+	w, identity, err := s.want()
+	if err == nil && identity == s.serving.identity {
+		s.note(identity, nil)
+		return
+	}
+	// Envoy has room for three at a time, and one that comes in vain leaves its place.
+	for e := range s.leaving {
+		e.stop()
+	}
+	if s.coming != nil {
+		s.coming.stop()
+		s.coming = nil
+	}
+	if err == nil {
+		s.coming, err = s.launch(w, identity, s.serving)
+	}
+	s.note(s.serving.identity, err)
 }
 
-// Running returns the process number of the directory's supervisor, or 0.
-func (d Dir) Running() (int, error) {
-	f, err := os.Open(d.lock())
-	if errors.Is(err, os.ErrNotExist) {
-		return 0, nil
+// takenOver: the Envoy that was coming serves now.
+func (s *supervisor) takenOver(e *envoy) {
+	if e != s.coming {
+		return
 	}
-	if err != nil {
-		return 0, err
-	}
-	defer f.Close()
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB); err == nil {
-		return 0, nil // nobody holds it; closing gives it back
-	}
-	text, err := os.ReadFile(d.lock())
-	if err != nil {
-		return 0, err
-	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
-	if err != nil {
-		return 0, nil // it is just writing
-	}
-	return pid, nil
+	s.leaving[s.serving] = true
+	s.serving, s.coming = e, nil
+	s.note(e.identity, nil)
 }
 
-// Start starts the supervisor, a binary, as a process of its own that outlives the caller.
-func (d Dir) Start(binary, envoy string) error {
-	log, err := os.OpenFile(filepath.Join(string(d), "supervisor.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	defer log.Close()
-	cmd := exec.Command(binary, "--state-dir="+string(d), "--envoy="+envoy)
-	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("start the supervisor of Envoy: %w", err)
-	}
-	go func() { _ = cmd.Wait() }() // so that it leaves no zombie if it ends first
-	return nil
-}
-
-// Stop ends the directory's supervisor and its Envoy, and returns when they are gone.
-func (d Dir) Stop(ctx context.Context) error {
-	for signalled := 0; ; {
-		pid, err := d.Running()
-		if err != nil || pid == 0 {
-			return err
+// ended takes note of a process that is gone.
+func (s *supervisor) ended(e *envoy) {
+	_ = os.Remove(s.Dir.bootstrap(e.launch))
+	delete(s.leaving, e)
+	switch e {
+	case s.coming:
+		s.coming = nil
+		s.note(s.identity(), fmt.Errorf("the new Envoy ended before it served (see %s): %w", s.Dir.Log(), e.err))
+	case s.serving:
+		fmt.Fprintf(os.Stderr, "kubelb-envoy: Envoy ended (see %s): %v; starting it again\n", s.Dir.Log(), e.err)
+		s.serving = nil
+		if s.coming != nil {
+			// It waits for one that is no more.
+			s.coming.stop()
+			s.coming = nil
 		}
-		if pid != signalled {
-			if err := syscall.Kill(pid, syscall.SIGTERM); err != nil && !errors.Is(err, syscall.ESRCH) {
-				return fmt.Errorf("end the supervisor of Envoy, process %d: %w", pid, err)
+		// They have the UDP sockets, too, which nobody would read any longer.
+		for old := range s.leaving {
+			old.stop()
+		}
+	}
+}
+
+func (s *supervisor) identity() string {
+	if s.serving == nil {
+		return ""
+	}
+	return s.serving.identity
+}
+
+// note writes down what runs, and what is wrong.
+func (s *supervisor) note(identity string, problem error) {
+	before := s.running.Problem
+	s.running.Identity, s.running.Problem = identity, ""
+	if problem != nil {
+		s.running.Problem = problem.Error()
+	}
+	if s.running.Problem != before && problem != nil {
+		fmt.Fprintln(os.Stderr, "kubelb-envoy:", problem)
+	}
+	if err := writeJSON(s.Dir.running(), s.running); err != nil {
+		fmt.Fprintln(os.Stderr, "kubelb-envoy:", err)
+	}
+}
+
+// launch starts an Envoy, in the place of another one if given.
+func (s *supervisor) launch(w Wanted, identity string, before *envoy) (*envoy, error) {
+	s.running.Launch++
+	e := &envoy{launch: s.running.Launch, identity: identity}
+	bootstrap := strings.ReplaceAll(w.Bootstrap, LaunchMark, strconv.Itoa(e.launch))
+	if err := os.WriteFile(s.Dir.bootstrap(e.launch), []byte(bootstrap), 0o600); err != nil {
+		return nil, err
+	}
+	// The old one ends by itself a minute after all that it keeps has been ended.
+	args := []string{"--config-path", s.Dir.bootstrap(e.launch), "--log-level", "warning", "--log-path", s.Dir.Log(), "--socket-path", s.Dir.hot(), "--socket-mode", "0600",
+		"--drain-time-s", strconv.Itoa(w.DrainSeconds), "--parent-shutdown-time-s", strconv.Itoa(w.DrainSeconds + 60)}
+	if w.Concurrency > 0 {
+		args = append(args, "--concurrency", strconv.Itoa(w.Concurrency))
+	}
+	if before == nil {
+		args = append(args, "--use-dynamic-base-id", "--base-id-path", s.Dir.baseID())
+	} else {
+		base, err := os.ReadFile(s.Dir.baseID())
+		if err != nil {
+			return nil, fmt.Errorf("which Envoy to replace: %w", err)
+		}
+		e.epoch = before.epoch + 1
+		args = append(args, "--base-id", strings.TrimSpace(string(base)), "--restart-epoch", strconv.Itoa(e.epoch))
+	}
+	e.cmd = exec.Command(w.Envoy, args...)
+	e.cmd.Stderr = os.Stderr
+	if err := e.cmd.Start(); err != nil {
+		return nil, fmt.Errorf("start Envoy: %w", err)
+	}
+	done := make(chan struct{})
+	go func() {
+		e.err = errors.Join(errors.New("Envoy ended"), e.cmd.Wait())
+		close(done)
+		s.exits <- e
+	}()
+	if before != nil {
+		go s.awaitReady(e, done)
+	}
+	return e, nil
+}
+
+// awaitReady tells when the Envoy serves, which it asks at the socket that Envoys hand over to each other.
+func (s *supervisor) awaitReady(e *envoy, done <-chan struct{}) {
+	for {
+		select {
+		case <-done:
+			return
+		case <-time.After(readyInterval):
+		}
+		if epoch, live := s.Dir.whoServes(); live && epoch == e.epoch {
+			select {
+			case s.ready <- e:
+			case <-done:
 			}
-			signalled = pid
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("the supervisor of Envoy, process %d, does not end: %w", pid, ctx.Err())
-		case <-time.After(10 * time.Millisecond):
+			return
 		}
 	}
 }
 
-func writeBootstrap(d Dir) error {
-	f, err := os.OpenFile(d.bootstrap(), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+// whoServes asks the admin socket which Envoy is behind it.
+func (d Dir) whoServes() (epoch int, live bool) {
+	response, err := d.Client().Get("http://envoy/server_info")
 	if err != nil {
-		return err
+		return 0, false
 	}
-	return errors.Join(bootstrap.Execute(f, d), f.Close())
+	defer response.Body.Close()
+	text, err := io.ReadAll(response.Body)
+	if err != nil {
+		return 0, false
+	}
+	var info struct {
+		State   string `json:"state"`
+		Options struct {
+			Epoch int `json:"restart_epoch"`
+		} `json:"command_line_options"`
+	}
+	err = json.Unmarshal(text, &info)
+	return info.Options.Epoch, err == nil && info.State == "LIVE"
 }
 
-// bootstrap: everything comes over one stream from the plugin's socket. Statistics are those that the plugin reads.
-var bootstrap = template.Must(template.New("bootstrap").Parse(`node: {id: kubelb, cluster: kubelb}
-admin:
-  address: {pipe: {path: "{{.Admin}}", mode: 384}}
-dynamic_resources:
-  ads_config: &ads
-    api_type: DELTA_GRPC
-    transport_api_version: V3
-    grpc_services:
-    - envoy_grpc:
-        cluster_name: xds
-        retry_policy: {retry_back_off: {base_interval: 0.05s, max_interval: 0.5s}}
-  cds_config: {ads: {}, resource_api_version: V3, initial_fetch_timeout: 0s}
-  lds_config: {ads: {}, resource_api_version: V3, initial_fetch_timeout: 0s}
-static_resources:
-  clusters:
-  - name: xds
-    connect_timeout: 1s
-    load_assignment: {cluster_name: xds, endpoints: [{lb_endpoints: [{endpoint: {address: {pipe: {path: "{{.XDS}}"}}}}]}]}
-    typed_extension_protocol_options:
-      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
-        "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
-        explicit_http_config: {http2_protocol_options: {}}
-stats_config:
-  stats_matcher: {inclusion_list: {patterns: [{prefix: "listener_manager."}, {prefix: "cluster_manager."}, {prefix: "control_plane."}, {suffix: "downstream_cx_total"}, {suffix: "downstream_sess_total"}]}}
-`))
+// Client asks Envoy's admin interface, whatever the host in the URL.
+func (d Dir) Client() *http.Client {
+	return &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var dialer net.Dialer
+		return dialer.DialContext(ctx, "unix", d.Admin())
+	}}}
+}
+
+// stop asks the process to end; what it does is told on exits.
+func (e *envoy) stop() { _ = e.cmd.Process.Signal(syscall.SIGTERM) }
+
+// end ends all processes.
+func (s *supervisor) end() {
+	all := s.leaving
+	for _, e := range []*envoy{s.serving, s.coming} {
+		if e != nil {
+			all[e] = true
+		}
+	}
+	for e := range all {
+		e.stop()
+	}
+	kill := time.After(stopTimeout)
+	for len(all) > 0 {
+		select {
+		case e := <-s.exits:
+			delete(all, e)
+		case <-s.ready:
+		case <-kill:
+			for e := range all {
+				_ = e.cmd.Process.Kill()
+			}
+		}
+	}
+}

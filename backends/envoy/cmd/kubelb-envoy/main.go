@@ -14,7 +14,8 @@ import (
 )
 
 const usage = `kubelb-envoy starts Envoy and keeps it running. What Envoy serves comes from the Envoy dataplane's plugin, over a socket in
-the state directory; Envoy goes on serving it while the plugin is away. SIGTERM ends both.
+the state directory; Envoy goes on serving it while the plugin is away. SIGHUP replaces Envoy, without refusing a connection,
+when its binary or what the plugin wants of it has changed. SIGTERM ends both.
 
 Flags:
 `
@@ -28,14 +29,16 @@ func main() {
 		set.PrintDefaults()
 	}
 	dir := set.String("state-dir", "", "the directory that it shares with the plugin: sockets, bootstrap and log (required)")
-	envoy := set.String("envoy", "envoy", "Envoy's binary, 1.30 or later")
+	envoy := set.String("envoy", "", "Envoy's binary; empty takes the one that the plugin names")
 	_ = set.Parse(os.Args[1:]) // it exits by itself
 	if *dir == "" {
 		fmt.Fprintln(os.Stderr, "kubelb-envoy: --state-dir is empty: name the directory that the plugin uses")
 		os.Exit(2)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := supervisor.Run(ctx, supervisor.Dir(*dir), *envoy)
+	replace := make(chan os.Signal, 1)
+	signal.Notify(replace, syscall.SIGHUP)
+	err := supervisor.Run(ctx, supervisor.Options{Dir: supervisor.Dir(*dir), Envoy: *envoy, Replace: replace})
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "kubelb-envoy:", err)

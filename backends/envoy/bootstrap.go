@@ -1,0 +1,48 @@
+package envoy
+
+import (
+	"strings"
+	"text/template"
+
+	"kubelb.k8c.io/backends/envoy/supervisor"
+)
+
+// launchHeader is the metadata by which an Envoy tells the plugin in which launch it was started: while one replaces another,
+// two ask for resources.
+const launchHeader = "kubelb-launch"
+
+// bootstrapText is Envoy's configuration: everything else comes over one stream from the plugin's socket. Statistics are those that
+// the plugin reads.
+var bootstrapText = template.Must(template.New("bootstrap").Parse(`node: {id: kubelb, cluster: kubelb}
+admin:
+  address: {pipe: {path: "{{.Admin}}", mode: 384}}
+dynamic_resources:
+  ads_config:
+    api_type: DELTA_GRPC
+    transport_api_version: V3
+    grpc_services:
+    - envoy_grpc:
+        cluster_name: xds
+        retry_policy: {retry_back_off: {base_interval: 0.05s, max_interval: 0.5s}}
+      initial_metadata: [{key: {{.Header}}, value: "{{.Launch}}"}]
+  cds_config: {ads: {}, resource_api_version: V3, initial_fetch_timeout: 0s}
+  lds_config: {ads: {}, resource_api_version: V3, initial_fetch_timeout: 0s}
+static_resources:
+  clusters:
+  - name: xds
+    connect_timeout: 1s
+    load_assignment: {cluster_name: xds, endpoints: [{lb_endpoints: [{endpoint: {address: {pipe: {path: "{{.XDS}}"}}}}]}]}
+    typed_extension_protocol_options:
+      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
+        "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
+        explicit_http_config: {http2_protocol_options: {}}
+stats_config:
+  stats_matcher: {inclusion_list: {patterns: [{prefix: "listener_manager."}, {prefix: "cluster_manager."}, {prefix: "control_plane."}, {safe_regex: {regex: "(tcp|udp)\\.(TCP|UDP) .*\\.downstream_(cx|sess)_total"}}]}}
+`))
+
+// bootstrapFor is the text for an Envoy that shares the directory.
+func bootstrapFor(d supervisor.Dir) (string, error) {
+	var text strings.Builder
+	err := bootstrapText.Execute(&text, struct{ Admin, XDS, Header, Launch string }{d.Admin(), d.XDS(), launchHeader, supervisor.LaunchMark})
+	return text.String(), err
+}

@@ -1,0 +1,149 @@
+package envoy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// The backend options.
+const (
+	optionEnvoy       = "envoy-path"
+	optionTable       = "table"
+	optionConcurrency = "concurrency"
+	optionDrainTime   = "drain-time"
+	optionCloseTime   = "close-time"
+	optionIdle        = "idle-timeout"
+	optionUDPIdle     = "udp-idle-timeout"
+)
+
+// settings are what the backend options come to.
+type settings struct {
+	// envoy is the path of the binary; empty means that it is searched for.
+	envoy string
+	// table is the name of the nftables tables.
+	table string
+	// concurrency is the number of Envoy's threads; 0 means one for each processor.
+	concurrency int
+	// drainTime is how long connections may go on whose listener was changed, or whose Envoy was replaced.
+	drainTime time.Duration
+	// closeTime is how long connections may take to end when all is removed.
+	closeTime time.Duration
+	timeouts
+}
+
+// timeouts end what is idle, unless the frontend has a timeout of its own.
+type timeouts struct {
+	// idle is for TCP connections; 0 means never. Those whose peer is gone are found by keepalive.
+	idle time.Duration
+	// udpIdle is for UDP sessions, which have no end of their own.
+	udpIdle time.Duration
+}
+
+func defaults() settings {
+	return settings{table: "kubelb-envoy", drainTime: time.Hour, closeTime: 5 * time.Second, timeouts: timeouts{udpIdle: time.Minute}}
+}
+
+// parseOptions reads the --backend-option pairs.
+func parseOptions(pairs map[string]string) (settings, error) {
+	s := defaults()
+	var errs []error
+	for name, text := range pairs {
+		var err error
+		switch name {
+		case optionEnvoy:
+			s.envoy = text
+		case optionTable:
+			s.table = text
+		case optionConcurrency:
+			s.concurrency, err = strconv.Atoi(text)
+			if err != nil || s.concurrency < 1 {
+				err = errors.New("give a number of threads, such as 4")
+			}
+		case optionDrainTime:
+			s.drainTime, err = parseDuration(text, time.Second)
+		case optionCloseTime:
+			s.closeTime, err = parseDuration(text, 0)
+		case optionIdle:
+			s.idle, err = parseDuration(text, 0)
+		case optionUDPIdle:
+			s.udpIdle, err = parseDuration(text, time.Second)
+		default:
+			err = fmt.Errorf("the Envoy backend knows %s", strings.Join([]string{optionEnvoy, optionTable, optionConcurrency, optionDrainTime, optionCloseTime, optionIdle, optionUDPIdle}, ", "))
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("backend option %s=%s: %w", name, text, err))
+		}
+	}
+	return s, errors.Join(errs...)
+}
+
+func parseDuration(text string, least time.Duration) (time.Duration, error) {
+	d, err := time.ParseDuration(text)
+	if err != nil || d < least {
+		return 0, fmt.Errorf("give a duration of at least %s, such as 90s", least)
+	}
+	return d, nil
+}
+
+// findEnvoy finds Envoy's binary: where the option says, beside this one, or where packages put it.
+func findEnvoy(ctx context.Context, option string) (string, error) {
+	candidates := []string{option}
+	if option == "" {
+		candidates = []string{beside("envoy"), "/usr/local/bin/envoy", "/usr/bin/envoy"}
+	}
+	for _, path := range candidates {
+		found, err := exec.LookPath(path)
+		if err != nil {
+			continue
+		}
+		if found, err = filepath.Abs(found); err != nil {
+			return "", err
+		}
+		return found, checkVersion(ctx, found)
+	}
+	return "", fmt.Errorf("no Envoy in any of %v: install one, or name it by --backend-option %s=/path/to/envoy", candidates, optionEnvoy)
+}
+
+// oldest is the oldest minor version of Envoy 1 that understands what it is told here (1.37 refuses the object by which a
+// connection chooses its endpoint). One that is older than 1.40 loses datagrams, for a second or two, when it is replaced.
+const oldest = 38
+
+// versionTimeout is how long a binary may take to say its version.
+const versionTimeout = 10 * time.Second
+
+// versionLine is what envoy --version writes: commit/version/state of the tree/kind of build/TLS library.
+var versionLine = regexp.MustCompile(`version: [0-9a-f]+/1\.(\d+)\.(\d+)`)
+
+func checkVersion(ctx context.Context, envoy string) error {
+	ctx, cancel := context.WithTimeout(ctx, versionTimeout)
+	defer cancel()
+	output, err := exec.CommandContext(ctx, envoy, "--version").CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%s --version: %w: %s", envoy, err, strings.TrimSpace(string(output)))
+	}
+	found := versionLine.FindSubmatch(output)
+	if found == nil {
+		return fmt.Errorf("%s does not say which version of Envoy it is, but %q", envoy, strings.TrimSpace(string(output)))
+	}
+	if minor, err := strconv.Atoi(string(found[1])); err != nil || minor < oldest {
+		return fmt.Errorf("%s is Envoy 1.%s.%s; the Envoy backend needs 1.%d or later", envoy, found[1], found[2], oldest)
+	}
+	return nil
+}
+
+// beside is the path of a binary that was installed together with this one.
+func beside(name string) string {
+	self, err := os.Executable()
+	if err != nil {
+		return name
+	}
+	return filepath.Join(filepath.Dir(self), name)
+}

@@ -1,0 +1,143 @@
+package envoy
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	nft "github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"kubelb.k8c.io/backends/nftables/elements"
+)
+
+// echo answers echo requests for VIPs where they arrive: the kernel answers only for addresses of its own, and rewriting them
+// to one would send every packet of every connection through NAT. Requests in fragments are not answered.
+type echo struct {
+	table      *nft.Table
+	vips       [2]*nft.Set // by family, as guardFamilies
+	uplinks    []string
+	interfaces map[int]bool
+}
+
+// echoChain begins the name of the chain of an interface.
+const echoChain = "echo-"
+
+func newEcho(name string, uplinks []string) *echo {
+	e := &echo{table: &nft.Table{Name: name, Family: nft.TableFamilyNetdev}, uplinks: uplinks, interfaces: map[int]bool{}}
+	for i, f := range guardFamilies {
+		e.vips[i] = &nft.Set{Table: e.table, Name: "vips-" + f.layerName(), KeyType: f.address}
+	}
+	return e
+}
+
+// create adds the table to the transaction.
+func (e *echo) create(c *nft.Conn) error {
+	c.AddTable(e.table)
+	for _, set := range e.vips {
+		if err := c.AddSet(set, nil); err != nil {
+			return err
+		}
+	}
+	clear(e.interfaces)
+	return nil
+}
+
+// set returns the set that a VIP belongs to.
+func (e *echo) set(vip netip.Addr) *nft.Set {
+	for i, f := range guardFamilies {
+		if f.v4 == vip.Is4() {
+			return e.vips[i]
+		}
+	}
+	return nil
+}
+
+// cover has requests answered at all uplinks that are there and have Ethernet addresses.
+func (e *echo) cover() error {
+	links, err := netlink.LinkList()
+	if err != nil {
+		return fmt.Errorf("list interfaces: %w", err)
+	}
+	for _, l := range links {
+		a := l.Attrs()
+		if a.EncapType != "ether" || e.interfaces[a.Index] || !e.isUplink(a.Name) {
+			continue
+		}
+		if err := e.answerAt(a.Name, a.Index); err != nil {
+			return err
+		}
+		e.interfaces[a.Index] = true
+	}
+	return nil
+}
+
+func (e *echo) isUplink(name string) bool {
+	return len(e.uplinks) == 0 || slices.Contains(e.uplinks, name)
+}
+
+func (e *echo) answerAt(name string, index int) error {
+	c, err := elements.Connect()
+	if err != nil {
+		return err
+	}
+	policy := nft.ChainPolicyAccept
+	chain := c.AddChain(&nft.Chain{Table: e.table, Name: echoChain + strings.ReplaceAll(name, ".", "_"), Device: name, Type: nft.ChainTypeFilter,
+		Hooknum: nft.ChainHookIngress, Priority: nft.ChainPriorityRef(-500), Policy: &policy})
+	for i, f := range guardFamilies {
+		c.AddRule(&nft.Rule{Table: e.table, Chain: chain, Exprs: f.answerEcho(e.vips[i], index)})
+	}
+	if err := c.Flush(); err != nil {
+		return fmt.Errorf("answer echo requests at interface %s: %w", name, err)
+	}
+	return nil
+}
+
+// answerEcho turns a request around: addresses and Ethernet addresses swapped, type and TTL of an answer, out where it came in.
+// Swapping changes no checksum of the layer above.
+func (f guardFamily) answerEcho(vips *nft.Set, link int) []expr.Any {
+	network, transport, ethernet := expr.PayloadBaseNetworkHeader, expr.PayloadBaseTransportHeader, expr.PayloadBaseLLHeader
+	load := func(base expr.PayloadBase, offset, length, register uint32) expr.Any {
+		return &expr.Payload{DestRegister: register, Base: base, Offset: offset, Len: length}
+	}
+	is := func(value ...byte) expr.Any { return &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: value} }
+	const a, b = unix.NFT_REG_1, unix.NFT_REG_2
+	write := func(base expr.PayloadBase, offset, length, register uint32, checksum ...uint32) expr.Any {
+		w := &expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: register, Base: base, Offset: offset, Len: length}
+		if len(checksum) > 0 {
+			w.CsumType, w.CsumOffset = expr.CsumTypeInet, checksum[0]
+		}
+		return w
+	}
+	swap := func(base expr.PayloadBase, first, second, length uint32, checksum ...uint32) []expr.Any {
+		return []expr.Any{load(base, first, length, a), load(base, second, length, b), write(base, first, length, b, checksum...), write(base, second, length, a, checksum...)}
+	}
+	set := func(base expr.PayloadBase, offset uint32, value []byte, checksum ...uint32) []expr.Any {
+		return []expr.Any{&expr.Immediate{Register: a, Data: value}, write(base, offset, uint32(len(value)), a, checksum...)}
+	}
+	const ttl = 64
+	out := []expr.Any{&expr.Meta{Key: expr.MetaKeyPROTOCOL, Register: 1}}
+	if f.v4 {
+		// Neither a fragment, nor one with more to come.
+		out = append(out, is(0x08, 0x00), load(network, 9, 1, 1), is(unix.IPPROTO_ICMP), load(network, 6, 2, 1),
+			&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 2, Mask: []byte{0x3f, 0xff}, Xor: []byte{0, 0}}, is(0, 0))
+	} else {
+		out = append(out, is(0x86, 0xdd), load(network, 6, 1, 1), is(unix.IPPROTO_ICMPV6))
+	}
+	out = append(out, f.load(f.destination, 1), &expr.Lookup{SourceRegister: 1, SetName: vips.Name, SetID: vips.ID},
+		load(transport, 0, 1, 1), is(f.echo), &expr.Limit{Type: expr.LimitTypePkts, Rate: 1000, Unit: expr.LimitTimeSecond, Burst: 100})
+	if f.v4 {
+		out = append(out, swap(network, f.source, f.destination, 4, 10)...)
+		out = append(out, set(network, 8, []byte{ttl, unix.IPPROTO_ICMP}, 10)...)
+		out = append(out, set(transport, 0, []byte{0, 0}, 2)...)
+	} else {
+		out = append(out, swap(network, f.source, f.destination, 16)...)
+		out = append(out, set(network, 7, []byte{ttl})...)
+		out = append(out, set(transport, 0, []byte{129, 0}, 2)...)
+	}
+	out = append(out, swap(ethernet, 0, 6, 6)...)
+	return append(out, &expr.Immediate{Register: a, Data: nativeEndian(uint32(link))}, &expr.Dup{RegDev: a, IsRegDevSet: true}, &expr.Verdict{Kind: expr.VerdictDrop})
+}

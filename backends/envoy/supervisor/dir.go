@@ -1,0 +1,226 @@
+package supervisor
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Dir is a directory that a supervisor, its Envoy and a plugin share. It must be private to them.
+type Dir string
+
+// The sockets, the logs, the files and the lock of the directory.
+func (d Dir) Admin() string   { return filepath.Join(string(d), "admin.sock") }
+func (d Dir) XDS() string     { return filepath.Join(string(d), "xds.sock") }
+func (d Dir) Log() string     { return filepath.Join(string(d), "envoy.log") }
+func (d Dir) OwnLog() string  { return filepath.Join(string(d), "supervisor.log") }
+func (d Dir) lock() string    { return filepath.Join(string(d), "supervisor.pid") }
+func (d Dir) wanted() string  { return filepath.Join(string(d), "wanted.json") }
+func (d Dir) running() string { return filepath.Join(string(d), "running.json") }
+func (d Dir) hot() string     { return filepath.Join(string(d), "hot") }
+func (d Dir) baseID() string  { return filepath.Join(string(d), "base-id") }
+func (d Dir) bootstrap(launch int) string {
+	return filepath.Join(string(d), fmt.Sprintf("bootstrap-%d.yaml", launch))
+}
+
+// longestSocketPath is what the kernel takes as the path of a Unix socket (unix(7)).
+const longestSocketPath = 107
+
+// check says whether the directory's name leaves room for sockets in it.
+func (d Dir) check() error {
+	if len(d.Admin()) > longestSocketPath {
+		return fmt.Errorf("state directory %s: its name is too long for a Unix socket in it; use one of at most %d characters", d, longestSocketPath-len("/admin.sock"))
+	}
+	return nil
+}
+
+// Wanted says which Envoy is to run, and how.
+type Wanted struct {
+	// Envoy is the path of its binary.
+	Envoy string `json:"envoy"`
+	// Bootstrap is its configuration; LaunchMark in it stands for the number of the launch.
+	Bootstrap string `json:"bootstrap"`
+	// Concurrency is the number of its threads; 0 means one for each processor.
+	Concurrency int `json:"concurrency,omitempty"`
+	// DrainSeconds is how long connections may go on that an Envoy holds which has been replaced, or whose listener has been.
+	DrainSeconds int `json:"drainSeconds"`
+}
+
+// LaunchMark stands for the number of the launch in a bootstrap.
+const LaunchMark = "@LAUNCH@"
+
+// identity changes with everything that a running Envoy does not take over by itself.
+func (w Wanted) identity() (string, error) {
+	binary, err := os.Stat(w.Envoy)
+	if err != nil {
+		return "", fmt.Errorf("Envoy's binary: %w", err)
+	}
+	text, err := json.Marshal(w)
+	if err != nil {
+		return "", err
+	}
+	sum := sha256.Sum256(fmt.Appendf(text, "%d %d", binary.Size(), binary.ModTime().UnixNano()))
+	return hex.EncodeToString(sum[:]), nil
+}
+
+// Running says what runs.
+type Running struct {
+	// Launch counts the Envoys that the directory has seen.
+	Launch int `json:"launch"`
+	// Identity is that of what was wanted, see Wanted.
+	Identity string `json:"identity"`
+	// Problem is why what is wanted does not run; an Envoy of before may.
+	Problem string `json:"problem,omitempty"`
+}
+
+// Want asks for an Envoy. The supervisor, a binary, is started if none runs, as a process of its own that outlives the
+// caller; one that runs replaces its Envoy if that is another one.
+func (d Dir) Want(w Wanted, supervisor string) error {
+	if err := d.check(); err != nil {
+		return err
+	}
+	if err := writeJSON(d.wanted(), w); err != nil {
+		return err
+	}
+	pid, err := d.Supervisor()
+	if err != nil {
+		return err
+	}
+	if pid == 0 {
+		return d.start(supervisor)
+	}
+	identity, err := w.identity()
+	if err != nil {
+		return err
+	}
+	if running, err := d.Running(); err == nil && running.Identity == identity && running.Problem == "" {
+		return nil
+	}
+	return syscall.Kill(pid, syscall.SIGHUP)
+}
+
+// Running returns what the supervisor runs.
+func (d Dir) Running() (Running, error) {
+	var r Running
+	return r, readJSON(d.running(), &r)
+}
+
+// Supervisor returns the process number of the directory's supervisor, or 0.
+func (d Dir) Supervisor() (int, error) {
+	f, err := os.Open(d.lock())
+	if errors.Is(err, os.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB); err == nil {
+		return 0, nil // nobody holds it; closing gives it back
+	}
+	text, err := os.ReadFile(d.lock())
+	if err != nil {
+		return 0, err
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		return 0, nil // it is just writing
+	}
+	return pid, nil
+}
+
+func (d Dir) start(binary string) error {
+	log, err := os.OpenFile(d.OwnLog(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	cmd := exec.Command(binary, "--state-dir="+string(d))
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("start the supervisor of Envoy: %w", err)
+	}
+	go func() { _ = cmd.Wait() }() // so that it leaves no zombie if it ends first
+	return nil
+}
+
+// Stop ends the directory's supervisor and its Envoys, and returns when they are gone.
+func (d Dir) Stop(ctx context.Context) error {
+	for signalled := 0; ; {
+		pid, err := d.Supervisor()
+		if err != nil || pid == 0 {
+			return err
+		}
+		if pid != signalled {
+			if err := syscall.Kill(pid, syscall.SIGTERM); err != nil && !errors.Is(err, syscall.ESRCH) {
+				return fmt.Errorf("end the supervisor of Envoy, process %d: %w", pid, err)
+			}
+			signalled = pid
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("the supervisor of Envoy, process %d, does not end: %w", pid, ctx.Err())
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// acquire makes this process the directory's supervisor; there is only one.
+func (d Dir) acquire() (*os.File, error) {
+	if err := errors.Join(d.check(), os.MkdirAll(string(d), 0o700)); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(d.lock(), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil, errors.Join(fmt.Errorf("%s has a supervisor already", d), f.Close())
+	}
+	_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())), 0)
+	if err := errors.Join(err, f.Truncate(int64(len(strconv.Itoa(os.Getpid()))))); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// writeJSON replaces the file; a reader sees the old content or the new.
+func writeJSON(path string, content any) error {
+	text, err := json.Marshal(content)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(path+".next", text, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(path+".next", path)
+}
+
+// readJSON leaves the content as it is when there is no such file.
+func readJSON(path string, content any) error {
+	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(text, content); err != nil {
+		return fmt.Errorf("read %s: %w", path, err)
+	}
+	return nil
+}

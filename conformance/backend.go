@@ -46,6 +46,33 @@ func (p pluginProcess) Stop() {
 	os.RemoveAll(p.sockets)
 }
 
+// WithOptions is the backend as an operator has it with --backend-option.
+func WithOptions(b cases.Backend, options map[string]string) cases.Backend {
+	return optioned{b, options}
+}
+
+type optioned struct {
+	cases.Backend
+	options map[string]string
+}
+
+// Start starts the backend, which then is configured with the options.
+func (o optioned) Start(ctx context.Context, gateway *netlab.Namespace, log io.Writer) (cases.Process, error) {
+	p, err := o.Backend.Start(ctx, gateway, log)
+	return optionedProcess{p, o.options}, err
+}
+
+type optionedProcess struct {
+	cases.Process
+	options map[string]string
+}
+
+// Configure adds the options.
+func (p optionedProcess) Configure(ctx context.Context, config dataplane.Config) error {
+	config.Options = p.options
+	return p.Process.Configure(ctx, config)
+}
+
 // InProcess makes a dataplane that runs in the test's own process: quicker to debug, and without what a process of its own
 // shows, such as being killed.
 type InProcess func() dataplane.Dataplane
@@ -102,6 +129,10 @@ func (p inProcess) Stats(ctx context.Context) (stats dataplane.Stats, err error)
 		return err
 	})
 	return stats, err
+}
+
+func (p inProcess) Watch(ctx context.Context, report func(dataplane.Fault)) error {
+	return p.gateway.Do(func() error { return p.Dataplane.Watch(ctx, report) })
 }
 
 func (p inProcess) Close(ctx context.Context, purge bool) error {

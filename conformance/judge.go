@@ -25,6 +25,8 @@ type Options struct {
 	Feature dataplane.Feature
 	// UpgradeTo is another build of the backend; nil means the same one.
 	UpgradeTo cases.Backend
+	// SwitchTo are backends of other kinds, for the case of switching.
+	SwitchTo []cases.Backend
 	// Progress, if set, is told each outcome as it comes.
 	Progress func(Run)
 }
@@ -72,6 +74,8 @@ type Run struct {
 	Duration string              `json:"duration,omitempty"`
 	// Reason says why a case is unsupported, or what failed.
 	Reason string `json:"reason,omitempty"`
+	// Measured are numbers that came of the run.
+	Measured []string `json:"measured,omitempty"`
 	// Log is what backend and case wrote during a run that failed, Trace the last packets at the gateways.
 	Log   string `json:"-"`
 	Trace string `json:"-"`
@@ -94,7 +98,7 @@ func Judge(ctx context.Context, backend cases.Backend, options Options) (Report,
 	report := Report{Version: ReportVersion, Kernel: kernel(), Counts: map[Outcome]int{},
 		Backend: Backend{description.Name, description.Version, slices.Sorted(slices.Values(description.Features))}}
 	for _, c := range chosen {
-		for _, run := range inFamilies(ctx, c, judged{backend, options.UpgradeTo, description}) {
+		for _, run := range inFamilies(ctx, c, judged{cases.Backends{Judged: backend, Next: options.UpgradeTo, Others: options.SwitchTo}, description}) {
 			if err := ctx.Err(); err != nil {
 				return report, err
 			}
@@ -170,8 +174,8 @@ func inFamilies(ctx context.Context, c cases.Case, j judged) []Run {
 
 // judged is the backend that is judged.
 type judged struct {
-	backend, next cases.Backend
-	description   dataplane.Description
+	backends    cases.Backends
+	description dataplane.Description
 }
 
 func (j judged) run(ctx context.Context, c cases.Case, v4 bool) Run {
@@ -185,7 +189,12 @@ func (j judged) run(ctx context.Context, c cases.Case, v4 bool) Run {
 			return run
 		}
 	}
-	outcome := cases.Run(ctx, c, j.backend, j.next, v4)
+	if c.Switches && len(j.backends.Others) == 0 {
+		run.Outcome, run.Reason = Unsupported, "no other backend was given to switch to"
+		return run
+	}
+	outcome := cases.Run(ctx, c, j.backends, v4)
+	run.Measured = outcome.Measured
 	run.Duration = outcome.Duration.Round(10 * time.Millisecond).String()
 	if len(outcome.Failures) > 0 {
 		run.Outcome, run.Reason, run.Log, run.Trace = Failed, strings.Join(outcome.Failures, "\n"), outcome.Log, outcome.Trace

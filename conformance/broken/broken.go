@@ -36,6 +36,8 @@ type Mutation struct {
 	result func(*dataplane.Result)
 	// applied runs in the gateway's host after each Apply.
 	applied func(*memory) error
+	// purged runs in the gateway's host after a purge.
+	purged func() error
 	// configure alters what the backend is told of its host.
 	configure func(*dataplane.Config)
 	// describe alters what the backend says of itself.
@@ -245,7 +247,11 @@ func (p *process) rewrite(ctx context.Context, change *dataplane.Change) error {
 }
 
 func (p *process) Close(ctx context.Context, purge bool) error {
-	return p.Process.Close(ctx, purge && !p.mutation.noPurge)
+	err := p.Process.Close(ctx, purge && !p.mutation.noPurge)
+	if err == nil && purge && p.mutation.purged != nil {
+		err = p.backend.note(p.gateway.Do(p.mutation.purged))
+	}
+	return err
 }
 
 // claim notes what the backend was asked for.

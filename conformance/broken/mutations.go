@@ -84,9 +84,7 @@ func inDeletes() []Mutation {
 		{Name: "a-frontend-stays-as-it-began", CaughtBy: []string{"oracle"}, change: asItBegan()},
 		{Name: "rewrites-everything", CaughtBy: []string{"endpoints-change-under-load"}, rewrites: true},
 		{Name: "ends-flows-of-what-leaves", CaughtBy: []string{"own-pool-changes"}, change: noteLeft(), applied: endFlows},
-		{Name: "ends-all-flows-at-each-change", CaughtBy: []string{"long-connections", "own-pool-changes", "drain"}, applied: func(*memory) error {
-			return netlink.ConntrackTableFlush(netlink.ConntrackTable)
-		}},
+		{Name: "ends-all-flows-at-each-change", CaughtBy: []string{"long-connections", "own-pool-changes", "drain"}, applied: forgetFlows},
 	}
 }
 
@@ -120,6 +118,10 @@ func inFeatures() []Mutation {
 			f.ProxyProtocol = false
 			return true
 		})},
+		{Name: "never-tires", Breaks: "envoy", CaughtBy: []string{"idle-timeout"}, change: frontends(func(_ *memory, f *model.Frontend) bool {
+			f.IdleTimeout = 0
+			return true
+		})},
 		{Name: "hides-the-client", CaughtBy: []string{"transparent"}, change: frontends(func(_ *memory, f *model.Frontend) bool {
 			f.Forwarding = model.NAT
 			return true
@@ -146,7 +148,8 @@ func inLife() []Mutation {
 		{Name: "remembers-what-it-never-did", CaughtBy: []string{"killed-during-apply"}, change: func(*memory, *dataplane.Change) {}},
 		{Name: "begins-empty", CaughtBy: []string{"restart", "killed-during-apply"}, emptyAtStart: true},
 		{Name: "works-beside-another", CaughtBy: []string{"second-backend"}, configure: ownState},
-		{Name: "leaves-everything", CaughtBy: []string{"purge"}, noPurge: true},
+		{Name: "leaves-everything", CaughtBy: []string{"purge", "switching"}, noPurge: true},
+		{Name: "takes-its-successor-along", CaughtBy: []string{"switching", "purge"}, purged: func() error { return nft("flush ruleset") }},
 		{Name: "flushes-the-rules-of-others", CaughtBy: []string{"purge"}, applied: func(*memory) error { return nft("add table inet foreign; delete table inet foreign") }},
 	}
 }
@@ -192,6 +195,15 @@ func noteLeft() func(*memory, *dataplane.Change) {
 			held[key] = p
 		}
 	}
+}
+
+// forgetFlows makes connection tracking forget everything, and take up no connection that it does not know from its start: one that
+// gets its old source port again would not notice.
+func forgetFlows(*memory) error {
+	if err := os.WriteFile("/proc/sys/net/netfilter/nf_conntrack_tcp_loose", []byte("0"), 0o644); err != nil {
+		return err
+	}
+	return netlink.ConntrackTableFlush(netlink.ConntrackTable)
 }
 
 // endFlows makes connection tracking forget what goes to endpoints that left.

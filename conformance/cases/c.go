@@ -32,10 +32,10 @@ type C struct {
 	Description dataplane.Description
 
 	ctx      context.Context
-	backend  Backend
-	next     Backend
+	backends Backends
 	mu       sync.Mutex // guards what follows
 	failures []string
+	measured []string
 	log      bytes.Buffer
 	trace    strings.Builder
 	cleanups []func()
@@ -47,18 +47,20 @@ type Outcome struct {
 	Failures []string
 	// Log is what backend and case wrote, Trace the last packets at the gateways, of a run that failed.
 	Log, Trace string
-	Duration   time.Duration
+	// Measured are numbers worth keeping, as sentences.
+	Measured []string
+	Duration time.Duration
 }
 
 // limit ends a run that hangs.
 const limit = 2 * time.Minute
 
-// Run runs a case once. next is another build of the backend, to upgrade to. It needs root, and leaves nothing behind.
-func Run(ctx context.Context, c Case, backend, next Backend, v4 bool) Outcome {
+// Run runs a case once. It needs root, and leaves nothing behind.
+func Run(ctx context.Context, c Case, backends Backends, v4 bool) Outcome {
 	begin := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	run := &C{V4: v4, ctx: ctx, backend: backend, next: next}
+	run := &C{V4: v4, ctx: ctx, backends: backends}
 	run.Assertions = require.New(run)
 	done := make(chan struct{})
 	// FailNow ends the goroutine, as in package testing; cleanups run in any case.
@@ -70,7 +72,7 @@ func Run(ctx context.Context, c Case, backend, next Backend, v4 bool) Outcome {
 		c.Run(run)
 	}()
 	<-done
-	outcome := Outcome{Failures: run.failures, Duration: time.Since(begin)}
+	outcome := Outcome{Failures: run.failures, Measured: run.measured, Duration: time.Since(begin)}
 	if len(outcome.Failures) > 0 {
 		outcome.Log, outcome.Trace = run.log.String(), run.trace.String()
 	}
@@ -95,9 +97,7 @@ func (c *C) setUp(of Case) {
 	})
 	for i := range max(of.Gateways, 1) {
 		g := &Gateway{c: c, Host: c.Lab.Gateways[i]}
-		g.state, err = os.MkdirTemp("", "klstate")
-		c.NoError(err)
-		c.Cleanup(func() { os.RemoveAll(g.state) })
+		g.state = c.stateDir()
 		c.Gateways = append(c.Gateways, g)
 		if !of.Untraced {
 			c.traceOf(g)
@@ -107,6 +107,14 @@ func (c *C) setUp(of Case) {
 	c.Gateway = c.Gateways[0]
 	c.Description, err = c.Gateway.Process.Describe(c.ctx)
 	c.NoError(err)
+}
+
+// stateDir makes a directory for the state of a backend on a gateway.
+func (c *C) stateDir() string {
+	dir, err := os.MkdirTemp("", "klstate")
+	c.NoError(err)
+	c.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
 }
 
 // traceLength is how many packets of each gateway a trace shows.
@@ -170,6 +178,13 @@ func (c *C) Write(p []byte) (int, error) {
 
 // Logf writes to the log, which is shown when the run fails.
 func (c *C) Logf(format string, args ...any) { fmt.Fprintf(c, format+"\n", args...) }
+
+// Measuref notes numbers for the report.
+func (c *C) Measuref(format string, args ...any) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.measured = append(c.measured, fmt.Sprintf(format, args...))
+}
 
 // VIP returns the i-th external address of the run's family.
 func (c *C) VIP(i int) netip.Addr { return lab.VIP(c.V4, i) }
@@ -277,16 +292,45 @@ type Gateway struct {
 }
 
 // Start runs the backend, as a manager would that has just begun, and applies nothing.
-func (g *Gateway) Start() { g.start(g.c.backend) }
+func (g *Gateway) Start() { g.start(g.c.backends.Judged) }
 
 // Upgrade runs the other build of the backend.
-func (g *Gateway) Upgrade() { g.start(g.c.next) }
+func (g *Gateway) Upgrade() { g.start(g.c.backends.Next) }
+
+// Switch has a backend of another kind take over, as a manager does: the new one holds everything before the old one is
+// purged.
+func (g *Gateway) Switch(to Backend, want model.Snapshot) {
+	before := g.Process
+	g.state = g.c.stateDir()
+	g.start(to)
+	g.Apply(want)
+	g.c.NoError(before.Close(g.c.ctx, true))
+	before.Stop()
+}
 
 func (g *Gateway) start(backend Backend) {
 	var err error
 	g.Process, err = g.load(backend)
 	g.c.NoError(err)
 	g.c.NoError(g.configure(g.Process))
+	g.watch(g.Process)
+}
+
+// watch has the backend look after itself, as a manager does, until the case ends.
+func (g *Gateway) watch(p Process) {
+	ctx, stop := context.WithCancel(g.c.ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		err := p.Watch(ctx, func(f dataplane.Fault) { fmt.Fprintf(g.c, "the backend reports: %s\n", f.Message) })
+		if err != nil && ctx.Err() == nil {
+			fmt.Fprintf(g.c, "Watch: %v\n", err)
+		}
+	}()
+	g.c.Cleanup(func() {
+		stop()
+		<-done
+	})
 }
 
 // load starts a process and sees to its end.

@@ -34,7 +34,9 @@ type Case struct {
 	Untraced bool
 	// OneFamily: the family makes no difference; it runs in IPv4.
 	OneFamily bool
-	Run       func(*C)
+	// Switches: other backends are needed, to switch to.
+	Switches bool
+	Run      func(*C)
 }
 
 // Profile returns the case's profile.
@@ -49,6 +51,14 @@ func (c Case) Profile() Profile {
 type Backend interface {
 	// Start runs one in a gateway's host. log takes what it writes.
 	Start(ctx context.Context, gateway *netlab.Namespace, log io.Writer) (Process, error)
+}
+
+// Backends take part in a run.
+type Backends struct {
+	// Judged is what the run is about, Next another build of it.
+	Judged, Next Backend
+	// Others are backends of other kinds, to switch to and back from.
+	Others []Backend
 }
 
 // Process is a dataplane that runs, wherever that is.

@@ -2,6 +2,7 @@ package cases
 
 import (
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"kubelb.k8c.io/conformance/lab"
@@ -10,31 +11,27 @@ import (
 // Load makes new flows from client b, one after another, until it is stopped.
 type Load struct {
 	c    *C
+	made atomic.Int64
 	stop chan struct{}
-	done chan result
-}
-
-type result struct {
-	flows int
-	err   error
+	done chan error
 }
 
 // Load begins to make flows.
 func (c *C) Load(network string, to netip.AddrPort) *Load {
-	l := &Load{c, make(chan struct{}), make(chan result, 1)}
+	l := &Load{c: c, stop: make(chan struct{}), done: make(chan error, 1)}
 	go func() {
-		var r result
+		var first error
 		for {
 			select {
 			case <-l.stop:
-				l.done <- r
+				l.done <- first
 				return
 			default:
 			}
-			if err := c.newFlow(network, to); err != nil && r.err == nil {
-				r.err = err
+			if err := c.newFlow(network, to); err != nil && first == nil {
+				first = err
 			}
-			r.flows++
+			l.made.Add(1)
 		}
 	}()
 	c.Cleanup(l.end)
@@ -70,9 +67,9 @@ func (l *Load) end() {
 // Stop ends the load and requires that no flow failed. It returns how many there were.
 func (l *Load) Stop() int {
 	l.end()
-	r := <-l.done
-	l.c.NoError(r.err, "one of %d flows", r.flows)
-	return r.flows
+	err := <-l.done
+	l.c.NoError(err, "one of %d flows", l.made.Load())
+	return int(l.made.Load())
 }
 
 // Eventually requires that the condition comes true within two seconds.

@@ -60,6 +60,14 @@ func (c *C) flows(n int) []flow {
 	return out
 }
 
+// answered requires that UDP flows go on, whoever answers.
+func (c *C) answered(flows []flow) {
+	for _, f := range flows {
+		_, err := lab.Who(f)
+		c.NoError(err)
+	}
+}
+
 func (c *C) alive(streams []*lab.Stream, flows []flow) {
 	for _, s := range streams {
 		c.NoError(s.Alive())

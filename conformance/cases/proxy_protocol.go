@@ -43,9 +43,18 @@ func proxyProtocol() Case {
 				c.NoError(err)
 				c.Equal(port == 80, answer.Client.Addr() == c.Lab.A.Address(c.V4), "port %d", port)
 			}
+			// Nothing else of the frontend changes: what answers does not know what came before its first byte.
+			plain.ProxyProtocol = false
+			c.Apply(pools, plain, told)
+			c.Error(errorOf(c.Lab.A.Ask("tcp", c.At(1, 80), lab.From{})), "a server that wants a header gets none")
+			plain.ProxyProtocol = true
+			c.Apply(pools, plain, told)
+			c.Ask(10, "tcp", c.At(1, 80))
 			for _, s := range streams {
 				c.NoError(s.Alive())
 			}
 		},
 	}
 }
+
+func errorOf(_ lab.Answer, err error) error { return err }

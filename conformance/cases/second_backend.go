@@ -10,7 +10,7 @@ func secondBackend() Case {
 		Run: func(c *C) {
 			c.Serve(30080)
 			c.Apply([]model.Pool{c.Pool("all", 0)}, c.Frontend(model.TCP, 1, 80, 30080, "all"))
-			second, err := c.Gateway.load(c.backend)
+			second, err := c.Gateway.load(c.backends.Judged)
 			c.NoError(err)
 			c.Error(c.Gateway.configure(second))
 			second.Stop()

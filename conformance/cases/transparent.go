@@ -9,7 +9,7 @@ import (
 func transparent() Case {
 	return Case{
 		Name:  "transparent",
-		Shows: "a transparent frontend's endpoint sees the client's address, where nodes answer by the gateway; a change of mode takes effect for new flows and ends none",
+		Shows: "a transparent frontend's endpoint sees the client's address, where nodes answer by the gateway; a change of mode takes effect for new flows, ends no connection, and UDP flows go on",
 		Needs: []dataplane.Feature{dataplane.Transparent},
 		Run: func(c *C) {
 			c.Serve(30080)
@@ -37,14 +37,16 @@ func transparent() Case {
 			}
 			streams, flows := c.streams(5), c.flows(5)
 			c.Apply(pools, frontends(model.NAT)...)
-			c.alive(streams, flows)
+			c.alive(streams, nil)
+			c.answered(flows)
 			for _, network := range networks {
 				answer, err := c.Lab.A.Ask(network, c.At(1, 80), lab.From{})
 				c.NoError(err)
 				c.Equal(c.Gateway.Address(c.V4), answer.Client.Addr(), "%s in nat mode", network)
 			}
 			c.Apply(pools, frontends(model.Transparent)...)
-			c.alive(streams, flows)
+			c.alive(streams, nil)
+			c.answered(flows)
 			answer, err := lab.Who(flows[0])
 			c.NoError(err)
 			c.Equal(c.Lab.A.Address(c.V4), answer.Client.Addr(), "a UDP flow, whose next datagram is a new flow")

@@ -221,6 +221,15 @@ func (s *Stream) Alive() error {
 	return nil
 }
 
+// Reset closes the connection by a reset.
+func (s *Stream) Reset() error {
+	tcp, ok := s.Conn.(*net.TCPConn)
+	if !ok {
+		return fmt.Errorf("a stream over %T", s.Conn)
+	}
+	return errors.Join(tcp.SetLinger(0), tcp.Close())
+}
+
 // Transfer sends n bytes to a server that sums them up, and then has it send n bytes back on another connection.
 func (h *Host) Transfer(to netip.AddrPort, n int64) error {
 	if err := h.upload(to, n); err != nil {

@@ -118,6 +118,7 @@ func (b *builder) build() *Lab {
 	l.Router = b.host("router", "192.0.2.254", "2001:db8:c::fe", forwarding...)
 	for i := range l.Gateways {
 		l.Gateways[i] = b.host(fmt.Sprintf("g%d", i), fmt.Sprintf("198.51.100.%d", 1+i), fmt.Sprintf("2001:db8:1::%x", 1+i), forwarding...)
+		b.check(l.Gateways[i].OwnBPF())
 	}
 	for i := range l.Nodes {
 		l.Nodes[i] = b.host(fmt.Sprintf("n%d", i), EndpointAddress(true, i).String(), EndpointAddress(false, i).String())
@@ -142,8 +143,10 @@ func (b *builder) host(name, v4, v6 string, sysctls ...string) *Host {
 	return &Host{Namespace: ns, IPv4: netip.MustParseAddr(v4), IPv6: netip.MustParseAddr(v6)}
 }
 
+func portOf(h *Host, name string) string { return name + "-" + h.Name[len(h.Name)-2:] }
+
 func (b *builder) plug(sw *netlab.Namespace, h *Host, name string, addresses ...string) {
-	port := name + "-" + h.Name[len(h.Name)-2:]
+	port := portOf(h, name)
 	b.check(b.lab.Plug(sw, port, netlab.Interface{Namespace: h.Namespace, Name: name, Addresses: addresses}))
 	b.check(h.AsOnAWire(name))
 	b.check(sw.AsOnAWire(port))
@@ -160,6 +163,8 @@ func (b *builder) wire(l *Lab) {
 	for i, g := range l.Gateways {
 		b.plug(b.front, g, "front", fmt.Sprintf("192.0.2.%d/24", 1+i), fmt.Sprintf("2001:db8:c::%x/64", 1+i))
 		b.plug(b.back, g, "back", g.IPv4.String()+"/24", g.IPv6.String()+"/64")
+		b.check(b.front.TakesFrames(portOf(g, "front")))
+		b.check(b.back.TakesFrames(portOf(g, "back")))
 	}
 	for i, n := range l.Nodes {
 		var addresses []string

@@ -30,6 +30,8 @@ type Namespace struct {
 	// Name is what ip netns knows it by.
 	Name   string
 	handle netns.NsHandle
+	// mounts is the host's own mount namespace; 0 if it shares the machine's.
+	mounts int
 }
 
 // namespaceDir is where iproute2 keeps named namespaces.
@@ -70,6 +72,9 @@ func (l *Lab) Close() error {
 	var errs []error
 	for _, ns := range l.namespaces {
 		errs = append(errs, ns.endProcesses(), ns.handle.Close(), netns.DeleteNamed(ns.Name))
+		if ns.mounts != 0 {
+			errs = append(errs, unix.Close(ns.mounts))
+		}
 	}
 	l.namespaces = nil
 	return errors.Join(errs...)
@@ -158,9 +163,55 @@ func (ns *Namespace) Do(f func() error) error {
 			done <- fmt.Errorf("enter namespace %s: %w", ns.Name, err)
 			return
 		}
+		if err := ns.enterMounts(); err != nil {
+			done <- fmt.Errorf("enter the mounts of namespace %s: %w", ns.Name, err)
+			return
+		}
 		done <- f()
 	}()
 	return <-done
+}
+
+// OwnBPF gives the host a BPF file system of its own at the usual place, unless the kernel knows none: what is pinned there
+// goes with the lab.
+func (ns *Namespace) OwnBPF() error {
+	const usual = "/sys/fs/bpf"
+	if _, err := os.Stat(usual); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return ns.Do(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+			return fmt.Errorf("mounts of its own for namespace %s: %w", ns.Name, err)
+		}
+		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+			return fmt.Errorf("mounts of its own for namespace %s: %w", ns.Name, err)
+		}
+		if err := unix.Mount("bpf", usual, "bpf", 0, "mode=0700"); err != nil {
+			return fmt.Errorf("a BPF file system for namespace %s: %w", ns.Name, err)
+		}
+		var err error
+		ns.mounts, err = unix.Open("/proc/thread-self/ns/mnt", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		return err
+	})
+}
+
+// enterMounts brings this thread, which may not be used for anything else, into the host's mount namespace.
+func (ns *Namespace) enterMounts() error {
+	if ns.mounts == 0 {
+		return nil
+	}
+	at, err := os.Getwd()
+	if err != nil {
+		return err
+	}
+	// A thread can enter one only if it shares its working directory with no other.
+	if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		return err
+	}
+	if err := unix.Setns(ns.mounts, unix.CLONE_NEWNS); err != nil {
+		return err
+	}
+	return unix.Chdir(at)
 }
 
 // Interface is one end of a link.

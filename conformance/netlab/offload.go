@@ -29,14 +29,23 @@ type ethtoolRequest struct {
 // AsOnAWire switches an interface's checksum and segmentation offloads off. Without that a veth pair never computes a
 // checksum, and a dataplane that spoils one goes unnoticed.
 func (ns *Namespace) AsOnAWire(name string) error {
+	return ns.ethtool(name, 0, ethtoolSetTXChecksum, ethtoolSetRXChecksum, ethtoolSetTSO, ethtoolSetGSO, ethtoolSetGRO)
+}
+
+// TakesFrames has an end of a veth pair take what XDP programs send to it from the other end, which the kernel else drops: only one
+// with GRO, or with an XDP program of its own, has the queue for it.
+func (ns *Namespace) TakesFrames(name string) error { return ns.ethtool(name, 1, ethtoolSetGRO) }
+
+// ethtool sets each of an interface's flags.
+func (ns *Namespace) ethtool(name string, to uint32, commands ...uint32) error {
 	return ns.Do(func() error {
 		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			return err
 		}
 		defer unix.Close(fd)
-		for _, command := range []uint32{ethtoolSetTXChecksum, ethtoolSetRXChecksum, ethtoolSetTSO, ethtoolSetGSO, ethtoolSetGRO} {
-			value := ethtoolValue{command: command}
+		for _, command := range commands {
+			value := ethtoolValue{command: command, data: to}
 			request := ethtoolRequest{data: unsafe.Pointer(&value)}
 			copy(request.name[:unix.IFNAMSIZ-1], name)
 			if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&request))); errno != 0 {

@@ -154,7 +154,7 @@ func (s State) After(f Flow, endpoint netip.Addr) State {
 
 // Apply is the state with other records. What it remembers of flows that may not go on is forgotten.
 func (s State) Apply(snapshot model.Snapshot) State {
-	next := State{pools: map[model.PoolID]model.Pool{}, frontends: map[model.FrontendKey]model.Frontend{}}
+	next := State{pools: map[model.PoolID]model.Pool{}, frontends: map[model.FrontendKey]model.Frontend{}, datagrams: map[Flow]trace{}, sticky: map[client]netip.Addr{}}
 	for _, p := range snapshot.Pools {
 		next.pools[p.ID] = p
 	}
@@ -165,13 +165,13 @@ func (s State) Apply(snapshot model.Snapshot) State {
 		before, now := s.frontends[flow.key()], next.frontends[flow.key()]
 		if next.isSame(before, flow.key()) {
 			trace.loose = trace.loose || now.Pool != before.Pool || !next.mayStay(now, trace)
-			next.datagrams = with(next.datagrams, flow, trace)
+			next.datagrams[flow] = trace
 		}
 	}
 	for c, endpoint := range s.sticky {
 		before, now := s.frontends[c.frontend], next.frontends[c.frontend]
 		if now.AffinityTimeout > 0 && before.Pool == now.Pool && slices.Contains(candidates(next.pools[now.Pool]), endpoint) {
-			next.sticky = with(next.sticky, c, endpoint)
+			next.sticky[c] = endpoint
 		}
 	}
 	return next

@@ -30,10 +30,11 @@ Flags:
 `
 
 type flags struct {
-	backend, upgrade, cases, feature, report, junit string
-	rounds                                          int
-	roundsIn                                        string
-	list, verbose                                   bool
+	backend, upgrade, switchTo, cases, feature, report, junit string
+	rounds                                                    int
+	roundsIn                                                  string
+	list, verbose                                             bool
+	options                                                   map[string]string
 }
 
 func main() {
@@ -44,7 +45,17 @@ func main() {
 		set.PrintDefaults()
 	}
 	set.StringVar(&f.backend, "backend", "", "the name of a backend, whose binary kubelb-backend-NAME lies beside this one or in PATH, or a path")
+	f.options = map[string]string{}
+	set.Func("backend-option", "key=value for the judged backend; may be given several times", func(value string) error {
+		key, value, ok := strings.Cut(value, "=")
+		if !ok {
+			return errors.New("is not key=value")
+		}
+		f.options[key] = value
+		return nil
+	})
 	set.StringVar(&f.upgrade, "upgrade-to", "", "another build of the backend, a path, that the case of upgrading goes on with (default: the same one)")
+	set.StringVar(&f.switchTo, "switch-to", "", "backends, names or paths separated by commas, that the case of switching goes to and back from; the judged one is left out")
 	set.StringVar(&f.cases, "case", "", "run only these cases, separated by commas")
 	set.StringVar(&f.feature, "feature", "", "run only the cases that need this feature")
 	set.IntVar(&f.rounds, "rounds", 0, "run the whole suite so often, and write to --report the sum of all rounds; needs --rounds-in")
@@ -93,7 +104,10 @@ func (f flags) run(ctx context.Context) (failed bool, err error) {
 		options.Cases = strings.Split(f.cases, ",")
 	}
 	if f.upgrade != "" {
-		options.UpgradeTo = conformance.Plugin(f.upgrade)
+		options.UpgradeTo = f.judged(f.upgrade)
+	}
+	if options.SwitchTo, err = f.others(path); err != nil {
+		return false, err
 	}
 	judge := func() (conformance.Report, error) { return f.judge(ctx, path, options) }
 	if f.rounds > 0 {
@@ -106,9 +120,32 @@ func (f flags) run(ctx context.Context) (failed bool, err error) {
 	return report.Counts[conformance.Failed] > 0, f.write(report)
 }
 
+// judged is the backend of the path, with its options.
+func (f flags) judged(path string) cases.Backend {
+	return conformance.WithOptions(conformance.Plugin(path), f.options)
+}
+
+// others are the backends to switch to.
+func (f flags) others(judged string) ([]cases.Backend, error) {
+	var others []cases.Backend
+	for name := range strings.SplitSeq(f.switchTo, ",") {
+		if name == "" {
+			continue
+		}
+		path, err := plugin.Find(name)
+		if err != nil {
+			return nil, fmt.Errorf("--switch-to: %w", err)
+		}
+		if path != judged {
+			others = append(others, conformance.Plugin(path))
+		}
+	}
+	return others, nil
+}
+
 // judge runs the suite once.
 func (f flags) judge(ctx context.Context, path string, options conformance.Options) (conformance.Report, error) {
-	report, err := conformance.Judge(ctx, conformance.Plugin(path), options)
+	report, err := conformance.Judge(ctx, f.judged(path), options)
 	if err != nil {
 		return report, err
 	}
@@ -152,6 +189,9 @@ func (f flags) progress(r conformance.Run) {
 		}
 	}
 	fmt.Println()
+	for _, line := range r.Measured {
+		fmt.Printf("%40s  %s\n", "", line)
+	}
 }
 
 func (f flags) write(report conformance.Report) error {

@@ -11,7 +11,6 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/go-logr/logr"
@@ -70,7 +69,7 @@ func (o *options) register(flags *flag.FlagSet) {
 	flags.BoolVar(&o.controller, "controller", true, "run the controllers: tenants, address allocation, status (one replica at a time)")
 	flags.BoolVar(&o.gateway, "gateway", true, "run this host's gateway: forward and announce")
 	flags.BoolVar(&o.leaderElection, "enable-leader-election", true, "let one of several replicas run the controllers at a time")
-	flags.StringVar(&o.backend, "backend", "nftables", "the gateway's dataplane: nftables, or the path of a backend's binary")
+	flags.StringVar(&o.backend, "backend", "nftables", "the gateway's dataplane: nftables, envoy, ebpf, or the path of a backend's binary; when it changes, the new one holds everything before the former one is purged")
 	flags.StringVar(&o.checksum, "backend-checksum", "", "SHA-256 of the backend's binary in hexadecimal; another binary is not started")
 	flags.Var(o.backendOptions, "backend-option", "key=value for the backend; may be given several times")
 	flags.BoolVar(&o.purge, "purge-on-exit", false, "remove everything from the dataplane when this gateway ends; otherwise traffic goes on without it")
@@ -212,7 +211,7 @@ func (o *options) newGateway(mgr ctrl.Manager, forbidden []netip.Prefix, log *sl
 	}
 	return gateway.New(gateway.Options{
 		Name: o.name, Forbidden: forbidden, Announcer: announcer, Probe: probe.DefaultConfig(), PurgeOnExit: o.purge, Log: log,
-		Backend: gateway.BackendOptions{Path: path, Checksum: o.checksum, SocketDir: filepath.Join(o.stateDir, "run"),
+		Backend: gateway.BackendOptions{Path: path, Checksum: o.checksum,
 			Config: dataplane.Config{Node: o.name, StateDir: o.stateDir, Options: o.backendOptions}},
 	}, mgr.GetCache(), mgr.GetClient()), nil
 }

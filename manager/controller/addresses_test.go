@@ -106,3 +106,13 @@ func TestGatewaysAnswerForVersionsUpToTheirOwn(t *testing.T) {
 		})
 	}
 }
+
+func TestWhoWaitsIsToldWhyNoGatewayTakesIt(t *testing.T) {
+	broken := v1alpha1.Gateway{ObjectMeta: metav1.ObjectMeta{Name: "gw"}, Status: v1alpha1.GatewayStatus{Conditions: []metav1.Condition{
+		{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse, Message: "configure backend envoy: no Envoy"}}}}
+	view := viewOf([]v1alpha1.Gateway{broken, {ObjectMeta: metav1.ObjectMeta{Name: "slow"}}}, "tenant-a/web", "10")
+	require.Equal(t, "none of 2 gateways has taken it yet: gateway gw: configure backend envoy: no Envoy", view.waitMessage())
+	w := waiting{gateway: map[client.ObjectKey]uint64{{Namespace: "tenant-a", Name: "web"}: 10}}
+	require.Len(t, w.taken(&broken), 1, "it is woken up to be told")
+	require.Empty(t, w.taken(&v1alpha1.Gateway{}))
+}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -86,14 +87,15 @@ func (w *waiting) forAddress(key client.ObjectKey, waits bool) {
 	}
 }
 
-// taken are those that the gateway has something to say about: it has their version, or it names them as failing.
+// taken are those that the gateway has something to say about: it has their version, or it names them as failing, or it says
+// why it takes nothing.
 func (w *waiting) taken(g *v1alpha1.Gateway) []reconcile.Request {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	var out []reconcile.Request
 	applied, _ := strconv.ParseUint(g.Status.AppliedResourceVersion, 10, 64)
 	for key, version := range w.gateway {
-		if version <= applied {
+		if version <= applied || problemOf(g) != "" {
 			out = append(out, reconcile.Request{NamespacedName: key})
 		}
 	}
@@ -310,6 +312,8 @@ type gatewayView struct {
 	applied, announced bool
 	failure            string
 	gateways           int
+	// problems are why gateways take nothing at present.
+	problems []string
 }
 
 // viewOf compares versions: a gateway that has applied an equal or later one has this LoadBalancer as it stands.
@@ -322,6 +326,9 @@ func viewOf(gateways []v1alpha1.Gateway, name, resourceVersion string) gatewayVi
 				view.failure = fmt.Sprintf("gateway %s: %s: %s", g.Name, f.Record, f.Message)
 				failed = true
 			}
+		}
+		if problem := problemOf(&g); problem != "" {
+			view.problems = append(view.problems, fmt.Sprintf("gateway %s: %s", g.Name, problem))
 		}
 		view.applied = view.applied || !failed && atLeast(g.Status.AppliedResourceVersion, resourceVersion)
 		view.announced = view.announced || !failed && atLeast(g.Status.AnnouncedResourceVersion, resourceVersion)
@@ -343,7 +350,18 @@ func (v gatewayView) waitMessage() string {
 	if v.gateways == 0 {
 		return "there is no gateway: start a kubelb-manager with the gateway role and a backend"
 	}
+	if len(v.problems) > 0 {
+		return fmt.Sprintf("none of %d gateways has taken it yet: %s", v.gateways, strings.Join(v.problems, "; "))
+	}
 	return fmt.Sprintf("none of %d gateways has taken it yet; see kubectl describe gateways.kubelb.k8c.io", v.gateways)
+}
+
+// problemOf is why the gateway takes nothing at present.
+func problemOf(g *v1alpha1.Gateway) string {
+	if ready := meta.FindStatusCondition(g.Status.Conditions, v1alpha1.ConditionReady); ready != nil && ready.Status == metav1.ConditionFalse {
+		return ready.Message
+	}
+	return ""
 }
 
 // atLeast compares resource versions, which order an API server's changes (KEP-5504).

@@ -62,6 +62,11 @@ type Gateway struct {
 	synced  bool
 	retryAt time.Time
 	backoff time.Duration
+	// problem is why the backend holds nothing new, until it does again.
+	problem error
+	// inSync is told when the backend holds everything, leftovers are why former backends could not be purged, by name.
+	inSync    chan struct{}
+	leftovers map[string]string
 	// held are the frontends that the dataplane holds, vips how many of them each address has.
 	held map[model.FrontendKey]bool
 	vips map[netip.Addr]int
@@ -79,7 +84,7 @@ type event func(*Gateway)
 // New returns a gateway that reads the hub through the cache and writes its own object with the client.
 func New(o Options, c cache.Cache, w client.Client) *Gateway {
 	g := &Gateway{options: o, cache: c, client: w, log: o.Log.With("gateway", o.Name), events: make(chan event, 4096), hub: translate.NewHub(),
-		pools: map[string]ipam.Pool{}, fails: map[string]failure{}, status: make(chan v1alpha1.GatewayStatus, 1),
+		pools: map[string]ipam.Pool{}, fails: map[string]failure{}, status: make(chan v1alpha1.GatewayStatus, 1), inSync: make(chan struct{}, 1),
 		held: map[model.FrontendKey]bool{}, vips: map[netip.Addr]int{}}
 	return g
 }
@@ -109,6 +114,7 @@ func (g *Gateway) Start(ctx context.Context) error {
 	runs.Go(func() error { return g.prober.Run(runCtx) })
 	runs.Go(func() error { return g.options.Announcer.Run(runCtx) })
 	runs.Go(func() error { return g.writeStatus(runCtx) })
+	runs.Go(func() error { return g.purgePredecessors(runCtx) })
 	runs.Go(func() error { return g.loop(runCtx, synced, ended) })
 	err = runs.Wait()
 	if g.options.PurgeOnExit {
@@ -131,7 +137,10 @@ func (g *Gateway) purge() error {
 	if !g.host.running() {
 		return nil
 	}
-	return g.host.process.Close(ctx, true)
+	if err := g.host.process.Close(ctx, true); err != nil {
+		return err
+	}
+	return g.options.Backend.holders().strike(g.options.Backend.name())
 }
 
 func (g *Gateway) loop(ctx context.Context, synced func() bool, ended <-chan *plugin.Process) error {
@@ -201,11 +210,10 @@ func (g *Gateway) work(ctx context.Context) {
 	g.withdraw(changes.Model)
 	if err := g.program(ctx, changes.Model); err != nil {
 		g.log.Error("backend", "error", err)
+		g.problem = err
 		g.restartLater()
-		g.publish(err)
-		return
 	}
-	g.publish(nil)
+	g.publish()
 }
 
 // restartLater ends the process and sets the time of the next try: at once for the first, then ever later.
@@ -254,9 +262,13 @@ func (g *Gateway) resync(ctx context.Context) error {
 		return err
 	}
 	g.log.Info("backend in sync", "backend", g.host.description.Name, "records", len(want.Pools)+len(want.Frontends), "sent", sent, "failed", len(failed))
-	g.retryAt, g.backoff = time.Time{}, 0
+	g.retryAt, g.backoff, g.problem = time.Time{}, 0, nil
 	clear(g.fails)
 	g.note(all, append(refused, failed...))
+	select {
+	case g.inSync <- struct{}{}:
+	default:
+	}
 	return nil
 }
 

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"time"
 
@@ -17,8 +16,8 @@ import (
 // BackendOptions say which backend to run and how.
 type BackendOptions struct {
 	Path, Checksum string
-	SocketDir      string
-	Config         dataplane.Config
+	// Config is for the backend; its StateDir is the gateway's, in which each backend has a directory of its own.
+	Config dataplane.Config
 }
 
 // host runs the backend's process: it starts it, brings it to the model, and does so again when it ends. It belongs to
@@ -41,7 +40,7 @@ type host struct {
 // start runs the process and configures it. It does not touch what the dataplane holds.
 func (h *host) start(ctx context.Context) error {
 	h.stop()
-	process, err := plugin.Load(plugin.Options{Path: h.options.Path, Checksum: h.options.Checksum, SocketDir: h.options.SocketDir, Log: h.logWriter()})
+	process, err := plugin.Load(plugin.Options{Path: h.options.Path, Checksum: h.options.Checksum, SocketDir: h.options.socketDir(), Log: &lineLog{log: h.log}})
 	if err != nil {
 		return err
 	}
@@ -49,7 +48,9 @@ func (h *host) start(ctx context.Context) error {
 	if h.description, err = process.Describe(ctx); err != nil {
 		return fmt.Errorf("describe backend: %w", err)
 	}
-	if err := process.Configure(ctx, h.options.Config); err != nil {
+	name, self := h.options.name(), holder{h.options.Path, h.options.Checksum, h.options.Config.Options}
+	err = h.options.holders().during(name, self, func() error { return process.Configure(ctx, h.options.config()) })
+	if err != nil {
 		return fmt.Errorf("configure backend %s: %w", h.description.Name, err)
 	}
 	watch, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -128,10 +129,7 @@ func (h *host) resync(ctx context.Context, want model.Snapshot) ([]dataplane.Rec
 // isResync tells a backend that lost its place from one that is broken.
 func isResync(err error) bool { return errors.Is(err, dataplane.ErrResync) }
 
-// logWriter passes the backend's standard error on, line by line.
-func (h *host) logWriter() io.Writer { return &lineLog{log: h.log} }
-
-// lineLog logs each whole line that is written to it. go-plugin writes from one goroutine and never closes.
+// lineLog logs what a backend writes to its standard error, each whole line that is written to it. go-plugin writes from one goroutine and never closes.
 type lineLog struct {
 	log     *slog.Logger
 	partial []byte

@@ -21,7 +21,7 @@ import (
 const maxFailures = 100
 
 // publish hands the present state to the writer; only the newest counts.
-func (g *Gateway) publish(problem error) {
+func (g *Gateway) publish() {
 	s := v1alpha1.GatewayStatus{
 		Backend:            v1alpha1.GatewayBackend{Name: g.host.description.Name, Version: g.host.description.Version},
 		Generation:         g.host.generation.String(),
@@ -31,6 +31,9 @@ func (g *Gateway) publish(problem error) {
 	for _, f := range g.host.description.Features {
 		s.Backend.Features = append(s.Backend.Features, string(f))
 	}
+	for _, name := range slices.Sorted(maps.Keys(g.leftovers)) {
+		s.Failures = append(s.Failures, v1alpha1.GatewayFailure{Record: "backend " + name, Message: clip(g.leftovers[name], 1024)})
+	}
 	for _, record := range slices.Sorted(maps.Keys(g.fails)) {
 		if len(s.Failures) < maxFailures {
 			f := g.fails[record]
@@ -39,15 +42,18 @@ func (g *Gateway) publish(problem error) {
 	}
 	ready := metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: "InSync", Message: "the dataplane holds the model"}
 	switch {
-	case problem != nil:
-		ready.Status, ready.Reason, ready.Message = metav1.ConditionFalse, "BackendFailed", clip(problem.Error(), 1024)
+	case g.problem != nil:
+		ready.Status, ready.Reason, ready.Message = metav1.ConditionFalse, "BackendFailed", clip(g.problem.Error(), 1024)
 	case !g.host.running():
 		ready.Status, ready.Reason, ready.Message = metav1.ConditionFalse, "BackendRestarting", "the backend's process is being started again"
 	default:
 		s.AppliedResourceVersion = strconv.FormatUint(g.seen, 10)
 		s.AnnouncedResourceVersion = s.AppliedResourceVersion
-		if len(g.fails) > 0 {
+		switch {
+		case len(g.fails) > 0:
 			ready.Reason, ready.Message = "SomeRecordsFailed", fmt.Sprintf("%d records could not be taken, see failures", len(g.fails))
+		case len(g.leftovers) > 0:
+			ready.Reason, ready.Message = "FormerBackendLeft", "a former backend could not be purged, see failures"
 		}
 	}
 	s.Conditions = []metav1.Condition{ready}

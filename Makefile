@@ -2,12 +2,14 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
-MODULES    := api core backends backends/example backends/envoy backends/nftables ccm manager conformance tools
+MODULES    := api core backends backends/example backends/ebpf backends/envoy backends/nftables ccm manager conformance tools
 BIN        := $(CURDIR)/bin
-BACKENDS   := nftables envoy
+BACKENDS   := nftables envoy ebpf
+# The case of switching goes to all of them but the judged one.
+JUDGE       = $(BIN)/kubelb-conformance --backend=$$b --switch-to=$$(echo $(BACKENDS) | tr ' ' ,)
 # The products are static, so that they run in any image and any namespace.
 GO_BUILD   := CGO_ENABLED=0 go build -o $(BIN)/
-GENERATED  := api/v1alpha1/zz_generated.deepcopy.go api/crds backends/plugin/dataplanepb
+GENERATED  := api/v1alpha1/zz_generated.deepcopy.go api/crds backends/plugin/dataplanepb $(addprefix backends/ebpf/bpf/,tc_bpfel.go tc_bpfel.o xdp_bpfel.go xdp_bpfel.o)
 CACHE      := $(or $(KUBELB_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/kubelb)
 
 .PHONY: help
@@ -22,6 +24,7 @@ build: ## Build every binary into bin/.
 	cd manager && $(GO_BUILD) ./cmd/...
 	cd ccm && $(GO_BUILD) ./cmd/...
 	cd backends/example && $(GO_BUILD) ./cmd/...
+	cd backends/ebpf && $(GO_BUILD) ./cmd/...
 	cd backends/envoy && $(GO_BUILD) ./cmd/...
 	cd backends/nftables && $(GO_BUILD) ./cmd/...
 	cd conformance && $(GO_BUILD) ./cmd/...
@@ -45,8 +48,13 @@ wasm: ## Run the core's tests natively and as WASM (no root).
 .PHONY: conformance
 conformance: deps build ## Judge every dataplane by packets, and the suite by broken dataplanes (root; CASE=… for some cases).
 	@set -e; for b in $(BACKENDS); do (cd backends/$$b && CGO_ENABLED=0 go build -ldflags='-s -w' -o $(BIN)/next/ ./cmd/...); \
-	$(BIN)/kubelb-conformance --backend=$$b --upgrade-to=$(BIN)/next/kubelb-backend-$$b $(if $(CASE),--case=$(CASE) -v) --report=$(BIN)/conformance-$$b.yaml --junit=$(BIN)/conformance-$$b.xml; done
+	$(JUDGE) --upgrade-to=$(BIN)/next/kubelb-backend-$$b $(if $(CASE),--case=$(CASE) -v) --report=$(BIN)/conformance-$$b.yaml --junit=$(BIN)/conformance-$$b.xml; done
+	$(BIN)/kubelb-conformance --backend=ebpf --backend-option=xdp=native --switch-to=nftables $(if $(CASE),--case=$(CASE) -v) --report=$(BIN)/conformance-ebpf-xdp.yaml --junit=$(BIN)/conformance-ebpf-xdp.xml
 	$(if $(CASE),,cd conformance && GOWORK=off go vet ./... && GOWORK=off go test -count=1 ./...)
+
+.PHONY: packets
+packets: ## Send PACKETS (10,000,000) random and mutated packets through the eBPF programs, beside the oracle (root; minutes).
+	cd backends/ebpf && KUBELB_PACKETS=$(or $(PACKETS),10000000) GOWORK=off go test -count=1 -run=TestRandom -timeout=60m -v .
 
 .PHONY: report
 report: ## Keep the reports of the last make conformance, and write the READMEs' tables anew.
@@ -56,18 +64,23 @@ report: ## Keep the reports of the last make conformance, and write the READMEs'
 .PHONY: soak
 soak: deps build ## Judge every dataplane ROUNDS (20) times and keep the sum in conformance/soak; goes on where it stopped (bin/soak).
 	@mkdir -p conformance/soak; set -e; for b in $(BACKENDS); do \
-		$(BIN)/kubelb-conformance -v --backend=$$b --rounds=$(or $(ROUNDS),20) --rounds-in=$(BIN)/soak/$$b --report=conformance/soak/$$b.yaml; done
+		$(JUDGE) -v --rounds=$(or $(ROUNDS),20) --rounds-in=$(BIN)/soak/$$b --report=conformance/soak/$$b.yaml; done
 
 .PHONY: e2e
-e2e: deps build ## Test the whole path on real clusters (root).
+e2e: deps build ## Test the whole path on real clusters with every dataplane (root; BACKEND=… for one of them, RUN=… for some tests).
 	@mkdir -p $(CACHE)
 	cd tools && GOWORK=off go vet ./... && GOWORK=off go test -c -o $(BIN)/e2e.test ./e2e
-	cd tools/e2e && KUBELB_KUBERNETES=$$(../kubernetes/build.sh) KUBELB_BIN=$(BIN) $(BIN)/e2e.test -test.v -test.timeout=20m $(if $(RUN),-test.run='$(RUN)')
+	set -e; cd tools/e2e; for b in $(or $(BACKEND),$(BACKENDS)); do echo "== $$b"; \
+		KUBELB_KUBERNETES=$$(../kubernetes/build.sh) KUBELB_BIN=$(BIN) KUBELB_BACKEND=$$b $(BIN)/e2e.test -test.v -test.timeout=20m $(if $(RUN),-test.run='$(RUN)'); done
 
 .PHONY: bench-scale
 bench-scale: deps build ## Load 10,000 LoadBalancers and measure one change more (root, minutes).
 	cd tools && GOWORK=off go build -o $(BIN)/scale ./cmd/scale
 	KUBELB_KUBERNETES=$$(tools/kubernetes/build.sh) KUBELB_BIN=$(BIN) $(BIN)/scale
+
+.PHONY: bench-envoy
+bench-envoy: deps build ## Measure Envoy with up to 5,000 frontends, under load, and beside one with a file written by hand (root, 15 minutes).
+	cd backends/envoy && KUBELB_MEASURE=1 GOWORK=off go test -count=1 -run=TestMeasure -timeout=40m -v . | grep -vE '^\{|^=== '
 
 .PHONY: bench-core
 bench-core: ## Measure one translation of 10,000 Services on 1,000 nodes, natively and as WASM.
@@ -81,18 +94,20 @@ verify: ## Check the rules of the repository: module walls, versions, docs, form
 	if [ "$$before" != "$$after" ]; then echo "generated code was not up to date: run 'make generate' and commit"; git --no-pager diff --stat -- $(GENERATED); exit 1; fi
 
 .PHONY: generate
-generate: ## Write deepcopy, CRDs and the plugin's wire code anew.
+generate: ## Write deepcopy, CRDs, the plugin's wire code and the objects of the eBPF programs anew.
 	@mkdir -p $(CACHE)/generate
 	cd tools/generate && GOWORK=off go build -o $(CACHE)/generate/ tool ./protogen
 	cd api && rm -f crds/*.yaml && GOWORK=off $(CACHE)/generate/controller-gen object paths=./v1alpha1 crd:maxDescLen=400 output:crd:dir=crds paths=./v1alpha1
 	PATH=$(CACHE)/generate:$$PATH protogen backends/plugin/dataplanepb/dataplane.proto
+	cd backends/ebpf/bpf && GOWORK=off go generate .
 
 .PHONY: golden
 golden: ## Write the expected files of the corpus and of the backends anew, and remove orphans.
 	cd backends/nftables && GOWORK=off go test -run=Golden . -golden
+	cd backends/ebpf && GOWORK=off go test -run=Golden . -golden
 	cd backends/envoy && GOWORK=off go test -run=Golden . -golden
 	cd tools && GOWORK=off go test -run=Corpus ./corecheck -golden
-	@git status --short -- tools/corecheck/corpus backends/nftables/testdata backends/envoy/testdata
+	@git status --short -- tools/corecheck/corpus backends/nftables/testdata backends/envoy/testdata backends/ebpf/testdata
 
 .PHONY: fuzz
 fuzz: ## Fuzz each target for FUZZTIME (1m).

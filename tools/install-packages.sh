@@ -12,6 +12,10 @@ need curl curl
 need node nodejs
 need unshare util-linux
 need python3 python3
+# The version that the committed objects of the eBPF programs were made with.
+need clang-14 clang-14
+need llvm-strip-14 llvm-14
+need /usr/include/bpf/bpf_helpers.h libbpf-dev
 python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip)
 [ ${#missing[@]} -eq 0 ] && exit 0
 echo "installing ${missing[*]} ..." >&2

@@ -159,6 +159,9 @@ func (l *Lab) network() (err error) {
 		}
 	}
 	l.Client, l.Gateway = host("client"), host("gateway", forwards...)
+	if err == nil {
+		err = l.Gateway.OwnBPF()
+	}
 	plug(clients, l.Client, "client", "eth0", Client4, Client6)
 	plug(clients, l.Gateway, "gateway", "clients", "192.0.2.1", "2001:db8:c::1")
 	l.inside = inside
@@ -251,12 +254,12 @@ func (l *Lab) installCRDs(ctx context.Context) error {
 	return err
 }
 
-// StartManager runs the manager, with both roles, on the gateway.
-func (l *Lab) StartManager() error {
+// StartManager runs the manager, with both roles, on the gateway; later flags override ours.
+func (l *Lab) StartManager(extra ...string) error {
 	var err error
-	l.Manager, err = Start(l.Gateway, l.Dir, "kubelb-manager", filepath.Join(l.options.Products, "kubelb-manager"),
-		"--kubeconfig="+l.Hub.Kubeconfig, "--backend="+cmp.Or(l.options.Backend, "nftables"), "--state-dir="+filepath.Join(l.Dir, "gateway"),
-		"--gateway-name=gateway", "--announce-interfaces=clients", "--enable-leader-election=false", "--metrics-addr=127.0.0.1:9443", "--log-level=debug")
+	l.Manager, err = Start(l.Gateway, l.Dir, "kubelb-manager", append([]string{filepath.Join(l.options.Products, "kubelb-manager"),
+		"--kubeconfig=" + l.Hub.Kubeconfig, "--backend=" + cmp.Or(l.options.Backend, "nftables"), "--state-dir=" + filepath.Join(l.Dir, "gateway"),
+		"--gateway-name=gateway", "--announce-interfaces=clients", "--enable-leader-election=false", "--metrics-addr=127.0.0.1:9443", "--log-level=debug"}, extra...)...)
 	return err
 }
 
@@ -294,6 +297,11 @@ func (l *Lab) TenantKubeconfig(ctx context.Context, tenant, file string) error {
 // FromClient runs a program on the client's host.
 func (l *Lab) FromClient(ctx context.Context, argv ...string) (string, error) {
 	return run(ctx, l.Client, "", argv...)
+}
+
+// OnNode runs a program on a node.
+func (l *Lab) OnNode(ctx context.Context, n *Node, argv ...string) (string, error) {
+	return run(ctx, n.Namespace, "", argv...)
 }
 
 // OnGateway runs a program on the gateway.

@@ -69,18 +69,6 @@ func hubRefusal(t *testing.T, namespace, name, condition, reason string) string 
 	return message
 }
 
-// endpointsIn lists the addresses that the dataplane may send new flows to.
-func endpointsIn(t *testing.T) string {
-	t.Helper()
-	out := ""
-	for _, family := range []string{"ip", "ip6"} {
-		text, err := lab.OnGateway(contextAfter(t), "nft", "list", "map", family, "kubelb", "endpoints")
-		require.NoError(t, err)
-		out += text
-	}
-	return out
-}
-
 // conntrackEntry is one flow that the gateway knows: from the client to a VIP, answered by a node.
 var conntrackEntry = regexp.MustCompile(`(tcp|udp) .* src=\S+ dst=(\S+) sport=(\d+) dport=\d+ .*src=(\S+) dst=`)
 
@@ -102,16 +90,6 @@ func nodesOf(t *testing.T, protocol, ip string) map[string]string {
 		}
 	}
 	return nodes
-}
-
-// nodesUsed are the nodes that answer TCP flows to an address.
-func nodesUsed(t *testing.T, ip string) map[string]bool {
-	t.Helper()
-	used := map[string]bool{}
-	for _, node := range nodesOf(t, "tcp", ip) {
-		used[node] = true
-	}
-	return used
 }
 
 func TestBadInputIsRefusedWithAMessageThatSaysWhatToDo(t *testing.T) {

@@ -55,7 +55,7 @@ func TestDeletedServiceLeavesBothSidesClean(t *testing.T) {
 	ips := externalIPs(t, "gone", 2)
 	uid := tenantGet(t, "service/gone", "{.metadata.uid}")
 	for _, ip := range ips {
-		require.Contains(t, ruleset(t), ip)
+		require.Contains(t, addressesIn(t), ip+" ")
 	}
 	kubectl(t, "delete", "service", "gone", "--timeout=30s")
 	eventually(t, 10*time.Second, func() error {
@@ -63,22 +63,14 @@ func TestDeletedServiceLeavesBothSidesClean(t *testing.T) {
 			return fmt.Errorf("still on the hub: %s", out)
 		}
 		for _, ip := range ips {
-			if strings.Contains(ruleset(t), ip+" ") {
+			if strings.Contains(addressesIn(t), ip+" ") {
 				return fmt.Errorf("%s is still in the dataplane", ip)
 			}
 		}
 		return nil
 	})
 	// No other Service is there, so the dataplane holds nothing at all.
-	for _, family := range []string{"ip", "ip6"} {
-		for _, set := range []string{"vips", "pools", "ports", "registry", "rows", "endpoints"} {
-			out, err := lab.OnGateway(t.Context(), "nft", "list", "table", family, "kubelb")
-			require.NoError(t, err)
-			_, content, found := strings.Cut(out, " "+set+" {")
-			content, _, _ = strings.Cut(content, "\n\t}")
-			require.True(t, found && !strings.Contains(content, "elements"), "%s %s is not empty: %s", family, set, content)
-		}
-	}
+	require.Empty(t, recordsIn(t))
 	// The addresses are free: whoever asks for them gets them.
 	apply(t, strings.Replace(service("heir", "ports: [{port: 80}]"), "{name: heir}", "{name: heir, annotations: {kubelb.k8c.io/requested-addresses: '"+strings.Join(ips, ",")+"'}}", 1))
 	cleanUp(t, "service/heir")
@@ -156,7 +148,7 @@ func TestLocalPolicyReachesOnlyNodesWithAReadyPodAndFollowsIt(t *testing.T) {
 	tenantWait(t, "deployment/local", "--for=condition=Available")
 	ips := externalIPs(t, "local", 2)
 	uid := tenantGet(t, "service/local", "{.metadata.uid}")
-	require.Contains(t, readyCondition(t, "local"), "True ClientAddressNotKept")
+	comesToBe(t, "local", "True ClientAddressNotKept")
 	for _, node := range []string{"1", "2", "1"} {
 		apply(t, onNode("node"+node))
 		eventually(t, 20*time.Second, func() error {
@@ -191,6 +183,7 @@ func TestLocalPolicyReachesOnlyNodesWithAReadyPodAndFollowsIt(t *testing.T) {
 }
 
 func TestDirectForwardingKeepsTheClientsAddressThroughKubeProxy(t *testing.T) {
+	onlyWith(t, "nftables")
 	apply(t, web("direct", 2)+service("direct", "externalTrafficPolicy: Local", "ports:",
 		"- {name: tcp, port: 80, targetPort: 8080}", "- {name: udp, port: 80, protocol: UDP, targetPort: 8053}"))
 	cleanUp(t, "service/direct", "deployment/direct")
@@ -230,7 +223,7 @@ func TestDirectForwardingKeepsTheClientsAddressThroughKubeProxy(t *testing.T) {
 	kubectl(t, "annotate", "service/direct", "kubelb.k8c.io/forwarding=direct")
 	ask(client, "VIP")
 	require.Equal(t, ips, externalIPs(t, "direct", 2), "a change of mode keeps the addresses")
-	require.Contains(t, readyCondition(t, "direct"), "True Ready")
+	comesToBe(t, "direct", "True Ready")
 	for _, ip := range ips {
 		reachesPods(t, ip, 80, 2)
 		hosts(t, ip, 80, 50)
@@ -246,7 +239,8 @@ func TestClusterPolicyUsesAllNodes(t *testing.T) {
 	for _, ip := range externalIPs(t, "spread", 2) {
 		reachesPods(t, ip, 80, 2)
 		hosts(t, ip, 80, 60)
-		require.Len(t, nodesUsed(t, ip), 2, "conntrack of the gateway knows both nodes at %s", ip)
+		nodePort := tenantGet(t, "service/spread", "{.spec.ports[0].nodePort}")
+		require.Len(t, nodesUsed(t, nodePort, ip), 2, "both nodes know flows from the gateway, as for %s", ip)
 	}
 }
 
@@ -465,7 +459,10 @@ func TestANodeThatDiesLeavesItsPoolsWithinFiveSeconds(t *testing.T) {
 	flows := map[string]int{}
 	for _, ip := range ips {
 		reachesPods(t, ip, 80, 2)
-		flows[ip] = udpFlowTo(t, ip, ofNode[ip])
+		// Which node a flow goes to is not to be seen where a proxy is between.
+		if backendName() == "nftables" {
+			flows[ip] = udpFlowTo(t, ip, ofNode[ip])
+		}
 	}
 	t.Cleanup(func() {
 		require.NoError(t, dead.Return())
@@ -486,7 +483,7 @@ func TestANodeThatDiesLeavesItsPoolsWithinFiveSeconds(t *testing.T) {
 				return fmt.Errorf("%s is still in the dataplane", address)
 			}
 			// A client that keeps sending would keep its flow on the dead node for ever.
-			if node := nodesOf(t, "udp", ip)[fmt.Sprint(flows[ip])]; node == address {
+			if node := nodesOf(t, "udp", ip)[fmt.Sprint(flows[ip])]; flows[ip] != 0 && node == address {
 				return fmt.Errorf("the UDP flow to %s is still at %s", ip, node)
 			}
 		}

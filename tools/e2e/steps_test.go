@@ -133,6 +133,18 @@ func readyCondition(t *testing.T, name string) string {
 	return out
 }
 
+// comesToBe waits until the Service says this of itself. Its condition follows the pods, which are ready in one object
+// before they are in another.
+func comesToBe(t *testing.T, name, want string) {
+	t.Helper()
+	eventually(t, 20*time.Second, func() error {
+		if got := readyCondition(t, name); !strings.Contains(got, want) {
+			return fmt.Errorf("the condition of service %s is %q, want %q", name, got, want)
+		}
+		return nil
+	})
+}
+
 // curl asks for a path at an address and returns the answer.
 func curl(t *testing.T, ip string, port int, path string) (string, error) {
 	return lab.FromClient(t.Context(), "curl", "-sS", "-g", "--max-time", "3", "http://"+net.JoinHostPort(ip, fmt.Sprint(port))+path)
@@ -199,11 +211,4 @@ func sendUDP(t *testing.T, ip string, port, localPort int, question string) (str
 		return err
 	})
 	return answer, err
-}
-
-func ruleset(t *testing.T) string {
-	t.Helper()
-	out, err := lab.OnGateway(t.Context(), "nft", "list", "ruleset")
-	require.NoError(t, err)
-	return out
 }

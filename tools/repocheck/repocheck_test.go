@@ -27,6 +27,7 @@ var walls = map[string][]string{
 	"backends":          {"core/model"},
 	"backends/envoy":    {"core/", "backends/"},
 	"backends/example":  {"core/", "backends/"},
+	"backends/ebpf":     {"core/", "backends/"},
 	"backends/nftables": {"core/", "backends/"},
 	"ccm":               {"api/", "core/"},
 	"manager":           {"api/", "core/", "backends/plugin", "backends/dataplane"},
@@ -37,6 +38,7 @@ var walls = map[string][]string{
 // wallsOfTests is what only tests may import.
 var wallsOfTests = map[string][]string{
 	"backends/envoy":    {"conformance"},
+	"backends/ebpf":     {"conformance"},
 	"backends/example":  {"conformance"},
 	"backends/nftables": {"conformance"},
 }

@@ -52,7 +52,7 @@ input cannot be read.`,
 	}
 	f := cmd.Flags()
 	f.StringSliceVarP(&flags.files, "filename", "f", nil, "files with YAML or JSON, of one or several documents; - is standard input")
-	f.StringVar(&flags.backend, "backend", modelOnly, "model, the name of a backend (nftables), or the path of a backend's binary")
+	f.StringVar(&flags.backend, "backend", modelOnly, "model, the name of a backend (nftables, envoy, ebpf), or the path of a backend's binary")
 	f.StringVarP(&flags.output, "output", "o", "text", "text, json or yaml")
 	flags.options.AddFlags(f)
 	if err := cmd.MarkFlagRequired("filename"); err != nil {

@@ -1,0 +1,127 @@
+package e2e
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// The manager is started again with another --backend, and then with the first one.
+func TestAChangeOfTheBackendLosesNoRequest(t *testing.T) {
+	apply(t, web("change", 2)+service("change", "ports: [{port: 80, targetPort: 8080}]"))
+	cleanUp(t, "service/change", "deployment/change")
+	tenantWait(t, "deployment/change", "--for=condition=Available")
+	ips := externalIPs(t, "change", 2)
+	for _, ip := range ips {
+		reachesPods(t, ip, 80, 2)
+	}
+	holders := filepath.Join(lab.Dir, "gateway", "backends.json")
+	for _, to := range []string{otherBackend(), backendName()} {
+		t.Run("to "+to, func(t *testing.T) {
+			four, six := startTraffic(t, ips[0]), startTraffic(t, ips[1])
+			time.Sleep(300 * time.Millisecond)
+			lab.Manager.Stop()
+			require.NoError(t, lab.StartManager("--backend="+to))
+			eventually(t, 60*time.Second, func() error {
+				text, err := os.ReadFile(holders)
+				if err != nil || strings.Count(string(text), "path") != 1 || !strings.Contains(string(text), to) {
+					return fmt.Errorf("the former backend is still there: %s", text)
+				}
+				return nil
+			})
+			require.Equal(t, to, hubGet(t, "default", "gateway/gateway", "{.status.backend.name}"))
+			time.Sleep(300 * time.Millisecond)
+			for _, tr := range []*traffic{four, six} {
+				require.Empty(t, tr.end())
+				require.LessOrEqual(t, tr.dials.Load(), int64(2), "the long connection was made at most once more")
+				t.Logf("%s: %d requests on %d long connections, %d new connections, 0 failed", tr.url, tr.long.Load(), tr.dials.Load(), tr.fresh.Load())
+			}
+			require.Equal(t, ips, externalIPs(t, "change", 2), "no address changed")
+		})
+	}
+}
+
+func TestABackendThatCannotStartIsToldOfAndNothingIsLost(t *testing.T) {
+	apply(t, web("kept", 1)+service("kept", "ports: [{port: 80, targetPort: 8080}]"))
+	cleanUp(t, "service/kept", "deployment/kept", "service/waits")
+	tenantWait(t, "deployment/kept", "--for=condition=Available")
+	ips := externalIPs(t, "kept", 2)
+	reachesPods(t, ips[0], 80, 1)
+	tr := startTraffic(t, ips[0])
+	lab.Manager.Stop()
+	require.NoError(t, lab.StartManager("--backend=envoy", "--backend-option=envoy-path=/nowhere/envoy"))
+	apply(t, service("waits", "ports: [{port: 80}]"))
+	eventually(t, 20*time.Second, func() error {
+		if got := readyCondition(t, "waits"); !strings.Contains(got, "gateway gateway: configure backend envoy: no Envoy in any of [/nowhere/envoy]: install one") {
+			return fmt.Errorf("the Service that waits says %q", got)
+		}
+		return nil
+	})
+	lab.Manager.Stop()
+	require.NoError(t, lab.StartManager())
+	externalIPs(t, "waits", 2)
+	require.Empty(t, tr.end())
+	require.EqualValues(t, 1, tr.dials.Load(), "the long connection was made once")
+	require.Equal(t, ips, externalIPs(t, "kept", 2), "no address changed")
+}
+
+func TestAPortOfTheGatewaysOwnFailsTheServiceThatAsksForItOnly(t *testing.T) {
+	onlyWith(t, "envoy")
+	var other net.Listener
+	require.NoError(t, lab.Gateway.Do(func() (err error) {
+		other, err = net.Listen("tcp", ":8444")
+		return err
+	}))
+	defer other.Close()
+	apply(t, web("ports", 1)+service("ports", "ports: [{port: 80, targetPort: 8080}]")+service("taken", "selector: {app: ports}", "ports: [{port: 8444, targetPort: 8080}]"))
+	cleanUp(t, "service/ports", "service/taken", "deployment/ports")
+	tenantWait(t, "deployment/ports", "--for=condition=Available")
+	for _, ip := range externalIPs(t, "ports", 2) {
+		reachesPods(t, ip, 80, 1)
+	}
+	eventually(t, 20*time.Second, func() error {
+		if got := readyCondition(t, "taken"); !strings.Contains(got, "Address already in use") || !strings.Contains(got, "TCP ") {
+			return fmt.Errorf("the Service says %q", got)
+		}
+		return nil
+	})
+	require.Contains(t, events(t, "taken"), "Address already in use")
+	require.NoError(t, other.Close())
+	// What was refused is tried again.
+	eventually(t, 40*time.Second, func() error {
+		if got := readyCondition(t, "taken"); !strings.Contains(got, "True Ready") {
+			return fmt.Errorf("the Service says %q", got)
+		}
+		return nil
+	})
+	for _, ip := range externalIPs(t, "taken", 2) {
+		reachesPods(t, ip, 8444, 1)
+	}
+}
+
+// backendName is the backend under test.
+func backendName() string {
+	if name := os.Getenv("KUBELB_BACKEND"); name != "" {
+		return name
+	}
+	return "nftables"
+}
+
+// otherBackend is the one to change to.
+func otherBackend() string {
+	return map[string]string{"nftables": "envoy", "envoy": "ebpf", "ebpf": "nftables"}[backendName()]
+}
+
+// onlyWith skips a test of what only some backends can do.
+func onlyWith(t *testing.T, backend string) {
+	t.Helper()
+	if backendName() != backend {
+		t.Skipf("it is about the %s backend", backend)
+	}
+}

@@ -1,0 +1,122 @@
+package e2e
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// addressesIn lists, with a space behind each, the addresses that the dataplane knows.
+func addressesIn(t *testing.T) string {
+	t.Helper()
+	if backendName() == "ebpf" {
+		return pinned(t, "addresses", ".*")
+	}
+	return strings.NewReplacer(",", " ", "\n", " ").Replace(onGateway(t, "nft", "list", "ruleset"))
+}
+
+// endpointsIn lists the addresses that the dataplane may send new flows to.
+func endpointsIn(t *testing.T) string {
+	t.Helper()
+	switch backendName() {
+	case "envoy":
+		out := ""
+		for line := range strings.Lines(onGateway(t, "curl", "-sS", "--unix-socket", filepath.Join(lab.Dir, "gateway", "envoy", "envoy", "admin.sock"), "http://envoy/clusters")) {
+			if strings.Contains(line, "::health_flags::healthy") {
+				out += line
+			}
+		}
+		return out
+	case "ebpf":
+		const listed = 3 // enum endpoint_state in backends/ebpf/bpf/model.h
+		return pinned(t, "endpoints", fmt.Sprintf(",%d,}$", listed))
+	}
+	return onGateway(t, "nft", "list", "map", "ip", "kubelb", "endpoints") + onGateway(t, "nft", "list", "map", "ip6", "kubelb", "endpoints")
+}
+
+// recordsIn lists what the dataplane holds of frontends and pools.
+func recordsIn(t *testing.T) []string {
+	t.Helper()
+	table, sets := "kubelb", []string{"vips", "pools", "ports", "registry", "rows", "endpoints"}
+	switch backendName() {
+	case "envoy":
+		table, sets = "kubelb-envoy", []string{"vips", "to_serve", "to_serve_some", "to_refuse_some"}
+	case "ebpf":
+		return strings.Fields(pinned(t, "addresses", ".*") + pinned(t, "endpoints", ",[1-9],}$") + pinned(t, "frontends", ".*") + pinned(t, "source_ranges", ".*"))
+	}
+	var out []string
+	for _, family := range []string{"ip", "ip6"} {
+		text := onGateway(t, "nft", "list", "table", family, table)
+		for _, set := range sets {
+			_, content, found := strings.Cut(text, " "+set+" {")
+			require.True(t, found, "no set %s %s", family, set)
+			if content, _, _ = strings.Cut(content, "\n\t}"); strings.Contains(content, "elements") {
+				out = append(out, family+" "+set+" "+content)
+			}
+		}
+	}
+	return out
+}
+
+// words are those of an address as the kernel writes what is in a map of BPF.
+var words = regexp.MustCompile(`\[(\d+),(\d+),(\d+),(\d+),\]`)
+
+// pinned lists, with a space behind each, the first addresses of those elements of a map that match.
+func pinned(t *testing.T, table, matching string) string {
+	t.Helper()
+	var out strings.Builder
+	for line := range strings.Lines(onGateway(t, "sh", "-c", fmt.Sprintf("cat /sys/fs/bpf/kubelb-*/%s | grep -E '%s' || true", table, matching))) {
+		var bytes []byte
+		if m := words.FindStringSubmatch(line); m != nil {
+			for _, text := range m[1:] {
+				var word uint32
+				_, err := fmt.Sscan(text, &word)
+				require.NoError(t, err)
+				bytes = binary.NativeEndian.AppendUint32(bytes, word)
+			}
+			address, _ := netip.AddrFromSlice(bytes)
+			if bytes := address.As16(); [12]byte(bytes[:12]) == [12]byte{} {
+				address = netip.AddrFrom4([4]byte(bytes[12:]))
+			}
+			out.WriteString(address.String() + " ")
+		}
+	}
+	return out.String()
+}
+
+// nodesUsed are the nodes that have a flow from the gateway to a NodePort, in the IP family of the address.
+func nodesUsed(t *testing.T, nodePort, ip string) map[string]bool {
+	t.Helper()
+	used := map[string]bool{}
+	for _, n := range lab.Nodes {
+		gateway, node := "198.51.100.1", n.Address4
+		if strings.Contains(ip, ":") {
+			gateway, node = "2001:db8:1::1", n.Address6
+		}
+		out, err := lab.OnNode(t.Context(), n, "cat", "/proc/net/nf_conntrack")
+		require.NoError(t, err)
+		for line := range strings.Lines(out) {
+			from, to, _ := strings.Cut(line, " sport=")
+			if strings.HasSuffix(from, "src="+expanded(gateway)+" dst="+expanded(node)) && strings.Contains(to, " dport="+nodePort+" ") {
+				used[node] = true
+			}
+		}
+	}
+	return used
+}
+
+// expanded is the address as connection tracking writes it.
+func expanded(address string) string { return netip.MustParseAddr(address).StringExpanded() }
+
+func onGateway(t *testing.T, argv ...string) string {
+	t.Helper()
+	out, err := lab.OnGateway(contextAfter(t), argv...)
+	require.NoError(t, err)
+	return out
+}

@@ -61,6 +61,9 @@ type memory struct {
 	claimed    model.Digests
 	pools      map[model.PoolID]model.Pool
 	frontends  map[model.FrontendKey]model.Frontend
+	// held and served are what a mutation notes of what it saw.
+	held   map[model.PoolID]model.Pool
+	served map[model.FrontendKey]model.Frontend
 	// left are endpoints that the last change took out of a pool.
 	left []netip.Addr
 }
@@ -121,7 +124,8 @@ func (b *Backend) of(gateway string) *memory {
 	defer b.mu.Unlock()
 	m := b.memory[gateway]
 	if m == nil {
-		m = &memory{node: gateway, claimed: model.NewDigests(), pools: map[model.PoolID]model.Pool{}, frontends: map[model.FrontendKey]model.Frontend{}}
+		m = &memory{node: gateway, claimed: model.NewDigests(), pools: map[model.PoolID]model.Pool{}, frontends: map[model.FrontendKey]model.Frontend{},
+			held: map[model.PoolID]model.Pool{}, served: map[model.FrontendKey]model.Frontend{}}
 		b.memory[gateway] = m
 	}
 	return m

@@ -79,11 +79,11 @@ func inDeletes() []Mutation {
 		{Name: "endpoints-never-leave", CaughtBy: []string{"local-set", "pool-change-moves-few"}, change: everGrowing()},
 		{Name: "an-empty-pool-keeps-its-last", CaughtBy: []string{"empty-pool"}, change: keepLast()},
 		{Name: "an-empty-pool-stays-empty", CaughtBy: []string{"empty-pool"}, change: stayEmpty()},
-		{Name: "the-first-owner-stays", CaughtBy: []string{"vip-reused"}, change: firstOwner()},
+		{Name: "the-first-owner-stays", CaughtBy: []string{"vip-reused"}, change: firstOwner},
 		{Name: "sticks-to-the-dead", CaughtBy: []string{"unanswered"}, change: stickToFirst()},
-		{Name: "a-frontend-stays-as-it-began", CaughtBy: []string{"oracle"}, change: asItBegan()},
+		{Name: "a-frontend-stays-as-it-began", CaughtBy: []string{"oracle"}, change: asItBegan},
 		{Name: "rewrites-everything", CaughtBy: []string{"endpoints-change-under-load"}, rewrites: true},
-		{Name: "ends-flows-of-what-leaves", CaughtBy: []string{"own-pool-changes"}, change: noteLeft(), applied: endFlows},
+		{Name: "ends-flows-of-what-leaves", CaughtBy: []string{"own-pool-changes"}, change: noteLeft, applied: endFlows},
 		{Name: "ends-all-flows-at-each-change", CaughtBy: []string{"long-connections", "own-pool-changes", "drain"}, applied: forgetFlows},
 	}
 }
@@ -113,7 +113,7 @@ func inFeatures() []Mutation {
 			}
 			return true
 		})},
-		{Name: "direct-for-ever", CaughtBy: []string{"direct-changes"}, change: directForEver()},
+		{Name: "direct-for-ever", CaughtBy: []string{"direct-changes"}, change: frontends(directForEver)},
 		{Name: "keeps-the-client-to-itself", Breaks: "envoy", CaughtBy: []string{"proxy-protocol"}, change: frontends(func(_ *memory, f *model.Frontend) bool {
 			f.ProxyProtocol = false
 			return true
@@ -181,19 +181,15 @@ func inPackets() []Mutation {
 }
 
 // noteLeft notes endpoints that leave a pool.
-func noteLeft() func(*memory, *dataplane.Change) {
-	held := map[string]model.Pool{}
-	return func(m *memory, c *dataplane.Change) {
-		m.left = nil
-		for _, p := range c.UpsertPools {
-			key := m.node + " " + string(p.ID)
-			for _, e := range held[key].Endpoints {
-				if !slices.ContainsFunc(p.Endpoints, func(o model.Endpoint) bool { return o.ID == e.ID }) {
-					m.left = append(m.left, e.Address)
-				}
+func noteLeft(m *memory, c *dataplane.Change) {
+	m.left = nil
+	for _, p := range c.UpsertPools {
+		for _, e := range m.held[p.ID].Endpoints {
+			if !slices.ContainsFunc(p.Endpoints, func(o model.Endpoint) bool { return o.ID == e.ID }) {
+				m.left = append(m.left, e.Address)
 			}
-			held[key] = p
 		}
+		m.held[p.ID] = p
 	}
 }
 
@@ -305,56 +301,45 @@ func stayEmpty() func(*memory, *dataplane.Change) {
 
 // remember lets a pool depend on what it was before, in the same gateway.
 func remember(edit func(before, now model.Pool) model.Pool) func(*memory, *dataplane.Change) {
-	held := map[string]model.Pool{}
 	return func(m *memory, c *dataplane.Change) {
 		for i, p := range c.UpsertPools {
-			key := m.node + " " + string(p.ID)
-			c.UpsertPools[i] = model.Snapshot{Pools: []model.Pool{edit(held[key], p)}}.Canonical().Pools[0]
-			held[key] = c.UpsertPools[i]
+			c.UpsertPools[i] = model.Snapshot{Pools: []model.Pool{edit(m.held[p.ID], p)}}.Canonical().Pools[0]
+			m.held[p.ID] = c.UpsertPools[i]
 		}
 	}
 }
 
 // asItBegan takes no change of a frontend that it has.
-func asItBegan() func(*memory, *dataplane.Change) {
-	served := map[string]bool{}
-	return func(m *memory, c *dataplane.Change) {
-		for _, key := range c.DeleteFrontends {
-			delete(served, m.node+" "+key.String())
-		}
-		c.UpsertFrontends = slices.DeleteFunc(c.UpsertFrontends, func(f model.Frontend) bool {
-			key := m.node + " " + f.FrontendKey.String()
-			defer func() { served[key] = true }()
-			return served[key]
-		})
+func asItBegan(m *memory, c *dataplane.Change) {
+	for _, key := range c.DeleteFrontends {
+		delete(m.served, key)
 	}
-}
-
-func directForEver() func(*memory, *dataplane.Change) {
-	was := map[string]bool{}
-	return frontends(func(m *memory, f *model.Frontend) bool {
-		key := m.node + " " + f.FrontendKey.String()
-		if was[key] = was[key] || f.Forwarding == model.Direct; was[key] {
-			f.Forwarding = model.Direct
-		}
-		return true
+	c.UpsertFrontends = slices.DeleteFunc(c.UpsertFrontends, func(f model.Frontend) bool {
+		_, had := m.served[f.FrontendKey]
+		m.served[f.FrontendKey] = f
+		return had
 	})
 }
 
-// firstOwner leaves a frontend with whom it had first.
-func firstOwner() func(*memory, *dataplane.Change) {
-	owners := map[string]model.ObjectName{}
-	return func(m *memory, c *dataplane.Change) {
-		c.UpsertFrontends = slices.DeleteFunc(c.UpsertFrontends, func(f model.Frontend) bool {
-			key := m.node + " " + f.FrontendKey.String()
-			first, known := owners[key]
-			if !known {
-				owners[key] = f.Owner
-			}
-			return known && first != f.Owner
-		})
-		c.DeleteFrontends, c.DeletePools = nil, nil
+// directForEver leaves a frontend direct that once was.
+func directForEver(m *memory, f *model.Frontend) bool {
+	if m.served[f.FrontendKey].Forwarding == model.Direct {
+		f.Forwarding = model.Direct
 	}
+	m.served[f.FrontendKey] = *f
+	return true
+}
+
+// firstOwner leaves a frontend with whom it had first.
+func firstOwner(m *memory, c *dataplane.Change) {
+	c.UpsertFrontends = slices.DeleteFunc(c.UpsertFrontends, func(f model.Frontend) bool {
+		first, known := m.served[f.FrontendKey]
+		if !known {
+			m.served[f.FrontendKey] = f
+		}
+		return known && first.Owner != f.Owner
+	})
+	c.DeleteFrontends, c.DeletePools = nil, nil
 }
 
 // chain makes a chain beside the backend's, with rules separated by semicolons. Without a rule it shortens the time for

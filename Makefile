@@ -73,6 +73,10 @@ e2e: deps build ## Test the whole path on real clusters with every dataplane (ro
 	set -e; cd tools/e2e; for b in $(or $(BACKEND),$(BACKENDS)); do echo "== $$b"; \
 		KUBELB_KUBERNETES=$$(../kubernetes/build.sh) KUBELB_BIN=$(BIN) KUBELB_BACKEND=$$b $(BIN)/e2e.test -test.v -test.timeout=20m $(if $(RUN),-test.run='$(RUN)'); done
 
+.PHONY: bench
+bench: deps build ## Measure what a packet costs and what clients see, by every dataplane, plain routing and proxies (root, 15 minutes).
+	proxies=$$(tools/proxies.sh) && $(BIN)/bench --proxies=$$proxies --plots=backends/ebpf $(if $(ROUNDS),--rounds=$(ROUNDS))
+
 .PHONY: bench-scale
 bench-scale: deps build ## Load 10,000 LoadBalancers and measure one change more (root, minutes).
 	cd tools && GOWORK=off go build -o $(BIN)/scale ./cmd/scale

@@ -209,7 +209,8 @@ func (b *builder) gateway(name, backend string, frontends int, options map[strin
 		return g, nil
 	}
 	fmt.Fprintf(b.options.Progress, "%s: %s with %d frontends\n", name, backend, frontends)
-	return g, g.serve(b.ctx, backend, options, b.options.State, snapshot(frontends, backend == "ebpf"), b.options.Log)
+	g.process, err = StartBackend(b.ctx, g.Namespace, backend, options, b.options.State, snapshot(frontends, backend == "ebpf"), b.options.Log)
+	return g, err
 }
 
 func (b *builder) paths() ([]path, error) {

@@ -120,24 +120,31 @@ func (g *gateway) arrived() (n uint64, err error) {
 	return n, g.counted.Lookup(uint32(0), &n)
 }
 
-// serve runs a backend with the records.
-func (g *gateway) serve(ctx context.Context, backend string, options map[string]string, state string, want model.Snapshot, log io.Writer) error {
+// StartBackend runs a backend on a host, with its state below a directory, and has it serve the records.
+func StartBackend(ctx context.Context, on *netlab.Namespace, backend string, options map[string]string, state string, want model.Snapshot, log io.Writer) (cases.Process, error) {
 	path, err := plugin.Find(backend)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if g.process, err = conformance.Plugin(path).Start(ctx, g.Namespace, log); err != nil {
-		return err
+	process, err := conformance.Plugin(path).Start(ctx, on, log)
+	if err != nil {
+		return nil, err
 	}
-	if err := g.process.Configure(ctx, dataplane.Config{Node: g.Name, StateDir: filepath.Join(state, g.Name), Options: options}); err != nil {
-		return fmt.Errorf("configure %s: %w", backend, err)
+	if err := process.Configure(ctx, dataplane.Config{Node: on.Name, StateDir: filepath.Join(state, on.Name), Options: options}); err != nil {
+		process.Stop()
+		return nil, fmt.Errorf("configure %s: %w", backend, err)
 	}
 	change := dataplane.Change{Next: dataplane.Generation{Epoch: "bench", Number: 1}, Delta: model.Difference(model.NewDigests(), want)}
-	result, err := g.process.Apply(ctx, change)
-	if err != nil || len(result.Failed) > 0 {
-		return fmt.Errorf("apply to %s: %v %w", backend, result.Failed, err)
+	result, err := process.Apply(ctx, change)
+	if err == nil && len(result.Failed) > 0 {
+		err = fmt.Errorf("%v", result.Failed)
 	}
-	return nil
+	if err != nil {
+		err = errors.Join(fmt.Errorf("apply to %s: %w", backend, err), process.Close(ctx, true))
+		process.Stop()
+		return nil, err
+	}
+	return process, nil
 }
 
 // xdp is the XDP program at the front, nil if there is none.

@@ -1,4 +1,5 @@
-// Command bench measures what a packet costs on a gateway by each dataplane, beside plain routing.
+// Command bench measures what a packet costs on a gateway, and what clients of a gateway see, by each dataplane and beside plain
+// routing. It needs root; all that it makes is in network namespaces of its own.
 package main
 
 import (
@@ -9,10 +10,13 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"slices"
 	"syscall"
+	"time"
 
 	"kubelb.k8c.io/tools/bench"
+	"kubelb.k8c.io/tools/bench/traffic"
 )
 
 func main() {
@@ -24,31 +28,130 @@ func main() {
 	}
 }
 
-func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+type options struct {
+	only, proxies, plots string
+	rounds               int
+	long                 time.Duration
+	state                string
+}
+
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
+	var o options
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
-	rounds := flags.Int("rounds", 9, "how often each path is measured")
+	flags.SetOutput(stderr)
+	flags.IntVar(&o.rounds, "rounds", 9, "how often each path is measured")
+	flags.DurationVar(&o.long, "for", time.Second, "how long each load is sent in a round")
+	flags.StringVar(&o.proxies, "proxies", "", "where HAProxy and nginx are unpacked (tools/proxies.sh); without it they are left out")
+	flags.StringVar(&o.plots, "plots", "", "a directory for plots; without it there are none")
+	flags.StringVar(&o.only, "only", "", "packets (what one costs on a gateway) or traffic (what clients see); both without it")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	state, err := os.MkdirTemp("", "klbench")
+	if !slices.Contains([]string{"", "packets", "traffic"}, o.only) {
+		return fmt.Errorf("--only=%s: give packets or traffic", o.only)
+	}
+	if o.rounds < 1 {
+		return fmt.Errorf("--rounds=%d: give one at least", o.rounds)
+	}
+	if o.state, err = os.MkdirTemp("", "klbench"); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(o.state)) }()
+	log, err := os.Create(filepath.Join(o.state, "log"))
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(state)
-	rows, err := bench.Run(ctx, bench.Options{Rounds: *rounds, State: state, Log: stderr, Progress: stderr})
-	if err != nil {
-		return err
+	defer log.Close()
+	if o.only != "traffic" {
+		if err := packets(ctx, o, stdout, stderr, log); err != nil {
+			return o.explain(err)
+		}
 	}
-	table(stdout, rows)
+	if o.only != "packets" {
+		return o.explain(clients(ctx, o, stdout, stderr, log))
+	}
 	return nil
 }
 
-func table(out io.Writer, rows []bench.Row) {
-	reference := rows[slices.IndexFunc(rows, func(r bench.Row) bool { return r.Name == bench.Reference })]
-	fmt.Fprintln(out, "| path of a packet | ns, median | ns, best | ratio to plain routing, median | least to most | arrived |")
-	fmt.Fprintln(out, "| --- | --- | --- | --- | --- | --- |")
-	for _, r := range rows {
-		ratios := r.Ratios(reference)
-		fmt.Fprintf(out, "| %s | %.0f | %.0f | %.2f | %.2f to %.2f | %.3f |\n", r.Name, bench.Median(r.Nanoseconds), slices.Min(r.Nanoseconds), bench.Median(ratios), slices.Min(ratios), slices.Max(ratios), r.Arrived)
+// explain adds what backends and proxies have written at last.
+func (o options) explain(err error) error {
+	if err == nil {
+		return nil
 	}
+	text, readErr := os.ReadFile(filepath.Join(o.state, "log"))
+	return errors.Join(err, readErr, fmt.Errorf("the end of their log:\n%s", text[max(0, len(text)-2000):]))
+}
+
+func packets(ctx context.Context, o options, stdout, stderr, log io.Writer) error {
+	rows, err := bench.Run(ctx, bench.Options{Rounds: o.rounds, State: o.state, Log: log, Progress: stderr})
+	if err != nil {
+		return err
+	}
+	reference := rows[slices.IndexFunc(rows, func(r bench.Row) bool { return r.Name == bench.Reference })]
+	fmt.Fprintln(stdout, "| path of a packet | ns, median | ns, best | ratio to plain routing, median | least to most | arrived |")
+	fmt.Fprintln(stdout, "| --- | --- | --- | --- | --- | --- |")
+	var bars []bench.Bar
+	for _, r := range rows {
+		b := bench.NewBar(r.Name, r.Ratios(reference))
+		bars = append(bars, b)
+		fmt.Fprintf(stdout, "| %s | %.0f | %.0f | %.2f | %.2f to %.2f | %.3f |\n", r.Name, bench.Median(r.Nanoseconds), slices.Min(r.Nanoseconds), b.Median, b.Least, b.Max, r.Arrived)
+	}
+	const group = "processor time of a packet"
+	return o.plot("packets.svg", "What a packet costs on a gateway, plain routing being 1", []string{group}, map[string][]bench.Bar{group: bars})
+}
+
+func clients(ctx context.Context, o options, stdout, stderr, log io.Writer) error {
+	results, err := traffic.Run(ctx, traffic.Options{Rounds: o.rounds, Long: o.long, Proxies: o.proxies, State: o.state, Log: log, Progress: stderr})
+	if err != nil {
+		return err
+	}
+	var groups []string
+	bars := map[string][]bench.Bar{}
+	for _, l := range traffic.Loads() {
+		fmt.Fprintf(stdout, "\n%s:\n\n| by | %s, median | ratio to plain routing, median | least to most | processor, µs for each | ratio |\n| --- | --- | --- | --- | --- | --- |\n", l.Name, l.Unit)
+		groups = append(groups, l.Name)
+		for _, r := range results {
+			if len(r.Samples[l.Name]) == 0 {
+				continue
+			}
+			values, processor := ratios(results, r, l.Name)
+			b := bench.NewBar(r.Target, values)
+			bars[l.Name] = append(bars[l.Name], b)
+			fmt.Fprintf(stdout, "| %s | %.0f | %.2f | %.2f to %.2f | %.1f | %.2f |\n", r.Target, median(r.Samples[l.Name], value), b.Median, b.Least, b.Max, median(r.Samples[l.Name], cpu), bench.Median(processor))
+		}
+	}
+	return o.plot("traffic.svg", "What clients of a gateway see, plain routing between such interfaces being 1", groups, bars)
+}
+
+func value(s traffic.Sample) float64 { return s.Value }
+func cpu(s traffic.Sample) float64   { return s.CPU }
+
+func median(samples []traffic.Sample, of func(traffic.Sample) float64) float64 {
+	var all []float64
+	for _, s := range samples {
+		all = append(all, of(s))
+	}
+	return bench.Median(all)
+}
+
+// ratios are those to the result's reference, of the same rounds.
+func ratios(results []traffic.Result, r traffic.Result, load string) (values, processor []float64) {
+	reference := results[slices.IndexFunc(results, func(o traffic.Result) bool { return o.Target == r.Reference })].Samples[load]
+	for i, s := range r.Samples[load] {
+		values = append(values, s.Value/reference[i].Value)
+		processor = append(processor, s.CPU/reference[i].CPU)
+	}
+	return values, processor
+}
+
+func (o options) plot(file, title string, groups []string, bars map[string][]bench.Bar) (err error) {
+	if o.plots == "" {
+		return nil
+	}
+	out, err := os.Create(filepath.Join(o.plots, file))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, out.Close()) }()
+	return bench.Plot(out, title, groups, bars)
 }

@@ -1,7 +1,6 @@
 package netlab
 
 import (
-	"errors"
 	"fmt"
 	"unsafe"
 
@@ -36,12 +35,6 @@ func (ns *Namespace) AsOnAWire(name string) error {
 // TakesFrames has an end of a veth pair take what XDP programs send to it from the other end, which the kernel else drops: only one
 // with GRO, or with an XDP program of its own, has the queue for it.
 func (ns *Namespace) TakesFrames(name string) error { return ns.ethtool(name, 1, ethtoolSetGRO) }
-
-// SendsFrames has an interface send and take what a wire carries, frames of its MTU at most, and merge what it has received. Checksums
-// are still left open between the ends of a veth pair.
-func (ns *Namespace) SendsFrames(name string) error {
-	return errors.Join(ns.ethtool(name, 0, ethtoolSetTSO, ethtoolSetGSO), ns.TakesFrames(name))
-}
 
 // ethtool sets each of an interface's flags.
 func (ns *Namespace) ethtool(name string, to uint32, commands ...uint32) error {

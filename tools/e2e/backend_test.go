@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -119,9 +120,9 @@ func otherBackend() string {
 }
 
 // onlyWith skips a test of what only some backends can do.
-func onlyWith(t *testing.T, backend string) {
+func onlyWith(t *testing.T, backends ...string) {
 	t.Helper()
-	if backendName() != backend {
-		t.Skipf("it is about the %s backend", backend)
+	if !slices.Contains(backends, backendName()) {
+		t.Skipf("it is about %s", strings.Join(backends, " and "))
 	}
 }

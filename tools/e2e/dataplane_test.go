@@ -34,8 +34,8 @@ func endpointsIn(t *testing.T) string {
 		}
 		return out
 	case "ebpf":
-		const listed = 3 // enum endpoint_state in backends/ebpf/bpf/model.h
-		return pinned(t, "endpoints", fmt.Sprintf(",%d,}$", listed))
+		const listed = 3
+		return pinned(t, "endpoints", endpointIn(fmt.Sprint(listed)))
 	}
 	return onGateway(t, "nft", "list", "map", "ip", "kubelb", "endpoints") + onGateway(t, "nft", "list", "map", "ip6", "kubelb", "endpoints")
 }
@@ -48,7 +48,7 @@ func recordsIn(t *testing.T) []string {
 	case "envoy":
 		table, sets = "kubelb-envoy", []string{"vips", "to_serve", "to_serve_some", "to_refuse_some"}
 	case "ebpf":
-		return strings.Fields(pinned(t, "addresses", ".*") + pinned(t, "endpoints", ",[1-9],}$") + pinned(t, "frontends", ".*") + pinned(t, "source_ranges", ".*"))
+		return strings.Fields(pinned(t, "addresses", ".*") + pinned(t, "endpoints", endpointIn("[1-9]")) + pinned(t, "frontends", ".*") + pinned(t, "source_ranges", ".*"))
 	}
 	var out []string
 	for _, family := range []string{"ip", "ip6"} {
@@ -63,6 +63,9 @@ func recordsIn(t *testing.T) []string {
 	}
 	return out
 }
+
+// endpointIn matches an endpoint in a state, the last but one of its fields (struct endpoint in backends/ebpf/bpf/model.h).
+func endpointIn(state string) string { return "," + state + ",[0-9]+,}$" }
 
 // words are those of an address as the kernel writes what is in a map of BPF.
 var words = regexp.MustCompile(`\[(\d+),(\d+),(\d+),(\d+),\]`)

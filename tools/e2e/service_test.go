@@ -183,7 +183,7 @@ func TestLocalPolicyReachesOnlyNodesWithAReadyPodAndFollowsIt(t *testing.T) {
 }
 
 func TestDirectForwardingKeepsTheClientsAddressThroughKubeProxy(t *testing.T) {
-	onlyWith(t, "nftables")
+	onlyWith(t, "nftables", "ebpf")
 	apply(t, web("direct", 2)+service("direct", "externalTrafficPolicy: Local", "ports:",
 		"- {name: tcp, port: 80, targetPort: 8080}", "- {name: udp, port: 80, protocol: UDP, targetPort: 8053}"))
 	cleanUp(t, "service/direct", "deployment/direct")

@@ -37,7 +37,7 @@ func backend(name string, options map[string]string) func(context.Context, *gate
 
 const haproxyConfig = `global
   nbthread 2
-  maxconn 20000
+  maxconn 4000
 defaults
   mode tcp
   timeout connect 5s
@@ -63,7 +63,7 @@ worker_processes 2;
 daemon off;
 pid %[2]s/nginx.pid;
 error_log stderr warn;
-events { worker_connections 10000; }
+events { worker_connections 4000; }
 stream {
   upstream tcp_nodes {
 %[3]s  }

@@ -170,8 +170,8 @@ func (l *Lab) network() (err error) {
 	plug(inside, l.Hub.Namespace, "hub", "eth0", nodes4+"2", nodes6+"2")
 	plug(inside, l.Tenant.Namespace, "tenant", "eth0", nodes4+"3", nodes6+"3")
 	for i := 1; i <= 2; i++ {
-		n := &Node{Name: fmt.Sprintf("node%d", i), number: i, Address4: fmt.Sprintf("%s1%d", nodes4, i), Address6: fmt.Sprintf("%s1%d", nodes6, i), cgroup: filepath.Base(l.Dir)}
-		n.Namespace = host(n.Name, append(forwards, "net/ipv6/conf/all/keep_addr_on_down=1")...)
+		n := &Node{Name: fmt.Sprintf("node%d", i), number: i, segment: inside, Address4: fmt.Sprintf("%s1%d", nodes4, i), Address6: fmt.Sprintf("%s1%d", nodes6, i), cgroup: filepath.Base(l.Dir)}
+		n.Namespace = host(n.Name, forwards...)
 		plug(inside, n.Namespace, n.Name, "eth0", n.Address4, n.Address6)
 		l.Nodes = append(l.Nodes, n)
 	}

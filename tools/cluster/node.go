@@ -20,12 +20,14 @@ type Node struct {
 	// Address4 and Address6 are the node's InternalIPs.
 	Address4, Address6 string
 	number             int
-	dir                string
-	cluster            *ControlPlane
-	cgroup             string
-	containerd         *Process
-	kubelet            *Process
-	proxy              *Process
+	// segment is the switch that the node is plugged into, at the port of its name.
+	segment    *netlab.Namespace
+	dir        string
+	cluster    *ControlPlane
+	cgroup     string
+	containerd *Process
+	kubelet    *Process
+	proxy      *Process
 }
 
 func (n *Node) pods4() string { return fmt.Sprintf("10.77.%d.0/24", n.number) }
@@ -145,8 +147,9 @@ func (n *Node) startKubelet(ctx context.Context) (err error) {
 	return err
 }
 
-// Die cuts the node off the network at once, as a power loss would; its programs go on and reach nobody.
-func (n *Node) Die() error { return n.Namespace.SetLink("eth0", false) }
+// Die cuts the node off the network at once, as a power loss would; its programs go on and reach nobody. It is the port of the switch
+// that goes down: a host whose own interface does would lose its routes.
+func (n *Node) Die() error { return n.segment.SetLink(n.Name, false) }
 
 // Return brings a dead node back to the network.
-func (n *Node) Return() error { return n.Namespace.SetLink("eth0", true) }
+func (n *Node) Return() error { return n.segment.SetLink(n.Name, true) }

@@ -70,11 +70,12 @@ func endpointIn(state string) string { return "," + state + ",[0-9]+,}$" }
 // words are those of an address as the kernel writes what is in a map of BPF.
 var words = regexp.MustCompile(`\[(\d+),(\d+),(\d+),(\d+),\]`)
 
-// pinned lists, with a space behind each, the first addresses of those elements of a map that match.
+// pinned lists, with a space behind each, the first addresses of those elements of a map that match. It looks at the first 4096, far
+// more than the lab has: to write all of an array with room for 131,072 takes a second.
 func pinned(t *testing.T, table, matching string) string {
 	t.Helper()
 	var out strings.Builder
-	for line := range strings.Lines(onGateway(t, "sh", "-c", fmt.Sprintf("cat /sys/fs/bpf/kubelb-*/%s | grep -E '%s' || true", table, matching))) {
+	for line := range strings.Lines(onGateway(t, "sh", "-c", fmt.Sprintf("head -n 4096 /sys/fs/bpf/kubelb-*/%s | grep -E '%s' || true", table, matching))) {
 		var bytes []byte
 		if m := words.FindStringSubmatch(line); m != nil {
 			for _, text := range m[1:] {

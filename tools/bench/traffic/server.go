@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"sync"
 
 	"github.com/cilium/ebpf"
@@ -21,32 +22,44 @@ const nodePort = 30080
 
 // server answers on a node.
 type server struct {
+	ns       *netlab.Namespace
 	listener net.Listener
-	packets  net.PacketConn
+	packets  []net.PacketConn
 	all      sync.WaitGroup
 }
 
 func serve(ns *netlab.Namespace) (*server, error) {
-	s := &server{}
+	s := &server{ns: ns}
 	err := ns.Do(func() (err error) {
-		at := fmt.Sprintf("0.0.0.0:%d", nodePort)
-		if s.listener, err = new(net.ListenConfig).Listen(context.Background(), "tcp4", at); err != nil {
-			return err
-		}
-		s.packets, err = net.ListenPacket("udp4", at)
+		s.listener, err = new(net.ListenConfig).Listen(context.Background(), "tcp4", fmt.Sprintf("0.0.0.0:%d", nodePort))
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
 	s.all.Go(s.accept)
-	s.all.Go(s.answer)
 	return s, nil
+}
+
+// answerAt answers datagrams, too, at an address of the node: from a socket for all of them, answers would come from the first.
+func (s *server) answerAt(address netip.Addr) error {
+	return s.ns.Do(func() error {
+		c, err := net.ListenPacket("udp4", netip.AddrPortFrom(address, nodePort).String())
+		if err != nil {
+			return err
+		}
+		s.packets = append(s.packets, c)
+		s.all.Go(func() { answer(c) })
+		return nil
+	})
 }
 
 // close ends the server, and waits for the connections that clients have closed.
 func (s *server) close() error {
-	err := errors.Join(s.listener.Close(), s.packets.Close())
+	err := s.listener.Close()
+	for _, c := range s.packets {
+		err = errors.Join(err, c.Close())
+	}
 	s.all.Wait()
 	return err
 }
@@ -82,15 +95,15 @@ func talk(c net.Conn) {
 	}
 }
 
-func (s *server) answer() {
+func answer(c net.PacketConn) {
 	buffer := make([]byte, 2048)
 	for {
-		n, from, err := s.packets.ReadFrom(buffer)
+		n, from, err := c.ReadFrom(buffer)
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
 		if err == nil {
-			_, _ = s.packets.WriteTo(buffer[:n], from) // a client that has gone refuses it
+			_, _ = c.WriteTo(buffer[:n], from) // a client that has gone refuses it
 		}
 	}
 }

@@ -204,6 +204,11 @@ func (s *setup) add(number int, t target) (_ *gateway, err error) {
 		if err != nil {
 			return nil, err
 		}
+		for _, address := range g.nodes[k*addressesOfANode:] {
+			if err := s.servers[k].answerAt(address); err != nil {
+				return nil, err
+			}
+		}
 		ends = append(ends, back, nodeEnd)
 	}
 	if t.frames {

@@ -142,19 +142,11 @@ func (r *Row) measure(p path) error {
 				return err
 			}
 		}
-		var behind *ebpf.Program
-		var err error
-		if p.byXDP {
-			if behind, err = p.gateway.xdp(); err != nil {
-				return err
-			}
-			defer behind.Close()
-		}
-		g, err := newGenerator(p.flows, behind, p.result)
+		g, close, err := p.generator()
 		if err != nil {
 			return err
 		}
-		defer g.close()
+		defer close()
 		if p.flows != newFlows {
 			// What is seldom seen goes another way the first time.
 			if _, err := g.run(p.gateway.front.Index, p.frame, p.flows); err != nil {
@@ -290,12 +282,46 @@ func (b *builder) nftablesPaths() ([]path, error) {
 	}, nil
 }
 
-// settle sends the first packets of the path's flows, and has them answered.
+// settle sends the first packets of the path's flows, and has them answered, before the table of young flows is full.
 func (b *builder) settle(p path) error {
-	warm := p
-	warm.packets = p.flows
-	if err := (&Row{}).measure(warm); err != nil {
-		return err
+	const most = 1 << 15
+	for first := uint32(0); first < p.flows; first += most {
+		some := min(most, p.flows-first)
+		err := p.gateway.Do(func() error {
+			g, close, err := p.generator()
+			if err != nil {
+				return err
+			}
+			defer close()
+			if err := g.next.Put(uint32(0), uint64(first)); err != nil {
+				return err
+			}
+			_, err = g.run(p.gateway.front.Index, p.frame, some)
+			return err
+		})
+		if err := errors.Join(err, p.gateway.settle()); err != nil {
+			return err
+		}
 	}
-	return p.gateway.settle()
+	return nil
+}
+
+// generator makes the path's packets, until it is closed.
+func (p path) generator() (_ *generator, close func(), _ error) {
+	var behind *ebpf.Program
+	if p.byXDP {
+		var err error
+		if behind, err = p.gateway.xdp(); err != nil {
+			return nil, nil, err
+		}
+	}
+	g, err := newGenerator(p.frame, p.flows, behind, p.result)
+	if err != nil {
+		_ = behind.Close()
+		return nil, nil, err
+	}
+	return g, func() {
+		g.close()
+		_ = behind.Close()
+	}, nil
 }

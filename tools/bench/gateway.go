@@ -185,18 +185,20 @@ func (g *gateway) settle() error {
 			return err
 		}
 		defer flows.Close()
-		var key [flowKeySize]byte
-		var flow [flowSize]byte
-		entries := young.Iterate()
-		for entries.Next(&key, &flow) {
-			if flow[flowState]&stateReply == 0 {
-				flow[flowState] |= stateReplied
-			}
-			if err := flows.Put(key, flow); err != nil {
-				return err
+		keys, values := make([][flowKeySize]byte, young.MaxEntries()), make([][flowSize]byte, young.MaxEntries())
+		n, err := young.BatchLookupAndDelete(new(ebpf.MapBatchCursor), keys, values, nil)
+		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) { // which means that there are no more
+			return fmt.Errorf("take the young flows: %w", err)
+		}
+		for i := range n {
+			if values[i][flowState]&stateReply == 0 {
+				values[i][flowState] |= stateReplied
 			}
 		}
-		return entries.Err()
+		if _, err := flows.BatchUpdate(keys[:n], values[:n], nil); err != nil {
+			return fmt.Errorf("keep %d flows: %w", n, err)
+		}
+		return nil
 	})
 }
 

@@ -15,8 +15,9 @@ import (
 )
 
 // generator makes packets inside the kernel, on a processor of its own: each run of its program is a frame that the driver of an
-// interface could have received (BPF_F_TEST_XDP_LIVE_FRAMES, Documentation/bpf/bpf_prog_run.rst). The program gives the frame the
-// client's port and address of the next flow, and then does with it what stands behind it.
+// interface could have received (BPF_F_TEST_XDP_LIVE_FRAMES, Documentation/bpf/bpf_prog_run.rst). The program writes the headers, since
+// pages come again as whoever had them has left them, with the client's port and address of the next flow, and then does with the
+// frame what stands behind it.
 type generator struct {
 	program *ebpf.Program
 	next    *ebpf.Map
@@ -34,7 +35,7 @@ const (
 const portsOfClient = 1 << 14
 
 // newGenerator makes one that goes through so many flows. Behind it stands an XDP program, or, without one, the result.
-func newGenerator(flows uint32, behind *ebpf.Program, result int32) (_ *generator, err error) {
+func newGenerator(frame []byte, flows uint32, behind *ebpf.Program, result int32) (_ *generator, err error) {
 	g := &generator{}
 	defer func() {
 		if err != nil {
@@ -52,14 +53,36 @@ func newGenerator(flows uint32, behind *ebpf.Program, result int32) (_ *generato
 			return nil, fmt.Errorf("put a program behind the generator: %w", err)
 		}
 	}
-	const clientLow, identification, port = 14 + 14, 14 + 4, 14 + 20
-	g.program, err = ebpf.NewProgram(&ebpf.ProgramSpec{Name: "generator", Type: ebpf.XDP, Flags: hasFragments, License: "MIT", Instructions: asm.Instructions{
+	program := asm.Instructions{
 		asm.Mov.Reg(asm.R6, asm.R1),
 		asm.LoadMem(asm.R7, asm.R6, 0, asm.Word),
 		asm.LoadMem(asm.R8, asm.R6, 4, asm.Word),
 		asm.Mov.Reg(asm.R1, asm.R7),
-		asm.Add.Imm(asm.R1, 42),
+		asm.Add.Imm(asm.R1, headers),
 		asm.JGT.Reg(asm.R1, asm.R8, "out"),
+	}
+	for at := 0; at < headers; at += 2 {
+		program = append(program, asm.StoreImm(asm.R7, int16(at), int64(binary.NativeEndian.Uint16(frame[at:])), asm.Half))
+	}
+	program = append(program, g.nextFlow(flows)...)
+	program = append(program,
+		asm.Mov.Reg(asm.R1, asm.R6),
+		asm.LoadMapPtr(asm.R2, g.then.FD()),
+		asm.Mov.Imm(asm.R3, 0),
+		asm.FnTailCall.Call(),
+		asm.Mov.Imm(asm.R0, result).WithSymbol("out"),
+		asm.Return())
+	g.program, err = ebpf.NewProgram(&ebpf.ProgramSpec{Name: "generator", Type: ebpf.XDP, AttachType: ebpf.AttachXDP, Flags: hasFragments, License: "MIT", Instructions: program})
+	return g, err
+}
+
+// headers is the length of what each frame is given anew: Ethernet's header, IPv4's and UDP's.
+const headers = 14 + 20 + 8
+
+// nextFlow writes the port and the address of the next flow's client into the headers at R7.
+func (g *generator) nextFlow(flows uint32) asm.Instructions {
+	const clientLow, identification, port = 14 + 14, 14 + 4, 14 + 20
+	return asm.Instructions{
 		asm.LoadMapValue(asm.R2, g.next.FD(), 0),
 		asm.LoadMem(asm.R3, asm.R2, 0, asm.DWord),
 		asm.Mov.Reg(asm.R4, asm.R3),
@@ -80,14 +103,7 @@ func newGenerator(flows uint32, behind *ebpf.Program, result int32) (_ *generato
 		asm.Sub.Reg(asm.R4, asm.R3),
 		asm.StoreMem(asm.R7, clientLow, asm.R3, asm.Half),
 		asm.StoreMem(asm.R7, identification, asm.R4, asm.Half),
-		asm.Mov.Reg(asm.R1, asm.R6),
-		asm.LoadMapPtr(asm.R2, g.then.FD()),
-		asm.Mov.Imm(asm.R3, 0),
-		asm.FnTailCall.Call(),
-		asm.Mov.Imm(asm.R0, result).WithSymbol("out"),
-		asm.Return(),
-	}})
-	return g, err
+	}
 }
 
 func (g *generator) close() {

@@ -76,6 +76,8 @@ e2e: deps build ## Test the whole path on real clusters with every dataplane (ro
 .PHONY: bench
 bench: deps build ## Measure what a packet costs and what clients see, by every dataplane, plain routing and proxies (root, 15 minutes).
 	proxies=$$(tools/proxies.sh) && $(BIN)/bench --proxies=$$proxies --plots=backends/ebpf $(if $(ROUNDS),--rounds=$(ROUNDS))
+	@set -e; for b in $(BACKENDS); do (cd backends/$$b && CGO_ENABLED=0 go build -ldflags='-s -w' -o $(BIN)/next/ ./cmd/...); done
+	$(BIN)/bench --only=outlive --next=$(BIN)/next
 
 .PHONY: bench-scale
 bench-scale: deps build ## Load 10,000 LoadBalancers and measure one change more (root, minutes).

@@ -120,7 +120,8 @@ func (g *gateway) arrived() (n uint64, err error) {
 	return n, g.counted.Lookup(uint32(0), &n)
 }
 
-// StartBackend runs a backend on a host, with its state below a directory, and has it serve the records.
+// StartBackend runs a backend, by name or path, on a host, with its state below a directory, and has it serve the records. What an
+// earlier process has left there it takes over.
 func StartBackend(ctx context.Context, on *netlab.Namespace, backend string, options map[string]string, state string, want model.Snapshot, log io.Writer) (cases.Process, error) {
 	path, err := plugin.Find(backend)
 	if err != nil {
@@ -134,17 +135,26 @@ func StartBackend(ctx context.Context, on *netlab.Namespace, backend string, opt
 		process.Stop()
 		return nil, fmt.Errorf("configure %s: %w", backend, err)
 	}
-	change := dataplane.Change{Next: dataplane.Generation{Epoch: "bench", Number: 1}, Delta: model.Difference(model.NewDigests(), want)}
-	result, err := process.Apply(ctx, change)
-	if err == nil && len(result.Failed) > 0 {
-		err = fmt.Errorf("%v", result.Failed)
-	}
-	if err != nil {
+	if err := bringTo(ctx, process, want); err != nil {
 		err = errors.Join(fmt.Errorf("apply to %s: %w", backend, err), process.Close(ctx, true))
 		process.Stop()
 		return nil, err
 	}
 	return process, nil
+}
+
+// bringTo applies what differs from what the process holds, which may be what another one has left.
+func bringTo(ctx context.Context, process cases.Process, want model.Snapshot) error {
+	held, err := process.Applied(ctx)
+	if err != nil {
+		return err
+	}
+	change := dataplane.Change{Base: held.Generation, Next: dataplane.Generation{Epoch: "bench", Number: held.Generation.Number + 1}, Delta: model.Difference(held.Digests, want)}
+	result, err := process.Apply(ctx, change)
+	if err == nil && len(result.Failed) > 0 {
+		err = fmt.Errorf("%v", result.Failed)
+	}
+	return err
 }
 
 // xdp is the XDP program at the front, nil if there is none.

@@ -18,21 +18,31 @@ import (
 	"kubelb.k8c.io/tools/bench"
 )
 
-// backend has a backend serve TCP and UDP on the gateway's VIP.
-func backend(name string, options map[string]string) func(context.Context, *gateway, Options) error {
-	return func(ctx context.Context, g *gateway, o Options) (err error) {
-		pool := model.Pool{ID: "t/nodes", Tenant: "t"}
-		for _, n := range g.nodes {
-			pool.Endpoints = append(pool.Endpoints, model.Endpoint{ID: n.String(), Address: n, Weight: 1})
-		}
-		s := model.Snapshot{Pools: []model.Pool{pool}}
-		for _, protocol := range []model.Protocol{model.TCP, model.UDP} {
-			s.Frontends = append(s.Frontends, model.Frontend{FrontendKey: model.FrontendKey{VIP: g.vip, Protocol: protocol, Port: servedPort},
-				Owner: model.ObjectName{Namespace: "tenant-t", Name: "s"}, Tenant: "t", Pool: pool.ID, TargetPort: nodePort, Forwarding: model.NAT})
-		}
-		g.process, err = bench.StartBackend(ctx, g.Namespace, name, options, o.State, s, o.Log)
-		return err
+// begin has the gateway serve, if it is to.
+func (g *gateway) begin(ctx context.Context, o Options) error {
+	fmt.Fprintf(o.Progress, "starting %s\n", g.name)
+	if g.start != nil {
+		return g.start(g, o)
 	}
+	if g.backend == "" {
+		return nil
+	}
+	return g.serve(ctx, g.backend, o)
+}
+
+// serve has a backend, by name or path, serve TCP and UDP on the gateway's VIP.
+func (g *gateway) serve(ctx context.Context, backend string, o Options) (err error) {
+	pool := model.Pool{ID: "t/nodes", Tenant: "t"}
+	for _, n := range g.nodes {
+		pool.Endpoints = append(pool.Endpoints, model.Endpoint{ID: n.String(), Address: n, Weight: 1})
+	}
+	s := model.Snapshot{Pools: []model.Pool{pool}}
+	for _, protocol := range []model.Protocol{model.TCP, model.UDP} {
+		s.Frontends = append(s.Frontends, model.Frontend{FrontendKey: model.FrontendKey{VIP: g.vip, Protocol: protocol, Port: servedPort},
+			Owner: model.ObjectName{Namespace: "tenant-t", Name: "s"}, Tenant: "t", Pool: pool.ID, TargetPort: nodePort, Forwarding: model.NAT})
+	}
+	g.process, err = bench.StartBackend(ctx, g.Namespace, backend, g.options, o.State, s, o.Log)
+	return err
 }
 
 const haproxyConfig = `global
@@ -50,7 +60,7 @@ backend nodes
   balance roundrobin
 %s`
 
-func startHAProxy(_ context.Context, g *gateway, o Options) error {
+func startHAProxy(g *gateway, o Options) error {
 	var servers strings.Builder
 	for i, n := range g.nodes {
 		fmt.Fprintf(&servers, "  server s%d %s:%d\n", i, n, nodePort)
@@ -75,7 +85,7 @@ stream {
 }
 `
 
-func startNginx(_ context.Context, g *gateway, o Options) error {
+func startNginx(g *gateway, o Options) error {
 	var servers strings.Builder
 	for _, n := range g.nodes {
 		fmt.Fprintf(&servers, "    server %s:%d;\n", n, nodePort)

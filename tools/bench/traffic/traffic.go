@@ -50,20 +50,22 @@ type target struct {
 	frames bool
 	// noDatagrams: it is for TCP alone.
 	noDatagrams bool
-	// start has the gateway serve; nil where it only routes.
-	start func(context.Context, *gateway, Options) error
+	// backend serves, with options; or start has a proxy serve. Without either the gateway only routes.
+	backend string
+	options map[string]string
+	start   func(*gateway, Options) error
 }
 
 func targets(o Options) []target {
 	all := []target{
 		{name: Plain},
-		{name: "eBPF, tcx", start: backend("ebpf", map[string]string{"xdp": "off"})},
-		{name: "nftables", start: backend("nftables", nil)},
-		{name: "Envoy", start: backend("envoy", nil)},
+		{name: "eBPF, tcx", backend: "ebpf", options: map[string]string{"xdp": "off"}},
+		{name: "nftables", backend: "nftables"},
+		{name: "Envoy", backend: "envoy"},
 		{name: PlainFrames, frames: true},
-		{name: "eBPF, XDP, frames", frames: true, start: backend("ebpf", map[string]string{"xdp": "native"})},
-		{name: "eBPF, tcx, frames", frames: true, start: backend("ebpf", map[string]string{"xdp": "off"})},
-		{name: "nftables, frames", frames: true, start: backend("nftables", nil)},
+		{name: "eBPF, XDP, frames", frames: true, backend: "ebpf", options: map[string]string{"xdp": "native"}},
+		{name: "eBPF, tcx, frames", frames: true, backend: "ebpf", options: map[string]string{"xdp": "off"}},
+		{name: "nftables, frames", frames: true, backend: "nftables"},
 	}
 	if o.Proxies != "" {
 		all = append(all, target{name: "HAProxy, mode tcp", noDatagrams: true, start: startHAProxy}, target{name: "nginx, stream", start: startNginx})
@@ -94,7 +96,7 @@ func Run(ctx context.Context, o Options) (results []Result, err error) {
 	defer func() { err = errors.Join(err, lab.Close()) }()
 	s := &setup{lab: lab, options: o}
 	defer func() { err = errors.Join(err, s.close(context.WithoutCancel(ctx))) }()
-	if err := s.build(ctx); err != nil {
+	if err := s.build(ctx, func(target) bool { return true }); err != nil {
 		return nil, err
 	}
 	for _, g := range s.gateways {
@@ -138,7 +140,8 @@ type setup struct {
 	gateways []*gateway
 }
 
-func (s *setup) build(ctx context.Context) (err error) {
+// build makes the client, the nodes, and a gateway for each target that is wanted.
+func (s *setup) build(ctx context.Context, wanted func(target) bool) (err error) {
 	if s.client, err = s.lab.Namespace("client", "net/ipv4/ip_local_port_range=1024 65535", "net/ipv4/tcp_tw_reuse=1", "net/ipv4/conf/all/rp_filter=0", "net/ipv4/conf/default/rp_filter=0"); err != nil {
 		return err
 	}
@@ -156,16 +159,15 @@ func (s *setup) build(ctx context.Context) (err error) {
 		s.servers = append(s.servers, served)
 	}
 	for i, t := range targets(s.options) {
+		if !wanted(t) {
+			continue
+		}
 		g, err := s.add(i+1, t)
 		if err != nil {
 			return fmt.Errorf("%s: %w", t.name, err)
 		}
 		s.gateways = append(s.gateways, g)
-		if t.start == nil {
-			continue
-		}
-		fmt.Fprintf(s.options.Progress, "starting %s\n", t.name)
-		if err := t.start(ctx, g, s.options); err != nil {
+		if err := g.begin(ctx, s.options); err != nil {
 			return fmt.Errorf("%s: %w", t.name, err)
 		}
 	}
@@ -219,7 +221,7 @@ func (s *setup) add(number int, t target) (_ *gateway, err error) {
 			}
 		}
 	}
-	if t.start != nil {
+	if t.start != nil || t.backend != "" {
 		g.to = []netip.AddrPort{netip.AddrPortFrom(g.vip, servedPort)}
 		return g, nil
 	}

@@ -29,10 +29,10 @@ func main() {
 }
 
 type options struct {
-	only, proxies, plots string
-	rounds               int
-	long                 time.Duration
-	state                string
+	only, proxies, plots, next string
+	rounds                     int
+	long                       time.Duration
+	state                      string
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
@@ -43,12 +43,16 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	flags.DurationVar(&o.long, "for", time.Second, "how long each load is sent in a round")
 	flags.StringVar(&o.proxies, "proxies", "", "where HAProxy and nginx are unpacked (tools/proxies.sh); without it they are left out")
 	flags.StringVar(&o.plots, "plots", "", "a directory for plots; without it there are none")
-	flags.StringVar(&o.only, "only", "", "packets (what one costs on a gateway) or traffic (what clients see); both without it")
+	flags.StringVar(&o.next, "next", "", "where other builds of the backends are, for outlive")
+	flags.StringVar(&o.only, "only", "", "packets (what one costs on a gateway), traffic (what clients see) or outlive (what is lost while a plugin is ended and replaced); packets and traffic without it")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	if !slices.Contains([]string{"", "packets", "traffic"}, o.only) {
-		return fmt.Errorf("--only=%s: give packets or traffic", o.only)
+	if !slices.Contains([]string{"", "packets", "traffic", "outlive"}, o.only) {
+		return fmt.Errorf("--only=%s: give packets, traffic or outlive", o.only)
+	}
+	if o.only == "outlive" && o.next == "" {
+		return errors.New("--only=outlive: give --next, a directory with other builds of the backends")
 	}
 	if o.rounds < 1 {
 		return fmt.Errorf("--rounds=%d: give one at least", o.rounds)
@@ -62,22 +66,21 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 		return err
 	}
 	defer log.Close()
-	if o.only != "traffic" {
-		if err := packets(ctx, o, stdout, stderr, log); err != nil {
-			return o.explain(err)
+	for _, instrument := range []struct {
+		name string
+		run  func(context.Context, options, io.Writer, io.Writer, io.Writer) error
+	}{{"packets", packets}, {"traffic", clients}, {"outlive", outlive}} {
+		if o.only == instrument.name || o.only == "" && instrument.name != "outlive" {
+			if err := instrument.run(ctx, o, stdout, stderr, log); err != nil {
+				return o.explain(err)
+			}
 		}
-	}
-	if o.only != "packets" {
-		return o.explain(clients(ctx, o, stdout, stderr, log))
 	}
 	return nil
 }
 
 // explain adds what backends and proxies have written at last.
 func (o options) explain(err error) error {
-	if err == nil {
-		return nil
-	}
 	text, readErr := os.ReadFile(filepath.Join(o.state, "log"))
 	return errors.Join(err, readErr, fmt.Errorf("the end of their log:\n%s", text[max(0, len(text)-2000):]))
 }
@@ -121,6 +124,20 @@ func clients(ctx context.Context, o options, stdout, stderr, log io.Writer) erro
 		}
 	}
 	return o.plot("traffic.svg", "What clients of a gateway see, plain routing between such interfaces being 1", groups, bars)
+}
+
+func outlive(ctx context.Context, o options, stdout, stderr, log io.Writer) error {
+	losses, err := traffic.Outlive(ctx, traffic.Options{Long: 10 * o.long, State: o.state, Log: log, Progress: stderr}, o.next)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintln(stdout, "| plugin of | how often | datagrams sent | lost | connections | failed | slowest | requests | failed | slowest |")
+	fmt.Fprintln(stdout, "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+	for _, l := range losses {
+		fmt.Fprintf(stdout, "| %s, %s | %d | %d | %d | %d | %d | %d ms | %d | %d | %d ms |\n", l.Target, l.Phase, l.Ended, l.Sent, l.Sent-l.Arrived,
+			l.Connections.Done, l.Connections.Failed, l.Connections.Longest.Milliseconds(), l.Requests.Done, l.Requests.Failed, l.Requests.Longest.Milliseconds())
+	}
+	return nil
 }
 
 func value(s traffic.Sample) float64 { return s.Value }

@@ -1,0 +1,194 @@
+package traffic
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"kubelb.k8c.io/conformance/netlab"
+)
+
+// Loss is what clients lose while the plugin of a gateway is ended again and again.
+type Loss struct {
+	Target, Phase string
+	// Ended is how often the plugin was.
+	Ended int
+	// Sent and Arrived are datagrams, on flows that stay.
+	Sent, Arrived int
+	// Connections that were opened, asked something and closed; Requests on connections that stay.
+	Connections, Requests tried
+}
+
+// tried is what worked and what did not, with the longest time that one took.
+type tried struct {
+	Done, Failed int
+	Longest      time.Duration
+}
+
+func (t *tried) count(begun time.Time, err error) {
+	t.Longest = max(t.Longest, time.Since(begun))
+	if err != nil {
+		t.Failed++
+		return
+	}
+	t.Done++
+}
+
+// The phases: what is done to the plugin every so often.
+const (
+	Undisturbed = "undisturbed"
+	Killed      = "killed (kill -9) and started again"
+	Upgraded    = "replaced by another build"
+
+	between = 500 * time.Millisecond
+)
+
+// Outlive measures, for each dataplane, what clients lose while its plugin is ended and another one takes over. In next are other
+// builds of the plugins.
+func Outlive(ctx context.Context, o Options, next string) (losses []Loss, err error) {
+	lab := netlab.New("klbench")
+	defer func() { err = errors.Join(err, lab.Close()) }()
+	o.Proxies = ""
+	s := &setup{lab: lab, options: o}
+	defer func() { err = errors.Join(err, s.close(context.WithoutCancel(ctx))) }()
+	if err := s.build(ctx, func(t target) bool { return t.backend != "" && (!t.frames || strings.Contains(t.name, "XDP")) }); err != nil {
+		return nil, err
+	}
+	for _, g := range s.gateways {
+		for _, phase := range []string{Undisturbed, Killed, Undisturbed, Upgraded} {
+			l, err := s.outlive(ctx, g, phase, next)
+			if err != nil {
+				return losses, fmt.Errorf("%s, %s: %w", g.name, phase, err)
+			}
+			losses = append(losses, l)
+			fmt.Fprintf(o.Progress, "%s, %s: %d of %d datagrams lost, %d connections and %d requests failed\n", g.name, phase, l.Sent-l.Arrived, l.Sent, l.Connections.Failed, l.Requests.Failed)
+		}
+	}
+	return losses, nil
+}
+
+// outlive sends traffic for one phase.
+func (s *setup) outlive(ctx context.Context, g *gateway, phase, next string) (Loss, error) {
+	l := Loss{Target: g.name, Phase: phase}
+	before, err := s.counter.arrived()
+	if err != nil {
+		return l, err
+	}
+	var all sync.WaitGroup
+	until := time.Now().Add(s.options.Long)
+	errs := make([]error, 3)
+	for i, work := range []func() error{
+		func() (err error) { l.Sent, err = stream(g.to[0], until); return err },
+		func() error { connect(g.to[0], until, &l.Connections); return nil },
+		func() error { return keepAsking(g.to[0], until, &l.Requests) },
+	} {
+		all.Go(func() { errs[i] = s.client.Do(work) })
+	}
+	for other := false; phase != Undisturbed && ctx.Err() == nil && time.Now().Add(2*between).Before(until); l.Ended++ {
+		time.Sleep(between)
+		backend := g.backend
+		if other = !other; phase == Upgraded && other {
+			backend = next + "/kubelb-backend-" + backend
+		}
+		if err := g.replace(ctx, backend, phase == Killed, s.options); err != nil {
+			errs = append(errs, err)
+			break
+		}
+	}
+	all.Wait()
+	after, err := s.counter.arrived()
+	l.Arrived = int(after - before)
+	return l, errors.Join(append(errs, err)...)
+}
+
+// replace ends the plugin and starts another one.
+func (g *gateway) replace(ctx context.Context, backend string, kill bool, o Options) error {
+	if kill {
+		if err := g.process.Kill(); err != nil {
+			return err
+		}
+	}
+	g.process.Stop()
+	g.process = nil
+	return g.serve(ctx, backend, o)
+}
+
+// stream sends 16,000 datagrams a second, which no queue is too short for, and returns how many.
+func stream(to netip.AddrPort, until time.Time) (sent int, err error) {
+	var sockets [flowsOfDatagrams]int
+	buffer := make([]byte, datagramSize)
+	for i := range sockets {
+		if sockets[i], err = dial(unix.SOCK_DGRAM, to); err != nil {
+			return sent, err
+		}
+		defer unix.Close(sockets[i])
+		for range 2 {
+			if err := ask(sockets[i], buffer); err != nil {
+				return sent, err
+			}
+		}
+	}
+	buffer[0] = asCounted
+	for next := time.Now(); next.Before(until); next = next.Add(time.Millisecond) {
+		time.Sleep(time.Until(next))
+		for _, fd := range sockets {
+			if _, err := unix.Write(fd, buffer); err != nil {
+				return sent, fmt.Errorf("datagram: %w", err)
+			}
+			sent++
+		}
+	}
+	return sent, nil
+}
+
+// connect opens a connection each millisecond.
+func connect(to netip.AddrPort, until time.Time, t *tried) {
+	buffer := make([]byte, requestSize)
+	for time.Now().Before(until) {
+		begun := time.Now()
+		fd, err := dial(unix.SOCK_STREAM, to)
+		if err == nil {
+			err = errors.Join(ask(fd, buffer), unix.Close(fd))
+		}
+		t.count(begun, err)
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// keepAsking asks each millisecond on each of eight connections that stay.
+func keepAsking(to netip.AddrPort, until time.Time, t *tried) error {
+	var kept []int
+	defer func() {
+		for _, fd := range kept {
+			_ = unix.Close(fd)
+		}
+	}()
+	for range 8 {
+		fd, err := dial(unix.SOCK_STREAM, to)
+		if err != nil {
+			return err
+		}
+		kept = append(kept, fd)
+	}
+	buffer := make([]byte, requestSize)
+	for len(kept) > 0 && time.Now().Before(until) {
+		kept = slices.DeleteFunc(kept, func(fd int) bool {
+			begun := time.Now()
+			err := ask(fd, buffer)
+			t.count(begun, err)
+			if err != nil {
+				_ = unix.Close(fd)
+			}
+			return err != nil
+		})
+		time.Sleep(time.Millisecond)
+	}
+	return nil
+}

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/cilium/ebpf"
+
 	"kubelb.k8c.io/backends/dataplane"
 )
 
@@ -25,6 +27,8 @@ type Backend struct {
 	mu         sync.Mutex
 	state      *state
 	generation dataplane.Generation
+	// edit, which tests have, is what happens to programs before they are loaded.
+	edit func(*ebpf.CollectionSpec) error
 }
 
 var _ dataplane.Dataplane = (*Backend)(nil)
@@ -57,6 +61,7 @@ const (
 type options struct {
 	bpffs, xdp string
 	flows      uint32
+	edit       func(*ebpf.CollectionSpec) error
 }
 
 func readOptions(given map[string]string) (options, error) {
@@ -93,6 +98,7 @@ func (b *Backend) Configure(_ context.Context, config dataplane.Config) error {
 		first, last = firstPort, lastPort
 	}
 	o, err := readOptions(config.Options)
+	o.edit = b.edit
 	if err != nil {
 		return err
 	}

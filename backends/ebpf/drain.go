@@ -39,7 +39,8 @@ func (k *kernel) drain(ctx context.Context) (map[tuple]bool, error) {
 	}
 }
 
-// connections are the TCP connections of which no end has been seen, by what their clients send.
+// connections are the TCP connections of which no end has been seen, by what their clients send. What is kept for good may have left a
+// copy among the young ones, which is told nothing more.
 func (k *kernel) connections() (map[tuple]bool, error) {
 	open := map[tuple]bool{}
 	for _, m := range []*ebpf.Map{k.objects.Flows, k.objects.YoungFlows} {
@@ -47,9 +48,13 @@ func (k *kernel) connections() (map[tuple]bool, error) {
 		var f flow
 		entries := m.Iterate()
 		for entries.Next(&key, &f) {
-			if key.Protocol == unix.IPPROTO_TCP && f.State&stateReply == 0 && f.State&stateClosed == 0 {
-				open[key] = true
+			if key.Protocol != unix.IPPROTO_TCP || f.State&stateReply != 0 || f.State&stateClosed != 0 {
+				continue
 			}
+			if m == k.objects.YoungFlows && k.objects.Flows.Lookup(key, new(flow)) == nil {
+				continue
+			}
+			open[key] = true
 		}
 		if err := entries.Err(); errors.Is(err, ebpf.ErrIterationAborted) {
 			continue // they come and go faster than they can be read; those that stay long are in the other map

@@ -79,6 +79,11 @@ func (k *kernel) loadPrograms(o options, pins ebpf.MapOptions) error {
 				m.MaxEntries = max(o.flows/4, 1<<10)
 			}
 		}
+		if o.edit != nil {
+			if err := o.edit(spec); err != nil {
+				return err
+			}
+		}
 		if err := spec.LoadAndAssign(program.into, &ebpf.CollectionOptions{Maps: pins}); err != nil {
 			return err
 		}

@@ -67,7 +67,7 @@ func onBench(t *testing.T, f func(b *bench)) {
 		require.NoError(t, other.TakesFrames(end))
 	}
 	require.NoError(t, gateway.Do(func() error {
-		b := &bench{T: t, backend: &Backend{}}
+		b := &bench{T: t, backend: &Backend{edit: watched.edit()}}
 		err := b.prepare()
 		if err == nil {
 			b.until(func() { f(b) })

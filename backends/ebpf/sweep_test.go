@@ -41,6 +41,16 @@ var sweepFixtures = []fixture{
 		x.begin(portPlain)
 		x.mustStayFor(portPlain, 24*time.Hour)
 	}},
+	{name: "a connection counts as open until its client has closed it", only: tcp, run: func(x *exchange) {
+		x.begin(portPlain)
+		open, err := x.backend.kernel.connections()
+		require.NoError(x, err)
+		require.Contains(x, open, x.key(portPlain))
+		x.mustReachNode(x.goOn(portPlain, fin|ack))
+		open, err = x.backend.kernel.connections()
+		require.NoError(x, err)
+		require.NotContains(x, open, x.key(portPlain))
+	}},
 	{name: "a connection that one side has closed is forgotten after an hour", only: tcp, run: func(x *exchange) {
 		s := x.begin(portPlain)
 		x.mustReachClient(x.reply(s, fin|ack), portPlain)

@@ -4,11 +4,13 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"github.com/stretchr/testify/require"
 
 	"kubelb.k8c.io/backends/dataplane"
@@ -72,7 +74,7 @@ func TestMeasureLoad(t *testing.T) {
 			_, err := b.backend.kernel.adopt()
 			require.NoError(b, err)
 			adopt = append(adopt, time.Since(begun))
-			t.Logf("%6d frontends: load %v; a changed frontend %v, a changed pool %v; taken over in %v; plugin's heap %d MB", n, load, median(frontend), median(pool), median(adopt), (memory()-before)>>20)
+			t.Logf("%6d frontends: load %v; a changed frontend %v, a changed pool %v; taken over in %v; plugin's heap %d MB, maps in the kernel %d MB", n, load, median(frontend), median(pool), median(adopt), (memory()-before)>>20, b.mapMemory()>>20)
 		})
 	}
 }
@@ -82,4 +84,29 @@ func memory() uint64 {
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	return m.HeapAlloc
+}
+
+// mapMemory is what the kernel says that the pinned maps take, and the tables of pools.
+func (b *bench) mapMemory() (sum uint64) {
+	pins, err := filepath.Glob(filepath.Join(b.backend.kernel.dir, "*"))
+	require.NoError(b, err)
+	add := func(m *ebpf.Map, err error) {
+		require.NoError(b, err)
+		defer m.Close()
+		info, err := m.Info()
+		require.NoError(b, err)
+		bytes, _ := info.Memlock() // none of a map without entries
+		sum += bytes
+	}
+	for _, pin := range pins {
+		if m, err := ebpf.LoadPinnedMap(pin, nil); err == nil { // the others are links
+			add(m, nil)
+		}
+	}
+	var pool uint32
+	var table ebpf.MapID
+	for entries := b.backend.kernel.objects.Pools.Iterate(); entries.Next(&pool, &table); {
+		add(ebpf.NewMapFromID(table))
+	}
+	return sum
 }

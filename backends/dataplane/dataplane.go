@@ -125,6 +125,14 @@ type Applied struct {
 // that, from its generation.
 var ErrResync = errors.New("not at the base generation: resync")
 
+// RequireBase returns ErrResync, with what is different, unless the dataplane is at the change's base.
+func (c Change) RequireBase(at Generation) error {
+	if c.Base != at {
+		return fmt.Errorf("at %s, asked to go on from %s: %w", at, c.Base, ErrResync)
+	}
+	return nil
+}
+
 // Result is the outcome of an Apply.
 type Result struct {
 	Generation Generation

@@ -49,8 +49,8 @@ func (f *Fake) Applied(context.Context) (Applied, error) {
 
 // Apply takes the change.
 func (f *Fake) Apply(_ context.Context, c Change) (Result, error) {
-	if c.Base != f.generation {
-		return Result{}, fmt.Errorf("at %s, asked to go on from %s: %w", f.generation, c.Base, ErrResync)
+	if err := c.RequireBase(f.generation); err != nil {
+		return Result{}, err
 	}
 	if f.pools == nil {
 		f.pools, f.frontends = map[model.PoolID]model.Pool{}, map[model.FrontendKey]model.Frontend{}

@@ -29,7 +29,8 @@ func (k *kernel) adoptPools(s *state) error {
 	byNumber := map[uint32]*poolState{}
 	var number uint32
 	var record poolRecord
-	for all := k.maps[mapPoolRecords].Iterate(); all.Next(&number, &record); {
+	pools := k.maps[mapPoolRecords].Iterate()
+	for pools.Next(&number, &record) {
 		byNumber[number] = &poolState{number: number, digest: model.Digest(record.Digest[:]), endpoints: map[string]endpointState{}}
 		var id ebpf.MapID
 		if err := k.objects.Pools.Lookup(number, &id); errors.Is(err, ebpf.ErrKeyNotExist) {
@@ -39,12 +40,16 @@ func (k *kernel) adoptPools(s *state) error {
 		}
 		s.pools[model.PoolID(nameOf(record.ID[:]))] = byNumber[number]
 	}
+	if err := pools.Err(); err != nil {
+		return err
+	}
 	s.freePools = unused(byNumber, s.last.Pool)
 	orphans := &plan{}
 	used := map[uint32]bool{}
 	var handle uint32
 	var of endpointRecord
-	for all := k.maps[mapEndpointRecords].Iterate(); all.Next(&handle, &of); {
+	endpoints := k.maps[mapEndpointRecords].Iterate()
+	for endpoints.Next(&handle, &of) {
 		pool := byNumber[of.Pool]
 		var e endpoint
 		if err := k.maps[mapEndpoints].Lookup(handle, &e); err != nil {
@@ -65,6 +70,9 @@ func (k *kernel) adoptPools(s *state) error {
 		}
 		count(s.roles, e.Source.addr(family), roleSource, 1)
 		count(s.roles, e.Address.addr(family), roleEndpoint, 1)
+	}
+	if err := endpoints.Err(); err != nil {
+		return err
 	}
 	s.freeEndpoints = unused(used, s.last.Endpoint)
 	return k.apply(orphans.writes)
@@ -92,7 +100,8 @@ func (k *kernel) adoptServices(s *state) error {
 	var number uint32
 	used := map[uint32]bool{}
 	var record serviceRecord
-	for all := k.maps[mapServiceRecords].Iterate(); all.Next(&number, &record); {
+	services := k.maps[mapServiceRecords].Iterate()
+	for services.Next(&number, &record) {
 		key := record.Key.model()
 		f := &frontendState{number: number, digest: model.Digest(record.Digest[:])}
 		if err := k.maps[mapServices].Lookup(number, &f.service); err != nil {
@@ -102,17 +111,24 @@ func (k *kernel) adoptServices(s *state) error {
 		used[number] = true
 		count(s.roles, key.VIP, roleVIP, 1)
 	}
+	if err := services.Err(); err != nil {
+		return err
+	}
 	s.freeServices = unused(used, s.last.Service)
 	orphans := &plan{}
 	if err := k.adoptRanges(s, orphans); err != nil {
 		return err
 	}
 	var key frontendKey
-	for all := k.maps[mapFrontends].Iterate(); all.Next(&key, &number); {
+	frontends := k.maps[mapFrontends].Iterate()
+	for frontends.Next(&key, &number) {
 		if f := s.frontends[key.model()]; f == nil || f.number != number {
 			orphans.remove(mapFrontends, key)
 			orphans.set(mapServices, number, service{})
 		}
+	}
+	if err := frontends.Err(); err != nil {
+		return err
 	}
 	return k.apply(orphans.writes)
 }
@@ -130,7 +146,8 @@ func (k *kernel) adoptAddresses(s *state) error {
 	fix := &plan{}
 	var key addressKey
 	var had uint32
-	for all := k.maps[mapAddresses].Iterate(); all.Next(&key, &had); {
+	addresses := k.maps[mapAddresses].Iterate()
+	for addresses.Next(&key, &had) {
 		a := key.Address.addr(uint8(key.Family))
 		if is[a] == 0 {
 			fix.remove(mapAddresses, key)
@@ -138,6 +155,9 @@ func (k *kernel) adoptAddresses(s *state) error {
 		if is[a] == had {
 			delete(is, a)
 		}
+	}
+	if err := addresses.Err(); err != nil {
+		return err
 	}
 	for a, roles := range is {
 		fix.set(mapAddresses, addressKeyOf(a), roles)

@@ -98,10 +98,10 @@ func (b *Backend) Configure(_ context.Context, config dataplane.Config) error {
 		first, last = firstPort, lastPort
 	}
 	o, err := readOptions(config.Options)
-	o.edit = b.edit
 	if err != nil {
 		return err
 	}
+	o.edit = b.edit
 	if err := requireKernel(); err != nil {
 		return err
 	}
@@ -133,8 +133,8 @@ func (b *Backend) Apply(ctx context.Context, c dataplane.Change) (dataplane.Resu
 	if b.kernel == nil {
 		return dataplane.Result{}, errors.New("apply before configure")
 	}
-	if c.Base != b.generation {
-		return dataplane.Result{}, fmt.Errorf("at %s, asked to go on from %s: %w", b.generation, c.Base, dataplane.ErrResync)
+	if err := c.RequireBase(b.generation); err != nil {
+		return dataplane.Result{}, err
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -125,8 +125,8 @@ func (b *Backend) Apply(ctx context.Context, c dataplane.Change) (dataplane.Resu
 	if b.state == nil {
 		return dataplane.Result{}, errors.New("apply before configure")
 	}
-	if c.Base != b.generation {
-		return dataplane.Result{}, fmt.Errorf("at %s, asked to go on from %s: %w", b.generation, c.Base, dataplane.ErrResync)
+	if err := c.RequireBase(b.generation); err != nil {
+		return dataplane.Result{}, err
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -45,8 +45,8 @@ func (b *Backend) Applied(context.Context) (dataplane.Applied, error) {
 
 // Apply takes pools, frontends and deletes, in this order, each by itself.
 func (b *Backend) Apply(_ context.Context, c dataplane.Change) (dataplane.Result, error) {
-	if c.Base != b.generation {
-		return dataplane.Result{}, fmt.Errorf("at %s, asked to go on from %s: %w", b.generation, c.Base, dataplane.ErrResync)
+	if err := c.RequireBase(b.generation); err != nil {
+		return dataplane.Result{}, err
 	}
 	result := dataplane.Result{Generation: c.Next, Operations: uint64(len(c.UpsertPools) + len(c.UpsertFrontends) + len(c.DeleteFrontends) + len(c.DeletePools))}
 	for _, p := range c.UpsertPools {

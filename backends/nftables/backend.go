@@ -93,8 +93,8 @@ func (b *Backend) Apply(_ context.Context, c dataplane.Change) (dataplane.Result
 	if b.tables == nil {
 		return dataplane.Result{}, errors.New("apply before configure")
 	}
-	if c.Base != b.generation {
-		return dataplane.Result{}, fmt.Errorf("at %s, asked to go on from %s: %w", b.generation, c.Base, dataplane.ErrResync)
+	if err := c.RequireBase(b.generation); err != nil {
+		return dataplane.Result{}, err
 	}
 	a := &apply{backend: b, removed: map[netip.Addr]bool{}}
 	for chunk := range slices.Chunk(c.UpsertPools, 1000) {

@@ -62,7 +62,7 @@ func (c *C) directFrontends() ([]model.Pool, []model.Frontend) {
 	for vip := 1; vip <= 2; vip++ {
 		c.NoError(c.Lab.NodesTake(c.At(vip, 80), 30080))
 		for _, protocol := range []model.Protocol{model.TCP, model.UDP} {
-			f := c.Frontend(protocol, vip, 80, 30080, "all")
+			f := c.Frontend(protocol, vip, 80, 80, "all")
 			f.Forwarding = model.Direct
 			frontends = append(frontends, f)
 		}

@@ -194,7 +194,7 @@ type Frontend struct {
 	Tenant string     `json:"tenant"`
 	// Pool is of the VIP's family and of the same tenant.
 	Pool PoolID `json:"pool"`
-	// TargetPort is the port on the pool's endpoints, 1 to 65535.
+	// TargetPort is the port on the pool's endpoints, 1 to 65535. What is forwarded direct keeps the frontend's port instead.
 	TargetPort uint16     `json:"targetPort"`
 	Forwarding Forwarding `json:"forwarding"`
 	// AffinityTimeout is how long a client address stays with its endpoint after its last new flow, in whole seconds;

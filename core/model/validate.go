@@ -46,7 +46,7 @@ func (f Frontend) Validate() error {
 	add(!f.VIP.IsValid() || f.VIP.Zone() != "" || f.VIP.Is4In6(), "VIP is not a plain IPv4 or IPv6 address")
 	add(f.Protocol != TCP && f.Protocol != UDP, "%s is neither TCP nor UDP", f.Protocol)
 	add(f.Port == 0, "port 0")
-	add(f.TargetPort == 0 && f.Forwarding != Direct, "target port 0")
+	add(f.TargetPort == 0, "target port 0")
 	add(f.Pool == "" || f.Tenant == "", "no pool or no tenant")
 	add(f.Forwarding > Direct, "%s", f.Forwarding)
 	add(f.AffinityTimeout < 0 || f.AffinityTimeout > MaxAffinity || f.AffinityTimeout%time.Second != 0,

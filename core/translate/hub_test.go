@@ -161,6 +161,22 @@ func TestHealthMovesEndpointsAndWhenAllSeemDeadAllStayIn(t *testing.T) {
 	}
 }
 
+func TestDirectForwardingNeedsNoNodePort(t *testing.T) {
+	h := testHub()
+	h.SetAddresses(addressesOf("tenant-a", "198.51.100.11"))
+	h.SetLoadBalancer(lb("tenant-a", "web", func(l *LoadBalancer) { l.Forwarding, l.EndpointPorts[0].Number = "direct", 0 }))
+	if got := snapshot(t, h); !strings.Contains(got, "frontend TCP 203.0.113.1:80 pool=a/default.v4 target=80 forwarding=direct") {
+		t.Error(got)
+	}
+	// Without NodePorts nothing can be found out by connecting to one.
+	h.SetLoadBalancer(lb("tenant-a", "web", func(l *LoadBalancer) {
+		l.Forwarding, l.EndpointPorts[0].Number, l.LocalOnly = "direct", 0, true
+	}))
+	if got := snapshot(t, h); !strings.Contains(got, "pool=a/default.v4 ") {
+		t.Error(got)
+	}
+}
+
 func TestWhatIsRefused(t *testing.T) {
 	inline := func(ip string) func(*LoadBalancer) {
 		return func(l *LoadBalancer) { l.Reference, l.Addresses = nil, []Address{{IP: ip}} }

@@ -20,6 +20,8 @@ type port struct {
 	protocol model.Protocol
 	number   uint16
 	target   uint16
+	// nodePort tells whether target is one, that the nodes answer on by themselves.
+	nodePort bool
 }
 
 // Check returns every problem of a LoadBalancer as far as it can be seen without other LoadBalancers. tenant or addresses
@@ -149,15 +151,19 @@ func (t *translation) readPorts() []port {
 			t.refuse(ReasonPortsMismatch, field, "%s (%q, %s): spec.endpoints[0].ports has no port of that name, protocol and position", field, exposed.Name, protocol)
 			continue
 		}
-		if target.Number == 0 {
-			t.refuse(ReasonNoNodePort, field, "%s: the Service has no NodePort for it, and no dataplane here forwards without: set spec.allocateLoadBalancerNodePorts to true", field)
+		nodePort := target.Number != 0
+		if !nodePort && t.forwarding() == model.Direct {
+			// What reaches the node is what came for the VIP, and kube-proxy takes it by that.
+			target.Number = exposed.Number
+		} else if !nodePort {
+			t.refuse(ReasonNoNodePort, field, "%s: the Service has no NodePort for it: set spec.allocateLoadBalancerNodePorts to true, or, where the nodes are on a segment of the gateways, set %s to direct", field, AnnotationForwarding)
 			continue
 		}
 		if target.Number < 1 || target.Number > 65535 {
 			t.refuse(ReasonInvalidPort, "spec.endpoints[0].ports", "spec.endpoints[0].ports: port %d for %s: use 1 to 65535", target.Number, field)
 			continue
 		}
-		p := port{protocol, uint16(exposed.Number), uint16(target.Number)}
+		p := port{protocol, uint16(exposed.Number), uint16(target.Number), nodePort}
 		if slices.ContainsFunc(ports, func(o port) bool { return o.protocol == p.protocol && o.number == p.number }) {
 			t.refuse(ReasonDuplicatePort, field+".port", "%s: %s port %d is there already; name each port once", field, protocol, p.number)
 			continue

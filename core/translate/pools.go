@@ -181,7 +181,7 @@ func (t *translation) check(p *pool) {
 	}
 	// Without a health port, a node without local endpoints can only be told by its silence on the NodePort.
 	for _, candidate := range t.ports {
-		if t.lb.Local == nil && candidate.protocol == model.TCP {
+		if t.lb.Local == nil && candidate.nodePort && candidate.protocol == model.TCP {
 			p.kind, p.port = CheckConnect, candidate.target
 			return
 		}

@@ -232,6 +232,20 @@ func TestDirectForwardingKeepsTheClientsAddressThroughKubeProxy(t *testing.T) {
 	ask(gateway, "Proxy")
 }
 
+func TestDirectForwardingNeedsNoNodePorts(t *testing.T) {
+	onlyWith(t, "nftables", "ebpf")
+	apply(t, web("bare", 2)+service("bare", "allocateLoadBalancerNodePorts: false", "ports: [{port: 80, targetPort: 8080}]"))
+	cleanUp(t, "service/bare", "deployment/bare")
+	comesToBe(t, "bare", "False NoNodePort")
+	kubectl(t, "annotate", "service/bare", "kubelb.k8c.io/forwarding=direct")
+	comesToBe(t, "bare", "True Ready")
+	require.Empty(t, tenantGet(t, "service/bare", "{.spec.ports[*].nodePort}"))
+	tenantWait(t, "deployment/bare", "--for=condition=Available")
+	for _, ip := range externalIPs(t, "bare", 2) {
+		reachesPods(t, ip, 80, 2)
+	}
+}
+
 func TestClusterPolicyUsesAllNodes(t *testing.T) {
 	apply(t, web("spread", 2)+service("spread", "ports: [{port: 80, targetPort: 8080}]"))
 	cleanUp(t, "service/spread", "deployment/spread")

@@ -51,6 +51,9 @@ func (x *exchange) neighbours(change func(*netlink.Neigh) error) {
 	}
 }
 
+// outlastWays waits until the XDP program has forgotten the ways that it has been told (moment in bpf/easy.h).
+func (x *exchange) outlastWays() { time.Sleep(2 << 26) }
+
 // echo is an echo request.
 func (x *exchange) echo() frame {
 	f := frame{from: x.client, to: x.vip(0), toMAC: x.front.HardwareAddr}

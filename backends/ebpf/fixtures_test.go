@@ -141,10 +141,28 @@ var flowFixtures = []fixture{
 	{name: "a node whose MAC is not known is sent to by tcx", run: func(x *exchange) {
 		x.neighbours(netlink.NeighDel)
 		defer x.neighbours(netlink.NeighSet)
+		x.outlastWays()
 		f := x.ask(portPlain)
 		o := x.fromClient(f)
 		require.False(x, o.byXDP)
 		x.mustSend(f, o)
+	}},
+	{name: "a way is remembered for a moment, then the kernel is asked again", run: func(x *exchange) {
+		x.begin(portPlain)
+		x.outlastWays()
+		first := x.fromClient(x.goOn(portPlain, ack))
+		x.neighbours(netlink.NeighDel)
+		defer x.neighbours(netlink.NeighSet)
+		require.Equal(x, first.byXDP, x.fromClient(x.goOn(portPlain, ack)).byXDP)
+		x.outlastWays()
+		require.False(x, x.fromClient(x.goOn(portPlain, ack)).byXDP)
+	}},
+	{name: "a packet that is too big for a remembered way is reported to the client", run: func(x *exchange) {
+		x.begin(portPlain)
+		x.fromClient(x.goOn(portPlain, ack))
+		f := x.goOn(portPlain, ack)
+		f.payload = make([]byte, 2000)
+		x.mustAnswer(f, "too-big")
 	}},
 	{name: "without a route to the node the packet is dropped", run: func(x *exchange) {
 		x.begin(portPlain)
@@ -162,6 +180,7 @@ var flowFixtures = []fixture{
 			down(true)
 			require.NoError(x, x.prepareAddresses())
 		}()
+		x.outlastWays()
 		x.mustDrop(x.goOn(portPlain, ack), "no-route")
 	}},
 	{name: "when all ports are taken by flows that go on, a new one is dropped; one that has ended makes room", only: tcp, run: func(x *exchange) {

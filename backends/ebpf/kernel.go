@@ -92,7 +92,7 @@ func (k *kernel) loadPrograms(o options, pins ebpf.MapOptions) error {
 }
 
 // unpinned are the maps that hold nothing from one packet to the next.
-var unpinned = []string{"scratches", "budgets", "ended"}
+var unpinned = []string{"scratches", "budgets", "ended", "ways"}
 
 // openRecords opens the maps that only the plugin reads, once the numbers say that it knows what is in them.
 func (k *kernel) openRecords(options ebpf.MapOptions) error {

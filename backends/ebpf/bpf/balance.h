@@ -77,6 +77,7 @@ static __always_inline int handle(context *ctx, struct scratch *s)
 		return to & ROLE_VIP ? dropped(DROP_MALFORMED) : PASS;
 	if (settings->closing)
 		to &= ~ROLE_VIP;
+	s->time = bpf_ktime_get_coarse_ns();
 	if (p->tuple.protocol == IPPROTO_ICMP || p->tuple.protocol == IPPROTO_ICMPV6)
 		return handle_icmp(ctx, s, to);
 	if (p->tuple.protocol != IPPROTO_TCP && p->tuple.protocol != IPPROTO_UDP)

@@ -59,7 +59,7 @@ static __always_inline int leave(context *ctx, struct scratch *s)
 	result = route(ctx, s, &f->source, f->forwarding == DIRECT ? &s->endpoint : &f->destination);
 	if (result != PASS)
 		return result;
-	if (f->forwarding == DIRECT && !is_neighbour(s))
+	if (f->forwarding == DIRECT && !leads_to(&s->fib, &s->endpoint))
 		return dropped(DROP_NO_ROUTE);
 	if (f->forwarding != DIRECT && rewrite(ctx, &s->packet, f) != READ)
 		return dropped(DROP_MALFORMED);
@@ -87,7 +87,7 @@ static __noinline int pass_error(context *ctx, struct scratch *s, int otherwise)
 	result = route(ctx, s, &s->flow.source, f->forwarding == DIRECT ? &s->endpoint : &s->flow.destination);
 	if (result != PASS)
 		return result;
-	if (s->flow.forwarding == DIRECT ? !is_neighbour(s) : rewrite_error(ctx, p, &s->flow) != READ)
+	if (s->flow.forwarding == DIRECT ? !leads_to(&s->fib, &s->endpoint) : rewrite_error(ctx, p, &s->flow) != READ)
 		return dropped(DROP_MALFORMED);
 	return send(&s->fib);
 }

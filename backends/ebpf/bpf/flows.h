@@ -24,6 +24,7 @@ struct scratch {
 	struct flow flow;
 	struct addr endpoint; // where the flow goes, for one whose destination is not rewritten
 	__u32 quiet;          // how long nothing had come, in units of now()
+	__u64 time;           // when the packet came, ns
 	struct tuple twin_key, other_key;
 	struct flow twin, other;
 	struct bpf_fib_lookup fib;
@@ -40,8 +41,8 @@ static __always_inline int dropped(__u32 reason)
 	return DROP;
 }
 
-// now is a clock in units of 2^30 ns, a bit more than a second.
-static __always_inline __u32 now(void) { return bpf_ktime_get_coarse_ns() >> 30; }
+// now is when the packet came, by a clock in units of 2^30 ns, a bit more than a second.
+static __always_inline __u32 now(const struct scratch *s) { return s->time >> 30; }
 
 // opens tells whether the packet is the first of a connection.
 static __always_inline int opens(const struct packet *p) { return p->tuple.protocol == IPPROTO_TCP && (p->tcp_flags & (SYN | ACK)) == SYN; }
@@ -89,15 +90,13 @@ static __always_inline void ask_fib(context *ctx, struct scratch *s, const struc
 	}
 }
 
-// is_neighbour tells whether the way leads to the endpoint itself.
-static __always_inline int is_neighbour(const struct scratch *s)
+// leads_to tells whether the way is that to a neighbour itself.
+static __always_inline int leads_to(const struct bpf_fib_lookup *fib, const struct addr *neighbour)
 {
-	const struct bpf_fib_lookup *fib = &s->fib;
-
 	if (fib->family == FAMILY_IPV4)
-		return fib->ipv4_dst == s->endpoint.word[3];
-	return fib->ipv6_dst[0] == s->endpoint.word[0] && fib->ipv6_dst[1] == s->endpoint.word[1] && fib->ipv6_dst[2] == s->endpoint.word[2] &&
-	       fib->ipv6_dst[3] == s->endpoint.word[3];
+		return fib->ipv4_dst == neighbour->word[3];
+	return fib->ipv6_dst[0] == neighbour->word[0] && fib->ipv6_dst[1] == neighbour->word[1] && fib->ipv6_dst[2] == neighbour->word[2] &&
+	       fib->ipv6_dst[3] == neighbour->word[3];
 }
 
 static __always_inline void forget(const struct tuple *key, const struct tuple *twin_key)
@@ -170,7 +169,7 @@ static __always_inline int known(struct scratch *s)
 	struct packet *p = &s->packet;
 	struct flow *f = bpf_map_lookup_elem(&flows, &p->tuple);
 	int young = !f, tcp = p->tuple.protocol == IPPROTO_TCP, first;
-	__u32 time = now();
+	__u32 time = now(s);
 
 	if (young)
 		f = bpf_map_lookup_elem(&young_flows, &p->tuple);
@@ -253,7 +252,7 @@ static __always_inline int is_same(const struct tuple *a, const struct tuple *b)
 static __always_inline int may_replace(struct scratch *s, const struct tuple *key, const struct flow *answers, __u32 desperate)
 {
 	struct flow *f;
-	__u32 quiet = now() - answers->seen, since;
+	__u32 quiet = now(s) - answers->seen, since;
 
 	turn_around(key, answers, &s->other_key, &s->other);
 	f = bpf_map_lookup_elem(&flows, &s->other_key);
@@ -262,7 +261,7 @@ static __always_inline int may_replace(struct scratch *s, const struct tuple *ke
 	// The client's entry may have been forgotten before that of its answers.
 	if (!f)
 		return quiet >= LATE || is_same(&s->other_key, &s->packet.tuple);
-	since = now() - f->seen;
+	since = now(s) - f->seen;
 	if (since < quiet)
 		quiet = since;
 	if ((f->state & STATE_OVER) == STATE_OVER)
@@ -322,21 +321,22 @@ static __always_inline int reserve_port(struct scratch *s)
 }
 
 // remembered is the endpoint that the client has had, while it may get new flows.
-static __always_inline __u32 remembered(const struct affinity_key *key, __u32 seconds)
+static __always_inline __u32 remembered(const struct scratch *s, const struct affinity_key *key, __u32 seconds)
 {
 	struct affinity *a = bpf_map_lookup_elem(&affinities, key);
 	struct endpoint *endpoint;
 
 	// A unit of the clock is 1.07 seconds.
-	if (!a || (__u64)(now() - a->seen) << 30 > (__u64)seconds * 1000000000)
+	if (!a || (__u64)(now(s) - a->seen) << 30 > (__u64)seconds * 1000000000)
 		return 0;
 	endpoint = bpf_map_lookup_elem(&endpoints, &a->endpoint);
 	return endpoint && endpoint->generation == a->generation && endpoint->state == LISTED ? a->endpoint : 0;
 }
 
 // pick chooses the endpoint of a new flow; 0 if there is none.
-static __always_inline __u32 pick(const struct tuple *t, __u32 number, const struct service *service)
+static __always_inline __u32 pick(const struct scratch *s, __u32 number, const struct service *service)
 {
+	const struct tuple *t = &s->packet.tuple;
 	struct affinity_key key = {.service = number, .pool = service->pool, .client = t->source};
 	__u32 *rows, *handle, row, endpoint;
 	void *table = bpf_map_lookup_elem(&pools, &service->pool);
@@ -346,7 +346,7 @@ static __always_inline __u32 pick(const struct tuple *t, __u32 number, const str
 	rows = bpf_map_lookup_elem(table, &(__u32){0});
 	if (!rows || !*rows)
 		return 0;
-	if (service->affinity && (endpoint = remembered(&key, service->affinity)))
+	if (service->affinity && (endpoint = remembered(s, &key, service->affinity)))
 		return endpoint;
 	row = flow_hash(t, !service->affinity) % *rows + 1;
 	handle = bpf_map_lookup_elem(table, &row);
@@ -393,7 +393,7 @@ static __always_inline int choose(struct scratch *s, __u32 number, const struct 
 	const struct tuple *t = &s->packet.tuple;
 	struct flow *f = &s->flow;
 	struct endpoint *endpoint;
-	__u32 handle = pick(t, number, service);
+	__u32 handle = pick(s, number, service);
 
 	if (!handle)
 		return NO_ENDPOINT;
@@ -410,7 +410,7 @@ static __always_inline int choose(struct scratch *s, __u32 number, const struct 
 	f->endpoint = handle;
 	f->endpoint_generation = endpoint->generation;
 	f->forwarding = service->forwarding;
-	f->seen = now();
+	f->seen = now(s);
 	s->endpoint = endpoint->address;
 	s->quiet = 0;
 	if (f->forwarding != DIRECT) {

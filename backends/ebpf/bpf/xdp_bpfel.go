@@ -31,6 +31,7 @@ const (
 	XDPMapServices         = "services"
 	XDPMapSettingsMap      = "settings_map"
 	XDPMapSourceRanges     = "source_ranges"
+	XDPMapWays             = "ways"
 	XDPMapYoungFlows       = "young_flows"
 	XDPProgLbXdp           = "lb_xdp"
 )
@@ -99,6 +100,7 @@ type XDPMapSpecs struct {
 	Services         *ebpf.MapSpec `ebpf:"services"`
 	SettingsMap      *ebpf.MapSpec `ebpf:"settings_map"`
 	SourceRanges     *ebpf.MapSpec `ebpf:"source_ranges"`
+	Ways             *ebpf.MapSpec `ebpf:"ways"`
 	YoungFlows       *ebpf.MapSpec `ebpf:"young_flows"`
 }
 
@@ -143,6 +145,7 @@ type XDPMaps struct {
 	Services         *ebpf.Map `ebpf:"services"`
 	SettingsMap      *ebpf.Map `ebpf:"settings_map"`
 	SourceRanges     *ebpf.Map `ebpf:"source_ranges"`
+	Ways             *ebpf.Map `ebpf:"ways"`
 	YoungFlows       *ebpf.Map `ebpf:"young_flows"`
 }
 
@@ -163,6 +166,7 @@ func (m *XDPMaps) Close() error {
 		m.Services,
 		m.SettingsMap,
 		m.SourceRanges,
+		m.Ways,
 		m.YoungFlows,
 	)
 }

@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
@@ -22,6 +23,8 @@ import (
 type Options struct {
 	// Rounds is how often each row is measured; in each round all rows are, in random order.
 	Rounds int
+	// KubeProxy is the binary, empty to leave it out.
+	KubeProxy string
 	// State is a directory for the backends' state.
 	State string
 	// Log takes what the backends write, Progress a line for each round.
@@ -215,7 +218,7 @@ func (b *builder) paths() ([]path, error) {
 		{name: "the generator alone", gateway: plain, frame: frame(plain.front.HardwareAddr, routed), flows: fewFlows, result: xdpDrop, lost: true},
 		{name: Reference, gateway: plain, frame: frame(plain.front.HardwareAddr, routed), flows: fewFlows, result: xdpPass},
 	}
-	for _, add := range []func() ([]path, error){b.xdpPaths, b.tcxPaths, b.nftablesPaths} {
+	for _, add := range []func() ([]path, error){b.xdpPaths, b.tcxPaths, b.nftablesPaths, b.kubeProxyPaths} {
 		more, err := add()
 		if err != nil {
 			return nil, err
@@ -226,7 +229,11 @@ func (b *builder) paths() ([]path, error) {
 }
 
 func (b *builder) xdpPaths() ([]path, error) {
-	few, err := b.gateway("xdp", "ebpf", fewFrontends, map[string]string{"xdp": "native", "flows": "4194304"})
+	few, err := b.gateway("xdp", "ebpf", fewFrontends, map[string]string{"xdp": "native"})
+	if err != nil {
+		return nil, err
+	}
+	crowded, err := b.gateway("xdp1m", "ebpf", fewFrontends, map[string]string{"xdp": "native", "flows": "4194304"})
 	if err != nil {
 		return nil, err
 	}
@@ -239,7 +246,7 @@ func (b *builder) xdpPaths() ([]path, error) {
 	}
 	paths := []path{
 		{name: "eBPF, XDP: known flow of 1,024", gateway: few, frame: to(few, servedPort), flows: fewFlows, byXDP: true},
-		{name: "eBPF, XDP: known flow of 1,048,576", gateway: few, frame: to(few, servedPort), flows: manyFlows, byXDP: true},
+		{name: "eBPF, XDP: known flow of 1,048,576", gateway: crowded, frame: to(crowded, servedPort), flows: manyFlows, byXDP: true},
 		{name: "eBPF, XDP: known flow of 1,024, 50,000 frontends", gateway: many, frame: to(many, servedPort), flows: fewFlows, byXDP: true},
 		{name: "eBPF, XDP: new flow", gateway: many, frame: to(many, servedPort), flows: newFlows, packets: newPackets, byXDP: true},
 		{name: "eBPF, XDP: direct, known flow of 1,024", gateway: few, frame: to(few, directPort), flows: fewFlows, byXDP: true},
@@ -273,14 +280,44 @@ func (b *builder) nftablesPaths() ([]path, error) {
 	to := func(g *gateway) []byte {
 		return frame(g.front.HardwareAddr, netip.AddrPortFrom(vip, servedPort))
 	}
-	// A table of connections that is full takes no new ones.
-	flush := func() error { return netlink.ConntrackTableFlush(netlink.ConntrackTable) }
 	return []path{
 		{name: "nftables: known flow of 1,024", gateway: few, frame: to(few), flows: fewFlows, result: xdpPass},
 		{name: "nftables: known flow of 1,024, 50,000 frontends", gateway: many, frame: to(many), flows: fewFlows, result: xdpPass},
-		{name: "nftables: new flow", gateway: few, frame: to(few), flows: newFlows, packets: newPackets, result: xdpPass, before: flush},
+		{name: "nftables: new flow", gateway: few, frame: to(few), flows: newFlows, packets: newPackets, result: xdpPass, before: forgetConnections},
 	}, nil
 }
+
+// kubeProxyPaths are those through the rules that every node of a cluster has.
+func (b *builder) kubeProxyPaths() ([]path, error) {
+	if b.options.KubeProxy == "" {
+		return nil, nil
+	}
+	var paths []path
+	for _, frontends := range []int{fewFrontends, manyFrontends} {
+		g, err := b.gateway(fmt.Sprintf("kubeproxy%d", frontends), "", 0, nil)
+		if err != nil {
+			return nil, err
+		}
+		fmt.Fprintf(b.options.Progress, "kube-proxy with %d Services\n", frontends)
+		began := time.Now()
+		if err := g.startKubeProxy(b.ctx, b.options.KubeProxy, b.options.State, endpointsOfOthers(snapshot(frontends, false))); err != nil {
+			return nil, err
+		}
+		fmt.Fprintf(b.options.Progress, "it serves after %.0f s\n", time.Since(began).Seconds())
+		to := frame(g.front.HardwareAddr, netip.AddrPortFrom(vip, servedPort))
+		name := "kube-proxy (nftables)"
+		if frontends == manyFrontends {
+			name += ", 50,000 Services"
+		}
+		paths = append(paths,
+			path{name: name + ": known flow of 1,024", gateway: g, frame: to, flows: fewFlows, result: xdpPass},
+			path{name: name + ": new flow", gateway: g, frame: to, flows: newFlows, packets: newPackets, result: xdpPass, before: forgetConnections})
+	}
+	return paths, nil
+}
+
+// forgetConnections makes room: a table of connections that is full takes no new ones.
+func forgetConnections() error { return netlink.ConntrackTableFlush(netlink.ConntrackTable) }
 
 // settle sends the first packets of the path's flows, and has them answered, before the table of young flows is full.
 func (b *builder) settle(p path) error {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -30,6 +31,8 @@ type gateway struct {
 	process cases.Process
 	counted *ebpf.Map
 	detach  func() error
+	// stop ends what else runs here, the last first.
+	stop []func() error
 }
 
 // Addresses. Nodes are 198.18.0.10 and on; what is routed plainly goes to the first of them.
@@ -214,8 +217,11 @@ func (g *gateway) settle() error {
 
 func (g *gateway) close(ctx context.Context) error {
 	var err error
+	for _, stop := range slices.Backward(g.stop) {
+		err = errors.Join(err, stop())
+	}
 	if g.process != nil {
-		err = g.process.Close(ctx, true)
+		err = errors.Join(err, g.process.Close(ctx, true))
 		g.process.Stop()
 	}
 	if g.detach != nil {

@@ -29,10 +29,10 @@ func main() {
 }
 
 type options struct {
-	only, proxies, plots, next string
-	rounds                     int
-	long                       time.Duration
-	state                      string
+	only, proxies, plots, next, kubeProxy string
+	rounds                                int
+	long                                  time.Duration
+	state                                 string
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
@@ -42,6 +42,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	flags.IntVar(&o.rounds, "rounds", 9, "how often each path is measured")
 	flags.DurationVar(&o.long, "for", time.Second, "how long each load is sent in a round")
 	flags.StringVar(&o.proxies, "proxies", "", "where HAProxy and nginx are unpacked (tools/proxies.sh); without it they are left out")
+	flags.StringVar(&o.kubeProxy, "kube-proxy", "", "the binary of kube-proxy (tools/kubernetes/build.sh); without it its rules are left out")
 	flags.StringVar(&o.plots, "plots", "", "a directory for plots; without it there are none")
 	flags.StringVar(&o.next, "next", "", "where other builds of the backends are, for outlive")
 	flags.StringVar(&o.only, "only", "", "packets (what one costs on a gateway), traffic (what clients see) or outlive (what is lost while a plugin is ended and replaced); packets and traffic without it")
@@ -86,7 +87,7 @@ func (o options) explain(err error) error {
 }
 
 func packets(ctx context.Context, o options, stdout, stderr, log io.Writer) error {
-	rows, err := bench.Run(ctx, bench.Options{Rounds: o.rounds, State: o.state, Log: log, Progress: stderr})
+	rows, err := bench.Run(ctx, bench.Options{Rounds: o.rounds, KubeProxy: o.kubeProxy, State: o.state, Log: log, Progress: stderr})
 	if err != nil {
 		return err
 	}

@@ -55,7 +55,8 @@ func direct() Case {
 	}
 }
 
-// directFrontends has nodes take what comes for port 80 of the first two VIPs, and returns direct frontends for them.
+// directFrontends has nodes take what comes for port 80 of the first two VIPs, and returns direct frontends for them, as of a Service
+// without NodePorts.
 func (c *C) directFrontends() ([]model.Pool, []model.Frontend) {
 	c.Serve(30080)
 	var frontends []model.Frontend

@@ -37,7 +37,9 @@ func directChanges() Case {
 			c.alive(streams, flows)
 
 			nat := slices.Clone(frontends)
-			nat[0].Forwarding, nat[1].Forwarding = model.NAT, model.NAT
+			for i := range 2 {
+				nat[i].Forwarding, nat[i].TargetPort = model.NAT, 30080
+			}
 			c.Apply(pools, nat...)
 			for _, s := range streams {
 				c.NoError(s.Alive(), "a connection that began in direct mode")

@@ -74,8 +74,9 @@ e2e: deps build ## Test the whole path on real clusters with every dataplane (ro
 		KUBELB_KUBERNETES=$$(../kubernetes/build.sh) KUBELB_BIN=$(BIN) KUBELB_BACKEND=$$b $(BIN)/e2e.test -test.v -test.timeout=20m $(if $(RUN),-test.run='$(RUN)'); done
 
 .PHONY: bench
-bench: deps build ## Measure what a packet costs and what clients see, by every dataplane, plain routing and proxies (root, 15 minutes).
-	proxies=$$(tools/proxies.sh) && $(BIN)/bench --proxies=$$proxies --plots=backends/ebpf $(if $(ROUNDS),--rounds=$(ROUNDS))
+bench: deps build ## Measure what a packet costs and what clients see, by every dataplane, plain routing, kube-proxy and proxies (root, 20 minutes).
+	proxies=$$(tools/proxies.sh) && kubernetes=$$(tools/kubernetes/build.sh kube-proxy) && \
+	$(BIN)/bench --proxies=$$proxies --kube-proxy=$$kubernetes/kube-proxy --plots=backends/ebpf $(if $(ROUNDS),--rounds=$(ROUNDS))
 	@set -e; for b in $(BACKENDS); do (cd backends/$$b && CGO_ENABLED=0 go build -ldflags='-s -w' -o $(BIN)/next/ ./cmd/...); done
 	$(BIN)/bench --only=outlive --next=$(BIN)/next
 

@@ -156,6 +156,10 @@ func TestLocalPolicyReachesOnlyNodesWithAReadyPodAndFollowsIt(t *testing.T) {
 			if want := "198.51.100.1" + node + " 2001:db8:1::1" + node; got != want {
 				return fmt.Errorf("local addresses %q, want %q", got, want)
 			}
+			// Until then connections go to the node that had the pod, and what has answered may be that.
+			if err := gatewayHolds(t, "tenant-a", "loadbalancer/"+uid); err != nil {
+				return err
+			}
 			for _, ip := range ips {
 				if _, err := curl(t, ip, 80, "/hostname"); err != nil {
 					return err

@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"net"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -85,6 +86,18 @@ func tenantGet(t *testing.T, object, path string) string {
 func hubGet(t *testing.T, namespace, object, path string) string {
 	t.Helper()
 	return hubKubectl(t, "-n", namespace, "get", object, "-o", "jsonpath="+path)
+}
+
+// gatewayHolds tells whether the gateway's dataplane holds the LoadBalancer as it stands in the API now.
+func gatewayHolds(t *testing.T, namespace, object string) error {
+	t.Helper()
+	version, err := strconv.ParseUint(hubGet(t, namespace, object, "{.metadata.resourceVersion}"), 10, 64)
+	require.NoError(t, err)
+	applied := hubKubectl(t, "get", "gateways.kubelb.k8c.io", "-o", "jsonpath={.items[*].status.appliedResourceVersion}")
+	if n, err := strconv.ParseUint(applied, 10, 64); err != nil || n < version {
+		return fmt.Errorf("the gateway holds version %q, not yet %d", applied, version)
+	}
+	return nil
 }
 
 func tenantWait(t *testing.T, object string, args ...string) {

@@ -1,0 +1,75 @@
+// Package election decides which gateway answers for an address where only one may, since ARP and NDP know one MAC for each.
+//
+// Nobody is asked: every gateway chooses by rendezvous hashing (Thaler and Ravishankar, 1996) among those that it believes alive,
+// so a gateway that comes or goes moves no address but its own, and addresses spread evenly. Since beliefs differ for a while,
+// each gateway publishes the view that it acts upon, and does so after it has let go of what the view gives to others. Who wins an
+// address takes it only once no living peer acts upon a view by which the peer has it.
+package election
+
+import (
+	"encoding/binary"
+	"hash/fnv"
+	"net/netip"
+	"slices"
+)
+
+// View is what a gateway decides by.
+type View struct {
+	// Candidates are the names of the gateways that may answer, sorted.
+	Candidates []string `json:"candidates"`
+	// Configuration stands for everything else that decides: which gateways serve which addresses. What gateways of different
+	// configurations answer for cannot be known.
+	Configuration string `json:"configuration,omitempty"`
+}
+
+// Equal tells whether two views lead to the same choices.
+func (v View) Equal(o View) bool {
+	return v.Configuration == o.Configuration && slices.Equal(v.Candidates, o.Candidates)
+}
+
+// Winner is the candidate that answers for the address, "" if there is none. serves says which candidates serve it at all; nil
+// means all. The order of candidates does not matter.
+func Winner(address netip.Addr, candidates []string, serves func(string) bool) string {
+	var winner string
+	var best uint64
+	for _, name := range candidates {
+		if serves != nil && !serves(name) {
+			continue
+		}
+		if s := score(address, name); winner == "" || s > best || s == best && name < winner {
+			winner, best = name, s
+		}
+	}
+	return winner
+}
+
+// MayClaim tells whether the gateway may begin to answer for an address that its own view gives to it: no living peer answers for it.
+func MayClaim(address netip.Addr, own View, peers []Peer, serves func(string) bool) bool {
+	return !slices.ContainsFunc(peers, func(p Peer) bool {
+		if p.View.Equal(own) {
+			return false
+		}
+		return p.View.Configuration != own.Configuration || Winner(address, p.View.Candidates, serves) == p.Name
+	})
+}
+
+// Peer is another gateway whose lease has not ended.
+type Peer struct {
+	Name string
+	View View
+}
+
+// score mixes a name and an address: FNV-1a and the finalizer of SplitMix64, without which scores of names alike lie side by side.
+func score(address netip.Addr, name string) uint64 {
+	h := fnv.New64a()
+	as16 := address.As16()
+	h.Write(as16[:])
+	h.Write([]byte(name))
+	var length [8]byte
+	binary.BigEndian.PutUint64(length[:], uint64(len(name)))
+	h.Write(length[:])
+	x := h.Sum64()
+	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
+	x = (x ^ x>>27) * 0x94d049bb133111eb
+	return x ^ x>>31
+}

@@ -1,0 +1,187 @@
+package election
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"testing"
+)
+
+func addresses(n int) (out []netip.Addr) {
+	v4, v6 := netip.MustParseAddr("203.0.113.0"), netip.MustParseAddr("2001:db8:f::")
+	for range n / 2 {
+		out = append(out, v4, v6)
+		v4, v6 = v4.Next(), v6.Next()
+	}
+	return out
+}
+
+func gateways(n int) (out []string) {
+	for i := range n {
+		out = append(out, fmt.Sprintf("gateway-%d", i))
+	}
+	return out
+}
+
+func TestAddressesSpreadEvenly(t *testing.T) {
+	for _, n := range []int{2, 3, 5, 10} {
+		count := map[string]int{}
+		all := addresses(20_000)
+		for _, a := range all {
+			count[Winner(a, gateways(n), nil)]++
+		}
+		for name, got := range count {
+			if want := len(all) / n; got < want*9/10 || got > want*11/10 {
+				t.Errorf("%s of %d has %d addresses, want about %d", name, n, got, want)
+			}
+		}
+	}
+}
+
+func TestAGatewayThatGoesMovesNoAddressButItsOwn(t *testing.T) {
+	five := gateways(5)
+	four := slices.Delete(slices.Clone(five), 2, 3)
+	for _, a := range addresses(2000) {
+		if before, after := Winner(a, five, nil), Winner(a, four, nil); before != after && before != five[2] {
+			t.Errorf("%s moves from %s to %s", a, before, after)
+		}
+	}
+}
+
+func TestTheOrderOfCandidatesDoesNotMatterAndThoseThatDoNotServeAreNone(t *testing.T) {
+	names := gateways(4)
+	backwards := slices.Clone(names)
+	slices.Reverse(backwards)
+	serves := func(name string) bool { return name != "gateway-1" }
+	for _, a := range addresses(200) {
+		if Winner(a, names, nil) != Winner(a, backwards, nil) {
+			t.Error(a)
+		}
+		if Winner(a, names, serves) == "gateway-1" {
+			t.Error(a)
+		}
+	}
+	if got := Winner(addresses(2)[0], names, func(string) bool { return false }); got != "" {
+		t.Error(got)
+	}
+}
+
+// TestAtNoTimeTwoAnswer has gateways see one another come and go late and in any order. Each acts as a gateway does: it lets go,
+// publishes, and claims what it may.
+func TestAtNoTimeTwoAnswer(t *testing.T) {
+	for seed := range uint64(300) {
+		r := rand.New(rand.NewPCG(seed, 1))
+		f := newFleet(5, r)
+		for range 200 {
+			f.step(r)
+			f.check(t, seed)
+		}
+		f.settle()
+		f.check(t, seed)
+		for _, a := range f.addresses {
+			if len(f.answering(a)) != 1 {
+				t.Fatalf("seed %d: after all is quiet %v answer for %s", seed, f.answering(a), a)
+			}
+		}
+	}
+}
+
+// fleet is a set of gateways whose leases are in one place that all of them see late.
+type fleet struct {
+	names     []string
+	addresses []netip.Addr
+	alive     map[string]bool // candidates: it wants to answer
+	published map[string]View
+	answers   map[string]map[netip.Addr]bool
+	config    map[string]string
+	newest    int
+}
+
+func newFleet(n int, r *rand.Rand) *fleet {
+	f := &fleet{names: gateways(n), addresses: addresses(40), alive: map[string]bool{}, published: map[string]View{}, answers: map[string]map[netip.Addr]bool{}, config: map[string]string{}}
+	for _, name := range f.names {
+		f.alive[name] = r.IntN(2) == 0
+		f.answers[name] = map[netip.Addr]bool{}
+	}
+	return f
+}
+
+func (f *fleet) step(r *rand.Rand) {
+	name := f.names[r.IntN(len(f.names))]
+	switch r.IntN(8) {
+	case 0:
+		f.alive[name] = !f.alive[name]
+	case 1: // its lease ends: it answers no more, and peers do not count it
+		delete(f.published, name)
+		clear(f.answers[name])
+	case 2:
+		f.newest++
+		f.config[name] = fmt.Sprint(f.newest)
+	case 3:
+		f.config[name] = fmt.Sprint(f.newest)
+	default:
+		// What it believes of each gateway may be old news.
+		var candidates []string
+		for _, other := range f.names {
+			if f.alive[other] != (r.IntN(4) == 0) {
+				candidates = append(candidates, other)
+			}
+		}
+		f.act(name, candidates)
+	}
+}
+
+func (f *fleet) act(name string, candidates []string) {
+	own := View{Candidates: candidates, Configuration: f.config[name]}
+	for a := range f.answers[name] {
+		if Winner(a, candidates, nil) != name {
+			delete(f.answers[name], a)
+		}
+	}
+	f.published[name] = own
+	var peers []Peer
+	for other, v := range f.published {
+		if other != name {
+			peers = append(peers, Peer{other, v})
+		}
+	}
+	for _, a := range f.addresses {
+		if Winner(a, candidates, nil) == name && MayClaim(a, own, peers, nil) {
+			f.answers[name][a] = true
+		}
+	}
+}
+
+// settle lets all of them see the same.
+func (f *fleet) settle() {
+	var candidates []string
+	f.alive[f.names[0]] = true
+	for _, name := range f.names {
+		if f.config[name] = "last"; f.alive[name] {
+			candidates = append(candidates, name)
+		}
+	}
+	for range 2 {
+		for _, name := range f.names {
+			f.act(name, candidates)
+		}
+	}
+}
+
+func (f *fleet) answering(a netip.Addr) (who []string) {
+	for _, name := range f.names {
+		if f.answers[name][a] {
+			who = append(who, name)
+		}
+	}
+	return who
+}
+
+func (f *fleet) check(t *testing.T, seed uint64) {
+	for _, a := range f.addresses {
+		if who := f.answering(a); len(who) > 1 {
+			t.Fatalf("seed %d: %v answer for %s", seed, who, a)
+		}
+	}
+}

@@ -94,12 +94,12 @@ type fleet struct {
 	alive     map[string]bool // candidates: it wants to answer
 	published map[string]View
 	answers   map[string]map[netip.Addr]bool
-	config    map[string]string
+	config    map[string]int
 	newest    int
 }
 
 func newFleet(n int, r *rand.Rand) *fleet {
-	f := &fleet{names: gateways(n), addresses: addresses(40), alive: map[string]bool{}, published: map[string]View{}, answers: map[string]map[netip.Addr]bool{}, config: map[string]string{}}
+	f := &fleet{names: gateways(n), addresses: addresses(40), alive: map[string]bool{}, published: map[string]View{}, answers: map[string]map[netip.Addr]bool{}, config: map[string]int{}}
 	for _, name := range f.names {
 		f.alive[name] = r.IntN(2) == 0
 		f.answers[name] = map[netip.Addr]bool{}
@@ -117,9 +117,9 @@ func (f *fleet) step(r *rand.Rand) {
 		clear(f.answers[name])
 	case 2:
 		f.newest++
-		f.config[name] = fmt.Sprint(f.newest)
+		f.config[name] = f.newest
 	case 3:
-		f.config[name] = fmt.Sprint(f.newest)
+		f.config[name] = f.newest
 	default:
 		// What it believes of each gateway may be old news.
 		var candidates []string
@@ -133,9 +133,11 @@ func (f *fleet) step(r *rand.Rand) {
 }
 
 func (f *fleet) act(name string, candidates []string) {
-	own := View{Candidates: candidates, Configuration: f.config[name]}
+	own := View{Candidates: candidates, Configuration: fmt.Sprint(f.config[name])}
+	// By each configuration another gateway serves nothing.
+	serves := func(other string) bool { return other != f.names[f.config[name]%len(f.names)] }
 	for a := range f.answers[name] {
-		if Winner(a, candidates, nil) != name {
+		if Winner(a, candidates, serves) != name {
 			delete(f.answers[name], a)
 		}
 	}
@@ -147,7 +149,7 @@ func (f *fleet) act(name string, candidates []string) {
 		}
 	}
 	for _, a := range f.addresses {
-		if Winner(a, candidates, nil) == name && MayClaim(a, own, peers, nil) {
+		if Winner(a, candidates, serves) == name && MayClaim(a, own, peers, serves) {
 			f.answers[name][a] = true
 		}
 	}
@@ -156,9 +158,9 @@ func (f *fleet) act(name string, candidates []string) {
 // settle lets all of them see the same.
 func (f *fleet) settle() {
 	var candidates []string
-	f.alive[f.names[0]] = true
+	f.alive[f.names[0]], f.alive[f.names[1]] = true, true
 	for _, name := range f.names {
-		if f.config[name] = "last"; f.alive[name] {
+		if f.config[name] = f.newest; f.alive[name] {
 			candidates = append(candidates, name)
 		}
 	}

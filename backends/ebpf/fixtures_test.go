@@ -93,6 +93,15 @@ var flowFixtures = []fixture{
 		x.applyWithout(s.to.Addr())
 		require.NotEqual(x, s.to, x.mustReachNode(x.ask(portPlain)).to)
 	}},
+	{name: "what a node has answered before it left the pool reaches the client, until datagrams go to another", only: udp, run: func(x *exchange) {
+		s := x.mustReachNode(x.ask(portPlain))
+		x.applyWithout(s.to.Addr())
+		x.mustReachClient(x.reply(s, 0), portPlain)
+		other := x.mustReachNode(x.ask(portPlain))
+		require.NotEqual(x, s.to, other.to)
+		require.Equal(x, left, x.fromNode(x.reply(s, 0)).verdict)
+		x.mustReachClient(x.reply(other, 0), portPlain)
+	}},
 	{name: "datagrams go to another node when theirs leaves the pool", only: udp, run: func(x *exchange) {
 		s := x.begin(portPlain)
 		x.applyWithout(s.to.Addr())

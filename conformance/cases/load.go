@@ -38,7 +38,10 @@ func (c *C) Load(network string, to netip.AddrPort) *Load {
 	return l
 }
 
-// newFlow asks once over TCP. Over UDP it asks a second time on the same flow when the first datagram, or its answer, was lost
+// sends is how often a datagram is sent, at most: that often in a row its endpoint leaves while it is on its way in no network.
+const sends = 5
+
+// newFlow asks once over TCP. Over UDP it asks again on the same flow when a datagram, or its answer, was lost
 // together with the endpoint that had just got it, as any client of a datagram protocol does.
 func (c *C) newFlow(network string, to netip.AddrPort) error {
 	if network == "tcp" {
@@ -50,9 +53,12 @@ func (c *C) newFlow(network string, to netip.AddrPort) error {
 		return err
 	}
 	defer flow.Close()
-	if lab.Unanswered(flow) {
-		_, err = lab.Who(flow)
+	for range sends - 1 {
+		if !lab.Unanswered(flow) {
+			return nil
+		}
 	}
+	_, err = lab.Who(flow)
 	return err
 }
 

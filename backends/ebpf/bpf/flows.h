@@ -177,8 +177,8 @@ static __always_inline int known(struct scratch *s)
 		return 0;
 	first = opens(p) && !(f->state & STATE_REPLY);
 	// Who asks again for a connection that nobody has answered may as well ask somebody else, and who opens one between the
-	// ports of one that has ended opens another.
-	if (!valid(f, tcp && !(young && first), &s->endpoint) || (first && f->state & (STATE_OVER | STATE_RESET))) {
+	// ports of one that has ended opens another. What an endpoint has answered before it left is still an answer.
+	if (!valid(f, f->state & STATE_REPLY || (tcp && !(young && first)), &s->endpoint) || (first && f->state & (STATE_OVER | STATE_RESET))) {
 		turn_around(&p->tuple, f, &s->twin_key, &s->twin);
 		forget(&p->tuple, &s->twin_key);
 		return 0;

@@ -66,7 +66,7 @@ static __always_inline int handle(context *ctx, struct scratch *s)
 	if (!settings)
 		return PASS;
 	__builtin_memset(p, 0, sizeof(*p));
-	parsed = parse(ctx, p);
+	parsed = read(ctx, p);
 	if (parsed == NOT_OURS || !takes(ctx, p, parsed))
 		return PASS;
 	to = role(&p->tuple.destination, p->tuple.family);

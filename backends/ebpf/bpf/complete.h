@@ -6,6 +6,7 @@
 #include "errors.h"
 #include "others.h"
 #include "rewrite.h"
+#include "ways.h"
 
 #define PACKET_HOST 0 // linux/if_packet.h
 
@@ -18,33 +19,40 @@ static __always_inline int takes(context *ctx, const struct packet *p, int parse
 // is_whole tells whether the frame holds the packet.
 static __always_inline int is_whole(context *ctx, const struct packet *p) { return p->network + p->length <= ctx->len; }
 
-// route finds the way of a packet from one address to another; PASS says that there is one.
-static __always_inline int route(context *ctx, struct scratch *s, const struct addr *from, const struct addr *to)
-{
-	struct bpf_fib_lookup *fib = &s->fib;
+// HEADERS is how much of a packet is looked at, at most but for IPv6 with extension headers.
+#define HEADERS 134
 
-	ask_fib(ctx, s, from, to);
-	if (!ctx->gso_size)
-		fib->tot_len = s->packet.length;
-	switch (bpf_fib_lookup(ctx, fib, sizeof(*fib), BPF_FIB_LOOKUP_SKIP_NEIGH)) {
-	case BPF_FIB_LKUP_RET_SUCCESS:
-		return PASS;
-	case BPF_FIB_LKUP_RET_FRAG_NEEDED:
-		return too_big(ctx, &s->packet, fib->mtu_result);
-	}
+// read reads the packet. Its headers may lie in several pieces, and those of a packet that an ICMP error is about mostly do.
+static __always_inline int read(context *ctx, struct packet *p)
+{
+	int parsed = parse(ctx, p);
+
+	if ((parsed == READ && p->tuple.protocol != IPPROTO_ICMP && p->tuple.protocol != IPPROTO_ICMPV6) || at(ctx, 0, HEADERS))
+		return parsed;
+	if (bpf_skb_pull_data(ctx, ctx->len < HEADERS ? ctx->len : HEADERS))
+		return parsed;
+	__builtin_memset(p, 0, sizeof(*p));
+	return parse(ctx, p);
+}
+
+// no_way answers, or drops, a packet that find_way has found none for.
+static __always_inline int no_way(context *ctx, const struct scratch *s)
+{
+	if (s->asked == BPF_FIB_LKUP_RET_FRAG_NEEDED)
+		return too_big(ctx, &s->packet, s->fib.mtu_result);
 	return dropped(DROP_NO_ROUTE);
 }
 
 // send hands the packet to the neighbour on its way.
-static __always_inline int send(const struct bpf_fib_lookup *fib)
+static __always_inline int send(const struct way *w)
 {
-	struct bpf_redir_neigh next = {.nh_family = fib->family};
+	struct bpf_redir_neigh next = {.nh_family = w->family};
 
-	if (fib->family == FAMILY_IPV4)
-		next.ipv4_nh = fib->ipv4_dst;
+	if (w->family == FAMILY_IPV4)
+		next.ipv4_nh = w->next[0];
 	else
-		__builtin_memcpy(next.ipv6_nh, fib->ipv6_dst, 16);
-	return bpf_redirect_neigh(fib->ifindex, &next, sizeof(next), 0);
+		__builtin_memcpy(next.ipv6_nh, w->next, 16);
+	return bpf_redirect_neigh(w->out, &next, sizeof(next), 0);
 }
 
 // leave sends the packet where its flow leads.
@@ -52,19 +60,19 @@ static __always_inline int leave(context *ctx, struct scratch *s)
 {
 	const struct flow *f = &s->flow;
 	__u32 packets = ctx->gso_segs ?: 1, bytes = ctx->len - s->packet.network;
-	int result;
+	struct way *w;
 
 	if (f->forwarding != DIRECT && s->packet.ttl <= 1)
 		return out_of_time(ctx, &s->packet);
-	result = route(ctx, s, &f->source, f->forwarding == DIRECT ? &s->endpoint : &f->destination);
-	if (result != PASS)
-		return result;
-	if (f->forwarding == DIRECT && !leads_to(&s->fib, &s->endpoint))
+	w = find_way(ctx, s, &f->source, f->forwarding == DIRECT ? &s->endpoint : &f->destination);
+	if (!w)
+		return no_way(ctx, s);
+	if (f->forwarding == DIRECT && !w->neighbour)
 		return dropped(DROP_NO_ROUTE);
 	if (f->forwarding != DIRECT && rewrite(ctx, &s->packet, f) != READ)
 		return dropped(DROP_MALFORMED);
 	count_packet(f, packets, bytes);
-	return send(&s->fib);
+	return send(w);
 }
 
 // pass_error brings an ICMP error about a packet of a flow to who sent it.
@@ -72,7 +80,7 @@ static __noinline int pass_error(context *ctx, struct scratch *s, int otherwise)
 {
 	struct packet *p = &s->packet;
 	struct flow *f;
-	int result;
+	struct way *w;
 
 	if (p->fragment != WHOLE || read_quoted(ctx, p, &s->twin_key) != READ)
 		return otherwise;
@@ -84,12 +92,12 @@ static __noinline int pass_error(context *ctx, struct scratch *s, int otherwise)
 	s->flow = *f;
 	if (p->ttl <= 1)
 		return dropped(DROP_TTL);
-	result = route(ctx, s, &s->flow.source, f->forwarding == DIRECT ? &s->endpoint : &s->flow.destination);
-	if (result != PASS)
-		return result;
-	if (s->flow.forwarding == DIRECT ? !leads_to(&s->fib, &s->endpoint) : rewrite_error(ctx, p, &s->flow) != READ)
+	w = find_way(ctx, s, &s->flow.source, f->forwarding == DIRECT ? &s->endpoint : &s->flow.destination);
+	if (!w)
+		return no_way(ctx, s);
+	if (s->flow.forwarding == DIRECT ? !w->neighbour : rewrite_error(ctx, p, &s->flow) != READ)
 		return dropped(DROP_MALFORMED);
-	return send(&s->fib);
+	return send(w);
 }
 
 // handle_icmp is for errors about flows, and for what asks a VIP itself.

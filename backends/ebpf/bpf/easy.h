@@ -4,77 +4,11 @@
 #pragma once
 
 #include "rewrite.h"
+#include "ways.h"
 
 // QUIET is after how long, in units of now(), a flow's next packet is left to the kernel's way of sending, which makes sure that the
 // neighbour is still there.
 #define QUIET 4
-
-// A way is what the kernel has said of the route between two addresses and of the neighbour on it. Each processor remembers some for
-// a moment, since asking costs more than anything else that is done for a packet.
-struct way_key {
-	struct addr from, to;
-	__u32 in;
-	__u8 protocol, family;
-	__u16 zero;
-};
-
-struct way {
-	struct way_key key;
-	__u32 moment; // see moment()
-	__u32 out;
-	__u16 mtu;
-	__u8 neighbour; // to is on the next link
-	__u8 zero;
-	__u8 dmac[ETH_ALEN], smac[ETH_ALEN];
-};
-
-#define WAYS (1 << 10)
-
-MAP(BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct way, WAYS, 0) ways SEC(".maps");
-
-// moment is how long a way is remembered: 2^26 ns, 67 ms.
-static __always_inline __u32 moment(const struct scratch *s) { return s->time >> 26; }
-
-static __always_inline int is_way(const struct way_key *a, const struct way_key *b)
-{
-	const __u64 *x = (const __u64 *)a, *y = (const __u64 *)b;
-
-	return x[0] == y[0] && x[1] == y[1] && x[2] == y[2] && x[3] == y[3] && x[4] == y[4];
-}
-
-// ask has the kernel say which way leads from one address to another.
-static __always_inline int ask(context *ctx, struct scratch *s, const struct addr *from, const struct addr *to, struct way *w)
-{
-	struct bpf_fib_lookup *fib = &s->fib;
-
-	ask_fib(ctx, s, from, to);
-	fib->tot_len = s->packet.length; // or it would not say the MTU
-	if (bpf_fib_lookup(ctx, fib, sizeof(*fib), 0) != BPF_FIB_LKUP_RET_SUCCESS)
-		return 0;
-	w->moment = moment(s);
-	w->out = fib->ifindex;
-	w->mtu = fib->mtu_result;
-	w->neighbour = leads_to(fib, to);
-	__builtin_memcpy(w->dmac, fib->dmac, ETH_ALEN);
-	__builtin_memcpy(w->smac, fib->smac, ETH_ALEN);
-	return 1;
-}
-
-// find_way is the way from one address to another; none if the kernel has to look into it.
-static __always_inline struct way *find_way(context *ctx, struct scratch *s, const struct addr *from, const struct addr *to)
-{
-	struct way_key key = {.from = *from, .to = *to, .in = ctx->ingress_ifindex, .protocol = s->packet.tuple.protocol, .family = s->packet.tuple.family};
-	__u32 hash = (from->word[3] ^ from->word[2]) * 0x9e3779b1 ^ (to->word[3] ^ to->word[2]) * 0x85ebca6b;
-	struct way *w = bpf_map_lookup_elem(&ways, &(__u32){hash * 0xc2b2ae35 >> 22});
-
-	if (!w)
-		return NULL;
-	if (w->moment == moment(s) && is_way(&w->key, &key))
-		return s->packet.length <= w->mtu ? w : NULL;
-	w->key = key;
-	w->moment = 0;
-	return ask(ctx, s, from, to, w) ? w : NULL;
-}
 
 // is_whole tells whether all of the packet lies in one piece.
 static __always_inline int is_whole(context *ctx, const struct packet *p) { return p->network + p->length <= ctx->data_end - ctx->data; }
@@ -92,6 +26,7 @@ static __always_inline int takes(context *ctx, const struct packet *p, int parse
 	return is_whole(ctx, p);
 }
 
+static __always_inline int read(context *ctx, struct packet *p) { return parse(ctx, p); }
 static __always_inline int refuse(context *ctx, const struct packet *p) { return PASS; }
 static __always_inline int out_of_time(context *ctx, const struct packet *p) { return PASS; }
 static __always_inline int handle_icmp(context *ctx, struct scratch *s, __u32 to) { return PASS; }

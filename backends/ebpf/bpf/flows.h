@@ -28,6 +28,8 @@ struct scratch {
 	struct tuple twin_key, other_key;
 	struct flow twin, other;
 	struct bpf_fib_lookup fib;
+	__s32 asked; // what the kernel has answered, BPF_FIB_LKUP_RET_...
+	__u32 zero;
 };
 
 MAP(BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct scratch, 1, 0) scratches SEC(".maps");
@@ -69,34 +71,6 @@ static __always_inline void turn_around(const struct tuple *key, const struct fl
 	twin->source_port = key->destination_port;
 	twin->destination_port = key->source_port;
 	twin->state = f->state & STATE_REPLY ? 0 : STATE_REPLY;
-}
-
-// ask_fib fills in the question for the way from one address to another.
-static __always_inline void ask_fib(context *ctx, struct scratch *s, const struct addr *from, const struct addr *to)
-{
-	struct bpf_fib_lookup *fib = &s->fib;
-
-	__builtin_memset(fib, 0, sizeof(*fib));
-	fib->ifindex = ctx->ingress_ifindex;
-	fib->l4_protocol = s->packet.tuple.protocol;
-	if (s->packet.tuple.family == IPV4) {
-		fib->family = FAMILY_IPV4;
-		fib->ipv4_src = from->word[3];
-		fib->ipv4_dst = to->word[3];
-	} else {
-		fib->family = FAMILY_IPV6;
-		__builtin_memcpy(fib->ipv6_src, from, 16);
-		__builtin_memcpy(fib->ipv6_dst, to, 16);
-	}
-}
-
-// leads_to tells whether the way is that to a neighbour itself.
-static __always_inline int leads_to(const struct bpf_fib_lookup *fib, const struct addr *neighbour)
-{
-	if (fib->family == FAMILY_IPV4)
-		return fib->ipv4_dst == neighbour->word[3];
-	return fib->ipv6_dst[0] == neighbour->word[0] && fib->ipv6_dst[1] == neighbour->word[1] && fib->ipv6_dst[2] == neighbour->word[2] &&
-	       fib->ipv6_dst[3] == neighbour->word[3];
 }
 
 static __always_inline void forget(const struct tuple *key, const struct tuple *twin_key)

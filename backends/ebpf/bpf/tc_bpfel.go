@@ -33,6 +33,7 @@ const (
 	TcMapServices         = "services"
 	TcMapSettingsMap      = "settings_map"
 	TcMapSourceRanges     = "source_ranges"
+	TcMapWays             = "ways"
 	TcMapYoungFlows       = "young_flows"
 	TcProgLbTc            = "lb_tc"
 	TcProgSweep           = "sweep"
@@ -105,6 +106,7 @@ type TcMapSpecs struct {
 	Services         *ebpf.MapSpec `ebpf:"services"`
 	SettingsMap      *ebpf.MapSpec `ebpf:"settings_map"`
 	SourceRanges     *ebpf.MapSpec `ebpf:"source_ranges"`
+	Ways             *ebpf.MapSpec `ebpf:"ways"`
 	YoungFlows       *ebpf.MapSpec `ebpf:"young_flows"`
 }
 
@@ -151,6 +153,7 @@ type TcMaps struct {
 	Services         *ebpf.Map `ebpf:"services"`
 	SettingsMap      *ebpf.Map `ebpf:"settings_map"`
 	SourceRanges     *ebpf.Map `ebpf:"source_ranges"`
+	Ways             *ebpf.Map `ebpf:"ways"`
 	YoungFlows       *ebpf.Map `ebpf:"young_flows"`
 }
 
@@ -173,6 +176,7 @@ func (m *TcMaps) Close() error {
 		m.Services,
 		m.SettingsMap,
 		m.SourceRanges,
+		m.Ways,
 		m.YoungFlows,
 	)
 }

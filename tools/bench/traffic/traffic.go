@@ -8,6 +8,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"time"
 
 	"kubelb.k8c.io/conformance/cases"
@@ -18,6 +19,8 @@ import (
 type Options struct {
 	// Rounds is how often each target is measured; in each round all are, in random order.
 	Rounds int
+	// Loads are the names of those to send; all without any.
+	Loads []string
 	// Long is how long each load is sent.
 	Long time.Duration
 	// Proxies is where HAProxy and nginx are unpacked; without it they are not measured.
@@ -108,6 +111,9 @@ func Run(ctx context.Context, o Options) (results []Result, err error) {
 	}
 	for round := range o.Rounds {
 		for _, l := range Loads() {
+			if len(o.Loads) > 0 && !slices.Contains(o.Loads, l.Name) {
+				continue
+			}
 			for _, i := range rand.Perm(len(s.gateways)) {
 				if err := ctx.Err(); err != nil {
 					return results, err

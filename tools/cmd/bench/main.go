@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -30,6 +31,7 @@ func main() {
 
 type options struct {
 	only, proxies, plots, next, kubeProxy string
+	loads                                 []string
 	rounds                                int
 	long                                  time.Duration
 	state                                 string
@@ -41,6 +43,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	flags.SetOutput(stderr)
 	flags.IntVar(&o.rounds, "rounds", 9, "how often each path is measured")
 	flags.DurationVar(&o.long, "for", time.Second, "how long each load is sent in a round")
+	flags.Func("loads", "which loads of traffic, separated by commas; all without it", func(text string) error {
+		o.loads = strings.Split(text, ",")
+		return nil
+	})
 	flags.StringVar(&o.proxies, "proxies", "", "where HAProxy and nginx are unpacked (tools/proxies.sh); without it they are left out")
 	flags.StringVar(&o.kubeProxy, "kube-proxy", "", "the binary of kube-proxy (tools/kubernetes/build.sh); without it its rules are left out")
 	flags.StringVar(&o.plots, "plots", "", "a directory for plots; without it there are none")
@@ -105,13 +111,16 @@ func packets(ctx context.Context, o options, stdout, stderr, log io.Writer) erro
 }
 
 func clients(ctx context.Context, o options, stdout, stderr, log io.Writer) error {
-	results, err := traffic.Run(ctx, traffic.Options{Rounds: o.rounds, Long: o.long, Proxies: o.proxies, State: o.state, Log: log, Progress: stderr})
+	results, err := traffic.Run(ctx, traffic.Options{Rounds: o.rounds, Loads: o.loads, Long: o.long, Proxies: o.proxies, State: o.state, Log: log, Progress: stderr})
 	if err != nil {
 		return err
 	}
 	var groups []string
 	bars := map[string][]bench.Bar{}
 	for _, l := range traffic.Loads() {
+		if len(o.loads) > 0 && !slices.Contains(o.loads, l.Name) {
+			continue
+		}
 		fmt.Fprintf(stdout, "\n%s:\n\n| by | %s, median | ratio to plain routing, median | least to most | processor, µs for each | ratio |\n| --- | --- | --- | --- | --- | --- |\n", l.Name, l.Unit)
 		groups = append(groups, l.Name)
 		for _, r := range results {

@@ -35,7 +35,7 @@ demo: deps build ## Bring up hub, tenant, gateway and client, walk through, stay
 	KUBELB_KUBERNETES=$$(tools/kubernetes/build.sh) KUBELB_BIN=$(BIN) $(BIN)/demo $(if $(ONCE),--once) $(if $(BACKEND),--backend=$(BACKEND))
 
 .PHONY: test
-test: deps verify unit wasm conformance e2e ## Run every test, the end-to-end ones included (root; ten minutes more when cold).
+test: deps verify unit wasm conformance e2e fleet ## Run every test, the end-to-end ones included (root; ten minutes more when cold).
 
 .PHONY: unit
 unit: ## Vet and test every module by itself, as if the others were not there (no root).
@@ -79,6 +79,16 @@ bench: deps build ## Measure what a packet costs and what clients see, by every 
 	$(BIN)/bench --proxies=$$proxies --kube-proxy=$$kubernetes/kube-proxy --plots=backends/ebpf $(if $(ROUNDS),--rounds=$(ROUNDS))
 	@set -e; for b in $(BACKENDS); do (cd backends/$$b && CGO_ENABLED=0 go build -ldflags='-s -w' -o $(BIN)/next/ ./cmd/...); done
 	$(BIN)/bench --only=outlive --next=$(BIN)/next
+
+.PHONY: fleet
+fleet: deps build ## Take each of three gateways away once, in all the ways, and run some random schedules (root, minutes).
+	KUBELB_KUBERNETES=$$(tools/kubernetes/build.sh) KUBELB_BIN=$(BIN) $(BIN)/drill --rounds=1
+	KUBELB_KUBERNETES=$$(tools/kubernetes/build.sh) KUBELB_BIN=$(BIN) $(BIN)/drill --schedules=5 --seed=$$RANDOM
+
+.PHONY: drill
+drill: deps build ## Take gateways away under load ROUNDS (20) times in each way, with BACKEND (nftables); goes on where it stopped (root, minutes a round).
+	KUBELB_KUBERNETES=$$(tools/kubernetes/build.sh) KUBELB_BIN=$(BIN) $(BIN)/drill --backend=$(or $(BACKEND),nftables) --rounds=$(or $(ROUNDS),20) \
+		--results=tools/drill/results/layer2-$(or $(BACKEND),nftables).json
 
 .PHONY: bench-scale
 bench-scale: deps build ## Load 10,000 LoadBalancers and measure one change more (root, minutes).

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
@@ -22,6 +23,7 @@ import (
 	"k8s.io/klog/v2"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"kubelb.k8c.io/api/v1alpha1"
@@ -30,6 +32,8 @@ import (
 	"kubelb.k8c.io/manager/announce"
 	"kubelb.k8c.io/manager/controller"
 	"kubelb.k8c.io/manager/gateway"
+	"kubelb.k8c.io/manager/heartbeat"
+	"kubelb.k8c.io/manager/membership"
 	"kubelb.k8c.io/manager/probe"
 )
 
@@ -41,6 +45,8 @@ type options struct {
 	controller, gateway, leaderElection, purge                   bool
 	backend, checksum, stateDir, name, announce, interfaces      string
 	backendOptions                                               keyValues
+	lease                                                        time.Duration
+	whenAlone                                                    string
 	apiServer, apiServerCA                                       string
 	forbidden, metricsAddress, probeAddress, logLevel, logFormat string
 }
@@ -65,7 +71,7 @@ func (o *options) register(flags *flag.FlagSet) {
 	hostname, _ := os.Hostname()
 	o.backendOptions = keyValues{}
 	flags.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig of the management cluster; empty uses the pod's service account")
-	flags.StringVar(&o.namespace, "namespace", "kubelb", "namespace of the controllers' election Lease")
+	flags.StringVar(&o.namespace, "namespace", "kubelb", "namespace of the Leases: the controllers' and each gateway's")
 	flags.BoolVar(&o.controller, "controller", true, "run the controllers: tenants, address allocation, status (one replica at a time)")
 	flags.BoolVar(&o.gateway, "gateway", true, "run this host's gateway: forward and announce")
 	flags.BoolVar(&o.leaderElection, "enable-leader-election", true, "let one of several replicas run the controllers at a time")
@@ -76,6 +82,8 @@ func (o *options) register(flags *flag.FlagSet) {
 	flags.StringVar(&o.stateDir, "state-dir", "/var/lib/kubelb", "directory of this gateway, private to it and kept over restarts")
 	flags.StringVar(&o.name, "gateway-name", hostname, "name of this gateway and of its Gateway object")
 	flags.StringVar(&o.announce, "announce", "layer2", "how addresses are announced: layer2 (ARP and NDP) or none")
+	flags.DurationVar(&o.lease, "gateway-lease", membership.DefaultDuration, "how long, in whole seconds, this gateway's addresses stay without an answer at least when it dies; the Lease is renewed five times as often")
+	flags.StringVar(&o.whenAlone, "when-alone", aloneKeep, "what becomes of the addresses of a gateway that reaches neither the API nor another gateway on its interfaces: keep or withdraw")
 	flags.StringVar(&o.interfaces, "announce-interfaces", "", "interfaces, separated by commas, on which ARP and NDP are answered (required for layer2)")
 	flags.StringVar(&o.apiServer, "api-server", "", "URL at which tenants reach the management cluster's API; empty takes it from the kubeconfig")
 	flags.StringVar(&o.apiServerCA, "api-server-ca", "", "file with the CA of that URL; empty takes it from the kubeconfig")
@@ -101,6 +109,12 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 			return nil
 		}
 		return err
+	}
+	if o.lease < time.Second || o.lease%time.Second != 0 {
+		return fmt.Errorf("--gateway-lease=%s: use whole seconds, 1s at least", o.lease)
+	}
+	if o.whenAlone != aloneKeep && o.whenAlone != aloneWithdraw {
+		return fmt.Errorf("--when-alone=%s: use keep or withdraw", o.whenAlone)
 	}
 	log, err := newLogger(o.logLevel, o.logFormat, stderr)
 	if err != nil {
@@ -163,6 +177,11 @@ func (o *options) serve(ctx context.Context, log *slog.Logger) error {
 			return err
 		}
 	}
+	if o.controller {
+		if err := mgr.Add(manager.RunnableFunc(func(ctx context.Context) error { return membership.MakeKey(ctx, mgr.GetClient(), o.namespace, log) })); err != nil {
+			return err
+		}
+	}
 	if o.gateway {
 		g, err := o.newGateway(mgr, forbidden, log)
 		if err != nil {
@@ -205,26 +224,49 @@ func (o *options) newGateway(mgr ctrl.Manager, forbidden []netip.Prefix, log *sl
 	if err != nil {
 		return nil, err
 	}
-	announcer, err := o.announcer(log)
+	var g *gateway.Gateway
+	changed := func() { g.Elect() }
+	var member *membership.Member
+	if o.announce == announceLayer2 {
+		if member, err = membership.New(mgr.GetConfig(), o.namespace, membership.Options{Name: o.name, Duration: o.lease, Changed: changed, Log: log}); err != nil {
+			return nil, err
+		}
+	}
+	announcer, err := o.announcer(func() bool { return g.MayAnswer() }, changed, log)
 	if err != nil {
 		return nil, err
 	}
-	return gateway.New(gateway.Options{
-		Name: o.name, Forbidden: forbidden, Announcer: announcer, Probe: probe.DefaultConfig(), PurgeOnExit: o.purge, Log: log,
+	var heart *heartbeat.Heart
+	if member != nil {
+		heart = heartbeat.New(heartbeat.Options{Name: o.name, Interfaces: strings.Split(o.interfaces, ","), Reaches: member.Reaches, Log: log})
+	}
+	g = gateway.New(gateway.Options{
+		Name: o.name, Forbidden: forbidden, Announcer: announcer, Member: member, Heart: heart, KeepWhenAlone: o.whenAlone == aloneKeep,
+		SegmentKey: func(ctx context.Context) ([]byte, error) {
+			return membership.WaitForKey(ctx, mgr.GetAPIReader(), o.namespace, o.stateDir)
+		},
+		Probe: probe.DefaultConfig(), PurgeOnExit: o.purge, Log: log,
 		Backend: gateway.BackendOptions{Path: path, Checksum: o.checksum,
 			Config: dataplane.Config{Node: o.name, StateDir: o.stateDir, Options: o.backendOptions}},
-	}, mgr.GetCache(), mgr.GetClient()), nil
+	}, mgr.GetCache(), mgr.GetClient())
+	return g, nil
 }
 
-func (o *options) announcer(log *slog.Logger) (announce.Announcer, error) {
+// Values of flags.
+const (
+	announceLayer2           = "layer2"
+	aloneKeep, aloneWithdraw = "keep", "withdraw"
+)
+
+func (o *options) announcer(mayAnswer func() bool, changed func(), log *slog.Logger) (announce.Announcer, error) {
 	switch o.announce {
 	case "none":
 		return announce.None{}, nil
-	case "layer2":
+	case announceLayer2:
 		if o.interfaces == "" {
 			return nil, errors.New("--announce-interfaces is required with --announce=layer2: name the interfaces of the clients' segment, or use --announce=none")
 		}
-		return announce.NewLayer2(strings.Split(o.interfaces, ","), log), nil
+		return announce.NewLayer2(announce.Layer2Options{Interfaces: strings.Split(o.interfaces, ","), Holds: mayAnswer, Changed: changed, Log: log}), nil
 	}
 	return nil, fmt.Errorf("--announce=%s: use layer2 or none", o.announce)
 }

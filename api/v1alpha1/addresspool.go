@@ -47,6 +47,15 @@ type AddressPoolSpec struct {
 	// +kubebuilder:default=true
 	AutoAssign *bool `json:"autoAssign,omitempty"`
 
+	// Priority: of the pools that may serve a LoadBalancer the one of the highest priority gives the address, of equal ones the
+	// oldest.
+	// +optional
+	Priority int32 `json:"priority,omitempty"`
+
+	// Draining: the pool gives no address any more. Those that LoadBalancers hold they keep.
+	// +optional
+	Draining bool `json:"draining,omitempty"`
+
 	// AvoidNetworkAddresses leaves out the first and the last address of each IPv4 CIDR (network and broadcast
 	// address) and the first address of each IPv6 CIDR (subnet-router anycast, RFC 4291). Ranges and single addresses
 	// are taken as they stand.

@@ -47,6 +47,13 @@ type GatewayStatus struct {
 	// AnnouncedAddresses is the number of addresses that this gateway answers for.
 	// +optional
 	AnnouncedAddresses int32 `json:"announcedAddresses"`
+	// Elects: of the gateways one answers for each address. Otherwise each announces all that its dataplane holds.
+	// +optional
+	Elects bool `json:"elects,omitempty"`
+	// Candidates are the gateways among which, as this one sees it, that one is found.
+	// +optional
+	// +kubebuilder:validation:MaxItems=1000
+	Candidates []string `json:"candidates,omitempty"`
 	// Failures are records that the dataplane or the announcer could not take, the first 100 of them.
 	// +optional
 	// +kubebuilder:validation:MaxItems=100

@@ -101,6 +101,12 @@ type LoadBalancerSpec struct {
 	// +kubebuilder:validation:XValidation:rule="self.all(a, isIP(a))",message="spec.requestedAddresses: each entry must be an IP address"
 	RequestedAddresses []string `json:"requestedAddresses,omitempty"`
 
+	// AddressPool names the AddressPool that the addresses have to be of, also one without autoAssign. Empty means any. When it changes,
+	// so do the addresses. Annotation form: kubelb.k8c.io/address-pool.
+	// +optional
+	// +kubebuilder:validation:MaxLength=253
+	AddressPool string `json:"addressPool,omitempty"`
+
 	// HealthCheckNodePort is where each node answers whether it has local endpoints (externalTrafficPolicy Local).
 	// 0 means none. Annotation form: kubelb.k8c.io/health-check-node-port.
 	// +optional

@@ -35,6 +35,7 @@ const (
 	AnnotationIPFamilies          = "kubelb.k8c.io/ip-families"
 	AnnotationIPFamilyPolicy      = "kubelb.k8c.io/ip-family-policy"
 	AnnotationRequestedAddresses  = "kubelb.k8c.io/requested-addresses"
+	AnnotationAddressPool         = "kubelb.k8c.io/address-pool"
 	AnnotationHealthCheckNodePort = "kubelb.k8c.io/health-check-node-port"
 	AnnotationForwarding          = "kubelb.k8c.io/forwarding"
 )

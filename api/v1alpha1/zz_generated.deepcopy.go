@@ -403,6 +403,11 @@ func (in *GatewaySpec) DeepCopy() *GatewaySpec {
 func (in *GatewayStatus) DeepCopyInto(out *GatewayStatus) {
 	*out = *in
 	in.Backend.DeepCopyInto(&out.Backend)
+	if in.Candidates != nil {
+		in, out := &in.Candidates, &out.Candidates
+		*out = make([]string, len(*in))
+		copy(*out, *in)
+	}
 	if in.Failures != nil {
 		in, out := &in.Failures, &out.Failures
 		*out = make([]GatewayFailure, len(*in))

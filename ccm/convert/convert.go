@@ -3,6 +3,8 @@
 package convert
 
 import (
+	"strings"
+
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -23,6 +25,7 @@ func Service(s *corev1.Service) translate.Service {
 		HealthCheckNodePort: s.Spec.HealthCheckNodePort,
 		LoadBalancerIP:      s.Spec.LoadBalancerIP, RequestedAnnotation: s.Annotations[v1alpha1.AnnotationRequestedAddresses],
 		Forwarding: s.Annotations[v1alpha1.AnnotationForwarding], ProxyProtocol: s.Annotations[v1alpha1.AnnotationProxyProtocol],
+		AddressPool: strings.TrimSpace(s.Annotations[v1alpha1.AnnotationAddressPool]),
 	}
 	if c := s.Spec.SessionAffinityConfig; c != nil && c.ClientIP != nil && c.ClientIP.TimeoutSeconds != nil {
 		out.AffinitySeconds = *c.ClientIP.TimeoutSeconds
@@ -94,6 +97,7 @@ func LoadBalancer(lb translate.LoadBalancer) *v1alpha1.LoadBalancer {
 			IPFamilyPolicy:           corev1.IPFamilyPolicy(lb.FamilyPolicy),
 			HealthCheckNodePort:      lb.HealthCheckNodePort,
 			Forwarding:               lb.Forwarding,
+			AddressPool:              lb.AddressPool,
 			Endpoints: []v1alpha1.LoadBalancerEndpoints{{
 				AddressesReference: &corev1.ObjectReference{Name: v1alpha1.DefaultAddressesName},
 			}},

@@ -1,6 +1,7 @@
 package ipam
 
 import (
+	"cmp"
 	"fmt"
 	"math/big"
 	"net/netip"
@@ -60,6 +61,8 @@ type Wish struct {
 	Policy   Policy
 	// Requested addresses, at most one of each family.
 	Requested []netip.Addr
+	// Pool that the addresses have to be of; empty means any.
+	Pool string
 }
 
 // Grant is an address and the pool that it came from.
@@ -231,18 +234,24 @@ func (w Wish) families(before []Grant) (families []Family, optional bool) {
 func (a *Allocator) one(holder string, wish Wish, family Family, before []Grant) (Grant, *Refusal) {
 	for _, requested := range wish.Requested {
 		if FamilyOf(requested) == family {
-			return a.requested(holder, wish.Tenant, requested, before)
+			return a.requested(holder, wish, requested, before)
 		}
 	}
 	for _, g := range before {
-		if FamilyOf(g.Address) == family {
+		if FamilyOf(g.Address) == family && (wish.Pool == "" || wish.Pool == g.Pool) {
 			return g, nil
 		}
 	}
-	return a.next(wish.Tenant, family)
+	return a.next(wish, family)
 }
 
-func (a *Allocator) requested(holder, tenant string, address netip.Addr, before []Grant) (Grant, *Refusal) {
+// gives reports whether new addresses of the pool may go to who wishes so.
+func (a *Allocator) gives(pool Pool, wish Wish) bool {
+	_, off := a.disabled[pool.Name]
+	return !off && !pool.Draining && pool.Allows(wish.Tenant) && (wish.Pool == "" || wish.Pool == pool.Name)
+}
+
+func (a *Allocator) requested(holder string, wish Wish, address netip.Addr, before []Grant) (Grant, *Refusal) {
 	if other, taken := a.holders[address]; taken {
 		return Grant{}, &Refusal{AddressInUse, fmt.Sprintf("requested address %s is held by another LoadBalancer%s; ask for another one or none",
 			address, sameTenant(holder, other))}
@@ -253,12 +262,12 @@ func (a *Allocator) requested(holder, tenant string, address netip.Addr, before 
 		}
 	}
 	for _, pool := range a.pools {
-		if _, off := a.disabled[pool.Name]; !off && pool.Allows(tenant) && pool.Contains(address) {
+		if a.gives(pool, wish) && pool.Contains(address) {
 			return Grant{address, pool.Name}, nil
 		}
 	}
-	return Grant{}, &Refusal{AddressNotAvailable, fmt.Sprintf("requested address %s is in no address pool that tenant %s may use; ask for one of %s, or none",
-		address, tenant, a.describe(tenant))}
+	return Grant{}, &Refusal{AddressNotAvailable, fmt.Sprintf("requested address %s is in no address pool that gives addresses to tenant %s; ask for one of %s, or none",
+		address, wish.Tenant, a.describe(wish))}
 }
 
 // sameTenant names the other holder to those who may know it: a holder's name starts with its namespace.
@@ -271,10 +280,10 @@ func sameTenant(holder, other string) string {
 	return " (" + other + ")"
 }
 
-func (a *Allocator) describe(tenant string) string {
+func (a *Allocator) describe(wish Wish) string {
 	var names []string
 	for _, pool := range a.pools {
-		if pool.Allows(tenant) {
+		if a.gives(pool, wish) {
 			names = append(names, pool.Name)
 		}
 	}
@@ -284,11 +293,13 @@ func (a *Allocator) describe(tenant string) string {
 	return "the pools " + strings.Join(names, ", ")
 }
 
-// next takes the next free address of the first pool that has one.
-func (a *Allocator) next(tenant string, family Family) (Grant, *Refusal) {
+// next takes the next free address of the first pool that has one. Whoever names a pool need not be given its addresses unasked.
+func (a *Allocator) next(wish Wish, family Family) (Grant, *Refusal) {
 	var full []string
-	for _, pool := range a.pools {
-		if _, off := a.disabled[pool.Name]; off || !pool.AutoAssign || !pool.Allows(tenant) || !pool.has(family) {
+	byPriority := slices.Clone(a.pools)
+	slices.SortStableFunc(byPriority, func(x, y Pool) int { return cmp.Compare(y.Priority, x.Priority) })
+	for _, pool := range byPriority {
+		if !a.gives(pool, wish) || !pool.AutoAssign && wish.Pool == "" || !pool.has(family) {
 			continue
 		}
 		if address, ok := a.free(pool, family); ok {
@@ -300,8 +311,12 @@ func (a *Allocator) next(tenant string, family Family) (Grant, *Refusal) {
 		return Grant{}, &Refusal{PoolExhausted, fmt.Sprintf("no free %s address in %s: delete a LoadBalancer or add addresses to an AddressPool",
 			family, strings.Join(full, ", "))}
 	}
+	if wish.Pool != "" {
+		return Grant{}, &Refusal{NoMatchingPool, fmt.Sprintf("there is no AddressPool %s that gives %s addresses to tenant %s: name another one or none",
+			wish.Pool, family, wish.Tenant)}
+	}
 	return Grant{}, &Refusal{NoMatchingPool, fmt.Sprintf("no AddressPool with autoAssign gives %s addresses to tenant %s: create one, or allow the tenant in spec.tenants of one",
-		family, tenant)}
+		family, wish.Tenant)}
 }
 
 func (p Pool) has(family Family) bool {

@@ -147,3 +147,60 @@ func TestBadRangesAreRefused(t *testing.T) {
 		t.Error("overlapping ranges were accepted")
 	}
 }
+
+func TestPoolsOfAHigherPriorityGiveFirst(t *testing.T) {
+	a := NewAllocator()
+	a.SetPools([]Pool{
+		{Name: "old", Ranges: ranges(t, true, "203.0.113.0/29"), AutoAssign: true},
+		{Name: "first", Ranges: ranges(t, true, "192.0.2.10-192.0.2.10"), AutoAssign: true, Priority: 1},
+		{Name: "young", Ranges: ranges(t, true, "198.51.100.0/24"), AutoAssign: true},
+	})
+	for holder, want := range []string{"192.0.2.10@first ", "203.0.113.1@old "} {
+		grants, refusal := a.Allocate(fmt.Sprint(holder), Wish{Tenant: "red"})
+		if got := addresses(grants); refusal != nil || got != want {
+			t.Errorf("%s, %v, want %s", got, refusal, want)
+		}
+	}
+}
+
+func TestAPoolThatDrainsGivesNothingAndTakesNothing(t *testing.T) {
+	pools := []Pool{{Name: "p", Ranges: ranges(t, true, "203.0.113.0/29"), AutoAssign: true}}
+	a := NewAllocator()
+	a.SetPools(pools)
+	held, _ := a.Allocate("one", Wish{Tenant: "red"})
+	pools[0].Draining = true
+	a.SetPools(pools)
+	if still, refusal := a.Allocate("one", Wish{Tenant: "red"}); refusal != nil || addresses(still) != addresses(held) {
+		t.Errorf("%v became %v: %v", held, still, refusal)
+	}
+	for _, wish := range []Wish{{Tenant: "red"}, {Tenant: "red", Pool: "p"}, {Tenant: "red", Requested: []netip.Addr{netip.MustParseAddr("203.0.113.5")}}} {
+		if grants, refusal := a.Allocate("two", wish); refusal == nil {
+			t.Errorf("%+v got %v", wish, grants)
+		}
+	}
+}
+
+func TestWhoNamesAPoolGetsItsAddressesOnly(t *testing.T) {
+	a := allocator(t)
+	for _, step := range []struct {
+		pool, tenant, want, reason string
+	}{
+		{"", "blue", "203.0.113.1@public ", ""},
+		{"reserved", "blue", "192.0.2.10@reserved ", ""},
+		{"", "blue", "192.0.2.10@reserved ", ""}, // any pool is fine, so nothing changes
+		{"none", "blue", "192.0.2.10@reserved ", NoMatchingPool},
+		{"public", "blue", "203.0.113.2@public ", ""},
+	} {
+		grants, refusal := a.Allocate("tenant-blue/web", Wish{Tenant: step.tenant, Pool: step.pool})
+		reason := ""
+		if refusal != nil {
+			reason = refusal.Reason
+		}
+		if got := addresses(grants); got != step.want || reason != step.reason {
+			t.Errorf("pool %q: %s %s, want %s %s", step.pool, got, reason, step.want, step.reason)
+		}
+	}
+	if _, refusal := a.Allocate("tenant-red/web", Wish{Tenant: "red", Pool: "reserved"}); refusal == nil || refusal.Reason != NoMatchingPool {
+		t.Errorf("another tenant's pool: %v", refusal)
+	}
+}

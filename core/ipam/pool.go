@@ -41,6 +41,10 @@ type Pool struct {
 	Tenants []string
 	// AutoAssign: addresses may be given to those who ask for none in particular.
 	AutoAssign bool
+	// Priority: pools of a higher one give addresses first; of equal ones the one that was there first does.
+	Priority int32
+	// Draining: the pool gives no address any more. Those that are held stay.
+	Draining bool
 }
 
 // Allows reports whether the tenant may use the pool.

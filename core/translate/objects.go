@@ -45,6 +45,8 @@ type LoadBalancer struct {
 	Requested       []netip.Addr  `json:"requested,omitempty"`
 	// HealthCheckNodePort answers on each node whether it has local endpoints; 0 means none.
 	HealthCheckNodePort int32 `json:"healthCheckNodePort,omitempty"`
+	// AddressPool is the pool that the addresses have to be of, empty for any.
+	AddressPool string `json:"addressPool,omitempty"`
 	// Forwarding is nat, transparent, direct or empty (the hub chooses).
 	Forwarding string `json:"forwarding,omitempty"`
 	// ProxyProtocol is v2, or empty: whether the nodes learn the client's address by that header, which TCP ports get.
@@ -68,7 +70,7 @@ func (lb *LoadBalancer) Allocate(book *ipam.Allocator, refused bool) *ipam.Refus
 		return nil
 	}
 	tenant, _ := TenantOf(lb.Namespace)
-	_, refusal := book.Allocate(holder, ipam.Wish{Tenant: tenant, Families: lb.Families, Policy: lb.FamilyPolicy, Requested: lb.Requested})
+	_, refusal := book.Allocate(holder, ipam.Wish{Tenant: tenant, Families: lb.Families, Policy: lb.FamilyPolicy, Requested: lb.Requested, Pool: lb.AddressPool})
 	return refusal
 }
 

@@ -33,6 +33,7 @@ type Service struct {
 	RequestedAnnotation   string `json:"requestedAnnotation,omitempty"`
 	HealthCheckNodePort   int32  `json:"healthCheckNodePort,omitempty"`
 	Forwarding            string `json:"forwarding,omitempty"`
+	AddressPool           string `json:"addressPool,omitempty"`
 	ProxyProtocol         string `json:"proxyProtocol,omitempty"`
 	SourceRangeAnnotation string `json:"sourceRangeAnnotation,omitempty"`
 }
@@ -81,6 +82,7 @@ const (
 	AnnotationForwarding         = "kubelb.k8c.io/forwarding"
 	AnnotationProxyProtocol      = "kubelb.k8c.io/proxy-protocol"
 	AnnotationRequestedAddresses = "kubelb.k8c.io/requested-addresses"
+	AnnotationAddressPool        = "kubelb.k8c.io/address-pool"
 )
 
 // Reasons of problems on the tenant's side.
@@ -179,7 +181,7 @@ func Wish(s Service, nodes map[string]Node, slicesOfService []Slice, addressType
 		Affinity:  s.Affinity, AffinitySeconds: s.AffinitySeconds,
 		SourceRanges: sourceRangesOf(s),
 		Families:     s.Families, FamilyPolicy: familyPolicy(s),
-		Forwarding: s.Forwarding, ProxyProtocol: s.ProxyProtocol,
+		Forwarding: s.Forwarding, ProxyProtocol: s.ProxyProtocol, AddressPool: s.AddressPool,
 	}
 	var problems []Problem
 	if s.Headless {

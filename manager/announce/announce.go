@@ -12,6 +12,8 @@ type Announcer interface {
 	Announce(addresses ...netip.Addr)
 	// Withdraw removes addresses from the set; when it returns they are no longer answered for.
 	Withdraw(addresses ...netip.Addr)
+	// Able tells whether anything would be heard: a gateway whose links are down is of no use to anybody.
+	Able() bool
 	// Run announces until ctx ends; then nothing is answered any more.
 	Run(ctx context.Context) error
 }
@@ -26,6 +28,9 @@ func (None) Announce(...netip.Addr) {}
 
 // Withdraw does nothing.
 func (None) Withdraw(...netip.Addr) {}
+
+// Able is always the case.
+func (None) Able() bool { return true }
 
 // Run waits for ctx to end.
 func (None) Run(ctx context.Context) error {

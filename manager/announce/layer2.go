@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -17,27 +19,47 @@ import (
 
 // Layer2 answers ARP requests (RFC 826) and neighbour solicitations (RFC 4861) for its addresses in user space: the
 // addresses are on no interface, and a frozen or departed gateway stops answering. A new address is announced by
-// gratuitous ARP or an unsolicited advertisement, several times, since either may be lost.
+// gratuitous ARP or an unsolicited advertisement, several times, since either may be lost; so are all of them when a link comes up,
+// and now and then, since a switch forgets sooner where a MAC is than hosts forget the MAC.
 type Layer2 struct {
-	interfaces []string
-	log        *slog.Logger
+	options Layer2Options
 
 	mu    sync.Mutex // guards owned and links
 	owned map[netip.Addr]bool
-	links []*link
+	links map[string]*link
 }
 
 var _ Announcer = (*Layer2)(nil)
 
-// NewLayer2 answers on the named interfaces, each with its own MAC address.
-func NewLayer2(interfaces []string, log *slog.Logger) *Layer2 {
-	return &Layer2{interfaces: interfaces, log: log, owned: map[netip.Addr]bool{}}
+// Layer2Options say where to answer and when.
+type Layer2Options struct {
+	// Interfaces are answered on, each with its own MAC address, and no others.
+	Interfaces []string
+	// Holds is asked before each answer and each announcement: without it nothing is sent. Nil means always.
+	Holds func() bool
+	// Changed is told when Able says something else than before; nil for nobody. It must not block.
+	Changed func()
+	Log     *slog.Logger
+}
+
+// NewLayer2 answers on the named interfaces.
+func NewLayer2(o Layer2Options) *Layer2 {
+	if o.Holds == nil {
+		o.Holds = func() bool { return true }
+	}
+	if o.Changed == nil {
+		o.Changed = func() {}
+	}
+	return &Layer2{options: o, owned: map[netip.Addr]bool{}, links: map[string]*link{}}
 }
 
 // announcements is how often a new address is announced, and the pause between.
 const (
 	announcements           = 3
 	announcementsPause      = 700 * time.Millisecond
+	refreshes               = time.Minute // how often everything is announced again
+	linkChecks              = 100 * time.Millisecond
+	linkRetries             = time.Second
 	etherTypeARP            = 0x0806
 	etherTypeIPv6           = 0x86dd
 	maxFrame                = 2048
@@ -54,6 +76,7 @@ type link struct {
 	device *net.Interface
 	arp    *packet.Conn
 	ndp    *packet.Conn
+	up     bool // guarded by the announcer's mu
 }
 
 // Announce adds addresses and makes them known on every link.
@@ -90,61 +113,171 @@ func (l *Layer2) repeat(addresses []netip.Addr, times int) {
 				still = append(still, a)
 			}
 		}
-		if len(still) > 0 && len(l.links) > 0 {
+		if len(still) > 0 {
 			l.announce(still)
 			l.repeat(still, times-1)
 		}
 	})
 }
 
-// announce sends one announcement of each address on every link; mu is held.
+// announce sends one announcement of each address on every link that is up; mu is held.
 func (l *Layer2) announce(addresses []netip.Addr) {
 	for _, k := range l.links {
-		for _, a := range addresses {
-			if err := k.announce(a); err != nil {
-				l.log.Warn("announce", "address", a, "interface", k.device.Name, "error", err)
+		if k.up {
+			l.announceOn(k, addresses)
+		}
+	}
+}
+
+func (l *Layer2) announceOn(k *link, addresses []netip.Addr) {
+	for _, a := range addresses {
+		if !l.options.Holds() {
+			return
+		}
+		if err := k.announce(a); err != nil {
+			l.options.Log.Warn("announce", "address", a, "interface", k.device.Name, "error", err)
+		}
+	}
+}
+
+// Able tells whether a link is up.
+func (l *Layer2) Able() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.able()
+}
+
+func (l *Layer2) able() bool {
+	for _, k := range l.links {
+		if k.up {
+			return true
+		}
+	}
+	return false
+}
+
+// Run answers until ctx ends. An interface that is not there is an error at the beginning only: one that goes later is waited for,
+// and harms no other.
+func (l *Layer2) Run(ctx context.Context) error {
+	var links []*link
+	for _, name := range l.options.Interfaces {
+		k, err := listen(name)
+		if err != nil {
+			for _, opened := range links {
+				opened.close()
+			}
+			return fmt.Errorf("announce on interface %s (needs CAP_NET_RAW): %w", name, err)
+		}
+		links = append(links, k)
+	}
+	var running sync.WaitGroup
+	for _, k := range links {
+		running.Go(func() { l.keep(ctx, k) })
+	}
+	running.Go(func() { l.refresh(ctx) })
+	<-ctx.Done()
+	l.mu.Lock()
+	l.owned = map[netip.Addr]bool{}
+	l.mu.Unlock()
+	running.Wait()
+	return nil
+}
+
+// refresh announces everything now and then.
+func (l *Layer2) refresh(ctx context.Context) {
+	ticker := time.NewTicker(refreshes)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		l.mu.Lock()
+		l.announce(slices.Collect(maps.Keys(l.owned)))
+		l.mu.Unlock()
+	}
+}
+
+// keep answers on an interface, and opens it anew when it fails.
+func (l *Layer2) keep(ctx context.Context, k *link) {
+	name := k.device.Name
+	for {
+		l.mu.Lock()
+		l.links[name] = k
+		l.mu.Unlock()
+		l.use(ctx, k)
+		l.setUp(k, false)
+		for k = nil; k == nil; {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(linkRetries):
+			}
+			var err error
+			if k, err = listen(name); err != nil {
+				l.options.Log.Debug("interface is not there yet", "interface", name, "error", err)
 			}
 		}
 	}
 }
 
-// Run answers until ctx ends.
-func (l *Layer2) Run(ctx context.Context) error {
-	var links []*link
-	defer func() {
-		for _, k := range links {
-			k.close()
-		}
-	}()
-	for _, name := range l.interfaces {
-		k, err := listen(name)
-		if err != nil {
-			return fmt.Errorf("announce on interface %s (needs CAP_NET_RAW): %w", name, err)
-		}
-		links = append(links, k)
-	}
-	l.mu.Lock()
-	l.links = links
-	var all []netip.Addr
-	for a := range l.owned {
-		all = append(all, a)
-	}
-	l.announce(all)
-	l.mu.Unlock()
+// use answers on a link until it fails or ctx ends.
+func (l *Layer2) use(ctx context.Context, k *link) {
 	var readers sync.WaitGroup
-	for _, k := range links {
-		readers.Go(func() { l.serve(ctx, k, k.arp, l.answerARP) })
-		readers.Go(func() { l.serve(ctx, k, k.ndp, l.answerNDP) })
+	defer readers.Wait()
+	defer k.close()
+	failed := make(chan error, 2)
+	readers.Go(func() { failed <- l.serve(k, k.arp, l.answerARP) })
+	readers.Go(func() { failed <- l.serve(k, k.ndp, l.answerNDP) })
+	ticker := time.NewTicker(linkChecks)
+	defer ticker.Stop()
+	for {
+		running, err := k.running()
+		if err == nil {
+			l.setUp(k, running)
+			select {
+			case <-ctx.Done():
+				return
+			case err = <-failed:
+			case <-ticker.C:
+				continue
+			}
+		}
+		l.options.Log.Error("announcer stops answering on an interface until it is there again", "interface", k.device.Name, "error", err)
+		return
 	}
-	<-ctx.Done()
+}
+
+// setUp notes whether a link is up; one that comes up is told everything.
+func (l *Layer2) setUp(k *link, up bool) {
 	l.mu.Lock()
-	l.links, l.owned = nil, map[netip.Addr]bool{}
-	l.mu.Unlock()
-	for _, k := range links {
-		k.close()
+	before := l.able()
+	if up && !k.up {
+		l.announceOn(k, slices.Collect(maps.Keys(l.owned)))
 	}
-	readers.Wait()
-	return nil
+	k.up = up
+	changed := before != l.able()
+	l.mu.Unlock()
+	if changed {
+		l.options.Changed()
+	}
+}
+
+// running tells whether the interface is up and has a carrier (netdevice(7)).
+func (k *link) running() (bool, error) {
+	request, err := unix.NewIfreq(k.device.Name)
+	if err != nil {
+		return false, err
+	}
+	raw, err := k.arp.SyscallConn()
+	if err != nil {
+		return false, err
+	}
+	var failed error
+	err = raw.Control(func(fd uintptr) { failed = unix.IoctlIfreq(int(fd), unix.SIOCGIFFLAGS, request) })
+	const both = unix.IFF_UP | unix.IFF_RUNNING
+	return request.Uint16()&both == both, errors.Join(err, failed)
 }
 
 func listen(name string) (*link, error) {
@@ -160,7 +293,7 @@ func listen(name string) (*link, error) {
 	if err != nil {
 		return nil, errors.Join(err, arp.Close())
 	}
-	k := &link{device, arp, ndp}
+	k := &link{device: device, arp: arp, ndp: ndp}
 	// Solicitations come to a multicast group of each address; the interface must let all of them in.
 	if err := k.allMulticast(); err != nil {
 		k.close()
@@ -188,19 +321,19 @@ func (k *link) close() {
 	k.ndp.Close()
 }
 
-// serve reads frames until the socket is closed.
-func (l *Layer2) serve(ctx context.Context, k *link, c *packet.Conn, answer func(*link, []byte) error) {
+// serve reads frames until the socket fails or is closed.
+func (l *Layer2) serve(k *link, c *packet.Conn, answer func(*link, []byte) error) error {
 	buffer := make([]byte, maxFrame)
-	for ctx.Err() == nil {
+	for {
 		n, _, err := c.ReadFrom(buffer)
+		if errors.Is(err, unix.ENETDOWN) {
+			continue // said once when the interface goes down; it stays usable
+		}
 		if err != nil {
-			if ctx.Err() == nil {
-				l.log.Error("announcer stops answering", "interface", k.device.Name, "error", err)
-			}
-			return
+			return err
 		}
 		if err := answer(k, buffer[:n]); err != nil {
-			l.log.Warn("answer", "interface", k.device.Name, "error", err)
+			l.options.Log.Warn("answer", "interface", k.device.Name, "error", err)
 		}
 	}
 }
@@ -208,7 +341,7 @@ func (l *Layer2) serve(ctx context.Context, k *link, c *packet.Conn, answer func
 func (l *Layer2) owns(a netip.Addr) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.owned[a]
+	return l.owned[a] && l.options.Holds()
 }
 
 // answerARP answers a request for an address of ours.

@@ -41,11 +41,20 @@ func TestAnAdvertisementHasAValidChecksum(t *testing.T) {
 }
 
 func TestOnlyQuestionsForOwnedAddressesAreAnswered(t *testing.T) {
-	l := NewLayer2(nil, nil)
+	l := NewLayer2(Layer2Options{})
 	l.Announce(netip.MustParseAddr("203.0.113.1"))
 	require.True(t, l.owns(netip.MustParseAddr("203.0.113.1")))
 	require.False(t, l.owns(netip.MustParseAddr("203.0.113.2")))
 	l.Withdraw(netip.MustParseAddr("203.0.113.1"))
+	require.False(t, l.owns(netip.MustParseAddr("203.0.113.1")))
+}
+
+func TestNothingIsAnsweredWithoutTheLease(t *testing.T) {
+	holds := true
+	l := NewLayer2(Layer2Options{Holds: func() bool { return holds }})
+	l.Announce(netip.MustParseAddr("203.0.113.1"))
+	require.True(t, l.owns(netip.MustParseAddr("203.0.113.1")))
+	holds = false
 	require.False(t, l.owns(netip.MustParseAddr("203.0.113.1")))
 }
 
@@ -56,7 +65,7 @@ func FuzzFramesFromTheWire(f *testing.F) {
 	f.Add(testLink().advertisement(allNodesMAC, allNodes, netip.MustParseAddr("2001:db8::1"), 0))
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, frame []byte) {
-		l := NewLayer2(nil, nil)
+		l := NewLayer2(Layer2Options{})
 		require.NoError(t, l.answerARP(testLink(), frame))
 		require.NoError(t, l.answerNDP(testLink(), frame))
 	})

@@ -2,6 +2,7 @@ package controller
 
 import (
 	"fmt"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 
 	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/core/election"
 	"kubelb.k8c.io/core/ipam"
 	"kubelb.k8c.io/core/model"
 	"kubelb.k8c.io/core/translate"
@@ -80,6 +82,33 @@ func TestAPoolThatIsMendedGivesAddresses(t *testing.T) {
 	require.Equal(t, []string{"203.0.113.1"}, allocate(t, book, "web"))
 }
 
+// webAt10 is tenant-a/web with an address of each family.
+func webAt10() *v1alpha1.LoadBalancer {
+	return &v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Namespace: "tenant-a", Name: "web", ResourceVersion: "10"},
+		Status: v1alpha1.LoadBalancerStatus{Addresses: []v1alpha1.AllocatedAddress{{Address: "203.0.113.1"}, {Address: "2001:db8:f::1"}}}}
+}
+
+func TestALoadBalancerIsAnnouncedWhenTheGatewayOfEachOfItsAddressesSaysSo(t *testing.T) {
+	both := []string{"a", "b"}
+	winner := election.Winner(netip.MustParseAddr("203.0.113.1"), both, nil)
+	var gateways []v1alpha1.Gateway
+	for _, name := range both {
+		gateways = append(gateways, v1alpha1.Gateway{ObjectMeta: metav1.ObjectMeta{Name: name}, Status: v1alpha1.GatewayStatus{
+			Elects: true, Candidates: both, AppliedResourceVersion: "10", AnnouncedResourceVersion: "10"}})
+	}
+	require.True(t, viewOf(gateways, webAt10()).announced)
+	require.False(t, viewOf([]v1alpha1.Gateway{{ObjectMeta: metav1.ObjectMeta{Name: "a"}, Status: v1alpha1.GatewayStatus{Elects: true, AppliedResourceVersion: "10", AnnouncedResourceVersion: "10"}}},
+		webAt10()).announced, "there is no candidate")
+	for i := range gateways {
+		if gateways[i].Name == winner {
+			gateways[i].Status.AnnouncedResourceVersion = "9"
+		}
+	}
+	view := viewOf(gateways, webAt10())
+	require.True(t, view.applied)
+	require.False(t, view.announced, "the other one does not answer for that address")
+}
+
 func TestGatewaysAnswerForVersionsUpToTheirOwn(t *testing.T) {
 	gateway := func(applied, announced int, failures ...v1alpha1.GatewayFailure) v1alpha1.Gateway {
 		return v1alpha1.Gateway{ObjectMeta: metav1.ObjectMeta{Name: "gw"}, Status: v1alpha1.GatewayStatus{
@@ -99,7 +128,7 @@ func TestGatewaysAnswerForVersionsUpToTheirOwn(t *testing.T) {
 		"refused here, applied there": {[]v1alpha1.Gateway{gateway(10, 10, failure), gateway(11, 11)}, true, true, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			view := viewOf(c.gateways, "tenant-a/web", "10")
+			view := viewOf(c.gateways, webAt10())
 			require.Equal(t, c.applied, view.applied)
 			require.Equal(t, c.announced, view.announced)
 			require.Equal(t, c.failure, view.failure)
@@ -110,7 +139,7 @@ func TestGatewaysAnswerForVersionsUpToTheirOwn(t *testing.T) {
 func TestWhoWaitsIsToldWhyNoGatewayTakesIt(t *testing.T) {
 	broken := v1alpha1.Gateway{ObjectMeta: metav1.ObjectMeta{Name: "gw"}, Status: v1alpha1.GatewayStatus{Conditions: []metav1.Condition{
 		{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse, Message: "configure backend envoy: no Envoy"}}}}
-	view := viewOf([]v1alpha1.Gateway{broken, {ObjectMeta: metav1.ObjectMeta{Name: "slow"}}}, "tenant-a/web", "10")
+	view := viewOf([]v1alpha1.Gateway{broken, {ObjectMeta: metav1.ObjectMeta{Name: "slow"}}}, webAt10())
 	require.Equal(t, "none of 2 gateways has taken it yet: gateway gw: configure backend envoy: no Envoy", view.waitMessage())
 	w := waiting{gateway: map[client.ObjectKey]uint64{{Namespace: "tenant-a", Name: "web"}: 10}}
 	require.Len(t, w.taken(&broken), 1, "it is woken up to be told")

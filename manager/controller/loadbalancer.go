@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -26,6 +27,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/core/election"
 	"kubelb.k8c.io/core/model"
 	"kubelb.k8c.io/core/translate"
 	"kubelb.k8c.io/manager/convert"
@@ -258,7 +260,6 @@ func (r *loadBalancerReconciler) observe(ctx context.Context, lb *v1alpha1.LoadB
 	if err := r.client.List(ctx, &gateways); err != nil {
 		return err
 	}
-	key := client.ObjectKeyFromObject(lb)
 	if refused || len(lb.Status.Addresses) == 0 {
 		c.notServed()
 		if lb.Spec.Type != corev1.ServiceTypeLoadBalancer {
@@ -267,7 +268,7 @@ func (r *loadBalancerReconciler) observe(ctx context.Context, lb *v1alpha1.LoadB
 		r.waiting.forGateway(lb, false)
 		return nil
 	}
-	view := viewOf(gateways.Items, key.String(), lb.ResourceVersion)
+	view := viewOf(gateways.Items, lb)
 	// While gateways take a newer generation, what was true of the one before stays, with that generation's number.
 	switch {
 	case view.failure != "":
@@ -317,8 +318,9 @@ type gatewayView struct {
 }
 
 // viewOf compares versions: a gateway that has applied an equal or later one has this LoadBalancer as it stands.
-func viewOf(gateways []v1alpha1.Gateway, name, resourceVersion string) gatewayView {
+func viewOf(gateways []v1alpha1.Gateway, lb *v1alpha1.LoadBalancer) gatewayView {
 	view := gatewayView{gateways: len(gateways)}
+	name, answered := client.ObjectKeyFromObject(lb).String(), map[string]bool{}
 	for _, g := range gateways {
 		failed := false
 		for _, f := range g.Status.Failures {
@@ -330,13 +332,28 @@ func viewOf(gateways []v1alpha1.Gateway, name, resourceVersion string) gatewayVi
 		if problem := problemOf(&g); problem != "" {
 			view.problems = append(view.problems, fmt.Sprintf("gateway %s: %s", g.Name, problem))
 		}
-		view.applied = view.applied || !failed && atLeast(g.Status.AppliedResourceVersion, resourceVersion)
-		view.announced = view.announced || !failed && atLeast(g.Status.AnnouncedResourceVersion, resourceVersion)
+		view.applied = view.applied || !failed && atLeast(g.Status.AppliedResourceVersion, lb.ResourceVersion)
+		if failed || !atLeast(g.Status.AnnouncedResourceVersion, lb.ResourceVersion) {
+			continue
+		}
+		for _, a := range lb.Status.Addresses {
+			answered[a.Address] = answered[a.Address] || answersFor(&g, a.Address)
+		}
 	}
+	view.announced = view.applied && !slices.ContainsFunc(lb.Status.Addresses, func(a v1alpha1.AllocatedAddress) bool { return !answered[a.Address] })
 	if view.applied {
 		view.failure = ""
 	}
 	return view
+}
+
+// answersFor tells whether the address is the gateway's, as it sees its peers.
+func answersFor(g *v1alpha1.Gateway, address string) bool {
+	if !g.Status.Elects {
+		return true
+	}
+	parsed, err := netip.ParseAddr(address)
+	return err == nil && election.Winner(parsed, g.Status.Candidates, nil) == g.Name
 }
 
 func (v gatewayView) waitReason() string {

@@ -2,6 +2,7 @@
 package convert
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"strconv"
@@ -26,6 +27,7 @@ func LoadBalancer(lb *v1alpha1.LoadBalancer) translate.LoadBalancer {
 		SourceRanges:        a.list(lb.Spec.LoadBalancerSourceRanges, v1alpha1.AnnotationSourceRanges),
 		FamilyPolicy:        ipam.Policy(a.text(string(lb.Spec.IPFamilyPolicy), v1alpha1.AnnotationIPFamilyPolicy)),
 		Forwarding:          a.text(lb.Spec.Forwarding, v1alpha1.AnnotationForwarding),
+		AddressPool:         cmp.Or(lb.Spec.AddressPool, strings.TrimSpace(lb.Annotations[v1alpha1.AnnotationAddressPool])),
 		ProxyProtocol:       strings.TrimSpace(lb.Annotations[v1alpha1.AnnotationProxyProtocol]),
 		HealthCheckNodePort: int32(a.number(int(lb.Spec.HealthCheckNodePort), v1alpha1.AnnotationHealthCheckNodePort, 65535)),
 		VIPs:                VIPs(lb),
@@ -125,7 +127,8 @@ func Pool(p *v1alpha1.AddressPool) (ipam.Pool, error) {
 	if err != nil {
 		return ipam.Pool{}, fmt.Errorf("spec.addresses: %w", err)
 	}
-	return ipam.Pool{Name: p.Name, Ranges: ranges, Tenants: p.Spec.Tenants, AutoAssign: isTrue(p.Spec.AutoAssign)}, nil
+	return ipam.Pool{Name: p.Name, Ranges: ranges, Tenants: p.Spec.Tenants, AutoAssign: isTrue(p.Spec.AutoAssign),
+		Priority: p.Spec.Priority, Draining: p.Spec.Draining}, nil
 }
 
 // annotations reads the annotation forms of fields that are not set.

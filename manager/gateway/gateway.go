@@ -29,6 +29,8 @@ import (
 	"kubelb.k8c.io/core/translate"
 	"kubelb.k8c.io/manager/announce"
 	"kubelb.k8c.io/manager/convert"
+	"kubelb.k8c.io/manager/heartbeat"
+	"kubelb.k8c.io/manager/membership"
 	"kubelb.k8c.io/manager/probe"
 )
 
@@ -38,7 +40,14 @@ type Options struct {
 	Backend   BackendOptions
 	Forbidden []netip.Prefix
 	Announcer announce.Announcer
-	Probe     probe.Config
+	// Member elects, with others, who answers for an address; nil where every gateway announces every address.
+	Member *membership.Member
+	// Heart is heard by other gateways on the segment, with a key that SegmentKey waits for; both belong to Member.
+	Heart      *heartbeat.Heart
+	SegmentKey func(context.Context) ([]byte, error)
+	// KeepWhenAlone: without the API, and without another gateway on the segment, it goes on to answer.
+	KeepWhenAlone bool
+	Probe         probe.Config
 	// PurgeOnExit removes everything from the dataplane when the gateway ends: it leaves for good.
 	PurgeOnExit bool
 	Log         *slog.Logger
@@ -70,6 +79,11 @@ type Gateway struct {
 	// held are the frontends that the dataplane holds, vips how many of them each address has.
 	held map[model.FrontendKey]bool
 	vips map[netip.Addr]int
+	// served: the dataplane has held everything since this process began.
+	served    bool
+	answering answering
+	// poke wakes up the loop: what it answers for may have changed.
+	poke chan struct{}
 }
 
 // failure is a record that the dataplane did not take.
@@ -85,7 +99,11 @@ type event func(*Gateway)
 func New(o Options, c cache.Cache, w client.Client) *Gateway {
 	g := &Gateway{options: o, cache: c, client: w, log: o.Log.With("gateway", o.Name), events: make(chan event, 4096), hub: translate.NewHub(),
 		pools: map[string]ipam.Pool{}, fails: map[string]failure{}, status: make(chan v1alpha1.GatewayStatus, 1), inSync: make(chan struct{}, 1),
-		held: map[model.FrontendKey]bool{}, vips: map[netip.Addr]int{}}
+		held: map[model.FrontendKey]bool{}, vips: map[netip.Addr]int{}, poke: make(chan struct{}, 1),
+		answering: answering{member: o.Member, answers: map[netip.Addr]bool{}}}
+	if o.Member != nil {
+		g.answering.permit = &permit{lease: o.Member, segment: o.Heart, keepWhenAlone: o.KeepWhenAlone, changed: g.Elect}
+	}
 	return g
 }
 
@@ -113,6 +131,17 @@ func (g *Gateway) Start(ctx context.Context) error {
 	}
 	runs.Go(func() error { return g.prober.Run(runCtx) })
 	runs.Go(func() error { return g.options.Announcer.Run(runCtx) })
+	if g.options.Member != nil {
+		runs.Go(func() error { return g.options.Member.Run(runCtx) })
+		runs.Go(func() error { return g.answering.permit.run(runCtx) })
+		runs.Go(func() error {
+			key, err := g.options.SegmentKey(runCtx)
+			if err != nil {
+				return err
+			}
+			return g.options.Heart.Run(runCtx, key)
+		})
+	}
 	runs.Go(func() error { return g.writeStatus(runCtx) })
 	runs.Go(func() error { return g.purgePredecessors(runCtx) })
 	runs.Go(func() error { return g.loop(runCtx, synced, ended) })
@@ -121,6 +150,17 @@ func (g *Gateway) Start(ctx context.Context) error {
 		err = errors.Join(err, g.purge())
 	}
 	return err
+}
+
+// MayAnswer tells whether this gateway may answer for addresses at all, as of now.
+func (g *Gateway) MayAnswer() bool { return g.answering.permit == nil || g.answering.permit.may() }
+
+// Elect has the gateway look again at what it answers for. It does not block.
+func (g *Gateway) Elect() {
+	select {
+	case g.poke <- struct{}{}:
+	default:
+	}
 }
 
 // send hands an event to the loop.
@@ -158,6 +198,7 @@ func (g *Gateway) loop(ctx context.Context, synced func() bool, ended <-chan *pl
 				timer.Reset(gather)
 			}
 			continue
+		case <-g.poke:
 		case process := <-ended:
 			if process != g.host.process {
 				continue
@@ -192,10 +233,14 @@ func (g *Gateway) drain() {
 
 // pause is how long nothing needs to be done unless something happens.
 func (g *Gateway) pause() time.Duration {
-	if !g.retryAt.IsZero() {
-		return max(0, time.Until(g.retryAt))
+	pause := time.Minute
+	if g.answering.undecided() {
+		pause = returnAfter / 20
 	}
-	return time.Minute
+	if !g.retryAt.IsZero() {
+		pause = min(pause, max(0, time.Until(g.retryAt)))
+	}
+	return pause
 }
 
 // work brings backend, prober and announcer to the present model and publishes what came of it.
@@ -213,6 +258,7 @@ func (g *Gateway) work(ctx context.Context) {
 		g.problem = err
 		g.restartLater()
 	}
+	g.elect()
 	g.publish()
 }
 
@@ -262,7 +308,7 @@ func (g *Gateway) resync(ctx context.Context) error {
 		return err
 	}
 	g.log.Info("backend in sync", "backend", g.host.description.Name, "records", len(want.Pools)+len(want.Frontends), "sent", sent, "failed", len(failed))
-	g.retryAt, g.backoff, g.problem = time.Time{}, 0, nil
+	g.retryAt, g.backoff, g.problem, g.served = time.Time{}, 0, nil, true
 	clear(g.fails)
 	g.note(all, append(refused, failed...))
 	select {
@@ -336,11 +382,12 @@ func (g *Gateway) withdraw(d model.Delta) {
 		delete(g.vips, key.VIP)
 		if !coming[key.VIP] {
 			g.options.Announcer.Withdraw(key.VIP)
+			delete(g.answering.answers, key.VIP)
 		}
 	}
 }
 
-// announce answers for the addresses of frontends that the dataplane has confirmed.
+// announce notes the addresses of frontends that the dataplane has confirmed: they may be answered for.
 func (g *Gateway) announce(d model.Delta) {
 	for _, f := range d.UpsertFrontends {
 		_, failed := g.fails[dataplane.RecordError{Frontend: f.FrontendKey}.Record()]
@@ -349,7 +396,7 @@ func (g *Gateway) announce(d model.Delta) {
 		}
 		g.held[f.FrontendKey] = true
 		if g.vips[f.VIP]++; g.vips[f.VIP] == 1 {
-			g.options.Announcer.Announce(f.VIP)
+			g.answering.answers[f.VIP] = g.answering.answers[f.VIP]
 		}
 	}
 }

@@ -26,7 +26,9 @@ func (g *Gateway) publish() {
 		Backend:            v1alpha1.GatewayBackend{Name: g.host.description.Name, Version: g.host.description.Version},
 		Generation:         g.host.generation.String(),
 		Frontends:          int32(len(g.held)),
-		AnnouncedAddresses: int32(len(g.vips)),
+		AnnouncedAddresses: g.answering.answered(),
+		Elects:             g.answering.member != nil,
+		Candidates:         g.answering.view.Candidates,
 	}
 	for _, f := range g.host.description.Features {
 		s.Backend.Features = append(s.Backend.Features, string(f))
@@ -48,7 +50,9 @@ func (g *Gateway) publish() {
 		ready.Status, ready.Reason, ready.Message = metav1.ConditionFalse, "BackendRestarting", "the backend's process is being started again"
 	default:
 		s.AppliedResourceVersion = strconv.FormatUint(g.seen, 10)
-		s.AnnouncedResourceVersion = s.AppliedResourceVersion
+		if g.answering.waiting == 0 {
+			s.AnnouncedResourceVersion = s.AppliedResourceVersion
+		}
 		switch {
 		case len(g.fails) > 0:
 			ready.Reason, ready.Message = "SomeRecordsFailed", fmt.Sprintf("%d records could not be taken, see failures", len(g.fails))
@@ -122,7 +126,10 @@ func (g *Gateway) write(ctx context.Context, s v1alpha1.GatewayStatus) error {
 	}
 	// While the backend is away the dataplane goes on: what it held, it holds.
 	if s.AppliedResourceVersion == "" {
-		s.AppliedResourceVersion, s.AnnouncedResourceVersion = before.AppliedResourceVersion, before.AnnouncedResourceVersion
+		s.AppliedResourceVersion = before.AppliedResourceVersion
+	}
+	if s.AnnouncedResourceVersion == "" {
+		s.AnnouncedResourceVersion = before.AnnouncedResourceVersion
 	}
 	object.Status, object.Status.Conditions = s, conditions
 	if equality.Semantic.DeepEqual(before, &object.Status) {

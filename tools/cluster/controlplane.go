@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -81,6 +82,20 @@ func (c *ControlPlane) start(name string, args ...string) (*Process, error) {
 		c.processes = append(c.processes, p)
 	}
 	return p, err
+}
+
+// FreezeAPI has the API server stand still, or go on.
+func (c *ControlPlane) FreezeAPI(still bool) error {
+	for _, p := range c.processes {
+		switch {
+		case p.Name != "kube-apiserver":
+		case still:
+			return p.Freeze()
+		default:
+			return p.Thaw()
+		}
+	}
+	return errors.New("there is no API server")
 }
 
 // URL is where the API server answers.

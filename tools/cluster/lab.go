@@ -55,9 +55,10 @@ type Lab struct {
 
 	options Options
 	net     *netlab.Lab
-	inside  *netlab.Namespace
-	lock    *os.File
-	began   time.Time
+	// outside and inside are the switches of the clients' and of the nodes' segment.
+	outside, inside *netlab.Namespace
+	lock            *os.File
+	began           time.Time
 }
 
 // New builds a lab up to ready nodes; what an earlier one left behind is removed first. The program must be isolated.
@@ -138,8 +139,10 @@ func (l *Lab) build(ctx context.Context) error {
 	return nil
 }
 
+// forwards are the sysctls of a host that is a router.
+var forwards = []string{"net/ipv4/ip_forward=1", "net/ipv6/conf/all/forwarding=1", "net/ipv4/conf/all/rp_filter=0", "net/ipv4/conf/default/rp_filter=0"}
+
 func (l *Lab) network() (err error) {
-	forwards := []string{"net/ipv4/ip_forward=1", "net/ipv6/conf/all/forwarding=1", "net/ipv4/conf/all/rp_filter=0", "net/ipv4/conf/default/rp_filter=0"}
 	clients, err := l.net.Switch("clients")
 	if err != nil {
 		return err
@@ -164,7 +167,7 @@ func (l *Lab) network() (err error) {
 	}
 	plug(clients, l.Client, "client", "eth0", Client4, Client6)
 	plug(clients, l.Gateway, "gateway", "clients", "192.0.2.1", "2001:db8:c::1")
-	l.inside = inside
+	l.outside, l.inside = clients, inside
 	plug(inside, l.Gateway, "gateway", "nodes", nodes4+"1", nodes6+"1")
 	l.Hub, l.Tenant = &ControlPlane{Namespace: host("hub")}, &ControlPlane{Namespace: host("tenant")}
 	plug(inside, l.Hub.Namespace, "hub", "eth0", nodes4+"2", nodes6+"2")
@@ -255,12 +258,48 @@ func (l *Lab) installCRDs(ctx context.Context) error {
 }
 
 // StartManager runs the manager, with both roles, on the gateway; later flags override ours.
-func (l *Lab) StartManager(extra ...string) error {
-	var err error
-	l.Manager, err = Start(l.Gateway, l.Dir, "kubelb-manager", append([]string{filepath.Join(l.options.Products, "kubelb-manager"),
-		"--kubeconfig=" + l.Hub.Kubeconfig, "--backend=" + cmp.Or(l.options.Backend, "nftables"), "--state-dir=" + filepath.Join(l.Dir, "gateway"),
-		"--gateway-name=gateway", "--announce-interfaces=clients", "--enable-leader-election=false", "--metrics-addr=127.0.0.1:9443", "--log-level=debug"}, extra...)...)
+func (l *Lab) StartManager(extra ...string) (err error) {
+	l.Manager, err = l.startManager(l.Gateway, "kubelb-manager", append(l.gatewayFlags("gateway"), extra...))
 	return err
+}
+
+func (l *Lab) startManager(on *netlab.Namespace, name string, flags []string) (*Process, error) {
+	return Start(on, l.Dir, name, append([]string{filepath.Join(l.options.Products, "kubelb-manager"), "--kubeconfig=" + l.Hub.Kubeconfig,
+		"--enable-leader-election=false", "--metrics-addr=127.0.0.1:9443", "--log-level=debug"}, flags...)...)
+}
+
+func (l *Lab) gatewayFlags(name string) []string {
+	return []string{"--backend=" + cmp.Or(l.options.Backend, "nftables"), "--state-dir=" + filepath.Join(l.Dir, name), "--gateway-name=" + name, "--announce-interfaces=clients"}
+}
+
+// StartController runs the manager's controllers only, beside the hub's API server.
+func (l *Lab) StartController(extra ...string) (err error) {
+	l.Manager, err = l.startManager(l.Hub.Namespace, "kubelb-controller", append([]string{"--gateway=false", "--api-server=" + l.Hub.URL()}, extra...))
+	return err
+}
+
+// AddGateway makes one more host on both segments, whose last number is the given one, and the ports of the switches bear its name.
+func (l *Lab) AddGateway(name string, number int) (*netlab.Namespace, error) {
+	ns, err := l.net.Namespace(name, forwards...)
+	if err != nil {
+		return nil, err
+	}
+	return ns, errors.Join(ns.OwnBPF(),
+		l.net.Plug(l.outside, name, netlab.Interface{Namespace: ns, Name: "clients", Addresses: []string{fmt.Sprintf("192.0.2.%d/24", number), fmt.Sprintf("2001:db8:c::%d/64", number)}}),
+		l.net.Plug(l.inside, name, netlab.Interface{Namespace: ns, Name: "nodes", Addresses: []string{fmt.Sprintf("%s%d/24", nodes4, number), fmt.Sprintf("%s%d/64", nodes6, number)}}))
+}
+
+// StartGateway runs the manager's gateway, and nothing else of it, on a host.
+func (l *Lab) StartGateway(on *netlab.Namespace, name string, extra ...string) (*Process, error) {
+	return l.startManager(on, name, append(append(l.gatewayFlags(name), "--controller=false"), extra...))
+}
+
+// SetLinkOutside takes a gateway's port of the clients' segment down, as if its cable were pulled, or up.
+func (l *Lab) SetLinkOutside(name string, up bool) error { return l.outside.SetLink(name, up) }
+
+// On runs a program on a host.
+func (l *Lab) On(ctx context.Context, host *netlab.Namespace, argv ...string) (string, error) {
+	return run(ctx, host, "", argv...)
 }
 
 // StartCCM waits for the tenant's credentials and runs the CCM with them, beside the tenant's API server.
@@ -306,7 +345,7 @@ func (l *Lab) OnNode(ctx context.Context, n *Node, argv ...string) (string, erro
 
 // OnGateway runs a program on the gateway.
 func (l *Lab) OnGateway(ctx context.Context, argv ...string) (string, error) {
-	return run(ctx, l.Gateway, "", argv...)
+	return l.On(ctx, l.Gateway, argv...)
 }
 
 // Packages that a lab needs from the machine's distribution.

@@ -65,6 +65,12 @@ func (p *Process) Stop() {
 	}
 }
 
+// Freeze has the program stand still until Thaw.
+func (p *Process) Freeze() error { return p.cmd.Process.Signal(syscall.SIGSTOP) }
+
+// Thaw has the program go on.
+func (p *Process) Thaw() error { return p.cmd.Process.Signal(syscall.SIGCONT) }
+
 // Exited reports whether the program has ended.
 func (p *Process) Exited() bool {
 	select {

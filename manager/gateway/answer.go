@@ -1,0 +1,137 @@
+package gateway
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	"kubelb.k8c.io/core/election"
+	"kubelb.k8c.io/manager/membership"
+)
+
+// answering is which addresses this gateway answers for, of those that its dataplane holds. Where gateways share an announcement by
+// ARP and NDP they elect one for each address; without a member every gateway announces every address.
+type answering struct {
+	member *membership.Member
+	permit *permit
+	// for each address that is held: whether it is answered for.
+	answers map[netip.Addr]bool
+	// waiting is how many of them are this gateway's and still another one's.
+	waiting   int
+	candidacy candidacy
+	view      election.View
+}
+
+// elect brings what is answered for to what this gateway and its peers know now.
+func (g *Gateway) elect() {
+	a := &g.answering
+	a.waiting = 0
+	if a.member == nil {
+		g.claim(func(netip.Addr) bool { return true })
+		return
+	}
+	permitted, holds := a.permit.may(), a.member.Holds()
+	peers, candidates := a.member.Peers()
+	// One that has not got a lease yet asks for it as a candidate; one that has lost it has failed.
+	able := g.served && g.options.Announcer.Able() && (permitted || !a.candidacy.stood)
+	candidate := a.candidacy.stands(able, len(candidates) > 0, time.Now())
+	if candidate {
+		candidates = append(candidates, g.options.Name)
+		slices.Sort(candidates)
+	}
+	a.view = election.View{Candidates: candidates}
+	if permitted && !holds {
+		return // what is answered for stays as it is while the API is away
+	}
+	mine := func(address netip.Addr) bool {
+		return holds && election.Winner(address, candidates, nil) == g.options.Name
+	}
+	// First to let go, then to say so, then to claim.
+	for address, answers := range a.answers {
+		if answers && !mine(address) {
+			g.options.Announcer.Withdraw(address)
+			a.answers[address] = false
+		}
+	}
+	a.member.Say(membership.Said{View: a.view, Candidate: candidate})
+	told := a.member.Told(a.view)
+	g.claim(func(address netip.Addr) bool {
+		if !mine(address) {
+			return false
+		}
+		may := told && election.MayClaim(address, a.view, peers, nil)
+		if !may {
+			a.waiting++
+		}
+		return may
+	})
+}
+
+// claim begins to answer for what may be answered for.
+func (g *Gateway) claim(may func(netip.Addr) bool) {
+	var claimed []netip.Addr
+	for address, answers := range g.answering.answers {
+		if !answers && may(address) {
+			g.answering.answers[address] = true
+			claimed = append(claimed, address)
+		}
+	}
+	if len(claimed) > 0 {
+		g.options.Announcer.Announce(claimed...)
+	}
+}
+
+// undecided tells whether something may change by the passing of time alone.
+func (a *answering) undecided() bool {
+	return a.member != nil && (a.waiting > 0 || !a.candidacy.stood)
+}
+
+// answered is the number of addresses that are answered for.
+func (a *answering) answered() (n int32) {
+	for _, answers := range a.answers {
+		if answers {
+			n++
+		}
+	}
+	return n
+}
+
+// A gateway that comes back takes its addresses back only after it has been well for a while, and each time that it was not within
+// flapping doubles that.
+const (
+	returnAfter    = 5 * time.Second
+	returnAtMost   = 5 * time.Minute
+	flappingWithin = 10 * time.Minute
+)
+
+// candidacy decides when a gateway stands for election.
+type candidacy struct {
+	stood bool
+	// able since when; failed when, at last, and how often in a row.
+	since, failed time.Time
+	failures      int
+}
+
+// stands tells whether the gateway is a candidate now. Where nobody else is there is nothing to wait for.
+func (c *candidacy) stands(able, others bool, now time.Time) bool {
+	if !able {
+		if c.stood {
+			if now.Sub(c.failed) > flappingWithin {
+				c.failures = 0
+			}
+			c.failures++
+			c.failed = now
+		}
+		c.stood, c.since = false, time.Time{}
+		return false
+	}
+	if c.since.IsZero() {
+		c.since = now
+	}
+	c.stood = c.stood || !others || now.Sub(c.since) >= c.wait()
+	return c.stood
+}
+
+func (c *candidacy) wait() time.Duration {
+	return min(returnAfter<<min(c.failures, 10), returnAtMost)
+}

@@ -1,0 +1,280 @@
+// Package heartbeat lets gateways hear one another on the clients' segment itself, for when the hub's API cannot tell them who lives.
+//
+// Each gateway sends a small Ethernet frame on its interfaces several times a second: its name, and whether it reaches the API. Frames
+// are authenticated by a key that only gateways have (HMAC, RFC 2104), and an old one proves nothing: each says when it was sent, and
+// a sender's counters only ever go up.
+package heartbeat
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/mdlayher/packet"
+	"golang.org/x/sys/unix"
+
+	"kubelb.k8c.io/manager/clock"
+)
+
+// Interval is how often a gateway is heard; one that is not heard three times in a row is not there.
+const (
+	Interval = 100 * time.Millisecond
+	silence  = 3 * Interval
+	// clockSkew is how far the gateways' clocks may be apart.
+	clockSkew = time.Minute
+	// retry is how often an interface that is not there is looked for.
+	retry = time.Second
+)
+
+// etherType is the first of those that IEEE 802 leaves to local experiments; group is a multicast address of local administration.
+const etherType = 0x88b5
+
+var group = net.HardwareAddr{0x03, 'k', 'u', 'b', 'e', 'l'}
+
+// Options are what a heart needs.
+type Options struct {
+	Name       string
+	Interfaces []string
+	// Reaches tells whether this gateway reaches the API.
+	Reaches func() bool
+	Log     *slog.Logger
+}
+
+// Verdict is what the segment tells.
+type Verdict int
+
+const (
+	// Unsure: nobody has listened for long enough to tell.
+	Unsure Verdict = iota
+	// Alone: no other gateway is heard.
+	Alone
+	// NoneReaches: others are heard, and none of them reaches the API.
+	NoneReaches
+	// OneReaches: another gateway reaches the API.
+	OneReaches
+)
+
+// Heart sends and hears. It is safe for concurrent use.
+type Heart struct {
+	options Options
+	born    uint64
+	// key is the gateways' common secret. It is there before anything runs.
+	key []byte
+
+	mu    sync.Mutex // guards all below
+	count uint64
+	heard map[string]beat
+	// listening since when, and the last time that somebody looked; by clock.Now.
+	since, looked time.Duration
+}
+
+// beat is what was heard of a gateway last.
+type beat struct {
+	born, count uint64
+	reaches     bool
+	at          time.Duration
+}
+
+// New returns a heart that does not beat yet.
+func New(o Options) *Heart {
+	return &Heart{options: o, born: uint64(time.Now().UnixNano()), heard: map[string]beat{}}
+}
+
+// Verdict is what is heard now. After a pause, in which frames may have been missed, it is unsure for a while.
+func (h *Heart) Verdict() Verdict {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.verdict(clock.Now())
+}
+
+func (h *Heart) verdict(now time.Duration) Verdict {
+	h.notice(now)
+	verdict := Alone
+	for _, b := range h.heard {
+		switch {
+		case now-b.at > silence:
+		case b.reaches:
+			return OneReaches
+		default:
+			verdict = NoneReaches
+		}
+	}
+	if now-h.since <= silence {
+		return Unsure
+	}
+	return verdict
+}
+
+// notice restarts the time of listening when nobody has looked for so long that the process may have stood still; mu is held.
+func (h *Heart) notice(now time.Duration) {
+	if now-h.looked > silence {
+		h.since = now
+	}
+	h.looked = now
+}
+
+// Run sends and listens until ctx ends, with the gateways' common secret as the key.
+func (h *Heart) Run(ctx context.Context, key []byte) error {
+	h.key = key
+	var running sync.WaitGroup
+	for _, name := range h.options.Interfaces {
+		running.Go(func() { h.keep(ctx, name) })
+	}
+	running.Wait()
+	return nil
+}
+
+// keep uses an interface, and looks for it again when it fails.
+func (h *Heart) keep(ctx context.Context, name string) {
+	for ctx.Err() == nil {
+		err := h.use(ctx, name)
+		if ctx.Err() != nil {
+			return
+		}
+		h.options.Log.Warn("heartbeats on an interface", "interface", name, "error", err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(retry):
+		}
+	}
+}
+
+func (h *Heart) use(ctx context.Context, name string) error {
+	device, err := net.InterfaceByName(name)
+	if err != nil {
+		return err
+	}
+	conn, err := packet.Listen(device, packet.Raw, etherType, nil)
+	if err != nil {
+		return err
+	}
+	if err := join(conn, device); err != nil {
+		return errors.Join(err, conn.Close())
+	}
+	failed := make(chan error, 1)
+	var reader sync.WaitGroup
+	reader.Go(func() { failed <- h.listen(conn) })
+	defer reader.Wait()
+	defer conn.Close()
+	ticker := time.NewTicker(Interval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-failed:
+			return err
+		case <-ticker.C:
+		}
+		h.mu.Lock()
+		h.notice(clock.Now())
+		h.mu.Unlock()
+		// A link that is down is no reason to stop.
+		if _, err := conn.WriteTo(h.frame(device.HardwareAddr, time.Now()), &packet.Addr{HardwareAddr: group}); err != nil && !errors.Is(err, unix.ENETDOWN) && !errors.Is(err, unix.ENOBUFS) {
+			return err
+		}
+	}
+}
+
+// join has the interface let frames for the group in, for as long as the socket lives (packet(7)).
+func join(conn *packet.Conn, device *net.Interface) error {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	membership := unix.PacketMreq{Ifindex: int32(device.Index), Type: unix.PACKET_MR_MULTICAST, Alen: uint16(len(group))}
+	copy(membership.Address[:], group)
+	var failed error
+	err = raw.Control(func(fd uintptr) {
+		failed = unix.SetsockoptPacketMreq(int(fd), unix.SOL_PACKET, unix.PACKET_ADD_MEMBERSHIP, &membership)
+	})
+	return errors.Join(err, failed)
+}
+
+func (h *Heart) listen(conn *packet.Conn) error {
+	buffer := make([]byte, 2048)
+	for {
+		n, _, err := conn.ReadFrom(buffer)
+		if errors.Is(err, unix.ENETDOWN) {
+			continue // said once when the interface goes down; it stays usable
+		}
+		if err != nil {
+			return err
+		}
+		if err := h.hear(buffer[:n], time.Now()); err != nil {
+			h.options.Log.Debug("a heartbeat that is none", "error", err)
+		}
+	}
+}
+
+// A frame, after Ethernet's header: version, flags, when it was sent (ns since 1970), when the sender began, its count, the length of
+// its name, the name, and the HMAC of all that.
+const (
+	ethernetHeader = 14
+	fixed          = 1 + 1 + 8 + 8 + 8 + 1
+	version        = 1
+	flagReaches    = 1
+)
+
+func (h *Heart) frame(from net.HardwareAddr, at time.Time) []byte {
+	h.mu.Lock()
+	h.count++
+	count := h.count
+	h.mu.Unlock()
+	flags := byte(0)
+	if h.options.Reaches() {
+		flags = flagReaches
+	}
+	b := append(append([]byte{}, group...), from...)
+	b = binary.BigEndian.AppendUint16(b, etherType)
+	b = append(b, version, flags)
+	b = binary.BigEndian.AppendUint64(b, uint64(at.UnixNano()))
+	b = binary.BigEndian.AppendUint64(b, h.born)
+	b = binary.BigEndian.AppendUint64(b, count)
+	b = append(append(b, byte(len(h.options.Name))), h.options.Name...)
+	return append(b, h.sign(b[ethernetHeader:])...)
+}
+
+func (h *Heart) sign(text []byte) []byte {
+	mac := hmac.New(sha256.New, h.key)
+	mac.Write(text)
+	return mac.Sum(nil)
+}
+
+// hear takes a frame, or says why it proves nothing.
+func (h *Heart) hear(frame []byte, at time.Time) error {
+	if len(frame) < ethernetHeader+fixed {
+		return errors.New("it is too short")
+	}
+	b := frame[ethernetHeader:]
+	end := fixed + int(b[fixed-1])
+	if b[0] != version {
+		return fmt.Errorf("it is of version %d", b[0])
+	}
+	if len(b) < end+sha256.Size || !hmac.Equal(h.sign(b[:end]), b[end:end+sha256.Size]) {
+		return errors.New("it is not signed with the gateways' key")
+	}
+	name := string(b[fixed:end])
+	if name == h.options.Name {
+		return nil
+	}
+	sent := time.Unix(0, int64(binary.BigEndian.Uint64(b[2:])))
+	if skew := at.Sub(sent).Abs(); skew > clockSkew {
+		return fmt.Errorf("the clock of gateway %s differs by %s", name, skew)
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	now := beat{born: binary.BigEndian.Uint64(b[10:]), count: binary.BigEndian.Uint64(b[18:]), reaches: b[1]&flagReaches != 0, at: clock.Now()}
+	if last := h.heard[name]; now.born < last.born || now.born == last.born && now.count <= last.count {
+		return fmt.Errorf("gateway %s has said that before", name)
+	}
+	h.heard[name] = now
+	return nil
+}

@@ -1,0 +1,354 @@
+// Package membership tells gateways of one another: each keeps a Lease on the hub while it works, and reads those of its peers.
+//
+// A lease is a promise with two sides. The gateway does nothing that it needs the lease for once the lease has ended, by its own clock
+// since it last asked for it to be renewed; its peers take it for gone a little later, by their clocks since they saw it renewed. The
+// clocks run on while a machine is suspended, and need not agree.
+package membership
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/uuid"
+	coordination "k8s.io/client-go/kubernetes/typed/coordination/v1"
+	"k8s.io/client-go/rest"
+
+	"kubelb.k8c.io/core/election"
+	"kubelb.k8c.io/manager/clock"
+)
+
+// Label marks the Leases of gateways.
+const Label = "kubelb.k8c.io/gateway"
+
+// annotation holds what a gateway says of itself to its peers, as JSON.
+const annotation = "kubelb.k8c.io/view"
+
+// DefaultDuration is how long a lease lasts that is not renewed.
+const DefaultDuration = time.Second
+
+// renewals is how often a lease is renewed while it lasts; margin is the part of it by which clocks may run apart.
+const (
+	renewals = 5
+	margin   = 10
+)
+
+// Options are what a member needs.
+type Options struct {
+	// Name is the gateway's, and that of its Lease.
+	Name string
+	// Duration is that of the lease, in whole seconds.
+	Duration time.Duration
+	// Changed is told when peers or the own lease have changed; it must not block.
+	Changed func()
+	Log     *slog.Logger
+}
+
+// Said is what a gateway says of itself.
+type Said struct {
+	election.View
+	// Candidate: it is ready to answer for addresses.
+	Candidate bool `json:"candidate"`
+}
+
+// Member keeps a gateway's Lease. It is safe for concurrent use.
+type Member struct {
+	options  Options
+	leases   coordination.LeaseInterface
+	identity string
+	hurry    chan struct{}
+
+	mu     sync.Mutex // guards all below
+	said   Said
+	told   Said          // what peers can know of it
+	looked bool          // the peers' leases were read after it was told
+	until  time.Duration // by clock.Now: when the own lease ends
+	peers  map[string]*peer
+	lease  *coordinationv1.Lease
+	// waitsFor is who holds the Lease instead.
+	waitsFor string
+}
+
+// peer is another gateway's Lease as it was last seen.
+type peer struct {
+	said     Said
+	version  types.UID // of the Lease object and its renewal
+	gone     time.Duration
+	departed bool
+}
+
+// New returns a member whose Lease is in the namespace. It has connections of its own: a request that hangs is given up together with
+// its connection, so that the next one finds another way.
+func New(config *rest.Config, namespace string, o Options) (*Member, error) {
+	own := rest.CopyConfig(config)
+	own.TLSClientConfig.NextProtos = []string{"http/1.1"}
+	own.QPS = -1
+	clients, err := coordination.NewForConfig(own)
+	if err != nil {
+		return nil, fmt.Errorf("client for Leases: %w", err)
+	}
+	return &Member{options: o, leases: clients.Leases(namespace), identity: o.Name + "/" + string(uuid.NewUUID()), hurry: make(chan struct{}, 1), peers: map[string]*peer{}}, nil
+}
+
+// Holds tells whether the own lease lasts, as of now.
+func (m *Member) Holds() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.holds()
+}
+
+// Reaches tells whether the API was reached not long ago: earlier than any lease that was renewed then can end, it says that it was not.
+func (m *Member) Reaches() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.until > clock.Now()+m.options.Duration/2
+}
+
+func (m *Member) holds() bool { return m.until > clock.Now() }
+
+// Say publishes what the gateway acts upon from now on, as soon as possible.
+func (m *Member) Say(s Said) {
+	m.mu.Lock()
+	same := m.said.Candidate == s.Candidate && m.said.View.Equal(s.View)
+	m.said = s
+	m.mu.Unlock()
+	if !same {
+		select {
+		case m.hurry <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// Told tells whether the lease lasts, peers can know that the gateway acts upon the view, and what Peers says is newer than that. Then
+// two gateways that have begun to act upon views that contradict each other cannot both have missed it.
+func (m *Member) Told(v election.View) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.holds() && m.looked && m.told.View.Equal(v)
+}
+
+// Peers are the other gateways whose leases last, by name, and which of them are candidates.
+func (m *Member) Peers() (peers []election.Peer, candidates []string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, name := range slices.Sorted(maps.Keys(m.peers)) {
+		p := m.peers[name]
+		if p.departed || p.gone <= clock.Now() {
+			continue
+		}
+		peers = append(peers, election.Peer{Name: name, View: p.said.View})
+		if p.said.Candidate {
+			candidates = append(candidates, name)
+		}
+	}
+	return peers, candidates
+}
+
+// Run keeps the lease until ctx ends, and then gives it back.
+func (m *Member) Run(ctx context.Context) error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	every := m.options.Duration / renewals
+	var before string
+	for {
+		select {
+		case <-ctx.Done():
+			return m.leave()
+		case <-timer.C:
+		case <-m.hurry:
+		}
+		began := time.Now()
+		if err := m.renew(ctx); err != nil && ctx.Err() == nil {
+			m.options.Log.Warn("renew the gateway's Lease", "error", err)
+		} else if err := m.look(ctx); err != nil && ctx.Err() == nil {
+			m.options.Log.Warn("read the gateways' Leases", "error", err)
+		}
+		// A lease that ends is a change as well.
+		if state := m.state(); state != before {
+			before = state
+			m.options.Changed()
+		}
+		timer.Reset(max(0, every-time.Since(began)))
+	}
+}
+
+// state is a text that differs when something has changed that others act upon.
+func (m *Member) state() string {
+	peers, candidates := m.Peers()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return fmt.Sprint(m.holds(), m.looked, m.told, peers, candidates)
+}
+
+// renew writes the Lease. A Lease of the same name that another process has is waited for.
+func (m *Member) renew(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, m.options.Duration/2)
+	defer cancel()
+	m.mu.Lock()
+	said, lease := m.said, m.lease
+	m.mu.Unlock()
+	if lease == nil {
+		var err error
+		if lease, err = m.acquire(ctx); err != nil || lease == nil {
+			return err
+		}
+	}
+	lease = lease.DeepCopy()
+	if err := m.fill(lease, said); err != nil {
+		return err
+	}
+	asked := clock.Now()
+	var written *coordinationv1.Lease
+	var err error
+	if lease.ResourceVersion == "" {
+		written, err = m.leases.Create(ctx, lease, metav1.CreateOptions{})
+	} else {
+		written, err = m.leases.Update(ctx, lease, metav1.UpdateOptions{})
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err != nil {
+		if apierrors.IsConflict(err) || apierrors.IsNotFound(err) || apierrors.IsAlreadyExists(err) {
+			m.lease = nil
+		}
+		return err
+	}
+	if !m.holds() {
+		// Peers may have been as long without the API as this gateway, and get as long to come back.
+		for _, p := range m.peers {
+			p.gone = max(p.gone, clock.Now()+m.options.Duration+m.options.Duration/margin)
+		}
+	}
+	m.lease, m.told, m.until, m.looked = written, said, asked+m.options.Duration, false
+	return nil
+}
+
+// acquire returns the Lease to write: a new one, or one that nobody holds any more. It returns nil while somebody else does.
+func (m *Member) acquire(ctx context.Context) (*coordinationv1.Lease, error) {
+	lease, err := m.leases.Get(ctx, m.options.Name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: m.options.Name, Labels: map[string]string{Label: m.options.Name}}}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	holder := lease.Spec.HolderIdentity
+	if holder == nil || *holder == "" || *holder == m.identity {
+		return lease, nil
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	former := m.see(*holder, lease)
+	if former.gone > clock.Now() {
+		if m.waitsFor != *holder {
+			m.options.Log.Info("another process holds this gateway's Lease; waiting for it to end", "holder", *holder)
+		}
+		m.waitsFor = *holder
+		return nil, nil
+	}
+	delete(m.peers, *holder)
+	return lease, nil
+}
+
+func (m *Member) fill(lease *coordinationv1.Lease, said Said) error {
+	text, err := json.Marshal(said)
+	if err != nil {
+		return err
+	}
+	metav1.SetMetaDataAnnotation(&lease.ObjectMeta, annotation, string(text))
+	seconds, renewed := int32(m.options.Duration/time.Second), metav1.NowMicro()
+	if lease.Spec.HolderIdentity == nil || *lease.Spec.HolderIdentity != m.identity {
+		lease.Spec.AcquireTime = &renewed
+	}
+	lease.Spec.HolderIdentity, lease.Spec.LeaseDurationSeconds, lease.Spec.RenewTime = &m.identity, &seconds, &renewed
+	return nil
+}
+
+// look reads the peers' Leases, all as they stand at the API server and not as a watch that may lag has them.
+func (m *Member) look(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, m.options.Duration/2)
+	defer cancel()
+	list, err := m.leases.List(ctx, metav1.ListOptions{LabelSelector: Label})
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.looked = true
+	there := map[string]bool{}
+	for i := range list.Items {
+		lease := &list.Items[i]
+		holder := lease.Spec.HolderIdentity
+		if holder == nil || *holder == m.identity {
+			continue
+		}
+		name := lease.Name
+		if name == m.options.Name {
+			continue // an earlier process of this gateway, whose lease is waited for
+		}
+		there[name] = true
+		m.see(name, lease)
+	}
+	for name, p := range m.peers {
+		// One that is gone from the API is not gone: somebody may have deleted it.
+		if !there[name] && p.gone <= clock.Now() {
+			delete(m.peers, name)
+		}
+	}
+	return nil
+}
+
+// see notes a Lease as it stands now; mu is held.
+func (m *Member) see(name string, lease *coordinationv1.Lease) *peer {
+	version := types.UID(string(lease.UID) + "/" + lease.ResourceVersion)
+	p := m.peers[name]
+	if p == nil {
+		p = &peer{}
+		m.peers[name] = p
+	}
+	if p.version == version {
+		return p
+	}
+	duration := m.options.Duration
+	if s := lease.Spec.LeaseDurationSeconds; s != nil {
+		duration = time.Duration(*s) * time.Second
+	}
+	p.version, p.gone = version, clock.Now()+duration+duration/margin
+	p.departed = lease.Spec.HolderIdentity == nil || *lease.Spec.HolderIdentity == ""
+	p.said = Said{}
+	if err := json.Unmarshal([]byte(lease.Annotations[annotation]), &p.said); err != nil {
+		m.options.Log.Warn("a gateway's Lease cannot be read", "gateway", name, "error", err)
+	}
+	return p
+}
+
+// leave gives the lease back, so that peers need not wait for its end.
+func (m *Member) leave() error {
+	m.mu.Lock()
+	m.until = 0
+	lease := m.lease
+	m.mu.Unlock()
+	if lease == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), m.options.Duration)
+	defer cancel()
+	lease = lease.DeepCopy()
+	nobody := ""
+	lease.Spec.HolderIdentity = &nobody
+	if _, err := m.leases.Update(ctx, lease, metav1.UpdateOptions{}); err != nil && !apierrors.IsNotFound(err) {
+		return errors.Join(fmt.Errorf("give back the gateway's Lease: %w", err))
+	}
+	return nil
+}

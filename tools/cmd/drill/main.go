@@ -1,0 +1,187 @@
+// Command drill takes gateways away from under load, on a hub with three of them, and says what clients noticed of it. What it has
+// measured it keeps, so that it goes on where it was interrupted. It needs root; all that it makes is in namespaces of its own.
+package main
+
+import (
+	"bufio"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"kubelb.k8c.io/tools/cluster"
+	"kubelb.k8c.io/tools/drill"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Args[1:], os.Getenv, os.Stdout); err != nil && !errors.Is(err, flag.ErrHelp) {
+		fmt.Fprintln(os.Stderr, "drill:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string, env func(string) string, stdout io.Writer) error {
+	flags := flag.NewFlagSet("drill", flag.ContinueOnError)
+	rounds := flags.Int("rounds", 20, "how often each failure is brought about; what --results holds counts")
+	backend := flags.String("backend", "nftables", "the gateways' dataplane")
+	results := flags.String("results", "", "a file to which each result is added, a line of JSON each; what is there is not done again")
+	only := flags.String("failures", "", "which failures, separated by commas; all without it: "+strings.Join(drill.Names(), ", "))
+	random := flags.Int("schedules", 0, "run so many random schedules of failures and returns instead")
+	seed := flags.Uint64("seed", 1, "of the first schedule; the next ones count on from there")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	o := drill.Options{Kubernetes: env("KUBELB_KUBERNETES"), Products: env("KUBELB_BIN"), Backend: *backend, Progress: stdout, Failures: drill.Names()}
+	if o.Kubernetes == "" || o.Products == "" {
+		return errors.New("run it with make drill")
+	}
+	if *random > 0 {
+		return schedules(ctx, o, *seed, *random, stdout)
+	}
+	if *only != "" {
+		o.Failures = strings.Split(*only, ",")
+	}
+	for _, name := range o.Failures {
+		if !slices.Contains(drill.Names(), name) {
+			return fmt.Errorf("--failures: there is no %q: use some of %s", name, strings.Join(drill.Names(), ", "))
+		}
+	}
+	all, err := read(*results)
+	if err != nil {
+		return err
+	}
+	done := len(all)
+	for _, name := range o.Failures {
+		done = min(done, count(all, name))
+	}
+	if o.Rounds = *rounds - done; o.Rounds > 0 {
+		if err := cluster.Isolate(); err != nil {
+			return err
+		}
+		err = drill.Run(ctx, o, func(r drill.Result) error {
+			all = append(all, r)
+			fmt.Fprintf(stdout, "%s, %d of %d: gap %s, %d of %d requests failed, %d slow, %d connections kept, %d lost, %d strangers lost, two answers for %s\n",
+				r.Failure, count(all, r.Failure), *rounds, r.Gap.Round(time.Millisecond), r.Failed, r.Requests, r.Slow, r.Kept, r.Lost, r.Strangers, r.Twice)
+			return errors.Join(add(*results, r), broken(r))
+		})
+	}
+	table(stdout, *backend, all)
+	return err
+}
+
+// broken is an error if the result breaks a promise.
+func broken(r drill.Result) error {
+	if promises := r.Broken(); len(promises) > 0 {
+		return fmt.Errorf("%s: %s", r.Failure, strings.Join(promises, "; "))
+	}
+	return nil
+}
+
+// schedules runs random schedules, from one seed on.
+func schedules(ctx context.Context, o drill.Options, first uint64, n int, stdout io.Writer) error {
+	seeds := make([]uint64, n)
+	for i := range seeds {
+		seeds[i] = first + uint64(i)
+	}
+	if err := cluster.Isolate(); err != nil {
+		return err
+	}
+	return drill.Schedules(ctx, o, seeds, func(s drill.Schedule) error {
+		fmt.Fprintf(stdout, "seed %d: %d events, two answers for %s at most, one each %s after all was mended\n", s.Seed, s.Events, s.Twice, s.Quiet.Round(time.Millisecond))
+		if s.Twice > drill.Lease {
+			return fmt.Errorf("two gateways answered for one address for %s, longer than a lease", s.Twice)
+		}
+		return nil
+	})
+}
+
+func count(all []drill.Result, failure string) (n int) {
+	for _, r := range all {
+		if r.Failure == failure {
+			n++
+		}
+	}
+	return n
+}
+
+func read(path string) (all []drill.Result, err error) {
+	if path == "" {
+		return nil, nil
+	}
+	file, err := os.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	for lines := bufio.NewScanner(file); lines.Scan(); {
+		var r drill.Result
+		if err := json.Unmarshal(lines.Bytes(), &r); err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+		all = append(all, r)
+	}
+	return all, nil
+}
+
+func add(path string, r drill.Result) error {
+	if path == "" {
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	return errors.Join(json.NewEncoder(file).Encode(r), file.Close())
+}
+
+// table says the median and the worst of each failure.
+func table(w io.Writer, backend string, all []drill.Result) {
+	fmt.Fprintf(w, "\n| layer 2, %s | rounds | longest gap | requests failed | slow | connections kept of those there were | two answers for one address |\n| --- | --- | --- | --- | --- | --- | --- |\n", backend)
+	for _, name := range drill.Names() {
+		var of []drill.Result
+		for _, r := range all {
+			if r.Failure == name {
+				of = append(of, r)
+			}
+		}
+		if len(of) == 0 {
+			continue
+		}
+		gap, failed, slow := spread(of, func(r drill.Result) int { return int(r.Gap.Milliseconds()) }), spread(of, func(r drill.Result) int { return r.Failed }), spread(of, func(r drill.Result) int { return r.Slow })
+		kept, there := 0, 0
+		worst := time.Duration(0)
+		for _, r := range of {
+			kept, there, worst = kept+r.Kept, there+r.Kept+r.Lost, max(worst, r.Twice)
+		}
+		fmt.Fprintf(w, "| %s | %d | %d ms, at worst %d ms | %d, at worst %d | %d, at worst %d | %d of %d | %d ms at most |\n",
+			name, len(of), gap[0], gap[1], failed[0], failed[1], slow[0], slow[1], kept, there, worst.Milliseconds())
+	}
+}
+
+// spread is the median and the worst.
+func spread(all []drill.Result, of func(drill.Result) int) [2]int {
+	values := make([]int, len(all))
+	for i, r := range all {
+		values[i] = of(r)
+	}
+	slices.SortFunc(values, cmp.Compare)
+	return [2]int{values[len(values)/2], values[len(values)-1]}
+}

@@ -1,0 +1,193 @@
+// Package drill takes gateways away from under load, in all the ways that gateways go, and says what clients noticed of it.
+package drill
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"slices"
+	"time"
+
+	"kubelb.k8c.io/conformance/netlab"
+	"kubelb.k8c.io/core/election"
+	"kubelb.k8c.io/tools/cluster"
+)
+
+// Options say what to drill.
+type Options struct {
+	Kubernetes, Products, Backend string
+	// Rounds is how often each failure is brought about, Failures which of them; all without any.
+	Rounds   int
+	Failures []string
+	Progress io.Writer
+}
+
+// Lease is the gateways' --gateway-lease.
+const Lease = time.Second
+
+// Failure is a way in which a gateway goes, and how it comes back.
+type failure struct {
+	name   string
+	happen func(context.Context, *fleet, *gateway) error
+	mend   func(context.Context, *fleet, *gateway) error
+}
+
+func failures() []failure {
+	start := func(_ context.Context, f *fleet, g *gateway) error { return g.start(f) }
+	return []failure{
+		{name: "kill -9", happen: func(_ context.Context, _ *fleet, g *gateway) error {
+			g.process.Kill()
+			return nil
+		}, mend: start},
+		{name: "link down", happen: func(_ context.Context, f *fleet, g *gateway) error {
+			return f.lab.SetLinkOutside(g.name, false)
+		}, mend: func(_ context.Context, f *fleet, g *gateway) error {
+			// What a process remembers of links that flap would make each round longer than the one before.
+			g.process.Stop()
+			return errors.Join(f.lab.SetLinkOutside(g.name, true), g.start(f))
+		}},
+		{name: "frozen (SIGSTOP)", happen: func(_ context.Context, _ *fleet, g *gateway) error {
+			return g.process.Freeze()
+		}, mend: func(ctx context.Context, f *fleet, g *gateway) error {
+			if err := g.process.Thaw(); err != nil {
+				return err
+			}
+			// What it does when it wakes up is judged, too.
+			if err := pause(ctx, 2*Lease); err != nil {
+				return err
+			}
+			g.process.Stop()
+			return g.start(f)
+		}},
+		{name: "cut off from the hub", happen: func(ctx context.Context, f *fleet, g *gateway) error {
+			return g.cutOff(ctx, f)
+		}, mend: func(ctx context.Context, f *fleet, g *gateway) error {
+			if err := g.reconnect(ctx, f); err != nil {
+				return err
+			}
+			if err := pause(ctx, 2*Lease); err != nil {
+				return err
+			}
+			g.process.Stop()
+			return g.start(f)
+		}},
+		{name: "told to end (SIGTERM)", happen: func(_ context.Context, _ *fleet, g *gateway) error {
+			g.process.Stop()
+			return nil
+		}, mend: start},
+	}
+}
+
+// Result is what clients noticed of one failure.
+type Result struct {
+	Failure string `json:"failure"`
+	Round   int    `json:"round"`
+	// Requests are new connections with a question each, made while it happened; Failed of them were not answered within the time
+	// that a client waits, and Slow ones took more than a second.
+	Requests, Failed, Slow int
+	// Gap is the longest time in which no new connection to an address of the gateway was answered.
+	Gap time.Duration
+	// Kept and Lost are connections that were there before, to addresses of the gateway.
+	Kept, Lost int
+	// Strangers are connections lost that had nothing to do with the gateway.
+	Strangers int
+	// Twice is how long two gateways answered for one address, at most.
+	Twice time.Duration
+}
+
+// Broken are the promises that the result breaks. How long clients wait is none of them, since that depends on the machine.
+func (r Result) Broken() (promises []string) {
+	if r.Twice > Lease {
+		promises = append(promises, fmt.Sprintf("two gateways answered for one address for %s, longer than a lease", r.Twice))
+	}
+	if r.Strangers > 0 {
+		promises = append(promises, fmt.Sprintf("%d connections by other gateways were lost", r.Strangers))
+	}
+	return promises
+}
+
+// Names of all failures.
+func Names() (names []string) {
+	for _, f := range failures() {
+		names = append(names, f.name)
+	}
+	return names
+}
+
+// Run brings about what the options say, and hands over each result as it comes.
+func Run(ctx context.Context, o Options, done func(Result) error) (err error) {
+	f, err := newFleet(ctx, o)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.close()) }()
+	for round := range o.Rounds {
+		for i, failure := range failures() {
+			if len(o.Failures) > 0 && !slices.Contains(o.Failures, failure.name) {
+				continue
+			}
+			victim := f.gateways[(round+i)%len(f.gateways)]
+			r, err := f.suffer(ctx, failure, victim)
+			if err != nil {
+				return fmt.Errorf("%s, round %d: %w", failure.name, round+1, errors.Join(err, f.logs()))
+			}
+			r.Round = round + 1
+			if err := done(r); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// How long is looked before and after.
+const (
+	before = time.Second
+	after  = 5 * time.Second
+)
+
+// suffer has one gateway fail once.
+func (f *fleet) suffer(ctx context.Context, what failure, victim *gateway) (r Result, err error) {
+	if err := f.settle(ctx); err != nil {
+		return r, err
+	}
+	theirs := func(a netip.Addr) bool { return election.Winner(a, f.names(), nil) == victim.name }
+	witness, err := f.watch()
+	if err != nil {
+		return r, err
+	}
+	load, err := f.load()
+	if err != nil {
+		return r, errors.Join(err, witness.stop())
+	}
+	err = pause(ctx, before)
+	at := time.Now()
+	if err == nil {
+		err = what.happen(ctx, f, victim)
+	}
+	if err == nil {
+		err = pause(ctx, after)
+	}
+	r = load.stop(at, theirs)
+	err = errors.Join(err, what.mend(ctx, f, victim), f.settle(ctx), witness.stop())
+	r.Failure, r.Twice = what.name, witness.twice()
+	return r, err
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
+	}
+}
+
+// gateway is one of the fleet.
+type gateway struct {
+	name    string
+	host    *netlab.Namespace
+	process *cluster.Process
+}

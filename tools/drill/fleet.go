@@ -1,0 +1,305 @@
+package drill
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/tools/clientcmd"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/tools/cluster"
+)
+
+// fleet is three gateways, a hub, nodes and a client, whose LoadBalancers' addresses are spread over the gateways.
+type fleet struct {
+	lab       *cluster.Lab
+	hub       client.Client
+	gateways  []*gateway
+	addresses []netip.Addr
+	listeners []io.Closer
+	progress  io.Writer
+}
+
+const (
+	loadBalancers = 12
+	nodePort      = 30080
+	namespace     = "tenant-drill"
+	// patience is how long the fleet may take to come to rest.
+	patience = 60 * time.Second
+)
+
+func newFleet(ctx context.Context, o Options) (_ *fleet, err error) {
+	lab, err := cluster.New(ctx, cluster.Options{Kubernetes: o.Kubernetes, Products: o.Products, Backend: o.Backend, Progress: o.Progress, HubOnly: true})
+	if err != nil {
+		return nil, err
+	}
+	f := &fleet{lab: lab, progress: o.Progress}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, f.logs(), f.close())
+		}
+	}()
+	if err := f.nodes(); err != nil {
+		return nil, err
+	}
+	if err := f.connect(); err != nil {
+		return nil, err
+	}
+	if err := lab.StartController(); err != nil {
+		return nil, err
+	}
+	f.gateways = []*gateway{{name: "gateway", host: lab.Gateway}}
+	for i := 2; i <= 3; i++ {
+		g := &gateway{name: fmt.Sprintf("gateway%d", i)}
+		if g.host, err = lab.AddGateway(g.name, 3+i); err != nil {
+			return nil, err
+		}
+		f.gateways = append(f.gateways, g)
+	}
+	for _, g := range f.gateways {
+		if err := g.start(f); err != nil {
+			return nil, err
+		}
+	}
+	return f, f.serve(ctx)
+}
+
+// nodes are two hosts that answer every line with one, and say that they are well as kube-proxy does.
+func (f *fleet) nodes() error {
+	for i := 1; i <= 2; i++ {
+		host, err := f.lab.AddHost(fmt.Sprintf("farm%d", i), fmt.Sprintf("198.51.100.2%d/24", i), fmt.Sprintf("2001:db8:1::2%d/64", i))
+		if err != nil {
+			return err
+		}
+		err = host.Do(func() error {
+			health, err := net.Listen("tcp", ":10256")
+			if err != nil {
+				return err
+			}
+			f.listeners = append(f.listeners, health)
+			go http.Serve(health, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) }))
+			echo, err := net.Listen("tcp", fmt.Sprintf(":%d", nodePort))
+			if err != nil {
+				return err
+			}
+			f.listeners = append(f.listeners, echo)
+			go answer(echo)
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// answer sends lines back until the listener is closed.
+func answer(listener net.Listener) {
+	for {
+		c, err := listener.Accept()
+		if err != nil {
+			return
+		}
+		go func() {
+			defer c.Close()
+			lines := bufio.NewReader(c)
+			for {
+				line, err := lines.ReadString('\n')
+				if err != nil {
+					return
+				}
+				if _, err := io.WriteString(c, line); err != nil {
+					return
+				}
+			}
+		}()
+	}
+}
+
+func (f *fleet) connect() error {
+	config, err := clientcmd.BuildConfigFromFlags("", f.lab.Hub.Kubeconfig)
+	if err != nil {
+		return err
+	}
+	config.Dial = f.lab.Hub.Namespace.DialContext
+	scheme := runtime.NewScheme()
+	if err := errors.Join(corev1.AddToScheme(scheme), coordinationv1.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)); err != nil {
+		return err
+	}
+	f.hub, err = client.New(config, client.Options{Scheme: scheme})
+	return err
+}
+
+// serve makes the LoadBalancers and waits for their addresses.
+func (f *fleet) serve(ctx context.Context) error {
+	first := []client.Object{
+		&v1alpha1.AddressPool{ObjectMeta: metav1.ObjectMeta{Name: "public"}, Spec: v1alpha1.AddressPoolSpec{Addresses: []string{"192.0.2.200-192.0.2.249", "2001:db8:c::200-2001:db8:c::24f"}}},
+		&v1alpha1.Tenant{ObjectMeta: metav1.ObjectMeta{Name: strings.TrimPrefix(namespace, v1alpha1.TenantNamespacePrefix)}, Spec: v1alpha1.TenantSpec{BackendCIDRs: []string{"198.51.100.0/24", "2001:db8:1::/64"}}},
+	}
+	for _, o := range first {
+		if err := f.hub.Create(ctx, o); err != nil {
+			return err
+		}
+	}
+	nodes := &v1alpha1.Addresses{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: v1alpha1.DefaultAddressesName}, Spec: v1alpha1.AddressesSpec{
+		Addresses: []v1alpha1.EndpointAddress{{IP: "198.51.100.21"}, {IP: "198.51.100.22"}, {IP: "2001:db8:1::21"}, {IP: "2001:db8:1::22"}}}}
+	if err := until(ctx, "the tenant's namespace", func() error { return f.hub.Create(ctx, nodes) }); err != nil {
+		return err
+	}
+	for i := range loadBalancers {
+		lb := &v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: fmt.Sprintf("lb%d", i)}, Spec: v1alpha1.LoadBalancerSpec{
+			Type: corev1.ServiceTypeLoadBalancer, Ports: []v1alpha1.LoadBalancerPort{{Port: 80, Protocol: corev1.ProtocolTCP}},
+			IPFamilies: []corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol}, IPFamilyPolicy: corev1.IPFamilyPolicyRequireDualStack,
+			Endpoints: []v1alpha1.LoadBalancerEndpoints{{AddressesReference: &corev1.ObjectReference{Name: v1alpha1.DefaultAddressesName},
+				Ports: []v1alpha1.EndpointPort{{Port: nodePort, Protocol: corev1.ProtocolTCP}}}}}}
+		if err := f.hub.Create(ctx, lb); err != nil {
+			return err
+		}
+	}
+	return until(ctx, "addresses for all LoadBalancers", func() error {
+		var list v1alpha1.LoadBalancerList
+		if err := f.hub.List(ctx, &list); err != nil {
+			return err
+		}
+		f.addresses = nil
+		for _, lb := range list.Items {
+			for _, ingress := range lb.Status.LoadBalancer.Ingress {
+				f.addresses = append(f.addresses, netip.MustParseAddr(ingress.IP))
+			}
+		}
+		if len(f.addresses) < 2*loadBalancers {
+			return fmt.Errorf("%d of %d addresses are announced", len(f.addresses), 2*loadBalancers)
+		}
+		return nil
+	})
+}
+
+// until tries again and again.
+func until(ctx context.Context, what string, try func() error) error {
+	for begin := time.Now(); ; {
+		err := try()
+		if err == nil {
+			return nil
+		}
+		if time.Since(begin) > patience {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+		if err := pause(ctx, 50*time.Millisecond); err != nil {
+			return err
+		}
+	}
+}
+
+func (f *fleet) names() (names []string) {
+	for _, g := range f.gateways {
+		names = append(names, g.name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// settle waits until all gateways see all of them, and each has announced what is its.
+func (f *fleet) settle(ctx context.Context) error {
+	return until(ctx, "the gateways at rest", func() error {
+		var list v1alpha1.GatewayList
+		if err := f.hub.List(ctx, &list); err != nil {
+			return err
+		}
+		announced := int32(0)
+		for _, g := range list.Items {
+			if !slices.Equal(g.Status.Candidates, f.names()) {
+				return fmt.Errorf("%s sees %v", g.Name, g.Status.Candidates)
+			}
+			announced += g.Status.AnnouncedAddresses
+		}
+		if len(list.Items) != len(f.gateways) || int(announced) != len(f.addresses) {
+			return fmt.Errorf("%d gateways announce %d addresses", len(list.Items), announced)
+		}
+		return f.agree(ctx)
+	})
+}
+
+// said is what a gateway's Lease says (manager/membership).
+type said struct {
+	Candidate  bool
+	Candidates []string
+}
+
+const saidAnnotation, labelOfGateways = "kubelb.k8c.io/view", "kubelb.k8c.io/gateway"
+
+// agree tells whether every gateway stands for election and acts upon that the others do: a Gateway object may be older news.
+func (f *fleet) agree(ctx context.Context) error {
+	var leases coordinationv1.LeaseList
+	if err := f.hub.List(ctx, &leases, client.HasLabels{labelOfGateways}); err != nil {
+		return err
+	}
+	standing := 0
+	for _, lease := range leases.Items {
+		var s said
+		if err := json.Unmarshal([]byte(lease.Annotations[saidAnnotation]), &s); err != nil {
+			return err
+		}
+		held := lease.Spec.HolderIdentity != nil && *lease.Spec.HolderIdentity != "" && lease.Spec.RenewTime != nil && time.Since(lease.Spec.RenewTime.Time) < Lease
+		if held && s.Candidate && slices.Equal(s.Candidates, f.names()) {
+			standing++
+		}
+	}
+	if standing != len(f.gateways) {
+		return fmt.Errorf("%d gateways stand for election and see all others do so", standing)
+	}
+	return nil
+}
+
+func (g *gateway) start(f *fleet) (err error) {
+	g.process, err = f.lab.StartGateway(g.host, g.name, fmt.Sprintf("--gateway-lease=%s", Lease))
+	return err
+}
+
+// cutOff drops what the gateway sends to the hub.
+func (g *gateway) cutOff(ctx context.Context, f *fleet) error {
+	_, err := f.lab.On(ctx, g.host, "nft", "add table inet drill; add chain inet drill out { type filter hook output priority 0; }; add rule inet drill out ip daddr 198.51.100.2 drop")
+	return err
+}
+
+func (g *gateway) reconnect(ctx context.Context, f *fleet) error {
+	_, err := f.lab.On(context.WithoutCancel(ctx), g.host, "nft", "delete table inet drill")
+	return err
+}
+
+// logs are the ends of all gateways' logs.
+func (f *fleet) logs() (err error) {
+	for _, g := range f.gateways {
+		if g.process != nil {
+			err = errors.Join(err, fmt.Errorf("%s logs:\n%s", g.name, g.process.Tail()))
+		}
+	}
+	return err
+}
+
+func (f *fleet) close() error {
+	for _, g := range f.gateways {
+		if g.process != nil {
+			_ = g.process.Thaw()
+			g.process.Kill()
+		}
+	}
+	for _, l := range f.listeners {
+		_ = l.Close()
+	}
+	return f.lab.Close()
+}

@@ -297,6 +297,9 @@ func (l *Lab) StartGateway(on *netlab.Namespace, name string, extra ...string) (
 // SetLinkOutside takes a gateway's port of the clients' segment down, as if its cable were pulled, or up.
 func (l *Lab) SetLinkOutside(name string, up bool) error { return l.outside.SetLink(name, up) }
 
+// SetLinkInside is the same on the nodes' segment.
+func (l *Lab) SetLinkInside(name string, up bool) error { return l.inside.SetLink(name, up) }
+
 // On runs a program on a host.
 func (l *Lab) On(ctx context.Context, host *netlab.Namespace, argv ...string) (string, error) {
 	return run(ctx, host, "", argv...)

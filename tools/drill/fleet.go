@@ -162,12 +162,7 @@ func (f *fleet) serve(ctx context.Context) error {
 		return err
 	}
 	for i := range loadBalancers {
-		lb := &v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: fmt.Sprintf("lb%d", i)}, Spec: v1alpha1.LoadBalancerSpec{
-			Type: corev1.ServiceTypeLoadBalancer, Ports: []v1alpha1.LoadBalancerPort{{Port: 80, Protocol: corev1.ProtocolTCP}},
-			IPFamilies: []corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol}, IPFamilyPolicy: corev1.IPFamilyPolicyRequireDualStack,
-			Endpoints: []v1alpha1.LoadBalancerEndpoints{{AddressesReference: &corev1.ObjectReference{Name: v1alpha1.DefaultAddressesName},
-				Ports: []v1alpha1.EndpointPort{{Port: nodePort, Protocol: corev1.ProtocolTCP}}}}}}
-		if err := f.hub.Create(ctx, lb); err != nil {
+		if err := f.hub.Create(ctx, loadBalancer(fmt.Sprintf("lb%d", i))); err != nil {
 			return err
 		}
 	}
@@ -182,11 +177,22 @@ func (f *fleet) serve(ctx context.Context) error {
 				f.addresses = append(f.addresses, netip.MustParseAddr(ingress.IP))
 			}
 		}
-		if len(f.addresses) < 2*loadBalancers {
-			return fmt.Errorf("%d of %d addresses are announced", len(f.addresses), 2*loadBalancers)
+		if len(f.addresses) < len(families)*loadBalancers {
+			return fmt.Errorf("%d of %d addresses are announced", len(f.addresses), len(families)*loadBalancers)
 		}
 		return nil
 	})
+}
+
+// families are those that each LoadBalancer has an address of.
+var families = [...]corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol}
+
+func loadBalancer(name string) *v1alpha1.LoadBalancer {
+	return &v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}, Spec: v1alpha1.LoadBalancerSpec{
+		Type: corev1.ServiceTypeLoadBalancer, Ports: []v1alpha1.LoadBalancerPort{{Port: 80, Protocol: corev1.ProtocolTCP}},
+		IPFamilies: families[:], IPFamilyPolicy: corev1.IPFamilyPolicyRequireDualStack,
+		Endpoints: []v1alpha1.LoadBalancerEndpoints{{AddressesReference: &corev1.ObjectReference{Name: v1alpha1.DefaultAddressesName},
+			Ports: []v1alpha1.EndpointPort{{Port: nodePort, Protocol: corev1.ProtocolTCP}}}}}}
 }
 
 // until tries again and again.

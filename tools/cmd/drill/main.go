@@ -39,6 +39,7 @@ func run(ctx context.Context, args []string, env func(string) string, stdout io.
 	results := flags.String("results", "", "a file to which each result is added, a line of JSON each; what is there is not done again")
 	only := flags.String("failures", "", "which failures, separated by commas; all without it: "+strings.Join(drill.Names(), ", "))
 	random := flags.Int("schedules", 0, "run so many random schedules of failures and returns instead")
+	outage := flags.Duration("outage", 0, "have the hub's API stand still for so long instead, at least 10s")
 	seed := flags.Uint64("seed", 1, "of the first schedule; the next ones count on from there")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -46,6 +47,14 @@ func run(ctx context.Context, args []string, env func(string) string, stdout io.
 	o := drill.Options{Kubernetes: env("KUBELB_KUBERNETES"), Products: env("KUBELB_BIN"), Backend: *backend, Progress: stdout, Failures: drill.Names()}
 	if o.Kubernetes == "" || o.Products == "" {
 		return errors.New("run it with make drill")
+	}
+	if *outage > 0 {
+		if err := cluster.Isolate(); err != nil {
+			return err
+		}
+		r, err := drill.Away(ctx, o, max(*outage, 10*time.Second))
+		fmt.Fprintf(stdout, "the hub's API stood still for %s, and a node died: %s\n", *outage, r)
+		return err
 	}
 	if *random > 0 {
 		return schedules(ctx, o, *seed, *random, stdout)

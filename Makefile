@@ -86,9 +86,9 @@ fleet: deps build ## Take each of three gateways away once, in all the ways, and
 	KUBELB_KUBERNETES=$$(tools/kubernetes/build.sh) KUBELB_BIN=$(BIN) $(BIN)/drill --schedules=5 --seed=$$RANDOM
 
 .PHONY: drill
-drill: deps build ## Take gateways away under load ROUNDS (20) times in each way, with BACKEND (nftables); goes on where it stopped (root, minutes a round).
-	KUBELB_KUBERNETES=$$(tools/kubernetes/build.sh) KUBELB_BIN=$(BIN) $(BIN)/drill --backend=$(or $(BACKEND),nftables) --rounds=$(or $(ROUNDS),20) \
-		--results=tools/drill/results/layer2-$(or $(BACKEND),nftables).json
+drill: deps build ## Take gateways away under load ROUNDS (20) times in each way, with BACKEND (nftables) and FORWARDING (nat); goes on where it stopped (root, minutes a round).
+	KUBELB_KUBERNETES=$$(tools/kubernetes/build.sh) KUBELB_BIN=$(BIN) $(BIN)/drill --backend=$(or $(BACKEND),nftables) --forwarding=$(or $(FORWARDING),nat) \
+		--rounds=$(or $(ROUNDS),20) --results=tools/drill/results/layer2-$(or $(BACKEND),nftables)-$(or $(FORWARDING),nat).json
 
 .PHONY: bench-scale
 bench-scale: deps build ## Load 10,000 LoadBalancers and measure one change more (root, minutes).

@@ -209,6 +209,18 @@ func (l *Lab) AddHost(name string, addresses ...string) (*netlab.Namespace, erro
 	return ns, l.net.Plug(l.inside, name, netlab.Interface{Namespace: ns, Name: "eth0", Addresses: addresses})
 }
 
+// PlugOutside gives a host of the nodes' segment an interface on the clients', too, where it neither answers for other addresses of its
+// own nor names them as the sender when it asks, since whoever hears that sends their packets there (ip-sysctl.rst).
+func (l *Lab) PlugOutside(host *netlab.Namespace, name string, addresses ...string) error {
+	if err := l.net.Plug(l.outside, name, netlab.Interface{Namespace: host, Name: "eth1", Addresses: addresses}); err != nil {
+		return err
+	}
+	return host.Do(func() error {
+		const of = "/proc/sys/net/ipv4/conf/all/"
+		return errors.Join(os.WriteFile(of+"arp_ignore", []byte("1"), 0o644), os.WriteFile(of+"arp_announce", []byte("2"), 0o644))
+	})
+}
+
 func (l *Lab) images(ctx context.Context) ([]string, error) {
 	pause, agnhost := filepath.Join(l.Dir, "pause.tar"), filepath.Join(l.Dir, "agnhost.tar")
 	return []string{pause, agnhost}, errors.Join(

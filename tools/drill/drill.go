@@ -18,6 +18,8 @@ import (
 // Options say what to drill.
 type Options struct {
 	Kubernetes, Products, Backend string
+	// Forwarding is that of the LoadBalancers; empty for the manager's choice.
+	Forwarding string
 	// Rounds is how often each failure is brought about, Failures which of them; all without any.
 	Rounds   int
 	Failures []string

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -22,22 +24,26 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/conformance/netlab"
 	"kubelb.k8c.io/tools/cluster"
 )
 
 // fleet is three gateways, a hub, nodes and a client, whose LoadBalancers' addresses are spread over the gateways.
 type fleet struct {
-	lab       *cluster.Lab
-	hub       client.Client
-	gateways  []*gateway
-	addresses []netip.Addr
-	listeners []io.Closer
-	progress  io.Writer
+	lab        *cluster.Lab
+	farms      []*netlab.Namespace
+	forwarding string
+	hub        client.Client
+	gateways   []*gateway
+	addresses  []netip.Addr
+	listeners  []io.Closer
+	progress   io.Writer
 }
 
 const (
 	loadBalancers = 12
 	nodePort      = 30080
+	servedPort    = 80
 	namespace     = "tenant-drill"
 	// patience is how long the fleet may take to come to rest.
 	patience = 60 * time.Second
@@ -48,7 +54,7 @@ func newFleet(ctx context.Context, o Options) (_ *fleet, err error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &fleet{lab: lab, progress: o.Progress}
+	f := &fleet{lab: lab, progress: o.Progress, forwarding: o.Forwarding}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, f.logs(), f.close())
@@ -86,6 +92,10 @@ func (f *fleet) nodes() error {
 		if err != nil {
 			return err
 		}
+		f.farms = append(f.farms, host)
+		if err := f.lab.PlugOutside(host, fmt.Sprintf("farm%d", i), fmt.Sprintf("192.0.2.2%d/24", i), fmt.Sprintf("2001:db8:c::2%d/64", i)); err != nil {
+			return err
+		}
 		err = host.Do(func() error {
 			health, err := net.Listen("tcp", ":10256")
 			if err != nil {
@@ -93,12 +103,14 @@ func (f *fleet) nodes() error {
 			}
 			f.listeners = append(f.listeners, health)
 			go http.Serve(health, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) }))
-			echo, err := net.Listen("tcp", fmt.Sprintf(":%d", nodePort))
-			if err != nil {
-				return err
+			for _, port := range []int{nodePort, servedPort} {
+				echo, err := net.Listen("tcp", fmt.Sprintf(":%d", port))
+				if err != nil {
+					return err
+				}
+				f.listeners = append(f.listeners, echo)
+				go answer(echo)
 			}
-			f.listeners = append(f.listeners, echo)
-			go answer(echo)
 			return nil
 		})
 		if err != nil {
@@ -162,11 +174,11 @@ func (f *fleet) serve(ctx context.Context) error {
 		return err
 	}
 	for i := range loadBalancers {
-		if err := f.hub.Create(ctx, loadBalancer(fmt.Sprintf("lb%d", i))); err != nil {
+		if err := f.hub.Create(ctx, f.loadBalancer(fmt.Sprintf("lb%d", i))); err != nil {
 			return err
 		}
 	}
-	return until(ctx, "addresses for all LoadBalancers", func() error {
+	err := until(ctx, "addresses for all LoadBalancers", func() error {
 		var list v1alpha1.LoadBalancerList
 		if err := f.hub.List(ctx, &list); err != nil {
 			return err
@@ -182,14 +194,40 @@ func (f *fleet) serve(ctx context.Context) error {
 		}
 		return nil
 	})
+	if err != nil || f.forwarding != directForwarding {
+		return err
+	}
+	return f.take()
+}
+
+const directForwarding = "direct"
+
+// take has the nodes take what comes for the external addresses for their own, as kube-proxy does.
+func (f *fleet) take() (err error) {
+	for _, farm := range f.farms {
+		err = errors.Join(err, farm.Do(func() error {
+			loopback, err := netlink.LinkByName("lo")
+			if err != nil {
+				return err
+			}
+			for _, a := range f.addresses {
+				own := &netlink.Addr{IPNet: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}, Flags: unix.IFA_F_NODAD}
+				if err := netlink.AddrAdd(loopback, own); err != nil {
+					return err
+				}
+			}
+			return nil
+		}))
+	}
+	return err
 }
 
 // families are those that each LoadBalancer has an address of.
 var families = [...]corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol}
 
-func loadBalancer(name string) *v1alpha1.LoadBalancer {
+func (f *fleet) loadBalancer(name string) *v1alpha1.LoadBalancer {
 	return &v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}, Spec: v1alpha1.LoadBalancerSpec{
-		Type: corev1.ServiceTypeLoadBalancer, Ports: []v1alpha1.LoadBalancerPort{{Port: 80, Protocol: corev1.ProtocolTCP}},
+		Type: corev1.ServiceTypeLoadBalancer, Forwarding: f.forwarding, Ports: []v1alpha1.LoadBalancerPort{{Port: servedPort, Protocol: corev1.ProtocolTCP}},
 		IPFamilies: families[:], IPFamilyPolicy: corev1.IPFamilyPolicyRequireDualStack,
 		Endpoints: []v1alpha1.LoadBalancerEndpoints{{AddressesReference: &corev1.ObjectReference{Name: v1alpha1.DefaultAddressesName},
 			Ports: []v1alpha1.EndpointPort{{Port: nodePort, Protocol: corev1.ProtocolTCP}}}}}}

@@ -62,7 +62,7 @@ func (f *fleet) load() (*load, error) {
 func (l *load) dial(ctx context.Context, address netip.Addr) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, clientWaits)
 	defer cancel()
-	return l.client.DialContext(ctx, "tcp", netip.AddrPortFrom(address, 80).String())
+	return l.client.DialContext(ctx, "tcp", netip.AddrPortFrom(address, servedPort).String())
 }
 
 // say sends a line and reads it back.

@@ -36,6 +36,7 @@ func run(ctx context.Context, args []string, env func(string) string, stdout io.
 	flags := flag.NewFlagSet("drill", flag.ContinueOnError)
 	rounds := flags.Int("rounds", 20, "how often each failure is brought about; what --results holds counts")
 	backend := flags.String("backend", "nftables", "the gateways' dataplane")
+	forwarding := flags.String("forwarding", "nat", "how packets reach the nodes: nat, or direct, on nodes that take the external addresses for their own")
 	results := flags.String("results", "", "a file to which each result is added, a line of JSON each; what is there is not done again")
 	only := flags.String("failures", "", "which failures, separated by commas; all without it: "+strings.Join(drill.Names(), ", "))
 	random := flags.Int("schedules", 0, "run so many random schedules of failures and returns instead")
@@ -44,7 +45,7 @@ func run(ctx context.Context, args []string, env func(string) string, stdout io.
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	o := drill.Options{Kubernetes: env("KUBELB_KUBERNETES"), Products: env("KUBELB_BIN"), Backend: *backend, Progress: stdout, Failures: drill.Names()}
+	o := drill.Options{Kubernetes: env("KUBELB_KUBERNETES"), Products: env("KUBELB_BIN"), Backend: *backend, Forwarding: *forwarding, Progress: stdout, Failures: drill.Names()}
 	if o.Kubernetes == "" || o.Products == "" {
 		return errors.New("run it with make drill")
 	}
@@ -86,7 +87,7 @@ func run(ctx context.Context, args []string, env func(string) string, stdout io.
 			return errors.Join(add(*results, r), broken(r))
 		})
 	}
-	table(stdout, *backend, all)
+	table(stdout, *backend+", "+*forwarding, all)
 	return err
 }
 

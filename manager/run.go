@@ -44,7 +44,7 @@ type options struct {
 	kubeconfig, namespace                                        string
 	controller, gateway, leaderElection, purge                   bool
 	backend, checksum, stateDir, name, announce, interfaces      string
-	backendOptions                                               keyValues
+	backendOptions, labels                                       keyValues
 	lease                                                        time.Duration
 	whenAlone                                                    string
 	apiServer, apiServerCA                                       string
@@ -69,7 +69,7 @@ func (k keyValues) Set(text string) error {
 
 func (o *options) register(flags *flag.FlagSet) {
 	hostname, _ := os.Hostname()
-	o.backendOptions = keyValues{}
+	o.backendOptions, o.labels = keyValues{}, keyValues{}
 	flags.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig of the management cluster; empty uses the pod's service account")
 	flags.StringVar(&o.namespace, "namespace", "kubelb", "namespace of the Leases: the controllers' and each gateway's")
 	flags.BoolVar(&o.controller, "controller", true, "run the controllers: tenants, address allocation, status (one replica at a time)")
@@ -81,6 +81,7 @@ func (o *options) register(flags *flag.FlagSet) {
 	flags.BoolVar(&o.purge, "purge-on-exit", false, "remove everything from the dataplane when this gateway ends; otherwise traffic goes on without it")
 	flags.StringVar(&o.stateDir, "state-dir", "/var/lib/kubelb", "directory of this gateway, private to it and kept over restarts")
 	flags.StringVar(&o.name, "gateway-name", hostname, "name of this gateway and of its Gateway object")
+	flags.Var(o.labels, "gateway-label", "key=value for the Gateway object, by which AddressPools choose gateways (spec.gatewaySelector); may be given several times")
 	flags.StringVar(&o.announce, "announce", "layer2", "how addresses are announced: layer2 (ARP and NDP) or none")
 	flags.DurationVar(&o.lease, "gateway-lease", membership.DefaultDuration, "how long, in whole seconds, this gateway's addresses stay without an answer at least when it dies; the Lease is renewed five times as often")
 	flags.StringVar(&o.whenAlone, "when-alone", aloneKeep, "what becomes of the addresses of a gateway that reaches neither the API nor another gateway on its interfaces: keep or withdraw")
@@ -241,7 +242,7 @@ func (o *options) newGateway(mgr ctrl.Manager, forbidden []netip.Prefix, log *sl
 		heart = heartbeat.New(heartbeat.Options{Name: o.name, Interfaces: strings.Split(o.interfaces, ","), Reaches: member.Reaches, Log: log})
 	}
 	g = gateway.New(gateway.Options{
-		Name: o.name, Forbidden: forbidden, Announcer: announcer, Member: member, Heart: heart, KeepWhenAlone: o.whenAlone == aloneKeep,
+		Name: o.name, Labels: o.labels, Forbidden: forbidden, Announcer: announcer, Member: member, Heart: heart, KeepWhenAlone: o.whenAlone == aloneKeep,
 		SegmentKey: func(ctx context.Context) ([]byte, error) {
 			return membership.WaitForKey(ctx, mgr.GetAPIReader(), o.namespace, o.stateDir)
 		},

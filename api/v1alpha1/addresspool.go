@@ -56,6 +56,10 @@ type AddressPoolSpec struct {
 	// +optional
 	Draining bool `json:"draining,omitempty"`
 
+	// GatewaySelector chooses, by the labels of Gateway objects, which gateways announce the pool's addresses. Empty means all.
+	// +optional
+	GatewaySelector *metav1.LabelSelector `json:"gatewaySelector,omitempty"`
+
 	// AvoidNetworkAddresses leaves out the first and the last address of each IPv4 CIDR (network and broadcast
 	// address) and the first address of each IPv6 CIDR (subnet-router anycast, RFC 4291). Ranges and single addresses
 	// are taken as they stand.

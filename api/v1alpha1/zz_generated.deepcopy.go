@@ -102,6 +102,11 @@ func (in *AddressPoolSpec) DeepCopyInto(out *AddressPoolSpec) {
 		*out = new(bool)
 		**out = **in
 	}
+	if in.GatewaySelector != nil {
+		in, out := &in.GatewaySelector, &out.GatewaySelector
+		*out = new(v1.LabelSelector)
+		(*in).DeepCopyInto(*out)
+	}
 	if in.AvoidNetworkAddresses != nil {
 		in, out := &in.AvoidNetworkAddresses, &out.AvoidNetworkAddresses
 		*out = new(bool)

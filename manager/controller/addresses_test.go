@@ -96,17 +96,34 @@ func TestALoadBalancerIsAnnouncedWhenTheGatewayOfEachOfItsAddressesSaysSo(t *tes
 		gateways = append(gateways, v1alpha1.Gateway{ObjectMeta: metav1.ObjectMeta{Name: name}, Status: v1alpha1.GatewayStatus{
 			Elects: true, Candidates: both, AppliedResourceVersion: "10", AnnouncedResourceVersion: "10"}})
 	}
-	require.True(t, viewOf(gateways, webAt10()).announced)
+	require.True(t, viewOf(gateways, nil, webAt10()).announced)
 	require.False(t, viewOf([]v1alpha1.Gateway{{ObjectMeta: metav1.ObjectMeta{Name: "a"}, Status: v1alpha1.GatewayStatus{Elects: true, AppliedResourceVersion: "10", AnnouncedResourceVersion: "10"}}},
-		webAt10()).announced, "there is no candidate")
+		nil, webAt10()).announced, "there is no candidate")
 	for i := range gateways {
 		if gateways[i].Name == winner {
 			gateways[i].Status.AnnouncedResourceVersion = "9"
 		}
 	}
-	view := viewOf(gateways, webAt10())
+	view := viewOf(gateways, nil, webAt10())
 	require.True(t, view.applied)
 	require.False(t, view.announced, "the other one does not answer for that address")
+}
+
+func TestAnAddressIsAnnouncedByAGatewayThatItsPoolChooses(t *testing.T) {
+	gateway := func(name, backend string, elects bool) v1alpha1.Gateway {
+		return v1alpha1.Gateway{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"backend": backend}}, Status: v1alpha1.GatewayStatus{
+			Elects: elects, Candidates: []string{"a", "b"}, AppliedResourceVersion: "10", AnnouncedResourceVersion: "10"}}
+	}
+	pools := []v1alpha1.AddressPool{{ObjectMeta: metav1.ObjectMeta{Name: "fast"}, Spec: v1alpha1.AddressPoolSpec{
+		GatewaySelector: &metav1.LabelSelector{MatchLabels: map[string]string{"backend": "ebpf"}}}}}
+	lb := webAt10()
+	for i := range lb.Status.Addresses {
+		lb.Status.Addresses[i].Pool = "fast"
+	}
+	for _, elects := range []bool{true, false} {
+		require.True(t, viewOf([]v1alpha1.Gateway{gateway("a", "ebpf", elects), gateway("b", "nftables", elects)}, pools, lb).announced)
+		require.False(t, viewOf([]v1alpha1.Gateway{gateway("a", "nftables", elects), gateway("b", "nftables", elects)}, pools, lb).announced)
+	}
 }
 
 func TestGatewaysAnswerForVersionsUpToTheirOwn(t *testing.T) {
@@ -128,7 +145,7 @@ func TestGatewaysAnswerForVersionsUpToTheirOwn(t *testing.T) {
 		"refused here, applied there": {[]v1alpha1.Gateway{gateway(10, 10, failure), gateway(11, 11)}, true, true, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			view := viewOf(c.gateways, webAt10())
+			view := viewOf(c.gateways, nil, webAt10())
 			require.Equal(t, c.applied, view.applied)
 			require.Equal(t, c.announced, view.announced)
 			require.Equal(t, c.failure, view.failure)
@@ -139,7 +156,7 @@ func TestGatewaysAnswerForVersionsUpToTheirOwn(t *testing.T) {
 func TestWhoWaitsIsToldWhyNoGatewayTakesIt(t *testing.T) {
 	broken := v1alpha1.Gateway{ObjectMeta: metav1.ObjectMeta{Name: "gw"}, Status: v1alpha1.GatewayStatus{Conditions: []metav1.Condition{
 		{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse, Message: "configure backend envoy: no Envoy"}}}}
-	view := viewOf([]v1alpha1.Gateway{broken, {ObjectMeta: metav1.ObjectMeta{Name: "slow"}}}, webAt10())
+	view := viewOf([]v1alpha1.Gateway{broken, {ObjectMeta: metav1.ObjectMeta{Name: "slow"}}}, nil, webAt10())
 	require.Equal(t, "none of 2 gateways has taken it yet: gateway gw: configure backend envoy: no Envoy", view.waitMessage())
 	w := waiting{gateway: map[client.ObjectKey]uint64{{Namespace: "tenant-a", Name: "web"}: 10}}
 	require.Len(t, w.taken(&broken), 1, "it is woken up to be told")

@@ -31,6 +31,7 @@ import (
 	"kubelb.k8c.io/core/model"
 	"kubelb.k8c.io/core/translate"
 	"kubelb.k8c.io/manager/convert"
+	"kubelb.k8c.io/manager/selection"
 )
 
 // Reasons of conditions that the controller itself sets.
@@ -268,7 +269,11 @@ func (r *loadBalancerReconciler) observe(ctx context.Context, lb *v1alpha1.LoadB
 		r.waiting.forGateway(lb, false)
 		return nil
 	}
-	view := viewOf(gateways.Items, lb)
+	var pools v1alpha1.AddressPoolList
+	if err := r.client.List(ctx, &pools); err != nil {
+		return err
+	}
+	view := viewOf(gateways.Items, pools.Items, lb)
 	// While gateways take a newer generation, what was true of the one before stays, with that generation's number.
 	switch {
 	case view.failure != "":
@@ -318,9 +323,16 @@ type gatewayView struct {
 }
 
 // viewOf compares versions: a gateway that has applied an equal or later one has this LoadBalancer as it stands.
-func viewOf(gateways []v1alpha1.Gateway, lb *v1alpha1.LoadBalancer) gatewayView {
+func viewOf(gateways []v1alpha1.Gateway, pools []v1alpha1.AddressPool, lb *v1alpha1.LoadBalancer) gatewayView {
 	view := gatewayView{gateways: len(gateways)}
 	name, answered := client.ObjectKeyFromObject(lb).String(), map[string]bool{}
+	chosen := selection.New()
+	for i := range pools {
+		chosen.SetPool(pools[i].Name, nil, pools[i].Spec.GatewaySelector)
+	}
+	for i := range gateways {
+		chosen.SetGateway(gateways[i].Name, gateways[i].Labels)
+	}
 	for _, g := range gateways {
 		failed := false
 		for _, f := range g.Status.Failures {
@@ -337,7 +349,7 @@ func viewOf(gateways []v1alpha1.Gateway, lb *v1alpha1.LoadBalancer) gatewayView 
 			continue
 		}
 		for _, a := range lb.Status.Addresses {
-			answered[a.Address] = answered[a.Address] || answersFor(&g, a.Address)
+			answered[a.Address] = answered[a.Address] || answersFor(&g, a.Address, chosen.Serving(a.Pool))
 		}
 	}
 	view.announced = view.applied && !slices.ContainsFunc(lb.Status.Addresses, func(a v1alpha1.AllocatedAddress) bool { return !answered[a.Address] })
@@ -348,12 +360,12 @@ func viewOf(gateways []v1alpha1.Gateway, lb *v1alpha1.LoadBalancer) gatewayView 
 }
 
 // answersFor tells whether the address is the gateway's, as it sees its peers.
-func answersFor(g *v1alpha1.Gateway, address string) bool {
+func answersFor(g *v1alpha1.Gateway, address string, serves func(string) bool) bool {
 	if !g.Status.Elects {
-		return true
+		return serves == nil || serves(g.Name)
 	}
 	parsed, err := netip.ParseAddr(address)
-	return err == nil && election.Winner(parsed, g.Status.Candidates, nil) == g.Name
+	return err == nil && election.Winner(parsed, g.Status.Candidates, serves) == g.Name
 }
 
 func (v gatewayView) waitReason() string {

@@ -27,7 +27,12 @@ func (g *Gateway) elect() {
 	a := &g.answering
 	a.waiting = 0
 	if a.member == nil {
-		g.claim(func(netip.Addr) bool { return true })
+		serves := func(address netip.Addr) bool {
+			serving := g.selection.ServingAddress(address)
+			return serving == nil || serving(g.options.Name)
+		}
+		g.letGo(serves)
+		g.claim(serves)
 		return
 	}
 	permitted, holds := a.permit.may(), a.member.Holds()
@@ -39,32 +44,37 @@ func (g *Gateway) elect() {
 		candidates = append(candidates, g.options.Name)
 		slices.Sort(candidates)
 	}
-	a.view = election.View{Candidates: candidates}
+	a.view = election.View{Candidates: candidates, Configuration: g.selection.Digest()}
 	if permitted && !holds {
 		return // what is answered for stays as it is while the API is away
 	}
 	mine := func(address netip.Addr) bool {
-		return holds && election.Winner(address, candidates, nil) == g.options.Name
+		return holds && election.Winner(address, candidates, g.selection.ServingAddress(address)) == g.options.Name
 	}
 	// First to let go, then to say so, then to claim.
-	for address, answers := range a.answers {
-		if answers && !mine(address) {
-			g.options.Announcer.Withdraw(address)
-			a.answers[address] = false
-		}
-	}
+	g.letGo(mine)
 	a.member.Say(membership.Said{View: a.view, Candidate: candidate})
 	told := a.member.Told(a.view)
 	g.claim(func(address netip.Addr) bool {
 		if !mine(address) {
 			return false
 		}
-		may := told && election.MayClaim(address, a.view, peers, nil)
+		may := told && election.MayClaim(address, a.view, peers, g.selection.ServingAddress(address))
 		if !may {
 			a.waiting++
 		}
 		return may
 	})
+}
+
+// letGo stops to answer for what is not this gateway's any more.
+func (g *Gateway) letGo(mine func(netip.Addr) bool) {
+	for address, answers := range g.answering.answers {
+		if answers && !mine(address) {
+			g.options.Announcer.Withdraw(address)
+			g.answering.answers[address] = false
+		}
+	}
 }
 
 // claim begins to answer for what may be answered for.

@@ -32,11 +32,14 @@ import (
 	"kubelb.k8c.io/manager/heartbeat"
 	"kubelb.k8c.io/manager/membership"
 	"kubelb.k8c.io/manager/probe"
+	"kubelb.k8c.io/manager/selection"
 )
 
 // Options are what a gateway needs to know.
 type Options struct {
-	Name      string
+	Name string
+	// Labels are for the Gateway object, by which AddressPools choose gateways.
+	Labels    map[string]string
 	Backend   BackendOptions
 	Forbidden []netip.Prefix
 	Announcer announce.Announcer
@@ -60,17 +63,19 @@ type Gateway struct {
 	client  client.Client
 	log     *slog.Logger
 
-	events  chan event
-	prober  *probe.Prober
-	hub     *translate.Hub
-	host    *host
-	pools   map[string]ipam.Pool
-	seen    uint64 // the highest resourceVersion of a LoadBalancer
-	fails   map[string]failure
-	status  chan v1alpha1.GatewayStatus
-	synced  bool
-	retryAt time.Time
-	backoff time.Duration
+	events chan event
+	prober *probe.Prober
+	hub    *translate.Hub
+	host   *host
+	pools  map[string]ipam.Pool
+	// selection is which gateways serve which pools.
+	selection *selection.Selection
+	seen      uint64 // the highest resourceVersion of a LoadBalancer
+	fails     map[string]failure
+	status    chan v1alpha1.GatewayStatus
+	synced    bool
+	retryAt   time.Time
+	backoff   time.Duration
 	// problem is why the backend holds nothing new, until it does again.
 	problem error
 	// inSync is told when the backend holds everything, leftovers are why former backends could not be purged, by name.
@@ -98,7 +103,7 @@ type event func(*Gateway)
 // New returns a gateway that reads the hub through the cache and writes its own object with the client.
 func New(o Options, c cache.Cache, w client.Client) *Gateway {
 	g := &Gateway{options: o, cache: c, client: w, log: o.Log.With("gateway", o.Name), events: make(chan event, 4096), hub: translate.NewHub(),
-		pools: map[string]ipam.Pool{}, fails: map[string]failure{}, status: make(chan v1alpha1.GatewayStatus, 1), inSync: make(chan struct{}, 1),
+		pools: map[string]ipam.Pool{}, selection: selection.New(), fails: map[string]failure{}, status: make(chan v1alpha1.GatewayStatus, 1), inSync: make(chan struct{}, 1),
 		held: map[model.FrontendKey]bool{}, vips: map[netip.Addr]int{}, poke: make(chan struct{}, 1),
 		answering: answering{member: o.Member, answers: map[netip.Addr]bool{}}}
 	if o.Member != nil {
@@ -410,6 +415,7 @@ func (g *Gateway) watch(ctx context.Context) (func() bool, error) {
 	}{
 		{&v1alpha1.Tenant{}, tenantChanged},
 		{&v1alpha1.AddressPool{}, poolChanged},
+		{&v1alpha1.Gateway{}, gatewayChanged},
 		{&v1alpha1.Addresses{}, addressesChanged},
 		{&v1alpha1.LoadBalancer{}, loadBalancerChanged},
 	} {
@@ -426,8 +432,14 @@ func (g *Gateway) watch(ctx context.Context) (func() bool, error) {
 			}
 		}
 		registration, err := informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
-			AddFunc:    func(o any) { send(o, false) },
-			UpdateFunc: func(_, o any) { send(o, false) },
+			AddFunc: func(o any) { send(o, false) },
+			UpdateFunc: func(before, o any) {
+				// The status of gateways changes all the time, and is nothing to other gateways.
+				if was, ok := before.(*v1alpha1.Gateway); ok && maps.Equal(was.Labels, o.(client.Object).GetLabels()) {
+					return
+				}
+				send(o, false)
+			},
 			DeleteFunc: func(o any) { send(o, true) },
 		})
 		if err != nil {
@@ -453,14 +465,26 @@ func tenantChanged(o client.Object, gone bool) event {
 func poolChanged(o client.Object, gone bool) event {
 	return func(g *Gateway) {
 		delete(g.pools, o.GetName())
+		g.selection.DeletePool(o.GetName())
 		if pool, err := convert.Pool(o.(*v1alpha1.AddressPool)); err == nil && !gone {
 			g.pools[pool.Name] = pool
+			g.selection.SetPool(pool.Name, pool.Ranges, o.(*v1alpha1.AddressPool).Spec.GatewaySelector)
 		}
 		fence := translate.Fence{Forbidden: g.options.Forbidden}
 		for _, name := range slices.Sorted(maps.Keys(g.pools)) {
 			fence.VIPs = append(fence.VIPs, g.pools[name].Ranges...)
 		}
 		g.hub.SetFence(fence)
+	}
+}
+
+func gatewayChanged(o client.Object, gone bool) event {
+	return func(g *Gateway) {
+		if gone {
+			g.selection.DeleteGateway(o.GetName())
+			return
+		}
+		g.selection.SetGateway(o.GetName(), o.GetLabels())
 	}
 }
 

@@ -111,12 +111,15 @@ func (g *Gateway) writeStatus(ctx context.Context) error {
 }
 
 func (g *Gateway) write(ctx context.Context, s v1alpha1.GatewayStatus) error {
-	object := &v1alpha1.Gateway{ObjectMeta: metav1.ObjectMeta{Name: g.options.Name}}
+	object := &v1alpha1.Gateway{ObjectMeta: metav1.ObjectMeta{Name: g.options.Name, Labels: g.options.Labels}}
 	err := g.client.Get(ctx, client.ObjectKeyFromObject(object), object)
 	if apierrors.IsNotFound(err) {
 		err = g.client.Create(ctx, object)
 	}
 	if err != nil {
+		return err
+	}
+	if err := g.label(ctx, object); err != nil {
 		return err
 	}
 	before := object.Status.DeepCopy()
@@ -136,4 +139,18 @@ func (g *Gateway) write(ctx context.Context, s v1alpha1.GatewayStatus) error {
 		return nil
 	}
 	return g.client.Status().Update(ctx, object)
+}
+
+// label gives the Gateway object the labels that it is to have. Others, which somebody else has given it, stay.
+func (g *Gateway) label(ctx context.Context, object *v1alpha1.Gateway) error {
+	labels := maps.Clone(object.Labels)
+	if labels == nil {
+		labels = map[string]string{}
+	}
+	maps.Copy(labels, g.options.Labels)
+	if maps.Equal(labels, object.Labels) {
+		return nil
+	}
+	object.Labels = labels
+	return g.client.Update(ctx, object)
 }

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"kubelb.k8c.io/conformance/netlab"
 	"kubelb.k8c.io/core/election"
 	"kubelb.k8c.io/tools/cluster"
@@ -79,6 +81,10 @@ func failures() []failure {
 			g.process.Stop()
 			return nil
 		}, mend: start},
+		{name: "not chosen by the pool any more", happen: func(ctx context.Context, f *fleet, g *gateway) error {
+			return f.choose(ctx, &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{
+				{Key: nameLabel, Operator: metav1.LabelSelectorOpNotIn, Values: []string{g.name}}}})
+		}, mend: func(ctx context.Context, f *fleet, _ *gateway) error { return f.choose(ctx, nil) }},
 	}
 }
 

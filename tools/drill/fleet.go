@@ -160,7 +160,7 @@ func (f *fleet) connect() error {
 // serve makes the LoadBalancers and waits for their addresses.
 func (f *fleet) serve(ctx context.Context) error {
 	first := []client.Object{
-		&v1alpha1.AddressPool{ObjectMeta: metav1.ObjectMeta{Name: "public"}, Spec: v1alpha1.AddressPoolSpec{Addresses: []string{"192.0.2.200-192.0.2.249", "2001:db8:c::200-2001:db8:c::24f"}}},
+		&v1alpha1.AddressPool{ObjectMeta: metav1.ObjectMeta{Name: poolName}, Spec: v1alpha1.AddressPoolSpec{Addresses: []string{"192.0.2.200-192.0.2.249", "2001:db8:c::200-2001:db8:c::24f"}}},
 		&v1alpha1.Tenant{ObjectMeta: metav1.ObjectMeta{Name: strings.TrimPrefix(namespace, v1alpha1.TenantNamespacePrefix)}, Spec: v1alpha1.TenantSpec{BackendCIDRs: []string{"198.51.100.0/24", "2001:db8:1::/64"}}},
 	}
 	for _, o := range first {
@@ -309,8 +309,22 @@ func (f *fleet) agree(ctx context.Context) error {
 	return nil
 }
 
+// poolName is the AddressPool, nameLabel what gateways are chosen by.
+const poolName, nameLabel = "public", "drill.kubelb.k8c.io/name"
+
+// choose has the pool served by some gateways only, nil by all of them.
+func (f *fleet) choose(ctx context.Context, selector *metav1.LabelSelector) error {
+	var pool v1alpha1.AddressPool
+	if err := f.hub.Get(ctx, client.ObjectKey{Name: poolName}, &pool); err != nil {
+		return err
+	}
+	before := pool.DeepCopy()
+	pool.Spec.GatewaySelector = selector
+	return f.hub.Patch(ctx, &pool, client.MergeFrom(before))
+}
+
 func (g *gateway) start(f *fleet) (err error) {
-	g.process, err = f.lab.StartGateway(g.host, g.name, fmt.Sprintf("--gateway-lease=%s", Lease))
+	g.process, err = f.lab.StartGateway(g.host, g.name, fmt.Sprintf("--gateway-lease=%s", Lease), "--gateway-label="+nameLabel+"="+g.name)
 	return err
 }
 

@@ -18,7 +18,8 @@ type witness struct {
 	addresses []netip.Addr
 	began     time.Time
 	end       chan struct{}
-	done      sync.WaitGroup
+	// asking and hearing are its two goroutines.
+	asking, hearing sync.WaitGroup
 
 	mu sync.Mutex // guards answers
 	// answers are the MACs that have answered, by address and turn.
@@ -53,8 +54,8 @@ func (f *fleet) watch() (*witness, error) {
 	if err != nil {
 		return nil, err
 	}
-	w.done.Go(w.ask)
-	w.done.Go(w.hear)
+	w.asking.Go(w.ask)
+	w.hearing.Go(w.hear)
 	return w, nil
 }
 
@@ -113,8 +114,9 @@ func (w *witness) hear() {
 
 func (w *witness) stop() error {
 	close(w.end)
+	w.asking.Wait()
 	err := w.conn.Close()
-	w.done.Wait()
+	w.hearing.Wait()
 	return errors.Join(err, w.failed)
 }
 

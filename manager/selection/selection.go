@@ -1,0 +1,97 @@
+// Package selection says which gateways serve which addresses: an AddressPool may choose some of them by their labels.
+package selection
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+
+	"kubelb.k8c.io/core/ipam"
+)
+
+// Selection is not safe for concurrent use.
+type Selection struct {
+	pools    map[string]pool
+	gateways map[string]labels.Set
+}
+
+type pool struct {
+	ranges   []ipam.Range
+	selector labels.Selector
+}
+
+// New returns a selection without pools and gateways.
+func New() *Selection {
+	return &Selection{pools: map[string]pool{}, gateways: map[string]labels.Set{}}
+}
+
+// SetPool takes a pool as it stands. One whose selector cannot be read, which the API does not let in, is served by nobody.
+func (s *Selection) SetPool(name string, ranges []ipam.Range, chosen *metav1.LabelSelector) {
+	selector := labels.Everything()
+	if chosen != nil {
+		var err error
+		if selector, err = metav1.LabelSelectorAsSelector(chosen); err != nil {
+			selector = labels.Nothing()
+		}
+	}
+	s.pools[name] = pool{ranges, selector}
+}
+
+// DeletePool forgets a pool.
+func (s *Selection) DeletePool(name string) { delete(s.pools, name) }
+
+// SetGateway takes a gateway's labels, and reports whether they differ from before.
+func (s *Selection) SetGateway(name string, set map[string]string) bool {
+	before, there := s.gateways[name]
+	s.gateways[name] = set
+	return !there || !maps.Equal(before, set)
+}
+
+// DeleteGateway forgets a gateway. It has no labels then.
+func (s *Selection) DeleteGateway(name string) { delete(s.gateways, name) }
+
+// Serving tells which gateways serve a pool: all those that its selector matches, and every one if there is no such pool any more.
+func (s *Selection) Serving(poolName string) func(gateway string) bool {
+	p, there := s.pools[poolName]
+	if !there || p.selector.Empty() {
+		return nil
+	}
+	return func(gateway string) bool { return p.selector.Matches(s.gateways[gateway]) }
+}
+
+// ServingAddress is the same for the pool that the address lies in.
+func (s *Selection) ServingAddress(address netip.Addr) func(gateway string) bool {
+	for _, name := range slices.Sorted(maps.Keys(s.pools)) {
+		if slices.ContainsFunc(s.pools[name].ranges, func(r ipam.Range) bool { return r.Contains(address) }) {
+			return s.Serving(name)
+		}
+	}
+	return nil
+}
+
+// Digest is equal for selections by which every gateway serves the same addresses.
+func (s *Selection) Digest() string {
+	sum := sha256.New()
+	chosen := false
+	for _, name := range slices.Sorted(maps.Keys(s.pools)) {
+		p := s.pools[name]
+		if p.selector.Empty() {
+			continue // what all gateways serve needs no agreement
+		}
+		chosen = true
+		fmt.Fprintln(sum, name, p.ranges, p.selector)
+	}
+	if !chosen {
+		return ""
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.gateways)) {
+		fmt.Fprintln(sum, name, s.gateways[name])
+	}
+	return hex.EncodeToString(sum.Sum(nil)[:8])
+}

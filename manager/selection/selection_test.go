@@ -1,0 +1,54 @@
+package selection
+
+import (
+	"net/netip"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"kubelb.k8c.io/core/ipam"
+)
+
+func ranges(t *testing.T, entries ...string) []ipam.Range {
+	r, err := ipam.ParseRanges(entries, false)
+	require.NoError(t, err)
+	return r
+}
+
+func fast() *metav1.LabelSelector {
+	return &metav1.LabelSelector{MatchLabels: map[string]string{"backend": "ebpf"}}
+}
+
+func TestAPoolIsServedByTheGatewaysThatItChooses(t *testing.T) {
+	s := New()
+	s.SetPool("all", ranges(t, "192.0.2.0/25"), nil)
+	s.SetPool("fast", ranges(t, "203.0.113.0/24", "2001:db8:f::/64"), fast())
+	s.SetGateway("a", map[string]string{"backend": "ebpf"})
+	s.SetGateway("b", map[string]string{"backend": "nftables"})
+	require.Nil(t, s.ServingAddress(netip.MustParseAddr("192.0.2.1")), "all of them")
+	require.Nil(t, s.ServingAddress(netip.MustParseAddr("198.51.100.1")), "of no pool any more")
+	for _, address := range []string{"203.0.113.7", "2001:db8:f::7"} {
+		serves := s.ServingAddress(netip.MustParseAddr(address))
+		require.True(t, serves("a"))
+		require.False(t, serves("b"))
+		require.False(t, serves("unknown"))
+	}
+}
+
+func TestTheDigestFollowsWhatIsChosen(t *testing.T) {
+	s := New()
+	s.SetPool("all", ranges(t, "192.0.2.0/25"), nil)
+	require.True(t, s.SetGateway("a", map[string]string{"backend": "ebpf"}))
+	require.False(t, s.SetGateway("a", map[string]string{"backend": "ebpf"}))
+	require.Empty(t, s.Digest(), "nothing is chosen")
+	s.SetPool("fast", ranges(t, "203.0.113.0/24"), fast())
+	one := s.Digest()
+	require.NotEmpty(t, one)
+	s.SetPool("all", ranges(t, "192.0.2.0/24"), nil)
+	require.Equal(t, one, s.Digest())
+	require.True(t, s.SetGateway("a", nil))
+	require.NotEqual(t, one, s.Digest())
+	s.DeletePool("fast")
+	require.Empty(t, s.Digest())
+}

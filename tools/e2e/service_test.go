@@ -407,6 +407,71 @@ spec: {backendCIDRs: [198.51.100.0/24]}
 	require.Equal(t, first, hubIP(t, "tenant-small", "three"))
 }
 
+func TestAServiceNamesItsPoolAndThePoolItsGateways(t *testing.T) {
+	pool := func(spec string) {
+		applyToHub(t, `
+apiVersion: kubelb.k8c.io/v1alpha1
+kind: AddressPool
+metadata: {name: reserved}
+spec: {addresses: [192.0.2.160-192.0.2.161, "2001:db8:c::160-2001:db8:c::161"], autoAssign: false`+spec+`}
+`)
+	}
+	pool("")
+	cleanUpHub(t, "addresspool/reserved")
+	apply(t, web("named", 1)+service("named", "ports: [{port: 80, targetPort: 8080}]"))
+	cleanUp(t, "service/named", "deployment/named")
+	tenantWait(t, "deployment/named", "--for=condition=Available")
+	require.NotContains(t, externalIPs(t, "named", 2), "192.0.2.160")
+	of := func(prefixes ...string) {
+		t.Helper()
+		eventually(t, 20*time.Second, func() error {
+			ips := strings.Fields(tenantGet(t, "service/named", "{.status.loadBalancer.ingress[*].ip}"))
+			for i, prefix := range prefixes {
+				if len(ips) != len(prefixes) || !strings.HasPrefix(ips[i], prefix) {
+					return fmt.Errorf("the Service has %v", ips)
+				}
+				if _, err := curl(t, ips[i], 80, "/hostname"); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	kubectl(t, "annotate", "service/named", "kubelb.k8c.io/address-pool=reserved")
+	of("192.0.2.16", "2001:db8:c::16")
+	// What is held stays while a pool drains; there is nothing new to be had.
+	pool(", draining: true")
+	of("192.0.2.16", "2001:db8:c::16")
+	apply(t, service("late", "ports: [{port: 80}]"))
+	cleanUp(t, "service/late")
+	externalIPs(t, "late", 2)
+	kubectl(t, "annotate", "service/late", "kubelb.k8c.io/address-pool=reserved")
+	comesToBe(t, "late", "False NoMatchingPool")
+	// Gateways that a pool does not choose announce none of its addresses.
+	pool(", draining: true, gatewaySelector: {matchLabels: {rack: one}}")
+	gatewayAnswers := func() string {
+		return hubKubectl(t, "get", "gateways.kubelb.k8c.io", "gateway", "-o", "jsonpath={.status.announcedAddresses} of {.status.frontends}")
+	}
+	eventually(t, 20*time.Second, func() error {
+		if got := gatewayAnswers(); got != "2 of 4" {
+			return fmt.Errorf("the gateway announces %s", got)
+		}
+		return nil
+	})
+	hubKubectl(t, "label", "gateways.kubelb.k8c.io", "gateway", "rack=one")
+	t.Cleanup(func() {
+		_, err := lab.Hub.Kubectl(contextAfter(t), "", "label", "gateways.kubelb.k8c.io", "gateway", "rack-")
+		require.NoError(t, err)
+	})
+	eventually(t, 20*time.Second, func() error {
+		if got := gatewayAnswers(); got != "4 of 4" {
+			return fmt.Errorf("the gateway announces %s", got)
+		}
+		return nil
+	})
+	of("192.0.2.16", "2001:db8:c::16")
+}
+
 func TestTwoTenantsNeverShareAnAddress(t *testing.T) {
 	applyToHub(t, `
 apiVersion: kubelb.k8c.io/v1alpha1

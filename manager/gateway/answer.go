@@ -1,6 +1,8 @@
 package gateway
 
 import (
+	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -16,7 +18,10 @@ type answering struct {
 	permit *permit
 	// for each address that is held: whether it is answered for.
 	answers map[netip.Addr]bool
-	// waiting is how many of them are this gateway's and still another one's.
+	// fresh are those that have come since it was decided last, by what was known then; waiting is how many are this gateway's and
+	// still another one's.
+	fresh     []netip.Addr
+	known     string
 	waiting   int
 	candidacy candidacy
 	view      election.View
@@ -25,14 +30,11 @@ type answering struct {
 // elect brings what is answered for to what this gateway and its peers know now.
 func (g *Gateway) elect() {
 	a := &g.answering
-	a.waiting = 0
 	if a.member == nil {
-		serves := func(address netip.Addr) bool {
+		g.decide(g.selection.Digest(), func(address netip.Addr) bool {
 			serving := g.selection.ServingAddress(address)
 			return serving == nil || serving(g.options.Name)
-		}
-		g.letGo(serves)
-		g.claim(serves)
+		}, func(netip.Addr) bool { return true })
 		return
 	}
 	permitted, holds := a.permit.may(), a.member.Holds()
@@ -44,47 +46,49 @@ func (g *Gateway) elect() {
 		candidates = append(candidates, g.options.Name)
 		slices.Sort(candidates)
 	}
-	a.view = election.View{Candidates: candidates, Configuration: g.selection.Digest()}
 	if permitted && !holds {
 		return // what is answered for stays as it is while the API is away
 	}
-	mine := func(address netip.Addr) bool {
-		return holds && election.Winner(address, candidates, g.selection.ServingAddress(address)) == g.options.Name
-	}
-	// First to let go, then to say so, then to claim.
-	g.letGo(mine)
-	a.member.Say(membership.Said{View: a.view, Candidate: candidate})
+	a.view = election.View{Candidates: candidates, Configuration: g.selection.Digest()}
 	told := a.member.Told(a.view)
-	g.claim(func(address netip.Addr) bool {
-		if !mine(address) {
-			return false
-		}
-		may := told && election.MayClaim(address, a.view, peers, g.selection.ServingAddress(address))
-		if !may {
+	g.decide(fmt.Sprint(holds, told, a.view, peers), func(address netip.Addr) bool {
+		return holds && election.Winner(address, candidates, g.selection.ServingAddress(address)) == g.options.Name
+	}, func(address netip.Addr) bool {
+		return told && election.MayClaim(address, a.view, peers, g.selection.ServingAddress(address))
+	})
+	// It says what it acts upon after it has let go of what is not its own by that.
+	a.member.Say(membership.Said{View: a.view, Candidate: candidate})
+}
+
+// decide lets go of what is not this gateway's, and then claims what is and may be. Where nothing has changed of what decides, which
+// known stands for, only new addresses are looked at: one more among thousands costs no more than one.
+func (g *Gateway) decide(known string, mine, may func(netip.Addr) bool) {
+	a := &g.answering
+	look := slices.Values(a.fresh)
+	if known != a.known || a.waiting > 0 {
+		look = maps.Keys(a.answers)
+	}
+	a.known, a.fresh, a.waiting = known, nil, 0
+	var gone, claimed []netip.Addr
+	for address := range look {
+		answers, held := a.answers[address]
+		switch is := held && mine(address); {
+		case answers && !is:
+			gone = append(gone, address)
+		case is && !answers && may(address):
+			claimed = append(claimed, address)
+		case is && !answers:
 			a.waiting++
 		}
-		return may
-	})
-}
-
-// letGo stops to answer for what is not this gateway's any more.
-func (g *Gateway) letGo(mine func(netip.Addr) bool) {
-	for address, answers := range g.answering.answers {
-		if answers && !mine(address) {
-			g.options.Announcer.Withdraw(address)
-			g.answering.answers[address] = false
-		}
 	}
-}
-
-// claim begins to answer for what may be answered for.
-func (g *Gateway) claim(may func(netip.Addr) bool) {
-	var claimed []netip.Addr
-	for address, answers := range g.answering.answers {
-		if !answers && may(address) {
-			g.answering.answers[address] = true
-			claimed = append(claimed, address)
-		}
+	if len(gone) > 0 {
+		g.options.Announcer.Withdraw(gone...)
+	}
+	for _, address := range gone {
+		a.answers[address] = false
+	}
+	for _, address := range claimed {
+		a.answers[address] = true
 	}
 	if len(claimed) > 0 {
 		g.options.Announcer.Announce(claimed...)

@@ -1,11 +1,78 @@
 package gateway
 
 import (
+	"context"
+	"log/slog"
+	"maps"
+	"net/netip"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"kubelb.k8c.io/core/model"
 )
+
+// board notes what is announced.
+type board map[netip.Addr]bool
+
+func (b board) Announce(addresses ...netip.Addr) {
+	for _, a := range addresses {
+		b[a] = true
+	}
+}
+
+func (b board) Withdraw(addresses ...netip.Addr) {
+	for _, a := range addresses {
+		delete(b, a)
+	}
+}
+
+func (board) Able() bool                { return true }
+func (board) Run(context.Context) error { return nil }
+
+func TestAnAddressIsAnsweredForWhileItIsThisGatewaysAndNobodyElseHasIt(t *testing.T) {
+	b := board{}
+	g := New(Options{Announcer: b, Log: slog.New(slog.DiscardHandler)}, nil, nil)
+	one, two, three := netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("203.0.113.2"), netip.MustParseAddr("203.0.113.3")
+	frontend := func(a netip.Addr) model.Frontend {
+		return model.Frontend{FrontendKey: model.FrontendKey{VIP: a, Protocol: model.TCP, Port: 80}}
+	}
+	serve := func(addresses ...netip.Addr) {
+		for _, a := range addresses {
+			g.announce(model.Delta{UpsertFrontends: []model.Frontend{frontend(a)}})
+		}
+	}
+	asked := 0
+	of := func(addresses ...netip.Addr) func(netip.Addr) bool {
+		set := map[netip.Addr]bool{}
+		for _, a := range addresses {
+			set[a] = true
+		}
+		return func(a netip.Addr) bool {
+			asked++
+			return set[a]
+		}
+	}
+	serve(one, two)
+	g.decide("view 1", of(one, two), of(one))
+	require.Equal(t, board{one: true}, b)
+	require.Equal(t, 1, g.answering.waiting, "two is another one's yet")
+	g.decide("view 1", of(one, two), of(one, two))
+	require.Equal(t, board{one: true, two: true}, b)
+	require.Zero(t, g.answering.waiting)
+	serve(three)
+	asked = 0
+	g.decide("view 1", of(one, two, three), of(one, two, three))
+	require.Equal(t, board{one: true, two: true, three: true}, b)
+	require.Equal(t, 2, asked, "whether the new one is mine, and may be claimed")
+	g.decide("view 2", of(two), of())
+	require.Equal(t, board{two: true}, b)
+	g.withdraw(model.Delta{DeleteFrontends: []model.FrontendKey{frontend(two).FrontendKey}})
+	require.Empty(t, maps.Collect(maps.All(b)))
+	g.decide("view 3", of(one, two, three), of(one, two, three))
+	require.Equal(t, board{one: true, three: true}, b)
+}
 
 func TestAGatewayStandsAtOnceWhereThereIsNoOther(t *testing.T) {
 	var c candidacy

@@ -402,6 +402,7 @@ func (g *Gateway) announce(d model.Delta) {
 		g.held[f.FrontendKey] = true
 		if g.vips[f.VIP]++; g.vips[f.VIP] == 1 {
 			g.answering.answers[f.VIP] = g.answering.answers[f.VIP]
+			g.answering.fresh = append(g.answering.fresh, f.VIP)
 		}
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -155,7 +156,7 @@ func (o *options) serve(ctx context.Context, log *slog.Logger) error {
 		return fmt.Errorf("--forbidden-cidrs: %w", err)
 	}
 	scheme := runtime.NewScheme()
-	if err := errors.Join(corev1.AddToScheme(scheme), rbacv1.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)); err != nil {
+	if err := errors.Join(corev1.AddToScheme(scheme), coordinationv1.AddToScheme(scheme), rbacv1.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)); err != nil {
 		return err
 	}
 	mgr, err := ctrl.NewManager(config, ctrl.Options{
@@ -174,7 +175,7 @@ func (o *options) serve(ctx context.Context, log *slog.Logger) error {
 		if url == "" {
 			url = config.Host
 		}
-		if err := controller.SetUp(mgr, controller.Options{APIServer: url, APIServerCA: ca, Forbidden: forbidden}); err != nil {
+		if err := controller.SetUp(mgr, controller.Options{APIServer: url, APIServerCA: ca, Namespace: o.namespace, Forbidden: forbidden}); err != nil {
 			return err
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
@@ -18,6 +19,7 @@ import (
 	"kubelb.k8c.io/core/ipam"
 	"kubelb.k8c.io/core/model"
 	"kubelb.k8c.io/core/translate"
+	"kubelb.k8c.io/manager/membership"
 )
 
 // Address plan: pool public 203.0.113.0/29 (.1 to .6 usable).
@@ -161,4 +163,18 @@ func TestWhoWaitsIsToldWhyNoGatewayTakesIt(t *testing.T) {
 	w := waiting{gateway: map[client.ObjectKey]uint64{{Namespace: "tenant-a", Name: "web"}: 10}}
 	require.Len(t, w.taken(&broken), 1, "it is woken up to be told")
 	require.Empty(t, w.taken(&v1alpha1.Gateway{}))
+}
+
+func TestAGatewayWhoseLeaseIsLongOverIsNotWaitedFor(t *testing.T) {
+	lease := func(name string, ago time.Duration) *coordinationv1.Lease {
+		renewed := metav1.NewMicroTime(time.Now().Add(-ago))
+		return &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: "kubelb", Name: name, Labels: map[string]string{membership.Label: name}},
+			Spec: coordinationv1.LeaseSpec{RenewTime: &renewed}}
+	}
+	elsewhere := lease("controller", time.Hour)
+	elsewhere.Labels = nil
+	reader := fake.NewClientBuilder().WithObjects(lease("here", time.Second), lease("gone", time.Hour), elsewhere).Build()
+	gone, err := (&loadBalancerReconciler{reader: reader, namespace: "kubelb"}).goneGateways(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, map[string]bool{"gone": true}, gone)
 }

@@ -16,6 +16,8 @@ type Options struct {
 	// APIServer and APIServerCA are how the tenants' CCMs reach the hub.
 	APIServer   string
 	APIServerCA []byte
+	// Namespace is where the gateways' Leases are.
+	Namespace string
 	// Forbidden are networks of the hub that no tenant may target.
 	Forbidden []netip.Prefix
 }
@@ -27,7 +29,7 @@ func SetUp(mgr ctrl.Manager, o Options) error {
 	tenants := &tenantReconciler{client: mgr.GetClient(), server: o.APIServer, ca: o.APIServerCA}
 	poolsChanged := make(chan event.GenericEvent, 1)
 	pools := &poolReconciler{client: mgr.GetClient(), addresses: book, changed: poolsChanged}
-	lbs := &loadBalancerReconciler{client: mgr.GetClient(), events: mgr.GetEventRecorder("kubelb-manager"), forbidden: o.Forbidden,
+	lbs := &loadBalancerReconciler{client: mgr.GetClient(), events: mgr.GetEventRecorder("kubelb-manager"), forbidden: o.Forbidden, reader: mgr.GetAPIReader(), namespace: o.Namespace,
 		addresses: book, poolsChanged: poolsChanged,
 		waiting: waiting{gateway: map[client.ObjectKey]uint64{}, address: map[client.ObjectKey]bool{}}}
 	return errors.Join(tenants.setUp(mgr), pools.setUp(mgr), lbs.setUp(mgr))

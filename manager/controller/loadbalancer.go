@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -31,6 +32,7 @@ import (
 	"kubelb.k8c.io/core/model"
 	"kubelb.k8c.io/core/translate"
 	"kubelb.k8c.io/manager/convert"
+	"kubelb.k8c.io/manager/membership"
 	"kubelb.k8c.io/manager/selection"
 )
 
@@ -52,6 +54,9 @@ const (
 type loadBalancerReconciler struct {
 	client client.Client
 	events events.EventRecorder
+	// reader asks the API server itself; namespace is where the gateways' Leases are.
+	reader    client.Reader
+	namespace string
 	// forbidden networks of the hub, for the fence.
 	forbidden []netip.Prefix
 	addresses *addressBook
@@ -414,9 +419,16 @@ func (r *loadBalancerReconciler) cleanUp(ctx context.Context, lb *v1alpha1.LoadB
 	if err := r.client.List(ctx, &gateways); err != nil {
 		return reconcile.Result{}, err
 	}
-	holding := false
-	for _, g := range gateways.Items {
-		holding = holding || !atLeast(g.Status.AppliedResourceVersion, lb.ResourceVersion)
+	holding := slices.ContainsFunc(gateways.Items, func(g v1alpha1.Gateway) bool { return !atLeast(g.Status.AppliedResourceVersion, lb.ResourceVersion) })
+	if holding {
+		// Those that answer for no address any more need not be waited for.
+		gone, err := r.goneGateways(ctx)
+		if err != nil {
+			return reconcile.Result{}, err
+		}
+		holding = slices.ContainsFunc(gateways.Items, func(g v1alpha1.Gateway) bool {
+			return !gone[g.Name] && !atLeast(g.Status.AppliedResourceVersion, lb.ResourceVersion)
+		})
 	}
 	if left := withdrawalLimit - time.Since(lb.DeletionTimestamp.Time); holding && len(lb.Status.Addresses) > 0 && left > 0 {
 		return reconcile.Result{RequeueAfter: left}, nil
@@ -427,6 +439,24 @@ func (r *loadBalancerReconciler) cleanUp(ctx context.Context, lb *v1alpha1.LoadB
 	}
 	r.forget(key)
 	return reconcile.Result{}, r.freed(ctx)
+}
+
+// goneFor is how long ago a gateway's Lease was renewed that is surely over, whatever the clocks of hosts say.
+const goneFor = time.Minute
+
+// goneGateways are those whose Leases are over. It asks the API server itself: Leases change too often to be watched for this.
+func (r *loadBalancerReconciler) goneGateways(ctx context.Context) (map[string]bool, error) {
+	var leases coordinationv1.LeaseList
+	if err := r.reader.List(ctx, &leases, client.InNamespace(r.namespace), client.HasLabels{membership.Label}); err != nil {
+		return nil, fmt.Errorf("read the gateways' Leases: %w", err)
+	}
+	gone := map[string]bool{}
+	for _, lease := range leases.Items {
+		if renewed := lease.Spec.RenewTime; renewed != nil && time.Since(renewed.Time) > goneFor {
+			gone[lease.Name] = true
+		}
+	}
+	return gone, nil
 }
 
 // forget drops what is known about a LoadBalancer that is gone.

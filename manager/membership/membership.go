@@ -8,7 +8,6 @@ package membership
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -19,7 +18,6 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/uuid"
 	coordination "k8s.io/client-go/kubernetes/typed/coordination/v1"
 	"k8s.io/client-go/rest"
@@ -82,7 +80,7 @@ type Member struct {
 // peer is another gateway's Lease as it was last seen.
 type peer struct {
 	said     Said
-	version  types.UID // of the Lease object and its renewal
+	version  string // of the Lease object and its renewal
 	gone     time.Duration
 	departed bool
 }
@@ -311,7 +309,7 @@ func (m *Member) look(ctx context.Context) error {
 
 // see notes a Lease as it stands now; mu is held.
 func (m *Member) see(name string, lease *coordinationv1.Lease) *peer {
-	version := types.UID(string(lease.UID) + "/" + lease.ResourceVersion)
+	version := string(lease.UID) + "/" + lease.ResourceVersion
 	p := m.peers[name]
 	if p == nil {
 		p = &peer{}
@@ -348,7 +346,7 @@ func (m *Member) leave() error {
 	nobody := ""
 	lease.Spec.HolderIdentity = &nobody
 	if _, err := m.leases.Update(ctx, lease, metav1.UpdateOptions{}); err != nil && !apierrors.IsNotFound(err) {
-		return errors.Join(fmt.Errorf("give back the gateway's Lease: %w", err))
+		return fmt.Errorf("give back the gateway's Lease: %w", err)
 	}
 	return nil
 }

@@ -158,17 +158,10 @@ const (
 
 // suffer has one gateway fail once.
 func (f *fleet) suffer(ctx context.Context, what failure, victim *gateway) (r Result, err error) {
-	if err := f.settle(ctx); err != nil {
-		return r, err
-	}
 	theirs := func(a netip.Addr) bool { return election.Winner(a, f.names(), nil) == victim.name }
-	witness, err := f.watch()
+	witness, load, err := f.begin(ctx)
 	if err != nil {
 		return r, err
-	}
-	load, err := f.load()
-	if err != nil {
-		return r, errors.Join(err, witness.stop())
 	}
 	err = pause(ctx, before)
 	at := time.Now()
@@ -182,6 +175,22 @@ func (f *fleet) suffer(ctx context.Context, what failure, victim *gateway) (r Re
 	err = errors.Join(err, what.mend(ctx, f, victim), f.settle(ctx), witness.stop())
 	r.Failure, r.Twice = what.name, witness.twice()
 	return r, err
+}
+
+// begin waits until the fleet is at rest, and then has it watched and used.
+func (f *fleet) begin(ctx context.Context) (*witness, *load, error) {
+	if err := f.settle(ctx); err != nil {
+		return nil, nil, err
+	}
+	w, err := f.watch()
+	if err != nil {
+		return nil, nil, err
+	}
+	l, err := f.load()
+	if err != nil {
+		return nil, nil, errors.Join(err, w.stop())
+	}
+	return w, l, nil
 }
 
 func pause(ctx context.Context, d time.Duration) error {

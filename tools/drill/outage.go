@@ -31,16 +31,9 @@ func Away(ctx context.Context, o Options, long time.Duration) (r Outage, err err
 		return r, err
 	}
 	defer func() { err = errors.Join(err, f.close()) }()
-	if err := f.settle(ctx); err != nil {
-		return r, err
-	}
-	witness, err := f.watch()
+	witness, load, err := f.begin(ctx)
 	if err != nil {
 		return r, err
-	}
-	load, err := f.load()
-	if err != nil {
-		return r, errors.Join(err, witness.stop())
 	}
 	began := time.Now()
 	if err = f.lab.Hub.FreezeAPI(true); err == nil {

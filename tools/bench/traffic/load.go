@@ -140,30 +140,41 @@ func dial(kind int, to netip.AddrPort) (int, error) {
 	if err != nil {
 		return 0, err
 	}
+	if kind == unix.SOCK_STREAM {
+		options := errors.Join(unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1), unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_SYNCNT, 2))
+		if options != nil {
+			return 0, errors.Join(options, unix.Close(fd))
+		}
+	}
+	// The timeouts come after that: with one a call that a signal interrupts is not taken up again (signal(7)), and connect cannot be.
+	if err := unix.Connect(fd, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}); err != nil {
+		return 0, errors.Join(fmt.Errorf("connect to %s: %w", to, err), unix.Close(fd))
+	}
 	for _, option := range []int{unix.SO_RCVTIMEO, unix.SO_SNDTIMEO} {
 		if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, option, &unix.Timeval{Sec: 5}); err != nil {
 			return 0, errors.Join(err, unix.Close(fd))
 		}
 	}
-	if kind == unix.SOCK_STREAM {
-		if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1); err != nil {
-			return 0, errors.Join(err, unix.Close(fd))
+	return fd, nil
+}
+
+// again calls once more what a signal interrupts before it has done anything: the runtime sends some to its own threads.
+func again(call func(int, []byte) (int, error), fd int, buffer []byte) (int, error) {
+	for {
+		if n, err := call(fd, buffer); err != unix.EINTR {
+			return n, err
 		}
 	}
-	if err := unix.Connect(fd, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}); err != nil {
-		return 0, errors.Join(fmt.Errorf("connect to %s: %w", to, err), unix.Close(fd))
-	}
-	return fd, nil
 }
 
 // ask sends a request and waits for its answer.
 func ask(fd int, buffer []byte) error {
 	buffer[0] = asRequest
-	if _, err := unix.Write(fd, buffer); err != nil {
+	if _, err := again(unix.Write, fd, buffer); err != nil {
 		return fmt.Errorf("request: %w", err)
 	}
 	for got := 0; got < len(buffer); {
-		n, err := unix.Read(fd, buffer[got:])
+		n, err := again(unix.Read, fd, buffer[got:])
 		if err != nil || n == 0 {
 			return fmt.Errorf("answer after %d bytes: %w", got, err)
 		}
@@ -235,7 +246,7 @@ func bulk(to netip.AddrPort, until time.Time) (t tally, err error) {
 	buffer := make([]byte, bulkSize)
 	buffer[0] = asBulk
 	for time.Now().Before(until) {
-		n, err := unix.Write(fd, buffer)
+		n, err := again(unix.Write, fd, buffer)
 		if err != nil {
 			return t, fmt.Errorf("bulk: %w", err)
 		}
@@ -266,7 +277,7 @@ func datagrams(to netip.AddrPort, until time.Time) (t tally, err error) {
 	for time.Now().Before(until) {
 		for _, fd := range sockets {
 			for range 8 {
-				if _, err := unix.Write(fd, buffer); err != nil {
+				if _, err := again(unix.Write, fd, buffer); err != nil {
 					return t, fmt.Errorf("datagram: %w", err)
 				}
 			}

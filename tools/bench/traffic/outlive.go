@@ -139,7 +139,7 @@ func stream(to netip.AddrPort, until time.Time) (sent int, err error) {
 	for next := time.Now(); next.Before(until); next = next.Add(time.Millisecond) {
 		time.Sleep(time.Until(next))
 		for _, fd := range sockets {
-			if _, err := unix.Write(fd, buffer); err != nil {
+			if _, err := again(unix.Write, fd, buffer); err != nil {
 				return sent, fmt.Errorf("datagram: %w", err)
 			}
 			sent++

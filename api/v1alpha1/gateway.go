@@ -12,6 +12,7 @@ import (
 // +kubebuilder:printcolumn:name="Backend",type=string,JSONPath=`.status.backend.name`
 // +kubebuilder:printcolumn:name="Frontends",type=integer,JSONPath=`.status.frontends`
 // +kubebuilder:printcolumn:name="Addresses",type=integer,JSONPath=`.status.announcedAddresses`
+// +kubebuilder:printcolumn:name="BGP",type=string,priority=1,JSONPath=`.status.bgpSessions[*].state`
 // +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
 // +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
@@ -54,11 +55,18 @@ type GatewayStatus struct {
 	// +optional
 	// +kubebuilder:validation:MaxItems=1000
 	Candidates []string `json:"candidates,omitempty"`
+	// BGPSessions are those with the routers that BGPPeer objects name, where addresses are announced by BGP.
+	// +optional
+	// +listType=map
+	// +listMapKey=peer
+	// +kubebuilder:validation:MaxItems=1000
+	BGPSessions []BGPSession `json:"bgpSessions,omitempty"`
 	// Failures are records that the dataplane or the announcer could not take, the first 100 of them.
 	// +optional
 	// +kubebuilder:validation:MaxItems=100
 	Failures []GatewayFailure `json:"failures,omitempty"`
-	// Conditions: Ready says whether the dataplane runs and holds what it should.
+	// Conditions: Ready says whether the dataplane runs and holds what it should, BGPEstablished whether there is a session with every
+	// router, where addresses are announced by BGP.
 	// +optional
 	// +listType=map
 	// +listMapKey=type
@@ -74,6 +82,30 @@ type GatewayBackend struct {
 	// +optional
 	Features []string `json:"features,omitempty"`
 }
+
+// BGPSession is what has become of a BGPPeer at one gateway.
+type BGPSession struct {
+	// Peer is the name of the BGPPeer.
+	Peer string `json:"peer"`
+	// Address is the router's.
+	Address string `json:"address"`
+	// State is Established or Down.
+	// +kubebuilder:validation:Enum=Established;Down
+	State string `json:"state"`
+	// Since is when that began.
+	// +optional
+	Since *metav1.Time `json:"since,omitempty"`
+	// Message is why there is no session.
+	// +optional
+	// +kubebuilder:validation:MaxLength=1024
+	Message string `json:"message,omitempty"`
+}
+
+// States of a BGPSession.
+const (
+	BGPEstablished = "Established"
+	BGPDown        = "Down"
+)
 
 // GatewayFailure is one record that could not be applied or announced.
 type GatewayFailure struct {

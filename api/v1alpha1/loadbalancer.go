@@ -107,6 +107,12 @@ type LoadBalancerSpec struct {
 	// +kubebuilder:validation:MaxLength=253
 	AddressPool string `json:"addressPool,omitempty"`
 
+	// SharingKey has LoadBalancers of one tenant that bear the same one share an address, as long as no port, of a protocol, is in two of
+	// them. Annotation form: kubelb.k8c.io/sharing-key.
+	// +optional
+	// +kubebuilder:validation:MaxLength=253
+	SharingKey string `json:"sharingKey,omitempty"`
+
 	// HealthCheckNodePort is where each node answers whether it has local endpoints (externalTrafficPolicy Local).
 	// 0 means none. Annotation form: kubelb.k8c.io/health-check-node-port.
 	// +optional

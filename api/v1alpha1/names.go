@@ -35,6 +35,7 @@ const (
 	AnnotationIPFamilies          = "kubelb.k8c.io/ip-families"
 	AnnotationIPFamilyPolicy      = "kubelb.k8c.io/ip-family-policy"
 	AnnotationRequestedAddresses  = "kubelb.k8c.io/requested-addresses"
+	AnnotationSharingKey          = "kubelb.k8c.io/sharing-key"
 	AnnotationAddressPool         = "kubelb.k8c.io/address-pool"
 	AnnotationHealthCheckNodePort = "kubelb.k8c.io/health-check-node-port"
 	AnnotationForwarding          = "kubelb.k8c.io/forwarding"
@@ -43,6 +44,9 @@ const (
 // AnnotationProxyProtocol asks, on a Service or a LoadBalancer, for a PROXY protocol header of version 2 ("v2") before the
 // first byte of each TCP connection to a node. There is no field for it.
 const AnnotationProxyProtocol = "kubelb.k8c.io/proxy-protocol"
+
+// ConditionBGPEstablished of a Gateway: there is a session with every router that it should have one with.
+const ConditionBGPEstablished = "BGPEstablished"
 
 // Condition types of a LoadBalancer, in the order in which they come true.
 const (

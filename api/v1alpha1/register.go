@@ -17,6 +17,7 @@ func AddToScheme(scheme *runtime.Scheme) error {
 		&Tenant{}, &TenantList{},
 		&AddressPool{}, &AddressPoolList{},
 		&Gateway{}, &GatewayList{},
+		&BGPPeer{}, &BGPPeerList{},
 	)
 	metav1.AddToGroupVersion(scheme, GroupVersion)
 	return nil

@@ -61,6 +61,9 @@ type AddressPool struct {
 	Tenants               []string `json:"tenants,omitempty"`
 	AutoAssign            bool     `json:"autoAssign,omitempty"`
 	AvoidNetworkAddresses bool     `json:"avoidNetworkAddresses,omitempty"`
+	// Priority: the pool of the highest one gives the address. Draining: it gives none any more.
+	Priority int32 `json:"priority,omitempty"`
+	Draining bool  `json:"draining,omitempty"`
 }
 
 // Health is what probing found out about a node address, wherever it is an endpoint.

@@ -66,7 +66,7 @@ func (e *explanation) pools(pools []AddressPool) {
 			e.problem("AddressPool", "", model.ObjectName{Name: p.Name}, translate.Problem{Reason: "InvalidAddresses", Field: "spec.addresses", Message: "spec.addresses: " + err.Error()})
 			continue
 		}
-		usable = append(usable, ipam.Pool{Name: p.Name, Ranges: ranges, Tenants: p.Tenants, AutoAssign: p.AutoAssign})
+		usable = append(usable, ipam.Pool{Name: p.Name, Ranges: ranges, Tenants: p.Tenants, AutoAssign: p.AutoAssign, Priority: p.Priority, Draining: p.Draining})
 		e.fence.VIPs = append(e.fence.VIPs, ranges...)
 	}
 	for _, o := range e.allocator.SetPools(usable) {
@@ -78,7 +78,7 @@ func (e *explanation) pools(pools []AddressPool) {
 // allocate does what the manager does with LoadBalancers: what is on record is kept, then the others get addresses.
 func (e *explanation) allocate() {
 	for _, lb := range e.out.LoadBalancers {
-		for _, conflict := range e.allocator.Adopt(lb.ObjectName.String(), grants(lb)) {
+		for _, conflict := range e.allocator.Adopt(lb.ObjectName.String(), lb.Claim(), grants(lb)) {
 			e.problem("LoadBalancer", "", lb.ObjectName, translate.Problem{Reason: translate.ReasonConflict, Field: "status.addresses", Message: conflict.Error(), Partial: true})
 		}
 	}

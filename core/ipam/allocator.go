@@ -63,7 +63,28 @@ type Wish struct {
 	Requested []netip.Addr
 	// Pool that the addresses have to be of; empty means any.
 	Pool string
+	Claim
 }
+
+// Claim is by what LoadBalancers of one tenant may share an address: they bear the same key, and no port is in two of them.
+type Claim struct {
+	// Sharing is the key. Who has none shares nothing.
+	Sharing string
+	Ports   []Port
+}
+
+// Port is one of an address. Protocol is TCP or UDP.
+type Port struct {
+	Protocol string
+	Number   int32
+}
+
+// tolerates tells whether the two may have one address, both being of one tenant.
+func (c Claim) tolerates(o Claim) bool {
+	return c.Sharing != "" && c.Sharing == o.Sharing && !slices.ContainsFunc(c.Ports, func(p Port) bool { return slices.Contains(o.Ports, p) })
+}
+
+func (c Claim) equal(o Claim) bool { return c.Sharing == o.Sharing && slices.Equal(c.Ports, o.Ports) }
 
 // Grant is an address and the pool that it came from.
 type Grant struct {
@@ -77,6 +98,8 @@ type Refusal struct {
 	Reason string
 	// Message names what fails and the fix.
 	Message string
+	// final: no other family makes up for it, since the holder would lose what it has.
+	final bool
 }
 
 // Error returns the message.
@@ -95,15 +118,17 @@ const (
 type Allocator struct {
 	pools    []Pool
 	disabled map[string]Overlap
-	holders  map[netip.Addr]string
-	held     map[string][]Grant
-	cursors  map[string]netip.Addr
-	used     map[string]map[Family]int64
+	// holders of an address are more than one where it is shared; claims are those by which they have got it.
+	holders map[netip.Addr][]string
+	claims  map[string]Claim
+	held    map[string][]Grant
+	cursors map[string]netip.Addr
+	used    map[string]map[Family]int64
 }
 
 // NewAllocator returns an allocator without pools, in which no address is held.
 func NewAllocator() *Allocator {
-	return &Allocator{holders: map[netip.Addr]string{}, held: map[string][]Grant{}, cursors: map[string]netip.Addr{}}
+	return &Allocator{holders: map[netip.Addr][]string{}, claims: map[string]Claim{}, held: map[string][]Grant{}, cursors: map[string]netip.Addr{}}
 }
 
 // SetPools replaces the pools. A pool that overlaps one before it gives no address until that ends. Addresses that are
@@ -121,49 +146,76 @@ func (a *Allocator) SetPools(pools []Pool) []Overlap {
 	return overlaps
 }
 
-// Adopt records allocations that stand on record. It reports each address that somebody else holds already; that one is
-// not recorded.
-func (a *Allocator) Adopt(holder string, grants []Grant) []error {
+// Adopt records allocations that stand on record, with the claim that the holder makes now. It reports each address that somebody else
+// holds already; that one is not recorded. What a tenant has shared it goes on to share as long as one of the two bears a key, whatever
+// else they claim.
+func (a *Allocator) Adopt(holder string, claim Claim, grants []Grant) []error {
 	var conflicts []error
+	a.claims[holder] = claim
 	for _, g := range grants {
-		switch other, taken := a.holders[g.Address]; {
-		case taken && other != holder:
-			conflicts = append(conflicts, fmt.Errorf("address %s of %s is held by %s", g.Address, holder, other))
-		case !taken:
+		strangers := slices.DeleteFunc(a.others(holder, g.Address), func(o string) bool {
+			return tenantOf(o) == tenantOf(holder) && (claim.Sharing != "" || a.claims[o].Sharing != "")
+		})
+		if len(strangers) > 0 {
+			conflicts = append(conflicts, fmt.Errorf("address %s of %s is held by %s", g.Address, holder, strangers[0]))
+			continue
+		}
+		if !slices.Contains(a.holders[g.Address], holder) {
 			a.take(holder, g)
 		}
 	}
 	return conflicts
 }
 
+// others are those that hold the address besides.
+func (a *Allocator) others(holder string, address netip.Addr) (others []string) {
+	for _, h := range a.holders[address] {
+		if h != holder {
+			others = append(others, h)
+		}
+	}
+	return others
+}
+
+// tenantOf is what a holder's name begins with: its namespace.
+func tenantOf(holder string) string {
+	tenant, _, _ := strings.Cut(holder, "/")
+	return tenant
+}
+
 // Held returns what the holder has.
 func (a *Allocator) Held(holder string) []Grant { return slices.Clone(a.held[holder]) }
 
-// Holder returns who has the address.
-func (a *Allocator) Holder(address netip.Addr) (string, bool) {
-	holder, ok := a.holders[address]
-	return holder, ok
-}
+// Holders returns who have the address, in the order in which they have got it.
+func (a *Allocator) Holders(address netip.Addr) []string { return slices.Clone(a.holders[address]) }
 
 // Release frees all that the holder has, and returns it.
 func (a *Allocator) Release(holder string) []Grant {
 	grants := a.held[holder]
 	for _, g := range grants {
-		delete(a.holders, g.Address)
-		a.count(g.Address, -1)
+		if a.holders[g.Address] = a.others(holder, g.Address); len(a.holders[g.Address]) == 0 {
+			delete(a.holders, g.Address)
+			a.count(g.Address, -1)
+		}
 	}
 	delete(a.held, holder)
+	delete(a.claims, holder)
 	return grants
 }
 
 // Allocate returns what the holder has once the wish is fulfilled, in the order of the wished families. What is held
 // already and fits the wish is kept, whatever has become of its pool. On a refusal nothing changes.
 func (a *Allocator) Allocate(holder string, wish Wish) ([]Grant, *Refusal) {
-	before := a.Held(holder)
+	before, claim := a.Held(holder), a.claims[holder]
 	a.Release(holder)
-	grants, refusal := a.decide(holder, wish, before)
+	grants, refusal := a.decide(holder, wish, had{before, claim})
 	if refusal != nil {
 		grants = before
+	} else {
+		claim = wish.Claim
+	}
+	if len(grants) > 0 {
+		a.claims[holder] = claim
 	}
 	for _, g := range grants {
 		a.take(holder, g)
@@ -171,9 +223,24 @@ func (a *Allocator) Allocate(holder string, wish Wish) ([]Grant, *Refusal) {
 	return grants, refusal
 }
 
+// had is what a holder had before, and by what claim.
+type had struct {
+	grants []Grant
+	claim  Claim
+}
+
+// may tells whether the wish may have the address: nobody else has it, or all that do tolerate that. By the claim that it had it before
+// it keeps it, so that no other one's change costs it anything.
+func (a *Allocator) may(holder string, wish Wish, address netip.Addr, before had) bool {
+	kept := wish.Claim.equal(before.claim) && slices.ContainsFunc(before.grants, func(g Grant) bool { return g.Address == address })
+	return kept || !slices.ContainsFunc(a.others(holder, address), func(o string) bool {
+		return tenantOf(o) != tenantOf(holder) || !wish.Claim.tolerates(a.claims[o])
+	})
+}
+
 // decide chooses an address for each wished family while none of the holder's own is taken.
-func (a *Allocator) decide(holder string, wish Wish, before []Grant) ([]Grant, *Refusal) {
-	families, optional := wish.families(before)
+func (a *Allocator) decide(holder string, wish Wish, before had) ([]Grant, *Refusal) {
+	families, optional := wish.families(before.grants)
 	var grants []Grant
 	var first *Refusal
 	for _, family := range families {
@@ -184,8 +251,8 @@ func (a *Allocator) decide(holder string, wish Wish, before []Grant) ([]Grant, *
 		case first == nil:
 			first = refusal
 		}
-		if refusal != nil && !optional && !wish.anyFamily() {
-			return nil, first
+		if refusal != nil && (refusal.final || !optional && !wish.anyFamily()) {
+			return nil, refusal
 		}
 		if len(grants) > 0 && wish.anyFamily() {
 			break
@@ -231,18 +298,54 @@ func (w Wish) families(before []Grant) (families []Family, optional bool) {
 }
 
 // one finds an address of the family.
-func (a *Allocator) one(holder string, wish Wish, family Family, before []Grant) (Grant, *Refusal) {
+func (a *Allocator) one(holder string, wish Wish, family Family, before had) (Grant, *Refusal) {
 	for _, requested := range wish.Requested {
 		if FamilyOf(requested) == family {
 			return a.requested(holder, wish, requested, before)
 		}
 	}
-	for _, g := range before {
-		if FamilyOf(g.Address) == family && (wish.Pool == "" || wish.Pool == g.Pool) {
-			return g, nil
+	for _, g := range before.grants {
+		if FamilyOf(g.Address) != family || wish.Pool != "" && wish.Pool != g.Pool {
+			continue
 		}
+		if !a.may(holder, wish, g.Address, before) {
+			refusal := a.inUse(holder, g.Address, "the address "+g.Address.String()+", which it holds,")
+			refusal.final = true
+			return Grant{}, refusal
+		}
+		return g, nil
+	}
+	if g, ok := a.shared(holder, wish, family); ok {
+		return g, nil
 	}
 	return a.next(wish, family)
+}
+
+// shared finds an address that others hold who share it, the lowest one.
+func (a *Allocator) shared(holder string, wish Wish, family Family) (found Grant, ok bool) {
+	if wish.Sharing == "" {
+		return Grant{}, false
+	}
+	for address := range a.holders {
+		if FamilyOf(address) != family || ok && !address.Less(found.Address) || !a.may(holder, wish, address, had{}) {
+			continue
+		}
+		for _, pool := range a.pools {
+			if a.gives(pool, wish) && pool.Contains(address) {
+				found, ok = Grant{address, pool.Name}, true
+			}
+		}
+	}
+	return found, ok
+}
+
+// inUse says who has an address that cannot be had besides.
+func (a *Allocator) inUse(holder string, address netip.Addr, what string) *Refusal {
+	others := a.others(holder, address)
+	if tenantOf(others[0]) != tenantOf(holder) {
+		return &Refusal{Reason: AddressInUse, Message: what + " is held by another LoadBalancer; ask for another one or none"}
+	}
+	return &Refusal{Reason: AddressInUse, Message: fmt.Sprintf("%s is held by another LoadBalancer (%s); ask for another one or none, or give both the same sharing key and ports apart", what, strings.Join(others, ", "))}
 }
 
 // gives reports whether new addresses of the pool may go to who wishes so.
@@ -251,12 +354,11 @@ func (a *Allocator) gives(pool Pool, wish Wish) bool {
 	return !off && !pool.Draining && pool.Allows(wish.Tenant) && (wish.Pool == "" || wish.Pool == pool.Name)
 }
 
-func (a *Allocator) requested(holder string, wish Wish, address netip.Addr, before []Grant) (Grant, *Refusal) {
-	if other, taken := a.holders[address]; taken {
-		return Grant{}, &Refusal{AddressInUse, fmt.Sprintf("requested address %s is held by another LoadBalancer%s; ask for another one or none",
-			address, sameTenant(holder, other))}
+func (a *Allocator) requested(holder string, wish Wish, address netip.Addr, before had) (Grant, *Refusal) {
+	if !a.may(holder, wish, address, before) {
+		return Grant{}, a.inUse(holder, address, "requested address "+address.String())
 	}
-	for _, g := range before {
+	for _, g := range before.grants {
 		if g.Address == address {
 			return g, nil
 		}
@@ -266,18 +368,8 @@ func (a *Allocator) requested(holder string, wish Wish, address netip.Addr, befo
 			return Grant{address, pool.Name}, nil
 		}
 	}
-	return Grant{}, &Refusal{AddressNotAvailable, fmt.Sprintf("requested address %s is in no address pool that gives addresses to tenant %s; ask for one of %s, or none",
+	return Grant{}, &Refusal{Reason: AddressNotAvailable, Message: fmt.Sprintf("requested address %s is in no address pool that gives addresses to tenant %s; ask for one of %s, or none",
 		address, wish.Tenant, a.describe(wish))}
-}
-
-// sameTenant names the other holder to those who may know it: a holder's name starts with its namespace.
-func sameTenant(holder, other string) string {
-	mine, _, _ := strings.Cut(holder, "/")
-	theirs, _, _ := strings.Cut(other, "/")
-	if mine != theirs {
-		return ""
-	}
-	return " (" + other + ")"
 }
 
 func (a *Allocator) describe(wish Wish) string {
@@ -308,14 +400,14 @@ func (a *Allocator) next(wish Wish, family Family) (Grant, *Refusal) {
 		full = append(full, pool.Name)
 	}
 	if len(full) > 0 {
-		return Grant{}, &Refusal{PoolExhausted, fmt.Sprintf("no free %s address in %s: delete a LoadBalancer or add addresses to an AddressPool",
+		return Grant{}, &Refusal{Reason: PoolExhausted, Message: fmt.Sprintf("no free %s address in %s: delete a LoadBalancer or add addresses to an AddressPool",
 			family, strings.Join(full, ", "))}
 	}
 	if wish.Pool != "" {
-		return Grant{}, &Refusal{NoMatchingPool, fmt.Sprintf("there is no AddressPool %s that gives %s addresses to tenant %s: name another one or none",
+		return Grant{}, &Refusal{Reason: NoMatchingPool, Message: fmt.Sprintf("there is no AddressPool %s that gives %s addresses to tenant %s: name another one or none",
 			wish.Pool, family, wish.Tenant)}
 	}
-	return Grant{}, &Refusal{NoMatchingPool, fmt.Sprintf("no AddressPool with autoAssign gives %s addresses to tenant %s: create one, or allow the tenant in spec.tenants of one",
+	return Grant{}, &Refusal{Reason: NoMatchingPool, Message: fmt.Sprintf("no AddressPool with autoAssign gives %s addresses to tenant %s: create one, or allow the tenant in spec.tenants of one",
 		family, wish.Tenant)}
 }
 
@@ -369,9 +461,11 @@ func (p Pool) after(at netip.Addr, family Family) (netip.Addr, bool) {
 }
 
 func (a *Allocator) take(holder string, g Grant) {
-	a.holders[g.Address] = holder
+	if len(a.holders[g.Address]) == 0 {
+		a.count(g.Address, 1)
+	}
+	a.holders[g.Address] = append(a.holders[g.Address], holder)
 	a.held[holder] = append(a.held[holder], g)
-	a.count(g.Address, 1)
 }
 
 // count keeps the number of held addresses by the pool that they lie in now.

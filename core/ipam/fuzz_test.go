@@ -2,17 +2,30 @@ package ipam
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"testing"
 )
 
-// trial is an allocator with what stands on record outside of it, as in statuses.
+// trial is an allocator with what stands on record outside of it, as in statuses, and a manager that feeds it.
 type trial struct {
-	*testing.T
 	a      *Allocator
 	pools  []Pool
-	record map[string][]Grant
+	record map[string]recorded
+	// asked is what each holder's object says now; earlier is the record as it was some steps ago.
+	asked   map[string]Wish
+	earlier map[string]recorded
+	// flaw is what is wrong with the manager; nothing if empty.
+	flaw string
+	t    *testing.T
+}
+
+// recorded is what a status says, and by what claim its holder has got it, or had it when a manager began.
+type recorded struct {
+	grants []Grant
+	claim  Claim
 }
 
 var (
@@ -20,85 +33,174 @@ var (
 	families = [][]Family{nil, {IPv4}, {IPv6}, {IPv4, IPv6}, {IPv6, IPv4}, {IPv6, IPv6}}
 	policies = []Policy{"", SingleStack, PreferDualStack, RequireDualStack}
 	requests = []string{"203.0.113.5", "2001:db8::2", "192.0.2.1"}
+	claims   = []Claim{{}, {}, {Ports: []Port{{"TCP", 80}}}, {"key", []Port{{"TCP", 80}}}, {"key", []Port{{"TCP", 443}}}, {"key", []Port{{"UDP", 80}, {"TCP", 81}}}, {"other", []Port{{"TCP", 443}}}}
 )
 
-// run takes three bytes for each step: an allocation, a release, a restart with what is on record, or other pools. No
-// address is ever held twice, none changes unless its holder asks for something else, and the counts are right.
-func run(t *testing.T, schedule []byte) {
-	trial := &trial{T: t, record: map[string][]Grant{}}
-	trial.restart()
-	for ; len(schedule) >= 3; schedule = schedule[3:] {
-		trial.step(schedule[0], schedule[1], schedule[2])
-		trial.check()
+// Flaws of a manager, all of which the properties have to find.
+const (
+	forgetsAStatus       = "a restart forgets one status"
+	readsAStaleCache     = "a restart reads statuses as they were a while ago"
+	dealsTwice           = "an address that was granted is free still"
+	keepsWhatIsReleased  = "what is released is held on"
+	dealsAnewAtEachWrite = "a write that failed is tried again with another address"
+	sharesByKeyAlone     = "an address is shared whatever the ports"
+)
+
+// run takes four bytes for each step: an allocation, a release, a restart with what is on record, a crash before something is on record,
+// a write that fails, or other pools. No address is ever held twice but by those who may share it, none changes unless its holder
+// asks for something else, and the counts are right. It returns what is not so.
+func run(t *testing.T, schedule []byte, flaw string) string {
+	trial := &trial{t: t, flaw: flaw, record: map[string]recorded{}, asked: map[string]Wish{}, earlier: map[string]recorded{}}
+	trial.restart(0)
+	for i := 0; len(schedule) >= 4; i, schedule = i+1, schedule[4:] {
+		if i%8 == 0 {
+			trial.earlier = maps.Clone(trial.record)
+		}
+		if wrong := trial.step(schedule[0], schedule[1], schedule[2], schedule[3]); wrong != "" {
+			return wrong
+		}
+		if wrong := trial.check(); wrong != "" {
+			return wrong
+		}
 	}
+	return ""
 }
 
-func (t *trial) step(action, who, detail byte) {
-	holder := fmt.Sprintf("t/%d", who%20)
-	switch action % 8 {
+func (t *trial) step(action, who, detail, more byte) string {
+	holder := fmt.Sprintf("tenant-%d/%d", who%2, who%20)
+	switch action % 12 {
 	case 0:
-		t.a.Release(holder)
+		if t.flaw != keepsWhatIsReleased {
+			t.a.Release(holder)
+		}
 		delete(t.record, holder)
+		delete(t.asked, holder)
 	case 1:
-		t.restart()
+		t.restart(more)
 	case 2:
-		t.pools = []Pool{{Name: "p", Ranges: ranges(t.T, detail&1 == 0, plans[int(who)%len(plans)]...), AutoAssign: detail&2 == 0}}
+		t.pools = []Pool{{Name: "p", Ranges: ranges(t.t, detail&1 == 0, plans[int(who)%len(plans)]...), AutoAssign: detail&2 == 0, Draining: more%8 == 0}}
 		if detail&4 == 0 {
-			t.pools = append(t.pools, Pool{Name: "q", Ranges: ranges(t.T, true, plans[int(detail>>3)%len(plans)]...), Tenants: []string{"t"}, AutoAssign: true})
+			t.pools = append(t.pools, Pool{Name: "q", Ranges: ranges(t.t, true, plans[int(detail>>3)%len(plans)]...), Tenants: []string{"t"}, AutoAssign: true, Priority: int32(more & 1)})
 		}
 		t.a.SetPools(t.pools)
 	default:
-		wish := Wish{Tenant: "t", Families: families[int(detail>>2)%len(families)], Policy: policies[detail%4]}
-		if action%8 == 3 {
+		wish := Wish{Tenant: "t", Families: families[int(detail>>2)%len(families)], Policy: policies[detail%4], Claim: claims[int(more)%len(claims)]}
+		if action%12 == 3 {
 			wish.Requested = []netip.Addr{netip.MustParseAddr(requests[int(detail>>5)%len(requests)])}
 		}
-		t.allocate(holder, wish)
+		t.asked[holder] = wish
+		return t.allocate(holder, wish, action%12, more)
 	}
+	return ""
 }
 
-func (t *trial) restart() {
+// restart begins a new allocator with what is on record, and with what objects ask for now.
+func (t *trial) restart(more byte) {
 	t.a = NewAllocator()
 	t.a.SetPools(t.pools)
-	for holder, grants := range t.record {
-		if conflicts := t.a.Adopt(holder, grants); conflicts != nil {
-			t.Fatal(conflicts)
+	from := t.record
+	if t.flaw == readsAStaleCache {
+		from = t.earlier
+	}
+	for i, holder := range slices.Sorted(maps.Keys(from)) {
+		if t.flaw == forgetsAStatus && i == int(more)%len(from) {
+			continue
 		}
+		conflicts := t.a.Adopt(holder, t.asked[holder].Claim, from[holder].grants)
+		if len(conflicts) > 0 && t.flaw == "" && t.asked[holder].Sharing == "" {
+			// Neither bears the key any more by which they shared it: the later one has to have another address.
+			t.record[holder] = recorded{grants: t.a.Held(holder)}
+		}
+	}
+	for holder, is := range t.record {
+		t.record[holder] = recorded{is.grants, t.asked[holder].Claim}
 	}
 }
 
-func (t *trial) allocate(holder string, wish Wish) {
+// allocate has the manager serve a holder. It may crash before that is on record, or fail to write it and try again.
+func (t *trial) allocate(holder string, wish Wish, action, more byte) string {
 	before := t.record[holder]
-	grants, refusal := t.a.Allocate(holder, wish)
-	if refusal != nil && addresses(grants) != addresses(before) {
-		t.Fatalf("a refusal changed %v to %v", before, grants)
+	grants, refusal := t.a.Allocate(holder, t.flawed(wish))
+	const crash, failedWrite = 4, 5
+	switch action {
+	case crash:
+		t.restart(more)
+		return ""
+	case failedWrite:
+		if t.flaw == dealsAnewAtEachWrite {
+			t.a.Release(holder)
+		}
+		again, _ := t.a.Allocate(holder, t.flawed(wish))
+		if addresses(again) != addresses(grants) {
+			return fmt.Sprintf("the same wish again changed %v to %v", grants, again)
+		}
+	}
+	if refusal != nil && addresses(grants) != addresses(before.grants) {
+		return fmt.Sprintf("a refusal changed %v to %v", before.grants, grants)
 	}
 	if len(wish.Requested) == 0 {
-		for _, had := range before {
+		for _, had := range before.grants {
 			for _, has := range grants {
 				if FamilyOf(had.Address) == FamilyOf(has.Address) && had != has {
-					t.Fatalf("%v became %v", before, grants)
+					return fmt.Sprintf("%v became %v", before.grants, grants)
 				}
 			}
 		}
-		if again, _ := t.a.Allocate(holder, wish); addresses(again) != addresses(grants) {
-			t.Fatalf("the same wish again changed %v to %v", grants, again)
+	}
+	if refusal != nil {
+		return ""
+	}
+	if wrong := t.notShared(holder, wish, before, grants); wrong != "" {
+		return wrong
+	}
+	t.record[holder] = recorded{grants, wish.Claim}
+	if t.flaw == dealsTwice {
+		for _, g := range grants {
+			delete(t.a.holders, g.Address)
 		}
 	}
-	t.record[holder] = grants
+	return ""
 }
 
-func (t *trial) check() {
-	seen, used := map[netip.Addr]string{}, map[string]int64{}
-	overlapping := Overlaps(t.pools)
-	for holder, grants := range t.record {
-		if addresses(t.a.Held(holder)) != addresses(grants) {
-			t.Fatalf("%s holds %v, on record are %v", holder, t.a.Held(holder), grants)
+// flawed is the wish as the manager tells it.
+func (t *trial) flawed(wish Wish) Wish {
+	if t.flaw == sharesByKeyAlone {
+		wish.Ports = nil
+	}
+	return wish
+}
+
+// notShared tells of an address that is newly had although others have it who do not share it.
+func (t *trial) notShared(holder string, wish Wish, before recorded, grants []Grant) string {
+	for other, has := range t.record {
+		if other == holder {
+			continue
 		}
 		for _, g := range grants {
-			if other, twice := seen[g.Address]; twice {
-				t.Fatalf("%s is held by %s and %s", g.Address, holder, other)
+			if slices.Contains(before.grants, g) || !slices.ContainsFunc(has.grants, func(h Grant) bool { return h.Address == g.Address }) {
+				continue
 			}
-			seen[g.Address] = holder
+			apart := !slices.ContainsFunc(wish.Ports, func(p Port) bool { return slices.Contains(has.claim.Ports, p) })
+			if tenantOf(other) != tenantOf(holder) || wish.Sharing == "" || wish.Sharing != has.claim.Sharing || !apart {
+				return fmt.Sprintf("%s is held by %s by %v and given to %s by %v", g.Address, other, has.claim, holder, wish.Claim)
+			}
+		}
+	}
+	return ""
+}
+
+func (t *trial) check() string {
+	held, used := map[netip.Addr]bool{}, map[string]int64{}
+	overlapping := Overlaps(t.pools)
+	for holder, is := range t.record {
+		if addresses(t.a.Held(holder)) != addresses(is.grants) {
+			return fmt.Sprintf("%s holds %v, on record are %v", holder, t.a.Held(holder), is.grants)
+		}
+		for _, g := range is.grants {
+			if held[g.Address] {
+				continue
+			}
+			held[g.Address] = true
 			for i, p := range t.pools {
 				if p.Contains(g.Address) && (i == 0 || len(overlapping) == 0) {
 					used[p.Name+FamilyOf(g.Address).String()]++
@@ -109,25 +211,59 @@ func (t *trial) check() {
 	for _, p := range t.pools {
 		for _, family := range []Family{IPv4, IPv6} {
 			if usage := t.a.Usage(p.Name, family); usage.Used != used[p.Name+family.String()] || usage.Free.Sign() < 0 {
-				t.Fatalf("%s %s: %d used and %s free, but %d are held", p.Name, family, usage.Used, usage.Free, used[p.Name+family.String()])
+				return fmt.Sprintf("%s %s: %d used and %s free, but %d are held", p.Name, family, usage.Used, usage.Free, used[p.Name+family.String()])
 			}
 		}
 	}
+	return ""
 }
 
 func randomBytes(seed uint64, n int) []byte {
 	out := make([]byte, n)
-	_, _ = rand.NewChaCha8([32]byte{byte(seed)}).Read(out)
+	_, _ = rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8)}).Read(out)
 	return out
 }
 
-func TestNoAddressIsEverDealtTwice(t *testing.T) { run(t, randomBytes(1, 30000)) }
+// schedules is how many random ones are run, and stepsOfSchedule how long they are.
+const schedules, stepsOfSchedule = 2000, 100
+
+func TestNoAddressIsEverDealtTwiceOrChangesByItself(t *testing.T) {
+	for seed := range uint64(schedules) {
+		if wrong := run(t, randomBytes(seed, 4*stepsOfSchedule), ""); wrong != "" {
+			t.Fatalf("seed %d: %s", seed, wrong)
+		}
+	}
+	t.Logf("%d schedules of %d steps", schedules, stepsOfSchedule)
+}
+
+// A property that finds nothing says nothing.
+func TestThePropertiesFindWhatIsWrongWithAManager(t *testing.T) {
+	for _, flaw := range []string{forgetsAStatus, readsAStaleCache, dealsTwice, keepsWhatIsReleased, dealsAnewAtEachWrite, sharesByKeyAlone} {
+		found, first := 0, ""
+		const tried = 200
+		for seed := range uint64(tried) {
+			if wrong := run(t, randomBytes(seed, 4*stepsOfSchedule), flaw); wrong != "" {
+				if found++; first == "" {
+					first = wrong
+				}
+			}
+		}
+		if found < tried/2 {
+			t.Errorf("%s: found in %d of %d schedules", flaw, found, tried)
+		}
+		t.Logf("%s: found in %d of %d schedules, such as: %s", flaw, found, tried, first)
+	}
+}
 
 func FuzzAllocator(f *testing.F) {
 	for seed := range uint64(8) {
 		f.Add(randomBytes(seed, 30*int(seed+1)))
 	}
-	f.Fuzz(func(t *testing.T, schedule []byte) { run(t, schedule[:min(len(schedule), 3000)]) })
+	f.Fuzz(func(t *testing.T, schedule []byte) {
+		if wrong := run(t, schedule[:min(len(schedule), 4000)], ""); wrong != "" {
+			t.Fatal(wrong)
+		}
+	})
 }
 
 func FuzzParseRanges(f *testing.F) {

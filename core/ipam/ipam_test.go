@@ -56,7 +56,7 @@ func TestWishes(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := allocator(t)
-			a.Adopt("tenant-x/other", []Grant{{ip("203.0.113.6"), "public"}})
+			a.Adopt("tenant-x/other", Claim{}, []Grant{{ip("203.0.113.6"), "public"}})
 			grants, refusal := a.Allocate("tenant-a/web", c.wish)
 			if addresses(grants) != c.want {
 				t.Errorf("got %q, want %q", addresses(grants), c.want)
@@ -104,7 +104,7 @@ func TestDualStackTransitionsKeepThePrimary(t *testing.T) {
 	if addresses(one) != "203.0.113.1@public " {
 		t.Errorf("dual to single: %v", one)
 	}
-	if _, held := a.Holder(netip.MustParseAddr("2001:db8:f::1")); held {
+	if len(a.Holders(netip.MustParseAddr("2001:db8:f::1"))) > 0 {
 		t.Error("the second address is still held")
 	}
 }
@@ -202,5 +202,46 @@ func TestWhoNamesAPoolGetsItsAddressesOnly(t *testing.T) {
 	}
 	if _, refusal := a.Allocate("tenant-red/web", Wish{Tenant: "red", Pool: "reserved"}); refusal == nil || refusal.Reason != NoMatchingPool {
 		t.Errorf("another tenant's pool: %v", refusal)
+	}
+}
+
+func TestLoadBalancersOfOneTenantShareAnAddressByAKeyAndPortsApart(t *testing.T) {
+	a := allocator(t)
+	web, tls, dns := []Port{{"TCP", 80}}, []Port{{"TCP", 443}}, []Port{{"TCP", 53}, {"UDP", 53}}
+	for _, step := range []struct {
+		what, holder string
+		wish         Wish
+		want, reason string
+	}{
+		{"the first", "tenant-a/web", Wish{Claim: Claim{"shop", web}}, "203.0.113.1@public ", ""},
+		{"another port", "tenant-a/tls", Wish{Claim: Claim{"shop", tls}}, "203.0.113.1@public ", ""},
+		{"the same port", "tenant-a/more", Wish{Claim: Claim{"shop", web}}, "203.0.113.2@public ", ""},
+		{"the same port, and that address", "tenant-a/wants", Wish{Claim: Claim{"shop", web}, Requested: []netip.Addr{netip.MustParseAddr("203.0.113.1")}}, "", AddressInUse},
+		{"no key", "tenant-a/alone", Wish{Claim: Claim{"", dns}}, "203.0.113.3@public ", ""},
+		{"another key", "tenant-a/other", Wish{Claim: Claim{"blog", dns}}, "203.0.113.4@public ", ""},
+		{"another tenant", "tenant-b/thief", Wish{Claim: Claim{"shop", dns}, Requested: []netip.Addr{netip.MustParseAddr("203.0.113.1")}}, "", AddressInUse},
+		{"one that asks for it", "tenant-a/dns", Wish{Claim: Claim{"shop", dns}, Requested: []netip.Addr{netip.MustParseAddr("203.0.113.1")}}, "203.0.113.1@public ", ""},
+		{"one that moves to a port that is taken", "tenant-a/tls", Wish{Claim: Claim{"shop", web}}, "203.0.113.1@public ", AddressInUse},
+		{"those that were there are not disturbed", "tenant-a/web", Wish{Claim: Claim{"shop", web}}, "203.0.113.1@public ", ""},
+		{"one that takes its key away", "tenant-a/web", Wish{Claim: Claim{"", web}}, "203.0.113.1@public ", AddressInUse},
+	} {
+		step.wish.Tenant, step.wish.Families = "any", []Family{IPv4}
+		grants, refusal := a.Allocate(step.holder, step.wish)
+		if addresses(grants) != step.want || (refusal == nil) != (step.reason == "") || refusal != nil && refusal.Reason != step.reason {
+			t.Errorf("%s: %s, %v, want %s %s", step.what, addresses(grants), refusal, step.want, step.reason)
+		}
+	}
+	if used := a.Usage("public", IPv4).Used; used != 4 {
+		t.Errorf("%d addresses are used", used)
+	}
+	for _, holder := range []string{"tenant-a/web", "tenant-a/tls"} {
+		a.Release(holder)
+	}
+	if used := a.Usage("public", IPv4).Used; used != 4 {
+		t.Errorf("%d addresses are used, although one of the sharers is left", used)
+	}
+	a.Release("tenant-a/dns")
+	if used := a.Usage("public", IPv4).Used; used != 3 {
+		t.Errorf("%d addresses are used, when all sharers are gone", used)
 	}
 }

@@ -1,6 +1,7 @@
 package translate
 
 import (
+	"cmp"
 	"net/netip"
 	"strings"
 
@@ -47,6 +48,8 @@ type LoadBalancer struct {
 	HealthCheckNodePort int32 `json:"healthCheckNodePort,omitempty"`
 	// AddressPool is the pool that the addresses have to be of, empty for any.
 	AddressPool string `json:"addressPool,omitempty"`
+	// SharingKey is that by which LoadBalancers of the tenant share addresses, empty for none.
+	SharingKey string `json:"sharingKey,omitempty"`
 	// Forwarding is nat, transparent, direct or empty (the hub chooses).
 	Forwarding string `json:"forwarding,omitempty"`
 	// ProxyProtocol is v2, or empty: whether the nodes learn the client's address by that header, which TCP ports get.
@@ -70,8 +73,17 @@ func (lb *LoadBalancer) Allocate(book *ipam.Allocator, refused bool) *ipam.Refus
 		return nil
 	}
 	tenant, _ := TenantOf(lb.Namespace)
-	_, refusal := book.Allocate(holder, ipam.Wish{Tenant: tenant, Families: lb.Families, Policy: lb.FamilyPolicy, Requested: lb.Requested, Pool: lb.AddressPool})
+	_, refusal := book.Allocate(holder, ipam.Wish{Tenant: tenant, Families: lb.Families, Policy: lb.FamilyPolicy, Requested: lb.Requested, Pool: lb.AddressPool, Claim: lb.Claim()})
 	return refusal
+}
+
+// Claim is by what the LoadBalancer may share an address.
+func (lb *LoadBalancer) Claim() ipam.Claim {
+	claim := ipam.Claim{Sharing: lb.SharingKey}
+	for _, p := range lb.Ports {
+		claim.Ports = append(claim.Ports, ipam.Port{Protocol: cmp.Or(p.Protocol, model.TCP.String()), Number: p.Number})
+	}
+	return claim
 }
 
 // Port is a port with its name and protocol. Number may be out of range in bad input.

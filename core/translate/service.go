@@ -34,6 +34,7 @@ type Service struct {
 	HealthCheckNodePort   int32  `json:"healthCheckNodePort,omitempty"`
 	Forwarding            string `json:"forwarding,omitempty"`
 	AddressPool           string `json:"addressPool,omitempty"`
+	SharingKey            string `json:"sharingKey,omitempty"`
 	ProxyProtocol         string `json:"proxyProtocol,omitempty"`
 	SourceRangeAnnotation string `json:"sourceRangeAnnotation,omitempty"`
 }
@@ -181,7 +182,7 @@ func Wish(s Service, nodes map[string]Node, slicesOfService []Slice, addressType
 		Affinity:  s.Affinity, AffinitySeconds: s.AffinitySeconds,
 		SourceRanges: sourceRangesOf(s),
 		Families:     s.Families, FamilyPolicy: familyPolicy(s),
-		Forwarding: s.Forwarding, ProxyProtocol: s.ProxyProtocol, AddressPool: s.AddressPool,
+		Forwarding: s.Forwarding, ProxyProtocol: s.ProxyProtocol, AddressPool: s.AddressPool, SharingKey: s.SharingKey,
 	}
 	var problems []Problem
 	if s.Headless {

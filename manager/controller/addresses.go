@@ -61,7 +61,8 @@ func (b *addressBook) load(ctx context.Context) error {
 		return cmp.Or(x.CreationTimestamp.Compare(y.CreationTimestamp.Time), cmp.Compare(x.UID, y.UID))
 	})
 	for i := range lbs.Items {
-		for _, conflict := range b.book.Adopt(client.ObjectKeyFromObject(&lbs.Items[i]).String(), convert.Grants(&lbs.Items[i])) {
+		asks := convert.LoadBalancer(&lbs.Items[i])
+		for _, conflict := range b.book.Adopt(asks.ObjectName.String(), asks.Claim(), convert.Grants(&lbs.Items[i])) {
 			log.FromContext(ctx).Error(conflict, "address on record twice: the older LoadBalancer keeps it")
 		}
 	}

@@ -28,6 +28,7 @@ func LoadBalancer(lb *v1alpha1.LoadBalancer) translate.LoadBalancer {
 		FamilyPolicy:        ipam.Policy(a.text(string(lb.Spec.IPFamilyPolicy), v1alpha1.AnnotationIPFamilyPolicy)),
 		Forwarding:          a.text(lb.Spec.Forwarding, v1alpha1.AnnotationForwarding),
 		AddressPool:         cmp.Or(lb.Spec.AddressPool, strings.TrimSpace(lb.Annotations[v1alpha1.AnnotationAddressPool])),
+		SharingKey:          cmp.Or(lb.Spec.SharingKey, strings.TrimSpace(lb.Annotations[v1alpha1.AnnotationSharingKey])),
 		ProxyProtocol:       strings.TrimSpace(lb.Annotations[v1alpha1.AnnotationProxyProtocol]),
 		HealthCheckNodePort: int32(a.number(int(lb.Spec.HealthCheckNodePort), v1alpha1.AnnotationHealthCheckNodePort, 65535)),
 		VIPs:                VIPs(lb),

@@ -135,6 +135,9 @@ func loadBalancers() *rapid.Generator[translate.LoadBalancer] {
 		for _, text := range upTo(t, 2, externalIPs, "vips") {
 			lb.VIPs = append(lb.VIPs, netip.MustParseAddr(text))
 		}
+		if oneIn(t, 3, "shares") {
+			lb.SharingKey = rapid.SampledFrom([]string{"one", "two"}).Draw(t, "sharingKey")
+		}
 		if oneIn(t, 5, "asks") {
 			lb.Requested = []netip.Addr{netip.MustParseAddr(externalIPs.Draw(t, "requested"))}
 		}

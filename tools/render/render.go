@@ -192,7 +192,7 @@ func (r *Result) input(options Options) {
 	})
 	for _, p := range r.pools {
 		r.Input.AddressPools = append(r.Input.AddressPools, explain.AddressPool{Name: p.Name, Addresses: p.Spec.Addresses, Tenants: p.Spec.Tenants,
-			AutoAssign: isTrue(p.Spec.AutoAssign), AvoidNetworkAddresses: isTrue(p.Spec.AvoidNetworkAddresses)})
+			AutoAssign: isTrue(p.Spec.AutoAssign), AvoidNetworkAddresses: isTrue(p.Spec.AvoidNetworkAddresses), Priority: p.Spec.Priority, Draining: p.Spec.Draining})
 	}
 	for _, a := range r.Addresses {
 		r.Input.Addresses = append(r.Input.Addresses, managerconvert.Addresses(a))

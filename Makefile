@@ -75,7 +75,7 @@ e2e: deps build ## Test the whole path on real clusters with every dataplane (ro
 
 .PHONY: bench
 bench: deps build ## Measure what a packet costs and what clients see, by every dataplane, plain routing, kube-proxy and proxies (root, 20 minutes).
-	proxies=$$(tools/proxies.sh) && kubernetes=$$(tools/kubernetes/build.sh kube-proxy) && \
+	proxies=$$(tools/unpack.sh proxies) && kubernetes=$$(tools/kubernetes/build.sh kube-proxy) && \
 	$(BIN)/bench --proxies=$$proxies --kube-proxy=$$kubernetes/kube-proxy --plots=backends/ebpf $(if $(ROUNDS),--rounds=$(ROUNDS))
 	@set -e; for b in $(BACKENDS); do (cd backends/$$b && CGO_ENABLED=0 go build -ldflags='-s -w' -o $(BIN)/next/ ./cmd/...); done
 	$(BIN)/bench --only=outlive --next=$(BIN)/next

@@ -31,6 +31,7 @@ import (
 	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/backends/plugin"
 	"kubelb.k8c.io/manager/announce"
+	"kubelb.k8c.io/manager/bgp"
 	"kubelb.k8c.io/manager/controller"
 	"kubelb.k8c.io/manager/gateway"
 	"kubelb.k8c.io/manager/heartbeat"
@@ -47,7 +48,8 @@ type options struct {
 	backend, checksum, stateDir, name, announce, interfaces      string
 	backendOptions, labels                                       keyValues
 	lease                                                        time.Duration
-	whenAlone                                                    string
+	whenAlone, routerID                                          string
+	stay                                                         bool
 	apiServer, apiServerCA                                       string
 	forbidden, metricsAddress, probeAddress, logLevel, logFormat string
 }
@@ -83,10 +85,12 @@ func (o *options) register(flags *flag.FlagSet) {
 	flags.StringVar(&o.stateDir, "state-dir", "/var/lib/kubelb", "directory of this gateway, private to it and kept over restarts")
 	flags.StringVar(&o.name, "gateway-name", hostname, "name of this gateway and of its Gateway object")
 	flags.Var(o.labels, "gateway-label", "key=value for the Gateway object, by which AddressPools choose gateways (spec.gatewaySelector); may be given several times")
-	flags.StringVar(&o.announce, "announce", "layer2", "how addresses are announced: layer2 (ARP and NDP) or none")
+	flags.StringVar(&o.announce, "announce", announceLayer2, "how addresses are announced: layer2 (ARP and NDP, one gateway for each address), bgp (to the routers of BGPPeer objects, by every gateway) or none")
+	flags.StringVar(&o.routerID, "bgp-router-id", "", "BGP identifier of this gateway, an IPv4 address; empty takes its address towards the first router")
+	flags.BoolVar(&o.stay, "bgp-stay-on-exit", false, "when this gateway ends, leave its routes with routers that know graceful restart, for one that follows at once; otherwise they are withdrawn")
 	flags.DurationVar(&o.lease, "gateway-lease", membership.DefaultDuration, "how long, in whole seconds, this gateway's addresses stay without an answer at least when it dies; the Lease is renewed five times as often")
 	flags.StringVar(&o.whenAlone, "when-alone", aloneKeep, "what becomes of the addresses of a gateway that reaches neither the API nor another gateway on its interfaces: keep or withdraw")
-	flags.StringVar(&o.interfaces, "announce-interfaces", "", "interfaces, separated by commas, on which ARP and NDP are answered (required for layer2)")
+	flags.StringVar(&o.interfaces, "announce-interfaces", "", "interfaces, separated by commas, on which ARP and NDP are answered (required for layer2), and gateways hear one another")
 	flags.StringVar(&o.apiServer, "api-server", "", "URL at which tenants reach the management cluster's API; empty takes it from the kubeconfig")
 	flags.StringVar(&o.apiServerCA, "api-server-ca", "", "file with the CA of that URL; empty takes it from the kubeconfig")
 	flags.StringVar(&o.forbidden, "forbidden-cidrs", "", "networks, separated by commas, that no tenant may target: the management cluster's nodes, pods and Services")
@@ -226,51 +230,63 @@ func (o *options) newGateway(mgr ctrl.Manager, forbidden []netip.Prefix, log *sl
 	if err != nil {
 		return nil, err
 	}
-	var g *gateway.Gateway
-	changed := func() { g.Elect() }
-	var member *membership.Member
-	if o.announce == announceLayer2 {
-		if member, err = membership.New(mgr.GetConfig(), o.namespace, membership.Options{Name: o.name, Duration: o.lease, Changed: changed, Log: log}); err != nil {
-			return nil, err
-		}
-	}
-	announcer, err := o.announcer(func() bool { return g.MayAnswer() }, changed, log)
-	if err != nil {
-		return nil, err
-	}
-	var heart *heartbeat.Heart
-	if member != nil {
-		heart = heartbeat.New(heartbeat.Options{Name: o.name, Interfaces: strings.Split(o.interfaces, ","), Reaches: member.Reaches, Log: log})
-	}
-	g = gateway.New(gateway.Options{
-		Name: o.name, Labels: o.labels, Forbidden: forbidden, Announcer: announcer, Member: member, Heart: heart, KeepWhenAlone: o.whenAlone == aloneKeep,
+	options := gateway.Options{
+		Name: o.name, Labels: o.labels, Forbidden: forbidden, KeepWhenAlone: o.whenAlone == aloneKeep,
+		Secrets: mgr.GetAPIReader(), Namespace: o.namespace,
 		SegmentKey: func(ctx context.Context) ([]byte, error) {
 			return membership.WaitForKey(ctx, mgr.GetAPIReader(), o.namespace, o.stateDir)
 		},
 		Probe: probe.DefaultConfig(), PurgeOnExit: o.purge, Log: log,
 		Backend: gateway.BackendOptions{Path: path, Checksum: o.checksum,
 			Config: dataplane.Config{Node: o.name, StateDir: o.stateDir, Options: o.backendOptions}},
-	}, mgr.GetCache(), mgr.GetClient())
+	}
+	var g *gateway.Gateway
+	// Both are asked once the gateway runs.
+	if err := o.announcer(mgr, &options, func() bool { return g.MayAnswer() }, func() { g.Elect() }); err != nil {
+		return nil, err
+	}
+	g = gateway.New(options, mgr.GetCache(), mgr.GetClient())
 	return g, nil
 }
 
 // Values of flags.
 const (
-	announceLayer2           = "layer2"
-	aloneKeep, aloneWithdraw = "keep", "withdraw"
+	announceLayer2, announceBGP, announceNone = "layer2", "bgp", "none"
+	aloneKeep, aloneWithdraw                  = "keep", "withdraw"
 )
 
-func (o *options) announcer(mayAnswer func() bool, changed func(), log *slog.Logger) (announce.Announcer, error) {
-	switch o.announce {
-	case "none":
-		return announce.None{}, nil
-	case announceLayer2:
-		if o.interfaces == "" {
-			return nil, errors.New("--announce-interfaces is required with --announce=layer2: name the interfaces of the clients' segment, or use --announce=none")
-		}
-		return announce.NewLayer2(announce.Layer2Options{Interfaces: strings.Split(o.interfaces, ","), Holds: mayAnswer, Changed: changed, Log: log}), nil
+// announcer adds what announces addresses, and what says whether it may.
+func (o *options) announcer(mgr ctrl.Manager, g *gateway.Options, mayAnswer func() bool, changed func()) error {
+	var interfaces []string
+	if o.interfaces != "" {
+		interfaces = strings.Split(o.interfaces, ",")
 	}
-	return nil, fmt.Errorf("--announce=%s: use layer2 or none", o.announce)
+	switch o.announce {
+	case announceNone:
+		g.Announcer = announce.None{}
+		return nil
+	case announceLayer2:
+		if len(interfaces) == 0 {
+			return errors.New("--announce-interfaces is required with --announce=layer2: name the interfaces of the clients' segment, or use --announce=bgp or none")
+		}
+		g.Elects = true
+		g.Announcer = announce.NewLayer2(announce.Layer2Options{Interfaces: interfaces, Holds: mayAnswer, Changed: changed, Log: g.Log})
+	case announceBGP:
+		id, err := netip.ParseAddr(o.routerID)
+		if o.routerID != "" && (err != nil || !id.Is4()) {
+			return fmt.Errorf("--bgp-router-id=%s: use an IPv4 address", o.routerID)
+		}
+		g.Speaker = bgp.NewSpeaker(bgp.Options{Name: o.name, RouterID: id, StayWhenEnded: o.stay, Changed: changed, Log: g.Log})
+		g.Announcer = g.Speaker
+	default:
+		return fmt.Errorf("--announce=%s: use layer2, bgp or none", o.announce)
+	}
+	member, err := membership.New(mgr.GetConfig(), o.namespace, membership.Options{Name: o.name, Duration: o.lease, Changed: changed, Log: g.Log})
+	if err != nil {
+		return err
+	}
+	g.Member, g.Heart = member, heartbeat.New(heartbeat.Options{Name: o.name, Interfaces: interfaces, Reaches: member.Reaches, Log: g.Log})
+	return nil
 }
 
 func parsePrefixes(text string) ([]netip.Prefix, error) {

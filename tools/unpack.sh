@@ -1,11 +1,15 @@
 #!/usr/bin/env bash
-# proxies.sh: sees that HAProxy and nginx, as the distribution builds them, are in the cache, and prints the directory that they are
-# unpacked in. They are not installed: packages of servers start them.
+# unpack.sh NAME: sees that programs, as the distribution builds them, are in the cache, and prints the directory that they are unpacked
+# in. They are not installed: packages of servers start them. NAME is proxies (HAProxy, nginx) or router (BIRD).
 set -euo pipefail
-packages=(haproxy nginx libnginx-mod-stream liblua5.3-0 libopentracing-c-wrapper0 libopentracing1)
-cache=${KUBELB_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/kubelb}/proxies
+case ${1:-} in
+  proxies) packages=(haproxy nginx libnginx-mod-stream liblua5.3-0 libopentracing-c-wrapper0 libopentracing1) ;;
+  router) packages=(bird2 libssh-gcrypt-4 libgssapi-krb5-2 libkrb5-3 libk5crypto3 libkrb5support0 libcom-err2 libkeyutils1) ;;
+  *) echo "usage: tools/unpack.sh proxies|router" >&2; exit 2 ;;
+esac
+cache=${KUBELB_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/kubelb}/$1
 if [ ! -e "$cache/complete" ]; then
-  echo "fetching HAProxy and nginx ..." >&2
+  echo "fetching ${packages[0]} ..." >&2
   mkdir -p "$cache"
   work=$(mktemp -d "$cache/fetch.XXXXXX")
   trap 'rm -rf "$work"' EXIT

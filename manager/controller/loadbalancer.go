@@ -292,7 +292,7 @@ func (r *loadBalancerReconciler) observe(ctx context.Context, lb *v1alpha1.LoadB
 	case view.announced && c.isTrue(v1alpha1.ConditionProgrammed):
 		c.set(v1alpha1.ConditionAnnounced, true, reasonAnnounced, "a gateway answers for its addresses")
 	case !c.isTrue(v1alpha1.ConditionAnnounced):
-		c.set(v1alpha1.ConditionAnnounced, false, reasonWaitingForAnnouncement, "no gateway answers for its addresses yet")
+		c.set(v1alpha1.ConditionAnnounced, false, reasonWaitingForAnnouncement, view.silence())
 	}
 	if c.isTrue(v1alpha1.ConditionProgrammed) && c.isTrue(v1alpha1.ConditionAnnounced) {
 		lb.Status.LoadBalancer = ingressOf(lb)
@@ -323,8 +323,8 @@ type gatewayView struct {
 	applied, announced bool
 	failure            string
 	gateways           int
-	// problems are why gateways take nothing at present.
-	problems []string
+	// problems are why gateways take nothing at present, silent why they announce nothing.
+	problems, silent []string
 }
 
 // viewOf compares versions: a gateway that has applied an equal or later one has this LoadBalancer as it stands.
@@ -348,6 +348,9 @@ func viewOf(gateways []v1alpha1.Gateway, pools []v1alpha1.AddressPool, lb *v1alp
 		}
 		if problem := problemOf(&g); problem != "" {
 			view.problems = append(view.problems, fmt.Sprintf("gateway %s: %s", g.Name, problem))
+		}
+		if bgp := meta.FindStatusCondition(g.Status.Conditions, v1alpha1.ConditionBGPEstablished); bgp != nil && bgp.Status == metav1.ConditionFalse {
+			view.silent = append(view.silent, fmt.Sprintf("gateway %s: %s", g.Name, bgp.Message))
 		}
 		view.applied = view.applied || !failed && atLeast(g.Status.AppliedResourceVersion, lb.ResourceVersion)
 		if failed || !atLeast(g.Status.AnnouncedResourceVersion, lb.ResourceVersion) {
@@ -388,6 +391,10 @@ func (v gatewayView) waitMessage() string {
 		return fmt.Sprintf("none of %d gateways has taken it yet: %s", v.gateways, strings.Join(v.problems, "; "))
 	}
 	return fmt.Sprintf("none of %d gateways has taken it yet; see kubectl describe gateways.kubelb.k8c.io", v.gateways)
+}
+
+func (v gatewayView) silence() string {
+	return strings.Join(append([]string{"no gateway answers for its addresses yet"}, v.silent...), "; ")
 }
 
 // problemOf is why the gateway takes nothing at present.

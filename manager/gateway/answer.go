@@ -11,9 +11,10 @@ import (
 	"kubelb.k8c.io/manager/membership"
 )
 
-// answering is which addresses this gateway answers for, of those that its dataplane holds. Where gateways share an announcement by
-// ARP and NDP they elect one for each address; without a member every gateway announces every address.
+// answering is which addresses this gateway answers for, of those that its dataplane holds. By ARP and NDP the gateways elect one for each
+// address; otherwise every gateway announces every address. Without a member it does so whatever becomes of the hub's API.
 type answering struct {
+	elects bool
 	member *membership.Member
 	permit *permit
 	// for each address that is held: whether it is answered for.
@@ -30,11 +31,8 @@ type answering struct {
 // elect brings what is answered for to what this gateway and its peers know now.
 func (g *Gateway) elect() {
 	a := &g.answering
-	if a.member == nil {
-		g.decide(g.selection.Digest(), func(address netip.Addr) bool {
-			serving := g.selection.ServingAddress(address)
-			return serving == nil || serving(g.options.Name)
-		}, func(netip.Addr) bool { return true })
+	if !a.elects {
+		g.answerForAll()
 		return
 	}
 	permitted, holds := a.permit.may(), a.member.Holds()
@@ -58,6 +56,23 @@ func (g *Gateway) elect() {
 	})
 	// It says what it acts upon after it has let go of what is not its own by that.
 	a.member.Say(membership.Said{View: a.view, Candidate: candidate})
+}
+
+// answerForAll answers for every address that the pools have this gateway serve, as other gateways do, as long as it may answer at all.
+func (g *Gateway) answerForAll() {
+	a := &g.answering
+	permitted, digest := a.permit == nil || a.permit.may(), g.selection.Digest()
+	g.decide(fmt.Sprint(permitted, digest), func(address netip.Addr) bool {
+		serving := g.selection.ServingAddress(address)
+		return permitted && (serving == nil || serving(g.options.Name))
+	}, func(netip.Addr) bool { return true })
+	if a.member != nil {
+		// Gateways that elect need to know that this one has nothing that they might have.
+		a.member.Say(membership.Said{View: election.View{Configuration: digest}})
+	}
+	if g.routers != nil && g.served && permitted {
+		g.routers.mayBegin()
+	}
 }
 
 // decide lets go of what is not this gateway's, and then claims what is and may be. Where nothing has changed of what decides, which
@@ -97,7 +112,7 @@ func (g *Gateway) decide(known string, mine, may func(netip.Addr) bool) {
 
 // undecided tells whether something may change by the passing of time alone.
 func (a *answering) undecided() bool {
-	return a.member != nil && (a.waiting > 0 || !a.candidacy.stood)
+	return a.elects && (a.waiting > 0 || !a.candidacy.stood)
 }
 
 // answered is the number of addresses that are answered for.

@@ -28,6 +28,7 @@ import (
 	"kubelb.k8c.io/core/model"
 	"kubelb.k8c.io/core/translate"
 	"kubelb.k8c.io/manager/announce"
+	"kubelb.k8c.io/manager/bgp"
 	"kubelb.k8c.io/manager/convert"
 	"kubelb.k8c.io/manager/heartbeat"
 	"kubelb.k8c.io/manager/membership"
@@ -43,8 +44,14 @@ type Options struct {
 	Backend   BackendOptions
 	Forbidden []netip.Prefix
 	Announcer announce.Announcer
-	// Member elects, with others, who answers for an address; nil where every gateway announces every address.
+	// Member is told of other gateways, and by its lease whether this one may answer; nil where it may always.
 	Member *membership.Member
+	// Elects: of the members one answers for each address; otherwise every gateway announces every address.
+	Elects bool
+	// Speaker is the announcer where that is by BGP, else nil. Passwords of its peers are in Secrets of the namespace.
+	Speaker   *bgp.Speaker
+	Secrets   client.Reader
+	Namespace string
 	// Heart is heard by other gateways on the segment, with a key that SegmentKey waits for; both belong to Member.
 	Heart      *heartbeat.Heart
 	SegmentKey func(context.Context) ([]byte, error)
@@ -87,6 +94,8 @@ type Gateway struct {
 	// served: the dataplane has held everything since this process began.
 	served    bool
 	answering answering
+	// routers is there where addresses are announced by BGP.
+	routers *routers
 	// poke wakes up the loop: what it answers for may have changed.
 	poke chan struct{}
 }
@@ -105,9 +114,12 @@ func New(o Options, c cache.Cache, w client.Client) *Gateway {
 	g := &Gateway{options: o, cache: c, client: w, log: o.Log.With("gateway", o.Name), events: make(chan event, 4096), hub: translate.NewHub(),
 		pools: map[string]ipam.Pool{}, selection: selection.New(), fails: map[string]failure{}, status: make(chan v1alpha1.GatewayStatus, 1), inSync: make(chan struct{}, 1),
 		held: map[model.FrontendKey]bool{}, vips: map[netip.Addr]int{}, poke: make(chan struct{}, 1),
-		answering: answering{member: o.Member, answers: map[netip.Addr]bool{}}}
+		answering: answering{elects: o.Elects, member: o.Member, answers: map[netip.Addr]bool{}}}
 	if o.Member != nil {
 		g.answering.permit = &permit{lease: o.Member, segment: o.Heart, keepWhenAlone: o.KeepWhenAlone, changed: g.Elect}
+	}
+	if o.Speaker != nil {
+		g.routers = newRouters(o, c, g.Elect)
 	}
 	return g
 }
@@ -146,6 +158,9 @@ func (g *Gateway) Start(ctx context.Context) error {
 			}
 			return g.options.Heart.Run(runCtx, key)
 		})
+	}
+	if g.routers != nil {
+		runs.Go(func() error { return g.routers.run(runCtx) })
 	}
 	runs.Go(func() error { return g.writeStatus(runCtx) })
 	runs.Go(func() error { return g.purgePredecessors(runCtx) })
@@ -410,16 +425,21 @@ func (g *Gateway) announce(d model.Delta) {
 // watch has informers send the loop every change; the function tells when the first lists are all in.
 func (g *Gateway) watch(ctx context.Context) (func() bool, error) {
 	var registered []toolscache.ResourceEventHandlerRegistration
-	for _, w := range []struct {
+	type watched struct {
 		object client.Object
 		change func(client.Object, bool) event
-	}{
+	}
+	all := []watched{
 		{&v1alpha1.Tenant{}, tenantChanged},
 		{&v1alpha1.AddressPool{}, poolChanged},
 		{&v1alpha1.Gateway{}, gatewayChanged},
 		{&v1alpha1.Addresses{}, addressesChanged},
 		{&v1alpha1.LoadBalancer{}, loadBalancerChanged},
-	} {
+	}
+	if g.routers != nil {
+		all = append(all, watched{&v1alpha1.BGPPeer{}, peerChanged})
+	}
+	for _, w := range all {
 		informer, err := g.cache.GetInformer(ctx, w.object)
 		if err != nil {
 			return nil, fmt.Errorf("watch %T: %w", w.object, err)
@@ -481,12 +501,19 @@ func poolChanged(o client.Object, gone bool) event {
 
 func gatewayChanged(o client.Object, gone bool) event {
 	return func(g *Gateway) {
+		if g.routers != nil {
+			g.routers.look()
+		}
 		if gone {
 			g.selection.DeleteGateway(o.GetName())
 			return
 		}
 		g.selection.SetGateway(o.GetName(), o.GetLabels())
 	}
+}
+
+func peerChanged(client.Object, bool) event {
+	return func(g *Gateway) { g.routers.look() }
 }
 
 func addressesChanged(o client.Object, gone bool) event {

@@ -27,7 +27,7 @@ func (g *Gateway) publish() {
 		Generation:         g.host.generation.String(),
 		Frontends:          int32(len(g.held)),
 		AnnouncedAddresses: g.answering.answered(),
-		Elects:             g.answering.member != nil,
+		Elects:             g.answering.elects,
 		Candidates:         g.answering.view.Candidates,
 	}
 	for _, f := range g.host.description.Features {
@@ -50,7 +50,7 @@ func (g *Gateway) publish() {
 		ready.Status, ready.Reason, ready.Message = metav1.ConditionFalse, "BackendRestarting", "the backend's process is being started again"
 	default:
 		s.AppliedResourceVersion = strconv.FormatUint(g.seen, 10)
-		if g.answering.waiting == 0 {
+		if g.answering.waiting == 0 && g.options.Announcer.Able() {
 			s.AnnouncedResourceVersion = s.AppliedResourceVersion
 		}
 		switch {
@@ -61,6 +61,10 @@ func (g *Gateway) publish() {
 		}
 	}
 	s.Conditions = []metav1.Condition{ready}
+	if g.routers != nil {
+		s.BGPSessions = g.routers.sessions()
+		s.Conditions = append(s.Conditions, sessionsCondition(s.BGPSessions))
+	}
 	select {
 	case <-g.status:
 	default:
@@ -123,7 +127,8 @@ func (g *Gateway) write(ctx context.Context, s v1alpha1.GatewayStatus) error {
 		return err
 	}
 	before := object.Status.DeepCopy()
-	conditions := object.Status.Conditions
+	// What was said of a role that the gateway has no more is not said any more.
+	conditions := slices.DeleteFunc(slices.Clone(object.Status.Conditions), func(c metav1.Condition) bool { return meta.FindStatusCondition(s.Conditions, c.Type) == nil })
 	for _, c := range s.Conditions {
 		meta.SetStatusCondition(&conditions, c)
 	}

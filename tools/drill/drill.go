@@ -22,11 +22,21 @@ type Options struct {
 	Kubernetes, Products, Backend string
 	// Forwarding is that of the LoadBalancers; empty for the manager's choice.
 	Forwarding string
+	// Announce is how gateways announce addresses: Layer2 or BGP.
+	Announce string
+	// BIRD is where that is unpacked, the router of BGP.
+	BIRD string
 	// Rounds is how often each failure is brought about, Failures which of them; all without any.
 	Rounds   int
 	Failures []string
 	Progress io.Writer
 }
+
+// Values of Announce.
+const (
+	Layer2 = "layer2"
+	BGP    = "bgp"
+)
 
 // Lease is the gateways' --gateway-lease.
 const Lease = time.Second
@@ -95,9 +105,10 @@ type Result struct {
 	// Requests are new connections with a question each, made while it happened; Failed of them were not answered within the time
 	// that a client waits, and Slow ones took more than a second.
 	Requests, Failed, Slow int
-	// Gap is the longest time in which no new connection to an address of the gateway was answered.
+	// Gap is, by layer 2, the longest time in which no new connection to an address of the gateway was answered. By BGP each gateway has
+	// a share of the flows to every address, and it is for how long some new connections were not answered at once.
 	Gap time.Duration
-	// Kept and Lost are connections that were there before, to addresses of the gateway.
+	// Kept and Lost are connections that were there before: to addresses of the gateway, or, by BGP, to all.
 	Kept, Lost int
 	// Strangers are connections lost that had nothing to do with the gateway.
 	Strangers int
@@ -158,7 +169,6 @@ const (
 
 // suffer has one gateway fail once.
 func (f *fleet) suffer(ctx context.Context, what failure, victim *gateway) (r Result, err error) {
-	theirs := func(a netip.Addr) bool { return election.Winner(a, f.names(), nil) == victim.name }
 	witness, load, err := f.begin(ctx)
 	if err != nil {
 		return r, err
@@ -171,7 +181,12 @@ func (f *fleet) suffer(ctx context.Context, what failure, victim *gateway) (r Re
 	if err == nil {
 		err = pause(ctx, after)
 	}
-	r = load.stop(at, theirs)
+	if f.router == nil {
+		r = load.stop(at, func(a netip.Addr) bool { return election.Winner(a, f.names(), nil) == victim.name })
+	} else {
+		r = load.stop(at, func(netip.Addr) bool { return true })
+		r.Gap = load.disturbed(at)
+	}
 	err = errors.Join(err, what.mend(ctx, f, victim), f.settle(ctx), witness.stop())
 	r.Failure, r.Twice = what.name, witness.twice()
 	return r, err
@@ -207,4 +222,6 @@ type gateway struct {
 	name    string
 	host    *netlab.Namespace
 	process *cluster.Process
+	// address is its own on the clients' segment.
+	address string
 }

@@ -37,7 +37,9 @@ type fleet struct {
 	gateways   []*gateway
 	addresses  []netip.Addr
 	listeners  []io.Closer
-	progress   io.Writer
+	// router is there where addresses are announced by BGP.
+	router   *cluster.Router
+	progress io.Writer
 }
 
 const (
@@ -69,13 +71,18 @@ func newFleet(ctx context.Context, o Options) (_ *fleet, err error) {
 	if err := lab.StartController(); err != nil {
 		return nil, err
 	}
-	f.gateways = []*gateway{{name: "gateway", host: lab.Gateway}}
+	f.gateways = []*gateway{{name: "gateway", host: lab.Gateway, address: "192.0.2.1"}}
 	for i := 2; i <= 3; i++ {
-		g := &gateway{name: fmt.Sprintf("gateway%d", i)}
+		g := &gateway{name: fmt.Sprintf("gateway%d", i), address: fmt.Sprintf("192.0.2.%d", 3+i)}
 		if g.host, err = lab.AddGateway(g.name, 3+i); err != nil {
 			return nil, err
 		}
 		f.gateways = append(f.gateways, g)
+	}
+	if o.Announce == BGP {
+		if err := f.route(ctx, o.BIRD); err != nil {
+			return nil, err
+		}
 	}
 	for _, g := range f.gateways {
 		if err := g.start(f); err != nil {
@@ -143,6 +150,33 @@ func answer(listener net.Listener) {
 	}
 }
 
+// route has a router learn by BGP where addresses are.
+func (f *fleet) route(ctx context.Context, bird string) (err error) {
+	o := cluster.RouterOptions{BIRD: bird, BFD: true}
+	var hosts []*netlab.Namespace
+	for _, g := range f.gateways {
+		o.Gateways = append(o.Gateways, g.address)
+		hosts = append(hosts, g.host)
+	}
+	if f.router, err = f.lab.AddRouter(o, append(hosts, f.farms...)...); err != nil {
+		return err
+	}
+	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "kubelb", Name: "router"}, StringData: map[string]string{"password": cluster.RouterPassword}}
+	peer := &v1alpha1.BGPPeer{ObjectMeta: metav1.ObjectMeta{Name: "router"}, Spec: v1alpha1.BGPPeerSpec{
+		Address: cluster.Router4, LocalASN: cluster.GatewaysASN, PeerASN: cluster.RouterASN, PasswordSecret: secret.Name, Families: families[:],
+		HoldTime: metav1.Duration{Duration: 9 * time.Second}, ConnectTime: metav1.Duration{Duration: time.Second},
+		BFD: &v1alpha1.BGPPeerBFD{IntervalMilliseconds: cluster.BFDMilliseconds, Multiplier: cluster.BFDMultiply}}}
+	return errors.Join(f.hub.Create(ctx, secret), f.hub.Create(ctx, peer))
+}
+
+// client is where clients are.
+func (f *fleet) client() *netlab.Namespace {
+	if f.router != nil {
+		return f.router.Beyond
+	}
+	return f.lab.Client
+}
+
 func (f *fleet) connect() error {
 	config, err := clientcmd.BuildConfigFromFlags("", f.lab.Hub.Kubeconfig)
 	if err != nil {
@@ -159,8 +193,12 @@ func (f *fleet) connect() error {
 
 // serve makes the LoadBalancers and waits for their addresses.
 func (f *fleet) serve(ctx context.Context) error {
+	ranges := []string{"192.0.2.200-192.0.2.249", "2001:db8:c::200-2001:db8:c::24f"}
+	if f.router != nil {
+		ranges = []string{cluster.RoutedPool4, cluster.RoutedPool6}
+	}
 	first := []client.Object{
-		&v1alpha1.AddressPool{ObjectMeta: metav1.ObjectMeta{Name: poolName}, Spec: v1alpha1.AddressPoolSpec{Addresses: []string{"192.0.2.200-192.0.2.249", "2001:db8:c::200-2001:db8:c::24f"}}},
+		&v1alpha1.AddressPool{ObjectMeta: metav1.ObjectMeta{Name: poolName}, Spec: v1alpha1.AddressPoolSpec{Addresses: ranges}},
 		&v1alpha1.Tenant{ObjectMeta: metav1.ObjectMeta{Name: strings.TrimPrefix(namespace, v1alpha1.TenantNamespacePrefix)}, Spec: v1alpha1.TenantSpec{BackendCIDRs: []string{"198.51.100.0/24", "2001:db8:1::/64"}}},
 	}
 	for _, o := range first {
@@ -259,6 +297,9 @@ func (f *fleet) names() (names []string) {
 
 // settle waits until all gateways see all of them, and each has announced what is its.
 func (f *fleet) settle(ctx context.Context) error {
+	if f.router != nil {
+		return until(ctx, "routes by all gateways", f.routed)
+	}
 	return until(ctx, "the gateways at rest", func() error {
 		var list v1alpha1.GatewayList
 		if err := f.hub.List(ctx, &list); err != nil {
@@ -276,6 +317,20 @@ func (f *fleet) settle(ctx context.Context) error {
 		}
 		return f.agree(ctx)
 	})
+}
+
+// routed tells whether the router spreads each address over all gateways.
+func (f *fleet) routed() error {
+	for _, a := range f.addresses {
+		ways, err := f.router.Ways(a)
+		if err != nil {
+			return err
+		}
+		if len(ways) != len(f.gateways) {
+			return fmt.Errorf("the router has ways by %v to %s; it logs:\n%s", ways, a, f.router.Tail())
+		}
+	}
+	return nil
 }
 
 // said is what a gateway's Lease says (manager/membership).
@@ -324,7 +379,11 @@ func (f *fleet) choose(ctx context.Context, selector *metav1.LabelSelector) erro
 }
 
 func (g *gateway) start(f *fleet) (err error) {
-	g.process, err = f.lab.StartGateway(g.host, g.name, fmt.Sprintf("--gateway-lease=%s", Lease), "--gateway-label="+nameLabel+"="+g.name)
+	flags := []string{fmt.Sprintf("--gateway-lease=%s", Lease), "--gateway-label=" + nameLabel + "=" + g.name}
+	if f.router != nil {
+		flags = append(flags, "--announce=bgp")
+	}
+	g.process, err = f.lab.StartGateway(g.host, g.name, flags...)
 	return err
 }
 
@@ -355,6 +414,9 @@ func (f *fleet) close() error {
 			_ = g.process.Thaw()
 			g.process.Kill()
 		}
+	}
+	if f.router != nil {
+		f.router.Stop()
 	}
 	for _, l := range f.listeners {
 		_ = l.Close()

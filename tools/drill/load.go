@@ -23,7 +23,7 @@ const (
 	askWaits    = 3 * time.Second
 )
 
-// load is clients on the segment.
+// load is clients, on the segment or beyond a router.
 type load struct {
 	client *netlab.Namespace
 	end    context.CancelFunc
@@ -45,7 +45,7 @@ type request struct {
 // load begins with the connections that stay, and returns when all of them have been answered once.
 func (f *fleet) load() (*load, error) {
 	ctx, end := context.WithCancel(context.Background())
-	l := &load{client: f.lab.Client, end: end, kept: map[netip.Addr]int{}, lost: map[netip.Addr]int{}}
+	l := &load{client: f.client(), end: end, kept: map[netip.Addr]int{}, lost: map[netip.Addr]int{}}
 	for i := range longLived {
 		address := f.addresses[i%len(f.addresses)]
 		c, err := l.dial(ctx, address)
@@ -160,4 +160,17 @@ func (l *load) stop(at time.Time, theirs func(netip.Addr) bool) (r Result) {
 		}
 	}
 	return r
+}
+
+// atOnce is within what time a request is answered whose packets were not lost; the first of TCP's repetitions comes after a second.
+const atOnce = 200 * time.Millisecond
+
+// disturbed is for how long, from a time on, some requests were not answered at once. The load has stopped.
+func (l *load) disturbed(at time.Time) (longest time.Duration) {
+	for _, q := range l.requests {
+		if !q.began.Before(at) && (q.err != nil || q.took > atOnce) {
+			longest = max(longest, q.began.Sub(at))
+		}
+	}
+	return longest
 }

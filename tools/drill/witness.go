@@ -38,6 +38,9 @@ const (
 
 func (f *fleet) watch() (*witness, error) {
 	w := &witness{began: time.Now(), end: make(chan struct{}), answers: map[netip.Addr]map[int]map[[6]byte]bool{}}
+	if f.router != nil {
+		return w, nil // there is nothing to see: by BGP all gateways have all addresses
+	}
 	for _, a := range f.addresses {
 		if a.Is4() {
 			w.addresses = append(w.addresses, a)
@@ -114,6 +117,9 @@ func (w *witness) hear() {
 
 func (w *witness) stop() error {
 	close(w.end)
+	if w.conn == nil {
+		return nil
+	}
 	w.asking.Wait()
 	err := w.conn.Close()
 	w.hearing.Wait()

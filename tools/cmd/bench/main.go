@@ -47,7 +47,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 		o.loads = strings.Split(text, ",")
 		return nil
 	})
-	flags.StringVar(&o.proxies, "proxies", "", "where HAProxy and nginx are unpacked (tools/proxies.sh); without it they are left out")
+	flags.StringVar(&o.proxies, "proxies", "", "where HAProxy and nginx are unpacked (tools/unpack.sh proxies); without it they are left out")
 	flags.StringVar(&o.kubeProxy, "kube-proxy", "", "the binary of kube-proxy (tools/kubernetes/build.sh); without it its rules are left out")
 	flags.StringVar(&o.plots, "plots", "", "a directory for plots; without it there are none")
 	flags.StringVar(&o.next, "next", "", "where other builds of the backends are, for outlive")

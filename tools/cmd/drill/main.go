@@ -37,6 +37,8 @@ func run(ctx context.Context, args []string, env func(string) string, stdout io.
 	rounds := flags.Int("rounds", 20, "how often each failure is brought about; what --results holds counts")
 	backend := flags.String("backend", "nftables", "the gateways' dataplane")
 	forwarding := flags.String("forwarding", "nat", "how packets reach the nodes: nat, or direct, on nodes that take the external addresses for their own")
+	announce := flags.String("announce", drill.Layer2, "how gateways announce addresses: layer2, to clients on the segment, or bgp, to a router with clients beyond it")
+	bird := flags.String("bird", "", "where BIRD is unpacked (tools/unpack.sh router), the router for bgp")
 	results := flags.String("results", "", "a file to which each result is added, a line of JSON each; what is there is not done again")
 	only := flags.String("failures", "", "which failures, separated by commas; all without it: "+strings.Join(drill.Names(), ", "))
 	random := flags.Int("schedules", 0, "run so many random schedules of failures and returns instead")
@@ -45,7 +47,7 @@ func run(ctx context.Context, args []string, env func(string) string, stdout io.
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	o := drill.Options{Kubernetes: env("KUBELB_KUBERNETES"), Products: env("KUBELB_BIN"), Backend: *backend, Forwarding: *forwarding, Progress: stdout, Failures: drill.Names()}
+	o := drill.Options{Kubernetes: env("KUBELB_KUBERNETES"), Products: env("KUBELB_BIN"), Backend: *backend, Forwarding: *forwarding, Announce: *announce, BIRD: *bird, Progress: stdout, Failures: drill.Names()}
 	if o.Kubernetes == "" || o.Products == "" {
 		return errors.New("run it with make drill")
 	}
@@ -87,7 +89,7 @@ func run(ctx context.Context, args []string, env func(string) string, stdout io.
 			return errors.Join(add(*results, r), broken(r))
 		})
 	}
-	table(stdout, *backend+", "+*forwarding, all)
+	table(stdout, *announce+", "+*backend+", "+*forwarding, all)
 	return err
 }
 
@@ -164,7 +166,7 @@ func add(path string, r drill.Result) error {
 
 // table says the median and the worst of each failure.
 func table(w io.Writer, backend string, all []drill.Result) {
-	fmt.Fprintf(w, "\n| layer 2, %s | rounds | longest gap | requests failed | slow | connections kept of those there were | two answers for one address |\n| --- | --- | --- | --- | --- | --- | --- |\n", backend)
+	fmt.Fprintf(w, "\n| %s | rounds | longest gap | requests failed | slow | connections kept of those there were | two answers for one address |\n| --- | --- | --- | --- | --- | --- | --- |\n", backend)
 	for _, name := range drill.Names() {
 		var of []drill.Result
 		for _, r := range all {

@@ -1,0 +1,237 @@
+package gateway
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"log/slog"
+	"math"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/manager/bgp"
+)
+
+// routers has the speaker keep sessions with the routers that BGPPeer objects name for this gateway.
+type routers struct {
+	speaker   *bgp.Speaker
+	hub       client.Reader // of what is watched
+	secrets   client.Reader
+	namespace string
+	gateway   string
+	changed   func()
+	log       *slog.Logger
+
+	// begin is closed once everything is announced that is to be: a router that has kept the routes of this gateway's former process
+	// takes those that it is not told then for gone (RFC 4724, section 4.2).
+	begin chan struct{}
+	once  sync.Once
+	// again tells that something may have changed.
+	again chan struct{}
+	// passwords are the Secrets' by name, as they were read last. They belong to run.
+	passwords map[string]string
+
+	mu sync.Mutex // guards problems
+	// problems are why there is no session with a router, by BGPPeer.
+	problems map[string]string
+}
+
+func newRouters(o Options, hub client.Reader, changed func()) *routers {
+	return &routers{speaker: o.Speaker, hub: hub, secrets: o.Secrets, namespace: o.Namespace, gateway: o.Name, changed: changed, log: o.Log,
+		begin: make(chan struct{}), again: make(chan struct{}, 1), passwords: map[string]string{}}
+}
+
+// mayBegin lets sessions begin.
+func (r *routers) mayBegin() { r.once.Do(func() { close(r.begin) }) }
+
+// look has the objects looked at again. It does not block.
+func (r *routers) look() {
+	select {
+	case r.again <- struct{}{}:
+	default:
+	}
+}
+
+// lookEvery is how often Secrets are read again, which are not watched, and the own addresses are looked at.
+const lookEvery = 30 * time.Second
+
+// run keeps the sessions until ctx ends.
+func (r *routers) run(ctx context.Context) error {
+	select {
+	case <-r.begin:
+	case <-ctx.Done():
+		return nil
+	}
+	for ctx.Err() == nil {
+		if err := r.sync(ctx); err != nil && ctx.Err() == nil {
+			r.log.Error("BGP peers", "error", err)
+		}
+		r.changed()
+		select {
+		case <-ctx.Done():
+		case <-r.again:
+		case <-time.After(lookEvery):
+		}
+	}
+	return nil
+}
+
+// sync gives the speaker its peers. A router that cannot be one is named with the reason; others are not disturbed.
+func (r *routers) sync(ctx context.Context) error {
+	var list v1alpha1.BGPPeerList
+	if err := r.hub.List(ctx, &list); err != nil {
+		return err
+	}
+	var own v1alpha1.Gateway
+	if err := r.hub.Get(ctx, client.ObjectKey{Name: r.gateway}, &own); client.IgnoreNotFound(err) != nil {
+		return err
+	}
+	slices.SortFunc(list.Items, func(a, b v1alpha1.BGPPeer) int {
+		return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.Name, b.Name))
+	})
+	problems, taken := map[string]string{}, map[netip.Addr]string{}
+	var peers []bgp.Peer
+	for i := range list.Items {
+		object := &list.Items[i]
+		chosen, err := chosenBy(object.Spec.GatewaySelector, own.Labels)
+		if err == nil && !chosen {
+			continue
+		}
+		var peer bgp.Peer
+		if err == nil {
+			peer, err = r.peer(ctx, object)
+		}
+		if other, is := taken[peer.Address]; err == nil && is {
+			err = fmt.Errorf("spec.address: BGPPeer %s, which is older, names the same router; delete one of them, or set their spec.gatewaySelector apart", other)
+		}
+		if err != nil {
+			problems[object.Name] = err.Error()
+			continue
+		}
+		taken[peer.Address] = object.Name
+		peers = append(peers, peer)
+	}
+	r.mu.Lock()
+	r.problems = problems
+	r.mu.Unlock()
+	return r.speaker.SetPeers(ctx, peers)
+}
+
+func chosenBy(selector *metav1.LabelSelector, of map[string]string) (bool, error) {
+	if selector == nil {
+		return true, nil
+	}
+	s, err := metav1.LabelSelectorAsSelector(selector)
+	if err != nil {
+		return false, fmt.Errorf("spec.gatewaySelector: %w", err)
+	}
+	return s.Matches(labels.Set(of)), nil
+}
+
+// peer is the object in the speaker's terms.
+func (r *routers) peer(ctx context.Context, object *v1alpha1.BGPPeer) (bgp.Peer, error) {
+	spec := &object.Spec
+	address, err := netip.ParseAddr(spec.Address)
+	if err != nil {
+		return bgp.Peer{}, fmt.Errorf("spec.address: %w", err)
+	}
+	p := bgp.Peer{Name: object.Name, Address: address.Unmap(), Port: uint16(spec.Port), LocalASN: uint32(spec.LocalASN), PeerASN: uint32(spec.PeerASN),
+		HoldTime: spec.HoldTime.Duration, Keepalive: spec.HoldTime.Duration / 3, ConnectRetry: spec.ConnectTime.Duration, TTLSecurity: spec.TTLSecurity, Communities: spec.Communities}
+	if spec.KeepaliveTime != nil {
+		p.Keepalive = spec.KeepaliveTime.Duration
+	}
+	if spec.GracefulRestartTime != nil {
+		p.GracefulRestart = spec.GracefulRestartTime.Duration
+	}
+	if spec.BFD != nil {
+		p.BFDInterval, p.BFDMultiplier = time.Duration(spec.BFD.IntervalMilliseconds)*time.Millisecond, uint8(spec.BFD.Multiplier)
+	}
+	if spec.MultihopTTL != nil {
+		p.MultihopTTL = uint8(min(*spec.MultihopTTL, math.MaxUint8))
+	}
+	if spec.LocalPreference != nil {
+		preference := uint32(*spec.LocalPreference)
+		p.LocalPreference = &preference
+	}
+	p.IPv4, p.IPv6 = slices.Contains(spec.Families, corev1.IPv4Protocol), slices.Contains(spec.Families, corev1.IPv6Protocol)
+	if len(spec.Families) == 0 {
+		p.IPv4, p.IPv6 = p.Address.Is4(), p.Address.Is6()
+	}
+	p.Password, err = r.password(ctx, spec.PasswordSecret)
+	return p, err
+}
+
+// passwordKey is that of the password in its Secret.
+const passwordKey = "password"
+
+// password reads a Secret. While the API is away what was read before counts.
+func (r *routers) password(ctx context.Context, name string) (string, error) {
+	if name == "" {
+		return "", nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	var secret corev1.Secret
+	err := r.secrets.Get(ctx, client.ObjectKey{Namespace: r.namespace, Name: name}, &secret)
+	if before, known := r.passwords[name]; err != nil && known && client.IgnoreNotFound(err) != nil {
+		return before, nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("spec.passwordSecret: Secret %s/%s: %w", r.namespace, name, err)
+	}
+	password := string(secret.Data[passwordKey])
+	if password == "" {
+		return "", fmt.Errorf("spec.passwordSecret: Secret %s/%s has no key %q", r.namespace, name, passwordKey)
+	}
+	r.passwords[name] = password
+	return password, nil
+}
+
+// sessions are all routers with what has become of them, by name.
+func (r *routers) sessions() (all []v1alpha1.BGPSession) {
+	for _, s := range r.speaker.Sessions() {
+		is := v1alpha1.BGPSession{Peer: s.Peer.Name, Address: s.Peer.Address.String(), State: v1alpha1.BGPDown, Message: clip(s.Reason, 1024)}
+		if s.Established {
+			is.State = v1alpha1.BGPEstablished
+		}
+		if !s.Since.IsZero() {
+			since := metav1.NewTime(s.Since.Truncate(time.Second))
+			is.Since = &since
+		}
+		all = append(all, is)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for name, problem := range r.problems {
+		all = append(all, v1alpha1.BGPSession{Peer: name, State: v1alpha1.BGPDown, Message: clip(problem, 1024)})
+	}
+	slices.SortFunc(all, func(a, b v1alpha1.BGPSession) int { return cmp.Compare(a.Peer, b.Peer) })
+	return all
+}
+
+// sessionsCondition says whether all is well with them.
+func sessionsCondition(sessions []v1alpha1.BGPSession) metav1.Condition {
+	c := metav1.Condition{Type: v1alpha1.ConditionBGPEstablished, Status: metav1.ConditionTrue, Reason: "Established", Message: "there is a session with every router"}
+	var down []string
+	for _, s := range sessions {
+		if s.State != v1alpha1.BGPEstablished {
+			down = append(down, strings.TrimSuffix(fmt.Sprintf("%s (%s): %s", s.Peer, s.Address, s.Message), ": "))
+		}
+	}
+	switch {
+	case len(sessions) == 0:
+		c.Status, c.Reason, c.Message = metav1.ConditionFalse, "NoPeer", "no BGPPeer names a router for this gateway: create one"
+	case len(down) > 0:
+		c.Status, c.Reason, c.Message = metav1.ConditionFalse, "SessionDown", clip(fmt.Sprintf("%d of %d routers have no session: %s", len(down), len(sessions), strings.Join(down, "; ")), 1024)
+	}
+	return c
+}

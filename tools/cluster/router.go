@@ -1,0 +1,144 @@
+package cluster
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"kubelb.k8c.io/conformance/netlab"
+)
+
+// Address plan of what lies beyond a router, whose numbers on both segments are 254 and fe:
+//
+//	beyond it           203.0.113.0/24  2001:db8:b::/64  client .100
+//	external addresses  198.18.0.0/24   2001:db8:f::/64  on no segment: only the router knows where they are
+const (
+	Router4                      = "192.0.2.254"
+	router6                      = "2001:db8:c::fe"
+	beyond4, beyond6             = "203.0.113.", "2001:db8:b::"
+	RoutedPool4, RoutedPool6     = "198.18.0.0/24", "2001:db8:f::/64"
+	RouterASN, GatewaysASN       = 64500, 64512
+	RouterPassword               = "of the lab"
+	BFDMilliseconds, BFDMultiply = 100, 3
+)
+
+// Router joins the clients' segment with clients beyond it, and hears by BGP where addresses are. It is BIRD.
+type Router struct {
+	// Beyond is a client that has the router as its only way.
+	Beyond *netlab.Namespace
+
+	host    *netlab.Namespace
+	process *Process
+}
+
+// RouterOptions say what the router is.
+type RouterOptions struct {
+	// BIRD is the directory that BIRD is unpacked in (tools/unpack.sh router).
+	BIRD string
+	// Gateways are the addresses of its peers.
+	Gateways []string
+	// BFD and GracefulRestart are what it does besides BGP.
+	BFD, GracefulRestart bool
+}
+
+// AddRouter makes a router and a client beyond it. Gateways reach that client by the router.
+func (l *Lab) AddRouter(o RouterOptions, gateways ...*netlab.Namespace) (*Router, error) {
+	host, err := l.net.Namespace("router", append(forwards, "net/ipv4/fib_multipath_hash_policy=1", "net/ipv6/fib_multipath_hash_policy=1")...)
+	if err != nil {
+		return nil, err
+	}
+	client, err := l.net.Namespace("beyond")
+	if err != nil {
+		return nil, err
+	}
+	r := &Router{Beyond: client, host: host}
+	err = errors.Join(
+		l.net.Plug(l.outside, "router", netlab.Interface{Namespace: host, Name: "clients", Addresses: []string{Router4 + "/24", router6 + "/64"}}),
+		l.net.Link(netlab.Interface{Namespace: host, Name: "beyond", Addresses: []string{beyond4 + "254/24", beyond6 + "fe/64"}},
+			netlab.Interface{Namespace: client, Name: "eth0", Addresses: []string{beyond4 + "100/24", beyond6 + "100/64"}}),
+		client.Route("0.0.0.0/0", beyond4+"254"), client.Route("::/0", beyond6+"fe"))
+	for _, g := range append(gateways, l.Client) {
+		err = errors.Join(err, l.RouteBeyond(g))
+	}
+	err = errors.Join(err, l.Client.Route(RoutedPool4, Router4), l.Client.Route(RoutedPool6, router6))
+	if err != nil {
+		return nil, err
+	}
+	libraries, err := filepath.Glob(filepath.Join(o.BIRD, "usr/lib/*-linux-gnu"))
+	if err != nil {
+		return nil, err
+	}
+	dir := filepath.Join(l.Dir, "router")
+	config := filepath.Join(dir, "bird.conf")
+	if err := errors.Join(os.MkdirAll(dir, 0o700), os.WriteFile(config, []byte(o.config()), 0o600)); err != nil {
+		return nil, err
+	}
+	r.process, err = Start(host, l.Dir, "bird", "env", "LD_LIBRARY_PATH="+strings.Join(libraries, ":"),
+		filepath.Join(o.BIRD, "usr/sbin/bird"), "-f", "-c", config, "-s", filepath.Join(dir, "control"), "-P", filepath.Join(dir, "pid"))
+	return r, err
+}
+
+// RouteBeyond has a host on the clients' segment reach what lies beyond the router by it.
+func (l *Lab) RouteBeyond(host *netlab.Namespace) error {
+	return errors.Join(host.Route(beyond4+"0/24", Router4), host.Route(beyond6+"/64", router6))
+}
+
+// Stop ends the router.
+func (r *Router) Stop() { r.process.Kill() }
+
+// Tail is the end of its log.
+func (r *Router) Tail() string { return r.process.Tail() }
+
+// Ways are the gateways, by their addresses, over which the router spreads the flows to an external address now.
+func (r *Router) Ways(address netip.Addr) (ways []netip.Addr, err error) {
+	family := unix.AF_INET
+	if address.Is6() {
+		family = unix.AF_INET6
+	}
+	err = r.host.Do(func() error {
+		to := &net.IPNet{IP: address.AsSlice(), Mask: net.CIDRMask(address.BitLen(), address.BitLen())}
+		routes, err := netlink.RouteListFiltered(family, &netlink.Route{Dst: to}, netlink.RT_FILTER_DST)
+		if err != nil {
+			return err
+		}
+		for _, route := range routes {
+			hops := []net.IP{route.Gw}
+			if len(route.MultiPath) > 0 {
+				hops = nil
+			}
+			for _, hop := range route.MultiPath {
+				hops = append(hops, hop.Gw)
+			}
+			for _, hop := range hops {
+				if way, ok := netip.AddrFromSlice(hop); ok {
+					ways = append(ways, way.Unmap())
+				}
+			}
+		}
+		return nil
+	})
+	return ways, err
+}
+
+// config is BIRD's.
+func (o RouterOptions) config() string {
+	var b strings.Builder
+	on := map[bool]string{true: "on", false: "off"}
+	fmt.Fprintf(&b, "log stderr all;\nrouter id %s;\nprotocol device { scan time 1; }\n", Router4)
+	for _, family := range []string{"ipv4", "ipv6"} {
+		fmt.Fprintf(&b, "protocol kernel { %s { import none; export all; }; merge paths on; }\n", family)
+	}
+	fmt.Fprintf(&b, "protocol bfd { interface \"clients\" { min rx interval %d ms; min tx interval %[1]d ms; multiplier %d; }; }\n", BFDMilliseconds, BFDMultiply)
+	for i, gateway := range o.Gateways {
+		fmt.Fprintf(&b, "protocol bgp gateway%d {\n  local %s as %d; neighbor %s as %d; passive; error wait time 1, 2; error forget time 2; password \"%s\";\n  bfd %s; graceful restart %s;\n"+
+			"  ipv4 { import all; export none; };\n  ipv6 { import all; export none; };\n}\n", i+1, Router4, RouterASN, gateway, GatewaysASN, RouterPassword, on[o.BFD], on[o.GracefulRestart])
+	}
+	return b.String()
+}

@@ -83,12 +83,15 @@ bench: deps build ## Measure what a packet costs and what clients see, by every 
 .PHONY: fleet
 fleet: deps build ## Take each of three gateways away once, in all the ways, and run some random schedules (root, minutes).
 	KUBELB_KUBERNETES=$$(tools/kubernetes/build.sh) KUBELB_BIN=$(BIN) $(BIN)/drill --rounds=1
+	KUBELB_KUBERNETES=$$(tools/kubernetes/build.sh) KUBELB_BIN=$(BIN) $(BIN)/drill --announce=bgp --bird=$$(tools/unpack.sh router) --rounds=1
+	KUBELB_KUBERNETES=$$(tools/kubernetes/build.sh) KUBELB_BIN=$(BIN) $(BIN)/drill --announce=bgp --restarts --bird=$$(tools/unpack.sh router) --rounds=1
 	KUBELB_KUBERNETES=$$(tools/kubernetes/build.sh) KUBELB_BIN=$(BIN) $(BIN)/drill --schedules=5 --seed=$$RANDOM
 
 .PHONY: drill
-drill: deps build ## Take gateways away under load ROUNDS (20) times in each way, with BACKEND (nftables) and FORWARDING (nat); goes on where it stopped (root, minutes a round).
-	KUBELB_KUBERNETES=$$(tools/kubernetes/build.sh) KUBELB_BIN=$(BIN) $(BIN)/drill --backend=$(or $(BACKEND),nftables) --forwarding=$(or $(FORWARDING),nat) \
-		--rounds=$(or $(ROUNDS),20) --results=tools/drill/results/layer2-$(or $(BACKEND),nftables)-$(or $(FORWARDING),nat).json
+drill: deps build ## Take gateways away under load ROUNDS (20) times in each way, with ANNOUNCE (layer2), BACKEND (nftables) and FORWARDING (nat); RESTARTS=1 restarts managers instead; goes on where it stopped (root, a minute a round).
+	KUBELB_KUBERNETES=$$(tools/kubernetes/build.sh) KUBELB_BIN=$(BIN) $(BIN)/drill --announce=$(or $(ANNOUNCE),layer2) --bird=$$(tools/unpack.sh router) --backend=$(or $(BACKEND),nftables) \
+		--forwarding=$(or $(FORWARDING),nat) $(if $(RESTARTS),--restarts) --rounds=$(or $(ROUNDS),20) \
+		--results=tools/drill/results/$(or $(ANNOUNCE),layer2)-$(or $(BACKEND),nftables)-$(or $(FORWARDING),nat)$(if $(RESTARTS),-restarts).json
 
 .PHONY: bench-scale
 bench-scale: deps build ## Load 10,000 LoadBalancers and measure one change more (root, minutes).

@@ -40,7 +40,7 @@ type Router struct {
 
 // RouterOptions say what the router is.
 type RouterOptions struct {
-	// BIRD is the directory that BIRD is unpacked in (tools/unpack.sh router).
+	// BIRD is the directory that BIRD is unpacked in (tools/unpack.sh router). Without it nobody tells the router anything.
 	BIRD string
 	// Gateways are the addresses of its peers.
 	Gateways []string
@@ -50,7 +50,7 @@ type RouterOptions struct {
 
 // AddRouter makes a router and a client beyond it. Gateways reach that client by the router.
 func (l *Lab) AddRouter(o RouterOptions, gateways ...*netlab.Namespace) (*Router, error) {
-	host, err := l.net.Namespace("router", append(forwards, "net/ipv4/fib_multipath_hash_policy=1", "net/ipv6/fib_multipath_hash_policy=1")...)
+	host, err := l.net.Namespace("router", append(forwards, "net/ipv4/conf/all/send_redirects=0", "net/ipv4/conf/default/send_redirects=0", "net/ipv4/fib_multipath_hash_policy=1", "net/ipv6/fib_multipath_hash_policy=1")...)
 	if err != nil {
 		return nil, err
 	}
@@ -75,6 +75,9 @@ func (l *Lab) AddRouter(o RouterOptions, gateways ...*netlab.Namespace) (*Router
 	if err != nil {
 		return nil, err
 	}
+	if o.BIRD == "" {
+		return r, nil
+	}
 	dir := filepath.Join(l.Dir, "router")
 	config := filepath.Join(dir, "bird.conf")
 	if err := errors.Join(os.MkdirAll(dir, 0o700), os.WriteFile(config, []byte(o.config()), 0o600)); err != nil {
@@ -91,7 +94,11 @@ func (l *Lab) RouteBeyond(host *netlab.Namespace) error {
 }
 
 // Stop ends the router.
-func (r *Router) Stop() { r.process.Kill() }
+func (r *Router) Stop() {
+	if r.process != nil {
+		r.process.Kill()
+	}
+}
 
 // Tail is the end of its log.
 func (r *Router) Tail() string { return r.process.Tail() }

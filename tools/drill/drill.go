@@ -26,6 +26,8 @@ type Options struct {
 	Announce string
 	// BIRD is where that is unpacked, the router of BGP.
 	BIRD string
+	// Restarts has managers be started again while routers keep their routes by graceful restart, instead of gateways be taken away.
+	Restarts bool
 	// Rounds is how often each failure is brought about, Failures which of them; all without any.
 	Rounds   int
 	Failures []string
@@ -127,9 +129,31 @@ func (r Result) Broken() (promises []string) {
 	return promises
 }
 
-// Names of all failures.
-func Names() (names []string) {
-	for _, f := range failures() {
+// restarts are what a router with graceful restart hides: the dataplane works on while there is no manager.
+func restarts() []failure {
+	wait := func(ctx context.Context, _ *fleet, _ *gateway) error { return pause(ctx, time.Second) }
+	return []failure{
+		{name: "killed (kill -9) and started again", happen: func(ctx context.Context, f *fleet, g *gateway) error {
+			g.process.Kill()
+			return errors.Join(pause(ctx, time.Second), g.start(f))
+		}, mend: wait},
+		{name: "replaced (SIGTERM, --bgp-stay-on-exit)", happen: func(_ context.Context, f *fleet, g *gateway) error {
+			g.process.Stop()
+			return g.start(f)
+		}, mend: wait},
+	}
+}
+
+func (o Options) failures() []failure {
+	if o.Restarts {
+		return restarts()
+	}
+	return failures()
+}
+
+// Names of all that can happen with such options.
+func (o Options) Names() (names []string) {
+	for _, f := range o.failures() {
 		names = append(names, f.name)
 	}
 	return names
@@ -143,7 +167,7 @@ func Run(ctx context.Context, o Options, done func(Result) error) (err error) {
 	}
 	defer func() { err = errors.Join(err, f.close()) }()
 	for round := range o.Rounds {
-		for i, failure := range failures() {
+		for i, failure := range o.failures() {
 			if len(o.Failures) > 0 && !slices.Contains(o.Failures, failure.name) {
 				continue
 			}
@@ -181,7 +205,7 @@ func (f *fleet) suffer(ctx context.Context, what failure, victim *gateway) (r Re
 	if err == nil {
 		err = pause(ctx, after)
 	}
-	if f.router == nil {
+	if !f.bgp {
 		r = load.stop(at, func(a netip.Addr) bool { return election.Winner(a, f.names(), nil) == victim.name })
 	} else {
 		r = load.stop(at, func(netip.Addr) bool { return true })

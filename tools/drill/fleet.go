@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"net/netip"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -37,7 +36,11 @@ type fleet struct {
 	gateways   []*gateway
 	addresses  []netip.Addr
 	listeners  []io.Closer
-	// router is there where addresses are announced by BGP.
+	// restarts: the router keeps routes of gateways whose managers are gone.
+	restarts bool
+	// bgp: gateways tell the router where addresses are; otherwise it asks by ARP and NDP, as clients on the segment do.
+	bgp bool
+	// router joins the segment with clients beyond it.
 	router   *cluster.Router
 	progress io.Writer
 }
@@ -46,7 +49,6 @@ const (
 	loadBalancers = 12
 	nodePort      = 30080
 	servedPort    = 80
-	namespace     = "tenant-drill"
 	// patience is how long the fleet may take to come to rest.
 	patience = 60 * time.Second
 )
@@ -56,7 +58,7 @@ func newFleet(ctx context.Context, o Options) (_ *fleet, err error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &fleet{lab: lab, progress: o.Progress, forwarding: o.Forwarding}
+	f := &fleet{lab: lab, progress: o.Progress, forwarding: o.Forwarding, restarts: o.Restarts, bgp: o.Announce == BGP}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, f.logs(), f.close())
@@ -79,10 +81,8 @@ func newFleet(ctx context.Context, o Options) (_ *fleet, err error) {
 		}
 		f.gateways = append(f.gateways, g)
 	}
-	if o.Announce == BGP {
-		if err := f.route(ctx, o.BIRD); err != nil {
-			return nil, err
-		}
+	if err := f.route(ctx, o.BIRD); err != nil {
+		return nil, err
 	}
 	for _, g := range f.gateways {
 		if err := g.start(f); err != nil {
@@ -150,31 +150,35 @@ func answer(listener net.Listener) {
 	}
 }
 
-// route has a router learn by BGP where addresses are.
+// route joins the segment with clients beyond it, by a router that learns by BGP where addresses are, if that is how they are announced.
 func (f *fleet) route(ctx context.Context, bird string) (err error) {
-	o := cluster.RouterOptions{BIRD: bird, BFD: true}
+	o := cluster.RouterOptions{BFD: !f.restarts, GracefulRestart: f.restarts}
+	if f.bgp {
+		o.BIRD = bird
+	}
 	var hosts []*netlab.Namespace
 	for _, g := range f.gateways {
 		o.Gateways = append(o.Gateways, g.address)
 		hosts = append(hosts, g.host)
 	}
-	if f.router, err = f.lab.AddRouter(o, append(hosts, f.farms...)...); err != nil {
+	if f.router, err = f.lab.AddRouter(o, append(hosts, f.farms...)...); err != nil || !f.bgp {
 		return err
 	}
 	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "kubelb", Name: "router"}, StringData: map[string]string{"password": cluster.RouterPassword}}
 	peer := &v1alpha1.BGPPeer{ObjectMeta: metav1.ObjectMeta{Name: "router"}, Spec: v1alpha1.BGPPeerSpec{
 		Address: cluster.Router4, LocalASN: cluster.GatewaysASN, PeerASN: cluster.RouterASN, PasswordSecret: secret.Name, Families: families[:],
-		HoldTime: metav1.Duration{Duration: 9 * time.Second}, ConnectTime: metav1.Duration{Duration: time.Second},
-		BFD: &v1alpha1.BGPPeerBFD{IntervalMilliseconds: cluster.BFDMilliseconds, Multiplier: cluster.BFDMultiply}}}
+		HoldTime: metav1.Duration{Duration: 9 * time.Second}, ConnectTime: metav1.Duration{Duration: time.Second}}}
+	if f.restarts {
+		peer.Spec.GracefulRestartTime = &metav1.Duration{Duration: time.Minute}
+	} else {
+		peer.Spec.BFD = &v1alpha1.BGPPeerBFD{IntervalMilliseconds: cluster.BFDMilliseconds, Multiplier: cluster.BFDMultiply}
+	}
 	return errors.Join(f.hub.Create(ctx, secret), f.hub.Create(ctx, peer))
 }
 
-// client is where clients are.
-func (f *fleet) client() *netlab.Namespace {
-	if f.router != nil {
-		return f.router.Beyond
-	}
-	return f.lab.Client
+// clients are hosts on the segment and beyond it.
+func (f *fleet) clients() []*netlab.Namespace {
+	return []*netlab.Namespace{f.lab.Client, f.router.Beyond}
 }
 
 func (f *fleet) connect() error {
@@ -194,25 +198,20 @@ func (f *fleet) connect() error {
 // serve makes the LoadBalancers and waits for their addresses.
 func (f *fleet) serve(ctx context.Context) error {
 	ranges := []string{"192.0.2.200-192.0.2.249", "2001:db8:c::200-2001:db8:c::24f"}
-	if f.router != nil {
+	if f.bgp {
 		ranges = []string{cluster.RoutedPool4, cluster.RoutedPool6}
 	}
-	first := []client.Object{
-		&v1alpha1.AddressPool{ObjectMeta: metav1.ObjectMeta{Name: poolName}, Spec: v1alpha1.AddressPoolSpec{Addresses: ranges}},
-		&v1alpha1.Tenant{ObjectMeta: metav1.ObjectMeta{Name: strings.TrimPrefix(namespace, v1alpha1.TenantNamespacePrefix)}, Spec: v1alpha1.TenantSpec{BackendCIDRs: []string{"198.51.100.0/24", "2001:db8:1::/64"}}},
+	pool := &v1alpha1.AddressPool{ObjectMeta: metav1.ObjectMeta{Name: poolName}, Spec: v1alpha1.AddressPoolSpec{Addresses: ranges}}
+	if err := f.hub.Create(ctx, pool); err != nil {
+		return err
 	}
-	for _, o := range first {
-		if err := f.hub.Create(ctx, o); err != nil {
+	for _, t := range tenants {
+		if err := f.onboard(ctx, t); err != nil {
 			return err
 		}
 	}
-	nodes := &v1alpha1.Addresses{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: v1alpha1.DefaultAddressesName}, Spec: v1alpha1.AddressesSpec{
-		Addresses: []v1alpha1.EndpointAddress{{IP: "198.51.100.21"}, {IP: "198.51.100.22"}, {IP: "2001:db8:1::21"}, {IP: "2001:db8:1::22"}}}}
-	if err := until(ctx, "the tenant's namespace", func() error { return f.hub.Create(ctx, nodes) }); err != nil {
-		return err
-	}
 	for i := range loadBalancers {
-		if err := f.hub.Create(ctx, f.loadBalancer(fmt.Sprintf("lb%d", i))); err != nil {
+		if err := f.hub.Create(ctx, f.loadBalancer(tenants[i%len(tenants)], fmt.Sprintf("lb%d", i))); err != nil {
 			return err
 		}
 	}
@@ -236,6 +235,20 @@ func (f *fleet) serve(ctx context.Context) error {
 		return err
 	}
 	return f.take()
+}
+
+// tenants have the LoadBalancers in turn.
+var tenants = [...]string{"one", "two"}
+
+// onboard makes a tenant and does what its CCM would do with its nodes.
+func (f *fleet) onboard(ctx context.Context, name string) error {
+	tenant := &v1alpha1.Tenant{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: v1alpha1.TenantSpec{BackendCIDRs: []string{"198.51.100.0/24", "2001:db8:1::/64"}}}
+	if err := f.hub.Create(ctx, tenant); err != nil {
+		return err
+	}
+	nodes := &v1alpha1.Addresses{ObjectMeta: metav1.ObjectMeta{Namespace: v1alpha1.TenantNamespacePrefix + name, Name: v1alpha1.DefaultAddressesName}, Spec: v1alpha1.AddressesSpec{
+		Addresses: []v1alpha1.EndpointAddress{{IP: "198.51.100.21"}, {IP: "198.51.100.22"}, {IP: "2001:db8:1::21"}, {IP: "2001:db8:1::22"}}}}
+	return until(ctx, "the namespace of tenant "+name, func() error { return f.hub.Create(ctx, nodes) })
 }
 
 const directForwarding = "direct"
@@ -263,8 +276,8 @@ func (f *fleet) take() (err error) {
 // families are those that each LoadBalancer has an address of.
 var families = [...]corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol}
 
-func (f *fleet) loadBalancer(name string) *v1alpha1.LoadBalancer {
-	return &v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}, Spec: v1alpha1.LoadBalancerSpec{
+func (f *fleet) loadBalancer(tenant, name string) *v1alpha1.LoadBalancer {
+	return &v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Namespace: v1alpha1.TenantNamespacePrefix + tenant, Name: name}, Spec: v1alpha1.LoadBalancerSpec{
 		Type: corev1.ServiceTypeLoadBalancer, Forwarding: f.forwarding, Ports: []v1alpha1.LoadBalancerPort{{Port: servedPort, Protocol: corev1.ProtocolTCP}},
 		IPFamilies: families[:], IPFamilyPolicy: corev1.IPFamilyPolicyRequireDualStack,
 		Endpoints: []v1alpha1.LoadBalancerEndpoints{{AddressesReference: &corev1.ObjectReference{Name: v1alpha1.DefaultAddressesName},
@@ -297,7 +310,7 @@ func (f *fleet) names() (names []string) {
 
 // settle waits until all gateways see all of them, and each has announced what is its.
 func (f *fleet) settle(ctx context.Context) error {
-	if f.router != nil {
+	if f.bgp {
 		return until(ctx, "routes by all gateways", f.routed)
 	}
 	return until(ctx, "the gateways at rest", func() error {
@@ -380,8 +393,8 @@ func (f *fleet) choose(ctx context.Context, selector *metav1.LabelSelector) erro
 
 func (g *gateway) start(f *fleet) (err error) {
 	flags := []string{fmt.Sprintf("--gateway-lease=%s", Lease), "--gateway-label=" + nameLabel + "=" + g.name}
-	if f.router != nil {
-		flags = append(flags, "--announce=bgp")
+	if f.bgp {
+		flags = append(flags, "--announce=bgp", fmt.Sprintf("--bgp-stay-on-exit=%t", f.restarts))
 	}
 	g.process, err = f.lab.StartGateway(g.host, g.name, flags...)
 	return err

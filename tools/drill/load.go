@@ -23,11 +23,11 @@ const (
 	askWaits    = 3 * time.Second
 )
 
-// load is clients, on the segment or beyond a router.
+// load is clients, which take turns.
 type load struct {
-	client *netlab.Namespace
-	end    context.CancelFunc
-	done   sync.WaitGroup
+	clients []*netlab.Namespace
+	end     context.CancelFunc
+	done    sync.WaitGroup
 
 	mu       sync.Mutex // guards the rest
 	requests []request
@@ -45,10 +45,10 @@ type request struct {
 // load begins with the connections that stay, and returns when all of them have been answered once.
 func (f *fleet) load() (*load, error) {
 	ctx, end := context.WithCancel(context.Background())
-	l := &load{client: f.client(), end: end, kept: map[netip.Addr]int{}, lost: map[netip.Addr]int{}}
+	l := &load{clients: f.clients(), end: end, kept: map[netip.Addr]int{}, lost: map[netip.Addr]int{}}
 	for i := range longLived {
 		address := f.addresses[i%len(f.addresses)]
-		c, err := l.dial(ctx, address)
+		c, err := l.dial(ctx, i/len(f.addresses), address)
 		if err != nil {
 			l.end()
 			return nil, err
@@ -59,10 +59,11 @@ func (f *fleet) load() (*load, error) {
 	return l, nil
 }
 
-func (l *load) dial(ctx context.Context, address netip.Addr) (net.Conn, error) {
+// dial connects from the client whose turn it is.
+func (l *load) dial(ctx context.Context, turn int, address netip.Addr) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, clientWaits)
 	defer cancel()
-	return l.client.DialContext(ctx, "tcp", netip.AddrPortFrom(address, servedPort).String())
+	return l.clients[turn%len(l.clients)].DialContext(ctx, "tcp", netip.AddrPortFrom(address, servedPort).String())
 }
 
 // say sends a line and reads it back.
@@ -109,7 +110,7 @@ func (l *load) ask(ctx context.Context, addresses []netip.Addr) {
 		l.done.Go(func() {
 			r := request{address: address, began: time.Now()}
 			// One that has begun is seen to its end.
-			c, err := l.dial(context.WithoutCancel(ctx), address)
+			c, err := l.dial(context.WithoutCancel(ctx), i/len(addresses), address)
 			if err == nil {
 				err = say(c, bufio.NewReader(c), clientWaits)
 				_ = c.Close()

@@ -60,7 +60,7 @@ func Away(ctx context.Context, o Options, long time.Duration) (r Outage, err err
 
 // oneMore makes a LoadBalancer and waits until its addresses are announced.
 func (f *fleet) oneMore(ctx context.Context) error {
-	lb := f.loadBalancer("more")
+	lb := f.loadBalancer(tenants[0], "more")
 	if err := until(ctx, "one LoadBalancer more", func() error { return client.IgnoreAlreadyExists(f.hub.Create(ctx, lb)) }); err != nil {
 		return err
 	}

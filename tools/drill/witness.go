@@ -38,7 +38,7 @@ const (
 
 func (f *fleet) watch() (*witness, error) {
 	w := &witness{began: time.Now(), end: make(chan struct{}), answers: map[netip.Addr]map[int]map[[6]byte]bool{}}
-	if f.router != nil {
+	if f.bgp {
 		return w, nil // there is nothing to see: by BGP all gateways have all addresses
 	}
 	for _, a := range f.addresses {

@@ -39,15 +39,17 @@ func run(ctx context.Context, args []string, env func(string) string, stdout io.
 	forwarding := flags.String("forwarding", "nat", "how packets reach the nodes: nat, or direct, on nodes that take the external addresses for their own")
 	announce := flags.String("announce", drill.Layer2, "how gateways announce addresses: layer2, to clients on the segment, or bgp, to a router with clients beyond it")
 	bird := flags.String("bird", "", "where BIRD is unpacked (tools/unpack.sh router), the router for bgp")
+	restarts := flags.Bool("restarts", false, "by bgp: have managers be started again while the router keeps their routes, instead of gateways be taken away")
 	results := flags.String("results", "", "a file to which each result is added, a line of JSON each; what is there is not done again")
-	only := flags.String("failures", "", "which failures, separated by commas; all without it: "+strings.Join(drill.Names(), ", "))
+	only := flags.String("failures", "", "which failures, separated by commas; all without it: "+strings.Join(drill.Options{}.Names(), ", "))
 	random := flags.Int("schedules", 0, "run so many random schedules of failures and returns instead")
 	outage := flags.Duration("outage", 0, "have the hub's API stand still for so long instead, at least 10s")
 	seed := flags.Uint64("seed", 1, "of the first schedule; the next ones count on from there")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	o := drill.Options{Kubernetes: env("KUBELB_KUBERNETES"), Products: env("KUBELB_BIN"), Backend: *backend, Forwarding: *forwarding, Announce: *announce, BIRD: *bird, Progress: stdout, Failures: drill.Names()}
+	o := drill.Options{Kubernetes: env("KUBELB_KUBERNETES"), Products: env("KUBELB_BIN"), Backend: *backend, Forwarding: *forwarding, Announce: *announce, BIRD: *bird, Restarts: *restarts, Progress: stdout}
+	o.Failures = o.Names()
 	if o.Kubernetes == "" || o.Products == "" {
 		return errors.New("run it with make drill")
 	}
@@ -66,8 +68,8 @@ func run(ctx context.Context, args []string, env func(string) string, stdout io.
 		o.Failures = strings.Split(*only, ",")
 	}
 	for _, name := range o.Failures {
-		if !slices.Contains(drill.Names(), name) {
-			return fmt.Errorf("--failures: there is no %q: use some of %s", name, strings.Join(drill.Names(), ", "))
+		if !slices.Contains(o.Names(), name) {
+			return fmt.Errorf("--failures: there is no %q: use some of %s", name, strings.Join(o.Names(), ", "))
 		}
 	}
 	all, err := read(*results)
@@ -89,7 +91,7 @@ func run(ctx context.Context, args []string, env func(string) string, stdout io.
 			return errors.Join(add(*results, r), broken(r))
 		})
 	}
-	table(stdout, *announce+", "+*backend+", "+*forwarding, all)
+	table(stdout, *announce+", "+*backend+", "+*forwarding, o.Names(), all)
 	return err
 }
 
@@ -165,9 +167,9 @@ func add(path string, r drill.Result) error {
 }
 
 // table says the median and the worst of each failure.
-func table(w io.Writer, backend string, all []drill.Result) {
-	fmt.Fprintf(w, "\n| %s | rounds | longest gap | requests failed | slow | connections kept of those there were | two answers for one address |\n| --- | --- | --- | --- | --- | --- | --- |\n", backend)
-	for _, name := range drill.Names() {
+func table(w io.Writer, fleet string, names []string, all []drill.Result) {
+	fmt.Fprintf(w, "\n| %s | rounds | longest gap | requests failed | slow | connections kept of those there were | two answers for one address |\n| --- | --- | --- | --- | --- | --- | --- |\n", fleet)
+	for _, name := range names {
 		var of []drill.Result
 		for _, r := range all {
 			if r.Failure == name {

@@ -39,6 +39,8 @@ const (
 	// Refusal: what is not served, or refused by an endpoint, is answered at once, with a reset before any connection or
 	// with an ICMP error. Without it a connection may be accepted and then reset, and datagrams vanish.
 	Refusal Feature = "connection-refusal"
+	// Handover: packets of TCP connections that are not known here go to the gateway that has served the address before.
+	Handover Feature = "handover"
 )
 
 // Description says what a backend is and can do.
@@ -57,6 +59,7 @@ func (d Description) Lacks(f model.Frontend) (Feature, bool) {
 		{f.Restricted, SourceRanges}, {f.AffinityTimeout > 0, Affinity}, {f.Forwarding == model.Transparent, Transparent},
 		{f.Forwarding == model.Direct, Direct}, {f.ProxyProtocol, ProxyProtocol},
 		{f.MaxConnections > 0 || f.MaxNewPerSecond > 0, Limits}, {f.IdleTimeout > 0, IdleTimeout},
+		{f.Former.IsValid(), Handover},
 	} {
 		if need.needed && !slices.Contains(d.Features, need.feature) {
 			return need.feature, true

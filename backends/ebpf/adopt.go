@@ -116,7 +116,7 @@ func (k *kernel) adoptServices(s *state) error {
 	}
 	s.freeServices = unused(used, s.last.Service)
 	orphans := &plan{}
-	if err := k.adoptRanges(s, orphans); err != nil {
+	if err := k.adoptExtras(s, orphans); err != nil {
 		return err
 	}
 	var key frontendKey
@@ -165,20 +165,31 @@ func (k *kernel) adoptAddresses(s *state) error {
 	return k.apply(fix.writes)
 }
 
-func (k *kernel) adoptRanges(s *state, orphans *plan) error {
+// adoptExtras reads what frontends may have besides, by their numbers.
+func (k *kernel) adoptExtras(s *state, orphans *plan) error {
 	byNumber := map[uint32]model.FrontendKey{}
 	for key, f := range s.frontends {
 		byNumber[f.number] = key
 	}
 	var key rangeKey
 	var value uint8
-	all := k.maps[mapSourceRanges].Iterate()
-	for all.Next(&key, &value) {
+	ranges := k.maps[mapSourceRanges].Iterate()
+	for ranges.Next(&key, &value) {
 		if of, known := byNumber[key.Service]; known {
 			s.frontends[of].ranges = append(s.frontends[of].ranges, key.prefix(familyOf(of.VIP)))
 		} else {
 			orphans.remove(mapSourceRanges, key)
 		}
 	}
-	return all.Err()
+	var number uint32
+	var former address
+	formers := k.maps[mapFormers].Iterate()
+	for formers.Next(&number, &former) {
+		if of, known := byNumber[number]; known {
+			s.frontends[of].former = former.addr(familyOf(of.VIP))
+		} else {
+			orphans.remove(mapFormers, number)
+		}
+	}
+	return errors.Join(ranges.Err(), formers.Err())
 }

@@ -79,6 +79,30 @@ var flowFixtures = []fixture{
 		f.acked = 4711
 		x.mustRefuse(f)
 	}},
+	{name: "a connection that nobody knows here goes to the gateway that may know it", only: tcp, run: func(x *exchange) {
+		pools, frontends := fixtures()
+		for i := range frontends {
+			if frontends[i].Protocol == model.TCP && frontends[i].Forwarding == model.NAT {
+				frontends[i].Former = theNode[frontends[i].VIP.Is4()]
+			}
+		}
+		x.apply(pools, frontends...)
+		x.begin(portPlain)
+		for _, flags := range []uint8{ack, fin | ack, rst, syn | ack} {
+			x.client = netip.AddrPortFrom(x.client.Addr(), x.client.Port()+1000)
+			f := x.goOn(portPlain, flags)
+			o := x.fromClient(f)
+			s := x.mustSend(f, o)
+			require.Equal(x, x.client, s.from)
+			require.Equal(x, x.vip(portPlain), s.to)
+			require.False(x, o.byXDP)
+		}
+		for i := range frontends {
+			frontends[i].Former = netip.Addr{}
+		}
+		x.apply(pools, frontends...)
+		x.mustRefuse(x.goOn(portPlain, ack))
+	}},
 	{name: "a connection goes on when its node leaves the pool, until nothing has come for long", only: tcp, run: func(x *exchange) {
 		s := x.begin(portPlain)
 		x.applyWithout(s.to.Addr())

@@ -70,6 +70,7 @@ type frontendState struct {
 	number uint32
 	digest model.Digest
 	ranges []netip.Prefix
+	former netip.Addr
 	service
 }
 
@@ -108,6 +109,7 @@ const (
 	mapPools     = "pools"
 
 	mapSourceRanges = "source_ranges"
+	mapFormers      = "formers"
 
 	mapServiceCounters  = "service_counters"
 	mapEndpointCounters = "endpoint_counters"
@@ -281,7 +283,7 @@ func (s *state) planFrontend(f model.Frontend) (*plan, error) {
 	}
 	old := s.frontends[f.FrontendKey]
 	next := &frontendState{digest: f.Digest(), service: service{Pool: pool.number, TargetPort: portOf(f.TargetPort), Forwarding: uint8(f.Forwarding),
-		Affinity: uint32(f.AffinityTimeout / time.Second), Idle: uint32((f.IdleTimeout + time.Second - 1) / time.Second)}, ranges: slices.Clone(f.SourceRanges)}
+		Affinity: uint32(f.AffinityTimeout / time.Second), Idle: uint32((f.IdleTimeout + time.Second - 1) / time.Second)}, ranges: slices.Clone(f.SourceRanges), former: f.Former}
 	if f.Restricted {
 		next.Restricted = 1
 	}
@@ -302,17 +304,23 @@ func (s *state) planFrontend(f model.Frontend) (*plan, error) {
 		next.Generation = s.last.Generation
 	}
 	out.writes = append([]write{{mapNumbers, uint32(0), s.last}}, out.writes...)
-	var former []netip.Prefix
+	var before []netip.Prefix
 	if old != nil {
-		former = old.ranges
+		before = old.ranges
 	}
 	for _, p := range next.ranges {
-		if !slices.Contains(former, p) {
+		if !slices.Contains(before, p) {
 			out.set(mapSourceRanges, rangeKeyOf(next.number, p), uint8(1))
 		}
 	}
+	switch {
+	case f.Former.IsValid() && (old == nil || old.former != f.Former):
+		out.set(mapFormers, next.number, addressOf(f.Former))
+	case !f.Former.IsValid() && old != nil && old.former.IsValid():
+		out.remove(mapFormers, next.number)
+	}
 	out.set(mapServices, next.number, next.service)
-	for _, p := range former {
+	for _, p := range before {
 		if !slices.Contains(next.ranges, p) {
 			out.remove(mapSourceRanges, rangeKeyOf(next.number, p))
 		}
@@ -363,6 +371,9 @@ func (s *state) planFrontendGone(key model.FrontendKey) *plan {
 	out.set(mapServices, old.number, service{})
 	for _, p := range old.ranges {
 		out.remove(mapSourceRanges, rangeKeyOf(old.number, p))
+	}
+	if old.former.IsValid() {
+		out.remove(mapFormers, old.number)
 	}
 	s.planRoles(out, roles)
 	out.commit = func() {

@@ -104,6 +104,8 @@ func unsupported(f model.Frontend) error {
 		return fmt.Errorf("forwarding %s is not supported by the Envoy backend; use nat or transparent", f.Forwarding)
 	case f.MaxConnections > 0 || f.MaxNewPerSecond > 0:
 		return errors.New("connection limits are not supported by the Envoy backend")
+	case f.Former.IsValid():
+		return errors.New("handing connections over is not supported by the Envoy backend: they end in its process")
 	}
 	return nil
 }

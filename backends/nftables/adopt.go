@@ -114,6 +114,7 @@ func (t *table) adopt(c *nft.Conn) error {
 		{setRestricted, s.withFrontend(func(f *frontendState, _ nft.SetElement) { f.restricted = true })},
 		{setTransparent, s.withFrontend(func(f *frontendState, _ nft.SetElement) { f.forwarding = model.Transparent })},
 		{mapDirect, s.withFrontend(func(f *frontendState, _ nft.SetElement) { f.forwarding = model.Direct })},
+		{mapFormer, s.withFrontend(func(f *frontendState, e nft.SetElement) { f.former, _ = netip.AddrFromSlice(e.Val) })},
 		{leaveMap(s.family), s.adoptNumbers()},
 		{setAllowed, s.adoptAllowed},
 	} {

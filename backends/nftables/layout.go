@@ -18,6 +18,7 @@ const (
 	setRestricted  = "restricted"  // frontend: source ranges count
 	setAllowed     = "allowed"     // frontend . source network
 	setTransparent = "transparent" // frontend: the source is kept
+	mapFormer      = "former"      // frontend -> the gateway that knows its connections
 	mapDirect      = "direct"      // frontend -> its number: nothing but the Ethernet address changes
 	setEmpty       = "empty_pools" // pool: nobody to forward to
 	mapPools       = "pools"       // frontend -> pool; comment: digest
@@ -95,6 +96,7 @@ func (l layout) sets() []keySet {
 		{name: setRestricted, text: "type " + frontend, set: nft.Set{KeyType: l.frontendType()}},
 		{name: setAllowed, text: "type " + frontend + " . " + address + "; flags interval", set: nft.Set{KeyType: allowed, Interval: true, Concatenation: true}},
 		{name: setTransparent, text: "type " + frontend, set: nft.Set{KeyType: l.frontendType()}},
+		{name: mapFormer, text: "type " + frontend + " : " + address, set: m(l.frontendType(), l.address)},
 		{name: mapDirect, text: "type " + frontend + " : mark", set: m(l.frontendType(), nft.TypeMark)},
 		{name: setEmpty, text: "type mark", set: nft.Set{KeyType: nft.TypeMark}},
 		{name: mapPools, text: "type " + frontend + " : mark", set: m(l.frontendType(), nft.TypeMark)},
@@ -140,6 +142,7 @@ func (l layout) chains() []chain {
 			{ctStateHas("established,related", expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), accept()},
 			// A flow that nobody has answered yet is still new to conntrack, but its endpoint is chosen.
 			{ctStatusDNAT(), accept()},
+			{isNoOpening(), l.handOver(mapFormer), drop()},
 			// Such as the reset of a connection that nobody knows: routed as it is it would only come back.
 			{ctStateHas("invalid", expr.CtStateBitINVALID), drop()},
 			{isTCPOrUDP(l.protocols()), l.markFromFrontend(mapPools), goTo("admit_frontend")},

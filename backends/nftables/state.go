@@ -61,6 +61,7 @@ type frontendState struct {
 	restricted bool
 	allowed    []netip.Prefix
 	forwarding model.Forwarding
+	former     netip.Addr
 	// direct is the number of one that is direct, or was: flows of then still carry it.
 	direct uint32
 }
@@ -276,7 +277,7 @@ func (s *state) planFrontend(f model.Frontend) (*plan, error) {
 		old = &frontendState{}
 	}
 	next := &frontendState{digest: f.Digest(), pool: pool.mark, target: f.TargetPort, timeout: s.timeoutFor(f.AffinityTimeout),
-		restricted: f.Restricted, allowed: slices.Clone(f.SourceRanges), number: old.number, forwarding: f.Forwarding}
+		restricted: f.Restricted, allowed: slices.Clone(f.SourceRanges), number: old.number, forwarding: f.Forwarding, former: f.Former}
 	// A number of its own for each pair of frontend and pool: a client remembered for another pool is not known here.
 	if next.timeout == 0 {
 		next.number = 0
@@ -364,6 +365,14 @@ func planSources(out *plan, key model.FrontendKey, old, next *frontendState) {
 func (s *state) planForwarding(out *plan, k model.FrontendKey, old, next *frontendState) {
 	key := elements.Frontend(k)
 	out.member(setTransparent, key, old.forwarding == model.Transparent, next.forwarding == model.Transparent)
+	if old.former != next.former {
+		if old.former.IsValid() {
+			out.remove(mapFormer, key)
+		}
+		if next.former.IsValid() {
+			out.add(mapFormer, key, next.former.AsSlice(), "")
+		}
+	}
 	switch was, is := old.forwarding == model.Direct, next.forwarding == model.Direct; {
 	case was && !is:
 		out.remove(mapDirect, key)

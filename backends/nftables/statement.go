@@ -124,6 +124,21 @@ func (f family) frontendVerdict(set string) statement {
 	return statement{f.frontendText() + " vmap @" + set, append(f.frontendKey(0), lookupVerdict(set))}
 }
 
+// isNoOpening matches what does not open a connection.
+func isNoOpening() statement {
+	const flagsAt, openingFlags, syn = 13, 0x17, 0x02 // FIN, SYN, RST and ACK count (RFC 9293, section 3.1)
+	return statement{"tcp flags != syn / fin,syn,rst,ack", append(isProtocol("tcp", 6).exprs,
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: flagsAt, Len: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{openingFlags}, Xor: []byte{0}},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{syn}})}
+}
+
+// handOver sends the packet, as it is but for its TTL, to the gateway that the map says of the frontend; a copy, since nothing else can
+// be told where to send it to. Where the map says nothing the rule ends here.
+func (f family) handOver(set string) statement {
+	return statement{"dup to " + f.name + " daddr . meta l4proto . tcp dport map @" + set, append(f.frontendKey(0), lookupInto(set, 0, 0), &expr.Dup{RegAddr: 1})}
+}
+
 func ctStateHas(name string, bits uint32) statement {
 	return statement{"ct state " + name, ctHas(expr.CtKeySTATE, bits)}
 }

@@ -53,7 +53,7 @@ func frontendToWire(f model.Frontend) *pb.Frontend {
 		Pool: string(f.Pool), TargetPort: uint32(f.TargetPort), Forwarding: uint32(f.Forwarding),
 		AffinitySeconds: uint32(f.AffinityTimeout / time.Second), Restricted: f.Restricted,
 		IdleTimeoutMilliseconds: uint64(f.IdleTimeout / time.Millisecond), ProxyProtocol: f.ProxyProtocol,
-		MaxConnections: f.MaxConnections, MaxNewPerSecond: f.MaxNewPerSecond,
+		MaxConnections: f.MaxConnections, MaxNewPerSecond: f.MaxNewPerSecond, Former: f.Former.AsSlice(),
 	}
 	for _, r := range f.SourceRanges {
 		out.SourceRanges = append(out.SourceRanges, &pb.Prefix{Address: r.Addr().AsSlice(), Bits: uint32(r.Bits())})
@@ -72,6 +72,11 @@ func frontendFromWire(f *pb.Frontend) (model.Frontend, error) {
 		AffinityTimeout: time.Duration(f.GetAffinitySeconds()) * time.Second, Restricted: f.GetRestricted(),
 		IdleTimeout: time.Duration(f.GetIdleTimeoutMilliseconds()) * time.Millisecond, ProxyProtocol: f.GetProxyProtocol(),
 		MaxConnections: f.GetMaxConnections(), MaxNewPerSecond: f.GetMaxNewPerSecond(),
+	}
+	if len(f.GetFormer()) > 0 {
+		if out.Former, err = address(f.GetFormer()); err != nil {
+			return out, fmt.Errorf("%s: former gateway: %w", key, err)
+		}
 	}
 	for _, r := range f.GetSourceRanges() {
 		a, err := address(r.GetAddress())

@@ -2,6 +2,7 @@ package broken
 
 import (
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"slices"
@@ -126,6 +127,11 @@ func inFeatures() []Mutation {
 			f.Forwarding = model.NAT
 			return true
 		})},
+		{Name: "forgets-who-served-before", CaughtBy: []string{"handover"}, change: frontends(func(_ *memory, f *model.Frontend) bool {
+			f.Former = netip.Addr{}
+			return true
+		})},
+		{Name: "hands-over-for-ever", CaughtBy: []string{"handover"}, change: frontends(handsOverForEver)},
 		{Name: "serves-by-halves", CaughtBy: []string{"undeclared-features"}, change: frontends(func(_ *memory, f *model.Frontend) bool {
 			f.Forwarding, f.ProxyProtocol, f.MaxConnections, f.MaxNewPerSecond, f.IdleTimeout = model.NAT, false, 0, 0, 0
 			return true
@@ -325,6 +331,14 @@ func asItBegan(m *memory, c *dataplane.Change) {
 func directForEver(m *memory, f *model.Frontend) bool {
 	if m.served[f.FrontendKey].Forwarding == model.Direct {
 		f.Forwarding = model.Direct
+	}
+	m.served[f.FrontendKey] = *f
+	return true
+}
+
+func handsOverForEver(m *memory, f *model.Frontend) bool {
+	if former := m.served[f.FrontendKey].Former; former.IsValid() {
+		f.Former = former
 	}
 	m.served[f.FrontendKey] = *f
 	return true

@@ -188,6 +188,11 @@ func (b *builder) routes(l *Lab) {
 	b.check(l.B.Route("::/0", "2001:db8:d::1"))
 }
 
+// Front is a gateway's address on the clients' segment.
+func (l *Lab) Front(v4 bool, gateway int) netip.Addr {
+	return pick(v4, "192.0.2.0", "2001:db8:c::", 1+gateway)
+}
+
 // RouteVIPs sends everything for VIPs to one gateway.
 func (l *Lab) RouteVIPs(gateway int) error {
 	var errs []error

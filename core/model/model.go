@@ -211,6 +211,10 @@ type Frontend struct {
 	// MaxConnections and MaxNewPerSecond limit the frontend on each gateway; 0 means no limit.
 	MaxConnections  uint32 `json:"maxConnections,omitempty"`
 	MaxNewPerSecond uint32 `json:"maxNewPerSecond,omitempty"`
+	// Former is the address, on a link of this gateway's, of the gateway that has served the VIP before and still knows its
+	// connections: packets of TCP connections that are not known here go there as they are. The zero Addr means that nobody is
+	// asked. It is for NAT only, since elsewhere such a connection meets the same endpoint from here.
+	Former netip.Addr `json:"former,omitzero"`
 }
 
 // MarshalJSON writes times in seconds, as the text form and the hub's API do.
@@ -287,6 +291,9 @@ func (f Frontend) Text() string {
 	}
 	if f.MaxNewPerSecond > 0 {
 		fmt.Fprintf(&b, " max-new-per-second=%d", f.MaxNewPerSecond)
+	}
+	if f.Former.IsValid() {
+		fmt.Fprintf(&b, " former=%s", f.Former)
 	}
 	fmt.Fprintf(&b, " tenant=%s owner=%s\n", f.Tenant, f.Owner)
 	return b.String()

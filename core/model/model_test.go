@@ -73,6 +73,7 @@ func TestEveryFieldThatChangesForwardingChangesTheDigest(t *testing.T) {
 		"proxy":      func(f *Frontend) { f.ProxyProtocol = true },
 		"max":        func(f *Frontend) { f.MaxConnections = 1 },
 		"rate":       func(f *Frontend) { f.MaxNewPerSecond = 1 },
+		"former":     func(f *Frontend) { f.Former = netip.MustParseAddr("192.0.2.1") },
 		"tenant":     func(f *Frontend) { f.Tenant = "b" },
 		"owner":      func(f *Frontend) { f.Owner.Name = "other" },
 	} {
@@ -103,6 +104,8 @@ func TestWhatIsInvalid(t *testing.T) {
 		"source ranges without":      func(s *Snapshot) { s.Frontends[1].Restricted = false },
 		"unmasked or of the wrong":   func(s *Snapshot) { s.Frontends[1].SourceRanges[0] = netip.MustParsePrefix("192.0.2.129/25") },
 		"neither TCP nor UDP":        func(s *Snapshot) { s.Frontends[0].Protocol = 132 },
+		"former gateway on UDP":      func(s *Snapshot) { s.Frontends[0].Former = netip.MustParseAddr("192.0.2.1") },
+		"former gateway 2001:db8::1": func(s *Snapshot) { s.Frontends[1].Former = netip.MustParseAddr("2001:db8::1") },
 		"PROXY protocol on UDP":      func(s *Snapshot) { s.Frontends[0].ProxyProtocol = true },
 		"is not a number of seconds": func(s *Snapshot) { s.Frontends[1].AffinityTimeout = 25 * time.Hour },
 		"pool without id or tenant":  func(s *Snapshot) { s.Pools[1].Tenant = "" },

@@ -37,7 +37,7 @@ static __always_inline int open_new(context *ctx, struct scratch *s)
 		return out_of_time(ctx, p);
 	// Only the beginning of a connection can be rewritten so that its peer knows it.
 	if (service->forwarding == NAT && p->tuple.protocol == IPPROTO_TCP && !opens(p))
-		return refuse(ctx, p);
+		return hand_over(ctx, s, *number);
 	// Nobody outside has an address of this gateway's.
 	if (role(&p->tuple.source, p->tuple.family) & (ROLE_VIP | ROLE_SOURCE))
 		return dropped(DROP_SOURCE);

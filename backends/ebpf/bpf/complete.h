@@ -75,6 +75,47 @@ static __always_inline int leave(context *ctx, struct scratch *s)
 	return send(w);
 }
 
+// age takes one from the packet's TTL.
+static __always_inline int age(context *ctx, const struct packet *p)
+{
+	if (p->tuple.family == IPV4) {
+		struct iphdr *ip = at(ctx, p->network, sizeof(*ip));
+
+		if (!ip)
+			return BROKEN;
+		ip->ttl--;
+		// The TTL is the high byte of its word.
+		ip->check = updated(ip->check, (__u16)~bpf_htons(0x0100));
+	} else {
+		struct ipv6hdr *ip = at(ctx, p->network, sizeof(*ip));
+
+		if (!ip)
+			return BROKEN;
+		ip->hop_limit--;
+	}
+	return READ;
+}
+
+// hand_over sends a packet of a connection that is not known here, as it is but for its TTL, to the gateway that may know it. Two that
+// send each other's packets back and forth do so until the TTL ends that.
+static __noinline int hand_over(context *ctx, struct scratch *s, __u32 service)
+{
+	struct addr *former = bpf_map_lookup_elem(&formers, &service);
+	struct way *w;
+
+	if (!former)
+		return refuse(ctx, &s->packet);
+	s->endpoint = *former;
+	w = find_way(ctx, s, &s->packet.tuple.source, &s->endpoint);
+	if (!w)
+		return no_way(ctx, s);
+	if (!w->neighbour)
+		return dropped(DROP_NO_ROUTE);
+	if (age(ctx, &s->packet) != READ)
+		return dropped(DROP_MALFORMED);
+	return send(w);
+}
+
 // pass_error brings an ICMP error about a packet of a flow to who sent it.
 static __noinline int pass_error(context *ctx, struct scratch *s, int otherwise)
 {

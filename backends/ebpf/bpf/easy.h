@@ -30,6 +30,7 @@ static __always_inline int read(context *ctx, struct packet *p) { return parse(c
 static __always_inline int refuse(context *ctx, const struct packet *p) { return PASS; }
 static __always_inline int out_of_time(context *ctx, const struct packet *p) { return PASS; }
 static __always_inline int handle_icmp(context *ctx, struct scratch *s, __u32 to) { return PASS; }
+static __always_inline int hand_over(context *ctx, struct scratch *s, __u32 service) { return PASS; }
 static __always_inline int share_ports(struct packet *p) { return 0; }
 
 // goes_on_elsewhere: whether it does is for the tcx program to find out.

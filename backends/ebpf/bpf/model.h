@@ -151,6 +151,9 @@ MAP(BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct counter, MAX_SERVICES, 0) service_c
 MAP(BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct counter, MAX_ENDPOINTS, 0) endpoint_counters SEC(".maps");
 MAP(BPF_MAP_TYPE_ARRAY, __u32, struct interface, MAX_INTERFACES, 0) interfaces SEC(".maps");
 
+// The gateways that may know connections to a service that are not known here, by the service's number.
+MAP(BPF_MAP_TYPE_HASH, __u32, struct addr, MAX_SERVICES, BPF_F_NO_PREALLOC) formers SEC(".maps");
+
 // Fragments but the first have no ports.
 struct fragment_key {
 	struct addr source, destination;

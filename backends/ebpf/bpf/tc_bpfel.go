@@ -23,6 +23,7 @@ const (
 	TcMapEndpointCounters = "endpoint_counters"
 	TcMapEndpoints        = "endpoints"
 	TcMapFlows            = "flows"
+	TcMapFormers          = "formers"
 	TcMapFragments        = "fragments"
 	TcMapFrontends        = "frontends"
 	TcMapInterfaces       = "interfaces"
@@ -96,6 +97,7 @@ type TcMapSpecs struct {
 	EndpointCounters *ebpf.MapSpec `ebpf:"endpoint_counters"`
 	Endpoints        *ebpf.MapSpec `ebpf:"endpoints"`
 	Flows            *ebpf.MapSpec `ebpf:"flows"`
+	Formers          *ebpf.MapSpec `ebpf:"formers"`
 	Fragments        *ebpf.MapSpec `ebpf:"fragments"`
 	Frontends        *ebpf.MapSpec `ebpf:"frontends"`
 	Interfaces       *ebpf.MapSpec `ebpf:"interfaces"`
@@ -143,6 +145,7 @@ type TcMaps struct {
 	EndpointCounters *ebpf.Map `ebpf:"endpoint_counters"`
 	Endpoints        *ebpf.Map `ebpf:"endpoints"`
 	Flows            *ebpf.Map `ebpf:"flows"`
+	Formers          *ebpf.Map `ebpf:"formers"`
 	Fragments        *ebpf.Map `ebpf:"fragments"`
 	Frontends        *ebpf.Map `ebpf:"frontends"`
 	Interfaces       *ebpf.Map `ebpf:"interfaces"`
@@ -166,6 +169,7 @@ func (m *TcMaps) Close() error {
 		m.EndpointCounters,
 		m.Endpoints,
 		m.Flows,
+		m.Formers,
 		m.Fragments,
 		m.Frontends,
 		m.Interfaces,

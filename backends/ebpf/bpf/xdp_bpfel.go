@@ -21,6 +21,7 @@ const (
 	XDPMapEndpointCounters = "endpoint_counters"
 	XDPMapEndpoints        = "endpoints"
 	XDPMapFlows            = "flows"
+	XDPMapFormers          = "formers"
 	XDPMapFragments        = "fragments"
 	XDPMapFrontends        = "frontends"
 	XDPMapInterfaces       = "interfaces"
@@ -90,6 +91,7 @@ type XDPMapSpecs struct {
 	EndpointCounters *ebpf.MapSpec `ebpf:"endpoint_counters"`
 	Endpoints        *ebpf.MapSpec `ebpf:"endpoints"`
 	Flows            *ebpf.MapSpec `ebpf:"flows"`
+	Formers          *ebpf.MapSpec `ebpf:"formers"`
 	Fragments        *ebpf.MapSpec `ebpf:"fragments"`
 	Frontends        *ebpf.MapSpec `ebpf:"frontends"`
 	Interfaces       *ebpf.MapSpec `ebpf:"interfaces"`
@@ -135,6 +137,7 @@ type XDPMaps struct {
 	EndpointCounters *ebpf.Map `ebpf:"endpoint_counters"`
 	Endpoints        *ebpf.Map `ebpf:"endpoints"`
 	Flows            *ebpf.Map `ebpf:"flows"`
+	Formers          *ebpf.Map `ebpf:"formers"`
 	Fragments        *ebpf.Map `ebpf:"fragments"`
 	Frontends        *ebpf.Map `ebpf:"frontends"`
 	Interfaces       *ebpf.Map `ebpf:"interfaces"`
@@ -156,6 +159,7 @@ func (m *XDPMaps) Close() error {
 		m.EndpointCounters,
 		m.Endpoints,
 		m.Flows,
+		m.Formers,
 		m.Fragments,
 		m.Frontends,
 		m.Interfaces,

@@ -559,8 +559,10 @@ type Frontend struct {
 	ProxyProtocol           bool      `protobuf:"varint,12,opt,name=proxy_protocol,json=proxyProtocol,proto3" json:"proxy_protocol,omitempty"`
 	MaxConnections          uint32    `protobuf:"varint,13,opt,name=max_connections,json=maxConnections,proto3" json:"max_connections,omitempty"`
 	MaxNewPerSecond         uint32    `protobuf:"varint,14,opt,name=max_new_per_second,json=maxNewPerSecond,proto3" json:"max_new_per_second,omitempty"`
-	unknownFields           protoimpl.UnknownFields
-	sizeCache               protoimpl.SizeCache
+	// Empty: nobody.
+	Former        []byte `protobuf:"bytes,15,opt,name=former,proto3" json:"former,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Frontend) Reset() {
@@ -689,6 +691,13 @@ func (x *Frontend) GetMaxNewPerSecond() uint32 {
 		return x.MaxNewPerSecond
 	}
 	return 0
+}
+
+func (x *Frontend) GetFormer() []byte {
+	if x != nil {
+		return x.Former
+	}
+	return nil
 }
 
 type AppliedRequest struct {
@@ -1693,7 +1702,7 @@ const file_dataplane_proto_rawDesc = "" +
 	"\x04port\x18\x03 \x01(\rR\x04port\"6\n" +
 	"\x06Prefix\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x12\n" +
-	"\x04bits\x18\x02 \x01(\rR\x04bits\"\xb9\x04\n" +
+	"\x04bits\x18\x02 \x01(\rR\x04bits\"\xd1\x04\n" +
 	"\bFrontend\x122\n" +
 	"\x03key\x18\x01 \x01(\v2 .kubelb.dataplane.v1.FrontendKeyR\x03key\x12'\n" +
 	"\x0fowner_namespace\x18\x02 \x01(\tR\x0eownerNamespace\x12\x1d\n" +
@@ -1715,7 +1724,8 @@ const file_dataplane_proto_rawDesc = "" +
 	"\x19idle_timeout_milliseconds\x18\v \x01(\x04R\x17idleTimeoutMilliseconds\x12%\n" +
 	"\x0eproxy_protocol\x18\f \x01(\bR\rproxyProtocol\x12'\n" +
 	"\x0fmax_connections\x18\r \x01(\rR\x0emaxConnections\x12+\n" +
-	"\x12max_new_per_second\x18\x0e \x01(\rR\x0fmaxNewPerSecond\"\x10\n" +
+	"\x12max_new_per_second\x18\x0e \x01(\rR\x0fmaxNewPerSecond\x12\x16\n" +
+	"\x06former\x18\x0f \x01(\fR\x06former\"\x10\n" +
 	"\x0eAppliedRequest\"4\n" +
 	"\n" +
 	"PoolDigest\x12\x0e\n" +

@@ -50,6 +50,7 @@ type options struct {
 	lease                                                        time.Duration
 	whenAlone, routerID                                          string
 	stay                                                         bool
+	handover                                                     time.Duration
 	apiServer, apiServerCA                                       string
 	forbidden, metricsAddress, probeAddress, logLevel, logFormat string
 }
@@ -90,6 +91,7 @@ func (o *options) register(flags *flag.FlagSet) {
 	flags.BoolVar(&o.stay, "bgp-stay-on-exit", false, "when this gateway ends, leave its routes with routers that know graceful restart, for one that follows at once; otherwise they are withdrawn")
 	flags.DurationVar(&o.lease, "gateway-lease", membership.DefaultDuration, "how long, in whole seconds, this gateway's addresses stay without an answer at least when it dies; the Lease is renewed five times as often")
 	flags.StringVar(&o.whenAlone, "when-alone", aloneKeep, "what becomes of the addresses of a gateway that reaches neither the API nor another gateway on its interfaces: keep or withdraw")
+	flags.DurationVar(&o.handover, "handover", 10*time.Minute, "for how long connections of an address that this gateway has taken over go on by the gateway that had it before, where packets are rewritten (nat) and that gateway works; 0 turns it off")
 	flags.StringVar(&o.interfaces, "announce-interfaces", "", "interfaces, separated by commas, on which ARP and NDP are answered (required for layer2), and gateways hear one another")
 	flags.StringVar(&o.apiServer, "api-server", "", "URL at which tenants reach the management cluster's API; empty takes it from the kubeconfig")
 	flags.StringVar(&o.apiServerCA, "api-server-ca", "", "file with the CA of that URL; empty takes it from the kubeconfig")
@@ -232,7 +234,7 @@ func (o *options) newGateway(mgr ctrl.Manager, forbidden []netip.Prefix, log *sl
 	}
 	options := gateway.Options{
 		Name: o.name, Labels: o.labels, Forbidden: forbidden, KeepWhenAlone: o.whenAlone == aloneKeep,
-		Secrets: mgr.GetAPIReader(), Namespace: o.namespace,
+		Secrets: mgr.GetAPIReader(), Namespace: o.namespace, Handover: o.handover,
 		SegmentKey: func(ctx context.Context) ([]byte, error) {
 			return membership.WaitForKey(ctx, mgr.GetAPIReader(), o.namespace, o.stateDir)
 		},
@@ -261,6 +263,7 @@ func (o *options) announcer(mgr ctrl.Manager, g *gateway.Options, mayAnswer func
 	if o.interfaces != "" {
 		interfaces = strings.Split(o.interfaces, ",")
 	}
+	g.Addresses = func() []netip.Addr { return gateway.OwnAddresses(interfaces) }
 	switch o.announce {
 	case announceNone:
 		g.Announcer = announce.None{}
@@ -276,12 +279,12 @@ func (o *options) announcer(mgr ctrl.Manager, g *gateway.Options, mayAnswer func
 		if o.routerID != "" && (err != nil || !id.Is4()) {
 			return fmt.Errorf("--bgp-router-id=%s: use an IPv4 address", o.routerID)
 		}
-		g.Speaker = bgp.NewSpeaker(bgp.Options{Name: o.name, RouterID: id, StayWhenEnded: o.stay, Changed: changed, Log: g.Log})
+		g.Speaker = bgp.NewSpeaker(bgp.Options{Name: o.name, RouterID: id, StayWhenEnded: o.stay, Notice: gateway.Notice, Changed: changed, Log: g.Log})
 		g.Announcer = g.Speaker
 	default:
 		return fmt.Errorf("--announce=%s: use layer2, bgp or none", o.announce)
 	}
-	member, err := membership.New(mgr.GetConfig(), o.namespace, membership.Options{Name: o.name, Duration: o.lease, Changed: changed, Log: g.Log})
+	member, err := membership.New(mgr.GetConfig(), o.namespace, membership.Options{Name: o.name, Duration: o.lease, Lingers: !o.purge, Changed: changed, Log: g.Log})
 	if err != nil {
 		return err
 	}

@@ -4,7 +4,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// Gateway is a host where a manager moves packets. It is written by that manager alone.
+// Gateway is a host where a manager moves packets. It is made by that manager, which writes its status.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
@@ -12,6 +12,7 @@ import (
 // +kubebuilder:printcolumn:name="Backend",type=string,JSONPath=`.status.backend.name`
 // +kubebuilder:printcolumn:name="Frontends",type=integer,JSONPath=`.status.frontends`
 // +kubebuilder:printcolumn:name="Addresses",type=integer,JSONPath=`.status.announcedAddresses`
+// +kubebuilder:printcolumn:name="Draining",type=boolean,priority=1,JSONPath=`.spec.draining`
 // +kubebuilder:printcolumn:name="BGP",type=string,priority=1,JSONPath=`.status.bgpSessions[*].state`
 // +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
 // +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`
@@ -24,8 +25,13 @@ type Gateway struct {
 	Status GatewayStatus `json:"status,omitempty"`
 }
 
-// GatewaySpec is empty: a gateway is configured where it runs.
-type GatewaySpec struct{}
+// GatewaySpec is what operators tell a gateway; all else is configured where it runs.
+type GatewaySpec struct {
+	// Draining: the gateway answers for no address any more, and takes no new connections. Those that it has go on: other gateways
+	// send their packets there. `kubelb drain` sets it.
+	// +optional
+	Draining bool `json:"draining,omitempty"`
+}
 
 // GatewayStatus is what the gateway does now.
 type GatewayStatus struct {
@@ -66,7 +72,7 @@ type GatewayStatus struct {
 	// +kubebuilder:validation:MaxItems=100
 	Failures []GatewayFailure `json:"failures,omitempty"`
 	// Conditions: Ready says whether the dataplane runs and holds what it should, BGPEstablished whether there is a session with every
-	// router, where addresses are announced by BGP.
+	// router, where addresses are announced by BGP, and Drained whether one that drains has let go of all addresses.
 	// +optional
 	// +listType=map
 	// +listMapKey=type

@@ -48,6 +48,9 @@ const AnnotationProxyProtocol = "kubelb.k8c.io/proxy-protocol"
 // ConditionBGPEstablished of a Gateway: there is a session with every router that it should have one with.
 const ConditionBGPEstablished = "BGPEstablished"
 
+// ConditionDrained of a Gateway that is told to drain: it answers for no address any more.
+const ConditionDrained = "Drained"
+
 // Condition types of a LoadBalancer, in the order in which they come true.
 const (
 	ConditionAccepted         = "Accepted"

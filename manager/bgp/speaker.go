@@ -28,6 +28,8 @@ type Options struct {
 	// StayWhenEnded leaves the routes with routers that know graceful restart when the speaker ends: another one follows soon, and the
 	// dataplane works on in between. Otherwise they are withdrawn.
 	StayWhenEnded bool
+	// Notice is how long the speaker waits at its end before it withdraws routes, for other gateways to know what comes to them.
+	Notice time.Duration
 	// Changed is told when a session came or went; it must not block.
 	Changed func()
 	Log     *slog.Logger
@@ -343,6 +345,9 @@ const heed = time.Second
 // Run waits for ctx to end, and then ends all sessions.
 func (s *Speaker) Run(ctx context.Context) error {
 	<-ctx.Done()
+	if !s.options.StayWhenEnded {
+		time.Sleep(s.options.Notice)
+	}
 	s.mu.Lock()
 	s.ended = true
 	b := s.server

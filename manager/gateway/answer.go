@@ -1,12 +1,14 @@
 package gateway
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
 	"time"
 
+	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/core/election"
 	"kubelb.k8c.io/manager/membership"
 )
@@ -26,20 +28,21 @@ type answering struct {
 	waiting   int
 	candidacy candidacy
 	view      election.View
+	handover  handover
 }
 
 // elect brings what is answered for to what this gateway and its peers know now.
-func (g *Gateway) elect() {
+func (g *Gateway) elect(ctx context.Context) {
 	a := &g.answering
 	if !a.elects {
-		g.answerForAll()
+		g.answerForAll(ctx)
 		return
 	}
 	permitted, holds := a.permit.may(), a.member.Holds()
 	peers, candidates := a.member.Peers()
 	// One that has not got a lease yet asks for it as a candidate; one that has lost it has failed.
 	able := g.served && g.options.Announcer.Able() && (permitted || !a.candidacy.stood)
-	candidate := a.candidacy.stands(able, len(candidates) > 0, time.Now())
+	candidate := !g.draining() && a.candidacy.stands(able, len(candidates) > 0, time.Now())
 	if candidate {
 		candidates = append(candidates, g.options.Name)
 		slices.Sort(candidates)
@@ -49,45 +52,70 @@ func (g *Gateway) elect() {
 	}
 	a.view = election.View{Candidates: candidates, Configuration: g.selection.Digest()}
 	told := a.member.Told(a.view)
-	g.decide(fmt.Sprint(holds, told, a.view, peers), func(address netip.Addr) bool {
-		return holds && election.Winner(address, candidates, g.selection.ServingAddress(address)) == g.options.Name
+	g.decide(ctx, fmt.Sprint(holds, told, a.view, peers), func(address netip.Addr) (string, bool) {
+		return election.Winner(address, candidates, g.selection.ServingAddress(address)), holds
 	}, func(address netip.Addr) bool {
 		return told && election.MayClaim(address, a.view, peers, g.selection.ServingAddress(address))
 	})
 	// It says what it acts upon after it has let go of what is not its own by that.
-	a.member.Say(membership.Said{View: a.view, Candidate: candidate})
+	a.member.Say(membership.Said{View: a.view, Candidate: candidate, Leaving: g.draining(), Reached: g.reached(able)})
 }
 
+// Notice is how long before it withdraws a gateway says that it leaves, where others are sent its connections without asking for them.
+const Notice = time.Second
+
 // answerForAll answers for every address that the pools have this gateway serve, as other gateways do, as long as it may answer at all.
-func (g *Gateway) answerForAll() {
+func (g *Gateway) answerForAll(ctx context.Context) {
 	a := &g.answering
 	permitted, digest := a.permit == nil || a.permit.may(), g.selection.Digest()
-	g.decide(fmt.Sprint(permitted, digest), func(address netip.Addr) bool {
-		serving := g.selection.ServingAddress(address)
-		return permitted && (serving == nil || serving(g.options.Name))
-	}, func(netip.Addr) bool { return true })
 	if a.member != nil {
 		// Gateways that elect need to know that this one has nothing that they might have.
-		a.member.Say(membership.Said{View: election.View{Configuration: digest}})
+		a.member.Say(membership.Said{View: election.View{Configuration: digest}, Leaving: g.draining(), Reached: g.reached(g.served)})
+		var leaving []string
+		if !g.draining() {
+			leaving = a.member.Leaving()
+		}
+		a.handover.askWhoLeaves(leaving, a.answers, a.fresh, time.Now())
 	}
+	gone := g.draining() && time.Since(g.drainedSince) >= Notice
+	g.decide(ctx, fmt.Sprint(permitted, gone, digest), func(address netip.Addr) (string, bool) {
+		if serving := g.selection.ServingAddress(address); gone || serving != nil && !serving(g.options.Name) {
+			return "", permitted
+		}
+		return g.options.Name, permitted
+	}, func(netip.Addr) bool { return true })
 	if g.routers != nil && g.served && permitted {
 		g.routers.mayBegin()
 	}
 }
 
-// decide lets go of what is not this gateway's, and then claims what is and may be. Where nothing has changed of what decides, which
-// known stands for, only new addresses are looked at: one more among thousands costs no more than one.
-func (g *Gateway) decide(known string, mine, may func(netip.Addr) bool) {
+// reached are the own addresses for connections that this gateway knows, as long as it works.
+func (g *Gateway) reached(works bool) []netip.Addr {
+	if !works || !slices.Contains(g.host.description.Features, dataplane.Handover) {
+		return nil
+	}
+	return g.options.Addresses()
+}
+
+// decide lets go of what is not this gateway's, and then claims what is and may be: what holder names it for, if it holds what it needs
+// for that. Where nothing has changed of what decides, which known stands for, only new addresses are looked at: one more among thousands
+// costs no more than one.
+func (g *Gateway) decide(ctx context.Context, known string, holder func(netip.Addr) (name string, may bool), may func(netip.Addr) bool) {
 	a := &g.answering
 	look := slices.Values(a.fresh)
 	if known != a.known || a.waiting > 0 {
 		look = maps.Keys(a.answers)
 	}
 	a.known, a.fresh, a.waiting = known, nil, 0
+	now := time.Now()
 	var gone, claimed []netip.Addr
 	for address := range look {
 		answers, held := a.answers[address]
-		switch is := held && mine(address); {
+		name, able := holder(address)
+		if a.elects {
+			a.handover.take(address, name, g.options.Name, now)
+		}
+		switch is := held && able && name == g.options.Name; {
 		case answers && !is:
 			gone = append(gone, address)
 		case is && !answers && may(address):
@@ -101,6 +129,9 @@ func (g *Gateway) decide(known string, mine, may func(netip.Addr) bool) {
 	}
 	for _, address := range gone {
 		a.answers[address] = false
+	}
+	if a.member != nil {
+		g.handOver(ctx)
 	}
 	for _, address := range claimed {
 		a.answers[address] = true

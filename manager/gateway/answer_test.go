@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -33,7 +34,7 @@ func (board) Run(context.Context) error { return nil }
 
 func TestAnAddressIsAnsweredForWhileItIsThisGatewaysAndNobodyElseHasIt(t *testing.T) {
 	b := board{}
-	g := New(Options{Announcer: b, Log: slog.New(slog.DiscardHandler)}, nil, nil)
+	g := New(Options{Name: "g", Announcer: b, Elects: true, Log: slog.New(slog.DiscardHandler)}, nil, nil)
 	one, two, three := netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("203.0.113.2"), netip.MustParseAddr("203.0.113.3")
 	frontend := func(a netip.Addr) model.Frontend {
 		return model.Frontend{FrontendKey: model.FrontendKey{VIP: a, Protocol: model.TCP, Port: 80}}
@@ -54,23 +55,32 @@ func TestAnAddressIsAnsweredForWhileItIsThisGatewaysAndNobodyElseHasIt(t *testin
 			return set[a]
 		}
 	}
+	mine := func(addresses ...netip.Addr) func(netip.Addr) (string, bool) {
+		is := of(addresses...)
+		return func(a netip.Addr) (string, bool) {
+			if is(a) {
+				return "g", true
+			}
+			return "other", true
+		}
+	}
 	serve(one, two)
-	g.decide("view 1", of(one, two), of(one))
+	g.decide(t.Context(), "view 1", mine(one, two), of(one))
 	require.Equal(t, board{one: true}, b)
 	require.Equal(t, 1, g.answering.waiting, "two is another one's yet")
-	g.decide("view 1", of(one, two), of(one, two))
+	g.decide(t.Context(), "view 1", mine(one, two), of(one, two))
 	require.Equal(t, board{one: true, two: true}, b)
 	require.Zero(t, g.answering.waiting)
 	serve(three)
 	asked = 0
-	g.decide("view 1", of(one, two, three), of(one, two, three))
+	g.decide(t.Context(), "view 1", mine(one, two, three), of(one, two, three))
 	require.Equal(t, board{one: true, two: true, three: true}, b)
 	require.Equal(t, 2, asked, "whether the new one is mine, and may be claimed")
-	g.decide("view 2", of(two), of())
+	g.decide(t.Context(), "view 2", mine(two), of())
 	require.Equal(t, board{two: true}, b)
 	g.withdraw(model.Delta{DeleteFrontends: []model.FrontendKey{frontend(two).FrontendKey}})
 	require.Empty(t, maps.Collect(maps.All(b)))
-	g.decide("view 3", of(one, two, three), of(one, two, three))
+	g.decide(t.Context(), "view 3", mine(one, two, three), of(one, two, three))
 	require.Equal(t, board{one: true, three: true}, b)
 }
 
@@ -100,4 +110,69 @@ func TestAGatewayThatComesBackStandsAfterItWasWellForAWhileAndLaterEachTime(t *t
 	require.True(t, c.stands(true, true, now))
 	require.False(t, c.stands(false, true, now))
 	require.Equal(t, 2*returnAfter, c.wait(), "what was long ago counts no more")
+}
+
+func TestAFormerGatewayIsAskedForAWhileAsLongAsItWorks(t *testing.T) {
+	v4, v6 := netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("2001:db8:f::1")
+	at4, at6 := netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("2001:db8:c::2")
+	now := time.Now()
+	h := handover{limit: time.Minute, holders: map[netip.Addr]string{}, formers: map[netip.Addr]former{}}
+	works := []netip.Addr{at6, at4}
+	reached := func(string) []netip.Addr { return works }
+	look := func() []netip.Addr {
+		changed := h.look(reached, now)
+		slices.SortFunc(changed, netip.Addr.Compare)
+		return changed
+	}
+	h.take(v4, "me", "me", now)
+	h.take(v6, "other", "me", now)
+	require.Empty(t, look(), "nobody has had the one before, and the other is not mine")
+	h.take(v4, "other", "me", now)
+	for _, a := range []netip.Addr{v4, v6} {
+		h.take(a, "me", "me", now)
+		h.take(a, "me", "me", now.Add(time.Second))
+	}
+	require.Equal(t, []netip.Addr{v4, v6}, look())
+	require.Equal(t, at4, h.formers[v4].at)
+	require.Equal(t, at6, h.formers[v6].at)
+	require.Empty(t, look(), "nothing new")
+	require.Equal(t, now.Add(time.Minute), h.ends())
+	works = nil
+	require.Equal(t, []netip.Addr{v4, v6}, look(), "it works no more")
+	works = []netip.Addr{at4}
+	require.Equal(t, []netip.Addr{v4}, look(), "it does again, in one family")
+	now = now.Add(time.Minute)
+	require.Equal(t, []netip.Addr{v4}, look(), "long enough")
+	require.Empty(t, h.formers)
+	require.Zero(t, h.ends())
+	h.take(v4, "third", "me", now)
+	h.take(v4, "me", "me", now)
+	require.Equal(t, []netip.Addr{v4}, look())
+	h.take(v4, "other", "me", now)
+	require.Empty(t, look(), "who asks this gateway may be sent on to the one before")
+	h.take(v4, "third", "me", now)
+	require.Equal(t, []netip.Addr{v4}, look(), "but not back")
+	require.False(t, h.formers[v4].at.IsValid())
+}
+
+func TestWhereAllAnswerForAllTheOneThatLeavesIsAsked(t *testing.T) {
+	one, two := netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("203.0.113.2")
+	now := time.Now()
+	h := handover{limit: time.Minute, holders: map[netip.Addr]string{}, formers: map[netip.Addr]former{}, left: map[string]time.Time{}}
+	reached := func(name string) []netip.Addr {
+		return map[string][]netip.Addr{"a": {netip.MustParseAddr("192.0.2.1")}, "b": {netip.MustParseAddr("192.0.2.2")}}[name]
+	}
+	all := map[netip.Addr]bool{one: true}
+	h.askWhoLeaves([]string{"a", "b"}, all, nil, now)
+	require.Equal(t, []netip.Addr{one}, h.look(reached, now))
+	require.Equal(t, "a", h.formers[one].name)
+	all[two] = true
+	h.askWhoLeaves([]string{"a", "b"}, all, []netip.Addr{two}, now)
+	require.Equal(t, []netip.Addr{two}, h.look(reached, now))
+	h.askWhoLeaves([]string{"b"}, all, nil, now)
+	require.Len(t, h.look(reached, now), 2, "the first is back")
+	require.Equal(t, "b", h.formers[two].name)
+	h.askWhoLeaves(nil, all, nil, now)
+	require.Len(t, h.look(reached, now), 2)
+	require.Empty(t, h.formers)
 }

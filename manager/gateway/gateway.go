@@ -52,6 +52,10 @@ type Options struct {
 	Speaker   *bgp.Speaker
 	Secrets   client.Reader
 	Namespace string
+	// Addresses are this gateway's own on the segment, where other gateways send packets of connections that it knows. For Handover
+	// after it has taken an address over it sends such packets to the gateway that had it before.
+	Addresses func() []netip.Addr
+	Handover  time.Duration
 	// Heart is heard by other gateways on the segment, with a key that SegmentKey waits for; both belong to Member.
 	Heart      *heartbeat.Heart
 	SegmentKey func(context.Context) ([]byte, error)
@@ -96,6 +100,8 @@ type Gateway struct {
 	answering answering
 	// routers is there where addresses are announced by BGP.
 	routers *routers
+	// drainedSince is when the operator's wish came that this gateway drains; zero for no such wish.
+	drainedSince time.Time
 	// poke wakes up the loop: what it answers for may have changed.
 	poke chan struct{}
 }
@@ -114,7 +120,8 @@ func New(o Options, c cache.Cache, w client.Client) *Gateway {
 	g := &Gateway{options: o, cache: c, client: w, log: o.Log.With("gateway", o.Name), events: make(chan event, 4096), hub: translate.NewHub(),
 		pools: map[string]ipam.Pool{}, selection: selection.New(), fails: map[string]failure{}, status: make(chan v1alpha1.GatewayStatus, 1), inSync: make(chan struct{}, 1),
 		held: map[model.FrontendKey]bool{}, vips: map[netip.Addr]int{}, poke: make(chan struct{}, 1),
-		answering: answering{elects: o.Elects, member: o.Member, answers: map[netip.Addr]bool{}}}
+		answering: answering{elects: o.Elects, member: o.Member, answers: map[netip.Addr]bool{},
+			handover: handover{limit: o.Handover, holders: map[netip.Addr]string{}, formers: map[netip.Addr]former{}, left: map[string]time.Time{}}}}
 	if o.Member != nil {
 		g.answering.permit = &permit{lease: o.Member, segment: o.Heart, keepWhenAlone: o.KeepWhenAlone, changed: g.Elect}
 	}
@@ -254,8 +261,11 @@ func (g *Gateway) drain() {
 // pause is how long nothing needs to be done unless something happens.
 func (g *Gateway) pause() time.Duration {
 	pause := time.Minute
-	if g.answering.undecided() {
+	if g.answering.undecided() || g.draining() && time.Since(g.drainedSince) < 2*Notice {
 		pause = returnAfter / 20
+	}
+	if ends := g.answering.handover.ends(); !ends.IsZero() {
+		pause = min(pause, max(time.Millisecond, time.Until(ends)))
 	}
 	if !g.retryAt.IsZero() {
 		pause = min(pause, max(0, time.Until(g.retryAt)))
@@ -278,7 +288,7 @@ func (g *Gateway) work(ctx context.Context) {
 		g.problem = err
 		g.restartLater()
 	}
-	g.elect()
+	g.elect(ctx)
 	g.publish()
 }
 
@@ -349,7 +359,7 @@ func (g *Gateway) supported(d model.Delta) (model.Delta, []dataplane.RecordError
 			d.DeleteFrontends = append(d.DeleteFrontends, f.FrontendKey)
 			continue
 		}
-		kept = append(kept, f)
+		kept = append(kept, g.facing(f))
 	}
 	d.UpsertFrontends = kept
 	// One that was served before is about to leave the dataplane; without this its address would still be answered for.
@@ -403,6 +413,7 @@ func (g *Gateway) withdraw(d model.Delta) {
 		if !coming[key.VIP] {
 			g.options.Announcer.Withdraw(key.VIP)
 			delete(g.answering.answers, key.VIP)
+			g.answering.handover.forget(key.VIP)
 		}
 	}
 }
@@ -456,7 +467,7 @@ func (g *Gateway) watch(ctx context.Context) (func() bool, error) {
 			AddFunc: func(o any) { send(o, false) },
 			UpdateFunc: func(before, o any) {
 				// The status of gateways changes all the time, and is nothing to other gateways.
-				if was, ok := before.(*v1alpha1.Gateway); ok && maps.Equal(was.Labels, o.(client.Object).GetLabels()) {
+				if was, ok := before.(*v1alpha1.Gateway); ok && maps.Equal(was.Labels, o.(client.Object).GetLabels()) && was.Generation == o.(client.Object).GetGeneration() {
 					return
 				}
 				send(o, false)
@@ -504,6 +515,9 @@ func gatewayChanged(o client.Object, gone bool) event {
 		if g.routers != nil {
 			g.routers.look()
 		}
+		if o.GetName() == g.options.Name {
+			g.wishToDrain(!gone && o.(*v1alpha1.Gateway).Spec.Draining)
+		}
 		if gone {
 			g.selection.DeleteGateway(o.GetName())
 			return
@@ -511,6 +525,18 @@ func gatewayChanged(o client.Object, gone bool) event {
 		g.selection.SetGateway(o.GetName(), o.GetLabels())
 	}
 }
+
+// wishToDrain notes what the operator wishes.
+func (g *Gateway) wishToDrain(is bool) {
+	switch {
+	case !is:
+		g.drainedSince = time.Time{}
+	case !g.draining():
+		g.drainedSince = time.Now()
+	}
+}
+
+func (g *Gateway) draining() bool { return !g.drainedSince.IsZero() }
 
 func peerChanged(client.Object, bool) event {
 	return func(g *Gateway) { g.routers.look() }

@@ -61,6 +61,9 @@ func (g *Gateway) publish() {
 		}
 	}
 	s.Conditions = []metav1.Condition{ready}
+	if g.draining() {
+		s.Conditions = append(s.Conditions, drainedCondition(s.AnnouncedAddresses))
+	}
 	if g.routers != nil {
 		s.BGPSessions = g.routers.sessions()
 		s.Conditions = append(s.Conditions, sessionsCondition(s.BGPSessions))
@@ -70,6 +73,13 @@ func (g *Gateway) publish() {
 	default:
 	}
 	g.status <- s
+}
+
+func drainedCondition(answered int32) metav1.Condition {
+	if answered > 0 {
+		return metav1.Condition{Type: v1alpha1.ConditionDrained, Status: metav1.ConditionFalse, Reason: "Draining", Message: fmt.Sprintf("it still answers for %d addresses", answered)}
+	}
+	return metav1.Condition{Type: v1alpha1.ConditionDrained, Status: metav1.ConditionTrue, Reason: "Drained", Message: "other gateways answer for all addresses; connections that it has go on"}
 }
 
 func clip(s string, n int) string {

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -47,6 +48,8 @@ type Options struct {
 	Name string
 	// Duration is that of the lease, in whole seconds.
 	Duration time.Duration
+	// Lingers: what the dataplane holds stays when the member leaves.
+	Lingers bool
 	// Changed is told when peers or the own lease have changed; it must not block.
 	Changed func()
 	Log     *slog.Logger
@@ -57,6 +60,15 @@ type Said struct {
 	election.View
 	// Candidate: it is ready to answer for addresses.
 	Candidate bool `json:"candidate"`
+	// Leaving: it answers for no address any more, and is to be spared new connections. It is there still.
+	Leaving bool `json:"leaving,omitempty"`
+	// Reached are its own addresses on the segment, at which its dataplane takes packets of connections that it knows. There are none
+	// while its dataplane or its link does not work.
+	Reached []netip.Addr `json:"reached,omitempty"`
+}
+
+func (s Said) equal(o Said) bool {
+	return s.View.Equal(o.View) && s.Candidate == o.Candidate && s.Leaving == o.Leaving && slices.Equal(s.Reached, o.Reached)
 }
 
 // Member keeps a gateway's Lease. It is safe for concurrent use.
@@ -117,7 +129,7 @@ func (m *Member) holds() bool { return m.until > clock.Now() }
 // Say publishes what the gateway acts upon from now on, as soon as possible.
 func (m *Member) Say(s Said) {
 	m.mu.Lock()
-	same := m.said.Candidate == s.Candidate && m.said.View.Equal(s.View)
+	same := m.said.equal(s)
 	m.said = s
 	m.mu.Unlock()
 	if !same {
@@ -153,6 +165,30 @@ func (m *Member) Peers() (peers []election.Peer, candidates []string) {
 	return peers, candidates
 }
 
+// Reached are a peer's own addresses on the segment, at which packets of connections that it knows are taken: while its lease lasts, or
+// after it has left in good order. There are none of one that has failed. leaving tells whether it has left, or is about to.
+func (m *Member) Reached(name string) (addresses []netip.Addr, leaving bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	p := m.peers[name]
+	if p == nil || !p.departed && p.gone <= clock.Now() {
+		return nil, false
+	}
+	return p.said.Reached, p.departed || p.said.Leaving
+}
+
+// Leaving are the names of the peers that have left in good order, or are about to.
+func (m *Member) Leaving() (names []string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, name := range slices.Sorted(maps.Keys(m.peers)) {
+		if p := m.peers[name]; p.departed || p.said.Leaving && p.gone > clock.Now() {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
 // Run keeps the lease until ctx ends, and then gives it back.
 func (m *Member) Run(ctx context.Context) error {
 	timer := time.NewTimer(0)
@@ -186,7 +222,11 @@ func (m *Member) state() string {
 	peers, candidates := m.Peers()
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return fmt.Sprint(m.holds(), m.looked, m.told, peers, candidates)
+	var said []Said
+	for _, name := range slices.Sorted(maps.Keys(m.peers)) {
+		said = append(said, m.peers[name].said)
+	}
+	return fmt.Sprint(m.holds(), m.looked, m.told, peers, candidates, said)
 }
 
 // renew writes the Lease. A Lease of the same name that another process has is waited for.
@@ -343,7 +383,17 @@ func (m *Member) leave() error {
 	ctx, cancel := context.WithTimeout(context.Background(), m.options.Duration)
 	defer cancel()
 	lease = lease.DeepCopy()
+	m.mu.Lock()
+	said := m.said
+	m.mu.Unlock()
+	said.Candidate, said.Leaving = false, true
+	if !m.options.Lingers {
+		said.Reached = nil
+	}
 	nobody := ""
+	if err := m.fill(lease, said); err != nil {
+		return err
+	}
 	lease.Spec.HolderIdentity = &nobody
 	if _, err := m.leases.Update(ctx, lease, metav1.UpdateOptions{}); err != nil && !apierrors.IsNotFound(err) {
 		return fmt.Errorf("give back the gateway's Lease: %w", err)

@@ -93,6 +93,8 @@ func failures() []failure {
 			g.process.Stop()
 			return nil
 		}, mend: start},
+		{name: "drained (kubelb drain)", happen: func(ctx context.Context, f *fleet, g *gateway) error { return f.drain(ctx, g, true) },
+			mend: func(ctx context.Context, f *fleet, g *gateway) error { return f.drain(ctx, g, false) }},
 		{name: "not chosen by the pool any more", happen: func(ctx context.Context, f *fleet, g *gateway) error {
 			return f.choose(ctx, &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{
 				{Key: nameLabel, Operator: metav1.LabelSelectorOpNotIn, Values: []string{g.name}}}})

@@ -19,6 +19,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/clientcmd"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -389,6 +390,12 @@ func (f *fleet) choose(ctx context.Context, selector *metav1.LabelSelector) erro
 	before := pool.DeepCopy()
 	pool.Spec.GatewaySelector = selector
 	return f.hub.Patch(ctx, &pool, client.MergeFrom(before))
+}
+
+// drain does what kubelb drain does.
+func (f *fleet) drain(ctx context.Context, g *gateway, is bool) error {
+	object := &v1alpha1.Gateway{ObjectMeta: metav1.ObjectMeta{Name: g.name}}
+	return f.hub.Patch(ctx, object, client.RawPatch(types.MergePatchType, fmt.Appendf(nil, `{"spec":{"draining":%t}}`, is)))
 }
 
 func (g *gateway) start(f *fleet) (err error) {

@@ -25,6 +25,6 @@ func rootCommand() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(renderCommand())
+	root.AddCommand(renderCommand(), drainCommand())
 	return root
 }

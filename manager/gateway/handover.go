@@ -1,0 +1,171 @@
+package gateway
+
+import (
+	"context"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"time"
+
+	"kubelb.k8c.io/backends/dataplane"
+	"kubelb.k8c.io/core/model"
+)
+
+// handover is to whom packets of connections go that this gateway does not know: to the gateway that has answered for the address before,
+// for a while, as long as it works.
+type handover struct {
+	limit time.Duration
+	// holders are the gateways that answer for an address, as this one has seen it last; formers are those that this one has taken
+	// addresses over from, and until when they are asked.
+	holders map[netip.Addr]string
+	formers map[netip.Addr]former
+	// left are gateways that leave, and since when; asked is the one of them that is asked about everything.
+	left  map[string]time.Time
+	asked string
+}
+
+type former struct {
+	name  string
+	until time.Time
+	// at is where it is reached, in the address's family; it changes as the gateway says.
+	at netip.Addr
+}
+
+// take notes who answers for an address now. Where it is this gateway, and was another one, that one is asked.
+func (h *handover) take(address netip.Addr, holder, self string, now time.Time) {
+	before := h.holders[address]
+	if holder == before {
+		return
+	}
+	h.holders[address] = holder
+	switch {
+	case holder != self:
+		// The new holder asks this gateway; what this one does not know either goes on to who had it before, but never back.
+		if f, asks := h.formers[address]; asks && f.name == holder {
+			f.until = now
+			h.formers[address] = f
+		}
+	case before != "":
+		h.formers[address] = former{name: before, until: now.Add(h.limit)}
+	}
+}
+
+// askWhoLeaves is for gateways of which each answers for all addresses: where one leaves, others get its connections, and ask it.
+func (h *handover) askWhoLeaves(names []string, all map[netip.Addr]bool, fresh []netip.Addr, now time.Time) {
+	maps.DeleteFunc(h.left, func(name string, _ time.Time) bool { return !slices.Contains(names, name) })
+	asked := ""
+	for _, name := range names {
+		if h.left[name].IsZero() {
+			h.left[name] = now
+		}
+		if asked == "" && now.Sub(h.left[name]) < h.limit {
+			asked = name
+		}
+	}
+	look := slices.Values(fresh)
+	if asked != h.asked {
+		look = maps.Keys(all)
+	}
+	h.asked = asked
+	for address := range look {
+		h.formers[address] = former{name: asked, until: now.Add(h.limit), at: h.formers[address].at}
+		if asked == "" {
+			h.formers[address] = former{until: now, at: h.formers[address].at}
+		}
+	}
+}
+
+// forget drops an address that the dataplane does not hold any more.
+func (h *handover) forget(address netip.Addr) {
+	delete(h.holders, address)
+	delete(h.formers, address)
+}
+
+// look brings formers to what they say of themselves, and returns the addresses of which something has changed.
+func (h *handover) look(reached func(name string) []netip.Addr, now time.Time) (changed []netip.Addr) {
+	at := map[string][]netip.Addr{}
+	for address, f := range h.formers {
+		if _, asked := at[f.name]; !asked {
+			at[f.name] = reached(f.name)
+		}
+		var is netip.Addr
+		if i := slices.IndexFunc(at[f.name], func(a netip.Addr) bool { return a.Is4() == address.Is4() }); i >= 0 && now.Before(f.until) {
+			is = at[f.name][i]
+		}
+		if is != f.at {
+			f.at = is
+			h.formers[address] = f
+			changed = append(changed, address)
+		}
+		if !now.Before(f.until) {
+			delete(h.formers, address)
+		}
+	}
+	return changed
+}
+
+// ends is when the next former is asked no more; zero for never.
+func (h *handover) ends() (next time.Time) {
+	for _, f := range h.formers {
+		if f.at.IsValid() && (next.IsZero() || f.until.Before(next)) {
+			next = f.until
+		}
+	}
+	return next
+}
+
+// facing is the frontend as the dataplane is told it: with the former gateway, where that makes sense and the backend can do it.
+func (g *Gateway) facing(f model.Frontend) model.Frontend {
+	if f.Protocol == model.TCP && f.Forwarding == model.NAT && slices.Contains(g.host.description.Features, dataplane.Handover) {
+		f.Former = g.answering.handover.formers[f.VIP].at
+	}
+	return f
+}
+
+// handOver tells the dataplane about formers that have come or gone, before anything is claimed by that.
+func (g *Gateway) handOver(ctx context.Context) {
+	a := &g.answering
+	changed := a.handover.look(func(name string) []netip.Addr {
+		at, _ := a.member.Reached(name)
+		return at
+	}, time.Now())
+	if len(changed) == 0 || !g.host.running() || !g.retryAt.IsZero() {
+		return // who is not told now is told all at once, later
+	}
+	of := map[netip.Addr]bool{}
+	for _, address := range changed {
+		of[address] = true
+	}
+	var d model.Delta
+	for _, f := range g.hub.Snapshot().Frontends {
+		if of[f.VIP] && g.held[f.FrontendKey] {
+			d.UpsertFrontends = append(d.UpsertFrontends, f)
+		}
+	}
+	if err := g.program(ctx, d); err != nil {
+		g.log.Error("hand over connections", "error", err)
+		g.problem = err
+		g.restartLater()
+	}
+}
+
+// OwnAddresses are those on the interfaces.
+func OwnAddresses(interfaces []string) (own []netip.Addr) {
+	for _, name := range interfaces {
+		device, err := net.InterfaceByName(name)
+		if err != nil {
+			continue
+		}
+		addresses, err := device.Addrs()
+		if err != nil {
+			continue
+		}
+		for _, text := range addresses {
+			if prefix, err := netip.ParsePrefix(text.String()); err == nil && !prefix.Addr().IsLinkLocalUnicast() && !prefix.Addr().IsLoopback() {
+				own = append(own, prefix.Addr())
+			}
+		}
+	}
+	return own
+}

@@ -1,0 +1,141 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/clientcmd"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"kubelb.k8c.io/api/v1alpha1"
+)
+
+type drainFlags struct {
+	kubeconfig, context string
+	undo, force         bool
+	timeout             time.Duration
+}
+
+func drainCommand() *cobra.Command {
+	var flags drainFlags
+	cmd := &cobra.Command{
+		Use:   "drain GATEWAY",
+		Short: "Have a gateway let go of its addresses, before its host is worked on",
+		Long: `Have a gateway let go of its addresses: other gateways answer for them, and get all new connections. Those that the
+gateway has go on, as long as it runs: other gateways send their packets there, or serve them themselves where packets
+reach the nodes unchanged. Then its manager can be stopped, and its host restarted.
+
+It waits until the gateway answers for nothing any more. --undo takes it back.`,
+		Example: `  kubelb drain gateway-1
+  kubelb drain gateway-1 --undo`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			hub, err := flags.connect()
+			if err != nil {
+				return err
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), flags.timeout)
+			defer cancel()
+			return flags.drain(ctx, hub, args[0], cmd.OutOrStdout())
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&flags.kubeconfig, "kubeconfig", "", "kubeconfig of the management cluster; empty takes it from where kubectl does")
+	f.StringVar(&flags.context, "context", "", "context in it; empty takes the current one")
+	f.BoolVar(&flags.undo, "undo", false, "have the gateway take addresses again")
+	f.BoolVar(&flags.force, "force", false, "drain it even if no other gateway is ready")
+	f.DurationVar(&flags.timeout, "timeout", time.Minute, "how long to wait")
+	return cmd
+}
+
+// connect returns a client of the management cluster.
+func (f *drainFlags) connect() (client.Client, error) {
+	rules := clientcmd.NewDefaultClientConfigLoadingRules()
+	rules.ExplicitPath = f.kubeconfig
+	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{CurrentContext: f.context}).ClientConfig()
+	if err != nil {
+		return nil, fmt.Errorf("management cluster: %w", err)
+	}
+	scheme := runtime.NewScheme()
+	if err := v1alpha1.AddToScheme(scheme); err != nil {
+		return nil, err
+	}
+	return client.New(config, client.Options{Scheme: scheme})
+}
+
+// lookEvery is how often the gateway is asked whether it has let go.
+const lookEvery = 200 * time.Millisecond
+
+func (f *drainFlags) drain(ctx context.Context, hub client.Client, name string, out io.Writer) error {
+	if !f.undo && !f.force {
+		if err := requireAnother(ctx, hub, name); err != nil {
+			return err
+		}
+	}
+	gateway := &v1alpha1.Gateway{ObjectMeta: metav1.ObjectMeta{Name: name}}
+	err := hub.Patch(ctx, gateway, client.RawPatch(types.MergePatchType, fmt.Appendf(nil, `{"spec":{"draining":%t}}`, !f.undo)))
+	if apierrors.IsNotFound(err) {
+		return fmt.Errorf("there is no gateway %q: see 'kubectl get gateways.kubelb.k8c.io'", name)
+	}
+	if err != nil {
+		return err
+	}
+	if f.undo {
+		fmt.Fprintf(out, "gateway %s takes addresses again\n", name)
+		return nil
+	}
+	last := int32(-1)
+	for {
+		if err := hub.Get(ctx, client.ObjectKey{Name: name}, gateway); err != nil {
+			return fmt.Errorf("gateway %s drains, but whether it has let go is not known: %w", name, err)
+		}
+		drained := meta.FindStatusCondition(gateway.Status.Conditions, v1alpha1.ConditionDrained)
+		if drained != nil && drained.Status == metav1.ConditionTrue {
+			fmt.Fprintf(out, "gateway %s answers for no address any more; its connections go on while it runs\n", name)
+			return nil
+		}
+		if n := gateway.Status.AnnouncedAddresses; n != last {
+			last = n
+			fmt.Fprintf(out, "gateway %s still answers for %d addresses\n", name, n)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("gateway %s still answers for %d addresses after %s: is its manager running? It goes on to drain; 'kubelb drain %s --undo' takes that back", name, last, f.timeout, name)
+		case <-time.After(lookEvery):
+		}
+	}
+}
+
+// requireAnother refuses to drain the only gateway that works.
+func requireAnother(ctx context.Context, hub client.Client, name string) error {
+	var list v1alpha1.GatewayList
+	if err := hub.List(ctx, &list); err != nil {
+		return err
+	}
+	var others []string
+	for _, g := range list.Items {
+		if g.Name == name {
+			continue
+		}
+		if !g.Spec.Draining && meta.IsStatusConditionTrue(g.Status.Conditions, v1alpha1.ConditionReady) {
+			return nil
+		}
+		others = append(others, g.Name)
+	}
+	slices.Sort(others)
+	if len(others) == 0 {
+		return errors.New("there is no other gateway: all addresses would be without an answer. Start another one first, or use --force")
+	}
+	return fmt.Errorf("no other gateway is ready (%s): all addresses would be without an answer. Mend one first, or use --force", strings.Join(others, ", "))
+}

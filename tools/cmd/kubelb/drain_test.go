@@ -1,0 +1,77 @@
+package main
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
+
+	"kubelb.k8c.io/api/v1alpha1"
+)
+
+func gatewayNamed(name string, ready, drained metav1.ConditionStatus) *v1alpha1.Gateway {
+	return &v1alpha1.Gateway{ObjectMeta: metav1.ObjectMeta{Name: name}, Status: v1alpha1.GatewayStatus{AnnouncedAddresses: 3, Conditions: []metav1.Condition{
+		{Type: v1alpha1.ConditionReady, Status: ready}, {Type: v1alpha1.ConditionDrained, Status: drained}}}}
+}
+
+// hubOf holds gateways; obedient ones drain when they are told so.
+func hubOf(t *testing.T, obedient bool, gateways ...*v1alpha1.Gateway) client.Client {
+	t.Helper()
+	scheme := runtime.NewScheme()
+	require.NoError(t, v1alpha1.AddToScheme(scheme))
+	b := fake.NewClientBuilder().WithScheme(scheme)
+	for _, g := range gateways {
+		b = b.WithObjects(g)
+	}
+	return interceptor.NewClient(b.Build(), interceptor.Funcs{Get: func(ctx context.Context, c client.WithWatch, key client.ObjectKey, o client.Object, opts ...client.GetOption) error {
+		err := c.Get(ctx, key, o, opts...)
+		if g := o.(*v1alpha1.Gateway); obedient && g.Spec.Draining {
+			g.Status = gatewayNamed("", metav1.ConditionTrue, metav1.ConditionTrue).Status
+		}
+		return err
+	}})
+}
+
+func TestDrain(t *testing.T) {
+	ready := func(name string) *v1alpha1.Gateway {
+		return gatewayNamed(name, metav1.ConditionTrue, metav1.ConditionFalse)
+	}
+	for name, c := range map[string]struct {
+		flags     drainFlags
+		obedient  bool
+		gateways  []*v1alpha1.Gateway
+		out, fail string
+	}{
+		"one of two":           {obedient: true, gateways: []*v1alpha1.Gateway{ready("a"), ready("b")}, out: "gateway a answers for no address any more"},
+		"the only one":         {gateways: []*v1alpha1.Gateway{ready("a")}, fail: "there is no other gateway"},
+		"the only one that is": {gateways: []*v1alpha1.Gateway{ready("a"), gatewayNamed("b", metav1.ConditionFalse, metav1.ConditionFalse)}, fail: "no other gateway is ready (b)"},
+		"by force":             {flags: drainFlags{force: true}, obedient: true, gateways: []*v1alpha1.Gateway{ready("a")}, out: "answers for no address any more"},
+		"none":                 {gateways: []*v1alpha1.Gateway{ready("b")}, fail: `there is no gateway "a"`},
+		"one that does not":    {gateways: []*v1alpha1.Gateway{ready("a"), ready("b")}, out: "still answers for 3 addresses", fail: "still answers for 3 addresses after"},
+		"undone":               {flags: drainFlags{undo: true}, gateways: []*v1alpha1.Gateway{ready("a")}, out: "gateway a takes addresses again"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+			defer cancel()
+			var out strings.Builder
+			hub := hubOf(t, c.obedient, c.gateways...)
+			err := c.flags.drain(ctx, hub, "a", &out)
+			require.Contains(t, out.String(), c.out)
+			if c.fail != "" {
+				require.ErrorContains(t, err, c.fail)
+				return
+			}
+			require.NoError(t, err)
+			var g v1alpha1.Gateway
+			require.NoError(t, hub.Get(t.Context(), client.ObjectKey{Name: "a"}, &g))
+			require.Equal(t, !c.flags.undo, g.Spec.Draining)
+		})
+	}
+}

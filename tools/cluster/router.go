@@ -26,7 +26,7 @@ const (
 	RoutedPool4, RoutedPool6     = "198.18.0.0/24", "2001:db8:f::/64"
 	RouterASN, GatewaysASN       = 64500, 64512
 	RouterPassword               = "of the lab"
-	BFDMilliseconds, BFDMultiply = 100, 3
+	BFDMilliseconds, BFDMultiply = 200, 3
 )
 
 // Router joins the clients' segment with clients beyond it, and hears by BGP where addresses are. It is BIRD.

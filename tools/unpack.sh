@@ -13,7 +13,9 @@ if [ ! -e "$cache/complete" ]; then
   mkdir -p "$cache"
   work=$(mktemp -d "$cache/fetch.XXXXXX")
   trap 'rm -rf "$work"' EXIT
-  (cd "$work" && apt-get download "${packages[@]}" >/dev/null 2>log) || { cat "$work/log" >&2; echo "run 'apt-get update' and try again" >&2; exit 1; }
+  download() { (cd "$work" && apt-get download "${packages[@]}" >/dev/null 2>log); }
+  # The lists may be old, or not there at all.
+  download || { apt-get update >/dev/null 2>&1 && download; } || { cat "$work/log" >&2; exit 1; }
   for package in "$work"/*.deb; do dpkg -x "$package" "$cache"; done
   touch "$cache/complete"
 fi

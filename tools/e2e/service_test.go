@@ -590,3 +590,40 @@ func udpFlowTo(t *testing.T, ip, node string) int {
 	t.Fatalf("no UDP flow to %s went to %s", ip, node)
 	return 0
 }
+
+func TestServicesOfOneTenantShareAnAddressByAKey(t *testing.T) {
+	sharing := func(name, pods string, port int, more string) string {
+		return fmt.Sprintf(`---
+apiVersion: v1
+kind: Service
+metadata: {name: %s, annotations: {kubelb.k8c.io/sharing-key: shop%s}}
+spec: {type: LoadBalancer, ipFamilyPolicy: RequireDualStack, selector: {app: %s}, ports: [{port: %d, targetPort: 8080}]}
+`, name, more, pods, port)
+	}
+	apply(t, web("left", 1)+"\n---\n"+web("right", 1)+sharing("left", "left", 80, ""))
+	cleanUp(t, "service/left", "service/right", "service/clash", "deployment/left", "deployment/right")
+	tenantWait(t, "deployment/left", "--for=condition=Available")
+	tenantWait(t, "deployment/right", "--for=condition=Available")
+	shared := externalIPs(t, "left", 2)
+	apply(t, sharing("right", "right", 81, ""))
+	require.Equal(t, shared, externalIPs(t, "right", 2))
+	answersAs := func(port int, pods string) {
+		t.Helper()
+		for _, ip := range shared {
+			reachesPods(t, ip, port, 1)
+			for host := range hosts(t, ip, port, 5) {
+				require.Contains(t, host, pods)
+			}
+		}
+	}
+	answersAs(80, "left")
+	answersAs(81, "right")
+	apply(t, sharing("clash", "left", 80, `, kubelb.k8c.io/requested-addresses: "`+strings.Join(shared, ",")+`"`))
+	comesToBe(t, "clash", "False AddressInUse")
+	answersAs(80, "left")
+	// Who is left keeps the address, and what waits gets the port.
+	kubectl(t, "delete", "service", "left", "--timeout=30s")
+	answersAs(81, "right")
+	require.Equal(t, shared, externalIPs(t, "clash", 2))
+	answersAs(80, "left")
+}

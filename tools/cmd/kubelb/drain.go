@@ -13,18 +13,16 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/tools/clientcmd"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
 type drainFlags struct {
-	kubeconfig, context string
-	undo, force         bool
-	timeout             time.Duration
+	hub         hubFlags
+	undo, force bool
+	timeout     time.Duration
 }
 
 func drainCommand() *cobra.Command {
@@ -41,7 +39,7 @@ It waits until the gateway answers for nothing any more. --undo takes it back.`,
   kubelb drain gateway-1 --undo`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			hub, err := flags.connect()
+			hub, err := flags.hub.connect()
 			if err != nil {
 				return err
 			}
@@ -51,27 +49,11 @@ It waits until the gateway answers for nothing any more. --undo takes it back.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&flags.kubeconfig, "kubeconfig", "", "kubeconfig of the management cluster; empty takes it from where kubectl does")
-	f.StringVar(&flags.context, "context", "", "context in it; empty takes the current one")
+	flags.hub.add(f)
 	f.BoolVar(&flags.undo, "undo", false, "have the gateway take addresses again")
 	f.BoolVar(&flags.force, "force", false, "drain it even if no other gateway is ready")
 	f.DurationVar(&flags.timeout, "timeout", time.Minute, "how long to wait")
 	return cmd
-}
-
-// connect returns a client of the management cluster.
-func (f *drainFlags) connect() (client.Client, error) {
-	rules := clientcmd.NewDefaultClientConfigLoadingRules()
-	rules.ExplicitPath = f.kubeconfig
-	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{CurrentContext: f.context}).ClientConfig()
-	if err != nil {
-		return nil, fmt.Errorf("management cluster: %w", err)
-	}
-	scheme := runtime.NewScheme()
-	if err := v1alpha1.AddToScheme(scheme); err != nil {
-		return nil, err
-	}
-	return client.New(config, client.Options{Scheme: scheme})
 }
 
 // lookEvery is how often the gateway is asked whether it has let go.

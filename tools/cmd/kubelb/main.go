@@ -25,6 +25,6 @@ func rootCommand() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(renderCommand(), drainCommand())
+	root.AddCommand(statusCommand(), explainCommand(), drainCommand(), renderCommand())
 	return root
 }

@@ -1,0 +1,79 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"k8s.io/client-go/tools/clientcmd"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/yaml"
+
+	"kubelb.k8c.io/tools/inspect"
+)
+
+// hubFlags say how the management cluster is reached.
+type hubFlags struct {
+	kubeconfig, context, namespace string
+}
+
+func (f *hubFlags) add(flags *pflag.FlagSet) {
+	flags.StringVar(&f.kubeconfig, "kubeconfig", "", "kubeconfig of the management cluster; empty takes it from where kubectl does")
+	flags.StringVar(&f.context, "context", "", "context in it; empty takes the current one")
+	flags.StringVarP(&f.namespace, "namespace", "n", "kubelb", "namespace of the manager, where the gateways' Leases are")
+}
+
+// connect returns a client of the management cluster.
+func (f *hubFlags) connect() (client.Client, error) {
+	rules := clientcmd.NewDefaultClientConfigLoadingRules()
+	rules.ExplicitPath = f.kubeconfig
+	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{CurrentContext: f.context}).ClientConfig()
+	if err != nil {
+		return nil, fmt.Errorf("management cluster: %w", err)
+	}
+	scheme, err := inspect.Scheme()
+	if err != nil {
+		return nil, err
+	}
+	return client.New(config, client.Options{Scheme: scheme})
+}
+
+// readLimit bounds how long the management cluster is asked.
+const readLimit = 30 * time.Second
+
+func (f *hubFlags) read(ctx context.Context) (*inspect.Hub, error) {
+	c, err := f.connect()
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, readLimit)
+	defer cancel()
+	return inspect.Read(ctx, c, f.namespace)
+}
+
+// printAs writes what is not text.
+func printAs(w io.Writer, format string, what any) error {
+	text, err := yaml.Marshal(what)
+	switch format {
+	case "json":
+		text, err = json.MarshalIndent(what, "", "  ")
+		text = append(text, '\n')
+	case "yaml":
+	default:
+		return fmt.Errorf("--output=%s: use text, json or yaml", format)
+	}
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(text)
+	return err
+}
+
+// addOutput adds the flag for that.
+func addOutput(cmd *cobra.Command, output *string) {
+	cmd.Flags().StringVarP(output, "output", "o", "text", "text, json or yaml")
+}

@@ -1,0 +1,101 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"kubelb.k8c.io/tools/inspect"
+)
+
+func statusCommand() *cobra.Command {
+	var hub hubFlags
+	var output string
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show gateways, address pools, tenants and problems, on one page",
+		Long: `Show on one page how the management cluster is: its gateways, address pools and tenants, and all that is wrong.
+
+The exit status is 1 when somebody is not served.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			h, err := hub.read(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return printStatus(cmd.OutOrStdout(), output, h.Status())
+		},
+	}
+	hub.add(cmd.Flags())
+	addOutput(cmd, &output)
+	return cmd
+}
+
+func printStatus(w io.Writer, format string, s inspect.Status) error {
+	if format != "text" {
+		if err := printAs(w, format, s); err != nil {
+			return err
+		}
+	} else if err := s.Text(w); err != nil {
+		return err
+	}
+	if s.Broken() {
+		return errRefused
+	}
+	return nil
+}
+
+func explainCommand() *cobra.Command {
+	var hub hubFlags
+	var output, tenant string
+	cmd := &cobra.Command{
+		Use:   "explain NAME",
+		Short: "Show why a LoadBalancer is served, or why it is not",
+		Long: `Walk from a LoadBalancer's tenant over its acceptance, its nodes, its addresses and the dataplanes to the announcement of
+its addresses, and name the first thing that does not hold, with what to do.
+
+NAME is that of the object on the management cluster, with or without its namespace, or NAMESPACE/NAME of the Service in the
+tenant cluster. The exit status is 1 when it is not served.`,
+		Example: `  kubelb explain shop/web --tenant a
+  kubelb explain f6c929f0-65ba-4ce5-beb3-2384125e165b`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			h, err := hub.read(cmd.Context())
+			if err != nil {
+				return err
+			}
+			lb, err := h.Find(args[0], tenant)
+			if err != nil {
+				return err
+			}
+			return printExplanation(cmd.OutOrStdout(), output, h.Explain(lb))
+		},
+	}
+	hub.add(cmd.Flags())
+	addOutput(cmd, &output)
+	cmd.Flags().StringVar(&tenant, "tenant", "", "the tenant whose Service it is, where several have one of that name")
+	return cmd
+}
+
+func printExplanation(w io.Writer, format string, e inspect.Explanation) error {
+	if format != "text" {
+		if err := printAs(w, format, e); err != nil {
+			return err
+		}
+	} else {
+		fmt.Fprintln(w, e.Object)
+		table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+		for _, s := range e.Steps {
+			fmt.Fprintf(table, "  %s\t%s\t%s\n", map[bool]string{true: "yes", false: "NO"}[s.Holds], s.What, s.Message)
+		}
+		if err := table.Flush(); err != nil {
+			return err
+		}
+	}
+	if !e.Served() {
+		return errRefused
+	}
+	return nil
+}

@@ -1,0 +1,78 @@
+package e2e
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// kubelb runs the command line on the hub and returns what it prints, with its exit status.
+func kubelb(t *testing.T, args ...string) (string, int) {
+	t.Helper()
+	argv := append([]string{filepath.Join(os.Getenv("KUBELB_BIN"), "kubelb")}, args...)
+	out, err := lab.On(t.Context(), lab.Hub.Namespace, append(argv, "--kubeconfig="+lab.Hub.Kubeconfig)...)
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		return out, exit.ExitCode()
+	}
+	require.NoError(t, err)
+	return out, 0
+}
+
+func TestTheCommandLineSaysHowTheHubIsAndWhatAServiceLacks(t *testing.T) {
+	apply(t, web("said", 1)+service("said", "ports: [{port: 80, targetPort: 8080}]"))
+	cleanUp(t, "service/said", "deployment/said", "service/unsaid")
+	externalIPs(t, "said", 2)
+	var page string
+	eventually(t, 20*time.Second, func() error {
+		var status int
+		if page, status = kubelb(t, "status"); status != 0 {
+			return errors.New(page)
+		}
+		return nil
+	})
+	t.Log("kubelb status\n" + page)
+	require.Regexp(t, `(?m)^gateway +Ready +`+backendName()+` `, page)
+	require.Regexp(t, `(?m)^public +Ready +`, page)
+	require.Regexp(t, `(?m)^a +Ready +`, page)
+	out, status := kubelb(t, "explain", "default/said", "--tenant=a")
+	require.Zero(t, status, out)
+	require.NotContains(t, out, "NO ")
+
+	for _, fault := range []struct{ name, annotations, spec, step, why string }{
+		{"no such pool", "kubelb.k8c.io/address-pool: none", "", "it has addresses", "there is no AddressPool none"},
+		{"an address that is taken", `kubelb.k8c.io/requested-addresses: "` + externalIPs(t, "said", 2)[0] + `"`, "", "it has addresses", "is held by another LoadBalancer"},
+		{"no pod on any node", "", "externalTrafficPolicy: Local, ", "its tenant's nodes are known", "no node has a ready pod of the Service"},
+	} {
+		apply(t, "apiVersion: v1\nkind: Service\nmetadata: {name: unsaid, annotations: {"+fault.annotations+"}}\n"+
+			"spec: {type: LoadBalancer, "+fault.spec+"selector: {app: nobody}, ports: [{port: 80}]}\n")
+		eventually(t, 20*time.Second, func() error {
+			out, status = kubelb(t, "explain", "default/unsaid")
+			if status != 1 || !strings.Contains(out, fault.why) || !strings.Contains(out, fault.step) {
+				return errors.New(out)
+			}
+			return nil
+		})
+		t.Logf("kubelb explain, with %s\n%s", fault.name, out)
+		kubectl(t, "delete", "service", "unsaid", "--timeout=30s")
+	}
+	disable := func(is string) {
+		hubKubectl(t, "patch", "tenant", "a", "--type=merge", "-p", `{"spec":{"loadBalancer":{"disable":`+is+`}}}`)
+	}
+	disable("true")
+	out, status = kubelb(t, "explain", "default/said")
+	disable("false")
+	require.Equal(t, 1, status)
+	require.Contains(t, out, "spec.loadBalancer.disable of Tenant a is set")
+	t.Logf("kubelb explain, with a tenant that is disabled\n%s", out)
+	out, status = kubelb(t, "explain", "default/nothing")
+	require.Equal(t, 1, status)
+	require.Contains(t, out, "the tenant's CCM has not written it")
+	externalIPs(t, "said", 2)
+}

@@ -1,0 +1,196 @@
+package inspect
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"kubelb.k8c.io/api/v1alpha1"
+)
+
+// Explanation walks from a LoadBalancer's tenant to the announcement of its addresses.
+type Explanation struct {
+	Object string `json:"object"`
+	Steps  []Step `json:"steps"`
+}
+
+// Step is one thing that has to hold.
+type Step struct {
+	What string `json:"what"`
+	// Holds is false for the first that does not; those after it are not told.
+	Holds bool `json:"holds"`
+	// Message says how it holds, or why it does not and what to do.
+	Message string `json:"message"`
+}
+
+// Served tells whether all steps hold.
+func (e Explanation) Served() bool {
+	return !slices.ContainsFunc(e.Steps, func(s Step) bool { return !s.Holds })
+}
+
+// Find returns the LoadBalancer that is meant: by its name, by NAMESPACE/NAME, or, given the tenant, by the NAMESPACE/NAME of its Service.
+func (h *Hub) Find(name, tenant string) (*v1alpha1.LoadBalancer, error) {
+	var found []*v1alpha1.LoadBalancer
+	for i := range h.LoadBalancers {
+		lb := &h.LoadBalancers[i]
+		if tenant != "" && lb.Namespace != v1alpha1.TenantNamespacePrefix+tenant {
+			continue
+		}
+		origin := lb.Labels[v1alpha1.LabelOriginNamespace] + "/" + lb.Labels[v1alpha1.LabelOriginName]
+		if name == lb.Name || name == lb.Namespace+"/"+lb.Name || name == origin {
+			found = append(found, lb)
+		}
+	}
+	switch len(found) {
+	case 1:
+		return found[0], nil
+	case 0:
+		return nil, fmt.Errorf("there is no LoadBalancer %q on the management cluster. If it stands for a Service that is there, the tenant's CCM has not written it: see 'kubectl describe service' in the tenant cluster, and the CCM's log", name)
+	}
+	var names []string
+	for _, lb := range found {
+		names = append(names, lb.Namespace+"/"+lb.Name)
+	}
+	return nil, fmt.Errorf("%q is several LoadBalancers: %s. Name one of them, or its tenant with --tenant", name, strings.Join(names, ", "))
+}
+
+// Explain walks until the first step that does not hold.
+func (h *Hub) Explain(lb *v1alpha1.LoadBalancer) Explanation {
+	e := Explanation{Object: nameOf(lb)}
+	for _, step := range []struct {
+		what string
+		look func(*v1alpha1.LoadBalancer) (string, bool)
+	}{
+		{"it is not being deleted", notDeleted},
+		{"its tenant is served", h.tenantServed},
+		{"a controller has seen it", seen},
+		{"it is accepted", condition(v1alpha1.ConditionAccepted)},
+		{"its tenant's nodes are known", h.nodesKnown},
+		{"it has addresses", allocated},
+		{"gateways work", h.gatewaysWork},
+		{"a dataplane holds it", condition(v1alpha1.ConditionProgrammed)},
+		{"its addresses are announced", condition(v1alpha1.ConditionAnnounced)},
+		{"its status tells the tenant so", told},
+	} {
+		message, holds := step.look(lb)
+		e.Steps = append(e.Steps, Step{step.what, holds, message})
+		if !holds {
+			break
+		}
+	}
+	return e
+}
+
+func notDeleted(lb *v1alpha1.LoadBalancer) (string, bool) {
+	if lb.DeletionTimestamp == nil {
+		return "it stays", true
+	}
+	return fmt.Sprintf("it is, since %s, and goes when gateways have let go of it (finalizers: %s)", lb.DeletionTimestamp.UTC().Format("15:04:05"), strings.Join(lb.Finalizers, ", ")), false
+}
+
+func (h *Hub) tenantServed(lb *v1alpha1.LoadBalancer) (string, bool) {
+	name := strings.TrimPrefix(lb.Namespace, v1alpha1.TenantNamespacePrefix)
+	i := slices.IndexFunc(h.Tenants, func(t v1alpha1.Tenant) bool { return v1alpha1.TenantNamespacePrefix+t.Name == lb.Namespace })
+	switch {
+	case i < 0:
+		return fmt.Sprintf("there is no Tenant %s, whose namespace %s would be: create it, or the LoadBalancer in another namespace", name, lb.Namespace), false
+	case h.Tenants[i].Spec.LoadBalancer.Disable:
+		return fmt.Sprintf("spec.loadBalancer.disable of Tenant %s is set", name), false
+	case len(h.Tenants[i].Spec.BackendCIDRs) == 0:
+		return fmt.Sprintf("spec.backendCIDRs of Tenant %s is empty: no address of its nodes is allowed as a target; add their networks", name), false
+	}
+	return fmt.Sprintf("Tenant %s may target %s", name, strings.Join(h.Tenants[i].Spec.BackendCIDRs, ", ")), true
+}
+
+func seen(lb *v1alpha1.LoadBalancer) (string, bool) {
+	if len(lb.Status.Conditions) == 0 {
+		return "its status has no conditions: no kubelb-manager with the controller role runs, or it cannot write", false
+	}
+	return fmt.Sprintf("%d conditions", len(lb.Status.Conditions)), true
+}
+
+// condition is what the manager says itself. What it says of an earlier generation is no answer yet.
+func condition(kind string) func(*v1alpha1.LoadBalancer) (string, bool) {
+	return func(lb *v1alpha1.LoadBalancer) (string, bool) {
+		c := meta.FindStatusCondition(lb.Status.Conditions, kind)
+		switch {
+		case c == nil:
+			return "the manager has not said so yet", false
+		case c.Status != metav1.ConditionTrue:
+			return c.Reason + ": " + c.Message, false
+		case c.ObservedGeneration < lb.Generation:
+			return fmt.Sprintf("as it was before its last change (generation %d of %d): the change is on its way, or no gateway takes it", c.ObservedGeneration, lb.Generation), false
+		}
+		return c.Message, true
+	}
+}
+
+func (h *Hub) nodesKnown(lb *v1alpha1.LoadBalancer) (string, bool) {
+	if len(lb.Spec.Endpoints) == 0 {
+		return "spec.endpoints is empty: nobody to forward to", false
+	}
+	endpoint := lb.Spec.Endpoints[0]
+	if endpoint.AddressesReference == nil {
+		return fmt.Sprintf("%d addresses of its own", len(endpoint.Addresses)), len(endpoint.Addresses) > 0
+	}
+	name := cmp.Or(endpoint.AddressesReference.Name, v1alpha1.DefaultAddressesName)
+	i := slices.IndexFunc(h.Addresses, func(a v1alpha1.Addresses) bool { return a.Namespace == lb.Namespace && a.Name == name })
+	switch {
+	case i < 0:
+		return fmt.Sprintf("there is no Addresses object %s/%s: the tenant's CCM writes it; is it running?", lb.Namespace, name), false
+	case len(h.Addresses[i].Spec.Addresses) == 0:
+		return fmt.Sprintf("Addresses %s/%s is empty: the tenant has no node that may take traffic (is one labelled %s?)", lb.Namespace, name, "node.kubernetes.io/exclude-from-external-load-balancers"), false
+	case endpoint.LocalAddresses != nil && len(*endpoint.LocalAddresses) == 0:
+		return "externalTrafficPolicy is Local, and no node has a ready pod of the Service: connections are refused", false
+	}
+	return fmt.Sprintf("%d addresses of nodes", len(h.Addresses[i].Spec.Addresses)), true
+}
+
+func allocated(lb *v1alpha1.LoadBalancer) (string, bool) {
+	if message, holds := condition(v1alpha1.ConditionAddressAllocated)(lb); !holds {
+		return message, false
+	}
+	var all []string
+	for _, a := range lb.Status.Addresses {
+		all = append(all, fmt.Sprintf("%s of pool %s", a.Address, a.Pool))
+	}
+	return strings.Join(all, ", "), len(all) > 0
+}
+
+func (h *Hub) gatewaysWork(*v1alpha1.LoadBalancer) (string, bool) {
+	var works, not []string
+	for i := range h.Gateways {
+		g := &h.Gateways[i]
+		switch _, isGone := h.gone(g.Name); {
+		case isGone:
+			not = append(not, g.Name+" is gone")
+		case !meta.IsStatusConditionTrue(g.Status.Conditions, v1alpha1.ConditionReady):
+			message := "has not said how it is"
+			if c := meta.FindStatusCondition(g.Status.Conditions, v1alpha1.ConditionReady); c != nil {
+				message = c.Reason + ": " + c.Message
+			}
+			not = append(not, g.Name+" "+message)
+		default:
+			works = append(works, g.Name)
+		}
+	}
+	if len(works) == 0 {
+		return cmp.Or(strings.Join(not, "; "), "there is no gateway: start a kubelb-manager with the gateway role"), false
+	}
+	return strings.Join(works, ", "), true
+}
+
+func told(lb *v1alpha1.LoadBalancer) (string, bool) {
+	var ips []string
+	for _, ingress := range lb.Status.LoadBalancer.Ingress {
+		ips = append(ips, ingress.IP)
+	}
+	if len(ips) == 0 {
+		return "status.loadBalancer is empty", false
+	}
+	return strings.Join(ips, ", ") + ": if the Service does not show them, see the tenant's CCM", true
+}

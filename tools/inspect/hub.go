@@ -1,0 +1,84 @@
+// Package inspect says in words how a management cluster is: what is wrong with it, and why one LoadBalancer is not served.
+package inspect
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/manager/membership"
+)
+
+// Hub is what is known of a management cluster at one time.
+type Hub struct {
+	Gateways      []v1alpha1.Gateway
+	Pools         []v1alpha1.AddressPool
+	Peers         []v1alpha1.BGPPeer
+	Tenants       []v1alpha1.Tenant
+	LoadBalancers []v1alpha1.LoadBalancer
+	Addresses     []v1alpha1.Addresses
+	// Leases are the gateways', by name.
+	Leases map[string]coordinationv1.Lease
+	// Now is when that was read.
+	Now time.Time
+}
+
+// Scheme knows the kinds that Read reads.
+func Scheme() (*runtime.Scheme, error) {
+	scheme := runtime.NewScheme()
+	if err := v1alpha1.AddToScheme(scheme); err != nil {
+		return nil, err
+	}
+	return scheme, coordinationv1.AddToScheme(scheme)
+}
+
+// Read reads everything; the gateways' Leases are in the manager's namespace.
+func Read(ctx context.Context, c client.Reader, namespace string) (*Hub, error) {
+	var (
+		gateways  v1alpha1.GatewayList
+		pools     v1alpha1.AddressPoolList
+		peers     v1alpha1.BGPPeerList
+		tenants   v1alpha1.TenantList
+		lbs       v1alpha1.LoadBalancerList
+		addresses v1alpha1.AddressesList
+		leases    coordinationv1.LeaseList
+	)
+	for _, list := range []struct {
+		what    string
+		into    client.ObjectList
+		options []client.ListOption
+	}{
+		{"Gateways", &gateways, nil}, {"AddressPools", &pools, nil}, {"BGPPeers", &peers, nil}, {"Tenants", &tenants, nil},
+		{"LoadBalancers", &lbs, nil}, {"Addresses", &addresses, nil},
+		{"Leases of gateways", &leases, []client.ListOption{client.InNamespace(namespace), client.HasLabels{membership.Label}}},
+	} {
+		if err := c.List(ctx, list.into, list.options...); err != nil {
+			return nil, fmt.Errorf("read %s: %w", list.what, err)
+		}
+	}
+	h := &Hub{Gateways: gateways.Items, Pools: pools.Items, Peers: peers.Items, Tenants: tenants.Items, LoadBalancers: lbs.Items,
+		Addresses: addresses.Items, Leases: map[string]coordinationv1.Lease{}, Now: time.Now()}
+	for _, lease := range leases.Items {
+		h.Leases[lease.Name] = lease
+	}
+	return h, nil
+}
+
+// silentAfter is for how long nothing needs to be heard of a gateway until it counts as gone: many leases.
+const silentAfter = 15 * time.Second
+
+// gone tells whether a gateway is not there any more, and since when. Of one that has no Lease nobody knows.
+func (h *Hub) gone(name string) (since time.Duration, is bool) {
+	lease, there := h.Leases[name]
+	if !there || lease.Spec.RenewTime == nil {
+		return 0, false
+	}
+	since = h.Now.Sub(lease.Spec.RenewTime.Time).Round(time.Second)
+	left := lease.Spec.HolderIdentity == nil || *lease.Spec.HolderIdentity == ""
+	return since, left || since > silentAfter
+}

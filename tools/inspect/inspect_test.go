@@ -1,0 +1,153 @@
+package inspect
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"kubelb.k8c.io/api/v1alpha1"
+)
+
+var now = time.Unix(1_800_000_000, 0)
+
+func is(kind string, status metav1.ConditionStatus, reason, message string) metav1.Condition {
+	return metav1.Condition{Type: kind, Status: status, Reason: reason, Message: message, ObservedGeneration: 1}
+}
+
+// healthy is a hub with one gateway, pool, tenant and LoadBalancer, which is served.
+func healthy() *Hub {
+	holder, renewed := "g1/1", metav1.NewMicroTime(now.Add(-200*time.Millisecond))
+	lb := v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Namespace: "tenant-a", Name: "uid-1", Generation: 1,
+		Labels: map[string]string{v1alpha1.LabelOriginNamespace: "shop", v1alpha1.LabelOriginName: "web"}},
+		Spec: v1alpha1.LoadBalancerSpec{Endpoints: []v1alpha1.LoadBalancerEndpoints{{AddressesReference: &corev1.ObjectReference{Name: "default"}}}},
+		Status: v1alpha1.LoadBalancerStatus{Addresses: []v1alpha1.AllocatedAddress{{Address: "203.0.113.1", Pool: "public"}},
+			LoadBalancer: corev1.LoadBalancerStatus{Ingress: []corev1.LoadBalancerIngress{{IP: "203.0.113.1"}}}}}
+	for _, kind := range []string{v1alpha1.ConditionAccepted, v1alpha1.ConditionAddressAllocated, v1alpha1.ConditionProgrammed, v1alpha1.ConditionAnnounced, v1alpha1.ConditionReady} {
+		lb.Status.Conditions = append(lb.Status.Conditions, is(kind, metav1.ConditionTrue, kind, "it is so"))
+	}
+	return &Hub{Now: now,
+		Gateways: []v1alpha1.Gateway{{ObjectMeta: metav1.ObjectMeta{Name: "g1"}, Status: v1alpha1.GatewayStatus{Backend: v1alpha1.GatewayBackend{Name: "nftables"}, Frontends: 1, AnnouncedAddresses: 1,
+			Conditions: []metav1.Condition{is(v1alpha1.ConditionReady, metav1.ConditionTrue, "InSync", "")}}}},
+		Leases: map[string]coordinationv1.Lease{"g1": {Spec: coordinationv1.LeaseSpec{HolderIdentity: &holder, RenewTime: &renewed}}},
+		Pools: []v1alpha1.AddressPool{{ObjectMeta: metav1.ObjectMeta{Name: "public"}, Status: v1alpha1.AddressPoolStatus{IPv4: &v1alpha1.AddressCount{Used: 1, Free: "13"},
+			Conditions: []metav1.Condition{is(v1alpha1.ConditionReady, metav1.ConditionTrue, "Ready", "")}}}},
+		Tenants:       []v1alpha1.Tenant{{ObjectMeta: metav1.ObjectMeta{Name: "a"}, Spec: v1alpha1.TenantSpec{BackendCIDRs: []string{"198.51.100.0/24"}}, Status: v1alpha1.TenantStatus{Phase: v1alpha1.TenantReady}}},
+		Addresses:     []v1alpha1.Addresses{{ObjectMeta: metav1.ObjectMeta{Namespace: "tenant-a", Name: "default"}, Spec: v1alpha1.AddressesSpec{Addresses: []v1alpha1.EndpointAddress{{IP: "198.51.100.11"}}}}},
+		LoadBalancers: []v1alpha1.LoadBalancer{lb},
+	}
+}
+
+func (h *Hub) set(kind, reason, message string) {
+	for i := range h.LoadBalancers[0].Status.Conditions {
+		if c := &h.LoadBalancers[0].Status.Conditions[i]; c.Type == kind || c.Type == v1alpha1.ConditionReady {
+			c.Status, c.Reason, c.Message = metav1.ConditionFalse, reason, message
+		}
+	}
+}
+
+func TestAHealthyHubHasNoProblems(t *testing.T) {
+	s := healthy().Status()
+	require.Empty(t, s.Problems)
+	require.False(t, s.Broken())
+	var page strings.Builder
+	require.NoError(t, s.Text(&page))
+	require.Equal(t, `GATEWAY  STATE  BACKEND   FRONTENDS  ADDRESSES  BGP
+g1       Ready  nftables  1          1          -
+
+POOL    STATE  USED4  FREE4  USED6  FREE6
+public  Ready  1      13     0      -
+
+TENANT  STATE  LOADBALANCERS  READY
+a       Ready  1              1
+
+no problems
+`, page.String())
+	h := healthy()
+	require.True(t, h.Explain(&h.LoadBalancers[0]).Served())
+}
+
+// Each fault is on the page, and is what explain stops at.
+func TestFaultsAreNamedWithWhatToDo(t *testing.T) {
+	for name, c := range map[string]struct {
+		fault       func(*Hub)
+		problem     string
+		broken      bool
+		step, stops string
+	}{
+		"no gateway":          {func(h *Hub) { h.Gateways = nil }, "there is no gateway", true, "gateways work", "there is no gateway: start a kubelb-manager"},
+		"a gateway that died": {func(h *Hub) { h.Now = now.Add(time.Minute) }, "nothing has been heard of it for 1m0s", true, "gateways work", "g1 is gone"},
+		"a broken backend": {func(h *Hub) {
+			h.Gateways[0].Status.Conditions[0] = is(v1alpha1.ConditionReady, metav1.ConditionFalse, "BackendFailed", "no nf_tables")
+		}, "gateway g1: BackendFailed: no nf_tables", true, "gateways work", "g1 BackendFailed: no nf_tables"},
+		"a record that is refused": {func(h *Hub) {
+			h.Gateways[0].Status.Failures = []v1alpha1.GatewayFailure{{LoadBalancer: "tenant-a/uid-1", Record: "frontend TCP 203.0.113.1:80", Message: "direct is not supported"}}
+			h.set(v1alpha1.ConditionProgrammed, "DataplaneRefused", "gateway g1: direct is not supported")
+		}, "direct is not supported", true, "a dataplane holds it", "DataplaneRefused: gateway g1: direct is not supported"},
+		"no BGP session": {func(h *Hub) {
+			h.Gateways[0].Status.BGPSessions = []v1alpha1.BGPSession{{Peer: "tor", State: v1alpha1.BGPDown}}
+			h.Gateways[0].Status.Conditions = append(h.Gateways[0].Status.Conditions, is(v1alpha1.ConditionBGPEstablished, metav1.ConditionFalse, "SessionDown", "tor (192.0.2.254): hold timer expired"))
+			h.set(v1alpha1.ConditionAnnounced, "WaitingForAnnouncement", "no gateway answers for its addresses yet; gateway g1: tor (192.0.2.254): hold timer expired")
+		}, "SessionDown: tor", true, "its addresses are announced", "hold timer expired"},
+		"a full pool": {func(h *Hub) {
+			h.Pools[0].Status.IPv4 = &v1alpha1.AddressCount{Used: 14, Free: "0"}
+			h.set(v1alpha1.ConditionAddressAllocated, "PoolExhausted", "no free IPv4 address in public")
+		}, "0 of its 14 IPv4 addresses are free", true, "it has addresses", "PoolExhausted: no free IPv4 address in public"},
+		"an overlapping pool": {func(h *Hub) {
+			h.Pools[0].Status.Conditions[0] = is(v1alpha1.ConditionReady, metav1.ConditionFalse, "Overlap", "overlaps AddressPool other")
+		}, "addresspool public: overlaps AddressPool other", true, "", ""},
+		"no such tenant":       {func(h *Hub) { h.Tenants = nil }, "", false, "its tenant is served", "there is no Tenant a"},
+		"a disabled tenant":    {func(h *Hub) { h.Tenants[0].Spec.LoadBalancer.Disable = true }, "spec.loadBalancer.disable is set", false, "its tenant is served", "spec.loadBalancer.disable of Tenant a is set"},
+		"no networks":          {func(h *Hub) { h.Tenants[0].Spec.BackendCIDRs = nil }, "", false, "its tenant is served", "spec.backendCIDRs of Tenant a is empty"},
+		"a malformed object":   {func(h *Hub) { h.set(v1alpha1.ConditionAccepted, "InvalidSourceRange", `"everybody" is not a CIDR`) }, "InvalidSourceRange", true, "it is accepted", `"everybody" is not a CIDR`},
+		"a CCM that is away":   {func(h *Hub) { h.Addresses = nil }, "", false, "its tenant's nodes are known", "the tenant's CCM writes it; is it running?"},
+		"no nodes":             {func(h *Hub) { h.Addresses[0].Spec.Addresses = nil }, "", false, "its tenant's nodes are known", "the tenant has no node"},
+		"no local pod":         {func(h *Hub) { h.LoadBalancers[0].Spec.Endpoints[0].LocalAddresses = &[]v1alpha1.EndpointAddress{} }, "", false, "its tenant's nodes are known", "no node has a ready pod"},
+		"no controller":        {func(h *Hub) { h.LoadBalancers[0].Status = v1alpha1.LoadBalancerStatus{} }, "no controller has looked at it", true, "a controller has seen it", "no kubelb-manager with the controller role runs"},
+		"a change on its way":  {func(h *Hub) { h.LoadBalancers[0].Generation = 2 }, "", false, "it is accepted", "generation 1 of 2"},
+		"one that goes":        {func(h *Hub) { h.LoadBalancers[0].DeletionTimestamp = &metav1.Time{Time: now} }, "", false, "it is not being deleted", "goes when gateways have let go of it"},
+		"a gateway that rests": {func(h *Hub) { h.Gateways[0].Spec.Draining = true }, "it is told to drain", true, "", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := healthy()
+			c.fault(h)
+			s := h.Status()
+			require.Equal(t, c.broken, s.Broken(), "%v", s.Problems)
+			var page strings.Builder
+			require.NoError(t, s.Text(&page))
+			require.Contains(t, page.String(), c.problem)
+			e := h.Explain(&h.LoadBalancers[0])
+			if c.step == "" {
+				require.True(t, e.Served(), "%v", e.Steps)
+				return
+			}
+			last := e.Steps[len(e.Steps)-1]
+			require.False(t, last.Holds)
+			require.Equal(t, c.step, last.What)
+			require.Contains(t, last.Message, c.stops)
+		})
+	}
+}
+
+func TestALoadBalancerIsFoundByAllItsNames(t *testing.T) {
+	h := healthy()
+	for _, name := range []string{"uid-1", "tenant-a/uid-1", "shop/web"} {
+		lb, err := h.Find(name, "")
+		require.NoError(t, err)
+		require.Equal(t, "uid-1", lb.Name)
+	}
+	_, err := h.Find("shop/other", "")
+	require.ErrorContains(t, err, "the tenant's CCM has not written it")
+	other := h.LoadBalancers[0].DeepCopy()
+	other.Namespace, other.Name = "tenant-b", "uid-2"
+	h.LoadBalancers = append(h.LoadBalancers, *other)
+	_, err = h.Find("shop/web", "")
+	require.ErrorContains(t, err, "tenant-a/uid-1, tenant-b/uid-2")
+	lb, err := h.Find("shop/web", "b")
+	require.NoError(t, err)
+	require.Equal(t, "uid-2", lb.Name)
+}

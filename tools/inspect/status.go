@@ -1,0 +1,261 @@
+package inspect
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"text/tabwriter"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"kubelb.k8c.io/api/v1alpha1"
+)
+
+// Status is a page about a management cluster.
+type Status struct {
+	Gateways []GatewayLine `json:"gateways"`
+	Pools    []PoolLine    `json:"pools"`
+	Tenants  []TenantLine  `json:"tenants"`
+	Problems []Problem     `json:"problems"`
+}
+
+// GatewayLine is one gateway. Sessions are those by BGP that are established, of all.
+type GatewayLine struct {
+	Name      string `json:"name"`
+	State     string `json:"state"`
+	Backend   string `json:"backend"`
+	Frontends int32  `json:"frontends"`
+	Addresses int32  `json:"addresses"`
+	Sessions  string `json:"sessions,omitempty"`
+}
+
+// PoolLine is one address pool.
+type PoolLine struct {
+	Name  string `json:"name"`
+	State string `json:"state"`
+	Used4 int64  `json:"used4"`
+	Free4 string `json:"free4"`
+	Used6 int64  `json:"used6"`
+	Free6 string `json:"free6"`
+}
+
+// TenantLine is one tenant, with how many LoadBalancers it has, and how many of them are served.
+type TenantLine struct {
+	Name          string `json:"name"`
+	State         string `json:"state"`
+	LoadBalancers int    `json:"loadBalancers"`
+	Ready         int    `json:"ready"`
+}
+
+// Problem is something that is wrong, or soon will be.
+type Problem struct {
+	// Severity is error, where somebody is not served, or warning.
+	Severity string `json:"severity"`
+	// Object is kind and name.
+	Object  string `json:"object"`
+	Message string `json:"message"`
+}
+
+// Severities of problems.
+const (
+	Error   = "error"
+	Warning = "warning"
+)
+
+// States that are not conditions' reasons.
+const (
+	ready    = "Ready"
+	gone     = "Gone"
+	draining = "Draining"
+	unknown  = "Unknown"
+)
+
+// Broken tells whether somebody is not served.
+func (s Status) Broken() bool {
+	return slices.ContainsFunc(s.Problems, func(p Problem) bool { return p.Severity == Error })
+}
+
+// Status makes the page.
+func (h *Hub) Status() Status {
+	var s Status
+	say := func(severity, object, format string, args ...any) {
+		s.Problems = append(s.Problems, Problem{severity, object, fmt.Sprintf(format, args...)})
+	}
+	working := 0
+	for i := range h.Gateways {
+		line := h.gatewayLine(&h.Gateways[i], say)
+		if line.State == ready {
+			working++
+		}
+		s.Gateways = append(s.Gateways, line)
+	}
+	switch {
+	case len(h.Gateways) == 0:
+		say(Error, "hub", "there is no gateway: start a kubelb-manager with the gateway role")
+	case working == 0:
+		say(Error, "hub", "none of %d gateways works", len(h.Gateways))
+	}
+	for i := range h.Pools {
+		s.Pools = append(s.Pools, poolLine(&h.Pools[i], say))
+	}
+	if len(h.Pools) == 0 {
+		say(Error, "hub", "there is no AddressPool: no LoadBalancer gets an address")
+	}
+	for i := range h.Tenants {
+		s.Tenants = append(s.Tenants, h.tenantLine(&h.Tenants[i], say))
+	}
+	slices.SortStableFunc(s.Problems, func(a, b Problem) int { return cmp.Compare(a.Severity, b.Severity) })
+	return s
+}
+
+type sayer func(severity, object, format string, args ...any)
+
+func (h *Hub) gatewayLine(g *v1alpha1.Gateway, say sayer) GatewayLine {
+	line := GatewayLine{Name: g.Name, State: unknown, Backend: g.Status.Backend.Name, Frontends: g.Status.Frontends, Addresses: g.Status.AnnouncedAddresses}
+	object := "gateway " + g.Name
+	is := meta.FindStatusCondition(g.Status.Conditions, v1alpha1.ConditionReady)
+	since, isGone := h.gone(g.Name)
+	switch {
+	case isGone:
+		line.State, line.Addresses = gone, 0
+		say(Warning, object, "nothing has been heard of it for %s: is its manager running? Delete the Gateway object if it is not to come back", since)
+	case is == nil:
+		say(Warning, object, "it has not said yet how it is")
+	case is.Status != metav1.ConditionTrue:
+		line.State = is.Reason
+		say(Error, object, "%s: %s", is.Reason, is.Message)
+	case g.Spec.Draining:
+		line.State = draining
+		say(Warning, object, "it is told to drain, and answers for %d addresses; 'kubelb drain %s --undo' takes that back", g.Status.AnnouncedAddresses, g.Name)
+	default:
+		line.State = ready
+		if is.Reason != "InSync" {
+			say(Warning, object, "%s: %s", is.Reason, is.Message)
+		}
+	}
+	for _, f := range g.Status.Failures {
+		say(Error, object, "%s", strings.TrimPrefix(fmt.Sprintf("%s: %s: %s", f.LoadBalancer, f.Record, f.Message), ": "))
+	}
+	if bgp := meta.FindStatusCondition(g.Status.Conditions, v1alpha1.ConditionBGPEstablished); bgp != nil {
+		up := 0
+		for _, session := range g.Status.BGPSessions {
+			if session.State == v1alpha1.BGPEstablished {
+				up++
+			}
+		}
+		line.Sessions = fmt.Sprintf("%d of %d", up, len(g.Status.BGPSessions))
+		if bgp.Status != metav1.ConditionTrue && !isGone {
+			say(map[bool]string{true: Error, false: Warning}[up == 0], object, "%s: %s", bgp.Reason, bgp.Message)
+		}
+	}
+	return line
+}
+
+// few is how many free addresses make a warning.
+const few = 1
+
+func poolLine(p *v1alpha1.AddressPool, say sayer) PoolLine {
+	line := PoolLine{Name: p.Name, State: unknown, Free4: "-", Free6: "-"}
+	object := "addresspool " + p.Name
+	if c := meta.FindStatusCondition(p.Status.Conditions, v1alpha1.ConditionReady); c != nil {
+		line.State = ready
+		if c.Status != metav1.ConditionTrue {
+			line.State = c.Reason
+			say(Error, object, "%s", c.Message)
+		}
+	}
+	if p.Spec.Draining && line.State == ready {
+		line.State = draining
+	}
+	for _, f := range []struct {
+		family string
+		count  *v1alpha1.AddressCount
+		used   *int64
+		free   *string
+	}{{"IPv4", p.Status.IPv4, &line.Used4, &line.Free4}, {"IPv6", p.Status.IPv6, &line.Used6, &line.Free6}} {
+		if f.count == nil {
+			continue
+		}
+		*f.used, *f.free = f.count.Used, f.count.Free
+		if f.count.Used > 0 && len(f.count.Free) == 1 && f.count.Free <= fmt.Sprint(few) && !p.Spec.Draining {
+			say(Warning, object, "%s of its %d %s addresses are free: add some to spec.addresses", f.count.Free, f.count.Used+int64(f.count.Free[0]-'0'), f.family)
+		}
+	}
+	return line
+}
+
+func (h *Hub) tenantLine(t *v1alpha1.Tenant, say sayer) TenantLine {
+	line := TenantLine{Name: t.Name, State: cmp.Or(t.Status.Phase, unknown)}
+	if t.Spec.LoadBalancer.Disable {
+		line.State = "Disabled"
+		say(Warning, "tenant "+t.Name, "spec.loadBalancer.disable is set: nothing of it is served")
+	}
+	if t.Status.Phase == v1alpha1.TenantFailed {
+		for _, c := range t.Status.Conditions {
+			if c.Status == metav1.ConditionFalse {
+				say(Error, "tenant "+t.Name, "%s: %s", c.Reason, c.Message)
+			}
+		}
+	}
+	for i := range h.LoadBalancers {
+		lb := &h.LoadBalancers[i]
+		if lb.Namespace != v1alpha1.TenantNamespacePrefix+t.Name {
+			continue
+		}
+		line.LoadBalancers++
+		c := meta.FindStatusCondition(lb.Status.Conditions, v1alpha1.ConditionReady)
+		switch {
+		case c != nil && c.Status == metav1.ConditionTrue:
+			line.Ready++
+		case t.Spec.LoadBalancer.Disable:
+		case c == nil:
+			say(Error, nameOf(lb), "no controller has looked at it: is a kubelb-manager with the controller role running?")
+		default:
+			say(Error, nameOf(lb), "%s: %s", c.Reason, c.Message)
+		}
+	}
+	return line
+}
+
+// nameOf is how a LoadBalancer is spoken of: its own name, which is hard to remember, and that of the Service.
+func nameOf(lb *v1alpha1.LoadBalancer) string {
+	out := "loadbalancer " + lb.Namespace + "/" + lb.Name
+	if name := lb.Labels[v1alpha1.LabelOriginName]; name != "" {
+		out += fmt.Sprintf(" (Service %s/%s)", lb.Labels[v1alpha1.LabelOriginNamespace], name)
+	}
+	return out
+}
+
+// Text writes the page.
+func (s Status) Text(w io.Writer) error {
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "GATEWAY\tSTATE\tBACKEND\tFRONTENDS\tADDRESSES\tBGP")
+	for _, g := range s.Gateways {
+		fmt.Fprintf(table, "%s\t%s\t%s\t%d\t%d\t%s\n", g.Name, g.State, g.Backend, g.Frontends, g.Addresses, cmp.Or(g.Sessions, "-"))
+	}
+	fmt.Fprintln(table, "\nPOOL\tSTATE\tUSED4\tFREE4\tUSED6\tFREE6")
+	for _, p := range s.Pools {
+		fmt.Fprintf(table, "%s\t%s\t%d\t%s\t%d\t%s\n", p.Name, p.State, p.Used4, p.Free4, p.Used6, p.Free6)
+	}
+	fmt.Fprintln(table, "\nTENANT\tSTATE\tLOADBALANCERS\tREADY")
+	for _, t := range s.Tenants {
+		fmt.Fprintf(table, "%s\t%s\t%d\t%d\n", t.Name, t.State, t.LoadBalancers, t.Ready)
+	}
+	if err := table.Flush(); err != nil {
+		return err
+	}
+	if len(s.Problems) == 0 {
+		_, err := fmt.Fprintln(w, "\nno problems")
+		return err
+	}
+	fmt.Fprintln(w, "\nPROBLEMS")
+	for _, p := range s.Problems {
+		if _, err := fmt.Fprintf(w, "%s: %s: %s\n", p.Severity, p.Object, p.Message); err != nil {
+			return err
+		}
+	}
+	return nil
+}

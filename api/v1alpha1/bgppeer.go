@@ -25,6 +25,7 @@ type BGPPeer struct {
 //
 // +kubebuilder:validation:XValidation:rule="!has(self.keepaliveTime) || duration(self.keepaliveTime) < duration(self.holdTime)",message="spec.keepaliveTime: must be shorter than spec.holdTime; leave it out for a third of it"
 // +kubebuilder:validation:XValidation:rule="!has(self.localPreference) || self.localASN == self.peerASN",message="spec.localPreference: is for routers of the own AS only (spec.peerASN equal to spec.localASN)"
+// +kubebuilder:validation:XValidation:rule="!has(self.multihopTTL) || !has(self.bfd)",message="spec.bfd: is for routers on the same segment (RFC 5881); leave out spec.multihopTTL"
 // +kubebuilder:validation:XValidation:rule="!has(self.multihopTTL) || !has(self.ttlSecurity) || !self.ttlSecurity",message="spec.ttlSecurity: is for routers on the same segment; leave out spec.multihopTTL"
 type BGPPeerSpec struct {
 	// Address is the router's, IPv4 or IPv6.

@@ -98,6 +98,10 @@ type BGPSession struct {
 	// State is Established or Down.
 	// +kubebuilder:validation:Enum=Established;Down
 	State string `json:"state"`
+	// BFD is Up or Down, where the BGPPeer asks for it.
+	// +optional
+	// +kubebuilder:validation:Enum=Up;Down
+	BFD string `json:"bfd,omitempty"`
 	// Since is when that began.
 	// +optional
 	Since *metav1.Time `json:"since,omitempty"`

@@ -41,7 +41,7 @@ type Peer struct {
 
 // session is the part of a peer by which a session stands or falls: another one needs a new session.
 func (p Peer) session() Peer {
-	p.Communities, p.LocalPreference = nil, nil
+	p.Communities, p.LocalPreference, p.BFDInterval, p.BFDMultiplier = nil, nil, 0, 0
 	return p
 }
 

@@ -17,6 +17,8 @@ import (
 	"github.com/osrg/gobgp/v4/pkg/apiutil"
 	wire "github.com/osrg/gobgp/v4/pkg/packet/bgp"
 	"github.com/osrg/gobgp/v4/pkg/server"
+
+	"kubelb.k8c.io/manager/bfd"
 )
 
 // Options are what a speaker needs.
@@ -42,6 +44,8 @@ type Session struct {
 	// Since is when that began. Reason is why there is no session, as far as known.
 	Since  time.Time
 	Reason string
+	// Detected: BFD, if the peer does it, finds the router there.
+	Detected bool
 }
 
 // Speaker announces addresses. It is safe for concurrent use.
@@ -51,6 +55,7 @@ type Speaker struct {
 	mu    sync.Mutex // guards all below
 	owned map[netip.Addr]bool
 	peers map[netip.Addr]Peer
+	bfd   *bfd.Server
 	// server is there from the first peer on, until the end.
 	server   *server.BgpServer
 	sessions map[netip.Addr]Session
@@ -64,7 +69,7 @@ type Speaker struct {
 
 // NewSpeaker returns a speaker without peers.
 func NewSpeaker(o Options) *Speaker {
-	return &Speaker{options: o, owned: map[netip.Addr]bool{}, peers: map[netip.Addr]Peer{}, sessions: map[netip.Addr]Session{}, hops: map[netip.Addr]nextHops{}}
+	return &Speaker{options: o, bfd: bfd.New(bfd.Options{Changed: o.Changed, Log: o.Log.With("part", "bfd")}), owned: map[netip.Addr]bool{}, peers: map[netip.Addr]Peer{}, sessions: map[netip.Addr]Session{}, hops: map[netip.Addr]nextHops{}}
 }
 
 // Announce has routers send packets for the addresses here.
@@ -151,6 +156,9 @@ func (s *Speaker) Sessions() []Session {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	sessions := slices.Collect(maps.Values(s.sessions))
+	for i := range sessions {
+		sessions[i].Detected = s.bfd.Up(sessions[i].Peer.Address)
+	}
 	slices.SortFunc(sessions, func(a, b Session) int { return a.Peer.Address.Compare(b.Peer.Address) })
 	return sessions
 }
@@ -178,7 +186,7 @@ func (s *Speaker) SetPeers(ctx context.Context, peers []Peer) error {
 			errs = append(errs, s.remove(ctx, address))
 		}
 	}
-	errs = append(errs, s.direct(ctx, peers))
+	errs = append(errs, s.direct(ctx, peers), s.detect(peers))
 	for _, p := range peers {
 		_, there := s.peers[p.Address]
 		s.peers[p.Address] = p
@@ -219,6 +227,17 @@ func (s *Speaker) start(ctx context.Context, first Peer) error {
 	}
 	s.tell(slices.Collect(maps.Keys(s.owned)), false)
 	return nil
+}
+
+// detect has routers notice that this host is gone. What they notice is for them to act upon: nothing that is announced here depends on it.
+func (s *Speaker) detect(peers []Peer) error {
+	detected := map[netip.Addr]bfd.Timers{}
+	for _, p := range peers {
+		if p.BFDInterval > 0 {
+			detected[p.Address] = bfd.Timers{Interval: p.BFDInterval, Multiplier: p.BFDMultiplier}
+		}
+	}
+	return s.bfd.SetPeers(detected)
 }
 
 func (s *Speaker) routerID(router netip.Addr) (netip.Addr, error) {
@@ -284,10 +303,6 @@ func (p Peer) wire() *api.Peer {
 	}
 	if p.TTLSecurity {
 		w.TtlSecurity = &api.TtlSecurity{Enabled: true, TtlMin: 255}
-	}
-	if p.BFDInterval > 0 {
-		interval := uint32(p.BFDInterval.Microseconds())
-		w.Bfd = &api.BfdPeerConfig{Enabled: true, DesiredMinimumTxInterval: interval, RequiredMinimumReceive: interval, DetectionMultiplier: uint32(p.BFDMultiplier)}
 	}
 	if p.GracefulRestart > 0 {
 		// What the speaker announces does not depend on what routers say; it has no reason to wait for them long.
@@ -363,5 +378,6 @@ func (s *Speaker) Run(ctx context.Context) error {
 		time.Sleep(heed)
 	}
 	s.endWatch()
+	defer s.bfd.Close()
 	return b.StopBgp(context.WithoutCancel(ctx), &api.StopBgpRequest{AllowGracefulRestart: s.options.StayWhenEnded})
 }

@@ -18,6 +18,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/manager/bfd"
 	"kubelb.k8c.io/manager/bgp"
 )
 
@@ -202,6 +203,9 @@ func (r *routers) sessions() (all []v1alpha1.BGPSession) {
 		is := v1alpha1.BGPSession{Peer: s.Peer.Name, Address: s.Peer.Address.String(), State: v1alpha1.BGPDown, Message: clip(s.Reason, 1024)}
 		if s.Established {
 			is.State = v1alpha1.BGPEstablished
+		}
+		if s.Peer.BFDInterval > 0 {
+			is.BFD = map[bool]string{true: bfd.Up.String(), false: bfd.Down.String()}[s.Detected]
 		}
 		if !s.Since.IsZero() {
 			since := metav1.NewTime(s.Since.Truncate(time.Second))

@@ -1,0 +1,163 @@
+package bfd
+
+import (
+	"log/slog"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+var fast = Timers{Interval: 100 * time.Millisecond, Multiplier: 3}
+
+// heard is a packet of a neighbour that knows this side.
+func heard(s State) packet {
+	return packet{state: s, multiplier: 3, mine: 7, yours: 1, minTx: 100 * time.Millisecond, minRx: 100 * time.Millisecond}
+}
+
+func TestStatesFollowWhatTheNeighbourSays(t *testing.T) {
+	for _, c := range []struct {
+		is, says, becomes State
+		diagnostic        uint8
+	}{
+		{Down, Down, Init, noDiagnostic},
+		{Down, Init, Up, noDiagnostic},
+		{Down, Up, Down, noDiagnostic},
+		{Down, AdminDown, Down, noDiagnostic},
+		{Init, Down, Init, noDiagnostic},
+		{Init, Init, Up, noDiagnostic},
+		{Init, Up, Up, noDiagnostic},
+		{Init, AdminDown, Down, neighborSaysDown},
+		{Up, Down, Down, neighborSaysDown},
+		{Up, Init, Up, noDiagnostic},
+		{Up, Up, Up, noDiagnostic},
+		{Up, AdminDown, Down, neighborSaysDown},
+	} {
+		m := newMachine(fast, 1)
+		m.state = c.is
+		m.hear(heard(c.says))
+		require.Equal(t, c.becomes, m.state, "%s hears %s", c.is, c.says)
+		require.Equal(t, c.diagnostic, m.diagnostic, "%s hears %s", c.is, c.says)
+	}
+}
+
+func TestSilenceEndsASession(t *testing.T) {
+	m := newMachine(fast, 1)
+	m.state = Init
+	m.hear(heard(Up))
+	require.Equal(t, 300*time.Millisecond, m.patience())
+	m.silence()
+	require.Equal(t, Down, m.state)
+	require.EqualValues(t, timeExpired, m.diagnostic)
+	require.Zero(t, m.say().yours, "it may be another one that comes back")
+	m.silence()
+	require.Equal(t, Down, m.state)
+}
+
+func TestANeighbourThatBeginsAnewIsMetAnew(t *testing.T) {
+	m := newMachine(fast, 1)
+	m.state = Init
+	m.hear(heard(Up))
+	anew := packet{state: Down, multiplier: 3, mine: 8, minTx: slow, minRx: 100 * time.Millisecond}
+	m.hear(anew)
+	require.Equal(t, Down, m.state)
+	require.EqualValues(t, 8, m.say().yours)
+	m.hear(anew)
+	require.Equal(t, Init, m.state)
+	anew.state, anew.yours = Init, 1
+	m.hear(anew)
+	require.Equal(t, Up, m.state)
+}
+
+func TestTwoSidesComeUpAndAgreeOnTheSlowerInterval(t *testing.T) {
+	a, b := newMachine(fast, 1), newMachine(Timers{Interval: 300 * time.Millisecond, Multiplier: 2}, 2)
+	require.Equal(t, slow, a.say().minTx, "slow until the other side is there")
+	for range 4 {
+		for _, side := range [][2]*machine{{a, b}, {b, a}} {
+			if answer := side[1].hear(side[0].say()); answer != nil {
+				require.True(t, answer.final)
+				side[0].hear(*answer)
+			}
+		}
+	}
+	require.Equal(t, [2]State{Up, Up}, [2]State{a.state, b.state})
+	require.False(t, a.polling || b.polling, "each knows the other's interval")
+	require.Equal(t, 600*time.Millisecond, a.patience())
+	require.Equal(t, 900*time.Millisecond, b.patience())
+	for range 100 {
+		pause := a.pause()
+		require.True(t, pause >= 225*time.Millisecond && pause <= 300*time.Millisecond, pause)
+	}
+}
+
+func TestWhoWantsToHearNothingHearsNothing(t *testing.T) {
+	m := newMachine(fast, 1)
+	p := heard(Down)
+	p.minRx = 0
+	m.hear(p)
+	require.Zero(t, m.pause())
+}
+
+func TestPacketsAreReadAsTheyWereWritten(t *testing.T) {
+	p := packet{state: Up, diagnostic: neighborSaysDown, poll: true, multiplier: 3, mine: 0xdeadbeef, yours: 42, minTx: 300 * time.Millisecond, minRx: time.Second}
+	got, err := parse(p.bytes())
+	require.NoError(t, err)
+	require.Equal(t, p, got)
+}
+
+func TestWhatIsNoPacketIsDiscarded(t *testing.T) {
+	good := heard(Up).bytes()
+	for name, change := range map[string]func([]byte) []byte{
+		"cut short":          func(b []byte) []byte { return b[:23] },
+		"version 0":          func(b []byte) []byte { b[0] &= 0x1f; return b },
+		"too long for it":    func(b []byte) []byte { b[3] = 25; return b },
+		"too short":          func(b []byte) []byte { b[3] = 23; return b },
+		"authenticated":      func(b []byte) []byte { b[1] |= flagAuthentication; return b },
+		"multipoint":         func(b []byte) []byte { b[1] |= flagMultipoint; return b },
+		"no multiplier":      func(b []byte) []byte { b[2] = 0; return b },
+		"no discriminator":   func(b []byte) []byte { clear(b[4:8]); return b },
+		"up and knows noone": func(b []byte) []byte { clear(b[8:12]); return b },
+	} {
+		_, err := parse(change(append([]byte{}, good...)))
+		require.Error(t, err, name)
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add(heard(Up).bytes())
+	f.Add(heard(Down).bytes()[:20])
+	f.Fuzz(func(t *testing.T, b []byte) {
+		p, err := parse(b)
+		if err != nil {
+			return
+		}
+		again, err := parse(p.bytes())
+		if err != nil || again != p {
+			t.Fatalf("%+v became %+v: %v", p, again, err)
+		}
+		m := newMachine(fast, 1)
+		for range 3 {
+			m.hear(p)
+			m.say()
+			if pause := m.pause(); pause < 0 || m.patience() < 0 {
+				t.Fatalf("%+v: pause %s, patience %s", p, pause, m.patience())
+			}
+		}
+	})
+}
+
+// A server speaks to itself here: to its own address, at which it listens.
+func TestASessionComesUpAndEndsWithItsPeer(t *testing.T) {
+	self := netip.MustParseAddr("127.0.0.1")
+	changes := make(chan struct{}, 100)
+	s := New(Options{Changed: func() { changes <- struct{}{} }, Log: slog.New(slog.DiscardHandler)})
+	require.NoError(t, s.SetPeers(map[netip.Addr]Timers{self: fast}))
+	defer s.Close()
+	require.Eventually(t, func() bool { return s.Up(self) }, 10*time.Second, 10*time.Millisecond)
+	<-changes
+	require.NoError(t, s.SetPeers(map[netip.Addr]Timers{self: fast}), "the same once more changes nothing")
+	require.True(t, s.Up(self))
+	require.NoError(t, s.SetPeers(nil))
+	require.False(t, s.Up(self))
+}

@@ -25,6 +25,7 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/metrics"
 	"sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"kubelb.k8c.io/api/v1alpha1"
@@ -181,7 +182,7 @@ func (o *options) serve(ctx context.Context, log *slog.Logger) error {
 		if url == "" {
 			url = config.Host
 		}
-		if err := controller.SetUp(mgr, controller.Options{APIServer: url, APIServerCA: ca, Namespace: o.namespace, Forbidden: forbidden}); err != nil {
+		if err := controller.SetUp(mgr, controller.Options{APIServer: url, APIServerCA: ca, Namespace: o.namespace, Forbidden: forbidden, Metrics: metrics.Registry}); err != nil {
 			return err
 		}
 	}
@@ -238,7 +239,7 @@ func (o *options) newGateway(mgr ctrl.Manager, forbidden []netip.Prefix, log *sl
 		SegmentKey: func(ctx context.Context) ([]byte, error) {
 			return membership.WaitForKey(ctx, mgr.GetAPIReader(), o.namespace, o.stateDir)
 		},
-		Probe: probe.DefaultConfig(), PurgeOnExit: o.purge, Log: log,
+		Metrics: metrics.Registry, Probe: probe.DefaultConfig(), PurgeOnExit: o.purge, Log: log,
 		Backend: gateway.BackendOptions{Path: path, Checksum: o.checksum,
 			Config: dataplane.Config{Node: o.name, StateDir: o.stateDir, Options: o.backendOptions}},
 	}

@@ -130,6 +130,7 @@ type poolReconciler struct {
 	client    client.Client
 	addresses *addressBook
 	changed   chan<- event.GenericEvent
+	metrics   *metrics
 }
 
 // countPause lets a burst of LoadBalancers cost one count.
@@ -169,6 +170,12 @@ func (r *poolReconciler) Reconcile(ctx context.Context, _ reconcile.Request) (re
 		if err := r.count(ctx, &list.Items[i]); !apierrors.IsConflict(err) {
 			errs = append(errs, err)
 		}
+	}
+	var lbs v1alpha1.LoadBalancerList
+	if err := r.client.List(ctx, &lbs); err != nil {
+		errs = append(errs, err)
+	} else {
+		r.metrics.show(list.Items, lbs.Items)
 	}
 	return reconcile.Result{}, errors.Join(errs...)
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net/netip"
 
+	"github.com/prometheus/client_golang/prometheus"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/event"
@@ -20,6 +21,8 @@ type Options struct {
 	Namespace string
 	// Forbidden are networks of the hub that no tenant may target.
 	Forbidden []netip.Prefix
+	// Metrics takes what Prometheus is told; nil for nobody.
+	Metrics prometheus.Registerer
 }
 
 // SetUp adds the controllers: Tenants make namespaces and Secrets; AddressPools and LoadBalancers make allocations;
@@ -27,8 +30,12 @@ type Options struct {
 func SetUp(mgr ctrl.Manager, o Options) error {
 	book := &addressBook{reader: mgr.GetAPIReader()}
 	tenants := &tenantReconciler{client: mgr.GetClient(), server: o.APIServer, ca: o.APIServerCA}
+	numbers, err := newMetrics(o.Metrics)
+	if err != nil {
+		return err
+	}
 	poolsChanged := make(chan event.GenericEvent, 1)
-	pools := &poolReconciler{client: mgr.GetClient(), addresses: book, changed: poolsChanged}
+	pools := &poolReconciler{client: mgr.GetClient(), addresses: book, changed: poolsChanged, metrics: numbers}
 	lbs := &loadBalancerReconciler{client: mgr.GetClient(), events: mgr.GetEventRecorder("kubelb-manager"), forbidden: o.Forbidden, reader: mgr.GetAPIReader(), namespace: o.Namespace,
 		addresses: book, poolsChanged: poolsChanged,
 		waiting: waiting{gateway: map[client.ObjectKey]uint64{}, address: map[client.ObjectKey]bool{}}}

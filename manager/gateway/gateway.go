@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
@@ -64,7 +65,9 @@ type Options struct {
 	Probe         probe.Config
 	// PurgeOnExit removes everything from the dataplane when the gateway ends: it leaves for good.
 	PurgeOnExit bool
-	Log         *slog.Logger
+	// Metrics takes what Prometheus is told; nil for nobody.
+	Metrics prometheus.Registerer
+	Log     *slog.Logger
 }
 
 // Gateway is a runnable of the manager. Make one with New.
@@ -98,6 +101,9 @@ type Gateway struct {
 	// served: the dataplane has held everything since this process began.
 	served    bool
 	answering answering
+	metrics   *metrics
+	// counted is when the dataplane's counters were read last.
+	counted time.Time
 	// routers is there where addresses are announced by BGP.
 	routers *routers
 	// drainedSince is when the operator's wish came that this gateway drains; zero for no such wish.
@@ -141,9 +147,12 @@ const gather = 15 * time.Millisecond
 const retryFailed = 30 * time.Second
 
 // Start works until ctx ends.
-func (g *Gateway) Start(ctx context.Context) error {
+func (g *Gateway) Start(ctx context.Context) (err error) {
+	if g.metrics, err = newMetrics(g.options.Metrics); err != nil {
+		return err
+	}
 	ended := make(chan *plugin.Process, 4)
-	g.host = &host{options: g.options.Backend, log: g.log, epoch: strconv.FormatInt(time.Now().UnixNano(), 36), ended: ended}
+	g.host = &host{options: g.options.Backend, log: g.log, metrics: g.metrics, epoch: strconv.FormatInt(time.Now().UnixNano(), 36), ended: ended}
 	defer g.host.stop()
 	runs, runCtx := errgroup.WithContext(ctx)
 	g.prober = probe.New(g.options.Probe, func(r probe.Result) {
@@ -242,6 +251,7 @@ func (g *Gateway) loop(ctx context.Context, synced func() bool, ended <-chan *pl
 			continue
 		}
 		g.work(ctx)
+		g.count(ctx)
 		timer.Reset(g.pause())
 	}
 }
@@ -260,7 +270,7 @@ func (g *Gateway) drain() {
 
 // pause is how long nothing needs to be done unless something happens.
 func (g *Gateway) pause() time.Duration {
-	pause := time.Minute
+	pause := countEvery
 	if g.answering.undecided() || g.draining() && time.Since(g.drainedSince) < 2*Notice {
 		pause = returnAfter / 20
 	}
@@ -290,6 +300,32 @@ func (g *Gateway) work(ctx context.Context) {
 	}
 	g.elect(ctx)
 	g.publish()
+}
+
+// countEvery is how often the dataplane's counters are read.
+const countEvery = 15 * time.Second
+
+// count reads the dataplane's counters now and then.
+func (g *Gateway) count(ctx context.Context) {
+	if !g.served || !g.host.running() || time.Since(g.counted) < countEvery {
+		return
+	}
+	g.counted = time.Now()
+	ctx, cancel := context.WithTimeout(ctx, countEvery)
+	defer cancel()
+	stats, err := g.host.process.Stats(ctx)
+	if err != nil {
+		g.log.Warn("read the dataplane's counters", "error", err)
+		return
+	}
+	g.metrics.add(stats, func(key model.FrontendKey) string {
+		owner, known := g.hub.Owner(key)
+		tenant, is := translate.TenantOf(owner.Namespace)
+		if !known || !is {
+			return ""
+		}
+		return tenant
+	})
 }
 
 // restartLater ends the process and sets the time of the next try: at once for the first, then ever later.

@@ -25,6 +25,7 @@ type BackendOptions struct {
 type host struct {
 	options BackendOptions
 	log     *slog.Logger
+	metrics *metrics
 	epoch   string
 	// ended is sent on when a process ends or reports that its state was taken away.
 	ended chan<- *plugin.Process
@@ -45,6 +46,7 @@ func (h *host) start(ctx context.Context) error {
 		return err
 	}
 	h.process = process
+	h.metrics.starts.Inc()
 	if h.description, err = process.Describe(ctx); err != nil {
 		return fmt.Errorf("describe backend: %w", err)
 	}
@@ -105,6 +107,7 @@ func (h *host) apply(ctx context.Context, d model.Delta) ([]dataplane.RecordErro
 	if err != nil {
 		return nil, err
 	}
+	h.metrics.applies.Observe(time.Since(began).Seconds())
 	h.generation = result.Generation
 	h.log.Debug("applied", "pools", len(d.UpsertPools)+len(d.DeletePools), "frontends", len(d.UpsertFrontends)+len(d.DeleteFrontends),
 		"operations", result.Operations, "microseconds", time.Since(began).Microseconds())

@@ -68,6 +68,7 @@ func (g *Gateway) publish() {
 		s.BGPSessions = g.routers.sessions()
 		s.Conditions = append(s.Conditions, sessionsCondition(s.BGPSessions))
 	}
+	g.metrics.show(&s, g.draining(), g.MayAnswer(), len(g.fails), len(g.answering.handover.formers))
 	select {
 	case <-g.status:
 	default:

@@ -1,0 +1,43 @@
+package controller
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/stretchr/testify/require"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"kubelb.k8c.io/api/v1alpha1"
+)
+
+func TestMetricsAreWellNamedAndCountPoolsAndLoadBalancers(t *testing.T) {
+	r := prometheus.NewPedanticRegistry()
+	m, err := newMetrics(r)
+	require.NoError(t, err)
+	pool := *public()
+	pool.Status = v1alpha1.AddressPoolStatus{IPv4: &v1alpha1.AddressCount{Used: 2, Free: "4"}, IPv6: &v1alpha1.AddressCount{Used: 1, Free: "18446744073709551615"}}
+	served := *onRecord("served", 0)
+	served.Status.Conditions = []metav1.Condition{{Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue}}
+	elsewhere := *onRecord("elsewhere", 0)
+	elsewhere.Namespace = "default"
+	for range 2 {
+		m.show([]v1alpha1.AddressPool{pool}, []v1alpha1.LoadBalancer{served, *onRecord("waits", 0), *onRecord("waits-too", 0), elsewhere})
+	}
+	require.NoError(t, testutil.GatherAndCompare(r, strings.NewReader(`
+# HELP kubelb_address_pool_addresses Addresses of an AddressPool, by family and whether they are used or free.
+# TYPE kubelb_address_pool_addresses gauge
+kubelb_address_pool_addresses{family="IPv4",pool="public",state="free"} 4
+kubelb_address_pool_addresses{family="IPv4",pool="public",state="used"} 2
+kubelb_address_pool_addresses{family="IPv6",pool="public",state="free"} 1.8446744073709552e+19
+kubelb_address_pool_addresses{family="IPv6",pool="public",state="used"} 1
+# HELP kubelb_tenant_loadbalancers LoadBalancers of a tenant, by whether they are served (ready) or wait for something (pending).
+# TYPE kubelb_tenant_loadbalancers gauge
+kubelb_tenant_loadbalancers{state="pending",tenant="a"} 2
+kubelb_tenant_loadbalancers{state="ready",tenant="a"} 1
+`)))
+	problems, err := testutil.GatherAndLint(r)
+	require.NoError(t, err)
+	require.Empty(t, problems)
+}

@@ -1,0 +1,140 @@
+package gateway
+
+import (
+	"fmt"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/backends/dataplane"
+	"kubelb.k8c.io/core/model"
+)
+
+// metrics are what a gateway tells Prometheus. Labels are bounded: by tenants, routers and reasons, never by Services.
+type metrics struct {
+	ready, draining, mayAnswer   prometheus.Gauge
+	frontends, addresses, failed prometheus.Gauge
+	handedOver                   prometheus.Gauge
+	backend, sessions, detected  *prometheus.GaugeVec
+	starts                       prometheus.Counter
+	applies                      prometheus.Histogram
+	connections, packets, bytes  *prometheus.CounterVec
+	drops                        *prometheus.CounterVec
+
+	// last are the dataplane's counters as they were read last, which begin anew with their frontend.
+	last      map[model.FrontendKey]dataplane.Counter
+	lastDrops map[string]uint64
+	// shownBackend and shownPeers are labels that stand for something now.
+	shownBackend [2]string
+	shownPeers   map[string]bool
+}
+
+// newMetrics registers them; nil registers nowhere.
+func newMetrics(r prometheus.Registerer) (*metrics, error) {
+	gauge := func(name, help string) prometheus.Gauge {
+		return prometheus.NewGauge(prometheus.GaugeOpts{Name: "kubelb_gateway_" + name, Help: help})
+	}
+	gauges := func(name, help string, labels ...string) *prometheus.GaugeVec {
+		return prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "kubelb_gateway_" + name, Help: help}, labels)
+	}
+	counters := func(name, help string, labels ...string) *prometheus.CounterVec {
+		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
+	}
+	m := &metrics{
+		ready:     gauge("ready", "Whether the dataplane runs and holds what it should."),
+		draining:  gauge("draining", "Whether an operator has told the gateway to drain."),
+		mayAnswer: gauge("may_answer", "Whether the gateway may answer for addresses: it holds its Lease, or goes on without the hub's API."),
+		frontends: gauge("frontends", "Pairs of address and port that the dataplane holds."),
+		addresses: gauge("announced_addresses", "Addresses that the gateway answers for."),
+		failed:    gauge("failed_records", "Records that the dataplane did not take."),
+		handedOver: gauge("handed_over_addresses",
+			"Addresses of which packets of unknown connections are sent to the gateway that answered for them before."),
+		backend:     gauges("backend_info", "The dataplane; always 1.", "backend", "version"),
+		sessions:    gauges("bgp_session_up", "Whether there is a BGP session with a router.", "peer"),
+		detected:    gauges("bfd_session_up", "Whether BFD finds a router there.", "peer"),
+		starts:      prometheus.NewCounter(prometheus.CounterOpts{Name: "kubelb_gateway_backend_starts_total", Help: "How often the dataplane's process was started."}),
+		applies:     prometheus.NewHistogram(prometheus.HistogramOpts{Name: "kubelb_gateway_apply_seconds", Help: "How long the dataplane took for a change.", Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16)}),
+		connections: counters("kubelb_tenant_connections_total", "Connections and UDP flows that were forwarded.", "tenant"),
+		packets:     counters("kubelb_tenant_packets_total", "Packets that were forwarded, where the dataplane counts them.", "tenant"),
+		bytes:       counters("kubelb_tenant_bytes_total", "Bytes that were forwarded, where the dataplane counts them.", "tenant"),
+		drops:       counters("kubelb_gateway_dropped_packets_total", "Packets that were dropped, or answered by the gateway itself.", "reason"),
+		last:        map[model.FrontendKey]dataplane.Counter{}, lastDrops: map[string]uint64{},
+	}
+	if r == nil {
+		return m, nil
+	}
+	for _, c := range []prometheus.Collector{m.ready, m.draining, m.mayAnswer, m.frontends, m.addresses, m.failed, m.handedOver, m.backend, m.sessions, m.detected,
+		m.starts, m.applies, m.connections, m.packets, m.bytes, m.drops} {
+		if err := r.Register(c); err != nil {
+			return nil, fmt.Errorf("register metrics: %w", err)
+		}
+	}
+	return m, nil
+}
+
+func set(g prometheus.Gauge, is bool) {
+	if is {
+		g.Set(1)
+	} else {
+		g.Set(0)
+	}
+}
+
+// show takes over what the Gateway object says.
+func (m *metrics) show(s *v1alpha1.GatewayStatus, draining, mayAnswer bool, failed, handedOver int) {
+	set(m.ready, meta.IsStatusConditionPresentAndEqual(s.Conditions, v1alpha1.ConditionReady, metav1.ConditionTrue))
+	set(m.draining, draining)
+	set(m.mayAnswer, mayAnswer)
+	m.frontends.Set(float64(s.Frontends))
+	m.addresses.Set(float64(s.AnnouncedAddresses))
+	m.failed.Set(float64(failed))
+	m.handedOver.Set(float64(handedOver))
+	if is := [2]string{s.Backend.Name, s.Backend.Version}; is != m.shownBackend {
+		m.backend.Reset()
+		m.backend.WithLabelValues(is[:]...).Set(1)
+		m.shownBackend = is
+	}
+	before := m.shownPeers
+	m.shownPeers = map[string]bool{}
+	for _, session := range s.BGPSessions {
+		m.shownPeers[session.Peer] = true
+		delete(before, session.Peer)
+		set(m.sessions.WithLabelValues(session.Peer), session.State == v1alpha1.BGPEstablished)
+		if session.BFD != "" {
+			set(m.detected.WithLabelValues(session.Peer), session.BFD == "Up")
+		}
+	}
+	for peer := range before {
+		m.sessions.DeleteLabelValues(peer)
+		m.detected.DeleteLabelValues(peer)
+	}
+}
+
+// add counts what has passed since the dataplane was asked last. A counter that is lower than it was belongs to another frontend.
+func (m *metrics) add(stats dataplane.Stats, tenantOf func(model.FrontendKey) string) {
+	since := func(is, was uint64) float64 {
+		if is < was {
+			return float64(is)
+		}
+		return float64(is - was)
+	}
+	next := make(map[model.FrontendKey]dataplane.Counter, len(stats.Frontends))
+	for key, is := range stats.Frontends {
+		next[key] = is
+		tenant := tenantOf(key)
+		if tenant == "" {
+			continue
+		}
+		was := m.last[key]
+		m.connections.WithLabelValues(tenant).Add(since(is.Connections, was.Connections))
+		m.packets.WithLabelValues(tenant).Add(since(is.Packets, was.Packets))
+		m.bytes.WithLabelValues(tenant).Add(since(is.Bytes, was.Bytes))
+	}
+	m.last = next
+	for reason, is := range stats.Drops {
+		m.drops.WithLabelValues(reason).Add(since(is, m.lastDrops[reason]))
+		m.lastDrops[reason] = is
+	}
+}

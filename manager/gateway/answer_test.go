@@ -116,9 +116,9 @@ func TestAFormerGatewayIsAskedForAWhileAsLongAsItWorks(t *testing.T) {
 	v4, v6 := netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("2001:db8:f::1")
 	at4, at6 := netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("2001:db8:c::2")
 	now := time.Now()
-	h := handover{limit: time.Minute, holders: map[netip.Addr]string{}, formers: map[netip.Addr]former{}}
-	works := []netip.Addr{at6, at4}
-	reached := func(string) []netip.Addr { return works }
+	h := handover{limit: time.Minute, holders: map[netip.Addr]string{}, formers: map[netip.Addr]former{}, lost: map[netip.Addr]loss{}}
+	works, failed := []netip.Addr{at6, at4}, false
+	reached := func(string) ([]netip.Addr, bool) { return works, failed }
 	look := func() []netip.Addr {
 		changed := h.look(reached, now)
 		slices.SortFunc(changed, netip.Addr.Compare)
@@ -149,18 +149,28 @@ func TestAFormerGatewayIsAskedForAWhileAsLongAsItWorks(t *testing.T) {
 	h.take(v4, "me", "me", now)
 	require.Equal(t, []netip.Addr{v4}, look())
 	h.take(v4, "other", "me", now)
-	require.Empty(t, look(), "who asks this gateway may be sent on to the one before")
-	h.take(v4, "third", "me", now)
-	require.Equal(t, []netip.Addr{v4}, look(), "but not back")
-	require.False(t, h.formers[v4].at.IsValid())
+	require.Equal(t, []netip.Addr{v4}, look(), "only who answers asks")
+	require.Empty(t, h.formers)
+	h.take(v4, "me", "me", now)
+	require.Equal(t, []netip.Addr{v4}, look(), "who had it from here leaves in good order: it asks nobody any more")
+	failed = true
+	require.Equal(t, []netip.Addr{v4}, look(), "it has failed, and would send back what it does not know")
+	h.take(v4, "fourth", "me", now)
+	look()
+	now = now.Add(time.Minute)
+	h.take(v4, "me", "me", now)
+	require.Equal(t, []netip.Addr{v4}, look(), "one that fails long after it had the address from here")
+	h.end(now)
+	require.Equal(t, []netip.Addr{v4}, look())
+	require.Empty(t, h.formers)
 }
 
 func TestWhereAllAnswerForAllTheOneThatLeavesIsAsked(t *testing.T) {
 	one, two := netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("203.0.113.2")
 	now := time.Now()
 	h := handover{limit: time.Minute, holders: map[netip.Addr]string{}, formers: map[netip.Addr]former{}, left: map[string]time.Time{}}
-	reached := func(name string) []netip.Addr {
-		return map[string][]netip.Addr{"a": {netip.MustParseAddr("192.0.2.1")}, "b": {netip.MustParseAddr("192.0.2.2")}}[name]
+	reached := func(name string) ([]netip.Addr, bool) {
+		return map[string][]netip.Addr{"a": {netip.MustParseAddr("192.0.2.1")}, "b": {netip.MustParseAddr("192.0.2.2")}}[name], false
 	}
 	all := map[netip.Addr]bool{one: true}
 	h.askWhoLeaves([]string{"a", "b"}, all, nil, now)

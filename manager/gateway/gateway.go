@@ -102,6 +102,7 @@ type Gateway struct {
 	served    bool
 	answering answering
 	metrics   *metrics
+	vitals    *vitals
 	// counted is when the dataplane's counters were read last.
 	counted time.Time
 	// routers is there where addresses are announced by BGP.
@@ -127,10 +128,11 @@ func New(o Options, c cache.Cache, w client.Client) *Gateway {
 		pools: map[string]ipam.Pool{}, selection: selection.New(), fails: map[string]failure{}, status: make(chan v1alpha1.GatewayStatus, 1), inSync: make(chan struct{}, 1),
 		held: map[model.FrontendKey]bool{}, vips: map[netip.Addr]int{}, poke: make(chan struct{}, 1),
 		answering: answering{elects: o.Elects, member: o.Member, answers: map[netip.Addr]bool{},
-			handover: handover{limit: o.Handover, holders: map[netip.Addr]string{}, formers: map[netip.Addr]former{}, left: map[string]time.Time{}}}}
+			handover: handover{limit: o.Handover, holders: map[netip.Addr]string{}, formers: map[netip.Addr]former{}, lost: map[netip.Addr]loss{}, left: map[string]time.Time{}}}}
 	if o.Member != nil {
 		g.answering.permit = &permit{lease: o.Member, segment: o.Heart, keepWhenAlone: o.KeepWhenAlone, changed: g.Elect}
 	}
+	g.vitals = newVitals(askHost, g.Elect)
 	if o.Speaker != nil {
 		g.routers = newRouters(o, c, g.Elect)
 	}
@@ -178,6 +180,7 @@ func (g *Gateway) Start(ctx context.Context) (err error) {
 	if g.routers != nil {
 		runs.Go(func() error { return g.routers.run(runCtx) })
 	}
+	runs.Go(func() error { return g.vitals.run(runCtx) })
 	runs.Go(func() error { return g.writeStatus(runCtx) })
 	runs.Go(func() error { return g.purgePredecessors(runCtx) })
 	runs.Go(func() error { return g.loop(runCtx, synced, ended) })
@@ -226,6 +229,7 @@ func (g *Gateway) loop(ctx context.Context, synced func() bool, ended <-chan *pl
 	for {
 		select {
 		case <-ctx.Done():
+			g.endHandover(ctx)
 			return nil
 		case e := <-g.events:
 			e(g)

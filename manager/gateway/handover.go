@@ -20,6 +20,8 @@ type handover struct {
 	// addresses over from, and until when they are asked.
 	holders map[netip.Addr]string
 	formers map[netip.Addr]former
+	// lost are addresses that this gateway has answered for itself.
+	lost map[netip.Addr]loss
 	// left are gateways that leave, and since when; asked is the one of them that is asked about everything.
 	left  map[string]time.Time
 	asked string
@@ -30,6 +32,15 @@ type former struct {
 	until time.Time
 	// at is where it is reached, in the address's family; it changes as the gateway says.
 	at netip.Addr
+	// returns: it has had the address from this gateway not long ago. If it fails before it can take that back, its dataplane goes on to
+	// send here what it does not know, and the two would send each other's packets to and fro.
+	returns bool
+}
+
+// loss is to whom an address was lost, and when.
+type loss struct {
+	to string
+	at time.Time
 }
 
 // take notes who answers for an address now. Where it is this gateway, and was another one, that one is asked.
@@ -39,15 +50,27 @@ func (h *handover) take(address netip.Addr, holder, self string, now time.Time) 
 		return
 	}
 	h.holders[address] = holder
+	if before == self {
+		h.lost[address] = loss{holder, now}
+	}
 	switch {
 	case holder != self:
-		// The new holder asks this gateway; what this one does not know either goes on to who had it before, but never back.
-		if f, asks := h.formers[address]; asks && f.name == holder {
+		// Only who answers asks, so that nobody asks back.
+		if f, asks := h.formers[address]; asks {
 			f.until = now
 			h.formers[address] = f
 		}
 	case before != "":
-		h.formers[address] = former{name: before, until: now.Add(h.limit)}
+		l := h.lost[address]
+		h.formers[address] = former{name: before, until: now.Add(h.limit), returns: l.to == before && now.Sub(l.at) < h.limit}
+	}
+}
+
+// end has nobody asked any more.
+func (h *handover) end(now time.Time) {
+	for address, f := range h.formers {
+		f.until = now
+		h.formers[address] = f
 	}
 }
 
@@ -59,8 +82,8 @@ func (h *handover) askWhoLeaves(names []string, all map[netip.Addr]bool, fresh [
 		if h.left[name].IsZero() {
 			h.left[name] = now
 		}
-		if asked == "" && now.Sub(h.left[name]) < h.limit {
-			asked = name
+		if now.Sub(h.left[name]) < h.limit && (asked == "" || h.left[name].After(h.left[asked])) {
+			asked = name // the last one that has left
 		}
 	}
 	look := slices.Values(fresh)
@@ -80,14 +103,18 @@ func (h *handover) askWhoLeaves(names []string, all map[netip.Addr]bool, fresh [
 func (h *handover) forget(address netip.Addr) {
 	delete(h.holders, address)
 	delete(h.formers, address)
+	delete(h.lost, address)
 }
 
 // look brings formers to what they say of themselves, and returns the addresses of which something has changed.
-func (h *handover) look(reached func(name string) []netip.Addr, now time.Time) (changed []netip.Addr) {
-	at := map[string][]netip.Addr{}
+func (h *handover) look(reached func(name string) (at []netip.Addr, failed bool), now time.Time) (changed []netip.Addr) {
+	at, hasFailed := map[string][]netip.Addr{}, map[string]bool{}
 	for address, f := range h.formers {
 		if _, asked := at[f.name]; !asked {
-			at[f.name] = reached(f.name)
+			at[f.name], hasFailed[f.name] = reached(f.name)
+		}
+		if f.returns && hasFailed[f.name] {
+			f.until = now
 		}
 		var is netip.Addr
 		if i := slices.IndexFunc(at[f.name], func(a netip.Addr) bool { return a.Is4() == address.Is4() }); i >= 0 && now.Before(f.until) {
@@ -126,9 +153,13 @@ func (g *Gateway) facing(f model.Frontend) model.Frontend {
 // handOver tells the dataplane about formers that have come or gone, before anything is claimed by that.
 func (g *Gateway) handOver(ctx context.Context) {
 	a := &g.answering
-	changed := a.handover.look(func(name string) []netip.Addr {
-		at, _ := a.member.Reached(name)
-		return at
+	changed := a.handover.look(func(name string) ([]netip.Addr, bool) {
+		at, failed := a.member.Reached(name)
+		if failed {
+			// Its process has failed, or cannot reach the hub. Where its host is there, so is what its dataplane knows.
+			at = g.vitals.alive(at)
+		}
+		return at, failed
 	}, time.Now())
 	if len(changed) == 0 || !g.host.running() || !g.retryAt.IsZero() {
 		return // who is not told now is told all at once, later
@@ -148,6 +179,20 @@ func (g *Gateway) handOver(ctx context.Context) {
 		g.problem = err
 		g.restartLater()
 	}
+}
+
+// endLimit bounds how long a gateway takes at its end to have nobody asked any more.
+const endLimit = 2 * time.Second
+
+// endHandover is for a gateway that leaves: others ask it, and it asks nobody.
+func (g *Gateway) endHandover(ctx context.Context) {
+	if g.answering.member == nil || !g.synced {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endLimit)
+	defer cancel()
+	g.answering.handover.end(time.Now())
+	g.handOver(ctx)
 }
 
 // OwnAddresses are those on the interfaces.

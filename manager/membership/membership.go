@@ -165,16 +165,16 @@ func (m *Member) Peers() (peers []election.Peer, candidates []string) {
 	return peers, candidates
 }
 
-// Reached are a peer's own addresses on the segment, at which packets of connections that it knows are taken: while its lease lasts, or
-// after it has left in good order. There are none of one that has failed. leaving tells whether it has left, or is about to.
-func (m *Member) Reached(name string) (addresses []netip.Addr, leaving bool) {
+// Reached are a peer's own addresses on the segment, at which packets of connections that it knows are taken, as it has said last. failed
+// tells that it has not left, and its lease is over: its dataplane may work still, or its host be gone.
+func (m *Member) Reached(name string) (addresses []netip.Addr, failed bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	p := m.peers[name]
-	if p == nil || !p.departed && p.gone <= clock.Now() {
-		return nil, false
+	if p == nil {
+		return nil, true
 	}
-	return p.said.Reached, p.departed || p.said.Leaving
+	return p.said.Reached, !p.departed && p.gone <= clock.Now()
 }
 
 // Leaving are the names of the peers that have left in good order, or are about to.

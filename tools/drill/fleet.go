@@ -399,7 +399,7 @@ func (f *fleet) drain(ctx context.Context, g *gateway, is bool) error {
 }
 
 func (g *gateway) start(f *fleet) (err error) {
-	flags := []string{fmt.Sprintf("--gateway-lease=%s", Lease), "--gateway-label=" + nameLabel + "=" + g.name}
+	flags := []string{fmt.Sprintf("--gateway-lease=%s", Lease), "--handover=20s", "--gateway-label=" + nameLabel + "=" + g.name}
 	if f.bgp {
 		flags = append(flags, "--announce=bgp", fmt.Sprintf("--bgp-stay-on-exit=%t", f.restarts))
 	}

@@ -1,0 +1,120 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// vitals tells whether the hosts of gateways that have failed are there: their dataplanes work on without their managers.
+type vitals struct {
+	ask     func(netip.Addr) bool
+	changed func()
+
+	mu sync.Mutex // guards hosts
+	// hosts are those that were asked about not long ago.
+	hosts map[netip.Addr]*vital
+}
+
+type vital struct {
+	alive bool
+	asked time.Time // the last time that somebody wished to know
+}
+
+const (
+	// askEvery is how often a host is asked, forgetAfter how long after nobody wishes to know any more.
+	askEvery    = time.Second
+	forgetAfter = time.Minute
+	// answerWithin is how long a host of the same segment takes to answer, at most.
+	answerWithin = 100 * time.Millisecond
+)
+
+func newVitals(ask func(netip.Addr) bool, changed func()) *vitals {
+	return &vitals{ask: ask, changed: changed, hosts: map[netip.Addr]*vital{}}
+}
+
+// alive are those of the addresses at which a host answers. One that nobody has wished to know of is asked at once.
+func (v *vitals) alive(addresses []netip.Addr) (out []netip.Addr) {
+	for _, a := range addresses {
+		v.mu.Lock()
+		host := v.hosts[a]
+		v.mu.Unlock()
+		if host == nil {
+			host = &vital{alive: v.ask(a)}
+		}
+		v.mu.Lock()
+		host.asked = time.Now()
+		v.hosts[a] = host
+		if host.alive {
+			out = append(out, a)
+		}
+		v.mu.Unlock()
+	}
+	return out
+}
+
+// run asks again and again, until ctx ends.
+func (v *vitals) run(ctx context.Context) error {
+	ticker := time.NewTicker(askEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		}
+		if v.look() {
+			v.changed()
+		}
+	}
+}
+
+// look asks all hosts once, and tells whether something is otherwise than before.
+func (v *vitals) look() (changed bool) {
+	v.mu.Lock()
+	var addresses []netip.Addr
+	for a, host := range v.hosts {
+		if time.Since(host.asked) > forgetAfter {
+			delete(v.hosts, a)
+			continue
+		}
+		addresses = append(addresses, a)
+	}
+	v.mu.Unlock()
+	for _, a := range addresses {
+		is := v.ask(a)
+		v.mu.Lock()
+		if host := v.hosts[a]; host != nil && host.alive != is {
+			host.alive, changed = is, true
+		}
+		v.mu.Unlock()
+	}
+	return changed
+}
+
+// discard is a port that nobody listens at (RFC 863); a host that is there says so.
+const discard = 9
+
+// askHost asks a host whether it is there: a datagram to a closed port is answered by ICMP.
+func askHost(address netip.Addr) bool {
+	for range 2 { // one may be lost
+		conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(address, discard)))
+		if err != nil {
+			return false
+		}
+		_, err = conn.Write([]byte{0})
+		if err == nil {
+			_ = conn.SetReadDeadline(time.Now().Add(answerWithin))
+			_, err = conn.Read(make([]byte, 1))
+		}
+		conn.Close()
+		if err == nil || errors.Is(err, syscall.ECONNREFUSED) {
+			return true
+		}
+	}
+	return false
+}

@@ -187,6 +187,10 @@ func Run(ctx context.Context, o Options, done func(Result) error) (err error) {
 	return nil
 }
 
+// rest is for clients to know where addresses are: they heed no announcement within a second of another one (locktime, arp(7)), and the
+// last comes a second and a half after an address has moved.
+const rest = 2500 * time.Millisecond
+
 // How long is looked before and after.
 const (
 	before = time.Second
@@ -221,6 +225,9 @@ func (f *fleet) suffer(ctx context.Context, what failure, victim *gateway) (r Re
 // begin waits until the fleet is at rest, and then has it watched and used.
 func (f *fleet) begin(ctx context.Context) (*witness, *load, error) {
 	if err := f.settle(ctx); err != nil {
+		return nil, nil, err
+	}
+	if err := pause(ctx, rest); err != nil {
 		return nil, nil, err
 	}
 	w, err := f.watch()

@@ -68,6 +68,16 @@ var malformedFixtures = []fixture{
 			x.mustDrop(x.longer(4), "malformed")
 		}
 	}},
+	{name: "a first fragment that says that it ends before its ports do is dropped", run: func(x *exchange) {
+		f := x.ask(portPlain)
+		f.payload, f.more = make([]byte, 32), true
+		bytes := f.bytes()
+		short := map[bool][2]byte{true: {0, 24}, false: {0, 12}}[x.v4] // of the header before the ports, with 4 bytes of them
+		copy(bytes[map[bool]int{true: 14 + 2, false: 14 + 4}[x.v4]:], short[:])
+		before := x.drops()["malformed"]
+		require.Equal(x, dropping, x.receive(x.front, bytes).verdict)
+		require.Equal(x, before+1, x.drops()["malformed"])
+	}},
 	{name: "a packet shorter than its header is dropped", run: func(x *exchange) {
 		if x.v4 {
 			x.mustDrop(x.spoiled(2, 0, 10), "malformed")

@@ -85,8 +85,9 @@ static __always_inline int parse_ports(context *ctx, struct packet *p)
 	default:
 		return READ;
 	}
+	// A first fragment holds the ports at least, and says so.
 	ports = at(ctx, p->transport, 4);
-	if (!ports)
+	if (!ports || p->transport + 8 > p->network + p->length)
 		return BROKEN;
 	p->tuple.source_port = ports[0];
 	p->tuple.destination_port = ports[1];
@@ -167,7 +168,8 @@ static __always_inline int parse_ipv6(context *ctx, struct packet *p)
 			return BROKEN;
 	}
 	p->tuple.protocol = next;
-	return READ;
+	// The headers may be longer than what the packet says it holds.
+	return p->transport > p->network + p->length ? BROKEN : READ;
 }
 
 // parse reads a packet up to its ports. What is not IP is none of ours; neither are frames with a VLAN tag, which come again,

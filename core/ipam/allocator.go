@@ -146,16 +146,14 @@ func (a *Allocator) SetPools(pools []Pool) []Overlap {
 	return overlaps
 }
 
-// Adopt records allocations that stand on record, with the claim that the holder makes now. It reports each address that somebody else
-// holds already; that one is not recorded. What a tenant has shared it goes on to share as long as one of the two bears a key, whatever
-// else they claim.
+// Adopt records allocations that stand on record, with the claim that the holder makes now. It reports each address that another tenant
+// holds already; that one is not recorded. What LoadBalancers of one tenant have together on record they keep, whatever they claim: no
+// change of one costs another one its address.
 func (a *Allocator) Adopt(holder string, claim Claim, grants []Grant) []error {
 	var conflicts []error
 	a.claims[holder] = claim
 	for _, g := range grants {
-		strangers := slices.DeleteFunc(a.others(holder, g.Address), func(o string) bool {
-			return tenantOf(o) == tenantOf(holder) && (claim.Sharing != "" || a.claims[o].Sharing != "")
-		})
+		strangers := slices.DeleteFunc(a.others(holder, g.Address), func(o string) bool { return tenantOf(o) == tenantOf(holder) })
 		if len(strangers) > 0 {
 			conflicts = append(conflicts, fmt.Errorf("address %s of %s is held by %s", g.Address, holder, strangers[0]))
 			continue

@@ -106,11 +106,7 @@ func (t *trial) restart(more byte) {
 		if t.flaw == forgetsAStatus && i == int(more)%len(from) {
 			continue
 		}
-		conflicts := t.a.Adopt(holder, t.asked[holder].Claim, from[holder].grants)
-		if len(conflicts) > 0 && t.flaw == "" && t.asked[holder].Sharing == "" {
-			// Neither bears the key any more by which they shared it: the later one has to have another address.
-			t.record[holder] = recorded{grants: t.a.Held(holder)}
-		}
+		t.a.Adopt(holder, t.asked[holder].Claim, from[holder].grants)
 	}
 	for holder, is := range t.record {
 		t.record[holder] = recorded{is.grants, t.asked[holder].Claim}

@@ -65,10 +65,12 @@ func TestWhatStandsInStatusIsTakenOverBeforeTheFirstGrant(t *testing.T) {
 }
 
 func TestOfTwoThatClaimAnAddressTheOlderKeepsIt(t *testing.T) {
-	book := bookOf(t, public(), onRecord("young", 0, "203.0.113.1"), onRecord("old", time.Hour, "203.0.113.1"))
+	elsewhere := onRecord("old", time.Hour, "203.0.113.1")
+	elsewhere.Namespace = "tenant-b"
+	book := bookOf(t, public(), onRecord("young", 0, "203.0.113.1"), elsewhere)
 	require.NoError(t, book.load(t.Context()))
 	require.Equal(t, []string{"203.0.113.2"}, allocate(t, book, "young"))
-	require.Equal(t, []string{"203.0.113.1"}, allocate(t, book, "old"))
+	require.Equal(t, "203.0.113.1", book.book.Held("tenant-b/old")[0].Address.String())
 }
 
 func TestAPoolThatIsMendedGivesAddresses(t *testing.T) {

@@ -18,7 +18,6 @@ import (
 type Hub struct {
 	Gateways      []v1alpha1.Gateway
 	Pools         []v1alpha1.AddressPool
-	Peers         []v1alpha1.BGPPeer
 	Tenants       []v1alpha1.Tenant
 	LoadBalancers []v1alpha1.LoadBalancer
 	Addresses     []v1alpha1.Addresses
@@ -42,7 +41,6 @@ func Read(ctx context.Context, c client.Reader, namespace string) (*Hub, error) 
 	var (
 		gateways  v1alpha1.GatewayList
 		pools     v1alpha1.AddressPoolList
-		peers     v1alpha1.BGPPeerList
 		tenants   v1alpha1.TenantList
 		lbs       v1alpha1.LoadBalancerList
 		addresses v1alpha1.AddressesList
@@ -53,7 +51,7 @@ func Read(ctx context.Context, c client.Reader, namespace string) (*Hub, error) 
 		into    client.ObjectList
 		options []client.ListOption
 	}{
-		{"Gateways", &gateways, nil}, {"AddressPools", &pools, nil}, {"BGPPeers", &peers, nil}, {"Tenants", &tenants, nil},
+		{"Gateways", &gateways, nil}, {"AddressPools", &pools, nil}, {"Tenants", &tenants, nil},
 		{"LoadBalancers", &lbs, nil}, {"Addresses", &addresses, nil},
 		{"Leases of gateways", &leases, []client.ListOption{client.InNamespace(namespace), client.HasLabels{membership.Label}}},
 	} {
@@ -61,7 +59,7 @@ func Read(ctx context.Context, c client.Reader, namespace string) (*Hub, error) 
 			return nil, fmt.Errorf("read %s: %w", list.what, err)
 		}
 	}
-	h := &Hub{Gateways: gateways.Items, Pools: pools.Items, Peers: peers.Items, Tenants: tenants.Items, LoadBalancers: lbs.Items,
+	h := &Hub{Gateways: gateways.Items, Pools: pools.Items, Tenants: tenants.Items, LoadBalancers: lbs.Items,
 		Addresses: addresses.Items, Leases: map[string]coordinationv1.Lease{}, Now: time.Now()}
 	for _, lease := range leases.Items {
 		h.Leases[lease.Name] = lease

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -165,7 +166,19 @@ func addAddress(vip netip.Addr) error {
 	if err := netlink.AddrReplace(link, address); err != nil {
 		return fmt.Errorf("address %s: %w", vip, err)
 	}
-	return nil
+	return awaitLocal(vip)
+}
+
+// awaitLocal returns when the kernel takes packets for the address in. For a new IPv6 address it sees to that a moment after the
+// address is there (addrconf_dad_begin in net/ipv6/addrconf.c), and sends to a router what comes before.
+func awaitLocal(vip netip.Addr) error {
+	for begin := time.Now(); time.Since(begin) < 5*time.Second; time.Sleep(time.Millisecond) {
+		routes, err := netlink.RouteGet(vip.AsSlice())
+		if err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL {
+			return nil
+		}
+	}
+	return fmt.Errorf("address %s: the kernel does not take packets for it in", vip)
 }
 
 // syncAddresses removes addresses of which no frontend is left.

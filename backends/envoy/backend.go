@@ -24,17 +24,19 @@ const Version = "0.1.0"
 
 // Backend implements dataplane.Dataplane. Its zero value is ready.
 type Backend struct {
-	dir        supervisor.Dir
-	state      *store
-	xds        *xds
-	guard      *guard
-	serving    bool
+	dir     supervisor.Dir
+	state   *store
+	xds     *xds
+	guard   *guard
+	serving bool
+	// closed is true from the first Close on: nothing is done then but what Close does.
+	closed     bool
 	departures departures
 	// listening are TCP frontends that have had a socket since they are served.
 	listening map[model.FrontendKey]bool
 	// stop ends the sweeper when it is closed.
 	stop chan struct{}
-	// mu keeps the sweeper out while a call runs.
+	// mu keeps the sweeper and Watch out while a call runs.
 	mu         sync.Mutex
 	generation dataplane.Generation
 	settings
@@ -178,20 +180,30 @@ type pushed map[string][]named
 // Watch reports an Envoy that is gone, and a guard that somebody else has taken away.
 func (b *Backend) Watch(ctx context.Context, report func(dataplane.Fault)) error {
 	return dataplane.WatchBy(ctx, func(now time.Time) {
-		if problem := b.problem(); problem != nil {
-			report(dataplane.Fault{Time: now, Message: problem.Error()})
-		}
-		b.mu.Lock()
-		missing := b.serving && b.guard.missing()
-		coverErr := b.guard.echo.cover()
-		b.mu.Unlock()
-		if coverErr != nil {
-			report(dataplane.Fault{Time: now, Message: coverErr.Error()})
-		}
-		if missing {
-			report(dataplane.Fault{Time: now, Resync: true, Message: "nftables table or routing rule of the Envoy backend was removed by somebody else"})
+		for _, fault := range b.faults() {
+			fault.Time = now
+			report(fault)
 		}
 	})
+}
+
+// faults are what is wrong now. After Close there are none: what is gone then is gone rightly, and stays so.
+func (b *Backend) faults() []dataplane.Fault {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return nil
+	}
+	var faults []dataplane.Fault
+	for _, err := range []error{b.problem(), b.guard.echo.cover()} {
+		if err != nil {
+			faults = append(faults, dataplane.Fault{Message: err.Error()})
+		}
+	}
+	if b.serving && b.guard.missing() {
+		faults = append(faults, dataplane.Fault{Resync: true, Message: "nftables table or routing rule of the Envoy backend was removed by somebody else"})
+	}
+	return faults
 }
 
 // problem says what is wrong with Envoy's supervisor, and starts it if it is gone.
@@ -212,15 +224,20 @@ func (b *Backend) problem() error {
 
 // Close leaves Envoy as it is, or with purge lets connections end for a while, ends it and removes everything.
 func (b *Backend) Close(ctx context.Context, purge bool) error {
-	if b.xds == nil {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.xds == nil || b.state == nil {
 		return nil
 	}
-	if b.serving {
-		close(b.stop)
-	}
-	b.xds.close()
-	if err := b.state.close(); err != nil {
-		return err
+	if !b.closed {
+		b.closed = true
+		if b.serving {
+			close(b.stop)
+		}
+		b.xds.close()
+		if err := b.state.close(); err != nil {
+			return err
+		}
 	}
 	if !purge {
 		return nil

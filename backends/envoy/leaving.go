@@ -63,14 +63,17 @@ func (b *Backend) sweep(stop <-chan struct{}) {
 		case <-stop:
 			return
 		case now := <-ticker.C:
-			b.mu.Lock()
 			b.removeDeparted(now)
-			b.mu.Unlock()
 		}
 	}
 }
 
 func (b *Backend) removeDeparted(now time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return
+	}
 	changed := map[string]types.Resource{}
 	for key, leaving := range b.departures.leaving {
 		due := false

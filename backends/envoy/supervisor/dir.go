@@ -154,8 +154,28 @@ func (d Dir) start(binary string) error {
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start the supervisor of Envoy: %w", err)
 	}
-	go func() { _ = cmd.Wait() }() // so that it leaves no zombie if it ends first
-	return nil
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }() // so that it leaves no zombie if it ends first
+	return d.awaitSupervisor(ended)
+}
+
+// startTimeout is how long a supervisor may take until it holds its lock.
+const startTimeout = 10 * time.Second
+
+// awaitSupervisor returns when the directory has a supervisor: until then Stop would not find it, and leave it to run without
+// a directory.
+func (d Dir) awaitSupervisor(ended <-chan error) error {
+	for begin := time.Now(); time.Since(begin) < startTimeout; time.Sleep(5 * time.Millisecond) {
+		if pid, err := d.Supervisor(); err != nil || pid != 0 {
+			return err
+		}
+		select {
+		case err := <-ended:
+			return fmt.Errorf("the supervisor of Envoy ended at once (see %s): %w", d.OwnLog(), err)
+		default:
+		}
+	}
+	return fmt.Errorf("the supervisor of Envoy does not come up within %v (see %s)", startTimeout, d.OwnLog())
 }
 
 // Stop ends the directory's supervisor and its Envoys, and returns when they are gone.
@@ -188,7 +208,7 @@ func (d Dir) acquire() (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := lockAlone(f); err != nil {
 		return nil, errors.Join(fmt.Errorf("%s has a supervisor already", d), f.Close())
 	}
 	_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())), 0)
@@ -196,6 +216,18 @@ func (d Dir) acquire() (*os.File, error) {
 		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil
+}
+
+// lockAlone tries for a moment: whoever asks for the supervisor holds the lock for as long as that takes, see Supervisor.
+func lockAlone(f *os.File) error {
+	var err error
+	for range 50 {
+		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
+			return nil
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return err
 }
 
 // writeJSON replaces the file; a reader sees the old content or the new.

@@ -77,7 +77,7 @@ type Config struct {
 	Uplinks []string
 	// SourceAddresses are this gateway's own addresses to rewrite sources to; empty lets the kernel choose by route.
 	SourceAddresses []netip.Addr
-	// SourcePortMin and SourcePortMax are this gateway's slice of source ports; zero values leave the choice to the kernel.
+	// SourcePortMin and SourcePortMax are this gateway's slice of source ports; zero values leave the choice to the backend.
 	SourcePortMin, SourcePortMax uint16
 	// StateDir is private to this gateway and survives restarts. The plugin host holds an exclusive lock in it.
 	StateDir string

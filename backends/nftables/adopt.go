@@ -2,6 +2,7 @@ package nftables
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
 	"strconv"
@@ -40,7 +41,7 @@ func open(tables []*table, e *egress) error {
 		}
 	}
 	if ours == len(all) {
-		return adopt(c, tables, e)
+		return errors.Join(adopt(c, tables, e), setPorts(tables))
 	}
 	for _, t := range present {
 		c.DelTable(t)
@@ -55,6 +56,15 @@ func open(tables []*table, e *egress) error {
 	}
 	if err := c.Flush(); err != nil {
 		return fmt.Errorf("create nftables tables (needs CAP_NET_ADMIN and a kernel with nf_tables, NAT and conntrack): %w", err)
+	}
+	return setPorts(tables)
+}
+
+func setPorts(tables []*table) error {
+	for _, t := range tables {
+		if err := t.setPorts(); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -57,14 +57,9 @@ func (b *Backend) Configure(_ context.Context, config dataplane.Config) error {
 		return fmt.Errorf("source ports %d to %d: the last lies before the first", config.SourcePortMin, config.SourcePortMax)
 	}
 	egress := newEgress(name)
-	source := portRange{config.SourcePortMin, config.SourcePortMax}
-	local, err := localPorts()
-	if err != nil {
-		return err
-	}
 	var tables []*table
 	for _, f := range families {
-		tables = append(tables, newTable(f, egress, source, settlingPorts(source, local)))
+		tables = append(tables, newTable(f, egress, portRange{config.SourcePortMin, config.SourcePortMax}))
 	}
 	if err := open(tables, egress); err != nil {
 		return err

@@ -26,8 +26,8 @@ type table struct {
 // editsPerTransaction bounds a transaction.
 const editsPerTransaction = 20000
 
-func newTable(f family, e *egress, source, settling portRange) *table {
-	t := &table{layout: layout{family: f, sourcePorts: source, settlingPorts: settling}, nft: &nft.Table{Name: e.nft.Name, Family: f.table}, sets: map[string]*nft.Set{}, state: newState(f)}
+func newTable(f family, e *egress, ports portRange) *table {
+	t := &table{layout: layout{family: f, ports: ports}, nft: &nft.Table{Name: e.nft.Name, Family: f.table}, sets: map[string]*nft.Set{}, state: newState(f)}
 	for _, s := range t.layout.sets() {
 		set := s.set
 		set.Table = t.nft
@@ -41,11 +41,7 @@ func newTable(f family, e *egress, source, settling portRange) *table {
 func (t *table) create(c *nft.Conn) error {
 	c.AddTable(t.nft)
 	for _, s := range t.layout.sets() {
-		var elements []nft.SetElement
-		if s.name == setSettling {
-			elements = []nft.SetElement{{Key: []byte{unix.IPPROTO_TCP}, Timeout: settlingTime}, {Key: []byte{unix.IPPROTO_UDP}, Timeout: settlingTime}}
-		}
-		if err := c.AddSet(t.sets[s.name], elements); err != nil {
+		if err := c.AddSet(t.sets[s.name], nil); err != nil {
 			return fmt.Errorf("set %s: %w", s.name, err)
 		}
 	}
@@ -61,7 +57,7 @@ func (t *table) create(c *nft.Conn) error {
 
 // versionChain names the shape of the tables. A process that meets another one replaces the tables in one transaction, so
 // that conntrack's NAT never lacks a chain.
-const versionChain = "layout-6"
+const versionChain = "layout-7"
 
 func addVersion(c *nft.Conn, t *nft.Table) { c.AddChain(&nft.Chain{Table: t, Name: versionChain}) }
 

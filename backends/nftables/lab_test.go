@@ -55,10 +55,12 @@ func (g *gateway) do(f func() error) {
 	require.NoError(g, g.lab.Gateways[0].Do(f))
 }
 
-func (g *gateway) restart() {
+func (g *gateway) restart() { g.restartWith(portRange{}) }
+
+func (g *gateway) restartWith(ports portRange) {
 	g.Backend = Backend{}
 	g.do(func() error {
-		return g.Configure(g.Context(), dataplane.Config{Node: "gateway", StateDir: g.TempDir()})
+		return g.Configure(g.Context(), dataplane.Config{Node: "gateway", StateDir: g.TempDir(), SourcePortMin: ports.first, SourcePortMax: ports.last})
 	})
 }
 
@@ -215,4 +217,28 @@ func TestConnectionsAreCountedByFrontendAndEndpoint(t *testing.T) {
 	})
 	require.EqualValues(t, 60, stats.Frontends[open].Connections)
 	require.EqualValues(t, first, stats.Endpoints[dataplane.EndpointKey{Pool: "t/all", Endpoint: lab.EndpointAddress(true, 0).String()}].Connections)
+}
+
+func TestTheSourceIsAtAPortOfTheGatewaysSlice(t *testing.T) {
+	g := newGateway(t)
+	server, err := g.lab.Nodes[0].Serve(30080)
+	require.NoError(t, err)
+	defer server.Close()
+	for _, slice := range []portRange{{2000, 2099}, {}, {50000, 50099}} {
+		g.restartWith(slice)
+		g.apply(model.Snapshot{Pools: []model.Pool{labPool("four", true, 0), labPool("six", false, 0)}, Frontends: []model.Frontend{
+			labFrontend(model.TCP, lab.VIP(true, 1), 80, 30080, "four"), labFrontend(model.UDP, lab.VIP(false, 1), 80, 30080, "six")}})
+		for network, vip := range map[string]netip.Addr{"tcp": lab.VIP(true, 1), "udp": lab.VIP(false, 1)} {
+			answers, err := g.lab.A.AskTimes(50, network, netip.AddrPortFrom(vip, 80))
+			require.NoError(t, err)
+			ports := map[uint16]bool{}
+			for _, a := range answers {
+				ports[a.Client.Port()] = true
+				if slice != (portRange{}) {
+					require.True(t, slice.first <= a.Client.Port() && a.Client.Port() <= slice.last, "%s, slice %v: from port %d", network, slice, a.Client.Port())
+				}
+			}
+			require.Greater(t, len(ports), 30, "from ports %v", ports)
+		}
+	}
 }

@@ -31,7 +31,8 @@ const (
 	mapSources     = "sources"     // pool -> jump source-<size class>
 	mapRows        = "rows"        // pool . row -> endpoint
 	mapEndpoints   = "endpoints"   // endpoint -> address; comment: pool and id; counter: connections
-	setSettling    = "settling"    // protocol: for settlingTime after the tables are made
+
+	chainMasquerade = "masquerade_flow"
 
 	counterRefused    = "refused"     // no such frontend, or an empty pool
 	counterNotAllowed = "not_allowed" // outside the source ranges
@@ -68,8 +69,8 @@ type keySet struct {
 // layout is the fixed part of one family's table.
 type layout struct {
 	family
-	// sourcePorts are those to masquerade at, settlingPorts those for the first while.
-	sourcePorts, settlingPorts portRange
+	// ports are those to masquerade at.
+	ports portRange
 	// protocols is the anonymous set {tcp, udp} that every rule with ports begins with; each rule needs one of its own.
 	protocols func() *nft.Set
 }
@@ -109,7 +110,6 @@ func (l layout) sets() []keySet {
 		{name: mapSources, text: "type mark : verdict", set: m(nft.TypeMark, nft.TypeVerdict)},
 		{name: mapRows, text: "type mark . mark : mark", set: m(markPair, nft.TypeMark)},
 		{name: mapEndpoints, text: "type mark : " + address + "; counter", set: counted(m(nft.TypeMark, l.address))},
-		{name: setSettling, text: "type inet_proto; flags timeout", set: nft.Set{KeyType: nft.TypeInetProto, HasTimeout: true}},
 	}
 	for i := range out {
 		s := &out[i].set
@@ -168,6 +168,11 @@ func (l layout) chains() []chain {
 	}
 	chains = append(chains, l.directChains()...)
 	chains = append(chains, l.affinityChains(longestTimeout)...)
+	masquerades := chain{name: chainMasquerade}
+	for _, protocol := range masqueraded() {
+		masquerades.rules = append(masquerades.rules, []statement{protocol, clearCtMark(), masquerade(l.ports)})
+	}
+	chains = append(chains, masquerades)
 	return append(chains, l.baseChains()...)
 }
 
@@ -190,8 +195,7 @@ func (l layout) baseChains() []chain {
 			}},
 		{name: "postrouting", hook: nft.ChainHookPostrouting, kind: nft.ChainTypeNAT, priority: 100, text: "type nat hook postrouting priority srcnat; policy accept;",
 			rules: [][]statement{
-				{ctStatusDNAT(), isFlow(flowMark), protocolIn(setSettling), clearCtMark(), isTCPOrUDP(l.protocols()), masquerade(l.settlingPorts)},
-				{ctStatusDNAT(), isFlow(flowMark), clearCtMark(), isTCPOrUDP(l.protocols()), masquerade(l.sourcePorts)},
+				{ctStatusDNAT(), isFlow(flowMark), jump(chainMasquerade)},
 			}},
 	}
 }

@@ -19,7 +19,7 @@ import (
 func (b *Backend) Render(_ context.Context, snapshot model.Snapshot) (string, error) {
 	fresh := &Backend{egress: newEgress("kubelb")}
 	for _, f := range families {
-		fresh.tables = append(fresh.tables, newTable(f, fresh.egress, portRange{}, settlingPorts(portRange{}, usualLocalPorts)))
+		fresh.tables = append(fresh.tables, newTable(f, fresh.egress, portRange{}))
 	}
 	snapshot = snapshot.Canonical()
 	elements := map[*table][]edit{}
@@ -68,15 +68,6 @@ func (b *Backend) Render(_ context.Context, snapshot model.Snapshot) (string, er
 	return text.String(), nil
 }
 
-// initial is what a new set holds, as nft writes it.
-func initial(set string) []string {
-	if set != setSettling {
-		return nil
-	}
-	timeout := fmt.Sprintf("timeout %ds", int(settlingTime.Seconds()))
-	return []string{"tcp " + timeout, "udp " + timeout}
-}
-
 // write renders one table.
 func (t *table) write(w *strings.Builder, edits []edit) {
 	fmt.Fprintf(w, "table %s %s {\n", t.layout.name, t.nft.Name)
@@ -89,7 +80,7 @@ func (t *table) write(w *strings.Builder, edits []edit) {
 		for _, part := range strings.Split(s.text, "; ") {
 			fmt.Fprintf(w, "\t\t%s\n", part)
 		}
-		lines := initial(s.name)
+		var lines []string
 		for _, e := range edits {
 			if e.set == s.name {
 				lines = append(lines, t.element(s, e.element))

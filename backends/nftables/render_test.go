@@ -146,25 +146,10 @@ func TestTimeoutsBeyondTheirNumberAreRoundedUp(t *testing.T) {
 	require.Equal(t, longestTimeout, s.timeoutFor(5*time.Hour))
 }
 
-func TestNewTablesMasqueradeWhereTheHostDoesNotConnectFrom(t *testing.T) {
-	for _, c := range []struct{ source, local, want portRange }{
-		{portRange{}, usualLocalPorts, portRange{1024, 32767}},
-		{portRange{}, portRange{1024, 20000}, portRange{20001, 65535}},
-		{portRange{}, portRange{1, 65535}, portRange{}},
-		{portRange{}, portRange{1024, 65535}, portRange{}},
-		{portRange{30000, 40000}, usualLocalPorts, portRange{30000, 32767}},
-		{portRange{40000, 50000}, usualLocalPorts, portRange{40000, 50000}},
-		{portRange{60000, 65535}, usualLocalPorts, portRange{61000, 65535}},
-		{portRange{2000, 3000}, usualLocalPorts, portRange{2000, 3000}},
-	} {
-		require.Equal(t, c.want, settlingPorts(c.source, c.local), "%v, %v", c.source, c.local)
-	}
-}
-
 func TestWhatTheBackendCannotDoIsRefused(t *testing.T) {
 	b := &Backend{}
 	for _, f := range families {
-		b.tables = append(b.tables, newTable(f, newEgress("kubelb"), portRange{}, portRange{}))
+		b.tables = append(b.tables, newTable(f, newEgress("kubelb"), portRange{}))
 	}
 	f := model.Frontend{FrontendKey: model.FrontendKey{VIP: netip.MustParseAddr("203.0.113.1"), Protocol: model.TCP, Port: 80}, Tenant: "a", Pool: "a/p", TargetPort: 30080}
 	for want, change := range map[string]func(*model.Frontend){

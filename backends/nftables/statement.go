@@ -84,10 +84,6 @@ func isTCPOrUDP(protocols *nft.Set) statement {
 	}}
 }
 
-func protocolIn(set string) statement {
-	return statement{"meta l4proto @" + set, []expr.Any{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, &expr.Lookup{SourceRegister: 1, SetName: set}}}
-}
-
 func isProtocol(name string, number byte) statement {
 	return statement{"meta l4proto " + name, []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
@@ -262,17 +258,15 @@ func clearCtMark() statement {
 	return statement{"ct mark set 0x00000000", setCtMark(&expr.Immediate{Register: 1, Data: mark(0)})}
 }
 
-// masquerade rewrites the source to the address that the route takes, at one of the ports if some are given. The
-// kernel's netlink library can ask for a range or for a random port, not for both.
+// masquerade rewrites the source to the address that the route takes. The client's port stays if it is one of these and free, so that
+// nodes, which remember connections for a while after their end, meet a port again no sooner than the client takes it again; else the
+// kernel takes a random one. As it is made here it may be any port: setPorts sees to the range.
 func masquerade(ports portRange) statement {
-	if ports == (portRange{}) {
-		return statement{"masquerade fully-random", []expr.Any{&expr.Masq{FullyRandom: true}}}
+	text := "masquerade"
+	if ports != (portRange{}) {
+		text += fmt.Sprintf(" to :%d-%d", ports.first, ports.last)
 	}
-	return statement{fmt.Sprintf("masquerade to :%d-%d", ports.first, ports.last), []expr.Any{
-		&expr.Immediate{Register: 1, Data: binary.BigEndian.AppendUint16(nil, ports.first)},
-		&expr.Immediate{Register: 2, Data: binary.BigEndian.AppendUint16(nil, ports.last)},
-		&expr.Masq{ToPorts: true, RegProtoMin: 1, RegProtoMax: 2},
-	}}
+	return statement{text, []expr.Any{&expr.Masq{}}}
 }
 
 func redirect() statement { return statement{"redirect", []expr.Any{&expr.Redir{}}} }

@@ -84,6 +84,8 @@ static __always_inline int handle(context *ctx, struct scratch *s)
 		return to & ROLE_VIP ? dropped(REFUSED) : PASS;
 	if (p->fragment != WHOLE && !share_ports(p))
 		return to & ROLE_VIP ? dropped(DROP_FRAGMENT) : PASS;
+	if (settings->closing && begun_elsewhere(ctx, p))
+		return PASS;
 	if (known(s))
 		return leave(ctx, s);
 	if (!(to & ROLE_VIP) || goes_on_elsewhere(ctx, p))

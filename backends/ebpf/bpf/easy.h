@@ -36,6 +36,8 @@ static __always_inline int share_ports(struct packet *p) { return 0; }
 // goes_on_elsewhere: whether it does is for the tcx program to find out.
 static __always_inline int goes_on_elsewhere(context *ctx, struct packet *p) { return p->tuple.protocol == IPPROTO_TCP && !opens(p); }
 
+static __always_inline int begun_elsewhere(context *ctx, struct packet *p) { return 1; }
+
 // leave sends the packet where its flow leads.
 static __always_inline int leave(context *ctx, struct scratch *s)
 {

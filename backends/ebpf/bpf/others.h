@@ -8,6 +8,7 @@ struct nf_conn {
 	unsigned long status;
 } __attribute__((preserve_access_index));
 
+#define IPS_SRC_NAT (1 << 4)
 #define IPS_DST_NAT (1 << 5)
 
 // tracked_options is struct bpf_ct_opts as it first was, which later kernels take as well.
@@ -86,4 +87,11 @@ static __noinline int goes_on_elsewhere(context *ctx, struct packet *p)
 	if (p->tuple.protocol != IPPROTO_TCP || (p->tcp_flags & (SYN | ACK)) == SYN)
 		return 0;
 	return has_socket(ctx, &p->tuple) || tracked_status(ctx, &p->tuple) & IPS_DST_NAT;
+}
+
+// begun_elsewhere tells whether the packet answers, or is one of, a flow that the host rewrites: another dataplane that takes over may
+// have begun it between ports at which this one had a flow before.
+static __noinline int begun_elsewhere(context *ctx, struct packet *p)
+{
+	return !!(tracked_status(ctx, &p->tuple) & (IPS_SRC_NAT | IPS_DST_NAT));
 }

@@ -71,6 +71,9 @@ func (c *C) streamsAnew(n int) []*lab.Stream {
 	var out []*lab.Stream
 	for i := range n {
 		s, err := c.Lab.A.Stream(c.At(1, 80), lab.From{Port: 23000 + uint16(i)})
+		if err != nil {
+			c.Logf("sockets of client a: %v", c.Lab.A.Sockets())
+		}
 		c.NoError(err)
 		out = append(out, s)
 	}

@@ -11,6 +11,9 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // Answer is what a server saw.
@@ -228,6 +231,28 @@ func (s *Stream) Reset() error {
 		return fmt.Errorf("a stream over %T", s.Conn)
 	}
 	return errors.Join(tcp.SetLinger(0), tcp.Close())
+}
+
+// Sockets lists the host's TCP sockets of both families, with the number of their state (include/net/tcp_states.h), or says why it
+// cannot: it is for messages.
+func (h *Host) Sockets() []string {
+	var out []string
+	err := h.Do(func() error {
+		for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
+			sockets, err := netlink.SocketDiagTCP(family)
+			if err != nil {
+				return err
+			}
+			for _, s := range sockets {
+				out = append(out, fmt.Sprintf("%s:%d-%s:%d state %d", s.ID.Source, s.ID.SourcePort, s.ID.Destination, s.ID.DestinationPort, s.State))
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		out = append(out, err.Error())
+	}
+	return out
 }
 
 // Transfer sends n bytes to a server that sums them up, and then has it send n bytes back on another connection.

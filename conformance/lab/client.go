@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -106,7 +107,7 @@ func ask(network string, to netip.AddrPort, from From, wait time.Duration) (Answ
 		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 			return answer, fmt.Errorf("the server was to end the connection: %w", err)
 		}
-		return answer, t.SetLinger(0)
+		return answer, reset(t)
 	}
 	return answer, err
 }
@@ -230,7 +231,24 @@ func (s *Stream) Reset() error {
 	if !ok {
 		return fmt.Errorf("a stream over %T", s.Conn)
 	}
-	return errors.Join(tcp.SetLinger(0), tcp.Close())
+	return errors.Join(reset(tcp), tcp.Close())
+}
+
+// reset ends the connection by a reset, at once. To close it would not do: a child that another goroutine is about to start has a copy of
+// it until it runs its program, and as long the port is taken. Connecting a socket to no address dissolves its association (connect(2)).
+func reset(c *net.TCPConn) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	err = raw.Control(func(fd uintptr) {
+		nobody := unix.RawSockaddr{Family: unix.AF_UNSPEC}
+		if _, _, errno := unix.Syscall(unix.SYS_CONNECT, fd, uintptr(unsafe.Pointer(&nobody)), unsafe.Sizeof(nobody)); errno != 0 {
+			failed = fmt.Errorf("reset a connection: %w", errno)
+		}
+	})
+	return errors.Join(err, failed)
 }
 
 // Sockets lists the host's TCP sockets of both families, with the number of their state (include/net/tcp_states.h), or says why it

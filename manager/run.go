@@ -45,7 +45,7 @@ const leaseName = "controller.kubelb.k8c.io"
 
 type options struct {
 	kubeconfig, namespace                                        string
-	controller, gateway, leaderElection, purge                   bool
+	controller, gateway, leaderElection, purge, prepareHost      bool
 	backend, checksum, stateDir, name, announce, interfaces      string
 	backendOptions, labels                                       keyValues
 	lease                                                        time.Duration
@@ -84,6 +84,7 @@ func (o *options) register(flags *flag.FlagSet) {
 	flags.StringVar(&o.checksum, "backend-checksum", "", "SHA-256 of the backend's binary in hexadecimal; another binary is not started")
 	flags.Var(o.backendOptions, "backend-option", "key=value for the backend; may be given several times")
 	flags.BoolVar(&o.purge, "purge-on-exit", false, "remove everything from the dataplane when this gateway ends; otherwise traffic goes on without it")
+	flags.BoolVar(&o.prepareHost, "prepare-host", false, "set the sysctls that a gateway needs on this host, to forward packets, and end")
 	flags.StringVar(&o.stateDir, "state-dir", "/var/lib/kubelb", "directory of this gateway, private to it and kept over restarts")
 	flags.StringVar(&o.name, "gateway-name", hostname, "name of this gateway and of its Gateway object")
 	flags.Var(o.labels, "gateway-label", "key=value for the Gateway object, by which AddressPools choose gateways (spec.gatewaySelector); may be given several times")
@@ -118,6 +119,9 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 			return nil
 		}
 		return err
+	}
+	if o.prepareHost {
+		return gateway.PrepareHost()
 	}
 	if o.lease < time.Second || o.lease%time.Second != 0 {
 		return fmt.Errorf("--gateway-lease=%s: use whole seconds, 1s at least", o.lease)
@@ -196,7 +200,7 @@ func (o *options) serve(ctx context.Context, log *slog.Logger) error {
 		if err != nil {
 			return err
 		}
-		if err := mgr.Add(g); err != nil {
+		if err := errors.Join(mgr.Add(g), mgr.AddReadyzCheck("gateway", g.Ready)); err != nil {
 			return err
 		}
 	}

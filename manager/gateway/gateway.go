@@ -11,9 +11,11 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/http"
 	"net/netip"
 	"slices"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -111,6 +113,8 @@ type Gateway struct {
 	drainedSince time.Time
 	// poke wakes up the loop: what it answers for may have changed.
 	poke chan struct{}
+	// unready is why the gateway is of no use, nil when it is. Other goroutines ask.
+	unready atomic.Pointer[error]
 }
 
 // failure is a record that the dataplane did not take.
@@ -133,6 +137,7 @@ func New(o Options, c cache.Cache, w client.Client) *Gateway {
 		g.answering.permit = &permit{lease: o.Member, segment: o.Heart, keepWhenAlone: o.KeepWhenAlone, changed: g.Elect}
 	}
 	g.vitals = newVitals(askHost, g.Elect)
+	g.noteReadiness()
 	if o.Speaker != nil {
 		g.routers = newRouters(o, c, g.Elect)
 	}
@@ -156,6 +161,15 @@ func (g *Gateway) Start(ctx context.Context) (err error) {
 	ended := make(chan *plugin.Process, 4)
 	g.host = &host{options: g.options.Backend, log: g.log, metrics: g.metrics, epoch: strconv.FormatInt(time.Now().UnixNano(), 36), ended: ended}
 	defer g.host.stop()
+	err = g.run(ctx, ended)
+	// One that fails starts again; what its dataplane holds stays.
+	if g.options.PurgeOnExit && ctx.Err() != nil {
+		err = errors.Join(err, g.purge())
+	}
+	return err
+}
+
+func (g *Gateway) run(ctx context.Context, ended <-chan *plugin.Process) error {
 	runs, runCtx := errgroup.WithContext(ctx)
 	g.prober = probe.New(g.options.Probe, func(r probe.Result) {
 		g.send(runCtx, func(g *Gateway) { g.hub.SetHealth(r.Target, r.Health) })
@@ -184,11 +198,24 @@ func (g *Gateway) Start(ctx context.Context) (err error) {
 	runs.Go(func() error { return g.writeStatus(runCtx) })
 	runs.Go(func() error { return g.purgePredecessors(runCtx) })
 	runs.Go(func() error { return g.loop(runCtx, synced, ended) })
-	err = runs.Wait()
-	if g.options.PurgeOnExit {
-		err = errors.Join(err, g.purge())
+	return runs.Wait()
+}
+
+// errStarting is why a gateway is not ready that has just begun.
+var errStarting = errors.New("the dataplane does not hold everything yet")
+
+// Ready is a readiness check: it says why the gateway is of no use, be it for now.
+func (g *Gateway) Ready(*http.Request) error { return *g.unready.Load() }
+
+func (g *Gateway) noteReadiness() {
+	var unready error
+	switch {
+	case g.problem != nil:
+		unready = fmt.Errorf("backend: %w", g.problem)
+	case !g.served:
+		unready = errStarting
 	}
-	return err
+	g.unready.Store(&unready)
 }
 
 // MayAnswer tells whether this gateway may answer for addresses at all, as of now.
@@ -213,8 +240,11 @@ func (g *Gateway) send(ctx context.Context, e event) {
 func (g *Gateway) purge() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
+	// One that was told to end before it had begun has to remove what another process left.
 	if !g.host.running() {
-		return nil
+		if err := g.host.start(ctx); err != nil {
+			return fmt.Errorf("purge: %w", err)
+		}
 	}
 	if err := g.host.process.Close(ctx, true); err != nil {
 		return err
@@ -302,6 +332,7 @@ func (g *Gateway) work(ctx context.Context) {
 		g.problem = err
 		g.restartLater()
 	}
+	g.noteReadiness()
 	g.elect(ctx)
 	g.publish()
 }

@@ -180,6 +180,11 @@ func (c *ControlPlane) KubectlAs(ctx context.Context, kubeconfig, stdin string, 
 	return run(ctx, c.Namespace, stdin, append([]string{filepath.Join(c.bin, "kubectl"), "--kubeconfig", kubeconfig}, args...)...)
 }
 
+// Run runs a program on the control plane's host.
+func (c *ControlPlane) Run(ctx context.Context, argv ...string) (string, error) {
+	return run(ctx, c.Namespace, "", argv...)
+}
+
 // Stop ends the programs in the order in which they need each other.
 func (c *ControlPlane) Stop() {
 	for i := range c.processes {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -24,7 +25,7 @@ import (
 //
 //	clients' segment  192.0.2.0/24     2001:db8:c::/64   gateway .1, client .100, external addresses in between
 //	nodes' segment    198.51.100.0/24  2001:db8:1::/64   gateway .1, hub .2, tenant's API .3, nodes .11 and .12
-//	pods              10.77.N.0/24     2001:db8:77:N::/64 on node N
+//	pods              10.77.N.0/24     2001:db8:77:N::/64 on node N; the hub's node, if it has one, is 9
 const (
 	Client4, Client6 = "192.0.2.100", "2001:db8:c::100"
 	nodes4, nodes6   = "198.51.100.", "2001:db8:1::"
@@ -42,13 +43,18 @@ type Options struct {
 	Progress io.Writer
 	// HubOnly leaves out the tenant cluster: its objects are written by hand.
 	HubOnly bool
+	// Images is the folder with our images, for what is to run as pods. The gateway's host is a node of the hub then, and nothing of ours is
+	// there yet, not even the CRDs.
+	Images string
 }
 
 // Lab is a hub, a tenant cluster with two nodes, a gateway with the manager, and a client.
 type Lab struct {
-	Dir             string
-	Hub, Tenant     *ControlPlane
-	Nodes           []*Node
+	Dir         string
+	Hub, Tenant *ControlPlane
+	Nodes       []*Node
+	// HubNode is the gateway's host as a node of the hub; nil unless there are Images.
+	HubNode         *Node
 	Gateway, Client *netlab.Namespace
 	// Manager and CCM run once StartManager and StartCCM were called.
 	Manager, CCM *Process
@@ -89,7 +95,7 @@ func (l *Lab) Close() error {
 			p.Stop()
 		}
 	}
-	for _, n := range l.Nodes {
+	for _, n := range l.allNodes() {
 		for _, p := range []*Process{n.proxy, n.kubelet, n.containerd} {
 			if p != nil {
 				p.Kill()
@@ -124,19 +130,53 @@ func (l *Lab) build(ctx context.Context) error {
 		return err
 	}
 	l.step("control planes: etcd, kube-apiserver, kube-controller-manager, kube-scheduler")
-	if err := l.installCRDs(ctx); err != nil || l.options.HubOnly {
-		return err
+	if l.options.Images == "" {
+		if err := l.installCRDs(ctx); err != nil || l.options.HubOnly {
+			return err
+		}
 	}
+	return l.startNodes(ctx, images)
+}
+
+func (l *Lab) startNodes(ctx context.Context, images []string) error {
 	var starts errgroup.Group
-	for _, n := range l.Nodes {
+	var names []string
+	for _, n := range l.allNodes() {
 		n.cluster = l.Tenant
-		starts.Go(func() error { return n.start(ctx, images) })
+		if n == l.HubNode {
+			n.cluster = l.Hub
+		}
+		names = append(names, n.Name)
+		starts.Go(func() error { return n.start(ctx, append(slices.Clone(images), l.ourImages(n)...)) })
 	}
 	if err := starts.Wait(); err != nil {
 		return err
 	}
-	l.step("nodes: node1, node2 ready (containerd, kubelet, kube-proxy)")
+	l.step("nodes: %s ready (containerd, kubelet, kube-proxy)", strings.Join(names, ", "))
 	return nil
+}
+
+// allNodes are those of both clusters.
+func (l *Lab) allNodes() []*Node {
+	if l.HubNode == nil {
+		return l.Nodes
+	}
+	return append(slices.Clone(l.Nodes), l.HubNode)
+}
+
+// ourImages are the archives of the images that a node's cluster needs.
+func (l *Lab) ourImages(n *Node) []string {
+	names := []string{"kubelb-ccm"}
+	if n == l.HubNode {
+		names = []string{"kubelb-manager", "kubelb-gateway"}
+	}
+	var out []string
+	for _, name := range names {
+		if l.options.Images != "" {
+			out = append(out, filepath.Join(l.options.Images, name+".tar"))
+		}
+	}
+	return out
 }
 
 // forwards are the sysctls of a host that is a router.
@@ -178,6 +218,9 @@ func (l *Lab) network() (err error) {
 		plug(inside, n.Namespace, n.Name, "eth0", n.Address4, n.Address6)
 		l.Nodes = append(l.Nodes, n)
 	}
+	if l.options.Images != "" {
+		l.HubNode = &Node{Name: "gateway", number: 9, Namespace: l.Gateway, segment: inside, Address4: nodes4 + "1", Address6: nodes6 + "1", cgroup: filepath.Base(l.Dir)}
+	}
 	if err != nil {
 		return err
 	}
@@ -196,6 +239,14 @@ func (l *Lab) routes() error {
 			}
 		}
 		errs = append(errs, l.Tenant.Namespace.Route(n.pods4(), n.Address4))
+	}
+	if l.HubNode != nil {
+		// A host without a default route reaches no Service: kube-proxy rewrites what has a route only.
+		errs = append(errs, l.Gateway.Route("0.0.0.0/0", nodes4+"2"), l.Gateway.Route("::/0", nodes6+"2"))
+	}
+	// What runs as a pod, of either cluster, speaks with the hub's API server.
+	for _, n := range l.allNodes() {
+		errs = append(errs, l.Hub.Namespace.Route(n.pods4(), n.Address4))
 	}
 	return errors.Join(errs...)
 }

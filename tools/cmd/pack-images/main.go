@@ -1,0 +1,58 @@
+// Command pack-images makes the container images of KubeLB, as archives that 'ctr images import', 'docker load' and 'crane push' take.
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"kubelb.k8c.io/tools/image"
+)
+
+func main() {
+	if err := run(os.Args[1:], os.Stdout); err != nil && !errors.Is(err, flag.ErrHelp) {
+		fmt.Fprintln(os.Stderr, "pack-images:", err)
+		os.Exit(1)
+	}
+}
+
+func run(args []string, stdout io.Writer) error {
+	flags := flag.NewFlagSet("pack-images", flag.ContinueOnError)
+	flags.SetOutput(stdout)
+	flags.Usage = func() {
+		fmt.Fprint(stdout, "pack-images makes the container images of KubeLB as archives, the same bytes from the same binaries, each with a list of its contents.\n\nFlags:\n")
+		flags.PrintDefaults()
+	}
+	var o image.Options
+	out := flags.String("out", "bin/images", "directory for the archives")
+	flags.StringVar(&o.Programs, "bin", "bin", "directory with the programs, and with Envoy")
+	flags.StringVar(&o.Libraries, "libc", "", "directory with Debian's package libc6, unpacked, for Envoy (required)")
+	flags.StringVar(&o.Registry, "registry", "localhost/kubelb", "what the images' names begin with")
+	flags.StringVar(&o.Tag, "tag", "0.1.0", "tag of the images")
+	flags.StringVar(&o.EnvoyVersion, "envoy-version", "", "version of Envoy, for the list of contents (required)")
+	flags.StringVar(&o.LibrariesVersion, "libc-version", "", "version of libc6, for the list of contents (required)")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	if o.Libraries == "" || o.EnvoyVersion == "" || o.LibrariesVersion == "" {
+		return errors.New("--libc, --envoy-version and --libc-version are required; 'make images' gives them")
+	}
+	if err := os.MkdirAll(*out, 0o755); err != nil {
+		return err
+	}
+	for name, i := range o.Images() {
+		archive := filepath.Join(*out, name+".tar")
+		if err := i.Write(archive); err != nil {
+			return err
+		}
+		size, err := os.Stat(archive)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(stdout, "%s: %s, %d MB\n", archive, i.Reference, size.Size()>>20)
+	}
+	return nil
+}

@@ -9,7 +9,9 @@ BACKENDS   := nftables envoy ebpf
 JUDGE       = $(BIN)/kubelb-conformance --backend=$$b --switch-to=$$(echo $(BACKENDS) | tr ' ' ,)
 # The products are static, so that they run in any image and any namespace.
 GO_BUILD   := CGO_ENABLED=0 go build -o $(BIN)/
-GENERATED  := api/v1alpha1/zz_generated.deepcopy.go api/crds backends/plugin/dataplanepb $(addprefix backends/ebpf/bpf/,tc_bpfel.go tc_bpfel.o xdp_bpfel.go xdp_bpfel.o)
+# A chart can hold nothing that lies outside of it.
+CHART_CRDS := deploy/charts/kubelb-manager/files/crds
+GENERATED  := api/v1alpha1/zz_generated.deepcopy.go api/crds $(CHART_CRDS) backends/plugin/dataplanepb $(addprefix backends/ebpf/bpf/,tc_bpfel.go tc_bpfel.o xdp_bpfel.go xdp_bpfel.o)
 CACHE      := $(or $(KUBELB_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/kubelb)
 
 .PHONY: help
@@ -35,7 +37,7 @@ demo: deps build ## Bring up hub, tenant, gateway and client, walk through, stay
 	KUBELB_KUBERNETES=$$(tools/kubernetes/build.sh) KUBELB_BIN=$(BIN) $(BIN)/demo $(if $(ONCE),--once) $(if $(BACKEND),--backend=$(BACKEND))
 
 .PHONY: test
-test: deps verify unit wasm conformance e2e fleet ## Run every test, the end-to-end ones included (root; ten minutes more when cold).
+test: deps verify unit wasm conformance e2e install-test fleet ## Run every test, the end-to-end ones included (root; ten minutes more when cold).
 
 .PHONY: unit
 unit: ## Vet and test every module by itself, as if the others were not there (no root).
@@ -72,6 +74,18 @@ e2e: deps build ## Test the whole path on real clusters with every dataplane (ro
 	cd tools && GOWORK=off go vet ./... && GOWORK=off go test -c -o $(BIN)/e2e.test ./e2e
 	set -e; cd tools/e2e; for b in $(or $(BACKEND),$(BACKENDS)); do echo "== $$b"; \
 		KUBELB_KUBERNETES=$$(../kubernetes/build.sh) KUBELB_BIN=$(BIN) KUBELB_BACKEND=$$b $(BIN)/e2e.test -test.v -test.timeout=20m $(if $(RUN),-test.run='$(RUN)'); done
+
+.PHONY: images
+images: deps build ## Make the container images, as archives, into bin/images.
+	libc=$$(tools/unpack.sh libc) && $(BIN)/pack-images --bin=$(BIN) --out=$(BIN)/images --libc=$$libc --libc-version=$$(cut -f2 $$libc/versions) \
+		--envoy-version=$$(basename $$(dirname $$(tools/envoy.sh)))
+
+.PHONY: install-test
+install-test: images ## Install the charts with Helm on empty clusters, serve a Service by pods, and uninstall, with every dataplane (root; BACKEND=… for one).
+	cd tools && GOWORK=off go vet ./install && GOWORK=off go test -c -o $(BIN)/install.test ./install
+	set -e; helm=$$(tools/helm/build.sh); kubernetes=$$(tools/kubernetes/build.sh); cd tools/install; for b in $(or $(BACKEND),$(BACKENDS)); do echo "== $$b"; \
+		KUBELB_KUBERNETES=$$kubernetes KUBELB_BIN=$(BIN) KUBELB_IMAGES=$(BIN)/images KUBELB_HELM=$$helm KUBELB_CHARTS=$(CURDIR)/deploy/charts KUBELB_BACKEND=$$b \
+		$(BIN)/install.test -test.v -test.timeout=15m; done
 
 .PHONY: bench
 bench: deps build ## Measure what a packet costs and what clients see, by every dataplane, plain routing, kube-proxy and proxies (root, 20 minutes).
@@ -118,6 +132,7 @@ generate: ## Write deepcopy, CRDs, the plugin's wire code and the objects of the
 	@mkdir -p $(CACHE)/generate
 	cd tools/generate && GOWORK=off go build -o $(CACHE)/generate/ tool ./protogen
 	cd api && rm -f crds/*.yaml && GOWORK=off $(CACHE)/generate/controller-gen object paths=./v1alpha1 crd:maxDescLen=400 output:crd:dir=crds paths=./v1alpha1
+	rm -rf $(CHART_CRDS) && cp -r api/crds $(CHART_CRDS) && rm $(CHART_CRDS)/*.go
 	PATH=$(CACHE)/generate:$$PATH protogen backends/plugin/dataplanepb/dataplane.proto
 	cd backends/ebpf/bpf && GOWORK=off go generate .
 
@@ -127,6 +142,7 @@ golden: ## Write the expected files of the corpus and of the backends anew, and 
 	cd backends/ebpf && GOWORK=off go test -run=Golden . -golden
 	cd backends/envoy && GOWORK=off go test -run=Golden . -golden
 	cd tools && GOWORK=off go test -run=Corpus ./corecheck -golden
+	cd tools && KUBELB_HELM=$$(helm/build.sh) KUBELB_CHARTS=$(CURDIR)/deploy/charts GOWORK=off go test -run=Golden ./install -golden
 	@git status --short -- tools/corecheck/corpus backends/nftables/testdata backends/envoy/testdata backends/ebpf/testdata
 
 .PHONY: fuzz

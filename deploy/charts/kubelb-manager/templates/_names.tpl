@@ -1,0 +1,26 @@
+{{- define "kubelb.image" -}}
+{{ printf "%s/%s:%s" .root.Values.image.registry .name (default .root.Chart.AppVersion .root.Values.image.tag) }}
+{{- end }}
+
+{{- define "kubelb.labels" -}}
+{{ include "kubelb.selector" . }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
+{{- end }}
+
+{{- define "kubelb.selector" -}}
+app.kubernetes.io/name: {{ .name }}
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/part-of: kubelb
+{{- end }}
+
+{{/* What both roles of the manager are told. */}}
+{{- define "kubelb.flags" -}}
+- --namespace={{ .Release.Namespace }}
+- --log-level={{ .Values.log.level }}
+- --log-format={{ .Values.log.format }}
+{{- with .Values.controller.forbiddenCIDRs }}
+- --forbidden-cidrs={{ join "," . }}
+{{- end }}
+{{- end }}

@@ -1,0 +1,60 @@
+package install
+
+import (
+	"flag"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+var golden = flag.Bool("golden", false, "write the golden files anew")
+
+// A change of what an operator gets is seen when it is made. That the API server takes it the other test shows.
+func TestRenderedChartsAreTheGoldenOnes(t *testing.T) {
+	manager := func(backend string, more ...string) []string {
+		return append([]string{"kubelb-manager", "--set", "gateway.interfaces={eth0}", "--set", "crds.install=false", "--set", "dataplane.backend=" + backend}, more...)
+	}
+	for name, args := range map[string][]string{
+		"manager-nftables": manager("nftables"),
+		"manager-envoy":    manager("envoy", "--set", "dataplane.options.concurrency=2"),
+		"manager-ebpf": manager("ebpf", "--set", "dataplane.options.xdp=native", "--set", "controller.apiServer.url=https://hub.example.com:6443", "--set", "controller.apiServer.ca=PEM",
+			"--set", "controller.forbiddenCIDRs={10.96.0.0/12}", "--set", "gateway.labels.site=one", "--set", "metrics.serviceMonitor.enabled=true", "--set", "imagePullSecrets={registry}"),
+		"manager-without-gateways": manager("nftables", "--set", "gateway.enabled=false", "--set", "controller.replicas=1", "--set", "networkPolicy.enabled=false"),
+		"ccm":                      {"kubelb-ccm", "--set", "kubelb.tenantName=a"},
+		"ccm-replicas":             {"kubelb-ccm", "--set", "kubelb.tenantName=a", "--set", "replicaCount=2", "--set", "metrics.serviceMonitor.enabled=true"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			argv := append([]string{"template", "release", filepath.Join(charts, args[0]), "--namespace", "kubelb"}, args[1:]...)
+			text, err := exec.CommandContext(t.Context(), helm, argv...).CombinedOutput()
+			require.NoError(t, err, string(text))
+			file := filepath.Join("testdata", name+".yaml")
+			if *golden {
+				require.NoError(t, os.WriteFile(file, text, 0o644))
+			}
+			want, err := os.ReadFile(file)
+			require.NoError(t, err)
+			require.Equal(t, string(want), string(text), "run make golden and review the difference")
+		})
+	}
+}
+
+func TestWrongValuesAreRefusedByName(t *testing.T) {
+	for wrong, message := range map[string]string{
+		"dataplane.backend=ipvs":              "at '/dataplane/backend': value must be one of",
+		"gateway.announce=layer3":             "at '/gateway/announce'",
+		"gateway.lease=500ms":                 "at '/gateway/lease'",
+		"gatway.enabled=false":                "additional properties 'gatway' not allowed",
+		"controller.apiServer.url=http://hub": "at '/controller/apiServer/url'",
+		"gateway.interfaces=null":             "at '/gateway",
+	} {
+		text, err := exec.CommandContext(t.Context(), helm, "template", "release", filepath.Join(charts, "kubelb-manager"), "--set", "gateway.interfaces={eth0}", "--set", wrong).CombinedOutput()
+		require.Error(t, err, wrong)
+		require.Contains(t, string(text), message, wrong)
+	}
+	text, err := exec.CommandContext(t.Context(), helm, "template", "release", filepath.Join(charts, "kubelb-ccm")).CombinedOutput()
+	require.Error(t, err)
+	require.Contains(t, string(text), "kubelb.tenantName is required")
+}

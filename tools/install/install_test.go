@@ -1,0 +1,280 @@
+// Package install tests what an operator does: two clusters on which nothing of ours is yet, two helm install, one kubectl apply, and a
+// Service is served, by real pods on real nodes.
+package install
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"kubelb.k8c.io/tools/cluster"
+)
+
+// What make install-test gives.
+var (
+	kubernetes, products, images = os.Getenv("KUBELB_KUBERNETES"), os.Getenv("KUBELB_BIN"), os.Getenv("KUBELB_IMAGES")
+	helm, charts                 = os.Getenv("KUBELB_HELM"), os.Getenv("KUBELB_CHARTS")
+	backend                      = os.Getenv("KUBELB_BACKEND")
+)
+
+// lab is there for the test that needs one.
+var lab *cluster.Lab
+
+func TestMain(m *testing.M) { os.Exit(run(m)) }
+
+func run(m *testing.M) int {
+	if helm == "" {
+		fmt.Println("what an operator does needs Helm and real clusters: run it with make install-test")
+		return 0
+	}
+	if os.Geteuid() == 0 {
+		if err := cluster.Isolate(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+	}
+	return m.Run()
+}
+
+func newLab(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: it makes network namespaces and runs containers")
+	}
+	ctx, stop := signal.NotifyContext(t.Context(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	var err error
+	lab, err = cluster.New(ctx, cluster.Options{Kubernetes: kubernetes, Products: products, Images: images, Progress: os.Stderr})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, lab.Close()) })
+}
+
+const tenant = `
+apiVersion: kubelb.k8c.io/v1alpha1
+kind: AddressPool
+metadata: {name: public}
+spec: {addresses: [192.0.2.200-192.0.2.249, "2001:db8:c::200-2001:db8:c::24f"]}
+---
+apiVersion: kubelb.k8c.io/v1alpha1
+kind: Tenant
+metadata: {name: a}
+spec: {backendCIDRs: [198.51.100.0/24, "2001:db8:1::/64"]}
+`
+
+const shop = `
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: shop}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: shop}}
+  template:
+    metadata: {labels: {app: shop}}
+    spec:
+      terminationGracePeriodSeconds: 0
+      containers:
+      - {name: shop, image: "localhost/agnhost:1", imagePullPolicy: Never, args: [netexec, --http-port=8080, --udp-port=8053]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: shop}
+spec:
+  type: LoadBalancer
+  ipFamilyPolicy: RequireDualStack
+  selector: {app: shop}
+  ports: [{name: http, port: 80, targetPort: 8080}, {name: dns, port: 53, protocol: UDP, targetPort: 8053}]
+`
+
+func TestFromNothingToAServiceAndBack(t *testing.T) {
+	newLab(t)
+	t.Cleanup(func() { tellPods(t) })
+	for _, step := range []struct {
+		name string
+		run  func(*testing.T)
+	}{
+		{"two charts and one tenant make a Service served", install},
+		{"new pods by an upgrade", upgrade},
+		{"other dataplanes by a value", otherDataplanes},
+		{"nothing is left after uninstalling", uninstall},
+	} {
+		if !t.Run(step.name, step.run) {
+			return
+		}
+	}
+}
+
+func install(t *testing.T) {
+	began := time.Now()
+	chart(t, lab.Hub, "kubelb-manager", "--create-namespace", "--set", "gateway.interfaces={clients}", "--set", "dataplane.backend="+backend, "--set", "gateway.stateDir="+filepath.Join(lab.Dir, "state"),
+		"--set", "controller.apiServer.url="+lab.Hub.URL(), "--set", "controller.forbiddenCIDRs={10.96.0.0/16,10.77.9.0/24}")
+	t.Logf("helm install kubelb-manager: %s", since(began))
+	kubectl(t, lab.Hub, tenant, "apply", "-f", "-")
+	kubectl(t, lab.Hub, "", "wait", "tenant/a", "--for=condition=Ready", "--timeout=60s")
+
+	kubeconfig := filepath.Join(lab.Dir, "kubelb")
+	require.NoError(t, lab.TenantKubeconfig(t.Context(), "a", kubeconfig))
+	kubectl(t, lab.Tenant, "", "create", "namespace", "kubelb")
+	kubectl(t, lab.Tenant, "", "-n", "kubelb", "create", "secret", "generic", "kubelb-cluster", "--from-file=kubelb="+kubeconfig)
+	installed := time.Now()
+	chart(t, lab.Tenant, "kubelb-ccm", "--set", "kubelb.tenantName=a")
+	t.Logf("helm install kubelb-ccm: %s", since(installed))
+
+	kubectl(t, lab.Tenant, shop, "apply", "-f", "-")
+	kubectl(t, lab.Tenant, "", "rollout", "status", "deployment/shop", "--timeout=60s")
+	asked := time.Now()
+	for _, address := range addresses(t) {
+		answer := eventually(t, 20*time.Second, func() (string, error) {
+			return lab.FromClient(t.Context(), "curl", "-sS", "-g", "--max-time", "2", "http://"+address+"/hostname")
+		})
+		require.True(t, strings.HasPrefix(answer, "shop-"), answer)
+	}
+	t.Logf("from the pods being ready to answers at both addresses: %s; from nothing installed: %s", since(asked), since(began))
+	require.Equal(t, backend, running(t))
+}
+
+// running is the dataplane that the gateway runs.
+func running(t *testing.T) string {
+	t.Helper()
+	return kubectl(t, lab.Hub, "", "get", "gateways", "-o", "jsonpath={.items[0].status.backend.name}")
+}
+
+// upgrade replaces all pods while clients ask. What is in the kernel forwards without them; Envoy ends with its pod.
+func upgrade(t *testing.T) {
+	for i, address := range addresses(t) {
+		l := startLoad(t.Context(), address+":80")
+		chart(t, lab.Hub, "kubelb-manager", "--reuse-values", "--set", "log.level="+[]string{"debug", "info"}[i])
+		time.Sleep(time.Second)
+		c := l.end()
+		t.Logf("%s: %d requests on a kept connection, broken %d times; %d new connections, %d failed, the slowest %s; %v", address, c.Kept, c.Broken, c.New, c.Failed, c.Slowest.Round(time.Millisecond), c.First)
+		require.Greater(t, c.New, 50)
+		if backend != "envoy" {
+			require.NoError(t, c.First)
+		}
+	}
+}
+
+// otherDataplanes goes from dataplane to dataplane and back while clients ask.
+func otherDataplanes(t *testing.T) {
+	address := addresses(t)[0]
+	for _, to := range []string{"nftables", "ebpf", "envoy", backend} {
+		if to == running(t) {
+			continue
+		}
+		l := startLoad(t.Context(), address+":80")
+		former := running(t)
+		chart(t, lab.Hub, "kubelb-manager", "--reuse-values", "--set", "dataplane.backend="+to)
+		eventually(t, 30*time.Second, func() (string, error) {
+			var err error
+			if got := running(t); got != to {
+				err = fmt.Errorf("the gateway runs %s", got)
+			}
+			return "", err
+		})
+		eventually(t, 60*time.Second, func() (string, error) { return "", leftOf(t, former) })
+		c := l.end()
+		t.Logf("to %s: %d requests on a kept connection, broken %d times; %d new connections, %d failed, the slowest %s; %v", to, c.Kept, c.Broken, c.New, c.Failed, c.Slowest.Round(time.Millisecond), c.First)
+	}
+}
+
+// uninstall removes everything, and requires that nothing is left on the hosts.
+func uninstall(t *testing.T) {
+	kubectl(t, lab.Tenant, "", "delete", "service", "shop", "--timeout=60s")
+	_, err := lab.Tenant.Run(t.Context(), helm, "--kubeconfig", lab.Tenant.Kubeconfig, "-n", "kubelb", "uninstall", "kubelb-ccm", "--wait")
+	require.NoError(t, err)
+	chart(t, lab.Hub, "kubelb-manager", "--reuse-values", "--set", "gateway.purgeOnExit=true")
+	_, err = lab.Hub.Run(t.Context(), helm, "--kubeconfig", lab.Hub.Kubeconfig, "-n", "kubelb", "uninstall", "kubelb-manager", "--wait")
+	require.NoError(t, err)
+	eventually(t, 40*time.Second, func() (string, error) {
+		pods, err := lab.Hub.Kubectl(t.Context(), "", "-n", "kubelb", "get", "pods", "-o", "name")
+		if err == nil && pods != "" {
+			err = fmt.Errorf("still there: %s", pods)
+		}
+		return "", err
+	})
+	for _, dataplane := range []string{"nftables", "ebpf", "envoy"} {
+		require.NoError(t, leftOf(t, dataplane))
+	}
+	// The CRDs stay, and with them what operators wrote.
+	require.Contains(t, kubectl(t, lab.Hub, "", "get", "tenants", "-o", "name"), "tenant.kubelb.k8c.io/a")
+}
+
+// leftOf names what is left of a dataplane on the gateway's host.
+func leftOf(t *testing.T, dataplane string) error {
+	t.Helper()
+	marks := map[string]string{"nftables": `nft list tables | grep -w 'kubelb$'`, "envoy": `nft list tables | grep kubelb-envoy`,
+		"ebpf": `nft list tables | grep kubelb-ebpf; ls /sys/fs/bpf | grep kubelb`}
+	left, err := lab.OnGateway(t.Context(), "sh", "-c", marks[dataplane]+"; true")
+	if err == nil && left != "" {
+		err = fmt.Errorf("of %s there is left: %s", dataplane, left)
+	}
+	return err
+}
+
+// chart runs helm with the chart of the release's name, and waits until what it installs is ready.
+func chart(t *testing.T, c *cluster.ControlPlane, release string, args ...string) {
+	t.Helper()
+	argv := []string{helm, "--kubeconfig", c.Kubeconfig, "-n", "kubelb", "upgrade", "--install", release, filepath.Join(charts, release), "--wait", "--timeout=120s"}
+	_, err := c.Run(t.Context(), append(argv, args...)...)
+	require.NoError(t, err)
+}
+
+func kubectl(t *testing.T, c *cluster.ControlPlane, stdin string, args ...string) string {
+	t.Helper()
+	out, err := c.Kubectl(t.Context(), stdin, args...)
+	require.NoError(t, err)
+	return out
+}
+
+// addresses waits for both of the Service's addresses, as they stand in URLs.
+func addresses(t *testing.T) []string {
+	t.Helper()
+	out := eventually(t, 60*time.Second, func() (string, error) {
+		out, err := lab.Tenant.Kubectl(t.Context(), "", "get", "service", "shop", "-o", "jsonpath={.status.loadBalancer.ingress[*].ip}")
+		if err == nil && len(strings.Fields(out)) != 2 {
+			err = fmt.Errorf("the Service has the addresses %q", out)
+		}
+		return out, err
+	})
+	var hosts []string
+	for _, ip := range strings.Fields(out) {
+		if strings.Contains(ip, ":") {
+			ip = "[" + ip + "]"
+		}
+		hosts = append(hosts, ip)
+	}
+	return hosts
+}
+
+func eventually(t *testing.T, limit time.Duration, check func() (string, error)) string {
+	t.Helper()
+	for deadline := time.Now().Add(limit); ; time.Sleep(100 * time.Millisecond) {
+		out, err := check()
+		if err == nil {
+			return out
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("not within %s: %v", limit, err)
+		}
+	}
+}
+
+func since(t time.Time) time.Duration { return time.Since(t).Round(100 * time.Millisecond) }
+
+func tellPods(t *testing.T) {
+	if !t.Failed() {
+		return
+	}
+	for name, c := range map[string]*cluster.ControlPlane{"hub": lab.Hub, "tenant": lab.Tenant} {
+		for _, args := range [][]string{{"get", "pods", "-A", "-o", "wide"}, {"-n", "kubelb", "get", "events"}, {"-n", "kubelb", "logs", "-l", "app.kubernetes.io/part-of=kubelb", "--all-containers", "--tail=30"}} {
+			out, err := c.Kubectl(context.Background(), "", args...)
+			t.Logf("%s: kubectl %s (%v)\n%s", name, strings.Join(args, " "), err, out)
+		}
+	}
+}

@@ -11,6 +11,8 @@ import (
 // +kubebuilder:resource:scope=Cluster,categories=kubelb
 // +kubebuilder:printcolumn:name="Phase",type=string,JSONPath=`.status.phase`
 // +kubebuilder:printcolumn:name="Backend-CIDRs",type=string,JSONPath=`.spec.backendCIDRs`
+// +kubebuilder:printcolumn:name="LoadBalancers",type=integer,JSONPath=`.status.used.loadBalancers`
+// +kubebuilder:printcolumn:name="Addresses",type=integer,JSONPath=`.status.used.addresses`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 // +kubebuilder:validation:XValidation:rule="size(self.metadata.name) <= 56",message="metadata.name may have at most 56 characters, so that the namespace tenant-<name> is valid"
 type Tenant struct {
@@ -34,6 +36,29 @@ type TenantSpec struct {
 	// +kubebuilder:validation:items:MaxLength=64
 	// +kubebuilder:validation:XValidation:rule="self.all(r, isCIDR(r))",message="spec.backendCIDRs: each entry must be a CIDR such as 198.51.100.0/24 or 2001:db8:1::/64"
 	BackendCIDRs []string `json:"backendCIDRs,omitempty"`
+
+	// Limits bound what the tenant's LoadBalancers have together. One that would go beyond waits, with the reason in its
+	// condition AddressAllocated; those that have addresses keep them, even where a limit is lowered below what there is.
+	// +optional
+	Limits TenantLimits `json:"limits,omitzero"`
+}
+
+// TenantLimits bound what a tenant has; what is left out is not bounded.
+type TenantLimits struct {
+	// LoadBalancers is how many LoadBalancers may have addresses.
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	LoadBalancers *int32 `json:"loadBalancers,omitempty"`
+	// Addresses is how many addresses they may have; one that several share counts once.
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	Addresses *int32 `json:"addresses,omitempty"`
+}
+
+// TenantUse is what a tenant has, of that which limits bound.
+type TenantUse struct {
+	LoadBalancers int32 `json:"loadBalancers"`
+	Addresses     int32 `json:"addresses"`
 }
 
 // TenantLoadBalancer holds KubeLB's settings for layer-4 load balancing.
@@ -62,6 +87,9 @@ type TenantStatus struct {
 	// Phase is Pending, Ready, Failed or Terminating.
 	// +optional
 	Phase string `json:"phase,omitempty"`
+	// Used is what the tenant's LoadBalancers have at present.
+	// +optional
+	Used *TenantUse `json:"used,omitempty"`
 	// +optional
 	// +listType=map
 	// +listMapKey=type

@@ -82,10 +82,13 @@ func (e *explanation) allocate() {
 			e.problem("LoadBalancer", "", lb.ObjectName, translate.Problem{Reason: translate.ReasonConflict, Field: "status.addresses", Message: conflict.Error(), Partial: true})
 		}
 	}
-	refused := make([]bool, len(e.out.LoadBalancers))
+	refused, limits := make([]bool, len(e.out.LoadBalancers)), make([]ipam.Limits, len(e.out.LoadBalancers))
 	for i, lb := range e.out.LoadBalancers {
 		tenant, addresses := e.contextOf(lb)
 		_, refused[i] = translate.Refused(translate.Check(lb, tenant, addresses, e.fence))
+		if tenant != nil {
+			limits[i] = tenant.Limits
+		}
 	}
 	// Who waits may get what another one has given back, in turn: until nothing changes any more, after as many rounds as
 	// there are LoadBalancers at the latest.
@@ -95,7 +98,7 @@ func (e *explanation) allocate() {
 		changed = false
 		for i := range e.out.LoadBalancers {
 			lb := &e.out.LoadBalancers[i]
-			refusals[i] = lb.Allocate(e.allocator, refused[i])
+			refusals[i] = lb.Allocate(e.allocator, limits[i], refused[i])
 			held := e.held(lb.ObjectName)
 			changed = changed || !slices.Equal(held, lb.VIPs)
 			lb.VIPs = held

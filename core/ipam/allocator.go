@@ -3,6 +3,7 @@ package ipam
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"math/big"
 	"net/netip"
 	"slices"
@@ -64,6 +65,15 @@ type Wish struct {
 	// Pool that the addresses have to be of; empty means any.
 	Pool string
 	Claim
+	// Limits are the tenant's.
+	Limits Limits
+}
+
+// Limits bound what a tenant's LoadBalancers have together; nil bounds nothing. What they have already no limit takes away.
+type Limits struct {
+	// LoadBalancers is how many may have addresses, Addresses how many addresses they may have, each counted once.
+	LoadBalancers *int32 `json:"loadBalancers,omitempty"`
+	Addresses     *int32 `json:"addresses,omitempty"`
 }
 
 // Claim is by what LoadBalancers of one tenant may share an address: they bear the same key, and no port is in two of them.
@@ -111,6 +121,7 @@ const (
 	PoolExhausted       = "PoolExhausted"
 	AddressInUse        = "AddressInUse"
 	AddressNotAvailable = "AddressNotAvailable"
+	LimitReached        = "LimitReached"
 )
 
 // Allocator remembers who holds which address. Its owner feeds it every allocation that is on record (Adopt) before it
@@ -206,7 +217,13 @@ func (a *Allocator) Release(holder string) []Grant {
 func (a *Allocator) Allocate(holder string, wish Wish) ([]Grant, *Refusal) {
 	before, claim := a.Held(holder), a.claims[holder]
 	a.Release(holder)
+	cursors := maps.Clone(a.cursors)
 	grants, refusal := a.decide(holder, wish, had{before, claim})
+	if refusal == nil {
+		if refusal = a.exceeds(holder, wish, grants, before); refusal != nil {
+			a.cursors = cursors
+		}
+	}
 	if refusal != nil {
 		grants = before
 	} else {
@@ -219,6 +236,67 @@ func (a *Allocator) Allocate(holder string, wish Wish) ([]Grant, *Refusal) {
 		a.take(holder, g)
 	}
 	return grants, refusal
+}
+
+// exceeds says which limit the grants would break. A holder that does not come to more than it had breaks none.
+func (a *Allocator) exceeds(holder string, wish Wish, grants, before []Grant) *Refusal {
+	limits := wish.Limits
+	if limits.LoadBalancers != nil && len(before) == 0 {
+		if n := int32(len(a.holdersOf(tenantOf(holder)))); n >= *limits.LoadBalancers {
+			return overLimit(wish.Tenant, "loadBalancers", *limits.LoadBalancers, fmt.Sprintf("%d LoadBalancers have addresses", n))
+		}
+	}
+	if limits.Addresses == nil {
+		return nil
+	}
+	distinct := a.addressesOf(tenantOf(holder))
+	with := func(grants []Grant) int32 {
+		n := int32(len(distinct))
+		for _, g := range grants {
+			if !distinct[g.Address] {
+				n++
+			}
+		}
+		return n
+	}
+	if n := with(grants); n > *limits.Addresses && n > with(before) {
+		return overLimit(wish.Tenant, "addresses", *limits.Addresses, fmt.Sprintf("it would have %d addresses", n))
+	}
+	return nil
+}
+
+// holdersOf are the tenant's holders, in no order.
+func (a *Allocator) holdersOf(tenant string) []string {
+	var out []string
+	for holder := range a.held {
+		if tenantOf(holder) == tenant {
+			out = append(out, holder)
+		}
+	}
+	return out
+}
+
+// addressesOf are the addresses that the tenant's holders have.
+func (a *Allocator) addressesOf(tenant string) map[netip.Addr]bool {
+	out := map[netip.Addr]bool{}
+	for _, holder := range a.holdersOf(tenant) {
+		for _, g := range a.held[holder] {
+			out[g.Address] = true
+		}
+	}
+	return out
+}
+
+func overLimit(tenant, limit string, is int32, would string) *Refusal {
+	return &Refusal{Reason: LimitReached, Message: fmt.Sprintf("Tenant %s, spec.limits.%s is %d, and %s: delete one that is not needed, or have the management cluster's operator raise it", tenant, limit, is, would), final: true}
+}
+
+// Count is what a tenant's LoadBalancers have together.
+type Count struct{ LoadBalancers, Addresses int32 }
+
+// CountOf counts what the holders have whose names begin with the namespace.
+func (a *Allocator) CountOf(namespace string) Count {
+	return Count{int32(len(a.holdersOf(namespace))), int32(len(a.addressesOf(namespace)))}
 }
 
 // had is what a holder had before, and by what claim.

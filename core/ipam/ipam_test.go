@@ -3,6 +3,7 @@ package ipam
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 )
 
@@ -65,6 +66,50 @@ func TestWishes(t *testing.T) {
 				t.Errorf("refusal %+v, want reason %q", refusal, c.reason)
 			}
 		})
+	}
+}
+
+func TestLimitsBoundWhatComesAndTakeNothing(t *testing.T) {
+	n := func(v int32) *int32 { return &v }
+	a := allocator(t)
+	allocate := func(name string, wish Wish, limits Limits) (string, string) {
+		wish.Tenant, wish.Limits = "red", limits
+		grants, refusal := a.Allocate("tenant-red/"+name, wish)
+		if refusal == nil {
+			return addresses(grants), ""
+		}
+		return addresses(grants), refusal.Reason + ": " + refusal.Message
+	}
+	both := Wish{Families: []Family{IPv4, IPv6}, Policy: RequireDualStack}
+	shared := func(port int32) Wish { return Wish{Claim: Claim{Sharing: "k", Ports: []Port{{"TCP", port}}}} }
+	for i, step := range []struct {
+		name    string
+		wish    Wish
+		limits  Limits
+		want    string
+		refused string
+	}{
+		{"none", Wish{}, Limits{LoadBalancers: n(0)}, "", "LimitReached: Tenant red, spec.limits.loadBalancers is 0, and 0 LoadBalancers have addresses"},
+		{"a", shared(80), Limits{LoadBalancers: n(1), Addresses: n(1)}, "203.0.113.1@public ", ""},
+		{"b", Wish{}, Limits{LoadBalancers: n(1)}, "", "LimitReached: Tenant red, spec.limits.loadBalancers is 1, and 1 LoadBalancers have addresses"},
+		{"b", Wish{}, Limits{Addresses: n(1)}, "", "LimitReached: Tenant red, spec.limits.addresses is 1, and it would have 2 addresses"},
+		{"b", shared(81), Limits{Addresses: n(1)}, "203.0.113.1@public ", ""},                      // a shared address counts once
+		{"a", shared(80), Limits{LoadBalancers: n(0), Addresses: n(0)}, "203.0.113.1@public ", ""}, // what there is stays
+		{"c", both, Limits{Addresses: n(2)}, "", "LimitReached: Tenant red, spec.limits.addresses is 2, and it would have 3 addresses"},
+		{"c", both, Limits{Addresses: n(3)}, "203.0.113.2@public 2001:db8:f::1@public ", ""},
+		{"c", Wish{}, Limits{Addresses: n(1)}, "203.0.113.2@public ", ""}, // to have less is no more
+		{"c", both, Limits{Addresses: n(1)}, "203.0.113.2@public ", "LimitReached: Tenant red, spec.limits.addresses is 1, and it would have 3 addresses"},
+	} {
+		got, refused := allocate(step.name, step.wish, step.limits)
+		if got != step.want || !strings.HasPrefix(refused, step.refused) || (step.refused == "") != (refused == "") {
+			t.Fatalf("step %d: got %q (%s), want %q (%s)", i, got, refused, step.want, step.refused)
+		}
+	}
+	if count := a.CountOf("tenant-red"); count != (Count{LoadBalancers: 3, Addresses: 2}) {
+		t.Fatalf("counted %+v", count)
+	}
+	if _, refusal := a.Allocate("tenant-blue/a", Wish{Tenant: "blue", Limits: Limits{LoadBalancers: n(1)}}); refusal != nil {
+		t.Fatalf("another tenant's do not count: %v", refusal)
 	}
 }
 

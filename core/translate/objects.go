@@ -63,7 +63,7 @@ type LoadBalancer struct {
 // Allocate brings what the LoadBalancer holds in the book to what it asks for. One that is refused gets nothing new and
 // keeps what it has, so that a mistake that is mended does not cost the address; what is no LoadBalancer any more gives it
 // back. What it holds then belongs into its status.
-func (lb *LoadBalancer) Allocate(book *ipam.Allocator, refused bool) *ipam.Refusal {
+func (lb *LoadBalancer) Allocate(book *ipam.Allocator, limits ipam.Limits, refused bool) *ipam.Refusal {
 	holder := lb.ObjectName.String()
 	if lb.Type != typeLoadBalancer {
 		book.Release(holder)
@@ -73,7 +73,7 @@ func (lb *LoadBalancer) Allocate(book *ipam.Allocator, refused bool) *ipam.Refus
 		return nil
 	}
 	tenant, _ := TenantOf(lb.Namespace)
-	_, refusal := book.Allocate(holder, ipam.Wish{Tenant: tenant, Families: lb.Families, Policy: lb.FamilyPolicy, Requested: lb.Requested, Pool: lb.AddressPool, Claim: lb.Claim()})
+	_, refusal := book.Allocate(holder, ipam.Wish{Tenant: tenant, Families: lb.Families, Policy: lb.FamilyPolicy, Requested: lb.Requested, Pool: lb.AddressPool, Claim: lb.Claim(), Limits: limits})
 	return refusal
 }
 
@@ -112,6 +112,8 @@ type Tenant struct {
 	BackendCIDRs []netip.Prefix `json:"backendCIDRs,omitempty"`
 	// Disabled: nothing of the tenant is served.
 	Disabled bool `json:"disabled,omitempty"`
+	// Limits bound what it has.
+	Limits ipam.Limits `json:"limits,omitzero"`
 }
 
 // Namespace is where the tenant's objects are.

@@ -99,10 +99,10 @@ func (b *addressBook) refresh(items []v1alpha1.AddressPool) bool {
 }
 
 // allocate returns what the LoadBalancer holds when it has got what it asks for, or was refused.
-func (b *addressBook) allocate(lb translate.LoadBalancer, refused bool) ([]ipam.Grant, *ipam.Refusal) {
+func (b *addressBook) allocate(lb translate.LoadBalancer, limits ipam.Limits, refused bool) ([]ipam.Grant, *ipam.Refusal) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	refusal := lb.Allocate(b.book, refused)
+	refusal := lb.Allocate(b.book, limits, refused)
 	return b.book.Held(lb.ObjectName.String()), refusal
 }
 
@@ -112,6 +112,13 @@ func (b *addressBook) release(holder string) {
 	if b.book != nil {
 		b.book.Release(holder)
 	}
+}
+
+// countOf is what the LoadBalancers of a namespace have together.
+func (b *addressBook) countOf(namespace string) ipam.Count {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.book.CountOf(namespace)
 }
 
 // ranges are all addresses of all pools.
@@ -137,17 +144,21 @@ type poolReconciler struct {
 const countPause = 500 * time.Millisecond
 
 func (r *poolReconciler) setUp(mgr ctrl.Manager) error {
-	type queue = workqueue.TypedRateLimitingInterface[reconcile.Request]
 	all := func(context.Context, client.Object) []reconcile.Request { return []reconcile.Request{{}} }
-	later := func(q queue) { q.AddAfter(reconcile.Request{}, countPause) }
 	return ctrl.NewControllerManagedBy(mgr).Named("addresspool").
 		Watches(&v1alpha1.AddressPool{}, handler.EnqueueRequestsFromMapFunc(all)).
-		Watches(&v1alpha1.LoadBalancer{}, handler.Funcs{
-			CreateFunc: func(_ context.Context, _ event.CreateEvent, q queue) { later(q) },
-			UpdateFunc: func(_ context.Context, _ event.UpdateEvent, q queue) { later(q) },
-			DeleteFunc: func(_ context.Context, _ event.DeleteEvent, q queue) { later(q) },
-		}).
+		Watches(&v1alpha1.LoadBalancer{}, afterBursts(func(client.Object) reconcile.Request { return reconcile.Request{} })).
 		Complete(r)
+}
+
+// afterBursts asks for what an object concerns a little after it has changed.
+func afterBursts(of func(client.Object) reconcile.Request) handler.EventHandler {
+	type queue = workqueue.TypedRateLimitingInterface[reconcile.Request]
+	return handler.Funcs{
+		CreateFunc: func(_ context.Context, e event.CreateEvent, q queue) { q.AddAfter(of(e.Object), countPause) },
+		UpdateFunc: func(_ context.Context, e event.UpdateEvent, q queue) { q.AddAfter(of(e.ObjectNew), countPause) },
+		DeleteFunc: func(_ context.Context, e event.DeleteEvent, q queue) { q.AddAfter(of(e.Object), countPause) },
+	}
 }
 
 // Reconcile looks at all pools at once: whether one overlaps another is no property of one alone.

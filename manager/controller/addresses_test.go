@@ -48,7 +48,7 @@ func ofTenantA(name string) translate.LoadBalancer {
 
 func allocate(t *testing.T, book *addressBook, name string) []string {
 	t.Helper()
-	held, refusal := book.allocate(ofTenantA(name), false)
+	held, refusal := book.allocate(ofTenantA(name), ipam.Limits{}, false)
 	require.Nil(t, refusal)
 	var out []string
 	for _, g := range held {
@@ -76,7 +76,7 @@ func TestOfTwoThatClaimAnAddressTheOlderKeepsIt(t *testing.T) {
 func TestAPoolThatIsMendedGivesAddresses(t *testing.T) {
 	book := bookOf(t)
 	require.NoError(t, book.load(t.Context()))
-	_, refusal := book.allocate(ofTenantA("web"), false)
+	_, refusal := book.allocate(ofTenantA("web"), ipam.Limits{}, false)
 	require.Equal(t, ipam.NoMatchingPool, refusal.Reason)
 	bad := public()
 	bad.Spec.Addresses = []string{"203.0.113.9-203.0.113.1"}

@@ -29,7 +29,7 @@ type Options struct {
 // LoadBalancers and Gateways make status.
 func SetUp(mgr ctrl.Manager, o Options) error {
 	book := &addressBook{reader: mgr.GetAPIReader()}
-	tenants := &tenantReconciler{client: mgr.GetClient(), server: o.APIServer, ca: o.APIServerCA}
+	tenants := &tenantReconciler{client: mgr.GetClient(), server: o.APIServer, ca: o.APIServerCA, addresses: book}
 	numbers, err := newMetrics(o.Metrics)
 	if err != nil {
 		return err

@@ -19,16 +19,19 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/events"
 	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/core/election"
+	"kubelb.k8c.io/core/ipam"
 	"kubelb.k8c.io/core/model"
 	"kubelb.k8c.io/core/translate"
 	"kubelb.k8c.io/manager/convert"
@@ -131,7 +134,7 @@ func (r *loadBalancerReconciler) setUp(mgr ctrl.Manager) error {
 		Watches(&v1alpha1.Gateway{}, handler.EnqueueRequestsFromMapFunc(gateways)).
 		WatchesRawSource(source.Channel(r.poolsChanged, handler.EnqueueRequestsFromMapFunc(pools))).
 		Watches(&v1alpha1.Addresses{}, r.addressesHandler()).
-		Watches(&v1alpha1.Tenant{}, handler.EnqueueRequestsFromMapFunc(r.ofTenant)).
+		Watches(&v1alpha1.Tenant{}, handler.EnqueueRequestsFromMapFunc(r.ofTenant), builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		// The allocation is one book behind a lock; workers overlap while they wait for the API server.
 		WithOptions(controller.Options{MaxConcurrentReconciles: 8}).
 		Complete(r)
@@ -181,7 +184,7 @@ func (r *loadBalancerReconciler) Reconcile(ctx context.Context, req reconcile.Re
 func (r *loadBalancerReconciler) sync(ctx context.Context, lb *v1alpha1.LoadBalancer) error {
 	before := lb.DeepCopy()
 	c := conditions{lb: lb}
-	wish, problems, err := r.check(ctx, lb)
+	wish, limits, problems, err := r.check(ctx, lb)
 	if err != nil {
 		return err
 	}
@@ -192,7 +195,7 @@ func (r *loadBalancerReconciler) sync(ctx context.Context, lb *v1alpha1.LoadBala
 	} else {
 		c.accept(problems)
 	}
-	r.allocate(lb, wish, isRefused, &c)
+	r.allocate(lb, wish, limits, isRefused, &c)
 	r.waiting.forAddress(key, !c.isTrue(v1alpha1.ConditionAddressAllocated) && !isRefused)
 	if !equality.Semantic.DeepEqual(before.Status.Addresses, lb.Status.Addresses) {
 		c.pending()
@@ -204,19 +207,23 @@ func (r *loadBalancerReconciler) sync(ctx context.Context, lb *v1alpha1.LoadBala
 	return r.write(ctx, before, lb)
 }
 
-// check translates the LoadBalancer as every gateway does, to tell its problems.
-func (r *loadBalancerReconciler) check(ctx context.Context, lb *v1alpha1.LoadBalancer) (translate.LoadBalancer, []translate.Problem, error) {
+// check translates the LoadBalancer as every gateway does, to tell its problems, and tells its tenant's limits.
+func (r *loadBalancerReconciler) check(ctx context.Context, lb *v1alpha1.LoadBalancer) (translate.LoadBalancer, ipam.Limits, []translate.Problem, error) {
 	converted := convert.LoadBalancer(lb)
+	var limits ipam.Limits
 	tenant, err := r.tenantOf(ctx, lb.Namespace)
 	if err != nil {
-		return converted, nil, err
+		return converted, limits, nil, err
+	}
+	if tenant != nil {
+		limits = tenant.Limits
 	}
 	var addresses *translate.Addresses
 	if converted.Reference != nil {
 		var object v1alpha1.Addresses
 		err := r.client.Get(ctx, client.ObjectKey{Namespace: lb.Namespace, Name: converted.Reference.Name}, &object)
 		if client.IgnoreNotFound(err) != nil {
-			return converted, nil, err
+			return converted, limits, nil, err
 		}
 		if err == nil {
 			a := convert.Addresses(&object)
@@ -224,7 +231,7 @@ func (r *loadBalancerReconciler) check(ctx context.Context, lb *v1alpha1.LoadBal
 		}
 	}
 	fence := translate.Fence{Forbidden: r.forbidden, VIPs: r.addresses.ranges()}
-	return converted, translate.Check(converted, tenant, addresses, fence), nil
+	return converted, limits, translate.Check(converted, tenant, addresses, fence), nil
 }
 
 func (r *loadBalancerReconciler) tenantOf(ctx context.Context, namespace string) (*translate.Tenant, error) {
@@ -242,8 +249,8 @@ func (r *loadBalancerReconciler) tenantOf(ctx context.Context, namespace string)
 }
 
 // allocate brings the addresses on record to the wish.
-func (r *loadBalancerReconciler) allocate(lb *v1alpha1.LoadBalancer, wish translate.LoadBalancer, refused bool, c *conditions) {
-	held, refusal := r.addresses.allocate(wish, refused)
+func (r *loadBalancerReconciler) allocate(lb *v1alpha1.LoadBalancer, wish translate.LoadBalancer, limits ipam.Limits, refused bool, c *conditions) {
+	held, refusal := r.addresses.allocate(wish, limits, refused)
 	lb.Status.Addresses = nil
 	for _, g := range held {
 		lb.Status.Addresses = append(lb.Status.Addresses, v1alpha1.AllocatedAddress{Address: g.Address.String(), Pool: g.Pool})

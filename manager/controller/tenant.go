@@ -19,6 +19,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/core/translate"
 )
 
 // tenantReconciler makes a tenant's namespace and the credentials of its CCM, and removes them.
@@ -27,10 +28,16 @@ type tenantReconciler struct {
 	// server and ca are how CCMs reach the hub's API.
 	server string
 	ca     []byte
+	// addresses tell what the tenant has.
+	addresses *addressBook
 }
 
 func (r *tenantReconciler) setUp(mgr ctrl.Manager) error {
 	return ctrl.NewControllerManagedBy(mgr).Named("tenant").For(&v1alpha1.Tenant{}).
+		Watches(&v1alpha1.LoadBalancer{}, afterBursts(func(lb client.Object) reconcile.Request {
+			name, _ := translate.TenantOf(lb.GetNamespace())
+			return reconcile.Request{NamespacedName: client.ObjectKey{Name: name}}
+		})).
 		Owns(&corev1.Namespace{}).Owns(&corev1.ServiceAccount{}).Owns(&rbacv1.Role{}).Owns(&rbacv1.RoleBinding{}).Owns(&corev1.Secret{}).
 		Complete(r)
 }
@@ -66,7 +73,12 @@ func (r *tenantReconciler) Reconcile(ctx context.Context, req reconcile.Request)
 }
 
 func (r *tenantReconciler) setStatus(ctx context.Context, tenant *v1alpha1.Tenant, phase string, condition metav1.Condition) error {
+	if err := r.addresses.load(ctx); err != nil {
+		return err
+	}
 	before := tenant.Status.DeepCopy()
+	used := r.addresses.countOf(namespaceOf(tenant))
+	tenant.Status.Used = &v1alpha1.TenantUse{LoadBalancers: used.LoadBalancers, Addresses: used.Addresses}
 	tenant.Status.ObservedGeneration, tenant.Status.Phase = tenant.Generation, phase
 	condition.ObservedGeneration = tenant.Generation
 	meta.SetStatusCondition(&tenant.Status.Conditions, condition)

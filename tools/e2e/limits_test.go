@@ -1,0 +1,55 @@
+package e2e
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestATenantOverItsLimitsWaitsAndWhatItHasStays(t *testing.T) {
+	const ns = "tenant-limited"
+	limits := func(text string) {
+		applyToHub(t, fmt.Sprintf("apiVersion: kubelb.k8c.io/v1alpha1\nkind: Tenant\nmetadata: {name: limited}\nspec: {backendCIDRs: [198.51.100.0/24], limits: %s}", text))
+	}
+	limits("{loadBalancers: 1}")
+	cleanUpHub(t, "tenant/limited")
+	hubKubectl(t, "wait", "tenant/limited", "--for=condition=Ready", "--timeout=30s")
+	used := func(want string) {
+		eventually(t, 10*time.Second, func() error {
+			if got := hubGet(t, "default", "tenant/limited", "{.status.used.loadBalancers} {.status.used.addresses}"); got != want {
+				return fmt.Errorf("status.used is %q, want %q", got, want)
+			}
+			return nil
+		})
+	}
+	used("0 0")
+
+	applyToHub(t, hubAddresses(ns)+hubLoadBalancer(ns, "first", ""))
+	first := hubIP(t, ns, "first")
+	applyToHub(t, hubLoadBalancer(ns, "second", ""))
+	message := hubRefusal(t, ns, "second", "AddressAllocated", "LimitReached")
+	require.Equal(t, "Tenant limited, spec.limits.loadBalancers is 1, and 1 LoadBalancers have addresses: delete one that is not needed, or have the management cluster's operator raise it", message)
+	used("1 1")
+
+	// What there is stays when a limit is lowered, through changes of its own as well.
+	limits("{loadBalancers: 0, addresses: 0}")
+	hubKubectl(t, "-n", ns, "patch", "loadbalancer", "first", "--type=merge", "-p", `{"spec":{"loadBalancerSourceRanges":["192.0.2.0/24"]}}`)
+	eventually(t, 10*time.Second, func() error { return gatewayHolds(t, ns, "loadbalancer/first") })
+	require.Equal(t, first, hubIP(t, ns, "first"))
+
+	// A raise serves who waits, and so does a deletion.
+	limits("{loadBalancers: 2}")
+	second := hubIP(t, ns, "second")
+	require.NotEqual(t, first, second)
+	used("2 2")
+	limits("{addresses: 2}")
+	applyToHub(t, hubLoadBalancer(ns, "third", ""))
+	require.Contains(t, hubRefusal(t, ns, "third", "AddressAllocated", "LimitReached"), "spec.limits.addresses is 2, and it would have 3 addresses")
+	hubKubectl(t, "-n", ns, "delete", "loadbalancer", "first", "--timeout=30s")
+	require.NotEmpty(t, hubIP(t, ns, "third"))
+
+	_, err := lab.Hub.Kubectl(t.Context(), "apiVersion: kubelb.k8c.io/v1alpha1\nkind: Tenant\nmetadata: {name: wrong}\nspec: {limits: {addresses: -1}}", "apply", "-f", "-")
+	require.ErrorContains(t, err, "should be greater than or equal to 0")
+}

@@ -10,8 +10,8 @@ JUDGE       = $(BIN)/kubelb-conformance --backend=$$b --switch-to=$$(echo $(BACK
 # The products are static, so that they run in any image and any namespace.
 GO_BUILD   := CGO_ENABLED=0 go build -o $(BIN)/
 # A chart can hold nothing that lies outside of it.
-CHART_CRDS := deploy/charts/kubelb-manager/files/crds
-GENERATED  := api/v1alpha1/zz_generated.deepcopy.go api/crds $(CHART_CRDS) backends/plugin/dataplanepb $(addprefix backends/ebpf/bpf/,tc_bpfel.go tc_bpfel.o xdp_bpfel.go xdp_bpfel.o)
+CHART_FILES := deploy/charts/kubelb-manager/files
+GENERATED  := api/v1alpha1/zz_generated.deepcopy.go api/crds $(CHART_FILES) backends/plugin/dataplanepb $(addprefix backends/ebpf/bpf/,tc_bpfel.go tc_bpfel.o xdp_bpfel.go xdp_bpfel.o)
 CACHE      := $(or $(KUBELB_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/kubelb)
 
 .PHONY: help
@@ -132,7 +132,7 @@ generate: ## Write deepcopy, CRDs, the plugin's wire code and the objects of the
 	@mkdir -p $(CACHE)/generate
 	cd tools/generate && GOWORK=off go build -o $(CACHE)/generate/ tool ./protogen
 	cd api && rm -f crds/*.yaml && GOWORK=off $(CACHE)/generate/controller-gen object paths=./v1alpha1 crd:maxDescLen=400 output:crd:dir=crds paths=./v1alpha1
-	rm -rf $(CHART_CRDS) && cp -r api/crds $(CHART_CRDS) && rm $(CHART_CRDS)/*.go
+	for kind in crds policies; do rm -rf $(CHART_FILES)/$$kind && mkdir -p $(CHART_FILES)/$$kind && cp api/$$kind/*.yaml $(CHART_FILES)/$$kind/; done
 	PATH=$(CACHE)/generate:$$PATH protogen backends/plugin/dataplanepb/dataplane.proto
 	cd backends/ebpf/bpf && GOWORK=off go generate .
 

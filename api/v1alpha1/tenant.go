@@ -37,10 +37,27 @@ type TenantSpec struct {
 	// +kubebuilder:validation:XValidation:rule="self.all(r, isCIDR(r))",message="spec.backendCIDRs: each entry must be a CIDR such as 198.51.100.0/24 or 2001:db8:1::/64"
 	BackendCIDRs []string `json:"backendCIDRs,omitempty"`
 
+	// BackendPorts are the ports of the tenant's nodes that may be targets. Left out, they are 30000 to 32767, of which
+	// clusters take NodePorts unless told otherwise.
+	// +optional
+	BackendPorts *PortRange `json:"backendPorts,omitempty"`
+
 	// Limits bound what the tenant's LoadBalancers have together. One that would go beyond waits, with the reason in its
 	// condition AddressAllocated; those that have addresses keep them, even where a limit is lowered below what there is.
 	// +optional
 	Limits TenantLimits `json:"limits,omitzero"`
+}
+
+// PortRange is a range of ports, both ends in it.
+//
+// +kubebuilder:validation:XValidation:rule="self.first <= self.last",message="first must not be greater than last"
+type PortRange struct {
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=65535
+	First int32 `json:"first"`
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=65535
+	Last int32 `json:"last"`
 }
 
 // TenantLimits bound what a tenant has; what is left out is not bounded.

@@ -171,7 +171,7 @@ func (h *Hub) SetFence(fence Fence) {
 // SetTenant adds or replaces a tenant.
 func (h *Hub) SetTenant(t Tenant) {
 	namespace := t.Namespace()
-	if known, ok := h.tenants[namespace]; ok && known.Disabled == t.Disabled && slices.Equal(known.BackendCIDRs, t.BackendCIDRs) {
+	if known, ok := h.tenants[namespace]; ok && known.Disabled == t.Disabled && known.BackendPorts == t.BackendPorts && slices.Equal(known.BackendCIDRs, t.BackendCIDRs) {
 		return
 	}
 	h.tenants[namespace] = t

@@ -196,6 +196,8 @@ func TestWhatIsRefused(t *testing.T) {
 		"node port 70000":           {func(l *LoadBalancer) { l.EndpointPorts[0].Number = 70000 }, ReasonInvalidPort, "70000"},
 		"SCTP":                      {func(l *LoadBalancer) { l.Ports[0].Protocol = "SCTP" }, ReasonUnsupportedProtocol, "SCTP"},
 		"fewer endpoint ports":      {func(l *LoadBalancer) { l.EndpointPorts = nil }, ReasonPortsMismatch, "spec.endpoints[0].ports"},
+		"a node's sshd":             {func(l *LoadBalancer) { l.EndpointPorts[0].Number = 22 }, ReasonPortRefused, "port 22 is outside of 30000 to 32767"},
+		"a node's kubelet":          {func(l *LoadBalancer) { l.HealthCheckNodePort = 10250 }, ReasonPortRefused, "spec.healthCheckNodePort: port 10250 is outside"},
 		"no NodePort":               {func(l *LoadBalancer) { l.EndpointPorts[0].Number = 0 }, ReasonNoNodePort, "allocateLoadBalancerNodePorts"},
 		"not of type LoadBalancer":  {func(l *LoadBalancer) { l.Type = "ClusterIP" }, ReasonNotLoadBalancer, "ClusterIP"},
 		"no Addresses":              {func(l *LoadBalancer) { l.Reference.Name = "nodes" }, ReasonAddressesNotFound, "tenant-a/nodes does not exist"},

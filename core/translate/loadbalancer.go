@@ -163,6 +163,9 @@ func (t *translation) readPorts() []port {
 			t.refuse(ReasonInvalidPort, "spec.endpoints[0].ports", "spec.endpoints[0].ports: port %d for %s: use 1 to 65535", target.Number, field)
 			continue
 		}
+		if nodePort && !t.mayTarget("spec.endpoints[0].ports", target.Number) {
+			continue
+		}
 		p := port{protocol, uint16(exposed.Number), uint16(target.Number), nodePort}
 		if slices.ContainsFunc(ports, func(o port) bool { return o.protocol == p.protocol && o.number == p.number }) {
 			t.refuse(ReasonDuplicatePort, field+".port", "%s: %s port %d is there already; name each port once", field, protocol, p.number)
@@ -172,8 +175,21 @@ func (t *translation) readPorts() []port {
 	}
 	if health := t.lb.HealthCheckNodePort; health < 0 || health > 65535 {
 		t.refuse(ReasonInvalidPort, "spec.healthCheckNodePort", "spec.healthCheckNodePort is %d: use 1 to 65535, or 0 for none", health)
+	} else if health > 0 {
+		t.mayTarget("spec.healthCheckNodePort", health)
 	}
 	return ports
+}
+
+// mayTarget refuses a port of the nodes that is none of the tenant's: another one is their sshd's or kubelet's.
+func (t *translation) mayTarget(field string, number int32) bool {
+	allowed := t.tenant.backendPorts()
+	if number >= int32(allowed.First) && number <= int32(allowed.Last) {
+		return true
+	}
+	t.refuse(ReasonPortRefused, field, "%s: port %d is outside of %d to %d, the NodePorts that Tenant %s may use: let the cluster choose it, or have the management cluster's operator change spec.backendPorts of the Tenant",
+		field, number, allowed.First, allowed.Last, t.tenant.Name)
+	return false
 }
 
 func (t *translation) target(exposed Port, position int) (Port, bool) {

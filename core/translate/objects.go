@@ -112,8 +112,26 @@ type Tenant struct {
 	BackendCIDRs []netip.Prefix `json:"backendCIDRs,omitempty"`
 	// Disabled: nothing of the tenant is served.
 	Disabled bool `json:"disabled,omitempty"`
+	// BackendPorts are the ports of its nodes that may be targets; the zero value stands for UsualBackendPorts.
+	BackendPorts PortRange `json:"backendPorts,omitzero"`
 	// Limits bound what it has.
 	Limits ipam.Limits `json:"limits,omitzero"`
+}
+
+// PortRange is a range of ports, both ends in it.
+type PortRange struct {
+	First uint16 `json:"first"`
+	Last  uint16 `json:"last"`
+}
+
+// UsualBackendPorts are those of which a cluster takes NodePorts unless it is told otherwise (kube-apiserver --service-node-port-range).
+var UsualBackendPorts = PortRange{30000, 32767}
+
+func (t Tenant) backendPorts() PortRange {
+	if t.BackendPorts == (PortRange{}) {
+		return UsualBackendPorts
+	}
+	return t.BackendPorts
 }
 
 // Namespace is where the tenant's objects are.
@@ -152,6 +170,7 @@ const (
 	ReasonReferenceNotAllowed  = "ReferenceNotAllowed"
 	ReasonAddressesNotFound    = "AddressesNotFound"
 	ReasonEndpointRefused      = "EndpointRefused"
+	ReasonPortRefused          = "PortRefused"
 	ReasonInvalidSourceRange   = "InvalidSourceRange"
 	ReasonInvalidFamilyPolicy  = "InvalidFamilyPolicy"
 	ReasonInvalidForwarding    = "InvalidForwarding"

@@ -17,7 +17,7 @@ type fleet struct {
 }
 
 func newFleet(services, nodes int) fleet {
-	f := fleet{tenant: Tenant{Name: "a", BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}}}
+	f := fleet{tenant: Tenant{Name: "a", BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, BackendPorts: PortRange{1, 65535}}}
 	for i := range nodes {
 		f.nodes = append(f.nodes, Node{Name: fmt.Sprintf("node-%04d", i), Labels: map[string]string{"kubernetes.io/os": "linux"},
 			Addresses: []NodeAddress{{"InternalIP", fmt.Sprintf("10.1.%d.%d", i/250, 1+i%250)}, {"Hostname", fmt.Sprintf("node-%04d", i)}}})

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"kubelb.k8c.io/api/crds"
+	"kubelb.k8c.io/api/policies"
 	"kubelb.k8c.io/conformance/netlab"
 )
 
@@ -298,17 +299,19 @@ func (l *Lab) controlPlanes(ctx context.Context) error {
 }
 
 func (l *Lab) installCRDs(ctx context.Context) error {
-	names, err := fs.Glob(crds.Files, "*.yaml")
-	if err != nil {
-		return err
-	}
 	var all strings.Builder
-	for _, name := range names {
-		content, err := crds.Files.ReadFile(name)
+	for _, files := range []fs.ReadFileFS{crds.Files, policies.Files} {
+		names, err := fs.Glob(files, "*.yaml")
 		if err != nil {
 			return err
 		}
-		all.WriteString("---\n" + string(content))
+		for _, name := range names {
+			content, err := files.ReadFile(name)
+			if err != nil {
+				return err
+			}
+			all.WriteString("---\n" + string(content))
+		}
 	}
 	if _, err := l.Hub.Kubectl(ctx, all.String(), "apply", "--server-side", "-f", "-"); err != nil {
 		return fmt.Errorf("install CRDs: %w", err)
@@ -316,7 +319,7 @@ func (l *Lab) installCRDs(ctx context.Context) error {
 	if _, err := l.Hub.Kubectl(ctx, "", "wait", "--for=condition=Established", "crd", "--all", "--timeout=30s"); err != nil {
 		return err
 	}
-	_, err = l.Hub.Kubectl(ctx, "", "create", "namespace", "kubelb")
+	_, err := l.Hub.Kubectl(ctx, "", "create", "namespace", "kubelb")
 	return err
 }
 

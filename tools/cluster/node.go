@@ -104,9 +104,10 @@ func (n *Node) start(ctx context.Context, images []string) error {
 	return n.startKubelet(ctx)
 }
 
-// startContainerd gives containerd a mount namespace of its own, so that the mounts of pods end with the node.
+// startContainerd gives containerd a mount namespace of its own, so that the mounts of pods end with the node. In it nodes do not
+// share what a kubelet has at a fixed place: the socket of device plugins, which of two that start at once only one gets.
 func (n *Node) startContainerd(ctx context.Context, images []string) (err error) {
-	script := fmt.Sprintf("mount -t tmpfs tmpfs /run/netns && exec containerd -c %s/containerd.toml", n.dir)
+	script := fmt.Sprintf("mkdir -p /var/lib/kubelet && mount -t tmpfs tmpfs /var/lib/kubelet && mount -t tmpfs tmpfs /run/netns && exec containerd -c %s/containerd.toml", n.dir)
 	if n.containerd, err = Start(n.Namespace, n.dir, "containerd", "unshare", "-m", "--propagation", "slave", "sh", "-c", script); err != nil {
 		return err
 	}

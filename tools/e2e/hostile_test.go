@@ -1,0 +1,111 @@
+package e2e
+
+import (
+	"fmt"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// What a tenant's CCM may try once somebody else has its credentials, each with these credentials and nothing else.
+func TestAHostileTenantGetsNowhere(t *testing.T) {
+	const ns, victim = "tenant-hostile", "tenant-a"
+	applyToHub(t, "apiVersion: kubelb.k8c.io/v1alpha1\nkind: Tenant\nmetadata: {name: hostile}\nspec: {backendCIDRs: [198.51.100.0/24], limits: {addresses: 2}}")
+	cleanUpHub(t, "tenant/hostile")
+	hubKubectl(t, "wait", "tenant/hostile", "--for=condition=Ready", "--timeout=30s")
+	kubeconfig := filepath.Join(lab.Dir, "hostile.kubeconfig")
+	require.NoError(t, lab.TenantKubeconfig(t.Context(), "hostile", kubeconfig))
+	as := func(stdin string, args ...string) (string, error) {
+		return lab.Hub.KubectlAs(t.Context(), kubeconfig, stdin, args...)
+	}
+	mine := func(name, line string) string { return hubLoadBalancer(ns, name, line) }
+	with := func(manifest, metadata string) string {
+		return strings.Replace(manifest, "metadata: {namespace: "+ns+", name: evil}", "metadata: {namespace: "+ns+", name: evil, "+metadata+"}", 1)
+	}
+	evil := mine("evil", "")
+	inline := func(ip string) string {
+		return strings.Replace(evil, "{addressesReference: {name: default}, ", fmt.Sprintf("{addresses: [{ip: %q}], ", ip), 1)
+	}
+
+	// What it rightly does works, and is there all the while.
+	_, err := as(hubAddresses(ns)+mine("good", ""), "apply", "-f", "-")
+	require.NoError(t, err)
+	good := hubIP(t, ns, "good")
+	apply(t, service("victim", "ports: [{port: 80}]"))
+	cleanUp(t, "service/victim")
+	victims := externalIPs(t, "victim", 2)
+
+	asItStands, err := as("", "-n", ns, "get", "loadbalancer", "good", "-o", "yaml")
+	require.NoError(t, err)
+	const finalizers = "  finalizers:\n  - kubelb.k8c.io/cleanup\n"
+	require.Contains(t, asItStands, finalizers)
+	require.Contains(t, asItStands, good)
+
+	for _, attack := range []struct {
+		id, what string
+		stdin    string
+		args     []string
+		answer   string // of the API server
+	}{
+		{"T1", "write into another tenant's namespace", hubLoadBalancer(victim, "evil", ""), []string{"create", "-f", "-"}, "forbidden"},
+		{"T1", "read another tenant's objects", "", []string{"-n", victim, "get", "loadbalancers"}, "forbidden"},
+		{"T1", "read the objects of all tenants", "", []string{"get", "loadbalancers", "-A"}, "forbidden"},
+		{"T1", "change its own rights", "", []string{"-n", ns, "create", "rolebinding", "more", "--clusterrole=cluster-admin", "--serviceaccount=" + ns + ":kubelb-ccm"}, "forbidden"},
+		{"T1", "raise its own limits", "", []string{"patch", "tenant", "hostile", "--type=merge", "-p", `{"spec":{"limits":null}}`}, "forbidden"},
+		{"T3", "target a loopback address", inline("127.0.0.1"), []string{"create", "-f", "-"}, "loopback, link-local, multicast and unspecified addresses are refused"},
+		{"T3", "target a cloud's metadata", inline("169.254.169.254"), []string{"create", "-f", "-"}, "loopback, link-local, multicast and unspecified addresses are refused"},
+		{"T3", "target a name that the hub resolves", inline("kubernetes.default.svc"), []string{"create", "-f", "-"}, "put a name into hostname"},
+		{"T6", "write the status of its own", strings.ReplaceAll(asItStands, good, victims[0]), []string{"replace", "--subresource=status", "-f", "-"}, "forbidden"},
+		{"T6", "write a gateway's status", "", []string{"patch", "gateway.kubelb.k8c.io", "gateway", "--subresource=status", "--type=merge", "-p", `{"status":{}}`}, "forbidden"},
+		{"T8", "name more ports than there may be", strings.Replace(evil, "ports: [{name: http, port: 80, protocol: TCP}]\n", "ports: ["+manyPorts(300)+"]\n", 1), []string{"create", "-f", "-"}, "ports"},
+		{"T8", "hang a megabyte on an object", with(evil, `annotations: {x: "`+strings.Repeat("y", 5000)+`"}`), []string{"create", "-f", "-"}, "at most 4096 characters each"},
+		{"T9", "call itself another tenant", with(evil, "labels: {kubelb.k8c.io/tenant: "+victim+"}"), []string{"create", "-f", "-"}, "kubelb.k8c.io/tenant has to be the object's own namespace"},
+		{"T10", "have its object belong to another one", with(evil, "ownerReferences: [{apiVersion: v1, kind: Namespace, name: kubelb, uid: 00000000-0000-0000-0000-000000000000}]"), []string{"create", "-f", "-"}, "metadata.ownerReferences"},
+		{"T10", "make an object that nobody can delete", with(evil, "finalizers: [example.com/for-ever]"), []string{"create", "-f", "-"}, "metadata.finalizers"},
+		{"T10", "free an address that gateways still serve", strings.Replace(asItStands, finalizers, "", 1), []string{"replace", "-f", "-"}, "metadata.finalizers"},
+		{"T11", "read Secrets", "", []string{"-n", "kubelb", "get", "secrets"}, "forbidden"},
+		{"T11", "read its own namespace's Secrets", "", []string{"-n", ns, "get", "secrets"}, "forbidden"},
+	} {
+		t.Run(attack.id+" "+attack.what, func(t *testing.T) {
+			_, err := as(attack.stdin, attack.args...)
+			require.ErrorContains(t, err, attack.answer)
+		})
+	}
+	// Its limit is reached with this one.
+	_, err = as(mine("more", ""), "apply", "-f", "-")
+	require.NoError(t, err)
+	hubIP(t, ns, "more")
+	for _, attack := range []struct {
+		id, what, manifest, condition, reason string
+	}{
+		{"T2", "refer to another tenant's nodes", strings.Replace(evil, "{name: default}", "{name: default, namespace: "+victim+"}", 1), "Accepted", "ReferenceNotAllowed"},
+		{"T3", "target another network", inline("10.96.0.1"), "Accepted", "EndpointRefused"},
+		{"T3", "target an external address", inline(victims[0]), "Accepted", "EndpointRefused"},
+		{"T4", "target its nodes' sshd", strings.Replace(evil, "port: 30080", "port: 22", 1), "Accepted", "PortRefused"},
+		{"T4", "target its nodes' kubelets", strings.Replace(evil, "port: 30080", "port: 10250", 1), "Accepted", "PortRefused"},
+		{"T5", "ask for another tenant's address", mine("evil", "requestedAddresses: ["+victims[0]+"]"), "AddressAllocated", "AddressInUse"},
+		{"T5", "share another tenant's address", mine("evil", "sharingKey: victim\n  requestedAddresses: ["+victims[0]+"]"), "AddressAllocated", "AddressInUse"},
+		{"T7", "take more addresses than its limit", mine("evil", ""), "AddressAllocated", "LimitReached"},
+	} {
+		t.Run(attack.id+" "+attack.what, func(t *testing.T) {
+			_, err := as(attack.manifest, "apply", "-f", "-")
+			require.NoError(t, err)
+			t.Log(hubRefusal(t, ns, "evil", attack.condition, attack.reason))
+			_, err = as("", "-n", ns, "delete", "loadbalancer", "evil", "--timeout=30s")
+			require.NoError(t, err)
+		})
+	}
+	// Nobody has lost anything.
+	require.Equal(t, good, hubIP(t, ns, "good"))
+	require.Equal(t, victims, externalIPs(t, "victim", 2))
+}
+
+func manyPorts(n int) string {
+	var ports []string
+	for i := range n {
+		ports = append(ports, fmt.Sprintf("{name: p%d, port: %d, protocol: TCP}", i, 1000+i))
+	}
+	return strings.Join(ports, ", ")
+}

@@ -37,6 +37,11 @@ type TenantSpec struct {
 	// +kubebuilder:validation:XValidation:rule="self.all(r, isCIDR(r))",message="spec.backendCIDRs: each entry must be a CIDR such as 198.51.100.0/24 or 2001:db8:1::/64"
 	BackendCIDRs []string `json:"backendCIDRs,omitempty"`
 
+	// Revoked takes the tenant's credentials away and stops serving its LoadBalancers, which keep their addresses. When it is
+	// taken back the tenant gets new credentials; the old ones never work again.
+	// +optional
+	Revoked bool `json:"revoked,omitempty"`
+
 	// BackendPorts are the ports of the tenant's nodes that may be targets. Left out, they are 30000 to 32767, of which
 	// clusters take NodePorts unless told otherwise.
 	// +optional
@@ -95,13 +100,14 @@ const (
 	TenantReady       = "Ready"
 	TenantFailed      = "Failed"
 	TenantTerminating = "Terminating"
+	TenantRevoked     = "Revoked"
 )
 
 // TenantStatus tells whether the tenant's namespace and credentials are there.
 type TenantStatus struct {
 	// +optional
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
-	// Phase is Pending, Ready, Failed or Terminating.
+	// Phase is Pending, Ready, Failed, Revoked or Terminating.
 	// +optional
 	Phase string `json:"phase,omitempty"`
 	// Used is what the tenant's LoadBalancers have at present.

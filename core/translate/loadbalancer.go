@@ -107,7 +107,7 @@ func (t *translation) served() bool {
 	case t.tenant == nil:
 		t.refuse(ReasonTenantNotFound, "metadata.namespace", "no Tenant owns namespace %s: create the Tenant %s", name, strings.TrimPrefix(name, TenantNamespacePrefix))
 	case t.tenant.Disabled:
-		t.refuse(ReasonTenantDisabled, "metadata.namespace", "Tenant %s has spec.loadBalancer.disable set", t.tenant.Name)
+		t.refuse(ReasonTenantDisabled, "metadata.namespace", "Tenant %s is disabled by the management cluster's operator (spec.loadBalancer.disable or spec.revoked)", t.tenant.Name)
 	default:
 		return true
 	}

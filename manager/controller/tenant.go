@@ -56,6 +56,9 @@ func (r *tenantReconciler) Reconcile(ctx context.Context, req reconcile.Request)
 			return reconcile.Result{}, err
 		}
 	}
+	if tenant.Spec.Revoked {
+		return reconcile.Result{}, r.revoke(ctx, &tenant)
+	}
 	ready, err := r.ensure(ctx, &tenant)
 	condition := metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: "Reconciled", Message: "namespace and credentials are there"}
 	phase := v1alpha1.TenantReady
@@ -70,6 +73,19 @@ func (r *tenantReconciler) Reconcile(ctx context.Context, req reconcile.Request)
 		err = statusErr
 	}
 	return reconcile.Result{}, err
+}
+
+// revoke removes the credentials. With the ServiceAccount every token of it ends, whoever has one.
+func (r *tenantReconciler) revoke(ctx context.Context, tenant *v1alpha1.Tenant) error {
+	for name, o := range map[string]client.Object{v1alpha1.CCMName: &corev1.ServiceAccount{}, v1alpha1.CCMKubeconfigSecret: &corev1.Secret{}} {
+		o.SetNamespace(namespaceOf(tenant))
+		o.SetName(name)
+		if err := r.client.Delete(ctx, o); client.IgnoreNotFound(err) != nil {
+			return fmt.Errorf("revoke the credentials of Tenant %s: %w", tenant.Name, err)
+		}
+	}
+	return r.setStatus(ctx, tenant, v1alpha1.TenantRevoked, metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse, Reason: "Revoked",
+		Message: "spec.revoked is set: there are no credentials, and nothing is served"})
 }
 
 func (r *tenantReconciler) setStatus(ctx context.Context, tenant *v1alpha1.Tenant, phase string, condition metav1.Condition) error {

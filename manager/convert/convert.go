@@ -112,7 +112,7 @@ func Addresses(a *v1alpha1.Addresses) translate.Addresses {
 
 // Tenant takes what translation needs. CIDRs that do not parse, which the schema refuses, allow nothing.
 func Tenant(t *v1alpha1.Tenant) translate.Tenant {
-	out := translate.Tenant{Name: t.Name, Disabled: t.Spec.LoadBalancer.Disable, Limits: ipam.Limits{LoadBalancers: t.Spec.Limits.LoadBalancers, Addresses: t.Spec.Limits.Addresses}}
+	out := translate.Tenant{Name: t.Name, Disabled: t.Spec.LoadBalancer.Disable || t.Spec.Revoked, Limits: ipam.Limits{LoadBalancers: t.Spec.Limits.LoadBalancers, Addresses: t.Spec.Limits.Addresses}}
 	if p := t.Spec.BackendPorts; p != nil {
 		out.BackendPorts = translate.PortRange{First: uint16(p.First), Last: uint16(p.Last)}
 	}

@@ -98,8 +98,8 @@ func (h *Hub) tenantServed(lb *v1alpha1.LoadBalancer) (string, bool) {
 	switch {
 	case i < 0:
 		return fmt.Sprintf("there is no Tenant %s, whose namespace %s would be: create it, or the LoadBalancer in another namespace", name, lb.Namespace), false
-	case h.Tenants[i].Spec.LoadBalancer.Disable:
-		return fmt.Sprintf("spec.loadBalancer.disable of Tenant %s is set", name), false
+	case disabledBy(&h.Tenants[i]) != "":
+		return fmt.Sprintf("%s of Tenant %s is set", disabledBy(&h.Tenants[i]), name), false
 	case len(h.Tenants[i].Spec.BackendCIDRs) == 0:
 		return fmt.Sprintf("spec.backendCIDRs of Tenant %s is empty: no address of its nodes is allowed as a target; add their networks", name), false
 	}

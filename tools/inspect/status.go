@@ -187,11 +187,22 @@ func poolLine(p *v1alpha1.AddressPool, say sayer) PoolLine {
 	return line
 }
 
+// disabledBy is the field by which an operator has the tenant served no more.
+func disabledBy(t *v1alpha1.Tenant) string {
+	switch {
+	case t.Spec.Revoked:
+		return "spec.revoked"
+	case t.Spec.LoadBalancer.Disable:
+		return "spec.loadBalancer.disable"
+	}
+	return ""
+}
+
 func (h *Hub) tenantLine(t *v1alpha1.Tenant, say sayer) TenantLine {
 	line := TenantLine{Name: t.Name, State: cmp.Or(t.Status.Phase, unknown)}
-	if t.Spec.LoadBalancer.Disable {
+	if field := disabledBy(t); field != "" {
 		line.State = "Disabled"
-		say(Warning, "tenant "+t.Name, "spec.loadBalancer.disable is set: nothing of it is served")
+		say(Warning, "tenant "+t.Name, "%s is set: nothing of it is served", field)
 	}
 	if t.Status.Phase == v1alpha1.TenantFailed {
 		for _, c := range t.Status.Conditions {
@@ -210,7 +221,7 @@ func (h *Hub) tenantLine(t *v1alpha1.Tenant, say sayer) TenantLine {
 		switch {
 		case c != nil && c.Status == metav1.ConditionTrue:
 			line.Ready++
-		case t.Spec.LoadBalancer.Disable:
+		case disabledBy(t) != "":
 		case c == nil:
 			say(Error, nameOf(lb), "no controller has looked at it: is a kubelb-manager with the controller role running?")
 		default:

@@ -25,6 +25,6 @@ func rootCommand() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(statusCommand(), explainCommand(), drainCommand(), renderCommand())
+	root.AddCommand(statusCommand(), explainCommand(), drainCommand(), tenantsCommand(), renderCommand())
 	return root
 }

@@ -1,0 +1,248 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"kubelb.k8c.io/api/v1alpha1"
+)
+
+func tenantsCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "tenants", Short: "List tenants, make them, and give, change and take their credentials"}
+	cmd.AddCommand(tenantsListCommand(), tenantsCreateCommand(), tenantsKubeconfigCommand(), tenantsRotateCommand(), tenantsRevokeCommand())
+	return cmd
+}
+
+// oneTenant is a command about a tenant by name.
+func oneTenant(use, short, long, example string, run func(context.Context, client.Client, string, *cobra.Command) error) *cobra.Command {
+	hub := &hubFlags{}
+	cmd := &cobra.Command{Use: use + " NAME", Short: short, Long: long, Example: example, Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := hub.connect()
+			if err != nil {
+				return err
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), readLimit)
+			defer cancel()
+			return run(ctx, c, args[0], cmd)
+		}}
+	hub.add(cmd.Flags())
+	return cmd
+}
+
+func tenantsListCommand() *cobra.Command {
+	var hub hubFlags
+	var output string
+	cmd := &cobra.Command{Use: "list", Short: "Show tenants, what they use and what they may", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := hub.connect()
+			if err != nil {
+				return err
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), readLimit)
+			defer cancel()
+			var list v1alpha1.TenantList
+			if err := c.List(ctx, &list); err != nil {
+				return err
+			}
+			if output != "text" {
+				return printAs(cmd.OutOrStdout(), output, list.Items)
+			}
+			return printTenants(cmd.OutOrStdout(), list.Items)
+		}}
+	hub.add(cmd.Flags())
+	addOutput(cmd, &output)
+	return cmd
+}
+
+func printTenants(out io.Writer, tenants []v1alpha1.Tenant) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "TENANT\tSTATE\tLOADBALANCERS\tADDRESSES\tBACKEND-CIDRS")
+	for _, t := range tenants {
+		used := v1alpha1.TenantUse{}
+		if t.Status.Used != nil {
+			used = *t.Status.Used
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", t.Name, t.Status.Phase, usedOf(used.LoadBalancers, t.Spec.Limits.LoadBalancers), usedOf(used.Addresses, t.Spec.Limits.Addresses),
+			strings.Join(t.Spec.BackendCIDRs, ","))
+	}
+	return w.Flush()
+}
+
+func usedOf(used int32, limit *int32) string {
+	if limit == nil {
+		return fmt.Sprint(used)
+	}
+	return fmt.Sprintf("%d of %d", used, *limit)
+}
+
+func tenantsCreateCommand() *cobra.Command {
+	var networks []string
+	var maxLoadBalancers, maxAddresses int32
+	cmd := oneTenant("create", "Make a tenant, and print the kubeconfig for its CCM",
+		"Make a tenant, wait until its credentials are there, and print the kubeconfig for its CCM.",
+		"  kubelb tenants create a --backend-cidrs=198.51.100.0/24 --max-addresses=10 > kubelb",
+		func(ctx context.Context, c client.Client, name string, cmd *cobra.Command) error {
+			tenant := &v1alpha1.Tenant{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: v1alpha1.TenantSpec{BackendCIDRs: networks}}
+			if cmd.Flags().Changed("max-loadbalancers") {
+				tenant.Spec.Limits.LoadBalancers = &maxLoadBalancers
+			}
+			if cmd.Flags().Changed("max-addresses") {
+				tenant.Spec.Limits.Addresses = &maxAddresses
+			}
+			err := c.Create(ctx, tenant)
+			if apierrors.IsAlreadyExists(err) {
+				return fmt.Errorf("there is a tenant %q already: 'kubelb tenants kubeconfig %s' prints its kubeconfig", name, name)
+			}
+			if err != nil {
+				return err
+			}
+			kubeconfig, err := awaitKubeconfig(ctx, c, name, nil)
+			if err != nil {
+				return err
+			}
+			_, err = cmd.OutOrStdout().Write(kubeconfig)
+			return err
+		})
+	cmd.Flags().StringSliceVar(&networks, "backend-cidrs", nil, "the networks of the tenant's nodes, separated by commas; nothing outside of them is ever a target")
+	cmd.Flags().Int32Var(&maxLoadBalancers, "max-loadbalancers", 0, "how many LoadBalancers may have addresses; any number unless given")
+	cmd.Flags().Int32Var(&maxAddresses, "max-addresses", 0, "how many addresses they may have; any number unless given")
+	return cmd
+}
+
+func tenantsKubeconfigCommand() *cobra.Command {
+	cmd := oneTenant("kubeconfig", "Print the kubeconfig for a tenant's CCM", "", "  kubelb tenants kubeconfig a > kubelb",
+		func(ctx context.Context, c client.Client, name string, cmd *cobra.Command) error {
+			secret, err := kubeconfigSecret(ctx, c, name)
+			if err != nil {
+				return err
+			}
+			_, err = cmd.OutOrStdout().Write(secret.Data[v1alpha1.CCMKubeconfigKey])
+			return err
+		})
+	return cmd
+}
+
+func tenantsRotateCommand() *cobra.Command {
+	cmd := oneTenant("rotate", "Give a tenant new credentials, and print the kubeconfig with them",
+		`Give a tenant new credentials, and print the kubeconfig with them. The old ones end within seconds: until the new kubeconfig is in the
+tenant's cluster, its CCM changes nothing, and traffic goes on as it is.`,
+		`  kubelb tenants rotate a > kubelb
+  kubectl --context=a -n kubelb create secret generic kubelb-cluster --from-file=kubelb --dry-run=client -o yaml | kubectl --context=a apply -f -
+  kubectl --context=a -n kubelb rollout restart deployment/kubelb-ccm`,
+		func(ctx context.Context, c client.Client, name string, cmd *cobra.Command) error {
+			old, err := kubeconfigSecret(ctx, c, name)
+			if err != nil {
+				return err
+			}
+			token := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: old.Namespace, Name: v1alpha1.CCMName}}
+			if err := c.Delete(ctx, token); err != nil {
+				return err
+			}
+			kubeconfig, err := awaitKubeconfig(ctx, c, name, old.Data[v1alpha1.CCMKubeconfigKey])
+			if err != nil {
+				return err
+			}
+			_, err = cmd.OutOrStdout().Write(kubeconfig)
+			return err
+		})
+	return cmd
+}
+
+func tenantsRevokeCommand() *cobra.Command {
+	var undo bool
+	cmd := oneTenant("revoke", "Take a tenant's credentials, and serve it no more",
+		`Take a tenant's credentials, and serve its LoadBalancers no more. They keep their addresses. --undo serves them again, with new
+credentials: 'kubelb tenants kubeconfig' prints them.`, "  kubelb tenants revoke a\n  kubelb tenants revoke a --undo",
+		func(ctx context.Context, c client.Client, name string, cmd *cobra.Command) error {
+			tenant := &v1alpha1.Tenant{ObjectMeta: metav1.ObjectMeta{Name: name}}
+			err := c.Patch(ctx, tenant, client.RawPatch(types.MergePatchType, fmt.Appendf(nil, `{"spec":{"revoked":%t}}`, !undo)))
+			if apierrors.IsNotFound(err) {
+				return errNoTenant(ctx, c, name)
+			}
+			if err != nil {
+				return err
+			}
+			return awaitPhase(ctx, c, name, map[bool]string{false: v1alpha1.TenantRevoked, true: v1alpha1.TenantReady}[undo], cmd.OutOrStdout())
+		})
+	cmd.Flags().BoolVar(&undo, "undo", false, "serve it again, with new credentials")
+	return cmd
+}
+
+func kubeconfigSecret(ctx context.Context, c client.Client, tenant string) (*corev1.Secret, error) {
+	secret := &corev1.Secret{}
+	err := c.Get(ctx, client.ObjectKey{Namespace: v1alpha1.TenantNamespacePrefix + tenant, Name: v1alpha1.CCMKubeconfigSecret}, secret)
+	if !apierrors.IsNotFound(err) {
+		return secret, err
+	}
+	var t v1alpha1.Tenant
+	if err := c.Get(ctx, client.ObjectKey{Name: tenant}, &t); apierrors.IsNotFound(err) {
+		return nil, errNoTenant(ctx, c, tenant)
+	} else if err != nil {
+		return nil, err
+	}
+	if t.Spec.Revoked {
+		return nil, fmt.Errorf("tenant %s is revoked: 'kubelb tenants revoke %s --undo' gives it new credentials", tenant, tenant)
+	}
+	return nil, fmt.Errorf("tenant %s has no credentials yet: is a kubelb-manager with the controller role running? See 'kubectl describe tenant %s'", tenant, tenant)
+}
+
+func errNoTenant(ctx context.Context, c client.Client, name string) error {
+	var list v1alpha1.TenantList
+	var names []string
+	if err := c.List(ctx, &list); err != nil {
+		return errors.Join(fmt.Errorf("there is no tenant %q", name), err)
+	}
+	for _, t := range list.Items {
+		names = append(names, t.Name)
+	}
+	slices.Sort(names)
+	return fmt.Errorf("there is no tenant %q: there are %s", name, strings.Join(names, ", "))
+}
+
+// awaitKubeconfig waits for credentials that are not the old ones.
+func awaitKubeconfig(ctx context.Context, c client.Client, tenant string, old []byte) ([]byte, error) {
+	for {
+		secret, err := kubeconfigSecret(ctx, c, tenant)
+		if err == nil {
+			if content := secret.Data[v1alpha1.CCMKubeconfigKey]; len(content) > 0 && !bytes.Equal(content, old) {
+				return content, nil
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil, errors.Join(fmt.Errorf("tenant %s has got no credentials within %s", tenant, readLimit), err)
+		case <-time.After(lookEvery):
+		}
+	}
+}
+
+func awaitPhase(ctx context.Context, c client.Client, tenant, phase string, out io.Writer) error {
+	for {
+		var t v1alpha1.Tenant
+		err := c.Get(ctx, client.ObjectKey{Name: tenant}, &t)
+		if err == nil && t.Status.Phase == phase && t.Status.ObservedGeneration == t.Generation {
+			fmt.Fprintf(out, "tenant %s is %s\n", tenant, strings.ToLower(phase))
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return errors.Join(fmt.Errorf("tenant %s is not %s within %s: is a kubelb-manager with the controller role running?", tenant, strings.ToLower(phase), readLimit), err)
+		case <-time.After(lookEvery):
+		}
+	}
+}

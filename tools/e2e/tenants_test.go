@@ -1,0 +1,84 @@
+package e2e
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestATenantsCredentialsAreGivenChangedAndTaken(t *testing.T) {
+	const ns = "tenant-made"
+	out, status := kubelb(t, "tenants", "create", "made", "--backend-cidrs=198.51.100.0/24", "--max-addresses=3")
+	require.Zero(t, status, out)
+	cleanUpHub(t, "tenant/made")
+	use := func(kubeconfig string) func(manifest string) error {
+		file := filepath.Join(lab.Dir, "made.kubeconfig")
+		require.NoError(t, os.WriteFile(file, []byte(kubeconfig), 0o600))
+		return func(manifest string) error {
+			require.NoError(t, os.WriteFile(file, []byte(kubeconfig), 0o600))
+			_, err := lab.Hub.KubectlAs(t.Context(), file, manifest, "apply", "-f", "-")
+			return err
+		}
+	}
+	first := use(out)
+	require.NoError(t, first(hubAddresses(ns)+hubLoadBalancer(ns, "web", "")))
+	address := hubIP(t, ns, "web")
+	out, status = kubelb(t, "tenants", "create", "made")
+	require.NotZero(t, status)
+	require.Contains(t, out, `there is a tenant "made" already`)
+
+	// T14: what was stolen ends with a rotation.
+	out, status = kubelb(t, "tenants", "rotate", "made")
+	require.Zero(t, status, out)
+	second := use(out)
+	require.NoError(t, second(hubLoadBalancer(ns, "web", "")))
+	eventually(t, 20*time.Second, func() error {
+		if first(hubLoadBalancer(ns, "web", "")) == nil {
+			return errors.New("the old credentials still work")
+		}
+		return nil
+	})
+	eventually(t, 5*time.Second, func() error {
+		if out, _ := kubelb(t, "tenants", "list"); !containsAll(out, "made", "1 of 3") {
+			return errors.New(out)
+		}
+		return nil
+	})
+
+	out, status = kubelb(t, "tenants", "revoke", "made")
+	require.Zero(t, status, out)
+	require.Contains(t, out, "tenant made is revoked")
+	eventually(t, 20*time.Second, func() error {
+		if second(hubLoadBalancer(ns, "web", "")) == nil {
+			return errors.New("credentials that were revoked still work")
+		}
+		return nil
+	})
+	hubRefusal(t, ns, "web", "Accepted", "TenantDisabled")
+	out, status = kubelb(t, "tenants", "kubeconfig", "made")
+	require.NotZero(t, status)
+	require.Contains(t, out, "tenant made is revoked")
+	out, status = kubelb(t, "tenants", "revoke", "made", "--undo")
+	require.Zero(t, status, out)
+	out, status = kubelb(t, "tenants", "kubeconfig", "made")
+	require.Zero(t, status, out)
+	require.NoError(t, use(out)(hubLoadBalancer(ns, "web", "")))
+	require.Equal(t, address, hubIP(t, ns, "web"), "it has kept its address")
+	out, status = kubelb(t, "tenants", "kubeconfig", "nobody")
+	require.NotZero(t, status)
+	require.Contains(t, out, `there is no tenant "nobody": there are `)
+}
+
+func containsAll(text string, parts ...string) bool {
+	for _, part := range parts {
+		if !strings.Contains(text, part) {
+			return false
+		}
+	}
+	return true
+}

@@ -223,6 +223,10 @@ func (s *Speaker) start(ctx context.Context, first Peer) error {
 	}
 	s.server, s.endWatch = b, end
 	if err := s.refuse(ctx); err != nil {
+		// A speaker that takes what it is offered must not be found by the next attempt.
+		end()
+		b.Stop()
+		s.server, s.endWatch = nil, nil
 		return fmt.Errorf("refuse what routers offer: %w", err)
 	}
 	s.tell(slices.Collect(maps.Keys(s.owned)), false)

@@ -466,7 +466,7 @@ func (r *loadBalancerReconciler) goneGateways(ctx context.Context) (map[string]b
 	}
 	gone := map[string]bool{}
 	for _, lease := range leases.Items {
-		if renewed := lease.Spec.RenewTime; renewed != nil && time.Since(renewed.Time) > goneFor {
+		if ago, _, known := membership.LastHeard(&lease, time.Now()); known && ago > goneFor {
 			gone[lease.Name] = true
 		}
 	}

@@ -42,6 +42,15 @@ const (
 	margin   = 10
 )
 
+// LastHeard tells how long ago a gateway renewed its Lease, and whether it has given it back since. Of a Lease that was never renewed
+// nothing is known.
+func LastHeard(lease *coordinationv1.Lease, now time.Time) (ago time.Duration, left, known bool) {
+	if lease.Spec.RenewTime == nil {
+		return 0, false, false
+	}
+	return now.Sub(lease.Spec.RenewTime.Time), lease.Spec.HolderIdentity == nil || *lease.Spec.HolderIdentity == "", true
+}
+
 // Options are what a member needs.
 type Options struct {
 	// Name is the gateway's, and that of its Lease.

@@ -72,11 +72,7 @@ const silentAfter = 15 * time.Second
 
 // gone tells whether a gateway is not there any more, and since when. Of one that has no Lease nobody knows.
 func (h *Hub) gone(name string) (since time.Duration, is bool) {
-	lease, there := h.Leases[name]
-	if !there || lease.Spec.RenewTime == nil {
-		return 0, false
-	}
-	since = h.Now.Sub(lease.Spec.RenewTime.Time).Round(time.Second)
-	left := lease.Spec.HolderIdentity == nil || *lease.Spec.HolderIdentity == ""
-	return since, left || since > silentAfter
+	lease := h.Leases[name]
+	since, left, known := membership.LastHeard(&lease, h.Now)
+	return since.Round(time.Second), known && (left || since > silentAfter)
 }

@@ -1,0 +1,152 @@
+package gateway
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"time"
+
+	toolscache "k8s.io/client-go/tools/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/core/translate"
+	"kubelb.k8c.io/manager/convert"
+)
+
+// watch has informers send the loop every change; the function tells when the first lists are all in.
+func (g *Gateway) watch(ctx context.Context) (func() bool, error) {
+	var registered []toolscache.ResourceEventHandlerRegistration
+	type watched struct {
+		object client.Object
+		change func(client.Object, bool) event
+	}
+	all := []watched{
+		{&v1alpha1.Tenant{}, tenantChanged},
+		{&v1alpha1.AddressPool{}, poolChanged},
+		{&v1alpha1.Gateway{}, gatewayChanged},
+		{&v1alpha1.Addresses{}, addressesChanged},
+		{&v1alpha1.LoadBalancer{}, loadBalancerChanged},
+	}
+	if g.routers != nil {
+		all = append(all, watched{&v1alpha1.BGPPeer{}, peerChanged})
+	}
+	for _, w := range all {
+		informer, err := g.cache.GetInformer(ctx, w.object)
+		if err != nil {
+			return nil, fmt.Errorf("watch %T: %w", w.object, err)
+		}
+		send := func(o any, gone bool) {
+			if tombstone, ok := o.(toolscache.DeletedFinalStateUnknown); ok {
+				o = tombstone.Obj
+			}
+			if object, ok := o.(client.Object); ok {
+				g.send(ctx, w.change(object, gone))
+			}
+		}
+		registration, err := informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
+			AddFunc: func(o any) { send(o, false) },
+			UpdateFunc: func(before, o any) {
+				// The status of gateways changes all the time, and is nothing to other gateways.
+				if was, ok := before.(*v1alpha1.Gateway); ok && maps.Equal(was.Labels, o.(client.Object).GetLabels()) && was.Generation == o.(client.Object).GetGeneration() {
+					return
+				}
+				send(o, false)
+			},
+			DeleteFunc: func(o any) { send(o, true) },
+		})
+		if err != nil {
+			return nil, fmt.Errorf("watch %T: %w", w.object, err)
+		}
+		registered = append(registered, registration)
+	}
+	return func() bool {
+		return !slices.ContainsFunc(registered, func(r toolscache.ResourceEventHandlerRegistration) bool { return !r.HasSynced() })
+	}, nil
+}
+
+func tenantChanged(o client.Object, gone bool) event {
+	return func(g *Gateway) {
+		if gone || o.GetDeletionTimestamp() != nil {
+			g.hub.DeleteTenant(o.GetName())
+			return
+		}
+		g.hub.SetTenant(convert.Tenant(o.(*v1alpha1.Tenant)))
+	}
+}
+
+func poolChanged(o client.Object, gone bool) event {
+	return func(g *Gateway) {
+		delete(g.pools, o.GetName())
+		g.selection.DeletePool(o.GetName())
+		if pool, err := convert.Pool(o.(*v1alpha1.AddressPool)); err == nil && !gone {
+			g.pools[pool.Name] = pool
+			g.selection.SetPool(pool.Name, pool.Ranges, o.(*v1alpha1.AddressPool).Spec.GatewaySelector)
+		}
+		fence := translate.Fence{Forbidden: g.options.Forbidden}
+		for _, name := range slices.Sorted(maps.Keys(g.pools)) {
+			fence.VIPs = append(fence.VIPs, g.pools[name].Ranges...)
+		}
+		g.hub.SetFence(fence)
+	}
+}
+
+func gatewayChanged(o client.Object, gone bool) event {
+	return func(g *Gateway) {
+		if g.routers != nil {
+			g.routers.look()
+		}
+		if o.GetName() == g.options.Name {
+			g.wishToDrain(!gone && o.(*v1alpha1.Gateway).Spec.Draining)
+		}
+		if gone {
+			g.selection.DeleteGateway(o.GetName())
+			return
+		}
+		g.selection.SetGateway(o.GetName(), o.GetLabels())
+	}
+}
+
+// wishToDrain notes what the operator wishes.
+func (g *Gateway) wishToDrain(is bool) {
+	switch {
+	case !is:
+		g.drainedSince = time.Time{}
+	case !g.draining():
+		g.drainedSince = time.Now()
+	}
+}
+
+func (g *Gateway) draining() bool { return !g.drainedSince.IsZero() }
+
+func peerChanged(client.Object, bool) event {
+	return func(g *Gateway) { g.routers.look() }
+}
+
+func addressesChanged(o client.Object, gone bool) event {
+	return func(g *Gateway) {
+		a := convert.Addresses(o.(*v1alpha1.Addresses))
+		if gone {
+			g.hub.DeleteAddresses(a.ObjectName)
+			return
+		}
+		g.hub.SetAddresses(a)
+	}
+}
+
+// loadBalancerChanged: one that is being deleted is served no more, so that its address can be freed.
+func loadBalancerChanged(o client.Object, gone bool) event {
+	return func(g *Gateway) {
+		lb := convert.LoadBalancer(o.(*v1alpha1.LoadBalancer))
+		if version, err := strconv.ParseUint(o.GetResourceVersion(), 10, 64); err == nil {
+			g.seen = max(g.seen, version)
+		}
+		if gone || o.GetDeletionTimestamp() != nil {
+			g.hub.DeleteLoadBalancer(lb.ObjectName)
+			return
+		}
+		g.hub.SetLoadBalancer(lb)
+	}
+}

@@ -37,7 +37,8 @@ demo: deps build ## Bring up hub, tenant, gateway and client, walk through, stay
 	KUBELB_KUBERNETES=$$(tools/kubernetes/build.sh) KUBELB_BIN=$(BIN) $(BIN)/demo $(if $(ONCE),--once) $(if $(BACKEND),--backend=$(BACKEND))
 
 .PHONY: test
-test: deps verify unit wasm conformance e2e install-test fleet ## Run every test, the end-to-end ones included (root; ten minutes more when cold).
+test: deps verify unit wasm conformance e2e fleet ## Run every test, the end-to-end ones included (root; fifteen minutes more when cold).
+	$(MAKE) install-test BACKEND=nftables # which goes on to the others, and back
 
 .PHONY: unit
 unit: ## Vet and test every module by itself, as if the others were not there (no root).

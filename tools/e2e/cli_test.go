@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"errors"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -44,6 +45,16 @@ func TestTheCommandLineSaysHowTheHubIsAndWhatAServiceLacks(t *testing.T) {
 	out, status := kubelb(t, "explain", "default/said", "--tenant=a")
 	require.Zero(t, status, out)
 	require.NotContains(t, out, "NO ")
+	address := net.JoinHostPort(externalIPs(t, "said", 2)[0], "80")
+	out, status = kubelb(t, "trace", address)
+	require.Zero(t, status, out)
+	t.Log("kubelb trace\n" + out)
+	require.Regexp(t, `(?m)^gateway +gateway, of gateway$`, out)
+	require.Regexp(t, `(?m)^frontend +TCP port 80 of .*\(Service default/said\), forwarding nat$`, out)
+	require.Regexp(t, `(?m)^endpoints +port 3\d{4} of 198.51.100.11, 198.51.100.12, as far as healthy$`, out)
+	out, status = kubelb(t, "trace", address+"/udp")
+	require.Equal(t, 1, status)
+	require.Contains(t, out, "no LoadBalancer that has the address serves UDP port 80")
 
 	for _, fault := range []struct{ name, annotations, spec, step, why string }{
 		{"no such pool", "kubelb.k8c.io/address-pool: none", "", "it has addresses", "there is no AddressPool none"},

@@ -1,6 +1,7 @@
 package inspect
 
 import (
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -11,6 +12,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/core/election"
+	"kubelb.k8c.io/core/model"
 )
 
 var now = time.Unix(1_800_000_000, 0)
@@ -150,4 +153,53 @@ func TestALoadBalancerIsFoundByAllItsNames(t *testing.T) {
 	lb, err := h.Find("shop/web", "b")
 	require.NoError(t, err)
 	require.Equal(t, "uid-2", lb.Name)
+}
+
+func TestATraceFollowsAPacketToItsNodesOrSaysWhereItEnds(t *testing.T) {
+	traced := func(change func(*Hub), to string, protocol model.Protocol) string {
+		h := healthy()
+		lb := &h.LoadBalancers[0]
+		lb.Spec.Type, lb.Spec.Ports = corev1.ServiceTypeLoadBalancer, []v1alpha1.LoadBalancerPort{{Port: 80}}
+		lb.Spec.Endpoints[0].Ports = []v1alpha1.EndpointPort{{Port: 30080}}
+		h.Pools[0].Spec.Addresses = []string{"203.0.113.0/28"}
+		h.Gateways[0].Status.Elects, h.Gateways[0].Status.Candidates = true, []string{"g1"}
+		change(h)
+		var text strings.Builder
+		require.NoError(t, h.Trace(netip.MustParseAddrPort(to), protocol).Text(&text))
+		return text.String()
+	}
+	none := func(*Hub) {}
+	const held = "address     203.0.113.1, of AddressPool public\nheld by     loadbalancer tenant-a/uid-1 (Service shop/web)\n"
+	const answered = held + "gateway     g1, of g1\n"
+	const served = answered + "frontend    TCP port 80 of loadbalancer tenant-a/uid-1 (Service shop/web), forwarding nat\nendpoints   port 30080 of 198.51.100.11, as far as healthy\n"
+	second := func(elects bool) func(*Hub) {
+		return func(h *Hub) {
+			g := h.Gateways[0].DeepCopy()
+			g.Name = "g2"
+			h.Gateways = append(h.Gateways, *g)
+			for i := range h.Gateways {
+				h.Gateways[i].Status.Elects, h.Gateways[i].Status.Candidates = elects, []string{"g1", "g2"}
+			}
+		}
+	}
+	for name, c := range map[string]struct{ got, want string }{
+		"served":         {traced(none, "203.0.113.1:80", model.TCP), served},
+		"another port":   {traced(none, "203.0.113.1:81", model.TCP), answered + "ends        it is refused: no LoadBalancer that has the address serves TCP port 81"},
+		"UDP":            {traced(none, "203.0.113.1:80", model.UDP), answered + "ends        it is refused: no LoadBalancer that has the address serves UDP port 80"},
+		"a free address": {traced(none, "203.0.113.2:80", model.TCP), "address     203.0.113.2, of AddressPool public\nends        no LoadBalancer has the address: nobody answers for it\n"},
+		"no address":     {traced(none, "198.18.0.1:80", model.TCP), "address     198.18.0.1, of AddressPool none\nends        it is of no AddressPool"},
+		"no gateway":     {traced(func(h *Hub) { h.Gateways = nil }, "203.0.113.1:80", model.TCP), held + "ends        no gateway answers for it"},
+		"no node":        {traced(func(h *Hub) { h.Addresses[0].Spec.Addresses = nil }, "203.0.113.1:80", model.TCP), answered + "frontend    TCP port 80 of loadbalancer tenant-a/uid-1 (Service shop/web), forwarding nat\nends        it is refused: there is no endpoint"},
+		"some clients": {traced(func(h *Hub) { h.LoadBalancers[0].Spec.LoadBalancerSourceRanges = []string{"192.0.2.0/24"} }, "203.0.113.1:80", model.TCP),
+			answered + "frontend    TCP port 80 of loadbalancer tenant-a/uid-1 (Service shop/web), forwarding nat\nclients     of 192.0.2.0/24 only\n"},
+		"two that elect":  {traced(second(true), "203.0.113.1:80", model.TCP), held + "gateway     " + election.Winner(netip.MustParseAddr("203.0.113.1"), []string{"g1", "g2"}, nil) + ", of g1, g2\n"},
+		"two that do not": {traced(second(false), "203.0.113.1:80", model.TCP), held + "gateway     g1, g2, of g1, g2\n"},
+		"one that is not chosen": {traced(func(h *Hub) {
+			second(true)(h)
+			h.Gateways[1].Labels = map[string]string{"site": "two"}
+			h.Pools[0].Spec.GatewaySelector = &metav1.LabelSelector{MatchLabels: map[string]string{"site": "two"}}
+		}, "203.0.113.1:80", model.TCP), held + "gateway     g2, of g2\n"},
+	} {
+		require.True(t, strings.HasPrefix(c.got, c.want), "%s:\n%s", name, c.got)
+	}
 }

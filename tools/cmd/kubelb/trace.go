@@ -1,0 +1,61 @@
+package main
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"kubelb.k8c.io/core/model"
+)
+
+func traceCommand() *cobra.Command {
+	var hub hubFlags
+	var output string
+	cmd := &cobra.Command{
+		Use:   "trace ADDRESS:PORT[/udp]",
+		Short: "Show which gateway answers for an address, and where a port of it goes",
+		Long: `Follow a client's packet: which AddressPool the address is of and which LoadBalancer has it, which gateway answers for it, and
+to which endpoints it forwards the port. It is told from what gateways are told, and by the same rules; which endpoints are healthy
+each gateway finds out by itself.
+
+The exit status is 1 when the packet is not served.`,
+		Example: `  kubelb trace 203.0.113.1:443
+  kubelb trace '[2001:db8:f::1]:53/udp'`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			to, protocol, err := parseFrontend(args[0])
+			if err != nil {
+				return err
+			}
+			h, err := hub.read(cmd.Context())
+			if err != nil {
+				return err
+			}
+			t := h.Trace(to, protocol)
+			if output != "text" {
+				err = printAs(cmd.OutOrStdout(), output, t)
+			} else {
+				err = t.Text(cmd.OutOrStdout())
+			}
+			if err == nil && t.Ends != "" {
+				return errRefused
+			}
+			return err
+		},
+	}
+	hub.add(cmd.Flags())
+	addOutput(cmd, &output)
+	return cmd
+}
+
+func parseFrontend(text string) (netip.AddrPort, model.Protocol, error) {
+	at, word, _ := strings.Cut(text, "/")
+	protocol, known := model.ParseProtocol(strings.ToUpper(word))
+	to, err := netip.ParseAddrPort(at)
+	if err != nil || !known || to.Port() == 0 {
+		return to, protocol, fmt.Errorf("%q: use ADDRESS:PORT or ADDRESS:PORT/udp, such as 203.0.113.1:443 or [2001:db8:f::1]:53/udp", text)
+	}
+	return to, protocol, nil
+}

@@ -1,0 +1,211 @@
+package inspect
+
+import (
+	"fmt"
+	"io"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+
+	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/core/election"
+	"kubelb.k8c.io/core/model"
+	"kubelb.k8c.io/core/translate"
+	"kubelb.k8c.io/manager/convert"
+	"kubelb.k8c.io/manager/selection"
+)
+
+// Trace is the way of a client's packet to an external address and port.
+type Trace struct {
+	Address  string `json:"address"`
+	Port     uint16 `json:"port"`
+	Protocol string `json:"protocol"`
+	// Pool is the AddressPool, LoadBalancers who have the address, Service of whom the port is.
+	Pool          string   `json:"pool,omitempty"`
+	LoadBalancers []string `json:"loadBalancers,omitempty"`
+	Owner         string   `json:"owner,omitempty"`
+	// Gateways answer for the address; Of are those among which they are found.
+	Gateways []string `json:"gateways,omitempty"`
+	Of       []string `json:"of,omitempty"`
+	// Forwarding, TargetPort and Endpoints are where it goes. Which of the endpoints are healthy each gateway finds out itself.
+	Forwarding string   `json:"forwarding,omitempty"`
+	TargetPort uint16   `json:"targetPort,omitempty"`
+	Endpoints  []string `json:"endpoints,omitempty"`
+	// Sources are the clients' networks that may connect, if not all may.
+	Sources []string `json:"sources,omitempty"`
+	// Ends is why it gets no further.
+	Ends string `json:"ends,omitempty"`
+}
+
+// Trace follows a packet. It decides as gateways do, by what they are told.
+func (h *Hub) Trace(to netip.AddrPort, protocol model.Protocol) Trace {
+	key := model.FrontendKey{VIP: to.Addr().Unmap(), Protocol: protocol, Port: to.Port()}
+	t := Trace{Address: key.VIP.String(), Port: key.Port, Protocol: protocol.String()}
+	holders := h.holding(t.Address)
+	for _, lb := range holders {
+		t.LoadBalancers = append(t.LoadBalancers, nameOf(lb))
+	}
+	chosen := h.selection(key.VIP, &t)
+	switch {
+	case len(holders) == 0 && t.Pool == "":
+		t.Ends = "it is of no AddressPool, and no LoadBalancer has it"
+		return t
+	case len(holders) == 0:
+		t.Ends = "no LoadBalancer has the address: nobody answers for it"
+		return t
+	}
+	h.answerers(key.VIP, chosen, &t)
+	if len(t.Gateways) == 0 {
+		t.Ends = "no gateway answers for it: see 'kubelb status'"
+		return t
+	}
+	h.forwards(key, holders, &t)
+	return t
+}
+
+// holding are the LoadBalancers that have the address on record.
+func (h *Hub) holding(address string) []*v1alpha1.LoadBalancer {
+	var out []*v1alpha1.LoadBalancer
+	for i := range h.LoadBalancers {
+		lb := &h.LoadBalancers[i]
+		if slices.ContainsFunc(lb.Status.Addresses, func(a v1alpha1.AllocatedAddress) bool { return a.Address == address }) {
+			out = append(out, lb)
+		}
+	}
+	return out
+}
+
+// selection is which gateways serve what; it notes the pool that the address lies in.
+func (h *Hub) selection(address netip.Addr, t *Trace) *selection.Selection {
+	chosen := selection.New()
+	for i := range h.Pools {
+		pool, err := convert.Pool(&h.Pools[i])
+		if err != nil {
+			continue
+		}
+		chosen.SetPool(pool.Name, pool.Ranges, h.Pools[i].Spec.GatewaySelector)
+		if pool.Contains(address) {
+			t.Pool = pool.Name
+		}
+	}
+	for i := range h.Gateways {
+		chosen.SetGateway(h.Gateways[i].Name, h.Gateways[i].Labels)
+	}
+	return chosen
+}
+
+// answerers are the gateways to which packets come: one where they elect, all that serve the pool where each announces.
+func (h *Hub) answerers(address netip.Addr, chosen *selection.Selection, t *Trace) {
+	serves := chosen.ServingAddress(address)
+	candidates := map[string]bool{}
+	elects := false
+	for i := range h.Gateways {
+		g := &h.Gateways[i]
+		_, isGone := h.gone(g.Name)
+		if isGone || !meta.IsStatusConditionTrue(g.Status.Conditions, v1alpha1.ConditionReady) || serves != nil && !serves(g.Name) {
+			continue
+		}
+		if g.Status.Elects {
+			elects = true
+			for _, c := range g.Status.Candidates {
+				candidates[c] = true
+			}
+			continue
+		}
+		if !g.Spec.Draining {
+			t.Gateways, t.Of = append(t.Gateways, g.Name), append(t.Of, g.Name)
+		}
+	}
+	if !elects {
+		return
+	}
+	var names []string
+	for name := range candidates {
+		if serves == nil || serves(name) {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	t.Of = names
+	if winner := election.Winner(address, names, nil); winner != "" {
+		t.Gateways = []string{winner}
+	}
+}
+
+// forwards is what the gateway does with the packet.
+func (h *Hub) forwards(key model.FrontendKey, holders []*v1alpha1.LoadBalancer, t *Trace) {
+	hub := translate.NewHub()
+	for i := range h.Tenants {
+		hub.SetTenant(convert.Tenant(&h.Tenants[i]))
+	}
+	for i := range h.Addresses {
+		hub.SetAddresses(convert.Addresses(&h.Addresses[i]))
+	}
+	for _, lb := range holders {
+		hub.SetLoadBalancer(convert.LoadBalancer(lb))
+	}
+	hub.Flush()
+	model := hub.Snapshot()
+	for _, f := range model.Frontends {
+		if f.FrontendKey != key {
+			continue
+		}
+		t.Owner, t.Forwarding, t.TargetPort = f.Owner.String(), f.Forwarding.String(), f.TargetPort
+		for _, lb := range holders {
+			if lb.Namespace == f.Owner.Namespace && lb.Name == f.Owner.Name {
+				t.Owner = nameOf(lb)
+			}
+		}
+		for _, r := range f.SourceRanges {
+			t.Sources = append(t.Sources, r.String())
+		}
+		for _, p := range model.Pools {
+			for _, e := range p.Endpoints {
+				if p.ID == f.Pool {
+					t.Endpoints = append(t.Endpoints, e.Address.String())
+				}
+			}
+		}
+		if len(t.Endpoints) == 0 {
+			t.Ends = "it is refused: there is no endpoint; see 'kubelb explain'"
+		}
+		return
+	}
+	t.Ends = fmt.Sprintf("it is refused: no LoadBalancer that has the address serves %s port %d, or it is not accepted; see 'kubelb explain'", key.Protocol, key.Port)
+}
+
+// Text writes the trace a line a hop.
+func (t Trace) Text(w io.Writer) error {
+	var b strings.Builder
+	line := func(what, format string, args ...any) {
+		if text := fmt.Sprintf(format, args...); text != "" {
+			fmt.Fprintf(&b, "%-11s %s\n", what, text)
+		}
+	}
+	line("address", "%s, of AddressPool %s", t.Address, orNone(t.Pool))
+	line("held by", "%s", strings.Join(t.LoadBalancers, ", "))
+	if len(t.Gateways) > 0 {
+		line("gateway", "%s, of %s", strings.Join(t.Gateways, ", "), strings.Join(t.Of, ", "))
+	}
+	if t.Owner != "" {
+		line("frontend", "%s port %d of %s, forwarding %s", t.Protocol, t.Port, t.Owner, t.Forwarding)
+		if len(t.Sources) > 0 {
+			line("clients", "of %s only", strings.Join(t.Sources, ", "))
+		}
+	}
+	if len(t.Endpoints) > 0 {
+		line("endpoints", "port %d of %s, as far as healthy", t.TargetPort, strings.Join(t.Endpoints, ", "))
+	}
+	line("ends", "%s", t.Ends)
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+func orNone(name string) string {
+	if name == "" {
+		return "none"
+	}
+	return name
+}

@@ -73,6 +73,20 @@ func TestTheCommandLineSaysHowTheHubIsAndWhatAServiceLacks(t *testing.T) {
 		t.Logf("kubelb explain, with %s\n%s", fault.name, out)
 		kubectl(t, "delete", "service", "unsaid", "--timeout=30s")
 	}
+	bundle := filepath.Join(t.TempDir(), "bundle.tar.gz")
+	out, status = kubelb(t, "bundle", "--file="+bundle)
+	require.Zero(t, status, out)
+	packed, err := exec.Command("tar", "-xzOf", bundle).CombinedOutput()
+	require.NoError(t, err, string(packed))
+	for _, part := range []string{"no problems", "kind: Gateway", "kind: LoadBalancer", "kind: Tenant", "kind: AddressPool", "kind: Lease"} {
+		require.Contains(t, string(packed), part)
+	}
+	for _, secret := range []string{"kind: Secret", "token:", "managedFields", "last-applied-configuration"} {
+		require.NotContains(t, string(packed), secret)
+	}
+	out, status = kubelb(t, "bundle", "--file="+bundle)
+	require.NotZero(t, status, "an archive that is there is not written over: %s", out)
+
 	disable := func(is string) {
 		hubKubectl(t, "patch", "tenant", "a", "--type=merge", "-p", `{"spec":{"loadBalancer":{"disable":`+is+`}}}`)
 	}

@@ -3,8 +3,10 @@ package inspect
 import (
 	"cmp"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
+	"text/tabwriter"
 
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -30,6 +32,16 @@ type Step struct {
 // Served tells whether all steps hold.
 func (e Explanation) Served() bool {
 	return !slices.ContainsFunc(e.Steps, func(s Step) bool { return !s.Holds })
+}
+
+// Text writes a step a line.
+func (e Explanation) Text(w io.Writer) error {
+	fmt.Fprintln(w, e.Object)
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, s := range e.Steps {
+		fmt.Fprintf(table, "  %s\t%s\t%s\n", map[bool]string{true: "yes", false: "NO"}[s.Holds], s.What, s.Message)
+	}
+	return table.Flush()
 }
 
 // Find returns the LoadBalancer that is meant: by its name, by NAMESPACE/NAME, or, given the tenant, by the NAMESPACE/NAME of its Service.

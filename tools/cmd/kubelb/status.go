@@ -1,9 +1,7 @@
 package main
 
 import (
-	"fmt"
 	"io"
-	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
@@ -84,15 +82,8 @@ func printExplanation(w io.Writer, format string, e inspect.Explanation) error {
 		if err := printAs(w, format, e); err != nil {
 			return err
 		}
-	} else {
-		fmt.Fprintln(w, e.Object)
-		table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-		for _, s := range e.Steps {
-			fmt.Fprintf(table, "  %s\t%s\t%s\n", map[bool]string{true: "yes", false: "NO"}[s.Holds], s.What, s.Message)
-		}
-		if err := table.Flush(); err != nil {
-			return err
-		}
+	} else if err := e.Text(w); err != nil {
+		return err
 	}
 	if !e.Served() {
 		return errRefused

@@ -60,7 +60,7 @@ func TestAHostileTenantGetsNowhere(t *testing.T) {
 		{"T6", "write the status of its own", strings.ReplaceAll(asItStands, good, victims[0]), []string{"replace", "--subresource=status", "-f", "-"}, "forbidden"},
 		{"T6", "write a gateway's status", "", []string{"patch", "gateway.kubelb.k8c.io", "gateway", "--subresource=status", "--type=merge", "-p", `{"status":{}}`}, "forbidden"},
 		{"T8", "name more ports than there may be", strings.Replace(evil, "ports: [{name: http, port: 80, protocol: TCP}]\n", "ports: ["+manyPorts(300)+"]\n", 1), []string{"create", "-f", "-"}, "ports"},
-		{"T8", "hang a megabyte on an object", with(evil, `annotations: {x: "`+strings.Repeat("y", 5000)+`"}`), []string{"create", "-f", "-"}, "at most 4096 characters each"},
+		{"T8", "hang a megabyte on an object", with(evil, `annotations: {x: "`+strings.Repeat("y", 20000)+`"}`), []string{"create", "-f", "-"}, "at most 16384 characters each"},
 		{"T9", "call itself another tenant", with(evil, "labels: {kubelb.k8c.io/tenant: "+victim+"}"), []string{"create", "-f", "-"}, "kubelb.k8c.io/tenant has to be the object's own namespace"},
 		{"T10", "have its object belong to another one", with(evil, "ownerReferences: [{apiVersion: v1, kind: Namespace, name: kubelb, uid: 00000000-0000-0000-0000-000000000000}]"), []string{"create", "-f", "-"}, "metadata.ownerReferences"},
 		{"T10", "make an object that nobody can delete", with(evil, "finalizers: [example.com/for-ever]"), []string{"create", "-f", "-"}, "metadata.finalizers"},

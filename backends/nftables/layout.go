@@ -133,16 +133,9 @@ func (l layout) chains() []chain {
 			{l.sourceIn(setAllowed), backToCaller()},
 			{count(counterNotAllowed), drop()},
 		}},
-		// Only the beginning of a connection can be rewritten so that its peer knows it.
-		{name: "admit_midway", rules: [][]statement{
-			{l.frontendIn(setTransparent), backToCaller()},
-			{l.markFromFrontend(mapDirect), l.markFromFrontend(mapPools), backToCaller()},
-			{goTo("refuse")},
-		}},
 		{name: "admit_frontend", rules: [][]statement{
 			{l.frontendIn(setRestricted), jump("check_source")},
 			{markIn(setEmpty), goTo("refuse")},
-			{isNoOpening(), jump("admit_midway")},
 			{accept()},
 		}},
 		{name: "admit_vip", rules: [][]statement{

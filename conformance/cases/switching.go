@@ -66,11 +66,11 @@ func (c *C) switchUnderLoad(to Backend) {
 }
 
 // streamsAnew opens connections from the same ports each time, so that a backend meets what another one knew of them, and has
-// them reset in the end.
+// them reset in the end. The ports are such as clients have, but none that the kernel gives by itself.
 func (c *C) streamsAnew(n int) []*lab.Stream {
 	var out []*lab.Stream
 	for i := range n {
-		s, err := c.Lab.A.Stream(c.At(1, 80), lab.From{Port: 23000 + uint16(i)})
+		s, err := c.Lab.A.Stream(c.At(1, 80), lab.From{Port: 61000 + uint16(i)})
 		if err != nil {
 			c.Logf("sockets of client a: %v", c.Lab.A.Sockets())
 		}

@@ -241,15 +241,17 @@ func (a *Allocator) Allocate(holder string, wish Wish) ([]Grant, *Refusal) {
 // exceeds says which limit the grants would break. A holder that does not come to more than it had breaks none.
 func (a *Allocator) exceeds(holder string, wish Wish, grants, before []Grant) *Refusal {
 	limits := wish.Limits
-	if limits.LoadBalancers != nil && len(before) == 0 {
-		if n := int32(len(a.holdersOf(tenantOf(holder)))); n >= *limits.LoadBalancers {
-			return overLimit(wish.Tenant, "loadBalancers", *limits.LoadBalancers, fmt.Sprintf("%d LoadBalancers have addresses", n))
-		}
+	if limits == (Limits{}) {
+		return nil
+	}
+	others := a.holdersOf(tenantOf(holder))
+	if n := int32(len(others)); limits.LoadBalancers != nil && len(before) == 0 && n >= *limits.LoadBalancers {
+		return overLimit(wish.Tenant, "loadBalancers", *limits.LoadBalancers, fmt.Sprintf("%d LoadBalancers have addresses", n))
 	}
 	if limits.Addresses == nil {
 		return nil
 	}
-	distinct := a.addressesOf(tenantOf(holder))
+	distinct := a.addressesOf(others)
 	with := func(grants []Grant) int32 {
 		n := int32(len(distinct))
 		for _, g := range grants {
@@ -276,10 +278,10 @@ func (a *Allocator) holdersOf(tenant string) []string {
 	return out
 }
 
-// addressesOf are the addresses that the tenant's holders have.
-func (a *Allocator) addressesOf(tenant string) map[netip.Addr]bool {
+// addressesOf are the addresses that the holders have.
+func (a *Allocator) addressesOf(holders []string) map[netip.Addr]bool {
 	out := map[netip.Addr]bool{}
-	for _, holder := range a.holdersOf(tenant) {
+	for _, holder := range holders {
 		for _, g := range a.held[holder] {
 			out[g.Address] = true
 		}
@@ -296,7 +298,8 @@ type Count struct{ LoadBalancers, Addresses int32 }
 
 // CountOf counts what the holders have whose names begin with the namespace.
 func (a *Allocator) CountOf(namespace string) Count {
-	return Count{int32(len(a.holdersOf(namespace))), int32(len(a.addressesOf(namespace)))}
+	holders := a.holdersOf(namespace)
+	return Count{int32(len(holders)), int32(len(a.addressesOf(holders)))}
 }
 
 // had is what a holder had before, and by what claim.

@@ -34,6 +34,24 @@ const (
 	TenantName = "a"
 )
 
+// PoolManifest and TenantManifest are what an operator writes on a lab's hub: the external addresses of its plan, and its tenant.
+const (
+	PoolManifest = `apiVersion: kubelb.k8c.io/v1alpha1
+kind: AddressPool
+metadata:
+  name: public
+spec:
+  addresses: [192.0.2.200-192.0.2.249, "2001:db8:c::200-2001:db8:c::24f"]
+`
+	TenantManifest = `apiVersion: kubelb.k8c.io/v1alpha1
+kind: Tenant
+metadata:
+  name: ` + TenantName + `
+spec:
+  backendCIDRs: [198.51.100.0/24, "2001:db8:1::/64"]
+`
+)
+
 // Options say what to build a lab from.
 type Options struct {
 	// Kubernetes and Products are the folders with Kubernetes' binaries and with ours.

@@ -48,18 +48,7 @@ func run(m *testing.M) int {
 
 // prepare gives the lab's tenant its pools and starts what is tested.
 func prepare(ctx context.Context) error {
-	manifest := `
-apiVersion: kubelb.k8c.io/v1alpha1
-kind: AddressPool
-metadata: {name: public}
-spec: {addresses: [192.0.2.200-192.0.2.249, "2001:db8:c::200-2001:db8:c::24f"]}
----
-apiVersion: kubelb.k8c.io/v1alpha1
-kind: Tenant
-metadata: {name: a}
-spec: {backendCIDRs: [198.51.100.0/24, "2001:db8:1::/64"]}
-`
-	if _, err := lab.Hub.Kubectl(ctx, manifest, "apply", "-f", "-"); err != nil {
+	if _, err := lab.Hub.Kubectl(ctx, cluster.PoolManifest+"---\n"+cluster.TenantManifest, "apply", "-f", "-"); err != nil {
 		return err
 	}
 	if err := lab.StartManager(); err != nil {

@@ -88,10 +88,7 @@ func (i Image) withConfig(l v1.Layer) (v1.Image, error) {
 
 // writeLayer writes directories before what is in them, and neither times nor owners of this machine.
 func (i Image) writeLayer(to io.Writer) error {
-	list, err := i.list()
-	if err != nil {
-		return err
-	}
+	contents := newContents()
 	w := tar.NewWriter(to)
 	made := map[string]bool{"/": true}
 	directory := func(of string, mode int64) error {
@@ -117,9 +114,16 @@ func (i Image) writeLayer(to io.Writer) error {
 		if err != nil {
 			return err
 		}
+		if err := contents.add(f, content); err != nil {
+			return err
+		}
 		if err := errors.Join(directory(path.Dir(f.Path), 0o755), writeFile(w, f.Path, 0o755, content)); err != nil {
 			return err
 		}
+	}
+	list, err := contents.list(i.Reference)
+	if err != nil {
+		return err
 	}
 	return errors.Join(directory(path.Dir(ListPath), 0o755), writeFile(w, ListPath, 0o644, list), w.Close())
 }

@@ -1,6 +1,7 @@
 package inspect
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"net/netip"
@@ -147,33 +148,30 @@ func (h *Hub) forwards(key model.FrontendKey, holders []*v1alpha1.LoadBalancer, 
 		hub.SetLoadBalancer(convert.LoadBalancer(lb))
 	}
 	hub.Flush()
-	model := hub.Snapshot()
-	for _, f := range model.Frontends {
-		if f.FrontendKey != key {
-			continue
-		}
-		t.Owner, t.Forwarding, t.TargetPort = f.Owner.String(), f.Forwarding.String(), f.TargetPort
-		for _, lb := range holders {
-			if lb.Namespace == f.Owner.Namespace && lb.Name == f.Owner.Name {
-				t.Owner = nameOf(lb)
-			}
-		}
-		for _, r := range f.SourceRanges {
-			t.Sources = append(t.Sources, r.String())
-		}
-		for _, p := range model.Pools {
-			for _, e := range p.Endpoints {
-				if p.ID == f.Pool {
-					t.Endpoints = append(t.Endpoints, e.Address.String())
-				}
-			}
-		}
-		if len(t.Endpoints) == 0 {
-			t.Ends = "it is refused: there is no endpoint; see 'kubelb explain'"
-		}
+	told := hub.Snapshot()
+	i := slices.IndexFunc(told.Frontends, func(f model.Frontend) bool { return f.FrontendKey == key })
+	if i < 0 {
+		t.Ends = fmt.Sprintf("it is refused: no LoadBalancer that has the address serves %s port %d, or it is not accepted; see 'kubelb explain'", key.Protocol, key.Port)
 		return
 	}
-	t.Ends = fmt.Sprintf("it is refused: no LoadBalancer that has the address serves %s port %d, or it is not accepted; see 'kubelb explain'", key.Protocol, key.Port)
+	f := told.Frontends[i]
+	t.Forwarding, t.TargetPort = f.Forwarding.String(), f.TargetPort
+	for _, lb := range holders {
+		if lb.Namespace == f.Owner.Namespace && lb.Name == f.Owner.Name {
+			t.Owner = nameOf(lb)
+		}
+	}
+	for _, r := range f.SourceRanges {
+		t.Sources = append(t.Sources, r.String())
+	}
+	pool := slices.IndexFunc(told.Pools, func(p model.Pool) bool { return p.ID == f.Pool })
+	if pool < 0 || len(told.Pools[pool].Endpoints) == 0 {
+		t.Ends = "it is refused: there is no endpoint; see 'kubelb explain'"
+		return
+	}
+	for _, e := range told.Pools[pool].Endpoints {
+		t.Endpoints = append(t.Endpoints, e.Address.String())
+	}
 }
 
 // Text writes the trace a line a hop.
@@ -184,7 +182,7 @@ func (t Trace) Text(w io.Writer) error {
 			fmt.Fprintf(&b, "%-11s %s\n", what, text)
 		}
 	}
-	line("address", "%s, of AddressPool %s", t.Address, orNone(t.Pool))
+	line("address", "%s, of AddressPool %s", t.Address, cmp.Or(t.Pool, "none"))
 	line("held by", "%s", strings.Join(t.LoadBalancers, ", "))
 	if len(t.Gateways) > 0 {
 		line("gateway", "%s, of %s", strings.Join(t.Gateways, ", "), strings.Join(t.Of, ", "))
@@ -201,11 +199,4 @@ func (t Trace) Text(w io.Writer) error {
 	line("ends", "%s", t.Ends)
 	_, err := io.WriteString(w, b.String())
 	return err
-}
-
-func orNone(name string) string {
-	if name == "" {
-		return "none"
-	}
-	return name
 }

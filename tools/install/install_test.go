@@ -56,18 +56,6 @@ func newLab(t *testing.T) {
 	t.Cleanup(func() { require.NoError(t, lab.Close()) })
 }
 
-const tenant = `
-apiVersion: kubelb.k8c.io/v1alpha1
-kind: AddressPool
-metadata: {name: public}
-spec: {addresses: [192.0.2.200-192.0.2.249, "2001:db8:c::200-2001:db8:c::24f"]}
----
-apiVersion: kubelb.k8c.io/v1alpha1
-kind: Tenant
-metadata: {name: a}
-spec: {backendCIDRs: [198.51.100.0/24, "2001:db8:1::/64"]}
-`
-
 const shop = `
 apiVersion: apps/v1
 kind: Deployment
@@ -115,7 +103,7 @@ func install(t *testing.T) {
 	chart(t, lab.Hub, "kubelb-manager", "--create-namespace", "--set", "gateway.interfaces={clients}", "--set", "dataplane.backend="+backend, "--set", "gateway.stateDir="+filepath.Join(lab.Dir, "state"),
 		"--set", "controller.apiServer.url="+lab.Hub.URL(), "--set", "controller.forbiddenCIDRs={10.96.0.0/16,10.77.9.0/24}")
 	t.Logf("helm install kubelb-manager: %s", since(began))
-	kubectl(t, lab.Hub, tenant, "apply", "-f", "-")
+	kubectl(t, lab.Hub, cluster.PoolManifest+"---\n"+cluster.TenantManifest, "apply", "-f", "-")
 	kubectl(t, lab.Hub, "", "wait", "tenant/a", "--for=condition=Ready", "--timeout=60s")
 
 	kubeconfig := filepath.Join(lab.Dir, "kubelb")

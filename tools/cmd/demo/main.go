@@ -27,22 +27,6 @@ func main() {
 	}
 }
 
-const pool = `apiVersion: kubelb.k8c.io/v1alpha1
-kind: AddressPool
-metadata:
-  name: public
-spec:
-  addresses: [192.0.2.200-192.0.2.249, "2001:db8:c::200-2001:db8:c::24f"]
-`
-
-const tenant = `apiVersion: kubelb.k8c.io/v1alpha1
-kind: Tenant
-metadata:
-  name: a
-spec:
-  backendCIDRs: [198.51.100.0/24, "2001:db8:1::/64"]
-`
-
 const shop = `apiVersion: apps/v1
 kind: Deployment
 metadata:
@@ -125,7 +109,7 @@ func (d demo) show(ctx context.Context, where *cluster.ControlPlane, args ...str
 
 func (d demo) walkThrough(ctx context.Context) error {
 	lab := d.lab
-	for what, manifest := range map[string]string{"AddressPool public": pool, "Tenant a": tenant} {
+	for what, manifest := range map[string]string{"AddressPool public": cluster.PoolManifest, "Tenant a": cluster.TenantManifest} {
 		if _, err := lab.Hub.Kubectl(ctx, manifest, "apply", "-f", "-"); err != nil {
 			return err
 		}

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"strings"
 	"time"
@@ -33,17 +32,14 @@ There is no Secret in it, and of objects neither managed fields nor what kubectl
 		Example: "  kubelb bundle --file=kubelb.tar.gz",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := hub.connect()
-			if err != nil {
+			var h *inspect.Hub
+			var objects map[string][]byte
+			err := hub.ask(cmd.Context(), func(ctx context.Context, c client.Client) (err error) {
+				if h, err = inspect.Read(ctx, c, hub.namespace); err == nil {
+					objects, err = readObjects(ctx, c, hub.namespace)
+				}
 				return err
-			}
-			ctx, cancel := context.WithTimeout(cmd.Context(), readLimit)
-			defer cancel()
-			h, err := inspect.Read(ctx, c, hub.namespace)
-			if err != nil {
-				return err
-			}
-			objects, err := readObjects(ctx, c, hub.namespace)
+			})
 			if err != nil {
 				return err
 			}
@@ -132,7 +128,7 @@ func writeTar(w *tar.Writer, files map[string][]byte, at time.Time) error {
 		if err := w.WriteHeader(&tar.Header{Name: "kubelb/" + name, Mode: 0o600, Size: int64(len(content)), ModTime: at}); err != nil {
 			return err
 		}
-		if _, err := io.WriteString(w, string(content)); err != nil {
+		if _, err := w.Write(content); err != nil {
 			return err
 		}
 	}

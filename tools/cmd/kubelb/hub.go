@@ -49,14 +49,23 @@ func (f *hubFlags) connect() (client.Client, error) {
 // readLimit bounds how long the management cluster is asked.
 const readLimit = 30 * time.Second
 
-func (f *hubFlags) read(ctx context.Context) (*inspect.Hub, error) {
+// ask has something done with the management cluster within that time.
+func (f *hubFlags) ask(ctx context.Context, do func(context.Context, client.Client) error) error {
 	c, err := f.connect()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, readLimit)
 	defer cancel()
-	return inspect.Read(ctx, c, f.namespace)
+	return do(ctx, c)
+}
+
+func (f *hubFlags) read(ctx context.Context) (h *inspect.Hub, err error) {
+	err = f.ask(ctx, func(ctx context.Context, c client.Client) (err error) {
+		h, err = inspect.Read(ctx, c, f.namespace)
+		return err
+	})
+	return h, err
 }
 
 // printAs writes what is not text.

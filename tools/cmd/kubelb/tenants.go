@@ -32,13 +32,7 @@ func oneTenant(use, short, long, example string, run func(context.Context, clien
 	hub := &hubFlags{}
 	cmd := &cobra.Command{Use: use + " NAME", Short: short, Long: long, Example: example, Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := hub.connect()
-			if err != nil {
-				return err
-			}
-			ctx, cancel := context.WithTimeout(cmd.Context(), readLimit)
-			defer cancel()
-			return run(ctx, c, args[0], cmd)
+			return hub.ask(cmd.Context(), func(ctx context.Context, c client.Client) error { return run(ctx, c, args[0], cmd) })
 		}}
 	hub.add(cmd.Flags())
 	return cmd
@@ -49,14 +43,8 @@ func tenantsListCommand() *cobra.Command {
 	var output string
 	cmd := &cobra.Command{Use: "list", Short: "Show tenants, what they use and what they may", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := hub.connect()
-			if err != nil {
-				return err
-			}
-			ctx, cancel := context.WithTimeout(cmd.Context(), readLimit)
-			defer cancel()
 			var list v1alpha1.TenantList
-			if err := c.List(ctx, &list); err != nil {
+			if err := hub.ask(cmd.Context(), func(ctx context.Context, c client.Client) error { return c.List(ctx, &list) }); err != nil {
 				return err
 			}
 			if output != "text" {
@@ -215,33 +203,42 @@ func errNoTenant(ctx context.Context, c client.Client, name string) error {
 }
 
 // awaitKubeconfig waits for credentials that are not the old ones.
-func awaitKubeconfig(ctx context.Context, c client.Client, tenant string, old []byte) ([]byte, error) {
-	for {
+func awaitKubeconfig(ctx context.Context, c client.Client, tenant string, old []byte) (content []byte, err error) {
+	err = await(ctx, fmt.Sprintf("tenant %s has got no credentials within %s", tenant, readLimit), func() (bool, error) {
 		secret, err := kubeconfigSecret(ctx, c, tenant)
-		if err == nil {
-			if content := secret.Data[v1alpha1.CCMKubeconfigKey]; len(content) > 0 && !bytes.Equal(content, old) {
-				return content, nil
-			}
+		if err != nil {
+			return false, err
 		}
-		select {
-		case <-ctx.Done():
-			return nil, errors.Join(fmt.Errorf("tenant %s has got no credentials within %s", tenant, readLimit), err)
-		case <-time.After(lookEvery):
-		}
-	}
+		content = secret.Data[v1alpha1.CCMKubeconfigKey]
+		return len(content) > 0 && !bytes.Equal(content, old), nil
+	})
+	return content, err
 }
 
 func awaitPhase(ctx context.Context, c client.Client, tenant, phase string, out io.Writer) error {
-	for {
+	word := strings.ToLower(phase)
+	late := fmt.Sprintf("tenant %s is not %s within %s: is a kubelb-manager with the controller role running?", tenant, word, readLimit)
+	err := await(ctx, late, func() (bool, error) {
 		var t v1alpha1.Tenant
 		err := c.Get(ctx, client.ObjectKey{Name: tenant}, &t)
-		if err == nil && t.Status.Phase == phase && t.Status.ObservedGeneration == t.Generation {
-			fmt.Fprintf(out, "tenant %s is %s\n", tenant, strings.ToLower(phase))
+		return err == nil && t.Status.Phase == phase && t.Status.ObservedGeneration == t.Generation, err
+	})
+	if err == nil {
+		fmt.Fprintf(out, "tenant %s is %s\n", tenant, word)
+	}
+	return err
+}
+
+// await looks again and again until it is so; late is what to say when ctx ends before, beside the last error.
+func await(ctx context.Context, late string, isSo func() (bool, error)) error {
+	for {
+		is, err := isSo()
+		if is {
 			return nil
 		}
 		select {
 		case <-ctx.Done():
-			return errors.Join(fmt.Errorf("tenant %s is not %s within %s: is a kubelb-manager with the controller role running?", tenant, strings.ToLower(phase), readLimit), err)
+			return errors.Join(errors.New(late), err)
 		case <-time.After(lookEvery):
 		}
 	}

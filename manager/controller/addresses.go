@@ -148,6 +148,8 @@ func (r *poolReconciler) setUp(mgr ctrl.Manager) error {
 	return ctrl.NewControllerManagedBy(mgr).Named("addresspool").
 		Watches(&v1alpha1.AddressPool{}, handler.EnqueueRequestsFromMapFunc(all)).
 		Watches(&v1alpha1.LoadBalancer{}, afterBursts(func(client.Object) reconcile.Request { return reconcile.Request{} })).
+		// For the numbers that Prometheus is told.
+		Watches(&v1alpha1.Tenant{}, afterBursts(func(client.Object) reconcile.Request { return reconcile.Request{} })).
 		Complete(r)
 }
 
@@ -182,13 +184,18 @@ func (r *poolReconciler) Reconcile(ctx context.Context, _ reconcile.Request) (re
 			errs = append(errs, err)
 		}
 	}
+	return reconcile.Result{}, errors.Join(append(errs, r.tell(ctx, list.Items))...)
+}
+
+// tell brings the numbers for Prometheus up to date.
+func (r *poolReconciler) tell(ctx context.Context, pools []v1alpha1.AddressPool) error {
 	var lbs v1alpha1.LoadBalancerList
-	if err := r.client.List(ctx, &lbs); err != nil {
-		errs = append(errs, err)
-	} else {
-		r.metrics.show(list.Items, lbs.Items)
+	var tenants v1alpha1.TenantList
+	if err := errors.Join(r.client.List(ctx, &lbs), r.client.List(ctx, &tenants)); err != nil {
+		return err
 	}
-	return reconcile.Result{}, errors.Join(errs...)
+	r.metrics.show(pools, lbs.Items, tenants.Items)
+	return nil
 }
 
 func (r *poolReconciler) count(ctx context.Context, pool *v1alpha1.AddressPool) error {

@@ -37,7 +37,7 @@ func SetUp(mgr ctrl.Manager, o Options) error {
 	poolsChanged := make(chan event.GenericEvent, 1)
 	pools := &poolReconciler{client: mgr.GetClient(), addresses: book, changed: poolsChanged, metrics: numbers}
 	lbs := &loadBalancerReconciler{client: mgr.GetClient(), events: mgr.GetEventRecorder("kubelb-manager"), forbidden: o.Forbidden, reader: mgr.GetAPIReader(), namespace: o.Namespace,
-		addresses: book, poolsChanged: poolsChanged,
+		addresses: book, poolsChanged: poolsChanged, metrics: numbers,
 		waiting: waiting{gateway: map[client.ObjectKey]uint64{}, address: map[client.ObjectKey]bool{}}}
 	return errors.Join(tenants.setUp(mgr), pools.setUp(mgr), lbs.setUp(mgr))
 }

@@ -67,6 +67,7 @@ type loadBalancerReconciler struct {
 	waiting waiting
 	// poolsChanged is told after the book knows of the change.
 	poolsChanged chan event.GenericEvent
+	metrics      *metrics
 }
 
 // waiting is shared by the reconciler and the event handlers.
@@ -503,6 +504,9 @@ func (r *loadBalancerReconciler) write(ctx context.Context, before, lb *v1alpha1
 	}
 	if err := r.client.Status().Update(ctx, lb); err != nil {
 		return client.IgnoreNotFound(err)
+	}
+	if len(before.Status.LoadBalancer.Ingress) == 0 && len(lb.Status.LoadBalancer.Ingress) > 0 {
+		r.metrics.ready.Observe(time.Since(lb.CreationTimestamp.Time).Seconds())
 	}
 	for _, kind := range []string{v1alpha1.ConditionAccepted, v1alpha1.ConditionAddressAllocated, v1alpha1.ConditionProgrammed} {
 		was, is := meta.FindStatusCondition(before.Status.Conditions, kind), meta.FindStatusCondition(lb.Status.Conditions, kind)

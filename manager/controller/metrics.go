@@ -6,6 +6,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/core/translate"
@@ -15,6 +16,9 @@ import (
 type metrics struct {
 	addresses     *prometheus.GaugeVec
 	loadBalancers *prometheus.GaugeVec
+	pending       *prometheus.GaugeVec
+	quota         *prometheus.GaugeVec
+	ready         prometheus.Histogram
 }
 
 // newMetrics registers them; nil registers nowhere.
@@ -24,11 +28,17 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 			[]string{"pool", "family", "state"}),
 		loadBalancers: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "kubelb_tenant_loadbalancers", Help: "LoadBalancers of a tenant, by whether they are served (ready) or wait for something (pending)."},
 			[]string{"tenant", "state"}),
+		pending: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "kubelb_loadbalancers_pending", Help: "LoadBalancers that are not served, by the reason of their condition Ready."},
+			[]string{"reason"}),
+		quota: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "kubelb_tenant_quota", Help: "What a tenant has (used), and where it is bounded what it may have at most (limit)."},
+			[]string{"tenant", "resource", "type"}),
+		ready: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "kubelb_loadbalancer_ready_seconds",
+			Help: "How long LoadBalancers were there when they were first served, to the second.", Buckets: []float64{1, 2, 5, 10, 30, 60, 300, 900, 3600}}),
 	}
 	if r == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.addresses, m.loadBalancers} {
+	for _, c := range []prometheus.Collector{m.addresses, m.loadBalancers, m.pending, m.quota, m.ready} {
 		if err := r.Register(c); err != nil {
 			return nil, fmt.Errorf("register metrics: %w", err)
 		}
@@ -36,8 +46,14 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 	return m, nil
 }
 
-// show replaces what was said by what pools and LoadBalancers are now.
-func (m *metrics) show(pools []v1alpha1.AddressPool, lbs []v1alpha1.LoadBalancer) {
+// show replaces what was said by what there is now.
+func (m *metrics) show(pools []v1alpha1.AddressPool, lbs []v1alpha1.LoadBalancer, tenants []v1alpha1.Tenant) {
+	m.showPools(pools)
+	m.showLoadBalancers(lbs)
+	m.showQuotas(tenants)
+}
+
+func (m *metrics) showPools(pools []v1alpha1.AddressPool) {
 	m.addresses.Reset()
 	for i := range pools {
 		p := &pools[i]
@@ -54,7 +70,11 @@ func (m *metrics) show(pools []v1alpha1.AddressPool, lbs []v1alpha1.LoadBalancer
 			m.addresses.WithLabelValues(p.Name, family, "free").Set(number)
 		}
 	}
+}
+
+func (m *metrics) showLoadBalancers(lbs []v1alpha1.LoadBalancer) {
 	m.loadBalancers.Reset()
+	m.pending.Reset()
 	for i := range lbs {
 		tenant, is := translate.TenantOf(lbs[i].Namespace)
 		if !is {
@@ -62,10 +82,35 @@ func (m *metrics) show(pools []v1alpha1.AddressPool, lbs []v1alpha1.LoadBalancer
 		}
 		// Both states are there, so that a sum over one of them is never nothing.
 		ready, pending := m.loadBalancers.WithLabelValues(tenant, "ready"), m.loadBalancers.WithLabelValues(tenant, "pending")
-		if meta.IsStatusConditionTrue(lbs[i].Status.Conditions, v1alpha1.ConditionReady) {
-			ready.Inc()
-		} else {
+		condition := meta.FindStatusCondition(lbs[i].Status.Conditions, v1alpha1.ConditionReady)
+		switch {
+		case condition == nil:
 			pending.Inc()
+			m.pending.WithLabelValues(reasonNew).Inc()
+		case condition.Status == metav1.ConditionTrue:
+			ready.Inc()
+		default:
+			pending.Inc()
+			m.pending.WithLabelValues(condition.Reason).Inc()
+		}
+	}
+}
+
+// reasonNew is that of a LoadBalancer that nobody has looked at yet.
+const reasonNew = "New"
+
+func (m *metrics) showQuotas(tenants []v1alpha1.Tenant) {
+	m.quota.Reset()
+	for i := range tenants {
+		t := &tenants[i]
+		if used := t.Status.Used; used != nil {
+			m.quota.WithLabelValues(t.Name, "loadbalancers", "used").Set(float64(used.LoadBalancers))
+			m.quota.WithLabelValues(t.Name, "addresses", "used").Set(float64(used.Addresses))
+		}
+		for resource, limit := range map[string]*int32{"loadbalancers": t.Spec.Limits.LoadBalancers, "addresses": t.Spec.Limits.Addresses} {
+			if limit != nil {
+				m.quota.WithLabelValues(t.Name, resource, "limit").Set(float64(*limit))
+			}
 		}
 	}
 }

@@ -17,6 +17,7 @@ type metrics struct {
 	ready, draining, mayAnswer   prometheus.Gauge
 	frontends, addresses, failed prometheus.Gauge
 	handedOver                   prometheus.Gauge
+	hub, targets                 *prometheus.GaugeVec
 	backend, sessions, detected  *prometheus.GaugeVec
 	starts                       prometheus.Counter
 	applies                      prometheus.Histogram
@@ -51,6 +52,8 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		failed:    gauge("failed_records", "Records that the dataplane did not take."),
 		handedOver: gauge("handed_over_addresses",
 			"Addresses of which packets of unknown connections are sent to the gateway that answered for them before."),
+		hub:         gauges("hub_reachable", "Whether the gateway reaches the hub's API: it renews its Lease. Without a Lease (--announce=none) it is not told."),
+		targets:     gauges("health_check_targets", "What is checked on tenants' nodes, by what was found: healthy, or unhealthy.", "state"),
 		backend:     gauges("backend_info", "The dataplane; always 1.", "backend", "version"),
 		sessions:    gauges("bgp_session_up", "Whether there is a BGP session with a router.", "peer"),
 		detected:    gauges("bfd_session_up", "Whether BFD finds a router there.", "peer"),
@@ -65,7 +68,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 	if r == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.ready, m.draining, m.mayAnswer, m.frontends, m.addresses, m.failed, m.handedOver, m.backend, m.sessions, m.detected,
+	for _, c := range []prometheus.Collector{m.ready, m.draining, m.mayAnswer, m.frontends, m.addresses, m.failed, m.handedOver, m.hub, m.targets, m.backend, m.sessions, m.detected,
 		m.starts, m.applies, m.connections, m.packets, m.bytes, m.drops} {
 		if err := r.Register(c); err != nil {
 			return nil, fmt.Errorf("register metrics: %w", err)
@@ -82,15 +85,29 @@ func set(g prometheus.Gauge, is bool) {
 	}
 }
 
-// show takes over what the Gateway object says.
-func (m *metrics) show(s *v1alpha1.GatewayStatus, draining, mayAnswer bool, failed, handedOver int) {
+// beside is what a gateway knows of itself that its object does not say as a number.
+type beside struct {
+	draining, mayAnswer bool
+	// hub tells whether its API is reached; nil where nobody knows.
+	hub                *bool
+	failed, handedOver int
+	targets, unhealthy int
+}
+
+// show takes over what the Gateway object says, and what there is beside.
+func (m *metrics) show(s *v1alpha1.GatewayStatus, b beside) {
 	set(m.ready, meta.IsStatusConditionPresentAndEqual(s.Conditions, v1alpha1.ConditionReady, metav1.ConditionTrue))
-	set(m.draining, draining)
-	set(m.mayAnswer, mayAnswer)
+	set(m.draining, b.draining)
+	set(m.mayAnswer, b.mayAnswer)
+	if b.hub != nil {
+		set(m.hub.WithLabelValues(), *b.hub)
+	}
 	m.frontends.Set(float64(s.Frontends))
 	m.addresses.Set(float64(s.AnnouncedAddresses))
-	m.failed.Set(float64(failed))
-	m.handedOver.Set(float64(handedOver))
+	m.failed.Set(float64(b.failed))
+	m.handedOver.Set(float64(b.handedOver))
+	m.targets.WithLabelValues("healthy").Set(float64(b.targets - b.unhealthy))
+	m.targets.WithLabelValues("unhealthy").Set(float64(b.unhealthy))
 	if is := [2]string{s.Backend.Name, s.Backend.Version}; is != m.shownBackend {
 		m.backend.Reset()
 		m.backend.WithLabelValues(is[:]...).Set(1)

@@ -22,8 +22,9 @@ func TestMetricsAreWellNamedAndSayWhatTheGatewaySays(t *testing.T) {
 	status := v1alpha1.GatewayStatus{Backend: v1alpha1.GatewayBackend{Name: "nftables", Version: "1"}, Frontends: 4, AnnouncedAddresses: 2,
 		Conditions:  []metav1.Condition{{Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue}},
 		BGPSessions: []v1alpha1.BGPSession{{Peer: "a", State: v1alpha1.BGPEstablished, BFD: "Up"}, {Peer: "b", State: v1alpha1.BGPDown}}}
-	m.show(&status, false, true, 1, 0)
+	m.show(&status, beside{mayAnswer: true, failed: 1, targets: 5, unhealthy: 2})
 	m.drops.WithLabelValues("refused").Add(1)
+	require.Zero(t, testutil.CollectAndCount(m.hub), "nobody knows whether the hub is reached")
 	problems, err := testutil.GatherAndLint(r)
 	require.NoError(t, err)
 	require.Empty(t, problems)
@@ -32,15 +33,21 @@ func TestMetricsAreWellNamedAndSayWhatTheGatewaySays(t *testing.T) {
 # TYPE kubelb_gateway_bgp_session_up gauge
 kubelb_gateway_bgp_session_up{peer="a"} 1
 kubelb_gateway_bgp_session_up{peer="b"} 0
+# HELP kubelb_gateway_health_check_targets What is checked on tenants' nodes, by what was found: healthy, or unhealthy.
+# TYPE kubelb_gateway_health_check_targets gauge
+kubelb_gateway_health_check_targets{state="healthy"} 3
+kubelb_gateway_health_check_targets{state="unhealthy"} 2
 # HELP kubelb_gateway_ready Whether the dataplane runs and holds what it should.
 # TYPE kubelb_gateway_ready gauge
 kubelb_gateway_ready 1
-`), "kubelb_gateway_bgp_session_up", "kubelb_gateway_ready"))
+`), "kubelb_gateway_bgp_session_up", "kubelb_gateway_health_check_targets", "kubelb_gateway_ready"))
 	status.BGPSessions = status.BGPSessions[1:]
 	status.Conditions[0].Status = metav1.ConditionFalse
-	m.show(&status, true, true, 1, 0)
+	reached := true
+	m.show(&status, beside{draining: true, hub: &reached})
 	require.Zero(t, testutil.ToFloat64(m.ready))
 	require.Equal(t, 1.0, testutil.ToFloat64(m.draining))
+	require.Equal(t, 1.0, testutil.ToFloat64(m.hub))
 	require.Equal(t, 1, testutil.CollectAndCount(m.sessions), "a peer that is gone is not there")
 	require.Zero(t, testutil.CollectAndCount(m.detected))
 }

@@ -68,12 +68,21 @@ func (g *Gateway) publish() {
 		s.BGPSessions = g.routers.sessions()
 		s.Conditions = append(s.Conditions, sessionsCondition(s.BGPSessions))
 	}
-	g.metrics.show(&s, g.draining(), g.MayAnswer(), len(g.fails), len(g.answering.handover.formers))
+	g.metrics.show(&s, g.beside())
 	select {
 	case <-g.status:
 	default:
 	}
 	g.status <- s
+}
+
+func (g *Gateway) beside() beside {
+	b := beside{draining: g.draining(), mayAnswer: g.MayAnswer(), failed: len(g.fails), handedOver: len(g.answering.handover.formers), targets: g.targets, unhealthy: len(g.unhealthy)}
+	if g.options.Member != nil {
+		reaches := g.options.Member.Reaches()
+		b.hub = &reaches
+	}
+	return b
 }
 
 func drainedCondition(answered int32) metav1.Condition {

@@ -1,0 +1,57 @@
+package manager
+
+import (
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestTheLogsLevelChangesAtRunTimeAndForTheHostAlone(t *testing.T) {
+	var level slog.LevelVar
+	ask := func(from, method, body string) (int, string) {
+		r := httptest.NewRequest(method, "/debug/log-level", strings.NewReader(body))
+		r.RemoteAddr = from
+		w := httptest.NewRecorder()
+		debugHandlers(&level)["/debug/log-level"].ServeHTTP(w, r)
+		return w.Code, strings.TrimSpace(w.Body.String())
+	}
+	code, text := ask("127.0.0.1:5", http.MethodGet, "")
+	require.Equal(t, http.StatusOK, code)
+	require.Equal(t, "INFO", text)
+	code, text = ask("[::1]:5", http.MethodPut, "debug")
+	require.Equal(t, http.StatusOK, code)
+	require.Equal(t, "DEBUG", text)
+	require.Equal(t, slog.LevelDebug, level.Level())
+
+	for _, wrong := range []string{"", "loud", strings.Repeat("debug", 100)} {
+		code, text = ask("127.0.0.1:5", http.MethodPut, wrong)
+		require.Equal(t, http.StatusBadRequest, code)
+		require.Contains(t, text, "use debug, info, warn or error")
+	}
+	for _, elsewhere := range []string{"192.0.2.1:5", "[2001:db8::1]:5", "", "@"} {
+		code, text = ask(elsewhere, http.MethodPut, "error")
+		require.Equal(t, http.StatusForbidden, code)
+		require.Contains(t, text, "kubectl port-forward")
+	}
+	require.Equal(t, slog.LevelDebug, level.Level())
+}
+
+func TestProfilesAreForTheHostAlone(t *testing.T) {
+	server := httptest.NewServer(debugHandlers(&slog.LevelVar{})["/debug/pprof/"])
+	defer server.Close()
+	response, err := server.Client().Get(server.URL + "/debug/pprof/goroutine?debug=1")
+	require.NoError(t, err)
+	defer response.Body.Close()
+	require.Equal(t, http.StatusOK, response.StatusCode)
+	for path, handler := range debugHandlers(&slog.LevelVar{}) {
+		r := httptest.NewRequest(http.MethodGet, path, nil)
+		r.RemoteAddr = "192.0.2.1:5"
+		w := httptest.NewRecorder()
+		handler.ServeHTTP(w, r)
+		require.Equal(t, http.StatusForbidden, w.Code, path)
+	}
+}

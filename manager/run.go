@@ -23,6 +23,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
 	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
@@ -49,7 +50,7 @@ type options struct {
 	backend, checksum, stateDir, name, announce, interfaces      string
 	backendOptions, labels                                       keyValues
 	lease                                                        time.Duration
-	whenAlone, routerID                                          string
+	whenAlone, routerID, purgeWith                               string
 	stay                                                         bool
 	handover                                                     time.Duration
 	apiServer, apiServerCA                                       string
@@ -84,6 +85,7 @@ func (o *options) register(flags *flag.FlagSet) {
 	flags.StringVar(&o.checksum, "backend-checksum", "", "SHA-256 of the backend's binary in hexadecimal; another binary is not started")
 	flags.Var(o.backendOptions, "backend-option", "key=value for the backend; may be given several times")
 	flags.BoolVar(&o.purge, "purge-on-exit", false, "remove everything from the dataplane when this gateway ends; otherwise traffic goes on without it")
+	flags.StringVar(&o.purgeWith, "purge-with-daemonset", "", "name of the DaemonSet in --namespace that this gateway is a pod of: when that has been deleted, the gateway's end is for good, as with --purge-on-exit")
 	flags.BoolVar(&o.prepareHost, "prepare-host", false, "set the sysctls that a gateway needs on this host, to forward packets, and end")
 	flags.StringVar(&o.stateDir, "state-dir", "/var/lib/kubelb", "directory of this gateway, private to it and kept over restarts")
 	flags.StringVar(&o.name, "gateway-name", hostname, "name of this gateway and of its Gateway object")
@@ -98,9 +100,9 @@ func (o *options) register(flags *flag.FlagSet) {
 	flags.StringVar(&o.apiServer, "api-server", "", "URL at which tenants reach the management cluster's API; empty takes it from the kubeconfig")
 	flags.StringVar(&o.apiServerCA, "api-server-ca", "", "file with the CA of that URL; empty takes it from the kubeconfig")
 	flags.StringVar(&o.forbidden, "forbidden-cidrs", "", "networks, separated by commas, that no tenant may target: the management cluster's nodes, pods and Services")
-	flags.StringVar(&o.metricsAddress, "metrics-addr", ":9443", "address of the Prometheus metrics; 0 turns them off")
+	flags.StringVar(&o.metricsAddress, "metrics-addr", ":9443", "address of the Prometheus metrics and, for loopback addresses alone, of /debug/pprof/ and /debug/log-level (PUT changes it); 0 turns them off")
 	flags.StringVar(&o.probeAddress, "health-probe-bind-address", ":8081", "address of /healthz and /readyz; 0 turns them off")
-	flags.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
+	flags.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error; PUT /debug/log-level changes it (see --metrics-addr)")
 	flags.StringVar(&o.logFormat, "log-format", "text", "text or json")
 }
 
@@ -129,23 +131,23 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if o.whenAlone != aloneKeep && o.whenAlone != aloneWithdraw {
 		return fmt.Errorf("--when-alone=%s: use keep or withdraw", o.whenAlone)
 	}
-	log, err := newLogger(o.logLevel, o.logFormat, stderr)
+	var level slog.LevelVar
+	if err := level.UnmarshalText([]byte(o.logLevel)); err != nil {
+		return fmt.Errorf("--log-level=%s: use debug, info, warn or error", o.logLevel)
+	}
+	log, err := newLogger(&level, o.logFormat, stderr)
 	if err != nil {
 		return err
 	}
-	return o.serve(ctx, log)
+	return o.serve(ctx, log, &level)
 }
 
-func newLogger(level, format string, w io.Writer) (*slog.Logger, error) {
-	var l slog.Level
-	if err := l.UnmarshalText([]byte(level)); err != nil {
-		return nil, fmt.Errorf("--log-level=%s: use debug, info, warn or error", level)
-	}
-	var handler slog.Handler = slog.NewTextHandler(w, &slog.HandlerOptions{Level: l})
+func newLogger(level slog.Leveler, format string, w io.Writer) (*slog.Logger, error) {
+	var handler slog.Handler = slog.NewTextHandler(w, &slog.HandlerOptions{Level: level})
 	switch format {
 	case "text":
 	case "json":
-		handler = slog.NewJSONHandler(w, &slog.HandlerOptions{Level: l})
+		handler = slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level})
 	default:
 		return nil, fmt.Errorf("--log-format=%s: use text or json", format)
 	}
@@ -155,7 +157,7 @@ func newLogger(level, format string, w io.Writer) (*slog.Logger, error) {
 }
 
 // serve wires both roles: the controllers write allocation and status, the gateway reads them and writes its Gateway.
-func (o *options) serve(ctx context.Context, log *slog.Logger) error {
+func (o *options) serve(ctx context.Context, log *slog.Logger, level *slog.LevelVar) error {
 	config, err := o.restConfig()
 	if err != nil {
 		return fmt.Errorf("management cluster: %w", err)
@@ -170,8 +172,12 @@ func (o *options) serve(ctx context.Context, log *slog.Logger) error {
 	if err := errors.Join(corev1.AddToScheme(scheme), coordinationv1.AddToScheme(scheme), rbacv1.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)); err != nil {
 		return err
 	}
+	var known cache.Options
+	if o.purgeWith != "" {
+		known = gateway.WatchDaemonSet(o.namespace, o.purgeWith)
+	}
 	mgr, err := ctrl.NewManager(config, ctrl.Options{
-		Scheme: scheme, Metrics: server.Options{BindAddress: o.metricsAddress}, HealthProbeBindAddress: o.probeAddress,
+		Scheme: scheme, Cache: known, Metrics: server.Options{BindAddress: o.metricsAddress, ExtraHandlers: debugHandlers(level)}, HealthProbeBindAddress: o.probeAddress,
 		LeaderElection: o.controller && o.leaderElection, LeaderElectionID: leaseName, LeaderElectionNamespace: o.namespace,
 	})
 	if err != nil {
@@ -243,7 +249,7 @@ func (o *options) newGateway(mgr ctrl.Manager, forbidden []netip.Prefix, log *sl
 		SegmentKey: func(ctx context.Context) ([]byte, error) {
 			return membership.WaitForKey(ctx, mgr.GetAPIReader(), o.namespace, o.stateDir)
 		},
-		Metrics: metrics.Registry, Probe: probe.DefaultConfig(), PurgeOnExit: o.purge, Log: log,
+		Metrics: metrics.Registry, Probe: probe.DefaultConfig(), PurgeOnExit: o.purge, PurgeWith: o.purgeWith, Log: log,
 		Backend: gateway.BackendOptions{Path: path, Checksum: o.checksum,
 			Config: dataplane.Config{Node: o.name, StateDir: o.stateDir, Options: o.backendOptions}},
 	}

@@ -63,6 +63,8 @@ type Options struct {
 	Probe         probe.Config
 	// PurgeOnExit removes everything from the dataplane when the gateway ends: it leaves for good.
 	PurgeOnExit bool
+	// PurgeWith names the DaemonSet whose deletion means the same; empty for none. The cache is to know of it, see WatchDaemonSet.
+	PurgeWith string
 	// Metrics takes what Prometheus is told; nil for nobody.
 	Metrics prometheus.Registerer
 	Log     *slog.Logger
@@ -96,6 +98,9 @@ type Gateway struct {
 	// held are the frontends that the dataplane holds, vips how many of them each address has.
 	held map[model.FrontendKey]bool
 	vips map[netip.Addr]int
+	// targets is how many are checked, unhealthy are those of them that do not take traffic.
+	targets   int
+	unhealthy map[translate.Target]bool
 	// served: the dataplane has held everything since this process began.
 	served    bool
 	answering answering
@@ -111,6 +116,8 @@ type Gateway struct {
 	poke chan struct{}
 	// unready is why the gateway is of no use, nil when it is. Other goroutines ask.
 	unready atomic.Pointer[error]
+	// abandoned: the DaemonSet is deleted that PurgeWith names.
+	abandoned atomic.Bool
 }
 
 // failure is a record that the dataplane did not take.
@@ -126,7 +133,7 @@ type event func(*Gateway)
 func New(o Options, c cache.Cache, w client.Client) *Gateway {
 	g := &Gateway{options: o, cache: c, client: w, log: o.Log.With("gateway", o.Name), events: make(chan event, 4096), hub: translate.NewHub(),
 		pools: map[string]ipam.Pool{}, selection: selection.New(), fails: map[string]failure{}, status: make(chan v1alpha1.GatewayStatus, 1), inSync: make(chan struct{}, 1),
-		held: map[model.FrontendKey]bool{}, vips: map[netip.Addr]int{}, poke: make(chan struct{}, 1),
+		unhealthy: map[translate.Target]bool{}, held: map[model.FrontendKey]bool{}, vips: map[netip.Addr]int{}, poke: make(chan struct{}, 1),
 		answering: answering{elects: o.Elects, member: o.Member, answers: map[netip.Addr]bool{},
 			handover: handover{limit: o.Handover, holders: map[netip.Addr]string{}, formers: map[netip.Addr]former{}, lost: map[netip.Addr]loss{}, left: map[string]time.Time{}}}}
 	if o.Member != nil {
@@ -159,7 +166,7 @@ func (g *Gateway) Start(ctx context.Context) (err error) {
 	defer g.host.stop()
 	err = g.run(ctx, ended)
 	// One that fails starts again; what its dataplane holds stays.
-	if g.options.PurgeOnExit && ctx.Err() != nil {
+	if (g.options.PurgeOnExit || g.abandoned.Load()) && ctx.Err() != nil {
 		err = errors.Join(err, g.purge())
 	}
 	return err
@@ -168,11 +175,16 @@ func (g *Gateway) Start(ctx context.Context) (err error) {
 func (g *Gateway) run(ctx context.Context, ended <-chan *plugin.Process) error {
 	runs, runCtx := errgroup.WithContext(ctx)
 	g.prober = probe.New(g.options.Probe, func(r probe.Result) {
-		g.send(runCtx, func(g *Gateway) { g.hub.SetHealth(r.Target, r.Health) })
+		g.send(runCtx, func(g *Gateway) { g.setHealth(r) })
 	})
 	synced, err := g.watch(runCtx)
 	if err != nil {
 		return err
+	}
+	if g.options.PurgeWith != "" {
+		if err := g.watchDaemonSet(runCtx); err != nil {
+			return err
+		}
 	}
 	runs.Go(func() error { return g.prober.Run(runCtx) })
 	runs.Go(func() error { return g.options.Announcer.Run(runCtx) })
@@ -316,8 +328,10 @@ func (g *Gateway) pause() time.Duration {
 // work brings backend, prober and announcer to the present model and publishes what came of it.
 func (g *Gateway) work(ctx context.Context) {
 	changes := g.hub.Flush()
+	g.targets += len(changes.NewTargets) - len(changes.GoneTargets)
 	for _, t := range changes.GoneTargets {
 		g.prober.Forget(ctx, t)
+		delete(g.unhealthy, t)
 	}
 	for _, t := range changes.NewTargets {
 		g.prober.Watch(ctx, t)
@@ -331,6 +345,16 @@ func (g *Gateway) work(ctx context.Context) {
 	g.noteReadiness()
 	g.elect(ctx)
 	g.publish()
+}
+
+// setHealth takes over what the prober found out. It may still speak of a target that is not checked any more.
+func (g *Gateway) setHealth(r probe.Result) {
+	g.hub.SetHealth(r.Target, r.Health)
+	if r.Health.State == model.Unhealthy && g.hub.HasTarget(r.Target) {
+		g.unhealthy[r.Target] = true
+	} else {
+		delete(g.unhealthy, r.Target)
+	}
 }
 
 // countEvery is how often the dataplane's counters are read.

@@ -25,6 +25,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/cluster"
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
+	"sigs.k8s.io/controller-runtime/pkg/metrics"
 	"sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"kubelb.k8c.io/api/v1alpha1"
@@ -47,7 +48,7 @@ const leaseName = "19f32e7b.ccm.kubelb.k8c.io"
 
 type options struct {
 	clusterName, hubKubeconfig, kubeconfig, nodeAddressType string
-	useClass, leaderElection                                bool
+	useClass, leaderElection, check, broad                  bool
 	leaderElectionNamespace, metricsAddress, probeAddress   string
 	logLevel, logFormat                                     string
 }
@@ -56,13 +57,15 @@ func (o *options) register(flags *flag.FlagSet, env func(string) string) {
 	flags.StringVar(&o.clusterName, "cluster-name", "", "name of this tenant on the management cluster; its namespace there is tenant-<name> (required)")
 	flags.StringVar(&o.hubKubeconfig, "kubelb-kubeconfig", filepath.Join(env("HOME"), ".kube", "kubelb"), "kubeconfig of the management cluster, with the tenant's own credentials")
 	flags.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig of the tenant cluster; empty uses the pod's service account")
+	flags.BoolVar(&o.broad, "allow-broad-credentials", false, "work with credentials that may do more on the management cluster than a tenant's; whoever takes them from this cluster has other tenants as well")
+	flags.BoolVar(&o.check, "check", false, "say whether the management cluster is reached with the right credentials, and end")
 	flags.StringVar(&o.nodeAddressType, "node-address-type", "InternalIP", "which node addresses take traffic: InternalIP, ExternalIP or Hostname (resolved here)")
 	flags.BoolVar(&o.useClass, "use-loadbalancer-class", false, "serve only Services with loadBalancerClass kubelb; otherwise also those without a class")
 	flags.BoolVar(&o.leaderElection, "enable-leader-election", true, "let one of several replicas work at a time")
 	flags.StringVar(&o.leaderElectionNamespace, "leader-election-namespace", "", "namespace of the election's Lease; empty uses the pod's own, or kube-system outside of a cluster")
-	flags.StringVar(&o.metricsAddress, "metrics-addr", ":9445", "address of the Prometheus metrics; 0 turns them off")
+	flags.StringVar(&o.metricsAddress, "metrics-addr", ":9445", "address of the Prometheus metrics and, for loopback addresses alone, of /debug/pprof/ and /debug/log-level (PUT changes it); 0 turns them off")
 	flags.StringVar(&o.probeAddress, "health-probe-bind-address", ":8081", "address of /healthz and /readyz; 0 turns them off")
-	flags.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
+	flags.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error; PUT /debug/log-level changes it (see --metrics-addr)")
 	flags.StringVar(&o.logFormat, "log-format", "text", "text or json")
 }
 
@@ -102,22 +105,42 @@ func Run(ctx context.Context, args []string, env func(string) string, stdout, st
 	if err != nil {
 		return err
 	}
-	if err := setLogger(o.logLevel, o.logFormat, stderr); err != nil {
+	var level slog.LevelVar
+	if err := level.UnmarshalText([]byte(o.logLevel)); err != nil {
+		return fmt.Errorf("--log-level=%s: use debug, info, warn or error", o.logLevel)
+	}
+	if err := setLogger(&level, o.logFormat, stderr); err != nil {
 		return err
 	}
-	return serve(ctx, o, config)
+	hubConfig, err := clientcmd.BuildConfigFromFlags("", o.hubKubeconfig)
+	if err != nil {
+		return fmt.Errorf("management cluster: --kubelb-kubeconfig=%s: %w", o.hubKubeconfig, err)
+	}
+	rights, err := newCredentials(hubConfig, config.HubNamespace)
+	if err != nil {
+		return err
+	}
+	if o.check {
+		if err := rights.check(ctx, o.broad); err != nil {
+			return err
+		}
+		fmt.Fprintf(stdout, "The management cluster at %s is reached, with the rights of tenant %s.\n", hubConfig.Host, strings.TrimPrefix(config.HubNamespace, v1alpha1.TenantNamespacePrefix))
+		return nil
+	}
+	if !o.broad {
+		if err := rights.refuseExcess(ctx); err != nil {
+			return err
+		}
+	}
+	return serve(ctx, o, config, hubConfig, &level)
 }
 
-func setLogger(level, format string, w io.Writer) error {
-	var l slog.Level
-	if err := l.UnmarshalText([]byte(level)); err != nil {
-		return fmt.Errorf("--log-level=%s: use debug, info, warn or error", level)
-	}
-	var handler slog.Handler = slog.NewTextHandler(w, &slog.HandlerOptions{Level: l})
+func setLogger(level slog.Leveler, format string, w io.Writer) error {
+	var handler slog.Handler = slog.NewTextHandler(w, &slog.HandlerOptions{Level: level})
 	switch format {
 	case "text":
 	case "json":
-		handler = slog.NewJSONHandler(w, &slog.HandlerOptions{Level: l})
+		handler = slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level})
 	default:
 		return fmt.Errorf("--log-format=%s: use text or json", format)
 	}
@@ -128,14 +151,10 @@ func setLogger(level, format string, w io.Writer) error {
 
 // serve wires the controllers: nodes, Services and EndpointSlices of the tenant in, LoadBalancers and Addresses of its
 // namespace on the hub out, and their status back.
-func serve(ctx context.Context, o options, config Config) error {
+func serve(ctx context.Context, o options, config Config, hubConfig *rest.Config, level *slog.LevelVar) error {
 	tenantConfig, err := restConfig(o.kubeconfig)
 	if err != nil {
 		return fmt.Errorf("tenant cluster: %w", err)
-	}
-	hubConfig, err := clientcmd.BuildConfigFromFlags("", o.hubKubeconfig)
-	if err != nil {
-		return fmt.Errorf("management cluster: --kubelb-kubeconfig=%s: %w", o.hubKubeconfig, err)
 	}
 	scheme, err := newScheme()
 	if err != nil {
@@ -143,7 +162,7 @@ func serve(ctx context.Context, o options, config Config) error {
 	}
 	mgr, err := ctrl.NewManager(tenantConfig, ctrl.Options{
 		Scheme:                  scheme,
-		Metrics:                 server.Options{BindAddress: o.metricsAddress},
+		Metrics:                 server.Options{BindAddress: o.metricsAddress, ExtraHandlers: debugHandlers(level)},
 		HealthProbeBindAddress:  o.probeAddress,
 		LeaderElection:          o.leaderElection,
 		LeaderElectionID:        leaseName,
@@ -169,6 +188,13 @@ func serve(ctx context.Context, o options, config Config) error {
 	}
 	addresses := &addressesReconciler{tenant: mgr.GetClient(), hub: hub.GetClient(), config: config}
 	if err := addresses.setUp(mgr, hub); err != nil {
+		return err
+	}
+	report, err := newReporter(mgr.GetClient(), hubConfig, config, metrics.Registry)
+	if err != nil {
+		return err
+	}
+	if err := mgr.Add(report); err != nil {
 		return err
 	}
 	if err := errors.Join(mgr.AddHealthzCheck("ping", healthz.Ping), mgr.AddReadyzCheck("ping", healthz.Ping)); err != nil {

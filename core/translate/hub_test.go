@@ -231,6 +231,18 @@ func TestWhatIsRefused(t *testing.T) {
 	}
 }
 
+func TestATenantMayHaveAnotherRangeOfPorts(t *testing.T) {
+	for port, served := range map[int32]bool{19999: false, 20000: true, 20099: true, 20100: false, 30080: false} {
+		h := testHub()
+		h.SetTenant(Tenant{Name: "a", BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/25")}, BackendPorts: PortRange{20000, 20099}})
+		h.SetAddresses(addressesOf("tenant-a", "198.51.100.11"))
+		h.SetLoadBalancer(lb("tenant-a", "web", func(l *LoadBalancer) { l.EndpointPorts[0].Number = port }))
+		if got := strings.Contains(snapshot(t, h), "owner=tenant-a/web"); got != served {
+			t.Errorf("port %d is served: %v", port, got)
+		}
+	}
+}
+
 func TestBadTargetsInAddressesAreLeftOutAndNamed(t *testing.T) {
 	h := testHub()
 	h.SetAddresses(addressesOf("tenant-b", "127.0.0.1", "192.0.2.1", "203.0.113.7"))

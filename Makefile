@@ -70,22 +70,22 @@ soak: deps build ## Judge every dataplane ROUNDS (20) times and keep the sum in 
 		$(JUDGE) -v --rounds=$(or $(ROUNDS),20) --rounds-in=$(BIN)/soak/$$b --report=conformance/soak/$$b.yaml; done
 
 .PHONY: e2e
-e2e: deps build ## Test the whole path on real clusters with every dataplane (root; BACKEND=… for one of them, RUN=… for some tests).
+e2e: deps build ## Test the whole path on real clusters with every dataplane (root; BACKEND=… for one of them, RUN=… for some tests, ROUNDS=… for those that have rounds).
 	@mkdir -p $(CACHE)
 	cd tools && GOWORK=off go vet ./... && GOWORK=off go test -c -o $(BIN)/e2e.test ./e2e
 	set -e; cd tools/e2e; for b in $(or $(BACKEND),$(BACKENDS)); do echo "== $$b"; \
-		KUBELB_KUBERNETES=$$(../kubernetes/build.sh) KUBELB_BIN=$(BIN) KUBELB_BACKEND=$$b $(BIN)/e2e.test -test.v -test.timeout=20m $(if $(RUN),-test.run='$(RUN)'); done
+		KUBELB_KUBERNETES=$$(../kubernetes/build.sh) KUBELB_BIN=$(BIN) KUBELB_BACKEND=$$b $(if $(ROUNDS),KUBELB_ROUNDS=$(ROUNDS)) $(BIN)/e2e.test -test.v -test.timeout=20m $(if $(RUN),-test.run='$(RUN)'); done
 
 .PHONY: images
 images: deps build ## Make the container images, as archives, into bin/images.
 	libc=$$(tools/unpack.sh libc) && $(BIN)/pack-images --bin=$(BIN) --out=$(BIN)/images --libc=$$libc --libc-version=$$(cut -f2 $$libc/versions) \
-		--envoy-version=$$(basename $$(dirname $$(tools/envoy.sh)))
+		--envoy-version=$$(basename $$(dirname $$(tools/envoy.sh))) --dataplane=$(BIN)/kubelb-backend-example
 
 .PHONY: install-test
 install-test: images ## Install the charts with Helm on empty clusters, serve a Service by pods, and uninstall, with every dataplane (root; BACKEND=… for one).
 	cd tools && GOWORK=off go vet ./install && GOWORK=off go test -c -o $(BIN)/install.test ./install
-	set -e; helm=$$(tools/helm/build.sh); kubernetes=$$(tools/kubernetes/build.sh); cd tools/install; for b in $(or $(BACKEND),$(BACKENDS)); do echo "== $$b"; \
-		KUBELB_KUBERNETES=$$kubernetes KUBELB_BIN=$(BIN) KUBELB_IMAGES=$(BIN)/images KUBELB_HELM=$$helm KUBELB_CHARTS=$(CURDIR)/deploy/charts KUBELB_BACKEND=$$b \
+	set -e; helm=$$(tools/helm/build.sh); kubernetes=$$(tools/kubernetes/build.sh); monitoring=$$(tools/unpack.sh monitoring); cd tools/install; for b in $(or $(BACKEND),$(BACKENDS)); do echo "== $$b"; \
+		KUBELB_KUBERNETES=$$kubernetes KUBELB_BIN=$(BIN) KUBELB_IMAGES=$(BIN)/images KUBELB_HELM=$$helm KUBELB_CHARTS=$(CURDIR)/deploy/charts KUBELB_MONITORING=$$monitoring KUBELB_BACKEND=$$b \
 		$(BIN)/install.test -test.v -test.timeout=15m; done
 
 .PHONY: bench

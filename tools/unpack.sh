@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # unpack.sh NAME: sees that programs, as the distribution builds them, are in the cache, and prints the directory that they are unpacked
 # in. They are not installed: packages of servers start them. NAME is proxies (HAProxy, nginx), router
-# (BIRD) or libc (that Envoy is linked to, for images).
+# (BIRD), monitoring (Prometheus) or libc (that Envoy is linked to, for images).
 set -euo pipefail
 case ${1:-} in
   proxies) packages=(haproxy nginx libnginx-mod-stream liblua5.3-0 libopentracing-c-wrapper0 libopentracing1) ;;
   router) packages=(bird2 libssh-gcrypt-4 libgssapi-krb5-2 libkrb5-3 libk5crypto3 libkrb5support0 libcom-err2 libkeyutils1) ;;
+  monitoring) packages=(prometheus) ;;
   libc) packages=(libc6) ;;
-  *) echo "usage: tools/unpack.sh proxies|router|libc" >&2; exit 2 ;;
+  *) echo "usage: tools/unpack.sh proxies|router|monitoring|libc" >&2; exit 2 ;;
 esac
 cache=${KUBELB_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/kubelb}/$1
 if [ ! -e "$cache/complete" ]; then

@@ -187,7 +187,7 @@ func (l *Lab) allNodes() []*Node {
 func (l *Lab) ourImages(n *Node) []string {
 	names := []string{"kubelb-ccm"}
 	if n == l.HubNode {
-		names = []string{"kubelb-manager", "kubelb-gateway"}
+		names = []string{"kubelb-manager", "kubelb-gateway", "kubelb-gateway-with-kubelb-backend-example"}
 	}
 	var out []string
 	for _, name := range names {

@@ -1,6 +1,9 @@
 package image
 
-import "path/filepath"
+import (
+	"path/filepath"
+	"slices"
+)
 
 // Options say what KubeLB's images are made of.
 type Options struct {
@@ -10,6 +13,8 @@ type Options struct {
 	Registry, Tag string
 	// EnvoyVersion and LibrariesVersion are named in the list of contents.
 	EnvoyVersion, LibrariesVersion string
+	// Dataplanes are more of them, each the path of a Go program, for which there is a gateway's image of its own.
+	Dataplanes []string
 }
 
 // nobody is the user of programs that need no rights on their host.
@@ -19,14 +24,23 @@ const nobody = "65532"
 func (o Options) Images() map[string]Image {
 	program := func(name string) File { return File{Path: "/" + name, Source: filepath.Join(o.Programs, name)} }
 	reference := func(name string) string { return o.Registry + "/" + name + ":" + o.Tag }
-	return map[string]Image{
-		"kubelb-ccm":     {Reference: reference("kubelb-ccm"), Files: []File{program("kubelb-ccm")}, Entrypoint: []string{"/kubelb-ccm"}, User: nobody},
-		"kubelb-manager": {Reference: reference("kubelb-manager"), Files: []File{program("kubelb-manager")}, Entrypoint: []string{"/kubelb-manager"}, User: nobody},
+	images := map[string]Image{
+		"kubelb-ccm": {Reference: reference("kubelb-ccm"), Files: []File{program("kubelb-ccm")}, Entrypoint: []string{"/kubelb-ccm"}, User: nobody},
+		// The command line is in it for helm test, and for kubectl exec.
+		"kubelb-manager": {Reference: reference("kubelb-manager"), Files: []File{program("kubelb-manager"), program("kubelb")}, Entrypoint: []string{"/kubelb-manager"}, User: nobody},
 		// All dataplanes are in one image: the one that comes has the one that goes removed.
 		"kubelb-gateway": {Reference: reference("kubelb-gateway"), Entrypoint: []string{"/kubelb-manager"}, User: "0", Files: append([]File{program("kubelb-manager"),
 			program("kubelb-backend-nftables"), program("kubelb-backend-ebpf"), program("kubelb-backend-envoy"), program("kubelb-envoy"),
 			{Path: "/envoy", Source: filepath.Join(o.Programs, "envoy"), Module: &Module{"envoy", o.EnvoyVersion}}}, o.libraries()...)},
 	}
+	for _, program := range o.Dataplanes {
+		base := filepath.Base(program)
+		with := images["kubelb-gateway"]
+		with.Reference = reference("kubelb-gateway-with-" + base)
+		with.Files = append(slices.Clone(with.Files), File{Path: "/" + base, Source: program})
+		images["kubelb-gateway-with-"+base] = with
+	}
+	return images
 }
 
 // libraries are those that Envoy is linked to.

@@ -21,10 +21,11 @@ func TestRenderedChartsAreTheGoldenOnes(t *testing.T) {
 		"manager-nftables": manager("nftables"),
 		"manager-envoy":    manager("envoy", "--set", "dataplane.options.concurrency=2"),
 		"manager-ebpf": manager("ebpf", "--set", "dataplane.options.xdp=native", "--set", "controller.apiServer.url=https://hub.example.com:6443", "--set", "controller.apiServer.ca=PEM",
-			"--set", "controller.forbiddenCIDRs={10.96.0.0/12}", "--set", "gateway.labels.site=one", "--set", "metrics.serviceMonitor.enabled=true", "--set", "imagePullSecrets={registry}"),
+			"--set", "controller.forbiddenCIDRs={10.96.0.0/12}", "--set", "gateway.labels.site=one", "--set", "metrics.serviceMonitor.enabled=true", "--set", "metrics.prometheusRule.enabled=true", "--set", "imagePullSecrets={registry}"),
+		"manager-own-dataplane":    manager("/my-dataplane", "--set", "dataplane.image=registry.example.com/gateway:1", "--set", "dataplane.capabilities={NET_BIND_SERVICE}"),
 		"manager-without-gateways": manager("nftables", "--set", "gateway.enabled=false", "--set", "controller.replicas=1", "--set", "networkPolicy.enabled=false"),
 		"ccm":                      {"kubelb-ccm", "--set", "kubelb.tenantName=a"},
-		"ccm-replicas":             {"kubelb-ccm", "--set", "kubelb.tenantName=a", "--set", "replicaCount=2", "--set", "metrics.serviceMonitor.enabled=true"},
+		"ccm-replicas":             {"kubelb-ccm", "--set", "kubelb.tenantName=a", "--set", "replicaCount=2", "--set", "metrics.serviceMonitor.enabled=true", "--set", "metrics.prometheusRule.enabled=true"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			argv := append([]string{"template", "release", filepath.Join(charts, args[0]), "--namespace", "kubelb"}, args[1:]...)
@@ -43,7 +44,7 @@ func TestRenderedChartsAreTheGoldenOnes(t *testing.T) {
 
 func TestWrongValuesAreRefusedByName(t *testing.T) {
 	for wrong, message := range map[string]string{
-		"dataplane.backend=ipvs":              "at '/dataplane/backend': value must be one of",
+		"dataplane.backend=ipvs":              "value must be one of 'nftables', 'envoy', 'ebpf'",
 		"gateway.announce=layer3":             "at '/gateway/announce'",
 		"gateway.lease=500ms":                 "at '/gateway/lease'",
 		"gatway.enabled=false":                "additional properties 'gatway' not allowed",

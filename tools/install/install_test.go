@@ -22,6 +22,7 @@ import (
 var (
 	kubernetes, products, images = os.Getenv("KUBELB_KUBERNETES"), os.Getenv("KUBELB_BIN"), os.Getenv("KUBELB_IMAGES")
 	helm, charts                 = os.Getenv("KUBELB_HELM"), os.Getenv("KUBELB_CHARTS")
+	monitoring                   = os.Getenv("KUBELB_MONITORING")
 	backend                      = os.Getenv("KUBELB_BACKEND")
 )
 
@@ -83,13 +84,16 @@ spec:
 func TestFromNothingToAServiceAndBack(t *testing.T) {
 	newLab(t)
 	t.Cleanup(func() { tellPods(t) })
+	var watching *prometheus
 	for _, step := range []struct {
 		name string
 		run  func(*testing.T)
 	}{
 		{"two charts and one tenant make a Service served", install},
+		{"Prometheus watches", func(step *testing.T) { watching = watch(step, t) }},
 		{"new pods by an upgrade", upgrade},
 		{"other dataplanes by a value", otherDataplanes},
+		{"what is wrong makes alerts, and every panel shows something", func(t *testing.T) { faults(t, watching) }},
 		{"nothing is left after uninstalling", uninstall},
 	} {
 		if !t.Run(step.name, step.run) {
@@ -100,6 +104,10 @@ func TestFromNothingToAServiceAndBack(t *testing.T) {
 
 func install(t *testing.T) {
 	began := time.Now()
+	for _, c := range []*cluster.ControlPlane{lab.Hub, lab.Tenant} {
+		kubectl(t, c, "", "apply", "-f", "testdata/monitoring-crds.yaml")
+		kubectl(t, c, "", "wait", "--for=condition=Established", "crd/servicemonitors.monitoring.coreos.com", "crd/prometheusrules.monitoring.coreos.com")
+	}
 	chart(t, lab.Hub, "kubelb-manager", "--create-namespace", "--set", "gateway.interfaces={clients}", "--set", "dataplane.backend="+backend, "--set", "gateway.stateDir="+filepath.Join(lab.Dir, "state"),
 		"--set", "controller.apiServer.url="+lab.Hub.URL(), "--set", "controller.forbiddenCIDRs={10.96.0.0/16,10.77.9.0/24}")
 	t.Logf("helm install kubelb-manager: %s", since(began))
@@ -125,6 +133,19 @@ func install(t *testing.T) {
 	}
 	t.Logf("from the pods being ready to answers at both addresses: %s; from nothing installed: %s", since(asked), since(began))
 	require.Equal(t, backend, running(t))
+	tested(t, lab.Hub, "kubelb-manager")
+	tested(t, lab.Tenant, "kubelb-ccm")
+	// What tenants ask for waits in a queue of their own.
+	out, err := lab.Hub.KubectlAs(t.Context(), kubeconfig, "", "-n", "tenant-a", "get", "loadbalancers", "-v=8")
+	require.NoError(t, err)
+	require.Contains(t, out, kubectl(t, lab.Hub, "", "get", "flowschema", "kubelb-tenants", "-o", "jsonpath={.metadata.uid}"))
+}
+
+// tested runs the tests of a chart.
+func tested(t *testing.T, c *cluster.ControlPlane, release string) {
+	t.Helper()
+	out, err := c.Run(t.Context(), helm, "--kubeconfig", c.Kubeconfig, "-n", "kubelb", "test", release, "--logs", "--timeout=60s")
+	require.NoError(t, err, out)
 }
 
 // running is the dataplane that the gateway runs.
@@ -151,23 +172,30 @@ func upgrade(t *testing.T) {
 // otherDataplanes goes from dataplane to dataplane and back while clients ask.
 func otherDataplanes(t *testing.T) {
 	address := addresses(t)[0]
-	for _, to := range []string{"nftables", "ebpf", "envoy", backend} {
-		if to == running(t) {
+	const own = "localhost/kubelb/kubelb-gateway-with-kubelb-backend-example:0.1.0"
+	for _, to := range []struct{ backend, image string }{{"nftables", ""}, {"ebpf", ""}, {"example", own},
+		// Whoever removes what the former one left needs its program.
+		{"envoy", own}, {backend, ""}} {
+		former := running(t)
+		if to.backend == former {
 			continue
 		}
 		l := startLoad(t.Context(), address+":80")
-		former := running(t)
-		chart(t, lab.Hub, "kubelb-manager", "--reuse-values", "--set", "dataplane.backend="+to)
+		choice := to.backend
+		if to.backend == "example" {
+			choice = "/kubelb-backend-example"
+		}
+		chart(t, lab.Hub, "kubelb-manager", "--reuse-values", "--set", "dataplane.backend="+choice, "--set", "dataplane.image="+to.image, "--set", "dataplane.capabilities={NET_BIND_SERVICE}")
 		eventually(t, 30*time.Second, func() (string, error) {
 			var err error
-			if got := running(t); got != to {
+			if got := running(t); got != to.backend {
 				err = fmt.Errorf("the gateway runs %s", got)
 			}
 			return "", err
 		})
 		eventually(t, 60*time.Second, func() (string, error) { return "", leftOf(t, former) })
 		c := l.end()
-		t.Logf("to %s: %d requests on a kept connection, broken %d times; %d new connections, %d failed, the slowest %s; %v", to, c.Kept, c.Broken, c.New, c.Failed, c.Slowest.Round(time.Millisecond), c.First)
+		t.Logf("to %s: %d requests on a kept connection, broken %d times; %d new connections, %d failed, the slowest %s; %v", to.backend, c.Kept, c.Broken, c.New, c.Failed, c.Slowest.Round(time.Millisecond), c.First)
 	}
 }
 
@@ -176,7 +204,6 @@ func uninstall(t *testing.T) {
 	kubectl(t, lab.Tenant, "", "delete", "service", "shop", "--timeout=60s")
 	_, err := lab.Tenant.Run(t.Context(), helm, "--kubeconfig", lab.Tenant.Kubeconfig, "-n", "kubelb", "uninstall", "kubelb-ccm", "--wait")
 	require.NoError(t, err)
-	chart(t, lab.Hub, "kubelb-manager", "--reuse-values", "--set", "gateway.purgeOnExit=true")
 	_, err = lab.Hub.Run(t.Context(), helm, "--kubeconfig", lab.Hub.Kubeconfig, "-n", "kubelb", "uninstall", "kubelb-manager", "--wait")
 	require.NoError(t, err)
 	eventually(t, 40*time.Second, func() (string, error) {
@@ -196,7 +223,7 @@ func uninstall(t *testing.T) {
 // leftOf names what is left of a dataplane on the gateway's host.
 func leftOf(t *testing.T, dataplane string) error {
 	t.Helper()
-	marks := map[string]string{"nftables": `nft list tables | grep -w 'kubelb$'`, "envoy": `nft list tables | grep kubelb-envoy`,
+	marks := map[string]string{"nftables": `nft list tables | grep -w 'kubelb$'`, "envoy": `nft list tables | grep kubelb-envoy`, "example": `ip -o address show dev lo | grep lo:kubelb`,
 		"ebpf": `nft list tables | grep kubelb-ebpf; ls /sys/fs/bpf | grep kubelb`}
 	left, err := lab.OnGateway(t.Context(), "sh", "-c", marks[dataplane]+"; true")
 	if err == nil && left != "" {
@@ -208,7 +235,8 @@ func leftOf(t *testing.T, dataplane string) error {
 // chart runs helm with the chart of the release's name, and waits until what it installs is ready.
 func chart(t *testing.T, c *cluster.ControlPlane, release string, args ...string) {
 	t.Helper()
-	argv := []string{helm, "--kubeconfig", c.Kubeconfig, "-n", "kubelb", "upgrade", "--install", release, filepath.Join(charts, release), "--wait", "--timeout=120s"}
+	argv := []string{helm, "--kubeconfig", c.Kubeconfig, "-n", "kubelb", "upgrade", "--install", release, filepath.Join(charts, release), "--wait", "--timeout=120s",
+		"--set", "metrics.serviceMonitor.enabled=true", "--set", "metrics.prometheusRule.enabled=true", "--set", "metrics.dashboards.enabled=true"}
 	_, err := c.Run(t.Context(), append(argv, args...)...)
 	require.NoError(t, err)
 }

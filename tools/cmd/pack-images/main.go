@@ -34,6 +34,10 @@ func run(args []string, stdout io.Writer) error {
 	flags.StringVar(&o.Tag, "tag", "0.1.0", "tag of the images")
 	flags.StringVar(&o.EnvoyVersion, "envoy-version", "", "version of Envoy, for the list of contents (required)")
 	flags.StringVar(&o.LibrariesVersion, "libc-version", "", "version of libc6, for the list of contents (required)")
+	flags.Func("dataplane", "path of a dataplane of your own, a static Go program: makes the image kubelb-gateway-with-NAME as well, which has it at /NAME; may be given several times", func(path string) error {
+		o.Dataplanes = append(o.Dataplanes, path)
+		return nil
+	})
 	if err := flags.Parse(args); err != nil {
 		return err
 	}

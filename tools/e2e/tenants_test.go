@@ -74,6 +74,32 @@ func TestATenantsCredentialsAreGivenChangedAndTaken(t *testing.T) {
 	require.Contains(t, out, `there is no tenant "nobody": there are `)
 }
 
+func TestTheCCMWorksWithATenantsCredentialsAlone(t *testing.T) {
+	const ns = "tenant-checked"
+	kubeconfig, status := kubelb(t, "tenants", "create", "checked", "--backend-cidrs=198.51.100.0/24")
+	require.Zero(t, status, kubeconfig)
+	cleanUpHub(t, "tenant/checked")
+	file := filepath.Join(lab.Dir, "checked.kubeconfig")
+	require.NoError(t, os.WriteFile(file, []byte(kubeconfig), 0o600))
+	ccm := func(kubeconfig string, flags ...string) (string, error) {
+		return lab.Tenant.Run(t.Context(), append([]string{filepath.Join(os.Getenv("KUBELB_BIN"), "kubelb-ccm"), "--kubelb-kubeconfig=" + kubeconfig,
+			"--kubeconfig=" + lab.Tenant.Kubeconfig, "--metrics-addr=0", "--health-probe-bind-address=0"}, flags...)...)
+	}
+	out, err := ccm(file, "--check", "--cluster-name=checked")
+	require.NoError(t, err)
+	require.Contains(t, out, "is reached, with the rights of tenant checked")
+	_, err = ccm(file, "--check", "--cluster-name=a")
+	require.ErrorContains(t, err, "may not create addresses, get addresses, list addresses, ")
+	require.ErrorContains(t, err, "in namespace tenant-a: take those in its Secret kubelb-ccm-kubeconfig")
+	// T1: the rights of an operator do not belong into a tenant's cluster.
+	for _, flags := range [][]string{{"--check"}, {}} {
+		_, err = ccm(lab.Hub.Kubeconfig, append(flags, "--cluster-name=checked")...)
+		require.ErrorContains(t, err, "may create loadbalancers in every namespace, which a tenant's may not: take those in the Secret kubelb-ccm-kubeconfig of namespace "+ns)
+	}
+	_, err = ccm(lab.Hub.Kubeconfig, "--check", "--cluster-name=checked", "--allow-broad-credentials")
+	require.NoError(t, err)
+}
+
 func containsAll(text string, parts ...string) bool {
 	for _, part := range parts {
 		if !strings.Contains(text, part) {

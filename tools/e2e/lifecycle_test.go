@@ -1,0 +1,137 @@
+package e2e
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// freezeHub has the hub's API stand still until the function that it returns is called, or the test ends.
+func freezeHub(t *testing.T) (thaw func()) {
+	t.Helper()
+	require.NoError(t, lab.Hub.FreezeAPI(true))
+	frozen := true
+	thaw = func() {
+		if frozen {
+			frozen = false
+			require.NoError(t, lab.Hub.FreezeAPI(false))
+		}
+	}
+	t.Cleanup(thaw)
+	return thaw
+}
+
+// goneFromHub waits until there is no LoadBalancer of that name.
+func goneFromHub(t *testing.T, uid string) {
+	t.Helper()
+	eventually(t, 30*time.Second, func() error {
+		out, err := lab.Hub.Kubectl(t.Context(), "", "-n", "tenant-a", "get", "loadbalancer", uid, "--ignore-not-found", "-o", "name")
+		if err == nil && out != "" {
+			err = fmt.Errorf("%s is still on the hub", out)
+		}
+		return err
+	})
+}
+
+func TestAServiceIsHeldByItsFinalizerBeforeTheHubKnowsOfIt(t *testing.T) {
+	thaw := freezeHub(t)
+	apply(t, service("early", "ports: [{port: 80}]"))
+	cleanUp(t, "service/early")
+	eventually(t, 10*time.Second, func() error {
+		if got := tenantGet(t, "service/early", "{.metadata.finalizers}"); !strings.Contains(got, "service.kubernetes.io/load-balancer-cleanup") {
+			return fmt.Errorf("finalizers: %s", got)
+		}
+		return nil
+	})
+	require.Empty(t, tenantGet(t, "service/early", "{.status.loadBalancer.ingress}"))
+	thaw()
+	externalIPs(t, "early", 2)
+}
+
+func TestAServiceThatIsDeletedWhileAPartIsAwayGoesWhenItIsBack(t *testing.T) {
+	gone := func() {
+		t.Helper()
+		eventually(t, 60*time.Second, func() error {
+			if out := kubectl(t, "get", "service", "away", "--ignore-not-found", "-o", "name"); out != "" {
+				return fmt.Errorf("%s is still there; %s", out, events(t, "away"))
+			}
+			return nil
+		})
+	}
+	for _, part := range []struct {
+		name string
+		take func() (back func())
+	}{
+		{"the hub", func() func() { return freezeHub(t) }},
+		{"the CCM", func() func() {
+			lab.CCM.Kill()
+			return func() { require.NoError(t, lab.StartCCM(contextAfter(t))) }
+		}},
+	} {
+		t.Run(part.name, func(t *testing.T) {
+			apply(t, service("away", "ports: [{port: 80}]"))
+			cleanUp(t, "service/away")
+			externalIPs(t, "away", 2)
+			uid := tenantGet(t, "service/away", "{.metadata.uid}")
+			back := part.take()
+			defer func() { back() }()
+			kubectl(t, "delete", "service", "away", "--wait=false")
+			time.Sleep(2 * time.Second)
+			require.NotEmpty(t, tenantGet(t, "service/away", "{.metadata.deletionTimestamp}"), "what the hub has is not forgotten")
+			back()
+			back = func() {}
+			gone()
+			goneFromHub(t, uid)
+		})
+	}
+}
+
+func TestANamespaceWithServicesCanBeDeleted(t *testing.T) {
+	kubectl(t, "create", "namespace", "doomed")
+	cleanUp(t, "namespace/doomed")
+	apply(t, strings.ReplaceAll(service("one", "ports: [{port: 80}]")+service("two", "ports: [{port: 80}]"), "metadata: {", "metadata: {namespace: doomed, "))
+	eventually(t, 20*time.Second, func() error {
+		if got := kubectl(t, "-n", "doomed", "get", "services", "-o", "jsonpath={.items[*].status.loadBalancer.ingress[*].ip}"); len(strings.Fields(got)) != 4 {
+			return fmt.Errorf("addresses: %s", got)
+		}
+		return nil
+	})
+	uids := strings.Fields(kubectl(t, "-n", "doomed", "get", "services", "-o", "jsonpath={.items[*].metadata.uid}"))
+	kubectl(t, "delete", "namespace", "doomed", "--timeout=60s")
+	for _, uid := range uids {
+		goneFromHub(t, uid)
+	}
+}
+
+func TestAServiceThatIsMadeAnewIsAnotherOne(t *testing.T) {
+	manifest := service("anew", "ports: [{port: 80, targetPort: 8080}]")
+	apply(t, web("anew", 1)+manifest)
+	cleanUp(t, "service/anew", "deployment/anew")
+	tenantWait(t, "deployment/anew", "--for=condition=Available")
+	externalIPs(t, "anew", 2)
+	former := tenantGet(t, "service/anew", "{.metadata.uid}")
+	_, err := lab.Tenant.Kubectl(t.Context(), manifest, "replace", "--force", "--timeout=60s", "-f", "-")
+	require.NoError(t, err)
+	require.NotEqual(t, former, tenantGet(t, "service/anew", "{.metadata.uid}"))
+	for _, ip := range externalIPs(t, "anew", 2) {
+		reachesPods(t, ip, 80, 1)
+	}
+	goneFromHub(t, former)
+}
+
+func TestAStatusThatSomebodyWritesIsNoAddress(t *testing.T) {
+	apply(t, service("forged", "ports: [{port: 80}]"))
+	cleanUp(t, "service/forged")
+	ips := externalIPs(t, "forged", 2)
+	kubectl(t, "patch", "service", "forged", "--subresource=status", "--type=merge", "-p", `{"status":{"loadBalancer":{"ingress":[{"ip":"203.0.113.99"}]}}}`)
+	eventually(t, 10*time.Second, func() error {
+		if got := tenantGet(t, "service/forged", "{.status.loadBalancer.ingress[*].ip}"); got != strings.Join(ips, " ") {
+			return fmt.Errorf("the Service has the addresses %s", got)
+		}
+		return nil
+	})
+	require.NotContains(t, addressesIn(t), "203.0.113.99")
+}

@@ -1,0 +1,71 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// rounds is how often pods are replaced, and a node is drained, once unless KUBELB_ROUNDS says otherwise.
+func rounds(t *testing.T) int {
+	text := os.Getenv("KUBELB_ROUNDS")
+	if text == "" {
+		return 1
+	}
+	n, err := strconv.Atoi(text)
+	require.NoError(t, err)
+	return n
+}
+
+// A pod that is told to end answers for a while, as one that is to lose nothing has to: until all have heard that it goes.
+func lingering(name string) string {
+	return strings.NewReplacer(
+		"terminationGracePeriodSeconds: 0", "terminationGracePeriodSeconds: 15",
+		"whenUnsatisfiable: DoNotSchedule", "whenUnsatisfiable: ScheduleAnyway",
+		"--udp-port=8053]", "--udp-port=8053, --delay-shutdown=4], readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1}",
+		"spec:\n  replicas: 2", "spec:\n  replicas: 2\n  strategy: {rollingUpdate: {maxUnavailable: 0, maxSurge: 1}}",
+	).Replace(web(name, 2)) + fmt.Sprintf(`
+---
+apiVersion: policy/v1
+kind: PodDisruptionBudget
+metadata: {name: %[1]s}
+spec: {minAvailable: 1, selector: {matchLabels: {app: %[1]s}}}
+`, name)
+}
+
+func TestNewPodsAndADrainedNodeFailNoRequest(t *testing.T) {
+	for _, policy := range []string{"Cluster", "Local"} {
+		t.Run(policy, func(t *testing.T) {
+			apply(t, lingering("rollout")+service("rollout", "externalTrafficPolicy: "+policy, "ports: [{port: 80, targetPort: 8080}]"))
+			cleanUp(t, "service/rollout", "deployment/rollout", "poddisruptionbudget/rollout")
+			t.Cleanup(func() {
+				_, err := lab.Tenant.Kubectl(contextAfter(t), "", "uncordon", "node2")
+				require.NoError(t, err)
+			})
+			tenantWait(t, "deployment/rollout", "--for=condition=Available")
+			ips := externalIPs(t, "rollout", 2)
+			for _, ip := range ips {
+				reachesPods(t, ip, 80, 2)
+			}
+			four, six := startTraffic(t, ips[0]), startTraffic(t, ips[1])
+			for range rounds(t) {
+				kubectl(t, "rollout", "restart", "deployment/rollout")
+				kubectl(t, "rollout", "status", "deployment/rollout", "--timeout=120s")
+				kubectl(t, "drain", "node2", "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=120s")
+				kubectl(t, "uncordon", "node2")
+				kubectl(t, "rollout", "status", "deployment/rollout", "--timeout=120s")
+			}
+			time.Sleep(time.Second)
+			for _, tr := range []*traffic{four, six} {
+				failed := tr.end()
+				t.Logf("%s: %d requests on connections that were kept, of which there were %d; %d new connections", tr.url, tr.long.Load(), tr.dials.Load(), tr.fresh.Load())
+				require.Empty(t, failed)
+			}
+		})
+	}
+}

@@ -1,0 +1,91 @@
+package repocheck
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// requirementIDs are those that docs/requirements.md has to name, each once.
+func requirementIDs() (ids []string) {
+	for _, span := range []struct {
+		letter, form string
+		from, to     int
+	}{
+		{"S", "%s%02d", 1, 13}, {"S", "%s%02d", 20, 24}, {"S", "%s%02d", 30, 36}, {"S", "%s%02d", 40, 48}, {"S", "%s%02d", 50, 52}, {"S", "%s%02d", 60, 62},
+		{"S", "%s%02d", 70, 74}, {"S", "%s%02d", 80, 84}, {"S", "%s%02d", 90, 99}, {"R", "%s%d", 1, 13}, {"T", "%s%d", 1, 16},
+	} {
+		for n := span.from; n <= span.to; n++ {
+			ids = append(ids, fmt.Sprintf(span.form, span.letter, n))
+		}
+	}
+	return ids
+}
+
+// Every requirement names what shows it, and what it names is there.
+func TestEachRequirementIsShownOrSaysWhatIsMissing(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join(root, "docs/requirements.md"))
+	require.NoError(t, err)
+	tests, cases := testsOf(t), casesOf(t)
+	var found []string
+	for _, row := range regexp.MustCompile(`(?m)^\| ([SRT]\d+) \| [^|]+ \| ([^|]+) \|$`).FindAllStringSubmatch(string(text), -1) {
+		id := row[1]
+		found = append(found, id)
+		shown, missing, _ := strings.Cut(row[2], "Not shown: ")
+		shown = strings.TrimSuffix(strings.TrimSpace(shown), ".")
+		require.NotEmpty(t, shown+missing, id)
+		for _, by := range strings.FieldsFunc(shown, func(r rune) bool { return r == ',' }) {
+			by, _, _ = strings.Cut(strings.TrimSpace(by), ":")
+			kind, name, _ := strings.Cut(by, " ")
+			switch {
+			case kind == "case":
+				require.Contains(t, cases, name, "%s: there is no case %s", id, name)
+			case kind == "input":
+				require.FileExists(t, filepath.Join(root, "tools/corecheck/corpus", name+".expected"), id)
+			case strings.HasPrefix(kind, "Test"), strings.HasPrefix(kind, "Fuzz"):
+				require.Contains(t, tests, kind, "%s: there is no test %s", id, kind)
+			default:
+				require.FileExists(t, filepath.Join(root, by), id)
+			}
+		}
+	}
+	require.Equal(t, requirementIDs(), found)
+}
+
+// testsOf are the names of all tests of the repository.
+func testsOf(t *testing.T) map[string]bool {
+	names := map[string]bool{}
+	declared := regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)\w+)\(`)
+	require.NoError(t, filepath.WalkDir(root, func(path string, _ os.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		for _, match := range declared.FindAllStringSubmatch(string(text), -1) {
+			names[match[1]] = true
+		}
+		return err
+	}))
+	return names
+}
+
+// casesOf are the names of the conformance suite's cases.
+func casesOf(t *testing.T) map[string]bool {
+	files, err := filepath.Glob(filepath.Join(root, "conformance/cases/*.go"))
+	require.NoError(t, err)
+	names := map[string]bool{}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		require.NoError(t, err)
+		for _, match := range regexp.MustCompile(`Name:\s+"([a-z-]+)"`).FindAllStringSubmatch(string(text), -1) {
+			names[match[1]] = true
+		}
+	}
+	require.NotEmpty(t, names)
+	return names
+}

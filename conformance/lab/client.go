@@ -24,10 +24,22 @@ type Answer struct {
 	Client   netip.AddrPort
 }
 
-// From is where a flow begins; its zero value leaves all to the kernel.
+// From is where a flow begins; its zero value leaves all to the host.
 type From struct {
 	Address netip.Addr
 	Port    uint16
+}
+
+// Ports that a host gives out itself, in turn: one that the kernel takes by chance may be that of a UDP flow of a moment ago, which
+// goes on then instead of being new.
+const firstPort, ports = 32768, 28000
+
+// begin says where a new flow begins that may leave it to the host.
+func (h *Host) begin(network string, from From) From {
+	if network == "udp" && from.Port == 0 {
+		from.Port = uint16(firstPort + (h.datagrams.Add(1)-1)%ports)
+	}
+	return from
 }
 
 // Dial opens a connection from the host. network is tcp or udp.
@@ -35,7 +47,7 @@ func (h *Host) Dial(network string, to netip.AddrPort, from From) (net.Conn, err
 	var c net.Conn
 	err := h.Do(func() error {
 		var err error
-		c, err = dial(network, to, from, patience)
+		c, err = dial(network, to, h.begin(network, from), patience)
 		return err
 	})
 	return c, err
@@ -83,7 +95,7 @@ func (h *Host) AskMany(network string, to netip.AddrPort, froms []From) ([]Answe
 	answers := make([]Answer, 0, len(froms))
 	err := h.Do(func() error {
 		for _, from := range froms {
-			answer, err := ask(network, to, from, patience)
+			answer, err := ask(network, to, h.begin(network, from), patience)
 			if err != nil {
 				return fmt.Errorf("%s %s, flow %d: %w", network, to, len(answers)+1, err)
 			}
@@ -172,7 +184,7 @@ func (h *Host) Refused(network string, to netip.AddrPort) Refusal {
 // Silent reports whether a flow gets no answer at all.
 func (h *Host) Silent(network string, to netip.AddrPort) bool {
 	err := h.Do(func() error {
-		_, err := ask(network, to, From{}, silence)
+		_, err := ask(network, to, h.begin(network, From{}), silence)
 		return err
 	})
 	var timeout net.Error

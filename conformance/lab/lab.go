@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"sync/atomic"
 
 	"kubelb.k8c.io/conformance/netlab"
 )
@@ -44,6 +45,8 @@ type Host struct {
 	*netlab.Namespace
 	// IPv4 and IPv6 are the addresses by which others reach it; of a gateway those on the back segment.
 	IPv4, IPv6 netip.Addr
+	// datagrams counts the UDP flows that left their port to the host.
+	datagrams atomic.Uint32
 }
 
 // Address returns the host's address of a family.

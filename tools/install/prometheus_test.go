@@ -1,12 +1,16 @@
 package install
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -15,7 +19,7 @@ import (
 	"kubelb.k8c.io/tools/cluster"
 )
 
-// prometheus is a real one, which finds the pods of both clusters by their ServiceMonitors and evaluates their rules.
+// prometheus is a real one, which is told of the pods of both clusters by their ServiceMonitors, and evaluates their rules.
 type prometheus struct {
 	*cluster.Process
 	dir   string
@@ -29,10 +33,11 @@ const scrapeEvery = time.Second
 func startPrometheus(t, whole *testing.T) *prometheus {
 	p := &prometheus{dir: filepath.Join(lab.Dir, "prometheus"), began: time.Now()}
 	require.NoError(t, os.MkdirAll(p.dir, 0o700))
+	targets := filepath.Join(p.dir, "targets.json")
 	config := map[string]any{
 		"global":         map[string]any{"scrape_interval": scrapeEvery.String(), "scrape_timeout": scrapeEvery.String(), "evaluation_interval": scrapeEvery.String()},
 		"rule_files":     []string{p.ruleFile(t, lab.Hub, "kubelb"), p.ruleFile(t, lab.Tenant, "kubelb-ccm")},
-		"scrape_configs": []any{scrapeOf(t, lab.Hub, "kubelb-manager"), scrapeOf(t, lab.Hub, "kubelb-gateway"), scrapeOf(t, lab.Tenant, "kubelb-ccm")},
+		"scrape_configs": []any{map[string]any{"job_name": "kubelb", "file_sd_configs": []any{map[string]any{"files": []string{targets}, "refresh_interval": scrapeEvery.String()}}}},
 	}
 	text, err := json.Marshal(config)
 	require.NoError(t, err)
@@ -41,11 +46,21 @@ func startPrometheus(t, whole *testing.T) *prometheus {
 	p.Process, err = cluster.Start(lab.Hub.Namespace, p.dir, "prometheus", filepath.Join(monitoring, "usr/bin/prometheus"), "--config.file="+file,
 		"--storage.tsdb.path="+filepath.Join(p.dir, "data"), "--web.listen-address=127.0.0.1:9090")
 	require.NoError(t, err)
+	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
+	var discovery sync.WaitGroup
+	discovery.Go(func() {
+		p.discover(ctx, targets, monitored{lab.Hub, "kubelb-manager"}, monitored{lab.Hub, "kubelb-gateway"}, monitored{lab.Tenant, "kubelb-ccm"})
+	})
 	whole.Cleanup(func() {
+		stop()
+		discovery.Wait()
 		p.Stop()
 		if whole.Failed() {
 			whole.Logf("Prometheus: %s", p.Tail())
 		}
+	})
+	eventually(t, 20*time.Second, func() (string, error) {
+		return lab.Hub.Run(t.Context(), "curl", "-sSf", "--max-time", "2", "http://127.0.0.1:9090/-/ready")
 	})
 	return p
 }
@@ -74,8 +89,20 @@ func (p *prometheus) ruleFile(t *testing.T, c *cluster.ControlPlane, name string
 	return file
 }
 
-// scrapeOf is what the Prometheus operator makes of a ServiceMonitor.
-func scrapeOf(t *testing.T, c *cluster.ControlPlane, name string) map[string]any {
+// monitored is a ServiceMonitor on a cluster.
+type monitored struct {
+	cluster *cluster.ControlPlane
+	name    string
+}
+
+// targetGroup is one of Prometheus' file_sd_config.
+type targetGroup struct {
+	Targets []string          `json:"targets"`
+	Labels  map[string]string `json:"labels"`
+}
+
+// targets are what the Prometheus operator has Prometheus find by a ServiceMonitor.
+func (m monitored) targets(ctx context.Context) ([]targetGroup, error) {
 	var monitor struct {
 		Spec struct {
 			Endpoints []struct {
@@ -90,25 +117,77 @@ func scrapeOf(t *testing.T, c *cluster.ControlPlane, name string) map[string]any
 			} `json:"selector"`
 		} `json:"spec"`
 	}
-	require.NoError(t, json.Unmarshal([]byte(kubectl(t, c, "", "-n", "kubelb", "get", "servicemonitor", name, "-o", "json")), &monitor))
-	require.Len(t, monitor.Spec.Endpoints, 1)
-	endpoint := monitor.Spec.Endpoints[0]
-	keep := func(label, value string) map[string]any {
-		return map[string]any{"source_labels": []string{label}, "regex": value, "action": "keep"}
+	if err := m.get(ctx, &monitor, "servicemonitor", m.name); err != nil {
+		return nil, err
 	}
-	become := func(label, from string) map[string]any {
-		return map[string]any{"source_labels": []string{from}, "target_label": label}
-	}
-	relabel := []any{keep("__meta_kubernetes_endpointslice_port_name", endpoint.Port), become("job", "__meta_kubernetes_service_name"),
-		become("pod", "__meta_kubernetes_pod_name"), become("namespace", "__meta_kubernetes_namespace")}
+	var selector []string
 	for label, value := range monitor.Spec.Selector.MatchLabels {
-		relabel = append(relabel, keep("__meta_kubernetes_service_label_"+strings.NewReplacer("/", "_", ".", "_", "-", "_").Replace(label), value))
+		selector = append(selector, label+"="+value)
 	}
-	for _, r := range endpoint.Relabelings {
-		relabel = append(relabel, become(r.TargetLabel, r.SourceLabels[0]))
+	var slices struct {
+		Items []struct {
+			Metadata  struct{ Labels map[string]string }
+			Endpoints []struct {
+				Addresses []string
+				NodeName  string
+				TargetRef struct{ Name string }
+			}
+			Ports []struct {
+				Name string
+				Port int
+			}
+		}
 	}
-	return map[string]any{"job_name": name, "relabel_configs": relabel,
-		"kubernetes_sd_configs": []any{map[string]any{"role": "endpointslice", "kubeconfig_file": c.Kubeconfig, "namespaces": map[string]any{"names": []string{"kubelb"}}}}}
+	if err := m.get(ctx, &slices, "endpointslices", "-l", strings.Join(selector, ",")); err != nil {
+		return nil, err
+	}
+	var out []targetGroup
+	for _, slice := range slices.Items {
+		for _, e := range slice.Endpoints {
+			group := targetGroup{Labels: map[string]string{"job": slice.Metadata.Labels["kubernetes.io/service-name"], "namespace": "kubelb", "pod": e.TargetRef.Name}}
+			for _, r := range monitor.Spec.Endpoints[0].Relabelings {
+				if len(r.SourceLabels) == 1 && r.SourceLabels[0] == "__meta_kubernetes_pod_node_name" {
+					group.Labels[r.TargetLabel] = e.NodeName
+				}
+			}
+			for _, port := range slice.Ports {
+				if port.Name == monitor.Spec.Endpoints[0].Port {
+					group.Targets = append(group.Targets, net.JoinHostPort(e.Addresses[0], strconv.Itoa(port.Port)))
+				}
+			}
+			out = append(out, group)
+		}
+	}
+	return out, nil
+}
+
+func (m monitored) get(ctx context.Context, into any, what ...string) error {
+	out, err := m.cluster.Kubectl(ctx, "", append([]string{"-n", "kubelb", "-o", "json", "get"}, what...)...)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal([]byte(out), into)
+}
+
+// discover keeps the file of targets up to date until ctx ends. What cannot be read just now stays as it was.
+func (p *prometheus) discover(ctx context.Context, file string, monitors ...monitored) {
+	for ctx.Err() == nil {
+		var all []targetGroup
+		var errs []error
+		for _, m := range monitors {
+			groups, err := m.targets(ctx)
+			all, errs = append(all, groups...), append(errs, err)
+		}
+		if errors.Join(errs...) == nil {
+			if text, err := json.Marshal(all); err == nil && os.WriteFile(file+".new", text, 0o600) == nil {
+				os.Rename(file+".new", file)
+			}
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(scrapeEvery):
+		}
+	}
 }
 
 // sample is one series of an answer.

@@ -281,7 +281,7 @@ func (lb *LoadBalancer) reference() (model.ObjectName, bool) {
 
 // SetHealth records what probing found out about a target.
 func (h *Hub) SetHealth(t Target, health Health) {
-	if len(h.byTarget[t]) == 0 || h.health[t] == health {
+	if before, known := h.health[t]; len(h.byTarget[t]) == 0 || known && before == health {
 		return
 	}
 	h.health[t] = health

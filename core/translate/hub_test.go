@@ -146,6 +146,27 @@ func TestLocalPolicyHasItsOwnPoolAndMayBeEmpty(t *testing.T) {
 	}
 }
 
+func TestANodeThatIsNewInALocalSetWaitsForItsHealthCheck(t *testing.T) {
+	h := testHub()
+	h.SetAddresses(addressesOf("tenant-a", "198.51.100.11", "198.51.100.12"))
+	health := func(l *LoadBalancer) { l.HealthCheckNodePort = 31000 }
+	h.SetLoadBalancer(lb("tenant-a", "web", local("198.51.100.11"), health))
+	first := h.Flush().NewTargets
+	if got := snapshot(t, h); !strings.Contains(got, "address=198.51.100.11 weight=1 active") {
+		t.Errorf("there is no other one: %s", got)
+	}
+	h.SetHealth(first[0], Health{Weight: 1})
+	h.SetLoadBalancer(lb("tenant-a", "web", local("198.51.100.11", "198.51.100.12"), health))
+	second := h.Flush().NewTargets
+	if got := snapshot(t, h); !strings.Contains(got, "address=198.51.100.11 weight=1 active") || !strings.Contains(got, "address=198.51.100.12 weight=1 unhealthy") {
+		t.Error(got)
+	}
+	h.SetHealth(second[0], Health{})
+	if got := snapshot(t, h); strings.Contains(got, "unhealthy") {
+		t.Error(got)
+	}
+}
+
 func TestHealthMovesEndpointsAndWhenAllSeemDeadAllStayIn(t *testing.T) {
 	h := testHub()
 	h.SetAddresses(addressesOf("tenant-a", "198.51.100.11", "198.51.100.12"))

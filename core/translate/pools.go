@@ -83,11 +83,17 @@ func (h *Hub) resolve(s *source) *resolution {
 
 // endpoints turns targets into endpoints in canonical order, with the health that is known of them. When all seem dead,
 // all stay in: a prober that is cut off must not take a tenant down.
+//
+// A node that is new in a set of externalTrafficPolicy Local gets nothing before its health check has said that kube-proxy knows of
+// the pod there, which the EndpointSlice may have told of seconds before: until then kube-proxy drops what comes.
 func (h *Hub) endpoints(targets []Target) []model.Endpoint {
 	endpoints := make([]model.Endpoint, len(targets))
 	alive := false
 	for i, t := range targets {
-		health := h.health[t]
+		health, known := h.health[t]
+		if !known && t.Kind == CheckLocal {
+			health.State = model.Unhealthy
+		}
 		endpoints[i] = model.Endpoint{ID: t.Address.String(), Address: t.Address, Weight: max(health.Weight, 1), State: health.State}
 		alive = alive || health.State == model.Active
 	}

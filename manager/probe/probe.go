@@ -58,7 +58,7 @@ type change struct {
 }
 
 // New returns a prober that calls report, from one goroutine, whenever a target's health changes. A new target counts as
-// healthy until it fails.
+// healthy until it fails; of a healthy one that tells its weight the first answer is a change.
 func New(config Config, report func(Result)) *Prober {
 	transport := &http.Transport{DisableKeepAlives: true, DialContext: (&net.Dialer{Timeout: config.Timeout}).DialContext}
 	return &Prober{config: config, report: report, changes: make(chan change, 1024), http: http.Client{Transport: transport, Timeout: config.Timeout}}
@@ -222,7 +222,7 @@ func (p *Prober) localEndpoints(ctx context.Context, t translate.Target) (transl
 		return translate.Health{State: model.Draining}, nil
 	}
 	weight, err := strconv.ParseUint(response.Header.Get("X-Load-Balancing-Endpoint-Weight"), 10, 16)
-	if err != nil {
+	if err != nil || weight == 0 {
 		weight = 1
 	}
 	return translate.Health{Weight: uint16(weight)}, nil

@@ -41,24 +41,25 @@ spec: {minAvailable: 1, selector: {matchLabels: {app: %[1]s}}}
 func TestNewPodsAndADrainedNodeFailNoRequest(t *testing.T) {
 	for _, policy := range []string{"Cluster", "Local"} {
 		t.Run(policy, func(t *testing.T) {
-			apply(t, lingering("rollout")+service("rollout", "externalTrafficPolicy: "+policy, "ports: [{port: 80, targetPort: 8080}]"))
-			cleanUp(t, "service/rollout", "deployment/rollout", "poddisruptionbudget/rollout")
+			name := "rollout-" + strings.ToLower(policy)
+			apply(t, lingering(name)+service(name, "externalTrafficPolicy: "+policy, "ports: [{port: 80, targetPort: 8080}]"))
+			cleanUp(t, "service/"+name, "deployment/"+name, "poddisruptionbudget/"+name)
 			t.Cleanup(func() {
 				_, err := lab.Tenant.Kubectl(contextAfter(t), "", "uncordon", "node2")
 				require.NoError(t, err)
 			})
-			tenantWait(t, "deployment/rollout", "--for=condition=Available")
-			ips := externalIPs(t, "rollout", 2)
+			tenantWait(t, "deployment/"+name, "--for=condition=Available")
+			ips := externalIPs(t, name, 2)
 			for _, ip := range ips {
 				reachesPods(t, ip, 80, 2)
 			}
 			four, six := startTraffic(t, ips[0]), startTraffic(t, ips[1])
 			for range rounds(t) {
-				kubectl(t, "rollout", "restart", "deployment/rollout")
-				kubectl(t, "rollout", "status", "deployment/rollout", "--timeout=120s")
+				kubectl(t, "rollout", "restart", "deployment/"+name)
+				kubectl(t, "rollout", "status", "deployment/"+name, "--timeout=120s")
 				kubectl(t, "drain", "node2", "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=120s")
 				kubectl(t, "uncordon", "node2")
-				kubectl(t, "rollout", "status", "deployment/rollout", "--timeout=120s")
+				kubectl(t, "rollout", "status", "deployment/"+name, "--timeout=120s")
 			}
 			time.Sleep(time.Second)
 			for _, tr := range []*traffic{four, six} {

@@ -13,6 +13,10 @@ import (
 	"path/filepath"
 	"time"
 
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/tools/clientcmd"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
 	"kubelb.k8c.io/conformance/netlab"
 )
 
@@ -168,6 +172,16 @@ func (c *ControlPlane) ready() bool {
 	defer response.Body.Close()
 	io.Copy(io.Discard, response.Body)
 	return response.StatusCode == http.StatusOK
+}
+
+// Client returns a client of the API server, without limits of its own, for objects that the scheme knows.
+func (c *ControlPlane) Client(scheme *runtime.Scheme) (client.Client, error) {
+	config, err := clientcmd.BuildConfigFromFlags("", c.Kubeconfig)
+	if err != nil {
+		return nil, err
+	}
+	config.Dial, config.QPS = c.Namespace.DialContext, -1
+	return client.New(config, client.Options{Scheme: scheme})
 }
 
 // Kubectl runs kubectl as the administrator; stdin may hold a manifest.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -48,6 +49,64 @@ func Start(ns *netlab.Namespace, dir, name string, argv ...string) (*Process, er
 
 // PID is the program's process id.
 func (p *Process) PID() int { return p.cmd.Process.Pid }
+
+// Child is a process that a program has started.
+type Child struct {
+	PID int
+	// Command is its command line, words separated by spaces.
+	Command string
+}
+
+// Children are those that the program has started and that have not ended.
+func (p *Process) Children() ([]Child, error) {
+	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		return nil, err
+	}
+	var out []Child
+	for _, file := range stats {
+		stat, err := os.ReadFile(file)
+		if err != nil {
+			continue // it has ended meanwhile
+		}
+		// The name, in parentheses, may hold anything: proc_pid_stat(5).
+		text := string(stat)
+		fields := strings.Fields(text[strings.LastIndex(text, ")")+1:])
+		if len(fields) < 2 || fields[0] == "Z" || fields[1] != strconv.Itoa(p.PID()) {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file)))
+		if err != nil {
+			return nil, err
+		}
+		command, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		if err == nil {
+			out = append(out, Child{pid, strings.TrimSpace(strings.ReplaceAll(string(command), "\x00", " "))})
+		}
+	}
+	return out, nil
+}
+
+// Usage is what a process has of the machine.
+type Usage struct {
+	// ResidentKiB is its resident memory, Descriptors how many files it has open.
+	ResidentKiB, Descriptors int
+}
+
+// UsageOf asks the kernel about a process.
+func UsageOf(pid int) (u Usage, err error) {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return u, err
+	}
+	_, resident, _ := strings.Cut(string(status), "VmRSS:")
+	if _, err := fmt.Sscan(resident, &u.ResidentKiB); err != nil {
+		return u, fmt.Errorf("resident memory of process %d: %w", pid, err)
+	}
+	open, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+	u.Descriptors = len(open)
+	return u, err
+}
 
 // Kill ends the program at once, as a crash would, and waits for its end.
 func (p *Process) Kill() {

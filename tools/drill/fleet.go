@@ -20,7 +20,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/tools/clientcmd"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"kubelb.k8c.io/api/v1alpha1"
@@ -182,17 +181,12 @@ func (f *fleet) clients() []*netlab.Namespace {
 	return []*netlab.Namespace{f.lab.Client, f.router.Beyond}
 }
 
-func (f *fleet) connect() error {
-	config, err := clientcmd.BuildConfigFromFlags("", f.lab.Hub.Kubeconfig)
-	if err != nil {
-		return err
-	}
-	config.Dial = f.lab.Hub.Namespace.DialContext
+func (f *fleet) connect() (err error) {
 	scheme := runtime.NewScheme()
 	if err := errors.Join(corev1.AddToScheme(scheme), coordinationv1.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)); err != nil {
 		return err
 	}
-	f.hub, err = client.New(config, client.Options{Scheme: scheme})
+	f.hub, err = f.lab.Hub.Client(scheme)
 	return err
 }
 

@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -80,22 +79,14 @@ func (tr *traffic) end() []string {
 	return tr.failures
 }
 
-// childOf finds the process that the given one started from a binary whose name begins like this.
-func childOf(t *testing.T, parent int, name string) int {
+// backendOf is the process of the manager's dataplane, 0 while there is none.
+func backendOf(t *testing.T) int {
 	t.Helper()
-	entries, err := os.ReadDir("/proc")
+	children, err := lab.Manager.Children()
 	require.NoError(t, err)
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil {
-			continue
-		}
-		stat, _ := os.ReadFile("/proc/" + e.Name() + "/stat")
-		command, _ := os.ReadFile("/proc/" + e.Name() + "/cmdline")
-		_, rest, found := strings.Cut(string(stat), ") ")
-		fields := strings.Fields(rest)
-		if found && len(fields) > 1 && fields[1] == strconv.Itoa(parent) && strings.Contains(string(command), name) {
-			return pid
+	for _, child := range children {
+		if strings.Contains(child.Command, "kubelb-backend") {
+			return child.PID
 		}
 	}
 	return 0
@@ -109,7 +100,7 @@ func TestNothingIsLostWhenAPartIsKilled(t *testing.T) {
 	for _, ip := range ips {
 		reachesPods(t, ip, 80, 2)
 	}
-	backend := func() int { return childOf(t, lab.Manager.PID(), "kubelb-backend") }
+	backend := func() int { return backendOf(t) }
 	inSync := func(not int) {
 		t.Helper()
 		eventually(t, 20*time.Second, func() error {

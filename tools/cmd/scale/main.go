@@ -18,7 +18,6 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
@@ -26,7 +25,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/client-go/tools/clientcmd"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"kubelb.k8c.io/api/v1alpha1"
@@ -115,16 +113,11 @@ func (b *bench) prepare(ctx context.Context) error {
 	if err := farm.Do(serveHealth); err != nil {
 		return err
 	}
-	config, err := clientcmd.BuildConfigFromFlags("", b.lab.Hub.Kubeconfig)
-	if err != nil {
-		return err
-	}
-	config.Dial, config.QPS, config.Burst = b.lab.Hub.Namespace.DialContext, 2000, 4000
 	scheme := runtime.NewScheme()
 	if err := errors.Join(corev1.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)); err != nil {
 		return err
 	}
-	if b.hub, err = client.New(config, client.Options{Scheme: scheme}); err != nil {
+	if b.hub, err = b.lab.Hub.Client(scheme); err != nil {
 		return err
 	}
 	objects := []client.Object{
@@ -232,9 +225,17 @@ func (b *bench) measure(ctx context.Context, size int) (result, error) {
 	if r.node, err = b.sample(ctx, b.oneNodeMore); err != nil {
 		return r, fmt.Errorf("one node more: %w", err)
 	}
-	r.manager = memory(b.lab.Manager.PID())
-	r.plugin = memory(childOf(b.lab.Manager.PID()))
-	return r, nil
+	plugins, err := b.lab.Manager.Children()
+	if err != nil || len(plugins) != 1 {
+		return r, fmt.Errorf("the manager has the children %v: %w", plugins, err)
+	}
+	manager, err := cluster.UsageOf(b.lab.Manager.PID())
+	if err != nil {
+		return r, err
+	}
+	plugin, err := cluster.UsageOf(plugins[0].PID)
+	r.manager, r.plugin = manager.ResidentKiB/1024, plugin.ResidentKiB/1024
+	return r, err
 }
 
 // load creates LoadBalancers up to the size and waits until all are ready.
@@ -394,40 +395,6 @@ func (f *follower) applied() ([]change, error) {
 			out = append(out, change{apply: time.Duration(microseconds) * time.Microsecond, operations: operations})
 		}
 	}
-}
-
-// memory is a process's resident memory in MiB.
-func memory(pid int) int {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return 0
-	}
-	for line := range strings.Lines(string(status)) {
-		if value, ok := strings.CutPrefix(line, "VmRSS:"); ok {
-			kib, _ := strconv.Atoi(strings.Fields(value)[0])
-			return kib / 1024
-		}
-	}
-	return 0
-}
-
-// childOf is the manager's plugin.
-func childOf(parent int) int {
-	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", parent, parent))
-	if err == nil && len(strings.Fields(string(children))) > 0 {
-		pid, _ := strconv.Atoi(strings.Fields(string(children))[0])
-		return pid
-	}
-	entries, _ := filepath.Glob("/proc/[0-9]*/stat")
-	for _, path := range entries {
-		stat, _ := os.ReadFile(path)
-		_, rest, found := strings.Cut(string(stat), ") ")
-		if fields := strings.Fields(rest); found && len(fields) > 1 && fields[1] == strconv.Itoa(parent) {
-			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(path)))
-			return pid
-		}
-	}
-	return 0
 }
 
 func (b *bench) report(results []result) {

@@ -108,6 +108,11 @@ drill: deps build ## Take gateways away under load ROUNDS (20) times in each way
 		--forwarding=$(or $(FORWARDING),nat) $(if $(RESTARTS),--restarts) --rounds=$(or $(ROUNDS),20) \
 		--results=tools/drill/results/$(or $(ANNOUNCE),layer2)-$(or $(BACKEND),nftables)-$(or $(FORWARDING),nat)$(if $(RESTARTS),-restarts).json
 
+.PHONY: churn
+churn: deps build ## Have Services come, change and go for TOTAL (1h), in rounds of ROUND (10m), with BACKEND (nftables), and look for what grows; goes on where it stopped (root).
+	KUBELB_KUBERNETES=$$(tools/kubernetes/build.sh) KUBELB_BIN=$(BIN) $(BIN)/churn --backend=$(or $(BACKEND),nftables) --total=$(or $(TOTAL),1h) --round=$(or $(ROUND),10m) \
+		--results=tools/churn/results/$(or $(BACKEND),nftables).json
+
 .PHONY: bench-scale
 bench-scale: deps build ## Load 10,000 LoadBalancers and measure one change more (root, minutes).
 	cd tools && GOWORK=off go build -o $(BIN)/scale ./cmd/scale

@@ -1,0 +1,139 @@
+package churn
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"kubelb.k8c.io/conformance/netlab"
+	"kubelb.k8c.io/tools/cluster"
+)
+
+// sizes are what may grow: of the processes, and of the gateway's kernel.
+func (r *run) sizes(ctx context.Context) (Sizes, error) {
+	out := Sizes{}
+	processes := map[string]int{"manager": r.lab.Manager.PID(), "ccm": r.lab.CCM.PID()}
+	children, err := r.lab.Manager.Children()
+	if err != nil {
+		return nil, err
+	}
+	for _, child := range children {
+		processes[filepath.Base(strings.Fields(child.Command)[0])] = child.PID
+	}
+	for name, pid := range processes {
+		usage, err := cluster.UsageOf(pid)
+		if err != nil {
+			return nil, err
+		}
+		out[name+" KiB"], out[name+" descriptors"] = usage.ResidentKiB, usage.Descriptors
+	}
+	for name, page := range map[string]struct {
+		on   *netlab.Namespace
+		port int
+	}{"manager": {r.lab.Gateway, 9443}, "ccm": {r.lab.Tenant.Namespace, 9445}} {
+		text, err := r.lab.On(ctx, page.on, "curl", "-sS", "--max-time", "5", fmt.Sprintf("http://127.0.0.1:%d/metrics", page.port))
+		if err != nil {
+			return nil, err
+		}
+		_, number, found := strings.Cut(text, "\ngo_goroutines ")
+		count := 0
+		if _, err := fmt.Sscan(number, &count); !found || err != nil {
+			return nil, fmt.Errorf("%s tells no number of goroutines", name)
+		}
+		out[name+" goroutines"] = count
+	}
+	for name, command := range map[string]string{
+		"nftables lines": "nft list ruleset | wc -l", "pinned objects": "find /sys/fs/bpf -type f | wc -l", "addresses and routes": "(ip -o address; ip route show table all; ip -6 route show table all) | wc -l",
+	} {
+		text, err := r.lab.OnGateway(ctx, "sh", "-c", command)
+		if err != nil {
+			return nil, err
+		}
+		count := 0
+		if _, err := fmt.Sscan(text, &count); err != nil {
+			return nil, fmt.Errorf("%s: %q", name, text)
+		}
+		out[name] = count
+	}
+	return out, nil
+}
+
+// end deletes the last Service and ends everything, and tells what is left on the gateway then.
+func (r *run) end(ctx context.Context) (left []string, err error) {
+	last := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "stays", Namespace: namespace}}
+	if err := r.tenant.Delete(ctx, last); client.IgnoreNotFound(err) != nil {
+		return nil, err
+	}
+	if err := r.until(ctx, "no LoadBalancer is left", func(ctx context.Context) error { return r.left(ctx, 0) }); err != nil {
+		return nil, err
+	}
+	r.lab.CCM.Stop()
+	r.lab.Manager.Stop()
+	for name, command := range map[string]string{
+		"tables": "nft list tables | grep kubelb; true", "pinned objects": "find /sys/fs/bpf -name '*kubelb*'", "addresses": "ip -o address | grep -E '192.0.2.2[0-4][0-9]|2001:db8:c::2[0-4]'; true",
+		"rules": "ip rule; ip -6 rule | grep -v -E 'lookup (local|main|default)'; true",
+	} {
+		text, listErr := r.lab.OnGateway(ctx, "sh", "-c", command)
+		err = errors.Join(err, listErr)
+		for line := range strings.Lines(text) {
+			if line = strings.TrimSpace(line); line != "" && !strings.Contains(line, "lookup local") && !strings.Contains(line, "lookup main") && !strings.Contains(line, "lookup default") {
+				left = append(left, name+": "+line)
+			}
+		}
+	}
+	return left, err
+}
+
+// use is a client of the Service that stays: on a connection that is kept, and on a new one each time.
+type use struct {
+	stop                     context.CancelFunc
+	done                     chan struct{}
+	requests, failed, broken int
+}
+
+// askEvery is how often it asks, in either way.
+const askEvery = 50 * time.Millisecond
+
+func startUse(ctx context.Context, from *netlab.Namespace, address string) *use {
+	ctx, stop := context.WithCancel(ctx)
+	u := &use{stop: stop, done: make(chan struct{})}
+	go func() {
+		defer close(u.done)
+		u.run(ctx, newAsker(from, address, true), newAsker(from, address, false))
+	}()
+	return u
+}
+
+func (u *use) run(ctx context.Context, kept, fresh *asker) {
+	for ctx.Err() == nil {
+		for _, a := range []*asker{kept, fresh} {
+			err := a.ask(ctx)
+			if ctx.Err() != nil {
+				return
+			}
+			u.requests++
+			if err != nil {
+				u.failed++
+			}
+		}
+		u.broken = max(0, kept.dials-1)
+		select {
+		case <-ctx.Done():
+		case <-time.After(askEvery):
+		}
+	}
+}
+
+// end tells how many requests there were, how many of them failed, and how often the connection broke that is kept.
+func (u *use) end() (requests, failed, broken int) {
+	u.stop()
+	<-u.done
+	return u.requests, u.failed, u.broken
+}

@@ -56,11 +56,17 @@ func TestTheCommandLineSaysHowTheHubIsAndWhatAServiceLacks(t *testing.T) {
 	require.Equal(t, 1, status)
 	require.Contains(t, out, "no LoadBalancer that has the address serves UDP port 80")
 
+	limit := func(limits string) {
+		hubKubectl(t, "patch", "tenant", "a", "--type=merge", "-p", `{"spec":{"limits":`+limits+`}}`)
+	}
+	t.Cleanup(func() { limit("null") })
 	for _, fault := range []struct{ name, annotations, spec, step, why string }{
+		{"a tenant that has all that it may have", "", "", "it has addresses", "LimitReached"},
 		{"no such pool", "kubelb.k8c.io/address-pool: none", "", "it has addresses", "there is no AddressPool none"},
 		{"an address that is taken", `kubelb.k8c.io/requested-addresses: "` + externalIPs(t, "said", 2)[0] + `"`, "", "it has addresses", "is held by another LoadBalancer"},
 		{"no pod on any node", "", "externalTrafficPolicy: Local, ", "its tenant's nodes are known", "no node has a ready pod of the Service"},
 	} {
+		limit(map[bool]string{true: `{"loadBalancers":1}`, false: "null"}[fault.why == "LimitReached"])
 		apply(t, "apiVersion: v1\nkind: Service\nmetadata: {name: unsaid, annotations: {"+fault.annotations+"}}\n"+
 			"spec: {type: LoadBalancer, "+fault.spec+"selector: {app: nobody}, ports: [{port: 80}]}\n")
 		eventually(t, 20*time.Second, func() error {

@@ -91,7 +91,7 @@ func TestFromNothingToAServiceAndBack(t *testing.T) {
 	}{
 		{"two charts and one tenant make a Service served", install},
 		{"Prometheus watches", func(step *testing.T) { watching = watch(step, t) }},
-		{"new pods by an upgrade", upgrade},
+		{"new pods by an upgrade, and back", upgrade},
 		{"other dataplanes by a value", otherDataplanes},
 		{"what is wrong makes alerts, and every panel shows something", func(t *testing.T) { faults(t, watching) }},
 		{"nothing is left after uninstalling", uninstall},
@@ -154,11 +154,14 @@ func running(t *testing.T) string {
 	return kubectl(t, lab.Hub, "", "get", "gateways", "-o", "jsonpath={.items[0].status.backend.name}")
 }
 
-// upgrade replaces all pods while clients ask. What is in the kernel forwards without them; Envoy ends with its pod.
+// upgrade replaces all pods, and takes that back, while clients ask. What is in the kernel forwards without them; Envoy ends with its pod.
 func upgrade(t *testing.T) {
-	for i, address := range addresses(t) {
+	for _, address := range addresses(t) {
 		l := startLoad(t.Context(), address+":80")
-		chart(t, lab.Hub, "kubelb-manager", "--reuse-values", "--set", "log.level="+[]string{"debug", "info"}[i])
+		chart(t, lab.Hub, "kubelb-manager", "--reuse-values", "--set", "log.level=debug")
+		time.Sleep(time.Second)
+		_, err := lab.Hub.Run(t.Context(), helm, "--kubeconfig", lab.Hub.Kubeconfig, "-n", "kubelb", "rollback", "kubelb-manager", "--wait", "--timeout=120s")
+		require.NoError(t, err)
 		time.Sleep(time.Second)
 		c := l.end()
 		t.Logf("%s: %d requests on a kept connection, broken %d times; %d new connections, %d failed, the slowest %s; %v", address, c.Kept, c.Broken, c.New, c.Failed, c.Slowest.Round(time.Millisecond), c.First)

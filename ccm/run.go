@@ -28,6 +28,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 	"sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
+	"kubelb.k8c.io/api/operation"
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
@@ -105,13 +106,12 @@ func Run(ctx context.Context, args []string, env func(string) string, stdout, st
 	if err != nil {
 		return err
 	}
-	var level slog.LevelVar
-	if err := level.UnmarshalText([]byte(o.logLevel)); err != nil {
-		return fmt.Errorf("--log-level=%s: use debug, info, warn or error", o.logLevel)
-	}
-	if err := setLogger(&level, o.logFormat, stderr); err != nil {
+	handler, level, err := operation.NewLogHandler(o.logLevel, o.logFormat, stderr)
+	if err != nil {
 		return err
 	}
+	ctrl.SetLogger(logr.FromSlogHandler(handler))
+	klog.SetLogger(logr.FromSlogHandler(handler))
 	hubConfig, err := clientcmd.BuildConfigFromFlags("", o.hubKubeconfig)
 	if err != nil {
 		return fmt.Errorf("management cluster: --kubelb-kubeconfig=%s: %w", o.hubKubeconfig, err)
@@ -132,21 +132,7 @@ func Run(ctx context.Context, args []string, env func(string) string, stdout, st
 			return err
 		}
 	}
-	return serve(ctx, o, config, hubConfig, &level)
-}
-
-func setLogger(level slog.Leveler, format string, w io.Writer) error {
-	var handler slog.Handler = slog.NewTextHandler(w, &slog.HandlerOptions{Level: level})
-	switch format {
-	case "text":
-	case "json":
-		handler = slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level})
-	default:
-		return fmt.Errorf("--log-format=%s: use text or json", format)
-	}
-	ctrl.SetLogger(logr.FromSlogHandler(handler))
-	klog.SetLogger(logr.FromSlogHandler(handler))
-	return nil
+	return serve(ctx, o, config, hubConfig, level)
 }
 
 // serve wires the controllers: nodes, Services and EndpointSlices of the tenant in, LoadBalancers and Addresses of its
@@ -162,7 +148,7 @@ func serve(ctx context.Context, o options, config Config, hubConfig *rest.Config
 	}
 	mgr, err := ctrl.NewManager(tenantConfig, ctrl.Options{
 		Scheme:                  scheme,
-		Metrics:                 server.Options{BindAddress: o.metricsAddress, ExtraHandlers: debugHandlers(level)},
+		Metrics:                 server.Options{BindAddress: o.metricsAddress, ExtraHandlers: operation.DebugHandlers(level)},
 		HealthProbeBindAddress:  o.probeAddress,
 		LeaderElection:          o.leaderElection,
 		LeaderElectionID:        leaseName,

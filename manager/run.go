@@ -29,6 +29,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 	"sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
+	"kubelb.k8c.io/api/operation"
 	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/backends/plugin"
@@ -131,29 +132,13 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if o.whenAlone != aloneKeep && o.whenAlone != aloneWithdraw {
 		return fmt.Errorf("--when-alone=%s: use keep or withdraw", o.whenAlone)
 	}
-	var level slog.LevelVar
-	if err := level.UnmarshalText([]byte(o.logLevel)); err != nil {
-		return fmt.Errorf("--log-level=%s: use debug, info, warn or error", o.logLevel)
-	}
-	log, err := newLogger(&level, o.logFormat, stderr)
+	handler, level, err := operation.NewLogHandler(o.logLevel, o.logFormat, stderr)
 	if err != nil {
 		return err
 	}
-	return o.serve(ctx, log, &level)
-}
-
-func newLogger(level slog.Leveler, format string, w io.Writer) (*slog.Logger, error) {
-	var handler slog.Handler = slog.NewTextHandler(w, &slog.HandlerOptions{Level: level})
-	switch format {
-	case "text":
-	case "json":
-		handler = slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level})
-	default:
-		return nil, fmt.Errorf("--log-format=%s: use text or json", format)
-	}
 	ctrl.SetLogger(logr.FromSlogHandler(handler))
 	klog.SetLogger(logr.FromSlogHandler(handler))
-	return slog.New(handler), nil
+	return o.serve(ctx, slog.New(handler), level)
 }
 
 // serve wires both roles: the controllers write allocation and status, the gateway reads them and writes its Gateway.
@@ -177,7 +162,7 @@ func (o *options) serve(ctx context.Context, log *slog.Logger, level *slog.Level
 		known = gateway.WatchDaemonSet(o.namespace, o.purgeWith)
 	}
 	mgr, err := ctrl.NewManager(config, ctrl.Options{
-		Scheme: scheme, Cache: known, Metrics: server.Options{BindAddress: o.metricsAddress, ExtraHandlers: debugHandlers(level)}, HealthProbeBindAddress: o.probeAddress,
+		Scheme: scheme, Cache: known, Metrics: server.Options{BindAddress: o.metricsAddress, ExtraHandlers: operation.DebugHandlers(level)}, HealthProbeBindAddress: o.probeAddress,
 		LeaderElection: o.controller && o.leaderElection, LeaderElectionID: leaseName, LeaderElectionNamespace: o.namespace,
 	})
 	if err != nil {

@@ -15,6 +15,8 @@ import (
 
 	"github.com/mdlayher/packet"
 	"golang.org/x/sys/unix"
+
+	"kubelb.k8c.io/manager/descriptor"
 )
 
 // Layer2 answers ARP requests (RFC 826) and neighbour solicitations (RFC 4861) for its addresses in user space: the
@@ -270,14 +272,9 @@ func (k *link) running() (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	raw, err := k.arp.SyscallConn()
-	if err != nil {
-		return false, err
-	}
-	var failed error
-	err = raw.Control(func(fd uintptr) { failed = unix.IoctlIfreq(int(fd), unix.SIOCGIFFLAGS, request) })
+	err = descriptor.With(k.arp, func(fd int) error { return unix.IoctlIfreq(fd, unix.SIOCGIFFLAGS, request) })
 	const both = unix.IFF_UP | unix.IFF_RUNNING
-	return request.Uint16()&both == both, errors.Join(err, failed)
+	return request.Uint16()&both == both, err
 }
 
 func listen(name string) (*link, error) {
@@ -295,25 +292,11 @@ func listen(name string) (*link, error) {
 	}
 	k := &link{device: device, arp: arp, ndp: ndp}
 	// Solicitations come to a multicast group of each address; the interface must let all of them in.
-	if err := k.allMulticast(); err != nil {
+	if err := descriptor.Join(ndp, unix.PacketMreq{Ifindex: int32(device.Index), Type: unix.PACKET_MR_ALLMULTI}); err != nil {
 		k.close()
 		return nil, err
 	}
 	return k, nil
-}
-
-// allMulticast lasts as long as the socket.
-func (k *link) allMulticast() error {
-	raw, err := k.ndp.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var failed error
-	err = raw.Control(func(fd uintptr) {
-		failed = unix.SetsockoptPacketMreq(int(fd), unix.SOL_PACKET, unix.PACKET_ADD_MEMBERSHIP,
-			&unix.PacketMreq{Ifindex: int32(k.device.Index), Type: unix.PACKET_MR_ALLMULTI})
-	})
-	return errors.Join(err, failed)
 }
 
 func (k *link) close() {

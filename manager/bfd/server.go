@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"kubelb.k8c.io/manager/descriptor"
 )
 
 // Port is where control packets go; they come from a port of sourcePorts, with a TTL that no router has touched (RFC 5881, sections 4
@@ -141,7 +143,7 @@ func dial(address netip.Addr) (*net.UDPConn, error) {
 	for range 20 { // others have ports of the range, too
 		var conn *net.UDPConn
 		if conn, err = net.DialUDP("udp", &net.UDPAddr{Port: sourcePorts[0] + rand.IntN(sourcePorts[1]-sourcePorts[0]+1)}, to); err == nil {
-			return conn, errors.Join(onSocket(conn, func(fd int) error {
+			return conn, errors.Join(descriptor.With(conn, func(fd int) error {
 				if address.Is4() {
 					return unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_TTL, untouched)
 				}
@@ -153,15 +155,6 @@ func dial(address netip.Addr) (*net.UDPConn, error) {
 		}
 	}
 	return nil, err
-}
-
-func onSocket(conn syscall.Conn, set func(fd int) error) error {
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var failed error
-	return errors.Join(raw.Control(func(fd uintptr) { failed = set(int(fd)) }), failed)
 }
 
 // listen hears both families; mu is held.
@@ -179,7 +172,7 @@ func (s *Server) listen() error {
 			continue // a host without that family has no neighbours in it
 		}
 		if err == nil {
-			err = onSocket(conn, func(fd int) error { return unix.SetsockoptInt(fd, f.level, f.option, untouched) })
+			err = descriptor.With(conn, func(fd int) error { return unix.SetsockoptInt(fd, f.level, f.option, untouched) })
 			sockets = append(sockets, conn)
 		}
 		if err != nil {

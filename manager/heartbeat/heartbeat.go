@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"kubelb.k8c.io/manager/clock"
+	"kubelb.k8c.io/manager/descriptor"
 )
 
 // Interval is how often a gateway is heard; one that is not heard three times in a row is not there.
@@ -183,19 +184,11 @@ func (h *Heart) use(ctx context.Context, name string) error {
 	}
 }
 
-// join has the interface let frames for the group in, for as long as the socket lives (packet(7)).
+// join has the interface let frames for the group in.
 func join(conn *packet.Conn, device *net.Interface) error {
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return err
-	}
 	membership := unix.PacketMreq{Ifindex: int32(device.Index), Type: unix.PACKET_MR_MULTICAST, Alen: uint16(len(group))}
 	copy(membership.Address[:], group)
-	var failed error
-	err = raw.Control(func(fd uintptr) {
-		failed = unix.SetsockoptPacketMreq(int(fd), unix.SOL_PACKET, unix.PACKET_ADD_MEMBERSHIP, &membership)
-	})
-	return errors.Join(err, failed)
+	return descriptor.Join(conn, membership)
 }
 
 func (h *Heart) listen(conn *packet.Conn) error {

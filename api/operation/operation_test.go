@@ -1,4 +1,4 @@
-package manager
+package operation
 
 import (
 	"log/slog"
@@ -16,7 +16,7 @@ func TestTheLogsLevelChangesAtRunTimeAndForTheHostAlone(t *testing.T) {
 		r := httptest.NewRequest(method, "/debug/log-level", strings.NewReader(body))
 		r.RemoteAddr = from
 		w := httptest.NewRecorder()
-		debugHandlers(&level)["/debug/log-level"].ServeHTTP(w, r)
+		DebugHandlers(&level)["/debug/log-level"].ServeHTTP(w, r)
 		return w.Code, strings.TrimSpace(w.Body.String())
 	}
 	code, text := ask("127.0.0.1:5", http.MethodGet, "")
@@ -41,17 +41,37 @@ func TestTheLogsLevelChangesAtRunTimeAndForTheHostAlone(t *testing.T) {
 }
 
 func TestProfilesAreForTheHostAlone(t *testing.T) {
-	server := httptest.NewServer(debugHandlers(&slog.LevelVar{})["/debug/pprof/"])
+	server := httptest.NewServer(DebugHandlers(&slog.LevelVar{})["/debug/pprof/"])
 	defer server.Close()
 	response, err := server.Client().Get(server.URL + "/debug/pprof/goroutine?debug=1")
 	require.NoError(t, err)
 	defer response.Body.Close()
 	require.Equal(t, http.StatusOK, response.StatusCode)
-	for path, handler := range debugHandlers(&slog.LevelVar{}) {
+	for path, handler := range DebugHandlers(&slog.LevelVar{}) {
 		r := httptest.NewRequest(http.MethodGet, path, nil)
 		r.RemoteAddr = "192.0.2.1:5"
 		w := httptest.NewRecorder()
 		handler.ServeHTTP(w, r)
 		require.Equal(t, http.StatusForbidden, w.Code, path)
 	}
+}
+
+func TestTheLogIsAsItsFlagsSay(t *testing.T) {
+	for format, line := range map[string]string{"text": `level=WARN msg=m key=v`, "json": `"level":"WARN","msg":"m","key":"v"}`} {
+		var out strings.Builder
+		handler, level, err := NewLogHandler("warn", format, &out)
+		require.NoError(t, err)
+		log := slog.New(handler)
+		log.Info("unheard")
+		log.Warn("m", "key", "v")
+		require.Equal(t, 1, strings.Count(out.String(), "\n"))
+		require.Contains(t, out.String(), line)
+		level.Set(slog.LevelDebug)
+		log.Debug("heard")
+		require.Contains(t, out.String(), "heard")
+	}
+	_, _, err := NewLogHandler("loud", "text", nil)
+	require.EqualError(t, err, "--log-level=loud: use debug, info, warn or error")
+	_, _, err = NewLogHandler("info", "xml", nil)
+	require.EqualError(t, err, "--log-format=xml: use text or json")
 }

@@ -1,4 +1,5 @@
-package manager
+// Package operation is what KubeLB's programs have in common for those who operate them: the log, its level, and profiles.
+package operation
 
 import (
 	"fmt"
@@ -10,9 +11,24 @@ import (
 	"net/netip"
 )
 
-// debugHandlers are what the metrics' address serves to the host, or the pod, itself, which kubectl port-forward makes one part of:
+// NewLogHandler returns one that writes lines in that format, text or json, from that level on, which may change later.
+func NewLogHandler(level, format string, w io.Writer) (slog.Handler, *slog.LevelVar, error) {
+	var l slog.LevelVar
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		return nil, nil, fmt.Errorf("--log-level=%s: use debug, info, warn or error", level)
+	}
+	switch format {
+	case "text":
+		return slog.NewTextHandler(w, &slog.HandlerOptions{Level: &l}), &l, nil
+	case "json":
+		return slog.NewJSONHandler(w, &slog.HandlerOptions{Level: &l}), &l, nil
+	}
+	return nil, nil, fmt.Errorf("--log-format=%s: use text or json", format)
+}
+
+// DebugHandlers are what the metrics' address serves to the host, or the pod, itself, which kubectl port-forward makes one part of:
 // profiles at /debug/pprof/ (see net/http/pprof), and the level of the log at /debug/log-level, where PUT changes it until the process ends.
-func debugHandlers(level *slog.LevelVar) map[string]http.Handler {
+func DebugHandlers(level *slog.LevelVar) map[string]http.Handler {
 	handlers := map[string]http.Handler{"/debug/log-level": levelHandler(level), "/debug/pprof/": http.HandlerFunc(pprof.Index)}
 	// The index serves what is sampled all the time; these have to be begun.
 	for name, begin := range map[string]http.HandlerFunc{"profile": pprof.Profile, "trace": pprof.Trace} {

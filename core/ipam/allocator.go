@@ -132,14 +132,15 @@ type Allocator struct {
 	// holders of an address are more than one where it is shared; claims are those by which they have got it.
 	holders map[netip.Addr][]string
 	claims  map[string]Claim
-	held    map[string][]Grant
+	// held is what holders have, by their tenant and name.
+	held    map[string]map[string][]Grant
 	cursors map[string]netip.Addr
 	used    map[string]map[Family]int64
 }
 
 // NewAllocator returns an allocator without pools, in which no address is held.
 func NewAllocator() *Allocator {
-	return &Allocator{holders: map[netip.Addr][]string{}, claims: map[string]Claim{}, held: map[string][]Grant{}, cursors: map[string]netip.Addr{}}
+	return &Allocator{holders: map[netip.Addr][]string{}, claims: map[string]Claim{}, held: map[string]map[string][]Grant{}, cursors: map[string]netip.Addr{}}
 }
 
 // SetPools replaces the pools. A pool that overlaps one before it gives no address until that ends. Addresses that are
@@ -193,21 +194,27 @@ func tenantOf(holder string) string {
 }
 
 // Held returns what the holder has.
-func (a *Allocator) Held(holder string) []Grant { return slices.Clone(a.held[holder]) }
+func (a *Allocator) Held(holder string) []Grant {
+	return slices.Clone(a.held[tenantOf(holder)][holder])
+}
 
 // Holders returns who have the address, in the order in which they have got it.
 func (a *Allocator) Holders(address netip.Addr) []string { return slices.Clone(a.holders[address]) }
 
 // Release frees all that the holder has, and returns it.
 func (a *Allocator) Release(holder string) []Grant {
-	grants := a.held[holder]
+	tenant := tenantOf(holder)
+	grants := a.held[tenant][holder]
 	for _, g := range grants {
 		if a.holders[g.Address] = a.others(holder, g.Address); len(a.holders[g.Address]) == 0 {
 			delete(a.holders, g.Address)
 			a.count(g.Address, -1)
 		}
 	}
-	delete(a.held, holder)
+	delete(a.held[tenant], holder)
+	if len(a.held[tenant]) == 0 {
+		delete(a.held, tenant)
+	}
 	delete(a.claims, holder)
 	return grants
 }
@@ -244,14 +251,14 @@ func (a *Allocator) exceeds(holder string, wish Wish, grants, before []Grant) *R
 	if limits == (Limits{}) {
 		return nil
 	}
-	others := a.holdersOf(tenantOf(holder))
+	others := a.held[tenantOf(holder)]
 	if n := int32(len(others)); limits.LoadBalancers != nil && len(before) == 0 && n >= *limits.LoadBalancers {
 		return overLimit(wish.Tenant, "loadBalancers", *limits.LoadBalancers, fmt.Sprintf("%d LoadBalancers have addresses", n))
 	}
 	if limits.Addresses == nil {
 		return nil
 	}
-	distinct := a.addressesOf(others)
+	distinct := addressesOf(others)
 	with := func(grants []Grant) int32 {
 		n := int32(len(distinct))
 		for _, g := range grants {
@@ -267,22 +274,11 @@ func (a *Allocator) exceeds(holder string, wish Wish, grants, before []Grant) *R
 	return nil
 }
 
-// holdersOf are the tenant's holders, in no order.
-func (a *Allocator) holdersOf(tenant string) []string {
-	var out []string
-	for holder := range a.held {
-		if tenantOf(holder) == tenant {
-			out = append(out, holder)
-		}
-	}
-	return out
-}
-
-// addressesOf are the addresses that the holders have.
-func (a *Allocator) addressesOf(holders []string) map[netip.Addr]bool {
+// addressesOf are the addresses that holders have.
+func addressesOf(held map[string][]Grant) map[netip.Addr]bool {
 	out := map[netip.Addr]bool{}
-	for _, holder := range holders {
-		for _, g := range a.held[holder] {
+	for _, grants := range held {
+		for _, g := range grants {
 			out[g.Address] = true
 		}
 	}
@@ -298,8 +294,8 @@ type Count struct{ LoadBalancers, Addresses int32 }
 
 // CountOf counts what the holders have whose names begin with the namespace.
 func (a *Allocator) CountOf(namespace string) Count {
-	holders := a.holdersOf(namespace)
-	return Count{int32(len(holders)), int32(len(a.addressesOf(holders)))}
+	held := a.held[namespace]
+	return Count{int32(len(held)), int32(len(addressesOf(held)))}
 }
 
 // had is what a holder had before, and by what claim.
@@ -544,7 +540,11 @@ func (a *Allocator) take(holder string, g Grant) {
 		a.count(g.Address, 1)
 	}
 	a.holders[g.Address] = append(a.holders[g.Address], holder)
-	a.held[holder] = append(a.held[holder], g)
+	tenant := tenantOf(holder)
+	if a.held[tenant] == nil {
+		a.held[tenant] = map[string][]Grant{}
+	}
+	a.held[tenant][holder] = append(a.held[tenant][holder], g)
 }
 
 // count keeps the number of held addresses by the pool that they lie in now.

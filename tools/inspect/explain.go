@@ -177,17 +177,13 @@ func (h *Hub) gatewaysWork(*v1alpha1.LoadBalancer) (string, bool) {
 	var works, not []string
 	for i := range h.Gateways {
 		g := &h.Gateways[i]
-		switch _, isGone := h.gone(g.Name); {
-		case isGone:
-			not = append(not, g.Name+" is gone")
-		case !meta.IsStatusConditionTrue(g.Status.Conditions, v1alpha1.ConditionReady):
-			message := "has not said how it is"
-			if c := meta.FindStatusCondition(g.Status.Conditions, v1alpha1.ConditionReady); c != nil {
-				message = c.Reason + ": " + c.Message
-			}
-			not = append(not, g.Name+" "+message)
-		default:
+		switch state, why := h.stateOf(g); {
+		case state == ready || state == draining:
 			works = append(works, g.Name)
+		case state == gone:
+			not = append(not, g.Name+" is gone")
+		default:
+			not = append(not, g.Name+" "+why)
 		}
 	}
 	if len(works) == 0 {

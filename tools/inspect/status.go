@@ -113,28 +113,44 @@ func (h *Hub) Status() Status {
 
 type sayer func(severity, object, format string, args ...any)
 
-func (h *Hub) gatewayLine(g *v1alpha1.Gateway, say sayer) GatewayLine {
-	line := GatewayLine{Name: g.Name, State: unknown, Backend: g.Status.Backend.Name, Frontends: g.Status.Frontends, Addresses: g.Status.AnnouncedAddresses}
-	object := "gateway " + g.Name
+// stateOf is how a gateway is, in a word, and what it says of that itself.
+func (h *Hub) stateOf(g *v1alpha1.Gateway) (state, says string) {
 	is := meta.FindStatusCondition(g.Status.Conditions, v1alpha1.ConditionReady)
-	since, isGone := h.gone(g.Name)
+	_, isGone := h.gone(g.Name)
 	switch {
 	case isGone:
-		line.State, line.Addresses = gone, 0
-		say(Warning, object, "nothing has been heard of it for %s: is its manager running? Delete the Gateway object if it is not to come back", since)
+		return gone, ""
 	case is == nil:
-		say(Warning, object, "it has not said yet how it is")
+		return unknown, "has not said yet how it is"
 	case is.Status != metav1.ConditionTrue:
-		line.State = is.Reason
-		say(Error, object, "%s: %s", is.Reason, is.Message)
+		return is.Reason, is.Reason + ": " + is.Message
 	case g.Spec.Draining:
-		line.State = draining
+		return draining, ""
+	case is.Reason != "InSync":
+		return ready, is.Reason + ": " + is.Message
+	}
+	return ready, ""
+}
+
+func (h *Hub) gatewayLine(g *v1alpha1.Gateway, say sayer) GatewayLine {
+	line := GatewayLine{Name: g.Name, Backend: g.Status.Backend.Name, Frontends: g.Status.Frontends, Addresses: g.Status.AnnouncedAddresses}
+	object := "gateway " + g.Name
+	var says string
+	switch line.State, says = h.stateOf(g); line.State {
+	case gone:
+		line.Addresses = 0
+		since, _ := h.gone(g.Name)
+		say(Warning, object, "nothing has been heard of it for %s: is its manager running? Delete the Gateway object if it is not to come back", since)
+	case unknown:
+		say(Warning, object, "it %s", says)
+	case draining:
 		say(Warning, object, "it is told to drain, and answers for %d addresses; 'kubelb drain %s --undo' takes that back", g.Status.AnnouncedAddresses, g.Name)
-	default:
-		line.State = ready
-		if is.Reason != "InSync" {
-			say(Warning, object, "%s: %s", is.Reason, is.Message)
+	case ready:
+		if says != "" {
+			say(Warning, object, "%s", says)
 		}
+	default:
+		say(Error, object, "%s", says)
 	}
 	for _, f := range g.Status.Failures {
 		say(Error, object, "%s", strings.TrimPrefix(fmt.Sprintf("%s: %s: %s", f.LoadBalancer, f.Record, f.Message), ": "))
@@ -147,7 +163,7 @@ func (h *Hub) gatewayLine(g *v1alpha1.Gateway, say sayer) GatewayLine {
 			}
 		}
 		line.Sessions = fmt.Sprintf("%d of %d", up, len(g.Status.BGPSessions))
-		if bgp.Status != metav1.ConditionTrue && !isGone {
+		if bgp.Status != metav1.ConditionTrue && line.State != gone {
 			say(map[bool]string{true: Error, false: Warning}[up == 0], object, "%s: %s", bgp.Reason, bgp.Message)
 		}
 	}

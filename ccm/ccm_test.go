@@ -24,8 +24,9 @@ func TestTheMirroredConditionSaysWhatTheHubSays(t *testing.T) {
 
 func TestFlagsAreChecked(t *testing.T) {
 	for want, o := range map[string]options{
-		"--cluster-name is required": {nodeAddressType: "InternalIP"},
-		"use InternalIP":             {clusterName: "a", nodeAddressType: "Public"},
+		"--cluster-name is required":  {nodeAddressType: "InternalIP"},
+		"use InternalIP":              {clusterName: "a", nodeAddressType: "Public"},
+		`"203.0.113.1" is not a CIDR`: {clusterName: "a", nodeAddressType: "InternalIP", acceptAddresses: "2001:db8::/64, 203.0.113.1"},
 	} {
 		_, err := o.config()
 		require.ErrorContains(t, err, want)
@@ -37,4 +38,35 @@ func TestFlagsAreChecked(t *testing.T) {
 		require.Equal(t, "tenant-a", config.HubNamespace)
 		require.NotNil(t, config.Resolver)
 	}
+}
+
+func TestAddressesThatTheClusterDoesNotTakeStayOut(t *testing.T) {
+	given := func(ips ...string) (status corev1.LoadBalancerStatus) {
+		for _, ip := range ips {
+			status.Ingress = append(status.Ingress, corev1.LoadBalancerIngress{IP: ip})
+		}
+		return status
+	}
+	all := given("203.0.113.1", "2001:db8:f::1")
+	accepted, refusal := Config{}.accept(all)
+	require.Equal(t, all, accepted)
+	require.Nil(t, refusal)
+	for _, never := range []string{"127.0.0.1", "169.254.169.254", "224.0.0.1", "0.0.0.0", "255.255.255.255", "::1", "fe80::1", "nonsense"} {
+		accepted, refusal = Config{}.accept(given(never))
+		require.Empty(t, accepted.Ingress, never)
+		require.Equal(t, "AddressNotAccepted", refusal.Reason)
+	}
+	networks, err := parseNetworks("203.0.113.0/24,2001:db8:f::/64")
+	require.NoError(t, err)
+	accepted, refusal = Config{AcceptAddresses: networks}.accept(all)
+	require.Equal(t, all, accepted)
+	require.Nil(t, refusal)
+	accepted, refusal = Config{AcceptAddresses: networks}.accept(given("10.96.0.10", "203.0.113.1"))
+	require.Equal(t, given("203.0.113.1"), accepted)
+	require.Contains(t, refusal.Message, "gives it 10.96.0.10, which this cluster does not take")
+	name := corev1.LoadBalancerStatus{Ingress: []corev1.LoadBalancerIngress{{Hostname: "lb.example.com"}}}
+	_, refusal = Config{}.accept(name)
+	require.Nil(t, refusal, "as a KubeLB manager may give")
+	_, refusal = Config{AcceptAddresses: networks}.accept(name)
+	require.NotNil(t, refusal)
 }

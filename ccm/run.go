@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -40,6 +41,8 @@ type Config struct {
 	ClassRequired bool
 	// NodeAddressType is InternalIP, ExternalIP or Hostname.
 	NodeAddressType string
+	// AcceptAddresses are the networks that external addresses may be of; none stands for all.
+	AcceptAddresses []netip.Prefix
 	// Resolver resolves node names; nil leaves them as they are.
 	Resolver *net.Resolver
 }
@@ -49,6 +52,7 @@ const leaseName = "19f32e7b.ccm.kubelb.k8c.io"
 
 type options struct {
 	clusterName, hubKubeconfig, kubeconfig, nodeAddressType string
+	acceptAddresses                                         string
 	useClass, leaderElection, check, broad                  bool
 	leaderElectionNamespace, metricsAddress, probeAddress   string
 	logLevel, logFormat                                     string
@@ -58,6 +62,7 @@ func (o *options) register(flags *flag.FlagSet, env func(string) string) {
 	flags.StringVar(&o.clusterName, "cluster-name", "", "name of this tenant on the management cluster; its namespace there is tenant-<name> (required)")
 	flags.StringVar(&o.hubKubeconfig, "kubelb-kubeconfig", filepath.Join(env("HOME"), ".kube", "kubelb"), "kubeconfig of the management cluster, with the tenant's own credentials")
 	flags.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig of the tenant cluster; empty uses the pod's service account")
+	flags.StringVar(&o.acceptAddresses, "accept-addresses", "", "networks, separated by commas, that external addresses may be of; others that the management cluster gives do not come into a Service's status, since pods' traffic to them would go to that Service. Empty accepts all but loopback, link-local and multicast")
 	flags.BoolVar(&o.broad, "allow-broad-credentials", false, "work with credentials that may do more on the management cluster than a tenant's; whoever takes them from this cluster has other tenants as well")
 	flags.BoolVar(&o.check, "check", false, "say whether the management cluster is reached with the right credentials, and end")
 	flags.StringVar(&o.nodeAddressType, "node-address-type", "InternalIP", "which node addresses take traffic: InternalIP, ExternalIP or Hostname (resolved here)")
@@ -76,6 +81,10 @@ func (o *options) config() (Config, error) {
 	}
 	c := Config{HubNamespace: v1alpha1.TenantNamespacePrefix + strings.TrimPrefix(o.clusterName, v1alpha1.TenantNamespacePrefix),
 		ClassRequired: o.useClass, NodeAddressType: o.nodeAddressType}
+	var err error
+	if c.AcceptAddresses, err = parseNetworks(o.acceptAddresses); err != nil {
+		return Config{}, err
+	}
 	switch o.nodeAddressType {
 	case "InternalIP", "ExternalIP":
 	case "Hostname":

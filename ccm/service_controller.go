@@ -145,7 +145,12 @@ func (r *serviceReconciler) ensure(ctx context.Context, service *corev1.Service)
 	if err != nil {
 		return r.pushFailed(ctx, service, err)
 	}
-	return r.publish(ctx, service, &lb.Status.LoadBalancer, mirror(lb, problems), problems)
+	status, refusal := r.config.accept(lb.Status.LoadBalancer)
+	condition := mirror(lb, problems)
+	if refusal != nil {
+		condition = *refusal
+	}
+	return r.publish(ctx, service, &status, condition, problems)
 }
 
 // wish gathers what the Service's translation needs.

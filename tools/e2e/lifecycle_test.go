@@ -135,3 +135,17 @@ func TestAStatusThatSomebodyWritesIsNoAddress(t *testing.T) {
 	})
 	require.NotContains(t, addressesIn(t), "203.0.113.99")
 }
+
+func TestAnAddressThatTheClusterDoesNotTakeStaysOutOfTheStatus(t *testing.T) {
+	lab.CCM.Stop()
+	require.NoError(t, lab.StartCCM(t.Context(), "--accept-addresses=192.0.2.0/24"))
+	t.Cleanup(func() {
+		lab.CCM.Stop()
+		require.NoError(t, lab.StartCCM(contextAfter(t)))
+	})
+	apply(t, service("choosy", "ports: [{port: 80}]"))
+	cleanUp(t, "service/choosy")
+	comesToBe(t, "choosy", "False AddressNotAccepted")
+	ips := externalIPs(t, "choosy", 1)
+	require.True(t, strings.HasPrefix(ips[0], "192.0.2."), ips[0])
+}

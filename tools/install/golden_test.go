@@ -25,7 +25,7 @@ func TestRenderedChartsAreTheGoldenOnes(t *testing.T) {
 		"manager-own-dataplane":    manager("/my-dataplane", "--set", "dataplane.image=registry.example.com/gateway:1", "--set", "dataplane.capabilities={NET_BIND_SERVICE}"),
 		"manager-without-gateways": manager("nftables", "--set", "gateway.enabled=false", "--set", "controller.replicas=1", "--set", "networkPolicy.enabled=false"),
 		"ccm":                      {"kubelb-ccm", "--set", "kubelb.tenantName=a"},
-		"ccm-replicas":             {"kubelb-ccm", "--set", "kubelb.tenantName=a", "--set", "replicaCount=2", "--set", "metrics.serviceMonitor.enabled=true", "--set", "metrics.prometheusRule.enabled=true"},
+		"ccm-replicas":             {"kubelb-ccm", "--set", "kubelb.tenantName=a", "--set", "replicaCount=2", "--set", "kubelb.acceptAddresses={203.0.113.0/24}", "--set", "metrics.serviceMonitor.enabled=true", "--set", "metrics.prometheusRule.enabled=true"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			argv := append([]string{"template", "release", filepath.Join(charts, args[0]), "--namespace", "kubelb"}, args[1:]...)

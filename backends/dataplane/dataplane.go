@@ -32,10 +32,13 @@ const (
 	Transparent     Feature = "transparent"
 	Direct          Feature = "direct"
 	ProxyProtocol   Feature = "proxy-protocol-v2"
-	Limits          Feature = "limits"
-	IdleTimeout     Feature = "idle-timeout"
-	ICMPEcho        Feature = "icmp-echo"
-	PathMTU         Feature = "path-mtu"
+	// Limits bound how many flows a frontend has at once, RateLimits how many begin in a second: those beyond get no answer, or one that
+	// ends them. Both are for each gateway by itself.
+	Limits      Feature = "limits"
+	RateLimits  Feature = "rate-limits"
+	IdleTimeout Feature = "idle-timeout"
+	ICMPEcho    Feature = "icmp-echo"
+	PathMTU     Feature = "path-mtu"
 	// Refusal: what is not served, or refused by an endpoint, is answered at once, with a reset before any connection or
 	// with an ICMP error. Without it a connection may be accepted and then reset, and datagrams vanish.
 	Refusal Feature = "connection-refusal"
@@ -58,7 +61,7 @@ func (d Description) Lacks(f model.Frontend) (Feature, bool) {
 	}{
 		{f.Restricted, SourceRanges}, {f.AffinityTimeout > 0, Affinity}, {f.Forwarding == model.Transparent, Transparent},
 		{f.Forwarding == model.Direct, Direct}, {f.ProxyProtocol, ProxyProtocol},
-		{f.MaxConnections > 0 || f.MaxNewPerSecond > 0, Limits}, {f.IdleTimeout > 0, IdleTimeout},
+		{f.MaxConnections > 0, Limits}, {f.MaxNewPerSecond > 0, RateLimits}, {f.IdleTimeout > 0, IdleTimeout},
 		{f.Former.IsValid(), Handover},
 	} {
 		if need.needed && !slices.Contains(d.Features, need.feature) {

@@ -27,7 +27,7 @@ var _ Dataplane = (*Fake)(nil)
 // Describe returns a backend with every feature.
 func (f *Fake) Describe(context.Context) (Description, error) {
 	return Description{Name: "fake", Version: "1", Features: []Feature{
-		SourceRanges, Affinity, Weights, Drain, Transparent, Direct, ProxyProtocol, Limits, IdleTimeout}}, nil
+		SourceRanges, Affinity, Weights, Drain, Transparent, Direct, ProxyProtocol, Limits, RateLimits, IdleTimeout}}, nil
 }
 
 // Configure remembers the configuration and refuses one without a node name.

@@ -123,6 +123,24 @@ func inFeatures() []Mutation {
 			f.IdleTimeout = 0
 			return true
 		})},
+		{Name: "has-room-for-all", CaughtBy: []string{"limits"}, change: frontends(func(_ *memory, f *model.Frontend) bool {
+			f.MaxConnections = 0
+			return true
+		})},
+		{Name: "has-room-for-one-more", CaughtBy: []string{"limits"}, change: frontends(func(_ *memory, f *model.Frontend) bool {
+			if f.MaxConnections > 0 {
+				f.MaxConnections++
+			}
+			return true
+		})},
+		{Name: "takes-all-at-once", CaughtBy: []string{"rate-limits"}, change: frontends(func(_ *memory, f *model.Frontend) bool {
+			f.MaxNewPerSecond = 0
+			return true
+		})},
+		{Name: "takes-one-a-second", CaughtBy: []string{"rate-limits"}, change: frontends(func(_ *memory, f *model.Frontend) bool {
+			f.MaxNewPerSecond = min(f.MaxNewPerSecond, 1)
+			return true
+		})},
 		{Name: "hides-the-client", CaughtBy: []string{"transparent"}, change: frontends(func(_ *memory, f *model.Frontend) bool {
 			f.Forwarding = model.NAT
 			return true

@@ -10,7 +10,7 @@ func All() []Case {
 		uniform(), weights(), poolChange(), gatewaysAgree(), affinity(), affinityTimeout(), localSet(),
 
 		endpointsChange(), unhealthy(), unanswered(), drain(), ownPoolChanges(), longConnections(), frontendDeleted(), vipReused(),
-		sourceRanges(), transparent(), direct(), directChanges(), directPath(), handover(), proxyProtocol(), idleTimeout(), icmpEcho(), pathMTU(),
+		sourceRanges(), transparent(), direct(), directChanges(), directPath(), handover(), proxyProtocol(), idleTimeout(), limits(), rateLimits(), icmpEcho(), pathMTU(),
 
 		againstOracle(),
 		badRecords(), undeclaredFeatures(), generations(), streamCut(), killedDuringApply(), restart(), switching(), secondBackend(), purge(),

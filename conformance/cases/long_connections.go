@@ -2,6 +2,7 @@ package cases
 
 import (
 	"net"
+	"net/netip"
 
 	"kubelb.k8c.io/conformance/lab"
 	"kubelb.k8c.io/core/model"
@@ -30,10 +31,12 @@ func longConnections() Case {
 	}
 }
 
-func (c *C) streams(n int) []*lab.Stream {
+func (c *C) streams(n int) []*lab.Stream { return c.streamsTo(n, c.At(1, 80)) }
+
+func (c *C) streamsTo(n int, to netip.AddrPort) []*lab.Stream {
 	var out []*lab.Stream
 	for range n {
-		s, err := c.Lab.A.Stream(c.At(1, 80), lab.From{})
+		s, err := c.Lab.A.Stream(to, lab.From{})
 		c.NoError(err)
 		c.Cleanup(func() { s.Close() })
 		out = append(out, s)

@@ -25,6 +25,7 @@ func undeclaredFeatures() Case {
 				dataplane.Direct:        func(f *model.Frontend) { f.Forwarding = model.Direct },
 				dataplane.ProxyProtocol: func(f *model.Frontend) { f.ProxyProtocol = true },
 				dataplane.Limits:        func(f *model.Frontend) { f.MaxConnections = 1 },
+				dataplane.RateLimits:    func(f *model.Frontend) { f.MaxNewPerSecond = 1 },
 				dataplane.Handover:      func(f *model.Frontend) { f.Former = c.frontOf(1) },
 				dataplane.IdleTimeout:   func(f *model.Frontend) { f.IdleTimeout = time.Minute },
 			} {

@@ -191,6 +191,14 @@ func (h *Host) Silent(network string, to netip.AddrPort) bool {
 	return errors.As(err, &timeout) && timeout.Timeout()
 }
 
+// AnsweredWithin makes a new flow and reports whether it is served, all of it within that time.
+func (h *Host) AnsweredWithin(wait time.Duration, network string, to netip.AddrPort) bool {
+	return h.Do(func() error {
+		_, err := ask(network, to, h.begin(network, From{}), wait)
+		return err
+	}) == nil
+}
+
 // Unanswered asks on a UDP flow and reports whether nothing comes back, be it silence or an ICMP error.
 func Unanswered(c net.Conn) bool {
 	_, err := who(c, silence)

@@ -107,10 +107,11 @@ func (t *table) adopt(c *nft.Conn) error {
 	if err := t.adoptTimeouts(c); err != nil {
 		return err
 	}
-	for _, part := range []struct {
+	type part struct {
 		set  string
 		each func(nft.SetElement) error
-	}{
+	}
+	parts := []part{
 		{mapRegistry, s.adoptPool},
 		{mapEndpoints, s.adoptEndpoint},
 		{mapPools, s.adoptFrontend},
@@ -127,7 +128,11 @@ func (t *table) adopt(c *nft.Conn) error {
 		{mapFormer, s.withFrontend(func(f *frontendState, e nft.SetElement) { f.former, _ = netip.AddrFromSlice(e.Val) })},
 		{leaveMap(s.family), s.adoptNumbers()},
 		{setAllowed, s.adoptAllowed},
-	} {
+	}
+	for _, k := range limitKinds() {
+		parts = append(parts, part{k.verdicts, s.withFrontendOr(k.adopt)})
+	}
+	for _, part := range parts {
 		elements, err := c.GetSetElements(t.sets[part.set])
 		if err != nil {
 			return fmt.Errorf("read %s: %w", part.set, err)
@@ -149,6 +154,9 @@ func (t *table) adoptTimeouts(c *nft.Conn) error {
 		return err
 	}
 	for _, chain := range chains {
+		if chain.Table.Name == t.nft.Name {
+			t.state.limits.adopt(chain.Name)
+		}
 		seconds, found := strings.CutPrefix(chain.Name, "affinity-")
 		if n, err := strconv.Atoi(seconds); found && err == nil && chain.Table.Name == t.nft.Name {
 			t.state.timeouts[time.Duration(n)*time.Second] = true
@@ -197,6 +205,14 @@ func (s *state) adoptFrontend(e nft.SetElement) error {
 
 // withFrontend finds the frontend that an element belongs to.
 func (s *state) withFrontend(set func(*frontendState, nft.SetElement)) func(nft.SetElement) error {
+	return s.withFrontendOr(func(f *frontendState, e nft.SetElement) error {
+		set(f, e)
+		return nil
+	})
+}
+
+// withFrontendOr is withFrontend for what may fail.
+func (s *state) withFrontendOr(set func(*frontendState, nft.SetElement) error) func(nft.SetElement) error {
 	return func(e nft.SetElement) error {
 		key, err := decodeKey(e.Key)
 		if err != nil {
@@ -206,8 +222,7 @@ func (s *state) withFrontend(set func(*frontendState, nft.SetElement)) func(nft.
 		if f == nil {
 			return fmt.Errorf("element of an unknown frontend %s", key)
 		}
-		set(f, e)
-		return nil
+		return set(f, e)
 	}
 }
 

@@ -36,7 +36,7 @@ var _ dataplane.Dataplane = (*Backend)(nil)
 // Describe tells name, version and features.
 func (b *Backend) Describe(context.Context) (dataplane.Description, error) {
 	return dataplane.Description{Name: "nftables", Version: Version, Features: []dataplane.Feature{
-		dataplane.SourceRanges, dataplane.Affinity, dataplane.AffinityTimeout, dataplane.Weights, dataplane.Drain, dataplane.ICMPEcho, dataplane.PathMTU, dataplane.Refusal, dataplane.Transparent, dataplane.Direct, dataplane.Handover}}, nil
+		dataplane.SourceRanges, dataplane.Affinity, dataplane.AffinityTimeout, dataplane.Weights, dataplane.Drain, dataplane.ICMPEcho, dataplane.PathMTU, dataplane.Refusal, dataplane.Transparent, dataplane.Direct, dataplane.Handover, dataplane.Limits, dataplane.RateLimits}}, nil
 }
 
 // Configure checks the host and takes over, or makes, the tables.
@@ -265,8 +265,6 @@ func (b *Backend) planFrontend(f model.Frontend) ([]planned, error) {
 	switch {
 	case f.ProxyProtocol:
 		return nil, errors.New("PROXY protocol is not supported by the nftables backend")
-	case f.MaxConnections > 0 || f.MaxNewPerSecond > 0:
-		return nil, errors.New("connection limits are not supported by the nftables backend")
 	case f.IdleTimeout > 0:
 		return nil, errors.New("idle timeouts are not supported by the nftables backend")
 	}

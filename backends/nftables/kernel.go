@@ -45,7 +45,7 @@ func (t *table) create(c *nft.Conn) error {
 			return fmt.Errorf("set %s: %w", s.name, err)
 		}
 	}
-	for _, name := range []string{counterRefused, counterNotAllowed} {
+	for _, name := range counters() {
 		c.AddObj(&nft.NamedObj{Table: t.nft, Name: name, Type: nft.ObjTypeCounter, Obj: &expr.Counter{}})
 	}
 	// The version stands in a chain's name, where any tool can see it.
@@ -57,7 +57,7 @@ func (t *table) create(c *nft.Conn) error {
 
 // versionChain names the shape of the tables. A process that meets another one replaces the tables in one transaction, so
 // that conntrack's NAT never lacks a chain.
-const versionChain = "layout-7"
+const versionChain = "layout-8"
 
 func addVersion(c *nft.Conn, t *nft.Table) { c.AddChain(&nft.Chain{Table: t, Name: versionChain}) }
 
@@ -109,7 +109,7 @@ func transact(plans []planned) error {
 	for _, p := range plans {
 		b := batches[p.table]
 		if b == nil {
-			b = &batch{vips: map[netip.Addr]int{}, timeouts: map[time.Duration]bool{}}
+			b = &batch{vips: map[netip.Addr]int{}, timeouts: map[time.Duration]bool{}, limits: newLimits()}
 			batches[p.table] = b
 		}
 		b.gather(p.plan, p.table.state)
@@ -133,19 +133,23 @@ func transact(plans []planned) error {
 
 // batch is the part of a transaction that concerns one table.
 type batch struct {
-	edits    []edit
-	vips     map[netip.Addr]int
-	timeouts map[time.Duration]bool
+	edits []edit
+	// forgotten are elements that may be there, and are not to be.
+	forgotten []edit
+	vips      map[netip.Addr]int
+	timeouts  map[time.Duration]bool
+	limits    limits
 }
 
 func (b *batch) gather(p *plan, s *state) {
-	b.edits = append(b.edits, p.edits...)
+	b.edits, b.forgotten = append(b.edits, p.edits...), append(b.forgotten, p.forgotten...)
 	for vip, change := range p.vips {
 		b.vips[vip] += change
 	}
 	if p.timeout != 0 && !s.timeouts[p.timeout] {
 		b.timeouts[p.timeout] = true
 	}
+	b.limits.merge(s.limits.missing(p.limits))
 }
 
 // send adds the messages: new chains first, then removals, then additions, so that a key may be removed and added again.
@@ -153,6 +157,12 @@ func (b *batch) send(c *nft.Conn, t *table) error {
 	layout, failed := t.withProtocols(c)
 	for _, timeout := range slices.Sorted(maps.Keys(b.timeouts)) {
 		addChains(c, t.nft, layout.affinityChains(timeout))
+	}
+	if err := b.limits.add(c, t.nft, layout); err != nil {
+		return err
+	}
+	if err := layout.forget(c, t.nft, b.forgotten); err != nil {
+		return err
 	}
 	if *failed != nil {
 		return *failed
@@ -198,4 +208,5 @@ func (b *batch) commit(s *state) {
 		}
 	}
 	maps.Copy(s.timeouts, b.timeouts)
+	s.limits.merge(b.limits)
 }

@@ -109,12 +109,14 @@ func everything() model.Snapshot {
 	sticky := labFrontend(model.TCP, lab.VIP(true, 1), 80, 30080, "all")
 	sticky.AffinityTimeout, sticky.Restricted = 90*time.Second, true
 	sticky.SourceRanges = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("198.18.0.0/15")}
+	limited := labFrontend(model.TCP, lab.VIP(true, 4), 80, 30080, "all")
+	limited.MaxConnections, limited.MaxNewPerSecond = 100, 10
 	direct := []model.Frontend{labFrontend(model.TCP, lab.VIP(true, 3), 80, 30080, "all"), labFrontend(model.UDP, lab.VIP(false, 3), 80, 30080, "six")}
 	direct[0].Forwarding, direct[1].Forwarding = model.Direct, model.Direct
 	return model.Snapshot{
 		Pools: []model.Pool{labPool("all", true, 0, 1), labPool("none", true), labPool("six", false, 1)},
 		Frontends: []model.Frontend{sticky, labFrontend(model.TCP, lab.VIP(true, 1), 81, 30080, "none"), labFrontend(model.TCP, lab.VIP(true, 2), 80, 30080, "all"),
-			labFrontend(model.UDP, lab.VIP(false, 1), 53, 30053, "six"), direct[0], direct[1]}}
+			labFrontend(model.UDP, lab.VIP(false, 1), 53, 30053, "six"), direct[0], direct[1], limited}}
 }
 
 func TestWhatIsRenderedIsWhatTheKernelHolds(t *testing.T) {

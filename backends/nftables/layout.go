@@ -38,6 +38,9 @@ const (
 	counterNotAllowed = "not_allowed" // outside the source ranges
 )
 
+// counters are the table's.
+func counters() []string { return []string{counterRefused, counterNotAllowed, counterLimited} }
+
 // maxClients bounds the affinity memory of each family; a full map makes new clients choose by hash alone.
 const maxClients = 1 << 20
 
@@ -75,6 +78,13 @@ type layout struct {
 	protocols func() *nft.Set
 }
 
+func (l layout) frontendTypeText() string {
+	if l.v4 {
+		return "ipv4_addr . inet_proto . inet_service"
+	}
+	return "ipv6_addr . inet_proto . inet_service"
+}
+
 func (l layout) frontendType() nft.SetDatatype {
 	return nft.MustConcatSetType(l.address, nft.TypeInetProto, nft.TypeInetService)
 }
@@ -85,7 +95,7 @@ func (l layout) sets() []keySet {
 	if l.v4 {
 		address = "ipv4_addr"
 	}
-	frontend := address + " . inet_proto . inet_service"
+	frontend := l.frontendTypeText()
 	markPair := nft.MustConcatSetType(nft.TypeMark, nft.TypeMark)
 	allowed := nft.MustConcatSetType(l.address, nft.TypeInetProto, nft.TypeInetService, l.address)
 	clients := nft.MustConcatSetType(nft.TypeMark, l.address)
@@ -111,6 +121,9 @@ func (l layout) sets() []keySet {
 		{name: mapRows, text: "type mark . mark : mark", set: m(markPair, nft.TypeMark)},
 		{name: mapEndpoints, text: "type mark : " + address + "; counter", set: counted(m(nft.TypeMark, l.address))},
 	}
+	for _, k := range limitKinds() {
+		out = append(out, keySet{name: k.verdicts, text: "type " + frontend + " : verdict", set: m(l.frontendType(), nft.TypeVerdict)})
+	}
 	for i := range out {
 		s := &out[i].set
 		s.Name = out[i].name
@@ -135,6 +148,8 @@ func (l layout) chains() []chain {
 		}},
 		{name: "admit_frontend", rules: [][]statement{
 			{l.frontendIn(setRestricted), jump("check_source")},
+			{l.frontendVerdict(limitKinds()[1].verdicts)},
+			{l.frontendVerdict(limitKinds()[0].verdicts)},
 			{markIn(setEmpty), goTo("refuse")},
 			{accept()},
 		}},

@@ -33,6 +33,7 @@ func (b *Backend) Render(_ context.Context, snapshot model.Snapshot) (string, er
 			if p.timeout != 0 {
 				p.table.state.timeouts[p.timeout] = true
 			}
+			p.table.state.limits.merge(p.table.state.limits.missing(p.limits))
 			for vip, n := range p.vips {
 				if p.table.state.vips[vip] += n; p.table.state.vips[vip] == n {
 					elements[p.table] = append(elements[p.table], edit{set: setVIPs, element: nft.SetElement{Key: vip.AsSlice()}})
@@ -71,7 +72,13 @@ func (b *Backend) Render(_ context.Context, snapshot model.Snapshot) (string, er
 // write renders one table.
 func (t *table) write(w *strings.Builder, edits []edit) {
 	fmt.Fprintf(w, "table %s %s {\n", t.layout.name, t.nft.Name)
-	for _, s := range t.layout.sets() {
+	sets := t.layout.sets()
+	for _, k := range limitKinds() {
+		for _, number := range slices.Sorted(maps.Keys(t.state.limits[k.name])) {
+			sets = append(sets, t.layout.limitSet(k, number))
+		}
+	}
+	for _, s := range sets {
 		kind := "set"
 		if s.set.IsMap {
 			kind = "map"
@@ -91,7 +98,7 @@ func (t *table) write(w *strings.Builder, edits []edit) {
 		}
 		w.WriteString("\t}\n\n")
 	}
-	for _, name := range []string{counterRefused, counterNotAllowed} {
+	for _, name := range counters() {
 		fmt.Fprintf(w, "\tcounter %s {\n\t}\n\n", name)
 	}
 	fmt.Fprintf(w, "\tchain %s {\n\t}\n\n", versionChain)
@@ -101,6 +108,11 @@ func (t *table) write(w *strings.Builder, edits []edit) {
 	for _, timeout := range slices.Sorted(maps.Keys(t.state.timeouts)) {
 		if timeout != longestTimeout {
 			chains = append(chains, layout.affinityChains(timeout)...)
+		}
+	}
+	for _, k := range limitKinds() {
+		for _, number := range slices.Sorted(maps.Keys(t.state.limits[k.name])) {
+			chains = append(chains, layout.limitChain(k, number))
 		}
 	}
 	for _, c := range chains {

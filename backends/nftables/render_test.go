@@ -146,6 +146,23 @@ func TestTimeoutsBeyondTheirNumberAreRoundedUp(t *testing.T) {
 	require.Equal(t, longestTimeout, s.timeoutFor(5*time.Hour))
 }
 
+func TestLimitsOfTooManyDifferentNumbersAreRefused(t *testing.T) {
+	s := newState(families[0])
+	for i := range maxLimits {
+		s.limits["connections"][uint32(i+1)] = true
+	}
+	require.NoError(t, s.checkLimits(map[string]uint32{"connections": maxLimits, "rate": 7}))
+	require.ErrorContains(t, s.checkLimits(map[string]uint32{"connections": maxLimits + 1}), "there are limits of 256 different numbers already")
+}
+
+func TestASuccessorKnowsTheNumbersOfLimits(t *testing.T) {
+	l := newLimits()
+	for _, chain := range []string{"connections-100", "rate-10", "rate-x", "again-60", "connections-"} {
+		l.adopt(chain)
+	}
+	require.Equal(t, limits{"connections": {100: true}, "rate": {10: true}}, l)
+}
+
 func TestWhatTheBackendCannotDoIsRefused(t *testing.T) {
 	b := &Backend{}
 	for _, f := range families {
@@ -154,7 +171,6 @@ func TestWhatTheBackendCannotDoIsRefused(t *testing.T) {
 	f := model.Frontend{FrontendKey: model.FrontendKey{VIP: netip.MustParseAddr("203.0.113.1"), Protocol: model.TCP, Port: 80}, Tenant: "a", Pool: "a/p", TargetPort: 30080}
 	for want, change := range map[string]func(*model.Frontend){
 		"PROXY protocol":    func(f *model.Frontend) { f.ProxyProtocol = true },
-		"connection limits": func(f *model.Frontend) { f.MaxConnections = 1 },
 		"idle timeouts":     func(f *model.Frontend) { f.IdleTimeout = time.Second },
 		"pool a/p does not": func(*model.Frontend) {},
 		"target port 0":     func(f *model.Frontend) { f.TargetPort = 0 },

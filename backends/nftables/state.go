@@ -24,6 +24,7 @@ type state struct {
 	frontends  map[model.FrontendKey]*frontendState
 	vips       map[netip.Addr]int
 	timeouts   map[time.Duration]bool
+	limits     limits
 	lastPool   uint32
 	lastHandle uint32
 	lastNumber uint32
@@ -62,6 +63,7 @@ type frontendState struct {
 	allowed    []netip.Prefix
 	forwarding model.Forwarding
 	former     netip.Addr
+	limits     map[string]uint32
 	// direct is the number of one that is direct, or was: flows of then still carry it.
 	direct uint32
 }
@@ -73,7 +75,7 @@ func newState(f family) *state {
 	return &state{
 		family: f, pools: map[model.PoolID]*poolState{}, poolOf: map[uint32]model.PoolID{},
 		frontends: map[model.FrontendKey]*frontendState{}, vips: map[netip.Addr]int{},
-		timeouts: map[time.Duration]bool{longestTimeout: true}, lastHandle: handleBit, lastDirect: directNumbers,
+		timeouts: map[time.Duration]bool{longestTimeout: true}, limits: newLimits(), lastHandle: handleBit, lastDirect: directNumbers,
 	}
 }
 
@@ -89,8 +91,11 @@ type plan struct {
 	edits []edit
 	// vips counts how many frontends more or less use an address.
 	vips map[netip.Addr]int
-	// timeout is an affinity timeout that may need its chains.
+	// timeout is an affinity timeout that may need its chains, and so are limits.
 	timeout time.Duration
+	limits  map[string]uint32
+	// forgotten are elements of sets in which the kernel counts by itself.
+	forgotten []edit
 	// commit takes the change over into the state once the kernel has it.
 	commit func()
 	// stale: conntrack may hold flows to where they may no longer go.
@@ -272,12 +277,15 @@ func (s *state) planFrontend(f model.Frontend) (*plan, error) {
 	if pool == nil {
 		return nil, fmt.Errorf("pool %s does not exist in this dataplane", f.Pool)
 	}
+	if err := s.checkLimits(limitsOf(f)); err != nil {
+		return nil, err
+	}
 	old, existed := s.frontends[f.FrontendKey]
 	if !existed {
 		old = &frontendState{}
 	}
 	next := &frontendState{digest: f.Digest(), pool: pool.mark, target: f.TargetPort, timeout: s.timeoutFor(f.AffinityTimeout),
-		restricted: f.Restricted, allowed: slices.Clone(f.SourceRanges), number: old.number, forwarding: f.Forwarding, former: f.Former}
+		restricted: f.Restricted, allowed: slices.Clone(f.SourceRanges), number: old.number, forwarding: f.Forwarding, former: f.Former, limits: limitsOf(f)}
 	// A number of its own for each pair of frontend and pool: a client remembered for another pool is not known here.
 	if next.timeout == 0 {
 		next.number = 0
@@ -293,7 +301,7 @@ func (s *state) planFrontend(f model.Frontend) (*plan, error) {
 			next.direct = s.lastDirect
 		}
 	}
-	out := &plan{timeout: next.timeout}
+	out := &plan{timeout: next.timeout, limits: next.limits}
 	key := elements.Frontend(f.FrontendKey)
 	if existed {
 		out.remove(mapPools, key)
@@ -308,6 +316,7 @@ func (s *state) planFrontend(f model.Frontend) (*plan, error) {
 		out.add(mapPorts, key, binary.BigEndian.AppendUint16(nil, next.target), "")
 	}
 	planAffinity(out, key, old, next)
+	planLimits(out, key, old.limits, next.limits)
 	planSources(out, f.FrontendKey, old, next)
 	s.planForwarding(out, f.FrontendKey, old, next)
 	out.stale = !existed && s.vips[f.VIP] == 0 || existed && (old.pool != next.pool || old.target != next.target || old.forwarding != next.forwarding)
@@ -398,6 +407,7 @@ func (s *state) planFrontendGone(k model.FrontendKey) *plan {
 	out.remove(mapPools, key)
 	out.remove(mapPorts, key)
 	planAffinity(out, key, old, &frontendState{})
+	planLimits(out, key, old.limits, nil)
 	planSources(out, k, old, &frontendState{})
 	s.planForwarding(out, k, old, &frontendState{})
 	out.commit = func() { delete(s.frontends, k) }

@@ -1,0 +1,203 @@
+package nftables
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	nft "github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"kubelb.k8c.io/backends/nftables/elements"
+	"kubelb.k8c.io/core/model"
+)
+
+// limitKind is one of the two limits of a frontend: how many flows it has at once, and how many begin in a second. Frontends with the same
+// number share a chain, and a set in which the kernel counts for each of them.
+type limitKind struct {
+	// verdicts is the map of the frontends that are limited to the chain of their number.
+	verdicts string
+	// name begins the names of chains and sets.
+	name string
+	of   func(model.Frontend) uint32
+	// exceeded matches when the frontend has more, and says so as nft does.
+	exceeded func(limit uint32) (text string, e expr.Any)
+}
+
+func limitKinds() []limitKind {
+	return []limitKind{
+		{"connection_limits", "connections", func(f model.Frontend) uint32 { return f.MaxConnections }, func(limit uint32) (string, expr.Any) {
+			return fmt.Sprintf("ct count over %d", limit), &expr.Connlimit{Count: limit, Flags: expr.NFT_CONNLIMIT_F_INV}
+		}},
+		{"rate_limits", "rate", func(f model.Frontend) uint32 { return f.MaxNewPerSecond }, func(limit uint32) (string, expr.Any) {
+			return fmt.Sprintf("limit rate over %d/second burst %d packets", limit, limit), &expr.Limit{Type: expr.LimitTypePkts, Rate: uint64(limit), Over: true, Unit: expr.LimitTimeSecond, Burst: limit}
+		}},
+	}
+}
+
+// counterLimited counts first packets beyond a limit.
+const counterLimited = "limited"
+
+// maxLimits bounds how many numbers of a kind there may be: each has a chain and a set.
+const maxLimits = 256
+
+// maxLimited bounds the frontends of which the kernel counts by one number.
+const maxLimited = 1 << 16
+
+func (k limitKind) chain(limit uint32) string { return fmt.Sprintf("%s-%d", k.name, limit) }
+func (k limitKind) set(limit uint32) string   { return fmt.Sprintf("counted_%s_%d", k.name, limit) }
+
+// limitSet is where the kernel counts by one number.
+func (l layout) limitSet(k limitKind, limit uint32) keySet {
+	return keySet{name: k.set(limit), text: fmt.Sprintf("type %s; size %d; flags dynamic", l.frontendTypeText(), maxLimited),
+		set: nft.Set{Name: k.set(limit), KeyType: l.frontendType(), Concatenation: true, Dynamic: true, Size: maxLimited}}
+}
+
+// limitChain drops first packets beyond the number.
+func (l layout) limitChain(k limitKind, limit uint32) chain {
+	return chain{name: k.chain(limit), rules: [][]statement{{l.countFlow(k, limit), count(counterLimited), drop()}}}
+}
+
+// countFlow counts a first packet for its frontend, and matches when that is beyond the limit.
+func (l layout) countFlow(k limitKind, limit uint32) statement {
+	text, exceeded := k.exceeded(limit)
+	return statement{fmt.Sprintf("add @%s { %s %s }", k.set(limit), l.frontendText(), text),
+		append(l.frontendKey(0), &expr.Dynset{SrcRegKey: 1, SetName: k.set(limit), Operation: uint32(unix.NFT_DYNSET_OP_ADD), Exprs: []expr.Any{exceeded}})}
+}
+
+// limits are the numbers that there are chains for, by the kind's name.
+type limits map[string]map[uint32]bool
+
+func newLimits() limits {
+	out := limits{}
+	for _, k := range limitKinds() {
+		out[k.name] = map[uint32]bool{}
+	}
+	return out
+}
+
+// merge adds those of others.
+func (n limits) merge(others limits) {
+	for kind, numbers := range others {
+		maps.Copy(n[kind], numbers)
+	}
+}
+
+// missing are those that there are no chains for yet.
+func (n limits) missing(of map[string]uint32) limits {
+	out := newLimits()
+	for kind, number := range of {
+		if number > 0 && !n[kind][number] {
+			out[kind][number] = true
+		}
+	}
+	return out
+}
+
+// adopt notes the chain of a number.
+func (n limits) adopt(chainName string) {
+	for _, k := range limitKinds() {
+		if text, found := strings.CutPrefix(chainName, k.name+"-"); found {
+			if number, err := strconv.ParseUint(text, 10, 32); err == nil {
+				n[k.name][uint32(number)] = true
+			}
+		}
+	}
+}
+
+// add adds sets and chains for the numbers to the transaction.
+func (n limits) add(c *nft.Conn, t *nft.Table, l layout) error {
+	for _, k := range limitKinds() {
+		for _, number := range slices.Sorted(maps.Keys(n[k.name])) {
+			set := l.limitSet(k, number).set
+			set.Table = t
+			if err := c.AddSet(&set, nil); err != nil {
+				return fmt.Errorf("set %s: %w", set.Name, err)
+			}
+			addChains(c, t, []chain{l.limitChain(k, number)})
+		}
+	}
+	return nil
+}
+
+// forget has the kernel count no longer for frontends, whether it has begun to or not: what is not there cannot be deleted, and what is
+// there can be added.
+func (l layout) forget(c *nft.Conn, t *nft.Table, edits []edit) error {
+	bySet := map[string][]nft.SetElement{}
+	for _, e := range edits {
+		bySet[e.set] = append(bySet[e.set], e.element)
+	}
+	for _, name := range slices.Sorted(maps.Keys(bySet)) {
+		set := &nft.Set{Table: t, Name: name, KeyType: l.frontendType(), Concatenation: true, Dynamic: true}
+		for chunk := range slices.Chunk(bySet[name], elements.PerMessage) {
+			if err := errors.Join(c.SetAddElements(set, chunk), c.SetDeleteElements(set, chunk)); err != nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
+		}
+	}
+	return nil
+}
+
+// limitsOf are a frontend's, by the kind's name.
+func limitsOf(f model.Frontend) map[string]uint32 {
+	out := map[string]uint32{}
+	for _, k := range limitKinds() {
+		out[k.name] = k.of(f)
+	}
+	return out
+}
+
+// adopt reads the number that a frontend is limited by off the chain that its element leads to.
+func (k limitKind) adopt(f *frontendState, e nft.SetElement) error {
+	verdict, err := netlink.UnmarshalAttributes(e.Val)
+	if err != nil {
+		return err
+	}
+	for _, a := range verdict {
+		if a.Type != unix.NFTA_VERDICT_CHAIN {
+			continue
+		}
+		text, found := strings.CutPrefix(strings.TrimRight(string(a.Data), "\x00"), k.name+"-")
+		number, err := strconv.ParseUint(text, 10, 32)
+		if !found || err != nil {
+			return fmt.Errorf("chain %q is of no limit", a.Data)
+		}
+		if f.limits == nil {
+			f.limits = map[string]uint32{}
+		}
+		f.limits[k.name] = uint32(number)
+		return nil
+	}
+	return errors.New("an element leads nowhere")
+}
+
+// checkLimits refuses a number for which there would be too many chains.
+func (s *state) checkLimits(of map[string]uint32) error {
+	for kind, number := range of {
+		if number > 0 && !s.limits[kind][number] && len(s.limits[kind]) >= maxLimits {
+			return fmt.Errorf("there are limits of %d different numbers already: use one of them", maxLimits)
+		}
+	}
+	return nil
+}
+
+func planLimits(out *plan, key []byte, old, next map[string]uint32) {
+	for _, k := range limitKinds() {
+		was, is := old[k.name], next[k.name]
+		if was == is {
+			continue
+		}
+		if was > 0 {
+			out.remove(k.verdicts, key)
+			out.forgotten = append(out.forgotten, edit{set: k.set(was), element: nft.SetElement{Key: key}})
+		}
+		if is > 0 {
+			out.goTo(k.verdicts, key, expr.VerdictJump, k.chain(is))
+		}
+	}
+}

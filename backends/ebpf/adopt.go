@@ -182,6 +182,18 @@ func (k *kernel) adoptExtras(s *state, orphans *plan) error {
 		}
 	}
 	var number uint32
+	var l limit
+	limits := k.maps[mapLimits].Iterate()
+	for limits.Next(&number, &l) {
+		if of, known := byNumber[number]; known {
+			// Counted anew, with its limit.
+			next := *s.frontends[of]
+			next.limit = limit{FlowsAtOnce: l.FlowsAtOnce, FlowsASecond: l.FlowsASecond}
+			s.setFrontend(of, &next)
+		} else {
+			orphans.remove(mapLimits, number)
+		}
+	}
 	var former address
 	formers := k.maps[mapFormers].Iterate()
 	for formers.Next(&number, &former) {
@@ -191,5 +203,5 @@ func (k *kernel) adoptExtras(s *state, orphans *plan) error {
 			orphans.remove(mapFormers, number)
 		}
 	}
-	return errors.Join(ranges.Err(), formers.Err())
+	return errors.Join(ranges.Err(), limits.Err(), formers.Err())
 }

@@ -36,7 +36,7 @@ var _ dataplane.Dataplane = (*Backend)(nil)
 // Describe tells name, version and features.
 func (b *Backend) Describe(context.Context) (dataplane.Description, error) {
 	return dataplane.Description{Name: "ebpf", Version: Version, Features: []dataplane.Feature{dataplane.SourceRanges, dataplane.Affinity, dataplane.AffinityTimeout, dataplane.Weights, dataplane.Drain,
-		dataplane.Transparent, dataplane.Direct, dataplane.IdleTimeout, dataplane.ICMPEcho, dataplane.PathMTU, dataplane.Refusal, dataplane.Handover}}, nil
+		dataplane.Transparent, dataplane.Direct, dataplane.IdleTimeout, dataplane.ICMPEcho, dataplane.PathMTU, dataplane.Refusal, dataplane.Handover, dataplane.Limits, dataplane.RateLimits}}, nil
 }
 
 // The source ports that clients' are rewritten to, unless the operator says which: below those that this host takes for its own
@@ -157,7 +157,7 @@ func (b *Backend) Apply(ctx context.Context, c dataplane.Change) (dataplane.Resu
 
 // Watch attaches the programs to interfaces that come, and forgets flows that have ended.
 func (b *Backend) Watch(ctx context.Context, report func(dataplane.Fault)) error {
-	ticker := time.NewTicker(idleInterval)
+	ticker := time.NewTicker(oftenInterval)
 	defer ticker.Stop()
 	var swept time.Time
 	for {
@@ -167,7 +167,7 @@ func (b *Backend) Watch(ctx context.Context, report func(dataplane.Fault)) error
 			return nil
 		case now = <-ticker.C:
 		}
-		due := now.Sub(swept) >= sweepInterval || b.limitsIdleness()
+		due := now.Sub(swept) >= sweepInterval || b.sweepsOften()
 		if due {
 			swept = now
 		}
@@ -190,10 +190,10 @@ func (b *Backend) look(sweep bool) error {
 	return err
 }
 
-func (b *Backend) limitsIdleness() bool {
+func (b *Backend) sweepsOften() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.state != nil && b.state.idle > 0
+	return b.state != nil && b.state.swept > 0
 }
 
 // Close leaves programs and maps in place, or with purge removes them.

@@ -56,6 +56,7 @@ func load(o options, stateDir string) (*kernel, error) {
 	}
 	k.maps[mapAddresses], k.maps[mapFrontends], k.maps[mapServices], k.maps[mapEndpoints] = k.objects.Addresses, k.objects.Frontends, k.objects.Services, k.objects.Endpoints
 	k.maps[mapFormers] = k.objects.Formers
+	k.maps[mapLimits] = k.objects.Limits
 	k.maps[mapSourceRanges], k.maps[mapServiceCounters], k.maps[mapEndpointCounters] = k.objects.SourceRanges, k.objects.ServiceCounters, k.objects.EndpointCounters
 	return k, nil
 }

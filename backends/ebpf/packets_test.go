@@ -205,7 +205,7 @@ func TestPacketsBecomeWhatTheyShould(t *testing.T) {
 	onBench(t, func(b *bench) {
 		ran := 0
 		for _, b.withoutXDP = range []bool{false, true} {
-			for _, f := range slices.Concat(flowFixtures, answerFixtures, errorFixtures, malformedFixtures, sweepFixtures) {
+			for _, f := range slices.Concat(flowFixtures, answerFixtures, errorFixtures, malformedFixtures, sweepFixtures, limitFixtures) {
 				for _, v4 := range []bool{true, false} {
 					for _, protocol := range []uint8{tcp, udp} {
 						if f.only == 0 || f.only == protocol {

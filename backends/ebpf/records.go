@@ -52,10 +52,10 @@ type (
 		Protocol, Family uint8
 	}
 	service struct {
-		Generation, Pool       uint32
-		TargetPort             port
-		Forwarding, Restricted uint8
-		Affinity, Idle         uint32
+		Generation, Pool   uint32
+		TargetPort         port
+		Forwarding, Checks uint8
+		Affinity, Idle     uint32
 	}
 	endpoint struct {
 		Address, Source         address
@@ -79,6 +79,11 @@ type (
 		Seen                         uint32
 		State, Forwarding            uint8
 		_                            uint16
+	}
+	limit struct {
+		FlowsAtOnce, FlowsASecond uint32
+		Flows                     int32
+		Second, Begun, Stamp, Met uint32
 	}
 	counter struct {
 		Connections, Packets, Bytes uint64
@@ -106,6 +111,12 @@ const (
 	roleVIP      = 1
 	roleSource   = 2
 	roleEndpoint = 4
+)
+
+// What is looked at before a flow begins.
+const (
+	checkSource = 1
+	checkLimits = 2
 )
 
 // States of flows.

@@ -20,8 +20,8 @@ type state struct {
 	// left are endpoints, by handle, that have flows but no pool.
 	left map[uint32]endpointState
 	last numbers
-	// idle counts the frontends that limit how long a flow may be idle, and direct, by pool, those that rewrite nothing.
-	idle   int
+	// swept counts the frontends that limit how long a flow may be idle, or how many there are, and direct, by pool, those that rewrite nothing.
+	swept  int
 	direct map[uint32]int
 	// free are numbers that have been given back.
 	freePools, freeServices, freeEndpoints freeNumbers
@@ -71,6 +71,8 @@ type frontendState struct {
 	digest model.Digest
 	ranges []netip.Prefix
 	former netip.Addr
+	// limit is what may be, without what the programs count.
+	limit limit
 	service
 }
 
@@ -110,6 +112,7 @@ const (
 
 	mapSourceRanges = "source_ranges"
 	mapFormers      = "formers"
+	mapLimits       = "limits"
 
 	mapServiceCounters  = "service_counters"
 	mapEndpointCounters = "endpoint_counters"
@@ -285,7 +288,10 @@ func (s *state) planFrontend(f model.Frontend) (*plan, error) {
 	next := &frontendState{digest: f.Digest(), service: service{Pool: pool.number, TargetPort: portOf(f.TargetPort), Forwarding: uint8(f.Forwarding),
 		Affinity: uint32(f.AffinityTimeout / time.Second), Idle: uint32((f.IdleTimeout + time.Second - 1) / time.Second)}, ranges: slices.Clone(f.SourceRanges), former: f.Former}
 	if f.Restricted {
-		next.Restricted = 1
+		next.Checks |= checkSource
+	}
+	if next.limit = (limit{FlowsAtOnce: f.MaxConnections, FlowsASecond: f.MaxNewPerSecond}); next.limit != (limit{}) {
+		next.Checks |= checkLimits
 	}
 	out := &plan{}
 	roles := map[netip.Addr]map[uint32]int{}
@@ -319,7 +325,17 @@ func (s *state) planFrontend(f model.Frontend) (*plan, error) {
 	case !f.Former.IsValid() && old != nil && old.former.IsValid():
 		out.remove(mapFormers, next.number)
 	}
+	var was limit
+	if old != nil {
+		was = old.limit
+	}
+	if next.limit != (limit{}) && next.limit != was {
+		out.set(mapLimits, next.number, next.limit)
+	}
 	out.set(mapServices, next.number, next.service)
+	if next.limit == (limit{}) && was != (limit{}) {
+		out.remove(mapLimits, next.number)
+	}
 	for _, p := range before {
 		if !slices.Contains(next.ranges, p) {
 			out.remove(mapSourceRanges, rangeKeyOf(next.number, p))
@@ -350,8 +366,8 @@ func (s *state) setFrontend(key model.FrontendKey, next *frontendState) {
 }
 
 func (s *state) countFrontend(f *frontendState, change int) {
-	if f.Idle > 0 {
-		s.idle += change
+	if f.Idle > 0 || f.limit.FlowsAtOnce > 0 {
+		s.swept += change
 	}
 	if f.Forwarding == uint8(model.Direct) {
 		s.direct[f.Pool] += change
@@ -374,6 +390,9 @@ func (s *state) planFrontendGone(key model.FrontendKey) *plan {
 	}
 	if old.former.IsValid() {
 		out.remove(mapFormers, old.number)
+	}
+	if old.limit != (limit{}) {
+		out.remove(mapLimits, old.number)
 	}
 	s.planRoles(out, roles)
 	out.commit = func() {

@@ -11,8 +11,8 @@ import (
 const (
 	// sweepInterval is how often flows are looked through for those that have ended.
 	sweepInterval = 10 * time.Second
-	// idleInterval is how often where some frontend limits how long its connections may be idle.
-	idleInterval = time.Second
+	// oftenInterval is how often where some frontend limits how long its connections may be idle, or how many there are.
+	oftenInterval = time.Second
 )
 
 // sweep forgets flows that have ended, and frees what only they needed.

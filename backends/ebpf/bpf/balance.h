@@ -41,7 +41,7 @@ static __always_inline int open_new(context *ctx, struct scratch *s)
 	// Nobody outside has an address of this gateway's.
 	if (role(&p->tuple.source, p->tuple.family) & (ROLE_VIP | ROLE_SOURCE))
 		return dropped(DROP_SOURCE);
-	if (service->restricted) {
+	if (service->checks & RESTRICTED) {
 		struct range_key range = {.length = 8 * (sizeof(range) - sizeof(range.length)), .service = *number, .source = p->tuple.source};
 
 		if (!bpf_map_lookup_elem(&source_ranges, &range))
@@ -52,6 +52,8 @@ static __always_inline int open_new(context *ctx, struct scratch *s)
 		return refuse(ctx, p);
 	case NO_PORT:
 		return dropped(DROP_NO_PORT);
+	case TOO_MANY:
+		return dropped(DROP_RATE);
 	}
 	return leave(ctx, s);
 }

@@ -101,18 +101,37 @@ static __always_inline struct flow *twin_of(struct scratch *s, const struct flow
 	return young ? bpf_map_lookup_elem(&young_flows, &s->twin_key) : bpf_map_lookup_elem(&flows, &s->twin_key);
 }
 
+// is_over tells whether both sides have ended the connection.
+static __always_inline int is_over(const struct flow *f) { return (f->state & STATE_OVER) == STATE_OVER; }
+
+// count_end takes a flow that has ended off those that its service has.
+static __always_inline void count_end(const struct flow *f)
+{
+	struct service *service = bpf_map_lookup_elem(&services, &f->service);
+	struct limit *l;
+
+	if (!service || !(service->checks & LIMITED))
+		return;
+	l = bpf_map_lookup_elem(&limits, &f->service);
+	if (l)
+		__sync_fetch_and_add(&l->flows, -1);
+}
+
 // note_end notes a FIN or a reset in both directions. A reset by the client proves nothing, since anybody can send it, but that the
 // flow need not be kept for long.
 static __always_inline void note_end(struct scratch *s, struct flow *f, int young)
 {
-	struct flow *twin = twin_of(s, f, young);
+	struct flow *twin = twin_of(s, f, young), *client = f->state & STATE_REPLY ? twin : f;
 	__u8 own = STATE_CLOSED, others = STATE_ANSWERED_CLOSED;
+	int was_over = !client || is_over(client);
 
 	if (s->packet.tcp_flags & RST)
 		own = others = f->state & STATE_REPLY ? STATE_OVER : STATE_RESET;
 	f->state |= own;
 	if (twin)
 		twin->state |= others;
+	if (!was_over && is_over(client))
+		count_end(client);
 }
 
 // settle keeps a flow for good, once the endpoint has answered and the client has gone on.
@@ -198,7 +217,7 @@ static __always_inline __u32 flow_hash(const struct tuple *t, int with_port)
 	return hash ^ hash >> 16;
 }
 
-enum chosen { CHOSEN, NO_ENDPOINT, NO_PORT };
+enum chosen { CHOSEN, NO_ENDPOINT, NO_PORT, TOO_MANY };
 
 // search looks for a source port that no other flow to the endpoint has.
 struct search {
@@ -361,6 +380,29 @@ static __always_inline void count_packet(const struct flow *f, __u32 packets, __
 	}
 }
 
+// admits tells whether the service may have one flow more, and counts it. Processors that ask at the same time may let a few more in.
+static __always_inline int admits(const struct scratch *s, __u32 number)
+{
+	struct limit *l = bpf_map_lookup_elem(&limits, &number);
+	__u32 second = s->time / 1000000000;
+
+	if (!l)
+		return 1;
+	if (l->flows_at_once && l->flows >= (__s32)l->flows_at_once)
+		return 0;
+	if (l->flows_a_second) {
+		if (l->second != second) {
+			l->second = second;
+			l->begun = 0;
+		}
+		if (l->begun >= l->flows_a_second)
+			return 0;
+		__sync_fetch_and_add(&l->begun, 1);
+	}
+	__sync_fetch_and_add(&l->flows, 1);
+	return 1;
+}
+
 // choose gives a new flow its endpoint, and writes its entries.
 static __always_inline int choose(struct scratch *s, __u32 number, const struct service *service)
 {
@@ -374,6 +416,8 @@ static __always_inline int choose(struct scratch *s, __u32 number, const struct 
 	endpoint = bpf_map_lookup_elem(&endpoints, &handle);
 	if (!endpoint || endpoint->state == GONE)
 		return NO_ENDPOINT;
+	if (service->checks & LIMITED && !admits(s, number))
+		return TOO_MANY;
 	__builtin_memset(f, 0, sizeof(*f));
 	f->source = service->forwarding == NAT ? endpoint->source : t->source;
 	f->source_port = t->source_port;

@@ -34,12 +34,18 @@ struct frontend_key {
 
 enum forwarding { NAT = 0, TRANSPARENT = 1, DIRECT = 2 };
 
+// What is looked at before a flow begins.
+enum checks {
+	RESTRICTED = 1, // source_ranges
+	LIMITED = 2,    // limits
+};
+
 struct service {
 	__u32 generation; // flows with another one are not this service's
 	__u32 pool;
 	__be16 target_port;
 	__u8 forwarding;
-	__u8 restricted;
+	__u8 checks;
 	__u32 affinity; // seconds; 0: none
 	__u32 idle;     // seconds; 0: the default
 };
@@ -104,7 +110,7 @@ enum reason {
 	DROP_NO_PORT,        // no source port is free
 	DROP_NO_ROUTE,
 	DROP_TTL,
-	DROP_RATE,           // more answers by the gateway itself than it gives
+	DROP_RATE,           // more flows than the service may have, or answers by the gateway itself than it gives
 	DROP_NO_FLOW,        // an ICMP error or a reset of no known flow
 	REFUSED,             // nobody serves it
 	ECHO,
@@ -153,6 +159,16 @@ MAP(BPF_MAP_TYPE_ARRAY, __u32, struct interface, MAX_INTERFACES, 0) interfaces S
 
 // The gateways that may know connections to a service that are not known here, by the service's number.
 MAP(BPF_MAP_TYPE_HASH, __u32, struct addr, MAX_SERVICES, BPF_F_NO_PREALLOC) formers SEC(".maps");
+
+// How many flows a service may have.
+struct limit {
+	__u32 flows_at_once, flows_a_second; // 0: any number
+	__s32 flows;                         // it has, by the last sweep and what has begun and ended since
+	__u32 second, begun;                 // what has begun in this second
+	__u32 stamp, met;                    // what the sweep of that stamp has met
+};
+
+MAP(BPF_MAP_TYPE_HASH, __u32, struct limit, MAX_SERVICES, BPF_F_NO_PREALLOC) limits SEC(".maps");
 
 // Fragments but the first have no ports.
 struct fragment_key {

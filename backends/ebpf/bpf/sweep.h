@@ -85,6 +85,32 @@ static __always_inline int stays(const struct tuple *key, const struct tuple *tw
 	return tell(key, twin_key, f, service->idle);
 }
 
+// meet counts a flow that stays for its service's limit. One that has ended is kept for a while, and is none to clients; one that its
+// client has reset is none once nothing comes any more.
+static __always_inline void meet(const struct flow *f, __u32 stamp, __u32 time)
+{
+	struct service *service = bpf_map_lookup_elem(&services, &f->service);
+	struct limit *l;
+
+	if (!service || !(service->checks & LIMITED))
+		return;
+	l = bpf_map_lookup_elem(&limits, &f->service);
+	if (!l)
+		return;
+	if (l->stamp != stamp) {
+		l->stamp = stamp;
+		l->met = 0;
+	}
+	if (!is_over(f) && !(f->state & STATE_RESET && quiet_for(f, time) >= LATE) && !(f->forwarding == DIRECT && f->state & STATE_CLOSED))
+		l->met++;
+}
+
+static long settle_limit(void *map, const __u32 *number, struct limit *l, struct sweep *s)
+{
+	l->flows = l->stamp == s->stamp ? l->met : 0;
+	return 0;
+}
+
 static __always_inline long sweep_entry(const struct tuple *key, struct flow *f, struct sweep *s, int young)
 {
 	struct tuple twin_key;
@@ -106,6 +132,7 @@ static __always_inline long sweep_entry(const struct tuple *key, struct flow *f,
 	if (f->state & STATE_REPLY)
 		return 0;
 	s->stay++;
+	meet(f, s->stamp, s->now);
 	endpoint = bpf_map_lookup_elem(&endpoints, &f->endpoint);
 	if (endpoint)
 		endpoint->used = s->stamp;
@@ -123,6 +150,7 @@ int sweep(struct sweep *args)
 
 	bpf_for_each_map_elem(&flows, sweep_flow, &s, 0);
 	bpf_for_each_map_elem(&young_flows, sweep_young, &s, 0);
+	bpf_for_each_map_elem(&limits, settle_limit, &s, 0);
 	args->stay = s.stay;
 	args->removed = s.removed;
 	return 0;

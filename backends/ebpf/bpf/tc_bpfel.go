@@ -27,6 +27,7 @@ const (
 	TcMapFragments        = "fragments"
 	TcMapFrontends        = "frontends"
 	TcMapInterfaces       = "interfaces"
+	TcMapLimits           = "limits"
 	TcMapPools            = "pools"
 	TcMapReasons          = "reasons"
 	TcMapScratches        = "scratches"
@@ -101,6 +102,7 @@ type TcMapSpecs struct {
 	Fragments        *ebpf.MapSpec `ebpf:"fragments"`
 	Frontends        *ebpf.MapSpec `ebpf:"frontends"`
 	Interfaces       *ebpf.MapSpec `ebpf:"interfaces"`
+	Limits           *ebpf.MapSpec `ebpf:"limits"`
 	Pools            *ebpf.MapSpec `ebpf:"pools"`
 	Reasons          *ebpf.MapSpec `ebpf:"reasons"`
 	Scratches        *ebpf.MapSpec `ebpf:"scratches"`
@@ -149,6 +151,7 @@ type TcMaps struct {
 	Fragments        *ebpf.Map `ebpf:"fragments"`
 	Frontends        *ebpf.Map `ebpf:"frontends"`
 	Interfaces       *ebpf.Map `ebpf:"interfaces"`
+	Limits           *ebpf.Map `ebpf:"limits"`
 	Pools            *ebpf.Map `ebpf:"pools"`
 	Reasons          *ebpf.Map `ebpf:"reasons"`
 	Scratches        *ebpf.Map `ebpf:"scratches"`
@@ -173,6 +176,7 @@ func (m *TcMaps) Close() error {
 		m.Fragments,
 		m.Frontends,
 		m.Interfaces,
+		m.Limits,
 		m.Pools,
 		m.Reasons,
 		m.Scratches,

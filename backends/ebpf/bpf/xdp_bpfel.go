@@ -25,6 +25,7 @@ const (
 	XDPMapFragments        = "fragments"
 	XDPMapFrontends        = "frontends"
 	XDPMapInterfaces       = "interfaces"
+	XDPMapLimits           = "limits"
 	XDPMapPools            = "pools"
 	XDPMapReasons          = "reasons"
 	XDPMapScratches        = "scratches"
@@ -95,6 +96,7 @@ type XDPMapSpecs struct {
 	Fragments        *ebpf.MapSpec `ebpf:"fragments"`
 	Frontends        *ebpf.MapSpec `ebpf:"frontends"`
 	Interfaces       *ebpf.MapSpec `ebpf:"interfaces"`
+	Limits           *ebpf.MapSpec `ebpf:"limits"`
 	Pools            *ebpf.MapSpec `ebpf:"pools"`
 	Reasons          *ebpf.MapSpec `ebpf:"reasons"`
 	Scratches        *ebpf.MapSpec `ebpf:"scratches"`
@@ -141,6 +143,7 @@ type XDPMaps struct {
 	Fragments        *ebpf.Map `ebpf:"fragments"`
 	Frontends        *ebpf.Map `ebpf:"frontends"`
 	Interfaces       *ebpf.Map `ebpf:"interfaces"`
+	Limits           *ebpf.Map `ebpf:"limits"`
 	Pools            *ebpf.Map `ebpf:"pools"`
 	Reasons          *ebpf.Map `ebpf:"reasons"`
 	Scratches        *ebpf.Map `ebpf:"scratches"`
@@ -163,6 +166,7 @@ func (m *XDPMaps) Close() error {
 		m.Fragments,
 		m.Frontends,
 		m.Interfaces,
+		m.Limits,
 		m.Pools,
 		m.Reasons,
 		m.Scratches,

@@ -102,8 +102,8 @@ func unsupported(f model.Frontend) error {
 	switch {
 	case f.Forwarding == model.Direct:
 		return fmt.Errorf("forwarding %s is not supported by the Envoy backend; use nat or transparent", f.Forwarding)
-	case f.MaxConnections > 0 || f.MaxNewPerSecond > 0:
-		return errors.New("connection limits are not supported by the Envoy backend")
+	case f.MaxNewPerSecond > 0:
+		return errors.New("limits of new connections a second are not supported by the Envoy backend, which has none for UDP")
 	case f.Former.IsValid():
 		return errors.New("handing connections over is not supported by the Envoy backend: they end in its process")
 	}

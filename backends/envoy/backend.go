@@ -34,6 +34,8 @@ type Backend struct {
 	departures departures
 	// listening are TCP frontends that have had a socket since they are served.
 	listening map[model.FrontendKey]bool
+	// assigned are the names of the assignments that frontends have had.
+	assigned map[model.FrontendKey]map[string]bool
 	// stop ends the sweeper when it is closed.
 	stop chan struct{}
 	// mu keeps the sweeper and Watch out while a call runs.
@@ -48,7 +50,7 @@ var _ dataplane.Dataplane = (*Backend)(nil)
 // Describe tells name, version and features.
 func (b *Backend) Describe(context.Context) (dataplane.Description, error) {
 	return dataplane.Description{Name: "envoy", Version: Version, Features: []dataplane.Feature{
-		dataplane.SourceRanges, dataplane.Affinity, dataplane.Weights, dataplane.Drain, dataplane.ICMPEcho, dataplane.PathMTU, dataplane.ProxyProtocol, dataplane.Transparent, dataplane.IdleTimeout}}, nil
+		dataplane.SourceRanges, dataplane.Affinity, dataplane.Weights, dataplane.Drain, dataplane.ICMPEcho, dataplane.PathMTU, dataplane.ProxyProtocol, dataplane.Transparent, dataplane.IdleTimeout, dataplane.Limits}}, nil
 }
 
 // Configure takes over what an earlier process left, and sees that an Envoy runs.
@@ -73,7 +75,8 @@ func (b *Backend) Configure(ctx context.Context, config dataplane.Config) error 
 	if b.state, err = openStore(filepath.Join(string(b.dir), "state.journal")); err != nil {
 		return err
 	}
-	b.guard, b.xds, b.departures, b.listening = newGuard(b.table, config.Uplinks), newXDS(), newDepartures(), map[model.FrontendKey]bool{}
+	b.guard, b.xds, b.departures = newGuard(b.table, config.Uplinks), newXDS(), newDepartures()
+	b.listening, b.assigned = map[model.FrontendKey]bool{}, map[model.FrontendKey]map[string]bool{}
 	if err := b.takeOver(); err != nil {
 		return err
 	}
@@ -153,13 +156,18 @@ func (b *Backend) push(changed, gone []model.FrontendKey) (pushed, error) {
 		name := key.String()
 		byKind[resource.ClusterType][name], byKind[resource.ListenerType][name] = r.cluster, r.listener
 		byKind[resource.EndpointType][r.assignment.ClusterName] = r.assignment
+		if b.assigned[key] == nil {
+			b.assigned[key] = map[string]bool{}
+		}
+		b.assigned[key][r.assignment.ClusterName] = true
 	}
 	names := map[string][]string{}
 	for _, key := range gone {
 		for _, kind := range []string{resource.ClusterType, resource.ListenerType} {
 			names[kind] = append(names[kind], key.String())
 		}
-		names[resource.EndpointType] = append(names[resource.EndpointType], assignmentNames(key)...)
+		names[resource.EndpointType] = slices.AppendSeq(names[resource.EndpointType], maps.Keys(b.assigned[key]))
+		delete(b.assigned, key)
 		b.departures.forget(key)
 		delete(b.listening, key)
 	}

@@ -66,16 +66,10 @@ func assignmentName(f model.Frontend, p model.Pool) string {
 	if f.ProxyProtocol {
 		name += "|proxy"
 	}
-	return name
-}
-
-// assignmentNames are all that the frontend's assignment may have had.
-func assignmentNames(k model.FrontendKey) []string {
-	var names []string
-	for _, rows := range []int{maglevSmall, maglevLarge} {
-		names = append(names, fmt.Sprintf("%s|%d", k, rows), fmt.Sprintf("%s|%d|proxy", k, rows))
+	if f.MaxConnections > 0 {
+		name += fmt.Sprintf("|at most %d", f.MaxConnections)
 	}
-	return names
+	return name
 }
 
 func rowsFor(p model.Pool) uint64 {
@@ -86,8 +80,10 @@ func rowsFor(p model.Pool) uint64 {
 }
 
 func renderCluster(name string, f model.Frontend, p model.Pool) *cluster.Cluster {
+	// Each connection, and each UDP flow, is one to an endpoint.
+	connections := cmp.Or(f.MaxConnections, unlimited)
 	everything := func(priority core.RoutingPriority) *cluster.CircuitBreakers_Thresholds {
-		return &cluster.CircuitBreakers_Thresholds{Priority: priority, MaxConnections: number(unlimited), MaxPendingRequests: number(unlimited),
+		return &cluster.CircuitBreakers_Thresholds{Priority: priority, MaxConnections: number(connections), MaxPendingRequests: number(unlimited),
 			MaxRequests: number(unlimited), MaxRetries: number(unlimited)}
 	}
 	return &cluster.Cluster{

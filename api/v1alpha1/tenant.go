@@ -75,6 +75,16 @@ type TenantLimits struct {
 	// +optional
 	// +kubebuilder:validation:Minimum=0
 	Addresses *int32 `json:"addresses,omitempty"`
+	// ConnectionsPerPort is how many connections, and UDP flows, each port of each LoadBalancer may have at once at each gateway. Those
+	// that there are go on; new ones beyond are not served.
+	// +optional
+	// +kubebuilder:validation:Minimum=1
+	ConnectionsPerPort *int32 `json:"connectionsPerPort,omitempty"`
+	// NewConnectionsPerSecondPerPort is how many connections, and UDP flows, may begin in a second at each port of each LoadBalancer at
+	// each gateway; those beyond are not served. Gateways with Envoy cannot bound them, and do not serve a tenant with this limit.
+	// +optional
+	// +kubebuilder:validation:Minimum=1
+	NewConnectionsPerSecondPerPort *int32 `json:"newConnectionsPerSecondPerPort,omitempty"`
 }
 
 // TenantUse is what a tenant has, of that which limits bound.

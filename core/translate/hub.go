@@ -171,7 +171,7 @@ func (h *Hub) SetFence(fence Fence) {
 // SetTenant adds or replaces a tenant.
 func (h *Hub) SetTenant(t Tenant) {
 	namespace := t.Namespace()
-	if known, ok := h.tenants[namespace]; ok && known.Disabled == t.Disabled && known.BackendPorts == t.BackendPorts && slices.Equal(known.BackendCIDRs, t.BackendCIDRs) {
+	if known, ok := h.tenants[namespace]; ok && known.equal(t) {
 		return
 	}
 	h.tenants[namespace] = t
@@ -449,6 +449,7 @@ func (h *Hub) translate(e *entry) {
 				Owner:       lb.ObjectName, Tenant: tenant.Name, TargetPort: p.target, Forwarding: t.forwarding(),
 				AffinityTimeout: t.affinity, Restricted: len(lb.SourceRanges) > 0, SourceRanges: sources,
 				Pool: pool, ProxyProtocol: lb.ProxyProtocol == ProxyProtocolV2 && p.protocol == model.TCP,
+				MaxConnections: tenant.ConnectionsPerPort, MaxNewPerSecond: tenant.NewConnectionsPerSecondPerPort,
 			})
 		}
 	}

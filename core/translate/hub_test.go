@@ -264,6 +264,25 @@ func TestATenantMayHaveAnotherRangeOfPorts(t *testing.T) {
 	}
 }
 
+func TestATenantsLimitsAreOnEachOfItsFrontends(t *testing.T) {
+	h := testHub()
+	h.SetAddresses(addressesOf("tenant-a", "198.51.100.11"))
+	h.SetLoadBalancer(lb("tenant-a", "web"))
+	if got := snapshot(t, h); strings.Contains(got, "max-") {
+		t.Errorf("limits that nobody set: %s", got)
+	}
+	tenant := Tenant{Name: "a", BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/25")}, ConnectionsPerPort: 1000, NewConnectionsPerSecondPerPort: 50}
+	h.SetTenant(tenant)
+	if got := snapshot(t, h); strings.Count(got, "max-connections=1000 max-new-per-second=50 tenant=a") != strings.Count(got, "frontend ") {
+		t.Error(got)
+	}
+	tenant.ConnectionsPerPort = 0
+	h.SetTenant(tenant)
+	if got := snapshot(t, h); strings.Contains(got, "max-connections") || !strings.Contains(got, "max-new-per-second=50") {
+		t.Error(got)
+	}
+}
+
 func TestBadTargetsInAddressesAreLeftOutAndNamed(t *testing.T) {
 	h := testHub()
 	h.SetAddresses(addressesOf("tenant-b", "127.0.0.1", "192.0.2.1", "203.0.113.7"))

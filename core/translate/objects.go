@@ -3,6 +3,7 @@ package translate
 import (
 	"cmp"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"kubelb.k8c.io/core/ipam"
@@ -116,6 +117,15 @@ type Tenant struct {
 	BackendPorts PortRange `json:"backendPorts,omitzero"`
 	// Limits bound what it has.
 	Limits ipam.Limits `json:"limits,omitzero"`
+	// ConnectionsPerPort and NewConnectionsPerSecondPerPort bound each frontend on each gateway; 0 means no limit.
+	ConnectionsPerPort             uint32 `json:"connectionsPerPort,omitempty"`
+	NewConnectionsPerSecondPerPort uint32 `json:"newConnectionsPerSecondPerPort,omitempty"`
+}
+
+// equal tells whether the tenants are the same to what is forwarded.
+func (t Tenant) equal(o Tenant) bool {
+	return t.Disabled == o.Disabled && t.BackendPorts == o.BackendPorts && t.ConnectionsPerPort == o.ConnectionsPerPort &&
+		t.NewConnectionsPerSecondPerPort == o.NewConnectionsPerSecondPerPort && slices.Equal(t.BackendCIDRs, o.BackendCIDRs)
 }
 
 // PortRange is a range of ports, both ends in it.

@@ -113,6 +113,13 @@ func Addresses(a *v1alpha1.Addresses) translate.Addresses {
 // Tenant takes what translation needs. CIDRs that do not parse, which the schema refuses, allow nothing.
 func Tenant(t *v1alpha1.Tenant) translate.Tenant {
 	out := translate.Tenant{Name: t.Name, Disabled: t.Spec.LoadBalancer.Disable || t.Spec.Revoked, Limits: ipam.Limits{LoadBalancers: t.Spec.Limits.LoadBalancers, Addresses: t.Spec.Limits.Addresses}}
+	number := func(limit *int32) uint32 {
+		if limit == nil {
+			return 0
+		}
+		return uint32(*limit)
+	}
+	out.ConnectionsPerPort, out.NewConnectionsPerSecondPerPort = number(t.Spec.Limits.ConnectionsPerPort), number(t.Spec.Limits.NewConnectionsPerSecondPerPort)
 	if p := t.Spec.BackendPorts; p != nil {
 		out.BackendPorts = translate.PortRange{First: uint16(p.First), Last: uint16(p.Last)}
 	}

@@ -2,6 +2,8 @@ package e2e
 
 import (
 	"fmt"
+	"net"
+	"net/http"
 	"testing"
 	"time"
 
@@ -52,4 +54,51 @@ func TestATenantOverItsLimitsWaitsAndWhatItHasStays(t *testing.T) {
 
 	_, err := lab.Hub.Kubectl(t.Context(), "apiVersion: kubelb.k8c.io/v1alpha1\nkind: Tenant\nmetadata: {name: wrong}\nspec: {limits: {addresses: -1}}", "apply", "-f", "-")
 	require.ErrorContains(t, err, "should be greater than or equal to 0")
+}
+
+func TestATenantHasAsManyConnectionsAsItMay(t *testing.T) {
+	limit := func(limits string) {
+		_, err := lab.Hub.Kubectl(contextAfter(t), "", "patch", "tenant", "a", "--type=merge", "-p", `{"spec":{"limits":`+limits+`}}`)
+		require.NoError(t, err)
+	}
+	limit(`{"connectionsPerPort":3}`)
+	t.Cleanup(func() { limit("null") })
+	apply(t, web("bounded", 1)+service("bounded", "ports: [{port: 80, targetPort: 8080}]"))
+	cleanUp(t, "service/bounded", "deployment/bounded")
+	tenantWait(t, "deployment/bounded", "--for=condition=Available")
+	for _, ip := range externalIPs(t, "bounded", 2) {
+		// What has asked until now has ended, and is none in a moment.
+		reachesPods(t, ip, 80, 1)
+		var open []*http.Client
+		eventually(t, 30*time.Second, func() error {
+			for len(open) < 3 {
+				client := &http.Client{Timeout: time.Second, Transport: &http.Transport{DialContext: lab.Client.DialContext}}
+				if err := ask(client, "http://"+net.JoinHostPort(ip, "80")+"/hostname"); err != nil {
+					return err
+				}
+				open = append(open, client)
+			}
+			return nil
+		})
+		for range 3 {
+			_, err := lab.FromClient(t.Context(), "curl", "-sS", "-g", "--max-time", "1", "http://"+net.JoinHostPort(ip, "80")+"/hostname")
+			require.Error(t, err, "a fourth connection")
+		}
+		for _, client := range open {
+			require.NoError(t, ask(client, "http://"+net.JoinHostPort(ip, "80")+"/hostname"), "one that was there")
+		}
+		open[0].CloseIdleConnections()
+		eventually(t, 30*time.Second, func() error {
+			_, err := curl(t, ip, 80, "/hostname")
+			return err
+		})
+		for _, client := range open[1:] {
+			client.CloseIdleConnections()
+		}
+	}
+	if backendName() == "envoy" {
+		limit(`{"newConnectionsPerSecondPerPort":10}`)
+		uid := tenantGet(t, "service/bounded", "{.metadata.uid}")
+		require.Contains(t, hubRefusal(t, "tenant-a", uid, "Programmed", "DataplaneRefused"), "the envoy backend does not support rate-limits")
+	}
 }

@@ -34,8 +34,8 @@ type kernel struct {
 	stamp    uint32 // of the last sweep
 }
 
-// layoutVersion changes with what the pinned maps mean.
-const layoutVersion = 2
+// layoutVersion changes with what the pinned maps mean. What is of oldestLayout or later this version goes on with: 3 has limits as well.
+const layoutVersion, oldestLayout = 3, 2
 
 // load loads the programs, with the maps that an earlier process left.
 func load(o options, stateDir string) (*kernel, error) {
@@ -118,12 +118,20 @@ func (k *kernel) openRecords(options ebpf.MapOptions) error {
 		if err := m.Lookup(uint32(0), &n); err != nil {
 			return err
 		}
-		if n.Layout > layoutVersion {
-			return fmt.Errorf("%s was written by a later version of this backend (layout %d, this one knows %d): install that again, or purge it", k.dir, n.Layout, layoutVersion)
+		if err := checkLayout(n.Layout, k.dir); err != nil {
+			return err
 		}
-		if n.Layout != 0 && n.Layout < layoutVersion {
-			return fmt.Errorf("%s was written by an earlier version of this backend (layout %d, this one knows %d only): purge it with that", k.dir, n.Layout, layoutVersion)
-		}
+	}
+	return nil
+}
+
+// checkLayout refuses what another version wrote that this one does not understand; 0 is nothing yet.
+func checkLayout(layout uint32, dir string) error {
+	if layout > layoutVersion {
+		return fmt.Errorf("%s was written by a later version of this backend (layout %d, this one knows %d): install that again, or purge it", dir, layout, layoutVersion)
+	}
+	if layout != 0 && layout < oldestLayout {
+		return fmt.Errorf("%s was written by an earlier version of this backend (layout %d, this one knows %d and later): purge it with that", dir, layout, oldestLayout)
 	}
 	return nil
 }

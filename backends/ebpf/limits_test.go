@@ -2,12 +2,21 @@ package ebpf
 
 import (
 	"net/netip"
+	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"kubelb.k8c.io/core/model"
 )
+
+func TestLayoutsOfOtherVersionsAreRefusedOrGoneOnWith(t *testing.T) {
+	for _, layout := range []uint32{0, oldestLayout, layoutVersion} {
+		require.NoError(t, checkLayout(layout, "maps"))
+	}
+	require.ErrorContains(t, checkLayout(layoutVersion+1, "maps"), "maps was written by a later version")
+	require.ErrorContains(t, checkLayout(oldestLayout-1, "maps"), "maps was written by an earlier version")
+}
 
 // limited applies the fixtures with limits on every frontend, which have no flows of before.
 func (x *exchange) limited(atOnce, aSecond uint32) {

@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/core/election"
@@ -179,4 +180,10 @@ func TestAGatewayWhoseLeaseIsLongOverIsNotWaitedFor(t *testing.T) {
 	gone, err := (&loadBalancerReconciler{reader: reader, namespace: "kubelb"}).goneGateways(t.Context())
 	require.NoError(t, err)
 	require.Equal(t, map[string]bool{"gone": true}, gone)
+}
+
+func TestThoseThatAGatewayFailsAreWokenUp(t *testing.T) {
+	g := v1alpha1.Gateway{Status: v1alpha1.GatewayStatus{Failures: []v1alpha1.GatewayFailure{
+		{LoadBalancer: "tenant-a/web", Message: "the envoy backend does not support rate-limits"}, {Record: "backend ebpf", Message: "not purged"}}}}
+	require.Equal(t, []reconcile.Request{{NamespacedName: client.ObjectKey{Namespace: "tenant-a", Name: "web"}}}, failing(&g))
 }

@@ -124,10 +124,20 @@ func (w *waiting) addresses() []reconcile.Request {
 	return out
 }
 
-// setUp lists what wakes a LoadBalancer up. Gateways and pools wake up only those that wait.
+// failing are those that the gateway names as failing. Of a change of the gateway those of before are asked for, too.
+func failing(g *v1alpha1.Gateway) (out []reconcile.Request) {
+	for _, f := range g.Status.Failures {
+		if namespace, name, found := strings.Cut(f.LoadBalancer, "/"); found {
+			out = append(out, reconcile.Request{NamespacedName: client.ObjectKey{Namespace: namespace, Name: name}})
+		}
+	}
+	return out
+}
+
+// setUp lists what wakes a LoadBalancer up. Pools wake up only those that wait, and so do gateways, but for those that they fail.
 func (r *loadBalancerReconciler) setUp(mgr ctrl.Manager) error {
 	gateways := func(_ context.Context, o client.Object) []reconcile.Request {
-		return r.waiting.taken(o.(*v1alpha1.Gateway))
+		return append(r.waiting.taken(o.(*v1alpha1.Gateway)), failing(o.(*v1alpha1.Gateway))...)
 	}
 	pools := func(context.Context, client.Object) []reconcile.Request { return r.waiting.addresses() }
 	return ctrl.NewControllerManagedBy(mgr).Named("loadbalancer").

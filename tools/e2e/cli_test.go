@@ -57,7 +57,8 @@ func TestTheCommandLineSaysHowTheHubIsAndWhatAServiceLacks(t *testing.T) {
 	require.Contains(t, out, "no LoadBalancer that has the address serves UDP port 80")
 
 	limit := func(limits string) {
-		hubKubectl(t, "patch", "tenant", "a", "--type=merge", "-p", `{"spec":{"limits":`+limits+`}}`)
+		_, err := lab.Hub.Kubectl(contextAfter(t), "", "patch", "tenant", "a", "--type=merge", "-p", `{"spec":{"limits":`+limits+`}}`)
+		require.NoError(t, err)
 	}
 	t.Cleanup(func() { limit("null") })
 	for _, fault := range []struct{ name, annotations, spec, step, why string }{

@@ -88,6 +88,11 @@ func TestTheCCMWorksWithATenantsCredentialsAlone(t *testing.T) {
 	out, err := ccm(file, "--check", "--cluster-name=checked")
 	require.NoError(t, err)
 	require.Contains(t, out, "is reached, with the rights of tenant checked")
+	// KubeLB's own CCM watches these as well, and writes none.
+	_, err = lab.Hub.KubectlAs(t.Context(), file, "", "-n", ns, "get", "routes.kubelb.k8c.io,syncsecrets.kubelb.k8c.io")
+	require.NoError(t, err)
+	_, err = lab.Hub.KubectlAs(t.Context(), file, "apiVersion: kubelb.k8c.io/v1alpha1\nkind: Route\nmetadata: {name: r, namespace: "+ns+"}", "create", "-f", "-")
+	require.ErrorContains(t, err, "forbidden")
 	_, err = ccm(file, "--check", "--cluster-name=a")
 	require.ErrorContains(t, err, "may not create addresses, get addresses, list addresses, ")
 	require.ErrorContains(t, err, "in namespace tenant-a: take those in its Secret kubelb-ccm-kubeconfig")

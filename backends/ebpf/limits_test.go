@@ -86,6 +86,15 @@ var limitFixtures = []fixture{
 		x.sweep()
 		x.other(1).begin(portPlain)
 	}},
+	{name: "a connection that nobody has answered makes room once nothing comes of it", only: tcp, run: func(x *exchange) {
+		x.limited(1, 0)
+		x.mustReachNode(x.ask(portPlain))
+		x.sweep()
+		x.mustDrop(x.other(1).ask(portPlain), "rate")
+		x.age(4 * time.Second)
+		x.sweep()
+		x.other(1).begin(portPlain)
+	}},
 	{name: "a flow that is forgotten makes room for another one", run: func(x *exchange) {
 		x.limited(1, 0)
 		x.begin(portPlain)

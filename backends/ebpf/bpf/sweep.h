@@ -85,9 +85,19 @@ static __always_inline int stays(const struct tuple *key, const struct tuple *tw
 	return tell(key, twin_key, f, service->idle);
 }
 
-// meet counts a flow that stays for its service's limit. One that has ended is kept for a while, and is none to clients; one that its
-// client has reset is none once nothing comes any more.
-static __always_inline void meet(const struct flow *f, __u32 stamp, __u32 time)
+// counts tells whether a flow that stays is one to clients. Connections that have ended are kept for a while, and those that nobody has
+// answered, or that the client has reset, are none once nothing comes any more.
+static __always_inline int counts(const struct tuple *key, const struct flow *f, __u32 time)
+{
+	int tcp = key->protocol == IPPROTO_TCP, direct = f->forwarding == DIRECT;
+
+	if (is_over(f) || (direct && f->state & STATE_CLOSED))
+		return 0;
+	return quiet_for(f, time) < LATE || !(f->state & STATE_RESET || (tcp && !direct && !(f->state & STATE_REPLIED)));
+}
+
+// meet counts a flow that stays for its service's limit.
+static __always_inline void meet(const struct tuple *key, const struct flow *f, __u32 stamp, __u32 time)
 {
 	struct service *service = bpf_map_lookup_elem(&services, &f->service);
 	struct limit *l;
@@ -101,7 +111,7 @@ static __always_inline void meet(const struct flow *f, __u32 stamp, __u32 time)
 		l->stamp = stamp;
 		l->met = 0;
 	}
-	if (!is_over(f) && !(f->state & STATE_RESET && quiet_for(f, time) >= LATE) && !(f->forwarding == DIRECT && f->state & STATE_CLOSED))
+	if (counts(key, f, time))
 		l->met++;
 }
 
@@ -132,7 +142,7 @@ static __always_inline long sweep_entry(const struct tuple *key, struct flow *f,
 	if (f->state & STATE_REPLY)
 		return 0;
 	s->stay++;
-	meet(f, s->stamp, s->now);
+	meet(key, f, s->stamp, s->now);
 	endpoint = bpf_map_lookup_elem(&endpoints, &f->endpoint);
 	if (endpoint)
 		endpoint->used = s->stamp;

@@ -10,7 +10,9 @@ import (
 const (
 	// AgnhostImage is Kubernetes' own test server.
 	AgnhostImage = "localhost/agnhost:1"
-	pauseImage   = "localhost/pause:1"
+	// EchoImage sends back what it is sent on TCP port 8080.
+	EchoImage  = "localhost/echo:1"
+	pauseImage = "localhost/pause:1"
 )
 
 // writeImage makes an image archive with one static Go program as its entry point.

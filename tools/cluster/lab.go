@@ -25,8 +25,9 @@ import (
 // Address plan of a lab, IPv4 and IPv6:
 //
 //	clients' segment  192.0.2.0/24     2001:db8:c::/64   gateway .1, client .100, external addresses in between
-//	nodes' segment    198.51.100.0/24  2001:db8:1::/64   gateway .1, hub .2, tenant's API .3, nodes .11 and .12
-//	pods              10.77.N.0/24     2001:db8:77:N::/64 on node N; the hub's node, if it has one, is 9
+//	nodes' segment    198.51.100.0/24  2001:db8:1::/64   gateway .1, hub .2, tenant's API .3, nodes .11 and .12; tenant cluster N of those that
+//	                                                     are added has its API at .N0, and nodes .N1 and .N2
+//	pods              10.77.N.0/24     2001:db8:77:N::/64 on node .N; the hub's node, if it has one, is 9
 const (
 	Client4, Client6 = "192.0.2.100", "2001:db8:c::100"
 	nodes4, nodes6   = "198.51.100.", "2001:db8:1::"
@@ -60,7 +61,7 @@ type Options struct {
 	Backend string
 	// Progress gets a line for each step.
 	Progress io.Writer
-	// HubOnly leaves out the tenant cluster: its objects are written by hand.
+	// HubOnly leaves out the tenant cluster: others are added (AddTenant), or its objects are written by hand.
 	HubOnly bool
 	// Images is the folder with our images, for what is to run as pods. The gateway's host is a node of the hub then, and nothing of ours is
 	// there yet, not even the CRDs.
@@ -78,6 +79,7 @@ type Lab struct {
 	// Manager and CCM run once StartManager and StartCCM were called.
 	Manager, CCM *Process
 
+	tenants []*TenantCluster
 	options Options
 	net     *netlab.Lab
 	// outside and inside are the switches of the clients' and of the nodes' segment.
@@ -109,19 +111,19 @@ func (l *Lab) step(format string, args ...any) {
 
 // Close ends everything.
 func (l *Lab) Close() error {
-	for _, p := range []*Process{l.CCM, l.Manager} {
+	programs, planes := []*Process{l.CCM, l.Manager}, []*ControlPlane{l.Hub, l.Tenant}
+	for _, t := range l.tenants {
+		programs, planes = append(programs, t.ccm), append(planes, t.ControlPlane)
+	}
+	for _, p := range programs {
 		if p != nil {
 			p.Stop()
 		}
 	}
 	for _, n := range l.allNodes() {
-		for _, p := range []*Process{n.proxy, n.kubelet, n.containerd} {
-			if p != nil {
-				p.Kill()
-			}
-		}
+		n.kill()
 	}
-	for _, c := range []*ControlPlane{l.Hub, l.Tenant} {
+	for _, c := range planes {
 		if c != nil {
 			c.Stop()
 		}
@@ -140,11 +142,6 @@ func (l *Lab) build(ctx context.Context) error {
 		return fmt.Errorf("network: %w", err)
 	}
 	l.step("network: clients' segment, gateway, nodes' segment")
-	images, err := l.images(ctx)
-	if err != nil {
-		return fmt.Errorf("images: %w", err)
-	}
-	l.step("images: pause, agnhost")
 	if err := l.controlPlanes(ctx); err != nil {
 		return err
 	}
@@ -154,17 +151,24 @@ func (l *Lab) build(ctx context.Context) error {
 			return err
 		}
 	}
-	return l.startNodes(ctx, images)
+	images, err := l.images(ctx)
+	if err != nil {
+		return fmt.Errorf("images: %w", err)
+	}
+	l.step("images: pause, agnhost")
+	for _, n := range l.Nodes {
+		n.cluster = l.Tenant
+	}
+	if l.HubNode != nil {
+		l.HubNode.cluster = l.Hub
+	}
+	return l.startNodes(ctx, l.allNodes(), images)
 }
 
-func (l *Lab) startNodes(ctx context.Context, images []string) error {
+func (l *Lab) startNodes(ctx context.Context, nodes []*Node, images []string) error {
 	var starts errgroup.Group
 	var names []string
-	for _, n := range l.allNodes() {
-		n.cluster = l.Tenant
-		if n == l.HubNode {
-			n.cluster = l.Hub
-		}
+	for _, n := range nodes {
 		names = append(names, n.Name)
 		starts.Go(func() error { return n.start(ctx, append(slices.Clone(images), l.ourImages(n)...)) })
 	}
@@ -175,12 +179,16 @@ func (l *Lab) startNodes(ctx context.Context, images []string) error {
 	return nil
 }
 
-// allNodes are those of both clusters.
+// allNodes are those of all clusters.
 func (l *Lab) allNodes() []*Node {
-	if l.HubNode == nil {
-		return l.Nodes
+	all := slices.Clone(l.Nodes)
+	if l.HubNode != nil {
+		all = append(all, l.HubNode)
 	}
-	return append(slices.Clone(l.Nodes), l.HubNode)
+	for _, t := range l.tenants {
+		all = append(all, t.Nodes...)
+	}
+	return all
 }
 
 // ourImages are the archives of the images that a node's cluster needs.
@@ -232,13 +240,14 @@ func (l *Lab) network() (err error) {
 	plug(inside, l.Hub.Namespace, "hub", "eth0", nodes4+"2", nodes6+"2")
 	plug(inside, l.Tenant.Namespace, "tenant", "eth0", nodes4+"3", nodes6+"3")
 	for i := 1; i <= 2; i++ {
-		n := &Node{Name: fmt.Sprintf("node%d", i), number: i, segment: inside, Address4: fmt.Sprintf("%s1%d", nodes4, i), Address6: fmt.Sprintf("%s1%d", nodes6, i), cgroup: filepath.Base(l.Dir)}
+		n := l.newNode(fmt.Sprintf("node%d", i), i, 10+i)
 		n.Namespace = host(n.Name, forwards...)
 		plug(inside, n.Namespace, n.Name, "eth0", n.Address4, n.Address6)
 		l.Nodes = append(l.Nodes, n)
 	}
 	if l.options.Images != "" {
-		l.HubNode = &Node{Name: "gateway", number: 9, Namespace: l.Gateway, segment: inside, Address4: nodes4 + "1", Address6: nodes6 + "1", cgroup: filepath.Base(l.Dir)}
+		l.HubNode = l.newNode("gateway", 9, 1)
+		l.HubNode.Namespace = l.Gateway
 	}
 	if err != nil {
 		return err
@@ -246,17 +255,16 @@ func (l *Lab) network() (err error) {
 	return l.routes()
 }
 
+// newNode is a node whose pods are those of the number, at an address of the nodes' segment.
+func (l *Lab) newNode(name string, number, address int) *Node {
+	return &Node{Name: name, number: number, segment: l.inside, Address4: fmt.Sprintf("%s%d", nodes4, address), Address6: fmt.Sprintf("%s%d", nodes6, address), cgroup: filepath.Base(l.Dir)}
+}
+
 // routes: nodes reach each other's pods directly and everything else through the gateway; the tenant's API server reaches
 // pods as well.
 func (l *Lab) routes() error {
-	var errs []error
+	errs := []error{routesOf(l.Nodes)}
 	for _, n := range l.Nodes {
-		errs = append(errs, n.Namespace.Route("0.0.0.0/0", nodes4+"1"), n.Namespace.Route("::/0", nodes6+"1"))
-		for _, other := range l.Nodes {
-			if other != n {
-				errs = append(errs, n.Namespace.Route(other.pods4(), other.Address4), n.Namespace.Route(other.pods6(), other.Address6))
-			}
-		}
 		errs = append(errs, l.Tenant.Namespace.Route(n.pods4(), n.Address4))
 	}
 	if l.HubNode != nil {
@@ -270,6 +278,19 @@ func (l *Lab) routes() error {
 	return errors.Join(errs...)
 }
 
+func routesOf(nodes []*Node) error {
+	var errs []error
+	for _, n := range nodes {
+		errs = append(errs, n.Namespace.Route("0.0.0.0/0", nodes4+"1"), n.Namespace.Route("::/0", nodes6+"1"))
+		for _, other := range nodes {
+			if other != n {
+				errs = append(errs, n.Namespace.Route(other.pods4(), other.Address4), n.Namespace.Route(other.pods6(), other.Address6))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // AddHost makes a host on the nodes' segment with the given addresses, as CIDRs.
 func (l *Lab) AddHost(name string, addresses ...string) (*netlab.Namespace, error) {
 	ns, err := l.net.Namespace(name)
@@ -279,9 +300,15 @@ func (l *Lab) AddHost(name string, addresses ...string) (*netlab.Namespace, erro
 	return ns, l.net.Plug(l.inside, name, netlab.Interface{Namespace: ns, Name: "eth0", Addresses: addresses})
 }
 
-// PlugOutside gives a host of the nodes' segment an interface on the clients', too, where it neither answers for other addresses of its
+// plugInside plugs a host into the nodes' segment, with addresses of this last number.
+func (l *Lab) plugInside(host *netlab.Namespace, name string, number int) error {
+	return l.net.Plug(l.inside, name, netlab.Interface{Namespace: host, Name: "eth0", Addresses: []string{fmt.Sprintf("%s%d/24", nodes4, number), fmt.Sprintf("%s%d/64", nodes6, number)}})
+}
+
+// plugOutside gives a host of the nodes' segment an interface on the clients', too, where it neither answers for other addresses of its
 // own nor names them as the sender when it asks, since whoever hears that sends their packets there (ip-sysctl.rst).
-func (l *Lab) PlugOutside(host *netlab.Namespace, name string, addresses ...string) error {
+func (l *Lab) plugOutside(host *netlab.Namespace, name string, number int) error {
+	addresses := []string{fmt.Sprintf("192.0.2.%d/24", number), fmt.Sprintf("2001:db8:c::%d/64", number)}
 	if err := l.net.Plug(l.outside, name, netlab.Interface{Namespace: host, Name: "eth1", Addresses: addresses}); err != nil {
 		return err
 	}
@@ -381,25 +408,25 @@ func (l *Lab) StartGateway(on *netlab.Namespace, name string, extra ...string) (
 // SetLinkOutside takes a gateway's port of the clients' segment down, as if its cable were pulled, or up.
 func (l *Lab) SetLinkOutside(name string, up bool) error { return l.outside.SetLink(name, up) }
 
-// SetLinkInside is the same on the nodes' segment.
-func (l *Lab) SetLinkInside(name string, up bool) error { return l.inside.SetLink(name, up) }
-
 // On runs a program on a host.
 func (l *Lab) On(ctx context.Context, host *netlab.Namespace, argv ...string) (string, error) {
 	return run(ctx, host, "", argv...)
 }
 
 // StartCCM waits for the tenant's credentials and runs the CCM with them, beside the tenant's API server.
-func (l *Lab) StartCCM(ctx context.Context, extra ...string) error {
-	kubeconfig := filepath.Join(l.Dir, "ccm-hub.kubeconfig")
-	if err := l.TenantKubeconfig(ctx, TenantName, kubeconfig); err != nil {
-		return err
-	}
-	var err error
-	l.CCM, err = Start(l.Tenant.Namespace, l.Dir, "kubelb-ccm", append([]string{filepath.Join(l.options.Products, "kubelb-ccm"),
-		"--cluster-name=" + TenantName, "--kubelb-kubeconfig=" + kubeconfig, "--kubeconfig=" + l.Tenant.Kubeconfig,
-		"--enable-leader-election=false", "--metrics-addr=127.0.0.1:9445", "--log-level=debug"}, extra...)...)
+func (l *Lab) StartCCM(ctx context.Context, extra ...string) (err error) {
+	l.CCM, err = l.startCCM(ctx, TenantName, l.Tenant, extra...)
 	return err
+}
+
+func (l *Lab) startCCM(ctx context.Context, tenant string, c *ControlPlane, extra ...string) (*Process, error) {
+	kubeconfig := filepath.Join(c.dir, "ccm-hub.kubeconfig")
+	if err := l.TenantKubeconfig(ctx, tenant, kubeconfig); err != nil {
+		return nil, err
+	}
+	return Start(c.Namespace, c.dir, "kubelb-ccm", append([]string{filepath.Join(l.options.Products, "kubelb-ccm"),
+		"--cluster-name=" + tenant, "--kubelb-kubeconfig=" + kubeconfig, "--kubeconfig=" + c.Kubeconfig,
+		"--enable-leader-election=false", "--metrics-addr=127.0.0.1:9445", "--log-level=debug"}, extra...)...)
 }
 
 // TenantKubeconfig waits for the credentials that the manager makes for a tenant and writes them to a file.

@@ -148,6 +148,14 @@ func (n *Node) startKubelet(ctx context.Context) (err error) {
 	return err
 }
 
+func (n *Node) kill() {
+	for _, p := range []*Process{n.proxy, n.kubelet, n.containerd} {
+		if p != nil {
+			p.Kill()
+		}
+	}
+}
+
 // Die cuts the node off the network at once, as a power loss would; its programs go on and reach nobody. It is the port of the switch
 // that goes down: a host whose own interface does would lose its routes.
 func (n *Node) Die() error { return n.segment.SetLink(n.Name, false) }

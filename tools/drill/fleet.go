@@ -1,20 +1,15 @@
 package drill
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"net"
-	"net/http"
 	"net/netip"
 	"slices"
 	"time"
 
-	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -27,15 +22,14 @@ import (
 	"kubelb.k8c.io/tools/cluster"
 )
 
-// fleet is three gateways, a hub, nodes and a client, whose LoadBalancers' addresses are spread over the gateways.
+// fleet is three gateways, a hub, two tenant clusters and clients. The addresses of the tenants' Services are spread over the gateways.
 type fleet struct {
 	lab        *cluster.Lab
-	farms      []*netlab.Namespace
+	tenants    []*tenant
 	forwarding string
 	hub        client.Client
 	gateways   []*gateway
 	addresses  []netip.Addr
-	listeners  []io.Closer
 	// restarts: the router keeps routes of gateways whose managers are gone.
 	restarts bool
 	// bgp: gateways tell the router where addresses are; otherwise it asks by ARP and NDP, as clients on the segment do.
@@ -46,9 +40,8 @@ type fleet struct {
 }
 
 const (
-	loadBalancers = 12
-	nodePort      = 30080
-	servedPort    = 80
+	services   = 12
+	servedPort = 80
 	// patience is how long the fleet may take to come to rest.
 	patience = 60 * time.Second
 )
@@ -64,14 +57,18 @@ func newFleet(ctx context.Context, o Options) (_ *fleet, err error) {
 			err = errors.Join(err, f.logs(), f.close())
 		}
 	}()
-	if err := f.nodes(); err != nil {
-		return nil, err
-	}
 	if err := f.connect(); err != nil {
 		return nil, err
 	}
 	if err := lab.StartController(); err != nil {
 		return nil, err
+	}
+	for i, name := range []string{"one", "two"} {
+		t, err := f.onboard(ctx, name, 3+i)
+		if err != nil {
+			return nil, fmt.Errorf("tenant %s: %w", name, err)
+		}
+		f.tenants = append(f.tenants, t)
 	}
 	f.gateways = []*gateway{{name: "gateway", host: lab.Gateway, address: "192.0.2.1"}}
 	for i := 2; i <= 3; i++ {
@@ -92,64 +89,6 @@ func newFleet(ctx context.Context, o Options) (_ *fleet, err error) {
 	return f, f.serve(ctx)
 }
 
-// nodes are two hosts that answer every line with one, and say that they are well as kube-proxy does.
-func (f *fleet) nodes() error {
-	for i := 1; i <= 2; i++ {
-		host, err := f.lab.AddHost(fmt.Sprintf("farm%d", i), fmt.Sprintf("198.51.100.2%d/24", i), fmt.Sprintf("2001:db8:1::2%d/64", i))
-		if err != nil {
-			return err
-		}
-		f.farms = append(f.farms, host)
-		if err := f.lab.PlugOutside(host, fmt.Sprintf("farm%d", i), fmt.Sprintf("192.0.2.2%d/24", i), fmt.Sprintf("2001:db8:c::2%d/64", i)); err != nil {
-			return err
-		}
-		err = host.Do(func() error {
-			health, err := net.Listen("tcp", ":10256")
-			if err != nil {
-				return err
-			}
-			f.listeners = append(f.listeners, health)
-			go http.Serve(health, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) }))
-			for _, port := range []int{nodePort, servedPort} {
-				echo, err := net.Listen("tcp", fmt.Sprintf(":%d", port))
-				if err != nil {
-					return err
-				}
-				f.listeners = append(f.listeners, echo)
-				go answer(echo)
-			}
-			return nil
-		})
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// answer sends lines back until the listener is closed.
-func answer(listener net.Listener) {
-	for {
-		c, err := listener.Accept()
-		if err != nil {
-			return
-		}
-		go func() {
-			defer c.Close()
-			lines := bufio.NewReader(c)
-			for {
-				line, err := lines.ReadString('\n')
-				if err != nil {
-					return
-				}
-				if _, err := io.WriteString(c, line); err != nil {
-					return
-				}
-			}
-		}()
-	}
-}
-
 // route joins the segment with clients beyond it, by a router that learns by BGP where addresses are, if that is how they are announced.
 func (f *fleet) route(ctx context.Context, bird string) (err error) {
 	o := cluster.RouterOptions{BFD: !f.restarts, GracefulRestart: f.restarts}
@@ -161,7 +100,12 @@ func (f *fleet) route(ctx context.Context, bird string) (err error) {
 		o.Gateways = append(o.Gateways, g.address)
 		hosts = append(hosts, g.host)
 	}
-	if f.router, err = f.lab.AddRouter(o, append(hosts, f.farms...)...); err != nil || !f.bgp {
+	for _, t := range f.tenants {
+		for _, n := range t.cluster.Nodes {
+			hosts = append(hosts, n.Namespace)
+		}
+	}
+	if f.router, err = f.lab.AddRouter(o, hosts...); err != nil || !f.bgp {
 		return err
 	}
 	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "kubelb", Name: "router"}, StringData: map[string]string{"password": cluster.RouterPassword}}
@@ -190,7 +134,7 @@ func (f *fleet) connect() (err error) {
 	return err
 }
 
-// serve makes the LoadBalancers and waits for their addresses.
+// serve makes the Services and waits for their addresses.
 func (f *fleet) serve(ctx context.Context) error {
 	ranges := []string{"192.0.2.200-192.0.2.249", "2001:db8:c::200-2001:db8:c::24f"}
 	if f.bgp {
@@ -200,84 +144,29 @@ func (f *fleet) serve(ctx context.Context) error {
 	if err := f.hub.Create(ctx, pool); err != nil {
 		return err
 	}
-	for _, t := range tenants {
-		if err := f.onboard(ctx, t); err != nil {
+	for i := range services {
+		if err := f.tenants[i%len(f.tenants)].expose(ctx, fmt.Sprintf("service%d", i), f.forwarding); err != nil {
 			return err
 		}
 	}
-	for i := range loadBalancers {
-		if err := f.hub.Create(ctx, f.loadBalancer(tenants[i%len(tenants)], fmt.Sprintf("lb%d", i))); err != nil {
-			return err
-		}
-	}
-	err := until(ctx, "addresses for all LoadBalancers", func() error {
-		var list v1alpha1.LoadBalancerList
-		if err := f.hub.List(ctx, &list); err != nil {
-			return err
-		}
+	return until(ctx, "addresses for all Services", func() (err error) {
 		f.addresses = nil
-		for _, lb := range list.Items {
-			for _, ingress := range lb.Status.LoadBalancer.Ingress {
-				f.addresses = append(f.addresses, netip.MustParseAddr(ingress.IP))
-			}
-		}
-		if len(f.addresses) < len(families)*loadBalancers {
-			return fmt.Errorf("%d of %d addresses are announced", len(f.addresses), len(families)*loadBalancers)
-		}
-		return nil
-	})
-	if err != nil || f.forwarding != directForwarding {
-		return err
-	}
-	return f.take()
-}
-
-// tenants have the LoadBalancers in turn.
-var tenants = [...]string{"one", "two"}
-
-// onboard makes a tenant and does what its CCM would do with its nodes.
-func (f *fleet) onboard(ctx context.Context, name string) error {
-	tenant := &v1alpha1.Tenant{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: v1alpha1.TenantSpec{BackendCIDRs: []string{"198.51.100.0/24", "2001:db8:1::/64"}}}
-	if err := f.hub.Create(ctx, tenant); err != nil {
-		return err
-	}
-	nodes := &v1alpha1.Addresses{ObjectMeta: metav1.ObjectMeta{Namespace: v1alpha1.TenantNamespacePrefix + name, Name: v1alpha1.DefaultAddressesName}, Spec: v1alpha1.AddressesSpec{
-		Addresses: []v1alpha1.EndpointAddress{{IP: "198.51.100.21"}, {IP: "198.51.100.22"}, {IP: "2001:db8:1::21"}, {IP: "2001:db8:1::22"}}}}
-	return until(ctx, "the namespace of tenant "+name, func() error { return f.hub.Create(ctx, nodes) })
-}
-
-const directForwarding = "direct"
-
-// take has the nodes take what comes for the external addresses for their own, as kube-proxy does.
-func (f *fleet) take() (err error) {
-	for _, farm := range f.farms {
-		err = errors.Join(err, farm.Do(func() error {
-			loopback, err := netlink.LinkByName("lo")
+		for _, t := range f.tenants {
+			of, err := t.addresses(ctx)
 			if err != nil {
 				return err
 			}
-			for _, a := range f.addresses {
-				own := &netlink.Addr{IPNet: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}, Flags: unix.IFA_F_NODAD}
-				if err := netlink.AddrAdd(loopback, own); err != nil {
-					return err
-				}
-			}
-			return nil
-		}))
-	}
-	return err
+			f.addresses = append(f.addresses, of...)
+		}
+		if len(f.addresses) < len(families)*services {
+			return fmt.Errorf("%d of %d addresses are announced", len(f.addresses), len(families)*services)
+		}
+		return nil
+	})
 }
 
-// families are those that each LoadBalancer has an address of.
+// families are those that each Service has an address of.
 var families = [...]corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol}
-
-func (f *fleet) loadBalancer(tenant, name string) *v1alpha1.LoadBalancer {
-	return &v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Namespace: v1alpha1.TenantNamespacePrefix + tenant, Name: name}, Spec: v1alpha1.LoadBalancerSpec{
-		Type: corev1.ServiceTypeLoadBalancer, Forwarding: f.forwarding, Ports: []v1alpha1.LoadBalancerPort{{Port: servedPort, Protocol: corev1.ProtocolTCP}},
-		IPFamilies: families[:], IPFamilyPolicy: corev1.IPFamilyPolicyRequireDualStack,
-		Endpoints: []v1alpha1.LoadBalancerEndpoints{{AddressesReference: &corev1.ObjectReference{Name: v1alpha1.DefaultAddressesName},
-			Ports: []v1alpha1.EndpointPort{{Port: nodePort, Protocol: corev1.ProtocolTCP}}}}}}
-}
 
 // until tries again and again.
 func until(ctx context.Context, what string, try func() error) error {
@@ -431,9 +320,6 @@ func (f *fleet) close() error {
 	}
 	if f.router != nil {
 		f.router.Stop()
-	}
-	for _, l := range f.listeners {
-		_ = l.Close()
 	}
 	return f.lab.Close()
 }

@@ -6,18 +6,14 @@ import (
 	"fmt"
 	"net/netip"
 	"time"
-
-	"sigs.k8s.io/controller-runtime/pkg/client"
-
-	"kubelb.k8c.io/api/v1alpha1"
 )
 
-// Outage is what clients noticed while nobody reached the hub's API, and one of two nodes died.
+// Outage is what clients noticed while nobody reached the hub's API, and a node died.
 type Outage struct {
 	Result
 	// Unanswered are addresses that nobody, or more than one gateway, answered for in the end.
 	Unanswered []netip.Addr
-	// Reconciled is how long after the API was there again a new LoadBalancer had its addresses.
+	// Reconciled is how long after the API was there again a new Service had its addresses.
 	Reconciled time.Duration
 }
 
@@ -40,7 +36,7 @@ func Away(ctx context.Context, o Options, long time.Duration) (r Outage, err err
 		err = pause(ctx, nodeDies)
 	}
 	if err == nil {
-		err = f.lab.SetLinkInside("farm2", false)
+		err = f.tenants[0].cluster.Nodes[1].Die()
 	}
 	if err == nil {
 		err = pause(ctx, long-nodeDies)
@@ -58,26 +54,23 @@ func Away(ctx context.Context, o Options, long time.Duration) (r Outage, err err
 	return r, err
 }
 
-// oneMore makes a LoadBalancer and waits until its addresses are announced.
+// oneMore makes a Service and waits until its addresses are announced.
 func (f *fleet) oneMore(ctx context.Context) error {
-	lb := f.loadBalancer(tenants[0], "more")
-	if err := until(ctx, "one LoadBalancer more", func() error { return client.IgnoreAlreadyExists(f.hub.Create(ctx, lb)) }); err != nil {
+	t := f.tenants[1]
+	if err := t.expose(ctx, "more", f.forwarding); err != nil {
 		return err
 	}
-	return until(ctx, "addresses for one LoadBalancer more", func() error {
-		var is v1alpha1.LoadBalancer
-		if err := f.hub.Get(ctx, client.ObjectKeyFromObject(lb), &is); err != nil {
-			return err
+	return until(ctx, "addresses for one Service more", func() error {
+		is, err := t.addresses(ctx)
+		if err == nil && len(is) != len(families)*(services/len(f.tenants)+1) {
+			err = fmt.Errorf("%d addresses are announced", len(is))
 		}
-		if len(is.Status.LoadBalancer.Ingress) != len(families) {
-			return fmt.Errorf("its status is %v", is.Status.Conditions)
-		}
-		return nil
+		return err
 	})
 }
 
 // String says it in a line.
 func (r Outage) String() string {
-	return fmt.Sprintf("%d of %d requests failed, %d slow, %d connections kept, %d lost, two answers for %s, not answered for by one gateway in the end: %v, one LoadBalancer more served %s after the API was back",
+	return fmt.Sprintf("%d of %d requests failed, %d slow, %d connections kept, %d lost, two answers for %s, not answered for by one gateway in the end: %v, one Service more served %s after the API was back",
 		r.Failed, r.Requests, r.Slow, r.Kept, r.Lost, r.Twice, r.Unanswered, r.Reconciled.Round(time.Millisecond))
 }

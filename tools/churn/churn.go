@@ -187,16 +187,12 @@ func (r *run) churn(ctx context.Context) error {
 	use := startUse(ctx, r.lab.Client, address)
 	began := time.Now()
 	for time.Since(began) < r.options.Duration && err == nil {
-		if err = r.cycle(ctx); err != nil {
-			break
-		}
 		var s Sizes
-		if s, err = r.sizes(ctx); err != nil {
-			break
+		if s, err = r.cycle(ctx); err == nil {
+			r.samples = append(r.samples, s)
+			r.result.Cycles++
+			fmt.Fprintf(r.options.Progress, "[%5.0f s] cycle %d: %s\n", time.Since(began).Seconds(), r.result.Cycles, s)
 		}
-		r.samples = append(r.samples, s)
-		r.result.Cycles++
-		fmt.Fprintf(r.options.Progress, "[%5.0f s] cycle %d: %s\n", time.Since(began).Seconds(), r.result.Cycles, s)
 	}
 	r.result.Lasted = time.Since(began).Round(time.Second)
 	r.result.Requests, r.result.Failed, r.result.Broken = use.end()

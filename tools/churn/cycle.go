@@ -23,28 +23,31 @@ const (
 	patience = 60 * time.Second
 )
 
-// cycle has Services come, change and go.
-func (r *run) cycle(ctx context.Context) error {
+// cycle has Services come, change and go, and returns what there is then.
+func (r *run) cycle(ctx context.Context) (Sizes, error) {
 	for i := range services {
 		s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("s-%d", i), Namespace: namespace, Labels: map[string]string{churning: "true"}}}
 		r.vary(s)
 		if err := r.tenant.Create(ctx, s); err != nil {
-			return err
+			return nil, err
 		}
 		r.result.Services++
 	}
 	if err := r.until(ctx, "every Service has its addresses", r.allServed); err != nil {
-		return err
+		return nil, err
 	}
 	for range changes {
 		if err := r.change(ctx); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	if err := r.tenant.DeleteAllOf(ctx, &corev1.Service{}, client.InNamespace(namespace), client.MatchingLabels{churning: "true"}); err != nil {
-		return err
+		return nil, err
 	}
-	return r.until(ctx, "one LoadBalancer is left", r.oneLeft)
+	if err := r.until(ctx, "one LoadBalancer is left", r.oneLeft); err != nil {
+		return nil, err
+	}
+	return r.sizes(ctx)
 }
 
 // change changes every Service, and takes a node out for a while.

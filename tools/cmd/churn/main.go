@@ -3,21 +3,19 @@
 package main
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"syscall"
 	"time"
 
 	"kubelb.k8c.io/tools/churn"
 	"kubelb.k8c.io/tools/cluster"
+	"kubelb.k8c.io/tools/results"
 )
 
 func main() {
@@ -34,7 +32,7 @@ func run(ctx context.Context, args []string, env func(string) string, stdout io.
 	backend := flags.String("backend", "nftables", "the gateway's dataplane")
 	round := flags.Duration("round", 10*time.Minute, "how long a round lasts, on clusters of its own")
 	total := flags.Duration("total", time.Hour, "how long all rounds are to last together; what --results holds counts")
-	results := flags.String("results", "", "a file to which the result of each round is added, a line of JSON")
+	file := flags.String("results", "", "a file to which the result of each round is added, a line of JSON")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -42,9 +40,16 @@ func run(ctx context.Context, args []string, env func(string) string, stdout io.
 	if o.Kubernetes == "" || o.Products == "" {
 		return errors.New("run it with make churn")
 	}
-	lasted, err := lastedSoFar(*results)
-	if err != nil || lasted >= *total {
+	done, err := results.Read[churn.Result](*file)
+	if err != nil {
 		return err
+	}
+	var lasted time.Duration
+	for _, r := range done {
+		lasted += r.Lasted
+	}
+	if lasted >= *total {
+		return nil
 	}
 	if err := cluster.Isolate(); err != nil {
 		return err
@@ -54,54 +59,12 @@ func run(ctx context.Context, args []string, env func(string) string, stdout io.
 		if err != nil {
 			return err
 		}
-		text, err := json.Marshal(r)
-		if err != nil {
-			return err
-		}
-		fmt.Fprintf(stdout, "%s\n", text)
-		if err := errors.Join(add(*results, text), r.Broke()); err != nil {
+		fmt.Fprintf(stdout, "%d cycles in %s: %d Services, %d changes, %d requests, %d failed, the connection that is kept broke %d times\nearly: %s\nlate: %s\n",
+			r.Cycles, r.Lasted, r.Services, r.Changes, r.Requests, r.Failed, r.Broken, r.Early, r.Late)
+		if err := errors.Join(results.Add(*file, r), r.Broke()); err != nil {
 			return err
 		}
 		lasted += r.Lasted
 	}
 	return nil
-}
-
-// lastedSoFar is how long the rounds lasted that are in the file.
-func lastedSoFar(path string) (lasted time.Duration, err error) {
-	if path == "" {
-		return 0, nil
-	}
-	file, err := os.Open(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return 0, nil
-	}
-	if err != nil {
-		return 0, err
-	}
-	defer file.Close()
-	lines := bufio.NewScanner(file)
-	for lines.Scan() {
-		var r churn.Result
-		if err := json.Unmarshal(lines.Bytes(), &r); err != nil {
-			return 0, fmt.Errorf("%s: %w", path, err)
-		}
-		lasted += r.Lasted
-	}
-	return lasted, lines.Err()
-}
-
-func add(path string, line []byte) error {
-	if path == "" {
-		return nil
-	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return err
-	}
-	file, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
-	if err != nil {
-		return err
-	}
-	_, err = file.Write(append(line, '\n'))
-	return errors.Join(err, file.Close())
 }

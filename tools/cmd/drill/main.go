@@ -3,17 +3,14 @@
 package main
 
 import (
-	"bufio"
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -21,6 +18,7 @@ import (
 
 	"kubelb.k8c.io/tools/cluster"
 	"kubelb.k8c.io/tools/drill"
+	"kubelb.k8c.io/tools/results"
 )
 
 func main() {
@@ -40,7 +38,7 @@ func run(ctx context.Context, args []string, env func(string) string, stdout io.
 	announce := flags.String("announce", drill.Layer2, "how gateways announce addresses: layer2, to clients on the segment, or bgp, to a router with clients beyond it")
 	bird := flags.String("bird", "", "where BIRD is unpacked (tools/unpack.sh router), the router for bgp")
 	restarts := flags.Bool("restarts", false, "by bgp: have managers be started again while the router keeps their routes, instead of gateways be taken away")
-	results := flags.String("results", "", "a file to which each result is added, a line of JSON each; what is there is not done again")
+	file := flags.String("results", "", "a file to which each result is added, a line of JSON each; what is there is not done again")
 	only := flags.String("failures", "", "which failures, separated by commas; all without it: "+strings.Join(drill.Options{}.Names(), ", "))
 	random := flags.Int("schedules", 0, "run so many random schedules of failures and returns instead")
 	outage := flags.Duration("outage", 0, "have the hub's API stand still for so long instead, at least 10s")
@@ -72,7 +70,7 @@ func run(ctx context.Context, args []string, env func(string) string, stdout io.
 			return fmt.Errorf("--failures: there is no %q: use some of %s", name, strings.Join(o.Names(), ", "))
 		}
 	}
-	all, err := read(*results)
+	all, err := results.Read[drill.Result](*file)
 	if err != nil {
 		return err
 	}
@@ -88,7 +86,7 @@ func run(ctx context.Context, args []string, env func(string) string, stdout io.
 			all = append(all, r)
 			fmt.Fprintf(stdout, "%s, %d of %d: gap %s, %d of %d requests failed, %d slow, %d connections kept, %d lost, %d strangers lost, two answers for %s\n",
 				r.Failure, count(all, r.Failure), *rounds, r.Gap.Round(time.Millisecond), r.Failed, r.Requests, r.Slow, r.Kept, r.Lost, r.Strangers, r.Twice)
-			return errors.Join(add(*results, r), broken(r))
+			return errors.Join(results.Add(*file, r), broken(r))
 		})
 	}
 	table(stdout, *announce+", "+*backend+", "+*forwarding, o.Names(), all)
@@ -128,42 +126,6 @@ func count(all []drill.Result, failure string) (n int) {
 		}
 	}
 	return n
-}
-
-func read(path string) (all []drill.Result, err error) {
-	if path == "" {
-		return nil, nil
-	}
-	file, err := os.Open(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer file.Close()
-	for lines := bufio.NewScanner(file); lines.Scan(); {
-		var r drill.Result
-		if err := json.Unmarshal(lines.Bytes(), &r); err != nil {
-			return nil, fmt.Errorf("%s: %w", path, err)
-		}
-		all = append(all, r)
-	}
-	return all, nil
-}
-
-func add(path string, r drill.Result) error {
-	if path == "" {
-		return nil
-	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return err
-	}
-	file, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
-	if err != nil {
-		return err
-	}
-	return errors.Join(json.NewEncoder(file).Encode(r), file.Close())
 }
 
 // table says the median and the worst of each failure.

@@ -277,7 +277,8 @@ func (s *state) planFrontend(f model.Frontend) (*plan, error) {
 	if pool == nil {
 		return nil, fmt.Errorf("pool %s does not exist in this dataplane", f.Pool)
 	}
-	if err := s.checkLimits(limitsOf(f)); err != nil {
+	limits := limitsOf(f)
+	if err := s.checkLimits(limits); err != nil {
 		return nil, err
 	}
 	old, existed := s.frontends[f.FrontendKey]
@@ -285,7 +286,7 @@ func (s *state) planFrontend(f model.Frontend) (*plan, error) {
 		old = &frontendState{}
 	}
 	next := &frontendState{digest: f.Digest(), pool: pool.mark, target: f.TargetPort, timeout: s.timeoutFor(f.AffinityTimeout),
-		restricted: f.Restricted, allowed: slices.Clone(f.SourceRanges), number: old.number, forwarding: f.Forwarding, former: f.Former, limits: limitsOf(f)}
+		restricted: f.Restricted, allowed: slices.Clone(f.SourceRanges), number: old.number, forwarding: f.Forwarding, former: f.Former, limits: limits}
 	// A number of its own for each pair of frontend and pool: a client remembered for another pool is not known here.
 	if next.timeout == 0 {
 		next.number = 0

@@ -15,17 +15,27 @@ import (
 type asker struct {
 	url    string
 	client http.Client
-	dials  int
+	// keep: one connection for all.
+	keep  bool
+	dials int
 }
 
 func newAsker(from *netlab.Namespace, address string, keep bool) *asker {
-	a := &asker{url: "http://" + net.JoinHostPort(address, "80") + "/hostname"}
+	a := &asker{keep: keep, url: "http://" + net.JoinHostPort(address, "80") + "/hostname"}
 	a.client = http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: !keep, MaxIdleConnsPerHost: 1,
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
 			a.dials++
 			return from.DialContext(ctx, network, address)
 		}}}
 	return a
+}
+
+// String names its connections.
+func (a *asker) String() string {
+	if a.keep {
+		return "the kept connection"
+	}
+	return "a new connection"
 }
 
 func (a *asker) ask(ctx context.Context) error {

@@ -44,6 +44,8 @@ type Result struct {
 	Requests int `json:"requests"`
 	Failed   int `json:"failed"`
 	Broken   int `json:"broken"`
+	// Failures are the first of those that failed.
+	Failures []string `json:"failures,omitempty"`
 	// Early and Late are medians over the second and the last quarter of the cycles, each taken when nothing but the one Service was there.
 	Early Sizes `json:"early"`
 	Late  Sizes `json:"late"`
@@ -95,7 +97,7 @@ func (r Result) Grown() (grown []string) {
 func (r Result) Broke() error {
 	var errs []error
 	if r.Failed > 0 || r.Broken > 0 {
-		errs = append(errs, fmt.Errorf("%d requests failed, and the connection that is kept broke %d times", r.Failed, r.Broken))
+		errs = append(errs, fmt.Errorf("%d requests failed, and the connection that is kept broke %d times:\n%s", r.Failed, r.Broken, strings.Join(r.Failures, "\n")))
 	}
 	for _, what := range r.Grown() {
 		errs = append(errs, fmt.Errorf("it grows: %s", what))
@@ -184,6 +186,9 @@ func (r *run) churn(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := r.answered(ctx, address); err != nil {
+		return err
+	}
 	use := startUse(ctx, r.lab.Client, address)
 	began := time.Now()
 	for time.Since(began) < r.options.Duration && err == nil {
@@ -195,7 +200,7 @@ func (r *run) churn(ctx context.Context) error {
 		}
 	}
 	r.result.Lasted = time.Since(began).Round(time.Second)
-	r.result.Requests, r.result.Failed, r.result.Broken = use.end()
+	use.end(&r.result)
 	if err != nil {
 		return fmt.Errorf("cycle %d: %w", r.result.Cycles+1, err)
 	}

@@ -106,6 +106,19 @@ func (r *run) vary(s *corev1.Service) {
 	}
 }
 
+// answered waits until requests in a row are answered: kube-proxies learn of a Service a second after it has its address.
+func (r *run) answered(ctx context.Context, address string) error {
+	a := newAsker(r.lab.Client, address, false)
+	return r.until(ctx, "answers at "+address, func(ctx context.Context) error {
+		for range 50 {
+			if err := a.ask(ctx); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
 func (r *run) allServed(ctx context.Context) error {
 	var list corev1.ServiceList
 	if err := r.tenant.List(ctx, &list, client.InNamespace(namespace), client.MatchingLabels{churning: "true"}); err != nil {

@@ -96,7 +96,12 @@ type use struct {
 	stop                     context.CancelFunc
 	done                     chan struct{}
 	requests, failed, broken int
+	// failures are the first ones, and when they ended.
+	failures []string
 }
+
+// mostFailures is how many are told.
+const mostFailures = 20
 
 // askEvery is how often it asks, in either way.
 const askEvery = 50 * time.Millisecond
@@ -114,13 +119,18 @@ func startUse(ctx context.Context, from *netlab.Namespace, address string) *use 
 func (u *use) run(ctx context.Context, kept, fresh *asker) {
 	for ctx.Err() == nil {
 		for _, a := range []*asker{kept, fresh} {
+			began := time.Now()
 			err := a.ask(ctx)
 			if ctx.Err() != nil {
 				return
 			}
 			u.requests++
-			if err != nil {
-				u.failed++
+			if err == nil {
+				continue
+			}
+			u.failed++
+			if len(u.failures) < mostFailures {
+				u.failures = append(u.failures, fmt.Sprintf("%s, after %s, on %s: %v", time.Now().Format(time.TimeOnly), time.Since(began).Round(time.Millisecond), a, err))
 			}
 		}
 		u.broken = max(0, kept.dials-1)
@@ -131,9 +141,9 @@ func (u *use) run(ctx context.Context, kept, fresh *asker) {
 	}
 }
 
-// end tells how many requests there were, how many of them failed, and how often the connection broke that is kept.
-func (u *use) end() (requests, failed, broken int) {
+// end adds to the result what there was.
+func (u *use) end(r *Result) {
 	u.stop()
 	<-u.done
-	return u.requests, u.failed, u.broken
+	r.Requests, r.Failed, r.Broken, r.Failures = u.requests, u.failed, u.broken, u.failures
 }

@@ -74,6 +74,8 @@ type Limits struct {
 	// LoadBalancers is how many may have addresses, Addresses how many addresses they may have, each counted once.
 	LoadBalancers *int32 `json:"loadBalancers,omitempty"`
 	Addresses     *int32 `json:"addresses,omitempty"`
+	// Ports is how many ports they may have.
+	Ports *int32 `json:"ports,omitempty"`
 }
 
 // Claim is by what LoadBalancers of one tenant may share an address: they bear the same key, and no port is in two of them.
@@ -108,6 +110,8 @@ type Refusal struct {
 	Reason string
 	// Message names what fails and the fix.
 	Message string
+	// Keeps is what the holder goes on with, where it has addresses and asks for more ports than there may be.
+	Keeps *Claim
 	// final: no other family makes up for it, since the holder would lose what it has.
 	final bool
 }
@@ -227,7 +231,7 @@ func (a *Allocator) Allocate(holder string, wish Wish) ([]Grant, *Refusal) {
 	cursors := maps.Clone(a.cursors)
 	grants, refusal := a.decide(holder, wish, had{before, claim})
 	if refusal == nil {
-		if refusal = a.exceeds(holder, wish, grants, before); refusal != nil {
+		if refusal = a.exceeds(holder, wish, grants, had{before, claim}); refusal != nil {
 			a.cursors = cursors
 		}
 	}
@@ -246,19 +250,31 @@ func (a *Allocator) Allocate(holder string, wish Wish) ([]Grant, *Refusal) {
 }
 
 // exceeds says which limit the grants would break. A holder that does not come to more than it had breaks none.
-func (a *Allocator) exceeds(holder string, wish Wish, grants, before []Grant) *Refusal {
-	limits := wish.Limits
-	if limits == (Limits{}) {
-		return nil
-	}
-	others := a.held[tenantOf(holder)]
-	if n := int32(len(others)); limits.LoadBalancers != nil && len(before) == 0 && n >= *limits.LoadBalancers {
+func (a *Allocator) exceeds(holder string, wish Wish, grants []Grant, before had) *Refusal {
+	limits, others := wish.Limits, a.held[tenantOf(holder)]
+	if n := int32(len(others)); limits.LoadBalancers != nil && len(before.grants) == 0 && n >= *limits.LoadBalancers {
 		return overLimit(wish.Tenant, "loadBalancers", *limits.LoadBalancers, fmt.Sprintf("%d LoadBalancers have addresses", n))
 	}
-	if limits.Addresses == nil {
+	if limits.Addresses != nil {
+		if refusal := exceedsAddresses(wish, addressesOf(others), grants, before.grants); refusal != nil {
+			return refusal
+		}
+	}
+	if limits.Ports == nil || len(wish.Ports) <= len(before.claim.Ports) && len(before.grants) > 0 {
 		return nil
 	}
-	distinct := addressesOf(others)
+	if n := a.portsOf(others) + int32(len(wish.Ports)); n > *limits.Ports {
+		refusal := overLimit(wish.Tenant, "ports", *limits.Ports, fmt.Sprintf("it would have %d ports", n))
+		if len(before.grants) > 0 {
+			refusal.Keeps = &before.claim
+		}
+		return refusal
+	}
+	return nil
+}
+
+func exceedsAddresses(wish Wish, distinct map[netip.Addr]bool, grants, before []Grant) *Refusal {
+	limits := wish.Limits
 	with := func(grants []Grant) int32 {
 		n := int32(len(distinct))
 		for _, g := range grants {
@@ -285,17 +301,25 @@ func addressesOf(held map[string][]Grant) map[netip.Addr]bool {
 	return out
 }
 
+// portsOf counts the ports that holders have.
+func (a *Allocator) portsOf(held map[string][]Grant) (n int32) {
+	for holder := range held {
+		n += int32(len(a.claims[holder].Ports))
+	}
+	return n
+}
+
 func overLimit(tenant, limit string, is int32, would string) *Refusal {
 	return &Refusal{Reason: LimitReached, Message: fmt.Sprintf("Tenant %s, spec.limits.%s is %d, and %s: delete one that is not needed, or have the management cluster's operator raise it", tenant, limit, is, would), final: true}
 }
 
 // Count is what a tenant's LoadBalancers have together.
-type Count struct{ LoadBalancers, Addresses int32 }
+type Count struct{ LoadBalancers, Addresses, Ports int32 }
 
 // CountOf counts what the holders have whose names begin with the namespace.
 func (a *Allocator) CountOf(namespace string) Count {
 	held := a.held[namespace]
-	return Count{int32(len(held)), int32(len(addressesOf(held)))}
+	return Count{int32(len(held)), int32(len(addressesOf(held))), a.portsOf(held)}
 }
 
 // had is what a holder had before, and by what claim.

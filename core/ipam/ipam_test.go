@@ -3,6 +3,7 @@ package ipam
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -105,11 +106,52 @@ func TestLimitsBoundWhatComesAndTakeNothing(t *testing.T) {
 			t.Fatalf("step %d: got %q (%s), want %q (%s)", i, got, refused, step.want, step.refused)
 		}
 	}
-	if count := a.CountOf("tenant-red"); count != (Count{LoadBalancers: 3, Addresses: 2}) {
+	if count := a.CountOf("tenant-red"); count != (Count{LoadBalancers: 3, Addresses: 2, Ports: 2}) {
 		t.Fatalf("counted %+v", count)
 	}
 	if _, refusal := a.Allocate("tenant-blue/a", Wish{Tenant: "blue", Limits: Limits{LoadBalancers: n(1)}}); refusal != nil {
 		t.Fatalf("another tenant's do not count: %v", refusal)
+	}
+}
+
+func TestALimitOfPortsLetsNoMoreInAndTakesNone(t *testing.T) {
+	n := func(v int32) *int32 { return &v }
+	ports := func(numbers ...int32) (out []Port) {
+		for _, number := range numbers {
+			out = append(out, Port{"TCP", number})
+		}
+		return out
+	}
+	a := allocator(t)
+	for i, step := range []struct {
+		name          string
+		ports         []Port
+		limit         *int32
+		has, refused  bool
+		keeps, counts []Port
+	}{
+		{name: "a", ports: ports(80, 443), limit: n(3), has: true, counts: ports(80, 443)},
+		{name: "b", ports: ports(80, 443), limit: n(3), refused: true, counts: ports(80, 443)},
+		{name: "b", ports: ports(80), limit: n(3), has: true, counts: ports(80, 443, 80)},
+		{name: "b", ports: ports(80, 81), limit: n(3), has: true, refused: true, keeps: ports(80), counts: ports(80, 443, 80)},
+		{name: "a", ports: ports(80, 8443), limit: n(0), has: true, counts: ports(80, 8443, 80)}, // no more than it had
+		{name: "a", ports: ports(80), limit: n(3), has: true, counts: ports(80, 80)},
+		{name: "b", ports: ports(80, 81), limit: n(3), has: true, counts: ports(80, 80, 81)},
+		{name: "b", ports: ports(80, 81, 82, 83), has: true, counts: ports(80, 80, 81, 82, 83)},
+	} {
+		grants, refusal := a.Allocate("tenant-red/"+step.name, Wish{Tenant: "red", Claim: Claim{Ports: step.ports}, Limits: Limits{Ports: step.limit}})
+		if len(grants) > 0 != step.has || (refusal != nil) != step.refused || a.CountOf("tenant-red").Ports != int32(len(step.counts)) {
+			t.Fatalf("step %d: %v, %v, counted %+v", i, grants, refusal, a.CountOf("tenant-red"))
+		}
+		if refusal == nil {
+			continue
+		}
+		if !strings.Contains(refusal.Message, "Tenant red, spec.limits.ports is 3, and it would have 4 ports") {
+			t.Fatalf("step %d: %s", i, refusal.Message)
+		}
+		if step.has && !slices.Equal(refusal.Keeps.Ports, step.keeps) || !step.has && refusal.Keeps != nil {
+			t.Fatalf("step %d: keeps %v", i, refusal.Keeps)
+		}
 	}
 }
 

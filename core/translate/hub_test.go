@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -279,6 +280,71 @@ func TestATenantsLimitsAreOnEachOfItsFrontends(t *testing.T) {
 	tenant.ConnectionsPerPort = 0
 	h.SetTenant(tenant)
 	if got := snapshot(t, h); strings.Contains(got, "max-connections") || !strings.Contains(got, "max-new-per-second=50") {
+		t.Error(got)
+	}
+}
+
+func TestOnlyPortsThatALimitLetsInAreServed(t *testing.T) {
+	h := testHub()
+	h.SetAddresses(addressesOf("tenant-a", "198.51.100.11"))
+	name := model.ObjectName{Namespace: "tenant-a", Name: "web"}
+	for _, c := range []struct {
+		admitted *[]Port
+		served   []string
+	}{
+		{nil, []string{"TCP 80", "UDP 80", "TCP 443"}},
+		{&[]Port{{Number: 80}, {Number: 443, Protocol: "UDP"}}, []string{"TCP 80"}},
+		{&[]Port{}, nil},
+		{nil, []string{"TCP 80", "UDP 80", "TCP 443"}},
+	} {
+		h.SetLoadBalancer(lb("tenant-a", "web", func(l *LoadBalancer) {
+			l.Ports = []Port{{Name: "h", Number: 80}, {Name: "q", Number: 80, Protocol: "UDP"}, {Name: "s", Number: 443}}
+			l.EndpointPorts = []Port{{Name: "h", Number: 30080}, {Name: "q", Number: 30081, Protocol: "UDP"}, {Name: "s", Number: 30443}}
+			l.AdmittedPorts = c.admitted
+		}))
+		h.Flush()
+		var served []string
+		for _, f := range h.Snapshot().Frontends {
+			served = append(served, fmt.Sprint(f.Protocol, " ", f.Port))
+		}
+		slices.Sort(served)
+		slices.Sort(c.served)
+		problems := h.Problems(name)
+		if !slices.Equal(served, c.served) || len(problems) != 3-len(c.served) {
+			t.Fatalf("served %v, want %v; problems %+v", served, c.served, problems)
+		}
+		for _, p := range problems {
+			if p.Reason != ReasonLimitReached || !p.Partial || !strings.Contains(p.Message, "Tenant a has as many ports as it may have (spec.limits.ports)") {
+				t.Errorf("problem %+v", p)
+			}
+		}
+	}
+}
+
+func TestALoadBalancerHasAsManyEndpointsAsItsTenantMay(t *testing.T) {
+	h := testHub()
+	tenant := Tenant{Name: "a", BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/25"), netip.MustParsePrefix("2001:db8:1::/64")}, EndpointsPerLoadBalancer: 2}
+	h.SetTenant(tenant)
+	h.SetAddresses(addressesOf("tenant-a", "198.51.100.13", "2001:db8:1::11", "198.51.100.12", "198.51.100.11"))
+	h.SetLoadBalancer(lb("tenant-a", "web", vips("203.0.113.1", "2001:db8:f::1")))
+	h.SetLoadBalancer(lb("tenant-a", "own", vips("203.0.113.2"), func(l *LoadBalancer) {
+		l.Reference, l.Addresses = nil, []Address{{IP: "198.51.100.23"}, {IP: "198.51.100.21"}, {IP: "198.51.100.22"}}
+	}))
+	got := snapshot(t, h)
+	for address, there := range map[string]bool{"198.51.100.11": true, "198.51.100.12": true, "198.51.100.13": false, "2001:db8:1::11": true, "198.51.100.21": true, "198.51.100.22": true, "198.51.100.23": false} {
+		if strings.Contains(got, address) != there {
+			t.Errorf("%s: %v\n%s", address, !there, got)
+		}
+	}
+	for _, name := range []string{"web", "own"} {
+		problems := h.Problems(model.ObjectName{Namespace: "tenant-a", Name: name})
+		if len(problems) != 1 || problems[0].Reason != ReasonLimitReached || !problems[0].Partial || !strings.Contains(problems[0].Message, "1 more than the 2 of each family that Tenant a may have") {
+			t.Errorf("%s: problems %+v", name, problems)
+		}
+	}
+	tenant.EndpointsPerLoadBalancer = 0
+	h.SetTenant(tenant)
+	if got := snapshot(t, h); !strings.Contains(got, "198.51.100.13") || !strings.Contains(got, "198.51.100.23") {
 		t.Error(got)
 	}
 }

@@ -146,6 +146,11 @@ func (t *translation) readPorts() []port {
 			t.refuse(ReasonInvalidPort, field+".port", "%s.port is %d: use 1 to 65535", field, exposed.Number)
 			continue
 		}
+		if !t.admitted(protocol, exposed.Number) {
+			t.problems = append(t.problems, Problem{Reason: ReasonLimitReached, Field: field, Partial: true, Message: fmt.Sprintf(
+				"%s: Tenant %s has as many ports as it may have (spec.limits.ports), so %s port %d is not served: remove a port that is not needed, or have the management cluster's operator raise the limit", field, t.tenant.Name, protocol, exposed.Number)})
+			continue
+		}
 		target, ok := t.target(exposed, i)
 		if !ok {
 			t.refuse(ReasonPortsMismatch, field, "%s (%q, %s): spec.endpoints[0].ports has no port of that name, protocol and position", field, exposed.Name, protocol)
@@ -179,6 +184,11 @@ func (t *translation) readPorts() []port {
 		t.mayTarget("spec.healthCheckNodePort", health)
 	}
 	return ports
+}
+
+// admitted tells whether the tenant's limit of ports lets the port in.
+func (t *translation) admitted(protocol model.Protocol, number int32) bool {
+	return t.lb.AdmittedPorts == nil || slices.ContainsFunc(*t.lb.AdmittedPorts, func(p Port) bool { return p.Number == number && cmp.Or(p.Protocol, "TCP") == protocol.String() })
 }
 
 // mayTarget refuses a port of the nodes that is none of the tenant's: another one is their sshd's or kubelet's.
@@ -291,6 +301,10 @@ func (t *translation) inline(field string, list []Address) []netip.Addr {
 	for _, r := range refused {
 		t.refuse(ReasonEndpointRefused, r.field, "%s", r.message)
 	}
+	good, beyond := t.tenant.bound(good)
+	if beyond > 0 {
+		t.problems = append(t.problems, t.tenant.tooManyEndpoints(field, beyond))
+	}
 	return good
 }
 
@@ -304,7 +318,11 @@ type resolution struct {
 // none is left.
 func resolve(a Addresses, tenant Tenant, fence Fence) *resolution {
 	good, refused := targets("spec.addresses", a.List, tenant, fence)
+	good, beyond := tenant.bound(good)
 	r := &resolution{good: good}
+	if beyond > 0 {
+		r.problems = append(r.problems, tenant.tooManyEndpoints("Addresses "+a.Name+" spec.addresses", beyond))
+	}
 	if len(good) == 0 {
 		r.problems = append(r.problems, Problem{Reason: ReasonNoNodes, Partial: true,
 			Message: fmt.Sprintf("there are no available nodes: Addresses %s/%s holds none that can be used, so connections are refused", a.Namespace, a.Name)})
@@ -361,4 +379,21 @@ func targets(field string, list []Address, tenant Tenant, fence Fence) (good []n
 	}
 	slices.SortFunc(good, netip.Addr.Compare)
 	return slices.Compact(good), refused
+}
+
+// bound keeps as many targets of each family, which are sorted, as a LoadBalancer of the tenant may have, and counts the others.
+func (t Tenant) bound(targets []netip.Addr) (kept []netip.Addr, beyond int) {
+	if t.EndpointsPerLoadBalancer == 0 {
+		return targets, 0
+	}
+	four, six := ofFamily(targets, true), ofFamily(targets, false)
+	most := int(t.EndpointsPerLoadBalancer)
+	kept = append(four[:min(most, len(four))], six[:min(most, len(six))]...)
+	return kept, len(targets) - len(kept)
+}
+
+func (t Tenant) tooManyEndpoints(field string, beyond int) Problem {
+	return Problem{Reason: ReasonLimitReached, Field: field, Partial: true, Message: fmt.Sprintf(
+		"%s: %d more than the %d of each family that Tenant %s may have (spec.limits.endpointsPerLoadBalancer) are left out: have the management cluster's operator raise it, or exclude nodes from load balancers",
+		field, beyond, t.EndpointsPerLoadBalancer, t.Name)}
 }

@@ -59,11 +59,13 @@ type LoadBalancer struct {
 	Malformed []Problem `json:"malformed,omitempty"`
 	// VIPs are the addresses on record for it, in status.
 	VIPs []netip.Addr `json:"vips,omitempty"`
+	// AdmittedPorts, in status as well, are those that are served where the tenant's limit of ports keeps others out; nil for all.
+	AdmittedPorts *[]Port `json:"admittedPorts,omitempty"`
 }
 
 // Allocate brings what the LoadBalancer holds in the book to what it asks for. One that is refused gets nothing new and
 // keeps what it has, so that a mistake that is mended does not cost the address; what is no LoadBalancer any more gives it
-// back. What it holds then belongs into its status.
+// back. What it holds then, and AdmittedPorts, belong into its status.
 func (lb *LoadBalancer) Allocate(book *ipam.Allocator, limits ipam.Limits, refused bool) *ipam.Refusal {
 	holder := lb.ObjectName.String()
 	if lb.Type != typeLoadBalancer {
@@ -74,14 +76,29 @@ func (lb *LoadBalancer) Allocate(book *ipam.Allocator, limits ipam.Limits, refus
 		return nil
 	}
 	tenant, _ := TenantOf(lb.Namespace)
-	_, refusal := book.Allocate(holder, ipam.Wish{Tenant: tenant, Families: lb.Families, Policy: lb.FamilyPolicy, Requested: lb.Requested, Pool: lb.AddressPool, Claim: lb.Claim(), Limits: limits})
+	lb.AdmittedPorts = nil
+	_, refusal := book.Allocate(holder, ipam.Wish{Tenant: tenant, Families: lb.Families, Policy: lb.FamilyPolicy, Requested: lb.Requested, Pool: lb.AddressPool, Claim: lb.claim(lb.Ports), Limits: limits})
+	if refusal != nil && refusal.Keeps != nil {
+		admitted := []Port{}
+		for _, p := range refusal.Keeps.Ports {
+			admitted = append(admitted, Port{Number: p.Number, Protocol: p.Protocol})
+		}
+		lb.AdmittedPorts = &admitted
+	}
 	return refusal
 }
 
-// Claim is by what the LoadBalancer may share an address.
+// Claim is by what the LoadBalancer has the addresses that are on record.
 func (lb *LoadBalancer) Claim() ipam.Claim {
+	if lb.AdmittedPorts != nil {
+		return lb.claim(*lb.AdmittedPorts)
+	}
+	return lb.claim(lb.Ports)
+}
+
+func (lb *LoadBalancer) claim(ports []Port) ipam.Claim {
 	claim := ipam.Claim{Sharing: lb.SharingKey}
-	for _, p := range lb.Ports {
+	for _, p := range ports {
 		claim.Ports = append(claim.Ports, ipam.Port{Protocol: cmp.Or(p.Protocol, model.TCP.String()), Number: p.Number})
 	}
 	return claim
@@ -117,6 +134,8 @@ type Tenant struct {
 	BackendPorts PortRange `json:"backendPorts,omitzero"`
 	// Limits bound what it has.
 	Limits ipam.Limits `json:"limits,omitzero"`
+	// EndpointsPerLoadBalancer is how many endpoints of each family a LoadBalancer may have; 0 means no limit.
+	EndpointsPerLoadBalancer uint32 `json:"endpointsPerLoadBalancer,omitempty"`
 	// ConnectionsPerPort and NewConnectionsPerSecondPerPort bound each frontend on each gateway; 0 means no limit.
 	ConnectionsPerPort             uint32 `json:"connectionsPerPort,omitempty"`
 	NewConnectionsPerSecondPerPort uint32 `json:"newConnectionsPerSecondPerPort,omitempty"`
@@ -124,7 +143,7 @@ type Tenant struct {
 
 // equal tells whether the tenants are the same to what is forwarded.
 func (t Tenant) equal(o Tenant) bool {
-	return t.Disabled == o.Disabled && t.BackendPorts == o.BackendPorts && t.ConnectionsPerPort == o.ConnectionsPerPort &&
+	return t.Disabled == o.Disabled && t.BackendPorts == o.BackendPorts && t.EndpointsPerLoadBalancer == o.EndpointsPerLoadBalancer && t.ConnectionsPerPort == o.ConnectionsPerPort &&
 		t.NewConnectionsPerSecondPerPort == o.NewConnectionsPerSecondPerPort && slices.Equal(t.BackendCIDRs, o.BackendCIDRs)
 }
 
@@ -189,6 +208,8 @@ const (
 	ReasonConflict             = "FrontendConflict"
 	ReasonNoLocalEndpoints     = "NoLocalEndpoints"
 	ReasonNoNodes              = "NoNodes"
+	// ReasonLimitReached is partial here: what is there besides is served.
+	ReasonLimitReached = ipam.LimitReached
 	// ReasonClientAddressNotKept is partial: traffic flows, from another source address than the policy lets expect.
 	ReasonClientAddressNotKept = "ClientAddressNotKept"
 )

@@ -247,11 +247,23 @@ type LoadBalancerStatus struct {
 	// +listMapKey=address
 	Addresses []AllocatedAddress `json:"addresses,omitempty"`
 
+	// AdmittedPorts are those that are served, where the tenant's limit of ports keeps others out; unset, all are.
+	// +optional
+	// +listType=atomic
+	AdmittedPorts *[]AdmittedPort `json:"admittedPorts,omitempty"`
+
 	// Conditions are Accepted, AddressAllocated, Programmed, Announced and Ready.
 	// +optional
 	// +listType=map
 	// +listMapKey=type
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// AdmittedPort is a port that is served.
+type AdmittedPort struct {
+	Port int32 `json:"port"`
+	// Protocol is TCP or UDP.
+	Protocol corev1.Protocol `json:"protocol"`
 }
 
 // AllocatedAddress is one external address that belongs to this LoadBalancer.

@@ -13,6 +13,7 @@ import (
 // +kubebuilder:printcolumn:name="Backend-CIDRs",type=string,JSONPath=`.spec.backendCIDRs`
 // +kubebuilder:printcolumn:name="LoadBalancers",type=integer,JSONPath=`.status.used.loadBalancers`
 // +kubebuilder:printcolumn:name="Addresses",type=integer,JSONPath=`.status.used.addresses`
+// +kubebuilder:printcolumn:name="Ports",type=integer,JSONPath=`.status.used.ports`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 // +kubebuilder:validation:XValidation:rule="size(self.metadata.name) <= 56",message="metadata.name may have at most 56 characters, so that the namespace tenant-<name> is valid"
 type Tenant struct {
@@ -75,6 +76,16 @@ type TenantLimits struct {
 	// +optional
 	// +kubebuilder:validation:Minimum=0
 	Addresses *int32 `json:"addresses,omitempty"`
+	// Ports is how many ports they may have together; one of a LoadBalancer with an address of each family counts once. A LoadBalancer
+	// that has addresses goes on with the ports that it had when it asks for too many.
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	Ports *int32 `json:"ports,omitempty"`
+	// EndpointsPerLoadBalancer is how many endpoints of each family a LoadBalancer may have. Of more the first are used, in the order of
+	// their addresses; connections to one that is used no more go on.
+	// +optional
+	// +kubebuilder:validation:Minimum=1
+	EndpointsPerLoadBalancer *int32 `json:"endpointsPerLoadBalancer,omitempty"`
 	// ConnectionsPerPort is how many connections, and UDP flows, each port of each LoadBalancer may have at once at each gateway. Those
 	// that there are go on; new ones beyond are not served.
 	// +optional
@@ -91,6 +102,8 @@ type TenantLimits struct {
 type TenantUse struct {
 	LoadBalancers int32 `json:"loadBalancers"`
 	Addresses     int32 `json:"addresses"`
+	// +optional
+	Ports int32 `json:"ports,omitempty"`
 }
 
 // TenantLoadBalancer holds KubeLB's settings for layer-4 load balancing.

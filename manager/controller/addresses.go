@@ -98,12 +98,27 @@ func (b *addressBook) refresh(items []v1alpha1.AddressPool) bool {
 	return before != fmt.Sprint(b.pools)
 }
 
-// allocate returns what the LoadBalancer holds when it has got what it asks for, or was refused.
-func (b *addressBook) allocate(lb translate.LoadBalancer, limits ipam.Limits, refused bool) ([]ipam.Grant, *ipam.Refusal) {
+// allocation is what a LoadBalancer has.
+type allocation struct {
+	grants []ipam.Grant
+	// admitted are the ports that are served where a limit keeps others out; nil for all.
+	admitted *[]translate.Port
+	refusal  *ipam.Refusal
+	// freed: its tenant has less than before, of something that others may wait for.
+	freed bool
+}
+
+// allocate returns what the LoadBalancer has when it has got what it asks for, or was refused.
+func (b *addressBook) allocate(lb translate.LoadBalancer, limits ipam.Limits, refused bool) (a allocation) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	refusal := lb.Allocate(b.book, limits, refused)
-	return b.book.Held(lb.ObjectName.String()), refusal
+	holder := lb.ObjectName.String()
+	before, count := b.book.Held(holder), b.book.CountOf(lb.Namespace)
+	a.refusal = lb.Allocate(b.book, limits, refused)
+	a.grants, a.admitted = b.book.Held(holder), lb.AdmittedPorts
+	gone := slices.ContainsFunc(before, func(g ipam.Grant) bool { return !slices.Contains(a.grants, g) })
+	a.freed = gone || b.book.CountOf(lb.Namespace).Ports < count.Ports
+	return a
 }
 
 func (b *addressBook) release(holder string) {

@@ -49,10 +49,10 @@ func ofTenantA(name string) translate.LoadBalancer {
 
 func allocate(t *testing.T, book *addressBook, name string) []string {
 	t.Helper()
-	held, refusal := book.allocate(ofTenantA(name), ipam.Limits{}, false)
-	require.Nil(t, refusal)
+	a := book.allocate(ofTenantA(name), ipam.Limits{}, false)
+	require.Nil(t, a.refusal)
 	var out []string
-	for _, g := range held {
+	for _, g := range a.grants {
 		out = append(out, g.Address.String())
 	}
 	return out
@@ -77,8 +77,7 @@ func TestOfTwoThatClaimAnAddressTheOlderKeepsIt(t *testing.T) {
 func TestAPoolThatIsMendedGivesAddresses(t *testing.T) {
 	book := bookOf(t)
 	require.NoError(t, book.load(t.Context()))
-	_, refusal := book.allocate(ofTenantA("web"), ipam.Limits{}, false)
-	require.Equal(t, ipam.NoMatchingPool, refusal.Reason)
+	require.Equal(t, ipam.NoMatchingPool, book.allocate(ofTenantA("web"), ipam.Limits{}, false).refusal.Reason)
 	bad := public()
 	bad.Spec.Addresses = []string{"203.0.113.9-203.0.113.1"}
 	require.False(t, book.refresh([]v1alpha1.AddressPool{*bad}))

@@ -188,16 +188,21 @@ func (r *loadBalancerReconciler) Reconcile(ctx context.Context, req reconcile.Re
 		// The status that the update returns is the API server's; what it triggers comes back here.
 		return reconcile.Result{}, r.client.Update(ctx, &lb)
 	}
-	return reconcile.Result{}, r.sync(ctx, &lb)
+	freed, err := r.sync(ctx, &lb)
+	if err == nil && freed {
+		err = r.freed(ctx)
+	}
+	return reconcile.Result{}, err
 }
 
-// sync computes the status anew. What is on record before gateways may use it is written before anything else is said.
-func (r *loadBalancerReconciler) sync(ctx context.Context, lb *v1alpha1.LoadBalancer) error {
+// sync computes the status anew. What is on record before gateways may use it is written before anything else is said. It tells whether
+// the LoadBalancer has given back something that others may wait for.
+func (r *loadBalancerReconciler) sync(ctx context.Context, lb *v1alpha1.LoadBalancer) (freed bool, err error) {
 	before := lb.DeepCopy()
 	c := conditions{lb: lb}
 	wish, limits, problems, err := r.check(ctx, lb)
 	if err != nil {
-		return err
+		return false, err
 	}
 	key := client.ObjectKeyFromObject(lb)
 	refused, isRefused := translate.Refused(problems)
@@ -206,16 +211,19 @@ func (r *loadBalancerReconciler) sync(ctx context.Context, lb *v1alpha1.LoadBala
 	} else {
 		c.accept(problems)
 	}
-	r.allocate(lb, wish, limits, isRefused, &c)
+	freed = r.allocate(lb, wish, limits, isRefused, &c)
 	r.waiting.forAddress(key, !c.isTrue(v1alpha1.ConditionAddressAllocated) && !isRefused)
-	if !equality.Semantic.DeepEqual(before.Status.Addresses, lb.Status.Addresses) {
+	addressesChange := !equality.Semantic.DeepEqual(before.Status.Addresses, lb.Status.Addresses)
+	if addressesChange {
 		c.pending()
-		return r.write(ctx, before, lb) // and the change brings it back here
+	}
+	if addressesChange || !equality.Semantic.DeepEqual(before.Status.AdmittedPorts, lb.Status.AdmittedPorts) {
+		return freed, r.write(ctx, before, lb) // and the change brings it back here
 	}
 	if err := r.observe(ctx, lb, isRefused, &c); err != nil {
-		return err
+		return freed, err
 	}
-	return r.write(ctx, before, lb)
+	return freed, r.write(ctx, before, lb)
 }
 
 // check translates the LoadBalancer as every gateway does, to tell its problems, and tells its tenant's limits.
@@ -259,21 +267,29 @@ func (r *loadBalancerReconciler) tenantOf(ctx context.Context, namespace string)
 	return &t, nil
 }
 
-// allocate brings the addresses on record to the wish.
-func (r *loadBalancerReconciler) allocate(lb *v1alpha1.LoadBalancer, wish translate.LoadBalancer, limits ipam.Limits, refused bool, c *conditions) {
-	held, refusal := r.addresses.allocate(wish, limits, refused)
-	lb.Status.Addresses = nil
-	for _, g := range held {
+// allocate brings what is on record to the wish, and tells whether something was given back.
+func (r *loadBalancerReconciler) allocate(lb *v1alpha1.LoadBalancer, wish translate.LoadBalancer, limits ipam.Limits, refused bool, c *conditions) (freed bool) {
+	a := r.addresses.allocate(wish, limits, refused)
+	lb.Status.Addresses, lb.Status.AdmittedPorts = nil, nil
+	for _, g := range a.grants {
 		lb.Status.Addresses = append(lb.Status.Addresses, v1alpha1.AllocatedAddress{Address: g.Address.String(), Pool: g.Pool})
 	}
+	if a.admitted != nil {
+		ports := []v1alpha1.AdmittedPort{}
+		for _, p := range *a.admitted {
+			ports = append(ports, v1alpha1.AdmittedPort{Port: p.Number, Protocol: corev1.Protocol(p.Protocol)})
+		}
+		lb.Status.AdmittedPorts = &ports
+	}
 	switch {
-	case refusal != nil:
-		c.set(v1alpha1.ConditionAddressAllocated, false, refusal.Reason, refusal.Message)
-	case len(held) == 0:
+	case a.refusal != nil:
+		c.set(v1alpha1.ConditionAddressAllocated, false, a.refusal.Reason, a.refusal.Message)
+	case len(a.grants) == 0:
 		c.set(v1alpha1.ConditionAddressAllocated, false, reasonNotAccepted, "no address is allocated before the LoadBalancer is accepted")
 	default:
 		c.set(v1alpha1.ConditionAddressAllocated, true, reasonAllocated, "status.addresses holds the allocation")
 	}
+	return a.freed
 }
 
 // observe asks what gateways have made of the LoadBalancer, as it stands in the API now.
@@ -498,7 +514,7 @@ func (r *loadBalancerReconciler) freed(ctx context.Context) error {
 		var lb v1alpha1.LoadBalancer
 		err := r.client.Get(ctx, request.NamespacedName, &lb)
 		if err == nil && lb.DeletionTimestamp == nil {
-			err = r.sync(ctx, &lb)
+			_, err = r.sync(ctx, &lb)
 		}
 		if client.IgnoreNotFound(err) != nil && !apierrors.IsConflict(err) {
 			errs = append(errs, err)

@@ -106,8 +106,9 @@ func (m *metrics) showQuotas(tenants []v1alpha1.Tenant) {
 		if used := t.Status.Used; used != nil {
 			m.quota.WithLabelValues(t.Name, "loadbalancers", "used").Set(float64(used.LoadBalancers))
 			m.quota.WithLabelValues(t.Name, "addresses", "used").Set(float64(used.Addresses))
+			m.quota.WithLabelValues(t.Name, "ports", "used").Set(float64(used.Ports))
 		}
-		for resource, limit := range map[string]*int32{"loadbalancers": t.Spec.Limits.LoadBalancers, "addresses": t.Spec.Limits.Addresses} {
+		for resource, limit := range map[string]*int32{"loadbalancers": t.Spec.Limits.LoadBalancers, "addresses": t.Spec.Limits.Addresses, "ports": t.Spec.Limits.Ports} {
 			if limit != nil {
 				m.quota.WithLabelValues(t.Name, resource, "limit").Set(float64(*limit))
 			}

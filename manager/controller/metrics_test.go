@@ -24,7 +24,7 @@ func TestMetricsAreWellNamedAndCountPoolsAndLoadBalancers(t *testing.T) {
 	waits.Status.Conditions = []metav1.Condition{{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse, Reason: "PoolExhausted"}}
 	most := int32(3)
 	tenant := v1alpha1.Tenant{ObjectMeta: metav1.ObjectMeta{Name: "a"}, Spec: v1alpha1.TenantSpec{Limits: v1alpha1.TenantLimits{Addresses: &most}},
-		Status: v1alpha1.TenantStatus{Used: &v1alpha1.TenantUse{LoadBalancers: 1, Addresses: 2}}}
+		Status: v1alpha1.TenantStatus{Used: &v1alpha1.TenantUse{LoadBalancers: 1, Addresses: 2, Ports: 4}}}
 	elsewhere := *onRecord("elsewhere", 0)
 	elsewhere.Namespace = "default"
 	for range 2 {
@@ -50,6 +50,7 @@ kubelb_tenant_loadbalancers{state="ready",tenant="a"} 1
 kubelb_tenant_quota{resource="addresses",tenant="a",type="limit"} 3
 kubelb_tenant_quota{resource="addresses",tenant="a",type="used"} 2
 kubelb_tenant_quota{resource="loadbalancers",tenant="a",type="used"} 1
+kubelb_tenant_quota{resource="ports",tenant="a",type="used"} 4
 `), "kubelb_address_pool_addresses", "kubelb_loadbalancers_pending", "kubelb_tenant_loadbalancers", "kubelb_tenant_quota"))
 	problems, err := testutil.GatherAndLint(r)
 	require.NoError(t, err)

@@ -94,7 +94,7 @@ func (r *tenantReconciler) setStatus(ctx context.Context, tenant *v1alpha1.Tenan
 	}
 	before := tenant.Status.DeepCopy()
 	used := r.addresses.countOf(namespaceOf(tenant))
-	tenant.Status.Used = &v1alpha1.TenantUse{LoadBalancers: used.LoadBalancers, Addresses: used.Addresses}
+	tenant.Status.Used = &v1alpha1.TenantUse{LoadBalancers: used.LoadBalancers, Addresses: used.Addresses, Ports: used.Ports}
 	tenant.Status.ObservedGeneration, tenant.Status.Phase = tenant.Generation, phase
 	condition.ObservedGeneration = tenant.Generation
 	meta.SetStatusCondition(&tenant.Status.Conditions, condition)

@@ -36,6 +36,13 @@ func LoadBalancer(lb *v1alpha1.LoadBalancer) translate.LoadBalancer {
 	for _, p := range lb.Spec.Ports {
 		out.Ports = append(out.Ports, translate.Port{Name: p.Name, Number: p.Port, Protocol: string(p.Protocol)})
 	}
+	if lb.Status.AdmittedPorts != nil {
+		admitted := []translate.Port{}
+		for _, p := range *lb.Status.AdmittedPorts {
+			admitted = append(admitted, translate.Port{Number: p.Port, Protocol: string(p.Protocol)})
+		}
+		out.AdmittedPorts = &admitted
+	}
 	endpoints(lb, &out)
 	var families []string
 	for _, f := range lb.Spec.IPFamilies {
@@ -112,13 +119,14 @@ func Addresses(a *v1alpha1.Addresses) translate.Addresses {
 
 // Tenant takes what translation needs. CIDRs that do not parse, which the schema refuses, allow nothing.
 func Tenant(t *v1alpha1.Tenant) translate.Tenant {
-	out := translate.Tenant{Name: t.Name, Disabled: t.Spec.LoadBalancer.Disable || t.Spec.Revoked, Limits: ipam.Limits{LoadBalancers: t.Spec.Limits.LoadBalancers, Addresses: t.Spec.Limits.Addresses}}
+	out := translate.Tenant{Name: t.Name, Disabled: t.Spec.LoadBalancer.Disable || t.Spec.Revoked, Limits: ipam.Limits{LoadBalancers: t.Spec.Limits.LoadBalancers, Addresses: t.Spec.Limits.Addresses, Ports: t.Spec.Limits.Ports}}
 	number := func(limit *int32) uint32 {
 		if limit == nil {
 			return 0
 		}
 		return uint32(*limit)
 	}
+	out.EndpointsPerLoadBalancer = number(t.Spec.Limits.EndpointsPerLoadBalancer)
 	out.ConnectionsPerPort, out.NewConnectionsPerSecondPerPort = number(t.Spec.Limits.ConnectionsPerPort), number(t.Spec.Limits.NewConnectionsPerSecondPerPort)
 	if p := t.Spec.BackendPorts; p != nil {
 		out.BackendPorts = translate.PortRange{First: uint16(p.First), Last: uint16(p.Last)}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -113,6 +114,86 @@ func TestATenantHasAsManyConnectionsAsItMay(t *testing.T) {
 		uid := tenantGet(t, "service/bounded", "{.metadata.uid}")
 		require.Contains(t, hubRefusal(t, "tenant-a", uid, "Programmed", "DataplaneRefused"), "the envoy backend does not support rate-limits")
 	}
+}
+
+func TestATenantHasAsManyPortsAndEndpointsAsItMay(t *testing.T) {
+	limit := func(limits string) {
+		_, err := lab.Hub.Kubectl(contextAfter(t), "", "patch", "tenant", "a", "--type=merge", "-p", `{"spec":{"limits":`+limits+`}}`)
+		require.NoError(t, err)
+	}
+	t.Cleanup(func() { limit("null") })
+	apply(t, web("ported", 1)+service("ported", "ports: [{name: a, port: 80, targetPort: 8080}]"))
+	cleanUp(t, "service/ported", "deployment/ported")
+	tenantWait(t, "deployment/ported", "--for=condition=Available")
+	ips := externalIPs(t, "ported", 2)
+	uid := tenantGet(t, "service/ported", "{.metadata.uid}")
+	used := func(want int) {
+		t.Helper()
+		eventually(t, 10*time.Second, func() error {
+			if got := hubGet(t, "default", "tenant/a", "{.status.used.ports}"); got != fmt.Sprint(want) {
+				return fmt.Errorf("status.used.ports is %q, want %d", got, want)
+			}
+			return nil
+		})
+	}
+	served := func(port81 bool) {
+		t.Helper()
+		eventually(t, 10*time.Second, func() error {
+			for _, ip := range ips {
+				_, err := curl(t, ip, 81, "/hostname")
+				if port81 && err != nil || !port81 && !refusedAtOnce(err) {
+					return fmt.Errorf("%s port 81: %v, to be served: %v", ip, err, port81)
+				}
+			}
+			return nil
+		})
+		for _, ip := range ips {
+			_, err := curl(t, ip, 80, "/hostname")
+			require.NoError(t, err, "port 80 is not concerned")
+		}
+	}
+	used(1)
+	for _, ip := range ips {
+		reachesPods(t, ip, 80, 1)
+	}
+
+	// It goes on with what it had, and is told so.
+	limit(`{"ports":1}`)
+	kubectl(t, "patch", "service", "ported", "--type=json", "-p", `[{"op":"add","path":"/spec/ports/-","value":{"name":"b","port":81,"targetPort":8080}}]`)
+	require.Contains(t, hubRefusal(t, "tenant-a", uid, "AddressAllocated", "LimitReached"), "Tenant a, spec.limits.ports is 1, and it would have 2 ports")
+	served(false)
+	require.Equal(t, "80", hubGet(t, "tenant-a", "loadbalancer/"+uid, "{.status.admittedPorts[*].port}"))
+	used(1)
+
+	// So it does when the manager is started anew, and a raise lets the rest in.
+	lab.Manager.Kill()
+	require.NoError(t, lab.StartManager())
+	served(false)
+	limit(`{"ports":2}`)
+	served(true)
+	require.Empty(t, hubGet(t, "tenant-a", "loadbalancer/"+uid, "{.status.admittedPorts}"))
+	used(2)
+	limit(`{"ports":0}`)
+	served(true)
+
+	// What one gives back another one has.
+	apply(t, service("late", "ports: [{port: 82, targetPort: 8080}]"))
+	cleanUp(t, "service/late")
+	limit(`{"ports":2}`)
+	late := tenantGet(t, "service/late", "{.metadata.uid}")
+	require.Contains(t, hubRefusal(t, "tenant-a", late, "AddressAllocated", "LimitReached"), "it would have 3 ports")
+	kubectl(t, "patch", "service", "ported", "--type=json", "-p", `[{"op":"remove","path":"/spec/ports/1"}]`)
+	externalIPs(t, "late", 2)
+
+	limit(`{"endpointsPerLoadBalancer":1}`)
+	eventually(t, 10*time.Second, func() error {
+		accepted := hubGet(t, "tenant-a", "loadbalancer/"+uid, `{.status.conditions[?(@.type=="Accepted")].message}`)
+		if !strings.Contains(accepted, "2 more than the 1 of each family that Tenant a may have (spec.limits.endpointsPerLoadBalancer) are left out") {
+			return fmt.Errorf("accepted: %s", accepted)
+		}
+		return nil
+	})
+	served(false)
 }
 
 // connection is the client's to an HTTP server. An http.Client would go on to open one after its request has given up, and keep it.

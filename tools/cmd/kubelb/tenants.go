@@ -59,13 +59,13 @@ func tenantsListCommand() *cobra.Command {
 
 func printTenants(out io.Writer, tenants []v1alpha1.Tenant) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "TENANT\tSTATE\tLOADBALANCERS\tADDRESSES\tBACKEND-CIDRS")
+	fmt.Fprintln(w, "TENANT\tSTATE\tLOADBALANCERS\tADDRESSES\tPORTS\tBACKEND-CIDRS")
 	for _, t := range tenants {
 		used := v1alpha1.TenantUse{}
 		if t.Status.Used != nil {
 			used = *t.Status.Used
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", t.Name, t.Status.Phase, usedOf(used.LoadBalancers, t.Spec.Limits.LoadBalancers), usedOf(used.Addresses, t.Spec.Limits.Addresses),
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", t.Name, t.Status.Phase, usedOf(used.LoadBalancers, t.Spec.Limits.LoadBalancers), usedOf(used.Addresses, t.Spec.Limits.Addresses), usedOf(used.Ports, t.Spec.Limits.Ports),
 			strings.Join(t.Spec.BackendCIDRs, ","))
 	}
 	return w.Flush()
@@ -80,7 +80,7 @@ func usedOf(used int32, limit *int32) string {
 
 func tenantsCreateCommand() *cobra.Command {
 	var networks []string
-	var maxLoadBalancers, maxAddresses int32
+	var maxLoadBalancers, maxAddresses, maxPorts int32
 	cmd := oneTenant("create", "Make a tenant, and print the kubeconfig for its CCM",
 		"Make a tenant, wait until its credentials are there, and print the kubeconfig for its CCM.",
 		"  kubelb tenants create a --backend-cidrs=198.51.100.0/24 --max-addresses=10 > kubelb",
@@ -91,6 +91,9 @@ func tenantsCreateCommand() *cobra.Command {
 			}
 			if cmd.Flags().Changed("max-addresses") {
 				tenant.Spec.Limits.Addresses = &maxAddresses
+			}
+			if cmd.Flags().Changed("max-ports") {
+				tenant.Spec.Limits.Ports = &maxPorts
 			}
 			err := c.Create(ctx, tenant)
 			if apierrors.IsAlreadyExists(err) {
@@ -109,6 +112,7 @@ func tenantsCreateCommand() *cobra.Command {
 	cmd.Flags().StringSliceVar(&networks, "backend-cidrs", nil, "the networks of the tenant's nodes, separated by commas; nothing outside of them is ever a target")
 	cmd.Flags().Int32Var(&maxLoadBalancers, "max-loadbalancers", 0, "how many LoadBalancers may have addresses; any number unless given")
 	cmd.Flags().Int32Var(&maxAddresses, "max-addresses", 0, "how many addresses they may have; any number unless given")
+	cmd.Flags().Int32Var(&maxPorts, "max-ports", 0, "how many ports they may have; any number unless given")
 	return cmd
 }
 

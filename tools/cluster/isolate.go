@@ -9,6 +9,9 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+
+	"github.com/go-logr/logr"
+	"sigs.k8s.io/controller-runtime/pkg/log"
 )
 
 // isolated marks the environment of a program that runs inside its own namespaces.
@@ -37,8 +40,10 @@ func Isolate() error {
 	return fmt.Errorf("unshare: %w", syscall.Exec(unshare, args, append(os.Environ(), isolated)))
 }
 
-// prepare hides the machine's named network namespaces behind an empty directory.
+// prepare hides the machine's named network namespaces behind an empty directory. Clients of the API return their errors and log nothing;
+// controller-runtime complains of a logger that is not set.
 func prepare() error {
+	log.SetLogger(logr.Discard())
 	if err := os.MkdirAll("/run/netns", 0o755); err != nil {
 		return err
 	}

@@ -203,3 +203,30 @@ func TestATraceFollowsAPacketToItsNodesOrSaysWhereItEnds(t *testing.T) {
 		require.True(t, strings.HasPrefix(c.got, c.want), "%s:\n%s", name, c.got)
 	}
 }
+
+func TestPoolsSayWhoHasTheirAddresses(t *testing.T) {
+	h := healthy()
+	byName := false
+	h.Pools[0].Spec.Addresses = []string{"203.0.113.0/28"}
+	h.Pools = append(h.Pools, v1alpha1.AddressPool{ObjectMeta: metav1.ObjectMeta{Name: "kept"}, Spec: v1alpha1.AddressPoolSpec{Addresses: []string{"203.0.113.16/30"}, AutoAssign: &byName, Priority: 7,
+		Tenants: []string{"b"}, GatewaySelector: &metav1.LabelSelector{MatchLabels: map[string]string{"site": "two"}}}})
+	sharing := h.LoadBalancers[0].DeepCopy()
+	sharing.Name, sharing.Labels = "uid-2", nil
+	sharing.Status.Addresses = append(sharing.Status.Addresses, v1alpha1.AllocatedAddress{Address: "203.0.113.17", Pool: "kept"})
+	h.LoadBalancers = append(h.LoadBalancers, *sharing)
+	text := func(names ...string) string {
+		pools, err := h.PoolsNamed(names...)
+		require.NoError(t, err)
+		var out strings.Builder
+		require.NoError(t, PoolsText(&out, pools, len(names) > 0))
+		return out.String()
+	}
+	const heading = "POOL    STATE    USED4  FREE4  USED6  FREE6  PRIORITY  GIVEN    TENANTS  GATEWAYS  ADDRESSES\n"
+	require.Equal(t, heading+
+		"public  Ready    1      13     0      -      0         unasked  all      g1        203.0.113.0/28\n"+
+		"kept    Unknown  0      -      0      -      7         by name  b        none      203.0.113.16/30\n", text())
+	require.Contains(t, text("public"), "\nADDRESS      HELD BY\n203.0.113.1  loadbalancer tenant-a/uid-1 (Service shop/web), loadbalancer tenant-a/uid-2\n")
+	require.NotContains(t, text("public"), "203.0.113.17")
+	_, err := h.PoolsNamed("public", "none")
+	require.ErrorContains(t, err, "there is no AddressPool none: 'kubelb pools' lists them")
+}

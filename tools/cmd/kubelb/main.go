@@ -25,6 +25,6 @@ func rootCommand() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(statusCommand(), explainCommand(), traceCommand(), bundleCommand(), drainCommand(), tenantsCommand(), renderCommand())
+	root.AddCommand(statusCommand(), explainCommand(), traceCommand(), poolsCommand(), bundleCommand(), drainCommand(), tenantsCommand(), renderCommand())
 	return root
 }

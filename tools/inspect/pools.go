@@ -1,0 +1,111 @@
+package inspect
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"net/netip"
+	"slices"
+	"strings"
+	"text/tabwriter"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+
+	"kubelb.k8c.io/api/v1alpha1"
+)
+
+// Pool is an address pool, and who has its addresses.
+type Pool struct {
+	PoolLine
+	Ranges []string `json:"ranges"`
+	// Tenants that may use it and Gateways that announce it; no Tenants are all.
+	Tenants  []string `json:"tenants,omitempty"`
+	Gateways []string `json:"gateways"`
+	// ByName: an address of it must be asked for.
+	ByName   bool  `json:"byName,omitempty"`
+	Priority int32 `json:"priority,omitempty"`
+	// Held are the addresses that somebody has, in their order.
+	Held []Held `json:"held"`
+}
+
+// Held is an address and the LoadBalancers that have it, more than one where they share it.
+type Held struct {
+	Address netip.Addr `json:"address"`
+	By      []string   `json:"by"`
+}
+
+// PoolsNamed returns the pools of the names in their order, all without any name.
+func (h *Hub) PoolsNamed(names ...string) ([]Pool, error) {
+	var out []Pool
+	for i := range h.Pools {
+		if len(names) == 0 || slices.Contains(names, h.Pools[i].Name) {
+			p, err := h.pool(&h.Pools[i])
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, p)
+		}
+	}
+	for _, name := range names {
+		if !slices.ContainsFunc(out, func(p Pool) bool { return p.Name == name }) {
+			return nil, fmt.Errorf("there is no AddressPool %s: 'kubelb pools' lists them", name)
+		}
+	}
+	return out, nil
+}
+
+func (h *Hub) pool(p *v1alpha1.AddressPool) (Pool, error) {
+	silent := func(string, string, string, ...any) {}
+	out := Pool{PoolLine: poolLine(p, silent), Ranges: p.Spec.Addresses, Tenants: p.Spec.Tenants, ByName: p.Spec.AutoAssign != nil && !*p.Spec.AutoAssign, Priority: p.Spec.Priority}
+	chosen := labels.Everything()
+	if p.Spec.GatewaySelector != nil {
+		var err error
+		if chosen, err = metav1.LabelSelectorAsSelector(p.Spec.GatewaySelector); err != nil {
+			return out, fmt.Errorf("AddressPool %s: spec.gatewaySelector: %w", p.Name, err)
+		}
+	}
+	for i := range h.Gateways {
+		if chosen.Matches(labels.Set(h.Gateways[i].Labels)) {
+			out.Gateways = append(out.Gateways, h.Gateways[i].Name)
+		}
+	}
+	by := map[netip.Addr][]string{}
+	for i := range h.LoadBalancers {
+		lb := &h.LoadBalancers[i]
+		for _, a := range lb.Status.Addresses {
+			if address, err := netip.ParseAddr(a.Address); err == nil && a.Pool == p.Name {
+				by[address] = append(by[address], nameOf(lb))
+			}
+		}
+	}
+	for address, holders := range by {
+		out.Held = append(out.Held, Held{address, holders})
+	}
+	slices.SortFunc(out.Held, func(a, b Held) int { return a.Address.Compare(b.Address) })
+	return out, nil
+}
+
+// PoolsText writes a line for each pool and, if it is asked for, one for each address that somebody has.
+func PoolsText(w io.Writer, pools []Pool, held bool) error {
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "POOL\tSTATE\tUSED4\tFREE4\tUSED6\tFREE6\tPRIORITY\tGIVEN\tTENANTS\tGATEWAYS\tADDRESSES")
+	list := func(names []string, none string) string { return cmp.Or(strings.Join(names, ","), none) }
+	for _, p := range pools {
+		given := "unasked"
+		if p.ByName {
+			given = "by name"
+		}
+		fmt.Fprintf(table, "%s\t%s\t%d\t%s\t%d\t%s\t%d\t%s\t%s\t%s\t%s\n", p.Name, p.State, p.Used4, p.Free4, p.Used6, p.Free6, p.Priority, given,
+			list(p.Tenants, "all"), list(p.Gateways, "none"), list(p.Ranges, "none"))
+	}
+	if held {
+		fmt.Fprintln(table, "\nADDRESS\tHELD BY")
+		for _, p := range pools {
+			for _, address := range p.Held {
+				fmt.Fprintf(table, "%s\t%s\n", address.Address, strings.Join(address.By, ", "))
+			}
+		}
+	}
+	return table.Flush()
+}

@@ -98,10 +98,10 @@ func (e *explanation) allocate() {
 		changed = false
 		for i := range e.out.LoadBalancers {
 			lb := &e.out.LoadBalancers[i]
-			count := e.allocator.CountOf(lb.Namespace)
+			ports := e.allocator.PortsOf(lb.ObjectName.String())
 			refusals[i] = lb.Allocate(e.allocator, limits[i], refused[i])
 			held := e.held(lb.ObjectName)
-			changed = changed || !slices.Equal(held, lb.VIPs) || count != e.allocator.CountOf(lb.Namespace)
+			changed = changed || !slices.Equal(held, lb.VIPs) || ports != e.allocator.PortsOf(lb.ObjectName.String())
 			lb.VIPs = held
 		}
 	}

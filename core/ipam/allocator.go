@@ -202,6 +202,9 @@ func (a *Allocator) Held(holder string) []Grant {
 	return slices.Clone(a.held[tenantOf(holder)][holder])
 }
 
+// PortsOf is how many ports the holder has its addresses for.
+func (a *Allocator) PortsOf(holder string) int { return len(a.claims[holder].Ports) }
+
 // Holders returns who have the address, in the order in which they have got it.
 func (a *Allocator) Holders(address netip.Addr) []string { return slices.Clone(a.holders[address]) }
 
@@ -263,7 +266,7 @@ func (a *Allocator) exceeds(holder string, wish Wish, grants []Grant, before had
 	if limits.Ports == nil || len(wish.Ports) <= len(before.claim.Ports) && len(before.grants) > 0 {
 		return nil
 	}
-	if n := a.portsOf(others) + int32(len(wish.Ports)); n > *limits.Ports {
+	if n := a.portsOfAll(others) + int32(len(wish.Ports)); n > *limits.Ports {
 		refusal := overLimit(wish.Tenant, "ports", *limits.Ports, fmt.Sprintf("it would have %d ports", n))
 		if len(before.grants) > 0 {
 			refusal.Keeps = &before.claim
@@ -301,8 +304,8 @@ func addressesOf(held map[string][]Grant) map[netip.Addr]bool {
 	return out
 }
 
-// portsOf counts the ports that holders have.
-func (a *Allocator) portsOf(held map[string][]Grant) (n int32) {
+// portsOfAll counts the ports that holders have.
+func (a *Allocator) portsOfAll(held map[string][]Grant) (n int32) {
 	for holder := range held {
 		n += int32(len(a.claims[holder].Ports))
 	}
@@ -319,7 +322,7 @@ type Count struct{ LoadBalancers, Addresses, Ports int32 }
 // CountOf counts what the holders have whose names begin with the namespace.
 func (a *Allocator) CountOf(namespace string) Count {
 	held := a.held[namespace]
-	return Count{int32(len(held)), int32(len(addressesOf(held))), a.portsOf(held)}
+	return Count{int32(len(held)), int32(len(addressesOf(held))), a.portsOfAll(held)}
 }
 
 // had is what a holder had before, and by what claim.

@@ -113,11 +113,11 @@ func (b *addressBook) allocate(lb translate.LoadBalancer, limits ipam.Limits, re
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	holder := lb.ObjectName.String()
-	before, count := b.book.Held(holder), b.book.CountOf(lb.Namespace)
+	before, ports := b.book.Held(holder), b.book.PortsOf(holder)
 	a.refusal = lb.Allocate(b.book, limits, refused)
 	a.grants, a.admitted = b.book.Held(holder), lb.AdmittedPorts
 	gone := slices.ContainsFunc(before, func(g ipam.Grant) bool { return !slices.Contains(a.grants, g) })
-	a.freed = gone || b.book.CountOf(lb.Namespace).Ports < count.Ports
+	a.freed = gone || b.book.PortsOf(holder) < ports
 	return a
 }
 

@@ -13,6 +13,9 @@ type Outage struct {
 	Result
 	// Unanswered are addresses that nobody, or more than one gateway, answered for in the end.
 	Unanswered []netip.Addr
+	// Silence is the longest time in which nobody answered for an address, which is Silent.
+	Silence time.Duration
+	Silent  netip.Addr
 	// Reconciled is how long after the API was there again a new Service had its addresses.
 	Reconciled time.Duration
 }
@@ -41,7 +44,13 @@ func Away(ctx context.Context, o Options, long time.Duration) (r Outage, err err
 	if err == nil {
 		err = pause(ctx, long-nodeDies)
 	}
-	r.Unanswered = witness.unclear()
+	// A single answer may come late.
+	for end := time.Now(); ; {
+		if r.Unanswered = witness.unclear(); len(r.Unanswered) == 0 || time.Since(end) > quietLimit || pause(ctx, turn) != nil {
+			break
+		}
+	}
+	r.Silence, r.Silent = witness.silence()
 	r.Result = load.stop(began, func(netip.Addr) bool { return true })
 	err = errors.Join(err, f.lab.Hub.FreezeAPI(false))
 	again := time.Now()
@@ -71,6 +80,6 @@ func (f *fleet) oneMore(ctx context.Context) error {
 
 // String says it in a line.
 func (r Outage) String() string {
-	return fmt.Sprintf("%d of %d requests failed, %d slow, %d connections kept, %d lost, two answers for %s, not answered for by one gateway in the end: %v, one Service more served %s after the API was back",
-		r.Failed, r.Requests, r.Slow, r.Kept, r.Lost, r.Twice, r.Unanswered, r.Reconciled.Round(time.Millisecond))
+	return fmt.Sprintf("%d of %d requests failed, %d slow, %d connections kept, %d lost, two answers for %s, no answer for %s (%s), not answered for by one gateway in the end: %v, one Service more served %s after the API was back",
+		r.Failed, r.Requests, r.Slow, r.Kept, r.Lost, r.Twice, r.Silence, r.Silent, r.Unanswered, r.Reconciled.Round(time.Millisecond))
 }

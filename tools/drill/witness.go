@@ -126,6 +126,24 @@ func (w *witness) stop() error {
 	return errors.Join(err, w.failed)
 }
 
+// silence is the longest time in which nobody answered for an address, and which one.
+func (w *witness) silence() (longest time.Duration, of netip.Addr) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for address, turns := range w.answers {
+		run := time.Duration(0)
+		for at := range int(time.Since(w.began) / turn) {
+			if run += turn; len(turns[at]) > 0 {
+				run = 0
+			}
+			if run > longest {
+				longest, of = run, address
+			}
+		}
+	}
+	return longest, of
+}
+
 // twice is the longest time in which two gateways answered for one address.
 func (w *witness) twice() (longest time.Duration) {
 	w.mu.Lock()

@@ -44,11 +44,9 @@ func Away(ctx context.Context, o Options, long time.Duration) (r Outage, err err
 	if err == nil {
 		err = pause(ctx, long-nodeDies)
 	}
-	// A single answer may come late.
-	for end := time.Now(); ; {
-		if r.Unanswered = witness.unclear(); len(r.Unanswered) == 0 || time.Since(end) > quietLimit || pause(ctx, turn) != nil {
-			break
-		}
+	r.Unanswered = witness.unclear()
+	for end := time.Now(); err == nil && len(r.Unanswered) > 0 && time.Since(end) < quietLimit; r.Unanswered = witness.unclear() {
+		err = pause(ctx, turn) // a single answer may come late
 	}
 	r.Silence, r.Silent = witness.silence()
 	r.Result = load.stop(began, func(netip.Addr) bool { return true })

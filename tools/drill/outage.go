@@ -58,6 +58,9 @@ func Away(ctx context.Context, o Options, long time.Duration) (r Outage, err err
 	r.Reconciled = time.Since(again)
 	err = errors.Join(err, witness.stop())
 	r.Twice = witness.twice()
+	if r.Silence > quietLimit {
+		err = errors.Join(err, fmt.Errorf("nobody answered for %s for %s", r.Silent, r.Silence), f.logs())
+	}
 	return r, err
 }
 

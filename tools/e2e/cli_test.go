@@ -60,11 +60,7 @@ func TestTheCommandLineSaysHowTheHubIsAndWhatAServiceLacks(t *testing.T) {
 	require.Equal(t, 1, status)
 	require.Contains(t, out, "no LoadBalancer that has the address serves UDP port 80")
 
-	limit := func(limits string) {
-		_, err := lab.Hub.Kubectl(contextAfter(t), "", "patch", "tenant", "a", "--type=merge", "-p", `{"spec":{"limits":`+limits+`}}`)
-		require.NoError(t, err)
-	}
-	t.Cleanup(func() { limit("null") })
+	limit := limitsOfTenant(t)
 	for _, fault := range []struct{ name, annotations, spec, step, why string }{
 		{"a tenant that has all that it may have", "", "", "it has addresses", "LimitReached"},
 		{"no such pool", "kubelb.k8c.io/address-pool: none", "", "it has addresses", "there is no AddressPool none"},

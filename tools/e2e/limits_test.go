@@ -61,12 +61,18 @@ func TestATenantOverItsLimitsWaitsAndWhatItHasStays(t *testing.T) {
 	require.ErrorContains(t, err, "should be greater than or equal to 0")
 }
 
-func TestATenantHasAsManyConnectionsAsItMay(t *testing.T) {
-	limit := func(limits string) {
+// limitsOfTenant changes the limits of the lab's tenant, given as JSON; null takes them away, as the end of the test does.
+func limitsOfTenant(t *testing.T) (limit func(limits string)) {
+	limit = func(limits string) {
 		_, err := lab.Hub.Kubectl(contextAfter(t), "", "patch", "tenant", "a", "--type=merge", "-p", `{"spec":{"limits":`+limits+`}}`)
 		require.NoError(t, err)
 	}
 	t.Cleanup(func() { limit("null") })
+	return limit
+}
+
+func TestATenantHasAsManyConnectionsAsItMay(t *testing.T) {
+	limit := limitsOfTenant(t)
 	apply(t, web("bounded", 1)+service("bounded", "ports: [{port: 80, targetPort: 8080}]"))
 	cleanUp(t, "service/bounded", "deployment/bounded")
 	tenantWait(t, "deployment/bounded", "--for=condition=Available")
@@ -117,11 +123,7 @@ func TestATenantHasAsManyConnectionsAsItMay(t *testing.T) {
 }
 
 func TestATenantHasAsManyPortsAndEndpointsAsItMay(t *testing.T) {
-	limit := func(limits string) {
-		_, err := lab.Hub.Kubectl(contextAfter(t), "", "patch", "tenant", "a", "--type=merge", "-p", `{"spec":{"limits":`+limits+`}}`)
-		require.NoError(t, err)
-	}
-	t.Cleanup(func() { limit("null") })
+	limit := limitsOfTenant(t)
 	apply(t, web("ported", 1)+service("ported", "ports: [{name: a, port: 80, targetPort: 8080}]"))
 	cleanUp(t, "service/ported", "deployment/ported")
 	tenantWait(t, "deployment/ported", "--for=condition=Available")
@@ -138,19 +140,8 @@ func TestATenantHasAsManyPortsAndEndpointsAsItMay(t *testing.T) {
 	}
 	served := func(port81 bool) {
 		t.Helper()
-		eventually(t, 10*time.Second, func() error {
-			for _, ip := range ips {
-				_, err := curl(t, ip, 81, "/hostname")
-				if port81 && err != nil || !port81 && !refusedAtOnce(err) {
-					return fmt.Errorf("%s port 81: %v, to be served: %v", ip, err, port81)
-				}
-			}
-			return nil
-		})
-		for _, ip := range ips {
-			_, err := curl(t, ip, 80, "/hostname")
-			require.NoError(t, err, "port 80 is not concerned")
-		}
+		eventually(t, 10*time.Second, func() error { return port81IsServed(t, ips, port81) })
+		port80IsServed(t, ips)
 	}
 	used(1)
 	for _, ip := range ips {

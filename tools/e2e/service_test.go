@@ -305,6 +305,25 @@ func TestClientIPAffinityKeepsAClientOnOneNode(t *testing.T) {
 	}
 }
 
+// port81IsServed says where the port is not as it is to be: served, or refused at once.
+func port81IsServed(t *testing.T, ips []string, is bool) error {
+	for _, ip := range ips {
+		_, err := curl(t, ip, 81, "/hostname")
+		if is && err != nil || !is && !refusedAtOnce(err) {
+			return fmt.Errorf("%s port 81: %v, to be served: %v", ip, err, is)
+		}
+	}
+	return nil
+}
+
+func port80IsServed(t *testing.T, ips []string) {
+	t.Helper()
+	for _, ip := range ips {
+		_, err := curl(t, ip, 80, "/hostname")
+		require.NoError(t, err, "port 80 is not concerned")
+	}
+}
+
 func TestPortsAreAddedRemovedAndRenamed(t *testing.T) {
 	apply(t, web("ports", 1)+service("ports", "ports: [{name: http, port: 80, targetPort: 8080}]"))
 	cleanUp(t, "service/ports", "deployment/ports")
@@ -318,18 +337,9 @@ func TestPortsAreAddedRemovedAndRenamed(t *testing.T) {
 			if got := hubGet(t, "tenant-a", "loadbalancer/"+uid, "{.spec.ports[*].name}"); got != names {
 				return fmt.Errorf("the hub has the ports %q, want %q", got, names)
 			}
-			for _, ip := range ips {
-				_, err := curl(t, ip, 81, "/hostname")
-				if port81 && err != nil || !port81 && !refusedAtOnce(err) {
-					return fmt.Errorf("%s port 81: %v, to be served: %v", ip, err, port81)
-				}
-			}
-			return nil
+			return port81IsServed(t, ips, port81)
 		})
-		for _, ip := range ips {
-			_, err := curl(t, ip, 80, "/hostname")
-			require.NoError(t, err, "port 80 is not concerned")
-		}
+		port80IsServed(t, ips)
 	}
 	for _, ip := range ips {
 		reachesPods(t, ip, 80, 1)

@@ -284,7 +284,7 @@ func (o *options) announcer(mgr ctrl.Manager, g *gateway.Options, mayAnswer func
 	if err != nil {
 		return err
 	}
-	g.Member, g.Heart = member, heartbeat.New(heartbeat.Options{Name: o.name, Interfaces: interfaces, Reaches: member.Reaches, Log: g.Log})
+	g.Member, g.Heart = member, heartbeat.New(heartbeat.Options{Name: o.name, Interfaces: interfaces, Reaches: member.Reaches, Idle: member.Idle, Log: g.Log})
 	return nil
 }
 

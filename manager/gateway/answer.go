@@ -11,6 +11,7 @@ import (
 	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/core/election"
 	"kubelb.k8c.io/manager/membership"
+	"kubelb.k8c.io/manager/selection"
 )
 
 // answering is which addresses this gateway answers for, of those that its dataplane holds. By ARP and NDP the gateways elect one for each
@@ -29,6 +30,10 @@ type answering struct {
 	candidacy candidacy
 	view      election.View
 	handover  handover
+	// Where every gateway announces every address: selected is by which selection, and chosen since when.
+	selected *selection.Selection
+	digest   string
+	chosen   time.Time
 }
 
 // elect brings what is answered for to what this gateway and its peers know now.
@@ -38,16 +43,17 @@ func (g *Gateway) elect(ctx context.Context) {
 		g.answerForAll(ctx)
 		return
 	}
-	permitted, holds := a.permit.may(), a.member.Holds()
+	kept := a.permit.keeps()
 	peers, candidates := a.member.Peers()
 	// One that has not got a lease yet asks for it as a candidate; one that has lost it has failed.
-	able := g.served && g.options.Announcer.Able() && (permitted || !a.candidacy.stood)
+	able := g.served && g.options.Announcer.Able() && (kept || !a.candidacy.stood)
 	candidate := !g.draining() && a.candidacy.stands(able, len(candidates) > 0, time.Now())
 	if candidate {
 		candidates = append(candidates, g.options.Name)
 		slices.Sort(candidates)
 	}
-	if permitted && !holds {
+	holds := a.permit.holdsLease()
+	if kept && !holds {
 		return // what is answered for stays as it is while the API is away
 	}
 	a.view = election.View{Candidates: candidates, Configuration: g.selection.Digest()}
@@ -57,8 +63,16 @@ func (g *Gateway) elect(ctx context.Context) {
 	}, func(address netip.Addr) bool {
 		return told && election.MayClaim(address, a.view, peers, g.selection.ServingAddress(address))
 	})
+	g.beginAnew(kept)
 	// It says what it acts upon after it has let go of what is not its own by that.
 	a.member.Say(membership.Said{View: a.view, Candidate: candidate, Leaving: g.draining(), Reached: g.reached(able)})
+}
+
+// beginAnew follows when nothing is answered for any more since what the gateway had was not kept. With a lease it may look again.
+func (g *Gateway) beginAnew(kept bool) {
+	if !kept && g.answering.permit.begin() {
+		g.Elect()
+	}
 }
 
 // Notice is how long before it withdraws a gateway says that it leaves, where others are sent its connections without asking for them.
@@ -67,26 +81,61 @@ const Notice = time.Second
 // answerForAll answers for every address that the pools have this gateway serve, as other gateways do, as long as it may answer at all.
 func (g *Gateway) answerForAll(ctx context.Context) {
 	a := &g.answering
-	permitted, digest := a.permit == nil || a.permit.may(), g.selection.Digest()
+	kept := a.permit == nil || a.permit.keeps()
+	permitted, digest, now := kept && g.MayAnswer(), g.selection.Digest(), time.Now()
 	if a.member != nil {
 		// Gateways that elect need to know that this one has nothing that they might have.
 		a.member.Say(membership.Said{View: election.View{Configuration: digest}, Leaving: g.draining(), Reached: g.reached(g.served)})
-		var leaving []string
-		if !g.draining() {
-			leaving = a.member.Leaving()
-		}
-		a.handover.askWhoLeaves(leaving, a.answers, a.fresh, time.Now())
+		g.askOthers(digest, now)
 	}
-	gone := g.draining() && time.Since(g.drainedSince) >= Notice
-	g.decide(ctx, fmt.Sprint(permitted, gone, digest), func(address netip.Addr) (string, bool) {
-		if serving := g.selection.ServingAddress(address); gone || serving != nil && !serving(g.options.Name) {
+	gone := g.draining() && now.Sub(g.drainedSince) >= Notice
+	chosen := now.Sub(a.chosen) >= Notice
+	g.decide(ctx, fmt.Sprint(permitted, gone, digest, chosen), func(address netip.Addr) (string, bool) {
+		serving := g.selection.ServingAddress(address)
+		// Others get a moment to know that this one may be asked.
+		if leaves := serving != nil && !serving(g.options.Name); gone || leaves && (chosen || !a.answers[address]) {
 			return "", permitted
 		}
 		return g.options.Name, permitted
 	}, func(netip.Addr) bool { return true })
+	g.beginAnew(kept)
 	if g.routers != nil && g.served && permitted {
 		g.routers.mayBegin()
 	}
+}
+
+// askOthers finds who has to be asked about connections that this gateway does not know, where every gateway answers for every address:
+// one that leaves, and one that the address's pool does not choose any more.
+func (g *Gateway) askOthers(digest string, now time.Time) {
+	a := &g.answering
+	if g.draining() {
+		a.handover.askWhoLeaves(nil, nil, nil, now)
+		a.handover.end(now)
+	} else {
+		a.handover.askWhoLeaves(a.member.Leaving(), a.answers, a.fresh, now)
+	}
+	if a.selected != nil && digest == a.digest {
+		return
+	}
+	if before := a.selected; before != nil && !g.draining() {
+		var names []string
+		peers, _ := a.member.Peers()
+		for _, p := range peers {
+			names = append(names, p.Name)
+		}
+		for address := range a.answers {
+			a.handover.reselect(address, g.options.Name, names, everyoneUnless(before.ServingAddress(address)), everyoneUnless(g.selection.ServingAddress(address)), now)
+		}
+	}
+	a.selected, a.digest, a.chosen = g.selection.Clone(), digest, now
+}
+
+// everyoneUnless serves, unless it is said who does.
+func everyoneUnless(serving func(string) bool) func(string) bool {
+	if serving == nil {
+		return func(string) bool { return true }
+	}
+	return serving
 }
 
 // reached are the own addresses for connections that this gateway knows, as long as it works.

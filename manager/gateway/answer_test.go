@@ -186,3 +186,28 @@ func TestWhereAllAnswerForAllTheOneThatLeavesIsAsked(t *testing.T) {
 	require.Len(t, h.look(reached, now), 2)
 	require.Empty(t, h.formers)
 }
+
+func TestWhereAPoolChoosesOthersTheOneThatHasServedAnAddressIsAsked(t *testing.T) {
+	address, now := netip.MustParseAddr("203.0.113.1"), time.Now()
+	h := handover{limit: time.Minute, formers: map[netip.Addr]former{}, left: map[string]time.Time{}}
+	all := everyoneUnless(nil)
+	only := func(names ...string) func(string) bool {
+		return func(name string) bool { return slices.Contains(names, name) }
+	}
+	reached := func(string) ([]netip.Addr, bool) { return []netip.Addr{netip.MustParseAddr("192.0.2.1")}, false }
+	h.reselect(address, "me", []string{"a", "b"}, all, only("me", "b"), now)
+	require.Equal(t, []netip.Addr{address}, h.look(reached, now))
+	require.Equal(t, "a", h.formers[address].name)
+	h.askWhoLeaves(nil, map[netip.Addr]bool{address: true}, []netip.Addr{address}, now)
+	require.Empty(t, h.look(reached, now), "nobody else leaves")
+	h.reselect(address, "me", []string{"a", "b"}, only("me", "b"), all, now)
+	require.Equal(t, []netip.Addr{address}, h.look(reached, now))
+	require.Empty(t, h.formers, "it serves again")
+	h.reselect(address, "me", []string{"a", "b"}, only("a"), only("me"), now)
+	h.look(reached, now)
+	h.reselect(address, "me", []string{"a", "b"}, only("me"), only("b"), now)
+	h.look(reached, now)
+	require.Empty(t, h.formers, "only who serves asks")
+	h.reselect(address, "me", []string{"a", "b"}, only("a"), only("b"), now)
+	require.Empty(t, h.formers)
+}

@@ -137,7 +137,7 @@ func New(o Options, c cache.Cache, w client.Client) *Gateway {
 		answering: answering{elects: o.Elects, member: o.Member, answers: map[netip.Addr]bool{},
 			handover: handover{limit: o.Handover, holders: map[netip.Addr]string{}, formers: map[netip.Addr]former{}, lost: map[netip.Addr]loss{}, left: map[string]time.Time{}}}}
 	if o.Member != nil {
-		g.answering.permit = &permit{lease: o.Member, segment: o.Heart, keepWhenAlone: o.KeepWhenAlone, changed: g.Elect}
+		g.answering.permit = &permit{lease: o.Member, segment: o.Heart, keepWhenAlone: o.KeepWhenAlone, shared: !o.Elects, changed: g.Elect, log: g.log}
 	}
 	g.vitals = newVitals(askHost, g.Elect)
 	g.noteReadiness()
@@ -313,7 +313,7 @@ func (g *Gateway) drain() {
 // pause is how long nothing needs to be done unless something happens.
 func (g *Gateway) pause() time.Duration {
 	pause := countEvery
-	if g.answering.undecided() || g.draining() && time.Since(g.drainedSince) < 2*Notice {
+	if g.answering.undecided() || g.draining() && time.Since(g.drainedSince) < 2*Notice || time.Since(g.answering.chosen) < 2*Notice {
 		pause = returnAfter / 20
 	}
 	if ends := g.answering.handover.ends(); !ends.IsZero() {

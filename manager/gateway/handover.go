@@ -86,15 +86,32 @@ func (h *handover) askWhoLeaves(names []string, all map[netip.Addr]bool, fresh [
 			asked = name // the last one that has left
 		}
 	}
-	look := slices.Values(fresh)
-	if asked != h.asked {
+	look, before := slices.Values(fresh), h.asked
+	if asked != before {
 		look = maps.Keys(all)
 	}
 	h.asked = asked
 	for address := range look {
-		h.formers[address] = former{name: asked, until: now.Add(h.limit), at: h.formers[address].at}
-		if asked == "" {
-			h.formers[address] = former{until: now, at: h.formers[address].at}
+		f, asks := h.formers[address]
+		switch {
+		case asked != "":
+			h.formers[address] = former{name: asked, until: now.Add(h.limit), at: f.at}
+		case asks && f.name == before:
+			f.until = now
+			h.formers[address] = f
+		}
+	}
+}
+
+// reselect is the same for an address whose pool chooses other gateways than before: who has served it is asked, by those who serve it.
+func (h *handover) reselect(address netip.Addr, self string, peers []string, served, serves func(string) bool, now time.Time) {
+	if f, asks := h.formers[address]; asks && f.name != h.asked && (!serves(self) || serves(f.name)) {
+		f.until = now
+		h.formers[address] = f
+	}
+	for _, name := range peers {
+		if serves(self) && served(name) && !serves(name) {
+			h.formers[address] = former{name: name, until: now.Add(h.limit), at: h.formers[address].at}
 		}
 	}
 }

@@ -2,7 +2,8 @@ package gateway
 
 import (
 	"context"
-	"sync/atomic"
+	"log/slog"
+	"sync"
 	"time"
 
 	"kubelb.k8c.io/manager/clock"
@@ -11,16 +12,33 @@ import (
 
 // permit is whether the gateway may answer for addresses at all. While its lease lasts it may. When it cannot renew the lease, it
 // goes on if no other gateway can either, since then nobody takes its addresses over.
+//
+// Where it could not tell for a while, since it heard nobody or stood still, it is silent, and goes on with what it had once it is
+// sure that nobody could have taken that over meanwhile. Otherwise it has to let go of everything, and begins anew with its next lease.
 type permit struct {
-	lease         interface{ Holds() bool }
-	segment       interface{ Verdict() heartbeat.Verdict }
+	lease interface {
+		Term() (term uint64, holds bool)
+	}
+	segment interface {
+		Verdict() heartbeat.Verdict
+		Since(then time.Duration) (leased, missing bool)
+	}
 	keepWhenAlone bool
-	changed       func()
+	// shared: others may answer for the same addresses, so that it does no harm to go on where it cannot tell.
+	shared  bool
+	changed func()
+	log     *slog.Logger
 
-	// until is up to when it may go on without the lease, by clock.Now; 0 for not at all.
-	until atomic.Int64
-	// kept: it has gone on since it held the lease. It belongs to run.
+	mu sync.Mutex // guards all below
+	// term is the lease for which the gateway answers; until is up to when it may go on without it, by clock.Now.
+	term  uint64
+	until time.Duration
+	// kept: what it answers for has not been let go since it held the lease.
 	kept bool
+	// sure is the last time that it was known that nobody else had any of that, by clock.Now; heard: it was so because no other gateway
+	// reached the API. might is whether it might answer at the last look.
+	sure         time.Duration
+	heard, might bool
 }
 
 // A decision to go on is good for a moment: a process that stood still has to decide anew.
@@ -29,17 +47,58 @@ const (
 	decideFor   = 3 * decideEvery
 )
 
-func (p *permit) may() bool { return p.lease.Holds() || p.until.Load() > int64(clock.Now()) }
+// trusted is for how long after a gateway was sure that no other one has a lease none can have taken over: one that comes back after that
+// waits for longer than a lease lasts, which is a second at least, and frames are heard within heartbeat.Silence.
+const trusted = 500 * time.Millisecond
+
+// may tells whether the gateway may answer, as of now.
+func (p *permit) may() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.holds() || p.kept && p.until > clock.Now()
+}
+
+// holdsLease tells whether it may because of its lease.
+func (p *permit) holdsLease() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.holds()
+}
+
+func (p *permit) holds() bool {
+	term, holds := p.lease.Term()
+	return p.kept && holds && term == p.term
+}
+
+// keeps tells whether what the gateway answers for is still its own, even if it has to be silent for the moment.
+func (p *permit) keeps() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.kept
+}
+
+// begin is called when nothing is answered for: the lease that there is now, if any, is good for what comes. It tells whether there is one.
+func (p *permit) begin() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	term, holds := p.lease.Term()
+	if holds {
+		p.kept, p.term, p.sure, p.might, p.until = true, term, clock.Now(), true, 0
+		p.heard = false
+	}
+	return holds
+}
 
 // run decides, again and again, until ctx ends.
 func (p *permit) run(ctx context.Context) error {
 	ticker := time.NewTicker(decideEvery)
 	defer ticker.Stop()
-	before := false
+	mayBefore, keptBefore := false, false
 	for ctx.Err() == nil {
-		now := p.decide()
-		if now != before {
-			before = now
+		may, kept := p.decide(), p.keeps()
+		if may != mayBefore || kept != keptBefore {
+			mayBefore, keptBefore = may, kept
+			p.log.Info("the right to answer for addresses", "now", may, "kept", kept, "leased", p.holdsLease())
 			p.changed()
 		}
 		select {
@@ -47,22 +106,53 @@ func (p *permit) run(ctx context.Context) error {
 		case <-ticker.C:
 		}
 	}
-	p.until.Store(0)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.until = 0
 	return nil
 }
 
 // decide returns whether the gateway may answer.
 func (p *permit) decide() bool {
-	if p.lease.Holds() {
-		p.kept = true
-		return true
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.kept {
+		return false
 	}
-	verdict := p.segment.Verdict()
-	p.kept = p.kept && (verdict == heartbeat.NoneReaches || verdict == heartbeat.Alone && p.keepWhenAlone)
-	if p.kept {
-		p.until.Store(int64(clock.Now() + decideFor))
-	} else {
-		p.until.Store(0)
+	now := clock.Now()
+	term, holds := p.lease.Term()
+	switch {
+	case !holds:
+		p.kept, p.might = p.goesOn(now, p.segment.Verdict())
+	case term == p.term || p.shared || p.heard && now-p.sure <= trusted:
+		p.term, p.sure, p.heard, p.might = term, now, false, true
+	default:
+		p.kept, p.might = false, false
 	}
-	return p.kept
+	p.until = 0
+	if p.might && !holds {
+		p.until = now + decideFor
+	}
+	return p.might
+}
+
+// goesOn tells whether the gateway keeps what it has without its lease, and whether it may answer for it now.
+func (p *permit) goesOn(now time.Duration, verdict heartbeat.Verdict) (keeps, may bool) {
+	switch verdict {
+	case heartbeat.OneReaches:
+		back := p.heard && now-p.sure <= trusted // so may this one be in a moment
+		return back, back
+	case heartbeat.Alone:
+		return true, p.keepWhenAlone
+	case heartbeat.Unsure:
+		return true, p.shared && p.might
+	}
+	if now-p.sure > heartbeat.Silence && !p.shared {
+		leased, missing := p.segment.Since(p.sure)
+		if leased || missing && !p.keepWhenAlone {
+			return !leased, false
+		}
+	}
+	p.sure, p.heard = now, true
+	return true, true
 }

@@ -1,8 +1,8 @@
 // Package heartbeat lets gateways hear one another on the clients' segment itself, for when the hub's API cannot tell them who lives.
 //
-// Each gateway sends a small Ethernet frame on its interfaces several times a second: its name, and whether it reaches the API. Frames
-// are authenticated by a key that only gateways have (HMAC, RFC 2104), and an old one proves nothing: each says when it was sent, and
-// a sender's counters only ever go up.
+// Each gateway sends a small Ethernet frame on its interfaces several times a second: its name, whether it reaches the API, and for how
+// long it has had no lease by which it could take something over. Frames are authenticated by a key that only gateways have (HMAC, RFC
+// 2104), and an old one proves nothing: each says when it was sent, and a sender's counters only ever go up.
 package heartbeat
 
 import (
@@ -24,10 +24,10 @@ import (
 	"kubelb.k8c.io/manager/descriptor"
 )
 
-// Interval is how often a gateway is heard; one that is not heard three times in a row is not there.
+// Interval is how often a gateway is heard; one that is not heard for the time of Silence is not there.
 const (
 	Interval = 100 * time.Millisecond
-	silence  = 3 * Interval
+	Silence  = 3 * Interval
 	// clockSkew is how far the gateways' clocks may be apart.
 	clockSkew = time.Minute
 	// retry is how often an interface that is not there is looked for.
@@ -43,8 +43,9 @@ var group = net.HardwareAddr{0x03, 'k', 'u', 'b', 'e', 'l'}
 type Options struct {
 	Name       string
 	Interfaces []string
-	// Reaches tells whether this gateway reaches the API.
+	// Reaches tells whether this gateway reaches the API, Idle for how long it has had no lease; 0 while it has one.
 	Reaches func() bool
+	Idle    func() time.Duration
 	Log     *slog.Logger
 }
 
@@ -76,11 +77,11 @@ type Heart struct {
 	since, looked time.Duration
 }
 
-// beat is what was heard of a gateway last.
+// beat is what was heard of a gateway last. Its lease was over by free at the latest.
 type beat struct {
 	born, count uint64
 	reaches     bool
-	at          time.Duration
+	at, free    time.Duration
 }
 
 // New returns a heart that does not beat yet.
@@ -100,22 +101,39 @@ func (h *Heart) verdict(now time.Duration) Verdict {
 	verdict := Alone
 	for _, b := range h.heard {
 		switch {
-		case now-b.at > silence:
+		case now-b.at > Silence:
 		case b.reaches:
 			return OneReaches
 		default:
 			verdict = NoneReaches
 		}
 	}
-	if now-h.since <= silence {
+	if now-h.since <= Silence {
 		return Unsure
 	}
 	return verdict
 }
 
+// Since tells what may have been missed since a time, by clock.Now: whether a gateway that is heard has had a lease after it, and whether
+// one that was heard then is not heard now.
+func (h *Heart) Since(then time.Duration) (leased, missing bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	now := clock.Now()
+	for _, b := range h.heard {
+		switch {
+		case now-b.at <= Silence:
+			leased = leased || b.free > then
+		case b.at >= then-Silence:
+			missing = true
+		}
+	}
+	return leased, missing
+}
+
 // notice restarts the time of listening when nobody has looked for so long that the process may have stood still; mu is held.
 func (h *Heart) notice(now time.Duration) {
-	if now-h.looked > silence {
+	if now-h.looked > Silence {
 		h.since = now
 	}
 	h.looked = now
@@ -207,12 +225,12 @@ func (h *Heart) listen(conn *packet.Conn) error {
 	}
 }
 
-// A frame, after Ethernet's header: version, flags, when it was sent (ns since 1970), when the sender began, its count, the length of
-// its name, the name, and the HMAC of all that.
+// A frame, after Ethernet's header: version, flags, when it was sent (ns since 1970), when the sender began, its count, for how long it
+// has had no lease (ns), the length of its name, the name, and the HMAC of all that.
 const (
 	ethernetHeader = 14
-	fixed          = 1 + 1 + 8 + 8 + 8 + 1
-	version        = 1
+	fixed          = 1 + 1 + 8 + 8 + 8 + 8 + 1
+	version        = 2
 	flagReaches    = 1
 )
 
@@ -231,6 +249,7 @@ func (h *Heart) frame(from net.HardwareAddr, at time.Time) []byte {
 	b = binary.BigEndian.AppendUint64(b, uint64(at.UnixNano()))
 	b = binary.BigEndian.AppendUint64(b, h.born)
 	b = binary.BigEndian.AppendUint64(b, count)
+	b = binary.BigEndian.AppendUint64(b, uint64(h.options.Idle()))
 	b = append(append(b, byte(len(h.options.Name))), h.options.Name...)
 	return append(b, h.sign(b[ethernetHeader:])...)
 }
@@ -265,6 +284,8 @@ func (h *Heart) hear(frame []byte, at time.Time) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	now := beat{born: binary.BigEndian.Uint64(b[10:]), count: binary.BigEndian.Uint64(b[18:]), reaches: b[1]&flagReaches != 0, at: clock.Now()}
+	// Where the frame was on its way for long, or the sender stood still, that is too late and never too early.
+	now.free = now.at - time.Duration(binary.BigEndian.Uint64(b[26:]))
 	if last := h.heard[name]; now.born < last.born || now.born == last.born && now.count <= last.count {
 		return fmt.Errorf("gateway %s has said that before", name)
 	}

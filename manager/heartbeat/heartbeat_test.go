@@ -16,7 +16,12 @@ import (
 var mac = net.HardwareAddr{2, 0, 0, 0, 0, 1}
 
 func heart(name, key string, reaches bool) *Heart {
-	h := New(Options{Name: name, Reaches: func() bool { return reaches }, Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	return idle(name, key, reaches, 0)
+}
+
+// idle is a heart of a gateway that has had no lease for so long.
+func idle(name, key string, reaches bool, since time.Duration) *Heart {
+	h := New(Options{Name: name, Reaches: func() bool { return reaches }, Idle: func() time.Duration { return since }, Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
 	h.key = []byte(key)
 	return h
 }
@@ -36,10 +41,10 @@ func TestTheSegmentTellsWhoReachesTheAPI(t *testing.T) {
 	require.NoError(t, h.hear(heart("c", "secret", true).frame(mac, time.Now()), time.Now()))
 	require.Equal(t, OneReaches, h.Verdict())
 	begin := clock.Now()
-	for at := begin; at < begin+silence; at += Interval {
+	for at := begin; at < begin+Silence; at += Interval {
 		h.verdict(at)
 	}
-	require.Equal(t, Alone, h.verdict(begin+silence+1), "what was heard is over")
+	require.Equal(t, Alone, h.verdict(begin+Silence+1), "what was heard is over")
 }
 
 func TestAfterAPauseNothingIsSure(t *testing.T) {
@@ -47,10 +52,33 @@ func TestAfterAPauseNothingIsSure(t *testing.T) {
 	require.NoError(t, h.hear(heart("b", "secret", false).frame(mac, time.Now()), time.Now()))
 	awake := clock.Now() + time.Minute
 	require.Equal(t, Unsure, h.verdict(awake))
-	for at := awake; at <= awake+silence; at += Interval {
+	for at := awake; at <= awake+Silence; at += Interval {
 		require.Equal(t, Unsure, h.verdict(at))
 	}
-	require.Equal(t, Alone, h.verdict(awake+silence+1))
+	require.Equal(t, Alone, h.verdict(awake+Silence+1))
+}
+
+func TestTheSegmentTellsWhoseLeaseWasOverWhenOneStoodStill(t *testing.T) {
+	h := listened("a")
+	hear := func(from *Heart) { require.NoError(t, h.hear(from.frame(mac, time.Now()), time.Now())) }
+	leased, missing := h.Since(clock.Now())
+	require.False(t, leased || missing, "nobody is there")
+	hear(idle("b", "secret", false, time.Minute))
+	leased, missing = h.Since(clock.Now() - 30*time.Second)
+	require.False(t, leased || missing)
+	leased, _ = h.Since(clock.Now() - 2*time.Minute)
+	require.True(t, leased, "its lease lasted longer than that")
+	hear(idle("c", "secret", false, 0))
+	leased, _ = h.Since(clock.Now() - 30*time.Second)
+	require.True(t, leased, "another one has a lease")
+	b, c := h.heard["b"], h.heard["c"]
+	b.at, c.at = b.at-time.Minute, c.at-10*time.Second
+	h.heard["b"], h.heard["c"] = b, c
+	leased, missing = h.Since(clock.Now() - 5*time.Second)
+	require.False(t, leased || missing, "they were gone before")
+	leased, missing = h.Since(clock.Now() - 30*time.Second)
+	require.False(t, leased, "what was heard once says nothing of now")
+	require.True(t, missing)
 }
 
 func TestWhatProvesNothingIsNotHeard(t *testing.T) {

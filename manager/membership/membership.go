@@ -92,6 +92,7 @@ type Member struct {
 	told   Said          // what peers can know of it
 	looked bool          // the peers' leases were read after it was told
 	until  time.Duration // by clock.Now: when the own lease ends
+	term   uint64        // how many times it was got anew
 	peers  map[string]*peer
 	lease  *coordinationv1.Lease
 	// waitsFor is who holds the Lease instead.
@@ -124,6 +125,21 @@ func (m *Member) Holds() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.holds()
+}
+
+// Term is which lease it is that was held last, counted from 1 on, and whether it lasts. One that ends and is got again is another one:
+// peers may have taken over what the one before was held for.
+func (m *Member) Term() (term uint64, holds bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.term, m.holds()
+}
+
+// Idle is for how long no lease was held by which anything could be taken over; 0 while one is.
+func (m *Member) Idle() time.Duration {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return max(0, clock.Now()-m.until)
 }
 
 // Reaches tells whether the API was reached not long ago: earlier than any lease that was renewed then can end, it says that it was not.
@@ -270,6 +286,9 @@ func (m *Member) renew(ctx context.Context) error {
 			m.lease = nil
 		}
 		return err
+	}
+	if clock.Now() > m.until+m.options.Duration/margin {
+		m.term++ // before that, no peer took this one for gone
 	}
 	if !m.holds() {
 		// Peers may have been as long without the API as this gateway, and get as long to come back.

@@ -162,14 +162,19 @@ func TestAMemberThatIsCutOffKnowsItsEndBeforeItsPeersDo(t *testing.T) {
 	a, _, _ := s.member(t, "a", "1")
 	b, way, _ := s.member(t, "b", "1")
 	within(t, soon, func() bool { return a.seesPeer("b") && b.Holds() }, "b is seen")
+	require.Zero(t, b.Idle())
+	before, _ := b.Term()
 	way.cut.Store(true)
 	for begin := time.Now(); a.seesPeer("b"); time.Sleep(time.Millisecond) {
 		require.Less(t, time.Since(begin), soon, "a still sees b")
 	}
 	require.False(t, b.Holds(), "b believes that its lease lasts although a takes it for gone")
 	require.False(t, b.Told(election.View{}))
+	require.Positive(t, b.Idle())
 	way.cut.Store(false)
 	within(t, soon, func() bool { return a.seesPeer("b") && b.Holds() }, "b is back")
+	after, _ := b.Term()
+	require.Equal(t, before+1, after, "its lease is another one")
 }
 
 func TestAnotherProcessOfTheSameNameWaitsForTheLeaseOfTheFirst(t *testing.T) {

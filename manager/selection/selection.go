@@ -31,6 +31,11 @@ func New() *Selection {
 	return &Selection{pools: map[string]pool{}, gateways: map[string]labels.Set{}}
 }
 
+// Clone returns a selection that stays as this one is now.
+func (s *Selection) Clone() *Selection {
+	return &Selection{pools: maps.Clone(s.pools), gateways: maps.Clone(s.gateways)}
+}
+
 // SetPool takes a pool as it stands. One whose selector cannot be read, which the API does not let in, is served by nobody.
 func (s *Selection) SetPool(name string, ranges []ipam.Range, chosen *metav1.LabelSelector) {
 	selector := labels.Everything()

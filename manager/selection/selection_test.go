@@ -49,6 +49,8 @@ func TestTheDigestFollowsWhatIsChosen(t *testing.T) {
 	require.Equal(t, one, s.Digest())
 	require.True(t, s.SetGateway("a", nil))
 	require.NotEqual(t, one, s.Digest())
+	before := s.Clone()
 	s.DeletePool("fast")
 	require.Empty(t, s.Digest())
+	require.NotEmpty(t, before.Digest(), "a clone stays as it is")
 }

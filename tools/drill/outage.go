@@ -8,12 +8,13 @@ import (
 	"time"
 )
 
-// Outage is what clients noticed while nobody reached the hub's API, and a node died.
+// Outage is what clients noticed while nobody reached the hub's API, a node died, and gateways stood still now and then.
 type Outage struct {
 	Result
 	// Unanswered are addresses that nobody, or more than one gateway, answered for in the end.
 	Unanswered []netip.Addr
-	// Silence is the longest time in which nobody answered for an address, which is Silent.
+	// Silence is the longest time in which nobody answered for an address, which is Silent, from the beginning until the Service had its
+	// addresses.
 	Silence time.Duration
 	Silent  netip.Addr
 	// Reconciled is how long after the API was there again a new Service had its addresses.
@@ -22,6 +23,12 @@ type Outage struct {
 
 // nodeDies is how long into an outage a node dies.
 const nodeDies = 5 * time.Second
+
+// One gateway after the other stands still for so long every now and then. That is longer than a lease lasts.
+const (
+	standsStill  = 1200 * time.Millisecond
+	everySoOften = 20 * time.Second
+)
 
 // Away has the hub's API stand still for so long.
 func Away(ctx context.Context, o Options, long time.Duration) (r Outage, err error) {
@@ -42,13 +49,12 @@ func Away(ctx context.Context, o Options, long time.Duration) (r Outage, err err
 		err = f.tenants[0].cluster.Nodes[1].Die()
 	}
 	if err == nil {
-		err = pause(ctx, long-nodeDies)
+		err = f.stumble(ctx, began.Add(long))
 	}
 	r.Unanswered = witness.unclear()
 	for end := time.Now(); err == nil && len(r.Unanswered) > 0 && time.Since(end) < quietLimit; r.Unanswered = witness.unclear() {
 		err = pause(ctx, turn) // a single answer may come late
 	}
-	r.Silence, r.Silent = witness.silence()
 	r.Result = load.stop(began, func(netip.Addr) bool { return true })
 	err = errors.Join(err, f.lab.Hub.FreezeAPI(false))
 	again := time.Now()
@@ -56,12 +62,31 @@ func Away(ctx context.Context, o Options, long time.Duration) (r Outage, err err
 		err = f.oneMore(ctx)
 	}
 	r.Reconciled = time.Since(again)
+	r.Silence, r.Silent = witness.silence()
 	err = errors.Join(err, witness.stop())
 	r.Twice = witness.twice()
 	if r.Silence > quietLimit {
 		err = errors.Join(err, fmt.Errorf("nobody answered for %s for %s", r.Silent, r.Silence), f.logs())
 	}
 	return r, err
+}
+
+// stumble has the gateways stand still for a moment, one after the other, until then.
+func (f *fleet) stumble(ctx context.Context, then time.Time) error {
+	for i := 0; time.Until(then) > everySoOften; i++ {
+		if err := pause(ctx, everySoOften-standsStill); err != nil {
+			return err
+		}
+		process := f.gateways[i%len(f.gateways)].process
+		err := process.Freeze()
+		if err == nil {
+			err = pause(ctx, standsStill)
+		}
+		if err := errors.Join(err, process.Thaw()); err != nil {
+			return err
+		}
+	}
+	return pause(ctx, time.Until(then))
 }
 
 // oneMore makes a Service and waits until its addresses are announced.

@@ -202,6 +202,38 @@ func (a *Allocator) Held(holder string) []Grant {
 	return slices.Clone(a.held[tenantOf(holder)][holder])
 }
 
+// Holding is what a holder has, and by what claim.
+type Holding struct {
+	Grants []Grant
+	Claim  Claim
+}
+
+// HoldingOf returns what the holder has.
+func (a *Allocator) HoldingOf(holder string) Holding {
+	return Holding{a.Held(holder), a.claims[holder]}
+}
+
+// Retain has the holder hold what it had until now, besides what it was given instead: nobody knows which of them is on record, since
+// writing it failed. It comes right after the Allocate or Release that took that away.
+func (a *Allocator) Retain(holder string, was Holding) {
+	is := a.HoldingOf(holder)
+	for _, g := range was.Grants {
+		if !slices.Contains(a.holders[g.Address], holder) {
+			a.take(holder, g)
+		}
+	}
+	claim := Claim{Ports: slices.Clone(was.Claim.Ports)}
+	if len(is.Grants) == 0 || is.Claim.Sharing == was.Claim.Sharing {
+		claim.Sharing = was.Claim.Sharing
+	}
+	for _, p := range is.Claim.Ports {
+		if !slices.Contains(claim.Ports, p) {
+			claim.Ports = append(claim.Ports, p)
+		}
+	}
+	a.claims[holder] = claim
+}
+
 // PortsOf is how many ports the holder has its addresses for.
 func (a *Allocator) PortsOf(holder string) int { return len(a.claims[holder].Ports) }
 
@@ -232,9 +264,9 @@ func (a *Allocator) Allocate(holder string, wish Wish) ([]Grant, *Refusal) {
 	before, claim := a.Held(holder), a.claims[holder]
 	a.Release(holder)
 	cursors := maps.Clone(a.cursors)
-	grants, refusal := a.decide(holder, wish, had{before, claim})
+	grants, refusal := a.decide(holder, wish, Holding{before, claim})
 	if refusal == nil {
-		if refusal = a.exceeds(holder, wish, grants, had{before, claim}); refusal != nil {
+		if refusal = a.exceeds(holder, wish, grants, Holding{before, claim}); refusal != nil {
 			a.cursors = cursors
 		}
 	}
@@ -253,23 +285,23 @@ func (a *Allocator) Allocate(holder string, wish Wish) ([]Grant, *Refusal) {
 }
 
 // exceeds says which limit the grants would break. A holder that does not come to more than it had breaks none.
-func (a *Allocator) exceeds(holder string, wish Wish, grants []Grant, before had) *Refusal {
+func (a *Allocator) exceeds(holder string, wish Wish, grants []Grant, before Holding) *Refusal {
 	limits, others := wish.Limits, a.held[tenantOf(holder)]
-	if n := int32(len(others)); limits.LoadBalancers != nil && len(before.grants) == 0 && n >= *limits.LoadBalancers {
+	if n := int32(len(others)); limits.LoadBalancers != nil && len(before.Grants) == 0 && n >= *limits.LoadBalancers {
 		return overLimit(wish.Tenant, "loadBalancers", *limits.LoadBalancers, fmt.Sprintf("%d LoadBalancers have addresses", n))
 	}
 	if limits.Addresses != nil {
-		if refusal := exceedsAddresses(wish, addressesOf(others), grants, before.grants); refusal != nil {
+		if refusal := exceedsAddresses(wish, addressesOf(others), grants, before.Grants); refusal != nil {
 			return refusal
 		}
 	}
-	if limits.Ports == nil || len(wish.Ports) <= len(before.claim.Ports) && len(before.grants) > 0 {
+	if limits.Ports == nil || len(wish.Ports) <= len(before.Claim.Ports) && len(before.Grants) > 0 {
 		return nil
 	}
 	if n := a.portsOfAll(others) + int32(len(wish.Ports)); n > *limits.Ports {
 		refusal := overLimit(wish.Tenant, "ports", *limits.Ports, fmt.Sprintf("it would have %d ports", n))
-		if len(before.grants) > 0 {
-			refusal.Keeps = &before.claim
+		if len(before.Grants) > 0 {
+			refusal.Keeps = &before.Claim
 		}
 		return refusal
 	}
@@ -325,24 +357,18 @@ func (a *Allocator) CountOf(namespace string) Count {
 	return Count{int32(len(held)), int32(len(addressesOf(held))), a.portsOfAll(held)}
 }
 
-// had is what a holder had before, and by what claim.
-type had struct {
-	grants []Grant
-	claim  Claim
-}
-
 // may tells whether the wish may have the address: nobody else has it, or all that do tolerate that. By the claim that it had it before
 // it keeps it, so that no other one's change costs it anything.
-func (a *Allocator) may(holder string, wish Wish, address netip.Addr, before had) bool {
-	kept := wish.Claim.equal(before.claim) && slices.ContainsFunc(before.grants, func(g Grant) bool { return g.Address == address })
+func (a *Allocator) may(holder string, wish Wish, address netip.Addr, before Holding) bool {
+	kept := wish.Claim.equal(before.Claim) && slices.ContainsFunc(before.Grants, func(g Grant) bool { return g.Address == address })
 	return kept || !slices.ContainsFunc(a.others(holder, address), func(o string) bool {
 		return tenantOf(o) != tenantOf(holder) || !wish.Claim.tolerates(a.claims[o])
 	})
 }
 
 // decide chooses an address for each wished family while none of the holder's own is taken.
-func (a *Allocator) decide(holder string, wish Wish, before had) ([]Grant, *Refusal) {
-	families, optional := wish.families(before.grants)
+func (a *Allocator) decide(holder string, wish Wish, before Holding) ([]Grant, *Refusal) {
+	families, optional := wish.families(before.Grants)
 	var grants []Grant
 	var first *Refusal
 	for _, family := range families {
@@ -400,13 +426,13 @@ func (w Wish) families(before []Grant) (families []Family, optional bool) {
 }
 
 // one finds an address of the family.
-func (a *Allocator) one(holder string, wish Wish, family Family, before had) (Grant, *Refusal) {
+func (a *Allocator) one(holder string, wish Wish, family Family, before Holding) (Grant, *Refusal) {
 	for _, requested := range wish.Requested {
 		if FamilyOf(requested) == family {
 			return a.requested(holder, wish, requested, before)
 		}
 	}
-	for _, g := range before.grants {
+	for _, g := range before.Grants {
 		if FamilyOf(g.Address) != family || wish.Pool != "" && wish.Pool != g.Pool {
 			continue
 		}
@@ -429,7 +455,7 @@ func (a *Allocator) shared(holder string, wish Wish, family Family) (found Grant
 		return Grant{}, false
 	}
 	for address := range a.holders {
-		if FamilyOf(address) != family || ok && !address.Less(found.Address) || !a.may(holder, wish, address, had{}) {
+		if FamilyOf(address) != family || ok && !address.Less(found.Address) || !a.may(holder, wish, address, Holding{}) {
 			continue
 		}
 		for _, pool := range a.pools {
@@ -456,11 +482,11 @@ func (a *Allocator) gives(pool Pool, wish Wish) bool {
 	return !off && !pool.Draining && pool.Allows(wish.Tenant) && (wish.Pool == "" || wish.Pool == pool.Name)
 }
 
-func (a *Allocator) requested(holder string, wish Wish, address netip.Addr, before had) (Grant, *Refusal) {
+func (a *Allocator) requested(holder string, wish Wish, address netip.Addr, before Holding) (Grant, *Refusal) {
 	if !a.may(holder, wish, address, before) {
 		return Grant{}, a.inUse(holder, address, "requested address "+address.String())
 	}
-	for _, g := range before.grants {
+	for _, g := range before.Grants {
 		if g.Address == address {
 			return g, nil
 		}

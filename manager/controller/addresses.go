@@ -37,6 +37,8 @@ type addressBook struct {
 	book   *ipam.Allocator
 	pools  []ipam.Pool
 	bad    map[string]error
+	// unsettled are holders that have given something back which may be on record still, since writing that failed.
+	unsettled map[string]bool
 }
 
 // load fills the book at the first call.
@@ -46,7 +48,7 @@ func (b *addressBook) load(ctx context.Context) error {
 	if b.loaded {
 		return nil
 	}
-	b.book = ipam.NewAllocator()
+	b.book, b.unsettled = ipam.NewAllocator(), map[string]bool{}
 	var pools v1alpha1.AddressPoolList
 	if err := b.reader.List(ctx, &pools); err != nil {
 		return fmt.Errorf("read the address pools: %w", err)
@@ -104,21 +106,41 @@ type allocation struct {
 	// admitted are the ports that are served where a limit keeps others out; nil for all.
 	admitted *[]translate.Port
 	refusal  *ipam.Refusal
-	// freed: its tenant has less than before, of something that others may wait for.
+	// freed: its tenant has less than before, which is was, of something that others may wait for.
 	freed bool
+	was   ipam.Holding
 }
 
-// allocate returns what the LoadBalancer has when it has got what it asks for, or was refused.
-func (b *addressBook) allocate(lb translate.LoadBalancer, limits ipam.Limits, refused bool) (a allocation) {
+// allocate returns what the LoadBalancer has when it has got what it asks for, or was refused. It has to be put on record, and settled
+// then, before anything else is allocated.
+func (b *addressBook) allocate(lb translate.LoadBalancer, onRecord []ipam.Grant, limits ipam.Limits, refused bool) (a allocation) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	holder := lb.ObjectName.String()
-	before, ports := b.book.Held(holder), b.book.PortsOf(holder)
+	a.was = b.book.HoldingOf(holder)
+	if b.unsettled[holder] {
+		// As after a restart. If that is not what is on record any more, it cannot be changed by this either.
+		b.book.Release(holder)
+		b.book.Adopt(holder, lb.Claim(), onRecord)
+	}
 	a.refusal = lb.Allocate(b.book, limits, refused)
 	a.grants, a.admitted = b.book.Held(holder), lb.AdmittedPorts
-	gone := slices.ContainsFunc(before, func(g ipam.Grant) bool { return !slices.Contains(a.grants, g) })
-	a.freed = gone || b.book.PortsOf(holder) < ports
+	gone := slices.ContainsFunc(a.was.Grants, func(g ipam.Grant) bool { return !slices.Contains(a.grants, g) })
+	a.freed = gone || b.book.PortsOf(holder) < len(a.was.Claim.Ports)
 	return a
+}
+
+// settle is told whether an allocation is on record. While it may not be, what is given back is nobody else's.
+func (b *addressBook) settle(holder string, a allocation, onRecord bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case onRecord:
+		delete(b.unsettled, holder)
+	case a.freed:
+		b.unsettled[holder] = true
+		b.book.Retain(holder, a.was)
+	}
 }
 
 func (b *addressBook) release(holder string) {
@@ -126,6 +148,7 @@ func (b *addressBook) release(holder string) {
 	defer b.mu.Unlock()
 	if b.book != nil {
 		b.book.Release(holder)
+		delete(b.unsettled, holder)
 	}
 }
 

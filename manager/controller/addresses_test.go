@@ -49,7 +49,7 @@ func ofTenantA(name string) translate.LoadBalancer {
 
 func allocate(t *testing.T, book *addressBook, name string) []string {
 	t.Helper()
-	a := book.allocate(ofTenantA(name), ipam.Limits{}, false)
+	a := book.allocate(ofTenantA(name), nil, ipam.Limits{}, false)
 	require.Nil(t, a.refusal)
 	var out []string
 	for _, g := range a.grants {
@@ -77,13 +77,42 @@ func TestOfTwoThatClaimAnAddressTheOlderKeepsIt(t *testing.T) {
 func TestAPoolThatIsMendedGivesAddresses(t *testing.T) {
 	book := bookOf(t)
 	require.NoError(t, book.load(t.Context()))
-	require.Equal(t, ipam.NoMatchingPool, book.allocate(ofTenantA("web"), ipam.Limits{}, false).refusal.Reason)
+	require.Equal(t, ipam.NoMatchingPool, book.allocate(ofTenantA("web"), nil, ipam.Limits{}, false).refusal.Reason)
 	bad := public()
 	bad.Spec.Addresses = []string{"203.0.113.9-203.0.113.1"}
 	require.False(t, book.refresh([]v1alpha1.AddressPool{*bad}))
 	require.ErrorContains(t, book.bad["public"], "203.0.113.9-203.0.113.1")
 	require.True(t, book.refresh([]v1alpha1.AddressPool{*public()}))
 	require.Equal(t, []string{"203.0.113.1"}, allocate(t, book, "web"))
+}
+
+func TestWhatIsGivenBackIsNobodyElsesBeforeThatIsOnRecord(t *testing.T) {
+	book := bookOf(t, public(), onRecord("web", 0, "203.0.113.1"))
+	require.NoError(t, book.load(t.Context()))
+	grant := func(address string) ipam.Grant {
+		return ipam.Grant{Address: netip.MustParseAddr(address), Pool: "public"}
+	}
+	moves, wants := ofTenantA("web"), ofTenantA("other")
+	moves.Requested, wants.Requested = []netip.Addr{netip.MustParseAddr("203.0.113.5")}, []netip.Addr{netip.MustParseAddr("203.0.113.1")}
+	move := func(onRecord string) allocation {
+		a := book.allocate(moves, []ipam.Grant{grant(onRecord)}, ipam.Limits{}, false)
+		require.Equal(t, []ipam.Grant{grant("203.0.113.5")}, a.grants)
+		require.True(t, a.freed, "others may wait for what it had")
+		return a
+	}
+	ask := func() *ipam.Refusal { return book.allocate(wants, nil, ipam.Limits{}, false).refusal }
+	for _, onRecord := range []string{"203.0.113.1", "203.0.113.1", "203.0.113.5"} {
+		book.settle("tenant-a/web", move(onRecord), false)
+		require.NotNil(t, ask())
+	}
+	moves.Requested[0] = netip.MustParseAddr("192.0.2.1")
+	a := book.allocate(moves, []ipam.Grant{grant("203.0.113.1")}, ipam.Limits{}, false)
+	require.NotNil(t, a.refusal)
+	require.Equal(t, []ipam.Grant{grant("203.0.113.1")}, a.grants, "what is on record, and nothing that is not")
+	book.settle("tenant-a/web", a, false)
+	moves.Requested[0] = netip.MustParseAddr("203.0.113.5")
+	book.settle("tenant-a/web", move("203.0.113.1"), true)
+	require.Nil(t, ask())
 }
 
 // webAt10 is tenant-a/web with an address of each family.

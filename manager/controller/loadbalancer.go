@@ -196,7 +196,7 @@ func (r *loadBalancerReconciler) Reconcile(ctx context.Context, req reconcile.Re
 }
 
 // sync computes the status anew. What is on record before gateways may use it is written before anything else is said. It tells whether
-// the LoadBalancer has given back something that others may wait for.
+// the LoadBalancer has given back something that others may wait for, which they get only once that is on record.
 func (r *loadBalancerReconciler) sync(ctx context.Context, lb *v1alpha1.LoadBalancer) (freed bool, err error) {
 	before := lb.DeepCopy()
 	c := conditions{lb: lb}
@@ -211,19 +211,20 @@ func (r *loadBalancerReconciler) sync(ctx context.Context, lb *v1alpha1.LoadBala
 	} else {
 		c.accept(problems)
 	}
-	freed = r.allocate(lb, wish, limits, isRefused, &c)
+	a := r.allocate(lb, wish, limits, isRefused, &c)
+	defer func() { r.addresses.settle(key.String(), a, err == nil) }()
 	r.waiting.forAddress(key, !c.isTrue(v1alpha1.ConditionAddressAllocated) && !isRefused)
 	addressesChange := !equality.Semantic.DeepEqual(before.Status.Addresses, lb.Status.Addresses)
 	if addressesChange {
 		c.pending()
 	}
 	if addressesChange || !equality.Semantic.DeepEqual(before.Status.AdmittedPorts, lb.Status.AdmittedPorts) {
-		return freed, r.write(ctx, before, lb) // and the change brings it back here
+		return a.freed, r.write(ctx, before, lb) // and the change brings it back here
 	}
 	if err := r.observe(ctx, lb, isRefused, &c); err != nil {
-		return freed, err
+		return a.freed, err
 	}
-	return freed, r.write(ctx, before, lb)
+	return a.freed, r.write(ctx, before, lb)
 }
 
 // check translates the LoadBalancer as every gateway does, to tell its problems, and tells its tenant's limits.
@@ -267,9 +268,9 @@ func (r *loadBalancerReconciler) tenantOf(ctx context.Context, namespace string)
 	return &t, nil
 }
 
-// allocate brings what is on record to the wish, and tells whether something was given back.
-func (r *loadBalancerReconciler) allocate(lb *v1alpha1.LoadBalancer, wish translate.LoadBalancer, limits ipam.Limits, refused bool, c *conditions) (freed bool) {
-	a := r.addresses.allocate(wish, limits, refused)
+// allocate brings what is on record to the wish.
+func (r *loadBalancerReconciler) allocate(lb *v1alpha1.LoadBalancer, wish translate.LoadBalancer, limits ipam.Limits, refused bool, c *conditions) allocation {
+	a := r.addresses.allocate(wish, convert.Grants(lb), limits, refused)
 	lb.Status.Addresses, lb.Status.AdmittedPorts = nil, nil
 	for _, g := range a.grants {
 		lb.Status.Addresses = append(lb.Status.Addresses, v1alpha1.AllocatedAddress{Address: g.Address.String(), Pool: g.Pool})
@@ -289,7 +290,7 @@ func (r *loadBalancerReconciler) allocate(lb *v1alpha1.LoadBalancer, wish transl
 	default:
 		c.set(v1alpha1.ConditionAddressAllocated, true, reasonAllocated, "status.addresses holds the allocation")
 	}
-	return a.freed
+	return a
 }
 
 // observe asks what gateways have made of the LoadBalancer, as it stands in the API now.

@@ -67,6 +67,12 @@ type GatewayStatus struct {
 	// +listMapKey=peer
 	// +kubebuilder:validation:MaxItems=1000
 	BGPSessions []BGPSession `json:"bgpSessions,omitempty"`
+	// Tenants are what tenants use of their limits of connections at this gateway, of those that have such limits the first 1000.
+	// +optional
+	// +listType=map
+	// +listMapKey=tenant
+	// +kubebuilder:validation:MaxItems=1000
+	Tenants []GatewayTenantUse `json:"tenants,omitempty"`
 	// Failures are records that the dataplane or the announcer could not take, the first 100 of them.
 	// +optional
 	// +kubebuilder:validation:MaxItems=100
@@ -87,6 +93,17 @@ type GatewayBackend struct {
 	Version string `json:"version,omitempty"`
 	// +optional
 	Features []string `json:"features,omitempty"`
+}
+
+// GatewayTenantUse is what a tenant's busiest ports have at a gateway, to a twentieth of the limit.
+type GatewayTenantUse struct {
+	Tenant string `json:"tenant"`
+	// ConnectionsPerPort is how many connections, and UDP flows, the port has that has the most of them.
+	// +optional
+	ConnectionsPerPort *int32 `json:"connectionsPerPort,omitempty"`
+	// NewConnectionsPerSecondPerPort is how many began in a second at the port where the most did, as a mean of fifteen seconds.
+	// +optional
+	NewConnectionsPerSecondPerPort *int32 `json:"newConnectionsPerSecondPerPort,omitempty"`
 }
 
 // BGPSession is what has become of a BGPPeer at one gateway.

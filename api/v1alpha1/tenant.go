@@ -104,6 +104,16 @@ type TenantUse struct {
 	Addresses     int32 `json:"addresses"`
 	// +optional
 	Ports int32 `json:"ports,omitempty"`
+	// EndpointsPerLoadBalancer is how many endpoints of one family the LoadBalancer has that has the most of them. Like what follows it is there
+	// where there is such a limit.
+	// +optional
+	EndpointsPerLoadBalancer *int32 `json:"endpointsPerLoadBalancer,omitempty"`
+	// ConnectionsPerPort and NewConnectionsPerSecondPerPort are those of the busiest port at the gateway where it has the most, to a twentieth of
+	// the limit; the latter is a mean of fifteen seconds.
+	// +optional
+	ConnectionsPerPort *int32 `json:"connectionsPerPort,omitempty"`
+	// +optional
+	NewConnectionsPerSecondPerPort *int32 `json:"newConnectionsPerSecondPerPort,omitempty"`
 }
 
 // TenantLoadBalancer holds KubeLB's settings for layer-4 load balancing.

@@ -149,9 +149,11 @@ type Result struct {
 	Failed []RecordError
 }
 
-// Counter counts what passed. Backends count what they can; Known names the fields that are real.
+// Counter counts what passed. Backends count what they can.
 type Counter struct {
 	Connections, Packets, Bytes uint64
+	// Open is how many connections and UDP flows a frontend has now, as its MaxConnections counts them. Of a frontend without that it is 0.
+	Open uint64
 }
 
 // EndpointKey is one endpoint of a pool.

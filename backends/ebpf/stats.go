@@ -20,9 +20,14 @@ func (b *Backend) Stats(context.Context) (dataplane.Stats, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for key, f := range b.state.frontends {
-		if out.Frontends[key], err = read(b.kernel.objects.ServiceCounters, f.number); err != nil {
+		c, err := read(b.kernel.objects.ServiceCounters, f.number)
+		if err == nil && f.limit.FlowsAtOnce > 0 {
+			c.Open, err = b.kernel.flowsOf(f.number)
+		}
+		if err != nil {
 			return dataplane.Stats{}, err
 		}
+		out.Frontends[key] = c
 	}
 	for id, p := range b.state.pools {
 		for name, e := range p.endpoints {
@@ -32,6 +37,15 @@ func (b *Backend) Stats(context.Context) (dataplane.Stats, error) {
 		}
 	}
 	return out, nil
+}
+
+// flowsOf is how many flows a service has that is limited.
+func (k *kernel) flowsOf(number uint32) (uint64, error) {
+	var l limit
+	if err := k.objects.Limits.Lookup(number, &l); err != nil {
+		return 0, fmt.Errorf("map %s: %w", mapLimits, err)
+	}
+	return uint64(max(0, l.Flows)), nil
 }
 
 // read sums up the counters of all processors.

@@ -37,7 +37,7 @@ static_resources:
         "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
         explicit_http_config: {http2_protocol_options: {}}
 stats_config:
-  stats_matcher: {inclusion_list: {patterns: [{prefix: "listener_manager."}, {prefix: "cluster_manager."}, {prefix: "control_plane."}, {safe_regex: {regex: "(tcp|udp)\\.(TCP|UDP) .*\\.downstream_(cx|sess)_total"}}]}}
+  stats_matcher: {inclusion_list: {patterns: [{prefix: "listener_manager."}, {prefix: "cluster_manager."}, {prefix: "control_plane."}, {safe_regex: {regex: "(tcp|udp)\\.(TCP|UDP) .*\\.downstream_(cx_total|sess_total|sess_active)"}}]}}
 `))
 
 // bootstrapFor is the text for an Envoy that shares the directory.

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -21,21 +20,36 @@ func (b *Backend) Stats(ctx context.Context) (dataplane.Stats, error) {
 	stats := dataplane.Stats{Frontends: map[model.FrontendKey]dataplane.Counter{}, Endpoints: map[dataplane.EndpointKey]dataplane.Counter{}, Drops: map[string]uint64{}}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	byName := map[string]model.Frontend{}
-	for key, f := range b.state.frontends {
-		byName[statName(key)] = f
-	}
-	text, err := b.ask(ctx, "/stats?filter=^(tcp|udp)\\.(TCP|UDP).*downstream_(cx|sess)_total$")
+	total, err := b.frontendStats(ctx, "(cx|sess)_total")
 	if err != nil {
 		return stats, err
 	}
-	defer text.Close()
-	for name, value := range statLines(text) {
-		if f, ok := byName[name]; ok {
-			stats.Frontends[f.FrontendKey] = dataplane.Counter{Connections: value}
-		}
+	sessions, err := b.frontendStats(ctx, "sess_active")
+	if err != nil {
+		return stats, err
 	}
-	return stats, errors.Join(b.endpointStats(ctx, stats.Endpoints), b.sessionStats(stats.Endpoints))
+	connections, err := b.endpointStats(ctx, stats.Endpoints)
+	if err != nil {
+		return stats, err
+	}
+	for key, f := range b.state.frontends {
+		c := dataplane.Counter{Connections: total[statName(key)]}
+		if f.MaxConnections > 0 {
+			c.Open = sessions[statName(key)] + connections[key]
+		}
+		stats.Frontends[key] = c
+	}
+	return stats, b.sessionStats(stats.Endpoints)
+}
+
+// frontendStats are the numbers of downstream connections and sessions by statName.
+func (b *Backend) frontendStats(ctx context.Context, which string) (map[string]uint64, error) {
+	text, err := b.ask(ctx, "/stats?filter=^(tcp|udp)\\.(TCP|UDP).*downstream_"+which+"$")
+	if err != nil {
+		return nil, err
+	}
+	defer text.Close()
+	return statLines(text), nil
 }
 
 // statName is the frontend's name as Envoy writes it in statistics.
@@ -78,16 +92,18 @@ type clusters struct {
 	} `json:"cluster_statuses"`
 }
 
-func (b *Backend) endpointStats(ctx context.Context, into map[dataplane.EndpointKey]dataplane.Counter) error {
+// endpointStats counts connections by endpoint, and returns how many there are now by frontend.
+func (b *Backend) endpointStats(ctx context.Context, into map[dataplane.EndpointKey]dataplane.Counter) (open map[model.FrontendKey]uint64, err error) {
 	text, err := b.ask(ctx, "/clusters?format=json")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer text.Close()
 	var all clusters
 	if err := json.NewDecoder(text).Decode(&all); err != nil {
-		return fmt.Errorf("Envoy's clusters: %w", err)
+		return nil, fmt.Errorf("Envoy's clusters: %w", err)
 	}
+	open = map[model.FrontendKey]uint64{}
 	frontends := map[string]model.Frontend{}
 	for key, f := range b.state.frontends {
 		frontends[key.String()] = f
@@ -100,14 +116,19 @@ func (b *Backend) endpointStats(ctx context.Context, into map[dataplane.Endpoint
 		for _, host := range c.HostStatuses {
 			id, known := endpointAt(b.state.pools[f.Pool], host.Address.SocketAddress.Address)
 			for _, s := range host.Stats {
-				if n, err := strconv.ParseUint(s.Value, 10, 64); err == nil && known && s.Name == "cx_total" {
+				n, err := strconv.ParseUint(s.Value, 10, 64)
+				switch {
+				case err != nil:
+				case s.Name == "cx_active":
+					open[f.FrontendKey] += n
+				case s.Name == "cx_total" && known:
 					key := dataplane.EndpointKey{Pool: f.Pool, Endpoint: id}
 					into[key] = dataplane.Counter{Connections: into[key].Connections + n}
 				}
 			}
 		}
 	}
-	return nil
+	return open, nil
 }
 
 // sessionStats adds UDP flows, which Envoy does not count by endpoint: a NodePort, once for each pool that uses it, whatever the number of its frontends.

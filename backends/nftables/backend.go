@@ -298,6 +298,9 @@ func (t *table) addStats(c *nft.Conn, stats *dataplane.Stats) error {
 			stats.Frontends[key] = dataplane.Counter{Connections: e.Counter.Packets}
 		}
 	}
+	if err := t.addOpen(stats.Frontends); err != nil {
+		return err
+	}
 	endpoints, err := c.GetSetElements(t.sets[mapEndpoints])
 	if err != nil {
 		return err

@@ -6,11 +6,13 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
+	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/core/model"
 )
 
@@ -23,15 +25,69 @@ import (
 // connections: another one with the same ports, and the next attempt, would go there. Established connections stay. And
 // stale is what began before its address was a VIP: conntrack never rewrites it.
 func (t *table) dropStale(removed map[netip.Addr]bool) error {
+	return t.eachFlow(stale{t.state, removed})
+}
+
+// eachFlow shows all entries to the filter, and deletes those that it matches.
+func (t *table) eachFlow(filter netlink.CustomConntrackFilter) error {
 	kind := netlink.InetFamily(unix.AF_INET6)
 	if t.layout.v4 {
 		kind = unix.AF_INET
 	}
-	_, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, kind, stale{t.state, removed})
+	_, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, kind, filter)
 	if err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("conntrack: %w", err)
 	}
 	return nil
+}
+
+// openCount is how many connections frontends have that are limited. The kernel counts them and does not tell (nf_conncount), so all entries
+// have to be looked at.
+type openCount struct {
+	of   map[model.FrontendKey]uint64
+	at   time.Time
+	took time.Duration
+}
+
+// countShare is the part of the time that counting takes at most.
+const countShare = 20
+
+// addOpen adds how many connections the limited frontends have, or had when that was counted last.
+func (t *table) addOpen(to map[model.FrontendKey]dataplane.Counter) error {
+	limited := map[model.FrontendKey]uint64{}
+	for key, f := range t.state.frontends {
+		if f.limits[connectionLimit] > 0 {
+			limited[key] = 0
+		}
+	}
+	if began := time.Now(); len(limited) > 0 && began.Sub(t.open.at) >= countShare*t.open.took {
+		if err := t.eachFlow(counting(limited)); err != nil {
+			return err
+		}
+		t.open = openCount{limited, time.Now(), time.Since(began)}
+	}
+	for key := range limited {
+		c := to[key]
+		c.Open = t.open.of[key]
+		to[key] = c
+	}
+	return nil
+}
+
+// counting counts the flows of the frontends that it has, as nf_conncount does, and matches none.
+type counting map[model.FrontendKey]uint64
+
+var _ netlink.CustomConntrackFilter = counting{}
+
+// MatchConntrackFlow counts the flow.
+func (c counting) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
+	key := model.FrontendKey{VIP: plainAddress(flow.Forward.DstIP), Protocol: model.Protocol(flow.Forward.Protocol), Port: flow.Forward.DstPort}
+	info, isTCP := flow.ProtoInfo.(*netlink.ProtoInfoTCP)
+	ended := isTCP && (info.State == nl.TCP_CONNTRACK_TIME_WAIT || info.State == nl.TCP_CONNTRACK_CLOSE)
+	if _, limited := c[key]; limited && !ended {
+		c[key]++
+	}
+	return false
 }
 
 // forget ends all flows but established connections, once the table is gone.

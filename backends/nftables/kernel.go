@@ -21,6 +21,7 @@ type table struct {
 	nft    *nft.Table
 	sets   map[string]*nft.Set
 	state  *state
+	open   openCount
 }
 
 // editsPerTransaction bounds a transaction.

@@ -31,7 +31,7 @@ type limitKind struct {
 
 func limitKinds() []limitKind {
 	return []limitKind{
-		{"connection_limits", "connections", func(f model.Frontend) uint32 { return f.MaxConnections }, func(limit uint32) (string, expr.Any) {
+		{"connection_limits", connectionLimit, func(f model.Frontend) uint32 { return f.MaxConnections }, func(limit uint32) (string, expr.Any) {
 			return fmt.Sprintf("ct count over %d", limit), &expr.Connlimit{Count: limit, Flags: expr.NFT_CONNLIMIT_F_INV}
 		}},
 		{"rate_limits", "rate", func(f model.Frontend) uint32 { return f.MaxNewPerSecond }, func(limit uint32) (string, expr.Any) {
@@ -39,6 +39,9 @@ func limitKinds() []limitKind {
 		}},
 	}
 }
+
+// connectionLimit is the name of the first kind.
+const connectionLimit = "connections"
 
 // counterLimited counts first packets beyond a limit.
 const counterLimited = "limited"

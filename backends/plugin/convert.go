@@ -119,9 +119,9 @@ func configFromWire(c *pb.Configuration) (dataplane.Config, error) {
 }
 
 func counterToWire(c dataplane.Counter) *pb.Counter {
-	return &pb.Counter{Connections: c.Connections, Packets: c.Packets, Bytes: c.Bytes}
+	return &pb.Counter{Connections: c.Connections, Packets: c.Packets, Bytes: c.Bytes, Open: c.Open}
 }
 
 func counterFromWire(c *pb.Counter) dataplane.Counter {
-	return dataplane.Counter{Connections: c.GetConnections(), Packets: c.GetPackets(), Bytes: c.GetBytes()}
+	return dataplane.Counter{Connections: c.GetConnections(), Packets: c.GetPackets(), Bytes: c.GetBytes(), Open: c.GetOpen()}
 }

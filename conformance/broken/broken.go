@@ -34,6 +34,8 @@ type Mutation struct {
 	change func(*memory, *dataplane.Change)
 	// result alters what the backend answers.
 	result func(*dataplane.Result)
+	// stats alters what the backend counts.
+	stats func(*dataplane.Stats)
 	// applied runs in the gateway's host after each Apply.
 	applied func(*memory) error
 	// purged runs in the gateway's host after a purge.
@@ -248,6 +250,14 @@ func (p *process) rewrite(ctx context.Context, change *dataplane.Change) error {
 	change.Base = held.Generation
 	change.UpsertPools, change.UpsertFrontends = slices.Collect(maps.Values(m.pools)), slices.Collect(maps.Values(m.frontends))
 	return err
+}
+
+func (p *process) Stats(ctx context.Context) (dataplane.Stats, error) {
+	s, err := p.Process.Stats(ctx)
+	if p.mutation.stats != nil {
+		p.mutation.stats(&s)
+	}
+	return s, err
 }
 
 func (p *process) Close(ctx context.Context, purge bool) error {

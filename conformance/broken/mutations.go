@@ -133,6 +133,12 @@ func inFeatures() []Mutation {
 			}
 			return true
 		})},
+		{Name: "counts-what-has-ended", CaughtBy: []string{"limits"}, stats: func(s *dataplane.Stats) {
+			for key, c := range s.Frontends {
+				c.Open = c.Connections
+				s.Frontends[key] = c
+			}
+		}},
 		{Name: "takes-all-at-once", CaughtBy: []string{"rate-limits"}, change: frontends(func(_ *memory, f *model.Frontend) bool {
 			f.MaxNewPerSecond = 0
 			return true

@@ -1,6 +1,7 @@
 package cases
 
 import (
+	"fmt"
 	"time"
 
 	"kubelb.k8c.io/backends/dataplane"
@@ -29,6 +30,8 @@ func limits() Case {
 			}
 			flows := c.flows(limit)
 			c.False(c.Lab.A.AnsweredWithin(soon, "udp", c.At(1, 80)), "one UDP flow more than there may be")
+			c.open(limit, tcp, udp)
+			c.open(0, other)
 			c.streamsTo(limit, c.At(1, 81))
 			for _, s := range streams {
 				c.NoError(s.Alive(), "a connection that was there")
@@ -46,6 +49,7 @@ func limits() Case {
 				time.Sleep(20 * time.Millisecond)
 				c.True(c.served(5*time.Second), "one of many that end")
 			}
+			c.open(limit-2, tcp)
 			tcp.MaxConnections = 2 * limit
 			c.Apply(pool, tcp, udp, other)
 			c.streams(limit)
@@ -56,6 +60,17 @@ func limits() Case {
 				c.NoError(s.Alive(), "a connection that was there")
 			}
 		},
+	}
+}
+
+// open requires that the backend counts so many connections of each of the frontends.
+func (c *C) open(n uint64, frontends ...model.Frontend) {
+	for _, f := range frontends {
+		c.Eventually(func() bool {
+			stats, err := c.Gateway.Process.Stats(c.ctx)
+			c.NoError(err)
+			return stats.Frontends[f.FrontendKey].Open == n
+		}, fmt.Sprintf("the backend does not say that %s has %d connections", f.FrontendKey, n))
 	}
 }
 

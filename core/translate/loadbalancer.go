@@ -381,6 +381,13 @@ func targets(field string, list []Address, tenant Tenant, fence Fence) (good []n
 	return slices.Compact(good), refused
 }
 
+// CountTargets returns how many addresses of the list are targets of a LoadBalancer of the tenant, of the family that has more.
+func CountTargets(list []Address, tenant Tenant, fence Fence) int {
+	good, _ := targets("", list, tenant, fence)
+	kept, _ := tenant.bound(good)
+	return max(len(ofFamily(kept, true)), len(ofFamily(kept, false)))
+}
+
 // bound keeps as many targets of each family, which are sorted, as a LoadBalancer of the tenant may have, and counts the others.
 func (t Tenant) bound(targets []netip.Addr) (kept []netip.Addr, beyond int) {
 	if t.EndpointsPerLoadBalancer == 0 {

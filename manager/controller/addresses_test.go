@@ -205,7 +205,7 @@ func TestAGatewayWhoseLeaseIsLongOverIsNotWaitedFor(t *testing.T) {
 	elsewhere := lease("controller", time.Hour)
 	elsewhere.Labels = nil
 	reader := fake.NewClientBuilder().WithObjects(lease("here", time.Second), lease("gone", time.Hour), elsewhere).Build()
-	gone, err := (&loadBalancerReconciler{reader: reader, namespace: "kubelb"}).goneGateways(t.Context())
+	gone, err := goneGateways(t.Context(), reader, "kubelb")
 	require.NoError(t, err)
 	require.Equal(t, map[string]bool{"gone": true}, gone)
 }

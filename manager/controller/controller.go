@@ -3,6 +3,7 @@
 package controller
 
 import (
+	"context"
 	"errors"
 	"net/netip"
 
@@ -29,7 +30,10 @@ type Options struct {
 // LoadBalancers and Gateways make status.
 func SetUp(mgr ctrl.Manager, o Options) error {
 	book := &addressBook{reader: mgr.GetAPIReader()}
-	tenants := &tenantReconciler{client: mgr.GetClient(), server: o.APIServer, ca: o.APIServerCA, addresses: book}
+	tenants := &tenantReconciler{client: mgr.GetClient(), server: o.APIServer, ca: o.APIServerCA, addresses: book, forbidden: o.Forbidden,
+		gone: func(ctx context.Context) (map[string]bool, error) {
+			return goneGateways(ctx, mgr.GetAPIReader(), o.Namespace)
+		}}
 	numbers, err := newMetrics(o.Metrics)
 	if err != nil {
 		return err

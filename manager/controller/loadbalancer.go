@@ -464,7 +464,7 @@ func (r *loadBalancerReconciler) cleanUp(ctx context.Context, lb *v1alpha1.LoadB
 	holding := slices.ContainsFunc(gateways.Items, func(g v1alpha1.Gateway) bool { return !atLeast(g.Status.AppliedResourceVersion, lb.ResourceVersion) })
 	if holding {
 		// Those that answer for no address any more need not be waited for.
-		gone, err := r.goneGateways(ctx)
+		gone, err := goneGateways(ctx, r.reader, r.namespace)
 		if err != nil {
 			return reconcile.Result{}, err
 		}
@@ -487,9 +487,9 @@ func (r *loadBalancerReconciler) cleanUp(ctx context.Context, lb *v1alpha1.LoadB
 const goneFor = time.Minute
 
 // goneGateways are those whose Leases are over. It asks the API server itself: Leases change too often to be watched for this.
-func (r *loadBalancerReconciler) goneGateways(ctx context.Context) (map[string]bool, error) {
+func goneGateways(ctx context.Context, reader client.Reader, namespace string) (map[string]bool, error) {
 	var leases coordinationv1.LeaseList
-	if err := r.reader.List(ctx, &leases, client.InNamespace(r.namespace), client.HasLabels{membership.Label}); err != nil {
+	if err := reader.List(ctx, &leases, client.InNamespace(namespace), client.HasLabels{membership.Label}); err != nil {
 		return nil, fmt.Errorf("read the gateways' Leases: %w", err)
 	}
 	gone := map[string]bool{}

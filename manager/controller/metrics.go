@@ -107,11 +107,23 @@ func (m *metrics) showQuotas(tenants []v1alpha1.Tenant) {
 			m.quota.WithLabelValues(t.Name, "loadbalancers", "used").Set(float64(used.LoadBalancers))
 			m.quota.WithLabelValues(t.Name, "addresses", "used").Set(float64(used.Addresses))
 			m.quota.WithLabelValues(t.Name, "ports", "used").Set(float64(used.Ports))
+			m.showQuota(t.Name, "used", used.EndpointsPerLoadBalancer, used.ConnectionsPerPort, used.NewConnectionsPerSecondPerPort)
 		}
-		for resource, limit := range map[string]*int32{"loadbalancers": t.Spec.Limits.LoadBalancers, "addresses": t.Spec.Limits.Addresses, "ports": t.Spec.Limits.Ports} {
+		limits := t.Spec.Limits
+		for resource, limit := range map[string]*int32{"loadbalancers": limits.LoadBalancers, "addresses": limits.Addresses, "ports": limits.Ports} {
 			if limit != nil {
 				m.quota.WithLabelValues(t.Name, resource, "limit").Set(float64(*limit))
 			}
+		}
+		m.showQuota(t.Name, "limit", limits.EndpointsPerLoadBalancer, limits.ConnectionsPerPort, limits.NewConnectionsPerSecondPerPort)
+	}
+}
+
+// showQuota tells of what bounds one LoadBalancer, or one port, where it is bounded.
+func (m *metrics) showQuota(tenant, kind string, endpoints, connections, newConnections *int32) {
+	for resource, n := range map[string]*int32{"endpoints-per-loadbalancer": endpoints, "connections-per-port": connections, "new-connections-per-second-per-port": newConnections} {
+		if n != nil {
+			m.quota.WithLabelValues(tenant, resource, kind).Set(float64(*n))
 		}
 	}
 }

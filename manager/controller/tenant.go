@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -30,16 +31,24 @@ type tenantReconciler struct {
 	ca     []byte
 	// addresses tell what the tenant has.
 	addresses *addressBook
+	// forbidden networks of the hub, for the fence.
+	forbidden []netip.Prefix
+	// gone are gateways that work no more, whatever their objects say.
+	gone func(context.Context) (map[string]bool, error)
 }
 
 func (r *tenantReconciler) setUp(mgr ctrl.Manager) error {
 	return ctrl.NewControllerManagedBy(mgr).Named("tenant").For(&v1alpha1.Tenant{}).
-		Watches(&v1alpha1.LoadBalancer{}, afterBursts(func(lb client.Object) reconcile.Request {
-			name, _ := translate.TenantOf(lb.GetNamespace())
-			return reconcile.Request{NamespacedName: client.ObjectKey{Name: name}}
-		})).
+		Watches(&v1alpha1.LoadBalancer{}, afterBursts(tenantItself)).Watches(&v1alpha1.Addresses{}, afterBursts(tenantItself)).
+		Watches(&v1alpha1.Gateway{}, useChanged()).
 		Owns(&corev1.Namespace{}).Owns(&corev1.ServiceAccount{}).Owns(&rbacv1.Role{}).Owns(&rbacv1.RoleBinding{}).Owns(&corev1.Secret{}).
 		Complete(r)
+}
+
+// tenantItself asks for the tenant in whose namespace the object is.
+func tenantItself(o client.Object) reconcile.Request {
+	name, _ := translate.TenantOf(o.GetNamespace())
+	return reconcile.Request{NamespacedName: client.ObjectKey{Name: name}}
 }
 
 // Reconcile brings everything of the tenant into being, in the order in which one needs the other.
@@ -72,7 +81,11 @@ func (r *tenantReconciler) Reconcile(ctx context.Context, req reconcile.Request)
 	if statusErr := r.setStatus(ctx, &tenant, phase, condition); err == nil {
 		err = statusErr
 	}
-	return reconcile.Result{}, err
+	result := reconcile.Result{}
+	if u := tenant.Status.Used; u != nil && (u.ConnectionsPerPort != nil || u.NewConnectionsPerSecondPerPort != nil) {
+		result.RequeueAfter = goneFor // nobody says when a gateway has gone that says what is used
+	}
+	return result, err
 }
 
 // revoke removes the credentials. With the ServiceAccount every token of it ends, whoever has one.
@@ -93,8 +106,10 @@ func (r *tenantReconciler) setStatus(ctx context.Context, tenant *v1alpha1.Tenan
 		return err
 	}
 	before := tenant.Status.DeepCopy()
-	used := r.addresses.countOf(namespaceOf(tenant))
-	tenant.Status.Used = &v1alpha1.TenantUse{LoadBalancers: used.LoadBalancers, Addresses: used.Addresses, Ports: used.Ports}
+	var err error
+	if tenant.Status.Used, err = r.use(ctx, tenant); err != nil {
+		return err
+	}
 	tenant.Status.ObservedGeneration, tenant.Status.Phase = tenant.Generation, phase
 	condition.ObservedGeneration = tenant.Generation
 	meta.SetStatusCondition(&tenant.Status.Conditions, condition)

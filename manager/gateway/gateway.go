@@ -106,8 +106,9 @@ type Gateway struct {
 	answering answering
 	metrics   *metrics
 	vitals    *vitals
-	// counted is when the dataplane's counters were read last.
+	// counted is when the dataplane's counters were read last, use what tenants use of their limits by that.
 	counted time.Time
+	use     []v1alpha1.GatewayTenantUse
 	// routers is there where addresses are announced by BGP.
 	routers *routers
 	// drainedSince is when the operator's wish came that this gateway drains; zero for no such wish.
@@ -365,6 +366,7 @@ func (g *Gateway) count(ctx context.Context) {
 	if !g.served || !g.host.running() || time.Since(g.counted) < countEvery {
 		return
 	}
+	before := g.counted
 	g.counted = time.Now()
 	ctx, cancel := context.WithTimeout(ctx, countEvery)
 	defer cancel()
@@ -373,14 +375,19 @@ func (g *Gateway) count(ctx context.Context) {
 		g.log.Warn("read the dataplane's counters", "error", err)
 		return
 	}
-	g.metrics.add(stats, func(key model.FrontendKey) string {
-		owner, known := g.hub.Owner(key)
-		tenant, is := translate.TenantOf(owner.Namespace)
-		if !known || !is {
-			return ""
-		}
-		return tenant
-	})
+	g.use = useOf(g.hub.Snapshot().Frontends, stats.Frontends, g.metrics.last, g.counted.Sub(before), g.tenantOf)
+	g.metrics.add(stats, g.tenantOf)
+	g.publish()
+}
+
+// tenantOf is whose the frontend is; nobody's if empty.
+func (g *Gateway) tenantOf(key model.FrontendKey) string {
+	owner, known := g.hub.Owner(key)
+	tenant, is := translate.TenantOf(owner.Namespace)
+	if !known || !is {
+		return ""
+	}
+	return tenant
 }
 
 // restartLater ends the process and sets the time of the next try: at once for the first, then ever later.

@@ -29,6 +29,7 @@ func (g *Gateway) publish() {
 		AnnouncedAddresses: g.answering.answered(),
 		Elects:             g.answering.elects,
 		Candidates:         g.answering.view.Candidates,
+		Tenants:            g.use,
 	}
 	for _, f := range g.host.description.Features {
 		s.Backend.Features = append(s.Backend.Features, string(f))

@@ -105,6 +105,7 @@ func TestATenantHasAsManyConnectionsAsItMay(t *testing.T) {
 			}
 			return nil
 		})
+		tenantUses(t, "connectionsPerPort", 3)
 		for _, c := range open {
 			require.NoError(t, c.ask(), "one that was there")
 		}
@@ -131,12 +132,7 @@ func TestATenantHasAsManyPortsAndEndpointsAsItMay(t *testing.T) {
 	uid := tenantGet(t, "service/ported", "{.metadata.uid}")
 	used := func(want int) {
 		t.Helper()
-		eventually(t, 10*time.Second, func() error {
-			if got := hubGet(t, "default", "tenant/a", "{.status.used.ports}"); got != fmt.Sprint(want) {
-				return fmt.Errorf("status.used.ports is %q, want %d", got, want)
-			}
-			return nil
-		})
+		tenantUses(t, "ports", want)
 	}
 	served := func(port81 bool) {
 		t.Helper()
@@ -185,6 +181,18 @@ func TestATenantHasAsManyPortsAndEndpointsAsItMay(t *testing.T) {
 		return nil
 	})
 	served(false)
+	tenantUses(t, "endpointsPerLoadBalancer", 1)
+}
+
+// tenantUses requires that the lab's tenant is said to use so much of a limit. Gateways count every fifteen seconds.
+func tenantUses(t *testing.T, resource string, want int) {
+	t.Helper()
+	eventually(t, 40*time.Second, func() error {
+		if got := hubGet(t, "default", "tenant/a", "{.status.used."+resource+"}"); got != fmt.Sprint(want) {
+			return fmt.Errorf("status.used.%s is %q, want %d", resource, got, want)
+		}
+		return nil
+	})
 }
 
 // connection is the client's to an HTTP server. An http.Client would go on to open one after its request has given up, and keep it.

@@ -1258,6 +1258,7 @@ type Counter struct {
 	Connections   uint64                 `protobuf:"varint,1,opt,name=connections,proto3" json:"connections,omitempty"`
 	Packets       uint64                 `protobuf:"varint,2,opt,name=packets,proto3" json:"packets,omitempty"`
 	Bytes         uint64                 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Open          uint64                 `protobuf:"varint,4,opt,name=open,proto3" json:"open,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1309,6 +1310,13 @@ func (x *Counter) GetPackets() uint64 {
 func (x *Counter) GetBytes() uint64 {
 	if x != nil {
 		return x.Bytes
+	}
+	return 0
+}
+
+func (x *Counter) GetOpen() uint64 {
+	if x != nil {
+		return x.Open
 	}
 	return 0
 }
@@ -1767,11 +1775,12 @@ const file_dataplane_proto_rawDesc = "" +
 	"\tfrontends\x18\x02 \x03(\v2\x1d.kubelb.dataplane.v1.FrontendR\tfrontends\"\x1f\n" +
 	"\tTextChunk\x12\x12\n" +
 	"\x04text\x18\x01 \x01(\tR\x04text\"\x0e\n" +
-	"\fStatsRequest\"[\n" +
+	"\fStatsRequest\"o\n" +
 	"\aCounter\x12 \n" +
 	"\vconnections\x18\x01 \x01(\x04R\vconnections\x12\x18\n" +
 	"\apackets\x18\x02 \x01(\x04R\apackets\x12\x14\n" +
-	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\"}\n" +
+	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\x12\x12\n" +
+	"\x04open\x18\x04 \x01(\x04R\x04open\"}\n" +
 	"\x0fFrontendCounter\x122\n" +
 	"\x03key\x18\x01 \x01(\v2 .kubelb.dataplane.v1.FrontendKeyR\x03key\x126\n" +
 	"\acounter\x18\x02 \x01(\v2\x1c.kubelb.dataplane.v1.CounterR\acounter\"y\n" +

@@ -59,14 +59,16 @@ func tenantsListCommand() *cobra.Command {
 
 func printTenants(out io.Writer, tenants []v1alpha1.Tenant) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "TENANT\tSTATE\tLOADBALANCERS\tADDRESSES\tPORTS\tBACKEND-CIDRS")
+	fmt.Fprintln(w, "TENANT\tSTATE\tLOADBALANCERS\tADDRESSES\tPORTS\tENDPOINTS\tCONNECTIONS\tNEW/S\tBACKEND-CIDRS")
 	for _, t := range tenants {
 		used := v1alpha1.TenantUse{}
 		if t.Status.Used != nil {
 			used = *t.Status.Used
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", t.Name, t.Status.Phase, usedOf(used.LoadBalancers, t.Spec.Limits.LoadBalancers), usedOf(used.Addresses, t.Spec.Limits.Addresses), usedOf(used.Ports, t.Spec.Limits.Ports),
-			strings.Join(t.Spec.BackendCIDRs, ","))
+		limits := t.Spec.Limits
+		fmt.Fprintln(w, strings.Join([]string{t.Name, t.Status.Phase, usedOf(used.LoadBalancers, limits.LoadBalancers), usedOf(used.Addresses, limits.Addresses), usedOf(used.Ports, limits.Ports),
+			mostOf(used.EndpointsPerLoadBalancer, limits.EndpointsPerLoadBalancer), mostOf(used.ConnectionsPerPort, limits.ConnectionsPerPort),
+			mostOf(used.NewConnectionsPerSecondPerPort, limits.NewConnectionsPerSecondPerPort), strings.Join(t.Spec.BackendCIDRs, ",")}, "\t"))
 	}
 	return w.Flush()
 }
@@ -76,6 +78,17 @@ func usedOf(used int32, limit *int32) string {
 		return fmt.Sprint(used)
 	}
 	return fmt.Sprintf("%d of %d", used, *limit)
+}
+
+// mostOf is for limits of each LoadBalancer or port, of which use is known only where there is one.
+func mostOf(used, limit *int32) string {
+	switch {
+	case limit == nil:
+		return "-"
+	case used == nil:
+		return fmt.Sprintf("? of %d", *limit)
+	}
+	return usedOf(*used, limit)
 }
 
 func tenantsCreateCommand() *cobra.Command {

@@ -1,0 +1,131 @@
+package controller
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/client-go/util/workqueue"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/core/translate"
+	"kubelb.k8c.io/manager/convert"
+)
+
+// use is what the tenant has of that which limits bound.
+func (r *tenantReconciler) use(ctx context.Context, tenant *v1alpha1.Tenant) (*v1alpha1.TenantUse, error) {
+	has := r.addresses.countOf(namespaceOf(tenant))
+	used := &v1alpha1.TenantUse{LoadBalancers: has.LoadBalancers, Addresses: has.Addresses, Ports: has.Ports}
+	limits := tenant.Spec.Limits
+	if limits.EndpointsPerLoadBalancer != nil {
+		most, err := r.mostEndpoints(ctx, tenant)
+		if err != nil {
+			return nil, err
+		}
+		used.EndpointsPerLoadBalancer = &most
+	}
+	if limits.ConnectionsPerPort == nil && limits.NewConnectionsPerSecondPerPort == nil {
+		return used, nil
+	}
+	var gateways v1alpha1.GatewayList
+	if err := r.client.List(ctx, &gateways); err != nil {
+		return nil, fmt.Errorf("read the gateways: %w", err)
+	}
+	gone, err := r.gone(ctx)
+	if err != nil {
+		return nil, err
+	}
+	gateways.Items = slices.DeleteFunc(gateways.Items, func(g v1alpha1.Gateway) bool { return gone[g.Name] })
+	if limits.ConnectionsPerPort != nil {
+		used.ConnectionsPerPort = most(gateways.Items, tenant.Name, func(u v1alpha1.GatewayTenantUse) *int32 { return u.ConnectionsPerPort })
+	}
+	if limits.NewConnectionsPerSecondPerPort != nil {
+		used.NewConnectionsPerSecondPerPort = most(gateways.Items, tenant.Name, func(u v1alpha1.GatewayTenantUse) *int32 { return u.NewConnectionsPerSecondPerPort })
+	}
+	return used, nil
+}
+
+// most is the highest that a gateway says of a tenant; 0 if none says anything.
+func most(gateways []v1alpha1.Gateway, tenant string, of func(v1alpha1.GatewayTenantUse) *int32) *int32 {
+	highest := int32(0)
+	for _, g := range gateways {
+		for _, u := range g.Status.Tenants {
+			if n := of(u); u.Tenant == tenant && n != nil {
+				highest = max(highest, *n)
+			}
+		}
+	}
+	return &highest
+}
+
+// mostEndpoints is how many endpoints of one family the LoadBalancer has that has the most of them.
+func (r *tenantReconciler) mostEndpoints(ctx context.Context, tenant *v1alpha1.Tenant) (most int32, err error) {
+	var shared v1alpha1.AddressesList
+	var lbs v1alpha1.LoadBalancerList
+	for _, list := range []client.ObjectList{&shared, &lbs} {
+		if err := r.client.List(ctx, list, client.InNamespace(namespaceOf(tenant))); err != nil {
+			return 0, fmt.Errorf("count the endpoints of Tenant %s: %w", tenant.Name, err)
+		}
+	}
+	is, fence := convert.Tenant(tenant), translate.Fence{Forbidden: r.forbidden, VIPs: r.addresses.ranges()}
+	count := func(list []translate.Address) int32 { return int32(translate.CountTargets(list, is, fence)) }
+	of := map[string]int32{}
+	for i := range shared.Items {
+		of[shared.Items[i].Name] = count(convert.Addresses(&shared.Items[i]).List)
+	}
+	for i := range lbs.Items {
+		lb := convert.LoadBalancer(&lbs.Items[i])
+		if lb.Reference != nil {
+			most = max(most, of[lb.Reference.Name])
+		} else {
+			most = max(most, count(lb.Addresses))
+		}
+	}
+	return most, nil
+}
+
+// useChanged asks for the tenants of which a gateway says something else than before.
+func useChanged() handler.EventHandler {
+	type queue = workqueue.TypedRateLimitingInterface[reconcile.Request]
+	ask := func(q queue, before, now client.Object) {
+		for _, name := range differing(before, now) {
+			q.Add(reconcile.Request{NamespacedName: client.ObjectKey{Name: name}})
+		}
+	}
+	return handler.Funcs{
+		CreateFunc: func(_ context.Context, e event.CreateEvent, q queue) { ask(q, nil, e.Object) },
+		UpdateFunc: func(_ context.Context, e event.UpdateEvent, q queue) { ask(q, e.ObjectOld, e.ObjectNew) },
+		DeleteFunc: func(_ context.Context, e event.DeleteEvent, q queue) { ask(q, e.Object, nil) },
+	}
+}
+
+// differing are the names of the tenants of which one Gateway says what the other does not.
+func differing(before, now client.Object) (names []string) {
+	said := func(o client.Object) map[string]v1alpha1.GatewayTenantUse {
+		of := map[string]v1alpha1.GatewayTenantUse{}
+		if g, is := o.(*v1alpha1.Gateway); is {
+			for _, u := range g.Status.Tenants {
+				of[u.Tenant] = u
+			}
+		}
+		return of
+	}
+	was, is := said(before), said(now)
+	for name, u := range is {
+		if w, there := was[name]; !there || !equality.Semantic.DeepEqual(w, u) {
+			names = append(names, name)
+		}
+	}
+	for name := range was {
+		if _, there := is[name]; !there {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}

@@ -22,6 +22,21 @@ func TestTheMirroredConditionSaysWhatTheHubSays(t *testing.T) {
 	require.Contains(t, mirror(lb, []translate.Problem{{Reason: "UnsupportedProtocol", Message: "SCTP"}}).Message, "served, but: SCTP")
 }
 
+func TestASettingThatCannotBeReadStaysAsItWas(t *testing.T) {
+	current := &v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{v1alpha1.AnnotationProxyProtocol: "v2"}},
+		Spec: v1alpha1.LoadBalancerSpec{RequestedAddresses: []string{"203.0.113.5"}, Forwarding: "direct", SharingKey: "before"}}
+	problems := []translate.Problem{{Reason: translate.ReasonUnsupportedProtocol, Partial: true}, {Reason: translate.ReasonInvalidAddress, Message: "name one"},
+		{Reason: translate.ReasonInvalidForwarding}, {Reason: translate.ReasonInvalidProxyProtocol}}
+	wished := &v1alpha1.LoadBalancer{Spec: v1alpha1.LoadBalancerSpec{SharingKey: "now"}}
+	require.True(t, retain(wished, current, problems))
+	require.Equal(t, v1alpha1.LoadBalancerSpec{RequestedAddresses: []string{"203.0.113.5"}, Forwarding: "direct", SharingKey: "now"}, wished.Spec)
+	require.Equal(t, current.Annotations, wished.Annotations)
+	_, refused := translate.Refused(problems)
+	require.False(t, refused)
+	require.Equal(t, "name one; until then that stays as it was", problems[1].Message)
+	require.False(t, retain(wished, current, []translate.Problem{{Reason: translate.ReasonUnsupportedProtocol}}), "there is no port to serve")
+}
+
 func TestFlagsAreChecked(t *testing.T) {
 	for want, o := range map[string]options{
 		"--cluster-name is required":  {nodeAddressType: "InternalIP"},

@@ -136,10 +136,17 @@ func (r *serviceReconciler) ensure(ctx context.Context, service *corev1.Service)
 		return err
 	}
 	if problem, refused := translate.Refused(problems); refused {
-		if _, err := r.deleteFromHub(ctx, client.ObjectKeyFromObject(service), ""); err != nil {
+		kept, err := r.retain(ctx, wished, problems)
+		if err != nil {
 			return err
 		}
-		return r.publish(ctx, service, nil, metav1.Condition{Type: conditionReady, Status: metav1.ConditionFalse, Reason: problem.Reason, Message: problem.Message}, nil)
+		if !kept {
+			if _, err := r.deleteFromHub(ctx, client.ObjectKeyFromObject(service), ""); err != nil {
+				return err
+			}
+			condition := metav1.Condition{Type: conditionReady, Status: metav1.ConditionFalse, Reason: problem.Reason, Message: problem.Message}
+			return r.publish(ctx, service, &corev1.LoadBalancerStatus{}, condition, nil)
+		}
 	}
 	lb, err := r.push(ctx, service, wished)
 	if err != nil {
@@ -151,6 +158,16 @@ func (r *serviceReconciler) ensure(ctx context.Context, service *corev1.Service)
 		condition = *refusal
 	}
 	return r.publish(ctx, service, &status, condition, problems)
+}
+
+// retain is retain with what is on the hub. Where nothing is, nothing is kept.
+func (r *serviceReconciler) retain(ctx context.Context, wished *v1alpha1.LoadBalancer, problems []translate.Problem) (bool, error) {
+	var current v1alpha1.LoadBalancer
+	err := r.hub.Get(ctx, client.ObjectKeyFromObject(wished), &current)
+	if err != nil || current.DeletionTimestamp != nil {
+		return false, client.IgnoreNotFound(err)
+	}
+	return retain(wished, &current, problems), nil
 }
 
 // wish gathers what the Service's translation needs.

@@ -170,8 +170,8 @@ func compareAddresses(a, b Address) int {
 }
 
 // Wish translates a Service into the LoadBalancer that the tenant asks of the hub, in the given namespace there. Nodes, by
-// name, count for a Service whose policy is Local, as do its slices. Ports that cannot be served are left out, each with a
-// problem; when none is left the LoadBalancer has no ports and the first problem says why.
+// name, count for a Service whose policy is Local, as do its slices. Ports and settings that cannot be read are left out, each with a
+// problem; when no port is left the problem of the first is not partial.
 func Wish(s Service, nodes map[string]Node, slicesOfService []Slice, addressType, hubNamespace string) (LoadBalancer, []Problem) {
 	lb := LoadBalancer{
 		ObjectName:      model.ObjectName{Namespace: hubNamespace, Name: s.UID},
@@ -181,8 +181,7 @@ func Wish(s Service, nodes map[string]Node, slicesOfService []Slice, addressType
 		LocalOnly: s.LocalOnly,
 		Affinity:  s.Affinity, AffinitySeconds: s.AffinitySeconds,
 		SourceRanges: sourceRangesOf(s),
-		Families:     s.Families, FamilyPolicy: familyPolicy(s),
-		Forwarding: s.Forwarding, ProxyProtocol: s.ProxyProtocol, AddressPool: s.AddressPool, SharingKey: s.SharingKey,
+		Families:     s.Families, FamilyPolicy: familyPolicy(s), AddressPool: s.AddressPool, SharingKey: s.SharingKey,
 	}
 	var problems []Problem
 	if s.Headless {
@@ -197,26 +196,35 @@ func Wish(s Service, nodes map[string]Node, slicesOfService []Slice, addressType
 		lb.Ports = append(lb.Ports, Port{portName(p), p.Port, cmp.Or(p.Protocol, "TCP")})
 		lb.EndpointPorts = append(lb.EndpointPorts, Port{portName(p), p.NodePort, cmp.Or(p.Protocol, "TCP")})
 	}
-	requested, problem := requestedAddresses(s)
-	if problem != nil {
-		return lb, []Problem{*problem}
-	}
-	lb.Requested = requested
-	if s.Forwarding != "" && !slices.Contains(forwardings, s.Forwarding) {
-		field := "metadata.annotations." + AnnotationForwarding
-		return lb, []Problem{{Reason: ReasonInvalidForwarding, Field: field, Message: fmt.Sprintf("%s is %q: use one of %s", field, s.Forwarding, strings.Join(forwardings, ", "))}}
-	}
-	if s.ProxyProtocol != "" && s.ProxyProtocol != ProxyProtocolV2 {
-		return lb, []Problem{invalidProxyProtocol(s.ProxyProtocol)}
+	if len(lb.Ports) == 0 && len(problems) > 0 {
+		problems[0].Partial = false
 	}
 	if s.LocalOnly {
 		local := NodeAddresses(localNodes(nodes, slicesOfService), addressType)
 		lb.Local, lb.HealthCheckNodePort = &local, s.HealthCheckNodePort
 	}
-	if len(lb.Ports) == 0 && len(problems) > 0 {
-		problems[0].Partial = false
+	return lb, append(problems, lb.set(s)...)
+}
+
+// set takes over the settings of the Service that are words and may be wrong.
+func (lb *LoadBalancer) set(s Service) (problems []Problem) {
+	requested, problem := requestedAddresses(s)
+	if problem != nil {
+		problems = append(problems, *problem)
 	}
-	return lb, problems
+	lb.Requested = requested
+	if s.Forwarding == "" || slices.Contains(forwardings, s.Forwarding) {
+		lb.Forwarding = s.Forwarding
+	} else {
+		field := "metadata.annotations." + AnnotationForwarding
+		problems = append(problems, Problem{Reason: ReasonInvalidForwarding, Field: field, Message: fmt.Sprintf("%s is %q: use one of %s", field, s.Forwarding, strings.Join(forwardings, ", "))})
+	}
+	if s.ProxyProtocol == "" || s.ProxyProtocol == ProxyProtocolV2 {
+		lb.ProxyProtocol = s.ProxyProtocol
+	} else {
+		problems = append(problems, invalidProxyProtocol(s.ProxyProtocol))
+	}
+	return problems
 }
 
 // familyPolicy: the cluster has decided already which families a Service has. One that would prefer two and got one has

@@ -149,6 +149,25 @@ func TestWish(t *testing.T) {
 	}
 }
 
+func TestASettingThatCannotBeReadIsLeftOutAndNothingElseIs(t *testing.T) {
+	s := Service{Name: "web", UID: "uid-1", Type: "LoadBalancer", LocalOnly: true, HealthCheckNodePort: 31000, AddressPool: "public", LoadBalancerIP: "nobody", Forwarding: "diretc", ProxyProtocol: "v3",
+		Ports: []ServicePort{{"", "TCP", 80, 30080}, {"", "SCTP", 5000, 30500}}}
+	lb, problems := Wish(s, nil, nil, "InternalIP", "tenant-a")
+	if lb.Requested != nil || lb.Forwarding != "" || lb.ProxyProtocol != "" {
+		t.Errorf("got %+v", lb)
+	}
+	if len(lb.Ports) != 1 || lb.Local == nil || lb.HealthCheckNodePort != 31000 || lb.AddressPool != "public" {
+		t.Errorf("got %+v", lb)
+	}
+	var reasons []string
+	for _, p := range problems {
+		reasons = append(reasons, fmt.Sprint(p.Reason, " ", p.Partial))
+	}
+	if want := []string{"UnsupportedProtocol true", "InvalidAddress false", "InvalidForwarding false", "InvalidProxyProtocol false"}; !reflect.DeepEqual(reasons, want) {
+		t.Errorf("problems %v, want %v", reasons, want)
+	}
+}
+
 func TestRequestedAddresses(t *testing.T) {
 	for name, c := range map[string]struct {
 		field, annotation, want, problem string

@@ -349,6 +349,38 @@ func TestPortsAreAddedRemovedAndRenamed(t *testing.T) {
 	change(`[{"op":"remove","path":"/spec/ports/1"}]`, "web", false)
 }
 
+func TestASlipInASettingCostsAServiceNothing(t *testing.T) {
+	apply(t, web("slip", 1)+service("slip", "ports: [{name: a, port: 80, targetPort: 8080}]"))
+	cleanUp(t, "service/slip", "deployment/slip")
+	tenantWait(t, "deployment/slip", "--for=condition=Available")
+	ips := externalIPs(t, "slip", 2)
+	for _, ip := range ips {
+		reachesPods(t, ip, 80, 1)
+	}
+	kubectl(t, "annotate", "service/slip", "kubelb.k8c.io/forwarding=diretc")
+	comesToBe(t, "slip", `served, but: metadata.annotations.kubelb.k8c.io/forwarding is "diretc": use one of nat, transparent, direct; until then that stays as it was`)
+	require.Contains(t, events(t, "slip"), "SyncLoadBalancerFailed")
+	port80IsServed(t, ips)
+	require.Equal(t, ips, externalIPs(t, "slip", 2))
+
+	// All else follows the Service.
+	kubectl(t, "patch", "service", "slip", "--type=json", "-p", `[{"op":"add","path":"/spec/ports/-","value":{"name":"b","port":81,"targetPort":8080}}]`)
+	eventually(t, 10*time.Second, func() error { return port81IsServed(t, ips, true) })
+	kubectl(t, "annotate", "service/slip", "kubelb.k8c.io/forwarding-")
+	eventually(t, 10*time.Second, func() error {
+		if got := readyCondition(t, "slip"); strings.Contains(got, "but") || !strings.HasPrefix(got, "True") {
+			return fmt.Errorf("condition %q", got)
+		}
+		return nil
+	})
+	require.Equal(t, ips, externalIPs(t, "slip", 2))
+
+	// Where nothing is left to serve, the Service does not claim an address that others may have.
+	kubectl(t, "patch", "service", "slip", "--type=json", "-p", `[{"op":"replace","path":"/spec/ports","value":[{"port":80,"protocol":"SCTP"}]}]`)
+	comesToBe(t, "slip", "UnsupportedProtocol")
+	require.Empty(t, tenantGet(t, "service/slip", "{.status.loadBalancer.ingress}"))
+}
+
 func TestTypeChangesToClusterIPAndBack(t *testing.T) {
 	apply(t, web("type", 1)+service("type", "ports: [{port: 80, targetPort: 8080}]"))
 	cleanUp(t, "service/type", "deployment/type")

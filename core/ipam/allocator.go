@@ -213,8 +213,8 @@ func (a *Allocator) HoldingOf(holder string) Holding {
 	return Holding{a.Held(holder), a.claims[holder]}
 }
 
-// Retain has the holder hold what it had until now, besides what it was given instead: nobody knows which of them is on record, since
-// writing it failed. It comes right after the Allocate or Release that took that away.
+// Retain has the holder hold what it had until now, besides what it was given instead, as long as nobody knows which of them is on record. It
+// comes right after the Allocate or Release that took that away.
 func (a *Allocator) Retain(holder string, was Holding) {
 	is := a.HoldingOf(holder)
 	for _, g := range was.Grants {

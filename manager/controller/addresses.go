@@ -37,7 +37,7 @@ type addressBook struct {
 	book   *ipam.Allocator
 	pools  []ipam.Pool
 	bad    map[string]error
-	// unsettled are holders that have given something back which may be on record still, since writing that failed.
+	// unsettled are holders that have given something back which may be on record still: it is theirs until it is known that it is not.
 	unsettled map[string]bool
 }
 
@@ -106,40 +106,44 @@ type allocation struct {
 	// admitted are the ports that are served where a limit keeps others out; nil for all.
 	admitted *[]translate.Port
 	refusal  *ipam.Refusal
-	// freed: its tenant has less than before, which is was, of something that others may wait for.
+	// freed: its tenant will have less than before, of something that others may wait for.
 	freed bool
-	was   ipam.Holding
+	is    ipam.Holding
 }
 
-// allocate returns what the LoadBalancer has when it has got what it asks for, or was refused. It has to be put on record, and settled
-// then, before anything else is allocated.
+// allocate returns what the LoadBalancer has when it has got what it asks for, or was refused. What it gives back nobody else gets before
+// settle is told that this is on record.
 func (b *addressBook) allocate(lb translate.LoadBalancer, onRecord []ipam.Grant, limits ipam.Limits, refused bool) (a allocation) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	holder := lb.ObjectName.String()
-	a.was = b.book.HoldingOf(holder)
+	was := b.book.HoldingOf(holder)
 	if b.unsettled[holder] {
 		// As after a restart. If that is not what is on record any more, it cannot be changed by this either.
 		b.book.Release(holder)
 		b.book.Adopt(holder, lb.Claim(), onRecord)
 	}
 	a.refusal = lb.Allocate(b.book, limits, refused)
-	a.grants, a.admitted = b.book.Held(holder), lb.AdmittedPorts
-	gone := slices.ContainsFunc(a.was.Grants, func(g ipam.Grant) bool { return !slices.Contains(a.grants, g) })
-	a.freed = gone || b.book.PortsOf(holder) < len(a.was.Claim.Ports)
+	a.is = b.book.HoldingOf(holder)
+	a.grants, a.admitted = a.is.Grants, lb.AdmittedPorts
+	gone := slices.ContainsFunc(was.Grants, func(g ipam.Grant) bool { return !slices.Contains(a.grants, g) })
+	if a.freed = gone || len(was.Grants) > 0 && len(a.is.Claim.Ports) < len(was.Claim.Ports); a.freed {
+		b.unsettled[holder] = true
+		b.book.Retain(holder, was)
+	}
 	return a
 }
 
-// settle is told whether an allocation is on record. While it may not be, what is given back is nobody else's.
-func (b *addressBook) settle(holder string, a allocation, onRecord bool) {
+// settle is told that an allocation is on record.
+func (b *addressBook) settle(holder string, a allocation) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	switch {
-	case onRecord:
+	if b.unsettled[holder] {
 		delete(b.unsettled, holder)
-	case a.freed:
-		b.unsettled[holder] = true
-		b.book.Retain(holder, a.was)
+		b.book.Release(holder)
+		if len(a.is.Grants) > 0 {
+			b.book.Adopt(holder, a.is.Claim, a.is.Grants)
+		}
 	}
 }
 

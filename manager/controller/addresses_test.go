@@ -35,7 +35,7 @@ func public() *v1alpha1.AddressPool {
 	return &v1alpha1.AddressPool{ObjectMeta: metav1.ObjectMeta{Name: "public"}, Spec: v1alpha1.AddressPoolSpec{Addresses: []string{"203.0.113.0/29"}}}
 }
 
-func onRecord(name string, age time.Duration, addresses ...string) *v1alpha1.LoadBalancer {
+func recorded(name string, age time.Duration, addresses ...string) *v1alpha1.LoadBalancer {
 	lb := &v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Namespace: "tenant-a", Name: name, UID: types.UID(name), CreationTimestamp: metav1.NewTime(time.Unix(1000000, 0).Add(-age))}}
 	for _, a := range addresses {
 		lb.Status.Addresses = append(lb.Status.Addresses, v1alpha1.AllocatedAddress{Address: a, Pool: "public"})
@@ -59,16 +59,16 @@ func allocate(t *testing.T, book *addressBook, name string) []string {
 }
 
 func TestWhatStandsInStatusIsTakenOverBeforeTheFirstGrant(t *testing.T) {
-	book := bookOf(t, public(), onRecord("one", 0, "203.0.113.1"), onRecord("two", 0, "203.0.113.2"))
+	book := bookOf(t, public(), recorded("one", 0, "203.0.113.1"), recorded("two", 0, "203.0.113.2"))
 	require.NoError(t, book.load(t.Context()))
 	require.Equal(t, []string{"203.0.113.3"}, allocate(t, book, "new"))
 	require.Equal(t, []string{"203.0.113.1"}, allocate(t, book, "one"), "a restart changes no address")
 }
 
 func TestOfTwoThatClaimAnAddressTheOlderKeepsIt(t *testing.T) {
-	elsewhere := onRecord("old", time.Hour, "203.0.113.1")
+	elsewhere := recorded("old", time.Hour, "203.0.113.1")
 	elsewhere.Namespace = "tenant-b"
-	book := bookOf(t, public(), onRecord("young", 0, "203.0.113.1"), elsewhere)
+	book := bookOf(t, public(), recorded("young", 0, "203.0.113.1"), elsewhere)
 	require.NoError(t, book.load(t.Context()))
 	require.Equal(t, []string{"203.0.113.2"}, allocate(t, book, "young"))
 	require.Equal(t, "203.0.113.1", book.book.Held("tenant-b/old")[0].Address.String())
@@ -87,7 +87,7 @@ func TestAPoolThatIsMendedGivesAddresses(t *testing.T) {
 }
 
 func TestWhatIsGivenBackIsNobodyElsesBeforeThatIsOnRecord(t *testing.T) {
-	book := bookOf(t, public(), onRecord("web", 0, "203.0.113.1"))
+	book := bookOf(t, public(), recorded("web", 0, "203.0.113.1"))
 	require.NoError(t, book.load(t.Context()))
 	grant := func(address string) ipam.Grant {
 		return ipam.Grant{Address: netip.MustParseAddr(address), Pool: "public"}
@@ -102,17 +102,17 @@ func TestWhatIsGivenBackIsNobodyElsesBeforeThatIsOnRecord(t *testing.T) {
 	}
 	ask := func() *ipam.Refusal { return book.allocate(wants, nil, ipam.Limits{}, false).refusal }
 	for _, onRecord := range []string{"203.0.113.1", "203.0.113.1", "203.0.113.5"} {
-		book.settle("tenant-a/web", move(onRecord), false)
+		move(onRecord)
 		require.NotNil(t, ask())
 	}
 	moves.Requested[0] = netip.MustParseAddr("192.0.2.1")
 	a := book.allocate(moves, []ipam.Grant{grant("203.0.113.1")}, ipam.Limits{}, false)
 	require.NotNil(t, a.refusal)
 	require.Equal(t, []ipam.Grant{grant("203.0.113.1")}, a.grants, "what is on record, and nothing that is not")
-	book.settle("tenant-a/web", a, false)
 	moves.Requested[0] = netip.MustParseAddr("203.0.113.5")
-	book.settle("tenant-a/web", move("203.0.113.1"), true)
+	book.settle("tenant-a/web", move("203.0.113.1"))
 	require.Nil(t, ask())
+	require.Equal(t, []ipam.Grant{grant("203.0.113.5")}, book.book.Held("tenant-a/web"))
 }
 
 // webAt10 is tenant-a/web with an address of each family.

@@ -2,7 +2,6 @@ package controller
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -65,7 +64,7 @@ type loadBalancerReconciler struct {
 	addresses *addressBook
 	// waiting remembers which LoadBalancers wait for what.
 	waiting waiting
-	// poolsChanged is told after the book knows of the change.
+	// poolsChanged is told that there may be an address for those that wait, after the book knows of it.
 	poolsChanged chan event.GenericEvent
 	metrics      *metrics
 }
@@ -176,7 +175,8 @@ func (r *loadBalancerReconciler) Reconcile(ctx context.Context, req reconcile.Re
 	err := r.client.Get(ctx, req.NamespacedName, &lb)
 	if apierrors.IsNotFound(err) {
 		r.forget(req.NamespacedName)
-		return reconcile.Result{}, r.freed(ctx)
+		r.freed()
+		return reconcile.Result{}, nil
 	}
 	if err != nil {
 		return reconcile.Result{}, err
@@ -190,7 +190,7 @@ func (r *loadBalancerReconciler) Reconcile(ctx context.Context, req reconcile.Re
 	}
 	freed, err := r.sync(ctx, &lb)
 	if err == nil && freed {
-		err = r.freed(ctx)
+		r.freed()
 	}
 	return reconcile.Result{}, err
 }
@@ -212,7 +212,11 @@ func (r *loadBalancerReconciler) sync(ctx context.Context, lb *v1alpha1.LoadBala
 		c.accept(problems)
 	}
 	a := r.allocate(lb, wish, limits, isRefused, &c)
-	defer func() { r.addresses.settle(key.String(), a, err == nil) }()
+	defer func() {
+		if err == nil {
+			r.addresses.settle(key.String(), a)
+		}
+	}()
 	r.waiting.forAddress(key, !c.isTrue(v1alpha1.ConditionAddressAllocated) && !isRefused)
 	addressesChange := !equality.Semantic.DeepEqual(before.Status.Addresses, lb.Status.Addresses)
 	if addressesChange {
@@ -480,7 +484,8 @@ func (r *loadBalancerReconciler) cleanUp(ctx context.Context, lb *v1alpha1.LoadB
 		return reconcile.Result{}, err
 	}
 	r.forget(key)
-	return reconcile.Result{}, r.freed(ctx)
+	r.freed()
+	return reconcile.Result{}, nil
 }
 
 // goneFor is how long ago a gateway's Lease was renewed that is surely over, whatever the clocks of hosts say.
@@ -508,20 +513,12 @@ func (r *loadBalancerReconciler) forget(key client.ObjectKey) {
 	r.waiting.forAddress(key, false)
 }
 
-// freed serves those that wait for an address.
-func (r *loadBalancerReconciler) freed(ctx context.Context) error {
-	var errs []error
-	for _, request := range r.waiting.addresses() {
-		var lb v1alpha1.LoadBalancer
-		err := r.client.Get(ctx, request.NamespacedName, &lb)
-		if err == nil && lb.DeletionTimestamp == nil {
-			_, err = r.sync(ctx, &lb)
-		}
-		if client.IgnoreNotFound(err) != nil && !apierrors.IsConflict(err) {
-			errs = append(errs, err)
-		}
+// freed wakes up those that wait for an address.
+func (r *loadBalancerReconciler) freed() {
+	select {
+	case r.poolsChanged <- event.GenericEvent{Object: &v1alpha1.AddressPool{}}:
+	default: // told already, and not yet heard
 	}
-	return errors.Join(errs...)
 }
 
 // write updates the status where it differs and tells in an event what changed for the worse.

@@ -18,17 +18,17 @@ func TestMetricsAreWellNamedAndCountPoolsAndLoadBalancers(t *testing.T) {
 	require.NoError(t, err)
 	pool := *public()
 	pool.Status = v1alpha1.AddressPoolStatus{IPv4: &v1alpha1.AddressCount{Used: 2, Free: "4"}, IPv6: &v1alpha1.AddressCount{Used: 1, Free: "18446744073709551615"}}
-	served := *onRecord("served", 0)
+	served := *recorded("served", 0)
 	served.Status.Conditions = []metav1.Condition{{Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue}}
-	waits := *onRecord("waits", 0)
+	waits := *recorded("waits", 0)
 	waits.Status.Conditions = []metav1.Condition{{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse, Reason: "PoolExhausted"}}
 	most := int32(3)
 	tenant := v1alpha1.Tenant{ObjectMeta: metav1.ObjectMeta{Name: "a"}, Spec: v1alpha1.TenantSpec{Limits: v1alpha1.TenantLimits{Addresses: &most}},
 		Status: v1alpha1.TenantStatus{Used: &v1alpha1.TenantUse{LoadBalancers: 1, Addresses: 2, Ports: 4}}}
-	elsewhere := *onRecord("elsewhere", 0)
+	elsewhere := *recorded("elsewhere", 0)
 	elsewhere.Namespace = "default"
 	for range 2 {
-		m.show([]v1alpha1.AddressPool{pool}, []v1alpha1.LoadBalancer{served, waits, *onRecord("new", 0), elsewhere}, []v1alpha1.Tenant{tenant})
+		m.show([]v1alpha1.AddressPool{pool}, []v1alpha1.LoadBalancer{served, waits, *recorded("new", 0), elsewhere}, []v1alpha1.Tenant{tenant})
 	}
 	require.NoError(t, testutil.GatherAndCompare(r, strings.NewReader(`
 # HELP kubelb_address_pool_addresses Addresses of an AddressPool, by family and whether they are used or free.

@@ -1,0 +1,80 @@
+package controller
+
+import (
+	"context"
+	"errors"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/tools/events"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"kubelb.k8c.io/api/v1alpha1"
+)
+
+func TestWhoWaitsGetsAnAddressOnceItIsOnRecordThatAnotherOneHasGivenItBack(t *testing.T) {
+	wants := func(name, address string, onRecord ...string) *v1alpha1.LoadBalancer {
+		lb := recorded(name, 0, onRecord...)
+		lb.Spec = v1alpha1.LoadBalancerSpec{Type: corev1.ServiceTypeLoadBalancer, RequestedAddresses: []string{address}, Ports: []v1alpha1.LoadBalancerPort{{Port: 80}},
+			Endpoints: []v1alpha1.LoadBalancerEndpoints{{Ports: []v1alpha1.EndpointPort{{Port: 30080}}}}}
+		return lb
+	}
+	tenant := &v1alpha1.Tenant{}
+	tenant.Name = "a"
+	objects := []client.Object{public(), tenant, wants("moves", "203.0.113.5", "203.0.113.1"), wants("waits", "203.0.113.1")}
+	scheme := runtime.NewScheme()
+	require.NoError(t, v1alpha1.AddToScheme(scheme))
+	fails := false
+	c := fake.NewClientBuilder().WithScheme(scheme).WithObjects(objects...).WithStatusSubresource(&v1alpha1.LoadBalancer{}).
+		WithInterceptorFuncs(interceptor.Funcs{SubResourceUpdate: func(ctx context.Context, c client.Client, sub string, o client.Object, options ...client.SubResourceUpdateOption) error {
+			if fails {
+				return errors.New("the API server is away")
+			}
+			return c.SubResource(sub).Update(ctx, o, options...)
+		}}).Build()
+	numbers, err := newMetrics(nil)
+	require.NoError(t, err)
+	r := &loadBalancerReconciler{client: c, reader: c, events: events.NewFakeRecorder(100), addresses: &addressBook{reader: c}, metrics: numbers, poolsChanged: make(chan event.GenericEvent, 1),
+		waiting: waiting{gateway: map[client.ObjectKey]uint64{}, address: map[client.ObjectKey]bool{}}}
+	reconcileIt := func(name string) error {
+		_, err := r.Reconcile(t.Context(), reconcile.Request{NamespacedName: client.ObjectKey{Namespace: "tenant-a", Name: name}})
+		return err
+	}
+	has := func(name string) (addresses []string, reason string) {
+		var lb v1alpha1.LoadBalancer
+		require.NoError(t, c.Get(t.Context(), client.ObjectKey{Namespace: "tenant-a", Name: name}, &lb))
+		for _, a := range lb.Status.Addresses {
+			addresses = append(addresses, a.Address)
+		}
+		if allocated := meta.FindStatusCondition(lb.Status.Conditions, v1alpha1.ConditionAddressAllocated); allocated != nil {
+			reason = allocated.Reason
+		}
+		return addresses, reason
+	}
+	for _, name := range []string{"moves", "waits"} {
+		require.NoError(t, reconcileIt(name), "the finalizer")
+	}
+	fails = true
+	require.Error(t, reconcileIt("moves"))
+	fails = false
+	require.NoError(t, reconcileIt("waits"))
+	addresses, reason := has("waits")
+	require.Empty(t, addresses)
+	require.Equal(t, "AddressInUse", reason)
+	require.Empty(t, r.poolsChanged)
+
+	require.NoError(t, reconcileIt("moves"))
+	addresses, _ = has("moves")
+	require.Equal(t, []string{"203.0.113.5"}, addresses)
+	require.Len(t, r.poolsChanged, 1, "who waits is woken up")
+	require.NoError(t, reconcileIt("waits"))
+	addresses, _ = has("waits")
+	require.Equal(t, []string{"203.0.113.1"}, addresses)
+}

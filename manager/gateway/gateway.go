@@ -331,11 +331,11 @@ func (g *Gateway) work(ctx context.Context) {
 	changes := g.hub.Flush()
 	g.targets += len(changes.NewTargets) - len(changes.GoneTargets)
 	for _, t := range changes.GoneTargets {
-		g.prober.Forget(ctx, t)
+		g.prober.Forget(t)
 		delete(g.unhealthy, t)
 	}
 	for _, t := range changes.NewTargets {
-		g.prober.Watch(ctx, t)
+		g.prober.Watch(t)
 	}
 	g.withdraw(changes.Model)
 	if err := g.program(ctx, changes.Model); err != nil {

@@ -46,10 +46,14 @@ type Result struct {
 
 // Prober checks targets in turn. Make one with New and let it Run.
 type Prober struct {
-	config  Config
-	report  func(Result)
-	changes chan change
-	http    http.Client
+	config Config
+	report func(Result)
+	http   http.Client
+
+	mu sync.Mutex // guards changes
+	// changes wait for the scheduler, which changed wakes up. Whoever makes them need not wait: it may be the one that takes reports.
+	changes []change
+	changed chan struct{}
 }
 
 type change struct {
@@ -61,20 +65,32 @@ type change struct {
 // healthy until it fails; of a healthy one that tells its weight the first answer is a change.
 func New(config Config, report func(Result)) *Prober {
 	transport := &http.Transport{DisableKeepAlives: true, DialContext: (&net.Dialer{Timeout: config.Timeout}).DialContext}
-	return &Prober{config: config, report: report, changes: make(chan change, 1024), http: http.Client{Transport: transport, Timeout: config.Timeout}}
+	return &Prober{config: config, report: report, changed: make(chan struct{}, 1), http: http.Client{Transport: transport, Timeout: config.Timeout}}
 }
 
-// Watch begins to check a target; Forget ends it.
-func (p *Prober) Watch(ctx context.Context, t translate.Target) { p.send(ctx, change{target: t}) }
+// Watch begins to check a target; Forget ends it. Neither blocks.
+func (p *Prober) Watch(t translate.Target) { p.note(change{target: t}) }
 
 // Forget ends the checks of a target.
-func (p *Prober) Forget(ctx context.Context, t translate.Target) { p.send(ctx, change{t, true}) }
+func (p *Prober) Forget(t translate.Target) { p.note(change{t, true}) }
 
-func (p *Prober) send(ctx context.Context, c change) {
+func (p *Prober) note(c change) {
+	p.mu.Lock()
+	p.changes = append(p.changes, c)
+	p.mu.Unlock()
 	select {
-	case p.changes <- c:
-	case <-ctx.Done():
+	case p.changed <- struct{}{}:
+	default:
 	}
+}
+
+// noted are the changes since it was asked last.
+func (p *Prober) noted() []change {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	noted := p.changes
+	p.changes = nil
+	return noted
 }
 
 // job is one target with its schedule; it belongs to the scheduler but while a worker has it.
@@ -143,8 +159,10 @@ func (p *Prober) schedule(ctx context.Context, work chan<- *job, done <-chan out
 			if !o.job.gone {
 				heap.Push(queue, o.job)
 			}
-		case c := <-p.changes:
-			p.change(c, jobs, queue)
+		case <-p.changed:
+			for _, c := range p.noted() {
+				p.change(c, jobs, queue)
+			}
 		}
 	}
 }

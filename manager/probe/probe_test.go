@@ -61,7 +61,7 @@ func probing(t *testing.T, targets ...translate.Target) chan Result {
 		require.NoError(t, <-done)
 	})
 	for _, target := range targets {
-		p.Watch(ctx, target)
+		p.Watch(target)
 	}
 	return results
 }
@@ -145,15 +145,38 @@ func TestAForgottenTargetIsAskedNoMore(t *testing.T) {
 	done := make(chan error)
 	go func() { done <- p.Run(ctx) }()
 	target := translate.Target{Address: netip.MustParseAddr("127.0.0.56")}
-	p.Watch(ctx, target)
+	p.Watch(target)
 	time.Sleep(100 * time.Millisecond)
-	p.Forget(ctx, target)
+	p.Forget(target)
 	time.Sleep(300 * time.Millisecond)
 	end := time.Now().Add(-200 * time.Millisecond)
 	asked.Range(func(at, _ any) bool {
 		require.True(t, at.(time.Time).Before(end), "asked after it was forgotten")
 		return true
 	})
+	cancel()
+	require.NoError(t, <-done)
+}
+
+func TestWhoIsToldCanNameAnyNumberOfTargetsMeanwhile(t *testing.T) {
+	node := startNode(t, "127.0.0.61:30999")
+	node.set(http.StatusOK, "3")
+	told, goOn := make(chan struct{}), make(chan struct{})
+	p := New(Config{Interval: time.Hour, Timeout: time.Second, Failures: 2, Workers: 4}, func(Result) {
+		told <- struct{}{}
+		<-goOn
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- p.Run(ctx) }()
+	target := translate.Target{Address: netip.MustParseAddr("127.0.0.61"), Kind: translate.CheckLocal, Port: 30999}
+	p.Watch(target)
+	<-told
+	for port := range uint16(20_000) {
+		p.Watch(translate.Target{Address: target.Address, Kind: translate.CheckLocal, Port: port + 1})
+		p.Forget(translate.Target{Address: target.Address, Kind: translate.CheckLocal, Port: port + 1})
+	}
+	close(goOn)
 	cancel()
 	require.NoError(t, <-done)
 }

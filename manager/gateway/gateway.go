@@ -106,9 +106,12 @@ type Gateway struct {
 	answering answering
 	metrics   *metrics
 	vitals    *vitals
-	// counted is when the dataplane's counters were read last, use what tenants use of their limits by that.
-	counted time.Time
-	use     []v1alpha1.GatewayTenantUse
+	// counted is when the dataplane's counters were asked for last, by counts; counting: that is under way. use is what tenants use of
+	// their limits by that.
+	counted  time.Time
+	counts   chan countRequest
+	counting bool
+	use      []v1alpha1.GatewayTenantUse
 	// routers is there where addresses are announced by BGP.
 	routers *routers
 	// drainedSince is when the operator's wish came that this gateway drains; zero for no such wish.
@@ -134,7 +137,7 @@ type event func(*Gateway)
 func New(o Options, c cache.Cache, w client.Client) *Gateway {
 	g := &Gateway{options: o, cache: c, client: w, log: o.Log.With("gateway", o.Name), events: make(chan event, 4096), hub: translate.NewHub(),
 		pools: map[string]ipam.Pool{}, selection: selection.New(), fails: map[string]failure{}, status: make(chan v1alpha1.GatewayStatus, 1), inSync: make(chan struct{}, 1),
-		unhealthy: map[translate.Target]bool{}, held: map[model.FrontendKey]bool{}, vips: map[netip.Addr]int{}, poke: make(chan struct{}, 1),
+		unhealthy: map[translate.Target]bool{}, held: map[model.FrontendKey]bool{}, vips: map[netip.Addr]int{}, poke: make(chan struct{}, 1), counts: make(chan countRequest, 1),
 		answering: answering{elects: o.Elects, member: o.Member, answers: map[netip.Addr]bool{},
 			handover: handover{limit: o.Handover, holders: map[netip.Addr]string{}, formers: map[netip.Addr]former{}, lost: map[netip.Addr]loss{}, left: map[string]time.Time{}}}}
 	if o.Member != nil {
@@ -205,6 +208,7 @@ func (g *Gateway) run(ctx context.Context, ended <-chan *plugin.Process) error {
 	}
 	runs.Go(func() error { return g.vitals.run(runCtx) })
 	runs.Go(func() error { return g.writeStatus(runCtx) })
+	runs.Go(func() error { return g.readCounters(runCtx) })
 	runs.Go(func() error { return g.purgePredecessors(runCtx) })
 	runs.Go(func() error { return g.loop(runCtx, synced, ended) })
 	return runs.Wait()
@@ -294,7 +298,7 @@ func (g *Gateway) loop(ctx context.Context, synced func() bool, ended <-chan *pl
 			continue
 		}
 		g.work(ctx)
-		g.count(ctx)
+		g.count()
 		timer.Reset(g.pause())
 	}
 }
@@ -361,23 +365,46 @@ func (g *Gateway) setHealth(r probe.Result) {
 // countEvery is how often the dataplane's counters are read.
 const countEvery = 15 * time.Second
 
-// count reads the dataplane's counters now and then.
-func (g *Gateway) count(ctx context.Context) {
-	if !g.served || !g.host.running() || time.Since(g.counted) < countEvery {
+// countRequest asks for the counters, which were asked for so long ago before.
+type countRequest struct {
+	process *plugin.Process
+	ago     time.Duration
+}
+
+// count has the dataplane's counters be read now and then. With many frontends that takes longer than anything else may have to wait.
+func (g *Gateway) count() {
+	if !g.served || !g.host.running() || g.counting || time.Since(g.counted) < countEvery {
 		return
 	}
-	before := g.counted
-	g.counted = time.Now()
-	ctx, cancel := context.WithTimeout(ctx, countEvery)
-	defer cancel()
-	stats, err := g.host.process.Stats(ctx)
+	request := countRequest{g.host.process, time.Since(g.counted)}
+	g.counted, g.counting = time.Now(), true
+	g.counts <- request
+}
+
+// readCounters reads them, each time that it is asked to, until ctx ends.
+func (g *Gateway) readCounters(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case request := <-g.counts:
+			limited, cancel := context.WithTimeout(ctx, countEvery)
+			stats, err := request.process.Stats(limited)
+			cancel()
+			g.send(ctx, func(g *Gateway) { g.tally(stats, request.ago, err) })
+		}
+	}
+}
+
+// tally takes over the counters.
+func (g *Gateway) tally(stats dataplane.Stats, ago time.Duration, err error) {
+	g.counting = false
 	if err != nil {
 		g.log.Warn("read the dataplane's counters", "error", err)
 		return
 	}
-	g.use = useOf(g.hub.Snapshot().Frontends, stats.Frontends, g.metrics.last, g.counted.Sub(before), g.tenantOf)
+	g.use = useOf(g.hub.Snapshot().Frontends, stats.Frontends, g.metrics.last, ago, g.tenantOf)
 	g.metrics.add(stats, g.tenantOf)
-	g.publish()
 }
 
 // tenantOf is whose the frontend is; nobody's if empty.

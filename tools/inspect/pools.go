@@ -9,10 +9,8 @@ import (
 	"strings"
 	"text/tabwriter"
 
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
-
 	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/manager/selection"
 )
 
 // Pool is an address pool, and who has its addresses.
@@ -40,11 +38,7 @@ func (h *Hub) PoolsNamed(names ...string) ([]Pool, error) {
 	var out []Pool
 	for i := range h.Pools {
 		if len(names) == 0 || slices.Contains(names, h.Pools[i].Name) {
-			p, err := h.pool(&h.Pools[i])
-			if err != nil {
-				return nil, err
-			}
-			out = append(out, p)
+			out = append(out, h.pool(&h.Pools[i]))
 		}
 	}
 	for _, name := range names {
@@ -55,19 +49,18 @@ func (h *Hub) PoolsNamed(names ...string) ([]Pool, error) {
 	return out, nil
 }
 
-func (h *Hub) pool(p *v1alpha1.AddressPool) (Pool, error) {
+func (h *Hub) pool(p *v1alpha1.AddressPool) Pool {
 	silent := func(string, string, string, ...any) {}
 	out := Pool{PoolLine: poolLine(p, silent), Ranges: p.Spec.Addresses, Tenants: p.Spec.Tenants, ByName: p.Spec.AutoAssign != nil && !*p.Spec.AutoAssign, Priority: p.Spec.Priority}
-	chosen := labels.Everything()
-	if p.Spec.GatewaySelector != nil {
-		var err error
-		if chosen, err = metav1.LabelSelectorAsSelector(p.Spec.GatewaySelector); err != nil {
-			return out, fmt.Errorf("AddressPool %s: spec.gatewaySelector: %w", p.Name, err)
-		}
-	}
+	chosen := selection.New()
+	chosen.SetPool(p.Name, nil, p.Spec.GatewaySelector)
 	for i := range h.Gateways {
-		if chosen.Matches(labels.Set(h.Gateways[i].Labels)) {
-			out.Gateways = append(out.Gateways, h.Gateways[i].Name)
+		chosen.SetGateway(h.Gateways[i].Name, h.Gateways[i].Labels)
+	}
+	serves := chosen.Serving(p.Name)
+	for i := range h.Gateways {
+		if name := h.Gateways[i].Name; serves == nil || serves(name) {
+			out.Gateways = append(out.Gateways, name)
 		}
 	}
 	by := map[netip.Addr][]string{}
@@ -83,7 +76,7 @@ func (h *Hub) pool(p *v1alpha1.AddressPool) (Pool, error) {
 		out.Held = append(out.Held, Held{address, holders})
 	}
 	slices.SortFunc(out.Held, func(a, b Held) int { return a.Address.Compare(b.Address) })
-	return out, nil
+	return out
 }
 
 // PoolsText writes a line for each pool and, if it is asked for, one for each address that somebody has.

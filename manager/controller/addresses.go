@@ -37,8 +37,9 @@ type addressBook struct {
 	book   *ipam.Allocator
 	pools  []ipam.Pool
 	bad    map[string]error
-	// unsettled are holders that have given something back which may be on record still: it is theirs until it is known that it is not.
-	unsettled map[string]bool
+	// unsettled are holders that have given something back, and since when: it is theirs until it is known that it is neither on record nor
+	// served for them any more.
+	unsettled map[string]time.Time
 }
 
 // load fills the book at the first call.
@@ -48,7 +49,7 @@ func (b *addressBook) load(ctx context.Context) error {
 	if b.loaded {
 		return nil
 	}
-	b.book, b.unsettled = ipam.NewAllocator(), map[string]bool{}
+	b.book, b.unsettled = ipam.NewAllocator(), map[string]time.Time{}
 	var pools v1alpha1.AddressPoolList
 	if err := b.reader.List(ctx, &pools); err != nil {
 		return fmt.Errorf("read the address pools: %w", err)
@@ -108,6 +109,8 @@ type allocation struct {
 	refusal  *ipam.Refusal
 	// freed: its tenant will have less than before, of something that others may wait for.
 	freed bool
+	// since is when that began, is what it has without that.
+	since time.Time
 	is    ipam.Holding
 }
 
@@ -118,7 +121,8 @@ func (b *addressBook) allocate(lb translate.LoadBalancer, onRecord []ipam.Grant,
 	defer b.mu.Unlock()
 	holder := lb.ObjectName.String()
 	was := b.book.HoldingOf(holder)
-	if b.unsettled[holder] {
+	since, unsettled := b.unsettled[holder]
+	if unsettled {
 		// As after a restart. If that is not what is on record any more, it cannot be changed by this either.
 		b.book.Release(holder)
 		b.book.Adopt(holder, lb.Claim(), onRecord)
@@ -128,17 +132,22 @@ func (b *addressBook) allocate(lb translate.LoadBalancer, onRecord []ipam.Grant,
 	a.grants, a.admitted = a.is.Grants, lb.AdmittedPorts
 	gone := slices.ContainsFunc(was.Grants, func(g ipam.Grant) bool { return !slices.Contains(a.grants, g) })
 	if a.freed = gone || len(was.Grants) > 0 && len(a.is.Claim.Ports) < len(was.Claim.Ports); a.freed {
-		b.unsettled[holder] = true
+		if a.since = since; !unsettled {
+			a.since = time.Now()
+		}
+		b.unsettled[holder] = a.since
 		b.book.Retain(holder, was)
+	} else {
+		delete(b.unsettled, holder)
 	}
 	return a
 }
 
-// settle is told that an allocation is on record.
+// settle is told that an allocation is on record, and nothing else is served.
 func (b *addressBook) settle(holder string, a allocation) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.unsettled[holder] {
+	if _, unsettled := b.unsettled[holder]; unsettled {
 		delete(b.unsettled, holder)
 		b.book.Release(holder)
 		if len(a.is.Grants) > 0 {

@@ -188,21 +188,35 @@ func (r *loadBalancerReconciler) Reconcile(ctx context.Context, req reconcile.Re
 		// The status that the update returns is the API server's; what it triggers comes back here.
 		return reconcile.Result{}, r.client.Update(ctx, &lb)
 	}
-	freed, err := r.sync(ctx, &lb)
-	if err == nil && freed {
-		r.freed()
+	allocated, err := r.sync(ctx, &lb)
+	if err != nil || !allocated.freed {
+		return reconcile.Result{}, err
 	}
-	return reconcile.Result{}, err
+	return r.letGo(ctx, &lb, allocated)
 }
 
-// sync computes the status anew. What is on record before gateways may use it is written before anything else is said. It tells whether
-// the LoadBalancer has given back something that others may wait for, which they get only once that is on record.
-func (r *loadBalancerReconciler) sync(ctx context.Context, lb *v1alpha1.LoadBalancer) (freed bool, err error) {
+// letGo ends what is on record no more: others get it when gateways have let go of it, too.
+func (r *loadBalancerReconciler) letGo(ctx context.Context, lb *v1alpha1.LoadBalancer, a allocation) (reconcile.Result, error) {
+	r.waiting.forGateway(lb, true)
+	holding, err := r.held(ctx, lb)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	if left := withdrawalLimit - time.Since(a.since); holding && left > 0 {
+		return reconcile.Result{RequeueAfter: left}, nil
+	}
+	r.addresses.settle(client.ObjectKeyFromObject(lb).String(), a)
+	r.freed()
+	return reconcile.Result{}, nil
+}
+
+// sync computes the status anew. What is on record before gateways may use it is written before anything else is said.
+func (r *loadBalancerReconciler) sync(ctx context.Context, lb *v1alpha1.LoadBalancer) (a allocation, err error) {
 	before := lb.DeepCopy()
 	c := conditions{lb: lb}
 	wish, limits, problems, err := r.check(ctx, lb)
 	if err != nil {
-		return false, err
+		return a, err
 	}
 	key := client.ObjectKeyFromObject(lb)
 	refused, isRefused := translate.Refused(problems)
@@ -211,24 +225,19 @@ func (r *loadBalancerReconciler) sync(ctx context.Context, lb *v1alpha1.LoadBala
 	} else {
 		c.accept(problems)
 	}
-	a := r.allocate(lb, wish, limits, isRefused, &c)
-	defer func() {
-		if err == nil {
-			r.addresses.settle(key.String(), a)
-		}
-	}()
+	a = r.allocate(lb, wish, limits, isRefused, &c)
 	r.waiting.forAddress(key, !c.isTrue(v1alpha1.ConditionAddressAllocated) && !isRefused)
 	addressesChange := !equality.Semantic.DeepEqual(before.Status.Addresses, lb.Status.Addresses)
 	if addressesChange {
 		c.pending()
 	}
 	if addressesChange || !equality.Semantic.DeepEqual(before.Status.AdmittedPorts, lb.Status.AdmittedPorts) {
-		return a.freed, r.write(ctx, before, lb) // and the change brings it back here
+		return a, r.write(ctx, before, lb) // and the change brings it back here
 	}
 	if err := r.observe(ctx, lb, isRefused, &c); err != nil {
-		return a.freed, err
+		return a, err
 	}
-	return a.freed, r.write(ctx, before, lb)
+	return a, r.write(ctx, before, lb)
 }
 
 // check translates the LoadBalancer as every gateway does, to tell its problems, and tells its tenant's limits.
@@ -461,20 +470,9 @@ func (r *loadBalancerReconciler) cleanUp(ctx context.Context, lb *v1alpha1.LoadB
 		return reconcile.Result{}, nil
 	}
 	r.waiting.forGateway(lb, true)
-	var gateways v1alpha1.GatewayList
-	if err := r.client.List(ctx, &gateways); err != nil {
+	holding, err := r.held(ctx, lb)
+	if err != nil {
 		return reconcile.Result{}, err
-	}
-	holding := slices.ContainsFunc(gateways.Items, func(g v1alpha1.Gateway) bool { return !atLeast(g.Status.AppliedResourceVersion, lb.ResourceVersion) })
-	if holding {
-		// Those that answer for no address any more need not be waited for.
-		gone, err := goneGateways(ctx, r.reader, r.namespace)
-		if err != nil {
-			return reconcile.Result{}, err
-		}
-		holding = slices.ContainsFunc(gateways.Items, func(g v1alpha1.Gateway) bool {
-			return !gone[g.Name] && !atLeast(g.Status.AppliedResourceVersion, lb.ResourceVersion)
-		})
 	}
 	if left := withdrawalLimit - time.Since(lb.DeletionTimestamp.Time); holding && len(lb.Status.Addresses) > 0 && left > 0 {
 		return reconcile.Result{RequeueAfter: left}, nil
@@ -486,6 +484,21 @@ func (r *loadBalancerReconciler) cleanUp(ctx context.Context, lb *v1alpha1.LoadB
 	r.forget(key)
 	r.freed()
 	return reconcile.Result{}, nil
+}
+
+// held tells whether a gateway may still serve what the LoadBalancer was before its present version.
+func (r *loadBalancerReconciler) held(ctx context.Context, lb *v1alpha1.LoadBalancer) (bool, error) {
+	var gateways v1alpha1.GatewayList
+	if err := r.client.List(ctx, &gateways); err != nil {
+		return false, err
+	}
+	behind := func(g v1alpha1.Gateway) bool { return !atLeast(g.Status.AppliedResourceVersion, lb.ResourceVersion) }
+	if !slices.ContainsFunc(gateways.Items, behind) {
+		return false, nil
+	}
+	// Those that answer for no address any more need not be waited for.
+	gone, err := goneGateways(ctx, r.reader, r.namespace)
+	return slices.ContainsFunc(gateways.Items, func(g v1alpha1.Gateway) bool { return !gone[g.Name] && behind(g) }), err
 }
 
 // goneFor is how long ago a gateway's Lease was renewed that is surely over, whatever the clocks of hosts say.

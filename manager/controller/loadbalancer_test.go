@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -19,7 +20,7 @@ import (
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
-func TestWhoWaitsGetsAnAddressOnceItIsOnRecordThatAnotherOneHasGivenItBack(t *testing.T) {
+func TestWhoWaitsGetsAnAddressOnceGatewaysHaveLetGoOfItForAnotherOne(t *testing.T) {
 	wants := func(name, address string, onRecord ...string) *v1alpha1.LoadBalancer {
 		lb := recorded(name, 0, onRecord...)
 		lb.Spec = v1alpha1.LoadBalancerSpec{Type: corev1.ServiceTypeLoadBalancer, RequestedAddresses: []string{address}, Ports: []v1alpha1.LoadBalancerPort{{Port: 80}},
@@ -28,9 +29,11 @@ func TestWhoWaitsGetsAnAddressOnceItIsOnRecordThatAnotherOneHasGivenItBack(t *te
 	}
 	tenant := &v1alpha1.Tenant{}
 	tenant.Name = "a"
-	objects := []client.Object{public(), tenant, wants("moves", "203.0.113.5", "203.0.113.1"), wants("waits", "203.0.113.1")}
+	gateway := &v1alpha1.Gateway{Status: v1alpha1.GatewayStatus{AppliedResourceVersion: "1"}}
+	gateway.Name = "g"
+	objects := []client.Object{public(), tenant, gateway, wants("moves", "203.0.113.5", "203.0.113.1"), wants("waits", "203.0.113.1")}
 	scheme := runtime.NewScheme()
-	require.NoError(t, v1alpha1.AddToScheme(scheme))
+	require.NoError(t, errors.Join(v1alpha1.AddToScheme(scheme), coordinationv1.AddToScheme(scheme)))
 	fails := false
 	c := fake.NewClientBuilder().WithScheme(scheme).WithObjects(objects...).WithStatusSubresource(&v1alpha1.LoadBalancer{}).
 		WithInterceptorFuncs(interceptor.Funcs{SubResourceUpdate: func(ctx context.Context, c client.Client, sub string, o client.Object, options ...client.SubResourceUpdateOption) error {
@@ -73,6 +76,14 @@ func TestWhoWaitsGetsAnAddressOnceItIsOnRecordThatAnotherOneHasGivenItBack(t *te
 	require.NoError(t, reconcileIt("moves"))
 	addresses, _ = has("moves")
 	require.Equal(t, []string{"203.0.113.5"}, addresses)
+	require.NoError(t, reconcileIt("waits"))
+	addresses, _ = has("waits")
+	require.Empty(t, addresses, "the gateway serves the other one there still")
+	require.Empty(t, r.poolsChanged)
+
+	gateway.Status.AppliedResourceVersion = "1000000"
+	require.NoError(t, c.Update(t.Context(), gateway))
+	require.NoError(t, reconcileIt("moves"))
 	require.Len(t, r.poolsChanged, 1, "who waits is woken up")
 	require.NoError(t, reconcileIt("waits"))
 	addresses, _ = has("waits")

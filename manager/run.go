@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"strings"
@@ -24,6 +25,7 @@ import (
 	"k8s.io/klog/v2"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
@@ -157,9 +159,12 @@ func (o *options) serve(ctx context.Context, log *slog.Logger, level *slog.Level
 	if err := errors.Join(corev1.AddToScheme(scheme), coordinationv1.AddToScheme(scheme), rbacv1.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)); err != nil {
 		return err
 	}
-	var known cache.Options
+	known := cache.Options{ByObject: map[client.Object]cache.ByObject{}}
+	if o.controller {
+		maps.Copy(known.ByObject, controller.Cached())
+	}
 	if o.purgeWith != "" {
-		known = gateway.WatchDaemonSet(o.namespace, o.purgeWith)
+		maps.Copy(known.ByObject, gateway.WatchDaemonSet(o.namespace, o.purgeWith))
 	}
 	mgr, err := ctrl.NewManager(config, ctrl.Options{
 		Scheme: scheme, Cache: known, Metrics: server.Options{BindAddress: o.metricsAddress, ExtraHandlers: operation.DebugHandlers(level)}, HealthProbeBindAddress: o.probeAddress,

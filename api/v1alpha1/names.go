@@ -10,7 +10,7 @@ const (
 	LabelOriginName      = "kubelb.k8c.io/origin-name"
 	// LabelTenant carries the tenant's namespace on the hub (tenant-<name>).
 	LabelTenant = "kubelb.k8c.io/tenant"
-	// LabelManagedBy marks the namespaces that the manager made; others are never looked into.
+	// LabelManagedBy marks what the manager made for tenants: namespaces and what is in them for their CCMs. Others are never looked into.
 	LabelManagedBy = "kubelb.k8c.io/managed-by"
 	// ManagedByKubeLB is the value of LabelManagedBy.
 	ManagedByKubeLB = "kubelb"

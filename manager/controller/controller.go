@@ -8,9 +8,15 @@ import (
 	"net/netip"
 
 	"github.com/prometheus/client_golang/prometheus"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/event"
+
+	"kubelb.k8c.io/api/v1alpha1"
 )
 
 // Options are what the controllers need to know.
@@ -26,11 +32,17 @@ type Options struct {
 	Metrics prometheus.Registerer
 }
 
+// Cached is what the cache is to hold of kinds that others use as well: what was made for tenants, and not every Secret of the hub.
+func Cached() map[client.Object]cache.ByObject {
+	ours := cache.ByObject{Label: labels.SelectorFromSet(labels.Set{v1alpha1.LabelManagedBy: v1alpha1.ManagedByKubeLB})}
+	return map[client.Object]cache.ByObject{&corev1.Namespace{}: ours, &corev1.ServiceAccount{}: ours, &corev1.Secret{}: ours, &rbacv1.Role{}: ours, &rbacv1.RoleBinding{}: ours}
+}
+
 // SetUp adds the controllers: Tenants make namespaces and Secrets; AddressPools and LoadBalancers make allocations;
 // LoadBalancers and Gateways make status.
 func SetUp(mgr ctrl.Manager, o Options) error {
 	book := &addressBook{reader: mgr.GetAPIReader()}
-	tenants := &tenantReconciler{client: mgr.GetClient(), server: o.APIServer, ca: o.APIServerCA, addresses: book, forbidden: o.Forbidden,
+	tenants := &tenantReconciler{client: mgr.GetClient(), reader: mgr.GetAPIReader(), server: o.APIServer, ca: o.APIServerCA, addresses: book, forbidden: o.Forbidden,
 		gone: func(ctx context.Context) (map[string]bool, error) {
 			return goneGateways(ctx, mgr.GetAPIReader(), o.Namespace)
 		}}

@@ -29,6 +29,8 @@ type tenantReconciler struct {
 	// server and ca are how CCMs reach the hub's API.
 	server string
 	ca     []byte
+	// reader asks the API server itself, for what is not in the cache.
+	reader client.Reader
 	// addresses tell what the tenant has.
 	addresses *addressBook
 	// forbidden networks of the hub, for the fence.
@@ -164,18 +166,23 @@ func (r *tenantReconciler) deleteLoadBalancers(ctx context.Context, namespace st
 	return len(lbs.Items) > 0, nil
 }
 
+// uncached is a client that reads from the API server itself.
+type uncached struct {
+	client.Client
+	reader client.Reader
+}
+
+// Get implements client.Reader.
+func (u uncached) Get(ctx context.Context, key client.ObjectKey, o client.Object, options ...client.GetOption) error {
+	return u.reader.Get(ctx, key, o, options...)
+}
+
 func namespaceOf(t *v1alpha1.Tenant) string { return v1alpha1.TenantNamespacePrefix + t.Name }
 
 // ensure makes what is missing and reports whether the credentials are complete.
 func (r *tenantReconciler) ensure(ctx context.Context, tenant *v1alpha1.Tenant) (bool, error) {
 	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespaceOf(tenant)}}
-	err := r.apply(ctx, tenant, namespace, func() {
-		if namespace.Labels == nil {
-			namespace.Labels = map[string]string{}
-		}
-		namespace.Labels[v1alpha1.LabelManagedBy] = v1alpha1.ManagedByKubeLB
-	})
-	if err != nil {
+	if err := r.apply(ctx, tenant, namespace, func() {}); err != nil {
 		return false, err
 	}
 	in := metav1.ObjectMeta{Namespace: namespace.Name, Name: v1alpha1.CCMName}
@@ -188,7 +195,7 @@ func (r *tenantReconciler) ensure(ctx context.Context, tenant *v1alpha1.Tenant) 
 		return false, err
 	}
 	binding := &rbacv1.RoleBinding{ObjectMeta: in}
-	err = r.apply(ctx, tenant, binding, func() {
+	err := r.apply(ctx, tenant, binding, func() {
 		binding.RoleRef = rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: v1alpha1.CCMName}
 		binding.Subjects = []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Namespace: namespace.Name, Name: v1alpha1.CCMName}}
 	})
@@ -239,10 +246,21 @@ func (r *tenantReconciler) ensureKubeconfig(ctx context.Context, tenant *v1alpha
 
 // apply creates or updates an object that belongs to the tenant.
 func (r *tenantReconciler) apply(ctx context.Context, tenant *v1alpha1.Tenant, o client.Object, change func()) error {
-	_, err := controllerutil.CreateOrUpdate(ctx, r.client, o, func() error {
+	complete := func() error {
 		change()
+		set := o.GetLabels()
+		if set == nil {
+			set = map[string]string{}
+		}
+		set[v1alpha1.LabelManagedBy] = v1alpha1.ManagedByKubeLB
+		o.SetLabels(set)
 		return controllerutil.SetControllerReference(tenant, o, r.client.Scheme())
-	})
+	}
+	_, err := controllerutil.CreateOrUpdate(ctx, r.client, o, complete)
+	if apierrors.IsAlreadyExists(err) {
+		// It is there without the label by which the cache would know of it.
+		_, err = controllerutil.CreateOrUpdate(ctx, uncached{r.client, r.reader}, o, complete)
+	}
 	if err != nil {
 		return fmt.Errorf("%T %s: %w", o, client.ObjectKeyFromObject(o), err)
 	}

@@ -20,9 +20,9 @@ func daemonSet() *metav1.PartialObjectMetadata {
 }
 
 // WatchDaemonSet has a cache know of that one, and of no other DaemonSet.
-func WatchDaemonSet(namespace, name string) cache.Options {
+func WatchDaemonSet(namespace, name string) map[client.Object]cache.ByObject {
 	only := cache.Config{FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, name)}
-	return cache.Options{ByObject: map[client.Object]cache.ByObject{daemonSet(): {Namespaces: map[string]cache.Config{namespace: only}}}}
+	return map[client.Object]cache.ByObject{daemonSet(): {Namespaces: map[string]cache.Config{namespace: only}}}
 }
 
 // watchDaemonSet takes note when the DaemonSet is deleted. It is not waited for: without the right to read it the gateway works all

@@ -157,6 +157,7 @@ func serve(ctx context.Context, o options, config Config, hubConfig *rest.Config
 	}
 	mgr, err := ctrl.NewManager(tenantConfig, ctrl.Options{
 		Scheme:                  scheme,
+		Cache:                   cache.Options{DefaultTransform: cache.TransformStripManagedFields()},
 		Metrics:                 server.Options{BindAddress: o.metricsAddress, ExtraHandlers: operation.DebugHandlers(level)},
 		HealthProbeBindAddress:  o.probeAddress,
 		LeaderElection:          o.leaderElection,
@@ -168,7 +169,7 @@ func serve(ctx context.Context, o options, config Config, hubConfig *rest.Config
 	}
 	hub, err := cluster.New(hubConfig, func(c *cluster.Options) {
 		c.Scheme = scheme
-		c.Cache = cache.Options{Scheme: scheme, DefaultNamespaces: map[string]cache.Config{config.HubNamespace: {}}}
+		c.Cache = cache.Options{Scheme: scheme, DefaultTransform: cache.TransformStripManagedFields(), DefaultNamespaces: map[string]cache.Config{config.HubNamespace: {}}}
 		c.Client = client.Options{Scheme: scheme}
 	})
 	if err != nil {

@@ -159,7 +159,7 @@ func (o *options) serve(ctx context.Context, log *slog.Logger, level *slog.Level
 	if err := errors.Join(corev1.AddToScheme(scheme), coordinationv1.AddToScheme(scheme), rbacv1.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)); err != nil {
 		return err
 	}
-	known := cache.Options{ByObject: map[client.Object]cache.ByObject{}}
+	known := cache.Options{DefaultTransform: cache.TransformStripManagedFields(), ByObject: map[client.Object]cache.ByObject{}}
 	if o.controller {
 		maps.Copy(known.ByObject, controller.Cached())
 	}

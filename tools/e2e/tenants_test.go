@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -13,7 +14,7 @@ import (
 
 func TestATenantsCredentialsAreGivenChangedAndTaken(t *testing.T) {
 	const ns = "tenant-made"
-	out, status := kubelb(t, "tenants", "create", "made", "--backend-cidrs=198.51.100.0/24", "--max-addresses=3")
+	out, status := kubelb(t, "tenants", "create", "made", "--backend-cidrs=198.51.100.0/24", "--max-addresses=3", "--max-connections=50")
 	require.Zero(t, status, out)
 	cleanUpHub(t, "tenant/made")
 	use := func(kubeconfig string) func(manifest string) error {
@@ -28,6 +29,12 @@ func TestATenantsCredentialsAreGivenChangedAndTaken(t *testing.T) {
 	first := use(out)
 	require.NoError(t, first(hubAddresses(ns)+hubLoadBalancer(ns, "web", "")))
 	address := hubIP(t, ns, "web")
+	eventually(t, 20*time.Second, func() error {
+		if out, status := kubelb(t, "tenants", "list"); status != 0 || !regexp.MustCompile(`(?m)^made +Ready +1 +1 of 3 +1 +- +0 of 50 +- +198\.51\.100\.0/24$`).MatchString(out) {
+			return errors.New(out)
+		}
+		return nil
+	})
 	out, status = kubelb(t, "tenants", "create", "made")
 	require.NotZero(t, status)
 	require.Contains(t, out, `there is a tenant "made" already`)

@@ -93,20 +93,16 @@ func mostOf(used, limit *int32) string {
 
 func tenantsCreateCommand() *cobra.Command {
 	var networks []string
-	var maxLoadBalancers, maxAddresses, maxPorts int32
+	var limits []limitFlag
 	cmd := oneTenant("create", "Make a tenant, and print the kubeconfig for its CCM",
 		"Make a tenant, wait until its credentials are there, and print the kubeconfig for its CCM.",
 		"  kubelb tenants create a --backend-cidrs=198.51.100.0/24 --max-addresses=10 > kubelb",
 		func(ctx context.Context, c client.Client, name string, cmd *cobra.Command) error {
 			tenant := &v1alpha1.Tenant{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: v1alpha1.TenantSpec{BackendCIDRs: networks}}
-			if cmd.Flags().Changed("max-loadbalancers") {
-				tenant.Spec.Limits.LoadBalancers = &maxLoadBalancers
-			}
-			if cmd.Flags().Changed("max-addresses") {
-				tenant.Spec.Limits.Addresses = &maxAddresses
-			}
-			if cmd.Flags().Changed("max-ports") {
-				tenant.Spec.Limits.Ports = &maxPorts
+			for i := range limits {
+				if l := &limits[i]; cmd.Flags().Changed(l.name) {
+					*l.of(&tenant.Spec.Limits) = &l.value
+				}
 			}
 			err := c.Create(ctx, tenant)
 			if apierrors.IsAlreadyExists(err) {
@@ -123,10 +119,29 @@ func tenantsCreateCommand() *cobra.Command {
 			return err
 		})
 	cmd.Flags().StringSliceVar(&networks, "backend-cidrs", nil, "the networks of the tenant's nodes, separated by commas; nothing outside of them is ever a target")
-	cmd.Flags().Int32Var(&maxLoadBalancers, "max-loadbalancers", 0, "how many LoadBalancers may have addresses; any number unless given")
-	cmd.Flags().Int32Var(&maxAddresses, "max-addresses", 0, "how many addresses they may have; any number unless given")
-	cmd.Flags().Int32Var(&maxPorts, "max-ports", 0, "how many ports they may have; any number unless given")
+	limits = limitFlags()
+	for i := range limits {
+		cmd.Flags().Int32Var(&limits[i].value, limits[i].name, 0, limits[i].bounds+"; any number unless given")
+	}
 	return cmd
+}
+
+// limitFlag is a flag for one of a tenant's limits.
+type limitFlag struct {
+	name, bounds string
+	of           func(*v1alpha1.TenantLimits) **int32
+	value        int32
+}
+
+func limitFlags() []limitFlag {
+	return []limitFlag{
+		{name: "max-loadbalancers", bounds: "how many LoadBalancers may have addresses", of: func(l *v1alpha1.TenantLimits) **int32 { return &l.LoadBalancers }},
+		{name: "max-addresses", bounds: "how many addresses they may have", of: func(l *v1alpha1.TenantLimits) **int32 { return &l.Addresses }},
+		{name: "max-ports", bounds: "how many ports they may have", of: func(l *v1alpha1.TenantLimits) **int32 { return &l.Ports }},
+		{name: "max-endpoints", bounds: "how many endpoints of each family a LoadBalancer may have", of: func(l *v1alpha1.TenantLimits) **int32 { return &l.EndpointsPerLoadBalancer }},
+		{name: "max-connections", bounds: "how many connections each port may have at once at each gateway", of: func(l *v1alpha1.TenantLimits) **int32 { return &l.ConnectionsPerPort }},
+		{name: "max-new-connections", bounds: "how many connections may begin in a second at each port at each gateway", of: func(l *v1alpha1.TenantLimits) **int32 { return &l.NewConnectionsPerSecondPerPort }},
+	}
 }
 
 func tenantsKubeconfigCommand() *cobra.Command {

@@ -1,16 +1,10 @@
 package nftables
 
 import (
-	"errors"
-	"fmt"
-	"net"
 	"net/netip"
-	"slices"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
-	"golang.org/x/sys/unix"
 
 	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/core/model"
@@ -25,20 +19,7 @@ import (
 // connections: another one with the same ports, and the next attempt, would go there. Established connections stay. And
 // stale is what began before its address was a VIP: conntrack never rewrites it.
 func (t *table) dropStale(removed map[netip.Addr]bool) error {
-	return t.eachFlow(stale{t.state, removed})
-}
-
-// eachFlow shows all entries to the filter, and deletes those that it matches.
-func (t *table) eachFlow(filter netlink.CustomConntrackFilter) error {
-	kind := netlink.InetFamily(unix.AF_INET6)
-	if t.layout.v4 {
-		kind = unix.AF_INET
-	}
-	_, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, kind, filter)
-	if err != nil && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("conntrack: %w", err)
-	}
-	return nil
+	return eachFlow(t.layout.v4, stale{t.state, removed}.matches)
 }
 
 // openCount is how many connections frontends have that are limited. The kernel counts them and does not tell (nf_conncount), so all entries
@@ -61,7 +42,7 @@ func (t *table) addOpen(to map[model.FrontendKey]dataplane.Counter) error {
 		}
 	}
 	if began := time.Now(); len(limited) > 0 && began.Sub(t.open.at) >= countShare*t.open.took {
-		if err := t.eachFlow(counting(limited)); err != nil {
+		if err := eachFlow(t.layout.v4, counting(limited).look); err != nil {
 			return err
 		}
 		t.open = openCount{limited, time.Now(), time.Since(began)}
@@ -74,18 +55,13 @@ func (t *table) addOpen(to map[model.FrontendKey]dataplane.Counter) error {
 	return nil
 }
 
-// counting counts the flows of the frontends that it has, as nf_conncount does, and matches none.
+// counting counts the flows of the frontends that it has, as nf_conncount does.
 type counting map[model.FrontendKey]uint64
 
-var _ netlink.CustomConntrackFilter = counting{}
-
-// MatchConntrackFlow counts the flow.
-func (c counting) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
-	key := model.FrontendKey{VIP: plainAddress(flow.Forward.DstIP), Protocol: model.Protocol(flow.Forward.Protocol), Port: flow.Forward.DstPort}
-	info, isTCP := flow.ProtoInfo.(*netlink.ProtoInfoTCP)
-	ended := isTCP && (info.State == nl.TCP_CONNTRACK_TIME_WAIT || info.State == nl.TCP_CONNTRACK_CLOSE)
-	if _, limited := c[key]; limited && !ended {
-		c[key]++
+func (c counting) look(f *flow) bool {
+	key := model.FrontendKey{VIP: f.vip, Protocol: f.protocol, Port: f.vipPort}
+	if n, limited := c[key]; limited && f.state != nl.TCP_CONNTRACK_TIME_WAIT && f.state != nl.TCP_CONNTRACK_CLOSE {
+		c[key] = n + 1
 	}
 	return false
 }
@@ -106,60 +82,49 @@ type stale struct {
 	removed map[netip.Addr]bool
 }
 
-var _ netlink.CustomConntrackFilter = stale{}
-
-// MatchConntrackFlow reports whether the flow is ours and must end.
-func (f stale) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
-	protocol := model.Protocol(flow.Forward.Protocol)
-	if protocol != model.UDP && (protocol != model.TCP || !isNoConnection(flow)) {
+// matches reports whether the flow is ours and must end.
+func (s stale) matches(f *flow) bool {
+	if f.protocol != model.UDP && (f.protocol != model.TCP || !f.isNoConnection()) {
 		return false
 	}
-	vip, endpoint := plainAddress(flow.Forward.DstIP), plainAddress(flow.Reverse.SrcIP)
-	if f.state.vips[vip] == 0 && !f.removed[vip] {
+	if s.state.vips[f.vip] == 0 && !s.removed[f.vip] {
 		return false
 	}
-	frontend := f.state.frontends[model.FrontendKey{VIP: vip, Protocol: protocol, Port: flow.Forward.DstPort}]
+	frontend := s.state.frontends[model.FrontendKey{VIP: f.vip, Protocol: f.protocol, Port: f.vipPort}]
 	if frontend == nil {
 		return true
 	}
-	pool := f.state.pools[f.state.poolOf[frontend.pool]]
+	pool := s.state.pools[s.state.poolOf[frontend.pool]]
 	if pool == nil {
 		return true
 	}
-	if flow.Reverse.SrcPort != frontend.target || forwardingOf(flow) != frontend.forwarding {
+	if f.endpointPort != frontend.target || f.forwarding() != frontend.forwarding {
 		return true
 	}
 	for _, e := range pool.endpoints {
-		if e.address == endpoint {
-			return protocol == model.UDP && !e.keeps || protocol == model.TCP && !e.listed
+		if e.address == f.endpoint {
+			return f.protocol == model.UDP && !e.keeps || f.protocol == model.TCP && !e.listed
 		}
 	}
 	// A former process may have known the endpoint as draining: only who was told the pool's content can tell.
 	return pool.told
 }
 
-// forwardingOf tells the mode in which the flow began. One that is masqueraded is answered to the gateway, any other to the
-// client.
-func forwardingOf(flow *netlink.ConntrackFlow) model.Forwarding {
+// forwarding tells the mode in which the flow began. One that is masqueraded is answered to the gateway, any other to the client.
+func (f *flow) forwarding() model.Forwarding {
 	switch {
-	case flow.Mark&directMask == directNumbers:
+	case f.mark&directMask == directNumbers:
 		return model.Direct
-	case flow.Reverse.DstIP.Equal(flow.Forward.SrcIP):
+	case f.answered == f.client:
 		return model.Transparent
 	}
 	return model.NAT
 }
 
 // isNoConnection reports whether the entry of a TCP flow is of one that nobody has answered, or that has ended.
-func isNoConnection(flow *netlink.ConntrackFlow) bool {
-	if flow.Mark&(directMask|unansweredBit) == directNumbers|unansweredBit {
+func (f *flow) isNoConnection() bool {
+	if f.mark&(directMask|unansweredBit) == directNumbers|unansweredBit {
 		return true
 	}
-	info, ok := flow.ProtoInfo.(*netlink.ProtoInfoTCP)
-	return ok && slices.Contains([]uint8{nl.TCP_CONNTRACK_SYN_SENT, nl.TCP_CONNTRACK_TIME_WAIT, nl.TCP_CONNTRACK_CLOSE}, info.State)
-}
-
-func plainAddress(ip net.IP) netip.Addr {
-	a, _ := netip.AddrFromSlice(ip)
-	return a.Unmap()
+	return f.state == nl.TCP_CONNTRACK_SYN_SENT || f.state == nl.TCP_CONNTRACK_TIME_WAIT || f.state == nl.TCP_CONNTRACK_CLOSE
 }

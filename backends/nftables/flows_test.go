@@ -1,0 +1,118 @@
+package nftables
+
+import (
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+	"slices"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"kubelb.k8c.io/core/model"
+)
+
+// TestEachFlowReadsWhatTheLibraryReads has the kernel keep random entries, and compares.
+func TestEachFlowReadsWhatTheLibraryReads(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: it makes a network namespace")
+	}
+	for _, v4 := range []bool{true, false} {
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			runtime.LockOSThread() // and never unlocked: the thread ends with its namespace
+			if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+				t.Error(err)
+				return
+			}
+			compareFlows(t, v4)
+		}()
+		<-done
+	}
+}
+
+func compareFlows(t *testing.T, v4 bool) {
+	r := rand.New(rand.NewPCG(1, 2))
+	kind := netlink.InetFamily(unix.AF_INET6)
+	size := 16
+	if v4 {
+		kind, size = unix.AF_INET, 4
+	}
+	address := func() net.IP {
+		ip := make(net.IP, size)
+		for i := range ip {
+			ip[i] = byte(1 + r.IntN(200))
+		}
+		return ip
+	}
+	for range 500 {
+		f := &netlink.ConntrackFlow{FamilyType: uint8(kind), TimeOut: 600, Mark: r.Uint32(),
+			Forward: netlink.IPTuple{SrcIP: address(), DstIP: address(), SrcPort: uint16(1 + r.IntN(65535)), DstPort: uint16(1 + r.IntN(65535)), Protocol: unix.IPPROTO_UDP}}
+		f.Reverse = netlink.IPTuple{SrcIP: f.Forward.DstIP, DstIP: f.Forward.SrcIP, SrcPort: f.Forward.DstPort, DstPort: f.Forward.SrcPort, Protocol: unix.IPPROTO_UDP}
+		if r.IntN(2) == 0 {
+			f.Forward.Protocol, f.Reverse.Protocol, f.ProtoInfo = unix.IPPROTO_TCP, unix.IPPROTO_TCP, &netlink.ProtoInfoTCP{State: nl.TCP_CONNTRACK_ESTABLISHED}
+		}
+		if err := netlink.ConntrackCreate(netlink.ConntrackTable, kind, f); err != nil {
+			t.Error(err)
+			return
+		}
+	}
+	var got []flow
+	if err := eachFlow(v4, func(f *flow) bool {
+		got = append(got, *f)
+		return f.vipPort%2 == 0
+	}); err != nil {
+		t.Error(err)
+		return
+	}
+	if len(got) != 500 {
+		t.Errorf("%d entries of 500", len(got))
+	}
+	left, err := netlink.ConntrackTableList(netlink.ConntrackTable, kind)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	var want []flow
+	for _, l := range left {
+		want = append(want, likeOurs(l))
+	}
+	odd := slices.DeleteFunc(slices.Clone(got), func(f flow) bool { return f.vipPort%2 == 0 })
+	order := func(a, b flow) int { return a.client.Compare(b.client) }
+	slices.SortFunc(want, order)
+	slices.SortFunc(odd, order)
+	if !slices.Equal(want, odd) {
+		t.Errorf("%d entries are left that are otherwise than the %d that were to stay", len(want), len(odd))
+	}
+}
+
+// likeOurs is an entry as the library reads it.
+func likeOurs(l *netlink.ConntrackFlow) flow {
+	plain := func(ip net.IP) netip.Addr {
+		a, _ := netip.AddrFromSlice(ip)
+		return a.Unmap()
+	}
+	f := flow{protocol: model.Protocol(l.Forward.Protocol), client: plain(l.Forward.SrcIP), vip: plain(l.Forward.DstIP), endpoint: plain(l.Reverse.SrcIP), answered: plain(l.Reverse.DstIP),
+		vipPort: l.Forward.DstPort, endpointPort: l.Reverse.SrcPort, mark: l.Mark}
+	if info, is := l.ProtoInfo.(*netlink.ProtoInfoTCP); is {
+		f.state = info.State
+	}
+	return f
+}
+
+func FuzzFlowsFromTheKernel(f *testing.F) {
+	f.Add([]byte{2, 0, 0, 0, 8, 0, 8, 0, 0, 0, 0, 1})
+	f.Add([]byte{2, 0, 0, 0, 28, 0, 1, 128, 20, 0, 1, 128, 8, 0, 1, 0, 192, 0, 2, 1, 8, 0, 2, 0, 203, 0, 113, 1, 3})
+	f.Fuzz(func(t *testing.T, entry []byte) {
+		var read flow
+		if read.read(entry) {
+			require.True(t, read.vip.IsValid())
+		}
+	})
+}

@@ -124,7 +124,7 @@ func (p *permit) decide() bool {
 	switch {
 	case !holds:
 		p.kept, p.might = p.goesOn(now, p.segment.Verdict())
-	case term == p.term || p.shared || p.heard && now-p.sure <= trusted:
+	case term == p.term || p.shared || p.heard && now-p.sure <= trusted || p.isOnly():
 		p.term, p.sure, p.heard, p.might = term, now, false, true
 	default:
 		p.kept, p.might = false, false
@@ -134,6 +134,15 @@ func (p *permit) decide() bool {
 		p.until = now + decideFor
 	}
 	return p.might
+}
+
+// isOnly tells whether it has gone on as the only gateway of the segment, where there was no other one when it had its lease either.
+func (p *permit) isOnly() bool {
+	if !p.might || !p.keepWhenAlone || p.segment.Verdict() != heartbeat.Alone {
+		return false
+	}
+	leased, missing := p.segment.Since(p.sure)
+	return !leased && !missing
 }
 
 // goesOn tells whether the gateway keeps what it has without its lease, and whether it may answer for it now.

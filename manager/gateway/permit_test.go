@@ -154,6 +154,19 @@ func TestALeaseThatIsGotAnewIsGoodForWhatIsHeldOnlyIfTheGatewayWasSureUpToThen(t
 	require.True(t, p.may())
 }
 
+func TestTheOnlyGatewayOfASegmentGoesOnWithItsNextLease(t *testing.T) {
+	for _, missing := range []bool{false, true} {
+		w := &world{verdict: heartbeat.Alone, missing: missing}
+		p := w.permit(true)
+		w.holds = false
+		require.True(t, p.decide())
+		later(p)
+		w.take()
+		require.Equal(t, !missing, p.decide(), "another one may have taken over that was there before")
+		require.Equal(t, !missing, p.keeps())
+	}
+}
+
 func TestWhereOthersAnswerForTheSameAddressesAGatewayThatCannotTellGoesOn(t *testing.T) {
 	w := &world{verdict: heartbeat.Unsure, leased: true}
 	p := w.begun(&permit{shared: true})

@@ -1,7 +1,6 @@
 package cases
 
 import (
-	"fmt"
 	"time"
 
 	"kubelb.k8c.io/backends/dataplane"
@@ -63,14 +62,19 @@ func limits() Case {
 	}
 }
 
-// open requires that the backend counts so many connections of each of the frontends.
+// open requires that the backend says that each of the frontends has so many connections. One that has ended by a reset, which anybody
+// can send, may count for some seconds.
 func (c *C) open(n uint64, frontends ...model.Frontend) {
 	for _, f := range frontends {
-		c.Eventually(func() bool {
+		var said uint64
+		for begin := time.Now(); time.Since(begin) < 10*time.Second; time.Sleep(20 * time.Millisecond) {
 			stats, err := c.Gateway.Process.Stats(c.ctx)
 			c.NoError(err)
-			return stats.Frontends[f.FrontendKey].Open == n
-		}, fmt.Sprintf("the backend does not say that %s has %d connections", f.FrontendKey, n))
+			if said = stats.Frontends[f.FrontendKey].Open; said == n {
+				break
+			}
+		}
+		c.Equal(n, said, "connections of %s", f.FrontendKey)
 	}
 }
 

@@ -117,20 +117,34 @@ static __always_inline void count_end(const struct flow *f)
 		__sync_fetch_and_add(&l->flows, -1);
 }
 
+// set_state sets bits of a flow's state and returns what it was. A packet of the other direction may do so on another processor at the same
+// time, and there is no atomic operation on a byte: the state is the lowest one of a word.
+static __always_inline __u8 set_state(struct flow *f, __u8 bits)
+{
+	_Static_assert(__builtin_offsetof(struct flow, state) % sizeof(__u32) == 0, "the state begins a word");
+	return __sync_fetch_and_or((__u32 *)(void *)&f->state, bits);
+}
+
 // note_end notes a FIN or a reset in both directions. A reset by the client proves nothing, since anybody can send it, but that the
 // flow need not be kept for long.
 static __always_inline void note_end(struct scratch *s, struct flow *f, int young)
 {
-	struct flow *twin = twin_of(s, f, young), *client = f->state & STATE_REPLY ? twin : f;
-	__u8 own = STATE_CLOSED, others = STATE_ANSWERED_CLOSED;
-	int was_over = !client || is_over(client);
+	int reply = f->state & STATE_REPLY;
+	struct flow *twin = twin_of(s, f, young), *client = reply ? twin : f;
+	__u8 own = STATE_CLOSED, others = STATE_ANSWERED_CLOSED, before, twins = 0, after;
 
 	if (s->packet.tcp_flags & RST)
-		own = others = f->state & STATE_REPLY ? STATE_OVER : STATE_RESET;
-	f->state |= own;
+		own = others = reply ? STATE_OVER : STATE_RESET;
+	before = set_state(f, own);
+	after = before | own;
 	if (twin)
-		twin->state |= others;
-	if (!was_over && is_over(client))
+		twins = set_state(twin, others);
+	if (reply) {
+		before = twins;
+		after = twins | others;
+	}
+	// Whoever sets the last bit counts it.
+	if (client && (before & STATE_OVER) != STATE_OVER && (after & STATE_OVER) == STATE_OVER)
 		count_end(client);
 }
 
@@ -144,7 +158,7 @@ static __always_inline void settle(struct scratch *s, struct flow *f)
 		twin = twin_of(s, f, 1);
 		s->twin.state |= STATE_REPLIED;
 		if (twin)
-			twin->state |= STATE_REPLIED;
+			set_state(twin, STATE_REPLIED);
 		else
 			bpf_map_update_elem(&young_flows, &s->twin_key, &s->twin, BPF_ANY);
 	} else if (f->state & STATE_REPLIED && !(p->tuple.protocol == IPPROTO_TCP && p->tcp_flags & SYN)) {

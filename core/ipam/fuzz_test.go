@@ -282,7 +282,11 @@ func TestThePropertiesFindWhatIsWrongWithAManager(t *testing.T) {
 				}
 			}
 		}
-		if found < tried/10 {
+		least := tried / 2
+		if flaw == freesTooEarly {
+			least = tried / 10 // it shows only where a write fails that gives something back
+		}
+		if found < least {
 			t.Errorf("%s: found in %d of %d schedules", flaw, found, tried)
 		}
 		t.Logf("%s: found in %d of %d schedules, such as: %s", flaw, found, tried, first)

@@ -403,7 +403,7 @@ func (g *Gateway) tally(stats dataplane.Stats, ago time.Duration, err error) {
 		g.log.Warn("read the dataplane's counters", "error", err)
 		return
 	}
-	g.use = useOf(g.hub.Snapshot().Frontends, stats.Frontends, g.metrics.last, ago, g.tenantOf)
+	g.use = useOf(g.hub.Snapshot().Frontends, stats.Frontends, g.metrics.last, ago)
 	g.metrics.add(stats, g.tenantOf)
 }
 

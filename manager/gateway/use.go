@@ -15,16 +15,15 @@ const maxTenants = 1000
 
 // useOf is what tenants use of their limits of connections: of each limit, what the busiest port has. before are the counters as they were read
 // the time ago.
-func useOf(frontends []model.Frontend, now, before map[model.FrontendKey]dataplane.Counter, ago time.Duration, tenantOf func(model.FrontendKey) string) (use []v1alpha1.GatewayTenantUse) {
+func useOf(frontends []model.Frontend, now, before map[model.FrontendKey]dataplane.Counter, ago time.Duration) (use []v1alpha1.GatewayTenantUse) {
 	of := map[string]v1alpha1.GatewayTenantUse{}
 	for _, f := range frontends {
-		tenant := tenantOf(f.FrontendKey)
-		if tenant == "" || f.MaxConnections == 0 && f.MaxNewPerSecond == 0 {
+		if f.MaxConnections == 0 && f.MaxNewPerSecond == 0 {
 			continue
 		}
 		is, was := now[f.FrontendKey], before[f.FrontendKey]
-		u := of[tenant]
-		u.Tenant = tenant
+		u := of[f.Tenant]
+		u.Tenant = f.Tenant
 		if f.MaxConnections > 0 {
 			u.ConnectionsPerPort = higher(u.ConnectionsPerPort, steps(float64(is.Open), f.MaxConnections))
 		}
@@ -36,7 +35,7 @@ func useOf(frontends []model.Frontend, now, before map[model.FrontendKey]datapla
 			}
 			u.NewConnectionsPerSecondPerPort = higher(u.NewConnectionsPerSecondPerPort, steps(rate, f.MaxNewPerSecond))
 		}
-		of[tenant] = u
+		of[f.Tenant] = u
 	}
 	for _, tenant := range slices.Sorted(maps.Keys(of)) {
 		if len(use) < maxTenants {

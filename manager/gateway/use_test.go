@@ -16,27 +16,23 @@ func TestUseOfALimitIsThatOfTheBusiestPort(t *testing.T) {
 	key := func(n byte, port uint16) model.FrontendKey {
 		return model.FrontendKey{VIP: netip.AddrFrom4([4]byte{203, 0, 113, n}), Protocol: model.TCP, Port: port}
 	}
-	tenantOf := func(k model.FrontendKey) string {
-		return map[byte]string{1: "a", 2: "a", 3: "b", 4: "c"}[k.VIP.As4()[3]]
-	}
 	frontends := []model.Frontend{
-		{FrontendKey: key(1, 80), MaxConnections: 100, MaxNewPerSecond: 10},
-		{FrontendKey: key(1, 443), MaxConnections: 100, MaxNewPerSecond: 10},
-		{FrontendKey: key(2, 80), MaxConnections: 100, MaxNewPerSecond: 10},
-		{FrontendKey: key(3, 80), MaxConnections: 1000},
-		{FrontendKey: key(4, 80)},
-		{FrontendKey: key(5, 80), MaxConnections: 1},
+		{Tenant: "a", FrontendKey: key(1, 80), MaxConnections: 100, MaxNewPerSecond: 10},
+		{Tenant: "a", FrontendKey: key(1, 443), MaxConnections: 100, MaxNewPerSecond: 10},
+		{Tenant: "a", FrontendKey: key(2, 80), MaxConnections: 100, MaxNewPerSecond: 10},
+		{Tenant: "b", FrontendKey: key(3, 80), MaxConnections: 1000},
+		{Tenant: "c", FrontendKey: key(4, 80)},
 	}
 	now := map[model.FrontendKey]dataplane.Counter{
 		key(1, 80): {Connections: 120, Open: 41}, key(1, 443): {Connections: 1000, Open: 7}, key(2, 80): {Connections: 5, Open: 3},
-		key(3, 80): {Connections: 9, Open: 24}, key(4, 80): {Connections: 9}, key(5, 80): {Open: 1},
+		key(3, 80): {Connections: 9, Open: 24}, key(4, 80): {Connections: 9},
 	}
 	before := map[model.FrontendKey]dataplane.Counter{key(1, 80): {Connections: 50}, key(2, 80): {Connections: 6}}
 	n := func(i int32) *int32 { return &i }
 	require.Equal(t, []v1alpha1.GatewayTenantUse{
 		{Tenant: "a", ConnectionsPerPort: n(40), NewConnectionsPerSecondPerPort: n(7)},
 		{Tenant: "b", ConnectionsPerPort: n(0)},
-	}, useOf(frontends, now, before, 10*time.Second, tenantOf), "what is counted anew, or for the first time, has no rate")
+	}, useOf(frontends, now, before, 10*time.Second), "what is counted anew, or for the first time, has no rate")
 }
 
 func TestUseIsToldInStepsOfTheLimit(t *testing.T) {

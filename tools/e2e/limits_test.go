@@ -105,7 +105,7 @@ func TestATenantHasAsManyConnectionsAsItMay(t *testing.T) {
 			}
 			return nil
 		})
-		tenantUses(t, "connectionsPerPort", 3)
+		tenantUses(t, counted, "connectionsPerPort", 3)
 		for _, c := range open {
 			require.NoError(t, c.ask(), "one that was there")
 		}
@@ -132,7 +132,7 @@ func TestATenantHasAsManyPortsAndEndpointsAsItMay(t *testing.T) {
 	uid := tenantGet(t, "service/ported", "{.metadata.uid}")
 	used := func(want int) {
 		t.Helper()
-		tenantUses(t, "ports", want)
+		tenantUses(t, 10*time.Second, "ports", want)
 	}
 	served := func(port81 bool) {
 		t.Helper()
@@ -181,13 +181,16 @@ func TestATenantHasAsManyPortsAndEndpointsAsItMay(t *testing.T) {
 		return nil
 	})
 	served(false)
-	tenantUses(t, "endpointsPerLoadBalancer", 1)
+	tenantUses(t, 10*time.Second, "endpointsPerLoadBalancer", 1)
 }
 
-// tenantUses requires that the lab's tenant is said to use so much of a limit. Gateways count every fifteen seconds.
-func tenantUses(t *testing.T, resource string, want int) {
+// counted is within what time it is known what gateways count, which they do every fifteen seconds.
+const counted = 40 * time.Second
+
+// tenantUses requires that the lab's tenant is said to use so much of a limit within that time.
+func tenantUses(t *testing.T, within time.Duration, resource string, want int) {
 	t.Helper()
-	eventually(t, 40*time.Second, func() error {
+	eventually(t, within, func() error {
 		if got := hubGet(t, "default", "tenant/a", "{.status.used."+resource+"}"); got != fmt.Sprint(want) {
 			return fmt.Errorf("status.used.%s is %q, want %d", resource, got, want)
 		}

@@ -10,7 +10,6 @@ import (
 	"sync"
 	"time"
 
-	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -34,7 +33,6 @@ import (
 	"kubelb.k8c.io/core/model"
 	"kubelb.k8c.io/core/translate"
 	"kubelb.k8c.io/manager/convert"
-	"kubelb.k8c.io/manager/membership"
 	"kubelb.k8c.io/manager/selection"
 )
 
@@ -193,21 +191,6 @@ func (r *loadBalancerReconciler) Reconcile(ctx context.Context, req reconcile.Re
 		return reconcile.Result{}, err
 	}
 	return r.letGo(ctx, &lb, allocated)
-}
-
-// letGo ends what is on record no more: others get it when gateways have let go of it, too.
-func (r *loadBalancerReconciler) letGo(ctx context.Context, lb *v1alpha1.LoadBalancer, a allocation) (reconcile.Result, error) {
-	r.waiting.forGateway(lb, true)
-	holding, err := r.held(ctx, lb)
-	if err != nil {
-		return reconcile.Result{}, err
-	}
-	if left := withdrawalLimit - time.Since(a.since); holding && left > 0 {
-		return reconcile.Result{RequeueAfter: left}, nil
-	}
-	r.addresses.settle(client.ObjectKeyFromObject(lb).String(), a)
-	r.freed()
-	return reconcile.Result{}, nil
 }
 
 // sync computes the status anew. What is on record before gateways may use it is written before anything else is said.
@@ -458,80 +441,6 @@ func atLeast(have, want string) bool {
 	h, errHave := strconv.ParseUint(have, 10, 64)
 	w, errWant := strconv.ParseUint(want, 10, 64)
 	return errHave == nil && errWant == nil && h >= w
-}
-
-// withdrawalLimit is how long an address is kept for gateways that do not say that they let go of it.
-const withdrawalLimit = 10 * time.Second
-
-// cleanUp frees the address when gateways have let go of it, and then the object.
-func (r *loadBalancerReconciler) cleanUp(ctx context.Context, lb *v1alpha1.LoadBalancer) (reconcile.Result, error) {
-	key := client.ObjectKeyFromObject(lb)
-	if !controllerutil.ContainsFinalizer(lb, v1alpha1.CleanupFinalizer) {
-		return reconcile.Result{}, nil
-	}
-	r.waiting.forGateway(lb, true)
-	holding, err := r.held(ctx, lb)
-	if err != nil {
-		return reconcile.Result{}, err
-	}
-	if left := withdrawalLimit - time.Since(lb.DeletionTimestamp.Time); holding && len(lb.Status.Addresses) > 0 && left > 0 {
-		return reconcile.Result{RequeueAfter: left}, nil
-	}
-	controllerutil.RemoveFinalizer(lb, v1alpha1.CleanupFinalizer)
-	if err := r.client.Update(ctx, lb); client.IgnoreNotFound(err) != nil {
-		return reconcile.Result{}, err
-	}
-	r.forget(key)
-	r.freed()
-	return reconcile.Result{}, nil
-}
-
-// held tells whether a gateway may still serve what the LoadBalancer was before its present version.
-func (r *loadBalancerReconciler) held(ctx context.Context, lb *v1alpha1.LoadBalancer) (bool, error) {
-	var gateways v1alpha1.GatewayList
-	if err := r.client.List(ctx, &gateways); err != nil {
-		return false, err
-	}
-	behind := func(g v1alpha1.Gateway) bool { return !atLeast(g.Status.AppliedResourceVersion, lb.ResourceVersion) }
-	if !slices.ContainsFunc(gateways.Items, behind) {
-		return false, nil
-	}
-	// Those that answer for no address any more need not be waited for.
-	gone, err := goneGateways(ctx, r.reader, r.namespace)
-	return slices.ContainsFunc(gateways.Items, func(g v1alpha1.Gateway) bool { return !gone[g.Name] && behind(g) }), err
-}
-
-// goneFor is how long ago a gateway's Lease was renewed that is surely over, whatever the clocks of hosts say.
-const goneFor = time.Minute
-
-// goneGateways are those whose Leases are over. It asks the API server itself: Leases change too often to be watched for this.
-func goneGateways(ctx context.Context, reader client.Reader, namespace string) (map[string]bool, error) {
-	var leases coordinationv1.LeaseList
-	if err := reader.List(ctx, &leases, client.InNamespace(namespace), client.HasLabels{membership.Label}); err != nil {
-		return nil, fmt.Errorf("read the gateways' Leases: %w", err)
-	}
-	gone := map[string]bool{}
-	for _, lease := range leases.Items {
-		if ago, _, known := membership.LastHeard(&lease, time.Now()); known && ago > goneFor {
-			gone[lease.Name] = true
-		}
-	}
-	return gone, nil
-}
-
-// forget drops what is known about a LoadBalancer that is gone.
-func (r *loadBalancerReconciler) forget(key client.ObjectKey) {
-	r.addresses.release(key.String())
-	r.waiting.forGateway(&v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name}}, false)
-	r.waiting.forAddress(key, false)
-}
-
-// freed wakes up those that wait for an address.
-func (r *loadBalancerReconciler) freed() {
-	select {
-	case r.poolsChanged <- event.GenericEvent{Object: &v1alpha1.AddressPool{}}:
-	default: // told already, and not yet heard
-	}
 }
 
 // write updates the status where it differs and tells in an event what changed for the worse.

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -31,10 +32,7 @@ type traffic struct {
 func startTraffic(t *testing.T, ip string) *traffic {
 	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
 	tr := &traffic{url: "http://" + net.JoinHostPort(ip, "80") + "/hostname", stop: stop}
-	long := http.Client{Timeout: 3 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: 1, DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
-		tr.dials.Add(1)
-		return lab.Client.DialContext(ctx, network, address)
-	}}}
+	long := http.Client{Timeout: 3 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: 1, DialContext: tr.dialLong}}
 	fresh := http.Client{Timeout: 3 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, DialContext: lab.Client.DialContext}}
 	run := func(what string, client *http.Client, count *atomic.Int64) {
 		tr.done.Go(func() {
@@ -54,6 +52,31 @@ func startTraffic(t *testing.T, ip string) *traffic {
 		tr.done.Wait()
 	})
 	return tr
+}
+
+// dialLong connects from ports of its own, each once. When a pod ends it resets long connections, whose ports are free at once: another
+// client would take one soon, as hundreds are opened each second, while connection tracking of the nodes leads it to that pod for ten
+// seconds more (nf_conntrack_tcp_timeout_close).
+func (tr *traffic) dialLong(ctx context.Context, network, address string) (c net.Conn, err error) {
+	const belowPortsOfTheKernel = 20000
+	from := net.Dialer{
+		LocalAddr: &net.TCPAddr{Port: belowPortsOfTheKernel + int(tr.dials.Add(1))},
+		Control:   reuseAddress,
+	}
+	err = lab.Client.Do(func() (err error) {
+		c, err = from.DialContext(ctx, network, address)
+		return err
+	})
+	return c, err
+}
+
+// reuseAddress lets a port be used beside connections that other tests had from it, to other addresses.
+func reuseAddress(_, _ string, socket syscall.RawConn) error {
+	var failed error
+	err := socket.Control(func(fd uintptr) {
+		failed = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_REUSEADDR, 1)
+	})
+	return errors.Join(err, failed)
 }
 
 func ask(client *http.Client, url string) error {

@@ -22,12 +22,14 @@ func rounds(t *testing.T) int {
 	return n
 }
 
-// A pod that is told to end answers for a while, as one that is to lose nothing has to: until all have heard that it goes.
+// A pod that is told to end answers for a while, as one that is to lose nothing has to: until all have heard that it goes. It is not
+// a multiple of the five seconds after which a drain asks again for the next pod: a node's last pod would be told to end in the very
+// moment in which another one there stops, to which kube-proxy then gives connections (KEP-1669) until gateways know.
 func lingering(name string) string {
 	return strings.NewReplacer(
 		"terminationGracePeriodSeconds: 0", "terminationGracePeriodSeconds: 15",
 		"whenUnsatisfiable: DoNotSchedule", "whenUnsatisfiable: ScheduleAnyway",
-		"--udp-port=8053]", "--udp-port=8053, --delay-shutdown=4], readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1}",
+		"--udp-port=8053]", "--udp-port=8053, --delay-shutdown=7], readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1}",
 		"spec:\n  replicas: 2", "spec:\n  replicas: 2\n  strategy: {rollingUpdate: {maxUnavailable: 0, maxSurge: 1}}",
 	).Replace(web(name, 2)) + fmt.Sprintf(`
 ---
@@ -57,9 +59,11 @@ func TestNewPodsAndADrainedNodeFailNoRequest(t *testing.T) {
 			for range rounds(t) {
 				kubectl(t, "rollout", "restart", "deployment/"+name)
 				kubectl(t, "rollout", "status", "deployment/"+name, "--timeout=120s")
+				formerPodsEnded(t, name, 2)
 				kubectl(t, "drain", "node2", "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=120s")
 				kubectl(t, "uncordon", "node2")
 				kubectl(t, "rollout", "status", "deployment/"+name, "--timeout=120s")
+				formerPodsEnded(t, name, 2)
 			}
 			time.Sleep(time.Second)
 			for _, tr := range []*traffic{four, six} {
@@ -69,4 +73,15 @@ func TestNewPodsAndADrainedNodeFailNoRequest(t *testing.T) {
 			}
 		})
 	}
+}
+
+// formerPodsEnded waits until there are no more pods than replicas: a rollout counts as complete before.
+func formerPodsEnded(t *testing.T, name string, replicas int) {
+	t.Helper()
+	eventually(t, 60*time.Second, func() error {
+		if pods := strings.Fields(kubectl(t, "get", "pods", "-l", "app="+name, "-o", "name")); len(pods) != replicas {
+			return fmt.Errorf("there are %d pods: %v", len(pods), pods)
+		}
+		return nil
+	})
 }

@@ -165,3 +165,29 @@ func minAddr(a, b netip.Addr) netip.Addr {
 func maxAddr(a, b netip.Addr) netip.Addr {
 	return slices.MaxFunc([]netip.Addr{a, b}, func(x, y netip.Addr) int { return cmp.Compare(x.Compare(y), 0) })
 }
+
+func (p Pool) has(family Family) bool {
+	return slices.ContainsFunc(p.Ranges, func(r Range) bool { return FamilyOf(r.First) == family })
+}
+
+// after returns the pool's address of the family that follows, the first again after the last.
+func (p Pool) after(at netip.Addr, family Family) (netip.Addr, bool) {
+	var ranges []Range
+	for _, r := range p.Ranges {
+		if FamilyOf(r.First) == family {
+			ranges = append(ranges, r)
+		}
+	}
+	if len(ranges) == 0 {
+		return netip.Addr{}, false
+	}
+	for i, r := range ranges {
+		if at.IsValid() && r.Contains(at) {
+			if at != r.Last {
+				return at.Next(), true
+			}
+			return ranges[(i+1)%len(ranges)].First, true
+		}
+	}
+	return ranges[0].First, true
+}

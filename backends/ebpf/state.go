@@ -181,10 +181,8 @@ func (s *state) planPool(p model.Pool, from sourceFor) (*plan, error) {
 	var left []endpointState
 	for id, e := range old.endpoints {
 		if next.endpoints[id].handle != e.handle {
-			// Its connections go on: it has its roles until they have ended.
 			left = append(left, e)
-			out.set(mapEndpointRecords, e.handle, endpointRecord{})
-			out.set(mapEndpoints, e.handle, endpoint{Address: addressOf(e.address), Source: addressOf(e.source), Generation: e.generation, State: endpointLeft})
+			out.leave(e)
 			continue
 		}
 		count(roles, e.source, roleSource, -1)
@@ -208,6 +206,12 @@ func (s *state) planPool(p model.Pool, from sourceFor) (*plan, error) {
 		}
 	}
 	return out, nil
+}
+
+// leave plans that an endpoint gets nothing new. Its connections go on, and it has its roles until they have ended.
+func (p *plan) leave(e endpointState) {
+	p.set(mapEndpointRecords, e.handle, endpointRecord{})
+	p.set(mapEndpoints, e.handle, endpoint{Address: addressOf(e.address), Source: addressOf(e.source), Generation: e.generation, State: endpointLeft})
 }
 
 // newEndpoint gives an endpoint its number.
@@ -409,22 +413,17 @@ func (s *state) planPoolGone(id model.PoolID) *plan {
 		return nil
 	}
 	out := &plan{}
-	roles := map[netip.Addr]map[uint32]int{}
+	// Its frontends may have another pool now, and their connections go on.
 	for _, e := range old.endpoints {
-		count(roles, e.source, roleSource, -1)
-		count(roles, e.address, roleEndpoint, -1)
-		out.set(mapEndpoints, e.handle, endpoint{})
-		out.remove(mapEndpointRecords, e.handle)
+		out.leave(e)
 	}
 	out.remove(mapPools, old.number)
 	out.remove(mapPoolRecords, old.number)
-	s.planRoles(out, roles)
 	out.commit = func() {
 		delete(s.pools, id)
-		s.commitRoles(roles)
 		s.freePools.give(old.number)
 		for _, e := range old.endpoints {
-			s.freeEndpoints.give(e.handle)
+			s.left[e.handle] = e
 		}
 	}
 	return out

@@ -3,6 +3,8 @@ package ebpf
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -17,19 +19,26 @@ const (
 
 // sweep forgets flows that have ended, and frees what only they needed.
 func (b *Backend) sweep() error {
+	b.mu.Lock()
+	left := slices.Collect(maps.Keys(b.state.left))
+	b.mu.Unlock()
 	stamp, idle, err := b.kernel.sweep()
 	if err != nil {
 		return err
 	}
 	b.mu.Lock()
-	err = b.freeFlowless(stamp)
+	err = b.freeFlowless(left, stamp)
 	b.mu.Unlock()
 	return errors.Join(err, end(idle))
 }
 
-// freeFlowless gives back the endpoints that have left and of which the sweep has met no flow.
-func (b *Backend) freeFlowless(stamp uint32) error {
-	for handle := range b.state.left {
+// freeFlowless gives back the endpoints of which the sweep has met no flow. They had left before it began: what leaves meanwhile may have
+// flows that it has not met, or that were written over.
+func (b *Backend) freeFlowless(left []uint32, stamp uint32) error {
+	for _, handle := range left {
+		if _, there := b.state.left[handle]; !there {
+			continue
+		}
 		var e endpoint
 		if err := b.kernel.objects.Endpoints.Lookup(handle, &e); err != nil {
 			return fmt.Errorf("map %s: %w", mapEndpoints, err)

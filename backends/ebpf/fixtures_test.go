@@ -151,6 +151,26 @@ var flowFixtures = []fixture{
 		x.age(3 * time.Second)
 		x.mustReachNode(x.ask(portPlain))
 	}},
+	{name: "the port of a connection that the node has reset rests until connection tracking there has forgotten it", only: tcp, run: func(x *exchange) {
+		x.client = netip.AddrPortFrom(x.client.Addr(), 20000+lastClientPort)
+		s := x.begin(portPlain)
+		x.mustReachClient(x.reply(s, rst|ack), portPlain)
+		other := x.client.Addr()
+		nextOfTheNode := func() netip.AddrPort {
+			for {
+				other = other.Next()
+				client := x.exchange(x.v4, x.protocol)
+				client.client = netip.AddrPortFrom(other, x.client.Port())
+				if then := client.mustReachNode(client.ask(portPlain)); then.to == s.to {
+					return then.from
+				}
+			}
+		}
+		x.age(9 * time.Second)
+		require.NotEqual(x, s.from, nextOfTheNode())
+		x.age(5 * time.Second)
+		require.Equal(x, s.from, nextOfTheNode())
+	}},
 	{name: "a reset that a client sends does not end what goes on", only: tcp, run: func(x *exchange) {
 		s := x.begin(portPlain)
 		x.mustReachNode(x.goOn(portPlain, rst))

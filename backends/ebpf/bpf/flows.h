@@ -134,7 +134,7 @@ static __always_inline void note_end(struct scratch *s, struct flow *f, int youn
 	__u8 own = STATE_CLOSED, others = STATE_ANSWERED_CLOSED, before, twins = 0, after;
 
 	if (s->packet.tcp_flags & RST)
-		own = others = reply ? STATE_OVER : STATE_RESET;
+		own = others = reply ? STATE_OVER | STATE_ANSWERED_RESET : STATE_RESET;
 	before = set_state(f, own);
 	after = before | own;
 	if (twin)
@@ -246,6 +246,9 @@ enum {
 	// In units of now(): what is still on its way may come so much later.
 	LATE = 2,
 	LATE_ANSWER = 4,
+	// For so long connection tracking of nodes leads the ports of a connection to the endpoint that has reset it, whatever has become of
+	// that (nf_conntrack_tcp_timeout_close, 10 s).
+	REMEMBERED = 11,
 };
 
 static __always_inline int is_same(const struct tuple *a, const struct tuple *b)
@@ -271,8 +274,8 @@ static __always_inline int may_replace(struct scratch *s, const struct tuple *ke
 	since = now(s) - f->seen;
 	if (since < quiet)
 		quiet = since;
-	if ((f->state & STATE_OVER) == STATE_OVER)
-		return quiet >= LATE;
+	if (is_over(f))
+		return quiet >= (f->state & STATE_ANSWERED_RESET && !desperate ? REMEMBERED : LATE);
 	return desperate && quiet >= LATE_ANSWER && (key->protocol == IPPROTO_UDP || !(f->state & STATE_REPLIED) || f->state & (STATE_OVER | STATE_RESET));
 }
 

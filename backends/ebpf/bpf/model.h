@@ -80,6 +80,7 @@ enum flow_state {
 	STATE_CLOSED = 4,  // this direction has been closed
 	STATE_ANSWERED_CLOSED = 8, // the other direction has been closed
 	STATE_RESET = 16,          // the client has sent a reset
+	STATE_ANSWERED_RESET = 32, // the endpoint has
 	STATE_OVER = STATE_CLOSED | STATE_ANSWERED_CLOSED,
 };
 

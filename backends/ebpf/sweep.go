@@ -36,9 +36,6 @@ func (b *Backend) sweep() error {
 // flows that it has not met, or that were written over.
 func (b *Backend) freeFlowless(left []uint32, stamp uint32) error {
 	for _, handle := range left {
-		if _, there := b.state.left[handle]; !there {
-			continue
-		}
 		var e endpoint
 		if err := b.kernel.objects.Endpoints.Lookup(handle, &e); err != nil {
 			return fmt.Errorf("map %s: %w", mapEndpoints, err)

@@ -15,6 +15,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"kubelb.k8c.io/conformance/netlab"
 )
 
 // Answer is what a server saw.
@@ -57,7 +59,7 @@ func dial(network string, to netip.AddrPort, from From, wait time.Duration) (net
 	dialer := net.Dialer{Timeout: wait}
 	if from != (From{}) {
 		// A port that has just been used waits for stray segments; a case that reuses one knows that there are none.
-		dialer.Control = func(_, _ string, raw syscall.RawConn) error { return reuse(raw) }
+		dialer.Control = netlab.ReuseAddress
 		local := netip.AddrPortFrom(from.Address, from.Port)
 		if network == "udp" {
 			dialer.LocalAddr = net.UDPAddrFromAddrPort(local)
@@ -66,14 +68,6 @@ func dial(network string, to netip.AddrPort, from From, wait time.Duration) (net
 		}
 	}
 	return dialer.DialContext(context.Background(), network, to.String())
-}
-
-func reuse(raw syscall.RawConn) error {
-	var inner error
-	err := raw.Control(func(fd uintptr) {
-		inner = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_REUSEADDR, 1)
-	})
-	return errors.Join(err, inner)
 }
 
 // Ask makes a new flow and returns who answered.

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -309,13 +310,25 @@ func (ns *Namespace) SetLink(name string, up bool) error {
 
 // DialContext connects from inside the namespace.
 func (ns *Namespace) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
-	var c net.Conn
-	err := ns.Do(func() error {
-		var err error
-		c, err = (&net.Dialer{}).DialContext(ctx, network, address)
+	return ns.Dial(ctx, net.Dialer{}, network, address)
+}
+
+// Dial connects from inside the namespace as the dialer says.
+func (ns *Namespace) Dial(ctx context.Context, dialer net.Dialer, network, address string) (c net.Conn, err error) {
+	err = ns.Do(func() (err error) {
+		c, err = dialer.DialContext(ctx, network, address)
 		return err
 	})
 	return c, err
+}
+
+// ReuseAddress is a net.Dialer's Control that lets a port be used again that others have been connected from.
+func ReuseAddress(_, _ string, socket syscall.RawConn) error {
+	var failed error
+	err := socket.Control(func(fd uintptr) {
+		failed = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+	})
+	return errors.Join(err, failed)
 }
 
 // Route adds a route to a network by a gateway's address.

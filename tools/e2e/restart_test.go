@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -16,6 +15,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"kubelb.k8c.io/conformance/netlab"
 )
 
 // traffic is a client that keeps one long connection busy and opens new ones all the time.
@@ -57,26 +58,11 @@ func startTraffic(t *testing.T, ip string) *traffic {
 // dialLong connects from ports of its own, each once. When a pod ends it resets long connections, whose ports are free at once: another
 // client would take one soon, as hundreds are opened each second, while connection tracking of the nodes leads it to that pod for ten
 // seconds more (nf_conntrack_tcp_timeout_close).
-func (tr *traffic) dialLong(ctx context.Context, network, address string) (c net.Conn, err error) {
+func (tr *traffic) dialLong(ctx context.Context, network, address string) (net.Conn, error) {
 	const belowPortsOfTheKernel = 20000
-	from := net.Dialer{
-		LocalAddr: &net.TCPAddr{Port: belowPortsOfTheKernel + int(tr.dials.Add(1))},
-		Control:   reuseAddress,
-	}
-	err = lab.Client.Do(func() (err error) {
-		c, err = from.DialContext(ctx, network, address)
-		return err
-	})
-	return c, err
-}
-
-// reuseAddress lets a port be used beside connections that other tests had from it, to other addresses.
-func reuseAddress(_, _ string, socket syscall.RawConn) error {
-	var failed error
-	err := socket.Control(func(fd uintptr) {
-		failed = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_REUSEADDR, 1)
-	})
-	return errors.Join(err, failed)
+	// Other tests may have had connections from the same port, to other addresses.
+	from := net.Dialer{LocalAddr: &net.TCPAddr{Port: belowPortsOfTheKernel + int(tr.dials.Add(1))}, Control: netlab.ReuseAddress}
+	return lab.Client.Dial(ctx, from, network, address)
 }
 
 func ask(client *http.Client, url string) error {

@@ -15,8 +15,6 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
-
-	"kubelb.k8c.io/conformance/netlab"
 )
 
 // Answer is what a server saw.
@@ -59,7 +57,7 @@ func dial(network string, to netip.AddrPort, from From, wait time.Duration) (net
 	dialer := net.Dialer{Timeout: wait}
 	if from != (From{}) {
 		// A port that has just been used waits for stray segments; a case that reuses one knows that there are none.
-		dialer.Control = netlab.ReuseAddress
+		dialer.Control = reuseAddress
 		local := netip.AddrPortFrom(from.Address, from.Port)
 		if network == "udp" {
 			dialer.LocalAddr = net.UDPAddrFromAddrPort(local)
@@ -68,6 +66,14 @@ func dial(network string, to netip.AddrPort, from From, wait time.Duration) (net
 		}
 	}
 	return dialer.DialContext(context.Background(), network, to.String())
+}
+
+func reuseAddress(_, _ string, socket syscall.RawConn) error {
+	var failed error
+	err := socket.Control(func(fd uintptr) {
+		failed = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+	})
+	return errors.Join(err, failed)
 }
 
 // Ask makes a new flow and returns who answered.

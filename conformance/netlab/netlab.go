@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -320,15 +319,6 @@ func (ns *Namespace) Dial(ctx context.Context, dialer net.Dialer, network, addre
 		return err
 	})
 	return c, err
-}
-
-// ReuseAddress is a net.Dialer's Control that lets a port be used again that others have been connected from.
-func ReuseAddress(_, _ string, socket syscall.RawConn) error {
-	var failed error
-	err := socket.Control(func(fd uintptr) {
-		failed = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
-	})
-	return errors.Join(err, failed)
 }
 
 // Route adds a route to a network by a gateway's address.

@@ -15,8 +15,6 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
-
-	"kubelb.k8c.io/conformance/netlab"
 )
 
 // traffic is a client that keeps one long connection busy and opens new ones all the time.
@@ -55,13 +53,16 @@ func startTraffic(t *testing.T, ip string) *traffic {
 	return tr
 }
 
+// portsOfLongConnections counts those that have been used: no port is used twice, by any test, also not for another address.
+var portsOfLongConnections atomic.Int64
+
 // dialLong connects from ports of its own, each once. When a pod ends it resets long connections, whose ports are free at once: another
 // client would take one soon, as hundreds are opened each second, while connection tracking of the nodes leads it to that pod for ten
-// seconds more (nf_conntrack_tcp_timeout_close).
+// seconds more (nf_conntrack_tcp_timeout_close). A connection that the client ends keeps its port for a minute (TIME_WAIT).
 func (tr *traffic) dialLong(ctx context.Context, network, address string) (net.Conn, error) {
 	const belowPortsOfTheKernel = 20000
-	// Other tests may have had connections from the same port, to other addresses.
-	from := net.Dialer{LocalAddr: &net.TCPAddr{Port: belowPortsOfTheKernel + int(tr.dials.Add(1))}, Control: netlab.ReuseAddress}
+	tr.dials.Add(1)
+	from := net.Dialer{LocalAddr: &net.TCPAddr{Port: belowPortsOfTheKernel + int(portsOfLongConnections.Add(1))}}
 	return lab.Client.Dial(ctx, from, network, address)
 }
 

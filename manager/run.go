@@ -98,7 +98,7 @@ func (o *options) register(flags *flag.FlagSet) {
 	flags.BoolVar(&o.stay, "bgp-stay-on-exit", false, "when this gateway ends, leave its routes with routers that know graceful restart, for one that follows at once; otherwise they are withdrawn")
 	flags.DurationVar(&o.lease, "gateway-lease", membership.DefaultDuration, "how long, in whole seconds, this gateway's addresses stay without an answer at least when it dies; the Lease is renewed five times as often")
 	flags.StringVar(&o.whenAlone, "when-alone", aloneKeep, "what becomes of the addresses of a gateway that reaches neither the API nor another gateway on its interfaces: keep or withdraw")
-	flags.DurationVar(&o.handover, "handover", 10*time.Minute, "for how long connections of an address that this gateway has taken over go on by the gateway that had it before, where packets are rewritten (nat) and that gateway works; 0 turns it off")
+	flags.DurationVar(&o.handover, "handover", 10*time.Minute, "for how long a gateway that is gone, or has lost an address, is asked about connections that others do not know, where packets are rewritten (nat) and its dataplane works; 0: gateways ask one another about none")
 	flags.StringVar(&o.interfaces, "announce-interfaces", "", "interfaces, separated by commas, on which ARP and NDP are answered (required for layer2), and gateways hear one another")
 	flags.StringVar(&o.apiServer, "api-server", "", "URL at which tenants reach the management cluster's API; empty takes it from the kubeconfig")
 	flags.StringVar(&o.apiServerCA, "api-server-ca", "", "file with the CA of that URL; empty takes it from the kubeconfig")

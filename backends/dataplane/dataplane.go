@@ -42,7 +42,7 @@ const (
 	// Refusal: what is not served, or refused by an endpoint, is answered at once, with a reset before any connection or
 	// with an ICMP error. Without it a connection may be accepted and then reset, and datagrams vanish.
 	Refusal Feature = "connection-refusal"
-	// Handover: packets of TCP connections that are not known here go to the gateway that has served the address before.
+	// Handover: packets of TCP connections that are not known here go to other gateways, which may know them.
 	Handover Feature = "handover"
 )
 
@@ -62,7 +62,7 @@ func (d Description) Lacks(f model.Frontend) (Feature, bool) {
 		{f.Restricted, SourceRanges}, {f.AffinityTimeout > 0, Affinity}, {f.Forwarding == model.Transparent, Transparent},
 		{f.Forwarding == model.Direct, Direct}, {f.ProxyProtocol, ProxyProtocol},
 		{f.MaxConnections > 0, Limits}, {f.MaxNewPerSecond > 0, RateLimits}, {f.IdleTimeout > 0, IdleTimeout},
-		{f.Former.IsValid(), Handover},
+		{f.Handover != model.Handover{}, Handover},
 	} {
 		if need.needed && !slices.Contains(d.Features, need.feature) {
 			return need.feature, true

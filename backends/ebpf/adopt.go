@@ -194,14 +194,14 @@ func (k *kernel) adoptExtras(s *state, orphans *plan) error {
 			orphans.remove(mapLimits, number)
 		}
 	}
-	var former address
-	formers := k.maps[mapFormers].Iterate()
-	for formers.Next(&number, &former) {
+	var to handover
+	handovers := k.maps[mapHandovers].Iterate()
+	for handovers.Next(&number, &to) {
 		if of, known := byNumber[number]; known {
-			s.frontends[of].former = former.addr(familyOf(of.VIP))
+			s.frontends[of].handover = model.Handover{Next: to.Next.addr(familyOf(of.VIP)), Asks: to.Asks}
 		} else {
-			orphans.remove(mapFormers, number)
+			orphans.remove(mapHandovers, number)
 		}
 	}
-	return errors.Join(ranges.Err(), limits.Err(), formers.Err())
+	return errors.Join(ranges.Err(), limits.Err(), handovers.Err())
 }

@@ -141,7 +141,7 @@ type stage struct {
 }
 
 // stagesOfFrontends are those of frontends in their order: what a packet is led to is there before the packet is.
-var stagesOfFrontends = []stage{{mapNumbers, false}, {mapServiceCounters, false}, {mapSourceRanges, false}, {mapFormers, false}, {mapLimits, false}, {mapServices, false}, {mapSourceRanges, true}, {mapFormers, true}, {mapLimits, true}, {mapFrontends, false}, {mapServiceRecords, false}}
+var stagesOfFrontends = []stage{{mapNumbers, false}, {mapServiceCounters, false}, {mapSourceRanges, false}, {mapHandovers, false}, {mapLimits, false}, {mapServices, false}, {mapSourceRanges, true}, {mapHandovers, true}, {mapLimits, true}, {mapFrontends, false}, {mapServiceRecords, false}}
 
 // applyAll does what many frontends' plans say, map by map.
 func (k *kernel) applyAll(plans []*plan) error {

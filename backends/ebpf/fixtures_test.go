@@ -83,7 +83,7 @@ var flowFixtures = []fixture{
 		pools, frontends := fixtures()
 		for i := range frontends {
 			if frontends[i].Protocol == model.TCP && frontends[i].Forwarding == model.NAT {
-				frontends[i].Former = theNode[frontends[i].VIP.Is4()]
+				frontends[i].Handover = model.Handover{Next: theNode[frontends[i].VIP.Is4()], Asks: 3}
 			}
 		}
 		x.apply(pools, frontends...)
@@ -92,13 +92,22 @@ var flowFixtures = []fixture{
 			x.client = netip.AddrPortFrom(x.client.Addr(), x.client.Port()+1000)
 			f := x.goOn(portPlain, flags)
 			o := x.fromClient(f)
-			s := x.mustSend(f, o)
+			s := x.mustSendWith(254, f, o)
 			require.Equal(x, x.client, s.from)
 			require.Equal(x, x.vip(portPlain), s.to)
 			require.False(x, o.byXDP)
 		}
+		unknown := x.goOn(portPlain, ack)
+		for comes, goes := range map[uint8]uint8{255: 254, 254: 253, 253: 252, 239: 254, 2: 254} {
+			unknown.ttl = comes
+			x.mustSendWith(goes, unknown, x.fromClient(unknown))
+		}
+		for _, comes := range []uint8{252, 251, 240} {
+			unknown.ttl = comes
+			x.mustRefuse(unknown)
+		}
 		for i := range frontends {
-			frontends[i].Former = netip.Addr{}
+			frontends[i].Handover = model.Handover{}
 		}
 		x.apply(pools, frontends...)
 		x.mustRefuse(x.goOn(portPlain, ack))

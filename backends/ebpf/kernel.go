@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -34,8 +35,12 @@ type kernel struct {
 	stamp    uint32 // of the last sweep
 }
 
-// layoutVersion changes with what the pinned maps mean. What is of oldestLayout or later this version goes on with: 3 has limits as well.
-const layoutVersion, oldestLayout = 3, 2
+// layoutVersion changes with what the pinned maps mean. What is of oldestLayout or later this version goes on with: 3 has limits as well, 4
+// handovers in place of formers.
+const layoutVersion, oldestLayout = 4, 2
+
+// mapBeforeLayout4 is a map that there is no more.
+const mapBeforeLayout4 = "formers"
 
 // load loads the programs, with the maps that an earlier process left.
 func load(o options, stateDir string) (*kernel, error) {
@@ -54,8 +59,11 @@ func load(o options, stateDir string) (*kernel, error) {
 	if err := k.loadPrograms(o, pins); err != nil {
 		return nil, errors.Join(fmt.Errorf("load programs (needs CAP_BPF and CAP_NET_ADMIN): %w", err), k.close(false))
 	}
+	if err := os.Remove(filepath.Join(k.dir, mapBeforeLayout4)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, errors.Join(err, k.close(false))
+	}
 	k.maps[mapAddresses], k.maps[mapFrontends], k.maps[mapServices], k.maps[mapEndpoints] = k.objects.Addresses, k.objects.Frontends, k.objects.Services, k.objects.Endpoints
-	k.maps[mapFormers] = k.objects.Formers
+	k.maps[mapHandovers] = k.objects.Handovers
 	k.maps[mapLimits] = k.objects.Limits
 	k.maps[mapSourceRanges], k.maps[mapServiceCounters], k.maps[mapEndpointCounters] = k.objects.SourceRanges, k.objects.ServiceCounters, k.objects.EndpointCounters
 	return k, nil

@@ -60,11 +60,15 @@ func (x *exchange) fromNode(f frame) outcome   { return x.receive(x.back, f.byte
 
 // mustSend requires that the frame is sent on as a router would: one hop further, whole, and right.
 func (x *exchange) mustSend(f frame, o outcome) seen {
+	return x.mustSendWith(dissect(f.bytes()).ttl-1, f, o)
+}
+
+func (x *exchange) mustSendWith(ttl uint8, f frame, o outcome) seen {
 	require.Equal(x, sent, o.verdict)
 	s := dissect(o.frame)
 	require.Empty(x, s.wrong, "%x became %x", f.bytes(), o.frame)
 	before := dissect(f.bytes())
-	require.Equal(x, before.ttl-1, s.ttl, "hops")
+	require.Equal(x, ttl, s.ttl, "hops")
 	require.Equal(x, before.payload, s.payload)
 	require.Equal(x, before.flags, s.flags)
 	return s

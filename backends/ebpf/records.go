@@ -85,6 +85,11 @@ type (
 		Flows                     int32
 		Second, Begun, Stamp, Met uint32
 	}
+	handover struct {
+		Next address
+		Asks uint8
+		_    [3]uint8
+	}
 	counter struct {
 		Connections, Packets, Bytes uint64
 	}

@@ -67,10 +67,10 @@ func (f *freeNumbers) take(last *uint32) (number uint32, again bool) {
 }
 
 type frontendState struct {
-	number uint32
-	digest model.Digest
-	ranges []netip.Prefix
-	former netip.Addr
+	number   uint32
+	digest   model.Digest
+	ranges   []netip.Prefix
+	handover model.Handover
 	// limit is what may be, without what the programs count.
 	limit limit
 	service
@@ -111,7 +111,7 @@ const (
 	mapPools     = "pools"
 
 	mapSourceRanges = "source_ranges"
-	mapFormers      = "formers"
+	mapHandovers    = "handovers"
 	mapLimits       = "limits"
 
 	mapServiceCounters  = "service_counters"
@@ -290,7 +290,7 @@ func (s *state) planFrontend(f model.Frontend) (*plan, error) {
 	}
 	old := s.frontends[f.FrontendKey]
 	next := &frontendState{digest: f.Digest(), service: service{Pool: pool.number, TargetPort: portOf(f.TargetPort), Forwarding: uint8(f.Forwarding),
-		Affinity: uint32(f.AffinityTimeout / time.Second), Idle: uint32((f.IdleTimeout + time.Second - 1) / time.Second)}, ranges: slices.Clone(f.SourceRanges), former: f.Former}
+		Affinity: uint32(f.AffinityTimeout / time.Second), Idle: uint32((f.IdleTimeout + time.Second - 1) / time.Second)}, ranges: slices.Clone(f.SourceRanges), handover: f.Handover}
 	if f.Restricted {
 		next.Checks |= checkSource
 	}
@@ -324,10 +324,10 @@ func (s *state) planFrontend(f model.Frontend) (*plan, error) {
 		}
 	}
 	switch {
-	case f.Former.IsValid() && (old == nil || old.former != f.Former):
-		out.set(mapFormers, next.number, addressOf(f.Former))
-	case !f.Former.IsValid() && old != nil && old.former.IsValid():
-		out.remove(mapFormers, next.number)
+	case next.handover != (model.Handover{}) && (old == nil || old.handover != next.handover):
+		out.set(mapHandovers, next.number, handover{Next: addressOf(f.Handover.Next), Asks: f.Handover.Asks})
+	case next.handover == (model.Handover{}) && old != nil && old.handover != (model.Handover{}):
+		out.remove(mapHandovers, next.number)
 	}
 	var was limit
 	if old != nil {
@@ -392,8 +392,8 @@ func (s *state) planFrontendGone(key model.FrontendKey) *plan {
 	for _, p := range old.ranges {
 		out.remove(mapSourceRanges, rangeKeyOf(old.number, p))
 	}
-	if old.former.IsValid() {
-		out.remove(mapFormers, old.number)
+	if old.handover != (model.Handover{}) {
+		out.remove(mapHandovers, old.number)
 	}
 	if old.limit != (limit{}) {
 		out.remove(mapLimits, old.number)

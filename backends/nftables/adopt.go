@@ -10,6 +10,8 @@ import (
 	"time"
 
 	nft "github.com/google/nftables"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
 
 	"kubelb.k8c.io/backends/nftables/elements"
 	"kubelb.k8c.io/core/model"
@@ -125,7 +127,8 @@ func (t *table) adopt(c *nft.Conn) error {
 		{setRestricted, s.withFrontend(func(f *frontendState, _ nft.SetElement) { f.restricted = true })},
 		{setTransparent, s.withFrontend(func(f *frontendState, _ nft.SetElement) { f.forwarding = model.Transparent })},
 		{mapDirect, s.withFrontend(func(f *frontendState, _ nft.SetElement) { f.forwarding = model.Direct })},
-		{mapFormer, s.withFrontend(func(f *frontendState, e nft.SetElement) { f.former, _ = netip.AddrFromSlice(e.Val) })},
+		{mapNext, s.withFrontend(func(f *frontendState, e nft.SetElement) { f.handover.Next, _ = netip.AddrFromSlice(e.Val) })},
+		{mapAsks, s.withFrontendOr(adoptAsks)},
 		{leaveMap(s.family), s.adoptNumbers()},
 		{setAllowed, s.adoptAllowed},
 	}
@@ -224,6 +227,32 @@ func (s *state) withFrontendOr(set func(*frontendState, nft.SetElement) error) f
 		}
 		return set(f, e)
 	}
+}
+
+// numberOfChain reads the number off the chain <name>-<number> that an element leads to.
+func numberOfChain(e nft.SetElement, name string) (uint32, error) {
+	verdict, err := netlink.UnmarshalAttributes(e.Val)
+	if err != nil {
+		return 0, err
+	}
+	for _, a := range verdict {
+		if a.Type != unix.NFTA_VERDICT_CHAIN {
+			continue
+		}
+		text, found := strings.CutPrefix(strings.TrimRight(string(a.Data), "\x00"), name+"-")
+		number, err := strconv.ParseUint(text, 10, 32)
+		if !found || err != nil {
+			return 0, fmt.Errorf("chain %q is no %s-<number>", a.Data, name)
+		}
+		return uint32(number), nil
+	}
+	return 0, errors.New("a verdict leads to no chain")
+}
+
+func adoptAsks(f *frontendState, e nft.SetElement) error {
+	asks, err := numberOfChain(e, "ask")
+	f.handover.Asks = uint8(asks)
+	return err
 }
 
 // adoptNumbers finds the frontend by the comment.

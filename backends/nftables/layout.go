@@ -10,6 +10,7 @@ import (
 	"github.com/google/nftables/expr"
 
 	"kubelb.k8c.io/core/maglev"
+	"kubelb.k8c.io/core/model"
 )
 
 // The maps. A frontend is two elements (four with affinity), a pool its rows, whatever the number of frontends on it.
@@ -18,7 +19,8 @@ const (
 	setRestricted  = "restricted"  // frontend: source ranges count
 	setAllowed     = "allowed"     // frontend . source network
 	setTransparent = "transparent" // frontend: the source is kept
-	mapFormer      = "former"      // frontend -> the gateway that knows its connections
+	mapNext        = "next"        // frontend -> the gateway that may know its connections
+	mapAsks        = "asks"        // frontend -> goto ask-<number of gateways that are asked altogether>
 	mapDirect      = "direct"      // frontend -> its number: nothing but the Ethernet address changes
 	setEmpty       = "empty_pools" // pool: nobody to forward to
 	mapPools       = "pools"       // frontend -> pool; comment: digest
@@ -107,7 +109,8 @@ func (l layout) sets() []keySet {
 		{name: setRestricted, text: "type " + frontend, set: nft.Set{KeyType: l.frontendType()}},
 		{name: setAllowed, text: "type " + frontend + " . " + address + "; flags interval", set: nft.Set{KeyType: allowed, Interval: true, Concatenation: true}},
 		{name: setTransparent, text: "type " + frontend, set: nft.Set{KeyType: l.frontendType()}},
-		{name: mapFormer, text: "type " + frontend + " : " + address, set: m(l.frontendType(), l.address)},
+		{name: mapNext, text: "type " + frontend + " : " + address, set: m(l.frontendType(), l.address)},
+		{name: mapAsks, text: "type " + frontend + " : verdict", set: m(l.frontendType(), nft.TypeVerdict)},
 		{name: mapDirect, text: "type " + frontend + " : mark", set: m(l.frontendType(), nft.TypeMark)},
 		{name: setEmpty, text: "type mark", set: nft.Set{KeyType: nft.TypeMark}},
 		{name: mapPools, text: "type " + frontend + " : mark", set: m(l.frontendType(), nft.TypeMark)},
@@ -142,6 +145,11 @@ func (l layout) chains() []chain {
 			{isProtocol("tcp", 6), count(counterRefused), rejectReset()},
 			{count(counterRefused), l.rejectUnreachable()},
 		}},
+	}
+	for asks := 1; asks <= model.MaxAsks; asks++ {
+		chains = append(chains, l.askChain(asks))
+	}
+	chains = append(chains, []chain{
 		{name: "check_source", rules: [][]statement{
 			{l.sourceIn(setAllowed), backToCaller()},
 			{count(counterNotAllowed), drop()},
@@ -157,7 +165,7 @@ func (l layout) chains() []chain {
 			{ctStateHas("established,related", expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), accept()},
 			// A flow that nobody has answered yet is still new to conntrack, but its endpoint is chosen.
 			{ctStatusDNAT(), accept()},
-			{isNoOpening(), l.handOver(mapFormer), drop()},
+			{isNoOpening(), l.frontendVerdict(mapAsks)},
 			// Such as the reset of a connection that nobody knows: routed as it is it would only come back.
 			{ctStateHas("invalid", expr.CtStateBitINVALID), drop()},
 			{isTCPOrUDP(l.protocols()), l.markFromFrontend(mapPools), goTo("admit_frontend")},
@@ -175,7 +183,7 @@ func (l layout) chains() []chain {
 			{markVerdict(mapFlows)},
 			{goTo("forward")},
 		}},
-	}
+	}...)
 	for _, size := range maglev.Sizes() {
 		chains = append(chains,
 			chain{name: flowChain(size), rules: [][]statement{{l.rowFromFlow(size)}, {handleFromRow(mapRows)}}},
@@ -190,6 +198,26 @@ func (l layout) chains() []chain {
 	chains = append(chains, masquerades)
 	return append(chains, l.baseChains()...)
 }
+
+// untouchedTTL is that of a packet about which nobody has been asked yet, when it is sent on; leastTTL that of one about which all have that
+// may be.
+const (
+	untouchedTTL = 255
+	leastTTL     = untouchedTTL - model.MaxAsks
+)
+
+// askChain sends a packet of a connection that is not known here to the next gateway that may know it, unless so many have been asked,
+// which its TTL says: see model.Handover. The kernel takes one from it when it sends the copy.
+func (l layout) askChain(asks int) chain {
+	return chain{name: askChain(uint8(asks)), rules: [][]statement{
+		{l.ttlFrom(leastTTL, untouchedTTL-asks), goTo("refuse")},
+		{l.ttlBelow(leastTTL), l.setTTL(untouchedTTL)},
+		{l.sendCopyTo(mapNext), drop()},
+		{drop()},
+	}}
+}
+
+func askChain(asks uint8) string { return fmt.Sprintf("ask-%d", asks) }
 
 func (l layout) baseChains() []chain {
 	prerouting := nft.ChainHookPrerouting

@@ -10,7 +10,6 @@ import (
 
 	nft "github.com/google/nftables"
 	"github.com/google/nftables/expr"
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"kubelb.k8c.io/backends/nftables/elements"
@@ -157,26 +156,15 @@ func limitsOf(f model.Frontend) map[string]uint32 {
 
 // adopt reads the number that a frontend is limited by off the chain that its element leads to.
 func (k limitKind) adopt(f *frontendState, e nft.SetElement) error {
-	verdict, err := netlink.UnmarshalAttributes(e.Val)
+	number, err := numberOfChain(e, k.name)
 	if err != nil {
 		return err
 	}
-	for _, a := range verdict {
-		if a.Type != unix.NFTA_VERDICT_CHAIN {
-			continue
-		}
-		text, found := strings.CutPrefix(strings.TrimRight(string(a.Data), "\x00"), k.name+"-")
-		number, err := strconv.ParseUint(text, 10, 32)
-		if !found || err != nil {
-			return fmt.Errorf("chain %q is of no limit", a.Data)
-		}
-		if f.limits == nil {
-			f.limits = map[string]uint32{}
-		}
-		f.limits[k.name] = uint32(number)
-		return nil
+	if f.limits == nil {
+		f.limits = map[string]uint32{}
 	}
-	return errors.New("an element leads nowhere")
+	f.limits[k.name] = number
+	return nil
 }
 
 // checkLimits refuses a number for which there would be too many chains.

@@ -62,7 +62,7 @@ type frontendState struct {
 	restricted bool
 	allowed    []netip.Prefix
 	forwarding model.Forwarding
-	former     netip.Addr
+	handover   model.Handover
 	limits     map[string]uint32
 	// direct is the number of one that is direct, or was: flows of then still carry it.
 	direct uint32
@@ -286,7 +286,7 @@ func (s *state) planFrontend(f model.Frontend) (*plan, error) {
 		old = &frontendState{}
 	}
 	next := &frontendState{digest: f.Digest(), pool: pool.mark, target: f.TargetPort, timeout: s.timeoutFor(f.AffinityTimeout),
-		restricted: f.Restricted, allowed: slices.Clone(f.SourceRanges), number: old.number, forwarding: f.Forwarding, former: f.Former, limits: limits}
+		restricted: f.Restricted, allowed: slices.Clone(f.SourceRanges), number: old.number, forwarding: f.Forwarding, handover: f.Handover, limits: limits}
 	// A number of its own for each pair of frontend and pool: a client remembered for another pool is not known here.
 	if next.timeout == 0 {
 		next.number = 0
@@ -375,12 +375,14 @@ func planSources(out *plan, key model.FrontendKey, old, next *frontendState) {
 func (s *state) planForwarding(out *plan, k model.FrontendKey, old, next *frontendState) {
 	key := elements.Frontend(k)
 	out.member(setTransparent, key, old.forwarding == model.Transparent, next.forwarding == model.Transparent)
-	if old.former != next.former {
-		if old.former.IsValid() {
-			out.remove(mapFormer, key)
+	if old.handover != next.handover {
+		if old.handover != (model.Handover{}) {
+			out.remove(mapAsks, key)
+			out.remove(mapNext, key)
 		}
-		if next.former.IsValid() {
-			out.add(mapFormer, key, next.former.AsSlice(), "")
+		if h := next.handover; h != (model.Handover{}) {
+			out.add(mapNext, key, h.Next.AsSlice(), "")
+			out.goTo(mapAsks, key, expr.VerdictGoto, askChain(h.Asks))
 		}
 	}
 	switch was, is := old.forwarding == model.Direct, next.forwarding == model.Direct; {

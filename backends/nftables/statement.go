@@ -19,6 +19,8 @@ type family struct {
 	source      uint32 // offset of the source address in the network header
 	destination uint32
 	size        uint32 // bytes of an address
+	ttl         uint32 // offset of the TTL, or of the hop limit
+	ttlName     string
 	echo        string
 	icmp        byte // protocol number
 	echoType    byte
@@ -27,9 +29,9 @@ type family struct {
 }
 
 var families = [2]family{
-	{name: "ip", table: nft.TableFamilyIPv4, v4: true, address: nft.TypeIPAddr, source: 12, destination: 16, size: 4,
+	{name: "ip", table: nft.TableFamilyIPv4, v4: true, address: nft.TypeIPAddr, source: 12, destination: 16, size: 4, ttl: 8, ttlName: "ip ttl",
 		echo: "icmp type echo-request", icmp: unix.IPPROTO_ICMP, echoType: 8, unreachable: "icmp type port-unreachable", rejectCode: 3},
-	{name: "ip6", table: nft.TableFamilyIPv6, address: nft.TypeIP6Addr, source: 8, destination: 24, size: 16,
+	{name: "ip6", table: nft.TableFamilyIPv6, address: nft.TypeIP6Addr, source: 8, destination: 24, size: 16, ttl: 7, ttlName: "ip6 hoplimit",
 		echo: "icmpv6 type echo-request", icmp: unix.IPPROTO_ICMPV6, echoType: 128, unreachable: "icmpv6 type port-unreachable", rejectCode: 4},
 }
 
@@ -129,10 +131,43 @@ func isNoOpening() statement {
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{syn}})}
 }
 
-// handOver sends the packet, as it is but for its TTL, to the gateway that the map says of the frontend; a copy, since nothing else can
-// be told where to send it to. Where the map says nothing the rule ends here.
-func (f family) handOver(set string) statement {
-	return statement{"dup to " + f.name + " daddr . meta l4proto . tcp dport map @" + set, append(f.frontendKey(0), lookupInto(set, 0, 0), &expr.Dup{RegAddr: 1})}
+// sendCopyTo sends a copy of the packet, which is one with ports, to the gateway that the map says of the frontend: nothing else can be
+// told where to send it to. Where the map says nothing the rule ends here.
+func (f family) sendCopyTo(set string) statement {
+	return statement{"dup to " + f.frontendText() + " map @" + set, append(f.frontendKey(0), lookupInto(set, 0, 0), &expr.Dup{RegAddr: 1})}
+}
+
+func (f family) loadTTL() expr.Any {
+	return &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: f.ttl, Len: 1}
+}
+
+// ttlFrom matches a TTL of least to most.
+func (f family) ttlFrom(least, most int) statement {
+	if least == most {
+		return statement{fmt.Sprintf("%s %d", f.ttlName, least), []expr.Any{f.loadTTL(), &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{byte(least)}}}}
+	}
+	return statement{fmt.Sprintf("%s %d-%d", f.ttlName, least, most), []expr.Any{f.loadTTL(),
+		&expr.Cmp{Op: expr.CmpOpGte, Register: 1, Data: []byte{byte(least)}}, &expr.Cmp{Op: expr.CmpOpLte, Register: 1, Data: []byte{byte(most)}}}}
+}
+
+func (f family) ttlBelow(bound int) statement {
+	return statement{fmt.Sprintf("%s < %d", f.ttlName, bound), []expr.Any{f.loadTTL(), &expr.Cmp{Op: expr.CmpOpLt, Register: 1, Data: []byte{byte(bound)}}}}
+}
+
+// setTTL sets the TTL, and the header's checksum where there is one.
+func (f family) setTTL(ttl byte) statement {
+	text := fmt.Sprintf("%s set %d", f.ttlName, ttl)
+	if !f.v4 {
+		return statement{text, []expr.Any{&expr.Immediate{Register: 1, Data: []byte{ttl}},
+			&expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: f.ttl, Len: 1}}}
+	}
+	const checksumAt = 10
+	return statement{text, []expr.Any{ // with the protocol, since the checksum is one of 16-bit words
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: f.ttl, Len: 2},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 2, Mask: []byte{0, 0xff}, Xor: []byte{ttl, 0}},
+		&expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: f.ttl, Len: 2,
+			CsumType: expr.CsumTypeInet, CsumOffset: checksumAt},
+	}}
 }
 
 func ctStateHas(name string, bits uint32) statement {

@@ -2,6 +2,7 @@ package plugin
 
 import (
 	"fmt"
+	"math"
 	"net/netip"
 	"time"
 
@@ -53,7 +54,10 @@ func frontendToWire(f model.Frontend) *pb.Frontend {
 		Pool: string(f.Pool), TargetPort: uint32(f.TargetPort), Forwarding: uint32(f.Forwarding),
 		AffinitySeconds: uint32(f.AffinityTimeout / time.Second), Restricted: f.Restricted,
 		IdleTimeoutMilliseconds: uint64(f.IdleTimeout / time.Millisecond), ProxyProtocol: f.ProxyProtocol,
-		MaxConnections: f.MaxConnections, MaxNewPerSecond: f.MaxNewPerSecond, Former: f.Former.AsSlice(),
+		MaxConnections: f.MaxConnections, MaxNewPerSecond: f.MaxNewPerSecond,
+	}
+	if h := f.Handover; h != (model.Handover{}) {
+		out.Handover = &pb.Handover{Next: h.Next.AsSlice(), Asks: uint32(h.Asks)}
 	}
 	for _, r := range f.SourceRanges {
 		out.SourceRanges = append(out.SourceRanges, &pb.Prefix{Address: r.Addr().AsSlice(), Bits: uint32(r.Bits())})
@@ -73,10 +77,12 @@ func frontendFromWire(f *pb.Frontend) (model.Frontend, error) {
 		IdleTimeout: time.Duration(f.GetIdleTimeoutMilliseconds()) * time.Millisecond, ProxyProtocol: f.GetProxyProtocol(),
 		MaxConnections: f.GetMaxConnections(), MaxNewPerSecond: f.GetMaxNewPerSecond(),
 	}
-	if len(f.GetFormer()) > 0 {
-		if out.Former, err = address(f.GetFormer()); err != nil {
-			return out, fmt.Errorf("%s: former gateway: %w", key, err)
+	if h := f.GetHandover(); h != nil {
+		next, err := address(h.GetNext())
+		if err != nil {
+			return out, fmt.Errorf("%s: handover: %w", key, err)
 		}
+		out.Handover = model.Handover{Next: next, Asks: uint8(min(h.GetAsks(), math.MaxUint8))}
 	}
 	for _, r := range f.GetSourceRanges() {
 		a, err := address(r.GetAddress())

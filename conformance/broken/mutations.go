@@ -2,7 +2,6 @@ package broken
 
 import (
 	"fmt"
-	"net/netip"
 	"os"
 	"os/exec"
 	"slices"
@@ -152,7 +151,11 @@ func inFeatures() []Mutation {
 			return true
 		})},
 		{Name: "forgets-who-served-before", CaughtBy: []string{"handover"}, change: frontends(func(_ *memory, f *model.Frontend) bool {
-			f.Former = netip.Addr{}
+			f.Handover = model.Handover{}
+			return true
+		})},
+		{Name: "asks-one-only", CaughtBy: []string{"handover"}, change: frontends(func(_ *memory, f *model.Frontend) bool {
+			f.Handover.Asks = min(f.Handover.Asks, 1)
 			return true
 		})},
 		{Name: "hands-over-for-ever", CaughtBy: []string{"handover"}, change: frontends(handsOverForEver)},
@@ -361,8 +364,8 @@ func directForEver(m *memory, f *model.Frontend) bool {
 }
 
 func handsOverForEver(m *memory, f *model.Frontend) bool {
-	if former := m.served[f.FrontendKey].Former; former.IsValid() {
-		f.Former = former
+	if before := m.served[f.FrontendKey].Handover; before != (model.Handover{}) {
+		f.Handover = before
 	}
 	m.served[f.FrontendKey] = *f
 	return true

@@ -26,7 +26,7 @@ const Prefix = "klconf"
 
 // Numbers of hosts.
 const (
-	Gateways = 2
+	Gateways = 3
 	Nodes    = 4
 )
 

@@ -211,10 +211,22 @@ type Frontend struct {
 	// MaxConnections and MaxNewPerSecond limit the frontend on each gateway; 0 means no limit.
 	MaxConnections  uint32 `json:"maxConnections,omitempty"`
 	MaxNewPerSecond uint32 `json:"maxNewPerSecond,omitempty"`
-	// Former is the address, on a link of this gateway's, of the gateway that has served the VIP before and still knows its
-	// connections: packets of TCP connections that are not known here go there as they are. The zero Addr means that nobody is
-	// asked. It is for NAT only, since elsewhere such a connection meets the same endpoint from here.
-	Former netip.Addr `json:"former,omitzero"`
+	// Handover is which other gateways may know connections that are not known here; the zero Handover means that nobody is asked. It is
+	// for TCP and NAT only, since elsewhere such a connection meets the same endpoint from here.
+	Handover Handover `json:"handover,omitzero"`
+}
+
+// MaxAsks is the highest Handover.Asks.
+const MaxAsks = 15
+
+// Handover is how packets of TCP connections that a gateway does not know find the one that does: each gateway sends them on to its Next,
+// as they are but for the TTL (IPv6: hop limit), which says how many have been asked: it is 255 less their number. Who gets one with a TTL
+// of 255 or below 240 is the first that does not know it. The last one resets the connection.
+type Handover struct {
+	// Next is the address, on a link of this gateway's, of the gateway to ask.
+	Next netip.Addr `json:"next"`
+	// Asks is how many gateways are asked about a packet altogether, 1 to MaxAsks. Where so many have been asked this gateway resets.
+	Asks uint8 `json:"asks"`
 }
 
 // MarshalJSON writes times in seconds, as the text form and the hub's API do.
@@ -292,8 +304,8 @@ func (f Frontend) Text() string {
 	if f.MaxNewPerSecond > 0 {
 		fmt.Fprintf(&b, " max-new-per-second=%d", f.MaxNewPerSecond)
 	}
-	if f.Former.IsValid() {
-		fmt.Fprintf(&b, " former=%s", f.Former)
+	if f.Handover != (Handover{}) {
+		fmt.Fprintf(&b, " handover=%s,%d", f.Handover.Next, f.Handover.Asks)
 	}
 	fmt.Fprintf(&b, " tenant=%s owner=%s\n", f.Tenant, f.Owner)
 	return b.String()

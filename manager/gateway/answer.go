@@ -11,7 +11,6 @@ import (
 	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/core/election"
 	"kubelb.k8c.io/manager/membership"
-	"kubelb.k8c.io/manager/selection"
 )
 
 // answering is which addresses this gateway answers for, of those that its dataplane holds. By ARP and NDP the gateways elect one for each
@@ -29,11 +28,9 @@ type answering struct {
 	waiting   int
 	candidacy candidacy
 	view      election.View
-	handover  handover
-	// Where every gateway announces every address: selected is by which selection, and chosen since when.
-	selected *selection.Selection
-	digest   string
-	chosen   time.Time
+	// Whom this gateway asks about connections that it does not know: handover where one gateway answers for each address, else ring.
+	handover handover
+	ring     ring
 }
 
 // elect brings what is answered for to what this gateway and its peers know now.
@@ -86,10 +83,10 @@ func (g *Gateway) answerForAll(ctx context.Context) {
 	if a.member != nil {
 		// Gateways that elect need to know that this one has nothing that they might have.
 		a.member.Say(membership.Said{View: election.View{Configuration: digest}, Leaving: g.draining(), Reached: g.reached(g.served)})
-		g.askOthers(digest, now)
+		a.ring.choose(g.selection, now)
 	}
 	gone := g.draining() && now.Sub(g.drainedSince) >= Notice
-	chosen := now.Sub(a.chosen) >= Notice
+	chosen := now.Sub(a.ring.since) >= Notice
 	g.decide(ctx, fmt.Sprint(permitted, gone, digest, chosen), func(address netip.Addr) (string, bool) {
 		serving := g.selection.ServingAddress(address)
 		// Others get a moment to know that this one may be asked.
@@ -102,40 +99,6 @@ func (g *Gateway) answerForAll(ctx context.Context) {
 	if g.routers != nil && g.served && permitted {
 		g.routers.mayBegin()
 	}
-}
-
-// askOthers finds who has to be asked about connections that this gateway does not know, where every gateway answers for every address:
-// one that leaves, and one that the address's pool does not choose any more.
-func (g *Gateway) askOthers(digest string, now time.Time) {
-	a := &g.answering
-	if g.draining() {
-		a.handover.askWhoLeaves(nil, nil, nil, now)
-		a.handover.end(now)
-	} else {
-		a.handover.askWhoLeaves(a.member.Leaving(), a.answers, a.fresh, now)
-	}
-	if a.selected != nil && digest == a.digest {
-		return
-	}
-	if before := a.selected; before != nil && !g.draining() {
-		var names []string
-		peers, _ := a.member.Peers()
-		for _, p := range peers {
-			names = append(names, p.Name)
-		}
-		for address := range a.answers {
-			a.handover.reselect(address, g.options.Name, names, everyoneUnless(before.ServingAddress(address)), everyoneUnless(g.selection.ServingAddress(address)), now)
-		}
-	}
-	a.selected, a.digest, a.chosen = g.selection.Clone(), digest, now
-}
-
-// everyoneUnless serves, unless it is said who does.
-func everyoneUnless(serving func(string) bool) func(string) bool {
-	if serving == nil {
-		return func(string) bool { return true }
-	}
-	return serving
 }
 
 // reached are the own addresses for connections that this gateway knows, as long as it works.

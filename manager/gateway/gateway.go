@@ -51,8 +51,8 @@ type Options struct {
 	Speaker   *bgp.Speaker
 	Secrets   client.Reader
 	Namespace string
-	// Addresses are this gateway's own on the segment, where other gateways send packets of connections that it knows. For Handover
-	// after it has taken an address over it sends such packets to the gateway that had it before.
+	// Addresses are this gateway's own on the segment, where other gateways send packets of connections that it may know. For Handover
+	// after a gateway has gone, or lost an address, it is asked about such connections.
 	Addresses func() []netip.Addr
 	Handover  time.Duration
 	// Heart is heard by other gateways on the segment, with a key that SegmentKey waits for; both belong to Member.
@@ -139,11 +139,11 @@ func New(o Options, c cache.Cache, w client.Client) *Gateway {
 		pools: map[string]ipam.Pool{}, selection: selection.New(), fails: map[string]failure{}, status: make(chan v1alpha1.GatewayStatus, 1), inSync: make(chan struct{}, 1),
 		unhealthy: map[translate.Target]bool{}, held: map[model.FrontendKey]bool{}, vips: map[netip.Addr]int{}, poke: make(chan struct{}, 1), counts: make(chan countRequest, 1),
 		answering: answering{elects: o.Elects, member: o.Member, answers: map[netip.Addr]bool{},
-			handover: handover{limit: o.Handover, holders: map[netip.Addr]string{}, formers: map[netip.Addr]former{}, lost: map[netip.Addr]loss{}, left: map[string]time.Time{}}}}
+			handover: newHandover(o.Handover), ring: newRing(o.Name, o.Handover)}}
 	if o.Member != nil {
 		g.answering.permit = &permit{lease: o.Member, segment: o.Heart, keepWhenAlone: o.KeepWhenAlone, shared: !o.Elects, changed: g.Elect, log: g.log}
 	}
-	g.vitals = newVitals(askHost, g.Elect)
+	g.vitals = newVitals(askHost, o.Addresses, g.Elect)
 	g.noteReadiness()
 	if o.Speaker != nil {
 		g.routers = newRouters(o, c, g.Elect)
@@ -272,7 +272,6 @@ func (g *Gateway) loop(ctx context.Context, synced func() bool, ended <-chan *pl
 	for {
 		select {
 		case <-ctx.Done():
-			g.endHandover(ctx)
 			return nil
 		case e := <-g.events:
 			e(g)
@@ -318,11 +317,13 @@ func (g *Gateway) drain() {
 // pause is how long nothing needs to be done unless something happens.
 func (g *Gateway) pause() time.Duration {
 	pause := countEvery
-	if g.answering.undecided() || g.draining() && time.Since(g.drainedSince) < 2*Notice || time.Since(g.answering.chosen) < 2*Notice {
+	if g.answering.undecided() || g.draining() && time.Since(g.drainedSince) < 2*Notice || time.Since(g.answering.ring.since) < 2*Notice {
 		pause = returnAfter / 20
 	}
-	if ends := g.answering.handover.ends(); !ends.IsZero() {
-		pause = min(pause, max(time.Millisecond, time.Until(ends)))
+	for _, ends := range []time.Time{g.answering.handover.ends(), g.answering.ring.ends()} {
+		if !ends.IsZero() {
+			pause = min(pause, max(time.Millisecond, time.Until(ends)))
+		}
 	}
 	if !g.retryAt.IsZero() {
 		pause = min(pause, max(0, time.Until(g.retryAt)))
@@ -539,6 +540,7 @@ func (g *Gateway) withdraw(d model.Delta) {
 			g.options.Announcer.Withdraw(key.VIP)
 			delete(g.answering.answers, key.VIP)
 			g.answering.handover.forget(key.VIP)
+			g.answering.ring.forget(key.VIP)
 		}
 	}
 }

@@ -51,7 +51,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		addresses: gauge("announced_addresses", "Addresses that the gateway answers for."),
 		failed:    gauge("failed_records", "Records that the dataplane did not take."),
 		handedOver: gauge("handed_over_addresses",
-			"Addresses of which packets of unknown connections are sent to the gateway that answered for them before."),
+			"Addresses of which packets of unknown connections are sent to the gateway that answered for them before, by layer 2. By BGP gateways always ask one another."),
 		hub:         gauges("hub_reachable", "Whether the gateway reaches the hub's API: it renews its Lease. Without a Lease (--announce=none) it is not told."),
 		targets:     gauges("health_check_targets", "What is checked on tenants' nodes, by what was found: healthy, or unhealthy.", "state"),
 		backend:     gauges("backend_info", "The dataplane; always 1.", "backend", "version"),

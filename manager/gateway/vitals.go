@@ -5,14 +5,17 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
 )
 
-// vitals tells whether the hosts of gateways that have failed are there: their dataplanes work on without their managers.
+// vitals tells whether the hosts of gateways that have failed are there: their dataplanes work on without their managers. It also tells
+// when this gateway's own addresses have come or gone, where others reach it.
 type vitals struct {
 	ask     func(netip.Addr) bool
+	own     func() []netip.Addr // nil where nobody is told
 	changed func()
 
 	mu sync.Mutex // guards hosts
@@ -33,8 +36,8 @@ const (
 	answerWithin = 100 * time.Millisecond
 )
 
-func newVitals(ask func(netip.Addr) bool, changed func()) *vitals {
-	return &vitals{ask: ask, changed: changed, hosts: map[netip.Addr]*vital{}}
+func newVitals(ask func(netip.Addr) bool, own func() []netip.Addr, changed func()) *vitals {
+	return &vitals{ask: ask, own: own, changed: changed, hosts: map[netip.Addr]*vital{}}
 }
 
 // alive are those of the addresses at which a host answers. One that nobody has wished to know of is asked at once.
@@ -61,15 +64,21 @@ func (v *vitals) alive(addresses []netip.Addr) (out []netip.Addr) {
 func (v *vitals) run(ctx context.Context) error {
 	ticker := time.NewTicker(askEvery)
 	defer ticker.Stop()
+	var before []netip.Addr
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-ticker.C:
 		}
-		if v.look() {
+		var own []netip.Addr
+		if v.own != nil {
+			own = v.own()
+		}
+		if v.look() || !slices.Equal(own, before) {
 			v.changed()
 		}
+		before = own
 	}
 }
 

@@ -14,7 +14,7 @@ func TestHostsOfFailedGatewaysAreAskedWhetherTheyAreThere(t *testing.T) {
 	v := newVitals(func(a netip.Addr) bool {
 		asked++
 		return there[a]
-	}, func() {})
+	}, nil, func() {})
 	require.Equal(t, []netip.Addr{one}, v.alive([]netip.Addr{one, two}))
 	require.Equal(t, []netip.Addr{one}, v.alive([]netip.Addr{one, two}))
 	require.Equal(t, 2, asked, "each once, until they are looked at again")

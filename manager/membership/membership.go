@@ -190,28 +190,26 @@ func (m *Member) Peers() (peers []election.Peer, candidates []string) {
 	return peers, candidates
 }
 
-// Reached are a peer's own addresses on the segment, at which packets of connections that it knows are taken, as it has said last. failed
-// tells that it has not left, and its lease is over: its dataplane may work still, or its host be gone.
-func (m *Member) Reached(name string) (addresses []netip.Addr, failed bool) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	p := m.peers[name]
-	if p == nil {
-		return nil, true
-	}
-	return p.said.Reached, !p.departed && p.gone <= clock.Now()
+// Other is what is known of another gateway.
+type Other struct {
+	Name string
+	// Reached are its own addresses on the segment, at which packets of connections that it knows are taken, as it has said last.
+	Reached []netip.Addr
+	// Present: its lease lasts. If not, its dataplane may work still, or its host be gone.
+	Present bool
+	// Leaving: it has left in good order, or is about to.
+	Leaving bool
 }
 
-// Leaving are the names of the peers that have left in good order, or are about to.
-func (m *Member) Leaving() (names []string) {
+// Others are the other gateways that have a Lease, by name, whether it lasts or not.
+func (m *Member) Others() (others []Other) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, name := range slices.Sorted(maps.Keys(m.peers)) {
-		if p := m.peers[name]; p.departed || p.said.Leaving && p.gone > clock.Now() {
-			names = append(names, name)
-		}
+		p := m.peers[name]
+		others = append(others, Other{Name: name, Reached: p.said.Reached, Present: !p.departed && p.gone > clock.Now(), Leaving: p.departed || p.said.Leaving})
 	}
-	return names
+	return others
 }
 
 // Run keeps the lease until ctx ends, and then gives it back.

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"net/netip"
+	"reflect"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -151,10 +153,18 @@ func TestAMemberThatLeavesIsGoneAtOnce(t *testing.T) {
 	s := newServer()
 	a, _, _ := s.member(t, "a", "1")
 	b, _, leave := s.member(t, "b", "1")
-	within(t, soon, func() bool { return a.seesPeer("b") }, "b is seen")
+	at := []netip.Addr{netip.MustParseAddr("192.0.2.2")}
+	b.Say(Said{Reached: at})
+	is := func(o Other) func() bool {
+		return func() bool { others := a.Others(); return len(others) == 1 && reflect.DeepEqual(others[0], o) }
+	}
+	within(t, soon, is(Other{Name: "b", Reached: at, Present: true}), "b is seen")
+	b.Say(Said{Reached: at, Leaving: true})
+	within(t, soon, is(Other{Name: "b", Reached: at, Present: true, Leaving: true}), "b is about to leave")
 	leave()
 	require.False(t, b.Holds())
 	within(t, soon, func() bool { return !a.seesPeer("b") }, "b is gone")
+	within(t, soon, is(Other{Name: "b", Leaving: true}), "it has left, and taken its dataplane along")
 }
 
 func TestAMemberThatIsCutOffKnowsItsEndBeforeItsPeersDo(t *testing.T) {

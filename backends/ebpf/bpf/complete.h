@@ -75,43 +75,44 @@ static __always_inline int leave(context *ctx, struct scratch *s)
 	return send(w);
 }
 
-// age takes one from the packet's TTL.
-static __always_inline int age(context *ctx, const struct packet *p)
+// set_ttl writes the packet's TTL.
+static __always_inline int set_ttl(context *ctx, const struct packet *p, __u8 ttl)
 {
 	if (p->tuple.family == IPV4) {
 		struct iphdr *ip = at(ctx, p->network, sizeof(*ip));
 
 		if (!ip)
 			return BROKEN;
-		ip->ttl--;
 		// The TTL is the high byte of its word.
-		ip->check = updated(ip->check, (__u16)~bpf_htons(0x0100));
+		ip->check = updated(updated(ip->check, (__u16)~bpf_htons(ip->ttl << 8)), bpf_htons(ttl << 8));
+		ip->ttl = ttl;
 	} else {
 		struct ipv6hdr *ip = at(ctx, p->network, sizeof(*ip));
 
 		if (!ip)
 			return BROKEN;
-		ip->hop_limit--;
+		ip->hop_limit = ttl;
 	}
 	return READ;
 }
 
-// hand_over sends a packet of a connection that is not known here, as it is but for its TTL, to the gateway that may know it. Two that
-// send each other's packets back and forth do so until the TTL ends that.
+// hand_over sends a packet of a connection that is not known here, as it is but for its TTL, to the next gateway that may know it, unless
+// so many have been asked. The TTL says how many: it is 255 less their number.
 static __noinline int hand_over(context *ctx, struct scratch *s, __u32 service)
 {
-	struct addr *former = bpf_map_lookup_elem(&formers, &service);
+	struct handover *to = bpf_map_lookup_elem(&handovers, &service);
+	__u8 asked = s->packet.ttl >= UNTOUCHED_TTL - MAX_ASKS ? UNTOUCHED_TTL - s->packet.ttl : 0;
 	struct way *w;
 
-	if (!former)
+	if (!to || asked >= to->asks)
 		return refuse(ctx, &s->packet);
-	s->endpoint = *former;
+	s->endpoint = to->next;
 	w = find_way(ctx, s, &s->packet.tuple.source, &s->endpoint);
 	if (!w)
 		return no_way(ctx, s);
 	if (!w->neighbour)
 		return dropped(DROP_NO_ROUTE);
-	if (age(ctx, &s->packet) != READ)
+	if (set_ttl(ctx, &s->packet, UNTOUCHED_TTL - asked - 1) != READ)
 		return dropped(DROP_MALFORMED);
 	return send(w);
 }

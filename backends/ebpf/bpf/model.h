@@ -158,8 +158,17 @@ MAP(BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct counter, MAX_SERVICES, 0) service_c
 MAP(BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct counter, MAX_ENDPOINTS, 0) endpoint_counters SEC(".maps");
 MAP(BPF_MAP_TYPE_ARRAY, __u32, struct interface, MAX_INTERFACES, 0) interfaces SEC(".maps");
 
-// The gateways that may know connections to a service that are not known here, by the service's number.
-MAP(BPF_MAP_TYPE_HASH, __u32, struct addr, MAX_SERVICES, BPF_F_NO_PREALLOC) formers SEC(".maps");
+// The gateway that may know connections to a service that are not known here, and how many are asked altogether, one after another.
+struct handover {
+	struct addr next;
+	__u8 asks; // 1 to MAX_ASKS
+	__u8 zero[3];
+};
+
+enum { UNTOUCHED_TTL = 255, MAX_ASKS = 15 };
+
+// By the service's number.
+MAP(BPF_MAP_TYPE_HASH, __u32, struct handover, MAX_SERVICES, BPF_F_NO_PREALLOC) handovers SEC(".maps");
 
 // How many flows a service may have.
 struct limit {

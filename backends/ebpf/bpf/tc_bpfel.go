@@ -23,9 +23,9 @@ const (
 	TcMapEndpointCounters = "endpoint_counters"
 	TcMapEndpoints        = "endpoints"
 	TcMapFlows            = "flows"
-	TcMapFormers          = "formers"
 	TcMapFragments        = "fragments"
 	TcMapFrontends        = "frontends"
+	TcMapHandovers        = "handovers"
 	TcMapInterfaces       = "interfaces"
 	TcMapLimits           = "limits"
 	TcMapPools            = "pools"
@@ -98,9 +98,9 @@ type TcMapSpecs struct {
 	EndpointCounters *ebpf.MapSpec `ebpf:"endpoint_counters"`
 	Endpoints        *ebpf.MapSpec `ebpf:"endpoints"`
 	Flows            *ebpf.MapSpec `ebpf:"flows"`
-	Formers          *ebpf.MapSpec `ebpf:"formers"`
 	Fragments        *ebpf.MapSpec `ebpf:"fragments"`
 	Frontends        *ebpf.MapSpec `ebpf:"frontends"`
+	Handovers        *ebpf.MapSpec `ebpf:"handovers"`
 	Interfaces       *ebpf.MapSpec `ebpf:"interfaces"`
 	Limits           *ebpf.MapSpec `ebpf:"limits"`
 	Pools            *ebpf.MapSpec `ebpf:"pools"`
@@ -147,9 +147,9 @@ type TcMaps struct {
 	EndpointCounters *ebpf.Map `ebpf:"endpoint_counters"`
 	Endpoints        *ebpf.Map `ebpf:"endpoints"`
 	Flows            *ebpf.Map `ebpf:"flows"`
-	Formers          *ebpf.Map `ebpf:"formers"`
 	Fragments        *ebpf.Map `ebpf:"fragments"`
 	Frontends        *ebpf.Map `ebpf:"frontends"`
+	Handovers        *ebpf.Map `ebpf:"handovers"`
 	Interfaces       *ebpf.Map `ebpf:"interfaces"`
 	Limits           *ebpf.Map `ebpf:"limits"`
 	Pools            *ebpf.Map `ebpf:"pools"`
@@ -172,9 +172,9 @@ func (m *TcMaps) Close() error {
 		m.EndpointCounters,
 		m.Endpoints,
 		m.Flows,
-		m.Formers,
 		m.Fragments,
 		m.Frontends,
+		m.Handovers,
 		m.Interfaces,
 		m.Limits,
 		m.Pools,

@@ -21,9 +21,9 @@ const (
 	XDPMapEndpointCounters = "endpoint_counters"
 	XDPMapEndpoints        = "endpoints"
 	XDPMapFlows            = "flows"
-	XDPMapFormers          = "formers"
 	XDPMapFragments        = "fragments"
 	XDPMapFrontends        = "frontends"
+	XDPMapHandovers        = "handovers"
 	XDPMapInterfaces       = "interfaces"
 	XDPMapLimits           = "limits"
 	XDPMapPools            = "pools"
@@ -92,9 +92,9 @@ type XDPMapSpecs struct {
 	EndpointCounters *ebpf.MapSpec `ebpf:"endpoint_counters"`
 	Endpoints        *ebpf.MapSpec `ebpf:"endpoints"`
 	Flows            *ebpf.MapSpec `ebpf:"flows"`
-	Formers          *ebpf.MapSpec `ebpf:"formers"`
 	Fragments        *ebpf.MapSpec `ebpf:"fragments"`
 	Frontends        *ebpf.MapSpec `ebpf:"frontends"`
+	Handovers        *ebpf.MapSpec `ebpf:"handovers"`
 	Interfaces       *ebpf.MapSpec `ebpf:"interfaces"`
 	Limits           *ebpf.MapSpec `ebpf:"limits"`
 	Pools            *ebpf.MapSpec `ebpf:"pools"`
@@ -139,9 +139,9 @@ type XDPMaps struct {
 	EndpointCounters *ebpf.Map `ebpf:"endpoint_counters"`
 	Endpoints        *ebpf.Map `ebpf:"endpoints"`
 	Flows            *ebpf.Map `ebpf:"flows"`
-	Formers          *ebpf.Map `ebpf:"formers"`
 	Fragments        *ebpf.Map `ebpf:"fragments"`
 	Frontends        *ebpf.Map `ebpf:"frontends"`
+	Handovers        *ebpf.Map `ebpf:"handovers"`
 	Interfaces       *ebpf.Map `ebpf:"interfaces"`
 	Limits           *ebpf.Map `ebpf:"limits"`
 	Pools            *ebpf.Map `ebpf:"pools"`
@@ -162,9 +162,9 @@ func (m *XDPMaps) Close() error {
 		m.EndpointCounters,
 		m.Endpoints,
 		m.Flows,
-		m.Formers,
 		m.Fragments,
 		m.Frontends,
+		m.Handovers,
 		m.Interfaces,
 		m.Limits,
 		m.Pools,

@@ -559,8 +559,8 @@ type Frontend struct {
 	ProxyProtocol           bool      `protobuf:"varint,12,opt,name=proxy_protocol,json=proxyProtocol,proto3" json:"proxy_protocol,omitempty"`
 	MaxConnections          uint32    `protobuf:"varint,13,opt,name=max_connections,json=maxConnections,proto3" json:"max_connections,omitempty"`
 	MaxNewPerSecond         uint32    `protobuf:"varint,14,opt,name=max_new_per_second,json=maxNewPerSecond,proto3" json:"max_new_per_second,omitempty"`
-	// Empty: nobody.
-	Former        []byte `protobuf:"bytes,15,opt,name=former,proto3" json:"former,omitempty"`
+	// Absent: nobody is asked.
+	Handover      *Handover `protobuf:"bytes,16,opt,name=handover,proto3" json:"handover,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -693,11 +693,63 @@ func (x *Frontend) GetMaxNewPerSecond() uint32 {
 	return 0
 }
 
-func (x *Frontend) GetFormer() []byte {
+func (x *Frontend) GetHandover() *Handover {
 	if x != nil {
-		return x.Former
+		return x.Handover
 	}
 	return nil
+}
+
+type Handover struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Next          []byte                 `protobuf:"bytes,1,opt,name=next,proto3" json:"next,omitempty"`
+	Asks          uint32                 `protobuf:"varint,2,opt,name=asks,proto3" json:"asks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Handover) Reset() {
+	*x = Handover{}
+	mi := &file_dataplane_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Handover) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Handover) ProtoMessage() {}
+
+func (x *Handover) ProtoReflect() protoreflect.Message {
+	mi := &file_dataplane_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Handover.ProtoReflect.Descriptor instead.
+func (*Handover) Descriptor() ([]byte, []int) {
+	return file_dataplane_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Handover) GetNext() []byte {
+	if x != nil {
+		return x.Next
+	}
+	return nil
+}
+
+func (x *Handover) GetAsks() uint32 {
+	if x != nil {
+		return x.Asks
+	}
+	return 0
 }
 
 type AppliedRequest struct {
@@ -708,7 +760,7 @@ type AppliedRequest struct {
 
 func (x *AppliedRequest) Reset() {
 	*x = AppliedRequest{}
-	mi := &file_dataplane_proto_msgTypes[10]
+	mi := &file_dataplane_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -720,7 +772,7 @@ func (x *AppliedRequest) String() string {
 func (*AppliedRequest) ProtoMessage() {}
 
 func (x *AppliedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dataplane_proto_msgTypes[10]
+	mi := &file_dataplane_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -733,7 +785,7 @@ func (x *AppliedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppliedRequest.ProtoReflect.Descriptor instead.
 func (*AppliedRequest) Descriptor() ([]byte, []int) {
-	return file_dataplane_proto_rawDescGZIP(), []int{10}
+	return file_dataplane_proto_rawDescGZIP(), []int{11}
 }
 
 type PoolDigest struct {
@@ -746,7 +798,7 @@ type PoolDigest struct {
 
 func (x *PoolDigest) Reset() {
 	*x = PoolDigest{}
-	mi := &file_dataplane_proto_msgTypes[11]
+	mi := &file_dataplane_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -758,7 +810,7 @@ func (x *PoolDigest) String() string {
 func (*PoolDigest) ProtoMessage() {}
 
 func (x *PoolDigest) ProtoReflect() protoreflect.Message {
-	mi := &file_dataplane_proto_msgTypes[11]
+	mi := &file_dataplane_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -771,7 +823,7 @@ func (x *PoolDigest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolDigest.ProtoReflect.Descriptor instead.
 func (*PoolDigest) Descriptor() ([]byte, []int) {
-	return file_dataplane_proto_rawDescGZIP(), []int{11}
+	return file_dataplane_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *PoolDigest) GetId() string {
@@ -798,7 +850,7 @@ type FrontendDigest struct {
 
 func (x *FrontendDigest) Reset() {
 	*x = FrontendDigest{}
-	mi := &file_dataplane_proto_msgTypes[12]
+	mi := &file_dataplane_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -810,7 +862,7 @@ func (x *FrontendDigest) String() string {
 func (*FrontendDigest) ProtoMessage() {}
 
 func (x *FrontendDigest) ProtoReflect() protoreflect.Message {
-	mi := &file_dataplane_proto_msgTypes[12]
+	mi := &file_dataplane_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -823,7 +875,7 @@ func (x *FrontendDigest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FrontendDigest.ProtoReflect.Descriptor instead.
 func (*FrontendDigest) Descriptor() ([]byte, []int) {
-	return file_dataplane_proto_rawDescGZIP(), []int{12}
+	return file_dataplane_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *FrontendDigest) GetKey() *FrontendKey {
@@ -851,7 +903,7 @@ type AppliedChunk struct {
 
 func (x *AppliedChunk) Reset() {
 	*x = AppliedChunk{}
-	mi := &file_dataplane_proto_msgTypes[13]
+	mi := &file_dataplane_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -863,7 +915,7 @@ func (x *AppliedChunk) String() string {
 func (*AppliedChunk) ProtoMessage() {}
 
 func (x *AppliedChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_dataplane_proto_msgTypes[13]
+	mi := &file_dataplane_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -876,7 +928,7 @@ func (x *AppliedChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppliedChunk.ProtoReflect.Descriptor instead.
 func (*AppliedChunk) Descriptor() ([]byte, []int) {
-	return file_dataplane_proto_rawDescGZIP(), []int{13}
+	return file_dataplane_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *AppliedChunk) GetGeneration() *Generation {
@@ -915,7 +967,7 @@ type ApplyChunk struct {
 
 func (x *ApplyChunk) Reset() {
 	*x = ApplyChunk{}
-	mi := &file_dataplane_proto_msgTypes[14]
+	mi := &file_dataplane_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -927,7 +979,7 @@ func (x *ApplyChunk) String() string {
 func (*ApplyChunk) ProtoMessage() {}
 
 func (x *ApplyChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_dataplane_proto_msgTypes[14]
+	mi := &file_dataplane_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -940,7 +992,7 @@ func (x *ApplyChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyChunk.ProtoReflect.Descriptor instead.
 func (*ApplyChunk) Descriptor() ([]byte, []int) {
-	return file_dataplane_proto_rawDescGZIP(), []int{14}
+	return file_dataplane_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ApplyChunk) GetBase() *Generation {
@@ -1003,7 +1055,7 @@ type RecordError struct {
 
 func (x *RecordError) Reset() {
 	*x = RecordError{}
-	mi := &file_dataplane_proto_msgTypes[15]
+	mi := &file_dataplane_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1015,7 +1067,7 @@ func (x *RecordError) String() string {
 func (*RecordError) ProtoMessage() {}
 
 func (x *RecordError) ProtoReflect() protoreflect.Message {
-	mi := &file_dataplane_proto_msgTypes[15]
+	mi := &file_dataplane_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1028,7 +1080,7 @@ func (x *RecordError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordError.ProtoReflect.Descriptor instead.
 func (*RecordError) Descriptor() ([]byte, []int) {
-	return file_dataplane_proto_rawDescGZIP(), []int{15}
+	return file_dataplane_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RecordError) GetPool() string {
@@ -1065,7 +1117,7 @@ type ApplyResponse struct {
 
 func (x *ApplyResponse) Reset() {
 	*x = ApplyResponse{}
-	mi := &file_dataplane_proto_msgTypes[16]
+	mi := &file_dataplane_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1077,7 +1129,7 @@ func (x *ApplyResponse) String() string {
 func (*ApplyResponse) ProtoMessage() {}
 
 func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dataplane_proto_msgTypes[16]
+	mi := &file_dataplane_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1090,7 +1142,7 @@ func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyResponse) Descriptor() ([]byte, []int) {
-	return file_dataplane_proto_rawDescGZIP(), []int{16}
+	return file_dataplane_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ApplyResponse) GetGeneration() *Generation {
@@ -1131,7 +1183,7 @@ type SnapshotChunk struct {
 
 func (x *SnapshotChunk) Reset() {
 	*x = SnapshotChunk{}
-	mi := &file_dataplane_proto_msgTypes[17]
+	mi := &file_dataplane_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1143,7 +1195,7 @@ func (x *SnapshotChunk) String() string {
 func (*SnapshotChunk) ProtoMessage() {}
 
 func (x *SnapshotChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_dataplane_proto_msgTypes[17]
+	mi := &file_dataplane_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1156,7 +1208,7 @@ func (x *SnapshotChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotChunk.ProtoReflect.Descriptor instead.
 func (*SnapshotChunk) Descriptor() ([]byte, []int) {
-	return file_dataplane_proto_rawDescGZIP(), []int{17}
+	return file_dataplane_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *SnapshotChunk) GetPools() []*Pool {
@@ -1182,7 +1234,7 @@ type TextChunk struct {
 
 func (x *TextChunk) Reset() {
 	*x = TextChunk{}
-	mi := &file_dataplane_proto_msgTypes[18]
+	mi := &file_dataplane_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1194,7 +1246,7 @@ func (x *TextChunk) String() string {
 func (*TextChunk) ProtoMessage() {}
 
 func (x *TextChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_dataplane_proto_msgTypes[18]
+	mi := &file_dataplane_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1207,7 +1259,7 @@ func (x *TextChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TextChunk.ProtoReflect.Descriptor instead.
 func (*TextChunk) Descriptor() ([]byte, []int) {
-	return file_dataplane_proto_rawDescGZIP(), []int{18}
+	return file_dataplane_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *TextChunk) GetText() string {
@@ -1225,7 +1277,7 @@ type StatsRequest struct {
 
 func (x *StatsRequest) Reset() {
 	*x = StatsRequest{}
-	mi := &file_dataplane_proto_msgTypes[19]
+	mi := &file_dataplane_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1237,7 +1289,7 @@ func (x *StatsRequest) String() string {
 func (*StatsRequest) ProtoMessage() {}
 
 func (x *StatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dataplane_proto_msgTypes[19]
+	mi := &file_dataplane_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1250,7 +1302,7 @@ func (x *StatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
 func (*StatsRequest) Descriptor() ([]byte, []int) {
-	return file_dataplane_proto_rawDescGZIP(), []int{19}
+	return file_dataplane_proto_rawDescGZIP(), []int{20}
 }
 
 type Counter struct {
@@ -1265,7 +1317,7 @@ type Counter struct {
 
 func (x *Counter) Reset() {
 	*x = Counter{}
-	mi := &file_dataplane_proto_msgTypes[20]
+	mi := &file_dataplane_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1277,7 +1329,7 @@ func (x *Counter) String() string {
 func (*Counter) ProtoMessage() {}
 
 func (x *Counter) ProtoReflect() protoreflect.Message {
-	mi := &file_dataplane_proto_msgTypes[20]
+	mi := &file_dataplane_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1290,7 +1342,7 @@ func (x *Counter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counter.ProtoReflect.Descriptor instead.
 func (*Counter) Descriptor() ([]byte, []int) {
-	return file_dataplane_proto_rawDescGZIP(), []int{20}
+	return file_dataplane_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Counter) GetConnections() uint64 {
@@ -1331,7 +1383,7 @@ type FrontendCounter struct {
 
 func (x *FrontendCounter) Reset() {
 	*x = FrontendCounter{}
-	mi := &file_dataplane_proto_msgTypes[21]
+	mi := &file_dataplane_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1343,7 +1395,7 @@ func (x *FrontendCounter) String() string {
 func (*FrontendCounter) ProtoMessage() {}
 
 func (x *FrontendCounter) ProtoReflect() protoreflect.Message {
-	mi := &file_dataplane_proto_msgTypes[21]
+	mi := &file_dataplane_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1356,7 +1408,7 @@ func (x *FrontendCounter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FrontendCounter.ProtoReflect.Descriptor instead.
 func (*FrontendCounter) Descriptor() ([]byte, []int) {
-	return file_dataplane_proto_rawDescGZIP(), []int{21}
+	return file_dataplane_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *FrontendCounter) GetKey() *FrontendKey {
@@ -1384,7 +1436,7 @@ type EndpointCounter struct {
 
 func (x *EndpointCounter) Reset() {
 	*x = EndpointCounter{}
-	mi := &file_dataplane_proto_msgTypes[22]
+	mi := &file_dataplane_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1396,7 +1448,7 @@ func (x *EndpointCounter) String() string {
 func (*EndpointCounter) ProtoMessage() {}
 
 func (x *EndpointCounter) ProtoReflect() protoreflect.Message {
-	mi := &file_dataplane_proto_msgTypes[22]
+	mi := &file_dataplane_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1409,7 +1461,7 @@ func (x *EndpointCounter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointCounter.ProtoReflect.Descriptor instead.
 func (*EndpointCounter) Descriptor() ([]byte, []int) {
-	return file_dataplane_proto_rawDescGZIP(), []int{22}
+	return file_dataplane_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *EndpointCounter) GetPool() string {
@@ -1444,7 +1496,7 @@ type StatsChunk struct {
 
 func (x *StatsChunk) Reset() {
 	*x = StatsChunk{}
-	mi := &file_dataplane_proto_msgTypes[23]
+	mi := &file_dataplane_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1456,7 +1508,7 @@ func (x *StatsChunk) String() string {
 func (*StatsChunk) ProtoMessage() {}
 
 func (x *StatsChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_dataplane_proto_msgTypes[23]
+	mi := &file_dataplane_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1469,7 +1521,7 @@ func (x *StatsChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsChunk.ProtoReflect.Descriptor instead.
 func (*StatsChunk) Descriptor() ([]byte, []int) {
-	return file_dataplane_proto_rawDescGZIP(), []int{23}
+	return file_dataplane_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *StatsChunk) GetFrontends() []*FrontendCounter {
@@ -1501,7 +1553,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_dataplane_proto_msgTypes[24]
+	mi := &file_dataplane_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1513,7 +1565,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dataplane_proto_msgTypes[24]
+	mi := &file_dataplane_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1526,7 +1578,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_dataplane_proto_rawDescGZIP(), []int{24}
+	return file_dataplane_proto_rawDescGZIP(), []int{25}
 }
 
 type Fault struct {
@@ -1540,7 +1592,7 @@ type Fault struct {
 
 func (x *Fault) Reset() {
 	*x = Fault{}
-	mi := &file_dataplane_proto_msgTypes[25]
+	mi := &file_dataplane_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1552,7 +1604,7 @@ func (x *Fault) String() string {
 func (*Fault) ProtoMessage() {}
 
 func (x *Fault) ProtoReflect() protoreflect.Message {
-	mi := &file_dataplane_proto_msgTypes[25]
+	mi := &file_dataplane_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1565,7 +1617,7 @@ func (x *Fault) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fault.ProtoReflect.Descriptor instead.
 func (*Fault) Descriptor() ([]byte, []int) {
-	return file_dataplane_proto_rawDescGZIP(), []int{25}
+	return file_dataplane_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Fault) GetTimeUnixNanoseconds() int64 {
@@ -1598,7 +1650,7 @@ type CloseRequest struct {
 
 func (x *CloseRequest) Reset() {
 	*x = CloseRequest{}
-	mi := &file_dataplane_proto_msgTypes[26]
+	mi := &file_dataplane_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1610,7 +1662,7 @@ func (x *CloseRequest) String() string {
 func (*CloseRequest) ProtoMessage() {}
 
 func (x *CloseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dataplane_proto_msgTypes[26]
+	mi := &file_dataplane_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1623,7 +1675,7 @@ func (x *CloseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseRequest.ProtoReflect.Descriptor instead.
 func (*CloseRequest) Descriptor() ([]byte, []int) {
-	return file_dataplane_proto_rawDescGZIP(), []int{26}
+	return file_dataplane_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *CloseRequest) GetPurge() bool {
@@ -1641,7 +1693,7 @@ type CloseResponse struct {
 
 func (x *CloseResponse) Reset() {
 	*x = CloseResponse{}
-	mi := &file_dataplane_proto_msgTypes[27]
+	mi := &file_dataplane_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1653,7 +1705,7 @@ func (x *CloseResponse) String() string {
 func (*CloseResponse) ProtoMessage() {}
 
 func (x *CloseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dataplane_proto_msgTypes[27]
+	mi := &file_dataplane_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1666,7 +1718,7 @@ func (x *CloseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseResponse.ProtoReflect.Descriptor instead.
 func (*CloseResponse) Descriptor() ([]byte, []int) {
-	return file_dataplane_proto_rawDescGZIP(), []int{27}
+	return file_dataplane_proto_rawDescGZIP(), []int{28}
 }
 
 var File_dataplane_proto protoreflect.FileDescriptor
@@ -1710,7 +1762,7 @@ const file_dataplane_proto_rawDesc = "" +
 	"\x04port\x18\x03 \x01(\rR\x04port\"6\n" +
 	"\x06Prefix\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x12\n" +
-	"\x04bits\x18\x02 \x01(\rR\x04bits\"\xd1\x04\n" +
+	"\x04bits\x18\x02 \x01(\rR\x04bits\"\xfa\x04\n" +
 	"\bFrontend\x122\n" +
 	"\x03key\x18\x01 \x01(\v2 .kubelb.dataplane.v1.FrontendKeyR\x03key\x12'\n" +
 	"\x0fowner_namespace\x18\x02 \x01(\tR\x0eownerNamespace\x12\x1d\n" +
@@ -1732,8 +1784,11 @@ const file_dataplane_proto_rawDesc = "" +
 	"\x19idle_timeout_milliseconds\x18\v \x01(\x04R\x17idleTimeoutMilliseconds\x12%\n" +
 	"\x0eproxy_protocol\x18\f \x01(\bR\rproxyProtocol\x12'\n" +
 	"\x0fmax_connections\x18\r \x01(\rR\x0emaxConnections\x12+\n" +
-	"\x12max_new_per_second\x18\x0e \x01(\rR\x0fmaxNewPerSecond\x12\x16\n" +
-	"\x06former\x18\x0f \x01(\fR\x06former\"\x10\n" +
+	"\x12max_new_per_second\x18\x0e \x01(\rR\x0fmaxNewPerSecond\x129\n" +
+	"\bhandover\x18\x10 \x01(\v2\x1d.kubelb.dataplane.v1.HandoverR\bhandoverJ\x04\b\x0f\x10\x10\"2\n" +
+	"\bHandover\x12\x12\n" +
+	"\x04next\x18\x01 \x01(\fR\x04next\x12\x12\n" +
+	"\x04asks\x18\x02 \x01(\rR\x04asks\"\x10\n" +
 	"\x0eAppliedRequest\"4\n" +
 	"\n" +
 	"PoolDigest\x12\x0e\n" +
@@ -1827,7 +1882,7 @@ func file_dataplane_proto_rawDescGZIP() []byte {
 	return file_dataplane_proto_rawDescData
 }
 
-var file_dataplane_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_dataplane_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_dataplane_proto_goTypes = []any{
 	(*DescribeRequest)(nil),   // 0: kubelb.dataplane.v1.DescribeRequest
 	(*Description)(nil),       // 1: kubelb.dataplane.v1.Description
@@ -1839,73 +1894,75 @@ var file_dataplane_proto_goTypes = []any{
 	(*FrontendKey)(nil),       // 7: kubelb.dataplane.v1.FrontendKey
 	(*Prefix)(nil),            // 8: kubelb.dataplane.v1.Prefix
 	(*Frontend)(nil),          // 9: kubelb.dataplane.v1.Frontend
-	(*AppliedRequest)(nil),    // 10: kubelb.dataplane.v1.AppliedRequest
-	(*PoolDigest)(nil),        // 11: kubelb.dataplane.v1.PoolDigest
-	(*FrontendDigest)(nil),    // 12: kubelb.dataplane.v1.FrontendDigest
-	(*AppliedChunk)(nil),      // 13: kubelb.dataplane.v1.AppliedChunk
-	(*ApplyChunk)(nil),        // 14: kubelb.dataplane.v1.ApplyChunk
-	(*RecordError)(nil),       // 15: kubelb.dataplane.v1.RecordError
-	(*ApplyResponse)(nil),     // 16: kubelb.dataplane.v1.ApplyResponse
-	(*SnapshotChunk)(nil),     // 17: kubelb.dataplane.v1.SnapshotChunk
-	(*TextChunk)(nil),         // 18: kubelb.dataplane.v1.TextChunk
-	(*StatsRequest)(nil),      // 19: kubelb.dataplane.v1.StatsRequest
-	(*Counter)(nil),           // 20: kubelb.dataplane.v1.Counter
-	(*FrontendCounter)(nil),   // 21: kubelb.dataplane.v1.FrontendCounter
-	(*EndpointCounter)(nil),   // 22: kubelb.dataplane.v1.EndpointCounter
-	(*StatsChunk)(nil),        // 23: kubelb.dataplane.v1.StatsChunk
-	(*WatchRequest)(nil),      // 24: kubelb.dataplane.v1.WatchRequest
-	(*Fault)(nil),             // 25: kubelb.dataplane.v1.Fault
-	(*CloseRequest)(nil),      // 26: kubelb.dataplane.v1.CloseRequest
-	(*CloseResponse)(nil),     // 27: kubelb.dataplane.v1.CloseResponse
-	nil,                       // 28: kubelb.dataplane.v1.Configuration.OptionsEntry
-	nil,                       // 29: kubelb.dataplane.v1.StatsChunk.DropsEntry
+	(*Handover)(nil),          // 10: kubelb.dataplane.v1.Handover
+	(*AppliedRequest)(nil),    // 11: kubelb.dataplane.v1.AppliedRequest
+	(*PoolDigest)(nil),        // 12: kubelb.dataplane.v1.PoolDigest
+	(*FrontendDigest)(nil),    // 13: kubelb.dataplane.v1.FrontendDigest
+	(*AppliedChunk)(nil),      // 14: kubelb.dataplane.v1.AppliedChunk
+	(*ApplyChunk)(nil),        // 15: kubelb.dataplane.v1.ApplyChunk
+	(*RecordError)(nil),       // 16: kubelb.dataplane.v1.RecordError
+	(*ApplyResponse)(nil),     // 17: kubelb.dataplane.v1.ApplyResponse
+	(*SnapshotChunk)(nil),     // 18: kubelb.dataplane.v1.SnapshotChunk
+	(*TextChunk)(nil),         // 19: kubelb.dataplane.v1.TextChunk
+	(*StatsRequest)(nil),      // 20: kubelb.dataplane.v1.StatsRequest
+	(*Counter)(nil),           // 21: kubelb.dataplane.v1.Counter
+	(*FrontendCounter)(nil),   // 22: kubelb.dataplane.v1.FrontendCounter
+	(*EndpointCounter)(nil),   // 23: kubelb.dataplane.v1.EndpointCounter
+	(*StatsChunk)(nil),        // 24: kubelb.dataplane.v1.StatsChunk
+	(*WatchRequest)(nil),      // 25: kubelb.dataplane.v1.WatchRequest
+	(*Fault)(nil),             // 26: kubelb.dataplane.v1.Fault
+	(*CloseRequest)(nil),      // 27: kubelb.dataplane.v1.CloseRequest
+	(*CloseResponse)(nil),     // 28: kubelb.dataplane.v1.CloseResponse
+	nil,                       // 29: kubelb.dataplane.v1.Configuration.OptionsEntry
+	nil,                       // 30: kubelb.dataplane.v1.StatsChunk.DropsEntry
 }
 var file_dataplane_proto_depIdxs = []int32{
-	28, // 0: kubelb.dataplane.v1.Configuration.options:type_name -> kubelb.dataplane.v1.Configuration.OptionsEntry
+	29, // 0: kubelb.dataplane.v1.Configuration.options:type_name -> kubelb.dataplane.v1.Configuration.OptionsEntry
 	5,  // 1: kubelb.dataplane.v1.Pool.endpoints:type_name -> kubelb.dataplane.v1.Endpoint
 	7,  // 2: kubelb.dataplane.v1.Frontend.key:type_name -> kubelb.dataplane.v1.FrontendKey
 	8,  // 3: kubelb.dataplane.v1.Frontend.source_ranges:type_name -> kubelb.dataplane.v1.Prefix
-	7,  // 4: kubelb.dataplane.v1.FrontendDigest.key:type_name -> kubelb.dataplane.v1.FrontendKey
-	4,  // 5: kubelb.dataplane.v1.AppliedChunk.generation:type_name -> kubelb.dataplane.v1.Generation
-	11, // 6: kubelb.dataplane.v1.AppliedChunk.pools:type_name -> kubelb.dataplane.v1.PoolDigest
-	12, // 7: kubelb.dataplane.v1.AppliedChunk.frontends:type_name -> kubelb.dataplane.v1.FrontendDigest
-	4,  // 8: kubelb.dataplane.v1.ApplyChunk.base:type_name -> kubelb.dataplane.v1.Generation
-	4,  // 9: kubelb.dataplane.v1.ApplyChunk.next:type_name -> kubelb.dataplane.v1.Generation
-	6,  // 10: kubelb.dataplane.v1.ApplyChunk.upsert_pools:type_name -> kubelb.dataplane.v1.Pool
-	9,  // 11: kubelb.dataplane.v1.ApplyChunk.upsert_frontends:type_name -> kubelb.dataplane.v1.Frontend
-	7,  // 12: kubelb.dataplane.v1.ApplyChunk.delete_frontends:type_name -> kubelb.dataplane.v1.FrontendKey
-	7,  // 13: kubelb.dataplane.v1.RecordError.frontend:type_name -> kubelb.dataplane.v1.FrontendKey
-	4,  // 14: kubelb.dataplane.v1.ApplyResponse.generation:type_name -> kubelb.dataplane.v1.Generation
-	15, // 15: kubelb.dataplane.v1.ApplyResponse.failed:type_name -> kubelb.dataplane.v1.RecordError
-	6,  // 16: kubelb.dataplane.v1.SnapshotChunk.pools:type_name -> kubelb.dataplane.v1.Pool
-	9,  // 17: kubelb.dataplane.v1.SnapshotChunk.frontends:type_name -> kubelb.dataplane.v1.Frontend
-	7,  // 18: kubelb.dataplane.v1.FrontendCounter.key:type_name -> kubelb.dataplane.v1.FrontendKey
-	20, // 19: kubelb.dataplane.v1.FrontendCounter.counter:type_name -> kubelb.dataplane.v1.Counter
-	20, // 20: kubelb.dataplane.v1.EndpointCounter.counter:type_name -> kubelb.dataplane.v1.Counter
-	21, // 21: kubelb.dataplane.v1.StatsChunk.frontends:type_name -> kubelb.dataplane.v1.FrontendCounter
-	22, // 22: kubelb.dataplane.v1.StatsChunk.endpoints:type_name -> kubelb.dataplane.v1.EndpointCounter
-	29, // 23: kubelb.dataplane.v1.StatsChunk.drops:type_name -> kubelb.dataplane.v1.StatsChunk.DropsEntry
-	0,  // 24: kubelb.dataplane.v1.Dataplane.Describe:input_type -> kubelb.dataplane.v1.DescribeRequest
-	2,  // 25: kubelb.dataplane.v1.Dataplane.Configure:input_type -> kubelb.dataplane.v1.Configuration
-	10, // 26: kubelb.dataplane.v1.Dataplane.Applied:input_type -> kubelb.dataplane.v1.AppliedRequest
-	14, // 27: kubelb.dataplane.v1.Dataplane.Apply:input_type -> kubelb.dataplane.v1.ApplyChunk
-	17, // 28: kubelb.dataplane.v1.Dataplane.Render:input_type -> kubelb.dataplane.v1.SnapshotChunk
-	19, // 29: kubelb.dataplane.v1.Dataplane.Stats:input_type -> kubelb.dataplane.v1.StatsRequest
-	24, // 30: kubelb.dataplane.v1.Dataplane.Watch:input_type -> kubelb.dataplane.v1.WatchRequest
-	26, // 31: kubelb.dataplane.v1.Dataplane.Close:input_type -> kubelb.dataplane.v1.CloseRequest
-	1,  // 32: kubelb.dataplane.v1.Dataplane.Describe:output_type -> kubelb.dataplane.v1.Description
-	3,  // 33: kubelb.dataplane.v1.Dataplane.Configure:output_type -> kubelb.dataplane.v1.ConfigureResponse
-	13, // 34: kubelb.dataplane.v1.Dataplane.Applied:output_type -> kubelb.dataplane.v1.AppliedChunk
-	16, // 35: kubelb.dataplane.v1.Dataplane.Apply:output_type -> kubelb.dataplane.v1.ApplyResponse
-	18, // 36: kubelb.dataplane.v1.Dataplane.Render:output_type -> kubelb.dataplane.v1.TextChunk
-	23, // 37: kubelb.dataplane.v1.Dataplane.Stats:output_type -> kubelb.dataplane.v1.StatsChunk
-	25, // 38: kubelb.dataplane.v1.Dataplane.Watch:output_type -> kubelb.dataplane.v1.Fault
-	27, // 39: kubelb.dataplane.v1.Dataplane.Close:output_type -> kubelb.dataplane.v1.CloseResponse
-	32, // [32:40] is the sub-list for method output_type
-	24, // [24:32] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	10, // 4: kubelb.dataplane.v1.Frontend.handover:type_name -> kubelb.dataplane.v1.Handover
+	7,  // 5: kubelb.dataplane.v1.FrontendDigest.key:type_name -> kubelb.dataplane.v1.FrontendKey
+	4,  // 6: kubelb.dataplane.v1.AppliedChunk.generation:type_name -> kubelb.dataplane.v1.Generation
+	12, // 7: kubelb.dataplane.v1.AppliedChunk.pools:type_name -> kubelb.dataplane.v1.PoolDigest
+	13, // 8: kubelb.dataplane.v1.AppliedChunk.frontends:type_name -> kubelb.dataplane.v1.FrontendDigest
+	4,  // 9: kubelb.dataplane.v1.ApplyChunk.base:type_name -> kubelb.dataplane.v1.Generation
+	4,  // 10: kubelb.dataplane.v1.ApplyChunk.next:type_name -> kubelb.dataplane.v1.Generation
+	6,  // 11: kubelb.dataplane.v1.ApplyChunk.upsert_pools:type_name -> kubelb.dataplane.v1.Pool
+	9,  // 12: kubelb.dataplane.v1.ApplyChunk.upsert_frontends:type_name -> kubelb.dataplane.v1.Frontend
+	7,  // 13: kubelb.dataplane.v1.ApplyChunk.delete_frontends:type_name -> kubelb.dataplane.v1.FrontendKey
+	7,  // 14: kubelb.dataplane.v1.RecordError.frontend:type_name -> kubelb.dataplane.v1.FrontendKey
+	4,  // 15: kubelb.dataplane.v1.ApplyResponse.generation:type_name -> kubelb.dataplane.v1.Generation
+	16, // 16: kubelb.dataplane.v1.ApplyResponse.failed:type_name -> kubelb.dataplane.v1.RecordError
+	6,  // 17: kubelb.dataplane.v1.SnapshotChunk.pools:type_name -> kubelb.dataplane.v1.Pool
+	9,  // 18: kubelb.dataplane.v1.SnapshotChunk.frontends:type_name -> kubelb.dataplane.v1.Frontend
+	7,  // 19: kubelb.dataplane.v1.FrontendCounter.key:type_name -> kubelb.dataplane.v1.FrontendKey
+	21, // 20: kubelb.dataplane.v1.FrontendCounter.counter:type_name -> kubelb.dataplane.v1.Counter
+	21, // 21: kubelb.dataplane.v1.EndpointCounter.counter:type_name -> kubelb.dataplane.v1.Counter
+	22, // 22: kubelb.dataplane.v1.StatsChunk.frontends:type_name -> kubelb.dataplane.v1.FrontendCounter
+	23, // 23: kubelb.dataplane.v1.StatsChunk.endpoints:type_name -> kubelb.dataplane.v1.EndpointCounter
+	30, // 24: kubelb.dataplane.v1.StatsChunk.drops:type_name -> kubelb.dataplane.v1.StatsChunk.DropsEntry
+	0,  // 25: kubelb.dataplane.v1.Dataplane.Describe:input_type -> kubelb.dataplane.v1.DescribeRequest
+	2,  // 26: kubelb.dataplane.v1.Dataplane.Configure:input_type -> kubelb.dataplane.v1.Configuration
+	11, // 27: kubelb.dataplane.v1.Dataplane.Applied:input_type -> kubelb.dataplane.v1.AppliedRequest
+	15, // 28: kubelb.dataplane.v1.Dataplane.Apply:input_type -> kubelb.dataplane.v1.ApplyChunk
+	18, // 29: kubelb.dataplane.v1.Dataplane.Render:input_type -> kubelb.dataplane.v1.SnapshotChunk
+	20, // 30: kubelb.dataplane.v1.Dataplane.Stats:input_type -> kubelb.dataplane.v1.StatsRequest
+	25, // 31: kubelb.dataplane.v1.Dataplane.Watch:input_type -> kubelb.dataplane.v1.WatchRequest
+	27, // 32: kubelb.dataplane.v1.Dataplane.Close:input_type -> kubelb.dataplane.v1.CloseRequest
+	1,  // 33: kubelb.dataplane.v1.Dataplane.Describe:output_type -> kubelb.dataplane.v1.Description
+	3,  // 34: kubelb.dataplane.v1.Dataplane.Configure:output_type -> kubelb.dataplane.v1.ConfigureResponse
+	14, // 35: kubelb.dataplane.v1.Dataplane.Applied:output_type -> kubelb.dataplane.v1.AppliedChunk
+	17, // 36: kubelb.dataplane.v1.Dataplane.Apply:output_type -> kubelb.dataplane.v1.ApplyResponse
+	19, // 37: kubelb.dataplane.v1.Dataplane.Render:output_type -> kubelb.dataplane.v1.TextChunk
+	24, // 38: kubelb.dataplane.v1.Dataplane.Stats:output_type -> kubelb.dataplane.v1.StatsChunk
+	26, // 39: kubelb.dataplane.v1.Dataplane.Watch:output_type -> kubelb.dataplane.v1.Fault
+	28, // 40: kubelb.dataplane.v1.Dataplane.Close:output_type -> kubelb.dataplane.v1.CloseResponse
+	33, // [33:41] is the sub-list for method output_type
+	25, // [25:33] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_dataplane_proto_init() }
@@ -1919,7 +1976,7 @@ func file_dataplane_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_dataplane_proto_rawDesc), len(file_dataplane_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   30,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

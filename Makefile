@@ -108,6 +108,17 @@ drill: deps build ## Take gateways away under load ROUNDS (20) times in each way
 		--forwarding=$(or $(FORWARDING),nat) $(if $(RESTARTS),--restarts) --rounds=$(or $(ROUNDS),20) \
 		--results=tools/drill/results/$(or $(ANNOUNCE),layer2)-$(or $(BACKEND),nftables)-$(or $(FORWARDING),nat)$(if $(RESTARTS),-restarts).json
 
+.PHONY: drills
+drills: ## Measure all that tools/drill/RESULTS.md tells of mode nat, but for restarts: what results/ has not of drills, 100 schedules from SEED (1) on, and an outage (root, two and a half hours).
+	@set -e; for a in layer2 bgp; do $(MAKE) drill ANNOUNCE=$$a; for b in ebpf envoy; do $(MAKE) drill ANNOUNCE=$$a BACKEND=$$b ROUNDS=5; done; done
+	KUBELB_KUBERNETES=$$(tools/kubernetes/build.sh) KUBELB_BIN=$(BIN) $(BIN)/drill --schedules=100 --seed=$(or $(SEED),1)
+	KUBELB_KUBERNETES=$$(tools/kubernetes/build.sh) KUBELB_BIN=$(BIN) $(BIN)/drill --outage=10m
+	$(MAKE) drill-tables
+
+.PHONY: drill-tables
+drill-tables: ## Write the tables of tools/drill/RESULTS.md anew, from the results beside it.
+	cd tools && GOWORK=off go test -count=1 -run=Tables ./drill -golden
+
 .PHONY: churn
 churn: deps build ## Have Services come, change and go for TOTAL (1h), in rounds of ROUND (10m), with BACKEND (nftables), and look for what grows; goes on where it stopped (root).
 	KUBELB_KUBERNETES=$$(tools/kubernetes/build.sh) KUBELB_BIN=$(BIN) $(BIN)/churn --backend=$(or $(BACKEND),nftables) --total=$(or $(TOTAL),1h) --round=$(or $(ROUND),10m) \

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -89,7 +88,7 @@ func run(ctx context.Context, args []string, env func(string) string, stdout io.
 			return errors.Join(results.Add(*file, r), broken(r))
 		})
 	}
-	table(stdout, *announce+", "+*backend+", "+*forwarding, o.Names(), all)
+	fmt.Fprint(stdout, "\n", o.Table(all))
 	return err
 }
 
@@ -126,38 +125,4 @@ func count(all []drill.Result, failure string) (n int) {
 		}
 	}
 	return n
-}
-
-// table says the median and the worst of each failure.
-func table(w io.Writer, fleet string, names []string, all []drill.Result) {
-	fmt.Fprintf(w, "\n| %s | rounds | longest gap | requests failed | slow | connections kept of those there were | two answers for one address |\n| --- | --- | --- | --- | --- | --- | --- |\n", fleet)
-	for _, name := range names {
-		var of []drill.Result
-		for _, r := range all {
-			if r.Failure == name {
-				of = append(of, r)
-			}
-		}
-		if len(of) == 0 {
-			continue
-		}
-		gap, failed, slow := spread(of, func(r drill.Result) int { return int(r.Gap.Milliseconds()) }), spread(of, func(r drill.Result) int { return r.Failed }), spread(of, func(r drill.Result) int { return r.Slow })
-		kept, there := 0, 0
-		worst := time.Duration(0)
-		for _, r := range of {
-			kept, there, worst = kept+r.Kept, there+r.Kept+r.Lost, max(worst, r.Twice)
-		}
-		fmt.Fprintf(w, "| %s | %d | %d ms, at worst %d ms | %d, at worst %d | %d, at worst %d | %d of %d | %d ms at most |\n",
-			name, len(of), gap[0], gap[1], failed[0], failed[1], slow[0], slow[1], kept, there, worst.Milliseconds())
-	}
-}
-
-// spread is the median and the worst.
-func spread(all []drill.Result, of func(drill.Result) int) [2]int {
-	values := make([]int, len(all))
-	for i, r := range all {
-		values[i] = of(r)
-	}
-	slices.SortFunc(values, cmp.Compare)
-	return [2]int{values[len(values)/2], values[len(values)-1]}
 }

@@ -253,8 +253,9 @@ func reasonFor(name, message string) string {
 	return ""
 }
 
-// patience is how long Envoy may take to connect and to answer for a change.
-const patience = 15 * time.Second
+// patience is how long Envoy may take to connect and to answer for a change: thousands of listeners take long where processors are few or
+// busy. It is less than managers wait for a change, a minute, so that they are told which part is slow.
+const patience = 40 * time.Second
 
 // The rest of the interface is for other kinds of streams, which nobody opens.
 func (callbacks) OnStreamOpen(context.Context, int64, string) error {

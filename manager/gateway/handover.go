@@ -69,7 +69,10 @@ func (h *handover) look(others []membership.Other, alive func([]netip.Addr) []ne
 	at := map[string][]netip.Addr{}
 	for address, f := range h.formers {
 		if _, asked := at[f.name]; !asked {
-			at[f.name] = reached(f.name, others, alive)
+			at[f.name] = nil
+			if i := slices.IndexFunc(others, func(o membership.Other) bool { return o.Name == f.name }); i >= 0 {
+				at[f.name] = reached(others[i], alive)
+			}
 		}
 		var is netip.Addr
 		if now.Before(f.until) {
@@ -89,15 +92,11 @@ func (h *handover) look(others []membership.Other, alive func([]netip.Addr) []ne
 
 // reached is where another gateway takes packets of connections that it knows. Where its process has ended or failed, or cannot reach the
 // hub, its dataplane works on as long as its host is there.
-func reached(name string, others []membership.Other, alive func([]netip.Addr) []netip.Addr) []netip.Addr {
-	i := slices.IndexFunc(others, func(o membership.Other) bool { return o.Name == name })
-	switch {
-	case i < 0:
-		return nil
-	case others[i].Present:
-		return others[i].Reached
+func reached(other membership.Other, alive func([]netip.Addr) []netip.Addr) []netip.Addr {
+	if other.Present {
+		return other.Reached
 	}
-	return alive(others[i].Reached)
+	return alive(other.Reached)
 }
 
 // ofFamily is the first of the addresses that is of the other one's family.

@@ -77,7 +77,7 @@ func (r *ring) look(others []membership.Other, alive func([]netip.Addr) []netip.
 		} else if !now.Before(until) {
 			continue
 		}
-		m.at = reached(m.name, others, alive)
+		m.at = reached(o, alive)
 		r.members = append(r.members, m)
 	}
 	maps.DeleteFunc(r.until, func(name string, _ time.Time) bool {

@@ -1,10 +1,42 @@
 package churn
 
 import (
+	"net"
+	"net/http"
+	"net/http/httptest"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 )
+
+func TestAKeptConnectionThatBreaksIsAFailure(t *testing.T) {
+	seen := make(chan net.Conn, 8)
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	server.Config.ConnState = func(c net.Conn, s http.ConnState) {
+		if s == http.StateNew {
+			seen <- c
+		}
+	}
+	server.Start()
+	defer server.Close()
+
+	for _, keep := range []bool{true, false} {
+		a := &asker{dial: new(net.Dialer).DialContext, address: server.Listener.Addr().String(), keep: keep}
+		defer a.close()
+		for range 3 {
+			require.NoError(t, a.ask(t.Context()))
+		}
+		if !keep {
+			require.Equal(t, 3, a.dials)
+			continue
+		}
+		require.Equal(t, 1, a.dials)
+		(<-seen).Close()
+		require.Error(t, a.ask(t.Context()))
+		require.NoError(t, a.ask(t.Context()))
+		require.Equal(t, 2, a.dials)
+	}
+}
 
 func TestWhatGrowsIsNamed(t *testing.T) {
 	early := Sizes{"manager KiB": 100000, "manager descriptors": 20, "manager goroutines": 80, "nftables lines": 120}

@@ -111,7 +111,9 @@ func startUse(ctx context.Context, from *netlab.Namespace, address string) *use 
 	u := &use{stop: stop, done: make(chan struct{})}
 	go func() {
 		defer close(u.done)
-		u.run(ctx, newAsker(from, address, true), newAsker(from, address, false))
+		kept := newAsker(from, address, true)
+		defer kept.close()
+		u.run(ctx, kept, newAsker(from, address, false))
 	}()
 	return u
 }

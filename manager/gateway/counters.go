@@ -1,0 +1,66 @@
+package gateway
+
+import (
+	"context"
+	"time"
+
+	"kubelb.k8c.io/backends/dataplane"
+	"kubelb.k8c.io/backends/plugin"
+	"kubelb.k8c.io/core/model"
+	"kubelb.k8c.io/core/translate"
+)
+
+// countEvery is how often the dataplane's counters are read.
+const countEvery = 15 * time.Second
+
+// countRequest asks for the counters, which were asked for so long ago before.
+type countRequest struct {
+	process *plugin.Process
+	ago     time.Duration
+}
+
+// count has the dataplane's counters be read now and then. With many frontends that takes longer than anything else may have to wait.
+func (g *Gateway) count() {
+	if !g.served || !g.host.running() || g.counting || time.Since(g.counted) < countEvery {
+		return
+	}
+	request := countRequest{g.host.process, time.Since(g.counted)}
+	g.counted, g.counting = time.Now(), true
+	g.counts <- request
+}
+
+// readCounters reads them, each time that it is asked to, until ctx ends.
+func (g *Gateway) readCounters(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case request := <-g.counts:
+			limited, cancel := context.WithTimeout(ctx, countEvery)
+			stats, err := request.process.Stats(limited)
+			cancel()
+			g.send(ctx, func(g *Gateway) { g.tally(stats, request.ago, err) })
+		}
+	}
+}
+
+// tally takes over the counters.
+func (g *Gateway) tally(stats dataplane.Stats, ago time.Duration, err error) {
+	g.counting = false
+	if err != nil {
+		g.log.Warn("read the dataplane's counters", "error", err)
+		return
+	}
+	g.use = useOf(g.hub.Snapshot().Frontends, stats.Frontends, g.metrics.last, ago)
+	g.metrics.add(stats, g.tenantOf)
+}
+
+// tenantOf is whose the frontend is; nobody's if empty.
+func (g *Gateway) tenantOf(key model.FrontendKey) string {
+	owner, known := g.hub.Owner(key)
+	tenant, is := translate.TenantOf(owner.Namespace)
+	if !known || !is {
+		return ""
+	}
+	return tenant
+}

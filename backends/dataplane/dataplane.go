@@ -62,7 +62,7 @@ func (d Description) Lacks(f model.Frontend) (Feature, bool) {
 		{f.Restricted, SourceRanges}, {f.AffinityTimeout > 0, Affinity}, {f.Forwarding == model.Transparent, Transparent},
 		{f.Forwarding == model.Direct, Direct}, {f.ProxyProtocol, ProxyProtocol},
 		{f.MaxConnections > 0, Limits}, {f.MaxNewPerSecond > 0, RateLimits}, {f.IdleTimeout > 0, IdleTimeout},
-		{f.Handover != model.Handover{}, Handover},
+		{!f.Handover.IsZero(), Handover},
 	} {
 		if need.needed && !slices.Contains(d.Features, need.feature) {
 			return need.feature, true

@@ -324,9 +324,9 @@ func (s *state) planFrontend(f model.Frontend) (*plan, error) {
 		}
 	}
 	switch {
-	case next.handover != (model.Handover{}) && (old == nil || old.handover != next.handover):
+	case !next.handover.IsZero() && (old == nil || old.handover != next.handover):
 		out.set(mapHandovers, next.number, handover{Next: addressOf(f.Handover.Next), Asks: f.Handover.Asks})
-	case next.handover == (model.Handover{}) && old != nil && old.handover != (model.Handover{}):
+	case next.handover.IsZero() && old != nil && !old.handover.IsZero():
 		out.remove(mapHandovers, next.number)
 	}
 	var was limit
@@ -392,7 +392,7 @@ func (s *state) planFrontendGone(key model.FrontendKey) *plan {
 	for _, p := range old.ranges {
 		out.remove(mapSourceRanges, rangeKeyOf(old.number, p))
 	}
-	if old.handover != (model.Handover{}) {
+	if !old.handover.IsZero() {
 		out.remove(mapHandovers, old.number)
 	}
 	if old.limit != (limit{}) {

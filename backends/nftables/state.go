@@ -376,11 +376,11 @@ func (s *state) planForwarding(out *plan, k model.FrontendKey, old, next *fronte
 	key := elements.Frontend(k)
 	out.member(setTransparent, key, old.forwarding == model.Transparent, next.forwarding == model.Transparent)
 	if old.handover != next.handover {
-		if old.handover != (model.Handover{}) {
+		if !old.handover.IsZero() {
 			out.remove(mapAsks, key)
 			out.remove(mapNext, key)
 		}
-		if h := next.handover; h != (model.Handover{}) {
+		if h := next.handover; !h.IsZero() {
 			out.add(mapNext, key, h.Next.AsSlice(), "")
 			out.goTo(mapAsks, key, expr.VerdictGoto, askChain(h.Asks))
 		}

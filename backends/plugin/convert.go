@@ -56,7 +56,7 @@ func frontendToWire(f model.Frontend) *pb.Frontend {
 		IdleTimeoutMilliseconds: uint64(f.IdleTimeout / time.Millisecond), ProxyProtocol: f.ProxyProtocol,
 		MaxConnections: f.MaxConnections, MaxNewPerSecond: f.MaxNewPerSecond,
 	}
-	if h := f.Handover; h != (model.Handover{}) {
+	if h := f.Handover; !h.IsZero() {
 		out.Handover = &pb.Handover{Next: h.Next.AsSlice(), Asks: uint32(h.Asks)}
 	}
 	for _, r := range f.SourceRanges {

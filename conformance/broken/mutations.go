@@ -364,7 +364,7 @@ func directForEver(m *memory, f *model.Frontend) bool {
 }
 
 func handsOverForEver(m *memory, f *model.Frontend) bool {
-	if before := m.served[f.FrontendKey].Handover; before != (model.Handover{}) {
+	if before := m.served[f.FrontendKey].Handover; !before.IsZero() {
 		f.Handover = before
 	}
 	m.served[f.FrontendKey] = *f

@@ -229,6 +229,9 @@ type Handover struct {
 	Asks uint8 `json:"asks"`
 }
 
+// IsZero reports whether nobody is asked.
+func (h Handover) IsZero() bool { return h == Handover{} }
+
 // MarshalJSON writes times in seconds, as the text form and the hub's API do.
 func (f Frontend) MarshalJSON() ([]byte, error) {
 	type fields Frontend
@@ -304,7 +307,7 @@ func (f Frontend) Text() string {
 	if f.MaxNewPerSecond > 0 {
 		fmt.Fprintf(&b, " max-new-per-second=%d", f.MaxNewPerSecond)
 	}
-	if f.Handover != (Handover{}) {
+	if !f.Handover.IsZero() {
 		fmt.Fprintf(&b, " handover=%s,%d", f.Handover.Next, f.Handover.Asks)
 	}
 	fmt.Fprintf(&b, " tenant=%s owner=%s\n", f.Tenant, f.Owner)

@@ -55,7 +55,7 @@ func (f Frontend) Validate() error {
 	for _, r := range f.SourceRanges {
 		add(!r.IsValid() || r != r.Masked() || r.Addr().Is4() != f.VIP.Is4(), "source range %s is unmasked or of the wrong family", r)
 	}
-	if next := f.Handover.Next; f.Handover != (Handover{}) {
+	if next := f.Handover.Next; !f.Handover.IsZero() {
 		add(!next.IsValid() || next.Zone() != "" || next.Is4() != f.VIP.Is4() || next.Is4In6(), "handover to %s, which is not a plain address of the VIP's family", next)
 		add(f.Handover.Asks < 1 || f.Handover.Asks > MaxAsks, "handover that asks %d gateways, not 1 to %d", f.Handover.Asks, MaxAsks)
 		add(f.Protocol != TCP || f.Forwarding != NAT, "handover on %s, %s", f.Protocol, f.Forwarding)

@@ -2,12 +2,7 @@ package controller
 
 import (
 	"context"
-	"fmt"
 	"net/netip"
-	"slices"
-	"strconv"
-	"strings"
-	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -28,26 +23,10 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"kubelb.k8c.io/api/v1alpha1"
-	"kubelb.k8c.io/core/election"
 	"kubelb.k8c.io/core/ipam"
 	"kubelb.k8c.io/core/model"
 	"kubelb.k8c.io/core/translate"
 	"kubelb.k8c.io/manager/convert"
-	"kubelb.k8c.io/manager/selection"
-)
-
-// Reasons of conditions that the controller itself sets.
-const (
-	reasonAccepted               = "Accepted"
-	reasonAllocated              = "Allocated"
-	reasonProgrammed             = "Programmed"
-	reasonAnnounced              = "Announced"
-	reasonReady                  = "Ready"
-	reasonNotAccepted            = "NotAccepted"
-	reasonWaitingForGateway      = "WaitingForGateway"
-	reasonWaitingForAnnouncement = "WaitingForAnnouncement"
-	reasonDataplaneRefused       = "DataplaneRefused"
-	reasonNoGateway              = "NoGateway"
 )
 
 // loadBalancerReconciler allocates addresses and writes all of LoadBalancer status.
@@ -65,70 +44,6 @@ type loadBalancerReconciler struct {
 	// poolsChanged is told that there may be an address for those that wait, after the book knows of it.
 	poolsChanged chan event.GenericEvent
 	metrics      *metrics
-}
-
-// waiting is shared by the reconciler and the event handlers.
-type waiting struct {
-	mu sync.Mutex // guards the maps
-	// gateway: for a gateway to take the version. address: for an address to become free.
-	gateway map[client.ObjectKey]uint64
-	address map[client.ObjectKey]bool
-}
-
-func (w *waiting) forGateway(lb *v1alpha1.LoadBalancer, waits bool) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if !waits {
-		delete(w.gateway, client.ObjectKeyFromObject(lb))
-		return
-	}
-	version, _ := strconv.ParseUint(lb.ResourceVersion, 10, 64)
-	w.gateway[client.ObjectKeyFromObject(lb)] = version
-}
-
-func (w *waiting) forAddress(key client.ObjectKey, waits bool) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if waits {
-		w.address[key] = true
-	} else {
-		delete(w.address, key)
-	}
-}
-
-// taken are those that the gateway has something to say about: it has their version, or it names them as failing, or it says
-// why it takes nothing.
-func (w *waiting) taken(g *v1alpha1.Gateway) []reconcile.Request {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	var out []reconcile.Request
-	applied, _ := strconv.ParseUint(g.Status.AppliedResourceVersion, 10, 64)
-	for key, version := range w.gateway {
-		if version <= applied || problemOf(g) != "" {
-			out = append(out, reconcile.Request{NamespacedName: key})
-		}
-	}
-	return out
-}
-
-func (w *waiting) addresses() []reconcile.Request {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	var out []reconcile.Request
-	for key := range w.address {
-		out = append(out, reconcile.Request{NamespacedName: key})
-	}
-	return out
-}
-
-// failing are those that the gateway names as failing. Of a change of the gateway those of before are asked for, too.
-func failing(g *v1alpha1.Gateway) (out []reconcile.Request) {
-	for _, f := range g.Status.Failures {
-		if namespace, name, found := strings.Cut(f.LoadBalancer, "/"); found {
-			out = append(out, reconcile.Request{NamespacedName: client.ObjectKey{Namespace: namespace, Name: name}})
-		}
-	}
-	return out
 }
 
 // setUp lists what wakes a LoadBalancer up. Pools wake up only those that wait, and so do gateways, but for those that they fail.
@@ -349,100 +264,6 @@ func ingressOf(lb *v1alpha1.LoadBalancer) corev1.LoadBalancerStatus {
 	return out
 }
 
-// gatewayView is what all gateways together say about one LoadBalancer.
-type gatewayView struct {
-	applied, announced bool
-	failure            string
-	gateways           int
-	// problems are why gateways take nothing at present, silent why they announce nothing.
-	problems, silent []string
-}
-
-// viewOf compares versions: a gateway that has applied an equal or later one has this LoadBalancer as it stands.
-func viewOf(gateways []v1alpha1.Gateway, pools []v1alpha1.AddressPool, lb *v1alpha1.LoadBalancer) gatewayView {
-	view := gatewayView{gateways: len(gateways)}
-	name, answered := client.ObjectKeyFromObject(lb).String(), map[string]bool{}
-	chosen := selection.New()
-	for i := range pools {
-		chosen.SetPool(pools[i].Name, nil, pools[i].Spec.GatewaySelector)
-	}
-	for i := range gateways {
-		chosen.SetGateway(gateways[i].Name, gateways[i].Labels)
-	}
-	for _, g := range gateways {
-		failed := false
-		for _, f := range g.Status.Failures {
-			if f.LoadBalancer == name {
-				view.failure = fmt.Sprintf("gateway %s: %s: %s", g.Name, f.Record, f.Message)
-				failed = true
-			}
-		}
-		if problem := problemOf(&g); problem != "" {
-			view.problems = append(view.problems, fmt.Sprintf("gateway %s: %s", g.Name, problem))
-		}
-		if bgp := meta.FindStatusCondition(g.Status.Conditions, v1alpha1.ConditionBGPEstablished); bgp != nil && bgp.Status == metav1.ConditionFalse {
-			view.silent = append(view.silent, fmt.Sprintf("gateway %s: %s", g.Name, bgp.Message))
-		}
-		view.applied = view.applied || !failed && atLeast(g.Status.AppliedResourceVersion, lb.ResourceVersion)
-		if failed || !atLeast(g.Status.AnnouncedResourceVersion, lb.ResourceVersion) {
-			continue
-		}
-		for _, a := range lb.Status.Addresses {
-			answered[a.Address] = answered[a.Address] || answersFor(&g, a.Address, chosen.Serving(a.Pool))
-		}
-	}
-	view.announced = view.applied && !slices.ContainsFunc(lb.Status.Addresses, func(a v1alpha1.AllocatedAddress) bool { return !answered[a.Address] })
-	if view.applied {
-		view.failure = ""
-	}
-	return view
-}
-
-// answersFor tells whether the address is the gateway's, as it sees its peers.
-func answersFor(g *v1alpha1.Gateway, address string, serves func(string) bool) bool {
-	if !g.Status.Elects {
-		return serves == nil || serves(g.Name)
-	}
-	parsed, err := netip.ParseAddr(address)
-	return err == nil && election.Winner(parsed, g.Status.Candidates, serves) == g.Name
-}
-
-func (v gatewayView) waitReason() string {
-	if v.gateways == 0 {
-		return reasonNoGateway
-	}
-	return reasonWaitingForGateway
-}
-
-func (v gatewayView) waitMessage() string {
-	if v.gateways == 0 {
-		return "there is no gateway: start a kubelb-manager with the gateway role and a backend"
-	}
-	if len(v.problems) > 0 {
-		return fmt.Sprintf("none of %d gateways has taken it yet: %s", v.gateways, strings.Join(v.problems, "; "))
-	}
-	return fmt.Sprintf("none of %d gateways has taken it yet; see kubectl describe gateways.kubelb.k8c.io", v.gateways)
-}
-
-func (v gatewayView) silence() string {
-	return strings.Join(append([]string{"no gateway answers for its addresses yet"}, v.silent...), "; ")
-}
-
-// problemOf is why the gateway takes nothing at present.
-func problemOf(g *v1alpha1.Gateway) string {
-	if ready := meta.FindStatusCondition(g.Status.Conditions, v1alpha1.ConditionReady); ready != nil && ready.Status == metav1.ConditionFalse {
-		return ready.Message
-	}
-	return ""
-}
-
-// atLeast compares resource versions, which order an API server's changes (KEP-5504).
-func atLeast(have, want string) bool {
-	h, errHave := strconv.ParseUint(have, 10, 64)
-	w, errWant := strconv.ParseUint(want, 10, 64)
-	return errHave == nil && errWant == nil && h >= w
-}
-
 // write updates the status where it differs and tells in an event what changed for the worse.
 func (r *loadBalancerReconciler) write(ctx context.Context, before, lb *v1alpha1.LoadBalancer) error {
 	if equality.Semantic.DeepEqual(before.Status, lb.Status) {
@@ -463,65 +284,4 @@ func (r *loadBalancerReconciler) write(ctx context.Context, before, lb *v1alpha1
 		}
 	}
 	return nil
-}
-
-// conditions sets the conditions of one LoadBalancer.
-type conditions struct{ lb *v1alpha1.LoadBalancer }
-
-func (c *conditions) set(kind string, status bool, reason, message string) {
-	condition := metav1.Condition{Type: kind, Status: metav1.ConditionFalse, Reason: reason, Message: message, ObservedGeneration: c.lb.Generation}
-	if status {
-		condition.Status = metav1.ConditionTrue
-	}
-	meta.SetStatusCondition(&c.lb.Status.Conditions, condition)
-}
-
-func (c *conditions) isTrue(kind string) bool {
-	return meta.IsStatusConditionTrue(c.lb.Status.Conditions, kind)
-}
-
-func (c *conditions) accept(problems []translate.Problem) {
-	if len(problems) > 0 {
-		c.set(v1alpha1.ConditionAccepted, true, problems[0].Reason, problems[0].Message)
-		return
-	}
-	c.set(v1alpha1.ConditionAccepted, true, reasonAccepted, "the object is valid")
-}
-
-// settled reports whether gateways have taken the object's present generation; later versions that differ in status only
-// need no new answer.
-func (c *conditions) settled() bool {
-	p := meta.FindStatusCondition(c.lb.Status.Conditions, v1alpha1.ConditionProgrammed)
-	a := meta.FindStatusCondition(c.lb.Status.Conditions, v1alpha1.ConditionAnnounced)
-	return p != nil && a != nil && p.Status == metav1.ConditionTrue && a.Status == metav1.ConditionTrue &&
-		p.ObservedGeneration == c.lb.Generation && a.ObservedGeneration == c.lb.Generation
-}
-
-func (c *conditions) pending() {
-	c.set(v1alpha1.ConditionProgrammed, false, reasonWaitingForGateway, "the allocation has just changed")
-	c.set(v1alpha1.ConditionAnnounced, false, reasonWaitingForAnnouncement, "the allocation has just changed")
-	c.ready()
-}
-
-func (c *conditions) notServed() {
-	c.set(v1alpha1.ConditionProgrammed, false, reasonNotAccepted, "nothing to program")
-	c.set(v1alpha1.ConditionAnnounced, false, reasonNotAccepted, "nothing to announce")
-	c.ready()
-}
-
-// ready is the first of the other conditions that is not true.
-func (c *conditions) ready() {
-	for _, kind := range []string{v1alpha1.ConditionAccepted, v1alpha1.ConditionAddressAllocated, v1alpha1.ConditionProgrammed, v1alpha1.ConditionAnnounced} {
-		if condition := meta.FindStatusCondition(c.lb.Status.Conditions, kind); condition != nil && condition.Status != metav1.ConditionTrue {
-			c.set(v1alpha1.ConditionReady, false, condition.Reason, condition.Message)
-			return
-		}
-	}
-	reason, message := reasonReady, "served"
-	if accepted := meta.FindStatusCondition(c.lb.Status.Conditions, v1alpha1.ConditionAccepted); accepted.Reason != reasonAccepted {
-		reason, message = accepted.Reason, "served, but: "+accepted.Message
-	}
-	c.set(v1alpha1.ConditionReady, true, reason, message)
-	programmed := meta.FindStatusCondition(c.lb.Status.Conditions, v1alpha1.ConditionProgrammed)
-	meta.FindStatusCondition(c.lb.Status.Conditions, v1alpha1.ConditionReady).ObservedGeneration = programmed.ObservedGeneration
 }

@@ -1,0 +1,84 @@
+package controller
+
+import (
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/core/translate"
+)
+
+// Reasons of conditions that the controller itself sets.
+const (
+	reasonAccepted               = "Accepted"
+	reasonAllocated              = "Allocated"
+	reasonProgrammed             = "Programmed"
+	reasonAnnounced              = "Announced"
+	reasonReady                  = "Ready"
+	reasonNotAccepted            = "NotAccepted"
+	reasonWaitingForGateway      = "WaitingForGateway"
+	reasonWaitingForAnnouncement = "WaitingForAnnouncement"
+	reasonDataplaneRefused       = "DataplaneRefused"
+	reasonNoGateway              = "NoGateway"
+)
+
+// conditions sets the conditions of one LoadBalancer.
+type conditions struct{ lb *v1alpha1.LoadBalancer }
+
+func (c *conditions) set(kind string, status bool, reason, message string) {
+	condition := metav1.Condition{Type: kind, Status: metav1.ConditionFalse, Reason: reason, Message: message, ObservedGeneration: c.lb.Generation}
+	if status {
+		condition.Status = metav1.ConditionTrue
+	}
+	meta.SetStatusCondition(&c.lb.Status.Conditions, condition)
+}
+
+func (c *conditions) isTrue(kind string) bool {
+	return meta.IsStatusConditionTrue(c.lb.Status.Conditions, kind)
+}
+
+func (c *conditions) accept(problems []translate.Problem) {
+	if len(problems) > 0 {
+		c.set(v1alpha1.ConditionAccepted, true, problems[0].Reason, problems[0].Message)
+		return
+	}
+	c.set(v1alpha1.ConditionAccepted, true, reasonAccepted, "the object is valid")
+}
+
+// settled reports whether gateways have taken the object's present generation; later versions that differ in status only
+// need no new answer.
+func (c *conditions) settled() bool {
+	p := meta.FindStatusCondition(c.lb.Status.Conditions, v1alpha1.ConditionProgrammed)
+	a := meta.FindStatusCondition(c.lb.Status.Conditions, v1alpha1.ConditionAnnounced)
+	return p != nil && a != nil && p.Status == metav1.ConditionTrue && a.Status == metav1.ConditionTrue &&
+		p.ObservedGeneration == c.lb.Generation && a.ObservedGeneration == c.lb.Generation
+}
+
+func (c *conditions) pending() {
+	c.set(v1alpha1.ConditionProgrammed, false, reasonWaitingForGateway, "the allocation has just changed")
+	c.set(v1alpha1.ConditionAnnounced, false, reasonWaitingForAnnouncement, "the allocation has just changed")
+	c.ready()
+}
+
+func (c *conditions) notServed() {
+	c.set(v1alpha1.ConditionProgrammed, false, reasonNotAccepted, "nothing to program")
+	c.set(v1alpha1.ConditionAnnounced, false, reasonNotAccepted, "nothing to announce")
+	c.ready()
+}
+
+// ready is the first of the other conditions that is not true.
+func (c *conditions) ready() {
+	for _, kind := range []string{v1alpha1.ConditionAccepted, v1alpha1.ConditionAddressAllocated, v1alpha1.ConditionProgrammed, v1alpha1.ConditionAnnounced} {
+		if condition := meta.FindStatusCondition(c.lb.Status.Conditions, kind); condition != nil && condition.Status != metav1.ConditionTrue {
+			c.set(v1alpha1.ConditionReady, false, condition.Reason, condition.Message)
+			return
+		}
+	}
+	reason, message := reasonReady, "served"
+	if accepted := meta.FindStatusCondition(c.lb.Status.Conditions, v1alpha1.ConditionAccepted); accepted.Reason != reasonAccepted {
+		reason, message = accepted.Reason, "served, but: "+accepted.Message
+	}
+	c.set(v1alpha1.ConditionReady, true, reason, message)
+	programmed := meta.FindStatusCondition(c.lb.Status.Conditions, v1alpha1.ConditionProgrammed)
+	meta.FindStatusCondition(c.lb.Status.Conditions, v1alpha1.ConditionReady).ObservedGeneration = programmed.ObservedGeneration
+}

@@ -1,0 +1,111 @@
+package controller
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/core/election"
+	"kubelb.k8c.io/manager/selection"
+)
+
+// gatewayView is what all gateways together say about one LoadBalancer.
+type gatewayView struct {
+	applied, announced bool
+	failure            string
+	gateways           int
+	// problems are why gateways take nothing at present, silent why they announce nothing.
+	problems, silent []string
+}
+
+// viewOf compares versions: a gateway that has applied an equal or later one has this LoadBalancer as it stands.
+func viewOf(gateways []v1alpha1.Gateway, pools []v1alpha1.AddressPool, lb *v1alpha1.LoadBalancer) gatewayView {
+	view := gatewayView{gateways: len(gateways)}
+	name, answered := client.ObjectKeyFromObject(lb).String(), map[string]bool{}
+	chosen := selection.New()
+	for i := range pools {
+		chosen.SetPool(pools[i].Name, nil, pools[i].Spec.GatewaySelector)
+	}
+	for i := range gateways {
+		chosen.SetGateway(gateways[i].Name, gateways[i].Labels)
+	}
+	for _, g := range gateways {
+		failed := false
+		for _, f := range g.Status.Failures {
+			if f.LoadBalancer == name {
+				view.failure = fmt.Sprintf("gateway %s: %s: %s", g.Name, f.Record, f.Message)
+				failed = true
+			}
+		}
+		if problem := problemOf(&g); problem != "" {
+			view.problems = append(view.problems, fmt.Sprintf("gateway %s: %s", g.Name, problem))
+		}
+		if bgp := meta.FindStatusCondition(g.Status.Conditions, v1alpha1.ConditionBGPEstablished); bgp != nil && bgp.Status == metav1.ConditionFalse {
+			view.silent = append(view.silent, fmt.Sprintf("gateway %s: %s", g.Name, bgp.Message))
+		}
+		view.applied = view.applied || !failed && atLeast(g.Status.AppliedResourceVersion, lb.ResourceVersion)
+		if failed || !atLeast(g.Status.AnnouncedResourceVersion, lb.ResourceVersion) {
+			continue
+		}
+		for _, a := range lb.Status.Addresses {
+			answered[a.Address] = answered[a.Address] || answersFor(&g, a.Address, chosen.Serving(a.Pool))
+		}
+	}
+	view.announced = view.applied && !slices.ContainsFunc(lb.Status.Addresses, func(a v1alpha1.AllocatedAddress) bool { return !answered[a.Address] })
+	if view.applied {
+		view.failure = ""
+	}
+	return view
+}
+
+// answersFor tells whether the address is the gateway's, as it sees its peers.
+func answersFor(g *v1alpha1.Gateway, address string, serves func(string) bool) bool {
+	if !g.Status.Elects {
+		return serves == nil || serves(g.Name)
+	}
+	parsed, err := netip.ParseAddr(address)
+	return err == nil && election.Winner(parsed, g.Status.Candidates, serves) == g.Name
+}
+
+func (v gatewayView) waitReason() string {
+	if v.gateways == 0 {
+		return reasonNoGateway
+	}
+	return reasonWaitingForGateway
+}
+
+func (v gatewayView) waitMessage() string {
+	if v.gateways == 0 {
+		return "there is no gateway: start a kubelb-manager with the gateway role and a backend"
+	}
+	if len(v.problems) > 0 {
+		return fmt.Sprintf("none of %d gateways has taken it yet: %s", v.gateways, strings.Join(v.problems, "; "))
+	}
+	return fmt.Sprintf("none of %d gateways has taken it yet; see kubectl describe gateways.kubelb.k8c.io", v.gateways)
+}
+
+func (v gatewayView) silence() string {
+	return strings.Join(append([]string{"no gateway answers for its addresses yet"}, v.silent...), "; ")
+}
+
+// problemOf is why the gateway takes nothing at present.
+func problemOf(g *v1alpha1.Gateway) string {
+	if ready := meta.FindStatusCondition(g.Status.Conditions, v1alpha1.ConditionReady); ready != nil && ready.Status == metav1.ConditionFalse {
+		return ready.Message
+	}
+	return ""
+}
+
+// atLeast compares resource versions, which order an API server's changes (KEP-5504).
+func atLeast(have, want string) bool {
+	h, errHave := strconv.ParseUint(have, 10, 64)
+	w, errWant := strconv.ParseUint(want, 10, 64)
+	return errHave == nil && errWant == nil && h >= w
+}

@@ -1,0 +1,76 @@
+package controller
+
+import (
+	"strconv"
+	"strings"
+	"sync"
+
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"kubelb.k8c.io/api/v1alpha1"
+)
+
+// waiting is shared by the reconciler and the event handlers.
+type waiting struct {
+	mu sync.Mutex // guards the maps
+	// gateway: for a gateway to take the version. address: for an address to become free.
+	gateway map[client.ObjectKey]uint64
+	address map[client.ObjectKey]bool
+}
+
+func (w *waiting) forGateway(lb *v1alpha1.LoadBalancer, waits bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !waits {
+		delete(w.gateway, client.ObjectKeyFromObject(lb))
+		return
+	}
+	version, _ := strconv.ParseUint(lb.ResourceVersion, 10, 64)
+	w.gateway[client.ObjectKeyFromObject(lb)] = version
+}
+
+func (w *waiting) forAddress(key client.ObjectKey, waits bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if waits {
+		w.address[key] = true
+	} else {
+		delete(w.address, key)
+	}
+}
+
+// taken are those that the gateway has something to say about: it has their version, or it names them as failing, or it says
+// why it takes nothing.
+func (w *waiting) taken(g *v1alpha1.Gateway) []reconcile.Request {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var out []reconcile.Request
+	applied, _ := strconv.ParseUint(g.Status.AppliedResourceVersion, 10, 64)
+	for key, version := range w.gateway {
+		if version <= applied || problemOf(g) != "" {
+			out = append(out, reconcile.Request{NamespacedName: key})
+		}
+	}
+	return out
+}
+
+func (w *waiting) addresses() []reconcile.Request {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var out []reconcile.Request
+	for key := range w.address {
+		out = append(out, reconcile.Request{NamespacedName: key})
+	}
+	return out
+}
+
+// failing are those that the gateway names as failing. Of a change of the gateway those of before are asked for, too.
+func failing(g *v1alpha1.Gateway) (out []reconcile.Request) {
+	for _, f := range g.Status.Failures {
+		if namespace, name, found := strings.Cut(f.LoadBalancer, "/"); found {
+			out = append(out, reconcile.Request{NamespacedName: client.ObjectKey{Namespace: namespace, Name: name}})
+		}
+	}
+	return out
+}

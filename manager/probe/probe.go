@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"strconv"
@@ -26,13 +27,13 @@ type Config struct {
 	Interval, Timeout time.Duration
 	// Failures in a row that make a target unhealthy; one success makes it healthy again.
 	Failures int
-	// Workers check at the same time.
-	Workers int
+	// AtOnce is how many checks there may be at the same time in each lane.
+	AtOnce int
 }
 
 // DefaultConfig checks every second and gives up after two failures.
 func DefaultConfig() Config {
-	return Config{Interval: time.Second, Timeout: 800 * time.Millisecond, Failures: 2, Workers: 64}
+	return Config{Interval: time.Second, Timeout: 800 * time.Millisecond, Failures: 2, AtOnce: 512}
 }
 
 // kubeProxyHealthPort is where kube-proxy answers /healthz by default.
@@ -64,9 +65,15 @@ type change struct {
 // New returns a prober that calls report, from one goroutine, whenever a target's health changes. A new target counts as
 // healthy until it fails; of a healthy one that tells its weight the first answer is a change.
 func New(config Config, report func(Result)) *Prober {
-	transport := &http.Transport{DisableKeepAlives: true, DialContext: (&net.Dialer{Timeout: config.Timeout}).DialContext}
-	return &Prober{config: config, report: report, changed: make(chan struct{}, 1), http: http.Client{Transport: transport, Timeout: config.Timeout}}
+	transport := &http.Transport{DisableKeepAlives: true, DialContext: (&net.Dialer{Timeout: config.Timeout}).DialContext, MaxResponseHeaderBytes: mostAnswer}
+	// What answers is a tenant's: it must not have the gateway ask others, such as services on its own host.
+	followNone := func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	return &Prober{config: config, report: report, changed: make(chan struct{}, 1),
+		http: http.Client{Transport: transport, Timeout: config.Timeout, CheckRedirect: followNone}}
 }
+
+// mostAnswer is how many bytes of an answer are read, of its header as of its body.
+const mostAnswer = 64 << 10
 
 // Watch begins to check a target; Forget ends it. Neither blocks.
 func (p *Prober) Watch(t translate.Target) { p.note(change{target: t}) }
@@ -93,13 +100,14 @@ func (p *Prober) noted() []change {
 	return noted
 }
 
-// job is one target with its schedule; it belongs to the scheduler but while a worker has it.
+// job is one target with its schedule.
 type job struct {
 	target   translate.Target
 	due      time.Time
 	failures int
 	health   translate.Health
-	index    int // in the heap; -1 while a worker has it
+	lane     *lane
+	index    int // in the lane's queue; -1 while it is checked
 	gone     bool
 }
 
@@ -107,79 +115,98 @@ type outcome struct {
 	job    *job
 	health translate.Health
 	err    error
+	took   time.Duration
 }
 
-// Run schedules checks until ctx ends; all its workers have ended when it returns.
+// lane is a queue of targets of which so many may be checked at the same time.
+type lane struct {
+	queue schedule
+	busy  int
+}
+
+// lanes are two, so that nobody can keep others waiting by many targets that answer late or never: prompt is for those that have answered
+// at once when they were asked last, or are missed for the first time; doubtful is for all others, the new ones included.
+type lanes struct{ prompt, doubtful lane }
+
+// after is where a target waits for its next check, timeout being how long one may take.
+func (l *lanes) after(o outcome, timeout time.Duration) *lane {
+	prompt := o.err == nil && o.took < timeout/2
+	missed := o.err != nil && o.job.health.State != model.Unhealthy && o.job.lane == &l.prompt
+	if prompt || missed {
+		return &l.prompt
+	}
+	return &l.doubtful
+}
+
+// begin checks what is due, as far as may be at the same time, and tells how long until something else is due. It is for ever where
+// that is not for the clock to say.
+func (l *lane) begin(atOnce int, check func(*job)) time.Duration {
+	for l.queue.Len() > 0 && l.busy < atOnce {
+		if wait := time.Until(l.queue[0].due); wait > 0 {
+			return wait
+		}
+		l.busy++
+		check(heap.Pop(&l.queue).(*job))
+	}
+	return math.MaxInt64
+}
+
+// Run schedules checks until ctx ends; all have ended when it returns.
 func (p *Prober) Run(ctx context.Context) error {
-	work, done := make(chan *job), make(chan outcome, p.config.Workers)
-	var workers sync.WaitGroup
-	defer workers.Wait()
+	var checks sync.WaitGroup
+	defer checks.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	for range p.config.Workers {
-		workers.Go(func() {
-			for {
-				select {
-				case j := <-work:
-					health, err := p.check(ctx, j.target)
-					done <- outcome{j, health, err}
-				case <-ctx.Done():
-					return
-				}
-			}
+	done := make(chan outcome, 2*p.config.AtOnce) // as many as there may be: none waits when nobody listens any more
+	p.schedule(ctx, done, func(j *job) {
+		target := j.target
+		checks.Go(func() {
+			began := time.Now()
+			health, err := p.check(ctx, target)
+			done <- outcome{j, health, err, time.Since(began)}
 		})
-	}
-	p.schedule(ctx, work, done)
+	})
 	return nil
 }
 
-func (p *Prober) schedule(ctx context.Context, work chan<- *job, done <-chan outcome) {
-	jobs, queue := map[translate.Target]*job{}, &schedule{}
+func (p *Prober) schedule(ctx context.Context, done <-chan outcome, check func(*job)) {
+	jobs, in := map[translate.Target]*job{}, &lanes{}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
-		var next *job
-		var ready chan<- *job
-		if queue.Len() > 0 {
-			next = (*queue)[0]
-			if wait := time.Until(next.due); wait <= 0 {
-				ready = work
-			} else {
-				timer.Reset(wait)
-			}
-		}
+		timer.Reset(min(in.prompt.begin(p.config.AtOnce, check), in.doubtful.begin(p.config.AtOnce, check)))
 		select {
 		case <-ctx.Done():
 			return
 		case <-timer.C:
-		case ready <- next:
-			heap.Pop(queue)
 		case o := <-done:
+			o.job.lane.busy--
 			p.settle(o)
 			if !o.job.gone {
-				heap.Push(queue, o.job)
+				o.job.lane = in.after(o, p.config.Timeout)
+				heap.Push(&o.job.lane.queue, o.job)
 			}
 		case <-p.changed:
 			for _, c := range p.noted() {
-				p.change(c, jobs, queue)
+				p.change(c, jobs, &in.doubtful)
 			}
 		}
 	}
 }
 
-func (p *Prober) change(c change, jobs map[translate.Target]*job, queue *schedule) {
+func (p *Prober) change(c change, jobs map[translate.Target]*job, fresh *lane) {
 	known := jobs[c.target]
 	switch {
 	case c.gone && known != nil:
 		known.gone = true
 		delete(jobs, c.target)
 		if known.index >= 0 {
-			heap.Remove(queue, known.index)
+			heap.Remove(&known.lane.queue, known.index)
 		}
 	case !c.gone && known == nil:
-		j := &job{target: c.target, due: time.Now()}
+		j := &job{target: c.target, due: time.Now(), lane: fresh}
 		jobs[c.target] = j
-		heap.Push(queue, j)
+		heap.Push(&fresh.queue, j)
 	}
 }
 
@@ -256,7 +283,7 @@ func (p *Prober) get(ctx context.Context, hostPort string) (*http.Response, erro
 		return nil, err
 	}
 	defer response.Body.Close()
-	_, err = io.CopyN(io.Discard, response.Body, 64<<10)
+	_, err = io.CopyN(io.Discard, response.Body, mostAnswer)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("%s: %w", hostPort, err)
 	}

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -51,8 +52,13 @@ func startNode(t *testing.T, hostPort string) *node {
 // probing runs a prober and returns its results.
 func probing(t *testing.T, targets ...translate.Target) chan Result {
 	t.Helper()
-	results := make(chan Result, 64)
-	p := New(Config{Interval: 20 * time.Millisecond, Timeout: 200 * time.Millisecond, Failures: 2, Workers: 4}, func(r Result) { results <- r })
+	return probingFor(t, 200*time.Millisecond, targets...)
+}
+
+func probingFor(t *testing.T, timeout time.Duration, targets ...translate.Target) chan Result {
+	t.Helper()
+	results := make(chan Result, 1024)
+	p := New(Config{Interval: 20 * time.Millisecond, Timeout: timeout, Failures: 2, AtOnce: 4}, func(r Result) { results <- r })
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error)
 	go func() { done <- p.Run(ctx) }()
@@ -133,6 +139,72 @@ func TestAConnectCheckFollowsTheNodePort(t *testing.T) {
 	require.Equal(t, model.Unhealthy, next(t, results).State)
 }
 
+func TestNobodyElseIsAskedWhereverAnAnswerLeads(t *testing.T) {
+	other := make(chan string, 64)
+	elsewhere, err := net.Listen("tcp", "127.0.0.57:0")
+	require.NoError(t, err)
+	inside := &http.Server{Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { other <- r.URL.Path })}
+	go inside.Serve(elsewhere)
+	t.Cleanup(func() { inside.Close() })
+	listener, err := net.Listen("tcp", "127.0.0.58:31998")
+	require.NoError(t, err)
+	asked := make(chan struct{}, 64)
+	hostile := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, "http://"+elsewhere.Addr().String()+"/debug/pprof/", http.StatusFound)
+		asked <- struct{}{}
+	})}
+	go hostile.Serve(listener)
+	t.Cleanup(func() { hostile.Close() })
+	results := probing(t, translate.Target{Address: netip.MustParseAddr("127.0.0.58"), Kind: translate.CheckLocal, Port: 31998})
+	require.Equal(t, model.Draining, next(t, results).State)
+	for range 3 {
+		<-asked
+	}
+	require.Empty(t, other)
+}
+
+// A tenant with many nodes that are silent, or answer late, must not have others wait until their dead nodes are found.
+func TestManyThatAnswerLateOrNeverKeepNobodyWaiting(t *testing.T) {
+	const many = 100
+	n := startNode(t, "127.0.0.59:31997")
+	n.set(http.StatusOK, "3")
+	prompt := translate.Target{Address: netip.MustParseAddr("127.0.0.59"), Kind: translate.CheckLocal, Port: 31997}
+	var asked atomic.Int64
+	late := &http.Server{Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		pause := 700 * time.Millisecond
+		if asked.Add(1)%2 == 0 {
+			pause = time.Minute
+		}
+		select {
+		case <-time.After(pause):
+		case <-r.Context().Done():
+		}
+	})}
+	t.Cleanup(func() { late.Close() })
+	targets := []translate.Target{prompt}
+	for range many {
+		listener, err := net.Listen("tcp", "127.0.0.60:0")
+		require.NoError(t, err)
+		go late.Serve(listener)
+		at := netip.MustParseAddrPort(listener.Addr().String())
+		targets = append(targets, translate.Target{Address: at.Addr(), Kind: translate.CheckLocal, Port: at.Port()})
+	}
+	results := probingFor(t, time.Second, targets...)
+	of := func(want translate.Health) {
+		for r := (Result{}); r.Target != prompt || r.Health != want; {
+			r = <-results
+		}
+	}
+	of(translate.Health{Weight: 3})
+	for asked.Load() < many/10 {
+		time.Sleep(time.Millisecond)
+	}
+	require.NoError(t, n.server.Close())
+	before := asked.Load()
+	of(translate.Health{State: model.Unhealthy, Weight: 3})
+	require.Less(t, asked.Load()-before, int64(many/2), "of so many others it did not have to wait")
+}
+
 func TestAForgottenTargetIsAskedNoMore(t *testing.T) {
 	var asked sync.Map
 	listener, err := net.Listen("tcp", "127.0.0.56:10256")
@@ -140,7 +212,7 @@ func TestAForgottenTargetIsAskedNoMore(t *testing.T) {
 	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { asked.Store(time.Now(), true) })}
 	go server.Serve(listener)
 	t.Cleanup(func() { server.Close() })
-	p := New(Config{Interval: 10 * time.Millisecond, Timeout: 200 * time.Millisecond, Failures: 2, Workers: 2}, func(Result) {})
+	p := New(Config{Interval: 10 * time.Millisecond, Timeout: 200 * time.Millisecond, Failures: 2, AtOnce: 2}, func(Result) {})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() { done <- p.Run(ctx) }()
@@ -162,7 +234,7 @@ func TestWhoIsToldCanNameAnyNumberOfTargetsMeanwhile(t *testing.T) {
 	node := startNode(t, "127.0.0.61:30999")
 	node.set(http.StatusOK, "3")
 	told, goOn := make(chan struct{}), make(chan struct{})
-	p := New(Config{Interval: time.Hour, Timeout: time.Second, Failures: 2, Workers: 4}, func(Result) {
+	p := New(Config{Interval: time.Hour, Timeout: time.Second, Failures: 2, AtOnce: 4}, func(Result) {
 		told <- struct{}{}
 		<-goOn
 	})

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/mdlayher/packet"
+	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 
 	"kubelb.k8c.io/manager/descriptor"
@@ -67,6 +68,9 @@ const (
 	maxFrame                = 2048
 	ethernetHeader          = 14
 	arpLength               = 28
+	ipv6Header              = 40
+	ipv6NextHeader          = 6 // offset
+	icmpv6                  = 58
 	solicitation            = 135
 	advertisement           = 136
 	flagSolicited      byte = 0x40
@@ -286,7 +290,11 @@ func listen(name string) (*link, error) {
 	if err != nil {
 		return nil, err
 	}
-	ndp, err := packet.Listen(device, packet.Raw, etherTypeIPv6, nil)
+	filter, err := bpf.Assemble(solicitationsOnly())
+	if err != nil {
+		return nil, errors.Join(err, arp.Close())
+	}
+	ndp, err := packet.Listen(device, packet.Raw, etherTypeIPv6, &packet.Config{Filter: filter})
 	if err != nil {
 		return nil, errors.Join(err, arp.Close())
 	}
@@ -297,6 +305,19 @@ func listen(name string) (*link, error) {
 		return nil, err
 	}
 	return k, nil
+}
+
+// solicitationsOnly lets nothing but neighbour solicitations through to a socket. It would be given a copy of every IPv6 packet that the
+// gateway forwards otherwise, and questions would be lost among them.
+func solicitationsOnly() []bpf.Instruction {
+	return []bpf.Instruction{
+		bpf.LoadAbsolute{Off: ethernetHeader + ipv6NextHeader, Size: 1},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: icmpv6, SkipFalse: 3},
+		bpf.LoadAbsolute{Off: ethernetHeader + ipv6Header, Size: 1},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: solicitation, SkipFalse: 1},
+		bpf.RetConstant{Val: maxFrame},
+		bpf.RetConstant{Val: 0},
+	}
 }
 
 func (k *link) close() {
@@ -357,14 +378,14 @@ func (k *link) arpFrame(operation uint16, to net.HardwareAddr, address netip.Add
 
 // answerNDP answers a solicitation for an address of ours, duplicate address detection included.
 func (l *Layer2) answerNDP(k *link, frame []byte) error {
-	const ipv6Header, solicitationLength = 40, 24
+	const solicitationLength = 24
 	if len(frame) < ethernetHeader+ipv6Header+solicitationLength {
 		return nil
 	}
 	ip := frame[ethernetHeader:]
 	icmp := ip[ipv6Header:]
 	// Next header ICMPv6, hop limit 255 (RFC 4861 section 7.1.1), type and code.
-	if ip[6] != 58 || ip[7] != 255 || icmp[0] != solicitation || icmp[1] != 0 {
+	if ip[ipv6NextHeader] != icmpv6 || ip[7] != 255 || icmp[0] != solicitation || icmp[1] != 0 {
 		return nil
 	}
 	target, source := netip.AddrFrom16([16]byte(icmp[8:24])), netip.AddrFrom16([16]byte(ip[8:24]))
@@ -394,14 +415,14 @@ func (k *link) advertisement(mac net.HardwareAddr, to, address netip.Addr, flags
 	b = binary.BigEndian.AppendUint16(b, etherTypeIPv6)
 	b = append(b, 0x60, 0, 0, 0)
 	b = binary.BigEndian.AppendUint16(b, uint16(len(icmp)))
-	b = append(b, 58, 255)
+	b = append(b, icmpv6, 255)
 	b = append(append(b, address.AsSlice()...), to.AsSlice()...)
 	return append(b, icmp...)
 }
 
 // checksum is that of ICMPv6, over the pseudo header (RFC 8200 section 8.1).
 func checksum(from, to netip.Addr, icmp []byte) uint16 {
-	b := append(append(from.AsSlice(), to.AsSlice()...), 0, 0, byte(len(icmp)>>8), byte(len(icmp)), 0, 0, 0, 58)
+	b := append(append(from.AsSlice(), to.AsSlice()...), 0, 0, byte(len(icmp)>>8), byte(len(icmp)), 0, 0, 0, icmpv6)
 	b = append(b, icmp...)
 	if len(b)%2 == 1 {
 		b = append(b, 0)

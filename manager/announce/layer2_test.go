@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/net/bpf"
 )
 
 // Address plan: this link is 02:00:00:00:00:01; VIPs 203.0.113.1 and 2001:db8::1.
@@ -38,6 +39,27 @@ func TestAnAdvertisementHasAValidChecksum(t *testing.T) {
 	require.Equal(t, []byte{2, 1, 2, 0, 0, 0, 0, 1}, icmp[24:32], "target link-layer address")
 	// A message that carries its own checksum sums up to zero.
 	require.Zero(t, checksum(address, allNodes, icmp))
+}
+
+func TestASocketIsGivenSolicitationsOnly(t *testing.T) {
+	filter, err := bpf.NewVM(solicitationsOnly())
+	require.NoError(t, err)
+	given := func(nextHeader, first byte) bool {
+		frame := make([]byte, ethernetHeader+ipv6Header+24)
+		frame[ethernetHeader], frame[ethernetHeader+6], frame[ethernetHeader+ipv6Header] = 0x60, nextHeader, first
+		n, err := filter.Run(frame)
+		require.NoError(t, err)
+		require.Contains(t, []int{0, len(frame)}, min(n, len(frame)), "all of it or nothing")
+		return n > 0
+	}
+	require.True(t, given(58, 135))
+	require.False(t, given(58, 136), "an advertisement")
+	require.False(t, given(58, 128), "an echo request")
+	require.False(t, given(6, 135), "TCP from port 34560 on")
+	require.False(t, given(17, 135))
+	n, err := filter.Run(make([]byte, ethernetHeader))
+	require.NoError(t, err)
+	require.Zero(t, n, "a frame that ends early")
 }
 
 func TestOnlyQuestionsForOwnedAddressesAreAnswered(t *testing.T) {

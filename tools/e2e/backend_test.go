@@ -36,12 +36,17 @@ func TestAChangeOfTheBackendLosesNoRequest(t *testing.T) {
 				}
 				return nil
 			})
-			require.Equal(t, to, hubGet(t, "default", "gateway/gateway", "{.status.backend.name}"))
+			eventually(t, 10*time.Second, func() error {
+				if got := hubGet(t, "default", "gateway/gateway", "{.status.backend.name}"); got != to {
+					return fmt.Errorf("the Gateway says %q", got)
+				}
+				return nil
+			})
 			time.Sleep(300 * time.Millisecond)
 			for _, tr := range []*traffic{four, six} {
 				require.Empty(t, tr.end())
-				require.LessOrEqual(t, tr.dials.Load(), int64(2), "the long connection was made at most once more")
-				t.Logf("%s: %d requests on %d long connections, %d new connections, 0 failed", tr.url, tr.long.Load(), tr.dials.Load(), tr.fresh.Load())
+				require.LessOrEqual(t, tr.broken.Load(), int64(1), "the long connection ended at most once")
+				t.Logf("%s: %d requests on long connections, of which %d ended, %d new connections, 0 failed", tr.url, tr.long.Load(), tr.broken.Load(), tr.fresh.Load())
 			}
 			require.Equal(t, ips, externalIPs(t, "change", 2), "no address changed")
 		})
@@ -68,7 +73,7 @@ func TestABackendThatCannotStartIsToldOfAndNothingIsLost(t *testing.T) {
 	require.NoError(t, lab.StartManager())
 	externalIPs(t, "waits", 2)
 	require.Empty(t, tr.end())
-	require.EqualValues(t, 1, tr.dials.Load(), "the long connection was made once")
+	require.Zero(t, tr.broken.Load(), "the long connection goes on")
 	require.Equal(t, ips, externalIPs(t, "kept", 2), "no address changed")
 }
 
@@ -92,7 +97,7 @@ func TestAPortOfTheGatewaysOwnFailsTheServiceThatAsksForItOnly(t *testing.T) {
 		}
 		return nil
 	})
-	require.Contains(t, events(t, "taken"), "Address already in use")
+	recorded(t, "taken", "Address already in use")
 	require.NoError(t, other.Close())
 	// What was refused is tried again.
 	eventually(t, 40*time.Second, func() error {

@@ -20,9 +20,9 @@ import (
 // traffic is a client that keeps one long connection busy and opens new ones all the time.
 type traffic struct {
 	url         string
-	dials       atomic.Int64
-	long, fresh atomic.Int64
-	mu          sync.Mutex // guards failures
+	long, fresh atomic.Int64 // requests
+	broken      atomic.Int64 // long connections that others than the client ended
+	mu          sync.Mutex   // guards failures
 	failures    []string
 	stop        context.CancelFunc
 	done        sync.WaitGroup
@@ -61,9 +61,33 @@ var portsOfLongConnections atomic.Int64
 // seconds more (nf_conntrack_tcp_timeout_close). A connection that the client ends keeps its port for a minute (TIME_WAIT).
 func (tr *traffic) dialLong(ctx context.Context, network, address string) (net.Conn, error) {
 	const belowPortsOfTheKernel = 20000
-	tr.dials.Add(1)
 	from := net.Dialer{LocalAddr: &net.TCPAddr{Port: belowPortsOfTheKernel + int(portsOfLongConnections.Add(1))}}
-	return lab.Client.Dial(ctx, from, network, address)
+	c, err := lab.Client.Dial(ctx, from, network, address)
+	if err != nil {
+		return nil, err
+	}
+	return &longConnection{Conn: c, broken: &tr.broken}, nil
+}
+
+// longConnection counts its end, unless the client ended it: so net/http does without a need now and then, when it hears of an answer long
+// before it hears that the request was written, as on a busy host.
+type longConnection struct {
+	net.Conn
+	closed atomic.Bool
+	broken *atomic.Int64
+}
+
+func (c *longConnection) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if err != nil && c.closed.CompareAndSwap(false, true) {
+		c.broken.Add(1)
+	}
+	return n, err
+}
+
+func (c *longConnection) Close() error {
+	c.closed.Store(true)
+	return c.Conn.Close()
 }
 
 func ask(client *http.Client, url string) error {
@@ -163,8 +187,8 @@ func TestNothingIsLostWhenAPartIsKilled(t *testing.T) {
 			time.Sleep(500 * time.Millisecond)
 			for _, tr := range []*traffic{four, six} {
 				require.Empty(t, tr.end())
-				require.EqualValues(t, 1, tr.dials.Load(), "the long connection was made once")
-				t.Logf("%s: %d requests on one connection, %d new connections, 0 failed", tr.url, tr.long.Load(), tr.fresh.Load())
+				require.Zero(t, tr.broken.Load(), "the long connection goes on")
+				t.Logf("%s: %d requests on a long connection, %d new connections, 0 failed", tr.url, tr.long.Load(), tr.fresh.Load())
 			}
 			require.Equal(t, ips, externalIPs(t, "restart", 2), "no address changed")
 		})

@@ -68,7 +68,7 @@ func TestNewPodsAndADrainedNodeFailNoRequest(t *testing.T) {
 			time.Sleep(time.Second)
 			for _, tr := range []*traffic{four, six} {
 				failed := tr.end()
-				t.Logf("%s: %d requests on connections that were kept, of which there were %d; %d new connections", tr.url, tr.long.Load(), tr.dials.Load(), tr.fresh.Load())
+				t.Logf("%s: %d requests on connections that were kept, of which %d ended; %d new connections", tr.url, tr.long.Load(), tr.broken.Load(), tr.fresh.Load())
 				require.Empty(t, failed)
 			}
 		})

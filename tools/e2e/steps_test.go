@@ -110,6 +110,17 @@ func events(t *testing.T, service string) string {
 	return kubectl(t, "get", "events", "--field-selector=involvedObject.name="+service, "-o", "jsonpath={range .items[*]}{.reason}: {.message}{\"\\n\"}{end}")
 }
 
+// recorded waits until one of the Service's events says this: they are written beside all else.
+func recorded(t *testing.T, service, want string) {
+	t.Helper()
+	eventually(t, 10*time.Second, func() error {
+		if got := events(t, service); !strings.Contains(got, want) {
+			return fmt.Errorf("nothing says %q: events %q, condition %q", want, got, readyCondition(t, service))
+		}
+		return nil
+	})
+}
+
 // eventually repeats a check until it returns no error.
 func eventually(t *testing.T, limit time.Duration, check func() error) {
 	t.Helper()

@@ -110,7 +110,7 @@ type Result struct {
 	// that a client waits, and Slow ones took more than a second.
 	Requests, Failed, Slow int
 	// Gap is, by layer 2, the longest time in which no new connection to an address of the gateway was answered. By BGP each gateway has
-	// a share of the flows to every address, and it is for how long some new connections were not answered at once.
+	// a share of the flows to every address, and it is for how long packets of some new connections were lost.
 	Gap time.Duration
 	// Kept and Lost are connections that were there before: to addresses of the gateway, or, by BGP, to all.
 	Kept, Lost int

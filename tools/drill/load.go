@@ -10,7 +10,10 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"kubelb.k8c.io/conformance/netlab"
+	"kubelb.k8c.io/manager/descriptor"
 )
 
 // What clients do: new connections a second, and connections that stay, each of which asks now and then.
@@ -39,7 +42,9 @@ type request struct {
 	address netip.Addr
 	began   time.Time
 	took    time.Duration
-	err     error
+	// repeated: packets were lost, so the client's kernel sent some again.
+	repeated bool
+	err      error
 }
 
 // load begins with the connections that stay, and returns when all of them have been answered once.
@@ -113,6 +118,7 @@ func (l *load) ask(ctx context.Context, addresses []netip.Addr) {
 			c, err := l.dial(context.WithoutCancel(ctx), i/len(addresses), address)
 			if err == nil {
 				err = say(c, bufio.NewReader(c), clientWaits)
+				r.repeated = repeated(c)
 				_ = c.Close()
 			}
 			r.took, r.err = time.Since(r.began), err
@@ -163,13 +169,21 @@ func (l *load) stop(at time.Time, theirs func(netip.Addr) bool) (r Result) {
 	return r
 }
 
-// atOnce is within what time a request is answered whose packets were not lost; the first of TCP's repetitions comes after a second.
-const atOnce = 200 * time.Millisecond
+// repeated tells whether packets of the connection had to be sent again (TCP_INFO, tcp(7)): clients that are answered late on a busy host
+// have lost nothing.
+func repeated(c net.Conn) (is bool) {
+	_ = descriptor.With(c.(*net.TCPConn), func(fd int) error {
+		info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+		is = err == nil && info.Total_retrans > 0
+		return err
+	})
+	return is
+}
 
-// disturbed is for how long, from a time on, some requests were not answered at once. The load has stopped.
+// disturbed is for how long, from a time on, packets of some requests were lost. The load has stopped.
 func (l *load) disturbed(at time.Time) (longest time.Duration) {
 	for _, q := range l.requests {
-		if !q.began.Before(at) && (q.err != nil || q.took > atOnce) {
+		if !q.began.Before(at) && (q.err != nil || q.repeated) {
 			longest = max(longest, q.began.Sub(at))
 		}
 	}

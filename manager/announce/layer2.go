@@ -70,7 +70,6 @@ const (
 	arpLength               = 28
 	ipv6Header              = 40
 	ipv6NextHeader          = 6 // offset
-	icmpv6                  = 58
 	solicitation            = 135
 	advertisement           = 136
 	flagSolicited      byte = 0x40
@@ -312,7 +311,7 @@ func listen(name string) (*link, error) {
 func solicitationsOnly() []bpf.Instruction {
 	return []bpf.Instruction{
 		bpf.LoadAbsolute{Off: ethernetHeader + ipv6NextHeader, Size: 1},
-		bpf.JumpIf{Cond: bpf.JumpEqual, Val: icmpv6, SkipFalse: 3},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.IPPROTO_ICMPV6, SkipFalse: 3},
 		bpf.LoadAbsolute{Off: ethernetHeader + ipv6Header, Size: 1},
 		bpf.JumpIf{Cond: bpf.JumpEqual, Val: solicitation, SkipFalse: 1},
 		bpf.RetConstant{Val: maxFrame},
@@ -385,7 +384,7 @@ func (l *Layer2) answerNDP(k *link, frame []byte) error {
 	ip := frame[ethernetHeader:]
 	icmp := ip[ipv6Header:]
 	// Next header ICMPv6, hop limit 255 (RFC 4861 section 7.1.1), type and code.
-	if ip[ipv6NextHeader] != icmpv6 || ip[7] != 255 || icmp[0] != solicitation || icmp[1] != 0 {
+	if ip[ipv6NextHeader] != unix.IPPROTO_ICMPV6 || ip[7] != 255 || icmp[0] != solicitation || icmp[1] != 0 {
 		return nil
 	}
 	target, source := netip.AddrFrom16([16]byte(icmp[8:24])), netip.AddrFrom16([16]byte(ip[8:24]))
@@ -415,14 +414,14 @@ func (k *link) advertisement(mac net.HardwareAddr, to, address netip.Addr, flags
 	b = binary.BigEndian.AppendUint16(b, etherTypeIPv6)
 	b = append(b, 0x60, 0, 0, 0)
 	b = binary.BigEndian.AppendUint16(b, uint16(len(icmp)))
-	b = append(b, icmpv6, 255)
+	b = append(b, unix.IPPROTO_ICMPV6, 255)
 	b = append(append(b, address.AsSlice()...), to.AsSlice()...)
 	return append(b, icmp...)
 }
 
 // checksum is that of ICMPv6, over the pseudo header (RFC 8200 section 8.1).
 func checksum(from, to netip.Addr, icmp []byte) uint16 {
-	b := append(append(from.AsSlice(), to.AsSlice()...), 0, 0, byte(len(icmp)>>8), byte(len(icmp)), 0, 0, 0, icmpv6)
+	b := append(append(from.AsSlice(), to.AsSlice()...), 0, 0, byte(len(icmp)>>8), byte(len(icmp)), 0, 0, 0, unix.IPPROTO_ICMPV6)
 	b = append(b, icmp...)
 	if len(b)%2 == 1 {
 		b = append(b, 0)

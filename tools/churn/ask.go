@@ -1,22 +1,18 @@
 package churn
 
 import (
-	"bufio"
 	"context"
-	"fmt"
-	"io"
 	"net"
-	"net/http"
 	"time"
 
 	"kubelb.k8c.io/conformance/netlab"
+	"kubelb.k8c.io/tools/cluster"
 )
 
 // mostWait is how long an answer may take.
 const mostWait = 5 * time.Second
 
-// asker asks over HTTP from a host. It has its connections itself: net/http's Transport dials anew, without a word, when one has broken,
-// and when a busy host lets it hear of an answer before it hears that the request was written.
+// asker asks over HTTP from a host.
 type asker struct {
 	dial    func(ctx context.Context, network, address string) (net.Conn, error)
 	address string
@@ -49,37 +45,11 @@ func (a *asker) ask(ctx context.Context) error {
 		}
 		a.conn = conn
 	}
-	goesOn, err := a.exchange(ctx)
+	goesOn, err := cluster.AskHostname(ctx, a.conn)
 	if !goesOn || !a.keep {
 		a.close()
 	}
 	return err
-}
-
-// exchange asks on the connection that there is. goesOn: another request may follow on it.
-func (a *asker) exchange(ctx context.Context) (goesOn bool, err error) {
-	conn := a.conn
-	inTime := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Now()) })
-	defer inTime()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+a.address+"/hostname", nil)
-	if err != nil {
-		return false, err
-	}
-	if err := request.Write(conn); err != nil {
-		return false, err
-	}
-	response, err := http.ReadResponse(bufio.NewReader(conn), request)
-	if err != nil {
-		return false, err
-	}
-	defer response.Body.Close()
-	if _, err := io.Copy(io.Discard, response.Body); err != nil {
-		return false, err
-	}
-	if response.StatusCode != http.StatusOK {
-		return false, fmt.Errorf("status %s", response.Status)
-	}
-	return !response.Close, nil
 }
 
 // close ends the connection, if there is one.

@@ -1,18 +1,17 @@
 package e2e
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
-	"net/http"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"kubelb.k8c.io/tools/cluster"
 )
 
 func TestATenantOverItsLimitsWaitsAndWhatItHasStays(t *testing.T) {
@@ -82,7 +81,7 @@ func TestATenantHasAsManyConnectionsAsItMay(t *testing.T) {
 	}
 	limit(`{"connectionsPerPort":3}`)
 	for _, ip := range ips {
-		var open []*connection
+		var open []net.Conn
 		closeAll := func() {
 			for _, c := range open {
 				c.Close()
@@ -107,7 +106,7 @@ func TestATenantHasAsManyConnectionsAsItMay(t *testing.T) {
 		})
 		tenantUses(t, counted, "connectionsPerPort", 3)
 		for _, c := range open {
-			require.NoError(t, c.ask(), "one that was there")
+			require.NoError(t, askOn(t, c), "one that was there")
 		}
 		open[0].Close()
 		eventually(t, 30*time.Second, func() error {
@@ -198,40 +197,26 @@ func tenantUses(t *testing.T, within time.Duration, resource string, want int) {
 	})
 }
 
-// connection is the client's to an HTTP server. An http.Client would go on to open one after its request has given up, and keep it.
-type connection struct {
-	net.Conn
-	answers *bufio.Reader
-}
-
-// connect opens a connection that has had an answer within a second.
-func connect(t *testing.T, ip string) (*connection, error) {
+// connect opens a connection that has had an answer within a second. An http.Client would go on to open one after its request has given up,
+// and keep it.
+func connect(t *testing.T, ip string) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
-	raw, err := lab.Client.DialContext(ctx, "tcp", net.JoinHostPort(ip, "80"))
+	c, err := lab.Client.DialContext(ctx, "tcp", net.JoinHostPort(ip, "80"))
 	if err != nil {
 		return nil, err
 	}
-	c := &connection{raw, bufio.NewReader(raw)}
-	if err := c.ask(); err != nil {
+	if err := askOn(t, c); err != nil {
 		c.Close()
 		return nil, err
 	}
 	return c, nil
 }
 
-func (c *connection) ask() error {
-	if err := c.SetDeadline(time.Now().Add(time.Second)); err != nil {
-		return err
-	}
-	if _, err := c.Write([]byte("GET /hostname HTTP/1.1\r\nHost: bounded\r\n\r\n")); err != nil {
-		return err
-	}
-	response, err := http.ReadResponse(c.answers, nil)
-	if err != nil {
-		return err
-	}
-	defer response.Body.Close()
-	_, err = io.Copy(io.Discard, response.Body)
+// askOn asks on a connection, and has its answer within a second.
+func askOn(t *testing.T, c net.Conn) error {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	_, err := cluster.AskHostname(ctx, c)
 	return err
 }

@@ -182,14 +182,7 @@ func TestLocalPolicyReachesOnlyNodesWithAReadyPodAndFollowsIt(t *testing.T) {
 		}
 	}
 	kubectl(t, "scale", "deployment/local", "--replicas=0")
-	for _, ip := range ips {
-		eventually(t, 10*time.Second, func() error {
-			if _, err := curl(t, ip, 80, "/hostname"); !refusedAtOnce(err) {
-				return fmt.Errorf("without a pod the connection must be refused at once, got %v", err)
-			}
-			return nil
-		})
-	}
+	port80ComesToRefuse(t, ips)
 }
 
 func TestDirectForwardingKeepsTheClientsAddressThroughKubeProxy(t *testing.T) {
@@ -327,6 +320,19 @@ func port80IsServed(t *testing.T, ips []string) {
 	for _, ip := range ips {
 		_, err := curl(t, ip, 80, "/hostname")
 		require.NoError(t, err, "port 80 is not concerned")
+	}
+}
+
+// port80ComesToRefuse waits until connections are refused at once, as they have to be without anybody who could serve them.
+func port80ComesToRefuse(t *testing.T, ips []string) {
+	t.Helper()
+	for _, ip := range ips {
+		eventually(t, 10*time.Second, func() error {
+			if _, err := curl(t, ip, 80, "/hostname"); !refusedAtOnce(err) {
+				return fmt.Errorf("%s port 80: it has to be refused at once, got %v", ip, err)
+			}
+			return nil
+		})
 	}
 }
 
@@ -570,14 +576,7 @@ func TestATenantWithoutEligibleNodesIsToldSo(t *testing.T) {
 		})
 	})
 	recorded(t, "nodeless", "UnAvailableLoadBalancer")
-	for _, ip := range ips {
-		eventually(t, 10*time.Second, func() error {
-			if _, err := curl(t, ip, 80, "/"); !refusedAtOnce(err) {
-				return fmt.Errorf("without a node the connection must be refused at once, got %v", err)
-			}
-			return nil
-		})
-	}
+	port80ComesToRefuse(t, ips)
 	require.Equal(t, ips, externalIPs(t, "nodeless", 2), "the addresses stay")
 }
 

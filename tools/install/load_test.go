@@ -1,13 +1,13 @@
 package install
 
 import (
-	"bufio"
 	"context"
 	"fmt"
 	"net"
-	"net/http"
 	"sync"
 	"time"
+
+	"kubelb.k8c.io/tools/cluster"
 )
 
 // load asks the Service again and again from the client's host, on a connection that is kept, and on a new one each time.
@@ -113,15 +113,8 @@ func (l *load) dial() (net.Conn, error) {
 }
 
 func ask(c net.Conn) error {
-	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
-		return err
-	}
-	if _, err := c.Write([]byte("GET /hostname HTTP/1.1\r\nHost: shop\r\n\r\n")); err != nil {
-		return err
-	}
-	response, err := http.ReadResponse(bufio.NewReader(c), nil)
-	if err != nil {
-		return err
-	}
-	return response.Body.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	_, err := cluster.AskHostname(ctx, c)
+	return err
 }

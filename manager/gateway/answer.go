@@ -17,7 +17,7 @@ import (
 // address; otherwise every gateway announces every address. Without a member it does so whatever becomes of the hub's API.
 type answering struct {
 	elects bool
-	member *membership.Member
+	member fellows
 	permit *permit
 	// for each address that is held: whether it is answered for.
 	answers map[netip.Addr]bool
@@ -33,6 +33,14 @@ type answering struct {
 	ring     ring
 }
 
+// fellows are the other gateways as this one knows them by their Leases, and knows that they know it.
+type fellows interface {
+	Peers() (peers []election.Peer, candidates []string, known bool)
+	Others() []membership.Other
+	Say(membership.Said)
+	Told(election.View) bool
+}
+
 // elect brings what is answered for to what this gateway and its peers know now.
 func (g *Gateway) elect(ctx context.Context) {
 	a := &g.answering
@@ -40,18 +48,17 @@ func (g *Gateway) elect(ctx context.Context) {
 		g.answerForAll(ctx)
 		return
 	}
-	kept := a.permit.keeps()
-	peers, candidates := a.member.Peers()
-	// One that has not got a lease yet asks for it as a candidate; one that has lost it has failed.
-	able := g.served && g.options.Announcer.Able() && (kept || !a.candidacy.stood)
-	candidate := !g.draining() && a.candidacy.stands(able, len(candidates) > 0, time.Now())
+	kept, holds := a.permit.keeps(), a.permit.holdsLease()
+	if kept && !holds {
+		return // what is answered for stays as it is while the API is away, and so does who stands
+	}
+	peers, candidates, known := a.member.Peers()
+	works := g.served && g.options.Announcer.Able()
+	// Without a lease nobody knows who else stands; one that had a lease and lost what it had by it has failed.
+	candidate := !g.draining() && a.candidacy.stands(works && kept, len(candidates) > 0 || !known, time.Now())
 	if candidate {
 		candidates = append(candidates, g.options.Name)
 		slices.Sort(candidates)
-	}
-	holds := a.permit.holdsLease()
-	if kept && !holds {
-		return // what is answered for stays as it is while the API is away
 	}
 	a.view = election.View{Candidates: candidates, Configuration: g.selection.Digest()}
 	told := a.member.Told(a.view)
@@ -62,7 +69,7 @@ func (g *Gateway) elect(ctx context.Context) {
 	})
 	g.beginAnew(kept)
 	// It says what it acts upon after it has let go of what is not its own by that.
-	a.member.Say(membership.Said{View: a.view, Candidate: candidate, Leaving: g.draining(), Reached: g.reached(able)})
+	a.member.Say(membership.Said{View: a.view, Candidate: candidate, Leaving: g.draining(), Reached: g.reached(works)})
 }
 
 // beginAnew follows when nothing is answered for any more since what the gateway had was not kept. With a lease it may look again.

@@ -10,7 +10,10 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"kubelb.k8c.io/core/election"
 	"kubelb.k8c.io/core/model"
+	"kubelb.k8c.io/manager/heartbeat"
+	"kubelb.k8c.io/manager/membership"
 )
 
 // board notes what is announced.
@@ -81,6 +84,87 @@ func TestAnAddressIsAnsweredForWhileItIsThisGatewaysAndNobodyElseHasIt(t *testin
 	require.Empty(t, maps.Collect(maps.All(b)))
 	g.decide(t.Context(), "view 3", mine(one, two, three), of(one, two, three))
 	require.Equal(t, board{one: true, three: true}, b)
+}
+
+// hub is what a gateway has of others by the hub's API: its lease, and theirs.
+type hub struct {
+	world
+	candidates []string
+	unread     bool
+	said       membership.Said
+}
+
+func (h *hub) Peers() ([]election.Peer, []string, bool) { return nil, h.candidates, !h.unread }
+func (h *hub) Others() []membership.Other               { return nil }
+func (h *hub) Say(s membership.Said)                    { h.said = s }
+func (h *hub) Told(election.View) bool                  { return true }
+
+// gateway is one whose dataplane works, and which has no lease yet.
+func (h *hub) gateway() *Gateway {
+	g := New(Options{Name: "g", Announcer: board{}, Elects: true, Log: slog.New(slog.DiscardHandler)}, nil, nil)
+	g.served, g.host = true, &host{}
+	g.answering.member = h
+	g.answering.permit = &permit{lease: h, segment: h, changed: g.Elect, log: g.log}
+	return g
+}
+
+// elections is as many looks as a gateway takes in a while: the first with a lease only makes it good for what comes.
+func elections(t *testing.T, g *Gateway) {
+	for range 10 {
+		g.elect(t.Context())
+	}
+}
+
+func TestAGatewayThatGetsNoLeaseForAWhileHasNotFailed(t *testing.T) {
+	h := &hub{}
+	g := h.gateway()
+	elections(t, g)
+	require.False(t, h.said.Candidate, "nobody knows who else stands")
+	h.take()
+	h.unread = true
+	elections(t, g)
+	require.False(t, h.said.Candidate, "nor yet")
+	h.unread = false
+	elections(t, g)
+	require.True(t, h.said.Candidate)
+	require.Equal(t, returnAfter, g.answering.candidacy.wait())
+}
+
+func TestAGatewayThatLosesItsLeaseHasFailedOnce(t *testing.T) {
+	h := &hub{candidates: []string{"another"}}
+	h.take()
+	g := h.gateway()
+	elections(t, g)
+	require.False(t, h.said.Candidate)
+	g.answering.candidacy.since = time.Now().Add(-returnAfter)
+	elections(t, g)
+	require.True(t, h.said.Candidate)
+
+	h.holds, h.verdict = false, heartbeat.OneReaches
+	require.False(t, g.answering.permit.decide())
+	h.candidates = nil // their leases end as well, as far as this one can see
+	elections(t, g)
+	require.False(t, h.said.Candidate)
+	require.Equal(t, 2*returnAfter, g.answering.candidacy.wait())
+
+	h.candidates = []string{"another"}
+	h.take()
+	elections(t, g)
+	require.False(t, h.said.Candidate, "it waits, however long it was away")
+	require.Equal(t, 2*returnAfter, g.answering.candidacy.wait())
+}
+
+func TestWhileTheAPIIsAwayNobodyBeginsToStand(t *testing.T) {
+	h := &hub{candidates: []string{"another"}}
+	h.take()
+	g := h.gateway()
+	elections(t, g)
+	require.False(t, h.said.Candidate)
+	h.holds, h.candidates = false, nil
+	elections(t, g)
+	h.holds, h.candidates = true, []string{"another"}
+	elections(t, g)
+	require.False(t, h.said.Candidate)
 }
 
 func TestAGatewayStandsAtOnceWhereThereIsNoOther(t *testing.T) {

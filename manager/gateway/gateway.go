@@ -137,9 +137,10 @@ func New(o Options, c cache.Cache, w client.Client) *Gateway {
 	g := &Gateway{options: o, cache: c, client: w, log: o.Log.With("gateway", o.Name), events: make(chan event, 4096), hub: translate.NewHub(),
 		pools: map[string]ipam.Pool{}, selection: selection.New(), fails: map[string]failure{}, status: make(chan v1alpha1.GatewayStatus, 1), inSync: make(chan struct{}, 1),
 		unhealthy: map[translate.Target]bool{}, held: map[model.FrontendKey]bool{}, vips: map[netip.Addr]int{}, poke: make(chan struct{}, 1), counts: make(chan countRequest, 1),
-		answering: answering{elects: o.Elects, member: o.Member, answers: map[netip.Addr]bool{},
+		answering: answering{elects: o.Elects, answers: map[netip.Addr]bool{},
 			handover: newHandover(o.Handover), ring: newRing(o.Name, o.Handover)}}
 	if o.Member != nil {
+		g.answering.member = o.Member
 		g.answering.permit = &permit{lease: o.Member, segment: o.Heart, keepWhenAlone: o.KeepWhenAlone, shared: !o.Elects, changed: g.Elect, log: g.log}
 	}
 	g.vitals = newVitals(askHost, o.Addresses, g.Elect)

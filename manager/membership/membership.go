@@ -173,8 +173,9 @@ func (m *Member) Told(v election.View) bool {
 	return m.holds() && m.looked && m.told.View.Equal(v)
 }
 
-// Peers are the other gateways whose leases last, by name, and which of them are candidates.
-func (m *Member) Peers() (peers []election.Peer, candidates []string) {
+// Peers are the other gateways whose leases last, by name, and which of them are candidates. It is known who they are once their leases
+// have been read since the own one was renewed.
+func (m *Member) Peers() (peers []election.Peer, candidates []string, known bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, name := range slices.Sorted(maps.Keys(m.peers)) {
@@ -187,7 +188,7 @@ func (m *Member) Peers() (peers []election.Peer, candidates []string) {
 			candidates = append(candidates, name)
 		}
 	}
-	return peers, candidates
+	return peers, candidates, m.looked
 }
 
 // Other is what is known of another gateway.
@@ -242,7 +243,7 @@ func (m *Member) Run(ctx context.Context) error {
 
 // state is a text that differs when something has changed that others act upon.
 func (m *Member) state() string {
-	peers, candidates := m.Peers()
+	peers, candidates, _ := m.Peers()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var said []Said

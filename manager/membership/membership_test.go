@@ -117,7 +117,7 @@ func (s *server) member(t *testing.T, name, process string) (*Member, *connectio
 func newServer() *server { return &server{leases: map[string]coordinationv1.Lease{}} }
 
 func (m *Member) seesPeer(name string) bool {
-	peers, _ := m.Peers()
+	peers, _, _ := m.Peers()
 	for _, p := range peers {
 		if p.Name == name {
 			return true
@@ -138,13 +138,13 @@ func TestMembersSeeWhatTheOthersSay(t *testing.T) {
 	a, _, _ := s.member(t, "a", "1")
 	b, _, _ := s.member(t, "b", "1")
 	within(t, soon, func() bool { return a.seesPeer("b") && b.seesPeer("a") }, "they see each other")
-	_, candidates := a.Peers()
+	_, candidates, _ := a.Peers()
 	require.Empty(t, candidates, "nobody has said that it is one")
 	view := election.View{Candidates: []string{"a", "b"}}
 	require.False(t, b.Told(view))
 	b.Say(Said{View: view, Candidate: true})
 	within(t, soon, func() bool {
-		peers, candidates := a.Peers()
+		peers, candidates, _ := a.Peers()
 		return b.Told(view) && len(candidates) == 1 && len(peers) == 1 && peers[0].View.Equal(view)
 	}, "it is known")
 }

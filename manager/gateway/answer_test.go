@@ -10,6 +10,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/core/election"
 	"kubelb.k8c.io/core/model"
 	"kubelb.k8c.io/manager/heartbeat"
@@ -84,6 +85,40 @@ func TestAnAddressIsAnsweredForWhileItIsThisGatewaysAndNobodyElseHasIt(t *testin
 	require.Empty(t, maps.Collect(maps.All(b)))
 	g.decide(t.Context(), "view 3", mine(one, two, three), of(one, two, three))
 	require.Equal(t, board{one: true, three: true}, b)
+}
+
+func TestAnAddressWhoseFrontendsAreExchangedIsAnsweredForOnlyIfTheDataplaneTakesTheNewOnes(t *testing.T) {
+	address := netip.MustParseAddr("203.0.113.1")
+	port := func(number uint16) model.Frontend {
+		return model.Frontend{FrontendKey: model.FrontendKey{VIP: address, Protocol: model.TCP, Port: number}}
+	}
+	exchange := model.Delta{DeleteFrontends: []model.FrontendKey{port(80).FrontendKey}, UpsertFrontends: []model.Frontend{port(81)}}
+	refused := []dataplane.RecordError{{Frontend: port(81).FrontendKey, Message: "no"}}
+	for name, c := range map[string]struct {
+		program  func(*Gateway)
+		answered bool
+	}{
+		"taken":                          {func(g *Gateway) { g.note(exchange, nil) }, true},
+		"refused":                        {func(g *Gateway) { g.note(exchange, refused) }, false},
+		"not known, as the backend ends": {func(*Gateway) {}, true},
+		"gone when the backend is back": {func(g *Gateway) {
+			g.withdraw(model.Delta{DeleteFrontends: []model.FrontendKey{port(81).FrontendKey}})
+			g.note(model.Delta{}, nil)
+		}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := board{}
+			g := New(Options{Name: "g", Announcer: b, Log: slog.New(slog.DiscardHandler)}, nil, nil)
+			g.note(model.Delta{UpsertFrontends: []model.Frontend{port(80)}}, nil)
+			g.elect(t.Context())
+			require.Equal(t, board{address: true}, b)
+			g.withdraw(exchange)
+			require.Equal(t, board{address: true}, b, "the new one comes in a moment")
+			c.program(g)
+			g.elect(t.Context())
+			require.Equal(t, c.answered, b[address])
+		})
+	}
 }
 
 // hub is what a gateway has of others by the hub's API: its lease, and theirs.

@@ -95,8 +95,10 @@ type Gateway struct {
 	inSync    chan struct{}
 	leftovers map[string]string
 	// held are the frontends that the dataplane holds, vips how many of them each address has.
-	held map[model.FrontendKey]bool
-	vips map[netip.Addr]int
+	// between are addresses all of whose frontends are being exchanged, which are answered for meanwhile.
+	held    map[model.FrontendKey]bool
+	vips    map[netip.Addr]int
+	between map[netip.Addr]bool
 	// targets is how many are checked, unhealthy are those of them that do not take traffic.
 	targets   int
 	unhealthy map[translate.Target]bool
@@ -136,7 +138,7 @@ type event func(*Gateway)
 func New(o Options, c cache.Cache, w client.Client) *Gateway {
 	g := &Gateway{options: o, cache: c, client: w, log: o.Log.With("gateway", o.Name), events: make(chan event, 4096), hub: translate.NewHub(),
 		pools: map[string]ipam.Pool{}, selection: selection.New(), fails: map[string]failure{}, status: make(chan v1alpha1.GatewayStatus, 1), inSync: make(chan struct{}, 1),
-		unhealthy: map[translate.Target]bool{}, held: map[model.FrontendKey]bool{}, vips: map[netip.Addr]int{}, poke: make(chan struct{}, 1), counts: make(chan countRequest, 1),
+		unhealthy: map[translate.Target]bool{}, held: map[model.FrontendKey]bool{}, vips: map[netip.Addr]int{}, between: map[netip.Addr]bool{}, poke: make(chan struct{}, 1), counts: make(chan countRequest, 1),
 		answering: answering{elects: o.Elects, answers: map[netip.Addr]bool{},
 			handover: newHandover(o.Handover), ring: newRing(o.Name, o.Handover)}}
 	if o.Member != nil {

@@ -66,14 +66,12 @@ func (h *handover) forget(address netip.Addr) {
 
 // look brings formers to what they say of themselves, and returns the addresses of which something has changed.
 func (h *handover) look(others []membership.Other, alive func([]netip.Addr) []netip.Addr, now time.Time) (changed []netip.Addr) {
-	at := map[string][]netip.Addr{}
+	asked := map[string]bool{}
+	for _, f := range h.formers {
+		asked[f.name] = true
+	}
+	at := reached(slices.DeleteFunc(slices.Clone(others), func(o membership.Other) bool { return !asked[o.Name] }), alive)
 	for address, f := range h.formers {
-		if _, asked := at[f.name]; !asked {
-			at[f.name] = nil
-			if i := slices.IndexFunc(others, func(o membership.Other) bool { return o.Name == f.name }); i >= 0 {
-				at[f.name] = reached(others[i], alive)
-			}
-		}
 		var is netip.Addr
 		if now.Before(f.until) {
 			is, _ = ofFamily(at[f.name], address)
@@ -90,13 +88,21 @@ func (h *handover) look(others []membership.Other, alive func([]netip.Addr) []ne
 	return changed
 }
 
-// reached is where another gateway takes packets of connections that it knows. Where its process has ended or failed, or cannot reach the
-// hub, its dataplane works on as long as its host is there.
-func reached(other membership.Other, alive func([]netip.Addr) []netip.Addr) []netip.Addr {
-	if other.Present {
-		return other.Reached
+// reached is where each of the other gateways takes packets of connections that it knows. Where its process has ended or failed, or cannot
+// reach the hub, its dataplane works on as long as its host is there.
+func reached(others []membership.Other, alive func([]netip.Addr) []netip.Addr) map[string][]netip.Addr {
+	var unsure []netip.Addr
+	for _, o := range others {
+		if !o.Present {
+			unsure = append(unsure, o.Reached...)
+		}
 	}
-	return alive(other.Reached)
+	there := alive(unsure)
+	at := map[string][]netip.Addr{}
+	for _, o := range others {
+		at[o.Name] = slices.DeleteFunc(slices.Clone(o.Reached), func(a netip.Addr) bool { return !o.Present && !slices.Contains(there, a) })
+	}
+	return at
 }
 
 // ofFamily is the first of the addresses that is of the other one's family.
@@ -140,8 +146,8 @@ func (g *Gateway) handOver(ctx context.Context) {
 	} else {
 		changed = a.ring.look(a.member.Others(), g.vitals.alive, a.answers, now)
 	}
-	if len(changed) == 0 || !g.host.running() || !g.retryAt.IsZero() {
-		return // who is not told now is told all at once, later
+	if len(changed) == 0 || !g.host.running() {
+		return // a backend that does not run is told all at once, later
 	}
 	of := map[netip.Addr]bool{}
 	for _, address := range changed {

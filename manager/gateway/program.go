@@ -131,13 +131,20 @@ func (g *Gateway) withdraw(d model.Delta) {
 			continue
 		}
 		delete(g.vips, key.VIP)
-		if !coming[key.VIP] {
-			g.options.Announcer.Withdraw(key.VIP)
-			delete(g.answering.answers, key.VIP)
-			g.answering.handover.forget(key.VIP)
-			g.answering.ring.forget(key.VIP)
+		if coming[key.VIP] {
+			g.between[key.VIP] = true
+		} else {
+			g.forget(key.VIP)
 		}
 	}
+}
+
+// forget ends to answer for an address that the dataplane does not hold any more.
+func (g *Gateway) forget(address netip.Addr) {
+	g.options.Announcer.Withdraw(address)
+	delete(g.answering.answers, address)
+	g.answering.handover.forget(address)
+	g.answering.ring.forget(address)
 }
 
 // announce notes the addresses of frontends that the dataplane has confirmed: they may be answered for.
@@ -153,4 +160,11 @@ func (g *Gateway) announce(d model.Delta) {
 			g.answering.fresh = append(g.answering.fresh, f.VIP)
 		}
 	}
+	// The dataplane has not taken what was to come in the place of others.
+	for address := range g.between {
+		if g.vips[address] == 0 {
+			g.forget(address)
+		}
+	}
+	clear(g.between)
 }

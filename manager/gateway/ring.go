@@ -69,16 +69,16 @@ func (r *ring) look(others []membership.Other, alive func([]netip.Addr) []netip.
 	if r.limit == 0 {
 		return nil
 	}
-	r.members = nil
+	var asked []membership.Other
 	for _, o := range others {
-		m := member{name: o.Name, stays: o.Present && !o.Leaving}
-		if until, seen := r.until[m.name]; m.stays || !seen {
-			r.until[m.name] = now.Add(r.limit)
-		} else if !now.Before(until) {
-			continue
+		if r.asks(o, now) {
+			asked = append(asked, o)
 		}
-		m.at = reached(o, alive)
-		r.members = append(r.members, m)
+	}
+	at := reached(asked, alive)
+	r.members = nil
+	for _, o := range asked {
+		r.members = append(r.members, member{name: o.Name, at: at[o.Name], stays: stays(o)})
 	}
 	maps.DeleteFunc(r.until, func(name string, _ time.Time) bool {
 		return !slices.ContainsFunc(others, func(o membership.Other) bool { return o.Name == name })
@@ -95,6 +95,19 @@ func (r *ring) look(others []membership.Other, alive func([]netip.Addr) []netip.
 		}
 	}
 	return changed
+}
+
+// stays tells whether a gateway is there, and will be.
+func stays(o membership.Other) bool { return o.Present && !o.Leaving }
+
+// asks tells whether a gateway is in the ring, and notes until when if it is there no more.
+func (r *ring) asks(o membership.Other, now time.Time) bool {
+	until, seen := r.until[o.Name]
+	if stays(o) || !seen {
+		r.until[o.Name] = now.Add(r.limit)
+		return true
+	}
+	return now.Before(until)
 }
 
 // tell returns of as what the dataplane is about to be told.

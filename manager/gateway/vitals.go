@@ -40,24 +40,50 @@ func newVitals(ask func(netip.Addr) bool, own func() []netip.Addr, changed func(
 	return &vitals{ask: ask, own: own, changed: changed, hosts: map[netip.Addr]*vital{}}
 }
 
-// alive are those of the addresses at which a host answers. One that nobody has wished to know of is asked at once.
+// alive are those of the addresses at which a host answers. Those that nobody has wished to know of are asked now.
 func (v *vitals) alive(addresses []netip.Addr) (out []netip.Addr) {
+	unknown := v.wish(addresses)
+	answers := v.askAll(unknown)
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for _, a := range unknown {
+		v.hosts[a] = &vital{alive: answers[a], asked: time.Now()}
+	}
 	for _, a := range addresses {
-		v.mu.Lock()
-		host := v.hosts[a]
-		v.mu.Unlock()
-		if host == nil {
-			host = &vital{alive: v.ask(a)}
-		}
-		v.mu.Lock()
-		host.asked = time.Now()
-		v.hosts[a] = host
-		if host.alive {
+		if v.hosts[a].alive {
 			out = append(out, a)
 		}
-		v.mu.Unlock()
 	}
 	return out
+}
+
+// wish notes that somebody wishes to know of the addresses, and returns those that are not known.
+func (v *vitals) wish(addresses []netip.Addr) (unknown []netip.Addr) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for _, a := range addresses {
+		if host := v.hosts[a]; host != nil {
+			host.asked = time.Now()
+		} else {
+			unknown = append(unknown, a)
+		}
+	}
+	return unknown
+}
+
+// askAll asks hosts all at once: many that are gone take no longer than one.
+func (v *vitals) askAll(addresses []netip.Addr) map[netip.Addr]bool {
+	answers := make([]bool, len(addresses))
+	var asking sync.WaitGroup
+	for i, a := range addresses {
+		asking.Go(func() { answers[i] = v.ask(a) })
+	}
+	asking.Wait()
+	of := map[netip.Addr]bool{}
+	for i, a := range addresses {
+		of[a] = answers[i]
+	}
+	return of
 }
 
 // run asks again and again, until ctx ends.
@@ -94,13 +120,13 @@ func (v *vitals) look() (changed bool) {
 		addresses = append(addresses, a)
 	}
 	v.mu.Unlock()
-	for _, a := range addresses {
-		is := v.ask(a)
-		v.mu.Lock()
-		if host := v.hosts[a]; host != nil && host.alive != is {
+	answers := v.askAll(addresses)
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for a, is := range answers {
+		if host := v.hosts[a]; host.alive != is {
 			host.alive, changed = is, true
 		}
-		v.mu.Unlock()
 	}
 	return changed
 }

@@ -2,6 +2,8 @@ package gateway
 
 import (
 	"net/netip"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -10,14 +12,15 @@ import (
 
 func TestHostsOfFailedGatewaysAreAskedWhetherTheyAreThere(t *testing.T) {
 	one, two := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
-	there, asked := map[netip.Addr]bool{one: true}, 0
+	there := map[netip.Addr]bool{one: true}
+	var asked atomic.Int32
 	v := newVitals(func(a netip.Addr) bool {
-		asked++
+		asked.Add(1)
 		return there[a]
 	}, nil, func() {})
 	require.Equal(t, []netip.Addr{one}, v.alive([]netip.Addr{one, two}))
 	require.Equal(t, []netip.Addr{one}, v.alive([]netip.Addr{one, two}))
-	require.Equal(t, 2, asked, "each once, until they are looked at again")
+	require.EqualValues(t, 2, asked.Load(), "each once, until they are looked at again")
 	require.False(t, v.look())
 	there = map[netip.Addr]bool{two: true}
 	require.True(t, v.look())
@@ -27,6 +30,21 @@ func TestHostsOfFailedGatewaysAreAskedWhetherTheyAreThere(t *testing.T) {
 	}
 	require.False(t, v.look())
 	require.Empty(t, v.hosts, "nobody wishes to know any more")
+}
+
+func TestManyHostsThatAreGoneAreAskedAtOnce(t *testing.T) {
+	var gone []netip.Addr
+	for i := range 50 {
+		gone = append(gone, netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}))
+	}
+	var asking sync.WaitGroup
+	asking.Add(len(gone))
+	v := newVitals(func(netip.Addr) bool {
+		asking.Done()
+		asking.Wait() // for all others to be asked as well
+		return false
+	}, nil, func() {})
+	require.Empty(t, v.alive(gone))
 }
 
 func TestAHostThatIsThereRefusesADatagram(t *testing.T) {

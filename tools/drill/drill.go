@@ -57,7 +57,7 @@ func failures() []failure {
 			g.process.Kill()
 			return nil
 		}, mend: start},
-		{name: "link down", happen: func(_ context.Context, f *fleet, g *gateway) error {
+		{name: linkDown, happen: func(_ context.Context, f *fleet, g *gateway) error {
 			return f.lab.SetLinkOutside(g.name, false)
 		}, mend: func(_ context.Context, f *fleet, g *gateway) error {
 			// What a process remembers of links that flap would make each round longer than the one before.
@@ -102,6 +102,9 @@ func failures() []failure {
 	}
 }
 
+// linkDown is the one failure after which nobody can be asked about connections.
+const linkDown = "link down"
+
 // Result is what clients noticed of one failure.
 type Result struct {
 	Failure string `json:"failure"`
@@ -120,13 +123,17 @@ type Result struct {
 	Twice time.Duration
 }
 
-// Broken are the promises that the result breaks. How long clients wait is none of them, since that depends on the machine.
-func (r Result) Broken() (promises []string) {
+// Broken are the promises that the result breaks. How long clients wait is none of them, since that depends on the machine, and on a busy one
+// a connection of many may end as well.
+func (o Options) Broken(r Result) (promises []string) {
 	if r.Twice > Lease {
 		promises = append(promises, fmt.Sprintf("two gateways answered for one address for %s, longer than a lease", r.Twice))
 	}
 	if r.Strangers > 0 {
 		promises = append(promises, fmt.Sprintf("%d connections by other gateways were lost", r.Strangers))
+	}
+	if o.Backend != "envoy" && r.Failure != linkDown && r.Lost > r.Kept {
+		promises = append(promises, fmt.Sprintf("%d connections were lost and %d kept, though the gateway's host went on", r.Lost, r.Kept))
 	}
 	return promises
 }

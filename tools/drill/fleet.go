@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/netip"
 	"slices"
 	"time"
@@ -24,19 +23,16 @@ import (
 
 // fleet is three gateways, a hub, two tenant clusters and clients. The addresses of the tenants' Services are spread over the gateways.
 type fleet struct {
-	lab        *cluster.Lab
-	tenants    []*tenant
-	forwarding string
-	hub        client.Client
-	gateways   []*gateway
-	addresses  []netip.Addr
-	// restarts: the router keeps routes of gateways whose managers are gone.
-	restarts bool
+	options   Options
+	lab       *cluster.Lab
+	tenants   []*tenant
+	hub       client.Client
+	gateways  []*gateway
+	addresses []netip.Addr
 	// bgp: gateways tell the router where addresses are; otherwise it asks by ARP and NDP, as clients on the segment do.
 	bgp bool
 	// router joins the segment with clients beyond it.
-	router   *cluster.Router
-	progress io.Writer
+	router *cluster.Router
 }
 
 const (
@@ -51,7 +47,7 @@ func newFleet(ctx context.Context, o Options) (_ *fleet, err error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &fleet{lab: lab, progress: o.Progress, forwarding: o.Forwarding, restarts: o.Restarts, bgp: o.Announce == BGP}
+	f := &fleet{lab: lab, options: o, bgp: o.Announce == BGP}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, f.logs(), f.close())
@@ -91,7 +87,7 @@ func newFleet(ctx context.Context, o Options) (_ *fleet, err error) {
 
 // route joins the segment with clients beyond it, by a router that learns by BGP where addresses are, if that is how they are announced.
 func (f *fleet) route(ctx context.Context, bird string) (err error) {
-	o := cluster.RouterOptions{BFD: !f.restarts, GracefulRestart: f.restarts}
+	o := cluster.RouterOptions{BFD: !f.options.Restarts, GracefulRestart: f.options.Restarts}
 	if f.bgp {
 		o.BIRD = bird
 	}
@@ -112,7 +108,7 @@ func (f *fleet) route(ctx context.Context, bird string) (err error) {
 	peer := &v1alpha1.BGPPeer{ObjectMeta: metav1.ObjectMeta{Name: "router"}, Spec: v1alpha1.BGPPeerSpec{
 		Address: cluster.Router4, LocalASN: cluster.GatewaysASN, PeerASN: cluster.RouterASN, PasswordSecret: secret.Name, Families: families[:],
 		HoldTime: metav1.Duration{Duration: 9 * time.Second}, ConnectTime: metav1.Duration{Duration: time.Second}}}
-	if f.restarts {
+	if f.options.Restarts {
 		peer.Spec.GracefulRestartTime = &metav1.Duration{Duration: time.Minute}
 	} else {
 		peer.Spec.BFD = &v1alpha1.BGPPeerBFD{IntervalMilliseconds: cluster.BFDMilliseconds, Multiplier: cluster.BFDMultiply}
@@ -145,9 +141,12 @@ func (f *fleet) serve(ctx context.Context) error {
 		return err
 	}
 	for i := range services {
-		if err := f.tenants[i%len(f.tenants)].expose(ctx, fmt.Sprintf("service%d", i), f.forwarding); err != nil {
+		if err := f.tenants[i%len(f.tenants)].expose(ctx, fmt.Sprintf("service%d", i), f.forwarded()); err != nil {
 			return err
 		}
+	}
+	if err := f.exposeRefused(ctx); err != nil {
+		return err
 	}
 	return until(ctx, "addresses for all Services", func() (err error) {
 		f.addresses = nil
@@ -163,6 +162,19 @@ func (f *fleet) serve(ctx context.Context) error {
 		}
 		return nil
 	})
+}
+
+// forwarded are the annotations of a Service that is forwarded as the options say.
+func (f *fleet) forwarded() map[string]string {
+	return map[string]string{v1alpha1.AnnotationForwarding: f.options.Forwarding}
+}
+
+// exposeRefused makes a Service that gateways cannot serve, as tenants do now and then. Nobody else is to notice. Envoy could serve it.
+func (f *fleet) exposeRefused(ctx context.Context) error {
+	if f.options.Backend == "envoy" {
+		return nil
+	}
+	return f.tenants[0].expose(ctx, "refused", map[string]string{v1alpha1.AnnotationProxyProtocol: "v2"})
 }
 
 // families are those that each Service has an address of.
@@ -284,7 +296,7 @@ func (f *fleet) drain(ctx context.Context, g *gateway, is bool) error {
 func (g *gateway) start(f *fleet) (err error) {
 	flags := []string{fmt.Sprintf("--gateway-lease=%s", Lease), "--handover=20s", "--gateway-label=" + nameLabel + "=" + g.name}
 	if f.bgp {
-		flags = append(flags, "--announce=bgp", fmt.Sprintf("--bgp-stay-on-exit=%t", f.restarts))
+		flags = append(flags, "--announce=bgp", fmt.Sprintf("--bgp-stay-on-exit=%t", f.options.Restarts))
 	}
 	g.process, err = f.lab.StartGateway(g.host, g.name, flags...)
 	return err

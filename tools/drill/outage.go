@@ -92,7 +92,7 @@ func (f *fleet) stumble(ctx context.Context, then time.Time) error {
 // oneMore makes a Service and waits until its addresses are announced.
 func (f *fleet) oneMore(ctx context.Context) error {
 	t := f.tenants[1]
-	if err := t.expose(ctx, "more", f.forwarding); err != nil {
+	if err := t.expose(ctx, "more", f.forwarded()); err != nil {
 		return err
 	}
 	return until(ctx, "addresses for one Service more", func() error {

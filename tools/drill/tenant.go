@@ -77,9 +77,9 @@ func (t *tenant) run(ctx context.Context) error {
 }
 
 // expose makes a Service. It is Local, so that no connection goes by a node that fails besides the one that the gateway has chosen.
-func (t *tenant) expose(ctx context.Context, name, forwarding string) error {
+func (t *tenant) expose(ctx context.Context, name string, annotations map[string]string) error {
 	policy := corev1.IPFamilyPolicyRequireDualStack
-	service := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceDefault, Name: name, Annotations: map[string]string{v1alpha1.AnnotationForwarding: forwarding}}, Spec: corev1.ServiceSpec{
+	service := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceDefault, Name: name, Annotations: annotations}, Spec: corev1.ServiceSpec{
 		Type: corev1.ServiceTypeLoadBalancer, ExternalTrafficPolicy: corev1.ServiceExternalTrafficPolicyLocal, Selector: app, IPFamilies: families[:], IPFamilyPolicy: &policy,
 		Ports: []corev1.ServicePort{{Port: servedPort, TargetPort: intstr.FromInt32(echoPort)}}}}
 	return t.client.Create(ctx, service)

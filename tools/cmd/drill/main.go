@@ -85,7 +85,7 @@ func run(ctx context.Context, args []string, env func(string) string, stdout io.
 			all = append(all, r)
 			fmt.Fprintf(stdout, "%s, %d of %d: gap %s, %d of %d requests failed, %d slow, %d connections kept, %d lost, %d strangers lost, two answers for %s\n",
 				r.Failure, count(all, r.Failure), *rounds, r.Gap.Round(time.Millisecond), r.Failed, r.Requests, r.Slow, r.Kept, r.Lost, r.Strangers, r.Twice)
-			return errors.Join(results.Add(*file, r), broken(r))
+			return errors.Join(results.Add(*file, r), broken(o, r))
 		})
 	}
 	fmt.Fprint(stdout, "\n", o.Table(all))
@@ -93,8 +93,8 @@ func run(ctx context.Context, args []string, env func(string) string, stdout io.
 }
 
 // broken is an error if the result breaks a promise.
-func broken(r drill.Result) error {
-	if promises := r.Broken(); len(promises) > 0 {
+func broken(o drill.Options, r drill.Result) error {
+	if promises := o.Broken(r); len(promises) > 0 {
 		return fmt.Errorf("%s: %s", r.Failure, strings.Join(promises, "; "))
 	}
 	return nil

@@ -39,7 +39,7 @@ type GatewayStatus struct {
 	// +optional
 	Backend GatewayBackend `json:"backend,omitempty"`
 	// AppliedResourceVersion: the dataplane holds every LoadBalancer up to this resourceVersion, but for those in
-	// failures. Resource versions of one API server are ordered (KEP-5504).
+	// failures, and some of the namespaces that are unlisted. Resource versions of one API server are ordered (KEP-5504).
 	// +optional
 	AppliedResourceVersion string `json:"appliedResourceVersion,omitempty"`
 	// AnnouncedResourceVersion: the same for the announcement of addresses.
@@ -73,10 +73,17 @@ type GatewayStatus struct {
 	// +listMapKey=tenant
 	// +kubebuilder:validation:MaxItems=1000
 	Tenants []GatewayTenantUse `json:"tenants,omitempty"`
-	// Failures are records that the dataplane or the announcer could not take, the first 100 of them.
+	// Failures are records that the dataplane could not take: of each LoadBalancer the first, of each tenant at most 20 LoadBalancers. Former
+	// backends that could not be purged are there as well.
 	// +optional
-	// +kubebuilder:validation:MaxItems=100
+	// +kubebuilder:validation:MaxItems=1100
 	Failures []GatewayFailure `json:"failures,omitempty"`
+	// Unlisted are the namespaces that have more LoadBalancers which the dataplane could not take than failures names: whether it holds
+	// another one of theirs cannot be told.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MaxItems=1000
+	Unlisted []string `json:"unlisted,omitempty"`
 	// Conditions: Ready says whether the dataplane runs and holds what it should, BGPEstablished whether there is a session with every
 	// router, where addresses are announced by BGP, and Drained whether one that drains has let go of all addresses.
 	// +optional

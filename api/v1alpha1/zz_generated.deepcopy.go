@@ -596,6 +596,11 @@ func (in *GatewayStatus) DeepCopyInto(out *GatewayStatus) {
 		*out = make([]GatewayFailure, len(*in))
 		copy(*out, *in)
 	}
+	if in.Unlisted != nil {
+		in, out := &in.Unlisted, &out.Unlisted
+		*out = make([]string, len(*in))
+		copy(*out, *in)
+	}
 	if in.Conditions != nil {
 		in, out := &in.Conditions, &out.Conditions
 		*out = make([]v1.Condition, len(*in))

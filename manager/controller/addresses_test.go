@@ -186,6 +186,17 @@ func TestGatewaysAnswerForVersionsUpToTheirOwn(t *testing.T) {
 	}
 }
 
+func TestALoadBalancerThatMayBeAmongTheRefusedOnesIsNotCalledServed(t *testing.T) {
+	g := v1alpha1.Gateway{ObjectMeta: metav1.ObjectMeta{Name: "gw"}, Status: v1alpha1.GatewayStatus{AppliedResourceVersion: "10", AnnouncedResourceVersion: "10", Unlisted: []string{"tenant-b"}}}
+	require.True(t, viewOf([]v1alpha1.Gateway{g}, nil, webAt10()).announced, "it is another tenant's affair")
+	g.Status.Unlisted = []string{"tenant-a"}
+	view := viewOf([]v1alpha1.Gateway{g}, nil, webAt10())
+	require.False(t, view.applied)
+	require.False(t, view.announced)
+	require.Empty(t, view.failure, "nor refused: what was served stays so")
+	require.Contains(t, view.waitMessage(), "so many LoadBalancers of namespace tenant-a are refused")
+}
+
 func TestWhoWaitsIsToldWhyNoGatewayTakesIt(t *testing.T) {
 	broken := v1alpha1.Gateway{ObjectMeta: metav1.ObjectMeta{Name: "gw"}, Status: v1alpha1.GatewayStatus{Conditions: []metav1.Condition{
 		{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse, Message: "configure backend envoy: no Envoy"}}}}

@@ -37,7 +37,12 @@ func viewOf(gateways []v1alpha1.Gateway, pools []v1alpha1.AddressPool, lb *v1alp
 		chosen.SetGateway(gateways[i].Name, gateways[i].Labels)
 	}
 	for _, g := range gateways {
-		failed := false
+		// Of some that the gateway does not name it cannot be told whether they are served.
+		untold := slices.Contains(g.Status.Unlisted, lb.Namespace)
+		if untold {
+			view.problems = append(view.problems, fmt.Sprintf("gateway %s: so many LoadBalancers of namespace %s are refused that this one may be among them; see those that are", g.Name, lb.Namespace))
+		}
+		failed := untold
 		for _, f := range g.Status.Failures {
 			if f.LoadBalancer == name {
 				view.failure = fmt.Sprintf("gateway %s: %s: %s", g.Name, f.Record, f.Message)

@@ -17,9 +17,6 @@ import (
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
-// maxFailures is how many failing records the Gateway object names.
-const maxFailures = 100
-
 // publish hands the present state to the writer; only the newest counts.
 func (g *Gateway) publish() {
 	s := v1alpha1.GatewayStatus{
@@ -34,14 +31,9 @@ func (g *Gateway) publish() {
 	for _, f := range g.host.description.Features {
 		s.Backend.Features = append(s.Backend.Features, string(f))
 	}
+	s.Failures, s.Unlisted = listed(g.fails)
 	for _, name := range slices.Sorted(maps.Keys(g.leftovers)) {
 		s.Failures = append(s.Failures, v1alpha1.GatewayFailure{Record: "backend " + name, Message: clip(g.leftovers[name], 1024)})
-	}
-	for _, record := range slices.Sorted(maps.Keys(g.fails)) {
-		if len(s.Failures) < maxFailures {
-			f := g.fails[record]
-			s.Failures = append(s.Failures, v1alpha1.GatewayFailure{LoadBalancer: f.owner, Record: record, Message: clip(f.message, 1024)})
-		}
 	}
 	ready := metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: "InSync", Message: "the dataplane holds the model"}
 	switch {

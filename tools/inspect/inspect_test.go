@@ -91,6 +91,8 @@ func TestFaultsAreNamedWithWhatToDo(t *testing.T) {
 			h.Gateways[0].Status.Failures = []v1alpha1.GatewayFailure{{LoadBalancer: "tenant-a/uid-1", Record: "frontend TCP 203.0.113.1:80", Message: "direct is not supported"}}
 			h.set(v1alpha1.ConditionProgrammed, "DataplaneRefused", "gateway g1: direct is not supported")
 		}, "direct is not supported", true, "a dataplane holds it", "DataplaneRefused: gateway g1: direct is not supported"},
+		"more that are refused than named": {func(h *Hub) { h.Gateways[0].Status.Unlisted = []string{"tenant-b"} },
+			"more LoadBalancers of namespace tenant-b are refused", true, "", ""},
 		"no BGP session": {func(h *Hub) {
 			h.Gateways[0].Status.BGPSessions = []v1alpha1.BGPSession{{Peer: "tor", State: v1alpha1.BGPDown}}
 			h.Gateways[0].Status.Conditions = append(h.Gateways[0].Status.Conditions, is(v1alpha1.ConditionBGPEstablished, metav1.ConditionFalse, "SessionDown", "tor (192.0.2.254): hold timer expired"))

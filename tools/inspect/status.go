@@ -155,6 +155,9 @@ func (h *Hub) gatewayLine(g *v1alpha1.Gateway, say sayer) GatewayLine {
 	for _, f := range g.Status.Failures {
 		say(Error, object, "%s", strings.TrimPrefix(fmt.Sprintf("%s: %s: %s", f.LoadBalancer, f.Record, f.Message), ": "))
 	}
+	for _, namespace := range g.Status.Unlisted {
+		say(Error, object, "more LoadBalancers of namespace %s are refused than are named here", namespace)
+	}
 	if bgp := meta.FindStatusCondition(g.Status.Conditions, v1alpha1.ConditionBGPEstablished); bgp != nil {
 		up := 0
 		for _, session := range g.Status.BGPSessions {

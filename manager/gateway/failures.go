@@ -1,0 +1,41 @@
+package gateway
+
+import (
+	"maps"
+	"slices"
+	"strings"
+
+	"kubelb.k8c.io/api/v1alpha1"
+)
+
+// Bounds of what the Gateway object says of failures. Tenants bring them about as they like, so that each has its share of the room.
+const (
+	maxFailures         = 1000
+	maxFailuresOfTenant = 20
+	maxMessage          = 256
+)
+
+// listed is what the Gateway object says of records that failed: of each LoadBalancer the first one, and of those that have none (pools) all
+// together as one tenant's. Unlisted are the namespaces that have more.
+func listed(fails map[string]failure) (failures []v1alpha1.GatewayFailure, unlisted []string) {
+	of, named := map[string][]v1alpha1.GatewayFailure{}, map[string]bool{}
+	for _, record := range slices.Sorted(maps.Keys(fails)) {
+		f := fails[record]
+		if f.owner != "" && named[f.owner] {
+			continue
+		}
+		named[f.owner] = true
+		namespace, _, _ := strings.Cut(f.owner, "/")
+		of[namespace] = append(of[namespace], v1alpha1.GatewayFailure{LoadBalancer: f.owner, Record: record, Message: clip(f.message, maxMessage)})
+	}
+	share := max(1, min(maxFailuresOfTenant, maxFailures/max(1, len(of))))
+	for _, namespace := range slices.Sorted(maps.Keys(of)) {
+		some := of[namespace]
+		some = some[:min(len(some), share, maxFailures-len(failures))]
+		failures = append(failures, some...)
+		if namespace != "" && len(some) < len(of[namespace]) && len(unlisted) < maxFailures {
+			unlisted = append(unlisted, namespace)
+		}
+	}
+	return failures, unlisted
+}

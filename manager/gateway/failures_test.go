@@ -1,0 +1,50 @@
+package gateway
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"kubelb.k8c.io/api/v1alpha1"
+)
+
+func TestOfEachLoadBalancerTheFirstRecordIsListedThatFailed(t *testing.T) {
+	failures, unlisted := listed(map[string]failure{
+		"frontend TCP 203.0.113.1:80": {"tenant-a/web", "full"}, "frontend TCP 203.0.113.1:443": {"tenant-a/web", "full"}, "pool a/one": {"", strings.Repeat("x", 1000)}})
+	require.Equal(t, []v1alpha1.GatewayFailure{{Record: "pool a/one", Message: strings.Repeat("x", maxMessage)},
+		{LoadBalancer: "tenant-a/web", Record: "frontend TCP 203.0.113.1:443", Message: "full"}}, failures)
+	require.Empty(t, unlisted)
+}
+
+func TestATenantWithManyFailuresHidesNobodyElses(t *testing.T) {
+	fails := map[string]failure{}
+	fail := func(namespace string, n int) {
+		for i := range n {
+			owner := fmt.Sprintf("%s/lb%d", namespace, i)
+			fails["frontend of "+owner] = failure{owner: owner}
+		}
+	}
+	named := func(failures []v1alpha1.GatewayFailure) map[string]int {
+		of := map[string]int{}
+		for _, f := range failures {
+			namespace, _, _ := strings.Cut(f.LoadBalancer, "/")
+			of[namespace]++
+		}
+		return of
+	}
+	fail("tenant-a", 10_000)
+	fail("tenant-b", maxFailuresOfTenant)
+	failures, unlisted := listed(fails)
+	require.Equal(t, map[string]int{"tenant-a": maxFailuresOfTenant, "tenant-b": maxFailuresOfTenant}, named(failures))
+	require.Equal(t, []string{"tenant-a"}, unlisted)
+
+	for i := range 200 {
+		fail(fmt.Sprintf("tenant-%d", i), 10)
+	}
+	failures, unlisted = listed(fails)
+	require.LessOrEqual(t, len(failures), maxFailures)
+	require.Len(t, named(failures), 202, "each is told of some")
+	require.Len(t, unlisted, 202)
+}

@@ -56,7 +56,8 @@ type AddressPoolSpec struct {
 	// +optional
 	Draining bool `json:"draining,omitempty"`
 
-	// GatewaySelector chooses, by the labels of Gateway objects, which gateways announce the pool's addresses. Empty means all.
+	// GatewaySelector chooses, by the labels of Gateway objects, which gateways announce the pool's addresses. Empty means all. Addresses
+	// that the pool has given and has no more stay with these gateways.
 	// +optional
 	GatewaySelector *metav1.LabelSelector `json:"gatewaySelector,omitempty"`
 

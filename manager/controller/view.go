@@ -13,6 +13,8 @@ import (
 
 	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/core/election"
+	"kubelb.k8c.io/core/ipam"
+	"kubelb.k8c.io/manager/convert"
 	"kubelb.k8c.io/manager/selection"
 )
 
@@ -28,11 +30,14 @@ type gatewayView struct {
 // viewOf compares versions: a gateway that has applied an equal or later one has this LoadBalancer as it stands.
 func viewOf(gateways []v1alpha1.Gateway, pools []v1alpha1.AddressPool, lb *v1alpha1.LoadBalancer) gatewayView {
 	view := gatewayView{gateways: len(gateways)}
-	name, answered := client.ObjectKeyFromObject(lb).String(), map[string]bool{}
+	name, answered := client.ObjectKeyFromObject(lb).String(), map[netip.Addr]bool{}
 	chosen := selection.New()
 	for i := range pools {
-		chosen.SetPool(pools[i].Name, nil, pools[i].Spec.GatewaySelector)
+		pool, _ := convert.Pool(&pools[i]) // one that cannot be read has its selector still
+		chosen.SetPool(pools[i].Name, pool.Ranges, pools[i].Spec.GatewaySelector)
 	}
+	grants := convert.Grants(lb)
+	chosen.SetHolder(name, grants)
 	for i := range gateways {
 		chosen.SetGateway(gateways[i].Name, gateways[i].Labels)
 	}
@@ -59,11 +64,11 @@ func viewOf(gateways []v1alpha1.Gateway, pools []v1alpha1.AddressPool, lb *v1alp
 		if failed || !atLeast(g.Status.AnnouncedResourceVersion, lb.ResourceVersion) {
 			continue
 		}
-		for _, a := range lb.Status.Addresses {
-			answered[a.Address] = answered[a.Address] || answersFor(&g, a.Address, chosen.Serving(a.Pool))
+		for _, a := range grants {
+			answered[a.Address] = answered[a.Address] || answersFor(&g, a.Address, chosen.ServingAddress(a.Address))
 		}
 	}
-	view.announced = view.applied && !slices.ContainsFunc(lb.Status.Addresses, func(a v1alpha1.AllocatedAddress) bool { return !answered[a.Address] })
+	view.announced = view.applied && !slices.ContainsFunc(grants, func(a ipam.Grant) bool { return !answered[a.Address] })
 	if view.applied {
 		view.failure = ""
 	}
@@ -71,12 +76,11 @@ func viewOf(gateways []v1alpha1.Gateway, pools []v1alpha1.AddressPool, lb *v1alp
 }
 
 // answersFor tells whether the address is the gateway's, as it sees its peers.
-func answersFor(g *v1alpha1.Gateway, address string, serves func(string) bool) bool {
+func answersFor(g *v1alpha1.Gateway, address netip.Addr, serves func(string) bool) bool {
 	if !g.Status.Elects {
 		return serves == nil || serves(g.Name)
 	}
-	parsed, err := netip.ParseAddr(address)
-	return err == nil && election.Winner(parsed, g.Status.Candidates, serves) == g.Name
+	return election.Winner(address, g.Status.Candidates, serves) == g.Name
 }
 
 func (v gatewayView) waitReason() string {

@@ -77,13 +77,17 @@ func tenantChanged(o client.Object, gone bool) event {
 	}
 }
 
+// poolChanged: of one whose addresses cannot be read those of before stay, so that a slip moves no address to other gateways.
 func poolChanged(o client.Object, gone bool) event {
 	return func(g *Gateway) {
-		delete(g.pools, o.GetName())
-		g.selection.DeletePool(o.GetName())
-		if pool, err := convert.Pool(o.(*v1alpha1.AddressPool)); err == nil && !gone {
-			g.pools[pool.Name] = pool
-			g.selection.SetPool(pool.Name, pool.Ranges, o.(*v1alpha1.AddressPool).Spec.GatewaySelector)
+		if name := o.GetName(); gone {
+			delete(g.pools, name)
+			g.selection.DeletePool(name)
+		} else {
+			if pool, err := convert.Pool(o.(*v1alpha1.AddressPool)); err == nil {
+				g.pools[name] = pool
+			}
+			g.selection.SetPool(name, g.pools[name].Ranges, o.(*v1alpha1.AddressPool).Spec.GatewaySelector)
 		}
 		fence := translate.Fence{Forbidden: g.options.Forbidden}
 		for _, name := range slices.Sorted(maps.Keys(g.pools)) {
@@ -145,8 +149,12 @@ func loadBalancerChanged(o client.Object, gone bool) event {
 		}
 		if gone || o.GetDeletionTimestamp() != nil {
 			g.hub.DeleteLoadBalancer(lb.ObjectName)
+			if gone {
+				g.selection.SetHolder(lb.ObjectName.String(), nil)
+			}
 			return
 		}
+		g.selection.SetHolder(lb.ObjectName.String(), convert.Grants(o.(*v1alpha1.LoadBalancer)))
 		g.hub.SetLoadBalancer(lb)
 	}
 }

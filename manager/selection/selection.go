@@ -19,6 +19,19 @@ import (
 type Selection struct {
 	pools    map[string]pool
 	gateways map[string]labels.Set
+	records  *records
+}
+
+// records are the pools that addresses have been given from. They are the same for all clones.
+type records struct {
+	of map[netip.Addr]record
+	// by whom they are held.
+	by map[string][]ipam.Grant
+}
+
+type record struct {
+	pool    string
+	holders int
 }
 
 type pool struct {
@@ -28,12 +41,29 @@ type pool struct {
 
 // New returns a selection without pools and gateways.
 func New() *Selection {
-	return &Selection{pools: map[string]pool{}, gateways: map[string]labels.Set{}}
+	return &Selection{pools: map[string]pool{}, gateways: map[string]labels.Set{}, records: &records{map[netip.Addr]record{}, map[string][]ipam.Grant{}}}
 }
 
 // Clone returns a selection that stays as this one is now.
 func (s *Selection) Clone() *Selection {
-	return &Selection{pools: maps.Clone(s.pools), gateways: maps.Clone(s.gateways)}
+	return &Selection{pools: maps.Clone(s.pools), gateways: maps.Clone(s.gateways), records: s.records}
+}
+
+// SetHolder takes what a holder of addresses has, with the pools that they were given from.
+func (s *Selection) SetHolder(name string, grants []ipam.Grant) {
+	r := s.records
+	for _, g := range r.by[name] {
+		if is := r.of[g.Address]; is.holders > 1 {
+			r.of[g.Address] = record{is.pool, is.holders - 1}
+		} else {
+			delete(r.of, g.Address)
+		}
+	}
+	delete(r.by, name)
+	for _, g := range grants {
+		r.of[g.Address] = record{g.Pool, r.of[g.Address].holders + 1}
+		r.by[name] = append(r.by[name], g)
+	}
 }
 
 // SetPool takes a pool as it stands. One whose selector cannot be read, which the API does not let in, is served by nobody.
@@ -61,23 +91,24 @@ func (s *Selection) SetGateway(name string, set map[string]string) bool {
 // DeleteGateway forgets a gateway. It has no labels then.
 func (s *Selection) DeleteGateway(name string) { delete(s.gateways, name) }
 
-// Serving tells which gateways serve a pool: all those that its selector matches, and every one if there is no such pool any more.
-func (s *Selection) Serving(poolName string) func(gateway string) bool {
+// ServingAddress tells which gateways serve an address: all those that the selector of its pool matches, and every one (nil) if that has
+// none, or if there is no such pool any more. The pool is the one that the address lies in; if it lies in none, since its pool has been
+// shrunk, that one still.
+func (s *Selection) ServingAddress(address netip.Addr) func(gateway string) bool {
+	for _, name := range slices.Sorted(maps.Keys(s.pools)) {
+		if slices.ContainsFunc(s.pools[name].ranges, func(r ipam.Range) bool { return r.Contains(address) }) {
+			return s.serving(name)
+		}
+	}
+	return s.serving(s.records.of[address].pool)
+}
+
+func (s *Selection) serving(poolName string) func(gateway string) bool {
 	p, there := s.pools[poolName]
 	if !there || p.selector.Empty() {
 		return nil
 	}
 	return func(gateway string) bool { return p.selector.Matches(s.gateways[gateway]) }
-}
-
-// ServingAddress is the same for the pool that the address lies in.
-func (s *Selection) ServingAddress(address netip.Addr) func(gateway string) bool {
-	for _, name := range slices.Sorted(maps.Keys(s.pools)) {
-		if slices.ContainsFunc(s.pools[name].ranges, func(r ipam.Range) bool { return r.Contains(address) }) {
-			return s.Serving(name)
-		}
-	}
-	return nil
 }
 
 // Digest is equal for selections by which every gateway serves the same addresses.

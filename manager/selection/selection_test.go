@@ -36,6 +36,32 @@ func TestAPoolIsServedByTheGatewaysThatItChooses(t *testing.T) {
 	}
 }
 
+func TestAnAddressThatItsPoolHasNoMoreStaysWithThePoolsGateways(t *testing.T) {
+	address := netip.MustParseAddr("203.0.113.200")
+	given := []ipam.Grant{{Address: address, Pool: "fast"}}
+	s := New()
+	s.SetPool("fast", ranges(t, "203.0.113.0/24"), fast())
+	s.SetGateway("a", map[string]string{"backend": "ebpf"})
+	before := s.Clone()
+	s.SetHolder("one", given)
+	s.SetHolder("two", given)
+	s.SetPool("fast", ranges(t, "203.0.113.0/25"), fast())
+	for _, is := range []*Selection{s, before} {
+		require.True(t, is.ServingAddress(address)("a"))
+		require.False(t, is.ServingAddress(address)("b"))
+	}
+	s.SetPool("other", ranges(t, "203.0.113.128/25"), nil)
+	require.Nil(t, s.ServingAddress(address), "another pool has it now")
+	s.DeletePool("other")
+	s.SetHolder("one", nil)
+	require.NotNil(t, s.ServingAddress(address), "the other one has it still")
+	s.SetHolder("two", given)
+	s.SetHolder("two", nil)
+	require.Nil(t, s.ServingAddress(address))
+	require.Empty(t, s.records.of)
+	require.Empty(t, s.records.by)
+}
+
 func TestTheDigestFollowsWhatIsChosen(t *testing.T) {
 	s := New()
 	s.SetPool("all", ranges(t, "192.0.2.0/25"), nil)

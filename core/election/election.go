@@ -49,8 +49,19 @@ func MayClaim(address netip.Addr, own View, peers []Peer, serves func(string) bo
 		if p.View.Equal(own) {
 			return false
 		}
-		return p.View.Configuration != own.Configuration || Winner(address, p.View.Candidates, serves) == p.Name
+		return p.stranger(own) || p.View.Configuration == own.Configuration && Winner(address, p.View.Candidates, serves) == p.Name
 	})
+}
+
+// Strangers tells whether a peer answers for addresses by another configuration. Which ones cannot be known; so who does not answer for any
+// yet had better not begin.
+func Strangers(own View, peers []Peer) bool {
+	return slices.ContainsFunc(peers, func(p Peer) bool { return p.stranger(own) })
+}
+
+// stranger: one that is no candidate by its own view answers for nothing, whatever else it goes by.
+func (p Peer) stranger(own View) bool {
+	return p.View.Configuration != own.Configuration && slices.Contains(p.View.Candidates, p.Name)
 }
 
 // Peer is another gateway whose lease has not ended.

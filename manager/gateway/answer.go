@@ -53,14 +53,17 @@ func (g *Gateway) elect(ctx context.Context) {
 		return // what is answered for stays as it is while the API is away, and so does who stands
 	}
 	peers, candidates, known := a.member.Peers()
+	a.view = election.View{Configuration: g.selection.Digest()}
 	works := g.served && g.options.Announcer.Able()
-	// Without a lease nobody knows who else stands; one that had a lease and lost what it had by it has failed.
-	candidate := !g.draining() && a.candidacy.stands(works && kept, len(candidates) > 0 || !known, time.Now())
+	// Without a lease nobody knows who else stands; one that had a lease and lost what it had by it has failed. Beside those that go by
+	// another configuration, as another version may, one does not begin to stand: they would let go of what it could not take.
+	able := works && kept && (a.candidacy.stood || !election.Strangers(a.view, peers))
+	candidate := !g.draining() && a.candidacy.stands(able, len(candidates) > 0 || !known, time.Now())
 	if candidate {
 		candidates = append(candidates, g.options.Name)
 		slices.Sort(candidates)
 	}
-	a.view = election.View{Candidates: candidates, Configuration: g.selection.Digest()}
+	a.view.Candidates = candidates
 	told := a.member.Told(a.view)
 	g.decide(ctx, fmt.Sprint(holds, told, a.view, peers), func(address netip.Addr) (string, bool) {
 		return election.Winner(address, candidates, g.selection.ServingAddress(address)), holds

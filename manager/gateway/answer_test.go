@@ -124,12 +124,13 @@ func TestAnAddressWhoseFrontendsAreExchangedIsAnsweredForOnlyIfTheDataplaneTakes
 // hub is what a gateway has of others by the hub's API: its lease, and theirs.
 type hub struct {
 	world
+	peers      []election.Peer
 	candidates []string
 	unread     bool
 	said       membership.Said
 }
 
-func (h *hub) Peers() ([]election.Peer, []string, bool) { return nil, h.candidates, !h.unread }
+func (h *hub) Peers() ([]election.Peer, []string, bool) { return h.peers, h.candidates, !h.unread }
 func (h *hub) Others() []membership.Other               { return nil }
 func (h *hub) Say(s membership.Said)                    { h.said = s }
 func (h *hub) Told(election.View) bool                  { return true }
@@ -187,6 +188,25 @@ func TestAGatewayThatLosesItsLeaseHasFailedOnce(t *testing.T) {
 	elections(t, g)
 	require.False(t, h.said.Candidate, "it waits, however long it was away")
 	require.Equal(t, 2*returnAfter, g.answering.candidacy.wait())
+}
+
+func TestBesideCandidatesOfAnotherConfigurationNobodyBeginsToStand(t *testing.T) {
+	stranger := func(candidates ...string) []election.Peer {
+		return []election.Peer{{Name: "another", View: election.View{Candidates: candidates, Configuration: "another version's"}}}
+	}
+	h := &hub{peers: stranger("another"), candidates: []string{"another"}}
+	h.take()
+	g := h.gateway()
+	elections(t, g)
+	g.answering.candidacy.since = time.Now().Add(-returnAfter)
+	elections(t, g)
+	require.False(t, h.said.Candidate, "what it won they would let go of, and it could not take that")
+	h.peers, h.candidates = stranger(), nil
+	elections(t, g)
+	require.True(t, h.said.Candidate, "the last one has left")
+	h.peers, h.candidates = stranger("another"), []string{"another"}
+	elections(t, g)
+	require.True(t, h.said.Candidate, "what it has it keeps")
 }
 
 func TestWhileTheAPIIsAwayNobodyBeginsToStand(t *testing.T) {

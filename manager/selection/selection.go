@@ -92,15 +92,23 @@ func (s *Selection) SetGateway(name string, set map[string]string) bool {
 func (s *Selection) DeleteGateway(name string) { delete(s.gateways, name) }
 
 // ServingAddress tells which gateways serve an address: all those that the selector of its pool matches, and every one (nil) if that has
-// none, or if there is no such pool any more. The pool is the one that the address lies in; if it lies in none, since its pool has been
-// shrunk, that one still.
+// none, or if there is no such pool any more. The pool is the one that the address was given from, unless that has it no more and another one
+// does.
 func (s *Selection) ServingAddress(address netip.Addr) func(gateway string) bool {
+	given := s.records.of[address].pool
+	if s.pools[given].contains(address) {
+		return s.serving(given)
+	}
 	for _, name := range slices.Sorted(maps.Keys(s.pools)) {
-		if slices.ContainsFunc(s.pools[name].ranges, func(r ipam.Range) bool { return r.Contains(address) }) {
+		if s.pools[name].contains(address) {
 			return s.serving(name)
 		}
 	}
-	return s.serving(s.records.of[address].pool)
+	return s.serving(given)
+}
+
+func (p pool) contains(address netip.Addr) bool {
+	return slices.ContainsFunc(p.ranges, func(r ipam.Range) bool { return r.Contains(address) })
 }
 
 func (s *Selection) serving(poolName string) func(gateway string) bool {
@@ -111,16 +119,13 @@ func (s *Selection) serving(poolName string) func(gateway string) bool {
 	return func(gateway string) bool { return p.selector.Matches(s.gateways[gateway]) }
 }
 
-// Digest is equal for selections by which every gateway serves the same addresses.
+// Digest is equal for selections by which every gateway serves the same addresses; it is empty where every gateway serves all of them.
 func (s *Selection) Digest() string {
 	sum := sha256.New()
 	chosen := false
 	for _, name := range slices.Sorted(maps.Keys(s.pools)) {
 		p := s.pools[name]
-		if p.selector.Empty() {
-			continue // what all gateways serve needs no agreement
-		}
-		chosen = true
+		chosen = chosen || !p.selector.Empty()
 		fmt.Fprintln(sum, name, p.ranges, p.selector)
 	}
 	if !chosen {

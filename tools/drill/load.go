@@ -23,7 +23,7 @@ const (
 	asksEvery     = 250 * time.Millisecond
 	// clientWaits is how long a client waits for a new connection and its answer, askWaits for an answer on one that stays.
 	clientWaits = 5 * time.Second
-	askWaits    = 3 * time.Second
+	askWaits    = 10 * time.Second
 )
 
 // load is clients, which take turns.

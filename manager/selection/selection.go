@@ -97,21 +97,22 @@ func (s *Selection) DeleteGateway(name string) { delete(s.gateways, name) }
 func (s *Selection) ServingAddress(address netip.Addr) func(gateway string) bool {
 	given := s.records.of[address].pool
 	if s.pools[given].contains(address) {
-		return s.serving(given)
+		return s.Serving(given)
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.pools)) {
 		if s.pools[name].contains(address) {
-			return s.serving(name)
+			return s.Serving(name)
 		}
 	}
-	return s.serving(given)
+	return s.Serving(given)
 }
 
 func (p pool) contains(address netip.Addr) bool {
 	return slices.ContainsFunc(p.ranges, func(r ipam.Range) bool { return r.Contains(address) })
 }
 
-func (s *Selection) serving(poolName string) func(gateway string) bool {
+// Serving tells which gateways serve a pool; nil stands for every one.
+func (s *Selection) Serving(poolName string) func(gateway string) bool {
 	p, there := s.pools[poolName]
 	if !there || p.selector.Empty() {
 		return nil

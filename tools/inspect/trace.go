@@ -91,6 +91,9 @@ func (h *Hub) selection(address netip.Addr, t *Trace) *selection.Selection {
 			t.Pool = pool.Name
 		}
 	}
+	for i := range h.LoadBalancers {
+		chosen.SetHolder(nameOf(&h.LoadBalancers[i]), convert.Grants(&h.LoadBalancers[i]))
+	}
 	for i := range h.Gateways {
 		chosen.SetGateway(h.Gateways[i].Name, h.Gateways[i].Labels)
 	}

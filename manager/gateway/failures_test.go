@@ -2,12 +2,15 @@ package gateway
 
 import (
 	"fmt"
+	"log/slog"
 	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 
 	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/backends/dataplane"
+	"kubelb.k8c.io/core/model"
 )
 
 func TestOfEachLoadBalancerTheFirstRecordIsListedThatFailed(t *testing.T) {
@@ -47,4 +50,21 @@ func TestATenantWithManyFailuresHidesNobodyElses(t *testing.T) {
 	require.LessOrEqual(t, len(failures), maxFailures)
 	require.Len(t, named(failures), 202, "each is told of some")
 	require.Len(t, unlisted, 202)
+}
+
+func TestWhatFailsAgainAndAgainIsLoggedOnce(t *testing.T) {
+	var log strings.Builder
+	g := New(Options{Name: "g", Announcer: board{}, Log: slog.New(slog.NewTextHandler(&log, nil))}, nil, nil)
+	fail := func(message string) {
+		sent := model.Delta{UpsertPools: []model.Pool{{ID: "a/one"}}}
+		errs := []dataplane.RecordError{{Pool: "a/one", Message: message}}
+		g.fails = stillFailing(g.fails, errs)
+		g.note(sent, errs)
+	}
+	fail("full")
+	fail("full")
+	require.Equal(t, 1, strings.Count(log.String(), "record refused"))
+	fail("too large")
+	require.Equal(t, 2, strings.Count(log.String(), "record refused"))
+	require.Empty(t, stillFailing(g.fails, nil))
 }

@@ -60,13 +60,25 @@ func (g *Gateway) resync(ctx context.Context) error {
 	}
 	g.log.Info("backend in sync", "backend", g.host.description.Name, "records", len(want.Pools)+len(want.Frontends), "sent", sent, "failed", len(failed))
 	g.retryAt, g.backoff, g.problem, g.served = time.Time{}, 0, nil, true
-	clear(g.fails)
-	g.note(all, append(refused, failed...))
+	failing := append(refused, failed...)
+	g.fails = stillFailing(g.fails, failing)
+	g.note(all, failing)
 	select {
 	case g.inSync <- struct{}{}:
 	default:
 	}
 	return nil
+}
+
+// stillFailing are those of the failures that are among the errors.
+func stillFailing(fails map[string]failure, errs []dataplane.RecordError) map[string]failure {
+	still := map[string]failure{}
+	for _, e := range errs {
+		if f, did := fails[e.Record()]; did {
+			still[e.Record()] = f
+		}
+	}
+	return still
 }
 
 // supported keeps back what needs a feature that the backend does not have: it is refused, never half done.
@@ -88,8 +100,12 @@ func (g *Gateway) supported(d model.Delta) (model.Delta, []dataplane.RecordError
 	return d, refused
 }
 
-// note remembers which records failed, and forgets those that went well.
+// note remembers which records failed, and forgets those that went well. What fails again and again is logged once.
 func (g *Gateway) note(sent model.Delta, failed []dataplane.RecordError) {
+	before := map[string]failure{}
+	for _, e := range failed {
+		before[e.Record()] = g.fails[e.Record()]
+	}
 	for _, p := range sent.UpsertPools {
 		delete(g.fails, dataplane.RecordError{Pool: p.ID}.Record())
 	}
@@ -108,7 +124,9 @@ func (g *Gateway) note(sent model.Delta, failed []dataplane.RecordError) {
 			f.owner = owner.String()
 		}
 		g.fails[e.Record()] = f
-		g.log.Warn("record refused", "record", e.Record(), "reason", e.Message)
+		if before[e.Record()] != f {
+			g.log.Warn("record refused", "record", e.Record(), "reason", e.Message)
+		}
 	}
 	if len(g.fails) > 0 && g.retryAt.IsZero() {
 		g.retryAt = time.Now().Add(retryFailed)

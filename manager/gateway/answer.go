@@ -152,16 +152,15 @@ func (g *Gateway) decide(ctx context.Context, known string, holder func(netip.Ad
 	for _, address := range gone {
 		a.answers[address] = false
 	}
-	// The dataplane knows whom to ask before packets come; of addresses that are another's it can hear later.
-	first, later := g.askedOtherwise(claimed, now)
-	g.handOver(ctx, first)
+	if a.member != nil {
+		g.handOver(ctx)
+	}
 	for _, address := range claimed {
 		a.answers[address] = true
 	}
 	if len(claimed) > 0 {
 		g.options.Announcer.Announce(claimed...)
 	}
-	g.handOver(ctx, later)
 }
 
 // undecided tells whether something may change by the passing of time alone.

@@ -16,8 +16,8 @@ import (
 // answered before, for a while, as long as it works. That one asks whom it has taken the address over from, and so on.
 type handover struct {
 	limit time.Duration
-	// holders are the gateways that answer for an address, as this one has seen it last; formers are those that did before, and until when
-	// they are asked.
+	// holders are the gateways that answer for an address, as this one has seen it last; formers are those that this one has taken
+	// addresses over from, and until when they are asked.
 	holders map[netip.Addr]string
 	formers map[netip.Addr]former
 }
@@ -37,15 +37,14 @@ func newHandover(limit time.Duration) handover {
 	return handover{limit: limit, holders: map[netip.Addr]string{}, formers: map[netip.Addr]former{}}
 }
 
-// take notes who answers for an address now. If another gateway did before, that one is asked from now on, even where it is not this gateway
-// that takes the address over: who does may believe that this one had it in between, and ask it.
+// take notes who answers for an address now. Where it is this gateway, and was another one, that one is asked.
 func (h *handover) take(address netip.Addr, holder, self string, now time.Time) {
 	before := h.holders[address]
 	if holder == before {
 		return
 	}
 	h.holders[address] = holder
-	if before != "" && before != self {
+	if holder == self && before != "" {
 		h.formers[address] = former{name: before, until: now.Add(h.limit)}
 	}
 }
@@ -138,38 +137,20 @@ func (g *Gateway) facing(f model.Frontend) model.Frontend {
 	return f
 }
 
-// askedOtherwise are the addresses of which others are to be asked than before: first those that this gateway answers for, or is about to.
-func (g *Gateway) askedOtherwise(claimed []netip.Addr, now time.Time) (first, later []netip.Addr) {
-	a := &g.answering
+// handOver tells the dataplane about others to ask than before, before anything is claimed by that.
+func (g *Gateway) handOver(ctx context.Context) {
+	a, now := &g.answering, time.Now()
 	var changed []netip.Addr
-	switch {
-	case a.member == nil:
-	case a.elects:
+	if a.elects {
 		changed = a.handover.look(a.member.Others(), g.vitals.alive, now)
-	default:
+	} else {
 		changed = a.ring.look(a.member.Others(), g.vitals.alive, a.answers, now)
 	}
-	mine := map[netip.Addr]bool{}
-	for _, address := range claimed {
-		mine[address] = true
-	}
-	for _, address := range changed {
-		if mine[address] || a.answers[address] {
-			first = append(first, address)
-		} else {
-			later = append(later, address)
-		}
-	}
-	return first, later
-}
-
-// handOver tells the dataplane whom to ask about connections to the addresses.
-func (g *Gateway) handOver(ctx context.Context, addresses []netip.Addr) {
-	if len(addresses) == 0 || !g.host.running() {
+	if len(changed) == 0 || !g.host.running() {
 		return // a backend that does not run is told all at once, later
 	}
 	of := map[netip.Addr]bool{}
-	for _, address := range addresses {
+	for _, address := range changed {
 		of[address] = true
 	}
 	var d model.Delta

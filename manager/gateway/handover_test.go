@@ -62,26 +62,3 @@ func TestAFormerGatewayIsAskedForAWhileAsLongAsItWorks(t *testing.T) {
 	require.Empty(t, h.formers)
 	require.Zero(t, h.ends())
 }
-
-// Gateways need not see the same of what passes: one may believe that another one had an address in between, which saw it differently.
-func TestAGatewayThatWasPassedByLeadsToTheOneThatKnows(t *testing.T) {
-	address, at := netip.MustParseAddr("203.0.113.1"), map[string]netip.Addr{}
-	var others []membership.Other
-	for i, name := range []string{"a", "b", "c"} {
-		at[name] = netip.AddrFrom4([4]byte{192, 0, 2, byte(i)})
-		others = append(others, membership.Other{Name: name, Reached: []netip.Addr{at[name]}, Present: true})
-	}
-	now := time.Now()
-	sees := func(self string, holders ...string) netip.Addr {
-		h := newHandover(time.Minute)
-		for _, holder := range holders {
-			h.take(address, holder, self, now)
-		}
-		h.look(others, func([]netip.Addr) []netip.Addr { return nil }, now)
-		return h.of(address).Next
-	}
-	require.Equal(t, at["b"], sees("c", "a", "b", "c"), "as c sees it b had it in between")
-	require.Equal(t, at["a"], sees("b", "a", "c"), "which b did not notice")
-	require.Equal(t, at["a"], sees("b", "a", "b", "c"), "or did")
-	require.Equal(t, at["b"], sees("a", "a", "b", "c"), "and what b began meanwhile it knows")
-}

@@ -64,6 +64,14 @@ func (p Peer) stranger(own View) bool {
 	return p.View.Configuration != own.Configuration && slices.Contains(p.View.Candidates, p.Name)
 }
 
+// Acts tells whether a gateway that wins the address by the own view may have it by now: it is this one (self), or a peer that has published a
+// view by which it wins as well.
+func Acts(name, self string, address netip.Addr, own View, peers []Peer, serves func(string) bool) bool {
+	return name == self || slices.ContainsFunc(peers, func(p Peer) bool {
+		return p.Name == name && p.View.Configuration == own.Configuration && Winner(address, p.View.Candidates, serves) == name
+	})
+}
+
 // Peer is another gateway whose lease has not ended.
 type Peer struct {
 	Name string

@@ -65,8 +65,15 @@ func (g *Gateway) elect(ctx context.Context) {
 	}
 	a.view.Candidates = candidates
 	told := a.member.Told(a.view)
+	now := time.Now()
 	g.decide(ctx, fmt.Sprint(holds, told, a.view, peers), func(address netip.Addr) (string, bool) {
-		return election.Winner(address, candidates, g.selection.ServingAddress(address)), holds
+		serves := g.selection.ServingAddress(address)
+		name := election.Winner(address, candidates, serves)
+		// One that is to have it and does not know that yet knows nobody to ask, either: who had it before has it still.
+		if election.Acts(name, g.options.Name, address, a.view, peers, serves) {
+			a.handover.take(address, name, g.options.Name, now)
+		}
+		return name, holds
 	}, func(address netip.Addr) bool {
 		return told && election.MayClaim(address, a.view, peers, g.selection.ServingAddress(address))
 	})
@@ -129,14 +136,10 @@ func (g *Gateway) decide(ctx context.Context, known string, holder func(netip.Ad
 		look = maps.Keys(a.answers)
 	}
 	a.known, a.fresh, a.waiting = known, nil, 0
-	now := time.Now()
 	var gone, claimed []netip.Addr
 	for address := range look {
 		answers, held := a.answers[address]
 		name, able := holder(address)
-		if a.elects {
-			a.handover.take(address, name, g.options.Name, now)
-		}
 		switch is := held && able && name == g.options.Name; {
 		case answers && !is:
 			gone = append(gone, address)

@@ -138,7 +138,7 @@ func (h *hub) Told(election.View) bool                  { return true }
 // gateway is one whose dataplane works, and which has no lease yet.
 func (h *hub) gateway() *Gateway {
 	g := New(Options{Name: "g", Announcer: board{}, Elects: true, Log: slog.New(slog.DiscardHandler)}, nil, nil)
-	g.served, g.host = true, &host{}
+	g.served, g.host, g.answering.handover = true, &host{}, newHandover(time.Minute)
 	g.answering.member = h
 	g.answering.permit = &permit{lease: h, segment: h, changed: g.Elect, log: g.log}
 	return g
@@ -220,6 +220,33 @@ func TestWhileTheAPIIsAwayNobodyBeginsToStand(t *testing.T) {
 	h.holds, h.candidates = true, []string{"another"}
 	elections(t, g)
 	require.False(t, h.said.Candidate)
+}
+
+func TestWhoHadAnAddressIsWhoActedUponThat(t *testing.T) {
+	acting := func(name string, candidates ...string) election.Peer {
+		return election.Peer{Name: name, View: election.View{Candidates: candidates}}
+	}
+	// An address that goes from a by b, if it stands, to this gateway.
+	address := netip.MustParseAddr("203.0.113.1")
+	for election.Winner(address, []string{"a", "b", "g"}, nil) != "a" || election.Winner(address, []string{"b", "g"}, nil) != "b" {
+		address = address.Next()
+	}
+	for former, b := range map[string]election.Peer{
+		"a": acting("b", "a", "b"), // it has not heard that a is gone
+		"b": acting("b", "b"),
+	} {
+		h := &hub{candidates: []string{"a", "b"}, peers: []election.Peer{acting("a", "a", "b"), acting("b", "a", "b")}}
+		h.take()
+		g := h.gateway()
+		g.note(model.Delta{UpsertFrontends: []model.Frontend{{FrontendKey: model.FrontendKey{VIP: address, Protocol: model.TCP, Port: 80}}}}, nil)
+		elections(t, g)
+		h.candidates, h.peers = []string{"b"}, []election.Peer{b}
+		elections(t, g)
+		h.candidates, h.peers = nil, nil
+		elections(t, g)
+		require.True(t, h.said.Candidate)
+		require.Equal(t, former, g.answering.handover.formers[address].name)
+	}
 }
 
 func TestAGatewayStandsAtOnceWhereThereIsNoOther(t *testing.T) {

@@ -159,6 +159,7 @@ func (g *Gateway) handOver(ctx context.Context) {
 			d.UpsertFrontends = append(d.UpsertFrontends, f)
 		}
 	}
+	g.log.Debug("asks others about connections than before", "frontends", len(d.UpsertFrontends), "addresses", changed)
 	if err := g.program(ctx, d); err != nil {
 		g.log.Error("hand over connections", "error", err)
 		g.problem = err

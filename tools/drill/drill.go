@@ -187,7 +187,7 @@ func Run(ctx context.Context, o Options, done func(Result) error) (err error) {
 			}
 			r.Round = round + 1
 			if err := done(r); err != nil {
-				return err
+				return errors.Join(err, f.logs())
 			}
 		}
 	}

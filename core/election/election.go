@@ -49,7 +49,7 @@ func MayClaim(address netip.Addr, own View, peers []Peer, serves func(string) bo
 		if p.View.Equal(own) {
 			return false
 		}
-		return p.stranger(own) || p.View.Configuration == own.Configuration && Winner(address, p.View.Candidates, serves) == p.Name
+		return p.stranger(own) || p.wins(address, own, serves)
 	})
 }
 
@@ -64,11 +64,16 @@ func (p Peer) stranger(own View) bool {
 	return p.View.Configuration != own.Configuration && slices.Contains(p.View.Candidates, p.Name)
 }
 
+// wins tells whether the peer has published a view of the same configuration by which the address is its own.
+func (p Peer) wins(address netip.Addr, own View, serves func(string) bool) bool {
+	return p.View.Configuration == own.Configuration && Winner(address, p.View.Candidates, serves) == p.Name
+}
+
 // Acts tells whether a gateway that wins the address by the own view may have it by now: it is this one (self), or a peer that has published a
 // view by which it wins as well.
 func Acts(name, self string, address netip.Addr, own View, peers []Peer, serves func(string) bool) bool {
 	return name == self || slices.ContainsFunc(peers, func(p Peer) bool {
-		return p.Name == name && p.View.Configuration == own.Configuration && Winner(address, p.View.Candidates, serves) == name
+		return p.Name == name && p.wins(address, own, serves)
 	})
 }
 

@@ -53,19 +53,19 @@ func (g *Gateway) elect(ctx context.Context) {
 		return // what is answered for stays as it is while the API is away, and so does who stands
 	}
 	peers, candidates, known := a.member.Peers()
+	now := time.Now()
 	a.view = election.View{Configuration: g.selection.Digest()}
 	works := g.served && g.options.Announcer.Able()
 	// Without a lease nobody knows who else stands; one that had a lease and lost what it had by it has failed. Beside those that go by
 	// another configuration, as another version may, one does not begin to stand: they would let go of what it could not take.
 	able := works && kept && (a.candidacy.stood || !election.Strangers(a.view, peers))
-	candidate := !g.draining() && a.candidacy.stands(able, len(candidates) > 0 || !known, time.Now())
+	candidate := !g.draining() && a.candidacy.stands(able, len(candidates) > 0 || !known, now)
 	if candidate {
 		candidates = append(candidates, g.options.Name)
 		slices.Sort(candidates)
 	}
 	a.view.Candidates = candidates
 	told := a.member.Told(a.view)
-	now := time.Now()
 	g.decide(ctx, fmt.Sprint(holds, told, a.view, peers), func(address netip.Addr) (string, bool) {
 		serves := g.selection.ServingAddress(address)
 		name := election.Winner(address, candidates, serves)

@@ -45,13 +45,16 @@ func (c *conditions) accept(problems []translate.Problem) {
 	c.set(v1alpha1.ConditionAccepted, true, reasonAccepted, "the object is valid")
 }
 
+// holds reports whether the condition is true of the object's present generation.
+func (c *conditions) holds(kind string) bool {
+	condition := meta.FindStatusCondition(c.lb.Status.Conditions, kind)
+	return condition != nil && condition.Status == metav1.ConditionTrue && condition.ObservedGeneration == c.lb.Generation
+}
+
 // settled reports whether gateways have taken the object's present generation; later versions that differ in status only
 // need no new answer.
 func (c *conditions) settled() bool {
-	p := meta.FindStatusCondition(c.lb.Status.Conditions, v1alpha1.ConditionProgrammed)
-	a := meta.FindStatusCondition(c.lb.Status.Conditions, v1alpha1.ConditionAnnounced)
-	return p != nil && a != nil && p.Status == metav1.ConditionTrue && a.Status == metav1.ConditionTrue &&
-		p.ObservedGeneration == c.lb.Generation && a.ObservedGeneration == c.lb.Generation
+	return c.holds(v1alpha1.ConditionProgrammed) && c.holds(v1alpha1.ConditionAnnounced)
 }
 
 func (c *conditions) pending() {

@@ -225,12 +225,13 @@ func (r *loadBalancerReconciler) observe(ctx context.Context, lb *v1alpha1.LoadB
 		return err
 	}
 	view := viewOf(gateways.Items, pools.Items, lb)
-	// While gateways take a newer generation, what was true of the one before stays, with that generation's number.
+	// While gateways take a newer generation, what was true of the one before stays, with that generation's number. Where some refuse it,
+	// others that have taken this generation still have it while they look at a version that differs in status only.
 	switch {
-	case view.failure != "":
-		c.set(v1alpha1.ConditionProgrammed, false, reasonDataplaneRefused, view.failure)
 	case view.applied:
 		c.set(v1alpha1.ConditionProgrammed, true, reasonProgrammed, "a gateway's dataplane holds it")
+	case view.failure != "" && !(view.undecided && c.holds(v1alpha1.ConditionProgrammed)):
+		c.set(v1alpha1.ConditionProgrammed, false, reasonDataplaneRefused, view.failure)
 	case !c.isTrue(v1alpha1.ConditionProgrammed):
 		c.set(v1alpha1.ConditionProgrammed, false, view.waitReason(), view.waitMessage())
 	}

@@ -3,6 +3,7 @@ package controller
 import (
 	"context"
 	"errors"
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -19,6 +20,64 @@ import (
 
 	"kubelb.k8c.io/api/v1alpha1"
 )
+
+// Whatever is written of a LoadBalancer is a version that gateways look at, and say that they have. That has to come to an end.
+func TestALoadBalancerThatSomeGatewaysRefuseComesToRest(t *testing.T) {
+	for name, refuses := range map[string][]string{"all refuse it": {"a", "b", "c"}, "one serves it": {"a", "c"}} {
+		t.Run(name, func(t *testing.T) {
+			lb := recorded("web", 0)
+			lb.Spec = v1alpha1.LoadBalancerSpec{Type: corev1.ServiceTypeLoadBalancer, Ports: []v1alpha1.LoadBalancerPort{{Port: 80}},
+				Endpoints: []v1alpha1.LoadBalancerEndpoints{{Ports: []v1alpha1.EndpointPort{{Port: 30080}}}}}
+			tenant := &v1alpha1.Tenant{}
+			tenant.Name = "a"
+			var gateways []v1alpha1.Gateway
+			for _, name := range []string{"a", "b", "c"} {
+				g := v1alpha1.Gateway{}
+				if g.Name = name; slices.Contains(refuses, name) {
+					g.Status.Failures = []v1alpha1.GatewayFailure{{LoadBalancer: "tenant-a/web", Record: "frontend", Message: "not supported"}}
+				}
+				gateways = append(gateways, g)
+			}
+			scheme := runtime.NewScheme()
+			require.NoError(t, errors.Join(v1alpha1.AddToScheme(scheme), coordinationv1.AddToScheme(scheme)))
+			c := fake.NewClientBuilder().WithScheme(scheme).WithObjects(public(), tenant, lb).WithStatusSubresource(&v1alpha1.LoadBalancer{}).
+				WithInterceptorFuncs(interceptor.Funcs{List: func(ctx context.Context, c client.WithWatch, list client.ObjectList, options ...client.ListOption) error {
+					if all, is := list.(*v1alpha1.GatewayList); is {
+						// A cache has no order.
+						all.Items = slices.Concat(gateways[1:], gateways[:1])
+						gateways = slices.Clone(all.Items)
+						return nil
+					}
+					return c.List(ctx, list, options...)
+				}}).Build()
+			r := reconcilerOf(t, c)
+			key := client.ObjectKeyFromObject(lb)
+			seen := func() string {
+				require.NoError(t, c.Get(t.Context(), key, lb))
+				return lb.ResourceVersion
+			}
+			before := ""
+			for range 20 {
+				before = seen()
+				_, err := r.Reconcile(t.Context(), reconcile.Request{NamespacedName: key})
+				require.NoError(t, err)
+				for i := range gateways {
+					gateways[i].Status.AppliedResourceVersion, gateways[i].Status.AnnouncedResourceVersion = before, before
+				}
+			}
+			require.Equal(t, before, seen(), "it is written again and again: %v", lb.Status.Conditions)
+			require.Equal(t, len(refuses) < 3, meta.IsStatusConditionTrue(lb.Status.Conditions, v1alpha1.ConditionReady), "%v", lb.Status.Conditions)
+		})
+	}
+}
+
+func reconcilerOf(t *testing.T, c client.Client) *loadBalancerReconciler {
+	t.Helper()
+	numbers, err := newMetrics(nil)
+	require.NoError(t, err)
+	return &loadBalancerReconciler{client: c, reader: c, events: events.NewFakeRecorder(100), addresses: &addressBook{reader: c}, metrics: numbers, poolsChanged: make(chan event.GenericEvent, 1),
+		waiting: waiting{gateway: map[client.ObjectKey]uint64{}, address: map[client.ObjectKey]bool{}}}
+}
 
 func TestWhoWaitsGetsAnAddressOnceGatewaysHaveLetGoOfItForAnotherOne(t *testing.T) {
 	wants := func(name, address string, onRecord ...string) *v1alpha1.LoadBalancer {
@@ -42,10 +101,7 @@ func TestWhoWaitsGetsAnAddressOnceGatewaysHaveLetGoOfItForAnotherOne(t *testing.
 			}
 			return c.SubResource(sub).Update(ctx, o, options...)
 		}}).Build()
-	numbers, err := newMetrics(nil)
-	require.NoError(t, err)
-	r := &loadBalancerReconciler{client: c, reader: c, events: events.NewFakeRecorder(100), addresses: &addressBook{reader: c}, metrics: numbers, poolsChanged: make(chan event.GenericEvent, 1),
-		waiting: waiting{gateway: map[client.ObjectKey]uint64{}, address: map[client.ObjectKey]bool{}}}
+	r := reconcilerOf(t, c)
 	reconcileIt := func(name string) error {
 		_, err := r.Reconcile(t.Context(), reconcile.Request{NamespacedName: client.ObjectKey{Namespace: "tenant-a", Name: name}})
 		return err

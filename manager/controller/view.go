@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -21,14 +22,18 @@ import (
 // gatewayView is what all gateways together say about one LoadBalancer.
 type gatewayView struct {
 	applied, announced bool
-	failure            string
-	gateways           int
+	// failure is why the first of those refuses it that do, if none has applied it; undecided: some have not said anything yet.
+	failure   string
+	undecided bool
+	gateways  int
 	// problems are why gateways take nothing at present, silent why they announce nothing.
 	problems, silent []string
 }
 
-// viewOf compares versions: a gateway that has applied an equal or later one has this LoadBalancer as it stands.
+// viewOf compares versions: a gateway that has applied an equal or later one has this LoadBalancer as it stands. They are looked at
+// by name: what is said of them must not change with the order in which they come, since whatever is written has gateways answer anew.
 func viewOf(gateways []v1alpha1.Gateway, pools []v1alpha1.AddressPool, lb *v1alpha1.LoadBalancer) gatewayView {
+	gateways = slices.SortedFunc(slices.Values(gateways), func(a, b v1alpha1.Gateway) int { return strings.Compare(a.Name, b.Name) })
 	view := gatewayView{gateways: len(gateways)}
 	name, answered := client.ObjectKeyFromObject(lb).String(), map[netip.Addr]bool{}
 	chosen := selection.New()
@@ -50,7 +55,7 @@ func viewOf(gateways []v1alpha1.Gateway, pools []v1alpha1.AddressPool, lb *v1alp
 		failed := untold
 		for _, f := range g.Status.Failures {
 			if f.LoadBalancer == name {
-				view.failure = fmt.Sprintf("gateway %s: %s: %s", g.Name, f.Record, f.Message)
+				view.failure = cmp.Or(view.failure, fmt.Sprintf("gateway %s: %s: %s", g.Name, f.Record, f.Message))
 				failed = true
 			}
 		}
@@ -60,7 +65,8 @@ func viewOf(gateways []v1alpha1.Gateway, pools []v1alpha1.AddressPool, lb *v1alp
 		if bgp := meta.FindStatusCondition(g.Status.Conditions, v1alpha1.ConditionBGPEstablished); bgp != nil && bgp.Status == metav1.ConditionFalse {
 			view.silent = append(view.silent, fmt.Sprintf("gateway %s: %s", g.Name, bgp.Message))
 		}
-		view.applied = view.applied || !failed && atLeast(g.Status.AppliedResourceVersion, lb.ResourceVersion)
+		takes := atLeast(g.Status.AppliedResourceVersion, lb.ResourceVersion)
+		view.applied, view.undecided = view.applied || !failed && takes, view.undecided || !failed && !takes
 		if failed || !atLeast(g.Status.AnnouncedResourceVersion, lb.ResourceVersion) {
 			continue
 		}

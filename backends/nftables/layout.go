@@ -165,6 +165,8 @@ func (l layout) chains() []chain {
 			{ctStateHas("established,related", expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), accept()},
 			// A flow that nobody has answered yet is still new to conntrack, but its endpoint is chosen.
 			{ctStatusDNAT(), accept()},
+			// A proxy that this backend takes over from, or gives way to, has sockets of its own for VIPs, and asks others itself.
+			{isNoOpening(), socketIsTransparent(), accept()},
 			{isNoOpening(), l.frontendVerdict(mapAsks)},
 			// Such as the reset of a connection that nobody knows: routed as it is it would only come back.
 			{ctStateHas("invalid", expr.CtStateBitINVALID), drop()},

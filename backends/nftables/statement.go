@@ -131,6 +131,12 @@ func isNoOpening() statement {
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{syn}})}
 }
 
+// socketIsTransparent matches where a socket of this host has the packet's destination, or its connection, and that is no address of the
+// host's.
+func socketIsTransparent() statement {
+	return statement{"socket transparent 1", []expr.Any{&expr.Socket{Key: expr.SocketKeyTransparent, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{1}}}}
+}
+
 // sendCopyTo sends a copy of the packet, which is one with ports, to the gateway that the map says of the frontend: nothing else can be
 // told where to send it to. Where the map says nothing the rule ends here.
 func (f family) sendCopyTo(set string) statement {

@@ -11,7 +11,7 @@ JUDGE       = $(BIN)/kubelb-conformance --backend=$$b --switch-to=$$(echo $(BACK
 GO_BUILD   := CGO_ENABLED=0 go build -o $(BIN)/
 # A chart can hold nothing that lies outside of it.
 CHART_FILES := deploy/charts/kubelb-manager/files
-GENERATED  := api/v1alpha1/zz_generated.deepcopy.go api/crds $(CHART_FILES) backends/plugin/dataplanepb $(addprefix backends/ebpf/bpf/,tc_bpfel.go tc_bpfel.o xdp_bpfel.go xdp_bpfel.o)
+GENERATED  := api/v1alpha1/zz_generated.deepcopy.go api/crds $(CHART_FILES) backends/plugin/dataplanepb $(addprefix backends/ebpf/bpf/,tc_bpfel.go tc_bpfel.o xdp_bpfel.go xdp_bpfel.o) $(addprefix backends/envoy/bpf/,unknown_bpfel.go unknown_bpfel.o)
 CACHE      := $(or $(KUBELB_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/kubelb)
 
 .PHONY: help
@@ -152,6 +152,7 @@ generate: ## Write deepcopy, CRDs, the plugin's wire code and the objects of the
 	for kind in crds policies; do rm -rf $(CHART_FILES)/$$kind && mkdir -p $(CHART_FILES)/$$kind && cp api/$$kind/*.yaml $(CHART_FILES)/$$kind/; done
 	PATH=$(CACHE)/generate:$$PATH protogen backends/plugin/dataplanepb/dataplane.proto
 	cd backends/ebpf/bpf && GOWORK=off go generate .
+	cd backends/envoy/bpf && GOWORK=off go generate .
 
 .PHONY: golden
 golden: ## Write the expected files of the corpus and of the backends anew, and remove orphans.

@@ -104,8 +104,6 @@ func unsupported(f model.Frontend) error {
 		return fmt.Errorf("forwarding %s is not supported by the Envoy backend; use nat or transparent", f.Forwarding)
 	case f.MaxNewPerSecond > 0:
 		return errors.New("limits of new connections a second are not supported by the Envoy backend, which has none for UDP")
-	case !f.Handover.IsZero():
-		return errors.New("handing connections over is not supported by the Envoy backend: they end in its process")
 	}
 	return nil
 }

@@ -50,7 +50,7 @@ var _ dataplane.Dataplane = (*Backend)(nil)
 // Describe tells name, version and features.
 func (b *Backend) Describe(context.Context) (dataplane.Description, error) {
 	return dataplane.Description{Name: "envoy", Version: Version, Features: []dataplane.Feature{
-		dataplane.SourceRanges, dataplane.Affinity, dataplane.Weights, dataplane.Drain, dataplane.ICMPEcho, dataplane.PathMTU, dataplane.ProxyProtocol, dataplane.Transparent, dataplane.IdleTimeout, dataplane.Limits}}, nil
+		dataplane.SourceRanges, dataplane.Affinity, dataplane.Weights, dataplane.Drain, dataplane.ICMPEcho, dataplane.PathMTU, dataplane.ProxyProtocol, dataplane.Transparent, dataplane.IdleTimeout, dataplane.Handover, dataplane.Limits}}, nil
 }
 
 // Configure takes over what an earlier process left, and sees that an Envoy runs.
@@ -203,7 +203,7 @@ func (b *Backend) faults() []dataplane.Fault {
 		return nil
 	}
 	var faults []dataplane.Fault
-	for _, err := range []error{b.problem(), b.guard.echo.cover()} {
+	for _, err := range []error{b.problem(), b.guard.echo.cover(), b.guard.asking.cover()} {
 		if err != nil {
 			faults = append(faults, dataplane.Fault{Message: err.Error()})
 		}

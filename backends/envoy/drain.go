@@ -33,7 +33,7 @@ func (b *Backend) drain(ctx context.Context) error {
 			return nil
 		case <-time.After(50 * time.Millisecond):
 		}
-		if b.guard.layout == handover {
+		if b.guard.layout == yielding {
 			if err := forgetFlows(b.state.frontends); err != nil {
 				return err
 			}

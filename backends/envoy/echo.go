@@ -3,7 +3,6 @@ package envoy
 import (
 	"fmt"
 	"net/netip"
-	"slices"
 	"strings"
 
 	nft "github.com/google/nftables"
@@ -64,7 +63,7 @@ func (e *echo) cover() error {
 	}
 	for _, l := range links {
 		a := l.Attrs()
-		if a.EncapType != "ether" || e.interfaces[a.Index] || !e.isUplink(a.Name) {
+		if e.interfaces[a.Index] || !isUplink(e.uplinks, a) {
 			continue
 		}
 		if err := e.answerAt(a.Name, a.Index); err != nil {
@@ -73,10 +72,6 @@ func (e *echo) cover() error {
 		e.interfaces[a.Index] = true
 	}
 	return nil
-}
-
-func (e *echo) isUplink(name string) bool {
-	return len(e.uplinks) == 0 || slices.Contains(e.uplinks, name)
 }
 
 func (e *echo) answerAt(name string, index int) error {

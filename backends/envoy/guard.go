@@ -24,6 +24,7 @@ type guard struct {
 	name   string
 	tables [2]*guardTable
 	echo   *echo
+	asking *asking
 	layout layout
 }
 
@@ -43,9 +44,11 @@ type guardTable struct {
 	decided [len(decidingChains)]*nft.Set
 	// endpoints are those of UDP frontends, with protocol and port; sessions counts the flows to them, which Envoy does not.
 	endpoints, sessions *nft.Set
-	vipUsers            map[netip.Addr]int
-	endpointUsers       map[netip.AddrPort]int
-	known               map[model.FrontendKey]guarded
+	// next is the gateway to ask about connections to a frontend that are not known here.
+	next          *nft.Set
+	vipUsers      map[netip.Addr]int
+	endpointUsers map[netip.AddrPort]int
+	known         map[model.FrontendKey]guarded
 	// answers: those to clients of transparent frontends are taken.
 	answers bool
 	// counts: flows to the endpoints of UDP frontends are counted.
@@ -73,7 +76,7 @@ var guardFamilies = [2]guardFamily{
 }
 
 func newGuard(name string, uplinks []string) *guard {
-	g := &guard{name: name, echo: newEcho(name, uplinks)}
+	g := &guard{name: name, echo: newEcho(name, uplinks), asking: newAsking(uplinks)}
 	for i, f := range guardFamilies {
 		t := &guardTable{guardFamily: f, table: &nft.Table{Name: name, Family: f.family}, vipUsers: map[netip.Addr]int{}, endpointUsers: map[netip.AddrPort]int{}, known: map[model.FrontendKey]guarded{}}
 		key := nft.MustConcatSetType(f.address, nft.TypeInetProto, nft.TypeInetService)
@@ -84,6 +87,7 @@ func newGuard(name string, uplinks []string) *guard {
 		t.allowed = &nft.Set{Table: t.table, Name: "allowed", KeyType: nft.MustConcatSetType(f.address, nft.TypeInetProto, nft.TypeInetService, f.address), Concatenation: true, Interval: true}
 		t.endpoints = &nft.Set{Table: t.table, Name: "endpoints", KeyType: key, Concatenation: true}
 		t.sessions = &nft.Set{Table: t.table, Name: "sessions", KeyType: key, Concatenation: true, Counter: true}
+		t.next = &nft.Set{Table: t.table, Name: "next", KeyType: key, DataType: f.address, IsMap: true, Concatenation: true}
 		g.tables[i] = t
 	}
 	return g
@@ -96,6 +100,14 @@ type guarded struct {
 	served bool
 	// endpoints are those of a UDP frontend.
 	endpoints []netip.AddrPort
+}
+
+// asked is who may know connections to the frontend that are not known here.
+func (f guarded) asked() model.Handover {
+	if !f.served {
+		return model.Handover{}
+	}
+	return f.Handover
 }
 
 // chain is the one that decides about packets for the frontend; none if they are refused like those for ports that nobody serves.
@@ -121,7 +133,10 @@ func (g *guard) install(all []guarded) error {
 	if rewritten {
 		g.layout = tracked
 	}
-	return g.write(all)
+	if err := g.write(all); err != nil {
+		return err
+	}
+	return g.asking.detachEarlier()
 }
 
 // write makes all anew in the guard's layout.
@@ -153,6 +168,7 @@ func (g *guard) write(all []guarded) error {
 	if err := g.echo.cover(); err != nil {
 		return err
 	}
+	g.askAs(all, nil)
 	return g.route()
 }
 
@@ -169,7 +185,15 @@ func (g *guard) change(set []guarded, gone []model.FrontendKey) error {
 		// What the kernel has is unknown now; all of it is written anew.
 		return errors.Join(fmt.Errorf("change nftables table %s: %w", g.name, err), g.write(g.all()))
 	}
+	g.askAs(set, gone)
 	return nil
+}
+
+// askAs has others be asked as frontends say. What cannot be done is tried again, and reported, by the next look (faults).
+func (g *guard) askAs(set []guarded, gone []model.FrontendKey) {
+	if g.asking.note(set, gone) {
+		_ = g.asking.cover()
+	}
 }
 
 func (g *guard) all() []guarded {
@@ -283,6 +307,14 @@ func (t *guardTable) differ(e setChanges, k model.FrontendKey, before, after gua
 	for i, chain := range decidingChains {
 		e.member(t.decided[i], key, before.chain() == chain, after.chain() == chain)
 	}
+	if was, is := before.asked().Next, after.asked().Next; was != is {
+		if was.IsValid() {
+			e.remove[t.next] = append(e.remove[t.next], key)
+		}
+		if is.IsValid() {
+			e.add[t.next] = append(e.add[t.next], nft.SetElement{Key: key.Key, Val: is.AsSlice()})
+		}
+	}
 	for _, p := range before.SourceRanges {
 		e.member(t.allowed, elements.SourceRange(k, p), true, slices.Contains(after.SourceRanges, p))
 	}
@@ -394,6 +426,9 @@ func (g *guard) missing() bool {
 
 // remove takes everything away.
 func (g *guard) remove() error {
+	if err := g.asking.leave(); err != nil {
+		return err
+	}
 	c, err := elements.Connect()
 	if err != nil {
 		return err

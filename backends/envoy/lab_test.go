@@ -29,6 +29,14 @@ import (
 // startPlugin builds the binaries and starts the plugin in a lab's gateway, with a state directory.
 func startPlugin(t *testing.T) *bench {
 	t.Helper()
+	b := prepare(t)
+	b.start(t)
+	return b
+}
+
+// prepare is startPlugin without a start.
+func prepare(t *testing.T) *bench {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: it makes network namespaces")
 	}
@@ -45,9 +53,16 @@ func startPlugin(t *testing.T) *bench {
 	state, err := os.MkdirTemp("", "klenvoy")
 	require.NoError(t, err)
 	t.Cleanup(func() { os.RemoveAll(state) })
-	b := &bench{Lab: l, state: state, binary: conformance.Plugin(filepath.Join(dir, "kubelb-backend-envoy")), options: map[string]string{optionEnvoy: envoy, optionCloseTime: "1s"}}
-	b.start(t)
-	return b
+	return &bench{Lab: l, state: state, binary: conformance.Plugin(filepath.Join(dir, "kubelb-backend-envoy")), options: map[string]string{optionEnvoy: envoy, optionCloseTime: "1s"}}
+}
+
+// restrict has the plugin run with these capabilities alone, as a container runtime does.
+func (b *bench) restrict(t *testing.T, capabilities ...string) {
+	t.Helper()
+	caps := "-all,+" + strings.Join(capabilities, ",+")
+	script := filepath.Join(t.TempDir(), "restricted")
+	require.NoError(t, os.WriteFile(script, fmt.Appendf(nil, "#!/bin/sh\nexec setpriv --bounding-set=%[1]s --inh-caps=%[1]s %[2]s\n", caps, b.binary), 0o755))
+	b.binary = conformance.Plugin(script)
 }
 
 // bench is a lab with a plugin in its gateway.
@@ -61,14 +76,14 @@ type bench struct {
 }
 
 // start starts the plugin, as a manager would that has just begun.
-func (b *bench) start(t *testing.T) {
+func (b *bench) start(t *testing.T, uplinks ...string) {
 	t.Helper()
 	var err error
 	b.plugin, err = b.binary.Start(t.Context(), b.Gateways[0].Namespace, os.Stderr)
 	require.NoError(t, err)
 	t.Cleanup(b.plugin.Stop)
 	b.at = dataplane.Generation{}
-	require.NoError(t, b.plugin.Configure(t.Context(), dataplane.Config{Node: "gateway", StateDir: b.state, Options: b.options}))
+	require.NoError(t, b.plugin.Configure(t.Context(), dataplane.Config{Node: "gateway", StateDir: b.state, Options: b.options, Uplinks: uplinks}))
 }
 
 // try applies records and returns those that failed.

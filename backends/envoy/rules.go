@@ -24,8 +24,8 @@ const (
 	tracked
 	// closing follows untracked when Envoy is to go: connections that it has go on, all else is refused.
 	closing
-	// handover is closing where somebody comes next: all else is left to that one.
-	handover
+	// yielding is closing where somebody comes next: all else is left to that one.
+	yielding
 )
 
 // Chains that decide about packets.
@@ -35,6 +35,7 @@ const (
 	chainRefuseSome = "refuse_some"
 	chainRefuse     = "refuse"
 	chainTake       = "take"
+	chainAsk        = "ask"
 )
 
 // decidingChains are those for frontends, each with a set of them; most are in the first. (One verdict map would do instead, but
@@ -47,20 +48,23 @@ const beforeTracking = -301
 // create adds the table with its sets and rules to the transaction.
 func (t *guardTable) create(c *nft.Conn, l layout) error {
 	c.AddTable(t.table)
-	for _, name := range append(decidingChains[:], chainRefuse) {
+	for _, name := range append(decidingChains[:], chainRefuse, chainAsk) {
 		c.AddChain(t.chain(name))
 	}
-	for _, s := range append([]*nft.Set{t.vips, t.allowed, t.endpoints, t.sessions}, t.decided[:]...) {
+	for _, s := range append([]*nft.Set{t.vips, t.allowed, t.endpoints, t.sessions, t.next}, t.decided[:]...) {
 		if err := c.AddSet(s, nil); err != nil {
 			return err
 		}
 	}
 	t.fill(c, t.chain(chainRefuse), append(protocolIs(unix.IPPROTO_TCP), &expr.Reject{Type: unix.NFT_REJECT_TCP_RST}),
 		append(protocolIs(unix.IPPROTO_UDP), &expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: t.unreachable}), drop())
+	// The kernel takes one from the packet's TTL when it sends the copy.
+	t.fill(c, t.chain(chainAsk), setMeta(expr.MetaKeyPRIORITY, 0), slices.Concat(t.key(false), lookupInto(t.next), []expr.Any{&expr.Dup{RegAddr: 1}}), drop())
+	t.fill(c, t.chain(chainServe), append(metaIs(expr.MetaKeyPRIORITY, unknownPriority), jump(chainAsk)...))
 	switch l {
 	case closing:
 		t.fill(c, t.chain(chainServe), append(isSYN(), jump(chainRefuse)...), append(protocolIs(unix.IPPROTO_UDP), jump(chainRefuse)...))
-	case handover:
+	case yielding:
 		// One that gets here has the ports of a connection that has just ended, of which connection tracking still knows. That is
 		// forgotten in a moment (drain), and the client asks again.
 		t.fill(c, t.chain(chainServe), append(isSYN(), drop()...), append(protocolIs(unix.IPPROTO_UDP), drop()...))
@@ -93,8 +97,7 @@ func (t *guardTable) baseChains(c *nft.Conn, l layout) {
 	toVIP := append([]expr.Any{t.load(t.destination, 1)}, in(t.vips)...)
 	// Behind everybody else's chains of this hook, so that none of them sees the mark; and before them in the next one.
 	t.base(c, chainTake, nft.ChainHookPrerouting, 300, slices.Concat(toVIP, jump("vip")))
-	mark := []expr.Any{&expr.Meta{Key: expr.MetaKeyMARK, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: nativeEndian(guardMark)}}
-	t.base(c, "scrub", nft.ChainHookInput, -400, append(mark, &expr.Immediate{Register: 1, Data: make([]byte, 4)}, &expr.Meta{Key: expr.MetaKeyMARK, Register: 1, SourceRegister: true}))
+	t.base(c, "scrub", nft.ChainHookInput, -400, append(metaIs(expr.MetaKeyMARK, guardMark), setMeta(expr.MetaKeyMARK, 0)...))
 	answers := slices.Concat([]expr.Any{t.load(t.source, 1)}, in(t.vips), []expr.Any{&expr.Notrack{}})
 	switch l {
 	case untracked:
@@ -103,7 +106,7 @@ func (t *guardTable) baseChains(c *nft.Conn, l layout) {
 	case tracked:
 		t.natChain(c, "keep", -100)
 		t.countSessions(c) // A chain for NAT alone does not have connections tracked when the last other one has gone.
-	case closing, handover:
+	case closing, yielding:
 		// What goes on is bound to the VIP itself, before another backend binds it to an endpoint.
 		stay := slices.Concat(toVIP, isSYN(), []expr.Any{&expr.Verdict{Kind: expr.VerdictReturn}})
 		t.fill(c, t.natChain(c, "stay", -101), stay, slices.Concat(protocolIs(unix.IPPROTO_TCP), toVIP, []expr.Any{
@@ -147,7 +150,7 @@ func (g *guard) refuseNew() error {
 		if rewritten, err := flowsAreRewritten(); err != nil {
 			return err
 		} else if rewritten {
-			g.layout = handover
+			g.layout = yielding
 		}
 		return g.write(g.all())
 	}
@@ -192,7 +195,15 @@ func (t *guardTable) base(c *nft.Conn, name string, hook *nft.ChainHook, priorit
 
 // takePacket has the packet delivered to this host.
 func takePacket() []expr.Any {
-	return []expr.Any{&expr.Immediate{Register: 1, Data: nativeEndian(guardMark)}, &expr.Meta{Key: expr.MetaKeyMARK, Register: 1, SourceRegister: true}, &expr.Verdict{Kind: expr.VerdictAccept}}
+	return append(setMeta(expr.MetaKeyMARK, guardMark), &expr.Verdict{Kind: expr.VerdictAccept})
+}
+
+func metaIs(key expr.MetaKey, value uint32) []expr.Any {
+	return []expr.Any{&expr.Meta{Key: key, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: nativeEndian(value)}}
+}
+
+func setMeta(key expr.MetaKey, value uint32) []expr.Any {
+	return []expr.Any{&expr.Immediate{Register: 1, Data: nativeEndian(value)}, &expr.Meta{Key: key, Register: 1, SourceRegister: true}}
 }
 
 // isSYN matches the first segment of a TCP connection.
@@ -248,6 +259,11 @@ func protocolIs(number byte) []expr.Any {
 // in looks up what was loaded from the first register on.
 func in(s *nft.Set) []expr.Any {
 	return []expr.Any{&expr.Lookup{SourceRegister: 1, SetName: s.Name, SetID: s.ID}}
+}
+
+// lookupInto has a map's value for what was loaded from the first register on take its place. The rule ends where there is none.
+func lookupInto(s *nft.Set) []expr.Any {
+	return []expr.Any{&expr.Lookup{SourceRegister: 1, DestRegister: 1, IsDestRegSet: true, SetName: s.Name, SetID: s.ID}}
 }
 
 // jump goes to a chain that decides.

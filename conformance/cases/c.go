@@ -297,15 +297,26 @@ func (g *Gateway) Start() { g.start(g.c.backends.Judged) }
 // Upgrade runs the other build of the backend.
 func (g *Gateway) Upgrade() { g.start(g.c.backends.Next) }
 
-// Switch has a backend of another kind take over, as a manager does: the new one holds everything before the old one is
-// purged.
-func (g *Gateway) Switch(to Backend, want model.Snapshot) {
+// Switch has a backend of another kind take over, as a manager does: once apply has had the new one hold everything the old one is
+// purged. It calls meanwhile again and again until that is done.
+func (g *Gateway) Switch(to Backend, apply, meanwhile func()) {
 	before := g.Process
 	g.state = g.c.stateDir()
 	g.start(to)
-	g.Apply(want)
-	g.c.NoError(before.Close(g.c.ctx, true))
-	before.Stop()
+	apply()
+	meanwhile()
+	purged := make(chan error, 1)
+	go func() { purged <- before.Close(g.c.ctx, true) }()
+	for {
+		select {
+		case err := <-purged:
+			g.c.NoError(err)
+			before.Stop()
+			return
+		case <-time.After(100 * time.Millisecond):
+			meanwhile()
+		}
+	}
 }
 
 func (g *Gateway) start(backend Backend) {

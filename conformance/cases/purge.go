@@ -1,13 +1,17 @@
 package cases
 
 import (
+	"slices"
+
+	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/core/model"
 )
 
 func purge() Case {
 	return Case{
-		Name:  "purge",
-		Shows: "what others have in the kernel is untouched, their rules see no mark of ours, and after a purge nothing of ours is left",
+		Name:     "purge",
+		Gateways: 2,
+		Shows:    "what others have in the kernel is untouched, their rules see no mark of ours, and after a purge nothing of ours is left",
 		Run: func(c *C) {
 			c.Serve(30080)
 			c.NoError(c.Gateway.Process.Close(c.ctx, true))
@@ -17,7 +21,18 @@ func purge() Case {
 			c.NoError(err)
 			c.Gateway.Start()
 			frontends := []model.Frontend{c.Frontend(model.TCP, 1, 80, 30080, "all"), c.Frontend(model.UDP, 1, 80, 30080, "all"), c.Frontend(model.UDP, 1, 81, 30081, "all")}
-			c.Apply([]model.Pool{c.Pool("all", 0, 1), c.Pool("none")}, frontends...)
+			pools := []model.Pool{c.Pool("all", 0, 1), c.Pool("none")}
+			c.Gateways[1].Apply(model.Snapshot{Pools: pools, Frontends: frontends})
+			if slices.Contains(c.Description.Features, dataplane.Handover) {
+				frontends[0].Handover = model.Handover{Next: c.frontOf(1), Asks: 1}
+			}
+			c.Gateway.Apply(model.Snapshot{Pools: pools, Frontends: frontends})
+			c.leadTo(1)
+			strangers := c.streams(5)
+			c.leadTo(0)
+			for _, s := range strangers {
+				_ = s.Alive() // known to the other gateway, if this one asks
+			}
 			for _, network := range networks {
 				c.Ask(20, network, c.At(1, 80))
 			}

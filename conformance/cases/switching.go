@@ -3,7 +3,10 @@ package cases
 import (
 	"errors"
 	"os"
+	"slices"
+	"time"
 
+	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/conformance/lab"
 	"kubelb.k8c.io/core/model"
 )
@@ -12,10 +15,12 @@ func switching() Case {
 	return Case{
 		Name:     "switching",
 		Switches: true,
-		Shows:    "another backend takes over under traffic, and gives back: no new flow fails, UDP flows go on, established connections go on or end, and none is left hanging",
+		Gateways: 2,
+		Shows:    "another backend takes over under traffic, and gives back, where gateways ask one another about connections: no new flow fails, UDP flows go on, established connections go on or end, and none is left hanging",
 		Run: func(c *C) {
 			c.Serve(30080)
-			c.Gateway.Apply(c.switched(0, 1))
+			c.applySwitched(1, 0, 1)
+			c.applySwitched(0, 0, 1)
 			for _, other := range c.backends.Others {
 				c.switchUnderLoad(other)
 				c.switchUnderLoad(c.backends.Judged)
@@ -24,18 +29,30 @@ func switching() Case {
 	}
 }
 
-// switched is what is served before and after.
-func (c *C) switched(endpoints ...int) model.Snapshot {
-	return model.Snapshot{
-		Pools:     []model.Pool{c.Pool("all", endpoints...), c.Pool("none")},
-		Frontends: []model.Frontend{c.Frontend(model.TCP, 1, 80, 30080, "all"), c.Frontend(model.UDP, 1, 80, 30080, "all"), c.Frontend(model.TCP, 1, 81, 30080, "none")},
+// applySwitched has a gateway serve what is served before and after. It asks the other one about connections, if it can.
+func (c *C) applySwitched(gateway int, endpoints ...int) {
+	g := c.Gateways[gateway]
+	frontends := []model.Frontend{c.Frontend(model.TCP, 1, 80, 30080, "all"), c.Frontend(model.UDP, 1, 80, 30080, "all"), c.Frontend(model.TCP, 1, 81, 30080, "none")}
+	description, err := g.Process.Describe(c.ctx)
+	c.NoError(err)
+	if slices.Contains(description.Features, dataplane.Handover) {
+		frontends[0].Handover = model.Handover{Next: c.frontOf(1 - gateway), Asks: 1}
 	}
+	g.Apply(model.Snapshot{Pools: []model.Pool{c.Pool("all", endpoints...), c.Pool("none")}, Frontends: frontends})
 }
 
+// lettingEnd is for how long connections go on, at least, when their backend goes.
+const lettingEnd = 3 * time.Second
+
 func (c *C) switchUnderLoad(to Backend) {
-	streams, flows := c.streamsAnew(5), c.flows(5)
+	streams, flows, young := c.streamsAnew(5), c.flows(5), c.streams(5)
 	tcp, udp := c.Load("tcp", c.At(1, 80)), c.Load("udp", c.At(1, 80))
-	c.Gateway.Switch(to, c.switched(0, 1))
+	begun := time.Now()
+	c.Gateway.Switch(to, func() { c.applySwitched(0, 0, 1) }, func() {
+		if time.Since(begun) < lettingEnd {
+			c.alive(young, nil)
+		}
+	})
 	kept := c.aliveOrEnded(streams)
 	asked := 0
 	for _, f := range flows {
@@ -51,7 +68,7 @@ func (c *C) switchUnderLoad(to Backend) {
 	c.NoError(err)
 	c.Measuref("to %s: %d of %d connections kept, %d of %d UDP flows had to ask again, 0 of %d new flows failed", description.Name, kept, len(streams), asked, len(flows), made)
 	// Nothing is decided by the one that has gone.
-	c.Gateway.Apply(c.switched(2))
+	c.applySwitched(0, 2)
 	for _, network := range networks {
 		c.Equal(map[int]int{2: 5}, c.Ask(5, network, c.At(1, 80)))
 	}
@@ -59,8 +76,9 @@ func (c *C) switchUnderLoad(to Backend) {
 		_ = lab.Unanswered(f) // what it met before has left the pool: this may be lost
 		c.Equal(2, c.endpointOf(f), "a UDP flow that is older than the switch")
 	}
-	c.Gateway.Apply(c.switched(0, 1))
-	for _, s := range streams {
+	c.applySwitched(0, 0, 1)
+	c.aliveOrEnded(young)
+	for _, s := range slices.Concat(streams, young) {
 		c.NoError(s.Reset())
 	}
 }

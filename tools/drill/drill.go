@@ -132,7 +132,7 @@ func (o Options) Broken(r Result) (promises []string) {
 	if r.Strangers > 0 {
 		promises = append(promises, fmt.Sprintf("%d connections by other gateways were lost", r.Strangers))
 	}
-	if o.Backend != "envoy" && r.Failure != linkDown && r.Lost > r.Kept {
+	if r.Failure != linkDown && r.Lost > r.Kept {
 		promises = append(promises, fmt.Sprintf("%d connections were lost and %d kept, though the gateway's host went on", r.Lost, r.Kept))
 	}
 	return promises

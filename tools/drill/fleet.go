@@ -169,12 +169,13 @@ func (f *fleet) forwarded() map[string]string {
 	return map[string]string{v1alpha1.AnnotationForwarding: f.options.Forwarding}
 }
 
-// exposeRefused makes a Service that gateways cannot serve, as tenants do now and then. Nobody else is to notice. Envoy could serve it.
+// exposeRefused makes a Service that gateways cannot serve, as tenants do now and then. Nobody else is to notice.
 func (f *fleet) exposeRefused(ctx context.Context) error {
+	asks := map[string]string{v1alpha1.AnnotationProxyProtocol: "v2"}
 	if f.options.Backend == "envoy" {
-		return nil
+		asks = map[string]string{v1alpha1.AnnotationForwarding: "direct"}
 	}
-	return f.tenants[0].expose(ctx, "refused", map[string]string{v1alpha1.AnnotationProxyProtocol: "v2"})
+	return f.tenants[0].expose(ctx, "refused", asks)
 }
 
 // families are those that each Service has an address of.

@@ -131,3 +131,11 @@ func onlyWith(t *testing.T, backends ...string) {
 		t.Skipf("it is about %s", strings.Join(backends, " and "))
 	}
 }
+
+// alikeWithAll skips a test in which no dataplane makes a difference, but with the one that it runs with.
+func alikeWithAll(t *testing.T) {
+	t.Helper()
+	if backendName() != "nftables" {
+		t.Skip("it runs with nftables: no dataplane makes a difference to it")
+	}
+}

@@ -27,6 +27,7 @@ func kubelb(t *testing.T, args ...string) (string, int) {
 }
 
 func TestTheCommandLineSaysHowTheHubIsAndWhatAServiceLacks(t *testing.T) {
+	alikeWithAll(t)
 	apply(t, web("said", 1)+service("said", "ports: [{port: 80, targetPort: 8080}]"))
 	cleanUp(t, "service/said", "deployment/said", "service/unsaid")
 	externalIPs(t, "said", 2)

@@ -44,6 +44,7 @@ func readManual(t *testing.T) (m manual) {
 }
 
 func TestWhatTheDocumentationTellsToDoIsThereToBeDone(t *testing.T) {
+	alikeWithAll(t)
 	m := readManual(t)
 	require.Greater(t, len(m.manifests), 4)
 	require.Greater(t, len(m.commands), 25)

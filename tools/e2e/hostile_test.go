@@ -11,6 +11,7 @@ import (
 
 // What a tenant's CCM may try once somebody else has its credentials, each with these credentials and nothing else.
 func TestAHostileTenantGetsNowhere(t *testing.T) {
+	alikeWithAll(t)
 	const ns, victim = "tenant-hostile", "tenant-a"
 	applyToHub(t, "apiVersion: kubelb.k8c.io/v1alpha1\nkind: Tenant\nmetadata: {name: hostile}\nspec: {backendCIDRs: [198.51.100.0/24], limits: {addresses: 2}}")
 	cleanUpHub(t, "tenant/hostile")

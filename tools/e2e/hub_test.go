@@ -93,6 +93,7 @@ func nodesOf(t *testing.T, protocol, ip string) map[string]string {
 }
 
 func TestBadInputIsRefusedWithAMessageThatSaysWhatToDo(t *testing.T) {
+	alikeWithAll(t)
 	const ns = "tenant-a"
 	apply(t, service("good", "ports: [{port: 80}]"))
 	cleanUp(t, "service/good")

@@ -37,6 +37,7 @@ func goneFromHub(t *testing.T, uid string) {
 }
 
 func TestAServiceIsHeldByItsFinalizerBeforeTheHubKnowsOfIt(t *testing.T) {
+	alikeWithAll(t)
 	thaw := freezeHub(t)
 	apply(t, service("early", "ports: [{port: 80}]"))
 	cleanUp(t, "service/early")
@@ -52,6 +53,7 @@ func TestAServiceIsHeldByItsFinalizerBeforeTheHubKnowsOfIt(t *testing.T) {
 }
 
 func TestAServiceThatIsDeletedWhileAPartIsAwayGoesWhenItIsBack(t *testing.T) {
+	alikeWithAll(t)
 	gone := func() {
 		t.Helper()
 		eventually(t, 60*time.Second, func() error {
@@ -90,6 +92,7 @@ func TestAServiceThatIsDeletedWhileAPartIsAwayGoesWhenItIsBack(t *testing.T) {
 }
 
 func TestANamespaceWithServicesCanBeDeleted(t *testing.T) {
+	alikeWithAll(t)
 	kubectl(t, "create", "namespace", "doomed")
 	cleanUp(t, "namespace/doomed")
 	apply(t, strings.ReplaceAll(service("one", "ports: [{port: 80}]")+service("two", "ports: [{port: 80}]"), "metadata: {", "metadata: {namespace: doomed, "))
@@ -107,6 +110,7 @@ func TestANamespaceWithServicesCanBeDeleted(t *testing.T) {
 }
 
 func TestAServiceThatIsMadeAnewIsAnotherOne(t *testing.T) {
+	alikeWithAll(t)
 	manifest := service("anew", "ports: [{port: 80, targetPort: 8080}]")
 	apply(t, web("anew", 1)+manifest)
 	cleanUp(t, "service/anew", "deployment/anew")
@@ -123,6 +127,7 @@ func TestAServiceThatIsMadeAnewIsAnotherOne(t *testing.T) {
 }
 
 func TestAStatusThatSomebodyWritesIsNoAddress(t *testing.T) {
+	alikeWithAll(t)
 	apply(t, service("forged", "ports: [{port: 80}]"))
 	cleanUp(t, "service/forged")
 	ips := externalIPs(t, "forged", 2)
@@ -137,6 +142,7 @@ func TestAStatusThatSomebodyWritesIsNoAddress(t *testing.T) {
 }
 
 func TestAnAddressThatTheClusterDoesNotTakeStaysOutOfTheStatus(t *testing.T) {
+	alikeWithAll(t)
 	lab.CCM.Stop()
 	require.NoError(t, lab.StartCCM(t.Context(), "--accept-addresses=192.0.2.0/24"))
 	t.Cleanup(func() {

@@ -15,6 +15,7 @@ import (
 )
 
 func TestATenantOverItsLimitsWaitsAndWhatItHasStays(t *testing.T) {
+	alikeWithAll(t)
 	const ns = "tenant-limited"
 	limits := func(text string) {
 		applyToHub(t, fmt.Sprintf("apiVersion: kubelb.k8c.io/v1alpha1\nkind: Tenant\nmetadata: {name: limited}\nspec: {backendCIDRs: [198.51.100.0/24], limits: %s}", text))
@@ -123,6 +124,7 @@ func TestATenantHasAsManyConnectionsAsItMay(t *testing.T) {
 }
 
 func TestATenantHasAsManyPortsAndEndpointsAsItMay(t *testing.T) {
+	alikeWithAll(t)
 	limit := limitsOfTenant(t)
 	apply(t, web("ported", 1)+service("ported", "ports: [{name: a, port: 80, targetPort: 8080}]"))
 	cleanUp(t, "service/ported", "deployment/ported")

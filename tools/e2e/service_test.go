@@ -119,6 +119,7 @@ func TestTCPAndUDPOnOnePort(t *testing.T) {
 }
 
 func TestClassesDecideWhoseServiceItIs(t *testing.T) {
+	alikeWithAll(t)
 	manifest := service("ours", "loadBalancerClass: kubelb", "ports: [{port: 80}]") + service("foreign", "loadBalancerClass: example.com/other", "ports: [{port: 80}]")
 	apply(t, manifest+service("none", "ports: [{port: 80}]"))
 	cleanUp(t, "service/ours", "service/foreign", "service/none")
@@ -426,6 +427,7 @@ func TestTypeChangesToClusterIPAndBack(t *testing.T) {
 }
 
 func TestAPoolThatIsExhaustedServesAsSoonAsOneIsFreed(t *testing.T) {
+	alikeWithAll(t)
 	applyToHub(t, `
 apiVersion: kubelb.k8c.io/v1alpha1
 kind: AddressPool
@@ -464,6 +466,7 @@ spec: {backendCIDRs: [198.51.100.0/24]}
 }
 
 func TestAServiceNamesItsPoolAndThePoolItsGateways(t *testing.T) {
+	alikeWithAll(t)
 	pool := func(spec string) {
 		applyToHub(t, `
 apiVersion: kubelb.k8c.io/v1alpha1
@@ -529,6 +532,7 @@ spec: {addresses: [192.0.2.160-192.0.2.161, "2001:db8:c::160-2001:db8:c::161"], 
 }
 
 func TestTwoTenantsNeverShareAnAddress(t *testing.T) {
+	alikeWithAll(t)
 	applyToHub(t, `
 apiVersion: kubelb.k8c.io/v1alpha1
 kind: Tenant
@@ -561,6 +565,7 @@ spec: {backendCIDRs: [198.51.100.0/24]}
 }
 
 func TestATenantWithoutEligibleNodesIsToldSo(t *testing.T) {
+	alikeWithAll(t)
 	apply(t, service("nodeless", "ports: [{port: 80}]"))
 	cleanUp(t, "service/nodeless")
 	ips := externalIPs(t, "nodeless", 2)

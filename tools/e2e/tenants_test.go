@@ -13,6 +13,7 @@ import (
 )
 
 func TestATenantsCredentialsAreGivenChangedAndTaken(t *testing.T) {
+	alikeWithAll(t)
 	const ns = "tenant-made"
 	out, status := kubelb(t, "tenants", "create", "made", "--backend-cidrs=198.51.100.0/24", "--max-addresses=3", "--max-connections=50")
 	require.Zero(t, status, out)
@@ -82,6 +83,7 @@ func TestATenantsCredentialsAreGivenChangedAndTaken(t *testing.T) {
 }
 
 func TestTheCCMWorksWithATenantsCredentialsAlone(t *testing.T) {
+	alikeWithAll(t)
 	const ns = "tenant-checked"
 	kubeconfig, status := kubelb(t, "tenants", "create", "checked", "--backend-cidrs=198.51.100.0/24")
 	require.Zero(t, status, kubeconfig)

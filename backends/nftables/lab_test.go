@@ -221,6 +221,21 @@ func TestConnectionsAreCountedByFrontendAndEndpoint(t *testing.T) {
 	require.EqualValues(t, first, stats.Endpoints[dataplane.EndpointKey{Pool: "t/all", Endpoint: lab.EndpointAddress(true, 0).String()}].Connections)
 }
 
+// So it is for a packet that looks at one map before a change, and at the next one after it.
+func TestAPacketWhoseEndpointIsGoneBetweenTwoLooksIsLostAndLeadsNowhere(t *testing.T) {
+	g := newGateway(t)
+	server, err := g.lab.Nodes[0].Serve(30080)
+	require.NoError(t, err)
+	defer server.Close()
+	sticky := labFrontend(model.TCP, lab.VIP(true, 2), 80, 30080, "all")
+	sticky.AffinityTimeout = time.Minute
+	g.apply(model.Snapshot{Pools: []model.Pool{labPool("all", true, 0)}, Frontends: []model.Frontend{labFrontend(model.TCP, lab.VIP(true, 1), 80, 30080, "all"), sticky}})
+	g.nft("", "flush", "map", "ip", "kubelb", "endpoints")
+	for vip := range 2 {
+		require.True(t, g.lab.A.Silent("tcp", netip.AddrPortFrom(lab.VIP(true, 1+vip), 80)), "VIP %d", 1+vip)
+	}
+}
+
 func TestTheSourceIsAtAPortOfTheGatewaysSlice(t *testing.T) {
 	g := newGateway(t)
 	server, err := g.lab.Nodes[0].Serve(30080)

@@ -183,7 +183,10 @@ func (l layout) chains() []chain {
 		}},
 		{name: "spread", rules: [][]statement{
 			{markVerdict(mapFlows)},
-			{goTo("forward")},
+			{jump("forward")},
+			// Between a packet's looks at two maps a change may come: what was chosen is no more. It is lost as packets are, and not
+			// left to the routes, with all that follow it.
+			{drop()},
 		}},
 	}...)
 	for _, size := range maglev.Sizes() {
@@ -256,7 +259,8 @@ func (l layout) affinityChains(timeout time.Duration) []chain {
 			{markVerdict(mapSources)},
 			{isTCPOrUDP(l.protocols()), l.ctMarkFromFrontend(mapAffinity)},
 			{l.rememberClient(mapClients, timeout)},
-			{goTo("forward")},
+			{jump("forward")},
+			{drop()},
 		}},
 		{name: again, rules: [][]statement{
 			{l.rememberClient(mapClients, timeout)},

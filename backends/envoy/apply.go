@@ -20,12 +20,13 @@ type apply struct {
 	change     dataplane.Change
 	operations uint64
 	failed     []dataplane.RecordError
-	// touched are frontends whose resources may differ now, gone those that are no more.
-	touched, gone map[model.FrontendKey]bool
+	// touched are frontends whose resources may differ now, gone those that are no more. Others ask somebody else than before, which
+	// Envoy need not hear of: that many addresses move at once is no time for work.
+	touched, gone, others map[model.FrontendKey]bool
 }
 
 func newApply(b *Backend, c dataplane.Change) *apply {
-	return &apply{Backend: b, change: c, touched: map[model.FrontendKey]bool{}, gone: map[model.FrontendKey]bool{}}
+	return &apply{Backend: b, change: c, touched: map[model.FrontendKey]bool{}, gone: map[model.FrontendKey]bool{}, others: map[model.FrontendKey]bool{}}
 }
 
 func (a *apply) run(ctx context.Context) error {
@@ -81,10 +82,24 @@ func (a *apply) takeFrontends() {
 			a.fail(dataplane.RecordError{Frontend: f.FrontendKey}, err)
 			continue
 		}
+		if a.asksOthersOnly(f) {
+			a.others[f.FrontendKey] = true
+		} else {
+			a.touched[f.FrontendKey] = true
+		}
 		a.state.setFrontend(f)
-		a.touched[f.FrontendKey] = true
 		a.operations++
 	}
+}
+
+// asksOthersOnly tells whether the frontend is served as it is, and asks somebody else about connections than before.
+func (a *apply) asksOthersOnly(f model.Frontend) bool {
+	old, known := a.state.frontends[f.FrontendKey]
+	if !known || a.touched[f.FrontendKey] || a.state.pending[f.FrontendKey] || old.Handover == f.Handover {
+		return false
+	}
+	old.Handover, f.Handover = model.Handover{}, model.Handover{}
+	return old.Text() == f.Text()
 }
 
 // check says why a frontend cannot be taken.
@@ -115,6 +130,7 @@ func (a *apply) takeDeletes() {
 			a.operations++
 		}
 		delete(a.touched, key)
+		delete(a.others, key)
 	}
 	for _, id := range a.change.DeletePools {
 		if a.state.deletePool(id) {
@@ -137,7 +153,7 @@ func (a *apply) refuseFirst() error {
 // open lets through what Envoy serves now.
 func (a *apply) open() error {
 	var set []guarded
-	for _, key := range sortedKeys(a.touched) {
+	for _, key := range slices.Concat(sortedKeys(a.touched), sortedKeys(a.others)) {
 		if f, ok := a.state.frontends[key]; ok {
 			set = append(set, a.state.guarded(f, !a.state.empty(f)))
 		}

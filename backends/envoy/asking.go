@@ -19,8 +19,9 @@ import (
 // without the plugin.
 type asking struct {
 	uplinks []string
-	// objects are the program and its map; nil until others are to be asked about a frontend.
+	// objects are the program, whose number is id, and its map; nil until others are to be asked about a frontend.
 	objects *bpf.UnknownObjects
+	id      ebpf.ProgramID
 	// asks is how many are asked, by frontend; unwritten are those of which the map does not say the same.
 	asks      map[model.FrontendKey]uint8
 	unwritten map[model.FrontendKey]bool
@@ -74,12 +75,8 @@ func (a *asking) cover() error {
 }
 
 func (a *asking) run() error {
-	if a.objects == nil {
-		var objects bpf.UnknownObjects
-		if err := bpf.LoadUnknownObjects(&objects, nil); err != nil {
-			return fmt.Errorf("load program (needs CAP_BPF and CAP_NET_ADMIN): %w", err)
-		}
-		a.objects = &objects
+	if err := a.load(); err != nil {
+		return fmt.Errorf("load program (needs CAP_BPF and CAP_NET_ADMIN): %w", err)
 	}
 	for key := range a.unwritten {
 		if err := a.write(key); err != nil {
@@ -98,6 +95,23 @@ func (a *asking) run() error {
 			}
 		}
 	}
+	return nil
+}
+
+func (a *asking) load() error {
+	if a.objects != nil {
+		return nil
+	}
+	var objects bpf.UnknownObjects
+	if err := bpf.LoadUnknownObjects(&objects, nil); err != nil {
+		return err
+	}
+	info, err := objects.FindUnknown.Info()
+	if err != nil {
+		return errors.Join(err, objects.Close())
+	}
+	a.objects = &objects
+	a.id, _ = info.ID()
 	return nil
 }
 
@@ -144,15 +158,7 @@ func (a *asking) attach(index int) error {
 
 // isOwn tells whether the filter, if there is one, runs this process's program.
 func (a *asking) isOwn(f *netlink.BpfFilter) bool {
-	if f == nil || a.objects == nil {
-		return false
-	}
-	info, err := a.objects.FindUnknown.Info()
-	if err != nil {
-		return false
-	}
-	id, _ := info.ID()
-	return f.Id == int(id)
+	return f != nil && a.objects != nil && f.Id == int(a.id)
 }
 
 // entrance is where filters of an interface are.
@@ -213,7 +219,11 @@ func detach(index int) error {
 			return err
 		}
 	}
-	return netlink.QdiscDel(entrance(index))
+	// One of another kind is somebody's own.
+	if err := netlink.QdiscDel(entrance(index)); err != nil && !errors.Is(err, unix.EINVAL) {
+		return err
+	}
+	return nil
 }
 
 // close lets go of the program, which goes on where it is attached.

@@ -56,6 +56,41 @@ func TestUplinksAloneAreWatchedForConnectionsOfOthers(t *testing.T) {
 	require.Empty(t, b.watched(t))
 }
 
+func TestSomebodysOwnPlaceForFiltersIsUsedAndLeft(t *testing.T) {
+	b := startPlugin(t)
+	b.serve(t, 30080)
+	names, err := b.Gateways[0].Interfaces()
+	require.NoError(t, err)
+	kinds := func() (kinds []string) {
+		require.NoError(t, b.Gateways[0].Do(func() error {
+			link, err := netlink.LinkByName(names[0])
+			if err != nil {
+				return err
+			}
+			list, err := netlink.QdiscList(link)
+			for _, q := range list {
+				kinds = append(kinds, q.Type())
+			}
+			return err
+		}))
+		return kinds
+	}
+	require.NoError(t, b.Gateways[0].Do(func() error {
+		link, err := netlink.LinkByName(names[0])
+		if err != nil {
+			return err
+		}
+		return netlink.QdiscAdd(&netlink.Ingress{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: link.Attrs().Index, Parent: netlink.HANDLE_INGRESS, Handle: netlink.MakeHandle(0xffff, 0)}})
+	}))
+	before := kinds()
+	require.Contains(t, before, "ingress")
+	b.apply(t, []model.Pool{pool("p", 0)}, asked(t, b))
+	require.Equal(t, names, b.watched(t))
+	require.NoError(t, b.plugin.Close(t.Context(), true))
+	require.Empty(t, b.watched(t))
+	require.Equal(t, before, kinds())
+}
+
 func TestAProgramThatSomebodyTakesAwayComesBack(t *testing.T) {
 	b := startPlugin(t)
 	b.serve(t, 30080)

@@ -243,7 +243,7 @@ func (b *Backend) Close(ctx context.Context, purge bool) error {
 			close(b.stop)
 		}
 		b.xds.close()
-		if err := b.state.close(); err != nil {
+		if err := errors.Join(b.state.close(), b.guard.asking.close()); err != nil {
 			return err
 		}
 	}

@@ -219,11 +219,11 @@ func detach(index int) error {
 			return err
 		}
 	}
-	// One of another kind is somebody's own.
-	if err := netlink.QdiscDel(entrance(index)); err != nil && !errors.Is(err, unix.EINVAL) {
-		return err
+	there, err := netlink.QdiscList(at(index))
+	if err != nil || !slices.ContainsFunc(there, func(q netlink.Qdisc) bool { return q.Type() == entrance(index).Type() }) {
+		return err // one of another kind is somebody's own
 	}
-	return nil
+	return netlink.QdiscDel(entrance(index))
 }
 
 // close lets go of the program, which goes on where it is attached.

@@ -90,7 +90,8 @@ func (a *asking) run() error {
 	}
 	for _, l := range links {
 		if is := l.Attrs(); isUplink(a.uplinks, is) {
-			if err := a.attach(is.Index); err != nil {
+			// One that has just gone needs nothing.
+			if err := a.attach(is.Index); err != nil && !errors.Is(err, unix.ENODEV) {
 				return fmt.Errorf("attach program to interface %s: %w", is.Name, err)
 			}
 		}

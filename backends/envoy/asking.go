@@ -84,16 +84,14 @@ func (a *asking) run() error {
 		}
 		delete(a.unwritten, key)
 	}
-	links, err := netlink.LinkList()
+	uplinks, err := present(a.uplinks)
 	if err != nil {
-		return fmt.Errorf("list interfaces: %w", err)
+		return err
 	}
-	for _, l := range links {
-		if is := l.Attrs(); isUplink(a.uplinks, is) {
-			// One that has just gone needs nothing.
-			if err := a.attach(is.Index); err != nil && !errors.Is(err, unix.ENODEV) {
-				return fmt.Errorf("attach program to interface %s: %w", is.Name, err)
-			}
+	for _, is := range uplinks {
+		// One that has just gone needs nothing.
+		if err := a.attach(is.Index); err != nil && !errors.Is(err, unix.ENODEV) {
+			return fmt.Errorf("attach program to interface %s: %w", is.Name, err)
 		}
 	}
 	return nil
@@ -235,9 +233,4 @@ func (a *asking) close() error {
 	err := a.objects.Close()
 	a.objects = nil
 	return err
-}
-
-// isUplink tells whether packets for VIPs may come in at the interface; all Ethernet interfaces are uplinks where none is named.
-func isUplink(uplinks []string, is *netlink.LinkAttrs) bool {
-	return is.EncapType == "ether" && (len(uplinks) == 0 || slices.Contains(uplinks, is.Name))
 }

@@ -3,6 +3,7 @@ package envoy
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	nft "github.com/google/nftables"
@@ -57,13 +58,12 @@ func (e *echo) set(vip netip.Addr) *nft.Set {
 
 // cover has requests answered at all uplinks that are there and have Ethernet addresses.
 func (e *echo) cover() error {
-	links, err := netlink.LinkList()
+	uplinks, err := present(e.uplinks)
 	if err != nil {
-		return fmt.Errorf("list interfaces: %w", err)
+		return err
 	}
-	for _, l := range links {
-		a := l.Attrs()
-		if e.interfaces[a.Index] || !isUplink(e.uplinks, a) {
+	for _, a := range uplinks {
+		if e.interfaces[a.Index] {
 			continue
 		}
 		if err := e.answerAt(a.Name, a.Index); err != nil {
@@ -72,6 +72,20 @@ func (e *echo) cover() error {
 		e.interfaces[a.Index] = true
 	}
 	return nil
+}
+
+// present are the uplinks that are there and have Ethernet addresses; all such interfaces are uplinks where none is named.
+func present(uplinks []string) (there []*netlink.LinkAttrs, err error) {
+	links, err := netlink.LinkList()
+	if err != nil {
+		return nil, fmt.Errorf("list interfaces: %w", err)
+	}
+	for _, l := range links {
+		if a := l.Attrs(); a.EncapType == "ether" && (len(uplinks) == 0 || slices.Contains(uplinks, a.Name)) {
+			there = append(there, a)
+		}
+	}
+	return there, nil
 }
 
 func (e *echo) answerAt(name string, index int) error {

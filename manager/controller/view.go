@@ -65,8 +65,13 @@ func viewOf(gateways []v1alpha1.Gateway, pools []v1alpha1.AddressPool, lb *v1alp
 		if bgp := meta.FindStatusCondition(g.Status.Conditions, v1alpha1.ConditionBGPEstablished); bgp != nil && bgp.Status == metav1.ConditionFalse {
 			view.silent = append(view.silent, fmt.Sprintf("gateway %s: %s", g.Name, bgp.Message))
 		}
-		takes := atLeast(g.Status.AppliedResourceVersion, lb.ResourceVersion)
-		view.applied, view.undecided = view.applied || !failed && takes, view.undecided || !failed && !takes
+		switch {
+		case failed:
+		case atLeast(g.Status.AppliedResourceVersion, lb.ResourceVersion):
+			view.applied = true
+		default:
+			view.undecided = true
+		}
 		if failed || !atLeast(g.Status.AnnouncedResourceVersion, lb.ResourceVersion) {
 			continue
 		}

@@ -42,7 +42,7 @@ type request struct {
 	address netip.Addr
 	began   time.Time
 	took    time.Duration
-	// repeated: packets were lost, so the client's kernel sent some again.
+	// repeated: the client's kernel sent some packet again.
 	repeated bool
 	err      error
 }
@@ -169,8 +169,7 @@ func (l *load) stop(at time.Time, theirs func(netip.Addr) bool) (r Result) {
 	return r
 }
 
-// repeated tells whether packets of the connection had to be sent again (TCP_INFO, tcp(7)): clients that are answered late on a busy host
-// have lost nothing.
+// repeated tells whether packets of the connection had to be sent again (TCP_INFO, tcp(7)).
 func repeated(c net.Conn) (is bool) {
 	_ = descriptor.With(c.(*net.TCPConn), func(fd int) error {
 		info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
@@ -180,10 +179,18 @@ func repeated(c net.Conn) (is bool) {
 	return is
 }
 
+// leastTimeout is how long Linux waits at least for a packet to be acknowledged before it sends it again (TCP_RTO_MIN).
+const leastTimeout = 200 * time.Millisecond
+
+// lost tells whether packets of the request were lost: late answers alone are those of a busy host. What was sent again sooner was not lost:
+// a SYN from a port whose last connection ended while the gateway's link was down, so that the gateway has it still, is answered with that
+// one's ACK (RFC 5961, 4.2), ends it, and is sent again at once.
+func (r request) lost() bool { return r.err != nil || r.repeated && r.took >= leastTimeout }
+
 // disturbed is for how long, from a time on, packets of some requests were lost. The load has stopped.
 func (l *load) disturbed(at time.Time) (longest time.Duration) {
 	for _, q := range l.requests {
-		if !q.began.Before(at) && (q.err != nil || q.repeated) {
+		if !q.began.Before(at) && q.lost() {
 			longest = max(longest, q.began.Sub(at))
 		}
 	}

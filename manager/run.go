@@ -55,7 +55,7 @@ type options struct {
 	lease                                                        time.Duration
 	whenAlone, routerID, purgeWith                               string
 	stay                                                         bool
-	handover                                                     time.Duration
+	handover, drainTimeout                                       time.Duration
 	apiServer, apiServerCA                                       string
 	forbidden, metricsAddress, probeAddress, logLevel, logFormat string
 }
@@ -99,6 +99,7 @@ func (o *options) register(flags *flag.FlagSet) {
 	flags.DurationVar(&o.lease, "gateway-lease", membership.DefaultDuration, "how long, in whole seconds, this gateway's addresses stay without an answer at least when it dies; the Lease is renewed five times as often")
 	flags.StringVar(&o.whenAlone, "when-alone", aloneKeep, "what becomes of the addresses of a gateway that reaches neither the API nor another gateway on its interfaces: keep or withdraw")
 	flags.DurationVar(&o.handover, "handover", 10*time.Minute, "for how long a gateway that is gone, or has lost an address, is asked about connections that others do not know, where packets are rewritten (nat) and its dataplane works; 0: gateways ask one another about none")
+	flags.DurationVar(&o.drainTimeout, "drain-timeout", 0, "for how long, at most, a gateway that is told to end waits for connections that end with it, once other gateways have taken over: those that Envoy has where that ends with this process, as in a pod (what the kernel forwards goes on by itself); 0, and with --bgp-stay-on-exit: not at all")
 	flags.StringVar(&o.interfaces, "announce-interfaces", "", "interfaces, separated by commas, on which ARP and NDP are answered (required for layer2), and gateways hear one another")
 	flags.StringVar(&o.apiServer, "api-server", "", "URL at which tenants reach the management cluster's API; empty takes it from the kubeconfig")
 	flags.StringVar(&o.apiServerCA, "api-server-ca", "", "file with the CA of that URL; empty takes it from the kubeconfig")
@@ -130,6 +131,12 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	if o.lease < time.Second || o.lease%time.Second != 0 {
 		return fmt.Errorf("--gateway-lease=%s: use whole seconds, 1s at least", o.lease)
+	}
+	if o.drainTimeout < 0 {
+		return fmt.Errorf("--drain-timeout=%s: use 0s or more", o.drainTimeout)
+	}
+	if o.stay {
+		o.drainTimeout = 0 // nobody is to take over
 	}
 	if o.whenAlone != aloneKeep && o.whenAlone != aloneWithdraw {
 		return fmt.Errorf("--when-alone=%s: use keep or withdraw", o.whenAlone)
@@ -191,19 +198,31 @@ func (o *options) serve(ctx context.Context, log *slog.Logger, level *slog.Level
 			return err
 		}
 	}
-	if o.gateway {
-		g, err := o.newGateway(mgr, forbidden, log)
-		if err != nil {
-			return err
-		}
-		if err := errors.Join(mgr.Add(g), mgr.AddReadyzCheck("gateway", g.Ready)); err != nil {
-			return err
-		}
-	}
 	if err := errors.Join(mgr.AddHealthzCheck("ping", healthz.Ping), mgr.AddReadyzCheck("ping", healthz.Ping)); err != nil {
 		return err
 	}
-	return mgr.Start(ctx)
+	if !o.gateway {
+		return mgr.Start(ctx)
+	}
+	g, err := o.newGateway(mgr, forbidden, log)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(mgr.Add(g), mgr.AddReadyzCheck("gateway", g.Ready)); err != nil {
+		return err
+	}
+	return untilDeparted(ctx, g, mgr)
+}
+
+// untilDeparted runs the manager until ctx ends and its gateway has departed. All of it goes on meanwhile.
+func untilDeparted(ctx context.Context, g *gateway.Gateway, mgr ctrl.Manager) error {
+	working, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	defer context.AfterFunc(ctx, func() {
+		g.Depart(working)
+		end()
+	})()
+	return mgr.Start(working)
 }
 
 func (o *options) restConfig() (*rest.Config, error) {
@@ -239,7 +258,7 @@ func (o *options) newGateway(mgr ctrl.Manager, forbidden []netip.Prefix, log *sl
 		SegmentKey: func(ctx context.Context) ([]byte, error) {
 			return membership.WaitForKey(ctx, mgr.GetAPIReader(), o.namespace, o.stateDir)
 		},
-		Metrics: metrics.Registry, Probe: probe.DefaultConfig(), PurgeOnExit: o.purge, PurgeWith: o.purgeWith, Log: log,
+		Metrics: metrics.Registry, Probe: probe.DefaultConfig(), DrainTimeout: o.drainTimeout, PurgeOnExit: o.purge, PurgeWith: o.purgeWith, Log: log,
 		Backend: gateway.BackendOptions{Path: path, Checksum: o.checksum,
 			Config: dataplane.Config{Node: o.name, StateDir: o.stateDir, Options: o.backendOptions}},
 	}

@@ -168,6 +168,9 @@ type Stats struct {
 	Endpoints map[EndpointKey]Counter
 	// Drops by reason, a short word with hyphens.
 	Drops map[string]uint64
+	// Proxied is how many TCP connections the dataplane's own processes have with clients, and which end with those. It is 0 where the kernel
+	// forwards, and so goes on without them.
+	Proxied uint64
 }
 
 // Fault is something that went wrong outside of a call: state taken away by somebody else, a proxy that died.

@@ -105,9 +105,9 @@ func (f *Fake) Dump() string { return f.snapshot().Text() }
 // Render returns the snapshot's own text form.
 func (f *Fake) Render(_ context.Context, s model.Snapshot) (string, error) { return s.Text(), nil }
 
-// Stats returns a zero counter for each frontend.
+// Stats returns a zero counter for each frontend, and as many connections as there are frontends.
 func (f *Fake) Stats(context.Context) (Stats, error) {
-	s := Stats{Frontends: map[model.FrontendKey]Counter{}}
+	s := Stats{Frontends: map[model.FrontendKey]Counter{}, Proxied: uint64(len(f.frontends))}
 	for key := range f.frontends {
 		s.Frontends[key] = Counter{}
 	}

@@ -38,20 +38,28 @@ func (b *Backend) drain(ctx context.Context) error {
 				return err
 			}
 		}
-		connections, err := tcpSockets(tcpEstablished)
+		open, err := b.connections()
 		if err != nil {
 			return err
-		}
-		open := 0
-		for key := range b.state.frontends {
-			if key.Protocol == model.TCP {
-				open += connections[netip.AddrPortFrom(key.VIP, key.Port)]
-			}
 		}
 		if open == 0 && time.Since(begun) >= answerTime {
 			return nil
 		}
 	}
+}
+
+// connections is how many clients have, with this Envoy and with those that it has replaced and which have not ended yet.
+func (b *Backend) connections() (open int, err error) {
+	established, err := tcpSockets(tcpEstablished)
+	if err != nil {
+		return 0, err
+	}
+	for key := range b.state.frontends {
+		if key.Protocol == model.TCP {
+			open += established[netip.AddrPortFrom(key.VIP, key.Port)]
+		}
+	}
+	return open, nil
 }
 
 // forgetFlows has connection tracking forget the flows between clients and Envoy: whatever comes next on them is as good as

@@ -307,6 +307,12 @@ func TestCountersTellOfFrontendsAndEndpointsTCPAndUDP(t *testing.T) {
 		counter := stats.Endpoints[dataplane.EndpointKey{Pool: "t/p", Endpoint: e.ID}]
 		require.Equal(t, seen[e.Address.String()], counter.Connections, e.ID)
 	}
+	stays, err := b.A.Stream(addrPort(tcp), lab.From{})
+	require.NoError(t, err)
+	defer stays.Close()
+	stats, err = b.plugin.Stats(t.Context())
+	require.NoError(t, err)
+	require.EqualValues(t, 1, stats.Proxied, "the others have ended")
 	require.NoError(t, b.plugin.Close(t.Context(), true))
 }
 

@@ -32,6 +32,11 @@ func (b *Backend) Stats(ctx context.Context) (dataplane.Stats, error) {
 	if err != nil {
 		return stats, err
 	}
+	proxied, err := b.connections()
+	if err != nil {
+		return stats, err
+	}
+	stats.Proxied = uint64(proxied)
 	for key, f := range b.state.frontends {
 		c := dataplane.Counter{Connections: total[statName(key)]}
 		if f.MaxConnections > 0 {

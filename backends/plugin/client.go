@@ -177,6 +177,7 @@ func (c *client) Stats(ctx context.Context) (dataplane.Stats, error) {
 		if err != nil {
 			return stats, plain(err)
 		}
+		stats.Proxied += chunk.Proxied
 		for reason, n := range chunk.Drops {
 			stats.Drops[reason] = n
 		}

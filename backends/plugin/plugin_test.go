@@ -88,6 +88,7 @@ func TestEverythingCrossesTheWireUnchanged(t *testing.T) {
 	stats, err := d.Stats(ctx)
 	require.NoError(t, err)
 	require.Len(t, stats.Frontends, 5000)
+	require.EqualValues(t, 5000, stats.Proxied)
 }
 
 func TestDeletesAndBadRecordsCrossTheWire(t *testing.T) {

@@ -279,7 +279,7 @@ func (s *server) Stats(_ *pb.StatsRequest, stream grpc.ServerStreamingServer[pb.
 	if err != nil {
 		return err
 	}
-	if err := stream.Send(&pb.StatsChunk{Drops: stats.Drops}); err != nil {
+	if err := stream.Send(&pb.StatsChunk{Drops: stats.Drops, Proxied: stats.Proxied}); err != nil {
 		return err
 	}
 	var frontends []*pb.FrontendCounter

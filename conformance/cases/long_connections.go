@@ -11,13 +11,16 @@ import (
 func longConnections() Case {
 	return Case{
 		Name:  "long-connections",
-		Shows: "established connections and UDP flows live through a thousand changes of other frontends and pools: none is lost, none is reset",
+		Shows: "established connections and UDP flows live through a thousand changes of other frontends and pools: none is lost, none is reset; a dataplane that proxies them says how many there are",
 		Run: func(c *C) {
 			c.Serve(30080)
 			pool := c.Pool("all", 0, 1, 2, 3)
 			mine := []model.Frontend{c.Frontend(model.TCP, 1, 80, 30080, "all"), c.Frontend(model.UDP, 1, 80, 30080, "all")}
 			c.Apply([]model.Pool{pool}, mine...)
 			streams, flows := c.streams(20), c.flows(20)
+			stats, err := c.Gateway.Process.Stats(c.ctx)
+			c.NoError(err)
+			c.True(stats.Proxied == 0 || stats.Proxied == uint64(len(streams)), "it says that it proxies %d of %d connections", stats.Proxied, len(streams))
 			for i := range 1000 {
 				other := c.Pool("other", i%4, (i+1)%4)
 				frontends := append(mine, c.Frontend(model.TCP, 2, uint16(1000+i%7), 30080, "other"), c.Frontend(model.UDP, 3, 53, uint16(30000+i%3), "other"))

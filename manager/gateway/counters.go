@@ -21,7 +21,11 @@ type countRequest struct {
 
 // count has the dataplane's counters be read now and then. With many frontends that takes longer than anything else may have to wait.
 func (g *Gateway) count() {
-	if !g.served || !g.host.running() || g.counting || time.Since(g.counted) < countEvery {
+	every := countEvery
+	if g.departure.begun {
+		every = leftEvery
+	}
+	if !g.served || !g.host.running() || g.counting || time.Since(g.counted) < every {
 		return
 	}
 	request := countRequest{g.host.process, time.Since(g.counted)}
@@ -51,6 +55,7 @@ func (g *Gateway) tally(stats dataplane.Stats, ago time.Duration, err error) {
 		g.log.Warn("read the dataplane's counters", "error", err)
 		return
 	}
+	g.departure.note(g.answering.answered() > 0, stats.Proxied, g.log)
 	g.use = useOf(g.hub.Snapshot().Frontends, stats.Frontends, g.metrics.last, ago)
 	g.metrics.add(stats, g.tenantOf)
 }

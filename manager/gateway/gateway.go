@@ -60,7 +60,9 @@ type Options struct {
 	// KeepWhenAlone: without the API, and without another gateway on the segment, it goes on to answer.
 	KeepWhenAlone bool
 	Probe         probe.Config
-	// PurgeOnExit removes everything from the dataplane when the gateway ends: it leaves for good.
+	// DrainTimeout is how long Depart waits for connections to end, at most; 0 for not at all.
+	DrainTimeout time.Duration
+	// PurgeOnExit removes everything from the dataplane when the gateway ends that has departed: it leaves for good.
 	PurgeOnExit bool
 	// PurgeWith names the DaemonSet whose deletion means the same; empty for none. The cache is to know of it, see WatchDaemonSet.
 	PurgeWith string
@@ -115,8 +117,9 @@ type Gateway struct {
 	use      []v1alpha1.GatewayTenantUse
 	// routers is there where addresses are announced by BGP.
 	routers *routers
-	// drainedSince is when the operator's wish came that this gateway drains; zero for no such wish.
+	// drainedSince is when the operator's wish came that this gateway drains, or it was told to end; zero for neither.
 	drainedSince time.Time
+	departure    departure
 	// poke wakes up the loop: what it answers for may have changed.
 	poke chan struct{}
 	// unready is why the gateway is of no use, nil when it is. Other goroutines ask.
@@ -138,6 +141,7 @@ type event func(*Gateway)
 func New(o Options, c cache.Cache, w client.Client) *Gateway {
 	g := &Gateway{options: o, cache: c, client: w, log: o.Log.With("gateway", o.Name), events: make(chan event, 4096), hub: translate.NewHub(),
 		pools: map[string]ipam.Pool{}, selection: selection.New(), fails: map[string]failure{}, status: make(chan v1alpha1.GatewayStatus, 1), inSync: make(chan struct{}, 1),
+		departure: departure{done: make(chan struct{}, 1)},
 		unhealthy: map[translate.Target]bool{}, held: map[model.FrontendKey]bool{}, vips: map[netip.Addr]int{}, between: map[netip.Addr]bool{}, poke: make(chan struct{}, 1), counts: make(chan countRequest, 1),
 		answering: answering{elects: o.Elects, answers: map[netip.Addr]bool{},
 			handover: newHandover(o.Handover), ring: newRing(o.Name, o.Handover)}}
@@ -168,8 +172,8 @@ func (g *Gateway) Start(ctx context.Context) (err error) {
 	g.host = &host{options: g.options.Backend, log: g.log, metrics: g.metrics, epoch: strconv.FormatInt(time.Now().UnixNano(), 36), ended: ended}
 	defer g.host.stop()
 	err = g.run(ctx, ended)
-	// One that fails starts again; what its dataplane holds stays.
-	if (g.options.PurgeOnExit || g.abandoned.Load()) && ctx.Err() != nil {
+	// One that fails, or whose process does, starts again; what its dataplane holds stays.
+	if (g.options.PurgeOnExit || g.abandoned.Load()) && g.departure.told.Load() {
 		err = errors.Join(err, g.purge())
 	}
 	return err
@@ -297,6 +301,7 @@ func (g *Gateway) loop(ctx context.Context, synced func() bool, ended <-chan *pl
 		}
 		g.work(ctx)
 		g.count()
+		g.seeOff()
 		timer.Reset(g.pause())
 	}
 }
@@ -326,6 +331,9 @@ func (g *Gateway) pause() time.Duration {
 	}
 	if !g.retryAt.IsZero() {
 		pause = min(pause, max(0, time.Until(g.retryAt)))
+	}
+	if g.departure.begun {
+		pause = min(pause, leftEvery)
 	}
 	return pause
 }

@@ -113,9 +113,9 @@ func gatewayChanged(o client.Object, gone bool) event {
 	}
 }
 
-// wishToDrain notes what the operator wishes.
+// wishToDrain notes what the operator wishes, which one that is about to end does anyway.
 func (g *Gateway) wishToDrain(is bool) {
-	switch {
+	switch is = is || g.departure.begun; {
 	case !is:
 		g.drainedSince = time.Time{}
 	case !g.draining():

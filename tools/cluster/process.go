@@ -114,9 +114,12 @@ func (p *Process) Kill() {
 	<-p.done
 }
 
+// Terminate asks the program to end, and does not wait for that.
+func (p *Process) Terminate() error { return p.cmd.Process.Signal(syscall.SIGTERM) }
+
 // Stop asks the program to end, and kills it if it does not.
 func (p *Process) Stop() {
-	p.cmd.Process.Signal(syscall.SIGTERM)
+	_ = p.Terminate() // it may have ended by itself
 	select {
 	case <-p.done:
 	case <-time.After(5 * time.Second):

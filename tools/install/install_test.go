@@ -158,7 +158,7 @@ func running(t *testing.T) string {
 func upgrade(t *testing.T) {
 	for _, address := range addresses(t) {
 		l := startLoad(t.Context(), address+":80")
-		chart(t, lab.Hub, "kubelb-manager", "--reuse-values", "--set", "log.level=debug")
+		chart(t, lab.Hub, "kubelb-manager", "--reset-then-reuse-values", "--set", "log.level=debug")
 		time.Sleep(time.Second)
 		_, err := lab.Hub.Run(t.Context(), helm, "--kubeconfig", lab.Hub.Kubeconfig, "-n", "kubelb", "rollback", "kubelb-manager", "--wait", "--timeout=120s")
 		require.NoError(t, err)
@@ -188,7 +188,7 @@ func otherDataplanes(t *testing.T) {
 		if to.backend == "example" {
 			choice = "/kubelb-backend-example"
 		}
-		chart(t, lab.Hub, "kubelb-manager", "--reuse-values", "--set", "dataplane.backend="+choice, "--set", "dataplane.image="+to.image, "--set", "dataplane.capabilities={NET_BIND_SERVICE}")
+		chart(t, lab.Hub, "kubelb-manager", "--reset-then-reuse-values", "--set", "dataplane.backend="+choice, "--set", "dataplane.image="+to.image, "--set", "dataplane.capabilities={NET_BIND_SERVICE}")
 		eventually(t, 30*time.Second, func() (string, error) {
 			var err error
 			if got := running(t); got != to.backend {

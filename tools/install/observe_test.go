@@ -75,7 +75,7 @@ func faults(t *testing.T, p *prometheus) {
 	kubectl(t, lab.Hub, "", "patch", "tenant", "a", "--type=merge", "-p", `{"spec":{"limits":{"addresses":3}}}`)
 	kubectl(t, lab.Tenant, wishes, "apply", "-f", "-")
 	kubectl(t, lab.Tenant, "", "wait", "service/first", "--for=jsonpath={.status.loadBalancer.ingress[0].ip}=192.0.2.150", "--timeout=30s")
-	chart(t, lab.Hub, "kubelb-manager", "--reuse-values", "--set", "gateway.announce=bgp")
+	chart(t, lab.Hub, "kubelb-manager", "--reset-then-reuse-values", "--set", "gateway.announce=bgp")
 	wanted := []string{"KubeLBAddressPoolAlmostFull", "KubeLBAddressPoolFull", "KubeLBTenantAtLimit", "KubeLBLoadBalancersPending", "KubeLBServicesPending", "KubeLBBGPSessionDown", "KubeLBBFDSessionDown"}
 	eventually(t, 60*time.Second, func() (string, error) {
 		fired := p.fired(t, begin)
@@ -96,7 +96,7 @@ func faults(t *testing.T, p *prometheus) {
 	t.Logf("%d queries of dashboards were answered, %d alerts fired: %v", len(shown), len(p.fired(t, p.began)), p.fired(t, p.began))
 
 	kubectl(t, lab.Tenant, wishes, "delete", "-f", "-", "--timeout=60s")
-	chart(t, lab.Hub, "kubelb-manager", "--reuse-values", "--set", "gateway.announce=layer2")
+	chart(t, lab.Hub, "kubelb-manager", "--reset-then-reuse-values", "--set", "gateway.announce=layer2")
 	kubectl(t, lab.Hub, narrow, "delete", "-f", "-")
 }
 

@@ -1490,6 +1490,7 @@ type StatsChunk struct {
 	Frontends     []*FrontendCounter     `protobuf:"bytes,1,rep,name=frontends,proto3" json:"frontends,omitempty"`
 	Endpoints     []*EndpointCounter     `protobuf:"bytes,2,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
 	Drops         map[string]uint64      `protobuf:"bytes,3,rep,name=drops,proto3" json:"drops,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	Proxied       uint64                 `protobuf:"varint,4,opt,name=proxied,proto3" json:"proxied,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1543,6 +1544,13 @@ func (x *StatsChunk) GetDrops() map[string]uint64 {
 		return x.Drops
 	}
 	return nil
+}
+
+func (x *StatsChunk) GetProxied() uint64 {
+	if x != nil {
+		return x.Proxied
+	}
+	return 0
 }
 
 type WatchRequest struct {
@@ -1842,12 +1850,13 @@ const file_dataplane_proto_rawDesc = "" +
 	"\x0fEndpointCounter\x12\x12\n" +
 	"\x04pool\x18\x01 \x01(\tR\x04pool\x12\x1a\n" +
 	"\bendpoint\x18\x02 \x01(\tR\bendpoint\x126\n" +
-	"\acounter\x18\x03 \x01(\v2\x1c.kubelb.dataplane.v1.CounterR\acounter\"\x90\x02\n" +
+	"\acounter\x18\x03 \x01(\v2\x1c.kubelb.dataplane.v1.CounterR\acounter\"\xaa\x02\n" +
 	"\n" +
 	"StatsChunk\x12B\n" +
 	"\tfrontends\x18\x01 \x03(\v2$.kubelb.dataplane.v1.FrontendCounterR\tfrontends\x12B\n" +
 	"\tendpoints\x18\x02 \x03(\v2$.kubelb.dataplane.v1.EndpointCounterR\tendpoints\x12@\n" +
-	"\x05drops\x18\x03 \x03(\v2*.kubelb.dataplane.v1.StatsChunk.DropsEntryR\x05drops\x1a8\n" +
+	"\x05drops\x18\x03 \x03(\v2*.kubelb.dataplane.v1.StatsChunk.DropsEntryR\x05drops\x12\x18\n" +
+	"\aproxied\x18\x04 \x01(\x04R\aproxied\x1a8\n" +
 	"\n" +
 	"DropsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +

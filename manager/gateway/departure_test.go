@@ -1,0 +1,138 @@
+package gateway
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"kubelb.k8c.io/core/election"
+	"kubelb.k8c.io/core/ipam"
+	"kubelb.k8c.io/manager/membership"
+)
+
+// neighbours are fellow gateways, as their Leases say.
+type neighbours []membership.Other
+
+func (neighbours) Peers() ([]election.Peer, []string, bool) { return nil, nil, true }
+func (n neighbours) Others() []membership.Other             { return n }
+func (neighbours) Say(membership.Said)                      {}
+func (neighbours) Told(election.View) bool                  { return true }
+
+// leaver is a gateway that has served an address and is told to end.
+type leaver struct {
+	*Gateway
+	address netip.Addr
+	ended   chan struct{}
+}
+
+func leave(t *testing.T, o Options, fellows neighbours) *leaver {
+	o.Name, o.Announcer, o.Log = "g", board{}, slog.New(slog.DiscardHandler)
+	l := &leaver{Gateway: New(o, nil, nil), address: netip.MustParseAddr("203.0.113.1"), ended: make(chan struct{})}
+	l.served = true
+	l.noteReadiness()
+	l.answering.member = fellows
+	l.answering.answers[l.address] = true
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		l.Depart(ctx)
+		close(l.ended)
+	}()
+	t.Cleanup(func() {
+		cancel()
+		<-l.ended
+	})
+	return l
+}
+
+// hears has the gateway take the event of being told.
+func (l *leaver) hears() *leaver {
+	(<-l.events)(l.Gateway)
+	return l
+}
+
+// looks has the gateway count what is left of its connections, and judge by that.
+func (l *leaver) looks(left uint64) {
+	l.departure.note(l.answering.answered() > 0, left, l.log)
+	l.seeOff()
+}
+
+func (l *leaver) requireEnd(t *testing.T) {
+	t.Helper()
+	select {
+	case <-l.ended:
+	case <-time.After(10 * time.Second):
+		t.Fatal("it does not end")
+	}
+}
+
+func (l *leaver) requireNoEnd(t *testing.T) {
+	t.Helper()
+	select {
+	case <-l.ended:
+		t.Fatal("it has ended")
+	case <-time.After(20 * time.Millisecond):
+	}
+}
+
+func TestAGatewayThatIsToldToEndWaitsUntilOthersHaveItsAddressesAndItsConnectionsHaveEnded(t *testing.T) {
+	l := leave(t, Options{DrainTimeout: time.Hour}, neighbours{{Name: "other", Present: true}}).hears()
+	require.True(t, l.draining(), "it says that it leaves")
+	l.wishToDrain(false)
+	require.True(t, l.draining(), "whatever an operator takes back")
+	for range 2 * idleLooks {
+		l.looks(0)
+	}
+	l.requireNoEnd(t) // It still answers for an address.
+	l.answering.answers[l.address] = false
+	for range 2 * idleLooks {
+		l.looks(7)
+	}
+	l.looks(0)
+	l.looks(1) // A client that has just heard.
+	for range idleLooks - 1 {
+		l.looks(0)
+	}
+	l.requireNoEnd(t)
+	l.looks(0)
+	l.requireEnd(t)
+}
+
+func TestAGatewayThatIsToldToEndWaitsNoLongerThanItMay(t *testing.T) {
+	l := leave(t, Options{DrainTimeout: 50 * time.Millisecond}, neighbours{{Name: "other", Present: true}}).hears()
+	l.answering.answers[l.address] = false
+	l.looks(1)
+	l.requireEnd(t)
+}
+
+func TestAGatewayThatNobodyReplacesEndsAtOnce(t *testing.T) {
+	for name, fellows := range map[string]neighbours{
+		"alone":                            nil,
+		"the other leaves, too":            {{Name: "other", Present: true, Leaving: true}},
+		"the other has failed":             {{Name: "other"}},
+		"the pool does not choose another": {{Name: "else", Present: true}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := leave(t, Options{DrainTimeout: time.Hour}, fellows).hears()
+			only := &metav1.LabelSelector{MatchLabels: map[string]string{"rack": "1"}}
+			ranges, err := ipam.ParseRanges([]string{"203.0.113.0/24"}, false)
+			require.NoError(t, err)
+			l.selection.SetPool("pool", ranges, only)
+			l.selection.SetGateway("g", only.MatchLabels)
+			l.selection.SetGateway("other", only.MatchLabels)
+			l.seeOff()
+			l.requireEnd(t)
+		})
+	}
+}
+
+func TestAGatewayEndsAtOnceThatIsNotToWaitOrHasNotServed(t *testing.T) {
+	leave(t, Options{}, neighbours{{Name: "other", Present: true}}).requireEnd(t)
+	g := New(Options{Name: "g", Announcer: board{}, DrainTimeout: time.Hour, Log: slog.New(slog.DiscardHandler)}, nil, nil)
+	g.Depart(t.Context())
+	require.True(t, g.departure.told.Load())
+}

@@ -1,0 +1,109 @@
+package e2e
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// Of the gateway that leaves nothing stays, so that its Envoy ends with its manager, as in a pod.
+func TestAGatewayWithEnvoyEndsWhenItsConnectionsHaveEnded(t *testing.T) {
+	onlyWith(t, "envoy")
+	apply(t, web("leave", 1)+service("leave", "ports: [{port: 80, targetPort: 8080}]"))
+	cleanUp(t, "service/leave", "deployment/leave")
+	tenantWait(t, "deployment/leave", "--for=condition=Available")
+	ips := externalIPs(t, "leave", 2)
+	host, err := lab.AddGateway("leaver", 9)
+	require.NoError(t, err)
+	cleanUpHub(t, "gateways.kubelb.k8c.io/leaver", "kubelb|lease/leaver")
+	leaver, err := lab.StartGateway(host, "leaver", "--drain-timeout=1m", "--purge-on-exit", "--backend-option=close-time=0s")
+	require.NoError(t, err)
+	t.Cleanup(leaver.Stop)
+
+	// It has all addresses, and connections, before the other one is back.
+	drain := func(is bool) error {
+		_, err := lab.Hub.Kubectl(contextAfter(t), "", "patch", "gateways.kubelb.k8c.io", "gateway", "--type=merge", "-p", fmt.Sprintf(`{"spec":{"draining":%t}}`, is))
+		return err
+	}
+	t.Cleanup(func() { require.NoError(t, drain(false)) })
+	require.NoError(t, drain(true))
+	announce := func(gateway, want string) {
+		t.Helper()
+		eventually(t, 20*time.Second, func() error {
+			if got := hubGet(t, "default", "gateways.kubelb.k8c.io/"+gateway, "{.status.announcedAddresses} of {.status.frontends}"); got != want {
+				return fmt.Errorf("%s announces %s", gateway, got)
+			}
+			return nil
+		})
+	}
+	announce("leaver", "2 of 2")
+	four, six := startTraffic(t, ips[0]), startTraffic(t, ips[1])
+	time.Sleep(300 * time.Millisecond)
+	require.NoError(t, drain(false))
+	eventually(t, 20*time.Second, func() error {
+		if got := hubGet(t, "default", "gateways.kubelb.k8c.io/leaver", "{.status.candidates[*]}"); got != "gateway leaver" {
+			return fmt.Errorf("the gateway that is to leave sees %s", got)
+		}
+		return nil
+	})
+
+	require.NoError(t, leaver.Terminate())
+	announce("leaver", "0 of 2")
+	announce("gateway", "2 of 2")
+	time.Sleep(3 * time.Second)
+	require.False(t, leaver.Exited(), "connections are left")
+	for _, tr := range []*traffic{four, six} {
+		require.Empty(t, tr.end())
+		require.Zero(t, tr.broken.Load(), "the long connection went on")
+		t.Logf("%s: %d requests on the long connection, %d new connections, 0 failed", tr.url, tr.long.Load(), tr.fresh.Load())
+	}
+	eventually(t, 20*time.Second, func() error {
+		if !leaver.Exited() {
+			return fmt.Errorf("it waits still, and logs:\n%s", leaver.Tail())
+		}
+		return nil
+	})
+	left, err := lab.On(t.Context(), host, "nft", "list", "tables")
+	require.NoError(t, err)
+	require.Empty(t, left)
+}
+
+// Its process ends then, and starts again.
+func TestAManagerThatSomebodyElseIsElectedInsteadOfLeavesWhatItsGatewayHolds(t *testing.T) {
+	alikeWithAll(t)
+	apply(t, web("elected", 1)+service("elected", "ports: [{port: 80, targetPort: 8080}]"))
+	cleanUp(t, "service/elected", "deployment/elected")
+	tenantWait(t, "deployment/elected", "--for=condition=Available")
+	ips := externalIPs(t, "elected", 2)
+	lab.Manager.Stop()
+	require.NoError(t, lab.StartManager("--enable-leader-election=true", "--purge-on-exit"))
+	const election = "lease/controller.kubelb.k8c.io"
+	cleanUpHub(t, "kubelb|"+election)
+	eventually(t, 30*time.Second, func() error {
+		if holder, err := lab.Hub.Kubectl(t.Context(), "", "-n", "kubelb", "get", election, "-o", "jsonpath={.spec.holderIdentity}"); err != nil || holder == "" {
+			return fmt.Errorf("nobody is elected: %w", err)
+		}
+		return nil
+	})
+	for _, ip := range ips {
+		reachesPods(t, ip, 80, 1)
+	}
+	four, six := startTraffic(t, ips[0]), startTraffic(t, ips[1])
+	hubKubectl(t, "-n", "kubelb", "patch", election, "--type=merge", "-p",
+		fmt.Sprintf(`{"spec":{"holderIdentity":"somebody","leaseDurationSeconds":60,"renewTime":%q}}`, time.Now().UTC().Format("2006-01-02T15:04:05.000000Z")))
+	eventually(t, 30*time.Second, func() error {
+		if !lab.Manager.Exited() {
+			return fmt.Errorf("the manager goes on, and logs:\n%s", lab.Manager.Tail())
+		}
+		return nil
+	})
+	time.Sleep(500 * time.Millisecond)
+	require.NoError(t, lab.StartManager())
+	time.Sleep(500 * time.Millisecond)
+	for _, tr := range []*traffic{four, six} {
+		require.Empty(t, tr.end())
+		require.Zero(t, tr.broken.Load(), "the long connection goes on")
+	}
+}

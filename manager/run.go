@@ -53,7 +53,7 @@ type options struct {
 	backend, checksum, stateDir, name, announce, interfaces      string
 	backendOptions, labels                                       keyValues
 	lease                                                        time.Duration
-	whenAlone, routerID, purgeWith                               string
+	whenAlone, routerID, purgeWith, drainWith                    string
 	stay                                                         bool
 	handover, drainTimeout                                       time.Duration
 	apiServer, apiServerCA                                       string
@@ -89,6 +89,7 @@ func (o *options) register(flags *flag.FlagSet) {
 	flags.Var(o.backendOptions, "backend-option", "key=value for the backend; may be given several times")
 	flags.BoolVar(&o.purge, "purge-on-exit", false, "remove everything from the dataplane when this gateway ends; otherwise traffic goes on without it")
 	flags.StringVar(&o.purgeWith, "purge-with-daemonset", "", "name of the DaemonSet in --namespace that this gateway is a pod of: when that has been deleted, the gateway's end is for good, as with --purge-on-exit")
+	flags.StringVar(&o.drainWith, "drain-with-node", "", "name of the management cluster's Node that this gateway is a pod on: while that is cordoned, as by kubectl drain, the gateway drains, if others take over all its addresses")
 	flags.BoolVar(&o.prepareHost, "prepare-host", false, "set the sysctls that a gateway needs on this host, to forward packets, and end")
 	flags.StringVar(&o.stateDir, "state-dir", "/var/lib/kubelb", "directory of this gateway, private to it and kept over restarts")
 	flags.StringVar(&o.name, "gateway-name", hostname, "name of this gateway and of its Gateway object")
@@ -169,6 +170,9 @@ func (o *options) serve(ctx context.Context, log *slog.Logger, level *slog.Level
 	known := cache.Options{DefaultTransform: cache.TransformStripManagedFields(), ByObject: map[client.Object]cache.ByObject{}}
 	if o.controller {
 		maps.Copy(known.ByObject, controller.Cached())
+	}
+	if o.drainWith != "" {
+		maps.Copy(known.ByObject, gateway.WatchNode(o.drainWith))
 	}
 	if o.purgeWith != "" {
 		maps.Copy(known.ByObject, gateway.WatchDaemonSet(o.namespace, o.purgeWith))
@@ -258,7 +262,7 @@ func (o *options) newGateway(mgr ctrl.Manager, forbidden []netip.Prefix, log *sl
 		SegmentKey: func(ctx context.Context) ([]byte, error) {
 			return membership.WaitForKey(ctx, mgr.GetAPIReader(), o.namespace, o.stateDir)
 		},
-		Metrics: metrics.Registry, Probe: probe.DefaultConfig(), DrainTimeout: o.drainTimeout, PurgeOnExit: o.purge, PurgeWith: o.purgeWith, Log: log,
+		Metrics: metrics.Registry, Probe: probe.DefaultConfig(), DrainTimeout: o.drainTimeout, DrainWithNode: o.drainWith, PurgeOnExit: o.purge, PurgeWith: o.purgeWith, Log: log,
 		Backend: gateway.BackendOptions{Path: path, Checksum: o.checksum,
 			Config: dataplane.Config{Node: o.name, StateDir: o.stateDir, Options: o.backendOptions}},
 	}

@@ -79,7 +79,7 @@ func (g *Gateway) elect(ctx context.Context) {
 	})
 	g.beginAnew(kept)
 	// It says what it acts upon after it has let go of what is not its own by that.
-	a.member.Say(membership.Said{View: a.view, Candidate: candidate, Leaving: g.draining(), Reached: g.reached(works)})
+	a.member.Say(membership.Said{View: a.view, Candidate: candidate, Leaving: g.draining(), Serves: able, Reached: g.reached(works)})
 }
 
 // beginAnew follows when nothing is answered for any more since what the gateway had was not kept. With a lease it may look again.
@@ -99,7 +99,7 @@ func (g *Gateway) answerForAll(ctx context.Context) {
 	permitted, digest, now := kept && g.MayAnswer(), g.selection.Digest(), time.Now()
 	if a.member != nil {
 		// Gateways that elect need to know that this one has nothing that they might have.
-		a.member.Say(membership.Said{View: election.View{Configuration: digest}, Leaving: g.draining(), Reached: g.reached(g.served)})
+		a.member.Say(membership.Said{View: election.View{Configuration: digest}, Leaving: g.draining(), Serves: g.served && permitted && g.options.Announcer.Able(), Reached: g.reached(g.served)})
 		a.ring.choose(g.selection, now)
 	}
 	gone := g.draining() && now.Sub(g.drainedSince) >= Notice

@@ -37,10 +37,7 @@ func (g *Gateway) Depart(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, g.options.DrainTimeout)
 	defer cancel()
-	g.send(ctx, func(g *Gateway) {
-		g.departure.begun = true
-		g.wishToDrain(true)
-	})
+	g.send(ctx, func(g *Gateway) { g.departure.begun = true })
 	select {
 	case <-g.departure.done:
 	case <-ctx.Done():
@@ -73,14 +70,14 @@ func (g *Gateway) seeOff() {
 	}
 }
 
-// isReplaced tells whether other gateways that stay may answer for each address that is held.
+// isReplaced tells whether others that stay, and work, may answer for each address that is held.
 func (g *Gateway) isReplaced() bool {
 	if g.answering.member == nil {
 		return false
 	}
 	var staying []string
 	for _, o := range g.answering.member.Others() {
-		if stays(o) {
+		if stays(o) && o.Serves {
 			staying = append(staying, o.Name)
 		}
 	}

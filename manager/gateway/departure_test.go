@@ -80,10 +80,9 @@ func (l *leaver) requireNoEnd(t *testing.T) {
 }
 
 func TestAGatewayThatIsToldToEndWaitsUntilOthersHaveItsAddressesAndItsConnectionsHaveEnded(t *testing.T) {
-	l := leave(t, Options{DrainTimeout: time.Hour}, neighbours{{Name: "other", Present: true}}).hears()
+	l := leave(t, Options{DrainTimeout: time.Hour}, neighbours{{Name: "other", Present: true, Serves: true}}).hears()
+	l.noteDraining(time.Now())
 	require.True(t, l.draining(), "it says that it leaves")
-	l.wishToDrain(false)
-	require.True(t, l.draining(), "whatever an operator takes back")
 	for range 2 * idleLooks {
 		l.looks(0)
 	}
@@ -103,7 +102,7 @@ func TestAGatewayThatIsToldToEndWaitsUntilOthersHaveItsAddressesAndItsConnection
 }
 
 func TestAGatewayThatIsToldToEndWaitsNoLongerThanItMay(t *testing.T) {
-	l := leave(t, Options{DrainTimeout: 50 * time.Millisecond}, neighbours{{Name: "other", Present: true}}).hears()
+	l := leave(t, Options{DrainTimeout: 50 * time.Millisecond}, neighbours{{Name: "other", Present: true, Serves: true}}).hears()
 	l.answering.answers[l.address] = false
 	l.looks(1)
 	l.requireEnd(t)
@@ -112,9 +111,10 @@ func TestAGatewayThatIsToldToEndWaitsNoLongerThanItMay(t *testing.T) {
 func TestAGatewayThatNobodyReplacesEndsAtOnce(t *testing.T) {
 	for name, fellows := range map[string]neighbours{
 		"alone":                            nil,
-		"the other leaves, too":            {{Name: "other", Present: true, Leaving: true}},
-		"the other has failed":             {{Name: "other"}},
-		"the pool does not choose another": {{Name: "else", Present: true}},
+		"the other leaves, too":            {{Name: "other", Present: true, Leaving: true, Serves: true}},
+		"the other has failed":             {{Name: "other", Serves: true}},
+		"the other does not work yet":      {{Name: "other", Present: true}},
+		"the pool does not choose another": {{Name: "else", Present: true, Serves: true}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := leave(t, Options{DrainTimeout: time.Hour}, fellows).hears()
@@ -131,7 +131,7 @@ func TestAGatewayThatNobodyReplacesEndsAtOnce(t *testing.T) {
 }
 
 func TestAGatewayEndsAtOnceThatIsNotToWaitOrHasNotServed(t *testing.T) {
-	leave(t, Options{}, neighbours{{Name: "other", Present: true}}).requireEnd(t)
+	leave(t, Options{}, neighbours{{Name: "other", Present: true, Serves: true}}).requireEnd(t)
 	g := New(Options{Name: "g", Announcer: board{}, DrainTimeout: time.Hour, Log: slog.New(slog.DiscardHandler)}, nil, nil)
 	g.Depart(t.Context())
 	require.True(t, g.departure.told.Load())

@@ -64,6 +64,9 @@ type Options struct {
 	DrainTimeout time.Duration
 	// PurgeOnExit removes everything from the dataplane when the gateway ends that has departed: it leaves for good.
 	PurgeOnExit bool
+	// DrainWithNode names the Node that this gateway drains with when it is cordoned; empty for none. The cache is to know of it, see
+	// WatchNode.
+	DrainWithNode string
 	// PurgeWith names the DaemonSet whose deletion means the same; empty for none. The cache is to know of it, see WatchDaemonSet.
 	PurgeWith string
 	// Metrics takes what Prometheus is told; nil for nobody.
@@ -117,8 +120,10 @@ type Gateway struct {
 	use      []v1alpha1.GatewayTenantUse
 	// routers is there where addresses are announced by BGP.
 	routers *routers
-	// drainedSince is when the operator's wish came that this gateway drains, or it was told to end; zero for neither.
+	// drainedSince is since when this gateway drains, zero while it does not; wished is that the operator wishes so.
 	drainedSince time.Time
+	wished       bool
+	cordon       cordon
 	departure    departure
 	// poke wakes up the loop: what it answers for may have changed.
 	poke chan struct{}
@@ -190,6 +195,11 @@ func (g *Gateway) run(ctx context.Context, ended <-chan *plugin.Process) error {
 	}
 	if g.options.PurgeWith != "" {
 		if err := g.watchDaemonSet(runCtx); err != nil {
+			return err
+		}
+	}
+	if g.options.DrainWithNode != "" {
+		if err := g.watchNode(runCtx); err != nil {
 			return err
 		}
 	}
@@ -332,6 +342,9 @@ func (g *Gateway) pause() time.Duration {
 	if !g.retryAt.IsZero() {
 		pause = min(pause, max(0, time.Until(g.retryAt)))
 	}
+	if !g.draining() && !g.cordon.from.IsZero() {
+		pause = min(pause, max(time.Millisecond, time.Until(g.cordon.from)))
+	}
 	if g.departure.begun {
 		pause = min(pause, leftEvery)
 	}
@@ -340,6 +353,7 @@ func (g *Gateway) pause() time.Duration {
 
 // work brings backend, prober and announcer to the present model and publishes what came of it.
 func (g *Gateway) work(ctx context.Context) {
+	g.noteDraining(time.Now())
 	changes := g.hub.Flush()
 	g.targets += len(changes.NewTargets) - len(changes.GoneTargets)
 	for _, t := range changes.GoneTargets {

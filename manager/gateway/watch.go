@@ -6,7 +6,6 @@ import (
 	"maps"
 	"slices"
 	"strconv"
-	"time"
 
 	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -103,7 +102,7 @@ func gatewayChanged(o client.Object, gone bool) event {
 			g.routers.look()
 		}
 		if o.GetName() == g.options.Name {
-			g.wishToDrain(!gone && o.(*v1alpha1.Gateway).Spec.Draining)
+			g.wished = !gone && o.(*v1alpha1.Gateway).Spec.Draining
 		}
 		if gone {
 			g.selection.DeleteGateway(o.GetName())
@@ -112,18 +111,6 @@ func gatewayChanged(o client.Object, gone bool) event {
 		g.selection.SetGateway(o.GetName(), o.GetLabels())
 	}
 }
-
-// wishToDrain notes what the operator wishes, which one that is about to end does anyway.
-func (g *Gateway) wishToDrain(is bool) {
-	switch is = is || g.departure.begun; {
-	case !is:
-		g.drainedSince = time.Time{}
-	case !g.draining():
-		g.drainedSince = time.Now()
-	}
-}
-
-func (g *Gateway) draining() bool { return !g.drainedSince.IsZero() }
 
 func peerChanged(client.Object, bool) event {
 	return func(g *Gateway) { g.routers.look() }

@@ -71,13 +71,15 @@ type Said struct {
 	Candidate bool `json:"candidate"`
 	// Leaving: it answers for no address any more, and is to be spared new connections. It is there still.
 	Leaving bool `json:"leaving,omitempty"`
+	// Serves: its dataplane holds everything, and it may answer, so that it can take over from others.
+	Serves bool `json:"serves,omitempty"`
 	// Reached are its own addresses on the segment, at which its dataplane takes packets of connections that it knows. There are none
 	// while its dataplane or its link does not work.
 	Reached []netip.Addr `json:"reached,omitempty"`
 }
 
 func (s Said) equal(o Said) bool {
-	return s.View.Equal(o.View) && s.Candidate == o.Candidate && s.Leaving == o.Leaving && slices.Equal(s.Reached, o.Reached)
+	return s.View.Equal(o.View) && s.Candidate == o.Candidate && s.Leaving == o.Leaving && s.Serves == o.Serves && slices.Equal(s.Reached, o.Reached)
 }
 
 // Member keeps a gateway's Lease. It is safe for concurrent use.
@@ -200,6 +202,8 @@ type Other struct {
 	Present bool
 	// Leaving: it has left in good order, or is about to.
 	Leaving bool
+	// Serves: it can take over.
+	Serves bool
 }
 
 // Others are the other gateways that have a Lease, by name, whether it lasts or not.
@@ -208,7 +212,7 @@ func (m *Member) Others() (others []Other) {
 	defer m.mu.Unlock()
 	for _, name := range slices.Sorted(maps.Keys(m.peers)) {
 		p := m.peers[name]
-		others = append(others, Other{Name: name, Reached: p.said.Reached, Present: !p.departed && p.gone > clock.Now(), Leaving: p.departed || p.said.Leaving})
+		others = append(others, Other{Name: name, Reached: p.said.Reached, Present: !p.departed && p.gone > clock.Now(), Leaving: p.departed || p.said.Leaving, Serves: p.said.Serves})
 	}
 	return others
 }

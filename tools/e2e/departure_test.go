@@ -8,6 +8,17 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+// announces waits until a gateway says for how many addresses it answers, and of how many frontends.
+func announces(t *testing.T, gateway, want string) {
+	t.Helper()
+	eventually(t, 30*time.Second, func() error {
+		if got := hubKubectl(t, "get", "gateways.kubelb.k8c.io", gateway, "--ignore-not-found", "-o", "jsonpath={.status.announcedAddresses} of {.status.frontends}"); got != want {
+			return fmt.Errorf("%s announces %s", gateway, got)
+		}
+		return nil
+	})
+}
+
 // Of the gateway that leaves nothing stays, so that its Envoy ends with its manager, as in a pod.
 func TestAGatewayWithEnvoyEndsWhenItsConnectionsHaveEnded(t *testing.T) {
 	onlyWith(t, "envoy")
@@ -29,16 +40,7 @@ func TestAGatewayWithEnvoyEndsWhenItsConnectionsHaveEnded(t *testing.T) {
 	}
 	t.Cleanup(func() { require.NoError(t, drain(false)) })
 	require.NoError(t, drain(true))
-	announce := func(gateway, want string) {
-		t.Helper()
-		eventually(t, 20*time.Second, func() error {
-			if got := hubGet(t, "default", "gateways.kubelb.k8c.io/"+gateway, "{.status.announcedAddresses} of {.status.frontends}"); got != want {
-				return fmt.Errorf("%s announces %s", gateway, got)
-			}
-			return nil
-		})
-	}
-	announce("leaver", "2 of 2")
+	announces(t, "leaver", "2 of 2")
 	four, six := startTraffic(t, ips[0]), startTraffic(t, ips[1])
 	time.Sleep(300 * time.Millisecond)
 	require.NoError(t, drain(false))
@@ -50,8 +52,8 @@ func TestAGatewayWithEnvoyEndsWhenItsConnectionsHaveEnded(t *testing.T) {
 	})
 
 	require.NoError(t, leaver.Terminate())
-	announce("leaver", "0 of 2")
-	announce("gateway", "2 of 2")
+	announces(t, "leaver", "0 of 2")
+	announces(t, "gateway", "2 of 2")
 	time.Sleep(3 * time.Second)
 	require.False(t, leaver.Exited(), "connections are left")
 	for _, tr := range []*traffic{four, six} {
@@ -105,5 +107,68 @@ func TestAManagerThatSomebodyElseIsElectedInsteadOfLeavesWhatItsGatewayHolds(t *
 	for _, tr := range []*traffic{four, six} {
 		require.Empty(t, tr.end())
 		require.Zero(t, tr.broken.Load(), "the long connection goes on")
+	}
+}
+
+func TestAGatewayDrainsWithItsNodeWhereAnotherOneTakesOver(t *testing.T) {
+	alikeWithAll(t)
+	apply(t, web("cordoned", 1)+service("cordoned", "ports: [{port: 80, targetPort: 8080}]"))
+	cleanUp(t, "service/cordoned", "deployment/cordoned")
+	tenantWait(t, "deployment/cordoned", "--for=condition=Available")
+	ips := externalIPs(t, "cordoned", 2)
+	for _, ip := range ips {
+		reachesPods(t, ip, 80, 1)
+	}
+	applyToHub(t, "{apiVersion: v1, kind: Node, metadata: {name: drained}}")
+	cleanUpHub(t, "node/drained")
+	lab.Manager.Stop()
+	require.NoError(t, lab.StartManager("--drain-with-node=drained"))
+	t.Cleanup(func() {
+		lab.Manager.Stop()
+		require.NoError(t, lab.StartManager())
+	})
+	drain := func() {
+		hubKubectl(t, "drain", "drained", "--ignore-daemonsets", "--timeout=30s")
+	}
+	drain()
+	time.Sleep(2 * time.Second)
+	announces(t, "gateway", "2 of 2") // There is no other one.
+
+	host, err := lab.AddGateway("successor", 8)
+	require.NoError(t, err)
+	cleanUpHub(t, "gateways.kubelb.k8c.io/successor", "kubelb|lease/successor")
+	four, six := startTraffic(t, ips[0]), startTraffic(t, ips[1])
+	successor, err := lab.StartGateway(host, "successor")
+	require.NoError(t, err)
+	t.Cleanup(successor.Stop)
+	announces(t, "gateway", "0 of 2")
+	announces(t, "successor", "2 of 2")
+	hubKubectl(t, "uncordon", "drained")
+	drained := func() string {
+		return hubKubectl(t, "get", "gateways.kubelb.k8c.io", "gateway", "-o", `jsonpath={.status.conditions[?(@.type=="Drained")].status}`)
+	}
+	eventually(t, 20*time.Second, func() error {
+		if got := drained(); got != "" {
+			return fmt.Errorf("the gateway says Drained=%s", got)
+		}
+		return nil
+	})
+	drain()
+	eventually(t, 20*time.Second, func() error {
+		if got := drained(); got != "True" {
+			return fmt.Errorf("the gateway says Drained=%q", got)
+		}
+		return nil
+	})
+	for _, tr := range []*traffic{four, six} {
+		require.Empty(t, tr.end())
+		require.Zero(t, tr.broken.Load(), "the long connection went on")
+		t.Logf("%s: %d requests on the long connection, %d new connections, 0 failed", tr.url, tr.long.Load(), tr.fresh.Load())
+	}
+	// The last one comes back, wherever it is.
+	successor.Stop()
+	announces(t, "gateway", "2 of 2")
+	for _, ip := range ips {
+		reachesPods(t, ip, 80, 1)
 	}
 }

@@ -1,0 +1,76 @@
+package gateway
+
+import (
+	"log/slog"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestAGatewayWhoseNodeIsCordonedDrainsAsLongAsOthersTakeOver(t *testing.T) {
+	g := New(Options{Name: "g", Announcer: board{}, Log: slog.New(slog.DiscardHandler)}, nil, nil)
+	g.answering.answers[netip.MustParseAddr("203.0.113.1")] = true
+	there, gone := neighbours{{Name: "other", Present: true, Serves: true}}, neighbours{{Name: "other", Serves: true}}
+	now := time.Now()
+	drains := func(others neighbours, in time.Duration) bool {
+		g.answering.member = others
+		g.noteDraining(now.Add(in))
+		return g.draining()
+	}
+	require.False(t, drains(there, 0), "nobody wishes so")
+	g.cordon.is = true
+	require.False(t, drains(gone, 0), "nobody takes over")
+	require.False(t, drains(gone, time.Hour))
+	require.False(t, drains(there, time.Hour))
+	require.False(t, drains(there, time.Hour+cordonWaitsAtLeast-1), "others that are cordoned may go first")
+	require.True(t, drains(there, time.Hour+cordonWaitsAtMost))
+	require.True(t, drains(there, 2*time.Hour))
+	require.False(t, drains(gone, 2*time.Hour), "it is the last one")
+	require.False(t, drains(there, 2*time.Hour))
+	require.True(t, drains(there, 3*time.Hour))
+	g.cordon.is = false
+	require.False(t, drains(there, 3*time.Hour))
+	g.wished = true
+	require.True(t, drains(gone, 3*time.Hour), "what the operator says of the gateway itself is done")
+}
+
+// They know of one another what each said a moment ago.
+func TestOfGatewaysWhoseNodesAreCordonedAtOnceOneStays(t *testing.T) {
+	names := []string{"g1", "g2", "g3"}
+	gateways := map[string]*Gateway{}
+	for _, name := range names {
+		g := New(Options{Name: name, Announcer: board{}, Log: slog.New(slog.DiscardHandler)}, nil, nil)
+		g.answering.answers[netip.MustParseAddr("203.0.113.1")] = true
+		g.cordon.is = true
+		gateways[name] = g
+	}
+	const step, known = 20 * time.Millisecond, 10 // looks until others know
+	now := time.Now()
+	var said []map[string]bool
+	staying := 0
+	for range int(5 * time.Minute / step) {
+		now = now.Add(step)
+		is := map[string]bool{}
+		for name, g := range gateways {
+			var others neighbours
+			for _, other := range names {
+				if other != name {
+					others = append(others, neighbours{{Name: other, Present: true, Serves: true, Leaving: len(said) >= known && said[len(said)-known][other]}}...)
+				}
+			}
+			g.answering.member = others
+			g.noteDraining(now)
+			is[name] = g.draining()
+		}
+		said = append(said, is)
+		staying = 0
+		for _, drains := range is {
+			if !drains {
+				staying++
+			}
+		}
+	}
+	require.Equal(t, 1, staying)
+}

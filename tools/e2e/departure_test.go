@@ -41,6 +41,9 @@ func TestAGatewayWithEnvoyEndsWhenItsConnectionsHaveEnded(t *testing.T) {
 	t.Cleanup(func() { require.NoError(t, drain(false)) })
 	require.NoError(t, drain(true))
 	announces(t, "leaver", "2 of 2")
+	for _, ip := range ips {
+		reachesPods(t, ip, 80, 1)
+	}
 	four, six := startTraffic(t, ips[0]), startTraffic(t, ips[1])
 	time.Sleep(300 * time.Millisecond)
 	require.NoError(t, drain(false))
@@ -127,9 +130,7 @@ func TestAGatewayDrainsWithItsNodeWhereAnotherOneTakesOver(t *testing.T) {
 		lab.Manager.Stop()
 		require.NoError(t, lab.StartManager())
 	})
-	drain := func() {
-		hubKubectl(t, "drain", "drained", "--ignore-daemonsets", "--timeout=30s")
-	}
+	drain := func() { hubKubectl(t, "drain", "drained", "--ignore-daemonsets", "--timeout=30s") }
 	drain()
 	time.Sleep(2 * time.Second)
 	announces(t, "gateway", "2 of 2") // There is no other one.

@@ -35,6 +35,7 @@ func startTraffic(t *testing.T, ip string) *traffic {
 	fresh := http.Client{Timeout: 3 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, DialContext: lab.Client.DialContext}}
 	run := func(what string, client *http.Client, count *atomic.Int64) {
 		tr.done.Go(func() {
+			defer client.CloseIdleConnections()
 			for ctx.Err() == nil {
 				if err := ask(client, tr.url); err != nil {
 					tr.fail(what, err)

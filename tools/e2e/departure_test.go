@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"net"
 	"testing"
 	"time"
 
@@ -75,36 +76,32 @@ func TestAGatewayWithEnvoyEndsWhenItsConnectionsHaveEnded(t *testing.T) {
 	require.Empty(t, left)
 }
 
-// Its process ends then, and starts again.
-func TestAManagerThatSomebodyElseIsElectedInsteadOfLeavesWhatItsGatewayHolds(t *testing.T) {
+// It was not told to end, so --purge-on-exit is not meant.
+func TestAManagerThatFailsLeavesWhatItsGatewayHolds(t *testing.T) {
 	alikeWithAll(t)
-	apply(t, web("elected", 1)+service("elected", "ports: [{port: 80, targetPort: 8080}]"))
-	cleanUp(t, "service/elected", "deployment/elected")
-	tenantWait(t, "deployment/elected", "--for=condition=Available")
-	ips := externalIPs(t, "elected", 2)
-	lab.Manager.Stop()
-	require.NoError(t, lab.StartManager("--enable-leader-election=true", "--purge-on-exit"))
-	const election = "lease/controller.kubelb.k8c.io"
-	cleanUpHub(t, "kubelb|"+election)
-	eventually(t, 30*time.Second, func() error {
-		if holder, err := lab.Hub.Kubectl(t.Context(), "", "-n", "kubelb", "get", election, "-o", "jsonpath={.spec.holderIdentity}"); err != nil || holder == "" {
-			return fmt.Errorf("nobody is elected: %w", err)
-		}
-		return nil
-	})
+	apply(t, web("failed", 1)+service("failed", "ports: [{port: 80, targetPort: 8080}]"))
+	cleanUp(t, "service/failed", "deployment/failed")
+	tenantWait(t, "deployment/failed", "--for=condition=Available")
+	ips := externalIPs(t, "failed", 2)
 	for _, ip := range ips {
 		reachesPods(t, ip, 80, 1)
 	}
 	four, six := startTraffic(t, ips[0]), startTraffic(t, ips[1])
-	hubKubectl(t, "-n", "kubelb", "patch", election, "--type=merge", "-p",
-		fmt.Sprintf(`{"spec":{"holderIdentity":"somebody","leaseDurationSeconds":60,"renewTime":%q}}`, time.Now().UTC().Format("2006-01-02T15:04:05.000000Z")))
+	lab.Manager.Stop()
+	var taken net.Listener
+	require.NoError(t, lab.Gateway.Do(func() (err error) {
+		taken, err = net.Listen("tcp", "127.0.0.1:9447")
+		return err
+	}))
+	defer taken.Close()
+	require.NoError(t, lab.StartManager("--purge-on-exit", "--metrics-addr=127.0.0.1:9447"))
 	eventually(t, 30*time.Second, func() error {
 		if !lab.Manager.Exited() {
 			return fmt.Errorf("the manager goes on, and logs:\n%s", lab.Manager.Tail())
 		}
 		return nil
 	})
-	time.Sleep(500 * time.Millisecond)
+	require.Contains(t, lab.Manager.Tail(), "address already in use")
 	require.NoError(t, lab.StartManager())
 	time.Sleep(500 * time.Millisecond)
 	for _, tr := range []*traffic{four, six} {

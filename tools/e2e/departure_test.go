@@ -20,13 +20,23 @@ func announces(t *testing.T, gateway, want string) {
 	})
 }
 
+// serve makes a Service with one pod, and returns its addresses once that answers at them.
+func serve(t *testing.T, name string) []string {
+	t.Helper()
+	apply(t, web(name, 1)+service(name, "ports: [{port: 80, targetPort: 8080}]"))
+	cleanUp(t, "service/"+name, "deployment/"+name)
+	tenantWait(t, "deployment/"+name, "--for=condition=Available")
+	ips := externalIPs(t, name, 2)
+	for _, ip := range ips {
+		reachesPods(t, ip, 80, 1)
+	}
+	return ips
+}
+
 // Of the gateway that leaves nothing stays, so that its Envoy ends with its manager, as in a pod.
 func TestAGatewayWithEnvoyEndsWhenItsConnectionsHaveEnded(t *testing.T) {
 	onlyWith(t, "envoy")
-	apply(t, web("leave", 1)+service("leave", "ports: [{port: 80, targetPort: 8080}]"))
-	cleanUp(t, "service/leave", "deployment/leave")
-	tenantWait(t, "deployment/leave", "--for=condition=Available")
-	ips := externalIPs(t, "leave", 2)
+	ips := serve(t, "leave")
 	host, err := lab.AddGateway("leaver", 9)
 	require.NoError(t, err)
 	cleanUpHub(t, "gateways.kubelb.k8c.io/leaver", "kubelb|lease/leaver")
@@ -79,13 +89,7 @@ func TestAGatewayWithEnvoyEndsWhenItsConnectionsHaveEnded(t *testing.T) {
 // It was not told to end, so --purge-on-exit is not meant.
 func TestAManagerThatFailsLeavesWhatItsGatewayHolds(t *testing.T) {
 	alikeWithAll(t)
-	apply(t, web("failed", 1)+service("failed", "ports: [{port: 80, targetPort: 8080}]"))
-	cleanUp(t, "service/failed", "deployment/failed")
-	tenantWait(t, "deployment/failed", "--for=condition=Available")
-	ips := externalIPs(t, "failed", 2)
-	for _, ip := range ips {
-		reachesPods(t, ip, 80, 1)
-	}
+	ips := serve(t, "failed")
 	four, six := startTraffic(t, ips[0]), startTraffic(t, ips[1])
 	lab.Manager.Stop()
 	var taken net.Listener
@@ -112,13 +116,7 @@ func TestAManagerThatFailsLeavesWhatItsGatewayHolds(t *testing.T) {
 
 func TestAGatewayDrainsWithItsNodeWhereAnotherOneTakesOver(t *testing.T) {
 	alikeWithAll(t)
-	apply(t, web("cordoned", 1)+service("cordoned", "ports: [{port: 80, targetPort: 8080}]"))
-	cleanUp(t, "service/cordoned", "deployment/cordoned")
-	tenantWait(t, "deployment/cordoned", "--for=condition=Available")
-	ips := externalIPs(t, "cordoned", 2)
-	for _, ip := range ips {
-		reachesPods(t, ip, 80, 1)
-	}
+	ips := serve(t, "cordoned")
 	applyToHub(t, "{apiVersion: v1, kind: Node, metadata: {name: drained}}")
 	cleanUpHub(t, "node/drained")
 	lab.Manager.Stop()

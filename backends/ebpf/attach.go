@@ -31,6 +31,23 @@ type attached struct {
 	written *networkInterface
 }
 
+func (at *attached) links() []link.Link {
+	if at.xdp == nil {
+		return []link.Link{at.tcx}
+	}
+	return []link.Link{at.tcx, at.xdp}
+}
+
+// detach ends the programs before it returns. Without it the kernel would do so some time after the last reference to the link, that
+// of the pin, is gone, and not while another process has it open.
+func (at *attached) detach() error {
+	var errs []error
+	for _, l := range at.links() {
+		errs = append(errs, l.Detach())
+	}
+	return errors.Join(errs...)
+}
+
 // attach runs the programs on every Ethernet interface that is there, instead of an earlier process's.
 func (k *kernel) attach() error {
 	links, err := netlink.LinkList()
@@ -60,11 +77,9 @@ func (k *kernel) letGo(links []netlink.Link) {
 		if slices.ContainsFunc(links, func(l netlink.Link) bool { return l.Attrs().Index == index }) {
 			continue
 		}
-		for _, l := range []link.Link{at.tcx, at.xdp} {
-			if l != nil {
-				_ = l.Unpin()
-				_ = l.Close()
-			}
+		for _, l := range at.links() {
+			_ = l.Unpin()
+			_ = l.Close()
 		}
 		delete(k.attached, index)
 	}
@@ -185,5 +200,5 @@ func (k *kernel) unpin(kind string, index int) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(l.Unpin(), l.Close())
+	return errors.Join(l.Detach(), l.Unpin(), l.Close())
 }

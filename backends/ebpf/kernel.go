@@ -261,9 +261,11 @@ const noPreallocation = 1
 func (k *kernel) close(purge bool) error {
 	var errs []error
 	for _, at := range k.attached {
-		errs = append(errs, at.tcx.Close())
-		if at.xdp != nil {
-			errs = append(errs, at.xdp.Close())
+		if purge {
+			errs = append(errs, at.detach())
+		}
+		for _, l := range at.links() {
+			errs = append(errs, l.Close())
 		}
 	}
 	for _, m := range k.maps {

@@ -1,0 +1,42 @@
+package ebpf
+
+import (
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
+)
+
+func TestNoProgramRunsAnyMoreOnceAPurgeIsDone(t *testing.T) {
+	onBench(t, func(b *bench) {
+		k := b.backend.kernel
+		require.Equal(b, 4, b.programs(), "one by tcx and one by XDP at each of two interfaces")
+		// As a process does that is not quite gone. It also keeps the kernel from being quicker than the test.
+		for _, kind := range []string{"link", "xdp"} {
+			for _, at := range []*netlink.LinkAttrs{b.front, b.back} {
+				held, err := link.LoadPinnedLink(k.pin(kind, at.Index), nil)
+				require.NoError(b, err)
+				defer held.Close()
+			}
+		}
+		require.NoError(b, b.backend.Close(b.Context(), true))
+		require.Zero(b, b.programs())
+	})
+}
+
+// programs is how many programs run at the gateway's two interfaces.
+func (b *bench) programs() (n int) {
+	for _, name := range []string{b.front.Name, b.back.Name} {
+		l, err := netlink.LinkByName(name)
+		require.NoError(b, err)
+		if xdp := l.Attrs().Xdp; xdp != nil && xdp.Attached {
+			n++
+		}
+		tcx, err := link.QueryPrograms(link.QueryOptions{Target: l.Attrs().Index, Attach: ebpf.AttachTCXIngress})
+		require.NoError(b, err)
+		n += len(tcx.Programs)
+	}
+	return n
+}

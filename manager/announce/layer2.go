@@ -238,7 +238,7 @@ func (l *Layer2) use(ctx context.Context, k *link) {
 	ticker := time.NewTicker(linkChecks)
 	defer ticker.Stop()
 	for {
-		running, err := k.running()
+		running, err := descriptor.Running(k.arp, k.device.Name)
 		if err == nil {
 			l.setUp(k, running)
 			select {
@@ -267,17 +267,6 @@ func (l *Layer2) setUp(k *link, up bool) {
 	if changed {
 		l.options.Changed()
 	}
-}
-
-// running tells whether the interface is up and has a carrier (netdevice(7)).
-func (k *link) running() (bool, error) {
-	request, err := unix.NewIfreq(k.device.Name)
-	if err != nil {
-		return false, err
-	}
-	err = descriptor.With(k.arp, func(fd int) error { return unix.IoctlIfreq(fd, unix.SIOCGIFFLAGS, request) })
-	const both = unix.IFF_UP | unix.IFF_RUNNING
-	return request.Uint16()&both == both, err
 }
 
 func listen(name string) (*link, error) {

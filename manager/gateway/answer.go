@@ -59,7 +59,7 @@ func (g *Gateway) elect(ctx context.Context) {
 	// Without a lease nobody knows who else stands; one that had a lease and lost what it had by it has failed. Beside those that go by
 	// another configuration, as another version may, one does not begin to stand: they would let go of what it could not take.
 	able := works && kept && (a.candidacy.stood || !election.Strangers(a.view, peers))
-	candidate := !g.draining() && a.candidacy.stands(able, len(candidates) > 0 || !known, now)
+	candidate := !g.draining() && a.candidacy.stands(able, len(candidates) > 0 || !known, a.permit.alone(), now)
 	if candidate {
 		candidates = append(candidates, g.options.Name)
 		slices.Sort(candidates)
@@ -184,8 +184,11 @@ func (a *answering) answered() (n int32) {
 // A gateway that comes back takes its addresses back only after it has been well for a while, and each time that it was not within
 // flapping doubles that.
 const (
-	returnAfter    = 5 * time.Second
-	returnAtMost   = 5 * time.Minute
+	returnAfter  = 5 * time.Second
+	returnAtMost = 5 * time.Minute
+	// heeded is how long it takes others that have gone on without a lease to hear of one that has, and to let go: heartbeat.Silence at
+	// most, and trusted after that, and some time to spare.
+	heeded         = 1500 * time.Millisecond
 	flappingWithin = 10 * time.Minute
 )
 
@@ -197,8 +200,9 @@ type candidacy struct {
 	failures      int
 }
 
-// stands tells whether the gateway is a candidate now. Where nobody else is there is nothing to wait for.
-func (c *candidacy) stands(able, others bool, now time.Time) bool {
+// stands tells whether the gateway is a candidate now. Where it is alone there is nothing to wait for; where no other stands, those that
+// are on the segment may answer without a lease, until they have heard this one.
+func (c *candidacy) stands(able, others, alone bool, now time.Time) bool {
 	if !able {
 		if c.stood {
 			if now.Sub(c.failed) > flappingWithin {
@@ -213,7 +217,14 @@ func (c *candidacy) stands(able, others bool, now time.Time) bool {
 	if c.since.IsZero() {
 		c.since = now
 	}
-	c.stood = c.stood || !others || now.Sub(c.since) >= c.wait()
+	wait := heeded
+	switch {
+	case others:
+		wait = c.wait()
+	case alone:
+		wait = 0
+	}
+	c.stood = c.stood || now.Sub(c.since) >= wait
 	return c.stood
 }
 

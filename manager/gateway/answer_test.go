@@ -140,6 +140,7 @@ func (h *hub) gateway() *Gateway {
 	g := New(Options{Name: "g", Announcer: board{}, Elects: true, Log: slog.New(slog.DiscardHandler)}, nil, nil)
 	g.served, g.host, g.answering.handover = true, &host{}, newHandover(time.Minute)
 	g.answering.member = h
+	h.verdict = heartbeat.Alone
 	g.answering.permit = &permit{lease: h, segment: h, changed: g.Elect, log: g.log}
 	return g
 }
@@ -252,9 +253,18 @@ func TestWhoHadAnAddressIsWhoActedUponThat(t *testing.T) {
 func TestAGatewayStandsAtOnceWhereThereIsNoOther(t *testing.T) {
 	var c candidacy
 	now := time.Now()
-	require.False(t, c.stands(false, false, now))
-	require.True(t, c.stands(true, false, now))
-	require.True(t, c.stands(true, true, now), "that another one comes ends nothing")
+	require.False(t, c.stands(false, false, true, now))
+	require.True(t, c.stands(true, false, true, now))
+	require.True(t, c.stands(true, true, false, now), "that another one comes ends nothing")
+}
+
+func TestAGatewayWaitsForThoseThatAnswerWithoutALease(t *testing.T) {
+	var c candidacy
+	now := time.Now()
+	require.False(t, c.stands(true, false, false, now))
+	require.False(t, c.stands(true, false, false, now.Add(heeded-1)))
+	require.True(t, c.stands(true, false, false, now.Add(heeded)))
+	require.Greater(t, heeded, heartbeat.Silence+trusted+decideFor)
 }
 
 func TestAGatewayThatComesBackStandsAfterItWasWellForAWhileAndLaterEachTime(t *testing.T) {
@@ -262,17 +272,17 @@ func TestAGatewayThatComesBackStandsAfterItWasWellForAWhileAndLaterEachTime(t *t
 	now := time.Now()
 	wait := returnAfter
 	for range 12 {
-		require.False(t, c.stands(true, true, now))
-		require.False(t, c.stands(true, true, now.Add(wait-1)), wait)
+		require.False(t, c.stands(true, true, false, now))
+		require.False(t, c.stands(true, true, false, now.Add(wait-1)), wait)
 		now = now.Add(wait)
-		require.True(t, c.stands(true, true, now), wait)
-		require.False(t, c.stands(false, true, now))
+		require.True(t, c.stands(true, true, false, now), wait)
+		require.False(t, c.stands(false, true, false, now))
 		wait = min(2*wait, returnAtMost)
 	}
 	now = now.Add(flappingWithin + 1)
-	require.False(t, c.stands(true, true, now))
+	require.False(t, c.stands(true, true, false, now))
 	now = now.Add(returnAtMost)
-	require.True(t, c.stands(true, true, now))
-	require.False(t, c.stands(false, true, now))
+	require.True(t, c.stands(true, true, false, now))
+	require.False(t, c.stands(false, true, false, now))
 	require.Equal(t, 2*returnAfter, c.wait(), "what was long ago counts no more")
 }

@@ -136,9 +136,12 @@ func (p *permit) decide() bool {
 	return p.might
 }
 
+// alone tells whether no other gateway is on the segment.
+func (p *permit) alone() bool { return p.segment.Verdict() == heartbeat.Alone }
+
 // isOnly tells whether it has gone on as the only gateway of the segment, where there was no other one when it had its lease either.
 func (p *permit) isOnly() bool {
-	if !p.might || !p.keepWhenAlone || p.segment.Verdict() != heartbeat.Alone {
+	if !p.might || !p.keepWhenAlone || !p.alone() {
 		return false
 	}
 	leased, missing := p.segment.Since(p.sure)

@@ -73,6 +73,8 @@ type Heart struct {
 	mu    sync.Mutex // guards all below
 	count uint64
 	heard map[string]beat
+	// running are the interfaces that are up and have a carrier.
+	running map[string]bool
 	// listening since when, and the last time that somebody looked; by clock.Now.
 	since, looked time.Duration
 }
@@ -86,7 +88,7 @@ type beat struct {
 
 // New returns a heart that does not beat yet.
 func New(o Options) *Heart {
-	return &Heart{options: o, born: uint64(time.Now().UnixNano()), heard: map[string]beat{}}
+	return &Heart{options: o, born: uint64(time.Now().UnixNano()), heard: map[string]beat{}, running: map[string]bool{}}
 }
 
 // Verdict is what is heard now. After a pause, in which frames may have been missed, it is unsure for a while.
@@ -139,6 +141,18 @@ func (h *Heart) notice(now time.Duration) {
 	h.looked = now
 }
 
+// link notes whether an interface is up. One that comes up may lead to gateways that nobody has heard yet, and without any there is nothing
+// to be heard; mu is held.
+func (h *Heart) link(name string, running bool, now time.Duration) {
+	cameUp := running && !h.running[name]
+	if delete(h.running, name); running {
+		h.running[name] = true
+	}
+	if cameUp || len(h.running) == 0 {
+		h.since = now
+	}
+}
+
 // Run sends and listens until ctx ends, with the gateways' common secret as the key.
 func (h *Heart) Run(ctx context.Context, key []byte) error {
 	h.key = key
@@ -182,6 +196,7 @@ func (h *Heart) use(ctx context.Context, name string) error {
 	reader.Go(func() { failed <- h.listen(conn) })
 	defer reader.Wait()
 	defer conn.Close()
+	defer h.look(name, false)
 	ticker := time.NewTicker(Interval)
 	defer ticker.Stop()
 	for {
@@ -192,14 +207,25 @@ func (h *Heart) use(ctx context.Context, name string) error {
 			return err
 		case <-ticker.C:
 		}
-		h.mu.Lock()
-		h.notice(clock.Now())
-		h.mu.Unlock()
+		running, err := descriptor.Running(conn, name)
+		if err != nil {
+			return err
+		}
+		h.look(name, running)
 		// A link that is down is no reason to stop.
 		if _, err := conn.WriteTo(h.frame(device.HardwareAddr, time.Now()), &packet.Addr{HardwareAddr: group}); err != nil && !errors.Is(err, unix.ENETDOWN) && !errors.Is(err, unix.ENOBUFS) {
 			return err
 		}
 	}
+}
+
+// look is what is seen of an interface at each beat.
+func (h *Heart) look(name string, running bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	now := clock.Now()
+	h.notice(now)
+	h.link(name, running, now)
 }
 
 // join has the interface let frames for the group in.

@@ -116,3 +116,18 @@ func FuzzFramesFromTheWire(f *testing.F) {
 	f.Add([]byte{})
 	f.Fuzz(func(_ *testing.T, frame []byte) { _ = listened("a").hear(frame, time.Now()) })
 }
+
+func TestNothingIsSureUntilALinkHasBeenListenedTo(t *testing.T) {
+	h := listened("a")
+	now := h.looked
+	h.link("one", true, now)
+	require.Equal(t, Unsure, h.verdict(now+Silence), "it has come up")
+	h.link("one", true, now+Silence)
+	require.Equal(t, Alone, h.verdict(now+Silence+1))
+	h.link("two", true, now+Silence+1)
+	require.Equal(t, Unsure, h.verdict(now+2*Silence), "another one has")
+	h.link("two", false, now+2*Silence)
+	require.Equal(t, Alone, h.verdict(now+2*Silence+2), "and is gone; the first is there still")
+	h.link("one", false, now+2*Silence+2)
+	require.Equal(t, Unsure, h.verdict(now+2*Silence+3), "there is none")
+}

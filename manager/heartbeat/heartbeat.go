@@ -144,11 +144,13 @@ func (h *Heart) notice(now time.Duration) {
 // link notes whether an interface is up. One that comes up may lead to gateways that nobody has heard yet, and without any there is nothing
 // to be heard; mu is held.
 func (h *Heart) link(name string, running bool, now time.Duration) {
-	cameUp := running && !h.running[name]
-	if delete(h.running, name); running {
-		h.running[name] = true
+	if running && !h.running[name] {
+		h.running[name], h.since = true, now
 	}
-	if cameUp || len(h.running) == 0 {
+	if !running {
+		delete(h.running, name)
+	}
+	if len(h.running) == 0 {
 		h.since = now
 	}
 }

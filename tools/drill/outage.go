@@ -17,6 +17,8 @@ type Outage struct {
 	// addresses.
 	Silence time.Duration
 	Silent  netip.Addr
+	// SilentUntil is how long after the outage's beginning that ended.
+	SilentUntil time.Duration
 	// Reconciled is how long after the API was there again a new Service had its addresses.
 	Reconciled time.Duration
 }
@@ -62,7 +64,8 @@ func Away(ctx context.Context, o Options, long time.Duration) (r Outage, err err
 		err = f.oneMore(ctx)
 	}
 	r.Reconciled = time.Since(again)
-	r.Silence, r.Silent = witness.silence()
+	r.Silence, r.Silent, r.SilentUntil = witness.silence()
+	r.SilentUntil -= began.Sub(witness.began)
 	err = errors.Join(err, witness.stop())
 	r.Twice = witness.twice()
 	if r.Silence > quietLimit {
@@ -106,6 +109,6 @@ func (f *fleet) oneMore(ctx context.Context) error {
 
 // String says it in a line.
 func (r Outage) String() string {
-	return fmt.Sprintf("%d of %d requests failed, %d slow, %d connections kept, %d lost, two answers for %s, no answer for %s (%s), not answered for by one gateway in the end: %v, one Service more served %s after the API was back",
-		r.Failed, r.Requests, r.Slow, r.Kept, r.Lost, r.Twice, r.Silence, r.Silent, r.Unanswered, r.Reconciled.Round(time.Millisecond))
+	return fmt.Sprintf("%d of %d requests failed, %d slow, %d connections kept, %d lost, two answers for %s, no answer for %s (by %s, until %s after the beginning), not answered for by one gateway in the end: %v, one Service more served %s after the API was back",
+		r.Failed, r.Requests, r.Slow, r.Kept, r.Lost, r.Twice, r.Silence, r.Silent, r.SilentUntil.Round(turn), r.Unanswered, r.Reconciled.Round(time.Millisecond))
 }

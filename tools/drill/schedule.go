@@ -9,9 +9,10 @@ import (
 	"time"
 )
 
-// Schedule is what became of a random schedule of failures and returns.
+// Schedule is what became of a course of failures and returns.
 type Schedule struct {
-	Seed uint64 `json:"seed"`
+	// Name tells how to have it again: of a random one it is the seed.
+	Name string
 	// Events is how many failures and returns there were.
 	Events int
 	// Twice is how long two gateways answered for one address, at most.
@@ -23,75 +24,109 @@ type Schedule struct {
 // quietLimit is how long that may take.
 const quietLimit = 10 * time.Second
 
-// eventsOfSchedule is how many failures and returns a schedule has, longestPause what lies between two of them at most.
+// eventsOfSchedule is how many failures and returns a random schedule has, longestPause what lies between two of them at most.
 const (
 	eventsOfSchedule = 12
 	longestPause     = 1500 * time.Millisecond
 )
 
-// Schedules runs one schedule for each seed, on one fleet, and hands over each result as it comes.
+// A kind is what fails, or comes back if it had failed.
+type kind int
+
+const (
+	killed    kind = iota // and started again
+	frozen                // its process stands still, and goes on
+	unplugged             // its link to clients is down, and up
+	cutOff                // from the hub's API
+	kindsOfGateway
+	hubFrozen = kindsOfGateway // the hub's API stands still for all, and goes on
+)
+
+// event is one failure or return, and how long nothing happens after it.
+type event struct {
+	gateway int
+	kind    kind
+	pause   time.Duration
+}
+
+// course is failures and returns one after the other, and how long two gateways may answer for one address in it.
+type course struct {
+	name   string
+	events []event
+	twice  time.Duration
+}
+
+// random is the course of a seed, always the same.
+func random(seed uint64, gateways int) course {
+	c := course{name: fmt.Sprintf("seed %d", seed), twice: Lease}
+	r := rand.New(rand.NewPCG(seed, 0))
+	for range eventsOfSchedule {
+		e := event{gateway: r.IntN(gateways), kind: hubFrozen}
+		if r.IntN(10) > 0 {
+			e.kind = kind(r.IntN(int(kindsOfGateway)))
+		}
+		e.pause = time.Duration(r.Int64N(int64(longestPause)))
+		c.events = append(c.events, e)
+	}
+	return c
+}
+
+// met are courses in which gateways once did what they must not.
+func met() []course {
+	return []course{{
+		// The two others go on without the API, as they hear nobody who reaches it. The first has it all the time.
+		name: "back on a segment that others hold without a lease", twice: 2 * turn,
+		events: []event{{1, unplugged, 3 * time.Second}, {0, cutOff, 500 * time.Millisecond}, {2, cutOff, 4 * time.Second}, {1, unplugged, 3 * time.Second}},
+	}}
+}
+
+// Schedules runs the courses that have once shown a fault, and a random one for each seed, on one fleet, and hands over each result as it
+// comes.
 func Schedules(ctx context.Context, o Options, seeds []uint64, done func(Schedule) error) (err error) {
 	f, err := newFleet(ctx, o)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, f.close()) }()
+	courses := met()
 	for _, seed := range seeds {
-		s, err := f.schedule(ctx, seed)
+		courses = append(courses, random(seed, len(f.gateways)))
+	}
+	if err := f.settle(ctx); err != nil {
+		return err
+	}
+	for _, c := range courses {
+		s, err := f.run(ctx, c)
 		if err == nil {
 			err = done(s)
 		}
+		if err == nil && s.Twice > c.twice {
+			err = fmt.Errorf("two gateways answered for one address for %s, longer than %s", s.Twice, c.twice)
+		}
 		if err != nil {
-			return fmt.Errorf("the schedule of seed %d: %w", seed, errors.Join(err, f.logs()))
+			return fmt.Errorf("%s: %w", c.name, errors.Join(err, f.logs()))
 		}
 	}
 	return nil
 }
 
 // state is what is wrong with a gateway at present.
-type state struct{ dead, frozen, unplugged, cutOff bool }
+type state [kindsOfGateway]bool
 
-func (f *fleet) schedule(ctx context.Context, seed uint64) (s Schedule, err error) {
-	s.Seed = seed
-	r := rand.New(rand.NewPCG(seed, 0))
+func (f *fleet) run(ctx context.Context, c course) (s Schedule, err error) {
+	s.Name, s.Events = c.name, len(c.events)
 	witness, err := f.watch()
 	if err != nil {
 		return s, err
 	}
 	defer func() { err = errors.Join(err, witness.stop()) }()
-	states := map[*gateway]*state{}
-	for _, g := range f.gateways {
-		states[g] = &state{}
-	}
-	frozenHub := false
-	for ; s.Events < eventsOfSchedule && err == nil; s.Events++ {
-		g := f.gateways[r.IntN(len(f.gateways))]
-		if r.IntN(10) == 0 {
-			frozenHub = !frozenHub
-			err = f.lab.Hub.FreezeAPI(frozenHub)
-		} else {
-			err = f.turn(ctx, g, states[g], r.IntN(4))
-		}
-		err = errors.Join(err, pause(ctx, time.Duration(r.Int64N(int64(longestPause)))))
-	}
-	if frozenHub {
-		err = errors.Join(err, f.lab.Hub.FreezeAPI(false))
-	}
-	for g, is := range states {
-		for kind, wrong := range []bool{is.dead, is.frozen, is.unplugged, is.cutOff} {
-			if wrong {
-				err = errors.Join(err, f.turn(context.WithoutCancel(ctx), g, is, kind))
-			}
-		}
-	}
+	err = f.pass(ctx, c.events)
 	if err != nil {
 		return s, err
 	}
 	quiet := time.Now()
-	for {
-		if err := pause(ctx, turn); err != nil {
-			return s, err
-		}
+	err = pause(ctx, (settledTurns+1)*turn) // what was seen before does not count
+	for ; err == nil; err = pause(ctx, turn) {
 		unclear := witness.unclear()
 		s.Quiet, s.Twice = time.Since(quiet), witness.twice()
 		if len(unclear) == 0 {
@@ -101,35 +136,62 @@ func (f *fleet) schedule(ctx context.Context, seed uint64) (s Schedule, err erro
 			return s, fmt.Errorf("%s after everything was mended, %v are not answered for by one gateway", s.Quiet, unclear)
 		}
 	}
+	return s, err
+}
+
+// pass has everything fail and return, and mends in the end what is still wrong.
+func (f *fleet) pass(ctx context.Context, events []event) (err error) {
+	states, frozenHub := make([]state, len(f.gateways)), false
+	for _, e := range events {
+		if e.kind == hubFrozen {
+			frozenHub = !frozenHub
+			err = f.lab.Hub.FreezeAPI(frozenHub)
+		} else {
+			err = f.turn(ctx, f.gateways[e.gateway], &states[e.gateway], e.kind)
+		}
+		if err = errors.Join(err, pause(ctx, e.pause)); err != nil {
+			break
+		}
+	}
+	if frozenHub {
+		err = errors.Join(err, f.lab.Hub.FreezeAPI(false))
+	}
+	for i, g := range f.gateways {
+		for kind := range kindsOfGateway {
+			if states[i][kind] {
+				err = errors.Join(err, f.turn(context.WithoutCancel(ctx), g, &states[i], kind))
+			}
+		}
+	}
+	return err
 }
 
 // turn has a gateway fail in one way, or come back from that.
-func (f *fleet) turn(ctx context.Context, g *gateway, is *state, kind int) error {
-	switch kind {
-	case 0:
-		if is.dead = !is.dead; is.dead {
-			is.frozen = false
-			g.process.Kill()
-			return nil
+func (f *fleet) turn(ctx context.Context, g *gateway, is *state, in kind) error {
+	if in == frozen && is[killed] {
+		return nil
+	}
+	is[in] = !is[in]
+	switch in {
+	case killed:
+		if !is[killed] {
+			return g.start(f)
 		}
-		return g.start(f)
-	case 1:
-		if is.dead {
-			return nil
-		}
-		if is.frozen = !is.frozen; is.frozen {
+		is[frozen] = false
+		g.process.Kill()
+		return nil
+	case frozen:
+		if is[frozen] {
 			return g.process.Freeze()
 		}
 		return g.process.Thaw()
-	case 2:
-		is.unplugged = !is.unplugged
-		return f.lab.SetLinkOutside(g.name, !is.unplugged)
-	default:
-		if is.cutOff = !is.cutOff; is.cutOff {
-			return g.cutOff(ctx, f)
-		}
-		return g.reconnect(ctx, f)
+	case unplugged:
+		return f.lab.SetLinkOutside(g.name, !is[unplugged])
 	}
+	if is[cutOff] {
+		return g.cutOff(ctx, f)
+	}
+	return g.reconnect(ctx, f)
 }
 
 // settledTurns is for how many turns in a row an address has to have been answered for by one gateway.

@@ -126,8 +126,8 @@ func (w *witness) stop() error {
 	return errors.Join(err, w.failed)
 }
 
-// silence is the longest time in which nobody answered for an address, and which one.
-func (w *witness) silence() (longest time.Duration, of netip.Addr) {
+// silence is the longest time in which nobody answered for an address, which one, and how long after the witness's beginning that ended.
+func (w *witness) silence() (longest time.Duration, of netip.Addr, until time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for address, turns := range w.answers {
@@ -137,11 +137,11 @@ func (w *witness) silence() (longest time.Duration, of netip.Addr) {
 				run = 0
 			}
 			if run > longest {
-				longest, of = run, address
+				longest, of, until = run, address, time.Duration(at+1)*turn
 			}
 		}
 	}
-	return longest, of
+	return longest, of, until
 }
 
 // twice is the longest time in which two gateways answered for one address.

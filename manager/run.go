@@ -297,7 +297,8 @@ func (o *options) announcer(mgr ctrl.Manager, g *gateway.Options, mayAnswer func
 			return errors.New("--announce-interfaces is required with --announce=layer2: name the interfaces of the clients' segment, or use --announce=bgp or none")
 		}
 		g.Elects = true
-		g.Announcer = announce.NewLayer2(announce.Layer2Options{Interfaces: interfaces, Holds: mayAnswer, Changed: changed, Log: g.Log})
+		layer2 := announce.NewLayer2(announce.Layer2Options{Interfaces: interfaces, Holds: mayAnswer, Changed: changed, Log: g.Log})
+		g.Announcer, g.Conflicts = layer2, layer2.Conflicts
 	case announceBGP:
 		id, err := netip.ParseAddr(o.routerID)
 		if o.routerID != "" && (err != nil || !id.Is4()) {

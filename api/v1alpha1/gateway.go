@@ -85,7 +85,8 @@ type GatewayStatus struct {
 	// +kubebuilder:validation:MaxItems=1000
 	Unlisted []string `json:"unlisted,omitempty"`
 	// Conditions: Ready says whether the dataplane runs and holds what it should, BGPEstablished whether there is a session with every
-	// router, where addresses are announced by BGP, and Drained whether one that drains has let go of all addresses.
+	// router, where addresses are announced by BGP, Drained whether one that drains has let go of all addresses, and AddressConflict,
+	// while it is there, that another host on the segment answers for addresses of this gateway, and which.
 	// +optional
 	// +listType=map
 	// +listMapKey=type

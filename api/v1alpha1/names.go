@@ -51,6 +51,10 @@ const ConditionBGPEstablished = "BGPEstablished"
 // ConditionDrained of a Gateway that is told to drain: it answers for no address any more.
 const ConditionDrained = "Drained"
 
+// ConditionAddressConflict of a Gateway, which is there only while it is true: a host that is no gateway answers for addresses of this one
+// on the clients' segment (RFC 5227).
+const ConditionAddressConflict = "AddressConflict"
+
 // Condition types of a LoadBalancer, in the order in which they come true.
 const (
 	ConditionAccepted         = "Accepted"

@@ -23,13 +23,16 @@ import (
 // Layer2 answers ARP requests (RFC 826) and neighbour solicitations (RFC 4861) for its addresses in user space: the
 // addresses are on no interface, and a frozen or departed gateway stops answering. A new address is announced by
 // gratuitous ARP or an unsolicited advertisement, several times, since either may be lost; so are all of them when a link comes up,
-// and now and then, since a switch forgets sooner where a MAC is than hosts forget the MAC.
+// and now and then, since a switch forgets sooner where a MAC is than hosts forget the MAC. Whenever it announces an address it asks
+// whether another host has it, too.
 type Layer2 struct {
 	options Layer2Options
 
-	mu    sync.Mutex // guards owned and links
+	mu    sync.Mutex // guards all below
 	owned map[netip.Addr]bool
 	links map[string]*link
+	// claims are those of other hosts, by what they claim.
+	claims map[netip.Addr]*claim
 }
 
 var _ Announcer = (*Layer2)(nil)
@@ -40,7 +43,7 @@ type Layer2Options struct {
 	Interfaces []string
 	// Holds is asked before each answer and each announcement: without it nothing is sent. Nil means always.
 	Holds func() bool
-	// Changed is told when Able says something else than before; nil for nobody. It must not block.
+	// Changed is told when Able or Conflicts say something else than before; nil for nobody. It must not block.
 	Changed func()
 	Log     *slog.Logger
 }
@@ -53,7 +56,7 @@ func NewLayer2(o Layer2Options) *Layer2 {
 	if o.Changed == nil {
 		o.Changed = func() {}
 	}
-	return &Layer2{options: o, owned: map[netip.Addr]bool{}, links: map[string]*link{}}
+	return &Layer2{options: o, owned: map[netip.Addr]bool{}, links: map[string]*link{}, claims: map[netip.Addr]*claim{}}
 }
 
 // announcements is how often a new address is announced, and the pause between.
@@ -101,6 +104,7 @@ func (l *Layer2) Withdraw(addresses ...netip.Addr) {
 	defer l.mu.Unlock()
 	for _, a := range addresses {
 		delete(l.owned, a)
+		delete(l.claims, a)
 	}
 }
 
@@ -135,12 +139,18 @@ func (l *Layer2) announce(addresses []netip.Addr) {
 }
 
 func (l *Layer2) announceOn(k *link, addresses []netip.Addr) {
+	l.each(k, addresses, "announce", k.announce)
+	l.each(k, addresses, "ask for", k.ask)
+}
+
+// each sends something for each address, as long as anything may be sent.
+func (l *Layer2) each(k *link, addresses []netip.Addr, what string, send func(netip.Addr) error) {
 	for _, a := range addresses {
 		if !l.options.Holds() {
 			return
 		}
-		if err := k.announce(a); err != nil {
-			l.options.Log.Warn("announce", "address", a, "interface", k.device.Name, "error", err)
+		if err := send(a); err != nil {
+			l.options.Log.Warn(what, "address", a, "interface", k.device.Name, "error", err)
 		}
 	}
 }
@@ -180,6 +190,7 @@ func (l *Layer2) Run(ctx context.Context) error {
 		running.Go(func() { l.keep(ctx, k) })
 	}
 	running.Go(func() { l.refresh(ctx) })
+	running.Go(func() { l.follow(ctx) })
 	<-ctx.Done()
 	l.mu.Lock()
 	l.owned = map[netip.Addr]bool{}
@@ -278,7 +289,7 @@ func listen(name string) (*link, error) {
 	if err != nil {
 		return nil, err
 	}
-	filter, err := bpf.Assemble(solicitationsOnly())
+	filter, err := bpf.Assemble(neighboursOnly())
 	if err != nil {
 		return nil, errors.Join(err, arp.Close())
 	}
@@ -295,14 +306,15 @@ func listen(name string) (*link, error) {
 	return k, nil
 }
 
-// solicitationsOnly lets nothing but neighbour solicitations through to a socket. It would be given a copy of every IPv6 packet that the
+// neighboursOnly lets nothing but neighbour solicitations and advertisements through to a socket. It would be given a copy of every IPv6 packet that the
 // gateway forwards otherwise, and questions would be lost among them.
-func solicitationsOnly() []bpf.Instruction {
+func neighboursOnly() []bpf.Instruction {
 	return []bpf.Instruction{
 		bpf.LoadAbsolute{Off: ethernetHeader + ipv6NextHeader, Size: 1},
-		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.IPPROTO_ICMPV6, SkipFalse: 3},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.IPPROTO_ICMPV6, SkipFalse: 4},
 		bpf.LoadAbsolute{Off: ethernetHeader + ipv6Header, Size: 1},
-		bpf.JumpIf{Cond: bpf.JumpEqual, Val: solicitation, SkipFalse: 1},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: solicitation, SkipTrue: 1},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: advertisement, SkipFalse: 1},
 		bpf.RetConstant{Val: maxFrame},
 		bpf.RetConstant{Val: 0},
 	}
@@ -336,22 +348,22 @@ func (l *Layer2) owns(a netip.Addr) bool {
 	return l.owned[a] && l.options.Holds()
 }
 
-// answerARP answers a request for an address of ours.
+// answerARP answers a request for an address of ours, and heeds whoever says that it has one.
 func (l *Layer2) answerARP(k *link, frame []byte) error {
 	if len(frame) < ethernetHeader+arpLength {
 		return nil
 	}
 	p := frame[ethernetHeader:]
-	if binary.BigEndian.Uint16(p[6:]) != 1 || [4]byte(p[2:6]) != [4]byte{8, 0, 6, 4} {
+	if [4]byte(p[2:6]) != [4]byte{8, 0, 6, 4} {
 		return nil
 	}
 	target, sender := netip.AddrFrom4([4]byte(p[24:28])), netip.AddrFrom4([4]byte(p[14:18]))
-	if !l.owns(target) || sender == target {
+	l.heard(sender, net.HardwareAddr(p[8:14]))
+	if binary.BigEndian.Uint16(p[6:]) != 1 || !l.owns(target) || sender == target {
 		return nil
 	}
 	reply := k.arpFrame(2, net.HardwareAddr(p[8:14]), target, net.HardwareAddr(p[8:14]), sender)
-	_, err := k.arp.WriteTo(reply, &packet.Addr{HardwareAddr: net.HardwareAddr(p[8:14])})
-	return err
+	return k.send(k.arp, reply)
 }
 
 // arpFrame is an ARP packet that says that address is at this link's MAC.
@@ -364,7 +376,7 @@ func (k *link) arpFrame(operation uint16, to net.HardwareAddr, address netip.Add
 	return append(append(b, target...), targetAddress.AsSlice()...)
 }
 
-// answerNDP answers a solicitation for an address of ours, duplicate address detection included.
+// answerNDP answers a solicitation for an address of ours, duplicate address detection included, and heeds whoever says that it has one.
 func (l *Layer2) answerNDP(k *link, frame []byte) error {
 	const solicitationLength = 24
 	if len(frame) < ethernetHeader+ipv6Header+solicitationLength {
@@ -373,18 +385,26 @@ func (l *Layer2) answerNDP(k *link, frame []byte) error {
 	ip := frame[ethernetHeader:]
 	icmp := ip[ipv6Header:]
 	// Next header ICMPv6, hop limit 255 (RFC 4861 section 7.1.1), type and code.
-	if ip[ipv6NextHeader] != unix.IPPROTO_ICMPV6 || ip[7] != 255 || icmp[0] != solicitation || icmp[1] != 0 {
+	if ip[ipv6NextHeader] != unix.IPPROTO_ICMPV6 || ip[7] != 255 || icmp[1] != 0 {
 		return nil
 	}
 	target, source := netip.AddrFrom16([16]byte(icmp[8:24])), netip.AddrFrom16([16]byte(ip[8:24]))
-	if !l.owns(target) {
+	if icmp[0] == advertisement {
+		l.heard(target, net.HardwareAddr(frame[6:12]))
+	}
+	if icmp[0] != solicitation || !l.owns(target) {
 		return nil
 	}
 	flags, to, mac := flagSolicited|flagOverride, source, net.HardwareAddr(frame[6:12])
 	if source.IsUnspecified() {
 		flags, to, mac = flagOverride, allNodes, allNodesMAC
 	}
-	_, err := k.ndp.WriteTo(k.advertisement(mac, to, target, flags), &packet.Addr{HardwareAddr: mac})
+	return k.send(k.ndp, k.advertisement(mac, to, target, flags))
+}
+
+// send sends a frame to whom it is for.
+func (k *link) send(c *packet.Conn, frame []byte) error {
+	_, err := c.WriteTo(frame, &packet.Addr{HardwareAddr: net.HardwareAddr(frame[:6])})
 	return err
 }
 
@@ -397,14 +417,18 @@ var (
 // advertisement is a neighbour advertisement from the address itself, with this link's MAC as the target's.
 func (k *link) advertisement(mac net.HardwareAddr, to, address netip.Addr, flags byte) []byte {
 	icmp := append([]byte{advertisement, 0, 0, 0, flags, 0, 0, 0}, address.AsSlice()...)
-	icmp = append(append(icmp, 2, 1), k.device.HardwareAddr...)
-	binary.BigEndian.PutUint16(icmp[2:], checksum(address, to, icmp))
+	return k.icmp6Frame(mac, address, to, append(append(icmp, 2, 1), k.device.HardwareAddr...))
+}
+
+// icmp6Frame is an ICMPv6 message without its checksum, as a frame.
+func (k *link) icmp6Frame(mac net.HardwareAddr, from, to netip.Addr, icmp []byte) []byte {
+	binary.BigEndian.PutUint16(icmp[2:], checksum(from, to, icmp))
 	b := append(append([]byte{}, mac...), k.device.HardwareAddr...)
 	b = binary.BigEndian.AppendUint16(b, etherTypeIPv6)
 	b = append(b, 0x60, 0, 0, 0)
 	b = binary.BigEndian.AppendUint16(b, uint16(len(icmp)))
 	b = append(b, unix.IPPROTO_ICMPV6, 255)
-	b = append(append(b, address.AsSlice()...), to.AsSlice()...)
+	b = append(append(b, from.AsSlice()...), to.AsSlice()...)
 	return append(b, icmp...)
 }
 
@@ -428,9 +452,7 @@ func checksum(from, to netip.Addr, icmp []byte) uint16 {
 // announce sends a gratuitous ARP request, which more hosts heed than a reply, or an unsolicited advertisement.
 func (k *link) announce(a netip.Addr) error {
 	if a.Is4() {
-		_, err := k.arp.WriteTo(k.arpFrame(1, broadcast, a, make(net.HardwareAddr, 6), a), &packet.Addr{HardwareAddr: broadcast})
-		return err
+		return k.send(k.arp, k.arpFrame(1, broadcast, a, make(net.HardwareAddr, 6), a))
 	}
-	_, err := k.ndp.WriteTo(k.advertisement(allNodesMAC, allNodes, a, flagOverride), &packet.Addr{HardwareAddr: allNodesMAC})
-	return err
+	return k.send(k.ndp, k.advertisement(allNodesMAC, allNodes, a, flagOverride))
 }

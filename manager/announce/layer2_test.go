@@ -2,9 +2,11 @@ package announce
 
 import (
 	"encoding/hex"
+	"log/slog"
 	"net"
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/net/bpf"
@@ -41,8 +43,8 @@ func TestAnAdvertisementHasAValidChecksum(t *testing.T) {
 	require.Zero(t, checksum(address, allNodes, icmp))
 }
 
-func TestASocketIsGivenSolicitationsOnly(t *testing.T) {
-	filter, err := bpf.NewVM(solicitationsOnly())
+func TestASocketIsGivenSolicitationsAndAdvertisementsOnly(t *testing.T) {
+	filter, err := bpf.NewVM(neighboursOnly())
 	require.NoError(t, err)
 	given := func(nextHeader, first byte) bool {
 		frame := make([]byte, ethernetHeader+ipv6Header+24)
@@ -53,7 +55,8 @@ func TestASocketIsGivenSolicitationsOnly(t *testing.T) {
 		return n > 0
 	}
 	require.True(t, given(58, 135))
-	require.False(t, given(58, 136), "an advertisement")
+	require.True(t, given(58, 136))
+	require.False(t, given(58, 134), "a router's advertisement")
 	require.False(t, given(58, 128), "an echo request")
 	require.False(t, given(6, 135), "TCP from port 34560 on")
 	require.False(t, given(17, 135))
@@ -91,4 +94,78 @@ func FuzzFramesFromTheWire(f *testing.F) {
 		require.NoError(t, l.answerARP(testLink(), frame))
 		require.NoError(t, l.answerNDP(testLink(), frame))
 	})
+}
+
+func TestAnotherHostThatHasAnAddressIsNamedAsSoonAsItSaysSoTwice(t *testing.T) {
+	one, two := netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("2001:db8::1")
+	stranger := &link{device: &net.Interface{Name: "stranger", HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 9}}}
+	holds, changes := true, 0
+	l := NewLayer2(Layer2Options{Holds: func() bool { return holds }, Changed: func() { changes++ }, Log: slog.New(slog.DiscardHandler)})
+	l.links["test0"] = testLink()
+	l.Announce(one, two)
+	now := time.Now()
+	mac := stranger.device.HardwareAddr
+	require.False(t, l.claimed(one, mac, now), "a frame may have been late")
+	require.False(t, l.claimed(one, mac, now.Add(certainAfter/2)))
+	require.Empty(t, l.Conflicts())
+	require.True(t, l.claimed(one, mac, now.Add(certainAfter)))
+	require.False(t, l.claimed(one, mac, now.Add(2*certainAfter)), "it is known")
+	require.Equal(t, []Conflict{{one, "02:00:00:00:00:09"}}, l.Conflicts())
+
+	for name, heed := range map[string]func() bool{
+		"one's own frame":             func() bool { return l.claimed(two, testLink().device.HardwareAddr, now) },
+		"an address of somebody else": func() bool { return l.claimed(netip.MustParseAddr("203.0.113.2"), mac, now) },
+		"without the lease":           func() bool { holds = false; defer func() { holds = true }(); return l.claimed(two, mac, now) },
+	} {
+		require.False(t, heed(), name)
+		require.Len(t, l.claims, 1, name)
+	}
+	last := now.Add(2 * certainAfter)
+	require.Empty(t, l.forget(last.Add(forgottenAfter-time.Millisecond)))
+	require.Equal(t, []netip.Addr{one}, l.forget(last.Add(forgottenAfter)))
+	require.Empty(t, l.Conflicts())
+
+	l.claimed(one, mac, now)
+	l.Withdraw(one)
+	require.Empty(t, l.claims, "whoever has it now")
+
+	// What says so: any ARP packet by its sender, and an advertisement.
+	l.Announce(one)
+	require.NoError(t, l.answerARP(testLink(), stranger.arpFrame(1, broadcast, one, make(net.HardwareAddr, 6), netip.MustParseAddr("203.0.113.9"))))
+	require.NoError(t, l.answerNDP(testLink(), stranger.advertisement(allNodesMAC, allNodes, two, flagOverride)))
+	require.Equal(t, mac.String(), l.claims[one].mac)
+	require.Equal(t, mac.String(), l.claims[two].mac)
+	l.claims[one].first = now.Add(-certainAfter)
+	require.NoError(t, l.answerARP(testLink(), stranger.arpFrame(2, testLink().device.HardwareAddr, one, testLink().device.HardwareAddr, netip.IPv4Unspecified())))
+	require.Len(t, l.Conflicts(), 1)
+	require.Equal(t, 1, changes)
+}
+
+func TestAHostThatClaimsEverythingIsFollowedUpToALimit(t *testing.T) {
+	l := NewLayer2(Layer2Options{})
+	a := netip.MustParseAddr("203.0.113.0")
+	for range 2 * maxClaims {
+		l.Announce(a)
+		l.claimed(a, net.HardwareAddr{2, 0, 0, 0, 0, 9}, time.Now())
+		a = a.Next()
+	}
+	require.Len(t, l.claims, maxClaims)
+}
+
+func TestAQuestionForOnesOwnAddressTellsNobodyWhereItIs(t *testing.T) {
+	frame := testLink().arpFrame(1, broadcast, netip.IPv4Unspecified(), make(net.HardwareAddr, 6), netip.MustParseAddr("203.0.113.1"))
+	require.Equal(t, "ffffffffffff"+"020000000001"+"0806"+"0001"+"0800"+"06"+"04"+"0001"+
+		"020000000001"+"00000000"+"000000000000"+"cb007101", hex.EncodeToString(frame))
+	address := netip.MustParseAddr("2001:db8::12:3456")
+	frame = testLink().solicitation(address)
+	require.Equal(t, "3333ff123456"+"020000000001"+"86dd", hex.EncodeToString(frame[:14]))
+	ip, icmp := frame[14:54], frame[54:]
+	require.Equal(t, netip.IPv6Unspecified(), netip.AddrFrom16([16]byte(ip[8:24])))
+	group := netip.AddrFrom16([16]byte(ip[24:40]))
+	require.Equal(t, netip.MustParseAddr("ff02::1:ff12:3456"), group)
+	require.EqualValues(t, 255, ip[7])
+	require.EqualValues(t, solicitation, icmp[0])
+	require.Equal(t, address, netip.AddrFrom16([16]byte(icmp[8:24])))
+	require.Len(t, icmp, 24, "no option: who has no address says no MAC (RFC 4861 section 4.3)")
+	require.Zero(t, checksum(netip.IPv6Unspecified(), group, icmp))
 }

@@ -42,6 +42,8 @@ type Options struct {
 	Backend   BackendOptions
 	Forbidden []netip.Prefix
 	Announcer announce.Announcer
+	// Conflicts are addresses that the announcer has and another host says are its own; nil where nobody hears of that.
+	Conflicts func() []announce.Conflict
 	// Member is told of other gateways, and by its lease whether this one may answer; nil where it may always.
 	Member *membership.Member
 	// Elects: of the members one answers for each address; otherwise every gateway announces every address.

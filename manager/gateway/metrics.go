@@ -16,7 +16,7 @@ import (
 type metrics struct {
 	ready, draining, mayAnswer   prometheus.Gauge
 	frontends, addresses, failed prometheus.Gauge
-	handedOver                   prometheus.Gauge
+	conflicts, handedOver        prometheus.Gauge
 	hub, targets                 *prometheus.GaugeVec
 	backend, sessions, detected  *prometheus.GaugeVec
 	starts                       prometheus.Counter
@@ -49,6 +49,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		mayAnswer: gauge("may_answer", "Whether the gateway may answer for addresses: it holds its Lease, or goes on without the hub's API."),
 		frontends: gauge("frontends", "Pairs of address and port that the dataplane holds."),
 		addresses: gauge("announced_addresses", "Addresses that the gateway answers for."),
+		conflicts: gauge("conflicting_addresses", "Addresses that another host on the segment says are its own, by layer 2."),
 		failed:    gauge("failed_records", "Records that the dataplane did not take."),
 		handedOver: gauge("handed_over_addresses",
 			"Addresses of which packets of unknown connections are sent to the gateway that answered for them before, by layer 2. By BGP gateways always ask one another."),
@@ -68,7 +69,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 	if r == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.ready, m.draining, m.mayAnswer, m.frontends, m.addresses, m.failed, m.handedOver, m.hub, m.targets, m.backend, m.sessions, m.detected,
+	for _, c := range []prometheus.Collector{m.ready, m.draining, m.mayAnswer, m.frontends, m.addresses, m.conflicts, m.failed, m.handedOver, m.hub, m.targets, m.backend, m.sessions, m.detected,
 		m.starts, m.applies, m.connections, m.packets, m.bytes, m.drops} {
 		if err := r.Register(c); err != nil {
 			return nil, fmt.Errorf("register metrics: %w", err)
@@ -89,9 +90,9 @@ func set(g prometheus.Gauge, is bool) {
 type beside struct {
 	draining, mayAnswer bool
 	// hub tells whether its API is reached; nil where nobody knows.
-	hub                *bool
-	failed, handedOver int
-	targets, unhealthy int
+	hub                           *bool
+	failed, handedOver, conflicts int
+	targets, unhealthy            int
 }
 
 // show takes over what the Gateway object says, and what there is beside.
@@ -104,6 +105,7 @@ func (m *metrics) show(s *v1alpha1.GatewayStatus, b beside) {
 	}
 	m.frontends.Set(float64(s.Frontends))
 	m.addresses.Set(float64(s.AnnouncedAddresses))
+	m.conflicts.Set(float64(b.conflicts))
 	m.failed.Set(float64(b.failed))
 	m.handedOver.Set(float64(b.handedOver))
 	m.targets.WithLabelValues("healthy").Set(float64(b.targets - b.unhealthy))

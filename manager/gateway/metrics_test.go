@@ -22,8 +22,9 @@ func TestMetricsAreWellNamedAndSayWhatTheGatewaySays(t *testing.T) {
 	status := v1alpha1.GatewayStatus{Backend: v1alpha1.GatewayBackend{Name: "nftables", Version: "1"}, Frontends: 4, AnnouncedAddresses: 2,
 		Conditions:  []metav1.Condition{{Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue}},
 		BGPSessions: []v1alpha1.BGPSession{{Peer: "a", State: v1alpha1.BGPEstablished, BFD: "Up"}, {Peer: "b", State: v1alpha1.BGPDown}}}
-	m.show(&status, beside{mayAnswer: true, failed: 1, targets: 5, unhealthy: 2})
+	m.show(&status, beside{mayAnswer: true, failed: 1, conflicts: 3, targets: 5, unhealthy: 2})
 	m.drops.WithLabelValues("refused").Add(1)
+	require.Equal(t, 3.0, testutil.ToFloat64(m.conflicts))
 	require.Zero(t, testutil.CollectAndCount(m.hub), "nobody knows whether the hub is reached")
 	problems, err := testutil.GatherAndLint(r)
 	require.NoError(t, err)
@@ -46,6 +47,7 @@ kubelb_gateway_ready 1
 	reached := true
 	m.show(&status, beside{draining: true, hub: &reached})
 	require.Zero(t, testutil.ToFloat64(m.ready))
+	require.Zero(t, testutil.ToFloat64(m.conflicts))
 	require.Equal(t, 1.0, testutil.ToFloat64(m.draining))
 	require.Equal(t, 1.0, testutil.ToFloat64(m.hub))
 	require.Equal(t, 1, testutil.CollectAndCount(m.sessions), "a peer that is gone is not there")

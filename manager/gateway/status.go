@@ -15,6 +15,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/manager/announce"
 )
 
 // publish hands the present state to the writer; only the newest counts.
@@ -57,11 +58,18 @@ func (g *Gateway) publish() {
 	if g.draining() {
 		s.Conditions = append(s.Conditions, drainedCondition(s.AnnouncedAddresses))
 	}
+	var conflicts []announce.Conflict
+	if g.options.Conflicts != nil {
+		conflicts = g.options.Conflicts()
+	}
+	if len(conflicts) > 0 {
+		s.Conditions = append(s.Conditions, conflictCondition(conflicts))
+	}
 	if g.routers != nil {
 		s.BGPSessions = g.routers.sessions()
 		s.Conditions = append(s.Conditions, sessionsCondition(s.BGPSessions))
 	}
-	g.metrics.show(&s, g.beside())
+	g.metrics.show(&s, g.beside(len(conflicts)))
 	select {
 	case <-g.status:
 	default:
@@ -69,8 +77,8 @@ func (g *Gateway) publish() {
 	g.status <- s
 }
 
-func (g *Gateway) beside() beside {
-	b := beside{draining: g.draining(), mayAnswer: g.MayAnswer(), failed: len(g.fails), handedOver: len(g.answering.handover.formers), targets: g.targets, unhealthy: len(g.unhealthy)}
+func (g *Gateway) beside(conflicts int) beside {
+	b := beside{conflicts: conflicts, draining: g.draining(), mayAnswer: g.MayAnswer(), failed: len(g.fails), handedOver: len(g.answering.handover.formers), targets: g.targets, unhealthy: len(g.unhealthy)}
 	if g.options.Member != nil {
 		reaches := g.options.Member.Reaches()
 		b.hub = &reaches
@@ -83,6 +91,18 @@ func drainedCondition(answered int32) metav1.Condition {
 		return metav1.Condition{Type: v1alpha1.ConditionDrained, Status: metav1.ConditionFalse, Reason: "Draining", Message: fmt.Sprintf("it still answers for %d addresses", answered)}
 	}
 	return metav1.Condition{Type: v1alpha1.ConditionDrained, Status: metav1.ConditionTrue, Reason: "Drained", Message: "other gateways answer for all addresses; connections that it has go on"}
+}
+
+// namedConflicts are named in the condition, no more.
+const namedConflicts = 10
+
+func conflictCondition(conflicts []announce.Conflict) metav1.Condition {
+	message := fmt.Sprintf("another host on the segment says that these addresses are its own, so that clients may reach it instead: %v", conflicts[:min(len(conflicts), namedConflicts)])
+	if more := len(conflicts) - namedConflicts; more > 0 {
+		message += fmt.Sprintf(" and %d more", more)
+	}
+	return metav1.Condition{Type: v1alpha1.ConditionAddressConflict, Status: metav1.ConditionTrue, Reason: "AnotherHostAnswers",
+		Message: message + "; take the addresses from that host, or out of the AddressPool"}
 }
 
 func clip(s string, n int) string {

@@ -11,6 +11,7 @@ import (
 
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
@@ -210,6 +211,9 @@ func (f *fleet) settle(ctx context.Context) error {
 	if f.bgp {
 		return until(ctx, "routes by all gateways", f.routed)
 	}
+	if err := f.unclaimed(ctx); err != nil {
+		return err
+	}
 	return until(ctx, "the gateways at rest", func() error {
 		var list v1alpha1.GatewayList
 		if err := f.hub.List(ctx, &list); err != nil {
@@ -227,6 +231,20 @@ func (f *fleet) settle(ctx context.Context) error {
 		}
 		return f.agree(ctx)
 	})
+}
+
+// unclaimed requires that no gateway takes another one for a host that has its addresses, whatever has happened to them lately.
+func (f *fleet) unclaimed(ctx context.Context) error {
+	var list v1alpha1.GatewayList
+	if err := f.hub.List(ctx, &list); err != nil {
+		return err
+	}
+	for _, g := range list.Items {
+		if c := meta.FindStatusCondition(g.Status.Conditions, v1alpha1.ConditionAddressConflict); c != nil {
+			return fmt.Errorf("%s says: %s", g.Name, c.Message)
+		}
+	}
+	return nil
 }
 
 // routed tells whether the router spreads each address over all gateways.

@@ -103,6 +103,9 @@ func Schedules(ctx context.Context, o Options, seeds []uint64, done func(Schedul
 		if err == nil && s.Twice > c.twice {
 			err = fmt.Errorf("two gateways answered for one address for %s, longer than %s", s.Twice, c.twice)
 		}
+		if err == nil {
+			err = f.unclaimed(ctx)
+		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", c.name, errors.Join(err, f.logs()))
 		}

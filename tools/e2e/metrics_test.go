@@ -25,6 +25,7 @@ func TestTheManagerTellsPrometheusHowItIs(t *testing.T) {
 			`kubelb_gateway_backend_info\{backend="` + backendName() + `",version="[0-9.]+"\} 1`,
 			`kubelb_gateway_frontends [1-9][0-9]*`,
 			`kubelb_gateway_announced_addresses [1-9][0-9]*`,
+			`kubelb_gateway_conflicting_addresses 0`,
 			`kubelb_gateway_apply_seconds_count [1-9][0-9]*`,
 			`kubelb_tenant_connections_total\{tenant="a"\} [1-9][0-9.e+]*`,
 			`kubelb_address_pool_addresses\{family="IPv4",pool="public",state="used"\} [1-9][0-9]*`,

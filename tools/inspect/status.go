@@ -158,6 +158,9 @@ func (h *Hub) gatewayLine(g *v1alpha1.Gateway, say sayer) GatewayLine {
 	for _, namespace := range g.Status.Unlisted {
 		say(Error, object, "more LoadBalancers of namespace %s are refused than are named here", namespace)
 	}
+	if conflict := meta.FindStatusCondition(g.Status.Conditions, v1alpha1.ConditionAddressConflict); conflict != nil && line.State != gone {
+		say(Error, object, "%s: %s", conflict.Reason, conflict.Message)
+	}
 	if bgp := meta.FindStatusCondition(g.Status.Conditions, v1alpha1.ConditionBGPEstablished); bgp != nil {
 		up := 0
 		for _, session := range g.Status.BGPSessions {

@@ -305,6 +305,8 @@ func (r *serviceReconciler) publish(ctx context.Context, service *corev1.Service
 	case !changed:
 	case condition.Reason == translate.ReasonNoNodes:
 		r.event(service, corev1.EventTypeWarning, eventUnavailable, condition.Message)
+	case condition.Reason == v1alpha1.ReasonAddressConflict:
+		r.event(service, corev1.EventTypeWarning, condition.Reason, condition.Message)
 	case condition.Status == metav1.ConditionFalse && !waiting[condition.Reason]:
 		r.event(service, corev1.EventTypeWarning, eventSyncFailed, condition.Message)
 	}

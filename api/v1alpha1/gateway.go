@@ -84,9 +84,15 @@ type GatewayStatus struct {
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=1000
 	Unlisted []string `json:"unlisted,omitempty"`
+	// Conflicts are addresses that this gateway answers for and another host on the segment says are its own, up to 64 of them.
+	// +optional
+	// +listType=map
+	// +listMapKey=address
+	// +kubebuilder:validation:MaxItems=100
+	Conflicts []AddressConflict `json:"conflicts,omitempty"`
 	// Conditions: Ready says whether the dataplane runs and holds what it should, BGPEstablished whether there is a session with every
 	// router, where addresses are announced by BGP, Drained whether one that drains has let go of all addresses, and AddressConflict,
-	// while it is there, that another host on the segment answers for addresses of this gateway, and which.
+	// while it is there, that there are conflicts.
 	// +optional
 	// +listType=map
 	// +listMapKey=type
@@ -101,6 +107,13 @@ type GatewayBackend struct {
 	Version string `json:"version,omitempty"`
 	// +optional
 	Features []string `json:"features,omitempty"`
+}
+
+// AddressConflict is an address that a host has which is no gateway.
+type AddressConflict struct {
+	Address string `json:"address"`
+	// MAC is that host's, as it said last.
+	MAC string `json:"mac"`
 }
 
 // GatewayTenantUse is what a tenant's busiest ports have at a gateway, to a twentieth of the limit.

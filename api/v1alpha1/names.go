@@ -55,6 +55,10 @@ const ConditionDrained = "Drained"
 // on the clients' segment (RFC 5227).
 const ConditionAddressConflict = "AddressConflict"
 
+// ReasonAddressConflict of a LoadBalancer's conditions Announced and Ready, which are true: a host that is no gateway answers for one of its
+// addresses as well.
+const ReasonAddressConflict = "AddressConflict"
+
 // Condition types of a LoadBalancer, in the order in which they come true.
 const (
 	ConditionAccepted         = "Accepted"

@@ -148,6 +148,3 @@ func (k *link) solicitation(a netip.Addr) []byte {
 	mac := net.HardwareAddr{0x33, 0x33, 0xff, low[13], low[14], low[15]}
 	return k.icmp6Frame(mac, netip.IPv6Unspecified(), group, append([]byte{solicitation, 0, 0, 0, 0, 0, 0, 0}, low[:]...))
 }
-
-// String says it for people.
-func (c Conflict) String() string { return c.Address.String() + " by " + c.MAC }

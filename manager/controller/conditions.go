@@ -78,7 +78,11 @@ func (c *conditions) ready() {
 		}
 	}
 	reason, message := reasonReady, "served"
-	if accepted := meta.FindStatusCondition(c.lb.Status.Conditions, v1alpha1.ConditionAccepted); accepted.Reason != reasonAccepted {
+	accepted, announced := meta.FindStatusCondition(c.lb.Status.Conditions, v1alpha1.ConditionAccepted), meta.FindStatusCondition(c.lb.Status.Conditions, v1alpha1.ConditionAnnounced)
+	switch {
+	case announced.Reason == v1alpha1.ReasonAddressConflict:
+		reason, message = announced.Reason, "served, but: "+announced.Message
+	case accepted.Reason != reasonAccepted:
 		reason, message = accepted.Reason, "served, but: "+accepted.Message
 	}
 	c.set(v1alpha1.ConditionReady, true, reason, message)

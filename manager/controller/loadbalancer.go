@@ -3,6 +3,7 @@ package controller
 import (
 	"context"
 	"net/netip"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -46,10 +47,12 @@ type loadBalancerReconciler struct {
 	metrics      *metrics
 }
 
-// setUp lists what wakes a LoadBalancer up. Pools wake up only those that wait, and so do gateways, but for those that they fail.
+// setUp lists what wakes a LoadBalancer up. Pools wake up only those that wait, and so do gateways, but for those that they fail, and those whose
+// addresses another host has.
 func (r *loadBalancerReconciler) setUp(mgr ctrl.Manager) error {
-	gateways := func(_ context.Context, o client.Object) []reconcile.Request {
-		return append(r.waiting.taken(o.(*v1alpha1.Gateway)), failing(o.(*v1alpha1.Gateway))...)
+	gateways := func(ctx context.Context, o client.Object) []reconcile.Request {
+		g := o.(*v1alpha1.Gateway)
+		return slices.Concat(r.waiting.taken(g), failing(g), r.conflicting(ctx, g))
 	}
 	pools := func(context.Context, client.Object) []reconcile.Request { return r.waiting.addresses() }
 	return ctrl.NewControllerManagedBy(mgr).Named("loadbalancer").
@@ -71,6 +74,28 @@ func (r *loadBalancerReconciler) inNamespace(ctx context.Context, namespace stri
 	out := make([]reconcile.Request, len(lbs.Items))
 	for i := range lbs.Items {
 		out[i].NamespacedName = client.ObjectKeyFromObject(&lbs.Items[i])
+	}
+	return out
+}
+
+// conflicting are those with an address of which the gateway says that another host has it. Of a change of the gateway those of before are
+// asked for, too.
+func (r *loadBalancerReconciler) conflicting(ctx context.Context, g *v1alpha1.Gateway) (out []reconcile.Request) {
+	if len(g.Status.Conflicts) == 0 {
+		return nil
+	}
+	claimed := map[string]bool{}
+	for _, c := range g.Status.Conflicts {
+		claimed[c.Address] = true
+	}
+	var lbs v1alpha1.LoadBalancerList
+	if err := r.client.List(ctx, &lbs, client.UnsafeDisableDeepCopy); err != nil {
+		return nil
+	}
+	for i := range lbs.Items {
+		if slices.ContainsFunc(lbs.Items[i].Status.Addresses, func(a v1alpha1.AllocatedAddress) bool { return claimed[a.Address] }) {
+			out = append(out, reconcile.Request{NamespacedName: client.ObjectKeyFromObject(&lbs.Items[i])})
+		}
 	}
 	return out
 }
@@ -237,7 +262,8 @@ func (r *loadBalancerReconciler) observe(ctx context.Context, lb *v1alpha1.LoadB
 	}
 	switch {
 	case view.announced && c.isTrue(v1alpha1.ConditionProgrammed):
-		c.set(v1alpha1.ConditionAnnounced, true, reasonAnnounced, "a gateway answers for its addresses")
+		reason, message := view.announcement()
+		c.set(v1alpha1.ConditionAnnounced, true, reason, message)
 	case !c.isTrue(v1alpha1.ConditionAnnounced):
 		c.set(v1alpha1.ConditionAnnounced, false, reasonWaitingForAnnouncement, view.silence())
 	}
@@ -265,6 +291,17 @@ func ingressOf(lb *v1alpha1.LoadBalancer) corev1.LoadBalancerStatus {
 	return out
 }
 
+// worthAnEvent tells whether a condition says of something that is wrong, and does not pass by itself.
+func worthAnEvent(c *metav1.Condition) bool {
+	switch c.Reason {
+	case reasonNotAccepted, reasonWaitingForGateway, reasonWaitingForAnnouncement:
+		return false
+	case v1alpha1.ReasonAddressConflict:
+		return true
+	}
+	return c.Status != metav1.ConditionTrue
+}
+
 // write updates the status where it differs and tells in an event what changed for the worse.
 func (r *loadBalancerReconciler) write(ctx context.Context, before, lb *v1alpha1.LoadBalancer) error {
 	if equality.Semantic.DeepEqual(before.Status, lb.Status) {
@@ -276,10 +313,9 @@ func (r *loadBalancerReconciler) write(ctx context.Context, before, lb *v1alpha1
 	if len(before.Status.LoadBalancer.Ingress) == 0 && len(lb.Status.LoadBalancer.Ingress) > 0 {
 		r.metrics.ready.Observe(time.Since(lb.CreationTimestamp.Time).Seconds())
 	}
-	for _, kind := range []string{v1alpha1.ConditionAccepted, v1alpha1.ConditionAddressAllocated, v1alpha1.ConditionProgrammed} {
+	for _, kind := range []string{v1alpha1.ConditionAccepted, v1alpha1.ConditionAddressAllocated, v1alpha1.ConditionProgrammed, v1alpha1.ConditionAnnounced} {
 		was, is := meta.FindStatusCondition(before.Status.Conditions, kind), meta.FindStatusCondition(lb.Status.Conditions, kind)
-		quiet := is == nil || is.Status == metav1.ConditionTrue || is.Reason == reasonNotAccepted || is.Reason == reasonWaitingForGateway
-		if !quiet && (was == nil || was.Message != is.Message) {
+		if is != nil && worthAnEvent(is) && (was == nil || was.Message != is.Message) {
 			r.events.Eventf(lb, nil, corev1.EventTypeWarning, is.Reason, "Sync", "%s", is.Message)
 			return nil
 		}

@@ -10,6 +10,7 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/tools/events"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -144,4 +145,42 @@ func TestWhoWaitsGetsAnAddressOnceGatewaysHaveLetGoOfItForAnotherOne(t *testing.
 	require.NoError(t, reconcileIt("waits"))
 	addresses, _ = has("waits")
 	require.Equal(t, []string{"203.0.113.1"}, addresses)
+}
+
+func TestAnAddressThatAnotherHostHasIsToldOfWhereItsServiceIs(t *testing.T) {
+	lb, other := recorded("web", 0, "203.0.113.1"), recorded("other", 0, "203.0.113.2")
+	for _, lb := range []*v1alpha1.LoadBalancer{lb, other} {
+		lb.Spec = v1alpha1.LoadBalancerSpec{Type: corev1.ServiceTypeLoadBalancer, Ports: []v1alpha1.LoadBalancerPort{{Port: 80}},
+			Endpoints: []v1alpha1.LoadBalancerEndpoints{{Ports: []v1alpha1.EndpointPort{{Port: 30080}}}}}
+	}
+	tenant, gateway := &v1alpha1.Tenant{}, &v1alpha1.Gateway{Status: v1alpha1.GatewayStatus{AppliedResourceVersion: "1000000", AnnouncedResourceVersion: "1000000"}}
+	tenant.Name, gateway.Name = "a", "g"
+	gateway.Status.Conflicts = []v1alpha1.AddressConflict{{Address: "203.0.113.1", MAC: "02:00:00:00:00:09"}}
+	scheme := runtime.NewScheme()
+	require.NoError(t, errors.Join(v1alpha1.AddToScheme(scheme), coordinationv1.AddToScheme(scheme)))
+	c := fake.NewClientBuilder().WithScheme(scheme).WithObjects(public(), tenant, gateway, lb, other).WithStatusSubresource(&v1alpha1.LoadBalancer{}).Build()
+	r := reconcilerOf(t, c)
+	key := client.ObjectKeyFromObject(lb)
+	says := func() metav1.Condition {
+		for range 3 { // the finalizer, the allocation, what gateways made of it
+			_, err := r.Reconcile(t.Context(), reconcile.Request{NamespacedName: key})
+			require.NoError(t, err)
+		}
+		require.NoError(t, c.Get(t.Context(), key, lb))
+		return *meta.FindStatusCondition(lb.Status.Conditions, v1alpha1.ConditionReady)
+	}
+	require.Equal(t, []reconcile.Request{{NamespacedName: key}}, r.conflicting(t.Context(), gateway))
+	ready := says()
+	require.Equal(t, metav1.ConditionTrue, ready.Status)
+	require.Equal(t, v1alpha1.ReasonAddressConflict, ready.Reason)
+	require.Contains(t, ready.Message, "served, but: another host on the gateways' segment answers for 203.0.113.1, too")
+	require.NotContains(t, ready.Message, "02:00", "a tenant is not told of the hub's hosts")
+	recorder := r.events.(*events.FakeRecorder)
+	require.Contains(t, <-recorder.Events, "Warning AddressConflict another host")
+	require.Empty(t, recorder.Events, "once")
+
+	gateway.Status.Conflicts = nil
+	require.NoError(t, c.Update(t.Context(), gateway))
+	require.Empty(t, r.conflicting(t.Context(), gateway))
+	require.Equal(t, "Ready", says().Reason)
 }

@@ -28,6 +28,8 @@ type gatewayView struct {
 	gateways  int
 	// problems are why gateways take nothing at present, silent why they announce nothing.
 	problems, silent []string
+	// conflicts are those of its addresses that a host which is no gateway answers for as well.
+	conflicts []string
 }
 
 // viewOf compares versions: a gateway that has applied an equal or later one has this LoadBalancer as it stands. They are looked at
@@ -76,6 +78,10 @@ func viewOf(gateways []v1alpha1.Gateway, pools []v1alpha1.AddressPool, lb *v1alp
 			continue
 		}
 		for _, a := range grants {
+			name := a.Address.String()
+			if claimed := slices.ContainsFunc(g.Status.Conflicts, func(c v1alpha1.AddressConflict) bool { return c.Address == name }); claimed && !slices.Contains(view.conflicts, name) {
+				view.conflicts = append(view.conflicts, name)
+			}
 			answered[a.Address] = answered[a.Address] || answersFor(&g, a.Address, chosen.ServingAddress(a.Address))
 		}
 	}
@@ -109,6 +115,14 @@ func (v gatewayView) waitMessage() string {
 		return fmt.Sprintf("none of %d gateways has taken it yet: %s", v.gateways, strings.Join(v.problems, "; "))
 	}
 	return fmt.Sprintf("none of %d gateways has taken it yet; see kubectl describe gateways.kubelb.k8c.io", v.gateways)
+}
+
+// announcement is what there is to say of addresses that a gateway answers for.
+func (v gatewayView) announcement() (reason, message string) {
+	if len(v.conflicts) > 0 {
+		return v1alpha1.ReasonAddressConflict, fmt.Sprintf("another host on the gateways' segment answers for %s, too, and clients may reach that one: the management cluster's operator has to see to it", strings.Join(v.conflicts, ", "))
+	}
+	return reasonAnnounced, "a gateway answers for its addresses"
 }
 
 func (v gatewayView) silence() string {

@@ -90,9 +90,9 @@ func set(g prometheus.Gauge, is bool) {
 type beside struct {
 	draining, mayAnswer bool
 	// hub tells whether its API is reached; nil where nobody knows.
-	hub                           *bool
-	failed, handedOver, conflicts int
-	targets, unhealthy            int
+	hub                *bool
+	failed, handedOver int
+	targets, unhealthy int
 }
 
 // show takes over what the Gateway object says, and what there is beside.
@@ -105,7 +105,7 @@ func (m *metrics) show(s *v1alpha1.GatewayStatus, b beside) {
 	}
 	m.frontends.Set(float64(s.Frontends))
 	m.addresses.Set(float64(s.AnnouncedAddresses))
-	m.conflicts.Set(float64(b.conflicts))
+	m.conflicts.Set(float64(len(s.Conflicts)))
 	m.failed.Set(float64(b.failed))
 	m.handedOver.Set(float64(b.handedOver))
 	m.targets.WithLabelValues("healthy").Set(float64(b.targets - b.unhealthy))

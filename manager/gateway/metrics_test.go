@@ -20,9 +20,10 @@ func TestMetricsAreWellNamedAndSayWhatTheGatewaySays(t *testing.T) {
 	m, err := newMetrics(r)
 	require.NoError(t, err)
 	status := v1alpha1.GatewayStatus{Backend: v1alpha1.GatewayBackend{Name: "nftables", Version: "1"}, Frontends: 4, AnnouncedAddresses: 2,
+		Conflicts:   []v1alpha1.AddressConflict{{Address: "192.0.2.1"}, {Address: "192.0.2.2"}, {Address: "192.0.2.3"}},
 		Conditions:  []metav1.Condition{{Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue}},
 		BGPSessions: []v1alpha1.BGPSession{{Peer: "a", State: v1alpha1.BGPEstablished, BFD: "Up"}, {Peer: "b", State: v1alpha1.BGPDown}}}
-	m.show(&status, beside{mayAnswer: true, failed: 1, conflicts: 3, targets: 5, unhealthy: 2})
+	m.show(&status, beside{mayAnswer: true, failed: 1, targets: 5, unhealthy: 2})
 	m.drops.WithLabelValues("refused").Add(1)
 	require.Equal(t, 3.0, testutil.ToFloat64(m.conflicts))
 	require.Zero(t, testutil.CollectAndCount(m.hub), "nobody knows whether the hub is reached")
@@ -42,7 +43,7 @@ kubelb_gateway_health_check_targets{state="unhealthy"} 2
 # TYPE kubelb_gateway_ready gauge
 kubelb_gateway_ready 1
 `), "kubelb_gateway_bgp_session_up", "kubelb_gateway_health_check_targets", "kubelb_gateway_ready"))
-	status.BGPSessions = status.BGPSessions[1:]
+	status.BGPSessions, status.Conflicts = status.BGPSessions[1:], nil
 	status.Conditions[0].Status = metav1.ConditionFalse
 	reached := true
 	m.show(&status, beside{draining: true, hub: &reached})

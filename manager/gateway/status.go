@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/equality"
@@ -15,7 +16,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"kubelb.k8c.io/api/v1alpha1"
-	"kubelb.k8c.io/manager/announce"
 )
 
 // publish hands the present state to the writer; only the newest counts.
@@ -58,18 +58,14 @@ func (g *Gateway) publish() {
 	if g.draining() {
 		s.Conditions = append(s.Conditions, drainedCondition(s.AnnouncedAddresses))
 	}
-	var conflicts []announce.Conflict
-	if g.options.Conflicts != nil {
-		conflicts = g.options.Conflicts()
-	}
-	if len(conflicts) > 0 {
-		s.Conditions = append(s.Conditions, conflictCondition(conflicts))
+	if s.Conflicts = g.conflicts(); len(s.Conflicts) > 0 {
+		s.Conditions = append(s.Conditions, conflictCondition(s.Conflicts))
 	}
 	if g.routers != nil {
 		s.BGPSessions = g.routers.sessions()
 		s.Conditions = append(s.Conditions, sessionsCondition(s.BGPSessions))
 	}
-	g.metrics.show(&s, g.beside(len(conflicts)))
+	g.metrics.show(&s, g.beside())
 	select {
 	case <-g.status:
 	default:
@@ -77,8 +73,8 @@ func (g *Gateway) publish() {
 	g.status <- s
 }
 
-func (g *Gateway) beside(conflicts int) beside {
-	b := beside{conflicts: conflicts, draining: g.draining(), mayAnswer: g.MayAnswer(), failed: len(g.fails), handedOver: len(g.answering.handover.formers), targets: g.targets, unhealthy: len(g.unhealthy)}
+func (g *Gateway) beside() beside {
+	b := beside{draining: g.draining(), mayAnswer: g.MayAnswer(), failed: len(g.fails), handedOver: len(g.answering.handover.formers), targets: g.targets, unhealthy: len(g.unhealthy)}
 	if g.options.Member != nil {
 		reaches := g.options.Member.Reaches()
 		b.hub = &reaches
@@ -93,11 +89,25 @@ func drainedCondition(answered int32) metav1.Condition {
 	return metav1.Condition{Type: v1alpha1.ConditionDrained, Status: metav1.ConditionTrue, Reason: "Drained", Message: "other gateways answer for all addresses; connections that it has go on"}
 }
 
+func (g *Gateway) conflicts() (out []v1alpha1.AddressConflict) {
+	if g.options.Conflicts == nil {
+		return nil
+	}
+	for _, c := range g.options.Conflicts() {
+		out = append(out, v1alpha1.AddressConflict{Address: c.Address.String(), MAC: c.MAC})
+	}
+	return out
+}
+
 // namedConflicts are named in the condition, no more.
 const namedConflicts = 10
 
-func conflictCondition(conflicts []announce.Conflict) metav1.Condition {
-	message := fmt.Sprintf("another host on the segment says that these addresses are its own, so that clients may reach it instead: %v", conflicts[:min(len(conflicts), namedConflicts)])
+func conflictCondition(conflicts []v1alpha1.AddressConflict) metav1.Condition {
+	var named []string
+	for _, c := range conflicts[:min(len(conflicts), namedConflicts)] {
+		named = append(named, c.Address+" by "+c.MAC)
+	}
+	message := "another host on the segment says that these addresses are its own, so that clients may reach it instead: " + strings.Join(named, ", ")
 	if more := len(conflicts) - namedConflicts; more > 0 {
 		message += fmt.Sprintf(" and %d more", more)
 	}

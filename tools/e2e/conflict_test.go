@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -51,6 +52,13 @@ func TestAHostThatHasAnAddressOfTheGatewayIsNamed(t *testing.T) {
 		}
 		return nil
 	})
+	eventually(t, 10*time.Second, func() error {
+		out, err := lab.Tenant.Kubectl(t.Context(), "", "describe", "service", "claimed")
+		if err != nil || !strings.Contains(out, "AddressConflict") || !strings.Contains(out, "answers for "+address+", too") {
+			return fmt.Errorf("no event of the Service tells of it (%v):\n%s", err, out)
+		}
+		return nil
+	})
 	page, status := kubelb(t, "status")
 	require.Equal(t, 1, status)
 	require.Contains(t, page, "AnotherHostAnswers")
@@ -60,6 +68,12 @@ func TestAHostThatHasAnAddressOfTheGatewayIsNamed(t *testing.T) {
 	eventually(t, 40*time.Second, func() error {
 		if is := conflict(t); is != "" {
 			return fmt.Errorf("the gateway says still %q", is)
+		}
+		return nil
+	})
+	eventually(t, 10*time.Second, func() error {
+		if is := readyCondition(t, "claimed"); strings.Contains(is, "AddressConflict") {
+			return errors.New(is)
 		}
 		return nil
 	})

@@ -1,7 +1,6 @@
 package announce
 
 import (
-	"context"
 	"maps"
 	"net"
 	"net/netip"
@@ -88,24 +87,15 @@ func (l *Layer2) own(mac net.HardwareAddr) bool {
 	return false
 }
 
-// follow asks those who made claims whether they still do, until ctx ends.
-func (l *Layer2) follow(ctx context.Context) {
-	ticker := time.NewTicker(claimChecks)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-		}
-		if over := l.forget(time.Now()); len(over) > 0 {
-			l.options.Log.Info("no other host answers for these addresses any more", "addresses", over)
-			l.options.Changed()
-		}
-		l.mu.Lock()
-		l.ask(slices.Collect(maps.Keys(l.claims)))
-		l.mu.Unlock()
+// follow asks those who made claims whether they still do.
+func (l *Layer2) follow() {
+	if over := l.forget(time.Now()); len(over) > 0 {
+		l.options.Log.Info("no other host answers for these addresses any more", "addresses", over)
+		l.options.Changed()
 	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.ask(slices.Collect(maps.Keys(l.claims)))
 }
 
 // forget drops claims that nobody makes any more, and returns of which addresses those had been certain.

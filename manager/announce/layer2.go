@@ -189,8 +189,8 @@ func (l *Layer2) Run(ctx context.Context) error {
 	for _, k := range links {
 		running.Go(func() { l.keep(ctx, k) })
 	}
-	running.Go(func() { l.refresh(ctx) })
-	running.Go(func() { l.follow(ctx) })
+	running.Go(func() { every(ctx, refreshes, l.refresh) })
+	running.Go(func() { every(ctx, claimChecks, l.follow) })
 	<-ctx.Done()
 	l.mu.Lock()
 	l.owned = map[netip.Addr]bool{}
@@ -199,20 +199,25 @@ func (l *Layer2) Run(ctx context.Context) error {
 	return nil
 }
 
-// refresh announces everything now and then.
-func (l *Layer2) refresh(ctx context.Context) {
-	ticker := time.NewTicker(refreshes)
+// every does something now and then, until ctx ends.
+func every(ctx context.Context, period time.Duration, do func()) {
+	ticker := time.NewTicker(period)
 	defer ticker.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
+			do()
 		}
-		l.mu.Lock()
-		l.announce(slices.Collect(maps.Keys(l.owned)))
-		l.mu.Unlock()
 	}
+}
+
+// refresh announces everything.
+func (l *Layer2) refresh() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.announce(slices.Collect(maps.Keys(l.owned)))
 }
 
 // keep answers on an interface, and opens it anew when it fails.

@@ -23,7 +23,7 @@ import (
 // Layer2 answers ARP requests (RFC 826) and neighbour solicitations (RFC 4861) for its addresses in user space: the
 // addresses are on no interface, and a frozen or departed gateway stops answering. A new address is announced by
 // gratuitous ARP or an unsolicited advertisement, several times, since either may be lost; so are all of them when a link comes up,
-// and now and then, since a switch forgets sooner where a MAC is than hosts forget the MAC. Whenever it announces an address it asks
+// and now and then, since a switch forgets sooner where a MAC is than hosts forget the MAC. Once it has announced an address it asks
 // whether another host has it, too.
 type Layer2 struct {
 	options Layer2Options
@@ -64,6 +64,7 @@ const (
 	announcements           = 3
 	announcementsPause      = 700 * time.Millisecond
 	refreshes               = time.Minute // how often everything is announced again
+	refreshBatch            = 256
 	linkChecks              = 100 * time.Millisecond
 	linkRetries             = time.Second
 	etherTypeARP            = 0x0806
@@ -108,25 +109,30 @@ func (l *Layer2) Withdraw(addresses ...netip.Addr) {
 	}
 }
 
-// repeat announces again, later, what is still ours then.
+// repeat announces again, later, what is still ours then, and asks in the end who else has it.
 func (l *Layer2) repeat(addresses []netip.Addr, times int) {
 	if times == 0 {
+		l.ask(addresses)
 		return
 	}
 	time.AfterFunc(announcementsPause, func() {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		var still []netip.Addr
-		for _, a := range addresses {
-			if l.owned[a] {
-				still = append(still, a)
-			}
-		}
-		if len(still) > 0 {
+		if still := l.still(addresses); len(still) > 0 {
 			l.announce(still)
 			l.repeat(still, times-1)
 		}
 	})
+}
+
+// still are those of the addresses that are owned; mu is held.
+func (l *Layer2) still(addresses []netip.Addr) (still []netip.Addr) {
+	for _, a := range addresses {
+		if l.owned[a] {
+			still = append(still, a)
+		}
+	}
+	return still
 }
 
 // announce sends one announcement of each address on every link that is up; mu is held.
@@ -140,7 +146,6 @@ func (l *Layer2) announce(addresses []netip.Addr) {
 
 func (l *Layer2) announceOn(k *link, addresses []netip.Addr) {
 	l.each(k, addresses, "announce", k.announce)
-	l.each(k, addresses, "ask for", k.ask)
 }
 
 // each sends something for each address, as long as anything may be sent.
@@ -213,11 +218,18 @@ func every(ctx context.Context, period time.Duration, do func()) {
 	}
 }
 
-// refresh announces everything.
+// refresh announces everything, and asks who else has it. It does so in batches, between which questions are answered.
 func (l *Layer2) refresh() {
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.announce(slices.Collect(maps.Keys(l.owned)))
+	all := slices.Collect(maps.Keys(l.owned))
+	l.mu.Unlock()
+	for batch := range slices.Chunk(all, refreshBatch) {
+		l.mu.Lock()
+		batch = l.still(batch)
+		l.announce(batch)
+		l.ask(batch)
+		l.mu.Unlock()
+	}
 }
 
 // keep answers on an interface, and opens it anew when it fails.

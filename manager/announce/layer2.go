@@ -323,8 +323,8 @@ func listen(name string) (*link, error) {
 	return k, nil
 }
 
-// neighboursOnly lets nothing but neighbour solicitations and advertisements through to a socket. It would be given a copy of every IPv6 packet that the
-// gateway forwards otherwise, and questions would be lost among them.
+// neighboursOnly lets nothing but neighbour solicitations and advertisements through to a socket. It would be given a copy of every IPv6
+// packet that the gateway forwards otherwise, and questions would be lost among them.
 func neighboursOnly() []bpf.Instruction {
 	return []bpf.Instruction{
 		bpf.LoadAbsolute{Off: ethernetHeader + ipv6NextHeader, Size: 1},

@@ -84,16 +84,12 @@ func (r *loadBalancerReconciler) conflicting(ctx context.Context, g *v1alpha1.Ga
 	if len(g.Status.Conflicts) == 0 {
 		return nil
 	}
-	claimed := map[string]bool{}
-	for _, c := range g.Status.Conflicts {
-		claimed[c.Address] = true
-	}
 	var lbs v1alpha1.LoadBalancerList
 	if err := r.client.List(ctx, &lbs, client.UnsafeDisableDeepCopy); err != nil {
 		return nil
 	}
 	for i := range lbs.Items {
-		if slices.ContainsFunc(lbs.Items[i].Status.Addresses, func(a v1alpha1.AllocatedAddress) bool { return claimed[a.Address] }) {
+		if slices.ContainsFunc(lbs.Items[i].Status.Addresses, func(a v1alpha1.AllocatedAddress) bool { return claimed(g, a.Address) }) {
 			out = append(out, reconcile.Request{NamespacedName: client.ObjectKeyFromObject(&lbs.Items[i])})
 		}
 	}

@@ -78,9 +78,8 @@ func viewOf(gateways []v1alpha1.Gateway, pools []v1alpha1.AddressPool, lb *v1alp
 			continue
 		}
 		for _, a := range grants {
-			name := a.Address.String()
-			if claimed := slices.ContainsFunc(g.Status.Conflicts, func(c v1alpha1.AddressConflict) bool { return c.Address == name }); claimed && !slices.Contains(view.conflicts, name) {
-				view.conflicts = append(view.conflicts, name)
+			if address := a.Address.String(); claimed(&g, address) && !slices.Contains(view.conflicts, address) {
+				view.conflicts = append(view.conflicts, address)
 			}
 			answered[a.Address] = answered[a.Address] || answersFor(&g, a.Address, chosen.ServingAddress(a.Address))
 		}
@@ -90,6 +89,11 @@ func viewOf(gateways []v1alpha1.Gateway, pools []v1alpha1.AddressPool, lb *v1alp
 		view.failure = ""
 	}
 	return view
+}
+
+// claimed tells whether the gateway says that another host has the address.
+func claimed(g *v1alpha1.Gateway, address string) bool {
+	return slices.ContainsFunc(g.Status.Conflicts, func(c v1alpha1.AddressConflict) bool { return c.Address == address })
 }
 
 // answersFor tells whether the address is the gateway's, as it sees its peers.

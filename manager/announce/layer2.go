@@ -406,9 +406,11 @@ func (l *Layer2) answerNDP(k *link, frame []byte) error {
 		return nil
 	}
 	target, source := netip.AddrFrom16([16]byte(icmp[8:24])), netip.AddrFrom16([16]byte(ip[8:24]))
+	says := source
 	if icmp[0] == advertisement {
-		l.heard(target, net.HardwareAddr(frame[6:12]))
+		says = target
 	}
+	l.heard(says, net.HardwareAddr(frame[6:12]))
 	if icmp[0] != solicitation || !l.owns(target) {
 		return nil
 	}

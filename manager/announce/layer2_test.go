@@ -129,10 +129,16 @@ func TestAnotherHostThatHasAnAddressIsNamedAsSoonAsItSaysSoTwice(t *testing.T) {
 	l.Withdraw(one)
 	require.Empty(t, l.claims, "whoever has it now")
 
-	// What says so: any ARP packet by its sender, and an advertisement.
+	// What says so: any ARP packet and any solicitation by its sender, and an advertisement.
 	l.Announce(one)
 	require.NoError(t, l.answerARP(testLink(), stranger.arpFrame(1, broadcast, one, make(net.HardwareAddr, 6), netip.MustParseAddr("203.0.113.9"))))
 	require.NoError(t, l.answerNDP(testLink(), stranger.advertisement(allNodesMAC, allNodes, two, flagOverride)))
+	asks := stranger.solicitation(netip.MustParseAddr("2001:db8::9"))
+	three := netip.MustParseAddr("2001:db8::3")
+	l.Announce(three)
+	copy(asks[ethernetHeader+8:], three.AsSlice())
+	require.NoError(t, l.answerNDP(testLink(), asks))
+	require.Equal(t, mac.String(), l.claims[three].mac)
 	require.Equal(t, mac.String(), l.claims[one].mac)
 	require.Equal(t, mac.String(), l.claims[two].mac)
 	l.claims[one].first = now.Add(-certainAfter)

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -22,39 +24,54 @@ func conflict(t *testing.T) string {
 	return out
 }
 
+// assign gives the client an address for its own, or takes it.
+func assign(ctx context.Context, verb, address string) error {
+	a := netip.MustParseAddr(address)
+	argv := []string{"ip", "address", verb, fmt.Sprintf("%s/%d", a, a.BitLen()), "dev", "eth0"}
+	if a.Is6() && verb == "add" {
+		argv = append(argv, "nodad") // it would find out that the address is another host's
+	}
+	_, err := lab.FromClient(ctx, argv...)
+	return err
+}
+
 func TestAHostThatHasAnAddressOfTheGatewayIsNamed(t *testing.T) {
 	apply(t, web("claimed", 1)+service("claimed", "ports: [{port: 80, targetPort: 8080}]"))
 	cleanUp(t, "service/claimed", "deployment/claimed")
-	address := externalIPs(t, "claimed", 2)[0]
-	reachesPods(t, address, 80, 1)
+	addresses := externalIPs(t, "claimed", 2)
+	for _, a := range addresses {
+		reachesPods(t, a, 80, 1)
+	}
 	require.Empty(t, conflict(t))
 
 	link, err := lab.FromClient(t.Context(), "ip", "-brief", "link", "show", "eth0")
 	require.NoError(t, err)
 	mac := strings.Fields(link)[2]
-	_, err = lab.FromClient(t.Context(), "ip", "address", "add", address+"/32", "dev", "eth0")
-	require.NoError(t, err)
-	give := func(ctx context.Context) error {
-		_, err := lab.FromClient(ctx, "ip", "address", "delete", address+"/32", "dev", "eth0")
-		return err
-	}
-	given := false
+	assigned := map[string]bool{}
 	t.Cleanup(func() {
-		if !given {
-			require.NoError(t, give(context.Background()))
+		for a := range assigned {
+			require.NoError(t, assign(context.Background(), "delete", a))
 		}
 	})
-	// It asks for somebody who is not there, and says whom to tell.
-	_, _ = lab.FromClient(t.Context(), "curl", "-s", "--max-time", "1", "--interface", address, "http://192.0.2.99/")
+	for _, a := range addresses {
+		require.NoError(t, assign(t.Context(), "add", a))
+		assigned[a] = true
+		// It asks for somebody who is not there, and says whom to tell.
+		nobody := map[bool]string{true: "192.0.2.99", false: "2001:db8:c::99"}[netip.MustParseAddr(a).Is4()]
+		_, _ = lab.FromClient(t.Context(), "curl", "-s", "--max-time", "1", "--interface", a, "http://"+net.JoinHostPort(nobody, "80"))
+	}
 	eventually(t, 20*time.Second, func() error {
-		if is := conflict(t); !strings.Contains(is, address+" by "+mac) {
-			return fmt.Errorf("the gateway says %q", is)
+		is := conflict(t)
+		for _, a := range addresses {
+			if !strings.Contains(is, a+" by "+mac) {
+				return fmt.Errorf("the gateway says %q", is)
+			}
 		}
 		return nil
 	})
 	eventually(t, 10*time.Second, func() error {
 		out, err := lab.Tenant.Kubectl(t.Context(), "", "describe", "service", "claimed")
-		if err != nil || !strings.Contains(out, "AddressConflict") || !strings.Contains(out, "answers for "+address+", too") {
+		if err != nil || !strings.Contains(out, "AddressConflict") || !strings.Contains(out, "answers for "+strings.Join(addresses, ", ")+", too") {
 			return fmt.Errorf("no event of the Service tells of it (%v):\n%s", err, out)
 		}
 		return nil
@@ -63,8 +80,10 @@ func TestAHostThatHasAnAddressOfTheGatewayIsNamed(t *testing.T) {
 	require.Equal(t, 1, status)
 	require.Contains(t, page, "AnotherHostAnswers")
 
-	given = true
-	require.NoError(t, give(t.Context()))
+	for _, a := range addresses {
+		require.NoError(t, assign(t.Context(), "delete", a))
+		delete(assigned, a)
+	}
 	eventually(t, 40*time.Second, func() error {
 		if is := conflict(t); is != "" {
 			return fmt.Errorf("the gateway says still %q", is)
@@ -77,5 +96,7 @@ func TestAHostThatHasAnAddressOfTheGatewayIsNamed(t *testing.T) {
 		}
 		return nil
 	})
-	reachesPods(t, address, 80, 1)
+	for _, a := range addresses {
+		reachesPods(t, a, 80, 1)
+	}
 }

@@ -291,18 +291,41 @@ func TestSourceRangesAdmitAndRefuse(t *testing.T) {
 }
 
 func TestClientIPAffinityKeepsAClientOnOneNode(t *testing.T) {
-	apply(t, web("sticky", 2)+service("sticky", "sessionAffinity: ClientIP", "sessionAffinityConfig: {clientIP: {timeoutSeconds: 60}}", "ports: [{port: 80, targetPort: 8080}]"))
-	cleanUp(t, "service/sticky", "deployment/sticky")
-	tenantWait(t, "deployment/sticky", "--for=condition=Available")
-	ips := externalIPs(t, "sticky", 2)
-	for _, ip := range ips {
+	for _, policy := range []string{"Cluster", "Local"} {
+		t.Run(policy, func(t *testing.T) {
+			name := "sticky-" + strings.ToLower(policy)
+			apply(t, web(name, 2)+service(name, "externalTrafficPolicy: "+policy, "sessionAffinity: ClientIP", "sessionAffinityConfig: {clientIP: {timeoutSeconds: 60}}", "ports: [{port: 80, targetPort: 8080}]"))
+			cleanUp(t, "service/"+name, "deployment/"+name)
+			tenantWait(t, "deployment/"+name, "--for=condition=Available")
+			ips := externalIPs(t, name, 2)
+			for _, ip := range ips {
+				// With Local, the client's node may be one that leaves the pool until kube-proxy there knows of the pod.
+				reachesPods(t, ip, 80, 1)
+				require.Len(t, hosts(t, ip, 80, 30), 1)
+			}
+			kubectl(t, "patch", "service", name, "-p", `{"spec":{"sessionAffinity":"None","sessionAffinityConfig":null}}`)
+			for _, ip := range ips {
+				reachesPods(t, ip, 80, 2)
+			}
+		})
+	}
+}
+
+// What spec.externalIPs names is routed to nodes by whoever runs the network, and anybody who may write a Service can write it (CVE-2020-8554).
+func TestExternalIPsAreNotAnnounced(t *testing.T) {
+	const named = "192.0.2.150"
+	apply(t, web("named", 1)+service("named", "externalIPs: ["+named+"]", "ports: [{port: 80, targetPort: 8080}]"))
+	cleanUp(t, "service/named", "deployment/named")
+	for _, ip := range externalIPs(t, "named", 2) {
+		require.NotEqual(t, named, ip)
 		reachesPods(t, ip, 80, 1)
-		require.Len(t, hosts(t, ip, 80, 30), 1)
 	}
-	kubectl(t, "patch", "service", "sticky", "-p", `{"spec":{"sessionAffinity":"None","sessionAffinityConfig":null}}`)
-	for _, ip := range ips {
-		reachesPods(t, ip, 80, 2)
-	}
+	require.NotContains(t, hubGet(t, "tenant-a", "loadbalancer/"+tenantGet(t, "service/named", "{.metadata.uid}"), "{.metadata}{.spec}{.status}"), named)
+	_, err := curl(t, named, 80, "/hostname")
+	require.Error(t, err)
+	neighbour, err := lab.FromClient(t.Context(), "ip", "neighbour", "show", named)
+	require.NoError(t, err)
+	require.NotContains(t, neighbour, "lladdr", "somebody answers for it")
 }
 
 // port81IsServed says where the port is not as it is to be: served, or refused at once.

@@ -18,10 +18,7 @@ import (
 // conflict is what the gateway says of addresses that another host has, too; empty if there is none.
 func conflict(t *testing.T) string {
 	t.Helper()
-	out, err := lab.Hub.Kubectl(t.Context(), "", "get", "gateways.kubelb.k8c.io", "gateway", "-o",
-		fmt.Sprintf("jsonpath={.status.conditions[?(@.type==%q)].message}", v1alpha1.ConditionAddressConflict))
-	require.NoError(t, err)
-	return out
+	return hubKubectl(t, "get", "gateways.kubelb.k8c.io", "gateway", "-o", fmt.Sprintf("jsonpath={.status.conditions[?(@.type==%q)].message}", v1alpha1.ConditionAddressConflict))
 }
 
 // assign gives the client an address for its own, or takes it.
@@ -50,7 +47,7 @@ func TestAHostThatHasAnAddressOfTheGatewayIsNamed(t *testing.T) {
 	assigned := map[string]bool{}
 	t.Cleanup(func() {
 		for a := range assigned {
-			require.NoError(t, assign(context.Background(), "delete", a))
+			require.NoError(t, assign(contextAfter(t), "delete", a))
 		}
 	})
 	for _, a := range addresses {
@@ -69,13 +66,7 @@ func TestAHostThatHasAnAddressOfTheGatewayIsNamed(t *testing.T) {
 		}
 		return nil
 	})
-	eventually(t, 10*time.Second, func() error {
-		out, err := lab.Tenant.Kubectl(t.Context(), "", "describe", "service", "claimed")
-		if err != nil || !strings.Contains(out, "AddressConflict") || !strings.Contains(out, "answers for "+strings.Join(addresses, ", ")+", too") {
-			return fmt.Errorf("no event of the Service tells of it (%v):\n%s", err, out)
-		}
-		return nil
-	})
+	recorded(t, "claimed", "AddressConflict: served, but: another host on the gateways' segment answers for "+strings.Join(addresses, ", ")+", too")
 	page, status := kubelb(t, "status")
 	require.Equal(t, 1, status)
 	require.Contains(t, page, "AnotherHostAnswers")

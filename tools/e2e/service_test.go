@@ -299,8 +299,11 @@ func TestClientIPAffinityKeepsAClientOnOneNode(t *testing.T) {
 			tenantWait(t, "deployment/"+name, "--for=condition=Available")
 			ips := externalIPs(t, name, 2)
 			for _, ip := range ips {
-				// With Local, the client's node may be one that leaves the pool until kube-proxy there knows of the pod.
-				reachesPods(t, ip, 80, 1)
+				if policy == "Local" {
+					staysWithAPod(t, ip)
+				} else {
+					reachesPods(t, ip, 80, 1)
+				}
 				require.Len(t, hosts(t, ip, 80, 30), 1)
 			}
 			kubectl(t, "patch", "service", name, "-p", `{"spec":{"sessionAffinity":"None","sessionAffinityConfig":null}}`)
@@ -309,6 +312,25 @@ func TestClientIPAffinityKeepsAClientOnOneNode(t *testing.T) {
 			}
 		})
 	}
+}
+
+// staysWithAPod waits until twenty requests in a row are answered by one pod: the client's node may leave the pool until kube-proxy there
+// knows of its pod.
+func staysWithAPod(t *testing.T, ip string) {
+	t.Helper()
+	eventually(t, 15*time.Second, func() error {
+		first, err := curl(t, ip, 80, "/hostname")
+		for range 20 {
+			if err != nil {
+				return err
+			}
+			var name string
+			if name, err = curl(t, ip, 80, "/hostname"); err == nil && name != first {
+				err = fmt.Errorf("%s is answered by %s and %s", ip, first, name)
+			}
+		}
+		return err
+	})
 }
 
 // What spec.externalIPs names is routed to nodes by whoever runs the network, and anybody who may write a Service can write it (CVE-2020-8554).

@@ -186,12 +186,12 @@ func hosts(t *testing.T, ip string, port, n int) map[string]int {
 	return counts
 }
 
-// reachesPods waits until twenty requests in a row are answered at the address, by n pods: kube-proxy may take a
+// reachesPods waits until n pods answer at the address and twenty requests in a row are answered: kube-proxy may take a
 // second to learn of a new Service on each node.
 func reachesPods(t *testing.T, ip string, port, n int) {
 	t.Helper()
+	answered := map[string]int{}
 	eventually(t, 15*time.Second, func() error {
-		answered := map[string]int{}
 		for range 20 {
 			name, err := curl(t, ip, port, "/hostname")
 			if err != nil {

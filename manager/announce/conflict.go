@@ -116,9 +116,7 @@ func (l *Layer2) forget(now time.Time) (over []netip.Addr) {
 // ask asks on every link that is up who has addresses of ours; mu is held.
 func (l *Layer2) ask(addresses []netip.Addr) {
 	for _, k := range l.links {
-		if k.up {
-			l.each(k, addresses, "ask for", k.ask)
-		}
+		l.each(k, addresses, "ask for", k.ask)
 	}
 }
 

@@ -138,18 +138,15 @@ func (l *Layer2) still(addresses []netip.Addr) (still []netip.Addr) {
 // announce sends one announcement of each address on every link that is up; mu is held.
 func (l *Layer2) announce(addresses []netip.Addr) {
 	for _, k := range l.links {
-		if k.up {
-			l.announceOn(k, addresses)
-		}
+		l.each(k, addresses, "announce", k.announce)
 	}
 }
 
-func (l *Layer2) announceOn(k *link, addresses []netip.Addr) {
-	l.each(k, addresses, "announce", k.announce)
-}
-
-// each sends something for each address, as long as anything may be sent.
+// each sends something for each address on a link that is up, as long as anything may be sent; mu is held.
 func (l *Layer2) each(k *link, addresses []netip.Addr, what string, send func(netip.Addr) error) {
+	if !k.up {
+		return
+	}
 	for _, a := range addresses {
 		if !l.options.Holds() {
 			return
@@ -285,11 +282,10 @@ func (l *Layer2) use(ctx context.Context, k *link) {
 // setUp notes whether a link is up; one that comes up is told everything.
 func (l *Layer2) setUp(k *link, up bool) {
 	l.mu.Lock()
-	before := l.able()
-	if up && !k.up {
-		l.announceOn(k, slices.Collect(maps.Keys(l.owned)))
+	before, came := l.able(), up && !k.up
+	if k.up = up; came {
+		l.each(k, slices.Collect(maps.Keys(l.owned)), "announce", k.announce)
 	}
-	k.up = up
 	changed := before != l.able()
 	l.mu.Unlock()
 	if changed {

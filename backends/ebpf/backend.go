@@ -23,7 +23,7 @@ type Backend struct {
 	// watching is held while Watch looks, so that Close ends nothing under its hands.
 	watching sync.Mutex
 	kernel   *kernel
-	// mu guards state, which Watch changes beside the other calls.
+	// mu guards state, and the programs and maps of kernel, which Watch changes beside the other calls.
 	mu         sync.Mutex
 	state      *state
 	generation dataplane.Generation
@@ -160,6 +160,9 @@ func (b *Backend) Watch(ctx context.Context, report func(dataplane.Fault)) error
 	ticker := time.NewTicker(oftenInterval)
 	defer ticker.Stop()
 	var swept time.Time
+	if err := b.trackingFault(); err != nil {
+		report(dataplane.Fault{Time: time.Now(), Message: err.Error()})
+	}
 	for {
 		var now time.Time
 		select {
@@ -183,11 +186,27 @@ func (b *Backend) look(sweep bool) error {
 	if b.kernel == nil {
 		return nil
 	}
-	err := b.kernel.attach()
+	err := errors.Join(b.kernel.attach(), b.followTracking())
 	if sweep {
 		err = errors.Join(err, b.sweep())
 	}
 	return err
+}
+
+func (b *Backend) trackingFault() error {
+	b.watching.Lock()
+	defer b.watching.Unlock()
+	if b.kernel == nil {
+		return nil
+	}
+	return b.kernel.tracking.fault()
+}
+
+// followTracking is called where Watch does not look at the same time.
+func (b *Backend) followTracking() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.kernel.followTracking()
 }
 
 func (b *Backend) sweepsOften() bool {
@@ -206,7 +225,9 @@ func (b *Backend) Close(ctx context.Context, purge bool) error {
 	var open map[tuple]bool
 	var err error
 	if purge {
+		tracked := b.followTracking() // another backend that takes over may have brought it a moment ago
 		open, err = b.kernel.drain(ctx)
+		err = errors.Join(tracked, err)
 		if len(open) > 0 {
 			err = errors.Join(err, forgetOlder(open))
 		}

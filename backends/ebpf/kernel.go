@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -33,6 +34,9 @@ type kernel struct {
 
 	settings settings
 	stamp    uint32 // of the last sweep
+	// options are what the programs were loaded with, tracking whether they ask connection tracking.
+	options  options
+	tracking tracking
 }
 
 // layoutVersion changes with what the pinned maps mean. What is of oldestLayout or later this version goes on with: 3 has limits as well, 4
@@ -48,7 +52,7 @@ func load(o options, stateDir string) (*kernel, error) {
 		return nil, err
 	}
 	// An earlier process's stamps are other ones.
-	k := &kernel{stamp: uint32(time.Now().UnixMilli()), attached: map[int]*attached{}, tables: map[uint32]*ebpf.Map{}, xdpMode: o.xdp, dir: filepath.Join(o.bpffs, fmt.Sprintf("kubelb-%x", sha256.Sum256([]byte(stateDir)))[:15])}
+	k := &kernel{stamp: uint32(time.Now().UnixMilli()), attached: map[int]*attached{}, tables: map[uint32]*ebpf.Map{}, options: o, xdpMode: o.xdp, dir: filepath.Join(o.bpffs, fmt.Sprintf("kubelb-%x", sha256.Sum256([]byte(stateDir)))[:15])}
 	if err := os.MkdirAll(k.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make a directory in the BPF file system: %w", err)
 	}
@@ -56,53 +60,81 @@ func load(o options, stateDir string) (*kernel, error) {
 	if err := k.openRecords(pins); err != nil {
 		return nil, err
 	}
-	if err := k.loadPrograms(o, pins); err != nil {
-		return nil, errors.Join(fmt.Errorf("load programs (needs CAP_BPF and CAP_NET_ADMIN): %w", err), k.close(false))
+	if err := k.loadPrograms(); err != nil {
+		return nil, errors.Join(err, k.close(false))
 	}
 	if err := os.Remove(filepath.Join(k.dir, mapBeforeLayout4)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, errors.Join(err, k.close(false))
 	}
-	k.maps[mapAddresses], k.maps[mapFrontends], k.maps[mapServices], k.maps[mapEndpoints] = k.objects.Addresses, k.objects.Frontends, k.objects.Services, k.objects.Endpoints
-	k.maps[mapHandovers] = k.objects.Handovers
-	k.maps[mapLimits] = k.objects.Limits
-	k.maps[mapSourceRanges], k.maps[mapServiceCounters], k.maps[mapEndpointCounters] = k.objects.SourceRanges, k.objects.ServiceCounters, k.objects.EndpointCounters
 	return k, nil
 }
 
-func (k *kernel) loadPrograms(o options, pins ebpf.MapOptions) error {
-	for _, program := range []struct {
-		load func() (*ebpf.CollectionSpec, error)
-		into any
-	}{{bpf.LoadTc, &k.objects}, {bpf.LoadXDP, &k.xdp}} {
-		spec, err := program.load()
-		if err != nil {
-			return err
-		}
-		for name, m := range spec.Maps {
-			if !slices.Contains(unpinned, name) {
-				m.Pinning = ebpf.PinByName
-			}
-			switch name {
-			case "flows":
-				m.MaxEntries = o.flows
-			case "young_flows":
-				m.MaxEntries = max(o.flows/4, 1<<10)
-			}
-		}
-		if o.edit != nil {
-			if err := o.edit(spec); err != nil {
-				return err
-			}
-		}
-		if err := spec.LoadAndAssign(program.into, &ebpf.CollectionOptions{Maps: pins}); err != nil {
-			return err
-		}
+// loadPrograms loads the programs, with the maps that are pinned.
+func (k *kernel) loadPrograms() error {
+	if err := k.loadSpec(bpf.LoadXDP, &k.xdp, btf.NewCache()); err != nil {
+		return err
+	}
+	return k.loadTc()
+}
+
+// loadTc loads the programs that ask connection tracking, if that is there now. Where it fails, those that were loaded before stay.
+func (k *kernel) loadTc() error {
+	cache := btf.NewCache()
+	before := k.tracking
+	k.tracking = findTracking(cache)
+	var objects bpf.TcObjects
+	if err := k.loadSpec(bpf.LoadTc, &objects, cache); err != nil {
+		k.tracking = before
+		return err
+	}
+	k.objects = objects
+	k.maps[mapAddresses], k.maps[mapFrontends], k.maps[mapServices], k.maps[mapEndpoints] = objects.Addresses, objects.Frontends, objects.Services, objects.Endpoints
+	k.maps[mapHandovers] = objects.Handovers
+	k.maps[mapLimits] = objects.Limits
+	k.maps[mapSourceRanges], k.maps[mapServiceCounters], k.maps[mapEndpointCounters] = objects.SourceRanges, objects.ServiceCounters, objects.EndpointCounters
+	return nil
+}
+
+func (k *kernel) loadSpec(read func() (*ebpf.CollectionSpec, error), into any, cache *btf.Cache) error {
+	spec, err := read()
+	if err == nil {
+		err = k.prepare(spec)
+	}
+	if err == nil {
+		err = spec.LoadAndAssign(into, &ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: k.dir}, Cache: cache})
+	}
+	if err != nil {
+		return fmt.Errorf("load programs (needs CAP_BPF and CAP_NET_ADMIN): %w", err)
 	}
 	return nil
 }
 
-// unpinned are the maps that hold nothing from one packet to the next.
-var unpinned = []string{"scratches", "budgets", "ended", "ways"}
+// prepare sets what the programs and maps of the spec are loaded with.
+func (k *kernel) prepare(spec *ebpf.CollectionSpec) error {
+	for name, m := range spec.Maps {
+		if !slices.Contains(unpinned, name) {
+			m.Pinning = ebpf.PinByName
+		}
+		switch name {
+		case "flows":
+			m.MaxEntries = k.options.flows
+		case "young_flows":
+			m.MaxEntries = max(k.options.flows/4, 1<<10)
+		}
+	}
+	if tracks := spec.Variables["tracks"]; tracks != nil && k.tracking.asked() {
+		if err := tracks.Set(uint8(1)); err != nil {
+			return fmt.Errorf("variable tracks: %w", err)
+		}
+	}
+	if k.options.edit != nil {
+		return k.options.edit(spec)
+	}
+	return nil
+}
+
+// unpinned are the maps that hold nothing from one packet to the next, and the constants of the programs.
+var unpinned = []string{"scratches", "budgets", "ended", "ways", ".rodata"}
 
 // openRecords opens the maps that only the plugin reads, once the numbers say that it knows what is in them.
 func (k *kernel) openRecords(options ebpf.MapOptions) error {

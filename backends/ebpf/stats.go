@@ -12,13 +12,13 @@ import (
 
 // Stats reads the counters.
 func (b *Backend) Stats(context.Context) (dataplane.Stats, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	drops, err := b.kernel.drops()
 	if err != nil {
 		return dataplane.Stats{}, err
 	}
 	out := dataplane.Stats{Frontends: map[model.FrontendKey]dataplane.Counter{}, Endpoints: map[dataplane.EndpointKey]dataplane.Counter{}, Drops: drops}
-	b.mu.Lock()
-	defer b.mu.Unlock()
 	for key, f := range b.state.frontends {
 		c, err := read(b.kernel.objects.ServiceCounters, f.number)
 		if err == nil && f.limit.FlowsAtOnce > 0 {

@@ -27,6 +27,10 @@ extern struct nf_conn *bpf_skb_ct_lookup(struct __sk_buff *, struct bpf_sock_tup
 #endif
 extern void bpf_ct_release(struct nf_conn *) __ksym __weak;
 
+// tracks is 1 where connection tracking can be asked. The plugin sets it before it loads the programs (tracking.go), and the verifier then leaves out
+// what calls functions that are not there.
+const volatile __u8 tracks = 0;
+
 // socket_tuple is the tuple as helpers take it; it returns its size.
 static __always_inline __u32 socket_tuple(const struct tuple *t, struct bpf_sock_tuple *out)
 {
@@ -45,7 +49,7 @@ static __always_inline __u32 socket_tuple(const struct tuple *t, struct bpf_sock
 	return sizeof(out->ipv6);
 }
 
-// tracked_status is what connection tracking says of the tuple, in either direction; 0 if it knows nothing.
+// tracked_status is what connection tracking says of the tuple, in either direction; 0 if it knows nothing, or cannot be asked.
 static __always_inline unsigned long tracked_status(context *ctx, const struct tuple *t)
 {
 	struct tracked_options options = {.netns_id = -1, .protocol = t->protocol};
@@ -54,7 +58,7 @@ static __always_inline unsigned long tracked_status(context *ctx, const struct t
 	unsigned long status;
 	struct nf_conn *found;
 
-	if (!ct_lookup || !bpf_ct_release)
+	if (!tracks)
 		return 0;
 	found = size == sizeof(tuple.ipv4) ? ct_lookup(ctx, &tuple, sizeof(tuple.ipv4), &options, sizeof(options)) : ct_lookup(ctx, &tuple, sizeof(tuple.ipv6), &options, sizeof(options));
 	if (!found)

@@ -39,6 +39,7 @@ const (
 	TcMapYoungFlows       = "young_flows"
 	TcProgLbTc            = "lb_tc"
 	TcProgSweep           = "sweep"
+	TcVarTracks           = "tracks"
 )
 
 // LoadTc returns the embedded CollectionSpec for Tc.
@@ -118,6 +119,7 @@ type TcMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type TcVariableSpecs struct {
+	Tracks *ebpf.VariableSpec `ebpf:"tracks"`
 }
 
 // TcObjects contains all objects after they have been loaded into the kernel.
@@ -193,6 +195,7 @@ func (m *TcMaps) Close() error {
 //
 // It can be passed to LoadTcObjects or ebpf.CollectionSpec.LoadAndAssign.
 type TcVariables struct {
+	Tracks *ebpf.Variable `ebpf:"tracks"`
 }
 
 // TcPrograms contains all programs after they have been loaded into the kernel.

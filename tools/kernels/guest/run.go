@@ -1,0 +1,171 @@
+package guest
+
+import (
+	"archive/tar"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Run is the first process of a kernel: it carries out the plan, hands the results to the host, and turns the machine off.
+func Run() {
+	if err := run(); err != nil {
+		fmt.Println("kernels:", err)
+	} else {
+		fmt.Println(AllEnded)
+	}
+	unix.Sync()
+	fmt.Println("kernels: cannot turn the machine off:", unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF))
+}
+
+func run() error {
+	if err := prepare(); err != nil {
+		return err
+	}
+	var plan Plan
+	modules := Modules{}
+	if err := errors.Join(readJSON(PlanPath, &plan), readJSON(ModulesPath, &modules)); err != nil {
+		return err
+	}
+	for _, name := range plan.Modules {
+		if err := modules.load(name); err != nil {
+			return err
+		}
+	}
+	fmt.Printf("kernels: Linux %s, %d modules loaded by name\n", release(), len(plan.Modules))
+	for _, step := range plan.Steps {
+		status, err := step.run()
+		if err != nil {
+			return fmt.Errorf("step %s: %w", step.Name, err)
+		}
+		fmt.Printf("%s%s %d\n", StepEnded, step.Name, status)
+	}
+	return send(modules)
+}
+
+func release() string {
+	var name unix.Utsname
+	if err := unix.Uname(&name); err != nil {
+		return "unknown"
+	}
+	return unix.ByteSliceToString(name.Release[:])
+}
+
+// prepare mounts what programs expect, and takes the loopback interface up.
+func prepare() error {
+	for _, m := range []struct{ kind, at string }{{"proc", "/proc"}, {"sysfs", "/sys"}, {"devtmpfs", "/dev"}, {"tmpfs", "/tmp"}, {"tmpfs", "/run"}, {"bpf", "/sys/fs/bpf"}} {
+		if err := os.MkdirAll(m.at, 0o755); err != nil {
+			return err
+		}
+		if err := unix.Mount(m.kind, m.at, m.kind, 0, ""); err != nil && !errors.Is(err, unix.EBUSY) {
+			return fmt.Errorf("mount %s: %w", m.at, err)
+		}
+	}
+	if err := errors.Join(os.Chmod("/tmp", 0o1777), os.MkdirAll(ResultsDir, 0o755)); err != nil {
+		return err
+	}
+	return loopbackUp()
+}
+
+func loopbackUp() error {
+	socket, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(socket)
+	request, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	request.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
+	if err := unix.IoctlIfreq(socket, unix.SIOCSIFFLAGS, request); err != nil {
+		return fmt.Errorf("loopback interface: %w", err)
+	}
+	return nil
+}
+
+// progressInterval is how often the guest says that a step goes on. The host takes a guest that is silent for longer as hung.
+const progressInterval = 30 * time.Second
+
+// run runs the step and returns its exit status; 128 and the number of the signal that ended it.
+func (s Step) run() (int, error) {
+	env := append([]string{"PATH=/bin:/sbin:/usr/sbin:/usr/bin", "HOME=/tmp"}, s.Env...)
+	began := time.Now()
+	pid, err := syscall.ForkExec(s.Args[0], s.Args, &syscall.ProcAttr{Dir: "/", Env: env, Files: []uintptr{0, 1, 2}})
+	if err != nil {
+		return 0, fmt.Errorf("start %s: %w", s.Args[0], err)
+	}
+	ended := make(chan int, 1)
+	go func() { ended <- reap(pid) }()
+	ticker := time.NewTicker(progressInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case status := <-ended:
+			return status, nil
+		case <-ticker.C:
+			fmt.Printf("kernels: %s has run for %s\n", s.Name, time.Since(began).Round(time.Second))
+		}
+	}
+}
+
+// reap waits for the process, and for all others that have no parent any more and end before it.
+func reap(pid int) int {
+	for {
+		var status unix.WaitStatus
+		ended, err := unix.Wait4(-1, &status, 0, nil)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return -1
+		case ended == pid && status.Signaled():
+			return 128 + int(status.Signal())
+		case ended == pid:
+			return status.ExitStatus()
+		}
+	}
+}
+
+// resultsPort is the device through which the host gets the results.
+const resultsPort = "/dev/vport0p1"
+
+// send hands the results to the host as a tar archive.
+func send(modules Modules) error {
+	for _, name := range []string{"virtio_pci", "virtio_console"} {
+		if len(modules.Find(name)) > 0 {
+			if err := modules.load(name); err != nil {
+				return err
+			}
+		}
+	}
+	port, err := openPort()
+	if err != nil {
+		return fmt.Errorf("device for results: %w", err)
+	}
+	defer port.Close()
+	archive := tar.NewWriter(port)
+	if err := archive.AddFS(os.DirFS(ResultsDir)); err != nil {
+		return fmt.Errorf("send results: %w", err)
+	}
+	if err := archive.Close(); err != nil {
+		return fmt.Errorf("send results: %w", err)
+	}
+	return nil
+}
+
+// openPort waits for the device: a driver that has just come makes it a moment later.
+func openPort() (*os.File, error) {
+	for range 100 {
+		if port, err := os.OpenFile(resultsPort, os.O_WRONLY, 0); err == nil {
+			return port, nil
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	found, _ := filepath.Glob("/dev/vport*")
+	return nil, fmt.Errorf("%s is not there, but %v", resultsPort, found)
+}

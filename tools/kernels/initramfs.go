@@ -1,0 +1,149 @@
+package kernels
+
+import (
+	"archive/tar"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"kubelb.k8c.io/tools/kernels/guest"
+)
+
+// moduleDirs are the directories of modules that a guest gets, with what those need.
+var moduleDirs = []string{"/kernel/net/", "/kernel/lib/", "/kernel/crypto/", "/kernel/arch/", "/kernel/drivers/net/", "/kernel/drivers/virtio/", "/kernel/drivers/char/"}
+
+// writeInitramfs writes what the guest's memory begins with.
+func (k Kernel) writeInitramfs(to string, r Run) (err error) {
+	out, err := os.Create(to)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, out.Close()) }()
+	a := newArchive(out)
+	for _, dir := range []string{"/proc", "/sys", "/dev", "/tmp", "/run", "/etc", "/root"} {
+		a.directory(dir)
+	}
+	for _, dir := range []string{"lib", "lib64"} {
+		a.directory("/usr/" + dir)
+		a.link("/"+dir, "usr/"+dir)
+	}
+	a.file("/init", r.Init)
+	a.link("/sbin/modprobe", "/init")
+	if err := k.addModules(a); err != nil {
+		return err
+	}
+	plan, err := json.Marshal(r.Plan)
+	if err != nil {
+		return err
+	}
+	a.write(guest.PlanPath, plan)
+	if err := addUserland(a, r.Userland); err != nil {
+		return err
+	}
+	for _, name := range slices.Sorted(maps.Keys(r.Files)) {
+		a.file(name, r.Files[name])
+	}
+	return a.close()
+}
+
+func (k Kernel) addModules(a *archive) error {
+	chosen := guest.Modules{}
+	for name, module := range k.modules {
+		if !slices.ContainsFunc(moduleDirs, func(dir string) bool { return strings.Contains(module.Path, dir) }) {
+			continue
+		}
+		for _, one := range k.modules.Order(name) {
+			if is, ok := k.modules[one]; ok {
+				chosen[one] = is
+			}
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(chosen)) {
+		module := chosen[name]
+		source := filepath.Join(k.tree, module.Path)
+		module.Path = underUsr("/" + module.Path)
+		chosen[name] = module
+		a.file(module.Path, source)
+	}
+	text, err := json.Marshal(chosen)
+	if err != nil {
+		return err
+	}
+	a.write(guest.ModulesPath, text)
+	return nil
+}
+
+// userlandFiles are the parts of a userland that programs need to run.
+var userlandFiles = []string{"usr/sbin/nft", "lib/*/*.so*", "lib/ld-linux*", "lib64/*", "usr/lib/*/*.so*", "usr/lib/ld-linux*", "usr/lib64/*"}
+
+// addUserland puts programs and libraries under /usr, to which /lib and /lib64 lead.
+func addUserland(a *archive, dir string) error {
+	if dir == "" {
+		return nil
+	}
+	seen := map[string]bool{}
+	for _, pattern := range userlandFiles {
+		found, err := filepath.Glob(filepath.Join(dir, pattern))
+		if err != nil {
+			return err
+		}
+		for _, file := range found {
+			is, err := os.Lstat(file)
+			if err != nil {
+				return err
+			}
+			name := underUsr(strings.TrimPrefix(file, dir))
+			if !is.IsDir() && !seen[name] {
+				seen[name] = true
+				a.file(name, file)
+			}
+		}
+	}
+	return a.err
+}
+
+// underUsr is the path of a file of Debian's in a system whose /lib and /lib64 are links.
+func underUsr(path string) string {
+	if strings.HasPrefix(path, "/lib") {
+		return "/usr" + path
+	}
+	return path
+}
+
+// extract unpacks what a guest sent.
+func extract(archive, into string) error {
+	if into == "" {
+		return nil
+	}
+	file, err := os.Open(archive)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	for r := tar.NewReader(file); ; {
+		header, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("results: %w", err)
+		}
+		if header.Typeflag != tar.TypeReg {
+			continue
+		}
+		content, err := io.ReadAll(r)
+		if err != nil {
+			return fmt.Errorf("results: %w", err)
+		}
+		if err := os.WriteFile(filepath.Join(into, path.Base(header.Name)), content, 0o644); err != nil {
+			return err
+		}
+	}
+}

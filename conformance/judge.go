@@ -15,6 +15,7 @@ import (
 	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/conformance/cases"
 	"kubelb.k8c.io/conformance/lab"
+	"kubelb.k8c.io/conformance/netlab"
 )
 
 // Options choose what runs.
@@ -27,6 +28,8 @@ type Options struct {
 	UpgradeTo cases.Backend
 	// SwitchTo are backends of other kinds, for the case of switching.
 	SwitchTo []cases.Backend
+	// Patience is for machines that are slower than others.
+	Patience lab.Patience
 	// Progress, if set, is told each outcome as it comes.
 	Progress func(Run)
 }
@@ -98,7 +101,7 @@ func Judge(ctx context.Context, backend cases.Backend, options Options) (Report,
 	report := Report{Version: ReportVersion, Kernel: kernel(), Counts: map[Outcome]int{},
 		Backend: Backend{description.Name, description.Version, slices.Sorted(slices.Values(description.Features))}}
 	for _, c := range chosen {
-		for _, run := range inFamilies(ctx, c, judged{cases.Backends{Judged: backend, Next: options.UpgradeTo, Others: options.SwitchTo}, description}) {
+		for _, run := range inFamilies(ctx, c, judged{cases.Backends{Judged: backend, Next: options.UpgradeTo, Others: options.SwitchTo}, description, options.Patience}) {
 			if err := ctx.Err(); err != nil {
 				return report, err
 			}
@@ -138,14 +141,15 @@ func Names() []string {
 	return names
 }
 
-// describe asks the backend what it is, in a lab of its own.
+// describe asks the backend what it is, on a host of its own.
 func describe(ctx context.Context, backend cases.Backend) (description dataplane.Description, err error) {
-	l, err := lab.New()
+	l := netlab.New(lab.Prefix)
+	defer func() { err = errors.Join(err, l.Close()) }()
+	host, err := l.Namespace("described")
 	if err != nil {
 		return description, err
 	}
-	defer func() { err = errors.Join(err, l.Close()) }()
-	process, err := backend.Start(ctx, l.Gateways[0].Namespace, discard{})
+	process, err := backend.Start(ctx, host, discard{})
 	if err != nil {
 		return description, err
 	}
@@ -176,6 +180,7 @@ func inFamilies(ctx context.Context, c cases.Case, j judged) []Run {
 type judged struct {
 	backends    cases.Backends
 	description dataplane.Description
+	patience    lab.Patience
 }
 
 func (j judged) run(ctx context.Context, c cases.Case, v4 bool) Run {
@@ -193,7 +198,7 @@ func (j judged) run(ctx context.Context, c cases.Case, v4 bool) Run {
 		run.Outcome, run.Reason = Unsupported, "no other backend was given to switch to"
 		return run
 	}
-	outcome := cases.Run(ctx, c, j.backends, v4)
+	outcome := cases.Run(ctx, c, j.backends, v4, j.patience)
 	run.Measured = outcome.Measured
 	run.Duration = outcome.Duration.Round(10 * time.Millisecond).String()
 	if len(outcome.Failures) > 0 {

@@ -47,7 +47,7 @@ func prepare(t *testing.T) *bench {
 	dir := t.TempDir()
 	output, err := exec.Command("go", "build", "-o", dir+"/", "./cmd/...").CombinedOutput()
 	require.NoError(t, err, string(output))
-	l, err := lab.New()
+	l, err := lab.New(1)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, l.Close()) })
 	state, err := os.MkdirTemp("", "klenvoy")
@@ -215,11 +215,11 @@ func (l *load) flow(b *bench, network string, to netip.AddrPort) error {
 		return err
 	}
 	defer c.Close()
-	if !lab.Unanswered(c) {
+	if !lab.Unanswered(c, 1) {
 		return nil
 	}
 	l.lost++
-	_, err = lab.Who(c)
+	_, err = lab.Who(c, 1)
 	return err
 }
 

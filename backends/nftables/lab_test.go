@@ -42,7 +42,7 @@ type gateway struct {
 func newGateway(t *testing.T) *gateway {
 	t.Helper()
 	needRoot(t)
-	l, err := lab.New()
+	l, err := lab.New(1)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, l.Close()) })
 	g := &gateway{T: t, lab: l}

@@ -14,21 +14,21 @@ func affinityTimeout() Case {
 		Needs: []dataplane.Feature{dataplane.Affinity, dataplane.AffinityTimeout},
 		Run: func(c *C) {
 			c.Serve(30080)
-			sticky := c.stickyFrontends(2 * time.Second)
+			sticky := c.stickyFrontends(c.Patience.For(2 * time.Second))
 			// Which endpoint the client's address meets by itself is the backend's choice; it shall have to leave that.
 			c.Apply([]model.Pool{c.Pool("all", 0, 1, 2, 3)}, sticky...)
 			byHash := c.only(c.Ask(5, "tcp", c.At(1, 80)))
 			other := (byHash + 1) % 4
 			for _, network := range networks {
-				time.Sleep(3 * time.Second)
+				time.Sleep(c.Patience.For(3 * time.Second))
 				c.Apply([]model.Pool{c.Pool("all", other)}, sticky...)
 				c.Equal(other, c.only(c.Ask(5, network, c.At(1, 80))))
 				c.Apply([]model.Pool{c.Pool("all", 0, 1, 2, 3)}, sticky...)
 				for range 4 {
-					time.Sleep(time.Second)
+					time.Sleep(c.Patience.For(time.Second))
 					c.Equal(other, c.only(c.Ask(5, network, c.At(1, 80))), "%s: each new flow begins the timeout anew", network)
 				}
-				time.Sleep(3 * time.Second)
+				time.Sleep(c.Patience.For(3 * time.Second))
 				c.NotEqual(other, c.only(c.Ask(5, network, c.At(1, 80))), "%s: the timeout has passed", network)
 			}
 		},

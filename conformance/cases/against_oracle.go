@@ -143,10 +143,10 @@ func (t *trial) datagram(d *datagrams) {
 	case oracle.Ignored:
 		lab.Send(d)
 	case oracle.Forwarded:
-		answer, err := lab.Who(d)
+		answer, err := lab.Who(d, t.Patience)
 		t.judge(d.flow, answer, err)
 	default:
-		t.True(lab.Unanswered(d), "%v is not to be answered", d.flow)
+		t.True(lab.Unanswered(d, t.Patience), "%v is not to be answered", d.flow)
 	}
 }
 
@@ -162,7 +162,7 @@ func (t *trial) connection(client *lab.Host, network string, flow oracle.Flow, f
 	answer, err := client.Ask(network, flow.To, from)
 	t.judge(flow, answer, err)
 	if t.state.Decide(flow).Verdict == oracle.Refused {
-		t.Less(time.Since(begin), time.Second, "%v is refused too late", flow)
+		t.Less(time.Since(begin), t.Patience.For(time.Second), "%v is refused too late", flow)
 	}
 }
 

@@ -25,6 +25,8 @@ type C struct {
 	*require.Assertions
 	Lab *lab.Lab
 	V4  bool
+	// Patience is that of the lab.
+	Patience lab.Patience
 	// Gateway is the first one that runs the backend.
 	Gateway  *Gateway
 	Gateways []*Gateway
@@ -56,11 +58,11 @@ type Outcome struct {
 const limit = 2 * time.Minute
 
 // Run runs a case once. It needs root, and leaves nothing behind.
-func Run(ctx context.Context, c Case, backends Backends, v4 bool) Outcome {
+func Run(ctx context.Context, c Case, backends Backends, v4 bool, p lab.Patience) Outcome {
 	begin := time.Now()
-	ctx, cancel := context.WithTimeout(ctx, limit)
+	ctx, cancel := context.WithTimeout(ctx, p.For(limit))
 	defer cancel()
-	run := &C{V4: v4, ctx: ctx, backends: backends}
+	run := &C{V4: v4, Patience: p, ctx: ctx, backends: backends}
 	run.Assertions = require.New(run)
 	done := make(chan struct{})
 	// FailNow ends the goroutine, as in package testing; cleanups run in any case.
@@ -88,7 +90,7 @@ func (c *C) recoverPanic() {
 // setUp builds the lab and starts the backend.
 func (c *C) setUp(of Case) {
 	var err error
-	c.Lab, err = lab.New()
+	c.Lab, err = lab.New(c.Patience)
 	c.NoError(err)
 	c.Cleanup(func() {
 		if err := c.Lab.Close(); err != nil {
@@ -267,7 +269,7 @@ func (c *C) MustRefuse(network string, to netip.AddrPort) {
 	c.Error(r.Err, "%s %s is served", network, to)
 	if network == "tcp" {
 		c.True(r.Outright || r.Ended, "%s %s: %v", network, to, r.Err)
-		c.Less(r.After, time.Second, "%s %s is refused too late", network, to)
+		c.Less(r.After, c.Patience.For(time.Second), "%s %s is refused too late", network, to)
 	}
 }
 
@@ -275,7 +277,7 @@ func (c *C) MustRefuse(network string, to netip.AddrPort) {
 func (c *C) MustRefuseOutright(network string, to netip.AddrPort) {
 	r := c.Lab.A.Refused(network, to)
 	c.True(r.Outright, "%s %s: %v", network, to, r.Err)
-	c.Less(r.After, time.Second, "%s %s is refused too late", network, to)
+	c.Less(r.After, c.Patience.For(time.Second), "%s %s is refused too late", network, to)
 }
 
 // Networks are both protocols, as package net calls them.

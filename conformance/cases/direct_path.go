@@ -24,7 +24,7 @@ func directPath() Case {
 			sent, buffer := make([]byte, 9000), make([]byte, 1<<16)
 			_, err = io.ReadFull(&lab.Pattern{}, sent)
 			c.NoError(err)
-			c.NoError(flow.SetDeadline(time.Now().Add(2 * time.Second)))
+			c.NoError(flow.SetDeadline(time.Now().Add(c.Patience.For(2 * time.Second))))
 			_, err = flow.Write(sent)
 			c.NoError(err)
 			n, err := flow.Read(buffer)

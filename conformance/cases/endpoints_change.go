@@ -15,8 +15,9 @@ func endpointsChange() Case {
 			frontends := []model.Frontend{c.Frontend(model.TCP, 1, 80, 30080, "all"), c.Frontend(model.UDP, 1, 80, 30080, "all")}
 			c.Apply([]model.Pool{c.Pool("all", 0, 1)}, frontends...)
 			tcp, udp := c.Load("tcp", c.At(1, 80)), c.Load("udp", c.At(1, 80))
-			const enough, patience = 51, 20 * time.Second
-			for begun, round := time.Now(), 0; round < 10 || min(tcp.made.Load(), udp.made.Load()) < enough && time.Since(begun) < patience; round++ {
+			const enough = 51
+			longest := c.Patience.For(20 * time.Second)
+			for begun, round := time.Now(), 0; round < 10 || min(tcp.made.Load(), udp.made.Load()) < enough && time.Since(begun) < longest; round++ {
 				for _, set := range [][]int{{0}, {0, 1, 2, 3}, {2, 3}, {1}, {1, 2}} {
 					c.Apply([]model.Pool{c.Pool("all", set...)}, frontends...)
 				}

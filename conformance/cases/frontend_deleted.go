@@ -23,7 +23,7 @@ func frontendDeleted() Case {
 			c.Ask(3, "tcp", c.At(2, 80))
 			c.Apply(pools, stays...)
 			c.MustRefuse("tcp", c.At(1, 81))
-			c.True(lab.Unanswered(gone), "a datagram of a flow to a deleted frontend is answered")
+			c.True(lab.Unanswered(gone, c.Patience), "a datagram of a flow to a deleted frontend is answered")
 			_, err = c.Lab.A.Ask("tcp", c.At(2, 80), from(0))
 			c.Error(err, "an address without frontends is served")
 			c.alive(streams, flows)

@@ -74,7 +74,7 @@ func (c *C) unknownTo(gateway int, streams []*lab.Stream) {
 	for _, s := range streams {
 		c.Error(s.Alive(), "nobody knows it any more")
 	}
-	c.Less(time.Since(begin), 2*time.Second, "that is said at once")
+	c.Less(time.Since(begin), c.Patience.For(2*time.Second), "that is said at once")
 }
 
 // frontOf is a gateway's address on the clients' segment.

@@ -21,7 +21,7 @@ func idleTimeout() Case {
 			c.Serve(30080)
 			pools := []model.Pool{c.Pool("all", 0, 1)}
 			short, other, udp := c.Frontend(model.TCP, 1, 80, 30080, "all"), c.Frontend(model.TCP, 1, 81, 30080, "all"), c.Frontend(model.UDP, 1, 80, 30080, "all")
-			const limit = time.Second
+			limit := c.Patience.For(time.Second)
 			short.IdleTimeout, udp.IdleTimeout = limit, limit
 			c.Apply(pools, short, other, udp)
 			stream := func(f model.Frontend) *lab.Stream {
@@ -39,7 +39,7 @@ func idleTimeout() Case {
 			_, err := idle.Read(make([]byte, 1))
 			c.True(errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET), "the idle connection is neither closed nor reset: %v", err)
 			c.NoError(theirs.Alive(), "a connection of a frontend without a timeout")
-			_, err = lab.Who(flow)
+			_, err = lab.Who(flow, c.Patience)
 			c.NoError(err, "a UDP flow that has been idle begins anew")
 		},
 	}

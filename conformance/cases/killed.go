@@ -21,7 +21,7 @@ func killedDuringApply() Case {
 			after := c.manyFrontends(before, 3000)
 			for i := range 4 {
 				killed := make(chan error, 1)
-				time.AfterFunc(time.Duration(i)*8*time.Millisecond, func() { killed <- c.Gateway.Process.Kill() })
+				time.AfterFunc(c.Patience.For(time.Duration(i)*8*time.Millisecond), func() { killed <- c.Gateway.Process.Kill() })
 				_, _, _ = c.Gateway.TryApply(after)
 				c.NoError(<-killed)
 				c.alive(streams, flows)

@@ -25,10 +25,10 @@ func limits() Case {
 			c.Apply(pool, tcp, udp, other)
 			streams := c.streams(limit)
 			for range 3 {
-				c.False(c.Lab.A.AnsweredWithin(soon, "tcp", c.At(1, 80)), "one connection more than there may be")
+				c.False(c.Lab.A.AnsweredWithin(c.Patience.For(soon), "tcp", c.At(1, 80)), "one connection more than there may be")
 			}
 			flows := c.flows(limit)
-			c.False(c.Lab.A.AnsweredWithin(soon, "udp", c.At(1, 80)), "one UDP flow more than there may be")
+			c.False(c.Lab.A.AnsweredWithin(c.Patience.For(soon), "udp", c.At(1, 80)), "one UDP flow more than there may be")
 			c.open(limit, tcp, udp)
 			c.open(0, other)
 			c.streamsTo(limit, c.At(1, 81))
@@ -36,17 +36,17 @@ func limits() Case {
 				c.NoError(s.Alive(), "a connection that was there")
 			}
 			for _, f := range flows {
-				_, err := lab.Who(f)
+				_, err := lab.Who(f, c.Patience)
 				c.NoError(err, "a UDP flow that was there")
 			}
 			for _, s := range streams[:2] {
 				c.NoError(s.Reset())
 			}
-			c.True(c.served(5*time.Second), "two have ended")
+			c.True(c.served(c.Patience.For(5*time.Second)), "two have ended")
 			// Each ends before the next one begins, and a dataplane may take a moment to see it.
 			for range 4 * limit {
-				time.Sleep(20 * time.Millisecond)
-				c.True(c.served(5*time.Second), "one of many that end")
+				time.Sleep(c.Patience.For(20 * time.Millisecond))
+				c.True(c.served(c.Patience.For(5*time.Second)), "one of many that end")
 			}
 			c.open(limit-2, tcp)
 			tcp.MaxConnections = 2 * limit
@@ -67,7 +67,7 @@ func limits() Case {
 func (c *C) open(n uint64, frontends ...model.Frontend) {
 	for _, f := range frontends {
 		var said uint64
-		for begin := time.Now(); time.Since(begin) < 10*time.Second; time.Sleep(20 * time.Millisecond) {
+		for begin := time.Now(); time.Since(begin) < c.Patience.For(10*time.Second); time.Sleep(20 * time.Millisecond) {
 			stats, err := c.Gateway.Process.Stats(c.ctx)
 			c.NoError(err)
 			if said = stats.Frontends[f.FrontendKey].Open; said == n {
@@ -81,7 +81,7 @@ func (c *C) open(n uint64, frontends ...model.Frontend) {
 // served tells whether a new connection comes about within that time.
 func (c *C) served(within time.Duration) bool {
 	for begin := time.Now(); time.Since(begin) < within; {
-		if c.Lab.A.AnsweredWithin(soon, "tcp", c.At(1, 80)) {
+		if c.Lab.A.AnsweredWithin(c.Patience.For(soon), "tcp", c.At(1, 80)) {
 			return true
 		}
 	}
@@ -105,7 +105,7 @@ func rateLimits() Case {
 				time.Sleep(2 * time.Second)
 				served := 0
 				for end := time.Now().Add(seconds * time.Second); time.Now().Before(end); {
-					if c.Lab.A.AnsweredWithin(50*time.Millisecond, network, c.At(1, 80)) {
+					if c.Lab.A.AnsweredWithin(c.Patience.For(50*time.Millisecond), network, c.At(1, 80)) {
 						served++
 					}
 				}

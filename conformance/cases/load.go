@@ -54,11 +54,11 @@ func (c *C) newFlow(network string, to netip.AddrPort) error {
 	}
 	defer flow.Close()
 	for range sends - 1 {
-		if !lab.Unanswered(flow) {
+		if !lab.Unanswered(flow, c.Patience) {
 			return nil
 		}
 	}
-	_, err = lab.Who(flow)
+	_, err = lab.Who(flow, c.Patience)
 	return err
 }
 
@@ -80,7 +80,7 @@ func (l *Load) Stop() int {
 
 // Eventually requires that the condition comes true within two seconds.
 func (c *C) Eventually(condition func() bool, message string) {
-	for begin := time.Now(); time.Since(begin) < 2*time.Second; time.Sleep(10 * time.Millisecond) {
+	for begin := time.Now(); time.Since(begin) < c.Patience.For(2*time.Second); time.Sleep(10 * time.Millisecond) {
 		if condition() {
 			return
 		}
@@ -93,7 +93,7 @@ func from(port uint16) lab.From { return lab.From{Port: port} }
 
 // endpointOf asks on a UDP flow which endpoint it meets now.
 func (c *C) endpointOf(f flow) int {
-	answer, err := lab.Who(f)
+	answer, err := lab.Who(f, c.Patience)
 	c.NoError(err)
 	return c.Number(answer.Endpoint)
 }

@@ -20,10 +20,10 @@ func streamCut() Case {
 			c.Gateway.Apply(before)
 			load := c.Load("tcp", c.At(1, 80))
 			after := c.manyFrontends(before, 3000)
-			for _, patience := range []time.Duration{0, time.Millisecond, 5 * time.Millisecond, 20 * time.Millisecond} {
+			for _, cutAfter := range []time.Duration{0, time.Millisecond, 5 * time.Millisecond, 20 * time.Millisecond} {
 				held, err := c.Gateway.Process.Applied(c.ctx)
 				c.NoError(err)
-				cut, cancel := context.WithTimeout(c.ctx, patience)
+				cut, cancel := context.WithTimeout(c.ctx, c.Patience.For(cutAfter))
 				_, _ = c.Gateway.Process.Apply(cut, dataplane.Change{Base: held.Generation, Next: c.Gateway.generation(), Delta: model.Difference(held.Digests, after)})
 				cancel()
 				c.oldOrNew(before, after)

@@ -56,9 +56,9 @@ func (c *C) switchUnderLoad(to Backend) {
 	kept := c.aliveOrEnded(streams)
 	asked := 0
 	for _, f := range flows {
-		if lab.Unanswered(f) {
+		if lab.Unanswered(f, c.Patience) {
 			asked++
-			_, err := lab.Who(f)
+			_, err := lab.Who(f, c.Patience)
 			c.NoError(err, "a UDP flow that is older than the switch")
 		}
 	}
@@ -73,7 +73,7 @@ func (c *C) switchUnderLoad(to Backend) {
 		c.Equal(map[int]int{2: 5}, c.Ask(5, network, c.At(1, 80)))
 	}
 	for _, f := range flows {
-		_ = lab.Unanswered(f) // what it met before has left the pool: this may be lost
+		_ = lab.Unanswered(f, c.Patience) // what it met before has left the pool: this may be lost
 		c.Equal(2, c.endpointOf(f), "a UDP flow that is older than the switch")
 	}
 	c.applySwitched(0, 0, 1)

@@ -47,7 +47,7 @@ func transparent() Case {
 			c.Apply(pools, frontends(model.Transparent)...)
 			c.alive(streams, nil)
 			c.answered(flows)
-			answer, err := lab.Who(flows[0])
+			answer, err := lab.Who(flows[0], c.Patience)
 			c.NoError(err)
 			c.Equal(c.Lab.A.Address(c.V4), answer.Client.Addr(), "a UDP flow, whose next datagram is a new flow")
 		},

@@ -27,7 +27,7 @@ func unanswered() Case {
 					answered <- answer
 					failed <- err
 				}()
-				time.Sleep(300 * time.Millisecond)
+				time.Sleep(c.Patience.For(300 * time.Millisecond))
 				pool := c.Pool("all", 0, 1)
 				leave(&pool)
 				c.Apply([]model.Pool{pool}, frontend)

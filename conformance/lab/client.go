@@ -47,7 +47,7 @@ func (h *Host) Dial(network string, to netip.AddrPort, from From) (net.Conn, err
 	var c net.Conn
 	err := h.Do(func() error {
 		var err error
-		c, err = dial(network, to, h.begin(network, from), patience)
+		c, err = dial(network, to, h.begin(network, from), h.patience.For(lost))
 		return err
 	})
 	return c, err
@@ -95,7 +95,7 @@ func (h *Host) AskMany(network string, to netip.AddrPort, froms []From) ([]Answe
 	answers := make([]Answer, 0, len(froms))
 	err := h.Do(func() error {
 		for _, from := range froms {
-			answer, err := ask(network, to, h.begin(network, from), patience)
+			answer, err := ask(network, to, h.begin(network, from), h.patience.For(lost))
 			if err != nil {
 				return fmt.Errorf("%s %s, flow %d: %w", network, to, len(answers)+1, err)
 			}
@@ -125,7 +125,7 @@ func ask(network string, to netip.AddrPort, from From, wait time.Duration) (Answ
 }
 
 // Who asks over a connection whose first line has not been sent yet, and over any UDP flow.
-func Who(c net.Conn) (Answer, error) { return who(c, patience) }
+func Who(c net.Conn, p Patience) (Answer, error) { return who(c, p.For(lost)) }
 
 func who(c net.Conn, wait time.Duration) (Answer, error) {
 	if err := c.SetDeadline(time.Now().Add(wait)); err != nil {
@@ -184,7 +184,7 @@ func (h *Host) Refused(network string, to netip.AddrPort) Refusal {
 // Silent reports whether a flow gets no answer at all.
 func (h *Host) Silent(network string, to netip.AddrPort) bool {
 	err := h.Do(func() error {
-		_, err := ask(network, to, h.begin(network, From{}), silence)
+		_, err := ask(network, to, h.begin(network, From{}), h.patience.For(silence))
 		return err
 	})
 	var timeout net.Error
@@ -200,8 +200,8 @@ func (h *Host) AnsweredWithin(wait time.Duration, network string, to netip.AddrP
 }
 
 // Unanswered asks on a UDP flow and reports whether nothing comes back, be it silence or an ICMP error.
-func Unanswered(c net.Conn) bool {
-	_, err := who(c, silence)
+func Unanswered(c net.Conn, p Patience) bool {
+	_, err := who(c, p.For(silence))
 	return err != nil
 }
 
@@ -211,7 +211,8 @@ func Send(c net.Conn) { _, _ = c.Write([]byte(askWho)) }
 // Stream is a TCP connection whose server echoes.
 type Stream struct {
 	net.Conn
-	echoed *bufio.Reader
+	echoed   *bufio.Reader
+	patience Patience
 }
 
 // Stream opens a connection that lives until it is closed.
@@ -223,13 +224,13 @@ func (h *Host) Stream(to netip.AddrPort, from From) (*Stream, error) {
 	if _, err := c.Write([]byte(askEcho + "\n")); err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
-	s := &Stream{c, bufio.NewReader(c)}
+	s := &Stream{c, bufio.NewReader(c), h.patience}
 	return s, s.Alive()
 }
 
 // Alive sends a line and waits for it to come back.
 func (s *Stream) Alive() error {
-	if err := s.SetDeadline(time.Now().Add(patience)); err != nil {
+	if err := s.SetDeadline(time.Now().Add(s.patience.For(lost))); err != nil {
 		return err
 	}
 	if _, err := s.Write([]byte("alive\n")); err != nil {

@@ -29,7 +29,7 @@ func (h *Host) Ping(to netip.Addr) error {
 	if to.Is4() {
 		binary.BigEndian.PutUint16(message[2:], checksum(message)) // for IPv6 the kernel does it
 	}
-	if err := c.SetDeadline(time.Now().Add(silence)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(h.patience.For(silence))); err != nil {
 		return err
 	}
 	if _, err := c.Write(message); err != nil {

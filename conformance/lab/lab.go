@@ -47,6 +47,7 @@ type Host struct {
 	IPv4, IPv6 netip.Addr
 	// datagrams counts the UDP flows that left their port to the host.
 	datagrams atomic.Uint32
+	patience  Patience
 }
 
 // Address returns the host's address of a family.
@@ -83,14 +84,14 @@ func pick(v4 bool, four, six string, i int) netip.Addr {
 const endpoints = 100
 
 // New builds the lab. It needs root. Close removes it.
-func New() (*Lab, error) {
+func New(p Patience) (*Lab, error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("needs root: it makes network namespaces")
 	}
 	if err := netlab.Sweep(Prefix); err != nil {
 		return nil, err
 	}
-	b := &builder{lab: netlab.New(Prefix)}
+	b := &builder{lab: netlab.New(Prefix), patience: p}
 	l := b.build()
 	if err := errors.Join(b.errs...); err != nil {
 		return nil, errors.Join(fmt.Errorf("build the lab: %w", err), b.lab.Close())
@@ -105,6 +106,7 @@ func (l *Lab) Close() error { return l.lab.Close() }
 type builder struct {
 	lab         *netlab.Lab
 	front, back *netlab.Namespace
+	patience    Patience
 	errs        []error
 }
 
@@ -143,7 +145,7 @@ func (b *builder) host(name, v4, v6 string, sysctls ...string) *Host {
 	// Duplicate address detection would leave link-local addresses unusable for a second.
 	ns, err := b.lab.Namespace(name, append([]string{"net/ipv6/conf/default/accept_dad=0"}, sysctls...)...)
 	b.check(err)
-	return &Host{Namespace: ns, IPv4: netip.MustParseAddr(v4), IPv6: netip.MustParseAddr(v6)}
+	return &Host{patience: b.patience, Namespace: ns, IPv4: netip.MustParseAddr(v4), IPv6: netip.MustParseAddr(v6)}
 }
 
 func portOf(h *Host, name string) string { return name + "-" + h.Name[len(h.Name)-2:] }

@@ -9,7 +9,7 @@ import (
 
 // Without a dataplane the lab itself carries everything, so that what a case sees is the dataplane's doing.
 func TestTheLabCarriesEverything(t *testing.T) {
-	l, err := New()
+	l, err := New(1)
 	require.NoError(t, err)
 	defer func() { require.NoError(t, l.Close()) }()
 	for _, n := range l.Nodes {

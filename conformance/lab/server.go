@@ -244,9 +244,9 @@ func (r *Pattern) Read(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// patience is how long anything in the lab may take before it counts as lost. What asks for a neighbour asks three times, a second apart
+// lost is how long anything in the lab may take before it counts as lost. What asks for a neighbour asks three times, a second apart
 // (RFC 4861, section 10), and on a machine that is busy the first question may be lost.
-const patience = 4 * time.Second
+const lost = 4 * time.Second
 
 // silence is how long nothing comes before that counts as no answer, on a network that answers within a millisecond.
 const silence = 700 * time.Millisecond

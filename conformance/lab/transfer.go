@@ -17,17 +17,20 @@ const stall = 5 * time.Second
 
 // moving is a connection that fails when nothing moves any more. It has no ReadFrom and WriteTo, which would set the
 // deadline but once.
-type moving struct{ conn *net.TCPConn }
+type moving struct {
+	conn  *net.TCPConn
+	stall time.Duration
+}
 
 func (m moving) Read(p []byte) (int, error) {
-	if err := m.conn.SetDeadline(time.Now().Add(stall)); err != nil {
+	if err := m.conn.SetDeadline(time.Now().Add(m.stall)); err != nil {
 		return 0, err
 	}
 	return m.conn.Read(p)
 }
 
 func (m moving) Write(p []byte) (int, error) {
-	if err := m.conn.SetDeadline(time.Now().Add(stall)); err != nil {
+	if err := m.conn.SetDeadline(time.Now().Add(m.stall)); err != nil {
 		return 0, err
 	}
 	return m.conn.Write(p)
@@ -85,7 +88,7 @@ func (h *Host) openFor(to netip.AddrPort, command string) (moving, error) {
 	if err != nil {
 		return moving{}, err
 	}
-	m := moving{c.(*net.TCPConn)}
+	m := moving{c.(*net.TCPConn), h.patience.For(stall)}
 	_, err = m.Write([]byte(command + "\n"))
 	return m, err
 }

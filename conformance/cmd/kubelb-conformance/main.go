@@ -16,6 +16,7 @@ import (
 	"kubelb.k8c.io/backends/plugin"
 	"kubelb.k8c.io/conformance"
 	"kubelb.k8c.io/conformance/cases"
+	"kubelb.k8c.io/conformance/lab"
 )
 
 const usage = `kubelb-conformance judges a dataplane by packets: it runs the backend's binary in a lab of network namespaces, drives it
@@ -32,6 +33,7 @@ Flags:
 type flags struct {
 	backend, upgrade, switchTo, cases, feature, report, junit string
 	rounds                                                    int
+	patience                                                  float64
 	roundsIn                                                  string
 	list, verbose                                             bool
 	options                                                   map[string]string
@@ -60,6 +62,7 @@ func main() {
 	set.StringVar(&f.feature, "feature", "", "run only the cases that need this feature")
 	set.IntVar(&f.rounds, "rounds", 0, "run the whole suite so often, and write to --report the sum of all rounds; needs --rounds-in")
 	set.StringVar(&f.roundsIn, "rounds-in", "", "the directory for the reports of the rounds; what lies there already is not run again")
+	set.Float64Var(&f.patience, "patience", 1, "how many times as long as usual everything may take, and is waited for: for kernels under emulation, where it is judged the same")
 	set.StringVar(&f.report, "report", "", "write the report to this file, as YAML")
 	set.StringVar(&f.junit, "junit", "", "write the report to this file, as JUnit XML")
 	set.BoolVar(&f.list, "list", false, "list the cases and what each one shows")
@@ -95,11 +98,14 @@ func (f flags) run(ctx context.Context) (failed bool, err error) {
 	if f.backend == "" {
 		return false, errors.New("--backend is empty: give a name or a path")
 	}
+	if f.patience < 1 {
+		return false, fmt.Errorf("--patience=%g: give 1 or more", f.patience)
+	}
 	path, err := plugin.Find(f.backend)
 	if err != nil {
 		return false, err
 	}
-	options := conformance.Options{Feature: dataplane.Feature(f.feature), Progress: f.progress}
+	options := conformance.Options{Feature: dataplane.Feature(f.feature), Patience: lab.Patience(f.patience), Progress: f.progress}
 	if f.cases != "" {
 		options.Cases = strings.Split(f.cases, ",")
 	}

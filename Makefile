@@ -12,6 +12,9 @@ GO_BUILD   := CGO_ENABLED=0 go build -o $(BIN)/
 # A chart can hold nothing that lies outside of it.
 CHART_FILES := deploy/charts/kubelb-manager/files
 GENERATED  := api/v1alpha1/zz_generated.deepcopy.go api/crds $(CHART_FILES) backends/plugin/dataplanepb $(addprefix backends/ebpf/bpf/,tc_bpfel.go tc_bpfel.o xdp_bpfel.go xdp_bpfel.o) $(addprefix backends/envoy/bpf/,unknown_bpfel.go unknown_bpfel.o)
+# A kernel to boot, and the architecture of its programs.
+KERNEL     ?= 6.12/amd64
+GUEST       = $(notdir $(KERNEL))
 CACHE      := $(or $(KUBELB_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/kubelb)
 
 .PHONY: help
@@ -75,6 +78,26 @@ e2e: deps build ## Test the whole path on real clusters with every dataplane (ro
 	cd tools && GOWORK=off go vet ./... && GOWORK=off go test -c -o $(BIN)/e2e.test ./e2e
 	set -e; cd tools/e2e; for b in $(or $(BACKEND),$(BACKENDS)); do echo "== $$b"; \
 		KUBELB_KUBERNETES=$$(../kubernetes/build.sh) KUBELB_BIN=$(BIN) KUBELB_BACKEND=$$b $(if $(ROUNDS),KUBELB_ROUNDS=$(ROUNDS)) $(BIN)/e2e.test -test.v -test.timeout=20m $(if $(RUN),-test.run='$(RUN)'); done
+
+.PHONY: guest
+guest: # Build what a kernel of KERNEL's architecture runs, into bin/guest.
+	@tools/install-packages.sh emulators
+	@mkdir -p $(BIN)/guest/$(GUEST)
+	@set -e; export CGO_ENABLED=0 GOARCH=$(GUEST) GOWORK=off; build() { (cd $$1 && go build -ldflags=-s -o $(BIN)/guest/$(GUEST)/ $$2); }; \
+	for b in $(BACKENDS); do build backends/$$b ./cmd/...; done; build conformance ./cmd/...; build tools ./kernels/guest/init; \
+	(cd backends/ebpf && go test -c -ldflags=-s -o $(BIN)/guest/$(GUEST)/ebpf.test .)
+	cp $$(tools/envoy.sh $(GUEST)) $(BIN)/guest/$(GUEST)/envoy
+	cd tools && GOWORK=off go build -o $(BIN)/ ./cmd/kernels
+
+.PHONY: kernels
+kernels: guest ## Judge dataplanes on a kernel of Debian's archive, emulated: KERNEL (6.12/amd64), BACKEND (all), CASE (all, packet-fixtures being one), MODULES loaded first (root, hours; goes on where it stopped).
+	$(BIN)/kernels --kernel=$(KERNEL) --programs=$(BIN)/guest --backend=$(or $(BACKEND),$(shell echo $(BACKENDS) | tr ' ' ,)) --case=$(CASE) --modules=$(MODULES) \
+		$(if $(CASE),,--results=tools/kernels/results/$(subst /,-,$(KERNEL)).json)
+
+.PHONY: kernels-smoke
+kernels-smoke: guest ## Boot a distribution's kernel with connection tracking as a module, and judge nftables and eBPF by a few cases there (minutes).
+	cd tools && KUBELB_GUEST=$(BIN)/guest GOWORK=off go test -count=1 ./kernels
+	$(BIN)/kernels --kernel=6.12/amd64 --programs=$(BIN)/guest --modules=nf_conntrack --backend=nftables,ebpf --case=packet-fixtures,tcp-echo,udp-reply,direct
 
 .PHONY: images
 images: deps build ## Make the container images, as archives, into bin/images.

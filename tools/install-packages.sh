@@ -1,22 +1,29 @@
 #!/usr/bin/env bash
-# install-packages.sh: installs the distribution's packages that tests and demo need, if any is missing (Debian, Ubuntu; root).
+# install-packages.sh [emulators]: installs the distribution's packages that tests and demo need, or what tools/kernels boots kernels with, if any is
+# missing (Debian, Ubuntu; root).
 set -euo pipefail
 missing=()
 need() { command -v "$1" >/dev/null 2>&1 || [ -e "$1" ] || missing+=("$2"); }
-need containerd containerd
-need runc runc
-need /usr/lib/cni/bridge containernetworking-plugins
-need nft nftables
-need ip iproute2
-need curl curl
-need node nodejs
-need unshare util-linux
-need python3 python3
-# The version that the committed objects of the eBPF programs were made with.
-need clang-14 clang-14
-need llvm-strip-14 llvm-14
-need /usr/include/bpf/bpf_helpers.h libbpf-dev
-python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip)
+if [ "${1:-}" = emulators ]; then
+  need qemu-system-x86_64 qemu-system-x86
+  need qemu-system-aarch64 qemu-system-arm
+  need xz xz-utils
+else
+  need containerd containerd
+  need runc runc
+  need /usr/lib/cni/bridge containernetworking-plugins
+  need nft nftables
+  need ip iproute2
+  need curl curl
+  need node nodejs
+  need unshare util-linux
+  need python3 python3
+  # The version that the committed objects of the eBPF programs were made with.
+  need clang-14 clang-14
+  need llvm-strip-14 llvm-14
+  need /usr/include/bpf/bpf_helpers.h libbpf-dev
+  python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip)
+fi
 [ ${#missing[@]} -eq 0 ] && exit 0
 echo "installing ${missing[*]} ..." >&2
 if ! command -v apt-get >/dev/null; then

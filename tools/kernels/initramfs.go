@@ -129,8 +129,8 @@ func extract(archive, into string) error {
 	defer file.Close()
 	for r := tar.NewReader(file); ; {
 		header, err := r.Next()
-		if errors.Is(err, io.EOF) {
-			return nil
+		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+			return nil // a machine that was ended leaves the archive without an end
 		}
 		if err != nil {
 			return fmt.Errorf("results: %w", err)
@@ -139,6 +139,9 @@ func extract(archive, into string) error {
 			continue
 		}
 		content, err := io.ReadAll(r)
+		if errors.Is(err, io.ErrUnexpectedEOF) {
+			return nil
+		}
 		if err != nil {
 			return fmt.Errorf("results: %w", err)
 		}

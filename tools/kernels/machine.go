@@ -38,7 +38,7 @@ type Run struct {
 	Userland string
 	// Init is the program of package guest for the kernel's architecture.
 	Init string
-	// ResultsDir gets what the steps left in guest.ResultsDir.
+	// ResultsDir gets what the steps that have ended left in guest.ResultsDir.
 	ResultsDir string
 	// Console gets what the kernel and the steps print.
 	Console io.Writer
@@ -60,7 +60,8 @@ func (k Kernel) Boot(ctx context.Context, r Run) (map[string]int, error) {
 	}
 	watch := &console{to: r.Console, steps: map[string]int{}}
 	if err := k.emulate(ctx, initramfs, results, r.Silence, watch); err != nil {
-		return watch.steps, fmt.Errorf("kernel %s (%s): %w\nits last lines:\n%s", k.Spec, k.Release, err, watch.last())
+		err = fmt.Errorf("kernel %s (%s): %w\nits last lines:\n%s", k.Spec, k.Release, err, watch.last())
+		return watch.steps, errors.Join(err, extract(results, r.ResultsDir))
 	}
 	return watch.steps, extract(results, r.ResultsDir)
 }

@@ -1,4 +1,4 @@
-// Command kernels boots a kernel of Debian's archive under emulation and runs programs in it.
+// Command kernels boots kernels of Debian's archive under emulation and runs programs, or judges dataplanes, in them.
 package main
 
 import (
@@ -10,65 +10,96 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 
+	"kubelb.k8c.io/conformance"
 	"kubelb.k8c.io/tools/kernels"
 	"kubelb.k8c.io/tools/kernels/guest"
 )
 
-const usage = `kernels boots a kernel of Debian's archive under emulation (QEMU, no KVM) and runs a program in it, as root. What the program prints is printed
-here; the exit status is the program's, or 3 when the kernel panicked, hung or was silent for too long.
+const usage = `kernels boots a kernel of Debian's archive under emulation (QEMU, no KVM) and runs programs in it, as root, or judges dataplanes.
 
-  kernels --kernel=6.12/amd64 --file=bin/x:/x -- /x --flag
+  kernels --kernel=6.12/amd64 --file=bin/x:/x -- /x --flag      runs /x; its exit status is the exit status
+  kernels --kernel=6.1/arm64 --backend=nftables,ebpf            judges each by the conformance suite, and eBPF by its packet fixtures as well
+
+The console is printed here. The exit status is 1 when a case failed, and 3 when the kernel panicked, hung or was silent for too long, or could
+not be had.
 
 Flags:
 `
 
+// statusBroken is the exit status when nothing can be said of the programs.
+const statusBroken = 3
+
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
 	status, err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
 	if errors.Is(err, flag.ErrHelp) {
 		return
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "kernels:", err)
-		os.Exit(3)
+		status = statusBroken
 	}
 	os.Exit(status)
 }
 
+type options struct {
+	kernel, programs, results string
+	modules, backends, cases  []string
+	files                     map[string]string
+	refresh                   bool
+	patience                  float64
+	silence                   time.Duration
+}
+
+func (o *options) register(flags *flag.FlagSet) {
+	list := func(into *[]string) func(string) error {
+		return func(value string) error {
+			*into = slices.DeleteFunc(strings.Split(value, ","), func(s string) bool { return s == "" })
+			return nil
+		}
+	}
+	flags.StringVar(&o.kernel, "kernel", "6.12/"+runtime.GOARCH, "series and architecture (amd64, arm64)")
+	flags.BoolVar(&o.refresh, "refresh", false, "fetch the newest kernel of the series, even if there is one in the cache")
+	flags.Func("modules", "modules to load first, separated by commas; others are loaded when the kernel asks for them", list(&o.modules))
+	flags.DurationVar(&o.silence, "silence", 2*time.Minute, "for how long the console may print nothing")
+	flags.StringVar(&o.programs, "programs", "bin/guest", "directory with a directory for each architecture, of init, the guest's first process, and, to judge, kubelb-conformance, the backends and ebpf.test (make guest)")
+	flags.Func("backend", "dataplanes to judge, separated by commas", list(&o.backends))
+	flags.Func("case", "cases to judge them by, separated by commas; "+kernels.Fixtures+" are the packet fixtures of eBPF; all without it", list(&o.cases))
+	flags.Float64Var(&o.patience, "patience", 8, "how many times as long as usual cases may take")
+	flags.StringVar(&o.results, "results", "", "with --backend, a file that results are added to; what has passed by it is not judged again. Else a directory for what the program writes into "+guest.ResultsDir)
+	flags.Func("file", "SOURCE:PATH puts a file into the guest; may be given several times", func(value string) error {
+		source, path, ok := strings.Cut(value, ":")
+		if !ok || !filepath.IsAbs(path) {
+			return errors.New("write SOURCE:PATH with an absolute path")
+		}
+		o.files[path] = source
+		return nil
+	})
+}
+
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) (int, error) {
+	o := options{files: map[string]string{}}
 	flags := flag.NewFlagSet("kernels", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	flags.Usage = func() {
 		fmt.Fprint(stderr, usage)
 		flags.PrintDefaults()
 	}
-	kernel := flags.String("kernel", "6.12/amd64", "series and architecture")
-	programs := flags.String("programs", "bin/guest", "directory with the programs for each architecture, in directories of their names; init is the guest's first process")
-	refresh := flags.Bool("refresh", false, "fetch the newest kernel of the series, even if there is one in the cache")
-	modules := flags.String("modules", "", "modules to load first, separated by commas; others are loaded when the kernel asks for them")
-	silence := flags.Duration("silence", 2*time.Minute, "for how long the console may print nothing")
-	results := flags.String("results", "", "directory for what the program writes into "+guest.ResultsDir)
-	files := map[string]string{}
-	flags.Func("file", "SOURCE:PATH puts a file into the guest; may be given several times", func(value string) error {
-		source, path, ok := strings.Cut(value, ":")
-		if !ok || !filepath.IsAbs(path) {
-			return errors.New("write SOURCE:PATH with an absolute path")
-		}
-		files[path] = source
-		return nil
-	})
+	o.register(flags)
 	if err := flags.Parse(args); err != nil {
 		return 0, err
 	}
-	if flags.NArg() == 0 {
-		return 0, errors.New("name the program to run, after --")
+	if (flags.NArg() == 0) == (len(o.backends) == 0) {
+		return 0, errors.New("name either a program to run, after --, or dataplanes to judge, by --backend")
 	}
-	spec, err := kernels.ParseSpec(*kernel)
+	spec, err := kernels.ParseSpec(o.kernel)
 	if err != nil {
 		return 0, err
 	}
@@ -76,7 +107,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (int, err
 	if err != nil {
 		return 0, err
 	}
-	k, err := cache.Kernel(ctx, spec, *refresh)
+	kernel, err := cache.Kernel(ctx, spec, o.refresh)
 	if err != nil {
 		return 0, err
 	}
@@ -84,11 +115,23 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (int, err
 	if err != nil {
 		return 0, err
 	}
-	plan := guest.Plan{Steps: []guest.Step{{Name: "program", Args: flags.Args()}}}
-	if *modules != "" {
-		plan.Modules = strings.Split(*modules, ",")
+	fmt.Fprintf(stderr, "booting Linux %s (%s)\n", kernel.Release, spec)
+	if len(o.backends) > 0 {
+		return o.judge(ctx, kernel, userland, stdout)
 	}
-	fmt.Fprintf(stderr, "booting Linux %s (%s)\n", k.Release, spec)
-	steps, err := k.Boot(ctx, kernels.Run{Plan: plan, Files: files, Userland: userland, Init: filepath.Join(*programs, spec.Arch, "init"), ResultsDir: *results, Console: stdout, Silence: *silence})
+	steps, err := kernel.Boot(ctx, kernels.Run{Plan: guest.Plan{Modules: o.modules, Steps: []guest.Step{{Name: "program", Args: flags.Args()}}}, Files: o.files, Userland: userland,
+		Init: filepath.Join(o.programs, spec.Arch, "init"), ResultsDir: o.results, Console: stdout, Silence: o.silence})
 	return steps["program"], err
+}
+
+func (o options) judge(ctx context.Context, kernel kernels.Kernel, userland string, stdout io.Writer) (int, error) {
+	judge := kernels.Judge{Backends: o.backends, Cases: o.cases, Modules: o.modules, Patience: o.patience, Programs: filepath.Join(o.programs, kernel.Arch), Userland: userland,
+		Results: o.results, Console: stdout, Silence: o.silence}
+	found, err := judge.Run(ctx, kernel)
+	counts := map[conformance.Outcome]int{}
+	for _, r := range found {
+		counts[r.Outcome]++
+	}
+	fmt.Fprintf(stdout, "Linux %s: %d passed, %d failed, %d unsupported\n", kernel.Release, counts[conformance.Passed], counts[conformance.Failed], counts[conformance.Unsupported])
+	return min(counts[conformance.Failed], 1), err
 }

@@ -1,11 +1,9 @@
 package guest
 
 import (
-	"archive/tar"
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"syscall"
 	"time"
 
@@ -38,14 +36,22 @@ func run() error {
 		}
 	}
 	fmt.Printf("kernels: Linux %s, %d modules loaded by name\n", release(), len(plan.Modules))
+	results, err := openResults(modules)
+	if err != nil {
+		return err
+	}
+	defer results.port.Close()
 	for _, step := range plan.Steps {
 		status, err := step.run()
 		if err != nil {
 			return fmt.Errorf("step %s: %w", step.Name, err)
 		}
 		fmt.Printf("%s%s %d\n", StepEnded, step.Name, status)
+		if err := results.send(); err != nil {
+			return fmt.Errorf("results of step %s: %w", step.Name, err)
+		}
 	}
-	return send(modules)
+	return results.archive.Close()
 }
 
 func release() string {
@@ -131,41 +137,8 @@ func reap(pid int) int {
 	}
 }
 
-// resultsPort is the device through which the host gets the results.
-const resultsPort = "/dev/vport0p1"
+// Panic is the argument by which the guest's program has the kernel panic, as a test of the host's needs.
+const Panic = "panic"
 
-// send hands the results to the host as a tar archive.
-func send(modules Modules) error {
-	for _, name := range []string{"virtio_pci", "virtio_console"} {
-		if len(modules.Find(name)) > 0 {
-			if err := modules.load(name); err != nil {
-				return err
-			}
-		}
-	}
-	port, err := openPort()
-	if err != nil {
-		return fmt.Errorf("device for results: %w", err)
-	}
-	defer port.Close()
-	archive := tar.NewWriter(port)
-	if err := archive.AddFS(os.DirFS(ResultsDir)); err != nil {
-		return fmt.Errorf("send results: %w", err)
-	}
-	if err := archive.Close(); err != nil {
-		return fmt.Errorf("send results: %w", err)
-	}
-	return nil
-}
-
-// openPort waits for the device: a driver that has just come makes it a moment later.
-func openPort() (*os.File, error) {
-	for range 100 {
-		if port, err := os.OpenFile(resultsPort, os.O_WRONLY, 0); err == nil {
-			return port, nil
-		}
-		time.Sleep(100 * time.Millisecond)
-	}
-	found, _ := filepath.Glob("/dev/vport*")
-	return nil, fmt.Errorf("%s is not there, but %v", resultsPort, found)
-}
+// PanicNow does not return, if it can be had (kernel documentation, admin-guide/sysrq).
+func PanicNow() error { return os.WriteFile("/proc/sysrq-trigger", []byte("c"), 0) }

@@ -10,12 +10,17 @@ import (
 )
 
 func main() {
-	if filepath.Base(os.Args[0]) != "modprobe" {
+	var err error
+	switch {
+	case os.Getpid() == 1:
 		guest.Run()
-		return
+	case len(os.Args) == 2 && os.Args[1] == guest.Panic:
+		err = guest.PanicNow()
+	case filepath.Base(os.Args[0]) == "modprobe":
+		err = guest.Modprobe(os.Args[1:])
 	}
-	if err := guest.Modprobe(os.Args[1:]); err != nil {
-		fmt.Fprintln(os.Stderr, "modprobe:", err)
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "%s: %v\n", os.Args[0], err)
 		os.Exit(1)
 	}
 }

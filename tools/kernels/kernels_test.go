@@ -1,0 +1,104 @@
+package kernels
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"kubelb.k8c.io/tools/kernels/guest"
+)
+
+func TestAKernelIsNamedBySeriesAndArchitecture(t *testing.T) {
+	spec, err := ParseSpec("6.12/arm64")
+	require.NoError(t, err)
+	require.Equal(t, Spec{"6.12", "arm64"}, spec)
+	for _, wrong := range []string{"", "6.12", "/amd64", "6.12/riscv64"} {
+		_, err := ParseSpec(wrong)
+		require.ErrorContains(t, err, "such as 6.12/amd64", wrong)
+	}
+}
+
+func TestModulesAreFoundByNameAndAliasAndOrderedByNeed(t *testing.T) {
+	modules := guest.Modules{
+		"nf_conntrack":   {Path: "/c", Needs: []string{"nf_defrag_ipv4", "libcrc32c"}},
+		"nf_defrag_ipv4": {Path: "/d"},
+		"nft_ct":         {Path: "/t", Needs: []string{"nf_tables", "nf_conntrack"}, Aliases: []string{"nft-expr-ct"}},
+		"nf_tables":      {Path: "/n", Needs: []string{"libcrc32c"}},
+		"virtio_console": {Path: "/v", Aliases: []string{"virtio:d00000003v*"}},
+	}
+	require.Equal(t, []string{"nft_ct"}, modules.Find("nft-expr-ct"))
+	require.Equal(t, []string{"nft_ct"}, modules.Find("nft-ct"))
+	require.Equal(t, []string{"virtio_console"}, modules.Find("virtio:d00000003v00001af4"))
+	require.Empty(t, modules.Find("nft-expr-flow"))
+	require.Equal(t, []string{"libcrc32c", "nf_tables", "nf_defrag_ipv4", "nf_conntrack", "nft_ct"}, modules.Order("nft_ct"), "what is no module, being built in, has its place as well")
+}
+
+func TestTheConsoleTellsStepsFromWhatTheyPrint(t *testing.T) {
+	var out bytes.Buffer
+	c := &console{to: &out, steps: map[string]int{}}
+	alive := 0
+	c.read(strings.NewReader("kernels: Linux 6.12\r\nhello\r\nkernels: ended ebpf:tcp-echo 3\r\n"+strings.Repeat("more\n", 50)+"kernels: all steps have ended\n"), func() { alive++ })
+	require.Equal(t, map[string]int{"ebpf:tcp-echo": 3}, c.steps)
+	require.True(t, c.ended)
+	require.Equal(t, 54, alive)
+	require.Len(t, c.lines, lastLines)
+	require.Contains(t, out.String(), "hello\n")
+}
+
+func TestEachCaseOfEachDataplaneIsAStepOfItsOwn(t *testing.T) {
+	j := Judge{Backends: []string{"nftables", "ebpf"}, Cases: []string{Fixtures, "tcp-echo"}, Patience: 8}
+	var names []string
+	for _, s := range j.steps() {
+		names = append(names, s.Name)
+	}
+	require.Equal(t, []string{"nftables:tcp-echo", "ebpf:packet-fixtures", "ebpf:tcp-echo"}, names, "only eBPF has packet fixtures")
+	require.Contains(t, j.steps()[0].Args, "--patience=8")
+}
+
+// bootable is a kernel with a guest's first process, where make kernels-smoke has made both.
+func bootable(t *testing.T) (Kernel, Run, *bytes.Buffer) {
+	t.Helper()
+	programs := os.Getenv("KUBELB_GUEST")
+	if programs == "" {
+		t.Skip("boots kernels: make kernels-smoke sets KUBELB_GUEST")
+	}
+	cache, err := DefaultCache(os.Stderr)
+	require.NoError(t, err)
+	k, err := cache.Kernel(t.Context(), Spec{"6.12", "amd64"}, false)
+	require.NoError(t, err)
+	userland, err := cache.Userland(t.Context(), "amd64")
+	require.NoError(t, err)
+	var out bytes.Buffer
+	return k, Run{Userland: userland, Init: filepath.Join(programs, "amd64", "init"), ResultsDir: t.TempDir(), Console: &out, Silence: time.Minute}, &out
+}
+
+func TestAKernelEndsWithTheStatusOfItsPrograms(t *testing.T) {
+	k, run, out := bootable(t)
+	run.Modules = []string{"nf_conntrack"}
+	run.Steps = []guest.Step{{Name: "fails", Args: []string{"/usr/sbin/nft", "nonsense"}}, {Name: "works", Args: []string{"/usr/sbin/nft", "add table inet x { chain y { ct state new counter; }; }"}}}
+	steps, err := k.Boot(t.Context(), run)
+	require.NoError(t, err)
+	require.Equal(t, map[string]int{"fails": 1, "works": 0}, steps, out.String())
+	require.Contains(t, out.String(), "syntax error")
+}
+
+func TestAKernelThatPanicsIsAFailureWithItsLastLines(t *testing.T) {
+	k, run, _ := bootable(t)
+	run.Steps = []guest.Step{{Name: "panics", Args: []string{"/init", guest.Panic}}}
+	_, err := k.Boot(t.Context(), run)
+	require.ErrorContains(t, err, "it ended before its plan did")
+	require.ErrorContains(t, err, "Kernel panic")
+}
+
+func TestAKernelThatIsSilentIsAFailure(t *testing.T) {
+	k, run, _ := bootable(t)
+	run.Silence = 15 * time.Second
+	run.Steps = []guest.Step{{Name: "sleeps", Args: []string{"/usr/sbin/nft", "monitor"}}}
+	_, err := k.Boot(t.Context(), run)
+	require.ErrorIs(t, err, errSilent)
+}

@@ -94,6 +94,10 @@ kernels: guest ## Judge dataplanes on a kernel of Debian's archive, emulated: KE
 	$(BIN)/kernels --kernel=$(KERNEL) --programs=$(BIN)/guest --backend=$(or $(BACKEND),$(shell echo $(BACKENDS) | tr ' ' ,)) --case=$(CASE) --modules=$(MODULES) \
 		$(if $(CASE),,--results=tools/kernels/results/$(subst /,-,$(KERNEL)).json)
 
+.PHONY: kernels-table
+kernels-table: ## Write the table of kernels in docs/dataplanes.md anew, from tools/kernels/results.
+	cd tools && GOWORK=off go test -count=1 -run=Documentation ./kernels -golden
+
 .PHONY: kernels-smoke
 kernels-smoke: guest ## Boot a distribution's kernel with connection tracking as a module, and judge nftables and eBPF by a few cases there (minutes).
 	cd tools && KUBELB_GUEST=$(BIN)/guest GOWORK=off go test -count=1 ./kernels

@@ -1,0 +1,40 @@
+// Package preflight reads what the kernel of a host has, and makes checks of it: modules, kernel options, sysctls and
+// capabilities. Backends and the manager share it, so that they word the same fix alike. It changes nothing.
+package preflight
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// Host is where to read. Its zero value is this host, as the calling thread sees it.
+type Host struct {
+	// Root is the directory in which /proc, /sys, /lib and /boot lie; empty is the usual one.
+	Root string
+	// Release is that of the kernel; empty asks the kernel.
+	Release string
+}
+
+func (h Host) path(elements ...string) string {
+	return filepath.Join(append([]string{"/", h.Root}, elements...)...)
+}
+
+func (h Host) read(elements ...string) (string, error) {
+	text, err := os.ReadFile(h.path(elements...))
+	return string(text), err
+}
+
+// KernelRelease is the release of the running kernel, as uname -r says it.
+func (h Host) KernelRelease() (string, error) {
+	if h.Release != "" {
+		return h.Release, nil
+	}
+	var name unix.Utsname
+	if err := unix.Uname(&name); err != nil {
+		return "", fmt.Errorf("uname: %w", err)
+	}
+	return unix.ByteSliceToString(name.Release[:]), nil
+}

@@ -1,0 +1,77 @@
+package preflight
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+
+	"kubelb.k8c.io/backends/dataplane"
+)
+
+// Sysctl is a setting of the kernel that a host needs.
+type Sysctl struct {
+	// Key is its path below /proc/sys: net/ipv4/ip_forward.
+	Key string
+	// Good tells whether a value will do, Want is one that does.
+	Good func(value string) bool
+	Want string
+	// Why is what happens otherwise. Costs is what does not work then, empty if nothing does.
+	Why, Costs string
+	// Optional: a kernel without the setting does not need it, as without IPv6.
+	Optional bool
+}
+
+// NotZero is a value that turns something on.
+func NotZero(value string) bool { return value != "0" }
+
+// SysctlName is how sysctl(8) and people call a key: net.ipv4.ip_forward. One with a dot in a part, such as the name of a VLAN, stays
+// a path.
+func SysctlName(key string) string {
+	if strings.Contains(key, ".") {
+		return key
+	}
+	return strings.ReplaceAll(key, "/", ".")
+}
+
+// SetSysctl is the command that gives a setting a value, now and after each boot.
+func SetSysctl(key, value string) string {
+	name := SysctlName(key)
+	return fmt.Sprintf("sysctl -w %s=%s && echo %s=%s >> /etc/sysctl.d/90-kubelb.conf", name, value, name, value)
+}
+
+// SysctlValue is the value of a setting.
+func (h Host) SysctlValue(key string) (string, error) {
+	value, err := h.read("proc/sys", key)
+	if err != nil {
+		return "", fmt.Errorf("sysctl %s: %w", SysctlName(key), err)
+	}
+	return strings.TrimSpace(value), nil
+}
+
+// Sysctl checks a setting. Those below net are of the calling thread's network namespace.
+func (h Host) Sysctl(s Sysctl) dataplane.Check {
+	name := SysctlName(s.Key)
+	c := dataplane.Check{Group: dataplane.GroupSysctls, Subject: "sysctl " + name, Costs: s.Costs, State: dataplane.CheckOK}
+	value, err := h.SysctlValue(s.Key)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && s.Optional:
+		c.Found = "this kernel has no such setting, and needs none"
+	case err != nil:
+		c.State, c.Found = dataplane.CheckUnknown, err.Error()
+	case s.Good(value):
+		c.Found = "is " + value
+	default:
+		c.State, c.Found = dataplane.CheckMissing, fmt.Sprintf("is %s: %s", value, s.Why)
+		c.Command = SetSysctl(s.Key, s.Want)
+	}
+	return c
+}
+
+// Forwarding checks that the host forwards packets of both families. Costs is what does not work otherwise, empty if nothing does.
+func (h Host) Forwarding(costs string) []dataplane.Check {
+	return []dataplane.Check{
+		h.Sysctl(Sysctl{Key: "net/ipv4/ip_forward", Good: NotZero, Want: "1", Why: "this host forwards no IPv4 packets", Costs: costs, Optional: true}),
+		h.Sysctl(Sysctl{Key: "net/ipv6/conf/all/forwarding", Good: NotZero, Want: "1", Why: "this host forwards no IPv6 packets", Costs: costs, Optional: true}),
+	}
+}

@@ -1,0 +1,149 @@
+package probe
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// need is a module that rules need, with a batch whose last message tells whether the kernel has it.
+type need struct {
+	// module holds what is needed, and option, without CONFIG_, builds it.
+	module, option string
+	trial          []netlink.Message
+}
+
+// needsOf are the modules that the messages of a transaction need, each once.
+func needsOf(messages []netlink.Message) (needs []need) {
+	add := func(n need) {
+		if n.module != "" && !slices.ContainsFunc(needs, func(other need) bool { return other.module == n.module }) {
+			needs = append(needs, n)
+		}
+	}
+	for _, m := range messages {
+		family, content := m.Data[0], m.Data[headerLength:]
+		switch kindOf(m) {
+		case unix.NFT_MSG_NEWCHAIN:
+			if text(attribute(content, unix.NFTA_CHAIN_TYPE)) == "nat" {
+				add(need{"nft_chain_nat", "NFT_NAT", []netlink.Message{newTable(family), inTrialTable(m, unix.NFTA_CHAIN_TABLE)}})
+			}
+		case unix.NFT_MSG_NEWOBJ:
+			// The kernel has both in nf_tables since Linux 5.17 and 6.2.
+			add(need{"nft_counter", "NFT_COUNTER", []netlink.Message{newTable(family), inTrialTable(m, unix.NFTA_OBJ_TABLE)}})
+		case unix.NFT_MSG_NEWRULE:
+			for _, e := range expressionsOf(content) {
+				module, option := moduleOf(text(attribute(e, unix.NFTA_EXPR_NAME)), family)
+				add(need{module, option, []netlink.Message{newTable(family), newChain(family), newRule(family, e)}})
+			}
+		}
+	}
+	return needs
+}
+
+// moduleOf is the module with an expression, and the option that builds it; empty for what is in nf_tables itself.
+func moduleOf(expression string, family byte) (module, option string) {
+	switch expression {
+	case "ct", "notrack":
+		module = "nft_ct"
+	case "nat", "masq", "redir", "hash", "limit", "connlimit", "socket", "tproxy", "numgen", "quota", "queue", "flow_offload", "synproxy", "osf":
+		module = "nft_" + expression
+	case "reject", "dup", "fib":
+		// What they do depends on the family, and so does the module.
+		module = "nft_" + expression + map[byte]string{unix.NFPROTO_IPV4: "_ipv4", unix.NFPROTO_IPV6: "_ipv6", unix.NFPROTO_INET: "_inet", unix.NFPROTO_NETDEV: "_netdev"}[family]
+	case "fwd":
+		module = "nft_fwd_netdev"
+	}
+	return module, strings.ToUpper(module)
+}
+
+// headerLength is that of struct nfgenmsg: the family, a version, and two bytes for a resource.
+const headerLength = 4
+
+// typeMask is NLA_TYPE_MASK: what is left of an attribute's type without the flags that it may have.
+const typeMask = 0x3fff
+
+// kindOf is the nftables message, NFT_MSG_NEWRULE and so on.
+func kindOf(m netlink.Message) int { return int(m.Header.Type) & 0xff }
+
+// attribute is the content of an attribute among others, nil if it is not there.
+func attribute(content []byte, kind uint16) []byte {
+	for _, a := range attributes(content) {
+		if a.Type&typeMask == kind {
+			return a.Data
+		}
+	}
+	return nil
+}
+
+// attributes are those of a content, none if it is broken: this program encoded it.
+func attributes(content []byte) []netlink.Attribute {
+	all, err := netlink.UnmarshalAttributes(content)
+	if err != nil {
+		return nil
+	}
+	return all
+}
+
+func text(data []byte) string { return strings.TrimRight(string(data), "\x00") }
+
+// expressionsOf are those of a rule, with those that are inside of others.
+func expressionsOf(content []byte) (out [][]byte) {
+	for _, e := range attributes(attribute(content, unix.NFTA_RULE_EXPRESSIONS)) {
+		out = append(out, e.Data)
+		if text(attribute(e.Data, unix.NFTA_EXPR_NAME)) == "dynset" {
+			if inner := attribute(attribute(e.Data, unix.NFTA_EXPR_DATA), unix.NFTA_DYNSET_EXPR); inner != nil {
+				out = append(out, inner)
+			}
+		}
+	}
+	return out
+}
+
+// Names of a trial, which nobody ever sees.
+const trialTable, trialChain = "kubelb-preflight", "trial"
+
+func message(kind int, family byte, content ...netlink.Attribute) netlink.Message {
+	encoded, err := netlink.MarshalAttributes(content)
+	if err != nil {
+		return netlink.Message{} // which the kernel refuses
+	}
+	return netlink.Message{Header: netlink.Header{Type: netlink.HeaderType(unix.NFNL_SUBSYS_NFTABLES<<8 | kind), Flags: netlink.Request | netlink.Create},
+		Data: append([]byte{family, 0, 0, 0}, encoded...)}
+}
+
+func named(kind uint16, name string) netlink.Attribute {
+	return netlink.Attribute{Type: kind, Data: []byte(name + "\x00")}
+}
+
+func newTable(family byte) netlink.Message {
+	return message(unix.NFT_MSG_NEWTABLE, family, named(unix.NFTA_TABLE_NAME, trialTable))
+}
+
+func newChain(family byte) netlink.Message {
+	return message(unix.NFT_MSG_NEWCHAIN, family, named(unix.NFTA_CHAIN_TABLE, trialTable), named(unix.NFTA_CHAIN_NAME, trialChain))
+}
+
+// newRule has one expression alone. What else the kernel may have against such a rule is no concern here.
+func newRule(family byte, expression []byte) netlink.Message {
+	list, err := netlink.MarshalAttributes([]netlink.Attribute{{Type: unix.NLA_F_NESTED | unix.NFTA_LIST_ELEM, Data: expression}})
+	if err != nil {
+		return netlink.Message{}
+	}
+	m := message(unix.NFT_MSG_NEWRULE, family, named(unix.NFTA_RULE_TABLE, trialTable), named(unix.NFTA_RULE_CHAIN, trialChain),
+		netlink.Attribute{Type: unix.NLA_F_NESTED | unix.NFTA_RULE_EXPRESSIONS, Data: list})
+	m.Header.Flags |= netlink.Append
+	return m
+}
+
+// inTrialTable is the message with the name of the trial's table in the place of its own.
+func inTrialTable(m netlink.Message, kind uint16) netlink.Message {
+	content := attributes(m.Data[headerLength:])
+	for i := range content {
+		if content[i].Type&typeMask == kind {
+			content[i] = named(kind, trialTable)
+		}
+	}
+	return message(kindOf(m), m.Data[0], content...)
+}

@@ -182,10 +182,13 @@ type Fault struct {
 }
 
 // Dataplane is implemented by a backend. Calls come one at a time, but for Watch, which runs beside the others, and for
-// Describe and Render, which may come before Configure and change nothing.
+// Describe, Preflight and Render, which may come before Configure and change nothing.
 type Dataplane interface {
 	// Describe tells name, version and features.
 	Describe(ctx context.Context) (Description, error)
+	// Preflight checks what the backend needs of this host to work with the configuration. It changes nothing and may come at any
+	// time. The error says why no checks could be made, such as an unknown option; what is missing is no error.
+	Preflight(ctx context.Context, config Config) ([]Check, error)
 	// Configure is called once, before Applied and Apply. It checks what the backend needs of the host and says what to
 	// do where something lacks. It takes over what an earlier process of the same Node left behind, unchanged.
 	Configure(ctx context.Context, config Config) error

@@ -15,6 +15,8 @@ type Fake struct {
 	Refuse func(record string) string
 	// Changes are all that were applied.
 	Changes []Change
+	// Checks are what Preflight finds.
+	Checks []Check
 
 	config     Config
 	generation Generation
@@ -29,6 +31,9 @@ func (f *Fake) Describe(context.Context) (Description, error) {
 	return Description{Name: "fake", Version: "1", Features: []Feature{
 		SourceRanges, Affinity, Weights, Drain, Transparent, Direct, ProxyProtocol, Limits, RateLimits, IdleTimeout}}, nil
 }
+
+// Preflight returns Checks.
+func (f *Fake) Preflight(context.Context, Config) ([]Check, error) { return f.Checks, nil }
 
 // Configure remembers the configuration and refuses one without a node name.
 func (f *Fake) Configure(_ context.Context, config Config) error {

@@ -52,7 +52,7 @@ func load(o options, stateDir string) (*kernel, error) {
 		return nil, err
 	}
 	// An earlier process's stamps are other ones.
-	k := &kernel{stamp: uint32(time.Now().UnixMilli()), attached: map[int]*attached{}, tables: map[uint32]*ebpf.Map{}, options: o, xdpMode: o.xdp, dir: filepath.Join(o.bpffs, fmt.Sprintf("kubelb-%x", sha256.Sum256([]byte(stateDir)))[:15])}
+	k := &kernel{stamp: uint32(time.Now().UnixMilli()), attached: map[int]*attached{}, tables: map[uint32]*ebpf.Map{}, options: o, xdpMode: o.xdp, dir: filepath.Join(o.bpffs, pinName(stateDir))}
 	if err := os.MkdirAll(k.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make a directory in the BPF file system: %w", err)
 	}
@@ -67,6 +67,11 @@ func load(o options, stateDir string) (*kernel, error) {
 		return nil, errors.Join(err, k.close(false))
 	}
 	return k, nil
+}
+
+// pinName is the name of a gateway's directory in the BPF file system.
+func pinName(stateDir string) string {
+	return fmt.Sprintf("kubelb-%x", sha256.Sum256([]byte(stateDir)))[:15]
 }
 
 // loadPrograms loads the programs, with the maps that are pinned.

@@ -93,6 +93,9 @@ func parseDuration(text string, least time.Duration) (time.Duration, error) {
 	return d, nil
 }
 
+// installEnvoy is what to do where there is none.
+const installEnvoy = "install one, or name it by --backend-option " + optionEnvoy + "=/path/to/envoy"
+
 // findEnvoy finds Envoy's binary: where the option says, beside this one, or where packages put it.
 func findEnvoy(ctx context.Context, option string) (string, error) {
 	candidates := []string{option}
@@ -109,7 +112,7 @@ func findEnvoy(ctx context.Context, option string) (string, error) {
 		}
 		return found, checkVersion(ctx, found)
 	}
-	return "", fmt.Errorf("no Envoy in any of %v: install one, or name it by --backend-option %s=/path/to/envoy", candidates, optionEnvoy)
+	return "", fmt.Errorf("no Envoy in any of %v: %s", candidates, installEnvoy)
 }
 
 // oldest is the oldest minor version of Envoy 1 that understands what it is told here (1.37 refuses the object by which a

@@ -93,16 +93,21 @@ func (e *echo) answerAt(name string, index int) error {
 	if err != nil {
 		return err
 	}
+	e.addAnswer(c, name, index)
+	if err := c.Flush(); err != nil {
+		return fmt.Errorf("answer echo requests at interface %s: %w", name, err)
+	}
+	return nil
+}
+
+// addAnswer adds the chain of an interface to the transaction.
+func (e *echo) addAnswer(c *nft.Conn, name string, index int) {
 	policy := nft.ChainPolicyAccept
 	chain := c.AddChain(&nft.Chain{Table: e.table, Name: echoChain + strings.ReplaceAll(name, ".", "_"), Device: name, Type: nft.ChainTypeFilter,
 		Hooknum: nft.ChainHookIngress, Priority: nft.ChainPriorityRef(-500), Policy: &policy})
 	for i, f := range guardFamilies {
 		c.AddRule(&nft.Rule{Table: e.table, Chain: chain, Exprs: f.answerEcho(e.vips[i], index)})
 	}
-	if err := c.Flush(); err != nil {
-		return fmt.Errorf("answer echo requests at interface %s: %w", name, err)
-	}
-	return nil
 }
 
 // answerEcho turns a request around: addresses and Ethernet addresses swapped, type and TTL of an answer, out where it came in.

@@ -36,6 +36,11 @@ func (b *Backend) Describe(context.Context) (dataplane.Description, error) {
 		Features: []dataplane.Feature{dataplane.Weights, dataplane.Drain, dataplane.ICMPEcho, dataplane.PathMTU}}, nil
 }
 
+// Preflight checks nothing: any host that can run this process will do.
+func (b *Backend) Preflight(context.Context, dataplane.Config) ([]dataplane.Check, error) {
+	return nil, nil
+}
+
 // Configure needs nothing of the host.
 func (b *Backend) Configure(context.Context, dataplane.Config) error { return nil }
 

@@ -74,15 +74,20 @@ func (e *egress) watch(name string) error {
 	if err != nil {
 		return err
 	}
-	policy := nft.ChainPolicyAccept
-	chain := c.AddChain(&nft.Chain{Table: e.nft, Name: egressChain + name, Device: name, Type: nft.ChainTypeFilter,
-		Hooknum: nft.ChainHookEgress, Priority: nft.ChainPriorityFilter, Policy: &policy})
-	c.AddRule(&nft.Rule{Table: e.nft, Chain: chain, Exprs: []expr.Any{&expr.Verdict{Kind: expr.VerdictGoto, Chain: "leave"}}})
+	e.addWatch(c, name)
 	if err := c.Flush(); err != nil {
 		return fmt.Errorf("forwarding direct: see packets leave at interface %s (needs Linux 5.16 with CONFIG_NETFILTER_EGRESS): %w", name, err)
 	}
 	e.interfaces[name] = true
 	return nil
+}
+
+// addWatch adds the chain of an interface to the transaction.
+func (e *egress) addWatch(c *nft.Conn, name string) {
+	policy := nft.ChainPolicyAccept
+	chain := c.AddChain(&nft.Chain{Table: e.nft, Name: egressChain + name, Device: name, Type: nft.ChainTypeFilter,
+		Hooknum: nft.ChainHookEgress, Priority: nft.ChainPriorityFilter, Policy: &policy})
+	c.AddRule(&nft.Rule{Table: e.nft, Chain: chain, Exprs: []expr.Any{&expr.Verdict{Kind: expr.VerdictGoto, Chain: "leave"}}})
 }
 
 // lost names an interface whose chain is gone, as it is when an interface was removed, and forgets it.

@@ -39,6 +39,19 @@ func (c *client) Describe(ctx context.Context) (dataplane.Description, error) {
 	return out, plain(err)
 }
 
+// Preflight asks for the checks. A backend that was built before there were any has none.
+func (c *client) Preflight(ctx context.Context, config dataplane.Config) ([]dataplane.Check, error) {
+	response, err := c.wire.Preflight(ctx, configToWire(config))
+	if status.Code(err) == codes.Unimplemented {
+		return nil, nil
+	}
+	var out []dataplane.Check
+	for _, check := range response.GetChecks() {
+		out = append(out, checkFromWire(check))
+	}
+	return out, plain(err)
+}
+
 // Configure sends the configuration.
 func (c *client) Configure(ctx context.Context, config dataplane.Config) error {
 	_, err := c.wire.Configure(ctx, configToWire(config))

@@ -131,3 +131,12 @@ func counterToWire(c dataplane.Counter) *pb.Counter {
 func counterFromWire(c *pb.Counter) dataplane.Counter {
 	return dataplane.Counter{Connections: c.GetConnections(), Packets: c.GetPackets(), Bytes: c.GetBytes(), Open: c.GetOpen()}
 }
+
+func checkToWire(c dataplane.Check) *pb.Check {
+	return &pb.Check{Group: string(c.Group), Subject: c.Subject, State: string(c.State), Costs: c.Costs, Found: c.Found, Command: c.Command, Advice: c.Advice}
+}
+
+func checkFromWire(c *pb.Check) dataplane.Check {
+	return dataplane.Check{Group: dataplane.Group(c.GetGroup()), Subject: c.GetSubject(), State: dataplane.CheckState(c.GetState()), Costs: c.GetCosts(),
+		Found: c.GetFound(), Command: c.GetCommand(), Advice: c.GetAdvice()}
+}

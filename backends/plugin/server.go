@@ -100,6 +100,20 @@ func (s *server) Describe(ctx context.Context, _ *pb.DescribeRequest) (*pb.Descr
 	return out, err
 }
 
+// Preflight answers with the checks. It waits for no other call and takes no lock, since it changes nothing.
+func (s *server) Preflight(ctx context.Context, in *pb.Configuration) (*pb.PreflightResponse, error) {
+	config, err := configFromWire(in)
+	if err != nil {
+		return nil, err
+	}
+	checks, err := s.dataplane.Preflight(ctx, config)
+	out := &pb.PreflightResponse{}
+	for _, check := range checks {
+		out.Checks = append(out.Checks, checkToWire(check))
+	}
+	return out, err
+}
+
 // Configure takes the lock on the state directory, then configures the backend.
 func (s *server) Configure(ctx context.Context, in *pb.Configuration) (*pb.ConfigureResponse, error) {
 	if err := s.enter(ctx); err != nil {

@@ -248,6 +248,144 @@ func (*ConfigureResponse) Descriptor() ([]byte, []int) {
 	return file_dataplane_proto_rawDescGZIP(), []int{3}
 }
 
+type Check struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Group   string                 `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"`
+	Subject string                 `protobuf:"bytes,2,opt,name=subject,proto3" json:"subject,omitempty"`
+	// OK, Missing or Unknown.
+	State string `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
+	// Empty: nothing works without the subject.
+	Costs         string `protobuf:"bytes,4,opt,name=costs,proto3" json:"costs,omitempty"`
+	Found         string `protobuf:"bytes,5,opt,name=found,proto3" json:"found,omitempty"`
+	Command       string `protobuf:"bytes,6,opt,name=command,proto3" json:"command,omitempty"`
+	Advice        string `protobuf:"bytes,7,opt,name=advice,proto3" json:"advice,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Check) Reset() {
+	*x = Check{}
+	mi := &file_dataplane_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Check) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Check) ProtoMessage() {}
+
+func (x *Check) ProtoReflect() protoreflect.Message {
+	mi := &file_dataplane_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Check.ProtoReflect.Descriptor instead.
+func (*Check) Descriptor() ([]byte, []int) {
+	return file_dataplane_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Check) GetGroup() string {
+	if x != nil {
+		return x.Group
+	}
+	return ""
+}
+
+func (x *Check) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *Check) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Check) GetCosts() string {
+	if x != nil {
+		return x.Costs
+	}
+	return ""
+}
+
+func (x *Check) GetFound() string {
+	if x != nil {
+		return x.Found
+	}
+	return ""
+}
+
+func (x *Check) GetCommand() string {
+	if x != nil {
+		return x.Command
+	}
+	return ""
+}
+
+func (x *Check) GetAdvice() string {
+	if x != nil {
+		return x.Advice
+	}
+	return ""
+}
+
+type PreflightResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Checks        []*Check               `protobuf:"bytes,1,rep,name=checks,proto3" json:"checks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PreflightResponse) Reset() {
+	*x = PreflightResponse{}
+	mi := &file_dataplane_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PreflightResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PreflightResponse) ProtoMessage() {}
+
+func (x *PreflightResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_dataplane_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PreflightResponse.ProtoReflect.Descriptor instead.
+func (*PreflightResponse) Descriptor() ([]byte, []int) {
+	return file_dataplane_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *PreflightResponse) GetChecks() []*Check {
+	if x != nil {
+		return x.Checks
+	}
+	return nil
+}
+
 type Generation struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Epoch         string                 `protobuf:"bytes,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
@@ -258,7 +396,7 @@ type Generation struct {
 
 func (x *Generation) Reset() {
 	*x = Generation{}
-	mi := &file_dataplane_proto_msgTypes[4]
+	mi := &file_dataplane_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -270,7 +408,7 @@ func (x *Generation) String() string {
 func (*Generation) ProtoMessage() {}
 
 func (x *Generation) ProtoReflect() protoreflect.Message {
-	mi := &file_dataplane_proto_msgTypes[4]
+	mi := &file_dataplane_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -283,7 +421,7 @@ func (x *Generation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Generation.ProtoReflect.Descriptor instead.
 func (*Generation) Descriptor() ([]byte, []int) {
-	return file_dataplane_proto_rawDescGZIP(), []int{4}
+	return file_dataplane_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Generation) GetEpoch() string {
@@ -313,7 +451,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_dataplane_proto_msgTypes[5]
+	mi := &file_dataplane_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -325,7 +463,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_dataplane_proto_msgTypes[5]
+	mi := &file_dataplane_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -338,7 +476,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_dataplane_proto_rawDescGZIP(), []int{5}
+	return file_dataplane_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Endpoint) GetId() string {
@@ -380,7 +518,7 @@ type Pool struct {
 
 func (x *Pool) Reset() {
 	*x = Pool{}
-	mi := &file_dataplane_proto_msgTypes[6]
+	mi := &file_dataplane_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -392,7 +530,7 @@ func (x *Pool) String() string {
 func (*Pool) ProtoMessage() {}
 
 func (x *Pool) ProtoReflect() protoreflect.Message {
-	mi := &file_dataplane_proto_msgTypes[6]
+	mi := &file_dataplane_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -405,7 +543,7 @@ func (x *Pool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pool.ProtoReflect.Descriptor instead.
 func (*Pool) Descriptor() ([]byte, []int) {
-	return file_dataplane_proto_rawDescGZIP(), []int{6}
+	return file_dataplane_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Pool) GetId() string {
@@ -441,7 +579,7 @@ type FrontendKey struct {
 
 func (x *FrontendKey) Reset() {
 	*x = FrontendKey{}
-	mi := &file_dataplane_proto_msgTypes[7]
+	mi := &file_dataplane_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -453,7 +591,7 @@ func (x *FrontendKey) String() string {
 func (*FrontendKey) ProtoMessage() {}
 
 func (x *FrontendKey) ProtoReflect() protoreflect.Message {
-	mi := &file_dataplane_proto_msgTypes[7]
+	mi := &file_dataplane_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -466,7 +604,7 @@ func (x *FrontendKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FrontendKey.ProtoReflect.Descriptor instead.
 func (*FrontendKey) Descriptor() ([]byte, []int) {
-	return file_dataplane_proto_rawDescGZIP(), []int{7}
+	return file_dataplane_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *FrontendKey) GetVip() []byte {
@@ -500,7 +638,7 @@ type Prefix struct {
 
 func (x *Prefix) Reset() {
 	*x = Prefix{}
-	mi := &file_dataplane_proto_msgTypes[8]
+	mi := &file_dataplane_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -512,7 +650,7 @@ func (x *Prefix) String() string {
 func (*Prefix) ProtoMessage() {}
 
 func (x *Prefix) ProtoReflect() protoreflect.Message {
-	mi := &file_dataplane_proto_msgTypes[8]
+	mi := &file_dataplane_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -525,7 +663,7 @@ func (x *Prefix) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Prefix.ProtoReflect.Descriptor instead.
 func (*Prefix) Descriptor() ([]byte, []int) {
-	return file_dataplane_proto_rawDescGZIP(), []int{8}
+	return file_dataplane_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Prefix) GetAddress() []byte {
@@ -567,7 +705,7 @@ type Frontend struct {
 
 func (x *Frontend) Reset() {
 	*x = Frontend{}
-	mi := &file_dataplane_proto_msgTypes[9]
+	mi := &file_dataplane_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -579,7 +717,7 @@ func (x *Frontend) String() string {
 func (*Frontend) ProtoMessage() {}
 
 func (x *Frontend) ProtoReflect() protoreflect.Message {
-	mi := &file_dataplane_proto_msgTypes[9]
+	mi := &file_dataplane_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -592,7 +730,7 @@ func (x *Frontend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Frontend.ProtoReflect.Descriptor instead.
 func (*Frontend) Descriptor() ([]byte, []int) {
-	return file_dataplane_proto_rawDescGZIP(), []int{9}
+	return file_dataplane_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Frontend) GetKey() *FrontendKey {
@@ -710,7 +848,7 @@ type Handover struct {
 
 func (x *Handover) Reset() {
 	*x = Handover{}
-	mi := &file_dataplane_proto_msgTypes[10]
+	mi := &file_dataplane_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -722,7 +860,7 @@ func (x *Handover) String() string {
 func (*Handover) ProtoMessage() {}
 
 func (x *Handover) ProtoReflect() protoreflect.Message {
-	mi := &file_dataplane_proto_msgTypes[10]
+	mi := &file_dataplane_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -735,7 +873,7 @@ func (x *Handover) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Handover.ProtoReflect.Descriptor instead.
 func (*Handover) Descriptor() ([]byte, []int) {
-	return file_dataplane_proto_rawDescGZIP(), []int{10}
+	return file_dataplane_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Handover) GetNext() []byte {
@@ -760,7 +898,7 @@ type AppliedRequest struct {
 
 func (x *AppliedRequest) Reset() {
 	*x = AppliedRequest{}
-	mi := &file_dataplane_proto_msgTypes[11]
+	mi := &file_dataplane_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -772,7 +910,7 @@ func (x *AppliedRequest) String() string {
 func (*AppliedRequest) ProtoMessage() {}
 
 func (x *AppliedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dataplane_proto_msgTypes[11]
+	mi := &file_dataplane_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -785,7 +923,7 @@ func (x *AppliedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppliedRequest.ProtoReflect.Descriptor instead.
 func (*AppliedRequest) Descriptor() ([]byte, []int) {
-	return file_dataplane_proto_rawDescGZIP(), []int{11}
+	return file_dataplane_proto_rawDescGZIP(), []int{13}
 }
 
 type PoolDigest struct {
@@ -798,7 +936,7 @@ type PoolDigest struct {
 
 func (x *PoolDigest) Reset() {
 	*x = PoolDigest{}
-	mi := &file_dataplane_proto_msgTypes[12]
+	mi := &file_dataplane_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -810,7 +948,7 @@ func (x *PoolDigest) String() string {
 func (*PoolDigest) ProtoMessage() {}
 
 func (x *PoolDigest) ProtoReflect() protoreflect.Message {
-	mi := &file_dataplane_proto_msgTypes[12]
+	mi := &file_dataplane_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -823,7 +961,7 @@ func (x *PoolDigest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolDigest.ProtoReflect.Descriptor instead.
 func (*PoolDigest) Descriptor() ([]byte, []int) {
-	return file_dataplane_proto_rawDescGZIP(), []int{12}
+	return file_dataplane_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *PoolDigest) GetId() string {
@@ -850,7 +988,7 @@ type FrontendDigest struct {
 
 func (x *FrontendDigest) Reset() {
 	*x = FrontendDigest{}
-	mi := &file_dataplane_proto_msgTypes[13]
+	mi := &file_dataplane_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -862,7 +1000,7 @@ func (x *FrontendDigest) String() string {
 func (*FrontendDigest) ProtoMessage() {}
 
 func (x *FrontendDigest) ProtoReflect() protoreflect.Message {
-	mi := &file_dataplane_proto_msgTypes[13]
+	mi := &file_dataplane_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -875,7 +1013,7 @@ func (x *FrontendDigest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FrontendDigest.ProtoReflect.Descriptor instead.
 func (*FrontendDigest) Descriptor() ([]byte, []int) {
-	return file_dataplane_proto_rawDescGZIP(), []int{13}
+	return file_dataplane_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *FrontendDigest) GetKey() *FrontendKey {
@@ -903,7 +1041,7 @@ type AppliedChunk struct {
 
 func (x *AppliedChunk) Reset() {
 	*x = AppliedChunk{}
-	mi := &file_dataplane_proto_msgTypes[14]
+	mi := &file_dataplane_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -915,7 +1053,7 @@ func (x *AppliedChunk) String() string {
 func (*AppliedChunk) ProtoMessage() {}
 
 func (x *AppliedChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_dataplane_proto_msgTypes[14]
+	mi := &file_dataplane_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -928,7 +1066,7 @@ func (x *AppliedChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppliedChunk.ProtoReflect.Descriptor instead.
 func (*AppliedChunk) Descriptor() ([]byte, []int) {
-	return file_dataplane_proto_rawDescGZIP(), []int{14}
+	return file_dataplane_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *AppliedChunk) GetGeneration() *Generation {
@@ -967,7 +1105,7 @@ type ApplyChunk struct {
 
 func (x *ApplyChunk) Reset() {
 	*x = ApplyChunk{}
-	mi := &file_dataplane_proto_msgTypes[15]
+	mi := &file_dataplane_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -979,7 +1117,7 @@ func (x *ApplyChunk) String() string {
 func (*ApplyChunk) ProtoMessage() {}
 
 func (x *ApplyChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_dataplane_proto_msgTypes[15]
+	mi := &file_dataplane_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -992,7 +1130,7 @@ func (x *ApplyChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyChunk.ProtoReflect.Descriptor instead.
 func (*ApplyChunk) Descriptor() ([]byte, []int) {
-	return file_dataplane_proto_rawDescGZIP(), []int{15}
+	return file_dataplane_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ApplyChunk) GetBase() *Generation {
@@ -1055,7 +1193,7 @@ type RecordError struct {
 
 func (x *RecordError) Reset() {
 	*x = RecordError{}
-	mi := &file_dataplane_proto_msgTypes[16]
+	mi := &file_dataplane_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1067,7 +1205,7 @@ func (x *RecordError) String() string {
 func (*RecordError) ProtoMessage() {}
 
 func (x *RecordError) ProtoReflect() protoreflect.Message {
-	mi := &file_dataplane_proto_msgTypes[16]
+	mi := &file_dataplane_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1080,7 +1218,7 @@ func (x *RecordError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordError.ProtoReflect.Descriptor instead.
 func (*RecordError) Descriptor() ([]byte, []int) {
-	return file_dataplane_proto_rawDescGZIP(), []int{16}
+	return file_dataplane_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RecordError) GetPool() string {
@@ -1117,7 +1255,7 @@ type ApplyResponse struct {
 
 func (x *ApplyResponse) Reset() {
 	*x = ApplyResponse{}
-	mi := &file_dataplane_proto_msgTypes[17]
+	mi := &file_dataplane_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1129,7 +1267,7 @@ func (x *ApplyResponse) String() string {
 func (*ApplyResponse) ProtoMessage() {}
 
 func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dataplane_proto_msgTypes[17]
+	mi := &file_dataplane_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1142,7 +1280,7 @@ func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyResponse) Descriptor() ([]byte, []int) {
-	return file_dataplane_proto_rawDescGZIP(), []int{17}
+	return file_dataplane_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ApplyResponse) GetGeneration() *Generation {
@@ -1183,7 +1321,7 @@ type SnapshotChunk struct {
 
 func (x *SnapshotChunk) Reset() {
 	*x = SnapshotChunk{}
-	mi := &file_dataplane_proto_msgTypes[18]
+	mi := &file_dataplane_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1195,7 +1333,7 @@ func (x *SnapshotChunk) String() string {
 func (*SnapshotChunk) ProtoMessage() {}
 
 func (x *SnapshotChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_dataplane_proto_msgTypes[18]
+	mi := &file_dataplane_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1208,7 +1346,7 @@ func (x *SnapshotChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotChunk.ProtoReflect.Descriptor instead.
 func (*SnapshotChunk) Descriptor() ([]byte, []int) {
-	return file_dataplane_proto_rawDescGZIP(), []int{18}
+	return file_dataplane_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *SnapshotChunk) GetPools() []*Pool {
@@ -1234,7 +1372,7 @@ type TextChunk struct {
 
 func (x *TextChunk) Reset() {
 	*x = TextChunk{}
-	mi := &file_dataplane_proto_msgTypes[19]
+	mi := &file_dataplane_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1246,7 +1384,7 @@ func (x *TextChunk) String() string {
 func (*TextChunk) ProtoMessage() {}
 
 func (x *TextChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_dataplane_proto_msgTypes[19]
+	mi := &file_dataplane_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1259,7 +1397,7 @@ func (x *TextChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TextChunk.ProtoReflect.Descriptor instead.
 func (*TextChunk) Descriptor() ([]byte, []int) {
-	return file_dataplane_proto_rawDescGZIP(), []int{19}
+	return file_dataplane_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *TextChunk) GetText() string {
@@ -1277,7 +1415,7 @@ type StatsRequest struct {
 
 func (x *StatsRequest) Reset() {
 	*x = StatsRequest{}
-	mi := &file_dataplane_proto_msgTypes[20]
+	mi := &file_dataplane_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1289,7 +1427,7 @@ func (x *StatsRequest) String() string {
 func (*StatsRequest) ProtoMessage() {}
 
 func (x *StatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dataplane_proto_msgTypes[20]
+	mi := &file_dataplane_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1302,7 +1440,7 @@ func (x *StatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
 func (*StatsRequest) Descriptor() ([]byte, []int) {
-	return file_dataplane_proto_rawDescGZIP(), []int{20}
+	return file_dataplane_proto_rawDescGZIP(), []int{22}
 }
 
 type Counter struct {
@@ -1317,7 +1455,7 @@ type Counter struct {
 
 func (x *Counter) Reset() {
 	*x = Counter{}
-	mi := &file_dataplane_proto_msgTypes[21]
+	mi := &file_dataplane_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1329,7 +1467,7 @@ func (x *Counter) String() string {
 func (*Counter) ProtoMessage() {}
 
 func (x *Counter) ProtoReflect() protoreflect.Message {
-	mi := &file_dataplane_proto_msgTypes[21]
+	mi := &file_dataplane_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1342,7 +1480,7 @@ func (x *Counter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counter.ProtoReflect.Descriptor instead.
 func (*Counter) Descriptor() ([]byte, []int) {
-	return file_dataplane_proto_rawDescGZIP(), []int{21}
+	return file_dataplane_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Counter) GetConnections() uint64 {
@@ -1383,7 +1521,7 @@ type FrontendCounter struct {
 
 func (x *FrontendCounter) Reset() {
 	*x = FrontendCounter{}
-	mi := &file_dataplane_proto_msgTypes[22]
+	mi := &file_dataplane_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1395,7 +1533,7 @@ func (x *FrontendCounter) String() string {
 func (*FrontendCounter) ProtoMessage() {}
 
 func (x *FrontendCounter) ProtoReflect() protoreflect.Message {
-	mi := &file_dataplane_proto_msgTypes[22]
+	mi := &file_dataplane_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1408,7 +1546,7 @@ func (x *FrontendCounter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FrontendCounter.ProtoReflect.Descriptor instead.
 func (*FrontendCounter) Descriptor() ([]byte, []int) {
-	return file_dataplane_proto_rawDescGZIP(), []int{22}
+	return file_dataplane_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *FrontendCounter) GetKey() *FrontendKey {
@@ -1436,7 +1574,7 @@ type EndpointCounter struct {
 
 func (x *EndpointCounter) Reset() {
 	*x = EndpointCounter{}
-	mi := &file_dataplane_proto_msgTypes[23]
+	mi := &file_dataplane_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1448,7 +1586,7 @@ func (x *EndpointCounter) String() string {
 func (*EndpointCounter) ProtoMessage() {}
 
 func (x *EndpointCounter) ProtoReflect() protoreflect.Message {
-	mi := &file_dataplane_proto_msgTypes[23]
+	mi := &file_dataplane_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1461,7 +1599,7 @@ func (x *EndpointCounter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointCounter.ProtoReflect.Descriptor instead.
 func (*EndpointCounter) Descriptor() ([]byte, []int) {
-	return file_dataplane_proto_rawDescGZIP(), []int{23}
+	return file_dataplane_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *EndpointCounter) GetPool() string {
@@ -1497,7 +1635,7 @@ type StatsChunk struct {
 
 func (x *StatsChunk) Reset() {
 	*x = StatsChunk{}
-	mi := &file_dataplane_proto_msgTypes[24]
+	mi := &file_dataplane_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1509,7 +1647,7 @@ func (x *StatsChunk) String() string {
 func (*StatsChunk) ProtoMessage() {}
 
 func (x *StatsChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_dataplane_proto_msgTypes[24]
+	mi := &file_dataplane_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1522,7 +1660,7 @@ func (x *StatsChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsChunk.ProtoReflect.Descriptor instead.
 func (*StatsChunk) Descriptor() ([]byte, []int) {
-	return file_dataplane_proto_rawDescGZIP(), []int{24}
+	return file_dataplane_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *StatsChunk) GetFrontends() []*FrontendCounter {
@@ -1561,7 +1699,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_dataplane_proto_msgTypes[25]
+	mi := &file_dataplane_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1573,7 +1711,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dataplane_proto_msgTypes[25]
+	mi := &file_dataplane_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1586,7 +1724,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_dataplane_proto_rawDescGZIP(), []int{25}
+	return file_dataplane_proto_rawDescGZIP(), []int{27}
 }
 
 type Fault struct {
@@ -1600,7 +1738,7 @@ type Fault struct {
 
 func (x *Fault) Reset() {
 	*x = Fault{}
-	mi := &file_dataplane_proto_msgTypes[26]
+	mi := &file_dataplane_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1612,7 +1750,7 @@ func (x *Fault) String() string {
 func (*Fault) ProtoMessage() {}
 
 func (x *Fault) ProtoReflect() protoreflect.Message {
-	mi := &file_dataplane_proto_msgTypes[26]
+	mi := &file_dataplane_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1625,7 +1763,7 @@ func (x *Fault) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fault.ProtoReflect.Descriptor instead.
 func (*Fault) Descriptor() ([]byte, []int) {
-	return file_dataplane_proto_rawDescGZIP(), []int{26}
+	return file_dataplane_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Fault) GetTimeUnixNanoseconds() int64 {
@@ -1658,7 +1796,7 @@ type CloseRequest struct {
 
 func (x *CloseRequest) Reset() {
 	*x = CloseRequest{}
-	mi := &file_dataplane_proto_msgTypes[27]
+	mi := &file_dataplane_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1670,7 +1808,7 @@ func (x *CloseRequest) String() string {
 func (*CloseRequest) ProtoMessage() {}
 
 func (x *CloseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dataplane_proto_msgTypes[27]
+	mi := &file_dataplane_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1683,7 +1821,7 @@ func (x *CloseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseRequest.ProtoReflect.Descriptor instead.
 func (*CloseRequest) Descriptor() ([]byte, []int) {
-	return file_dataplane_proto_rawDescGZIP(), []int{27}
+	return file_dataplane_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *CloseRequest) GetPurge() bool {
@@ -1701,7 +1839,7 @@ type CloseResponse struct {
 
 func (x *CloseResponse) Reset() {
 	*x = CloseResponse{}
-	mi := &file_dataplane_proto_msgTypes[28]
+	mi := &file_dataplane_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1713,7 +1851,7 @@ func (x *CloseResponse) String() string {
 func (*CloseResponse) ProtoMessage() {}
 
 func (x *CloseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dataplane_proto_msgTypes[28]
+	mi := &file_dataplane_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1726,7 +1864,7 @@ func (x *CloseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseResponse.ProtoReflect.Descriptor instead.
 func (*CloseResponse) Descriptor() ([]byte, []int) {
-	return file_dataplane_proto_rawDescGZIP(), []int{28}
+	return file_dataplane_proto_rawDescGZIP(), []int{30}
 }
 
 var File_dataplane_proto protoreflect.FileDescriptor
@@ -1750,7 +1888,17 @@ const file_dataplane_proto_rawDesc = "" +
 	"\fOptionsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x13\n" +
-	"\x11ConfigureResponse\":\n" +
+	"\x11ConfigureResponse\"\xab\x01\n" +
+	"\x05Check\x12\x14\n" +
+	"\x05group\x18\x01 \x01(\tR\x05group\x12\x18\n" +
+	"\asubject\x18\x02 \x01(\tR\asubject\x12\x14\n" +
+	"\x05state\x18\x03 \x01(\tR\x05state\x12\x14\n" +
+	"\x05costs\x18\x04 \x01(\tR\x05costs\x12\x14\n" +
+	"\x05found\x18\x05 \x01(\tR\x05found\x12\x18\n" +
+	"\acommand\x18\x06 \x01(\tR\acommand\x12\x16\n" +
+	"\x06advice\x18\a \x01(\tR\x06advice\"G\n" +
+	"\x11PreflightResponse\x122\n" +
+	"\x06checks\x18\x01 \x03(\v2\x1a.kubelb.dataplane.v1.CheckR\x06checks\":\n" +
 	"\n" +
 	"Generation\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\tR\x05epoch\x12\x16\n" +
@@ -1868,9 +2016,10 @@ const file_dataplane_proto_rawDesc = "" +
 	"\x06resync\x18\x03 \x01(\bR\x06resync\"$\n" +
 	"\fCloseRequest\x12\x14\n" +
 	"\x05purge\x18\x01 \x01(\bR\x05purge\"\x0f\n" +
-	"\rCloseResponse2\x98\x05\n" +
+	"\rCloseResponse2\xf1\x05\n" +
 	"\tDataplane\x12R\n" +
 	"\bDescribe\x12$.kubelb.dataplane.v1.DescribeRequest\x1a .kubelb.dataplane.v1.Description\x12W\n" +
+	"\tPreflight\x12\".kubelb.dataplane.v1.Configuration\x1a&.kubelb.dataplane.v1.PreflightResponse\x12W\n" +
 	"\tConfigure\x12\".kubelb.dataplane.v1.Configuration\x1a&.kubelb.dataplane.v1.ConfigureResponse\x12S\n" +
 	"\aApplied\x12#.kubelb.dataplane.v1.AppliedRequest\x1a!.kubelb.dataplane.v1.AppliedChunk0\x01\x12N\n" +
 	"\x05Apply\x12\x1f.kubelb.dataplane.v1.ApplyChunk\x1a\".kubelb.dataplane.v1.ApplyResponse(\x01\x12P\n" +
@@ -1891,87 +2040,92 @@ func file_dataplane_proto_rawDescGZIP() []byte {
 	return file_dataplane_proto_rawDescData
 }
 
-var file_dataplane_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_dataplane_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_dataplane_proto_goTypes = []any{
 	(*DescribeRequest)(nil),   // 0: kubelb.dataplane.v1.DescribeRequest
 	(*Description)(nil),       // 1: kubelb.dataplane.v1.Description
 	(*Configuration)(nil),     // 2: kubelb.dataplane.v1.Configuration
 	(*ConfigureResponse)(nil), // 3: kubelb.dataplane.v1.ConfigureResponse
-	(*Generation)(nil),        // 4: kubelb.dataplane.v1.Generation
-	(*Endpoint)(nil),          // 5: kubelb.dataplane.v1.Endpoint
-	(*Pool)(nil),              // 6: kubelb.dataplane.v1.Pool
-	(*FrontendKey)(nil),       // 7: kubelb.dataplane.v1.FrontendKey
-	(*Prefix)(nil),            // 8: kubelb.dataplane.v1.Prefix
-	(*Frontend)(nil),          // 9: kubelb.dataplane.v1.Frontend
-	(*Handover)(nil),          // 10: kubelb.dataplane.v1.Handover
-	(*AppliedRequest)(nil),    // 11: kubelb.dataplane.v1.AppliedRequest
-	(*PoolDigest)(nil),        // 12: kubelb.dataplane.v1.PoolDigest
-	(*FrontendDigest)(nil),    // 13: kubelb.dataplane.v1.FrontendDigest
-	(*AppliedChunk)(nil),      // 14: kubelb.dataplane.v1.AppliedChunk
-	(*ApplyChunk)(nil),        // 15: kubelb.dataplane.v1.ApplyChunk
-	(*RecordError)(nil),       // 16: kubelb.dataplane.v1.RecordError
-	(*ApplyResponse)(nil),     // 17: kubelb.dataplane.v1.ApplyResponse
-	(*SnapshotChunk)(nil),     // 18: kubelb.dataplane.v1.SnapshotChunk
-	(*TextChunk)(nil),         // 19: kubelb.dataplane.v1.TextChunk
-	(*StatsRequest)(nil),      // 20: kubelb.dataplane.v1.StatsRequest
-	(*Counter)(nil),           // 21: kubelb.dataplane.v1.Counter
-	(*FrontendCounter)(nil),   // 22: kubelb.dataplane.v1.FrontendCounter
-	(*EndpointCounter)(nil),   // 23: kubelb.dataplane.v1.EndpointCounter
-	(*StatsChunk)(nil),        // 24: kubelb.dataplane.v1.StatsChunk
-	(*WatchRequest)(nil),      // 25: kubelb.dataplane.v1.WatchRequest
-	(*Fault)(nil),             // 26: kubelb.dataplane.v1.Fault
-	(*CloseRequest)(nil),      // 27: kubelb.dataplane.v1.CloseRequest
-	(*CloseResponse)(nil),     // 28: kubelb.dataplane.v1.CloseResponse
-	nil,                       // 29: kubelb.dataplane.v1.Configuration.OptionsEntry
-	nil,                       // 30: kubelb.dataplane.v1.StatsChunk.DropsEntry
+	(*Check)(nil),             // 4: kubelb.dataplane.v1.Check
+	(*PreflightResponse)(nil), // 5: kubelb.dataplane.v1.PreflightResponse
+	(*Generation)(nil),        // 6: kubelb.dataplane.v1.Generation
+	(*Endpoint)(nil),          // 7: kubelb.dataplane.v1.Endpoint
+	(*Pool)(nil),              // 8: kubelb.dataplane.v1.Pool
+	(*FrontendKey)(nil),       // 9: kubelb.dataplane.v1.FrontendKey
+	(*Prefix)(nil),            // 10: kubelb.dataplane.v1.Prefix
+	(*Frontend)(nil),          // 11: kubelb.dataplane.v1.Frontend
+	(*Handover)(nil),          // 12: kubelb.dataplane.v1.Handover
+	(*AppliedRequest)(nil),    // 13: kubelb.dataplane.v1.AppliedRequest
+	(*PoolDigest)(nil),        // 14: kubelb.dataplane.v1.PoolDigest
+	(*FrontendDigest)(nil),    // 15: kubelb.dataplane.v1.FrontendDigest
+	(*AppliedChunk)(nil),      // 16: kubelb.dataplane.v1.AppliedChunk
+	(*ApplyChunk)(nil),        // 17: kubelb.dataplane.v1.ApplyChunk
+	(*RecordError)(nil),       // 18: kubelb.dataplane.v1.RecordError
+	(*ApplyResponse)(nil),     // 19: kubelb.dataplane.v1.ApplyResponse
+	(*SnapshotChunk)(nil),     // 20: kubelb.dataplane.v1.SnapshotChunk
+	(*TextChunk)(nil),         // 21: kubelb.dataplane.v1.TextChunk
+	(*StatsRequest)(nil),      // 22: kubelb.dataplane.v1.StatsRequest
+	(*Counter)(nil),           // 23: kubelb.dataplane.v1.Counter
+	(*FrontendCounter)(nil),   // 24: kubelb.dataplane.v1.FrontendCounter
+	(*EndpointCounter)(nil),   // 25: kubelb.dataplane.v1.EndpointCounter
+	(*StatsChunk)(nil),        // 26: kubelb.dataplane.v1.StatsChunk
+	(*WatchRequest)(nil),      // 27: kubelb.dataplane.v1.WatchRequest
+	(*Fault)(nil),             // 28: kubelb.dataplane.v1.Fault
+	(*CloseRequest)(nil),      // 29: kubelb.dataplane.v1.CloseRequest
+	(*CloseResponse)(nil),     // 30: kubelb.dataplane.v1.CloseResponse
+	nil,                       // 31: kubelb.dataplane.v1.Configuration.OptionsEntry
+	nil,                       // 32: kubelb.dataplane.v1.StatsChunk.DropsEntry
 }
 var file_dataplane_proto_depIdxs = []int32{
-	29, // 0: kubelb.dataplane.v1.Configuration.options:type_name -> kubelb.dataplane.v1.Configuration.OptionsEntry
-	5,  // 1: kubelb.dataplane.v1.Pool.endpoints:type_name -> kubelb.dataplane.v1.Endpoint
-	7,  // 2: kubelb.dataplane.v1.Frontend.key:type_name -> kubelb.dataplane.v1.FrontendKey
-	8,  // 3: kubelb.dataplane.v1.Frontend.source_ranges:type_name -> kubelb.dataplane.v1.Prefix
-	10, // 4: kubelb.dataplane.v1.Frontend.handover:type_name -> kubelb.dataplane.v1.Handover
-	7,  // 5: kubelb.dataplane.v1.FrontendDigest.key:type_name -> kubelb.dataplane.v1.FrontendKey
-	4,  // 6: kubelb.dataplane.v1.AppliedChunk.generation:type_name -> kubelb.dataplane.v1.Generation
-	12, // 7: kubelb.dataplane.v1.AppliedChunk.pools:type_name -> kubelb.dataplane.v1.PoolDigest
-	13, // 8: kubelb.dataplane.v1.AppliedChunk.frontends:type_name -> kubelb.dataplane.v1.FrontendDigest
-	4,  // 9: kubelb.dataplane.v1.ApplyChunk.base:type_name -> kubelb.dataplane.v1.Generation
-	4,  // 10: kubelb.dataplane.v1.ApplyChunk.next:type_name -> kubelb.dataplane.v1.Generation
-	6,  // 11: kubelb.dataplane.v1.ApplyChunk.upsert_pools:type_name -> kubelb.dataplane.v1.Pool
-	9,  // 12: kubelb.dataplane.v1.ApplyChunk.upsert_frontends:type_name -> kubelb.dataplane.v1.Frontend
-	7,  // 13: kubelb.dataplane.v1.ApplyChunk.delete_frontends:type_name -> kubelb.dataplane.v1.FrontendKey
-	7,  // 14: kubelb.dataplane.v1.RecordError.frontend:type_name -> kubelb.dataplane.v1.FrontendKey
-	4,  // 15: kubelb.dataplane.v1.ApplyResponse.generation:type_name -> kubelb.dataplane.v1.Generation
-	16, // 16: kubelb.dataplane.v1.ApplyResponse.failed:type_name -> kubelb.dataplane.v1.RecordError
-	6,  // 17: kubelb.dataplane.v1.SnapshotChunk.pools:type_name -> kubelb.dataplane.v1.Pool
-	9,  // 18: kubelb.dataplane.v1.SnapshotChunk.frontends:type_name -> kubelb.dataplane.v1.Frontend
-	7,  // 19: kubelb.dataplane.v1.FrontendCounter.key:type_name -> kubelb.dataplane.v1.FrontendKey
-	21, // 20: kubelb.dataplane.v1.FrontendCounter.counter:type_name -> kubelb.dataplane.v1.Counter
-	21, // 21: kubelb.dataplane.v1.EndpointCounter.counter:type_name -> kubelb.dataplane.v1.Counter
-	22, // 22: kubelb.dataplane.v1.StatsChunk.frontends:type_name -> kubelb.dataplane.v1.FrontendCounter
-	23, // 23: kubelb.dataplane.v1.StatsChunk.endpoints:type_name -> kubelb.dataplane.v1.EndpointCounter
-	30, // 24: kubelb.dataplane.v1.StatsChunk.drops:type_name -> kubelb.dataplane.v1.StatsChunk.DropsEntry
-	0,  // 25: kubelb.dataplane.v1.Dataplane.Describe:input_type -> kubelb.dataplane.v1.DescribeRequest
-	2,  // 26: kubelb.dataplane.v1.Dataplane.Configure:input_type -> kubelb.dataplane.v1.Configuration
-	11, // 27: kubelb.dataplane.v1.Dataplane.Applied:input_type -> kubelb.dataplane.v1.AppliedRequest
-	15, // 28: kubelb.dataplane.v1.Dataplane.Apply:input_type -> kubelb.dataplane.v1.ApplyChunk
-	18, // 29: kubelb.dataplane.v1.Dataplane.Render:input_type -> kubelb.dataplane.v1.SnapshotChunk
-	20, // 30: kubelb.dataplane.v1.Dataplane.Stats:input_type -> kubelb.dataplane.v1.StatsRequest
-	25, // 31: kubelb.dataplane.v1.Dataplane.Watch:input_type -> kubelb.dataplane.v1.WatchRequest
-	27, // 32: kubelb.dataplane.v1.Dataplane.Close:input_type -> kubelb.dataplane.v1.CloseRequest
-	1,  // 33: kubelb.dataplane.v1.Dataplane.Describe:output_type -> kubelb.dataplane.v1.Description
-	3,  // 34: kubelb.dataplane.v1.Dataplane.Configure:output_type -> kubelb.dataplane.v1.ConfigureResponse
-	14, // 35: kubelb.dataplane.v1.Dataplane.Applied:output_type -> kubelb.dataplane.v1.AppliedChunk
-	17, // 36: kubelb.dataplane.v1.Dataplane.Apply:output_type -> kubelb.dataplane.v1.ApplyResponse
-	19, // 37: kubelb.dataplane.v1.Dataplane.Render:output_type -> kubelb.dataplane.v1.TextChunk
-	24, // 38: kubelb.dataplane.v1.Dataplane.Stats:output_type -> kubelb.dataplane.v1.StatsChunk
-	26, // 39: kubelb.dataplane.v1.Dataplane.Watch:output_type -> kubelb.dataplane.v1.Fault
-	28, // 40: kubelb.dataplane.v1.Dataplane.Close:output_type -> kubelb.dataplane.v1.CloseResponse
-	33, // [33:41] is the sub-list for method output_type
-	25, // [25:33] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	31, // 0: kubelb.dataplane.v1.Configuration.options:type_name -> kubelb.dataplane.v1.Configuration.OptionsEntry
+	4,  // 1: kubelb.dataplane.v1.PreflightResponse.checks:type_name -> kubelb.dataplane.v1.Check
+	7,  // 2: kubelb.dataplane.v1.Pool.endpoints:type_name -> kubelb.dataplane.v1.Endpoint
+	9,  // 3: kubelb.dataplane.v1.Frontend.key:type_name -> kubelb.dataplane.v1.FrontendKey
+	10, // 4: kubelb.dataplane.v1.Frontend.source_ranges:type_name -> kubelb.dataplane.v1.Prefix
+	12, // 5: kubelb.dataplane.v1.Frontend.handover:type_name -> kubelb.dataplane.v1.Handover
+	9,  // 6: kubelb.dataplane.v1.FrontendDigest.key:type_name -> kubelb.dataplane.v1.FrontendKey
+	6,  // 7: kubelb.dataplane.v1.AppliedChunk.generation:type_name -> kubelb.dataplane.v1.Generation
+	14, // 8: kubelb.dataplane.v1.AppliedChunk.pools:type_name -> kubelb.dataplane.v1.PoolDigest
+	15, // 9: kubelb.dataplane.v1.AppliedChunk.frontends:type_name -> kubelb.dataplane.v1.FrontendDigest
+	6,  // 10: kubelb.dataplane.v1.ApplyChunk.base:type_name -> kubelb.dataplane.v1.Generation
+	6,  // 11: kubelb.dataplane.v1.ApplyChunk.next:type_name -> kubelb.dataplane.v1.Generation
+	8,  // 12: kubelb.dataplane.v1.ApplyChunk.upsert_pools:type_name -> kubelb.dataplane.v1.Pool
+	11, // 13: kubelb.dataplane.v1.ApplyChunk.upsert_frontends:type_name -> kubelb.dataplane.v1.Frontend
+	9,  // 14: kubelb.dataplane.v1.ApplyChunk.delete_frontends:type_name -> kubelb.dataplane.v1.FrontendKey
+	9,  // 15: kubelb.dataplane.v1.RecordError.frontend:type_name -> kubelb.dataplane.v1.FrontendKey
+	6,  // 16: kubelb.dataplane.v1.ApplyResponse.generation:type_name -> kubelb.dataplane.v1.Generation
+	18, // 17: kubelb.dataplane.v1.ApplyResponse.failed:type_name -> kubelb.dataplane.v1.RecordError
+	8,  // 18: kubelb.dataplane.v1.SnapshotChunk.pools:type_name -> kubelb.dataplane.v1.Pool
+	11, // 19: kubelb.dataplane.v1.SnapshotChunk.frontends:type_name -> kubelb.dataplane.v1.Frontend
+	9,  // 20: kubelb.dataplane.v1.FrontendCounter.key:type_name -> kubelb.dataplane.v1.FrontendKey
+	23, // 21: kubelb.dataplane.v1.FrontendCounter.counter:type_name -> kubelb.dataplane.v1.Counter
+	23, // 22: kubelb.dataplane.v1.EndpointCounter.counter:type_name -> kubelb.dataplane.v1.Counter
+	24, // 23: kubelb.dataplane.v1.StatsChunk.frontends:type_name -> kubelb.dataplane.v1.FrontendCounter
+	25, // 24: kubelb.dataplane.v1.StatsChunk.endpoints:type_name -> kubelb.dataplane.v1.EndpointCounter
+	32, // 25: kubelb.dataplane.v1.StatsChunk.drops:type_name -> kubelb.dataplane.v1.StatsChunk.DropsEntry
+	0,  // 26: kubelb.dataplane.v1.Dataplane.Describe:input_type -> kubelb.dataplane.v1.DescribeRequest
+	2,  // 27: kubelb.dataplane.v1.Dataplane.Preflight:input_type -> kubelb.dataplane.v1.Configuration
+	2,  // 28: kubelb.dataplane.v1.Dataplane.Configure:input_type -> kubelb.dataplane.v1.Configuration
+	13, // 29: kubelb.dataplane.v1.Dataplane.Applied:input_type -> kubelb.dataplane.v1.AppliedRequest
+	17, // 30: kubelb.dataplane.v1.Dataplane.Apply:input_type -> kubelb.dataplane.v1.ApplyChunk
+	20, // 31: kubelb.dataplane.v1.Dataplane.Render:input_type -> kubelb.dataplane.v1.SnapshotChunk
+	22, // 32: kubelb.dataplane.v1.Dataplane.Stats:input_type -> kubelb.dataplane.v1.StatsRequest
+	27, // 33: kubelb.dataplane.v1.Dataplane.Watch:input_type -> kubelb.dataplane.v1.WatchRequest
+	29, // 34: kubelb.dataplane.v1.Dataplane.Close:input_type -> kubelb.dataplane.v1.CloseRequest
+	1,  // 35: kubelb.dataplane.v1.Dataplane.Describe:output_type -> kubelb.dataplane.v1.Description
+	5,  // 36: kubelb.dataplane.v1.Dataplane.Preflight:output_type -> kubelb.dataplane.v1.PreflightResponse
+	3,  // 37: kubelb.dataplane.v1.Dataplane.Configure:output_type -> kubelb.dataplane.v1.ConfigureResponse
+	16, // 38: kubelb.dataplane.v1.Dataplane.Applied:output_type -> kubelb.dataplane.v1.AppliedChunk
+	19, // 39: kubelb.dataplane.v1.Dataplane.Apply:output_type -> kubelb.dataplane.v1.ApplyResponse
+	21, // 40: kubelb.dataplane.v1.Dataplane.Render:output_type -> kubelb.dataplane.v1.TextChunk
+	26, // 41: kubelb.dataplane.v1.Dataplane.Stats:output_type -> kubelb.dataplane.v1.StatsChunk
+	28, // 42: kubelb.dataplane.v1.Dataplane.Watch:output_type -> kubelb.dataplane.v1.Fault
+	30, // 43: kubelb.dataplane.v1.Dataplane.Close:output_type -> kubelb.dataplane.v1.CloseResponse
+	35, // [35:44] is the sub-list for method output_type
+	26, // [26:35] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_dataplane_proto_init() }
@@ -1985,7 +2139,7 @@ func file_dataplane_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_dataplane_proto_rawDesc), len(file_dataplane_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   31,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -22,6 +22,7 @@ const _ = grpc.SupportPackageIsVersion9
 
 const (
 	Dataplane_Describe_FullMethodName  = "/kubelb.dataplane.v1.Dataplane/Describe"
+	Dataplane_Preflight_FullMethodName = "/kubelb.dataplane.v1.Dataplane/Preflight"
 	Dataplane_Configure_FullMethodName = "/kubelb.dataplane.v1.Dataplane/Configure"
 	Dataplane_Applied_FullMethodName   = "/kubelb.dataplane.v1.Dataplane/Applied"
 	Dataplane_Apply_FullMethodName     = "/kubelb.dataplane.v1.Dataplane/Apply"
@@ -36,6 +37,8 @@ const (
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 type DataplaneClient interface {
 	Describe(ctx context.Context, in *DescribeRequest, opts ...grpc.CallOption) (*Description, error)
+	// A backend of before this call was there answers UNIMPLEMENTED, which means that it checks nothing.
+	Preflight(ctx context.Context, in *Configuration, opts ...grpc.CallOption) (*PreflightResponse, error)
 	Configure(ctx context.Context, in *Configuration, opts ...grpc.CallOption) (*ConfigureResponse, error)
 	Applied(ctx context.Context, in *AppliedRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[AppliedChunk], error)
 	// The first chunk carries base and next, the last one end; a stream that breaks before its end changes nothing.
@@ -58,6 +61,16 @@ func (c *dataplaneClient) Describe(ctx context.Context, in *DescribeRequest, opt
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(Description)
 	err := c.cc.Invoke(ctx, Dataplane_Describe_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *dataplaneClient) Preflight(ctx context.Context, in *Configuration, opts ...grpc.CallOption) (*PreflightResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PreflightResponse)
+	err := c.cc.Invoke(ctx, Dataplane_Preflight_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -172,6 +185,8 @@ func (c *dataplaneClient) Close(ctx context.Context, in *CloseRequest, opts ...g
 // for forward compatibility.
 type DataplaneServer interface {
 	Describe(context.Context, *DescribeRequest) (*Description, error)
+	// A backend of before this call was there answers UNIMPLEMENTED, which means that it checks nothing.
+	Preflight(context.Context, *Configuration) (*PreflightResponse, error)
 	Configure(context.Context, *Configuration) (*ConfigureResponse, error)
 	Applied(*AppliedRequest, grpc.ServerStreamingServer[AppliedChunk]) error
 	// The first chunk carries base and next, the last one end; a stream that breaks before its end changes nothing.
@@ -192,6 +207,9 @@ type UnimplementedDataplaneServer struct{}
 
 func (UnimplementedDataplaneServer) Describe(context.Context, *DescribeRequest) (*Description, error) {
 	return nil, status.Error(codes.Unimplemented, "method Describe not implemented")
+}
+func (UnimplementedDataplaneServer) Preflight(context.Context, *Configuration) (*PreflightResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Preflight not implemented")
 }
 func (UnimplementedDataplaneServer) Configure(context.Context, *Configuration) (*ConfigureResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Configure not implemented")
@@ -249,6 +267,24 @@ func _Dataplane_Describe_Handler(srv interface{}, ctx context.Context, dec func(
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(DataplaneServer).Describe(ctx, req.(*DescribeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Dataplane_Preflight_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(Configuration)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DataplaneServer).Preflight(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Dataplane_Preflight_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DataplaneServer).Preflight(ctx, req.(*Configuration))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -346,6 +382,10 @@ var Dataplane_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Describe",
 			Handler:    _Dataplane_Describe_Handler,
+		},
+		{
+			MethodName: "Preflight",
+			Handler:    _Dataplane_Preflight_Handler,
 		},
 		{
 			MethodName: "Configure",

@@ -1,0 +1,165 @@
+package ebpf
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/features"
+	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"kubelb.k8c.io/backends/dataplane"
+	"kubelb.k8c.io/backends/dataplane/preflight"
+)
+
+// Preflight checks what the programs need of the kernel, where they are pinned, and what XDP needs of each interface.
+func (b *Backend) Preflight(_ context.Context, config dataplane.Config) ([]dataplane.Check, error) {
+	o, err := readOptions(config.Options)
+	if err != nil {
+		return nil, err
+	}
+	host := preflight.Host{}
+	checks := []dataplane.Check{
+		host.Capability(preflight.NetAdmin, ""),
+		host.Capability(preflight.BPF, "", preflight.SysAdmin),
+		host.Capability(preflight.Perfmon, "", preflight.SysAdmin),
+		kernelCheck(host), syscallCheck(), btfCheck(), bpffsCheck(host, o.bpffs),
+	}
+	checks = append(checks, host.Forwarding("")...)
+	interfaces, err := interfaceChecks(o, pinDirectory(o, config.StateDir))
+	return append(checks, interfaces...), err
+}
+
+// kernelCheck tells whether the kernel has what the programs are attached by.
+func kernelCheck(host preflight.Host) dataplane.Check {
+	c := dataplane.Check{Group: dataplane.GroupKernel, Subject: "kernel", State: dataplane.CheckOK}
+	if err := requireKernel(); err != nil {
+		c.State, c.Found = dataplane.CheckMissing, err.Error()
+		return c
+	}
+	release, err := host.KernelRelease()
+	if err != nil {
+		c.State, c.Found = dataplane.CheckUnknown, err.Error()
+		return c
+	}
+	c.Found = "Linux " + release
+	return c
+}
+
+// syscallCheck loads a program of two instructions.
+func syscallCheck() dataplane.Check {
+	c := dataplane.Check{Group: dataplane.GroupKernel, Subject: "system call bpf", State: dataplane.CheckOK, Found: "it loads programs"}
+	switch err := features.HaveProgramType(ebpf.SchedCLS); {
+	case err == nil:
+	case errors.Is(err, ebpf.ErrNotSupported), errors.Is(err, unix.ENOSYS):
+		c.State, c.Found, c.Advice = dataplane.CheckMissing, "this kernel is built without it", "boot a kernel that is built with CONFIG_BPF_SYSCALL, or use --backend=nftables"
+	case errors.Is(err, unix.EPERM):
+		c.State, c.Found = dataplane.CheckMissing, "it is refused"
+		c.Advice = "give this process the capabilities BPF and NET_ADMIN and, in a container, a seccomp profile that allows bpf (seccompProfile: {type: Unconfined})"
+	default:
+		c.State, c.Found = dataplane.CheckUnknown, err.Error()
+	}
+	return c
+}
+
+// kernelTypes is where the kernel tells its types.
+const kernelTypes = "/sys/kernel/btf/vmlinux"
+
+// btfCheck looks for the kernel's types: the programs read a structure of connection tracking, wherever this kernel has its fields.
+func btfCheck() dataplane.Check {
+	c := dataplane.Check{Group: dataplane.GroupBTF, Subject: kernelTypes, State: dataplane.CheckOK, Found: "it is there"}
+	if _, err := os.Stat(kernelTypes); err != nil {
+		c.State, c.Found, c.Advice = dataplane.CheckMissing, "it is not there", "boot a kernel that is built with CONFIG_DEBUG_INFO_BTF"
+	}
+	return c
+}
+
+// bpffsCheck tells whether the BPF file system is where everything is pinned, or can be mounted there.
+func bpffsCheck(host preflight.Host, path string) dataplane.Check {
+	c := dataplane.Check{Group: dataplane.GroupMounts, Subject: "BPF file system at " + path, State: dataplane.CheckOK, Found: "it is mounted"}
+	var s unix.Statfs_t
+	err := unix.Statfs(path, &s)
+	if err == nil && s.Type == unix.BPF_FS_MAGIC {
+		return c
+	}
+	if mounts, hasErr := host.Has(preflight.SysAdmin); err == nil && hasErr == nil && mounts && path == usualBPFFS {
+		c.Found = "it is mounted when the dataplane starts"
+		return c
+	}
+	c.State, c.Found = dataplane.CheckMissing, "it is not mounted"
+	c.Command = fmt.Sprintf("mkdir -p %s && mount -t bpf bpf %s && echo 'bpf %s bpf mode=0700 0 0' >> /etc/fstab", path, path, path)
+	if errors.Is(err, os.ErrNotExist) && path == usualBPFFS {
+		c.Command, c.Advice = "", "boot a kernel that is built with CONFIG_BPF_SYSCALL; in a container, mount the host's "+path
+	}
+	return c
+}
+
+// pinDirectory is where this gateway's programs are pinned.
+func pinDirectory(o options, stateDir string) string {
+	return filepath.Join(o.bpffs, pinName(stateDir))
+}
+
+// interfaceChecks tell at which interfaces XDP can run.
+func interfaceChecks(o options, dir string) (checks []dataplane.Check, err error) {
+	links, err := netlink.LinkList()
+	if err != nil {
+		return nil, fmt.Errorf("list interfaces: %w", err)
+	}
+	k := &kernel{dir: dir, xdpMode: o.xdp}
+	for _, l := range links {
+		a := l.Attrs()
+		if a.EncapType != "ether" {
+			continue
+		}
+		if mode, required := k.modeFor(a); mode != 0 {
+			checks = append(checks, k.xdpChecks(a, mode, required)...)
+		}
+	}
+	return checks, nil
+}
+
+// xdpRuns is NETDEV_XDP_ACT_BASIC: the driver runs XDP programs.
+const xdpRuns = 1
+
+// xdpChecks are those of an interface at which the XDP program is to run.
+func (k *kernel) xdpChecks(a *netlink.LinkAttrs, mode link.XDPAttachFlags, required bool) []dataplane.Check {
+	costs := "XDP, the fast path, at interface " + a.Name
+	if required {
+		costs = ""
+	}
+	driver := dataplane.Check{Group: dataplane.GroupInterfaces, Subject: "XDP at interface " + a.Name, Costs: costs, State: dataplane.CheckOK, Found: "its driver runs XDP programs"}
+	features, err := xdpFeatures(a.Index)
+	switch {
+	case mode == link.XDPGenericMode:
+		driver.Found = "the kernel runs XDP programs in its own way"
+	case err != nil:
+		driver.State, driver.Found = dataplane.CheckUnknown, err.Error()
+	case features&xdpRuns == 0 && !required:
+		driver.Found = "its driver runs no XDP programs: the program at its ingress does all"
+	case features&xdpRuns == 0:
+		driver.State, driver.Found = dataplane.CheckMissing, "its driver runs no XDP programs"
+		driver.Advice = fmt.Sprintf("use --backend-option %s=%s, or another network card", optionXDP, xdpAuto)
+	}
+	owner := dataplane.Check{Group: dataplane.GroupOwners, Subject: "XDP at interface " + a.Name, Costs: costs, State: dataplane.CheckOK, Found: "nobody else runs a program there"}
+	if a.Xdp != nil && a.Xdp.Attached && !k.runs(a.Index, a.Xdp.ProgId) {
+		owner.State, owner.Found = dataplane.CheckMissing, fmt.Sprintf("somebody else runs program %d there", a.Xdp.ProgId)
+		owner.Command, owner.Advice = fmt.Sprintf("ip link set dev %s xdp off", a.Name), "end what has attached it first"
+	}
+	return []dataplane.Check{driver, owner}
+}
+
+// runs tells whether the XDP program at an interface is this gateway's.
+func (k *kernel) runs(index int, program uint32) bool {
+	l, err := link.LoadPinnedLink(k.pin("xdp", index), nil)
+	if err != nil {
+		return false
+	}
+	defer l.Close()
+	info, err := l.Info()
+	return err == nil && info.Program == ebpf.ProgramID(program)
+}

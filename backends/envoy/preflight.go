@@ -1,0 +1,138 @@
+package envoy
+
+import (
+	"context"
+	"errors"
+	"os"
+	"runtime"
+	"strings"
+
+	nft "github.com/google/nftables"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"kubelb.k8c.io/backends/dataplane"
+	"kubelb.k8c.io/backends/dataplane/preflight"
+	"kubelb.k8c.io/backends/envoy/bpf"
+	"kubelb.k8c.io/backends/nftables/probe"
+)
+
+// preflightTable is the name of the nftables tables that are tried.
+const preflightTable = "kubelb-envoy-preflight"
+
+// costsHandover is what does not work where no program finds packets of unknown connections.
+const costsHandover = "asking other gateways about connections that this one does not have"
+
+// Preflight checks Envoy's binary, and what its guard needs of the kernel by a try of all tables that is never committed.
+func (b *Backend) Preflight(ctx context.Context, config dataplane.Config) ([]dataplane.Check, error) {
+	s, err := parseOptions(config.Options)
+	if err != nil {
+		return nil, err
+	}
+	host := preflight.Host{}
+	modules := host.Modules()
+	checks := []dataplane.Check{envoyCheck(ctx, s.envoy), starterCheck(),
+		host.Capability(preflight.NetAdmin, ""),
+		host.Capability(preflight.NetBindService, "ports below 1024"),
+		host.Capability(preflight.BPF, costsHandover, preflight.SysAdmin)}
+	tried, err := probe.Checks(modules, guardParts()...)
+	if err != nil {
+		return nil, err
+	}
+	checks = append(checks, tried...)
+	return append(checks, askingChecks(modules)...), nil
+}
+
+// envoyCheck looks for an Envoy that is new enough.
+func envoyCheck(ctx context.Context, option string) dataplane.Check {
+	c := dataplane.Check{Group: dataplane.GroupPrograms, Subject: "program envoy", State: dataplane.CheckOK}
+	path, err := findEnvoy(ctx, option)
+	if err != nil {
+		c.State, c.Found, c.Advice = dataplane.CheckMissing, strings.TrimSuffix(err.Error(), ": "+installEnvoy), installEnvoy
+		return c
+	}
+	c.Found = path
+	return c
+}
+
+// starterCheck looks for the program that starts Envoy.
+func starterCheck() dataplane.Check {
+	c := dataplane.Check{Group: dataplane.GroupPrograms, Subject: "program kubelb-envoy", State: dataplane.CheckOK, Found: beside("kubelb-envoy")}
+	if _, err := os.Stat(c.Found); err != nil {
+		c.State, c.Found, c.Advice = dataplane.CheckMissing, "it is not beside the plugin", "install it in the plugin's directory: it comes with the plugin"
+	}
+	return c
+}
+
+// guardParts are what the guard's tables consist of, in the layouts that a start may choose.
+func guardParts() []probe.Part {
+	guarded := func(l layout) func(*nft.Conn) error {
+		return func(c *nft.Conn) error { return addGuard(c, l) }
+	}
+	return []probe.Part{
+		{Name: "rules that bring packets to Envoy", Needs: "use a later kernel", Add: guarded(untracked)},
+		{Name: "rules beside those of others that rewrite addresses", Costs: "a start where other NAT rules are", Needs: "use a later kernel", Add: guarded(tracked)},
+		{Name: "rules for forwarding: transparent", Costs: "forwarding: transparent", Needs: "use a later kernel", Add: func(c *nft.Conn) error {
+			g := newGuard(preflightTable, nil)
+			for _, t := range g.tables {
+				if err := t.create(c, untracked); err != nil {
+					return err
+				}
+				t.takeAnswers(c)
+			}
+			return nil
+		}},
+	}
+}
+
+// addGuard adds all that is made at a start.
+func addGuard(c *nft.Conn, l layout) error {
+	g := newGuard(preflightTable, nil)
+	if err := g.echo.create(c); err != nil {
+		return err
+	}
+	for _, t := range g.tables {
+		if err := t.create(c, l); err != nil {
+			return err
+		}
+	}
+	g.echo.addAnswer(c, "lo", 1)
+	return nil
+}
+
+// askingChecks tell whether the program runs that finds packets of unknown connections. It is loaded and let go of at once.
+func askingChecks(modules preflight.Modules) []dataplane.Check {
+	program := dataplane.Check{Group: dataplane.GroupKernel, Subject: "program for unknown connections", Costs: costsHandover, State: dataplane.CheckOK, Found: "the kernel takes it"}
+	var objects bpf.UnknownObjects
+	if err := bpf.LoadUnknownObjects(&objects, nil); err != nil {
+		program.State, program.Found = dataplane.CheckMissing, "the kernel refuses it: "+err.Error()
+		program.Advice = "give this process the capabilities BPF and NET_ADMIN and, in a container, a seccomp profile that allows bpf"
+	} else {
+		_ = objects.Close()
+	}
+	return []dataplane.Check{program,
+		modules.Check("sch_ingress", "NET_SCH_INGRESS", tryEntrance(), costsHandover),
+		modules.Check("cls_bpf", "NET_CLS_BPF", preflight.NotTried, costsHandover)}
+}
+
+// tryEntrance adds the queueing discipline at whose place the program runs, in a network namespace of its own, which goes with the thread.
+func tryEntrance() preflight.Trial {
+	result := make(chan preflight.Trial)
+	go func() {
+		runtime.LockOSThread()
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			runtime.UnlockOSThread()
+			result <- preflight.NotTried // it would be this host's
+			return
+		}
+		switch err := netlink.QdiscAdd(entrance(1)); {
+		case err == nil:
+			result <- preflight.Works
+		case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EOPNOTSUPP):
+			result <- preflight.Fails
+		default:
+			result <- preflight.NotTried
+		}
+	}()
+	return <-result
+}

@@ -1,0 +1,117 @@
+package nftables
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"strings"
+
+	nft "github.com/google/nftables"
+
+	"kubelb.k8c.io/backends/dataplane"
+	"kubelb.k8c.io/backends/dataplane/preflight"
+	"kubelb.k8c.io/backends/nftables/elements"
+	"kubelb.k8c.io/backends/nftables/probe"
+)
+
+// Preflight checks what the tables need of the kernel, by a try of all of them that is never committed, and what forwarding needs.
+func (b *Backend) Preflight(_ context.Context, config dataplane.Config) ([]dataplane.Check, error) {
+	host := preflight.Host{}
+	tried, err := probe.Checks(host.Modules(), parts()...)
+	if err != nil {
+		return nil, err
+	}
+	checks := append([]dataplane.Check{host.Capability(preflight.NetAdmin, "")}, tried...)
+	checks = append(checks, host.Forwarding("")...)
+	checks = append(checks, host.Sysctl(preflight.Sysctl{Key: "net/netfilter/nf_conntrack_tcp_loose", Good: preflight.NotZero, Want: "1", Optional: true,
+		Why: "conntrack does not take up the client's half of a direct connection", Costs: "forwarding: direct"}))
+	return append(checks, ownersCheck(cmp.Or(config.Options[optionTable], "kubelb"))), nil
+}
+
+// preflightTable is the name of the tables that are tried.
+const preflightTable = "kubelb-preflight"
+
+// parts are what the tables consist of. What is in the first one is made at each start, all in one transaction.
+func parts() []probe.Part {
+	return []probe.Part{
+		{Name: "rules of all tables", Needs: "use a later kernel, or --backend=envoy", Add: addLayout},
+		{Name: "rules for limits of connections", Costs: "limits of connections and of new connections per second", Needs: "use a later kernel", Add: func(c *nft.Conn) error {
+			if err := addLayout(c); err != nil {
+				return err
+			}
+			some := newLimits()
+			for _, k := range limitKinds() {
+				some[k.name][1] = true
+			}
+			for _, f := range families {
+				t := newTable(f, newEgress(preflightTable), portRange{})
+				if err := some.add(c, t.nft, t.layout); err != nil {
+					return err
+				}
+			}
+			return nil
+		}},
+		{Name: "rules for forwarding: direct", Costs: "forwarding: direct", Needs: "use Linux 5.16 or later, built with CONFIG_NETFILTER_EGRESS", Add: func(c *nft.Conn) error {
+			if err := addLayout(c); err != nil {
+				return err
+			}
+			newEgress(preflightTable).addWatch(c, loopback)
+			return nil
+		}},
+	}
+}
+
+// loopback is an interface that each network namespace has.
+const loopback = "lo"
+
+// addLayout adds all that is made at each start.
+func addLayout(c *nft.Conn) error {
+	e := newEgress(preflightTable)
+	for _, f := range families {
+		if err := newTable(f, e, portRange{}).create(c); err != nil {
+			return err
+		}
+	}
+	return e.create(c)
+}
+
+// ownersCheck looks for tables of the same name that are not this backend's: they would be replaced.
+func ownersCheck(name string) dataplane.Check {
+	check := dataplane.Check{Group: dataplane.GroupOwners, Subject: "nftables tables " + name, State: dataplane.CheckOK, Found: "nobody else has them"}
+	c, err := elements.Connect()
+	if err == nil {
+		for _, family := range []nft.TableFamily{nft.TableFamilyIPv4, nft.TableFamilyIPv6, nft.TableFamilyNetdev} {
+			var foreign bool
+			if foreign, err = foreignTable(c, &nft.Table{Name: name, Family: family}); err != nil {
+				break
+			}
+			if foreign {
+				check.State, check.Found = dataplane.CheckMissing, "there is a table of this name that is not KubeLB's; it would be replaced"
+				check.Advice = fmt.Sprintf("remove it, or have other names for KubeLB's by --backend-option %s=NAME", optionTable)
+			}
+		}
+	}
+	if err != nil {
+		check.State, check.Found = dataplane.CheckUnknown, err.Error()
+	}
+	return check
+}
+
+// foreignTable tells whether there is a table of this name that no version of this backend has made.
+func foreignTable(c *nft.Conn, t *nft.Table) (bool, error) {
+	present, ours, err := find(c, t)
+	if err != nil || !present || ours {
+		return false, err
+	}
+	chains, err := c.ListChainsOfTableFamily(t.Family)
+	if err != nil {
+		return false, fmt.Errorf("list nftables chains: %w", err)
+	}
+	version, _, _ := strings.Cut(versionChain, "-")
+	for _, chain := range chains {
+		if chain.Table.Name == t.Name && strings.HasPrefix(chain.Name, version+"-") {
+			return false, nil
+		}
+	}
+	return true, nil
+}

@@ -55,6 +55,17 @@ const ConditionDrained = "Drained"
 // on the clients' segment (RFC 5227).
 const ConditionAddressConflict = "AddressConflict"
 
+// ConditionHostPrefix begins the types of those conditions of a Gateway that say what its host lacks: HostModules, HostSysctls and so on. Each is
+// there only while it is false; its message is a line for each thing that is missing, with the command that mends it.
+const ConditionHostPrefix = "Host"
+
+// Reasons of a condition about a gateway's host: the dataplane or the gateway does not work without what is missing, or some of its features
+// do not.
+const (
+	ReasonHostLacks  = "Missing"
+	ReasonHostLimits = "Limited"
+)
+
 // ReasonAddressConflict of a LoadBalancer's conditions Announced and Ready, which are true: a host that is no gateway answers for one of its
 // addresses as well.
 const ReasonAddressConflict = "AddressConflict"

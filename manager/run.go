@@ -113,11 +113,16 @@ func (o *options) register(flags *flag.FlagSet) {
 
 // Run works until ctx ends.
 func Run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	if len(args) > 0 && args[0] == preflightCommand {
+		return preflight(ctx, args[1:], stdout, stderr)
+	}
 	var o options
 	flags := flag.NewFlagSet("kubelb-manager", flag.ContinueOnError)
 	flags.SetOutput(stdout)
 	flags.Usage = func() {
-		fmt.Fprintf(stdout, "kubelb-manager gives the LoadBalancers of tenant clusters external addresses and forwards their traffic.\n\nFlags:\n")
+		fmt.Fprintf(stdout, "kubelb-manager gives the LoadBalancers of tenant clusters external addresses and forwards their traffic.\n\n"+
+			"kubelb-manager [flags]            works until it is told to end\n"+
+			"kubelb-manager preflight [flags]  says what a gateway with these flags lacks on this host, and how to mend it\n\nFlags:\n")
 		flags.PrintDefaults()
 	}
 	o.register(flags)
@@ -263,9 +268,11 @@ func (o *options) newGateway(mgr ctrl.Manager, forbidden []netip.Prefix, log *sl
 			return membership.WaitForKey(ctx, mgr.GetAPIReader(), o.namespace, o.stateDir)
 		},
 		Metrics: metrics.Registry, Probe: probe.DefaultConfig(), DrainTimeout: o.drainTimeout, DrainWithNode: o.drainWith, PurgeOnExit: o.purge, PurgeWith: o.purgeWith, Log: log,
-		Backend: gateway.BackendOptions{Path: path, Checksum: o.checksum,
-			Config: dataplane.Config{Node: o.name, StateDir: o.stateDir, Options: o.backendOptions}},
+		Backend: o.backendOptionsFor(path),
 	}
+	needs := o.needs()
+	needs.HubTime = hubTime(mgr.GetConfig())
+	options.HostChecks = needs.Checks
 	var g *gateway.Gateway
 	// Both are asked once the gateway runs.
 	if err := o.announcer(mgr, &options, func() bool { return g.MayAnswer() }, func() { g.Elect() }); err != nil {
@@ -273,6 +280,19 @@ func (o *options) newGateway(mgr ctrl.Manager, forbidden []netip.Prefix, log *sl
 	}
 	g = gateway.New(options, mgr.GetCache(), mgr.GetClient())
 	return g, nil
+}
+
+// backendOptionsFor are for the backend whose binary this is.
+func (o *options) backendOptionsFor(path string) gateway.BackendOptions {
+	return gateway.BackendOptions{Path: path, Checksum: o.checksum, Config: dataplane.Config{Node: o.name, StateDir: o.stateDir, Options: o.backendOptions}}
+}
+
+// announceInterfaces are those that the flag names.
+func (o *options) announceInterfaces() []string {
+	if o.interfaces == "" {
+		return nil
+	}
+	return strings.Split(o.interfaces, ",")
 }
 
 // Values of flags.
@@ -283,10 +303,7 @@ const (
 
 // announcer adds what announces addresses, and what says whether it may.
 func (o *options) announcer(mgr ctrl.Manager, g *gateway.Options, mayAnswer func() bool, changed func()) error {
-	var interfaces []string
-	if o.interfaces != "" {
-		interfaces = strings.Split(o.interfaces, ",")
-	}
+	interfaces := o.announceInterfaces()
 	g.Addresses = func() []netip.Addr { return gateway.OwnAddresses(interfaces) }
 	switch o.announce {
 	case announceNone:

@@ -22,6 +22,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/backends/plugin"
 	"kubelb.k8c.io/core/ipam"
 	"kubelb.k8c.io/core/model"
@@ -71,6 +72,8 @@ type Options struct {
 	DrainWithNode string
 	// PurgeWith names the DaemonSet whose deletion means the same; empty for none. The cache is to know of it, see WatchDaemonSet.
 	PurgeWith string
+	// HostChecks look at what the gateway needs of this host whatever its dataplane is; nil where nothing is looked at.
+	HostChecks func(context.Context) []dataplane.Check
 	// Metrics takes what Prometheus is told; nil for nobody.
 	Metrics prometheus.Registerer
 	Log     *slog.Logger
@@ -98,6 +101,9 @@ type Gateway struct {
 	backoff   time.Duration
 	// problem is why the backend holds nothing new, until it does again.
 	problem error
+	// hostChecks are the outcome of HostChecks, lacked are the lines about what this host lacks that were logged.
+	hostChecks []dataplane.Check
+	lacked     map[string]bool
 	// inSync is told when the backend holds everything, leftovers are why former backends could not be purged, by name.
 	inSync    chan struct{}
 	leftovers map[string]string
@@ -224,6 +230,7 @@ func (g *Gateway) run(ctx context.Context, ended <-chan *plugin.Process) error {
 	runs.Go(func() error { return g.vitals.run(runCtx) })
 	runs.Go(func() error { return g.writeStatus(runCtx) })
 	runs.Go(func() error { return g.readCounters(runCtx) })
+	runs.Go(func() error { return g.watchHost(runCtx) })
 	runs.Go(func() error { return g.purgePredecessors(runCtx) })
 	runs.Go(func() error { return g.loop(runCtx, synced, ended) })
 	return runs.Wait()
@@ -367,11 +374,14 @@ func (g *Gateway) work(ctx context.Context) {
 	}
 	g.withdraw(changes.Model)
 	if err := g.program(ctx, changes.Model); err != nil {
-		g.log.Error("backend", "error", err)
+		if g.problem == nil || g.problem.Error() != err.Error() { // each retry would say the same
+			g.log.Error("backend", "error", err)
+		}
 		g.problem = err
 		g.restartLater()
 	}
 	g.noteReadiness()
+	g.recheck(ctx)
 	g.elect(ctx)
 	g.publish()
 }

@@ -33,7 +33,10 @@ type host struct {
 	process     *plugin.Process
 	stopWatch   context.CancelFunc
 	description dataplane.Description
-	generation  dataplane.Generation
+	// checks are what the backend found of this host when it was asked last, and checked is when.
+	checks     []dataplane.Check
+	checked    time.Time
+	generation dataplane.Generation
 	// number counts the generations of this epoch; it never goes back, whatever the backend has forgotten.
 	number uint64
 }
@@ -50,10 +53,11 @@ func (h *host) start(ctx context.Context) error {
 	if h.description, err = process.Describe(ctx); err != nil {
 		return fmt.Errorf("describe backend: %w", err)
 	}
+	h.preflight(ctx)
 	name, self := h.options.name(), holder{h.options.Path, h.options.Checksum, h.options.Config.Options}
 	err = h.options.holders().during(name, self, func() error { return process.Configure(ctx, h.options.config()) })
 	if err != nil {
-		return fmt.Errorf("configure backend %s: %w", h.description.Name, err)
+		return h.explain(err)
 	}
 	watch, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	h.stopWatch = cancel

@@ -54,7 +54,7 @@ func (g *Gateway) publish() {
 			ready.Reason, ready.Message = "FormerBackendLeft", "a former backend could not be purged, see failures"
 		}
 	}
-	s.Conditions = []metav1.Condition{ready}
+	s.Conditions = append([]metav1.Condition{ready}, hostConditions(g.lacking())...)
 	if g.draining() {
 		s.Conditions = append(s.Conditions, drainedCondition(s.AnnouncedAddresses))
 	}

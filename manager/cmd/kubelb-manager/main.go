@@ -3,6 +3,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -14,7 +15,12 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := manager.Run(ctx, os.Args[1:], os.Stdout, os.Stderr); err != nil {
+	err := manager.Run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	var status manager.ExitStatus
+	if errors.As(err, &status) {
+		os.Exit(int(status))
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "kubelb-manager:", err)
 		os.Exit(1)
 	}

@@ -1,0 +1,177 @@
+// Package hostcheck checks what a gateway needs of its host whatever its dataplane is: interfaces, ports and a clock.
+package hostcheck
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"kubelb.k8c.io/backends/dataplane"
+	"kubelb.k8c.io/backends/dataplane/preflight"
+	"kubelb.k8c.io/manager/descriptor"
+)
+
+// Needs are what a gateway is told that has to be there.
+type Needs struct {
+	// Interfaces are those on which it announces addresses by ARP and NDP, where it does so, and hears other gateways.
+	Interfaces []string
+	// Answers: it answers for addresses on them.
+	Answers bool
+	// Packets: it sends and hears frames of its own on them.
+	Packets bool
+	// Ports are those at which it is going to listen; none once it does.
+	Ports []Port
+	// HubTime asks the management cluster for its time; nil where it is not known or not to be asked.
+	HubTime func(context.Context) (time.Time, error)
+}
+
+// Checks looks at the host. It takes as long as HubTime does at most, and changes nothing.
+func (n Needs) Checks(ctx context.Context) []dataplane.Check {
+	var checks []dataplane.Check
+	host := preflight.Host{}
+	if n.Packets {
+		checks = append(checks, host.Capability(preflight.NetRaw, ""))
+	}
+	for _, name := range n.Interfaces {
+		checks = append(checks, n.interfaceCheck(name))
+		if _, err := net.InterfaceByName(name); err == nil {
+			checks = append(checks, reversePathCheck(host, name))
+		}
+	}
+	for _, p := range n.Ports {
+		checks = append(checks, p.check())
+	}
+	return append(checks, clockCheck(ctx, n.HubTime)...)
+}
+
+// interfaceCheck tells whether an interface is there, is up, has a carrier and, to answer for addresses, is an Ethernet.
+func (n Needs) interfaceCheck(name string) dataplane.Check {
+	c := dataplane.Check{Group: dataplane.GroupInterfaces, Subject: "interface " + name, State: dataplane.CheckOK, Found: "is up"}
+	if !n.Answers {
+		c.Costs = "hearing other gateways there"
+	}
+	device, err := net.InterfaceByName(name)
+	if err != nil {
+		c.State, c.Found, c.Advice = dataplane.CheckMissing, "there is none of this name", "name one of these by --announce-interfaces: "+strings.Join(others(), ", ")
+		return c
+	}
+	ethernet, err := isEthernet(name)
+	switch {
+	case err != nil:
+		c.State, c.Found = dataplane.CheckUnknown, err.Error()
+	case !ethernet:
+		c.State, c.Found, c.Advice = dataplane.CheckMissing, "is no Ethernet: there is neither ARP nor NDP", "use an Ethernet, or --announce=bgp"
+	case device.Flags&net.FlagUp == 0:
+		c.State, c.Found, c.Command = dataplane.CheckMissing, "is down", "ip link set dev "+name+" up"
+	case device.Flags&net.FlagRunning == 0:
+		c.State, c.Found, c.Advice = dataplane.CheckMissing, "is up and has no carrier", "connect its cable, or bring up what it is connected to"
+	}
+	return c
+}
+
+// others are the names of interfaces but for the loopback.
+func others() (names []string) {
+	all, err := net.Interfaces()
+	if err != nil {
+		return nil
+	}
+	for _, one := range all {
+		if one.Flags&net.FlagLoopback == 0 {
+			names = append(names, one.Name)
+		}
+	}
+	return names
+}
+
+// isEthernet asks for the hardware type of an interface (netdevice(7)).
+func isEthernet(name string) (bool, error) {
+	socket, err := net.ListenPacket("udp4", "127.0.0.1:0") // any socket will do
+	if err != nil {
+		return false, fmt.Errorf("hardware type of interface %s: %w", name, err)
+	}
+	defer socket.Close()
+	conn, ok := socket.(*net.UDPConn)
+	if !ok {
+		return false, errors.New("a UDP socket is none")
+	}
+	request, err := unix.NewIfreq(name)
+	if err != nil {
+		return false, fmt.Errorf("interface %s: %w", name, err)
+	}
+	if err := descriptor.With(conn, func(fd int) error { return unix.IoctlIfreq(fd, unix.SIOCGIFHWADDR, request) }); err != nil {
+		return false, fmt.Errorf("hardware type of interface %s: %w", name, err)
+	}
+	return request.Uint16() == unix.ARPHRD_ETHER, nil
+}
+
+// reversePathCheck tells whether the kernel drops what comes in by an interface that it would not answer by. The larger of the interface's
+// own setting and that of all counts, and 2 is more tolerant than 1 (ip-sysctl.rst).
+func reversePathCheck(host preflight.Host, name string) dataplane.Check {
+	own := "net/ipv4/conf/" + name + "/rp_filter"
+	c := dataplane.Check{Group: dataplane.GroupSysctls, Subject: "sysctl " + preflight.SysctlName(own), State: dataplane.CheckOK,
+		Costs: "asymmetric routes to clients, and connections that another gateway hands over"}
+	largest := "0"
+	for _, key := range []string{own, "net/ipv4/conf/all/rp_filter"} {
+		value, err := host.SysctlValue(key)
+		if err != nil {
+			c.State, c.Found = dataplane.CheckUnknown, err.Error()
+			return c
+		}
+		largest = max(largest, value)
+	}
+	c.Found = "with the one of all interfaces it comes to " + largest
+	if largest == "1" {
+		c.State, c.Command = dataplane.CheckMissing, preflight.SetSysctl(own, "2")
+		c.Found += ": packets are dropped that come in here while the route back to their source leaves by another interface"
+	}
+	return c
+}
+
+// clockCheck tells whether this host's clock is right, as far as the kernel and the management cluster can tell.
+func clockCheck(ctx context.Context, hubTime func(context.Context) (time.Time, error)) []dataplane.Check {
+	const costs = "certificates and tokens whose validity begins or ends"
+	set := dataplane.Check{Group: dataplane.GroupClock, Subject: "clock", Costs: costs, State: dataplane.CheckOK, Found: "is kept right"}
+	state, err := unix.Adjtimex(&unix.Timex{})
+	switch {
+	case err != nil:
+		set.State, set.Found = dataplane.CheckUnknown, err.Error()
+	case state == unix.TIME_ERROR:
+		// It may be right nevertheless: a hypervisor keeps it so without a word to the kernel.
+		set.State, set.Found, set.Command = dataplane.CheckUnknown, "nobody tells the kernel that it is right", "timedatectl set-ntp true"
+	}
+	checks := []dataplane.Check{set}
+	if hubTime == nil {
+		return checks
+	}
+	skew := dataplane.Check{Group: dataplane.GroupClock, Subject: "clock beside the management cluster's", Costs: costs, State: dataplane.CheckOK}
+	before := time.Now()
+	there, err := hubTime(ctx)
+	if err != nil {
+		skew.State, skew.Found = dataplane.CheckUnknown, err.Error()
+		return append(checks, skew)
+	}
+	apart := between(before, time.Now(), there)
+	if skew.Found = fmt.Sprintf("%s apart", apart); apart > mostApart {
+		skew.State, skew.Command = dataplane.CheckMissing, "timedatectl set-ntp true"
+	}
+	return append(checks, skew)
+}
+
+// mostApart is how far clocks may be apart before anybody is told.
+const mostApart = 10 * time.Second
+
+// between is how far a time, which is known to a second, lies outside of a span.
+func between(first, last, at time.Time) time.Duration {
+	switch {
+	case at.Before(first.Add(-time.Second)):
+		return first.Sub(at).Round(time.Second)
+	case at.After(last):
+		return at.Sub(last).Round(time.Second)
+	}
+	return 0
+}

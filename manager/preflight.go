@@ -1,0 +1,215 @@
+package manager
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"k8s.io/client-go/rest"
+
+	"kubelb.k8c.io/backends/dataplane"
+	"kubelb.k8c.io/backends/plugin"
+	"kubelb.k8c.io/manager/bfd"
+	"kubelb.k8c.io/manager/gateway"
+	"kubelb.k8c.io/manager/hostcheck"
+)
+
+// ExitStatus is the outcome of a command that has said all that there is to say.
+type ExitStatus int
+
+// Outcomes of preflight.
+const (
+	// Lacking: something is missing without which nothing works.
+	Lacking ExitStatus = 1
+	// Unjudged: some of that could not be checked, and what could is there.
+	Unjudged ExitStatus = 2
+)
+
+// Error implements error.
+func (s ExitStatus) Error() string { return fmt.Sprintf("exit status %d", int(s)) }
+
+// preflightCommand is the first argument that has the host checked and nothing started.
+const preflightCommand = "preflight"
+
+const preflightUsage = `kubelb-manager preflight [flags] says, line by line, what the dataplane and the gateway need of this host, and for what is missing the
+command that mends it. It takes the gateway's flags, changes nothing but with --prepare-host, and needs no cluster.
+
+Each line begins with
+  ok       it is there
+  MISSING  the gateway does not work without it
+  LIMITED  something does not work without it, as the line says
+  unknown  it could not be checked
+
+Exit status: 0 when nothing is MISSING, 1 when something is, 2 when it could not be judged.
+
+Flags:
+`
+
+// preflight checks this host.
+func preflight(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	var o options
+	flags := flag.NewFlagSet("kubelb-manager preflight", flag.ContinueOnError)
+	flags.SetOutput(stdout)
+	flags.Usage = func() {
+		fmt.Fprint(stdout, preflightUsage)
+		flags.PrintDefaults()
+	}
+	o.register(flags)
+	reportOnly := flags.Bool("report-only", false, "preflight: end with status 0 whatever is missing, so that it keeps nothing from starting; the Gateway's conditions tell then")
+	if err := flags.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return nil
+		}
+		return errors.Join(err, Unjudged)
+	}
+	if o.prepareHost {
+		if err := gateway.PrepareHost(); err != nil {
+			fmt.Fprintln(stderr, "kubelb-manager:", err) // a line of the report says what to do
+		}
+	}
+	checks, err := o.checks(ctx)
+	if err != nil {
+		fmt.Fprintln(stderr, "kubelb-manager: the dataplane could not be asked what it needs:", err)
+	}
+	report(stdout, checks)
+	if status := judge(checks, err); status != 0 && !*reportOnly {
+		return status
+	}
+	return nil
+}
+
+// judge is the exit status.
+func judge(checks []dataplane.Check, err error) ExitStatus {
+	switch {
+	case dataplane.MissingError(checks) != nil:
+		return Lacking
+	case err != nil, slices.ContainsFunc(checks, func(c dataplane.Check) bool { return c.Required() && c.State == dataplane.CheckUnknown }):
+		return Unjudged
+	}
+	return 0
+}
+
+// checks are those of the dataplane and of the gateway. The gateway's are there, even where there is an error.
+func (o *options) checks(ctx context.Context) ([]dataplane.Check, error) {
+	needs := o.needs()
+	needs.Ports = o.ports()
+	if o.kubeconfig != "" {
+		if config, err := o.restConfig(); err == nil {
+			needs.HubTime = hubTime(config)
+		}
+	}
+	checks := needs.Checks(ctx)
+	of, err := o.dataplaneChecks(ctx)
+	return append(of, checks...), err
+}
+
+// dataplaneChecks starts the backend, asks it, and ends it.
+func (o *options) dataplaneChecks(ctx context.Context) ([]dataplane.Check, error) {
+	path, err := plugin.Find(o.backend)
+	if err != nil {
+		return nil, err
+	}
+	sockets, err := os.MkdirTemp("", "kubelb-preflight-")
+	if err != nil {
+		return nil, fmt.Errorf("directory for the backend's socket: %w", err)
+	}
+	defer os.RemoveAll(sockets)
+	process, err := plugin.Load(plugin.Options{Path: path, Checksum: o.checksum, SocketDir: sockets, Log: io.Discard})
+	if err != nil {
+		return nil, err
+	}
+	defer process.Stop()
+	return gateway.Preflight(ctx, process, o.backendOptionsFor(path))
+}
+
+// needs are the gateway's own.
+func (o *options) needs() hostcheck.Needs {
+	return hostcheck.Needs{Interfaces: o.announceInterfaces(), Answers: o.announce == announceLayer2, Packets: o.announce != announceNone}
+}
+
+// ports are those at which the gateway listens.
+func (o *options) ports() (ports []hostcheck.Port) {
+	for _, p := range []hostcheck.Port{
+		{Network: "tcp", Address: o.metricsAddress, For: "metrics", Flag: "--metrics-addr"},
+		{Network: "tcp", Address: o.probeAddress, For: "health", Flag: "--health-probe-bind-address"},
+	} {
+		if p.Address != "" && p.Address != "0" {
+			ports = append(ports, p)
+		}
+	}
+	if o.announce == announceBGP {
+		ports = append(ports, hostcheck.Port{Network: "udp", Address: fmt.Sprintf(":%d", bfd.Port), For: "BFD", Costs: "BFD with routers"})
+	}
+	return ports
+}
+
+// hubTime asks the management cluster's API server for its time, which each of its answers bears.
+func hubTime(config *rest.Config) func(context.Context) (time.Time, error) {
+	return func(ctx context.Context) (time.Time, error) {
+		client, err := rest.HTTPClientFor(config)
+		if err != nil {
+			return time.Time{}, fmt.Errorf("management cluster: %w", err)
+		}
+		ctx, cancel := context.WithTimeout(ctx, hubTimeLimit)
+		defer cancel()
+		url, _, err := rest.DefaultServerUrlFor(config)
+		if err != nil {
+			return time.Time{}, fmt.Errorf("management cluster: %w", err)
+		}
+		request, err := http.NewRequestWithContext(ctx, http.MethodGet, url.JoinPath("version").String(), nil)
+		if err != nil {
+			return time.Time{}, fmt.Errorf("management cluster: %w", err)
+		}
+		response, err := client.Do(request)
+		if err != nil {
+			return time.Time{}, fmt.Errorf("management cluster: %w", err)
+		}
+		defer response.Body.Close()
+		return http.ParseTime(response.Header.Get("Date"))
+	}
+}
+
+// hubTimeLimit bounds how long the API server may take to say its time.
+const hubTimeLimit = 3 * time.Second
+
+// report writes the checks by their groups, a line each, with the fix below what is not as it should be.
+func report(w io.Writer, checks []dataplane.Check) {
+	groups := dataplane.Groups()
+	slices.SortStableFunc(checks, func(a, b dataplane.Check) int { return slices.Index(groups, a.Group) - slices.Index(groups, b.Group) })
+	width, count := 0, map[string]int{}
+	for _, c := range checks {
+		width = max(width, len(c.Subject))
+	}
+	for _, c := range checks {
+		word := wordFor(c)
+		count[word]++
+		line := fmt.Sprintf("%-8s %-12s %-*s  %s", word, c.Group, width, c.Subject, c.Found)
+		if c.State != dataplane.CheckOK && c.Costs != "" {
+			line += "; without it this does not work: " + c.Costs
+		}
+		fmt.Fprintln(w, strings.TrimRight(line, " "))
+		if fix := c.Fix(); fix != "" && c.State != dataplane.CheckOK {
+			fmt.Fprintln(w, "         "+fix)
+		}
+	}
+	fmt.Fprintf(w, "\n%d ok, %d MISSING, %d LIMITED, %d unknown\n", count["ok"], count["MISSING"], count["LIMITED"], count["unknown"])
+}
+
+func wordFor(c dataplane.Check) string {
+	switch {
+	case c.State == dataplane.CheckOK:
+		return "ok"
+	case c.State != dataplane.CheckMissing:
+		return "unknown"
+	case c.Required():
+		return "MISSING"
+	}
+	return "LIMITED"
+}

@@ -76,6 +76,7 @@ soak: deps build ## Judge every dataplane ROUNDS (20) times and keep the sum in 
 e2e: deps build ## Test the whole path on real clusters with every dataplane (root; BACKEND=… for one of them, RUN=… for some tests, ROUNDS=… for those that have rounds).
 	@mkdir -p $(CACHE)
 	cd tools && GOWORK=off go vet ./... && GOWORK=off go test -c -o $(BIN)/e2e.test ./e2e
+	$(if $(RUN),,cd tools && KUBELB_BIN=$(BIN) GOWORK=off go test -count=1 ./preflight)
 	set -e; cd tools/e2e; for b in $(or $(BACKEND),$(BACKENDS)); do echo "== $$b"; \
 		KUBELB_KUBERNETES=$$(../kubernetes/build.sh) KUBELB_BIN=$(BIN) KUBELB_BACKEND=$$b $(if $(ROUNDS),KUBELB_ROUNDS=$(ROUNDS)) $(BIN)/e2e.test -test.v -test.timeout=20m $(if $(RUN),-test.run='$(RUN)'); done
 

@@ -1,0 +1,181 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+
+	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/backends/dataplane"
+	"kubelb.k8c.io/backends/plugin"
+)
+
+// TestMain serves needy where this binary is started as a backend's.
+func TestMain(m *testing.M) {
+	if os.Getenv("KUBELB_DATAPLANE") != "" {
+		plugin.Serve(&needy{})
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// needy is a dataplane whose host has a module, and a sysctl, if files with their names are in the directory that its options name.
+type needy struct{ dataplane.Fake }
+
+const hostOption = "host"
+
+func (n *needy) Preflight(_ context.Context, config dataplane.Config) ([]dataplane.Check, error) {
+	checks := []dataplane.Check{
+		{Group: dataplane.GroupModules, Subject: "module", Found: "not loaded", Command: "modprobe it"},
+		{Group: dataplane.GroupSysctls, Subject: "sysctl", Found: "is 0", Command: "sysctl -w it=1", Costs: "forwarding: direct"},
+	}
+	for i := range checks {
+		checks[i].State = dataplane.CheckMissing
+		if _, err := os.Stat(filepath.Join(config.Options[hostOption], checks[i].Subject)); err == nil {
+			checks[i].State, checks[i].Found = dataplane.CheckOK, "it is there"
+		}
+	}
+	return checks, nil
+}
+
+// Configure fails as a kernel does that lacks the module.
+func (n *needy) Configure(ctx context.Context, config dataplane.Config) error {
+	if _, err := os.Stat(filepath.Join(config.Options[hostOption], "module")); err != nil {
+		return errors.New("conn.Receive: netlink receive: no such file or directory")
+	}
+	return n.Fake.Configure(ctx, config)
+}
+
+// onHost is a gateway with needy as its backend, and what it logs.
+type onHost struct {
+	*Gateway
+	t   *testing.T
+	dir string
+	log strings.Builder
+}
+
+func newOnHost(t *testing.T) *onHost {
+	t.Helper()
+	self, err := os.Executable()
+	require.NoError(t, err)
+	scheme := runtime.NewScheme()
+	require.NoError(t, v1alpha1.AddToScheme(scheme))
+	hub := fake.NewClientBuilder().WithScheme(scheme).WithStatusSubresource(&v1alpha1.Gateway{}).Build()
+	h := &onHost{t: t, dir: t.TempDir()}
+	// A socket's path may have no more than 107 bytes.
+	state, err := os.MkdirTemp("", "kubelb-")
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, os.RemoveAll(state)) })
+	h.Gateway = New(Options{Name: "g", Announcer: board{}, Log: slog.New(slog.NewTextHandler(&h.log, nil)), Backend: BackendOptions{Path: self,
+		Config: dataplane.Config{Node: "g", StateDir: state, Options: map[string]string{hostOption: h.dir}}}}, nil, hub)
+	h.metrics, err = newMetrics(nil)
+	require.NoError(t, err)
+	h.host = &host{options: h.options.Backend, log: h.Gateway.log, metrics: h.metrics, epoch: "test", ended: make(chan *plugin.Process, 4)}
+	t.Cleanup(h.host.stop)
+	return h
+}
+
+// has the host have something from now on.
+func (h *onHost) has(name string) {
+	require.NoError(h.t, os.WriteFile(filepath.Join(h.dir, name), nil, 0o600))
+}
+
+// conditions are those of the Gateway object once the gateway has tried to start, or to go on.
+func (h *onHost) conditions() []metav1.Condition {
+	h.t.Helper()
+	h.retryAt = time.Time{}
+	h.work(h.t.Context())
+	require.NoError(h.t, h.write(h.t.Context(), <-h.status))
+	var object v1alpha1.Gateway
+	require.NoError(h.t, h.client.Get(h.t.Context(), types.NamespacedName{Name: "g"}, &object))
+	return object.Status.Conditions
+}
+
+func TestTheGatewaySaysWhatItsHostLacksAndHowToMendItUntilItIsMended(t *testing.T) {
+	h := newOnHost(t)
+	for range 3 {
+		conditions := h.conditions()
+		ready := meta.FindStatusCondition(conditions, v1alpha1.ConditionReady)
+		require.Equal(t, metav1.ConditionFalse, ready.Status)
+		require.Equal(t, "BackendFailed", ready.Reason)
+		require.Equal(t, "this host lacks what the dataplane needs:\nmodule: not loaded; run: modprobe it", ready.Message)
+		modules := meta.FindStatusCondition(conditions, "HostModules")
+		require.Equal(t, metav1.ConditionFalse, modules.Status)
+		require.Equal(t, v1alpha1.ReasonHostLacks, modules.Reason)
+		require.Equal(t, "module: not loaded; run: modprobe it", modules.Message)
+	}
+	require.Equal(t, 1, strings.Count(h.log.String(), "level=ERROR"), "what each retry says is logged once: %s", h.log.String())
+	require.NotContains(t, h.log.String(), "netlink receive")
+
+	h.has("module")
+	conditions := h.conditions()
+	require.True(t, meta.IsStatusConditionTrue(conditions, v1alpha1.ConditionReady))
+	require.Nil(t, meta.FindStatusCondition(conditions, "HostModules"))
+	limits := meta.FindStatusCondition(conditions, "HostSysctls")
+	require.Equal(t, v1alpha1.ReasonHostLimits, limits.Reason)
+	require.Equal(t, "sysctl: is 0; this does not work without it: forwarding: direct; run: sysctl -w it=1", limits.Message)
+
+	h.has("sysctl")
+	require.NotNil(t, meta.FindStatusCondition(h.conditions(), "HostSysctls"), "the backend is asked now and then alone")
+	h.host.checked = time.Now().Add(-recheckEvery)
+	conditions = h.conditions()
+	require.Len(t, conditions, 1)
+	require.True(t, meta.IsStatusConditionTrue(conditions, v1alpha1.ConditionReady))
+}
+
+func TestABackendThatStartsInSpiteOfACheckIsNotKeptFromIt(t *testing.T) {
+	h := newOnHost(t)
+	h.has("module")
+	h.host.checks = []dataplane.Check{{Group: dataplane.GroupModules, Subject: "module", State: dataplane.CheckMissing}}
+	require.True(t, meta.IsStatusConditionTrue(h.conditions(), v1alpha1.ConditionReady))
+}
+
+func TestWhatTheGatewayItselfNeedsIsWatchedToo(t *testing.T) {
+	h := newOnHost(t)
+	h.has("module")
+	h.has("sysctl")
+	down := dataplane.Check{Group: dataplane.GroupInterfaces, Subject: "interface eth0", State: dataplane.CheckMissing, Found: "is down", Command: "ip link set dev eth0 up"}
+	h.options.HostChecks = func(context.Context) []dataplane.Check { return []dataplane.Check{down} }
+	ctx, end := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- h.watchHost(ctx) }()
+	(<-h.events)(h.Gateway)
+	end()
+	require.NoError(t, <-ended)
+	conditions := h.conditions()
+	require.Equal(t, "interface eth0: is down; run: ip link set dev eth0 up", meta.FindStatusCondition(conditions, "HostInterfaces").Message)
+	require.True(t, meta.IsStatusConditionTrue(conditions, v1alpha1.ConditionReady), "the dataplane works")
+	h.hostChecks = nil
+	require.Nil(t, meta.FindStatusCondition(h.conditions(), "HostInterfaces"))
+}
+
+func TestEachGroupWithSomethingMissingHasOneCondition(t *testing.T) {
+	missing := func(group dataplane.Group, subject, costs string) dataplane.Check {
+		return dataplane.Check{Group: group, Subject: subject, State: dataplane.CheckMissing, Found: "gone", Costs: costs}
+	}
+	conditions := hostConditions(dataplane.Lacking([]dataplane.Check{
+		missing(dataplane.GroupSysctls, "a", "something"), missing(dataplane.GroupModules, "b", "something"), missing(dataplane.GroupModules, "c", ""),
+		missing("Moons", "d", ""), {Group: dataplane.GroupClock, State: dataplane.CheckUnknown}, {Group: dataplane.GroupPorts, State: dataplane.CheckOK}}))
+	var said []string
+	for _, c := range conditions {
+		said = append(said, c.Type+" "+c.Reason+" "+c.Message)
+	}
+	require.Equal(t, []string{
+		"HostKernel Missing d: gone", // of a group that this manager does not know
+		"HostModules Missing c: gone\nb: gone; this does not work without it: something",
+		"HostSysctls Limited a: gone; this does not work without it: something",
+	}, said)
+}
+

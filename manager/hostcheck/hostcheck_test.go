@@ -1,0 +1,65 @@
+package hostcheck
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"kubelb.k8c.io/backends/dataplane"
+)
+
+func TestAPortInUseNamesTheProgramThatHasIt(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	port := Port{Network: "tcp", Address: listener.Addr().String(), For: "metrics", Flag: "--metrics-addr"}
+	check := port.check()
+	require.Equal(t, dataplane.CheckMissing, check.State)
+	require.Contains(t, check.Found, fmt.Sprintf("(process %d)", os.Getpid()))
+	require.Equal(t, "end that program, or give another one by --metrics-addr", check.Fix())
+	require.NoError(t, listener.Close())
+	require.Equal(t, dataplane.CheckOK, port.check().State)
+	require.Equal(t, dataplane.CheckOK, port.check().State, "the check itself leaves nothing")
+
+	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer conn.Close()
+	check = Port{Network: "udp", Address: conn.LocalAddr().String(), For: "BFD", Costs: "BFD with routers"}.check()
+	require.Equal(t, dataplane.CheckMissing, check.State)
+	require.Equal(t, "end that program", check.Fix())
+	require.False(t, check.Required())
+}
+
+func TestAnAddressThatThisHostDoesNotHaveIsNoPortToListenAt(t *testing.T) {
+	check := Port{Network: "tcp", Address: "192.0.2.1:9443", For: "metrics", Flag: "--metrics-addr"}.check()
+	require.Equal(t, dataplane.CheckMissing, check.State)
+	require.Equal(t, "give another one by --metrics-addr", check.Fix())
+}
+
+func TestAClockThatIsFarFromTheManagementClustersIsNamed(t *testing.T) {
+	skewOf := func(hub func(context.Context) (time.Time, error)) dataplane.Check {
+		checks := clockCheck(t.Context(), hub)
+		require.Len(t, checks, 2)
+		return checks[1]
+	}
+	later := func(d time.Duration) func(context.Context) (time.Time, error) {
+		return func(context.Context) (time.Time, error) { return time.Now().Add(d).Truncate(time.Second), nil }
+	}
+	require.Equal(t, dataplane.CheckOK, skewOf(later(0)).State)
+	require.Equal(t, "0s apart", skewOf(later(0)).Found, "an answer tells its time to a second")
+	for _, d := range []time.Duration{time.Hour, -time.Hour} {
+		check := skewOf(later(d))
+		require.Equal(t, dataplane.CheckMissing, check.State)
+		require.Regexp(t, `^(1h0m0s|59m59s|1h0m1s) apart$`, check.Found)
+		require.Equal(t, "run: timedatectl set-ntp true", check.Fix())
+	}
+	check := skewOf(func(context.Context) (time.Time, error) { return time.Time{}, errors.New("no route") })
+	require.Equal(t, dataplane.CheckUnknown, check.State)
+	require.Equal(t, "no route", check.Found)
+	require.Len(t, clockCheck(t.Context(), nil), 1, "nobody is asked")
+}

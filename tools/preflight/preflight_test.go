@@ -1,0 +1,258 @@
+package preflight
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"kubelb.k8c.io/conformance/netlab"
+)
+
+// host is one on which the command runs.
+type host struct {
+	*netlab.Namespace
+	t   *testing.T
+	lab *netlab.Lab
+}
+
+// newHost makes a host with an interface eth0 that is up.
+func newHost(t *testing.T, sysctls ...string) *host {
+	t.Helper()
+	if os.Getenv("KUBELB_BIN") == "" {
+		t.Skip("needs the products and root: run it with make e2e")
+	}
+	lab := netlab.New("preflight")
+	t.Cleanup(func() { require.NoError(t, lab.Close()) })
+	ns, err := lab.Namespace("gateway", append([]string{"net/ipv4/conf/all/rp_filter=0", "net/ipv4/conf/default/rp_filter=0"}, sysctls...)...)
+	require.NoError(t, err)
+	other, err := lab.Namespace("other")
+	require.NoError(t, err)
+	require.NoError(t, lab.Link(netlab.Interface{Namespace: ns, Name: "eth0"}, netlab.Interface{Namespace: other, Name: "peer"}))
+	return &host{Namespace: ns, t: t, lab: lab}
+}
+
+// forwards are the sysctls of a host that is ready.
+var forwards = []string{"net/ipv4/ip_forward=1", "net/ipv6/conf/all/forwarding=1"}
+
+// run runs a program on the host, and returns its output and its exit status.
+func (h *host) run(argv ...string) (output string, status int) {
+	h.t.Helper()
+	require.NoError(h.t, h.Do(func() error {
+		out, err := exec.CommandContext(h.t.Context(), argv[0], argv[1:]...).CombinedOutput()
+		output = string(out)
+		var exit *exec.ExitError
+		if errors.As(err, &exit) {
+			status = exit.ExitCode()
+			return nil
+		}
+		return err
+	}))
+	return output, status
+}
+
+func manager() string { return filepath.Join(os.Getenv("KUBELB_BIN"), "kubelb-manager") }
+
+// preflight runs the command with the flags, to which those belong that most tests share.
+func (h *host) preflight(flags ...string) (report string, status int) {
+	h.t.Helper()
+	return h.run(append([]string{manager(), "preflight", "--announce-interfaces=eth0", "--metrics-addr=127.0.0.1:9443", "--health-probe-bind-address=127.0.0.1:8081"}, flags...)...)
+}
+
+// line is the line about a subject, and the fix below it.
+func line(t *testing.T, report, subject string) (verdict, fix string) {
+	t.Helper()
+	found := regexp.MustCompile(`(?m)^((\w+) +\w+ +` + regexp.QuoteMeta(subject) + ` .*)\n( {9}(.*))?`).FindStringSubmatch(report)
+	require.NotNil(t, found, "no line about %s:\n%s", subject, report)
+	return found[2], found[4]
+}
+
+// mend runs the command that a fix names. What it makes permanent is gone with the command.
+func (h *host) mend(fix string) {
+	h.t.Helper()
+	command, is := strings.CutPrefix(fix, "run: ")
+	require.True(h.t, is, "%q is no command", fix)
+	command, _, _ = strings.Cut(command, " (")
+	out, status := h.run("unshare", "--mount", "sh", "-ec", "mount -t tmpfs tmpfs /etc/sysctl.d; "+command)
+	require.Zero(h.t, status, "%s: %s", command, out)
+}
+
+// becomesReady returns the report when nothing is missing any more. The kernel notices a carrier a moment after it is there.
+func (h *host) becomesReady(flags ...string) (report string) {
+	h.t.Helper()
+	require.Eventually(h.t, func() bool {
+		var status int
+		report, status = h.preflight(flags...)
+		return status == 0
+	}, 10*time.Second, 200*time.Millisecond)
+	return report
+}
+
+func TestAHostThatIsReadyIsSoForEachDataplane(t *testing.T) {
+	h := newHost(t, forwards...)
+	for _, backend := range []string{"nftables", "ebpf", "envoy"} {
+		report, status := h.preflight("--backend=" + backend)
+		require.Zero(t, status, report)
+		require.NotContains(t, report, "MISSING ", report)
+		require.Contains(t, report, "0 MISSING", report)
+	}
+}
+
+func TestWhatIsMissingIsThereAfterItsCommand(t *testing.T) {
+	for name, c := range map[string]struct {
+		breaks           func(*host)
+		subject, verdict string
+	}{
+		"IPv4 is not forwarded":                                {func(h *host) { h.run("sysctl", "-w", "net.ipv4.ip_forward=0") }, "sysctl net.ipv4.ip_forward", "MISSING"},
+		"IPv6 is not forwarded":                                {func(h *host) { h.run("sysctl", "-w", "net.ipv6.conf.all.forwarding=0") }, "sysctl net.ipv6.conf.all.forwarding", "MISSING"},
+		"conntrack is strict":                                  {func(h *host) { h.run("sysctl", "-w", "net.netfilter.nf_conntrack_tcp_loose=0") }, "sysctl net.netfilter.nf_conntrack_tcp_loose", "LIMITED"},
+		"the way back of packets is filtered at the interface": {func(h *host) { h.run("sysctl", "-w", "net.ipv4.conf.eth0.rp_filter=1") }, "sysctl net.ipv4.conf.eth0.rp_filter", "LIMITED"},
+		"the way back of packets is filtered everywhere":       {func(h *host) { h.run("sysctl", "-w", "net.ipv4.conf.all.rp_filter=1") }, "sysctl net.ipv4.conf.eth0.rp_filter", "LIMITED"},
+		"the interface is down":                                {func(h *host) { require.NoError(h.t, h.SetLink("eth0", false)) }, "interface eth0", "MISSING"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t, forwards...)
+			c.breaks(h)
+			report, status := h.preflight()
+			verdict, fix := line(t, report, c.subject)
+			require.Equal(t, c.verdict, verdict, report)
+			require.Equal(t, map[string]int{"MISSING": 1, "LIMITED": 0}[c.verdict], status)
+			h.mend(fix)
+			report = h.becomesReady()
+			verdict, fix = line(t, report, c.subject)
+			require.Equal(t, "ok", verdict)
+			require.Empty(t, fix)
+		})
+	}
+}
+
+func TestAllThatIsMissingIsSaidAtOnce(t *testing.T) {
+	h := newHost(t)
+	require.NoError(t, h.SetLink("eth0", false))
+	report, status := h.preflight()
+	require.Equal(t, 1, status)
+	require.Contains(t, report, "3 MISSING")
+}
+
+func TestTheGatewayIsPreparedAndThenChecked(t *testing.T) {
+	h := newHost(t)
+	report, status := h.preflight("--prepare-host")
+	require.Zero(t, status, report)
+	report, status = h.preflight()
+	require.Zero(t, status, report)
+}
+
+func TestAReportAloneKeepsNothingFromStarting(t *testing.T) {
+	report, status := newHost(t).preflight("--report-only")
+	require.Contains(t, report, "MISSING  Sysctls")
+	require.Zero(t, status)
+}
+
+func TestAnInterfaceThatIsNotThereIsToldWhichThereAre(t *testing.T) {
+	report, status := newHost(t, forwards...).preflight("--announce-interfaces=eth7")
+	require.Equal(t, 1, status)
+	verdict, fix := line(t, report, "interface eth7")
+	require.Equal(t, "MISSING", verdict)
+	require.Equal(t, "name one of these by --announce-interfaces: eth0", fix)
+}
+
+func TestAnInterfaceWithoutACarrierAnnouncesNothing(t *testing.T) {
+	h := newHost(t, forwards...)
+	_, status := h.run("ip", "link", "add", "eth1", "type", "veth", "peer", "name", "end")
+	require.Zero(t, status)
+	require.NoError(t, h.SetLink("eth1", true))
+	report, status := h.preflight("--announce-interfaces=eth1")
+	require.Equal(t, 1, status)
+	verdict, fix := line(t, report, "interface eth1")
+	require.Equal(t, "MISSING", verdict)
+	require.Equal(t, "connect its cable, or bring up what it is connected to", fix)
+	require.NoError(t, h.SetLink("end", true))
+	h.becomesReady("--announce-interfaces=eth1")
+}
+
+func TestTheLoopbackAnswersNoARP(t *testing.T) {
+	report, _ := newHost(t, forwards...).preflight("--announce-interfaces=lo")
+	verdict, fix := line(t, report, "interface lo")
+	require.Equal(t, "MISSING", verdict)
+	require.Equal(t, "use an Ethernet, or --announce=bgp", fix)
+}
+
+func TestAPortInUseIsFreeOnceItsProgramHasEnded(t *testing.T) {
+	h := newHost(t, forwards...)
+	var listener net.Listener
+	require.NoError(t, h.Do(func() (err error) {
+		listener, err = net.Listen("tcp", "127.0.0.1:9443")
+		return err
+	}))
+	report, status := h.preflight()
+	require.Equal(t, 1, status)
+	verdict, fix := line(t, report, "port tcp 127.0.0.1:9443 for metrics")
+	require.Equal(t, "MISSING", verdict)
+	require.Contains(t, report, fmt.Sprintf("(process %d)", os.Getpid()))
+	require.Equal(t, "end that program, or give another one by --metrics-addr", fix)
+	report, status = h.preflight("--metrics-addr=127.0.0.1:9444")
+	require.Zero(t, status, report)
+	require.NoError(t, listener.Close())
+	report, status = h.preflight()
+	require.Zero(t, status, report)
+}
+
+func TestAForeignTableOfTheSameNameIsNamedAndNotTouched(t *testing.T) {
+	h := newHost(t, forwards...)
+	_, status := h.run("nft", "add table ip kubelb; add chain ip kubelb theirs")
+	require.Zero(t, status)
+	report, status := h.preflight()
+	require.Equal(t, 1, status)
+	verdict, fix := line(t, report, "nftables tables kubelb")
+	require.Equal(t, "MISSING", verdict)
+	require.Contains(t, fix, "--backend-option table=NAME")
+	rules, _ := h.run("nft", "list", "ruleset")
+	require.Contains(t, rules, "chain theirs")
+	require.NotContains(t, rules, "preflight", "what was tried is not there")
+	report, status = h.preflight("--backend-option=table=other")
+	require.Zero(t, status, report)
+}
+
+func TestWithoutTheCapabilityNothingIsGuessed(t *testing.T) {
+	h := newHost(t, forwards...)
+	report, status := h.run("setpriv", "--bounding-set=-net_admin,-sys_admin,-bpf", "--inh-caps=-net_admin,-sys_admin,-bpf", manager(), "preflight", "--announce=none", "--metrics-addr=0", "--health-probe-bind-address=0")
+	require.Equal(t, 1, status, report)
+	verdict, fix := line(t, report, "capability NET_ADMIN")
+	require.Equal(t, "MISSING", verdict)
+	require.Equal(t, "run it as root; in a container, add NET_ADMIN to securityContext.capabilities", fix)
+	verdict, _ = line(t, report, "module nf_tables")
+	require.Equal(t, "unknown", verdict)
+}
+
+func TestADataplaneThatCannotBeAskedLeavesTheRestToBeSaid(t *testing.T) {
+	h := newHost(t, forwards...)
+	report, status := h.preflight("--backend=nosuch")
+	require.Equal(t, 2, status, report)
+	require.Contains(t, report, "no binary kubelb-backend-nosuch")
+	verdict, _ := line(t, report, "interface eth0")
+	require.Equal(t, "ok", verdict)
+	report, status = h.preflight("--backend=ebpf", "--backend-option=xdp=fast")
+	require.Equal(t, 2, status, report)
+	require.Contains(t, report, "give one of auto, native, generic, off")
+}
+
+func TestTheCommandIsInTheUsage(t *testing.T) {
+	h := newHost(t)
+	usage, status := h.run(manager(), "--help")
+	require.Zero(t, status)
+	require.Contains(t, usage, "kubelb-manager preflight [flags]")
+	usage, status = h.run(manager(), "preflight", "--help")
+	require.Zero(t, status)
+	require.Contains(t, usage, "-announce-interfaces")
+	require.Contains(t, usage, "Exit status: 0")
+	_, status = h.run(manager(), "preflight", "--nosuch")
+	require.Equal(t, 2, status)
+}

@@ -123,13 +123,32 @@ func (h *Hub) stateOf(g *v1alpha1.Gateway) (state, says string) {
 	case is == nil:
 		return unknown, "has not said yet how it is"
 	case is.Status != metav1.ConditionTrue:
-		return is.Reason, is.Reason + ": " + is.Message
+		return is.Reason, is.Reason + ": " + oneLine(is.Message)
 	case g.Spec.Draining:
 		return draining, ""
 	case is.Reason != "InSync":
 		return ready, is.Reason + ": " + is.Message
 	}
 	return ready, ""
+}
+
+// oneLine is a message of several lines in one.
+func oneLine(message string) string {
+	return strings.ReplaceAll(strings.ReplaceAll(message, ":\n", ": "), "\n", "; ")
+}
+
+// sayLacking says what the host of a gateway lacks, a problem for each thing, but for what its state says already.
+func sayLacking(g *v1alpha1.Gateway, said, object string, say sayer) {
+	for _, c := range g.Status.Conditions {
+		if !strings.HasPrefix(c.Type, v1alpha1.ConditionHostPrefix) || c.Status != metav1.ConditionFalse {
+			continue
+		}
+		for line := range strings.Lines(c.Message) {
+			if line = strings.TrimSpace(line); !strings.Contains(said, line) {
+				say(Warning, object, "%s: %s", c.Type, line)
+			}
+		}
+	}
 }
 
 func (h *Hub) gatewayLine(g *v1alpha1.Gateway, say sayer) GatewayLine {
@@ -151,6 +170,9 @@ func (h *Hub) gatewayLine(g *v1alpha1.Gateway, say sayer) GatewayLine {
 		}
 	default:
 		say(Error, object, "%s", says)
+	}
+	if line.State != gone {
+		sayLacking(g, says, object, say)
 	}
 	for _, f := range g.Status.Failures {
 		say(Error, object, "%s", strings.TrimPrefix(fmt.Sprintf("%s: %s: %s", f.LoadBalancer, f.Record, f.Message), ": "))

@@ -24,3 +24,18 @@ app.kubernetes.io/part-of: kubelb
 - --forbidden-cidrs={{ join "," . }}
 {{- end }}
 {{- end }}
+
+{{/* What a gateway, and what checks its host before, are told of it. */}}
+{{- define "kubelb.gatewayFlags" -}}
+- --backend={{ .Values.dataplane.backend }}
+{{- range $key, $value := .Values.dataplane.options }}
+- --backend-option={{ $key }}={{ $value }}
+{{- end }}
+- --state-dir=/var/lib/kubelb
+- --announce={{ .Values.gateway.announce }}
+{{- with .Values.gateway.interfaces }}
+- --announce-interfaces={{ join "," . }}
+{{- end }}
+- --metrics-addr=:{{ .Values.gateway.metricsPort }}
+- --health-probe-bind-address=127.0.0.1:{{ .Values.gateway.healthPort }}
+{{- end }}

@@ -190,12 +190,9 @@ func report(w io.Writer, checks []dataplane.Check) {
 	for _, c := range checks {
 		word := wordFor(c)
 		count[word]++
-		line := fmt.Sprintf("%-8s %-12s %-*s  %s", word, c.Group, width, c.Subject, c.Found)
-		if c.State != dataplane.CheckOK && c.Costs != "" {
-			line += "; without it this does not work: " + c.Costs
-		}
+		line := fmt.Sprintf("%-8s %-12s %-*s  %s", word, c.Group, width, c.Subject, c.Outcome())
 		fmt.Fprintln(w, strings.TrimRight(line, " "))
-		if fix := c.Fix(); fix != "" && c.State != dataplane.CheckOK {
+		if fix := c.Fix(); fix != "" {
 			fmt.Fprintln(w, "         "+fix)
 		}
 	}

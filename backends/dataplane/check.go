@@ -58,9 +58,22 @@ type Check struct {
 // Required tells whether nothing works while the subject is missing.
 func (c Check) Required() bool { return c.Costs == "" }
 
+// Outcome is what was found, and what does not work for that.
+func (c Check) Outcome() string {
+	switch {
+	case c.State == CheckOK || c.Required():
+		return c.Found
+	case c.State == CheckMissing:
+		return c.Found + "; does not work: " + c.Costs
+	}
+	return c.Found + "; may not work: " + c.Costs
+}
+
 // Fix is the command, or the advice, or both, as people are told. It is empty where nothing is to be done.
 func (c Check) Fix() string {
 	switch {
+	case c.State == CheckOK:
+		return ""
 	case c.Command == "":
 		return c.Advice
 	case c.Advice == "":
@@ -71,13 +84,7 @@ func (c Check) Fix() string {
 
 // String is the check in one line, with its fix.
 func (c Check) String() string {
-	text := fmt.Sprintf("%s: %s", c.Subject, c.Found)
-	if c.State == CheckOK {
-		return text
-	}
-	if c.Costs != "" {
-		text += "; this does not work without it: " + c.Costs
-	}
+	text := c.Subject + ": " + c.Outcome()
 	if fix := c.Fix(); fix != "" {
 		text += "; " + fix
 	}

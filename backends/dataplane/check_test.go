@@ -10,7 +10,7 @@ func TestACheckSaysInOneLineWhatIsMissingAndHowToMendIt(t *testing.T) {
 	c := Check{Group: GroupModules, Subject: "module nft_ct", State: CheckMissing, Found: "not loaded", Command: "modprobe nft_ct"}
 	require.Equal(t, "module nft_ct: not loaded; run: modprobe nft_ct", c.String())
 	c.Costs = "limits"
-	require.Equal(t, "module nft_ct: not loaded; this does not work without it: limits; run: modprobe nft_ct", c.String())
+	require.Equal(t, "module nft_ct: not loaded; does not work: limits; run: modprobe nft_ct", c.String())
 	c.Advice = "on the host"
 	require.Contains(t, c.String(), "; run: modprobe nft_ct (on the host)")
 	c.State, c.Found = CheckOK, "loaded"

@@ -125,7 +125,7 @@ func TestTheGatewaySaysWhatItsHostLacksAndHowToMendItUntilItIsMended(t *testing.
 	require.Nil(t, meta.FindStatusCondition(conditions, "HostModules"))
 	limits := meta.FindStatusCondition(conditions, "HostSysctls")
 	require.Equal(t, v1alpha1.ReasonHostLimits, limits.Reason)
-	require.Equal(t, "sysctl: is 0; this does not work without it: forwarding: direct; run: sysctl -w it=1", limits.Message)
+	require.Equal(t, "sysctl: is 0; does not work: forwarding: direct; run: sysctl -w it=1", limits.Message)
 
 	h.has("sysctl")
 	require.NotNil(t, meta.FindStatusCondition(h.conditions(), "HostSysctls"), "the backend is asked now and then alone")
@@ -174,8 +174,7 @@ func TestEachGroupWithSomethingMissingHasOneCondition(t *testing.T) {
 	}
 	require.Equal(t, []string{
 		"HostKernel Missing d: gone", // of a group that this manager does not know
-		"HostModules Missing c: gone\nb: gone; this does not work without it: something",
-		"HostSysctls Limited a: gone; this does not work without it: something",
+		"HostModules Missing c: gone\nb: gone; does not work: something",
+		"HostSysctls Limited a: gone; does not work: something",
 	}, said)
 }
-

@@ -114,7 +114,7 @@ func isEthernet(name string) (bool, error) {
 func reversePathCheck(host preflight.Host, name string) dataplane.Check {
 	own := "net/ipv4/conf/" + name + "/rp_filter"
 	c := dataplane.Check{Group: dataplane.GroupSysctls, Subject: "sysctl " + preflight.SysctlName(own), State: dataplane.CheckOK,
-		Costs: "asymmetric routes to clients, and connections that another gateway hands over"}
+		Costs: "clients with asymmetric routes, and connections that another gateway hands over"}
 	largest := "0"
 	for _, key := range []string{own, "net/ipv4/conf/all/rp_filter"} {
 		value, err := host.SysctlValue(key)
@@ -124,17 +124,17 @@ func reversePathCheck(host preflight.Host, name string) dataplane.Check {
 		}
 		largest = max(largest, value)
 	}
-	c.Found = "with the one of all interfaces it comes to " + largest
+	c.Found = "comes to " + largest + " with that of all interfaces"
 	if largest == "1" {
 		c.State, c.Command = dataplane.CheckMissing, preflight.SetSysctl(own, "2")
-		c.Found += ": packets are dropped that come in here while the route back to their source leaves by another interface"
+		c.Found += ": a packet is dropped when the route back to its source leaves by another interface"
 	}
 	return c
 }
 
 // clockCheck tells whether this host's clock is right, as far as the kernel and the management cluster can tell.
 func clockCheck(ctx context.Context, hubTime func(context.Context) (time.Time, error)) []dataplane.Check {
-	const costs = "certificates and tokens whose validity begins or ends"
+	const costs = "certificates and tokens, which are valid for a time"
 	set := dataplane.Check{Group: dataplane.GroupClock, Subject: "clock", Costs: costs, State: dataplane.CheckOK, Found: "is kept right"}
 	state, err := unix.Adjtimex(&unix.Timex{})
 	switch {
@@ -142,7 +142,7 @@ func clockCheck(ctx context.Context, hubTime func(context.Context) (time.Time, e
 		set.State, set.Found = dataplane.CheckUnknown, err.Error()
 	case state == unix.TIME_ERROR:
 		// It may be right nevertheless: a hypervisor keeps it so without a word to the kernel.
-		set.State, set.Found, set.Command = dataplane.CheckUnknown, "nobody tells the kernel that it is right", "timedatectl set-ntp true"
+		set.State, set.Found, set.Command = dataplane.CheckUnknown, "no program tells the kernel that it is right", "timedatectl set-ntp true"
 	}
 	checks := []dataplane.Check{set}
 	if hubTime == nil {

@@ -96,7 +96,7 @@ func judge(checks []dataplane.Check, err error) ExitStatus {
 	return 0
 }
 
-// checks are those of the dataplane and of the gateway. The gateway's are there, even where there is an error.
+// checks makes the checks of the dataplane and of the gateway. The gateway's checks are there even with an error.
 func (o *options) checks(ctx context.Context) ([]dataplane.Check, error) {
 	needs := o.needs()
 	needs.Ports = o.ports()
@@ -134,7 +134,7 @@ func (o *options) needs() hostcheck.Needs {
 	return hostcheck.Needs{Interfaces: o.announceInterfaces(), Answers: o.announce == announceLayer2, Packets: o.announce != announceNone}
 }
 
-// ports are those at which the gateway listens.
+// ports is where the gateway listens.
 func (o *options) ports() (ports []hostcheck.Port) {
 	for _, p := range []hostcheck.Port{
 		{Network: "tcp", Address: o.metricsAddress, For: "metrics", Flag: "--metrics-addr"},

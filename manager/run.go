@@ -287,7 +287,7 @@ func (o *options) backendOptionsFor(path string) gateway.BackendOptions {
 	return gateway.BackendOptions{Path: path, Checksum: o.checksum, Config: dataplane.Config{Node: o.name, StateDir: o.stateDir, Options: o.backendOptions}}
 }
 
-// announceInterfaces are those that the flag names.
+// announceInterfaces are the interfaces that the flag names.
 func (o *options) announceInterfaces() []string {
 	if o.interfaces == "" {
 		return nil

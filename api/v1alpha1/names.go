@@ -55,8 +55,8 @@ const ConditionDrained = "Drained"
 // on the clients' segment (RFC 5227).
 const ConditionAddressConflict = "AddressConflict"
 
-// ConditionHostPrefix begins the types of those conditions of a Gateway that say what its host lacks: HostModules, HostSysctls and so on. Each is
-// there only while it is false; its message is a line for each thing that is missing, with the command that mends it.
+// ConditionHostPrefix begins the type of each condition of a Gateway that says what its host lacks: HostModules, HostSysctls and so on. The
+// condition is there only while something is missing. Its message has a line for each missing thing, with the command that mends it.
 const ConditionHostPrefix = "Host"
 
 // Reasons of a condition about a gateway's host: the dataplane or the gateway does not work without what is missing, or some of its features

@@ -126,7 +126,7 @@ func interfaceChecks(o options, dir string) (checks []dataplane.Check, err error
 // xdpRuns is NETDEV_XDP_ACT_BASIC: the driver runs XDP programs.
 const xdpRuns = 1
 
-// xdpChecks are those of an interface at which the XDP program is to run.
+// xdpChecks are the checks of an interface where the XDP program is to run.
 func (k *kernel) xdpChecks(a *netlink.LinkAttrs, mode link.XDPAttachFlags, required bool) []dataplane.Check {
 	costs := "XDP, the fast path, at interface " + a.Name
 	if required {
@@ -145,10 +145,10 @@ func (k *kernel) xdpChecks(a *netlink.LinkAttrs, mode link.XDPAttachFlags, requi
 		driver.State, driver.Found = dataplane.CheckMissing, "its driver runs no XDP programs"
 		driver.Advice = fmt.Sprintf("use --backend-option %s=%s, or another network card", optionXDP, xdpAuto)
 	}
-	owner := dataplane.Check{Group: dataplane.GroupOwners, Subject: "XDP at interface " + a.Name, Costs: costs, State: dataplane.CheckOK, Found: "nobody else runs a program there"}
+	owner := dataplane.Check{Group: dataplane.GroupOwners, Subject: "XDP at interface " + a.Name, Costs: costs, State: dataplane.CheckOK, Found: "no other program runs there"}
 	if a.Xdp != nil && a.Xdp.Attached && !k.runs(a.Index, a.Xdp.ProgId) {
-		owner.State, owner.Found = dataplane.CheckMissing, fmt.Sprintf("somebody else runs program %d there", a.Xdp.ProgId)
-		owner.Command, owner.Advice = fmt.Sprintf("ip link set dev %s xdp off", a.Name), "end what has attached it first"
+		owner.State, owner.Found = dataplane.CheckMissing, fmt.Sprintf("program %d of another owner runs there", a.Xdp.ProgId)
+		owner.Command, owner.Advice = fmt.Sprintf("ip link set dev %s xdp off", a.Name), "stop its owner first"
 	}
 	return []dataplane.Check{driver, owner}
 }

@@ -71,7 +71,7 @@ func guardParts() []probe.Part {
 	}
 	return []probe.Part{
 		{Name: "rules that bring packets to Envoy", Needs: "use a later kernel", Add: guarded(untracked)},
-		{Name: "rules beside those of others that rewrite addresses", Costs: "a start where other NAT rules are", Needs: "use a later kernel", Add: guarded(tracked)},
+		{Name: "rules beside other NAT rules", Costs: "a start on a host with other NAT rules", Needs: "use a later kernel", Add: guarded(tracked)},
 		{Name: "rules for forwarding: transparent", Costs: "forwarding: transparent", Needs: "use a later kernel", Add: func(c *nft.Conn) error {
 			g := newGuard(preflightTable, nil)
 			for _, t := range g.tables {

@@ -77,7 +77,7 @@ func addLayout(c *nft.Conn) error {
 
 // ownersCheck looks for tables of the same name that are not this backend's: they would be replaced.
 func ownersCheck(name string) dataplane.Check {
-	check := dataplane.Check{Group: dataplane.GroupOwners, Subject: "nftables tables " + name, State: dataplane.CheckOK, Found: "nobody else has them"}
+	check := dataplane.Check{Group: dataplane.GroupOwners, Subject: "nftables tables " + name, State: dataplane.CheckOK, Found: "no other program has them"}
 	c, err := elements.Connect()
 	if err == nil {
 		for _, family := range []nft.TableFamily{nft.TableFamilyIPv4, nft.TableFamilyIPv6, nft.TableFamilyNetdev} {

@@ -15,7 +15,7 @@ func TestChecksCrossTheWireUnchanged(t *testing.T) {
 	checks := []dataplane.Check{
 		{Group: dataplane.GroupModules, Subject: "module nft_ct", State: dataplane.CheckMissing, Found: "not loaded", Command: "modprobe nft_ct", Advice: "on the host"},
 		{Group: dataplane.GroupSysctls, Subject: "sysctl net.ipv4.ip_forward", State: dataplane.CheckOK, Found: "is 1"},
-		{Group: dataplane.GroupClock, Subject: "clock", State: dataplane.CheckUnknown, Costs: "certificates", Found: "nobody knows"},
+		{Group: dataplane.GroupClock, Subject: "clock", State: dataplane.CheckUnknown, Costs: "certificates", Found: "not known"},
 	}
 	d, _ := overTheWire(t, &dataplane.Fake{Checks: checks})
 	got, err := d.Preflight(t.Context(), dataplane.Config{Node: "gw"})

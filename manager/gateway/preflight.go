@@ -33,7 +33,7 @@ func Preflight(ctx context.Context, d dataplane.Dataplane, o BackendOptions) ([]
 	return checks, nil
 }
 
-// preflight asks the backend that runs. One that cannot be asked has no checks: to configure it tells more.
+// preflight asks the running backend. If that fails there are no checks, and Configure tells more.
 func (h *host) preflight(ctx context.Context) {
 	checks, err := Preflight(ctx, h.process, h.options)
 	if err != nil {

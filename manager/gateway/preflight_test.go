@@ -92,7 +92,7 @@ func (h *onHost) has(name string) {
 	require.NoError(h.t, os.WriteFile(filepath.Join(h.dir, name), nil, 0o600))
 }
 
-// conditions are those of the Gateway object once the gateway has tried to start, or to go on.
+// conditions returns the Gateway object's conditions after the gateway has tried to start its backend, or to go on.
 func (h *onHost) conditions() []metav1.Condition {
 	h.t.Helper()
 	h.retryAt = time.Time{}

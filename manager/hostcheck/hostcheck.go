@@ -18,13 +18,13 @@ import (
 
 // Needs are what a gateway is told that has to be there.
 type Needs struct {
-	// Interfaces are those on which it announces addresses by ARP and NDP, where it does so, and hears other gateways.
+	// Interfaces are where it announces addresses by ARP and NDP, and hears other gateways.
 	Interfaces []string
 	// Answers: it answers for addresses on them.
 	Answers bool
 	// Packets: it sends and hears frames of its own on them.
 	Packets bool
-	// Ports are those at which it is going to listen; none once it does.
+	// Ports are where it is going to listen. A gateway that listens already gives none.
 	Ports []Port
 	// HubTime asks the management cluster for its time; nil where it is not known or not to be asked.
 	HubTime func(context.Context) (time.Time, error)
@@ -141,7 +141,7 @@ func clockCheck(ctx context.Context, hubTime func(context.Context) (time.Time, e
 	case err != nil:
 		set.State, set.Found = dataplane.CheckUnknown, err.Error()
 	case state == unix.TIME_ERROR:
-		// It may be right nevertheless: a hypervisor keeps it so without a word to the kernel.
+		// It may be right nevertheless: a hypervisor may set the clock and tell the kernel nothing.
 		set.State, set.Found, set.Command = dataplane.CheckUnknown, "no program tells the kernel that it is right", "timedatectl set-ntp true"
 	}
 	checks := []dataplane.Check{set}
@@ -162,7 +162,7 @@ func clockCheck(ctx context.Context, hubTime func(context.Context) (time.Time, e
 	return append(checks, skew)
 }
 
-// mostApart is how far clocks may be apart before anybody is told.
+// mostApart is how far apart clocks may be.
 const mostApart = 10 * time.Second
 
 // between is how far a time, which is known to a second, lies outside of a span.

@@ -61,5 +61,5 @@ func TestAClockThatIsFarFromTheManagementClustersIsNamed(t *testing.T) {
 	check := skewOf(func(context.Context) (time.Time, error) { return time.Time{}, errors.New("no route") })
 	require.Equal(t, dataplane.CheckUnknown, check.State)
 	require.Equal(t, "no route", check.Found)
-	require.Len(t, clockCheck(t.Context(), nil), 1, "nobody is asked")
+	require.Len(t, clockCheck(t.Context(), nil), 1, "there is no cluster to ask")
 }

@@ -111,7 +111,7 @@ func (p Port) owner() (program string, pid int) {
 	return "", 0
 }
 
-// socketsAt notes those sockets of a table (proc_pid_net(5)) that listen at the port, as /proc/PID/fd calls them.
+// socketsAt notes each socket of a table (proc_pid_net(5)) that listens at the port, by its name in /proc/PID/fd.
 func (p Port) socketsAt(port uint16, table string, into map[string]bool) {
 	const listens, local, state, inode = "0A", 1, 3, 9
 	text, err := os.ReadFile(table)

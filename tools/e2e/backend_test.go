@@ -64,7 +64,7 @@ func TestABackendThatCannotStartIsToldOfAndNothingIsLost(t *testing.T) {
 	require.NoError(t, lab.StartManager("--backend=envoy", "--backend-option=envoy-path=/nowhere/envoy"))
 	apply(t, service("waits", "ports: [{port: 80}]"))
 	eventually(t, 20*time.Second, func() error {
-		if got := readyCondition(t, "waits"); !strings.Contains(got, "gateway gateway: configure backend envoy: no Envoy in any of [/nowhere/envoy]: install one") {
+		if got := readyCondition(t, "waits"); !strings.Contains(got, "gateway gateway: this host lacks what the dataplane needs:\nprogram envoy: no Envoy in any of [/nowhere/envoy]; install one") {
 			return fmt.Errorf("the Service that waits says %q", got)
 		}
 		return nil

@@ -61,7 +61,7 @@ func (h *host) run(argv ...string) (output string, status int) {
 
 func manager() string { return filepath.Join(os.Getenv("KUBELB_BIN"), "kubelb-manager") }
 
-// preflight runs the command with the flags, to which those belong that most tests share.
+// preflight runs the command with the flags that most tests share, and with these flags.
 func (h *host) preflight(flags ...string) (report string, status int) {
 	h.t.Helper()
 	return h.run(append([]string{manager(), "preflight", "--announce-interfaces=eth0", "--metrics-addr=127.0.0.1:9443", "--health-probe-bind-address=127.0.0.1:8081"}, flags...)...)

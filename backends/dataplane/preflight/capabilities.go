@@ -13,7 +13,7 @@ import (
 // Capability is one of capabilities(7), by its number.
 type Capability int
 
-// Those that dataplanes need.
+// The capabilities that dataplanes need.
 const (
 	NetBindService Capability = unix.CAP_NET_BIND_SERVICE
 	NetAdmin       Capability = unix.CAP_NET_ADMIN
@@ -50,7 +50,7 @@ func (h Host) Has(c Capability) (bool, error) {
 	return false, fmt.Errorf("capabilities of this process: /proc does not say them")
 }
 
-// Capability checks that this process has a capability, or another one that implies it.
+// Capability checks that this process has a capability, or another capability that implies it.
 func (h Host) Capability(c Capability, costs string, implied ...Capability) dataplane.Check {
 	check := dataplane.Check{Group: dataplane.GroupCapabilities, Subject: "capability " + c.String(), Costs: costs, State: dataplane.CheckOK, Found: "this process has it"}
 	for _, one := range append([]Capability{c}, implied...) {

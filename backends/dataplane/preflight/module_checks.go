@@ -81,7 +81,7 @@ func (m Modules) mend(c *dataplane.Check, name, option string, p Presence) {
 	case Loadable:
 		c.Command = load
 	default:
-		c.Command, c.Advice = load, "on the host itself; where modprobe does not find it, this kernel lacks it: it needs one that is built with CONFIG_"+option
+		c.Command, c.Advice = load, "on the host itself; where modprobe does not find the module, boot a kernel that is built with CONFIG_"+option
 	}
 	if m.frozen && c.Command != "" && p != OtherRelease {
 		c.Command = fmt.Sprintf("echo %s >> /etc/modules-load.d/kubelb.conf && reboot", name)

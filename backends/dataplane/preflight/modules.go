@@ -28,14 +28,14 @@ const (
 	OtherRelease
 )
 
-// Modules are those that the kernel of a host has. Host.Modules reads them.
+// Modules is what the kernel of a host has of modules. Host.Modules reads it.
 type Modules struct {
 	host     Host
 	release  string
 	loaded   map[string]bool
 	builtIn  map[string]bool
 	loadable map[string]bool
-	// options are those that the kernel was built with, by name; nil if nothing tells.
+	// options has the options of the kernel's build, by name; nil if no file tells them.
 	options map[string]string
 	// listed: there is a list of all modules for the running kernel. others: there are lists for other kernels alone.
 	listed, others bool

@@ -28,7 +28,7 @@ func hostWith(t *testing.T, files map[string]string) Host {
 // modulesDir is where a kernel's modules are.
 const modulesDir = "lib/modules/" + release + "/"
 
-// lists are those of a distribution, where nft_ct is a file and nf_tables is built in.
+// lists are the files of a distribution where nft_ct is a module and nf_tables is built in.
 func lists(more map[string]string) map[string]string {
 	files := map[string]string{
 		"proc/modules":                 "nft_nat 16384 0 - Live 0x0000000000000000\nnf-odd 1 0\n",
@@ -94,10 +94,10 @@ func TestAModuleThatIsMissingHasTheCommandThatMendsIt(t *testing.T) {
 		"it can be loaded":                        {lists(nil), "not loaded", load, ""},
 		"it is in Ubuntu's other package":         {ubuntu, "not among the modules of this kernel (" + release + ")", "apt-get install -y linux-modules-extra-" + release + " && " + load, ""},
 		"it is in the other package of RHEL":      {rocky, "not among the modules of this kernel (" + release + ")", "dnf install -y kernel-modules-extra-" + release + " && " + load, ""},
-		"it is in a package that nobody knows":    {map[string]string{modulesDir + "modules.dep": "kernel/other.ko:\n"}, "not among the modules of this kernel (" + release + ")", "", "install the package with all modules"},
+		"it is in an unknown package":             {map[string]string{modulesDir + "modules.dep": "kernel/other.ko:\n"}, "not among the modules of this kernel (" + release + ")", "", "install the package with all modules"},
 		"the kernel is built without it":          {map[string]string{"boot/config-" + release: "CONFIG_NFT_NAT=m\n"}, "this kernel is built without CONFIG_NFT_CT", "", "boot a kernel that is built with CONFIG_NFT_CT"},
 		"the kernel was upgraded":                 {map[string]string{"lib/modules/9.9/modules.dep": ""}, "modules of other kernels", "reboot", "upgraded since it was booted"},
-		"nothing tells, as in a container":        {nil, "there is no /lib/modules here", load, "where modprobe does not find it, this kernel lacks it"},
+		"nothing tells, as in a container":        {nil, "there is no /lib/modules here", load, "where modprobe does not find the module, boot a kernel"},
 		"the kernel loads none any more":          {lists(map[string]string{"proc/sys/kernel/modules_disabled": "1\n"}), "not loaded", "echo nft_ct >> /etc/modules-load.d/kubelb.conf && reboot", "kernel.modules_disabled is 1"},
 		"it is loaded, and the kernel refuses it": {map[string]string{"proc/modules": "nft_ct 1 0\n"}, "loaded, and the kernel refuses to use it here", "", "dmesg"},
 	} {

@@ -13,7 +13,7 @@ import (
 type Sysctl struct {
 	// Key is its path below /proc/sys: net/ipv4/ip_forward.
 	Key string
-	// Good tells whether a value will do, Want is one that does.
+	// Good tells whether a value is good. Want is a good value.
 	Good func(value string) bool
 	Want string
 	// Why is what happens otherwise. Costs is what does not work then, empty if nothing does.
@@ -49,7 +49,7 @@ func (h Host) SysctlValue(key string) (string, error) {
 	return strings.TrimSpace(value), nil
 }
 
-// Sysctl checks a setting. Those below net are of the calling thread's network namespace.
+// Sysctl checks a setting. Settings below net are of the calling thread's network namespace.
 func (h Host) Sysctl(s Sysctl) dataplane.Check {
 	name := SysctlName(s.Key)
 	c := dataplane.Check{Group: dataplane.GroupSysctls, Subject: "sysctl " + name, Costs: s.Costs, State: dataplane.CheckOK}

@@ -17,7 +17,7 @@ import (
 // errGathered ends a transaction that is to be looked at and not to be sent.
 var errGathered = errors.New("gathered")
 
-// messages are those of the part's transaction.
+// messages is the part's transaction.
 func (p Part) messages() ([]netlink.Message, error) {
 	var gathered []netlink.Message
 	c, err := nft.New(nft.WithTestDial(func(sent []netlink.Message) ([]netlink.Message, error) {
@@ -41,8 +41,7 @@ func (p Part) messages() ([]netlink.Message, error) {
 	return gathered[1 : len(gathered)-1], nil // between the beginning and the end of the batch
 }
 
-// kernel tries a batch without its end, and returns the error numbers by the place of the message that they are for. Those of
-// messages that went well are not among them.
+// kernel tries a batch without its end. It returns an error number for each message that was refused, by the message's place.
 type kernel func([]netlink.Message) (map[int]unix.Errno, error)
 
 // try is the kernel of this thread's network namespace.

@@ -77,7 +77,7 @@ func attribute(content []byte, kind uint16) []byte {
 	return nil
 }
 
-// attributes are those of a content, none if it is broken: this program encoded it.
+// attributes parses a content. A broken content has none: this program encoded it.
 func attributes(content []byte) []netlink.Attribute {
 	all, err := netlink.UnmarshalAttributes(content)
 	if err != nil {
@@ -88,7 +88,7 @@ func attributes(content []byte) []netlink.Attribute {
 
 func text(data []byte) string { return strings.TrimRight(string(data), "\x00") }
 
-// expressionsOf are those of a rule, with those that are inside of others.
+// expressionsOf are the expressions of a rule, and the expressions inside of them.
 func expressionsOf(content []byte) (out [][]byte) {
 	for _, e := range attributes(attribute(content, unix.NFTA_RULE_EXPRESSIONS)) {
 		out = append(out, e.Data)
@@ -101,7 +101,7 @@ func expressionsOf(content []byte) (out [][]byte) {
 	return out
 }
 
-// Names of a trial, which nobody ever sees.
+// Names in a trial, which is never committed.
 const trialTable, trialChain = "kubelb-preflight", "trial"
 
 func message(kind int, family byte, content ...netlink.Attribute) netlink.Message {

@@ -84,7 +84,7 @@ func TestTheModuleIsNamedThatLacks(t *testing.T) {
 		"what all need":                    {[]string{"ct"}, map[string]string{"module nft_ct": ""}},
 		"what one part needs":              {[]string{"limit"}, map[string]string{"module nft_limit": "limits"}},
 		"an expression inside of another":  {[]string{"connlimit"}, map[string]string{"module nft_connlimit": "limits"}},
-		"one that is the family's own":     {[]string{"reject"}, map[string]string{"module nft_reject_ipv4": ""}},
+		"a module of the family alone":     {[]string{"reject"}, map[string]string{"module nft_reject_ipv4": ""}},
 		"NAT":                              {[]string{"nat"}, map[string]string{"module nft_chain_nat": ""}},
 		"several, each of which is named":  {[]string{"ct", "reject"}, map[string]string{"module nft_ct": "", "module nft_reject_ipv4": ""}},
 		"what is in nf_tables itself only": {[]string{"dynset"}, map[string]string{"rules": "limits"}},
@@ -135,7 +135,7 @@ func option(t *testing.T, name string) string {
 	return ""
 }
 
-// This kernel is asked for an expression that it has, and for one that it does not have.
+// This kernel is asked for an expression that it has, and for an expression that it lacks.
 func TestThisKernelSaysWhatItLacksAndKeepsNothing(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root")
@@ -156,7 +156,7 @@ func TestThisKernelSaysWhatItLacksAndKeepsNothing(t *testing.T) {
 	require.Equal(t, before, ruleset(t))
 }
 
-// In a container nobody may make a network namespace: the same is tried in the present one, which is the test's here.
+// A container may make no network namespace. The batch is tried in the present namespace then, which is the test's own here.
 func TestTheSameIsTriedWhereNoNamespaceCanBeMade(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root")

@@ -101,8 +101,12 @@ func (o *options) checks(ctx context.Context) ([]dataplane.Check, error) {
 	needs := o.needs()
 	needs.Ports = o.ports()
 	if o.kubeconfig != "" {
-		if config, err := o.restConfig(); err == nil {
-			needs.HubTime = hubTime(config)
+		config, err := o.restConfig()
+		needs.HubTime = func(ctx context.Context) (time.Time, error) {
+			if err != nil {
+				return time.Time{}, fmt.Errorf("management cluster: %w", err)
+			}
+			return hubTime(config)(ctx)
 		}
 	}
 	checks := needs.Checks(ctx)

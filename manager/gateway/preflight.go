@@ -37,7 +37,7 @@ func Preflight(ctx context.Context, d dataplane.Dataplane, o BackendOptions) ([]
 func (h *host) preflight(ctx context.Context) {
 	checks, err := Preflight(ctx, h.process, h.options)
 	if err != nil {
-		h.log.Warn("this host was not checked", "error", err)
+		h.log.Debug("this host was not checked", "error", err)
 	}
 	h.checked = time.Now()
 	h.checks = checks

@@ -90,7 +90,7 @@ func others() (names []string) {
 
 // isEthernet asks for the hardware type of an interface (netdevice(7)).
 func isEthernet(name string) (bool, error) {
-	socket, err := net.ListenPacket("udp4", "127.0.0.1:0") // any socket will do
+	socket, err := net.ListenPacket("udp4", ":0") // any socket will do
 	if err != nil {
 		return false, fmt.Errorf("hardware type of interface %s: %w", name, err)
 	}
@@ -155,23 +155,24 @@ func clockCheck(ctx context.Context, hubTime func(context.Context) (time.Time, e
 		skew.State, skew.Found = dataplane.CheckUnknown, err.Error()
 		return append(checks, skew)
 	}
-	apart := between(before, time.Now(), there)
-	if skew.Found = fmt.Sprintf("%s apart", apart); apart > mostApart {
-		skew.State, skew.Command = dataplane.CheckMissing, "timedatectl set-ntp true"
+	skew.Found = fmt.Sprintf("less than %s apart", mostApart)
+	if apart := between(before, time.Now(), there); apart >= mostApart {
+		// Rounded, the text stays the same from one look to the next.
+		skew.State, skew.Found, skew.Command = dataplane.CheckMissing, fmt.Sprintf("about %s apart", apart.Round(mostApart)), "timedatectl set-ntp true"
 	}
 	return append(checks, skew)
 }
 
-// mostApart is how far apart clocks may be.
+// mostApart is how far apart two clocks may be.
 const mostApart = 10 * time.Second
 
 // between is how far a time, which is known to a second, lies outside of a span.
 func between(first, last, at time.Time) time.Duration {
 	switch {
 	case at.Before(first.Add(-time.Second)):
-		return first.Sub(at).Round(time.Second)
+		return first.Sub(at)
 	case at.After(last):
-		return at.Sub(last).Round(time.Second)
+		return at.Sub(last)
 	}
 	return 0
 }

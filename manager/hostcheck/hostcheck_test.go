@@ -51,11 +51,11 @@ func TestAClockThatIsFarFromTheManagementClustersIsNamed(t *testing.T) {
 		return func(context.Context) (time.Time, error) { return time.Now().Add(d).Truncate(time.Second), nil }
 	}
 	require.Equal(t, dataplane.CheckOK, skewOf(later(0)).State)
-	require.Equal(t, "0s apart", skewOf(later(0)).Found, "an answer tells its time to a second")
+	require.Equal(t, dataplane.CheckOK, skewOf(later(4*time.Second)).State)
 	for _, d := range []time.Duration{time.Hour, -time.Hour} {
 		check := skewOf(later(d))
 		require.Equal(t, dataplane.CheckMissing, check.State)
-		require.Regexp(t, `^(1h0m0s|59m59s|1h0m1s) apart$`, check.Found)
+		require.Equal(t, "about 1h0m0s apart", check.Found)
 		require.Equal(t, "run: timedatectl set-ntp true", check.Fix())
 	}
 	check := skewOf(func(context.Context) (time.Time, error) { return time.Time{}, errors.New("no route") })

@@ -1,0 +1,52 @@
+package e2e
+
+import (
+	"errors"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// hostCondition is the message of a condition about the gateway's host, empty if there is no such condition.
+func hostCondition(t *testing.T, group string) string {
+	t.Helper()
+	message, err := lab.Hub.Kubectl(t.Context(), "", "get", "gateways.kubelb.k8c.io", "gateway", "-o", `jsonpath={.status.conditions[?(@.type=="Host`+group+`")].message}`)
+	require.NoError(t, err)
+	return message
+}
+
+// The setting is mended by the command that the Gateway object names. (Its permanent half would write to this machine.)
+func TestWhatTheGatewaysHostLacksIsSaidUntilItIsMended(t *testing.T) {
+	const key = "net.ipv4.conf.clients.rp_filter"
+	set := func(value string) {
+		out, err := lab.OnGateway(t.Context(), "sysctl", "-w", key+"="+value)
+		require.NoError(t, err, out)
+	}
+	before, err := lab.OnGateway(t.Context(), "sysctl", "-n", key)
+	require.NoError(t, err)
+	t.Cleanup(func() { _, _ = lab.OnGateway(t.Context(), "sysctl", "-w", key+"="+strings.TrimSpace(before)) })
+	require.Empty(t, hostCondition(t, "Sysctls"))
+	set("1")
+	lab.Manager.Stop()
+	require.NoError(t, lab.StartManager())
+	eventually(t, 20*time.Second, func() error {
+		if hostCondition(t, "Sysctls") == "" {
+			return errors.New("the Gateway object does not say that packets are dropped")
+		}
+		return nil
+	})
+	command := regexp.MustCompile(`^sysctl ` + key + `: .* run: sysctl -w ` + key + `=(\d) && `).FindStringSubmatch(hostCondition(t, "Sysctls"))
+	require.NotNil(t, command, hostCondition(t, "Sysctls"))
+	page, _ := kubelb(t, "status")
+	require.Contains(t, page, "warning: gateway gateway: HostSysctls: sysctl "+key)
+	set(command[1])
+	eventually(t, 45*time.Second, func() error {
+		if message := hostCondition(t, "Sysctls"); message != "" {
+			return errors.New(message)
+		}
+		return nil
+	})
+}

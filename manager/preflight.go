@@ -69,6 +69,10 @@ func preflight(ctx context.Context, args []string, stdout, stderr io.Writer) err
 		}
 		return errors.Join(err, Unjudged)
 	}
+	if !slices.Contains([]string{announceLayer2, announceBGP, announceNone}, o.announce) {
+		fmt.Fprintln(stderr, "kubelb-manager:", errAnnounce(o.announce))
+		return Unjudged
+	}
 	if o.prepareHost {
 		if err := gateway.PrepareHost(); err != nil {
 			fmt.Fprintln(stderr, "kubelb-manager:", err) // a line of the report says what to do

@@ -90,7 +90,7 @@ func (o *options) register(flags *flag.FlagSet) {
 	flags.BoolVar(&o.purge, "purge-on-exit", false, "remove everything from the dataplane when this gateway ends; otherwise traffic goes on without it")
 	flags.StringVar(&o.purgeWith, "purge-with-daemonset", "", "name of the DaemonSet in --namespace that this gateway is a pod of: when that has been deleted, the gateway's end is for good, as with --purge-on-exit")
 	flags.StringVar(&o.drainWith, "drain-with-node", "", "name of the management cluster's Node that this gateway is a pod on: while that is cordoned, as by kubectl drain, the gateway drains, if others take over all its addresses")
-	flags.BoolVar(&o.prepareHost, "prepare-host", false, "set the sysctls that a gateway needs on this host, to forward packets, and end")
+	flags.BoolVar(&o.prepareHost, "prepare-host", false, "set the sysctls that a gateway needs on this host, to forward packets, and end; with preflight, before it checks")
 	flags.StringVar(&o.stateDir, "state-dir", "/var/lib/kubelb", "directory of this gateway, private to it and kept over restarts")
 	flags.StringVar(&o.name, "gateway-name", hostname, "name of this gateway and of its Gateway object")
 	flags.Var(o.labels, "gateway-label", "key=value for the Gateway object, by which AddressPools choose gateways (spec.gatewaySelector); may be given several times")
@@ -301,6 +301,10 @@ const (
 	aloneKeep, aloneWithdraw                  = "keep", "withdraw"
 )
 
+func errAnnounce(value string) error {
+	return fmt.Errorf("--announce=%s: use layer2, bgp or none", value)
+}
+
 // announcer adds what announces addresses, and what says whether it may.
 func (o *options) announcer(mgr ctrl.Manager, g *gateway.Options, mayAnswer func() bool, changed func()) error {
 	interfaces := o.announceInterfaces()
@@ -324,7 +328,7 @@ func (o *options) announcer(mgr ctrl.Manager, g *gateway.Options, mayAnswer func
 		g.Speaker = bgp.NewSpeaker(bgp.Options{Name: o.name, RouterID: id, StayWhenEnded: o.stay, Notice: gateway.Notice, Changed: changed, Log: g.Log})
 		g.Announcer = g.Speaker
 	default:
-		return fmt.Errorf("--announce=%s: use layer2, bgp or none", o.announce)
+		return errAnnounce(o.announce)
 	}
 	member, err := membership.New(mgr.GetConfig(), o.namespace, membership.Options{Name: o.name, Duration: o.lease, Lingers: !o.purge, Changed: changed, Log: g.Log})
 	if err != nil {

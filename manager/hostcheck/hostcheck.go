@@ -37,6 +37,10 @@ func (n Needs) Checks(ctx context.Context) []dataplane.Check {
 	if n.Packets {
 		checks = append(checks, host.Capability(preflight.NetRaw, ""))
 	}
+	if n.Answers && len(n.Interfaces) == 0 {
+		checks = append(checks, dataplane.Check{Group: dataplane.GroupInterfaces, Subject: "interfaces", State: dataplane.CheckMissing, Found: "none is named",
+			Advice: nameInterfaces()})
+	}
 	for _, name := range n.Interfaces {
 		checks = append(checks, n.interfaceCheck(name))
 		if _, err := net.InterfaceByName(name); err == nil {
@@ -57,7 +61,7 @@ func (n Needs) interfaceCheck(name string) dataplane.Check {
 	}
 	device, err := net.InterfaceByName(name)
 	if err != nil {
-		c.State, c.Found, c.Advice = dataplane.CheckMissing, "there is none of this name", "name one of these by --announce-interfaces: "+strings.Join(others(), ", ")
+		c.State, c.Found, c.Advice = dataplane.CheckMissing, "there is none of this name", nameInterfaces()
 		return c
 	}
 	ethernet, err := isEthernet(name)
@@ -74,18 +78,20 @@ func (n Needs) interfaceCheck(name string) dataplane.Check {
 	return c
 }
 
-// others are the names of interfaces but for the loopback.
-func others() (names []string) {
+// nameInterfaces is the advice to name interfaces, with all that there are but for the loopback.
+func nameInterfaces() string {
+	const advice = "name the interfaces of the clients' segment by --announce-interfaces"
 	all, err := net.Interfaces()
-	if err != nil {
-		return nil
-	}
+	var names []string
 	for _, one := range all {
 		if one.Flags&net.FlagLoopback == 0 {
 			names = append(names, one.Name)
 		}
 	}
-	return names
+	if err != nil || len(names) == 0 {
+		return advice
+	}
+	return advice + "; this host has " + strings.Join(names, ", ")
 }
 
 // isEthernet asks for the hardware type of an interface (netdevice(7)).

@@ -161,7 +161,11 @@ func TestAnInterfaceThatIsNotThereIsToldWhichThereAre(t *testing.T) {
 	require.Equal(t, 1, status)
 	verdict, fix := line(t, report, "interface eth7")
 	require.Equal(t, "MISSING", verdict)
-	require.Equal(t, "name one of these by --announce-interfaces: eth0", fix)
+	require.Equal(t, "name the interfaces of the clients' segment by --announce-interfaces; this host has eth0", fix)
+	report, status = newHost(t, forwards...).preflight("--announce-interfaces=")
+	require.Equal(t, 1, status)
+	verdict, _ = line(t, report, "interfaces")
+	require.Equal(t, "MISSING", verdict)
 }
 
 func TestAnInterfaceWithoutACarrierAnnouncesNothing(t *testing.T) {
@@ -242,6 +246,9 @@ func TestADataplaneThatCannotBeAskedLeavesTheRestToBeSaid(t *testing.T) {
 	report, status = h.preflight("--backend=ebpf", "--backend-option=xdp=fast")
 	require.Equal(t, 2, status, report)
 	require.Contains(t, report, "give one of auto, native, generic, off")
+	report, status = h.preflight("--announce=letters")
+	require.Equal(t, 2, status, report)
+	require.Contains(t, report, "use layer2, bgp or none")
 }
 
 func TestTheCommandIsInTheUsage(t *testing.T) {

@@ -133,6 +133,10 @@ func install(t *testing.T) {
 	}
 	t.Logf("from the pods being ready to answers at both addresses: %s; from nothing installed: %s", since(asked), since(began))
 	require.Equal(t, backend, running(t))
+	report := kubectl(t, lab.Hub, "", "-n", "kubelb", "logs", "ds/kubelb-gateway", "-c", "preflight")
+	t.Log("the init container\n" + report)
+	require.Contains(t, report, " 0 MISSING, 0 LIMITED")
+	require.NotContains(t, kubectl(t, lab.Hub, "", "get", "gateways.kubelb.k8c.io", "-o", "jsonpath={.items[*].status.conditions[*].type}"), "Host", "the pod, with fewer capabilities, lacks nothing")
 	tested(t, lab.Hub, "kubelb-manager")
 	tested(t, lab.Tenant, "kubelb-ccm")
 	// What tenants ask for waits in a queue of their own.

@@ -107,6 +107,9 @@ type GatewayBackend struct {
 	Version string `json:"version,omitempty"`
 	// +optional
 	Features []string `json:"features,omitempty"`
+	// Notes say how it works on this host, such as whether known flows take a fast path.
+	// +optional
+	Notes []string `json:"notes,omitempty"`
 }
 
 // AddressConflict is an address that a host has which is no gateway.

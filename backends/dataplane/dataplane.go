@@ -51,6 +51,8 @@ type Description struct {
 	Name     string
 	Version  string
 	Features []Feature
+	// Notes are for the operator: how the backend works on this host, as sentences. They are complete once it is configured.
+	Notes []string
 }
 
 // Lacks returns a feature that the frontend needs and the backend does not have.
@@ -184,7 +186,7 @@ type Fault struct {
 // Dataplane is implemented by a backend. Calls come one at a time, but for Watch, which runs beside the others, and for
 // Describe, Preflight and Render, which may come before Configure and change nothing.
 type Dataplane interface {
-	// Describe tells name, version and features.
+	// Describe tells name, version, features and notes.
 	Describe(ctx context.Context) (Description, error)
 	// Preflight checks what the backend needs of this host to work with the configuration. It changes nothing and may come at any
 	// time. The error says why no checks could be made, such as an unknown option; what is missing is no error.

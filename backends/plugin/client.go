@@ -29,10 +29,10 @@ func plain(err error) error {
 	return err
 }
 
-// Describe asks for name, version and features.
+// Describe asks for name, version, features and notes.
 func (c *client) Describe(ctx context.Context) (dataplane.Description, error) {
 	d, err := c.wire.Describe(ctx, &pb.DescribeRequest{})
-	out := dataplane.Description{Name: d.GetName(), Version: d.GetVersion()}
+	out := dataplane.Description{Name: d.GetName(), Version: d.GetVersion(), Notes: d.GetNotes()}
 	for _, f := range d.GetFeatures() {
 		out.Features = append(out.Features, dataplane.Feature(f))
 	}

@@ -90,10 +90,10 @@ func (s *server) enter(ctx context.Context) error {
 
 func (s *server) leave() { <-s.turn }
 
-// Describe answers with name, version and features.
+// Describe answers with name, version, features and notes.
 func (s *server) Describe(ctx context.Context, _ *pb.DescribeRequest) (*pb.Description, error) {
 	d, err := s.dataplane.Describe(ctx)
-	out := &pb.Description{Name: d.Name, Version: d.Version}
+	out := &pb.Description{Name: d.Name, Version: d.Version, Notes: d.Notes}
 	for _, f := range d.Features {
 		out.Features = append(out.Features, string(f))
 	}

@@ -59,6 +59,12 @@ func (h *host) start(ctx context.Context) error {
 	if err != nil {
 		return h.explain(err)
 	}
+	if h.description, err = process.Describe(ctx); err != nil { // again, as its notes are complete now
+		return fmt.Errorf("describe backend: %w", err)
+	}
+	for _, note := range h.description.Notes {
+		h.log.Info("backend notes", "backend", h.description.Name, "note", note)
+	}
 	watch, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	h.stopWatch = cancel
 	go func() {

@@ -21,7 +21,7 @@ import (
 // publish hands the present state to the writer; only the newest counts.
 func (g *Gateway) publish() {
 	s := v1alpha1.GatewayStatus{
-		Backend:            v1alpha1.GatewayBackend{Name: g.host.description.Name, Version: g.host.description.Version},
+		Backend:            v1alpha1.GatewayBackend{Name: g.host.description.Name, Version: g.host.description.Version, Notes: g.host.description.Notes},
 		Generation:         g.host.generation.String(),
 		Frontends:          int32(len(g.held)),
 		AnnouncedAddresses: g.answering.answered(),

@@ -28,22 +28,27 @@ const optionTable = "table"
 type Backend struct {
 	tables     []*table
 	egress     *egress
+	fast       *fastPath
 	generation dataplane.Generation
 }
 
 var _ dataplane.Dataplane = (*Backend)(nil)
 
-// Describe tells name, version and features.
+// Describe tells name, version and features, and once configured whether flows take the fast path.
 func (b *Backend) Describe(context.Context) (dataplane.Description, error) {
-	return dataplane.Description{Name: "nftables", Version: Version, Features: []dataplane.Feature{
+	var notes []string
+	if b.fast != nil {
+		notes = append(notes, b.fast.note)
+	}
+	return dataplane.Description{Notes: notes, Name: "nftables", Version: Version, Features: []dataplane.Feature{
 		dataplane.SourceRanges, dataplane.Affinity, dataplane.AffinityTimeout, dataplane.Weights, dataplane.Drain, dataplane.ICMPEcho, dataplane.PathMTU, dataplane.Refusal, dataplane.Transparent, dataplane.Direct, dataplane.Handover, dataplane.Limits, dataplane.RateLimits}}, nil
 }
 
 // Configure checks the host and takes over, or makes, the tables.
 func (b *Backend) Configure(_ context.Context, config dataplane.Config) error {
 	for option := range config.Options {
-		if option != optionTable {
-			return fmt.Errorf("backend option %q: the nftables backend knows only %q", option, optionTable)
+		if option != optionTable && option != optionFlowtable {
+			return fmt.Errorf("backend option %q: the nftables backend knows only %q and %q", option, optionTable, optionFlowtable)
 		}
 	}
 	if err := requireForwarding(); err != nil {
@@ -64,7 +69,11 @@ func (b *Backend) Configure(_ context.Context, config dataplane.Config) error {
 	if err := open(tables, egress); err != nil {
 		return err
 	}
-	b.tables, b.egress = tables, egress
+	fast, err := openFastPath(tables, config.Options[optionFlowtable])
+	if err != nil {
+		return err
+	}
+	b.tables, b.egress, b.fast = tables, egress, fast
 	return nil
 }
 
@@ -328,11 +337,18 @@ func (t *table) addStats(c *nft.Conn, stats *dataplane.Stats) error {
 	return nil
 }
 
-// Watch reports when the tables are gone.
+// Watch reports when the tables are gone, and keeps the fast path at the host's interfaces.
 func (b *Backend) Watch(ctx context.Context, report func(dataplane.Fault)) error {
 	return dataplane.WatchBy(ctx, func(now time.Time) {
 		if missing := b.missing(); missing != "" {
 			report(dataplane.Fault{Time: now, Resync: true, Message: missing + " was removed by somebody else"})
+			return
+		}
+		if b.fast == nil || !b.fast.on {
+			return
+		}
+		if err := b.fast.refresh(); err != nil {
+			report(dataplane.Fault{Time: now, Message: fmt.Sprintf("fast path: %v", err)})
 		}
 	})
 }

@@ -177,7 +177,10 @@ func (s *state) checkLimits(of map[string]uint32) error {
 	return nil
 }
 
+// planLimits plans the limits. A connection that ends by a reset while it is fast is one for conntrack for five minutes more, before Linux
+// 6.14: so flows of which the kernel counts how many there are take the slow path.
 func planLimits(out *plan, key []byte, old, next map[string]uint32) {
+	out.member(setSlowPath, key, old[connectionLimit] > 0, next[connectionLimit] > 0)
 	for _, k := range limitKinds() {
 		was, is := old[k.name], next[k.name]
 		if was == is {

@@ -1,0 +1,236 @@
+package nftables
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	nft "github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+
+	"kubelb.k8c.io/backends/nftables/elements"
+)
+
+// The fast path is a flowtable of the kernel (Documentation/networking/nf_flowtable.rst). A packet of a flow that is in it leaves the
+// host at once: no chain sees it, and conntrack does not. All else of a flow goes by the slow path: its first packets, fragments,
+// packets that are larger than the next link's MTU, FIN and RST, and every packet after the flow's conntrack entry is deleted.
+//
+// One rule decides which flows are in it, when the endpoint answers (fastRule). A table has its own flowtable. It is not part of the
+// layout, since a kernel may lack it and its interfaces are the host's.
+
+// optionFlowtable says whether known flows take the fast path: flowtableAuto, the default, or flowtableOff.
+const (
+	optionFlowtable = "flowtable"
+	flowtableAuto   = "auto"
+	flowtableOff    = "off"
+)
+
+const (
+	// flowtableName names the flowtable of each table, and its chain.
+	flowtableName = "fast"
+	// setFastInterfaces has the names of the flowtable's interfaces, for the rule.
+	setFastInterfaces = "fast_interfaces"
+)
+
+// fastPriority puts the chain behind those of others in the hook, which may drop the packet (NF_IP_PRI_CONNTRACK_HELPER is 300).
+const fastPriority = 300
+
+// fastPath is the flowtables of all tables.
+type fastPath struct {
+	tables []*table
+	// on: the kernel has flowtables and the operator wants them. note says which, and why.
+	on   bool
+	note string
+}
+
+// openFastPath makes, takes over or removes the flowtables, as the option says.
+func openFastPath(tables []*table, option string) (*fastPath, error) {
+	f := &fastPath{tables: tables}
+	switch option {
+	case "", flowtableAuto:
+	case flowtableOff:
+		f.note = "fast path: none: the option " + optionFlowtable + " is " + flowtableOff
+		return f, f.hold(nil)
+	default:
+		return nil, fmt.Errorf("backend option %s=%q: it is %s or %s", optionFlowtable, option, flowtableAuto, flowtableOff)
+	}
+	err := f.refresh()
+	switch {
+	case err == nil:
+		f.on, f.note = true, "fast path: known flows of nat and transparent frontends take a flowtable"
+		return f, nil
+	case errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EOPNOTSUPP):
+		f.note = "fast path: none: this kernel lacks flowtables (modules nf_flow_table_inet, nft_flow_offload, nft_fib_inet)"
+	default:
+		f.note = "fast path: none: " + err.Error()
+	}
+	return f, f.hold(nil)
+}
+
+// attempts bounds how often the flowtables are made while interfaces go.
+const attempts = 3
+
+// refresh brings the flowtables to the host's interfaces. Its error is ENOENT or EOPNOTSUPP where the kernel lacks flowtables.
+func (f *fastPath) refresh() error {
+	interfaces, err := fastInterfaces()
+	if err != nil {
+		return err
+	}
+	for range attempts {
+		if err = f.hold(interfaces); !errors.Is(err, unix.ENOENT) {
+			return err
+		}
+		// An interface that has gone meanwhile has the same error as a kernel without flowtables.
+		before := interfaces
+		if interfaces, err = fastInterfaces(); err != nil {
+			return err
+		}
+		if slices.Equal(before, interfaces) {
+			return fmt.Errorf("make flowtables: %w", unix.ENOENT)
+		}
+	}
+	return err
+}
+
+// hold has every table's flowtable stand at these interfaces, which are sorted. Without interfaces there is no flowtable.
+func (f *fastPath) hold(interfaces []string) error {
+	c, err := elements.Connect()
+	if err != nil {
+		return err
+	}
+	for _, t := range f.tables {
+		held, err := t.flowtable(c)
+		if err != nil {
+			return err
+		}
+		if held == nil && len(interfaces) == 0 || held != nil && slices.Equal(slices.Sorted(slices.Values(held.Devices)), interfaces) {
+			continue
+		}
+		// Made anew: its flows take the slow path for a packet and come back.
+		if held != nil {
+			t.removeFlowtable(c)
+		}
+		if len(interfaces) > 0 {
+			if err := t.addFlowtable(c, interfaces); err != nil {
+				return err
+			}
+		}
+	}
+	if err := c.Flush(); err != nil {
+		return fmt.Errorf("make flowtables at interfaces %q: %w", interfaces, err)
+	}
+	return nil
+}
+
+// flowtable is the one that the kernel has, nil if it has none.
+func (t *table) flowtable(c *nft.Conn) (*nft.Flowtable, error) {
+	all, err := c.ListFlowtables(t.nft)
+	if err != nil {
+		return nil, fmt.Errorf("list flowtables of table %s %s: %w", t.layout.name, t.nft.Name, err)
+	}
+	for _, held := range all {
+		if held.Name == flowtableName {
+			return held, nil
+		}
+	}
+	return nil, nil
+}
+
+func (t *table) addFlowtable(c *nft.Conn, interfaces []string) error {
+	// The flag counter keeps conntrack's accounting true where an administrator has turned that on.
+	c.AddFlowtable(&nft.Flowtable{Table: t.nft, Name: flowtableName, Devices: interfaces, Flags: nft.FlowtableFlagsCounter})
+	var names []nft.SetElement
+	for _, name := range interfaces {
+		names = append(names, nft.SetElement{Key: interfaceName(name)})
+	}
+	if err := c.AddSet(t.fastInterfaces(), names); err != nil {
+		return fmt.Errorf("set %s: %w", setFastInterfaces, err)
+	}
+	layout, failed := t.withProtocols(c)
+	addChains(c, t.nft, []chain{layout.fastChain()})
+	return *failed
+}
+
+func (t *table) removeFlowtable(c *nft.Conn) {
+	c.DelChain(&nft.Chain{Table: t.nft, Name: flowtableName})
+	c.DelSet(t.fastInterfaces())
+	c.DelFlowtable(&nft.Flowtable{Table: t.nft, Name: flowtableName})
+}
+
+func (t *table) fastInterfaces() *nft.Set {
+	return &nft.Set{Table: t.nft, Name: setFastInterfaces, KeyType: nft.TypeIFName}
+}
+
+// interfaceName is a key of type ifname.
+func interfaceName(name string) []byte {
+	key := make([]byte, unix.IFNAMSIZ)
+	copy(key, name)
+	return key
+}
+
+func (l layout) fastChain() chain {
+	return chain{name: flowtableName, hook: nft.ChainHookForward, kind: nft.ChainTypeFilter, priority: fastPriority, rules: [][]statement{l.fastRule()}}
+}
+
+// fastRule puts a flow into the flowtable when it meets an answer of the endpoint. Each statement keeps out what the fast path would
+// treat unlike the slow path:
+//
+//   - ICMP errors, which belong to the flow for conntrack but have no ports;
+//   - flows that nobody has answered, and UDP flows younger than two seconds, which are not assured: conntrack forgets them soon, and
+//     would keep them four times as long after they were fast;
+//   - flows with a mark: those of direct frontends have a connection mark, and are rewritten outside of conntrack. A mark of another
+//     program may stand for a route or a filter of its own;
+//   - flows of others, and of frontends in setSlowPath;
+//   - flows with a half that would not be fast: conntrack would see only the other half, and forget the connection early;
+//   - flows whose packets take another interface than their answers: the kernel has the fast path send both to where it met the answer.
+func (l layout) fastRule() []statement {
+	return []statement{
+		isTCPOrUDP(l.protocols()), isAnswer(), ctStateHas("established", expr.CtStateBitESTABLISHED), ctStatusDNAT(), ctStatusAssured(),
+		isUnmarked(), isFlow(0), l.originallyTo(setVIPs), l.notOriginallyTo(setSlowPath),
+		interfaceIn("iifname", expr.MetaKeyIIFNAME), interfaceIn("oifname", expr.MetaKeyOIFNAME), routeGoesBack(), addToFlowtable(),
+	}
+}
+
+func isAnswer() statement {
+	const reply = 1 // IP_CT_DIR_REPLY
+	return statement{"ct direction reply", []expr.Any{&expr.Ct{Key: expr.CtKeyDIRECTION, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{reply}}}}
+}
+
+func ctStatusAssured() statement {
+	const assured = 0x4 // IPS_ASSURED
+	return statement{"ct status assured", ctHas(expr.CtKeySTATUS, assured)}
+}
+
+func isUnmarked() statement {
+	return statement{"meta mark 0x00000000", []expr.Any{loadMark(0), &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: mark(0)}}}
+}
+
+// originallyTo matches where the flow's first packet went to an address of the set.
+func (f family) originallyTo(set string) statement {
+	return statement{fmt.Sprintf("ct original %s daddr @%s", f.name, set), []expr.Any{&expr.Ct{Key: expr.CtKeyDST, Register: 1}, lookup(set, 0)}}
+}
+
+// notOriginallyTo matches where the flow's first packet went to no frontend of the set.
+func (f family) notOriginallyTo(set string) statement {
+	return statement{fmt.Sprintf("ct original %s daddr . meta l4proto . ct original proto-dst != @%s", f.name, set), []expr.Any{
+		&expr.Ct{Key: expr.CtKeyDST, Register: register(0)},
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: register(f.words())},
+		&expr.Ct{Key: expr.CtKeyPROTODST, Register: register(f.words() + 1)},
+		&expr.Lookup{SourceRegister: register(0), SetName: set, Invert: true},
+	}}
+}
+
+func interfaceIn(name string, key expr.MetaKey) statement {
+	return statement{name + " @" + setFastInterfaces, []expr.Any{&expr.Meta{Key: key, Register: 1}, lookup(setFastInterfaces, 0)}}
+}
+
+// routeGoesBack matches where a packet to the sender would leave by the interface that this one came in at.
+func routeGoesBack() statement {
+	return statement{"fib saddr . iif oif exists", []expr.Any{
+		&expr.Fib{Register: 1, ResultOIF: true, FlagSADDR: true, FlagIIF: true, FlagPRESENT: true}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{1}}}}
+}
+
+func addToFlowtable() statement {
+	return statement{"flow add @" + flowtableName, []expr.Any{&expr.FlowOffload{Name: flowtableName}}}
+}

@@ -1,11 +1,13 @@
 package nftables
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"slices"
 
 	nft "github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
@@ -61,7 +63,7 @@ func openFastPath(tables []*table, option string) (*fastPath, error) {
 		f.on, f.note = true, "fast path: known flows of nat and transparent frontends take a flowtable"
 		return f, nil
 	case errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EOPNOTSUPP):
-		f.note = "fast path: none: this kernel lacks flowtables (modules nf_flow_table_inet, nft_flow_offload, nft_fib_inet)"
+		f.note = "fast path: none: this kernel lacks flowtables (modules nf_flow_table_inet, nft_flow_offload, nft_fib_ipv4 and nft_fib_ipv6)"
 	default:
 		f.note = "fast path: none: " + err.Error()
 	}
@@ -100,15 +102,15 @@ func (f *fastPath) hold(interfaces []string) error {
 		return err
 	}
 	for _, t := range f.tables {
-		held, err := t.flowtable(c)
+		there, held, err := t.fastAt(c)
 		if err != nil {
 			return err
 		}
-		if held == nil && len(interfaces) == 0 || held != nil && slices.Equal(slices.Sorted(slices.Values(held.Devices)), interfaces) {
+		if slices.Equal(held, interfaces) && there == (len(interfaces) > 0) {
 			continue
 		}
 		// Made anew: its flows take the slow path for a packet and come back.
-		if held != nil {
+		if there {
 			t.removeFlowtable(c)
 		}
 		if len(interfaces) > 0 {
@@ -123,18 +125,30 @@ func (f *fastPath) hold(interfaces []string) error {
 	return nil
 }
 
-// flowtable is the one that the kernel has, nil if it has none.
-func (t *table) flowtable(c *nft.Conn) (*nft.Flowtable, error) {
+// fastAt tells whether the table has its flowtable, and at which interfaces, sorted: none if the set for the rule has others. The kernel
+// takes an interface that goes out of the flowtable, but not out of the set, and renames it in the flowtable alone.
+func (t *table) fastAt(c *nft.Conn) (there bool, interfaces []string, err error) {
 	all, err := c.ListFlowtables(t.nft)
 	if err != nil {
-		return nil, fmt.Errorf("list flowtables of table %s %s: %w", t.layout.name, t.nft.Name, err)
+		return false, nil, fmt.Errorf("list flowtables of table %s %s: %w", t.layout.name, t.nft.Name, err)
 	}
-	for _, held := range all {
-		if held.Name == flowtableName {
-			return held, nil
-		}
+	i := slices.IndexFunc(all, func(f *nft.Flowtable) bool { return f.Name == flowtableName })
+	if i < 0 {
+		return false, nil, nil
 	}
-	return nil, nil
+	inSet, err := c.GetSetElements(t.fastInterfaces())
+	if err != nil {
+		return true, nil, fmt.Errorf("read %s: %w", setFastInterfaces, err)
+	}
+	var names []string
+	for _, e := range inSet {
+		names = append(names, string(bytes.TrimRight(e.Key, "\x00")))
+	}
+	slices.Sort(names)
+	if interfaces = slices.Sorted(slices.Values(all[i].Devices)); !slices.Equal(interfaces, names) {
+		return true, nil, nil
+	}
+	return true, interfaces, nil
 }
 
 func (t *table) addFlowtable(c *nft.Conn, interfaces []string) error {
@@ -159,7 +173,7 @@ func (t *table) removeFlowtable(c *nft.Conn) {
 }
 
 func (t *table) fastInterfaces() *nft.Set {
-	return &nft.Set{Table: t.nft, Name: setFastInterfaces, KeyType: nft.TypeIFName}
+	return &nft.Set{Table: t.nft, Name: setFastInterfaces, KeyType: nft.TypeIFName, KeyByteOrder: binaryutil.NativeEndian}
 }
 
 // interfaceName is a key of type ifname.

@@ -31,7 +31,7 @@ func fastInterfaces() ([]string, error) {
 	var names []string
 	for _, link := range links {
 		at := link.Attrs()
-		forwards := at.EncapType == "ether" && at.Flags&net.FlagLoopback == 0 && link.Type() != "vrf" && link.Type() != "dummy"
+		forwards := at.EncapType == "ether" && at.Flags&net.FlagLoopback == 0 && link.Type() != "vrf"
 		if forwards && addressed[at.Index] && routers[at.MasterIndex] {
 			names = append(names, at.Name)
 		}

@@ -1,0 +1,336 @@
+package nftables
+
+import (
+	"net/netip"
+	"os"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
+
+	"kubelb.k8c.io/backends/dataplane"
+	"kubelb.k8c.io/conformance/lab"
+	"kubelb.k8c.io/core/model"
+)
+
+// newFastGateway is a gateway that counts the packets for VIPs that come to the host's chains. A test that needs it is skipped where the
+// kernel has no flowtables.
+func newFastGateway(t *testing.T) *gateway {
+	t.Helper()
+	g := newGateway(t)
+	if !g.fast.on {
+		t.Skip(g.fast.note)
+	}
+	g.nft(`table inet watcher {
+		chain watch {
+			type filter hook prerouting priority -400;
+			meta l4proto { tcp, udp } ip daddr 203.0.113.0/24 counter
+			meta l4proto { tcp, udp } ip6 daddr 2001:db8:f::/64 counter
+		}
+	}`, "-f", "-")
+	for _, node := range g.lab.Nodes {
+		for _, port := range []uint16{80, 30080} {
+			server, err := node.Serve(port)
+			require.NoError(t, err)
+			t.Cleanup(func() { server.Close() })
+		}
+	}
+	return g
+}
+
+var watched = regexp.MustCompile(`counter packets (\d+)`)
+
+// seen is how many packets for VIPs the host's chains have seen.
+func (g *gateway) seen() int {
+	total := 0
+	for _, match := range watched.FindAllStringSubmatch(g.nft("", "list", "table", "inet", "watcher"), -1) {
+		n, err := strconv.Atoi(match[1])
+		require.NoError(g, err)
+		total += n
+	}
+	return total
+}
+
+// exchanges is how often a flow asks and is answered while it is watched.
+const exchanges = 20
+
+// seenOf tells how many packets of so many exchanges the chains see.
+func (g *gateway) seenOf(exchange func() error) int {
+	g.Helper()
+	before := g.seen()
+	for range exchanges {
+		require.NoError(g, exchange())
+	}
+	return g.seen() - before
+}
+
+func (g *gateway) isFast(exchange func() error, what string) {
+	g.Helper()
+	require.LessOrEqual(g, g.seenOf(exchange), 1, "packets that the chains see of %s", what)
+}
+
+func (g *gateway) isSlow(exchange func() error, what string) {
+	g.Helper()
+	require.GreaterOrEqual(g, g.seenOf(exchange), exchanges, "packets that the chains see of %s", what)
+}
+
+// begin begins a flow, and ages it beyond what conntrack takes a UDP flow for assured after.
+func (g *gateway) begin(f model.Frontend, from *lab.Host) func() error {
+	g.Helper()
+	exchange := g.beginShort(f, from)
+	if f.Protocol == model.UDP {
+		time.Sleep(2100 * time.Millisecond)
+		for range 2 {
+			require.NoError(g, exchange())
+		}
+	}
+	return exchange
+}
+
+func (g *gateway) beginShort(f model.Frontend, from *lab.Host) func() error {
+	g.Helper()
+	to := netip.AddrPortFrom(f.VIP, f.Port)
+	if f.Protocol == model.TCP {
+		s, err := from.Stream(to, lab.From{})
+		require.NoError(g, err)
+		g.Cleanup(func() { s.Close() })
+		require.NoError(g, s.Alive())
+		return s.Alive
+	}
+	c, err := from.Dial("udp", to, lab.From{})
+	require.NoError(g, err)
+	g.Cleanup(func() { c.Close() })
+	exchange := func() error {
+		_, err := lab.Who(c)
+		return err
+	}
+	for range 2 {
+		require.NoError(g, exchange())
+	}
+	return exchange
+}
+
+// inEveryWay makes a frontend for each mode, protocol and family.
+func inEveryWay(v4 bool) (s model.Snapshot) {
+	s.Pools = []model.Pool{labPool("all", v4, 0, 1)}
+	for i, mode := range []model.Forwarding{model.NAT, model.Transparent, model.Direct} {
+		for _, protocol := range []model.Protocol{model.TCP, model.UDP} {
+			f := labFrontend(protocol, lab.VIP(v4, 1+i), 80, 30080, "all")
+			if f.Forwarding = mode; mode == model.Direct {
+				f.TargetPort = 80
+			}
+			s.Frontends = append(s.Frontends, f)
+		}
+	}
+	return s
+}
+
+func TestKnownFlowsTakeTheFastPath(t *testing.T) {
+	for _, v4 := range []bool{true, false} {
+		g := newFastGateway(t)
+		all := inEveryWay(v4)
+		g.apply(all)
+		require.NoError(t, g.lab.NodesAnswerBy(0))
+		require.NoError(t, g.lab.NodesTake(netip.AddrPortFrom(lab.VIP(v4, 3), 80), 80))
+		for _, f := range all.Frontends {
+			for _, client := range []*lab.Host{g.lab.A, g.lab.B} {
+				what := f.FrontendKey.String() + " " + f.Forwarding.String() + " from " + client.Name
+				if exchange := g.begin(f, client); f.Forwarding == model.Direct {
+					g.isSlow(exchange, what)
+				} else {
+					g.isFast(exchange, what)
+				}
+			}
+		}
+	}
+}
+
+func TestFlowsThatTheFastPathWouldTreatUnlikeTheSlowPathStaySlow(t *testing.T) {
+	for _, v4 := range []bool{true, false} {
+		g := newFastGateway(t)
+		plain, limited := labFrontend(model.TCP, lab.VIP(v4, 1), 80, 30080, "all"), labFrontend(model.TCP, lab.VIP(v4, 2), 80, 30080, "all")
+		limited.MaxConnections = 10
+		datagrams := labFrontend(model.UDP, lab.VIP(v4, 1), 80, 30080, "all")
+		g.apply(model.Snapshot{Pools: []model.Pool{labPool("all", v4, 0)}, Frontends: []model.Frontend{plain, limited, datagrams}})
+		g.isSlow(g.begin(limited, g.lab.A), "a frontend whose connections are counted")
+		began := time.Now()
+		short := g.beginShort(datagrams, g.lab.A)
+		before := g.seen()
+		require.NoError(t, short())
+		if time.Since(began) < 2*time.Second {
+			require.Equal(t, 1, g.seen()-before, "a UDP flow that has just begun")
+		}
+		g.isFast(g.begin(plain, g.lab.A), "all others")
+
+		g.nft("table inet other { chain taint { type filter hook prerouting priority -140; tcp dport 80 ct mark set 7; }; }", "-f", "-")
+		g.isSlow(g.begin(plain, g.lab.A), "a flow with somebody's mark")
+		g.nft("", "delete", "table", "inet", "other")
+
+		// To the endpoint by the router, from it by the segment.
+		endpoint, front := lab.EndpointAddress(v4, 0), g.lab.Front(v4, 0)
+		network := func(a netip.Addr) string { return netip.PrefixFrom(a, a.BitLen()).String() }
+		require.NoError(t, g.lab.Gateways[0].Route(network(endpoint), routerOf(v4)))
+		require.NoError(t, g.lab.Nodes[0].Route(network(front), g.lab.Gateways[0].Address(v4).String()))
+		g.isSlow(g.begin(plain, g.lab.A), "a flow that takes another interface than its answers")
+	}
+}
+
+func routerOf(v4 bool) string {
+	if v4 {
+		return "192.0.2.254"
+	}
+	return "2001:db8:c::fe"
+}
+
+func TestAFastFlowMovesWhenItsEndpointIsUnhealthy(t *testing.T) {
+	for _, v4 := range []bool{true, false} {
+		g := newFastGateway(t)
+		f := labFrontend(model.UDP, lab.VIP(v4, 1), 80, 30080, "all")
+		pool := labPool("all", v4, 0)
+		g.apply(model.Snapshot{Pools: []model.Pool{pool}, Frontends: []model.Frontend{f}})
+		c, err := g.lab.A.Dial("udp", netip.AddrPortFrom(f.VIP, f.Port), lab.From{})
+		require.NoError(t, err)
+		defer c.Close()
+		ask := func() error { _, err := lab.Who(c); return err }
+		require.NoError(t, ask())
+		time.Sleep(2100 * time.Millisecond)
+		require.NoError(t, ask())
+		require.NoError(t, ask())
+		g.isFast(ask, "the flow")
+		pool.Endpoints[0].State = model.Unhealthy
+		pool.Endpoints = append(pool.Endpoints, labPool("", v4, 1).Endpoints...)
+		g.apply(model.Snapshot{Pools: []model.Pool{pool}, Frontends: []model.Frontend{f}})
+		answer, err := lab.Who(c)
+		require.NoError(t, err)
+		require.Equal(t, lab.EndpointAddress(v4, 1), answer.Endpoint)
+	}
+}
+
+// Conntrack's own timeout holds, of which the flowtable's is the first part.
+func TestAFastFlowThatIsIdleEndsWhenASlowOneWould(t *testing.T) {
+	g := newFastGateway(t)
+	g.do(func() error {
+		return os.WriteFile("/proc/sys/net/netfilter/nf_conntrack_udp_timeout_stream", []byte("8"), 0)
+	})
+	g.do(func() error { return os.WriteFile("/proc/sys/net/netfilter/nf_flowtable_udp_timeout", []byte("3"), 0) })
+	f := labFrontend(model.UDP, lab.VIP(true, 1), 80, 30080, "all")
+	g.apply(model.Snapshot{Pools: []model.Pool{labPool("all", true, 0)}, Frontends: []model.Frontend{f}})
+	exchange := g.begin(f, g.lab.A)
+	g.isFast(exchange, "the flow")
+	flows := func() (n int) {
+		g.do(func() error { return eachFlow(true, func(f *flow) bool { n++; return false }) })
+		return n
+	}
+	time.Sleep(5 * time.Second)
+	require.Equal(t, 1, flows(), "5 s of 8 s")
+	time.Sleep(6 * time.Second)
+	require.Zero(t, flows(), "11 s of 8 s")
+}
+
+func TestTheFastPathFollowsTheHostsInterfaces(t *testing.T) {
+	g := newFastGateway(t)
+	held := func() []string {
+		g.do(g.fast.refresh)
+		return regexp.MustCompile(`devices = \{.*\}`).FindAllString(g.nft("", "list", "flowtables"), -1)
+	}
+	before := held()
+	require.Equal(t, []string{"devices = { back, front }", "devices = { back, front }"}, before)
+	g.do(func() error {
+		bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "also"}}
+		if err := netlink.LinkAdd(bridge); err != nil {
+			return err
+		}
+		return netlink.AddrAdd(bridge, &netlink.Addr{IPNet: netlink.NewIPNet([]byte{198, 18, 2, 1})})
+	})
+	require.Equal(t, []string{"devices = { also, back, front }", "devices = { also, back, front }"}, held())
+	require.Contains(t, g.nft("", "list", "set", "ip", "kubelb", setFastInterfaces), `"also"`)
+	g.do(func() error {
+		link, err := netlink.LinkByName("also")
+		if err != nil {
+			return err
+		}
+		return netlink.LinkDel(link)
+	})
+	require.Equal(t, before, held())
+	require.NotContains(t, g.nft("", "list", "set", "ip", "kubelb", setFastInterfaces), `"also"`)
+}
+
+func TestTheFastPathIsTakenOverTurnedOffAndPurgedBesideAnothers(t *testing.T) {
+	g := newFastGateway(t)
+	theirs := "table inet theirs { flowtable ft { hook ingress priority 0; devices = { back, front }; }; }"
+	g.nft(theirs, "-f", "-")
+	f := labFrontend(model.TCP, lab.VIP(true, 1), 80, 30080, "all")
+	s := model.Snapshot{Pools: []model.Pool{labPool("all", true, 0)}, Frontends: []model.Frontend{f}}
+	g.apply(s)
+	exchange := g.begin(f, g.lab.A)
+	g.isFast(exchange, "a connection")
+	g.restart()
+	g.isFast(exchange, "a connection, after a restart")
+	g.restartWithOption(flowtableOff)
+	require.NotContains(t, g.nft("", "list", "table", "ip", "kubelb"), "fast")
+	g.isSlow(exchange, "a connection, with the option off")
+	g.restart()
+	g.apply(s)
+	require.NoError(t, exchange())
+	g.isFast(exchange, "a connection, with the option on again")
+	g.do(func() error { return g.Close(t.Context(), true) })
+	left := g.nft("", "list", "ruleset")
+	require.NotContains(t, left, "kubelb")
+	require.Contains(t, left, "flowtable ft")
+}
+
+func (g *gateway) restartWithOption(flowtable string) {
+	g.Backend = Backend{}
+	g.do(func() error {
+		return g.Configure(g.Context(), dataplane.Config{Node: "gateway", StateDir: g.TempDir(), Options: map[string]string{optionFlowtable: flowtable}})
+	})
+}
+
+func TestWithoutFlowtablesInTheKernelAllIsSlowAndThatIsSaid(t *testing.T) {
+	g := newGateway(t)
+	if g.fast.on {
+		t.Skip("this kernel has flowtables")
+	}
+	description, err := g.Describe(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, []string{"fast path: none: this kernel lacks flowtables (modules nf_flow_table_inet, nft_flow_offload, nft_fib_ipv4 and nft_fib_ipv6)"}, description.Notes)
+	g.apply(everything())
+	auto := withoutCounters(g.nft("", "list", "ruleset"))
+	require.NotContains(t, auto, "flowtable")
+	g.restartWithOption(flowtableOff)
+	require.Equal(t, auto, withoutCounters(g.nft("", "list", "ruleset")))
+	description, err = g.Describe(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, []string{"fast path: none: the option flowtable is off"}, description.Notes)
+}
+
+func TestAnOptionThatIsNeitherAutoNorOffIsRefused(t *testing.T) {
+	_, err := openFastPath(nil, "on")
+	require.ErrorContains(t, err, `backend option flowtable="on": it is auto or off`)
+}
+
+func TestOnlyEthernetInterfacesThatForwardByThemselvesAreFast(t *testing.T) {
+	g := newGateway(t)
+	g.do(func() error {
+		bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "bridge"}}
+		port := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "port"}, PeerName: "pod"} // pod has no address
+		for i, link := range []netlink.Link{bridge, port} {
+			if err := netlink.LinkAdd(link); err != nil {
+				return err
+			}
+			if err := netlink.AddrAdd(link, &netlink.Addr{IPNet: netlink.NewIPNet([]byte{198, 18, 2, byte(i)})}); err != nil {
+				return err
+			}
+		}
+		if err := netlink.LinkSetMaster(port, bridge); err != nil {
+			return err
+		}
+		names, err := fastInterfaces()
+		require.Equal(t, "back bridge front", strings.Join(names, " "))
+		return err
+	})
+}

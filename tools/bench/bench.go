@@ -23,6 +23,10 @@ import (
 type Options struct {
 	// Rounds is how often each row is measured; in each round all rows are, in random order.
 	Rounds int
+	// Packets of each row in a round, by default a million. Under emulation a few are enough, as instructions are counted there.
+	Packets uint32
+	// Only names the groups of rows to measure beside plain routing: xdp, tcx, nftables, nftables-50k, flowtable, kube-proxy; all if there is none.
+	Only []string
 	// KubeProxy is the binary, empty to leave it out.
 	KubeProxy string
 	// State is a directory for the backends' state.
@@ -129,7 +133,7 @@ func Run(ctx context.Context, o Options) (rows []Row, err error) {
 			if err := ctx.Err(); err != nil {
 				return rows, err
 			}
-			if err := rows[i].measure(paths[i]); err != nil {
+			if err := rows[i].measure(paths[i], cmp.Or(o.Packets, packets)); err != nil {
 				return rows, fmt.Errorf("%s: %w", paths[i].name, err)
 			}
 		}
@@ -138,7 +142,8 @@ func Run(ctx context.Context, o Options) (rows []Row, err error) {
 	return rows, nil
 }
 
-func (r *Row) measure(p path) error {
+// measure measures the path once, by so many packets unless the path has its own number.
+func (r *Row) measure(p path, most uint32) error {
 	return p.gateway.Do(func() error {
 		if p.before != nil {
 			if err := p.before(); err != nil {
@@ -158,7 +163,7 @@ func (r *Row) measure(p path) error {
 		} else if err := g.next.Put(uint32(0), uint64(rand.Uint32N(newFlows))); err != nil {
 			return err
 		}
-		n := cmp.Or(p.packets, packets)
+		n := cmp.Or(p.packets, most)
 		before, err := p.gateway.arrived()
 		if err != nil {
 			return err
@@ -218,8 +223,14 @@ func (b *builder) paths() ([]path, error) {
 		{name: "the generator alone", gateway: plain, frame: frame(plain.front.HardwareAddr, routed), flows: fewFlows, result: xdpDrop, lost: true},
 		{name: Reference, gateway: plain, frame: frame(plain.front.HardwareAddr, routed), flows: fewFlows, result: xdpPass},
 	}
-	for _, add := range []func() ([]path, error){b.xdpPaths, b.tcxPaths, b.nftablesPaths, b.kubeProxyPaths} {
-		more, err := add()
+	for _, group := range []struct {
+		name string
+		add  func() ([]path, error)
+	}{{"xdp", b.xdpPaths}, {"tcx", b.tcxPaths}, {"nftables", b.nftablesPaths}, {"nftables-50k", b.crowdedPaths}, {"flowtable", b.fastPaths}, {"kube-proxy", b.kubeProxyPaths}} {
+		if len(b.options.Only) > 0 && !slices.Contains(b.options.Only, group.name) {
+			continue
+		}
+		more, err := group.add()
 		if err != nil {
 			return nil, err
 		}
@@ -269,22 +280,29 @@ func (b *builder) tcxPaths() ([]path, error) {
 }
 
 func (b *builder) nftablesPaths() ([]path, error) {
-	few, err := b.gateway("nft", "nftables", fewFrontends, nil)
+	few, err := b.gateway("nft", "nftables", fewFrontends, slow())
 	if err != nil {
 		return nil, err
-	}
-	many, err := b.gateway("nft50k", "nftables", manyFrontends, nil)
-	if err != nil {
-		return nil, err
-	}
-	to := func(g *gateway) []byte {
-		return frame(g.front.HardwareAddr, netip.AddrPortFrom(vip, servedPort))
 	}
 	return []path{
-		{name: "nftables: known flow of 1,024", gateway: few, frame: to(few), flows: fewFlows, result: xdpPass},
-		{name: "nftables: known flow of 1,024, 50,000 frontends", gateway: many, frame: to(many), flows: fewFlows, result: xdpPass},
-		{name: "nftables: new flow", gateway: few, frame: to(few), flows: newFlows, packets: newPackets, result: xdpPass, before: forgetConnections},
+		{name: "nftables: known flow of 1,024", gateway: few, frame: few.frameToVIP(), flows: fewFlows, result: xdpPass},
+		{name: "nftables: new flow", gateway: few, frame: few.frameToVIP(), flows: newFlows, packets: newPackets, result: xdpPass, before: forgetConnections},
 	}, nil
+}
+
+func (b *builder) crowdedPaths() ([]path, error) {
+	many, err := b.gateway("nft50k", "nftables", manyFrontends, slow())
+	if err != nil {
+		return nil, err
+	}
+	return []path{{name: "nftables: known flow of 1,024, 50,000 frontends", gateway: many, frame: many.frameToVIP(), flows: fewFlows, result: xdpPass}}, nil
+}
+
+// slow has nftables take no flowtable.
+func slow() map[string]string { return map[string]string{"flowtable": "off"} }
+
+func (g *gateway) frameToVIP() []byte {
+	return frame(g.front.HardwareAddr, netip.AddrPortFrom(vip, servedPort))
 }
 
 // kubeProxyPaths are those through the rules that every node of a cluster has.

@@ -32,7 +32,9 @@ func main() {
 type options struct {
 	only, proxies, plots, next, kubeProxy string
 	loads                                 []string
+	rows                                  []string
 	rounds                                int
+	packets                               uint
 	long                                  time.Duration
 	state                                 string
 }
@@ -42,6 +44,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	flags.IntVar(&o.rounds, "rounds", 9, "how often each path is measured")
+	flags.UintVar(&o.packets, "packets", 1_000_000, "how many packets each path gets in a round")
+	flags.Func("rows", "which rows of packets, separated by commas: xdp, tcx, nftables, nftables-50k, flowtable, kube-proxy; all without it", func(text string) error {
+		o.rows = strings.Split(text, ",")
+		return nil
+	})
 	flags.DurationVar(&o.long, "for", time.Second, "how long each load is sent in a round")
 	flags.Func("loads", "which loads of traffic, separated by commas; all without it", func(text string) error {
 		o.loads = strings.Split(text, ",")
@@ -93,7 +100,7 @@ func (o options) explain(err error) error {
 }
 
 func packets(ctx context.Context, o options, stdout, stderr, log io.Writer) error {
-	rows, err := bench.Run(ctx, bench.Options{Rounds: o.rounds, KubeProxy: o.kubeProxy, State: o.state, Log: log, Progress: stderr})
+	rows, err := bench.Run(ctx, bench.Options{Rounds: o.rounds, Packets: uint32(o.packets), Only: o.rows, KubeProxy: o.kubeProxy, State: o.state, Log: log, Progress: stderr})
 	if err != nil {
 		return err
 	}

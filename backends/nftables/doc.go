@@ -8,7 +8,8 @@
 //	scrub:      the marks that the look-ups used are cleared before any other rule sees them
 //
 // and is masqueraded in postrouting, unless its frontend is transparent. What is rewritten of a packet for a direct frontend is
-// put back on its way out (direct.go). Packets of known flows follow conntrack and meet one rule.
+// put back on its way out (direct.go). Packets of known flows follow conntrack and meet one rule, or, where the kernel has
+// flowtables, take the fast path and meet none (flowtable.go).
 //
 // The kernel is the only memory: digests and names stand in comments of map elements, so a new process takes over what it
 // finds (adopt.go) and changes only what differs (state.go). The tables stay when the process ends, and also when no

@@ -14,8 +14,8 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// Render returns the tables, with what they would hold, in nft's own syntax: nft -f takes it as it is. Beside them stands a chain for each
-// interface to an endpoint of a direct frontend, which depends on the host.
+// Render returns the tables, with what they would hold, in nft's own syntax: nft -f takes it as it is. Beside them stand a chain for each
+// interface to an endpoint of a direct frontend, and the flowtables, which depend on the host.
 func (b *Backend) Render(_ context.Context, snapshot model.Snapshot) (string, error) {
 	fresh := &Backend{egress: newEgress("kubelb")}
 	for _, f := range families {

@@ -126,5 +126,18 @@ func (f *flow) isNoConnection() bool {
 	if f.mark&(directMask|unansweredBit) == directNumbers|unansweredBit {
 		return true
 	}
-	return f.state == nl.TCP_CONNTRACK_SYN_SENT || f.state == nl.TCP_CONNTRACK_TIME_WAIT || f.state == nl.TCP_CONNTRACK_CLOSE
+	return f.state == nl.TCP_CONNTRACK_SYN_SENT || f.state == nl.TCP_CONNTRACK_TIME_WAIT || f.state == nl.TCP_CONNTRACK_CLOSE || f.wasReset()
+}
+
+// afterReset is how long conntrack keeps an established connection that gets a reset whose sequence number it does not expect
+// (nf_conntrack_tcp_timeout_unacknowledged). Silence for a while tells such a connection from one that waits for an acknowledgement.
+const (
+	afterReset = 300 * time.Second
+	silence    = 5 * time.Second
+)
+
+// wasReset reports whether the entry is most likely of a connection that ended by a reset after it was fast: up to Linux 6.12 conntrack
+// compares the reset's sequence number with the last one that it has seen itself, and takes the connection for established.
+func (f *flow) wasReset() bool {
+	return f.state == nl.TCP_CONNTRACK_ESTABLISHED && f.wasFast && f.left <= afterReset-silence
 }

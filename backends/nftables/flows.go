@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"iter"
 	"net/netip"
+	"time"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -20,8 +21,12 @@ type flow struct {
 	client, vip, endpoint, answered netip.Addr
 	vipPort, endpointPort           uint16
 	mark                            uint32
-	// state is the TCP connection's (nl.TCP_CONNTRACK_...), 0 for what is none.
+	// state is the TCP connection's (nl.TCP_CONNTRACK_...), 0 for what is none, and for what is fast now.
 	state uint8
+	// wasFast: a TCP connection whose sequence numbers conntrack does not check, since it was fast once.
+	wasFast bool
+	// left is how long conntrack keeps the entry unless there are packets. It is 0 for what is fast now.
+	left time.Duration
 }
 
 // eachFlow shows all entries of the family, and deletes those of which look says so. What it shows is good until look returns.
@@ -64,6 +69,12 @@ func eachFlow(v4 bool, look func(*flow) bool) error {
 // sizeofNfgenmsg is how long the header is before an entry's attributes (linux/netfilter/nfnetlink.h).
 const sizeofNfgenmsg = 4
 
+// Of struct nf_ct_tcp_flags, and IP_CT_TCP_FLAG_BE_LIBERAL in it (linux/netfilter/nf_conntrack_tcp.h).
+const (
+	sizeofTCPFlags = 2
+	beLiberal      = 0x08
+)
+
 func conntrackRequest(family uint8, operation, flags int) *nl.NetlinkRequest {
 	request := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_CTNETLINK<<8|operation, flags)
 	request.AddData(&nl.Nfgenmsg{NfgenFamily: family, Version: nl.NFNETLINK_V0})
@@ -83,8 +94,16 @@ func (f *flow) read(entry []byte) bool {
 		case nl.CTA_TUPLE_REPLY:
 			_, f.endpoint, f.answered, f.endpointPort, _ = tupleOf(value)
 		case nl.CTA_PROTOINFO:
-			if state := within(within(value, nl.CTA_PROTOINFO_TCP), nl.CTA_PROTOINFO_TCP_STATE); len(state) == 1 {
+			tcp := within(value, nl.CTA_PROTOINFO_TCP)
+			if state := within(tcp, nl.CTA_PROTOINFO_TCP_STATE); len(state) == 1 {
 				f.state = state[0]
+			}
+			if flags := within(tcp, nl.CTA_PROTOINFO_TCP_FLAGS_ORIGINAL); len(flags) == sizeofTCPFlags {
+				f.wasFast = flags[0]&beLiberal != 0
+			}
+		case nl.CTA_TIMEOUT:
+			if len(value) == 4 {
+				f.left = time.Duration(binary.BigEndian.Uint32(value)) * time.Second
 			}
 		case nl.CTA_MARK:
 			if len(value) == 4 {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	nft "github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -44,16 +45,23 @@ type fastPath struct {
 	// on: the kernel has flowtables and the operator wants them. note says which, and why.
 	on   bool
 	note string
+	// made is when the flowtables were made anew, or this process began.
+	made time.Time
 }
+
+// renewal is how often the flowtables are made anew. A flow that never rests has its time in conntrack set to a day when it becomes fast,
+// and again when only five minutes of it are left (nf_flow_table_extend_ct_timeout, Linux 6.12): one that rests then would be forgotten
+// after these. So 18 hours are left at least.
+const renewal = 6 * time.Hour
 
 // openFastPath makes, takes over or removes the flowtables, as the option says.
 func openFastPath(tables []*table, option string) (*fastPath, error) {
-	f := &fastPath{tables: tables}
+	f := &fastPath{tables: tables, made: time.Now()}
 	switch option {
 	case "", flowtableAuto:
 	case flowtableOff:
 		f.note = "fast path: none: the option " + optionFlowtable + " is " + flowtableOff
-		return f, f.hold(nil)
+		return f, f.hold(nil, false)
 	default:
 		return nil, fmt.Errorf("backend option %s=%q: it is %s or %s", optionFlowtable, option, flowtableAuto, flowtableOff)
 	}
@@ -67,20 +75,24 @@ func openFastPath(tables []*table, option string) (*fastPath, error) {
 	default:
 		f.note = "fast path: none: " + err.Error()
 	}
-	return f, f.hold(nil)
+	return f, f.hold(nil, false)
 }
 
 // attempts bounds how often the flowtables are made while interfaces go.
 const attempts = 3
 
-// refresh brings the flowtables to the host's interfaces. Its error is ENOENT or EOPNOTSUPP where the kernel lacks flowtables.
+// refresh brings the flowtables to the host's interfaces, and makes them anew when it is time. Its error is ENOENT or EOPNOTSUPP where the kernel lacks flowtables.
 func (f *fastPath) refresh() error {
 	interfaces, err := fastInterfaces()
 	if err != nil {
 		return err
 	}
+	renew := time.Since(f.made) > renewal
 	for range attempts {
-		if err = f.hold(interfaces); !errors.Is(err, unix.ENOENT) {
+		if err = f.hold(interfaces, renew); err == nil && renew {
+			f.made = time.Now()
+		}
+		if !errors.Is(err, unix.ENOENT) {
 			return err
 		}
 		// An interface that has gone meanwhile has the same error as a kernel without flowtables.
@@ -95,8 +107,8 @@ func (f *fastPath) refresh() error {
 	return err
 }
 
-// hold has every table's flowtable stand at these interfaces, which are sorted. Without interfaces there is no flowtable.
-func (f *fastPath) hold(interfaces []string) error {
+// hold has every table's flowtable stand at these interfaces, which are sorted, a new one if so asked. Without interfaces there is none.
+func (f *fastPath) hold(interfaces []string, renew bool) error {
 	c, err := elements.Connect()
 	if err != nil {
 		return err
@@ -106,7 +118,7 @@ func (f *fastPath) hold(interfaces []string) error {
 		if err != nil {
 			return err
 		}
-		if slices.Equal(held, interfaces) && there == (len(interfaces) > 0) {
+		if !renew && slices.Equal(held, interfaces) && there == (len(interfaces) > 0) {
 			continue
 		}
 		// Made anew: its flows take the slow path for a packet and come back.

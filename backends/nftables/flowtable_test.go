@@ -231,6 +231,41 @@ func TestAFastFlowThatIsIdleEndsWhenASlowOneWould(t *testing.T) {
 	require.Zero(t, flows(), "11 s of 8 s")
 }
 
+func TestTheFlowtableIsMadeAnewEverySixHours(t *testing.T) {
+	g := newFastGateway(t)
+	f := labFrontend(model.TCP, lab.VIP(true, 1), 80, 30080, "all")
+	g.apply(model.Snapshot{Pools: []model.Pool{labPool("all", true, 0)}, Frontends: []model.Frontend{f}})
+	exchange := g.begin(f, g.lab.A)
+	listed := func() string { return g.nft("", "-a", "list", "flowtables") }
+	before := listed()
+	g.do(g.fast.refresh)
+	require.Equal(t, before, listed())
+	g.fast.made = time.Now().Add(-renewal - time.Second)
+	g.do(g.fast.refresh)
+	require.NotEqual(t, before, listed())
+	require.NoError(t, exchange())
+	g.isFast(exchange, "the connection that was there")
+}
+
+func TestAFastConnectionThatWasResetKeepsNoPortOfAnEndpointThatLeft(t *testing.T) {
+	for _, v4 := range []bool{true, false} {
+		g := newFastGateway(t)
+		f := labFrontend(model.TCP, lab.VIP(v4, 1), 80, 30080, "all")
+		g.apply(model.Snapshot{Pools: []model.Pool{labPool("all", v4, 0)}, Frontends: []model.Frontend{f}})
+		to, from := netip.AddrPortFrom(f.VIP, f.Port), lab.From{Port: 40000}
+		s, err := g.lab.A.Stream(to, from)
+		require.NoError(t, err)
+		require.NoError(t, s.Alive())
+		g.isFast(s.Alive, "the connection")
+		require.NoError(t, s.Reset())
+		time.Sleep(silence + 2*time.Second)
+		g.apply(model.Snapshot{Pools: []model.Pool{labPool("all", v4, 1)}, Frontends: []model.Frontend{f}})
+		answer, err := g.lab.A.Ask("tcp", to, from)
+		require.NoError(t, err)
+		require.Equal(t, lab.EndpointAddress(v4, 1), answer.Endpoint)
+	}
+}
+
 func TestTheFastPathFollowsTheHostsInterfaces(t *testing.T) {
 	g := newFastGateway(t)
 	held := func() []string {

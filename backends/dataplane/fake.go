@@ -26,9 +26,13 @@ type Fake struct {
 
 var _ Dataplane = (*Fake)(nil)
 
-// Describe returns a backend with every feature.
+// Describe returns a backend with every feature, and once configured with a note of its node.
 func (f *Fake) Describe(context.Context) (Description, error) {
-	return Description{Name: "fake", Version: "1", Features: []Feature{
+	var notes []string
+	if f.config.Node != "" {
+		notes = []string{"node: " + f.config.Node}
+	}
+	return Description{Name: "fake", Version: "1", Notes: notes, Features: []Feature{
 		SourceRanges, Affinity, Weights, Drain, Transparent, Direct, ProxyProtocol, Limits, RateLimits, IdleTimeout}}, nil
 }
 

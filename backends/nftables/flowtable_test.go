@@ -318,6 +318,25 @@ func TestTheFastPathIsTakenOverTurnedOffAndPurgedBesideAnothers(t *testing.T) {
 	require.Contains(t, left, "flowtable ft")
 }
 
+// Another version replaces tables whose version chain has another name.
+func TestTablesOfAnotherVersionAreReplacedWithTheirFlowtables(t *testing.T) {
+	g := newFastGateway(t)
+	f := labFrontend(model.TCP, lab.VIP(true, 1), 80, 30080, "all")
+	s := model.Snapshot{Pools: []model.Pool{labPool("all", true, 0)}, Frontends: []model.Frontend{f}}
+	g.apply(s)
+	exchange := g.begin(f, g.lab.A)
+	g.isFast(exchange, "a connection")
+	require.Empty(t, g.nft("", "rename", "chain", "ip", "kubelb", versionChain, "layout-0"))
+	g.restartWithOption(flowtableOff)
+	require.NotContains(t, g.nft("", "list", "flowtables"), "flowtable fast", "so it would be after a downgrade")
+	g.isSlow(exchange, "a connection, under the other version")
+	require.Empty(t, g.nft("", "rename", "chain", "ip", "kubelb", versionChain, "layout-0"))
+	g.restart()
+	g.apply(s)
+	require.NoError(t, exchange())
+	g.isFast(exchange, "a connection, after an upgrade")
+}
+
 func (g *gateway) restartWithOption(flowtable string) {
 	g.Backend = Backend{}
 	g.do(func() error {

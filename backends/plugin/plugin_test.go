@@ -68,6 +68,9 @@ func TestEverythingCrossesTheWireUnchanged(t *testing.T) {
 	config := dataplane.Config{Node: "gw", Uplinks: []string{"eth0"}, SourceAddresses: []netip.Addr{netip.MustParseAddr("2001:db8::1")},
 		SourcePortMin: 2000, SourcePortMax: 3000, StateDir: t.TempDir(), Options: map[string]string{"k": "v"}}
 	require.NoError(t, d.Configure(ctx, config))
+	description, err = d.Describe(ctx)
+	require.NoError(t, err)
+	require.Equal(t, []string{"node: gw"}, description.Notes)
 
 	// More than one gRPC message of 4 MiB could hold.
 	want := bigSnapshot(100, 1000, 5000)

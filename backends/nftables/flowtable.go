@@ -81,7 +81,8 @@ func openFastPath(tables []*table, option string) (*fastPath, error) {
 // attempts bounds how often the flowtables are made while interfaces go.
 const attempts = 3
 
-// refresh brings the flowtables to the host's interfaces, and makes them anew when it is time. Its error is ENOENT or EOPNOTSUPP where the kernel lacks flowtables.
+// refresh brings the flowtables to the host's interfaces, and makes them anew when it is time. Its error is ENOENT or EOPNOTSUPP where the
+// kernel lacks flowtables.
 func (f *fastPath) refresh() error {
 	interfaces, err := fastInterfaces()
 	if err != nil {
@@ -123,7 +124,9 @@ func (f *fastPath) hold(interfaces []string, renew bool) error {
 		}
 		// Made anew: its flows take the slow path for a packet and come back.
 		if there {
-			t.removeFlowtable(c)
+			if err := t.removeFlowtable(c); err != nil {
+				return err
+			}
 		}
 		if len(interfaces) > 0 {
 			if err := t.addFlowtable(c, interfaces); err != nil {
@@ -149,7 +152,7 @@ func (t *table) fastAt(c *nft.Conn) (there bool, interfaces []string, err error)
 		return false, nil, nil
 	}
 	inSet, err := c.GetSetElements(t.fastInterfaces())
-	if err != nil {
+	if err != nil && !errors.Is(err, unix.ENOENT) {
 		return true, nil, fmt.Errorf("read %s: %w", setFastInterfaces, err)
 	}
 	var names []string
@@ -178,10 +181,15 @@ func (t *table) addFlowtable(c *nft.Conn, interfaces []string) error {
 	return *failed
 }
 
-func (t *table) removeFlowtable(c *nft.Conn) {
-	c.DelChain(&nft.Chain{Table: t.nft, Name: flowtableName})
+// removeFlowtable removes chain and set, too, even if somebody else has done so already: what is there can be added.
+func (t *table) removeFlowtable(c *nft.Conn) error {
+	c.DelChain(c.AddChain(&nft.Chain{Table: t.nft, Name: flowtableName}))
+	if err := c.AddSet(t.fastInterfaces(), nil); err != nil {
+		return fmt.Errorf("set %s: %w", setFastInterfaces, err)
+	}
 	c.DelSet(t.fastInterfaces())
 	c.DelFlowtable(&nft.Flowtable{Table: t.nft, Name: flowtableName})
+	return nil
 }
 
 func (t *table) fastInterfaces() *nft.Set {

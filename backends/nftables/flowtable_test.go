@@ -318,6 +318,25 @@ func TestTheFastPathIsTakenOverTurnedOffAndPurgedBesideAnothers(t *testing.T) {
 	require.Contains(t, left, "flowtable ft")
 }
 
+func TestAFlowtableWhoseChainSomebodyElseRemovedIsRemovedAndMadeAgain(t *testing.T) {
+	g := newFastGateway(t)
+	without := func() {
+		for _, verb := range []string{"flush", "delete"} {
+			require.Empty(t, g.nft("", verb, "chain", "ip", "kubelb", flowtableName))
+		}
+		require.Empty(t, g.nft("", "delete", "set", "ip", "kubelb", setFastInterfaces))
+	}
+	without()
+	g.restartWithOption(flowtableOff)
+	require.NotContains(t, g.nft("", "list", "flowtables"), "flowtable fast")
+	g.restart()
+	require.True(t, g.fast.on)
+	without()
+	g.fast.made = time.Now().Add(-renewal - time.Second)
+	g.do(g.fast.refresh)
+	require.Contains(t, g.nft("", "list", "table", "ip", "kubelb"), "flow add @fast")
+}
+
 // Another version replaces tables whose version chain has another name.
 func TestTablesOfAnotherVersionAreReplacedWithTheirFlowtables(t *testing.T) {
 	g := newFastGateway(t)

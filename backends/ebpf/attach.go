@@ -23,27 +23,48 @@ const (
 
 var xdpModes = []string{xdpAuto, xdpNative, xdpGeneric, xdpOff}
 
+// The values of the option attach.
+const (
+	attachAuto   = "auto"   // tcx where the kernel has it
+	attachTCX    = "tcx"    // Linux 6.6
+	attachClsact = "clsact" // a filter, as tc makes them
+)
+
+var attachModes = []string{attachAuto, attachTCX, attachClsact}
+
+// hook is a program's place at an interface: a pinned link, or a filter.
+type hook interface {
+	// Update puts another program in its place. The error is ENOLINK where the interface has gone.
+	Update(*ebpf.Program) error
+	// Detach ends the program before it returns.
+	Detach() error
+	// Unpin removes what the BPF file system has of it.
+	Unpin() error
+	Close() error
+}
+
 // attached is what runs at an interface.
 type attached struct {
-	name     string
-	tcx, xdp link.Link
+	name string
+	// tc is where the complete program runs, xdp where the fast path does; nil if it does not.
+	tc, xdp hook
 	// written is what the XDP program knows of it; nil if that is not known yet.
 	written *networkInterface
 }
 
-func (at *attached) links() []link.Link {
+func (at *attached) hooks() []hook {
 	if at.xdp == nil {
-		return []link.Link{at.tcx}
+		return []hook{at.tc}
 	}
-	return []link.Link{at.tcx, at.xdp}
+	return []hook{at.tc, at.xdp}
 }
 
 // detach ends the programs before it returns. Without it the kernel would do so some time after the last reference to the link, that
 // of the pin, is gone, and not while another process has it open.
 func (at *attached) detach() error {
 	var errs []error
-	for _, l := range at.links() {
-		errs = append(errs, l.Detach())
+	for _, h := range at.hooks() {
+		errs = append(errs, h.Detach())
 	}
 	return errors.Join(errs...)
 }
@@ -54,21 +75,35 @@ func (k *kernel) attach() error {
 	if err != nil {
 		return fmt.Errorf("list interfaces: %w", err)
 	}
+	var errs []error
 	for _, l := range links {
 		a := l.Attrs()
 		if a.EncapType != "ether" {
 			continue
 		}
-		at := k.attached[a.Index]
-		if at == nil {
-			if at, err = k.attachTo(a); err != nil {
-				return fmt.Errorf("attach to interface %s: %w", a.Name, err)
-			}
-			k.attached[a.Index] = at
+		if err := k.attachOrRestore(a); err != nil {
+			errs = append(errs, fmt.Errorf("interface %s: %w", a.Name, err))
 		}
 	}
 	k.letGo(links)
-	return k.describe(links)
+	return errors.Join(append(errs, k.describe(links))...)
+}
+
+// attachOrRestore attaches to an interface that is new. A filter elsewhere anybody can have taken away; a link nobody can but by its pin.
+func (k *kernel) attachOrRestore(a *netlink.LinkAttrs) error {
+	at := k.attached[a.Index]
+	if at == nil {
+		at, err := k.attachTo(a)
+		if err != nil {
+			return fmt.Errorf("attach: %w", err)
+		}
+		k.attached[a.Index] = at
+		return nil
+	}
+	if f, ok := at.tc.(*filter); ok {
+		return f.restore(k.objects.LbTc)
+	}
+	return nil
 }
 
 // letGo forgets interfaces that are gone.
@@ -77,9 +112,9 @@ func (k *kernel) letGo(links []netlink.Link) {
 		if slices.ContainsFunc(links, func(l netlink.Link) bool { return l.Attrs().Index == index }) {
 			continue
 		}
-		for _, l := range at.links() {
-			_ = l.Unpin()
-			_ = l.Close()
+		for _, h := range at.hooks() {
+			_ = h.Unpin()
+			_ = h.Close()
 		}
 		delete(k.attached, index)
 	}
@@ -96,7 +131,7 @@ func (k *kernel) describe(links []netlink.Link) error {
 		}
 		is := networkInterface{}
 		if runs {
-			is = describe(a, at)
+			is = k.describeOne(a, at)
 		}
 		if at.written != nil && is == *at.written {
 			continue
@@ -109,43 +144,90 @@ func (k *kernel) describe(links []netlink.Link) error {
 	return nil
 }
 
-func describe(a *netlink.LinkAttrs, at *attached) (is networkInterface) {
+func (k *kernel) describeOne(a *netlink.LinkAttrs, at *attached) (is networkInterface) {
 	copy(is.MAC[:], a.HardwareAddr)
 	if at.xdp != nil {
 		is.Runs = 1
 	}
-	// One that cannot be asked now, as when it goes, gets nothing by XDP: then tcx sees to it.
-	if features, err := xdpFeatures(a.Index); err == nil && features&xdpTransmits != 0 && a.RawFlags&flagUp != 0 {
+	if a.RawFlags&flagUp != 0 && k.transmits(a, at) {
 		is.Transmits = 1
 	}
 	return is
+}
+
+// transmits tells whether the interface's driver takes frames from XDP programs of others. One that cannot be asked now, as when it goes, gets
+// nothing by XDP: then the complete program sees to it. Linux before 6.3 says it of none: there the operator who asks for native answers for the
+// drivers that run the program.
+func (k *kernel) transmits(a *netlink.LinkAttrs, at *attached) bool {
+	features, err := xdpFeatures(a.Index)
+	if errors.Is(err, errNoXDPFeatures) {
+		return k.xdpMode == xdpNative && at.xdp != nil
+	}
+	return err == nil && features&xdpTransmits != 0
 }
 
 // flagUp is IFF_UP.
 const flagUp = 1
 
 func (k *kernel) attachTo(a *netlink.LinkAttrs) (*attached, error) {
-	tcx, err := k.attachPinned("link", a.Index, k.objects.LbTc, func() (link.Link, error) {
-		return link.AttachTCX(link.TCXOptions{Interface: a.Index, Program: k.objects.LbTc, Attach: ebpf.AttachTCXIngress})
-	})
+	tc, err := k.attachTc(a.Index)
 	if err != nil {
 		return nil, err
 	}
-	at := &attached{name: a.Name, tcx: tcx}
+	at := &attached{name: a.Name, tc: tc}
 	mode, required := k.modeFor(a)
 	if mode == 0 {
 		return at, k.unpin("xdp", a.Index)
 	}
-	at.xdp, err = k.attachPinned("xdp", a.Index, k.xdp.LbXdp, func() (link.Link, error) {
+	xdp, err := k.attachPinned("xdp", a.Index, k.xdp.LbXdp, func() (link.Link, error) {
 		return link.AttachXDP(link.XDPOptions{Interface: a.Index, Program: k.xdp.LbXdp, Flags: mode})
 	})
 	if err != nil && required {
-		return nil, errors.Join(fmt.Errorf("XDP (backend option %s=%s): %w", optionXDP, k.xdpMode, err), tcx.Close())
+		return nil, errors.Join(fmt.Errorf("XDP (backend option %s=%s): %w", optionXDP, k.xdpMode, err), tc.Close())
 	}
 	if err != nil {
-		fmt.Fprintf(os.Stderr, "interface %s: no XDP, tcx does all: %v\n", a.Name, err)
+		fmt.Fprintf(os.Stderr, "interface %s: no XDP, tc does all: %v\n", a.Name, err)
+		return at, nil
 	}
+	at.xdp = xdp
 	return at, nil
+}
+
+// attachTc attaches the complete program, and only then takes away what an earlier process had attached in the other way: for a moment
+// there are both, and what one takes the other does not see.
+func (k *kernel) attachTc(index int) (hook, error) {
+	f := k.filter(index)
+	if k.options.attach == attachClsact {
+		if err := f.attach(k.objects.LbTc); err != nil {
+			return nil, err
+		}
+		return f, k.unpin("link", index)
+	}
+	l, err := k.attachPinned("link", index, k.objects.LbTc, func() (link.Link, error) {
+		return link.AttachTCX(link.TCXOptions{Interface: index, Program: k.objects.LbTc, Attach: ebpf.AttachTCXIngress})
+	})
+	if err != nil {
+		return nil, err
+	}
+	return l, f.Detach()
+}
+
+// haveTCX is nil where the kernel has tcx.
+func haveTCX() error {
+	const loopback = 1 // in every network namespace
+	_, err := link.QueryPrograms(link.QueryOptions{Target: loopback, Attach: ebpf.AttachTCXIngress})
+	return err
+}
+
+// chooseAttach says how the complete program is attached where the operator leaves that open.
+func chooseAttach(asked string) string {
+	if asked != attachAuto {
+		return asked
+	}
+	if haveTCX() != nil {
+		return attachClsact
+	}
+	return attachTCX
 }
 
 // modeFor tells how the XDP program is to be attached to the interface, not at all if 0, and whether it must be.
@@ -160,7 +242,11 @@ func (k *kernel) modeFor(a *netlink.LinkAttrs) (mode link.XDPAttachFlags, requir
 		return link.XDPGenericMode, true
 	case xdpAuto:
 		// On others, as a veth pair, a frame would have to be copied for XDP, and large ones be cut up first.
-		if _, err := os.Stat(filepath.Join("/sys/class/net", a.Name, "device")); err == nil {
+		if _, err := os.Stat(filepath.Join("/sys/class/net", a.Name, "device")); err != nil {
+			return 0, false
+		}
+		// Where it cannot send it is of no use.
+		if _, err := xdpFeatures(a.Index); !errors.Is(err, errNoXDPFeatures) {
 			return link.XDPDriverMode, false
 		}
 	}

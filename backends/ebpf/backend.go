@@ -48,6 +48,8 @@ const (
 	optionBPFFS = "bpffs" // the BPF file system that everything is pinned in
 	optionXDP   = "xdp"   // where the XDP program runs
 	optionFlows = "flows" // how many entries the table of flows has, two for each flow
+	// optionAttach is how the complete program is attached.
+	optionAttach = "attach"
 )
 
 // usualBPFFS is where systemd mounts it.
@@ -59,13 +61,13 @@ const (
 )
 
 type options struct {
-	bpffs, xdp string
-	flows      uint32
-	edit       func(*ebpf.CollectionSpec) error
+	bpffs, xdp, attach string
+	flows              uint32
+	edit               func(*ebpf.CollectionSpec) error
 }
 
 func readOptions(given map[string]string) (options, error) {
-	o := options{bpffs: usualBPFFS, xdp: xdpAuto, flows: defaultFlows}
+	o := options{bpffs: usualBPFFS, xdp: xdpAuto, attach: attachAuto, flows: defaultFlows}
 	for option, value := range given {
 		switch option {
 		case optionBPFFS:
@@ -75,6 +77,11 @@ func readOptions(given map[string]string) (options, error) {
 				return o, fmt.Errorf("backend option %s=%q: give one of %s", optionXDP, value, strings.Join(xdpModes, ", "))
 			}
 			o.xdp = value
+		case optionAttach:
+			if !slices.Contains(attachModes, value) {
+				return o, fmt.Errorf("backend option %s=%q: give one of %s", optionAttach, value, strings.Join(attachModes, ", "))
+			}
+			o.attach = value
 		case optionFlows:
 			n, err := strconv.ParseUint(value, 10, 32)
 			if err != nil || n < 1<<10 || n > mostFlows {
@@ -82,7 +89,7 @@ func readOptions(given map[string]string) (options, error) {
 			}
 			o.flows = uint32(n)
 		default:
-			return o, fmt.Errorf("backend option %q: the eBPF backend knows only %s, %s and %s", option, optionBPFFS, optionXDP, optionFlows)
+			return o, fmt.Errorf("backend option %q: the eBPF backend knows only %s, %s, %s and %s", option, optionBPFFS, optionXDP, optionFlows, optionAttach)
 		}
 	}
 	return o, nil

@@ -2,6 +2,7 @@ package ebpf
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 
 	"github.com/vishvananda/netlink"
@@ -20,6 +21,9 @@ const (
 	xdpTransmits = 4
 )
 
+// errNoXDPFeatures is what kernels before that family answer.
+var errNoXDPFeatures = errors.New("this kernel does not say what drivers do with XDP (Linux 6.3)")
+
 // genericHeader is struct genlmsghdr: command, version, and two bytes that have to be zero.
 type genericHeader [nl.SizeofGenlmsg]byte
 
@@ -32,6 +36,9 @@ func (h genericHeader) Serialize() []byte { return h[:] }
 // xdpFeatures tells what the interface's driver can do now.
 func xdpFeatures(index int) (uint64, error) {
 	family, err := netlink.GenlFamilyGet(netdevFamily)
+	if errors.Is(err, unix.ENOENT) {
+		return 0, errNoXDPFeatures
+	}
 	if err != nil {
 		return 0, fmt.Errorf("netlink family %s: %w", netdevFamily, err)
 	}

@@ -51,6 +51,7 @@ func load(o options, stateDir string) (*kernel, error) {
 	if err := requireBPFFS(o.bpffs); err != nil {
 		return nil, err
 	}
+	o.attach = chooseAttach(o.attach)
 	// An earlier process's stamps are other ones.
 	k := &kernel{stamp: uint32(time.Now().UnixMilli()), attached: map[int]*attached{}, tables: map[uint32]*ebpf.Map{}, options: o, xdpMode: o.xdp, dir: filepath.Join(o.bpffs, pinName(stateDir))}
 	if err := os.MkdirAll(k.dir, 0o700); err != nil {
@@ -125,12 +126,19 @@ func (k *kernel) prepare(spec *ebpf.CollectionSpec) error {
 			m.MaxEntries = k.options.flows
 		case "young_flows":
 			m.MaxEntries = max(k.options.flows/4, 1<<10)
+		case mapLimits:
+			if errors.Is(haveSleepableHashes(), ebpf.ErrNotSupported) {
+				m.Flags &^= noPreallocation
+			}
 		}
 	}
 	if tracks := spec.Variables["tracks"]; tracks != nil && k.tracking.asked() {
 		if err := tracks.Set(uint8(1)); err != nil {
 			return fmt.Errorf("variable tracks: %w", err)
 		}
+	}
+	if program := spec.Programs["lb_xdp"]; program != nil && haveXDPFrags() != nil {
+		program.Flags &^= xdpHasFrags
 	}
 	if k.options.edit != nil {
 		return k.options.edit(spec)
@@ -139,7 +147,7 @@ func (k *kernel) prepare(spec *ebpf.CollectionSpec) error {
 }
 
 // unpinned are the maps that hold nothing from one packet to the next, and the constants of the programs.
-var unpinned = []string{"scratches", "budgets", "ended", "ways", ".rodata"}
+var unpinned = []string{"scratches", "numbers", "budgets", "ended", "ended_count", "ways", ".rodata"}
 
 // openRecords opens the maps that only the plugin reads, once the numbers say that it knows what is in them.
 func (k *kernel) openRecords(options ebpf.MapOptions) error {
@@ -301,8 +309,8 @@ func (k *kernel) close(purge bool) error {
 		if purge {
 			errs = append(errs, at.detach())
 		}
-		for _, l := range at.links() {
-			errs = append(errs, l.Close())
+		for _, h := range at.hooks() {
+			errs = append(errs, h.Close())
 		}
 	}
 	for _, m := range k.maps {

@@ -8,33 +8,9 @@ import (
 	"strings"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"kubelb.k8c.io/core/model"
 )
-
-// The first kernel with tcx.
-const kernelMajor, kernelMinor = 6, 6
-
-// requireKernel says what to do where the kernel is too old.
-func requireKernel() error {
-	var name unix.Utsname
-	if err := unix.Uname(&name); err != nil {
-		return fmt.Errorf("uname: %w", err)
-	}
-	return requireRelease(unix.ByteSliceToString(name.Release[:]))
-}
-
-func requireRelease(release string) error {
-	var major, minor int
-	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err != nil {
-		return fmt.Errorf("kernel release %q: %w", release, err)
-	}
-	if major < kernelMajor || major == kernelMajor && minor < kernelMinor {
-		return fmt.Errorf("the eBPF backend needs Linux %d.%d or later (tcx), and this is %s: use --backend=nftables or --backend=envoy here, or a newer kernel", kernelMajor, kernelMinor, release)
-	}
-	return nil
-}
 
 // requireForwarding says what to do where the kernel finds no routes for packets of others.
 func requireForwarding(v4 bool) error {

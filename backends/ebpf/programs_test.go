@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/stretchr/testify/require"
@@ -45,6 +46,7 @@ type bench struct {
 	*testing.T
 	backend      *Backend
 	front, back  *netlink.LinkAttrs
+	other        *netlab.Namespace // where the links' other ends, a and b, are
 	withoutXDP   bool
 	xdpRan, easy int
 }
@@ -67,7 +69,7 @@ func onBench(t *testing.T, f func(b *bench)) {
 		require.NoError(t, other.TakesFrames(end))
 	}
 	require.NoError(t, gateway.Do(func() error {
-		b := &bench{T: t, backend: &Backend{edit: watched.edit()}}
+		b := &bench{T: t, other: other, backend: &Backend{edit: watched.edit()}}
 		err := b.prepare()
 		if err == nil {
 			b.until(func() { f(b) })
@@ -110,7 +112,46 @@ func (b *bench) prepare() error {
 	if err := b.prepareAddresses(); err != nil {
 		return err
 	}
-	return b.backend.Configure(b.Context(), dataplane.Config{Node: "gw", StateDir: "gw", Options: map[string]string{optionXDP: xdpNative, optionFlows: "524288"}})
+	return b.configure(b.options())
+}
+
+func (b *bench) configure(options map[string]string) error {
+	return b.backend.Configure(b.Context(), dataplane.Config{Node: "gw", StateDir: "gw", Options: options})
+}
+
+// start starts another backend, once the former one is closed.
+func (b *bench) start(options map[string]string) {
+	b.backend = &Backend{edit: watched.edit()}
+	require.NoError(b, b.configure(options))
+}
+
+// options are those of all tests. KUBELB_ATTACH has them run with another way of attaching than the kernel's best.
+func (b *bench) options() map[string]string {
+	options := map[string]string{optionXDP: xdpNative, optionFlows: "524288"}
+	if way := os.Getenv("KUBELB_ATTACH"); way != "" {
+		options[optionAttach] = way
+	}
+	return options
+}
+
+// sender returns a function that sends a frame into the interface, from the other end of its link.
+func (b *bench) sender(at *netlink.LinkAttrs) func(frame []byte) error {
+	socket := -1
+	require.NoError(b, b.other.Do(func() error {
+		l, err := netlink.LinkByName(map[*netlink.LinkAttrs]string{b.front: "a", b.back: "b"}[at])
+		if err != nil {
+			return err
+		}
+		if socket, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0); err != nil {
+			return err
+		}
+		return unix.Bind(socket, &unix.SockaddrLinklayer{Ifindex: l.Attrs().Index})
+	}))
+	b.Cleanup(func() { _ = unix.Close(socket) })
+	return func(frame []byte) error {
+		_, err := unix.Write(socket, frame)
+		return err
+	}
 }
 
 // prepareAddresses has all neighbours known. IPv6 addresses go when an interface is down.
@@ -150,6 +191,19 @@ func (b *bench) apply(pools []model.Pool, frontends ...model.Frontend) {
 		Delta: model.Difference(held.Digests, model.Snapshot{Pools: pools, Frontends: frontends})})
 	require.NoError(b, err)
 	require.Empty(b, result.Failed)
+}
+
+// eventually waits until f is true. It calls f on this thread, which is in the gateway's namespace.
+func (b *bench) eventually(f func() bool, what string) {
+	for begun := time.Now(); !f(); time.Sleep(10 * time.Millisecond) {
+		require.Less(b, time.Since(begun), 20*time.Second, "%s", what)
+	}
+}
+
+// serveFixtures brings the backend to the records of the fixtures.
+func (b *bench) serveFixtures() {
+	pools, frontends := fixtures()
+	b.apply(pools, frontends...)
 }
 
 // What becomes of a frame.

@@ -169,7 +169,7 @@ type (
 // The longest names of pools and of endpoints.
 const maxPoolName, maxEndpointName = 128, 256
 
-// maxInterfaces is MAX_INTERFACES: those with greater numbers are served by tcx alone.
+// maxInterfaces is MAX_INTERFACES: those with greater numbers are served at tc alone.
 const maxInterfaces = 1 << 12
 
 // zeroCounter stands for counters that begin anew.

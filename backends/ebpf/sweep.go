@@ -61,15 +61,16 @@ func (k *kernel) sweep() (stamp uint32, idle map[tuple]bool, err error) {
 		return 0, nil, fmt.Errorf("sweep flows: %w", err)
 	}
 	idle = map[tuple]bool{}
-	for {
+	var count uint32
+	if err := k.objects.EndedCount.Lookup(uint32(0), &count); err != nil {
+		return 0, nil, fmt.Errorf("count connections that were idle: %w", err)
+	}
+	for i := range count {
 		var e ended
-		err := k.objects.Ended.LookupAndDelete(nil, &e)
-		if errors.Is(err, ebpf.ErrKeyNotExist) {
-			return run.Stamp, idle, nil
-		}
-		if err != nil {
+		if err := k.objects.Ended.Lookup(i, &e); err != nil {
 			return 0, nil, fmt.Errorf("read connections that were idle: %w", err)
 		}
 		idle[e.Client], idle[e.Answers] = true, true
 	}
+	return run.Stamp, idle, nil
 }

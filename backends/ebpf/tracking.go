@@ -87,7 +87,7 @@ func (k *kernel) followTracking() error {
 	}
 	var errs []error
 	for _, at := range k.attached {
-		if err := at.tcx.Update(k.objects.LbTc); err != nil && !errors.Is(err, unix.ENOLINK) { // its interface has gone
+		if err := at.tc.Update(k.objects.LbTc); err != nil && !errors.Is(err, unix.ENOLINK) { // its interface has gone
 			errs = append(errs, fmt.Errorf("replace the program at interface %s: %w", at.name, err))
 		}
 	}

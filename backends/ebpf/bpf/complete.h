@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
-// What the tcx program does with a packet: all that there is to do.
+// What the tc program does with a packet: all that there is to do.
 #pragma once
 
 #include "answers.h"

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 // What the XDP program does with a packet, if it is easy: it is whole, of TCP or UDP, and its way is known down to the neighbour's
-// MAC. It passes all others untouched, and the tcx program sees to them.
+// MAC. It passes all others untouched, and the tc program sees to them.
 #pragma once
 
 #include "rewrite.h"
@@ -33,7 +33,7 @@ static __always_inline int handle_icmp(context *ctx, struct scratch *s, __u32 to
 static __always_inline int hand_over(context *ctx, struct scratch *s, __u32 service) { return PASS; }
 static __always_inline int share_ports(struct packet *p) { return 0; }
 
-// goes_on_elsewhere: whether it does is for the tcx program to find out.
+// goes_on_elsewhere: whether it does is for the tc program to find out.
 static __always_inline int goes_on_elsewhere(context *ctx, struct packet *p) { return p->tuple.protocol == IPPROTO_TCP && !opens(p); }
 
 static __always_inline int begun_elsewhere(context *ctx, struct packet *p) { return 1; }

@@ -13,7 +13,7 @@
 #ifdef LB_XDP
 enum { PASS = XDP_PASS, DROP = XDP_DROP };
 #else
-enum { PASS = -1, DROP = 2 }; // TCX_NEXT and TCX_DROP
+enum { PASS = -1, DROP = 2 }; // TCX_NEXT and TCX_DROP, or TC_ACT_UNSPEC, with which the next filter goes on, and TC_ACT_SHOT
 #endif
 
 // AF_INET and AF_INET6 of socket.h
@@ -237,6 +237,7 @@ enum chosen { CHOSEN, NO_ENDPOINT, NO_PORT, TOO_MANY };
 struct search {
 	struct scratch *scratch;
 	__u32 first, ports, start;
+	__u32 probes;    // how many ports are looked at
 	__u32 desperate; // flows that might go on have to make room
 	__u32 found;
 };
@@ -279,7 +280,12 @@ static __always_inline int may_replace(struct scratch *s, const struct tuple *ke
 	return desperate && quiet >= LATE_ANSWER && (key->protocol == IPPROTO_UDP || !(f->state & STATE_REPLIED) || f->state & (STATE_OVER | STATE_RESET));
 }
 
-static long try_port(__u32 index, struct search *search)
+// numbers has an element for each port that a search may look at. To walk through them is the loop of kernels before 5.17, which have no bpf_loop;
+// what is in them nobody reads.
+MAP(BPF_MAP_TYPE_ARRAY, __u32, __u32, 1 << 16, 0) numbers SEC(".maps");
+
+// try_port claims the port that comes so many after the first one, and returns whether the search is over.
+static __always_inline long try_port(__u32 index, struct search *search)
 {
 	struct scratch *s = search->scratch;
 	__u32 port = search->first + (search->start + index) % search->ports;
@@ -302,6 +308,11 @@ static long try_port(__u32 index, struct search *search)
 	return 1;
 }
 
+static long try_next_port(void *map, const __u32 *number, __u32 *value, struct search *search)
+{
+	return *number >= search->probes || try_port(*number, search);
+}
+
 // reserve_port claims a source port by writing the entry of the answers: the client's own, if it can be had. Where the source is
 // not rewritten no other will do.
 static __always_inline int reserve_port(struct scratch *s)
@@ -319,10 +330,12 @@ static __always_inline int reserve_port(struct scratch *s)
 			return NO_PORT;
 		search.start = own - search.first < search.ports ? own - search.first : bpf_get_prandom_u32() % search.ports;
 	}
-	bpf_loop(search.ports < PROBES ? search.ports : PROBES, try_port, &search, 0);
+	search.probes = search.ports < PROBES ? search.ports : PROBES;
+	bpf_for_each_map_elem(&numbers, try_next_port, &search, 0);
 	if (!search.found) {
 		search.desperate = 1;
-		bpf_loop(search.ports, try_port, &search, 0);
+		search.probes = search.ports;
+		bpf_for_each_map_elem(&numbers, try_next_port, &search, 0);
 	}
 	if (!search.found)
 		return NO_PORT;

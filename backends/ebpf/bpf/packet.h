@@ -40,11 +40,17 @@ enum tcp_flag { FIN = 0x01, SYN = 0x02, RST = 0x04, ACK = 0x10 };
 // at is a pointer to size bytes of the packet; none if it is too short.
 static __always_inline void *at(context *ctx, __u32 offset, __u32 size)
 {
-	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	void *data, *end;
+	__u64 from = offset;
 
-	if (offset > MAX_OFFSET)
+	// Verifiers of older kernels are strict about two things that the compiler would do otherwise. They refuse a context pointer to which
+	// something was added. They forget the limit of an offset if one register is compared and a copy of it is added.
+	asm volatile("%0 = *(u32 *)(%1 + %2)" : "=r"(data) : "r"(ctx), "i"(offsetof(context, data)));
+	asm volatile("%0 = *(u32 *)(%1 + %2)" : "=r"(end) : "r"(ctx), "i"(offsetof(context, data_end)));
+	asm volatile("" : "+r"(from));
+	if (from > MAX_OFFSET)
 		return NULL;
-	data += offset;
+	data += from;
 	if (data + size > end)
 		return NULL;
 	return data;

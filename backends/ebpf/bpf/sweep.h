@@ -22,11 +22,9 @@ struct ended {
 	struct tuple answers;
 };
 
-struct {
-	__uint(type, BPF_MAP_TYPE_QUEUE);
-	__type(value, struct ended);
-	__uint(max_entries, 1 << 12);
-} ended SEC(".maps");
+// An array, and how many of its elements are of the last sweep: older kernels (6.1) let no program of this kind use a queue.
+MAP(BPF_MAP_TYPE_ARRAY, __u32, struct ended, 1 << 12, 0) ended SEC(".maps");
+MAP(BPF_MAP_TYPE_ARRAY, __u32, __u32, 1, 0) ended_count SEC(".maps");
 
 // sweep is what the plugin asks for, and is told.
 struct sweep {
@@ -53,16 +51,20 @@ static __always_inline __u32 lifetime(__u8 protocol, const struct flow *f, __u32
 // is_idle tells whether so many units of now() are surely more than the seconds.
 static __always_inline int is_idle(__u32 units, __u32 seconds) { return units && (__u64)(units - 1) << 30 >= (__u64)seconds * 1000000000; }
 
-// tell queues a connection that its frontend's limit ends; it fails when the queue is full.
+// tell notes a connection that its frontend's limit ends; it fails when there is no room.
 static __always_inline int tell(const struct tuple *key, const struct tuple *twin_key, const struct flow *f, __u32 idle)
 {
+	__u32 *count = bpf_map_lookup_elem(&ended_count, &(__u32){0});
 	struct ended e;
 
 	if (!idle || key->protocol != IPPROTO_TCP || f->state & (STATE_OVER | STATE_RESET) || f->forwarding == DIRECT || !(f->state & STATE_REPLIED))
 		return 0;
 	e.client = *key;
 	e.answers = *twin_key;
-	return bpf_map_push_elem(&ended, &e, 0);
+	if (!count || bpf_map_update_elem(&ended, count, &e, BPF_ANY))
+		return 1;
+	++*count;
+	return 0;
 }
 
 // quiet_for tells how long nothing has come. What came during the sweep is later than it.
@@ -158,6 +160,7 @@ int sweep(struct sweep *args)
 	// Programs of this kind have no coarse clock.
 	struct sweep s = {.stamp = args->stamp, .now = bpf_ktime_get_ns() >> 30};
 
+	bpf_map_update_elem(&ended_count, &(__u32){0}, &(__u32){0}, BPF_ANY);
 	bpf_for_each_map_elem(&flows, sweep_flow, &s, 0);
 	bpf_for_each_map_elem(&young_flows, sweep_young, &s, 0);
 	bpf_for_each_map_elem(&limits, settle_limit, &s, 0);

@@ -20,6 +20,7 @@ const (
 	TcMapAffinities       = "affinities"
 	TcMapBudgets          = "budgets"
 	TcMapEnded            = "ended"
+	TcMapEndedCount       = "ended_count"
 	TcMapEndpointCounters = "endpoint_counters"
 	TcMapEndpoints        = "endpoints"
 	TcMapFlows            = "flows"
@@ -28,6 +29,7 @@ const (
 	TcMapHandovers        = "handovers"
 	TcMapInterfaces       = "interfaces"
 	TcMapLimits           = "limits"
+	TcMapNumbers          = "numbers"
 	TcMapPools            = "pools"
 	TcMapReasons          = "reasons"
 	TcMapScratches        = "scratches"
@@ -96,6 +98,7 @@ type TcMapSpecs struct {
 	Affinities       *ebpf.MapSpec `ebpf:"affinities"`
 	Budgets          *ebpf.MapSpec `ebpf:"budgets"`
 	Ended            *ebpf.MapSpec `ebpf:"ended"`
+	EndedCount       *ebpf.MapSpec `ebpf:"ended_count"`
 	EndpointCounters *ebpf.MapSpec `ebpf:"endpoint_counters"`
 	Endpoints        *ebpf.MapSpec `ebpf:"endpoints"`
 	Flows            *ebpf.MapSpec `ebpf:"flows"`
@@ -104,6 +107,7 @@ type TcMapSpecs struct {
 	Handovers        *ebpf.MapSpec `ebpf:"handovers"`
 	Interfaces       *ebpf.MapSpec `ebpf:"interfaces"`
 	Limits           *ebpf.MapSpec `ebpf:"limits"`
+	Numbers          *ebpf.MapSpec `ebpf:"numbers"`
 	Pools            *ebpf.MapSpec `ebpf:"pools"`
 	Reasons          *ebpf.MapSpec `ebpf:"reasons"`
 	Scratches        *ebpf.MapSpec `ebpf:"scratches"`
@@ -146,6 +150,7 @@ type TcMaps struct {
 	Affinities       *ebpf.Map `ebpf:"affinities"`
 	Budgets          *ebpf.Map `ebpf:"budgets"`
 	Ended            *ebpf.Map `ebpf:"ended"`
+	EndedCount       *ebpf.Map `ebpf:"ended_count"`
 	EndpointCounters *ebpf.Map `ebpf:"endpoint_counters"`
 	Endpoints        *ebpf.Map `ebpf:"endpoints"`
 	Flows            *ebpf.Map `ebpf:"flows"`
@@ -154,6 +159,7 @@ type TcMaps struct {
 	Handovers        *ebpf.Map `ebpf:"handovers"`
 	Interfaces       *ebpf.Map `ebpf:"interfaces"`
 	Limits           *ebpf.Map `ebpf:"limits"`
+	Numbers          *ebpf.Map `ebpf:"numbers"`
 	Pools            *ebpf.Map `ebpf:"pools"`
 	Reasons          *ebpf.Map `ebpf:"reasons"`
 	Scratches        *ebpf.Map `ebpf:"scratches"`
@@ -171,6 +177,7 @@ func (m *TcMaps) Close() error {
 		m.Affinities,
 		m.Budgets,
 		m.Ended,
+		m.EndedCount,
 		m.EndpointCounters,
 		m.Endpoints,
 		m.Flows,
@@ -179,6 +186,7 @@ func (m *TcMaps) Close() error {
 		m.Handovers,
 		m.Interfaces,
 		m.Limits,
+		m.Numbers,
 		m.Pools,
 		m.Reasons,
 		m.Scratches,

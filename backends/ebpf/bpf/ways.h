@@ -36,7 +36,7 @@ enum { ASK = 0 };
 static __always_inline __u32 size_of(context *ctx, const struct packet *p) { return p->length; }
 #else
 // The neighbour is looked for when the packet is sent. What the kernel has joined is cut up again before that.
-enum { ASK = BPF_FIB_LOOKUP_SKIP_NEIGH };
+enum { ASK = BPF_FIB_LOOKUP_SKIP_NEIGH, EINVAL = 22 };
 static __always_inline __u32 size_of(context *ctx, const struct packet *p) { return ctx->gso_size ? 0 : p->length; }
 #endif
 
@@ -63,6 +63,7 @@ static __always_inline int leads_to(const struct bpf_fib_lookup *fib, const stru
 static __always_inline long ask(context *ctx, struct scratch *s, const struct addr *from, const struct addr *to)
 {
 	struct bpf_fib_lookup *fib = &s->fib;
+	long answer;
 
 	__builtin_memset(fib, 0, sizeof(*fib));
 	fib->ifindex = ctx->ingress_ifindex;
@@ -77,7 +78,16 @@ static __always_inline long ask(context *ctx, struct scratch *s, const struct ad
 		__builtin_memcpy(fib->ipv6_src, from, 16);
 		__builtin_memcpy(fib->ipv6_dst, to, 16);
 	}
-	return bpf_fib_lookup(ctx, fib, sizeof(*fib), ASK);
+	answer = bpf_fib_lookup(ctx, fib, sizeof(*fib), ASK);
+#ifndef LB_XDP
+	// Linux before 6.3 does not know the flag and refuses it before anything else. Without it the kernel looks for the neighbour, too, and
+	// answers the rest even where it knows none.
+	if (answer == -EINVAL)
+		answer = bpf_fib_lookup(ctx, fib, sizeof(*fib), 0);
+	if (answer == BPF_FIB_LKUP_RET_NO_NEIGH)
+		answer = BPF_FIB_LKUP_RET_SUCCESS;
+#endif
+	return answer;
 }
 
 // find_way is the way from one address to another. If there is none for the packet, s->asked and s->fib are the kernel's answer.

@@ -26,6 +26,7 @@ const (
 	XDPMapHandovers        = "handovers"
 	XDPMapInterfaces       = "interfaces"
 	XDPMapLimits           = "limits"
+	XDPMapNumbers          = "numbers"
 	XDPMapPools            = "pools"
 	XDPMapReasons          = "reasons"
 	XDPMapScratches        = "scratches"
@@ -97,6 +98,7 @@ type XDPMapSpecs struct {
 	Handovers        *ebpf.MapSpec `ebpf:"handovers"`
 	Interfaces       *ebpf.MapSpec `ebpf:"interfaces"`
 	Limits           *ebpf.MapSpec `ebpf:"limits"`
+	Numbers          *ebpf.MapSpec `ebpf:"numbers"`
 	Pools            *ebpf.MapSpec `ebpf:"pools"`
 	Reasons          *ebpf.MapSpec `ebpf:"reasons"`
 	Scratches        *ebpf.MapSpec `ebpf:"scratches"`
@@ -144,6 +146,7 @@ type XDPMaps struct {
 	Handovers        *ebpf.Map `ebpf:"handovers"`
 	Interfaces       *ebpf.Map `ebpf:"interfaces"`
 	Limits           *ebpf.Map `ebpf:"limits"`
+	Numbers          *ebpf.Map `ebpf:"numbers"`
 	Pools            *ebpf.Map `ebpf:"pools"`
 	Reasons          *ebpf.Map `ebpf:"reasons"`
 	Scratches        *ebpf.Map `ebpf:"scratches"`
@@ -167,6 +170,7 @@ func (m *XDPMaps) Close() error {
 		m.Handovers,
 		m.Interfaces,
 		m.Limits,
+		m.Numbers,
 		m.Pools,
 		m.Reasons,
 		m.Scratches,

@@ -270,15 +270,11 @@ func (k *kernel) writeRows(pool uint32, rows []uint32) error {
 	for i := range keys {
 		keys[i] = uint32(i)
 	}
-	var id ebpf.MapID
-	if err := ignoreMissing(k.objects.Pools.Lookup(pool, &id)); err != nil {
+	known, err := k.tableOf(pool)
+	if err != nil {
 		return err
 	}
-	if id != 0 {
-		known, err := ebpf.NewMapFromID(id)
-		if err != nil {
-			return err
-		}
+	if known != nil {
 		defer known.Close()
 		if known.MaxEntries() == uint32(len(keys)) {
 			_, err = known.BatchUpdate(keys, values, nil)
@@ -294,6 +290,20 @@ func (k *kernel) writeRows(pool uint32, rows []uint32) error {
 	}
 	k.keepForPlace(pool, table)
 	return nil
+}
+
+// tableOf opens the table that the pool has; nil if it has none. The kernel opens tables by their numbers for CAP_SYS_ADMIN only: without it there is
+// none either, and a new one takes its place.
+func (k *kernel) tableOf(pool uint32) (*ebpf.Map, error) {
+	var id ebpf.MapID
+	if err := ignoreMissing(k.objects.Pools.Lookup(pool, &id)); err != nil || id == 0 {
+		return nil, err
+	}
+	table, err := ebpf.NewMapFromID(id)
+	if errors.Is(err, unix.EPERM) {
+		return nil, nil
+	}
+	return table, err
 }
 
 // innerMap is BPF_F_INNER_MAP: tables of one outer map may differ in size.

@@ -89,7 +89,7 @@ func (k *kernel) attach() error {
 	return errors.Join(append(errs, k.describe(links))...)
 }
 
-// attachOrRestore attaches to an interface that is new. A filter elsewhere anybody can have taken away; a link nobody can but by its pin.
+// attachOrRestore attaches to an interface that is new. At others it puts a filter back that somebody has taken away.
 func (k *kernel) attachOrRestore(a *netlink.LinkAttrs) error {
 	at := k.attached[a.Index]
 	if at == nil {

@@ -330,8 +330,11 @@ static __always_inline int reserve_port(struct scratch *s)
 			return NO_PORT;
 		search.start = own - search.first < search.ports ? own - search.first : bpf_get_prandom_u32() % search.ports;
 	}
-	search.probes = search.ports < PROBES ? search.ports : PROBES;
-	bpf_for_each_map_elem(&numbers, try_next_port, &search, 0);
+	// Mostly the first one is free.
+	if (!try_port(0, &search)) {
+		search.probes = search.ports < PROBES ? search.ports : PROBES;
+		bpf_for_each_map_elem(&numbers, try_next_port, &search, 0);
+	}
 	if (!search.found) {
 		search.desperate = 1;
 		search.probes = search.ports;

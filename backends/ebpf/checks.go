@@ -28,26 +28,42 @@ func (b *Backend) Preflight(_ context.Context, config dataplane.Config) ([]datap
 		host.Capability(preflight.NetAdmin, ""),
 		host.Capability(preflight.BPF, "", preflight.SysAdmin),
 		host.Capability(preflight.Perfmon, "", preflight.SysAdmin),
-		kernelCheck(host), syscallCheck(), btfCheck(), bpffsCheck(host, o.bpffs),
+		syscallCheck(), bpffsCheck(host, o.bpffs),
 	}
+	checks = append(checks, kernelChecks(host)...)
 	checks = append(checks, host.Forwarding("")...)
 	interfaces, err := interfaceChecks(o, pinDirectory(o, config.StateDir))
 	return append(checks, interfaces...), err
 }
 
-// kernelCheck tells whether the kernel has what the programs are attached by.
-func kernelCheck(host preflight.Host) dataplane.Check {
-	c := dataplane.Check{Group: dataplane.GroupKernel, Subject: "kernel", State: dataplane.CheckOK}
-	if err := requireKernel(); err != nil {
-		c.State, c.Found = dataplane.CheckMissing, err.Error()
-		return c
+// kernelChecks are a line for the release and one for each feature of the kernel that the programs need.
+func kernelChecks(host preflight.Host) []dataplane.Check {
+	release := dataplane.Check{Group: dataplane.GroupKernel, Subject: "kernel", State: dataplane.CheckOK}
+	if is, err := host.KernelRelease(); err != nil {
+		release.State, release.Found = dataplane.CheckUnknown, err.Error()
+	} else {
+		release.Found = "Linux " + is
 	}
-	release, err := host.KernelRelease()
-	if err != nil {
-		c.State, c.Found = dataplane.CheckUnknown, err.Error()
-		return c
+	checks := []dataplane.Check{release}
+	for _, n := range kernelNeeds() {
+		checks = append(checks, n.check())
 	}
-	c.Found = "Linux " + release
+	return checks
+}
+
+func (n need) check() dataplane.Check {
+	c := dataplane.Check{Group: n.group, Subject: n.name, State: dataplane.CheckOK, Found: "it is there"}
+	switch {
+	case n.err == nil:
+	case errors.Is(n.err, ebpf.ErrNotSupported):
+		c.State, c.Found = dataplane.CheckMissing, "this kernel does not have it"
+		c.Advice = fmt.Sprintf("boot Linux %s or later, or a distribution's kernel that has it, or use --backend=nftables or --backend=envoy", n.since)
+		if n.group == dataplane.GroupBTF {
+			c.Advice = "boot a kernel that is built with CONFIG_DEBUG_INFO_BTF, or use --backend=nftables or --backend=envoy"
+		}
+	default:
+		c.State, c.Found = dataplane.CheckUnknown, n.err.Error()
+	}
 	return c
 }
 
@@ -63,18 +79,6 @@ func syscallCheck() dataplane.Check {
 		c.Advice = "give this process the capabilities BPF and NET_ADMIN and, in a container, a seccomp profile that allows bpf (seccompProfile: {type: Unconfined})"
 	default:
 		c.State, c.Found = dataplane.CheckUnknown, err.Error()
-	}
-	return c
-}
-
-// kernelTypes is where the kernel tells its types.
-const kernelTypes = "/sys/kernel/btf/vmlinux"
-
-// btfCheck looks for the kernel's types: the programs read a structure of connection tracking, wherever this kernel has its fields.
-func btfCheck() dataplane.Check {
-	c := dataplane.Check{Group: dataplane.GroupBTF, Subject: kernelTypes, State: dataplane.CheckOK, Found: "it is there"}
-	if _, err := os.Stat(kernelTypes); err != nil {
-		c.State, c.Found, c.Advice = dataplane.CheckMissing, "it is not there", "boot a kernel that is built with CONFIG_DEBUG_INFO_BTF"
 	}
 	return c
 }

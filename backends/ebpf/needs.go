@@ -10,11 +10,14 @@ import (
 	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/features"
 	"golang.org/x/sys/unix"
+
+	"kubelb.k8c.io/backends/dataplane"
 )
 
 // need is a feature of the kernel without which the backend does not work.
 type need struct {
-	name string
+	group dataplane.Group
+	name  string
 	// since is the Linux release that brought it. Distributions bring it to older releases: the kernel is asked, not its number.
 	since string
 	// err is nil where the kernel has it. It wraps ebpf.ErrNotSupported where the kernel has not, and is another error where that could not be
@@ -25,18 +28,18 @@ type need struct {
 // kernelNeeds asks the kernel for each feature that the programs need, by loading programs and maps that do nothing.
 func kernelNeeds() []need {
 	helper := func(kind ebpf.ProgramType, name string, f asm.BuiltinFunc, since string) need {
-		return need{"BPF helper " + name, since, features.HaveProgramHelper(kind, f)}
+		return need{dataplane.GroupKernel, "BPF helper " + name, since, features.HaveProgramHelper(kind, f)}
 	}
 	return []need{
 		helper(ebpf.SchedCLS, "bpf_skc_lookup_tcp", asm.FnSkcLookupTcp, "5.2"),
-		{"types of the kernel (CONFIG_DEBUG_INFO_BTF)", "5.4", haveTypes()},
-		{"BPF map batch operations", "5.6", haveBatches()},
+		{dataplane.GroupBTF, "types of the kernel (CONFIG_DEBUG_INFO_BTF)", "5.4", haveTypes()},
+		{dataplane.GroupKernel, "BPF map batch operations", "5.6", haveBatches()},
 		helper(ebpf.SchedCLS, "bpf_redirect_neigh", asm.FnRedirectNeigh, "5.10"),
-		{"BPF inner maps of different sizes", "5.10", features.HaveMapFlag(features.BPF_F_INNER_MAP)},
+		{dataplane.GroupKernel, "BPF inner maps of different sizes", "5.10", features.HaveMapFlag(features.BPF_F_INNER_MAP)},
 		helper(ebpf.SchedCLS, "bpf_ktime_get_coarse_ns", asm.FnKtimeGetCoarseNs, "5.11"),
-		{"BPF atomic operations that return a value", "5.12", haveFetch()},
+		{dataplane.GroupKernel, "BPF atomic operations that return a value", "5.12", haveFetch()},
 		helper(ebpf.SchedCLS, "bpf_for_each_map_elem", asm.FnForEachMapElem, "5.13"),
-		{"BPF programs of type syscall", "5.14", features.HaveProgramType(ebpf.Syscall)},
+		{dataplane.GroupKernel, "BPF programs of type syscall", "5.14", features.HaveProgramType(ebpf.Syscall)},
 	}
 }
 

@@ -105,7 +105,7 @@ func (g *gateway) beginShort(f model.Frontend, from *lab.Host) func() error {
 	require.NoError(g, err)
 	g.Cleanup(func() { c.Close() })
 	exchange := func() error {
-		_, err := lab.Who(c)
+		_, err := lab.Who(c, 1)
 		return err
 	}
 	for range 2 {
@@ -195,7 +195,7 @@ func TestAFastFlowMovesWhenItsEndpointIsUnhealthy(t *testing.T) {
 		c, err := g.lab.A.Dial("udp", netip.AddrPortFrom(f.VIP, f.Port), lab.From{})
 		require.NoError(t, err)
 		defer c.Close()
-		ask := func() error { _, err := lab.Who(c); return err }
+		ask := func() error { _, err := lab.Who(c, 1); return err }
 		require.NoError(t, ask())
 		time.Sleep(2100 * time.Millisecond)
 		require.NoError(t, ask())
@@ -204,7 +204,7 @@ func TestAFastFlowMovesWhenItsEndpointIsUnhealthy(t *testing.T) {
 		pool.Endpoints[0].State = model.Unhealthy
 		pool.Endpoints = append(pool.Endpoints, labPool("", v4, 1).Endpoints...)
 		g.apply(model.Snapshot{Pools: []model.Pool{pool}, Frontends: []model.Frontend{f}})
-		answer, err := lab.Who(c)
+		answer, err := lab.Who(c, 1)
 		require.NoError(t, err)
 		require.Equal(t, lab.EndpointAddress(v4, 1), answer.Endpoint)
 	}

@@ -76,7 +76,7 @@ func (f *filter) attach(program *ebpf.Program) error {
 		return err
 	}
 	if err := netlink.FilterAdd(f.running(program, freePriority(found))); err != nil {
-		return fmt.Errorf("add filter (needs a kernel with cls_bpf): %w", err)
+		return errors.Join(fmt.Errorf("add filter (needs a kernel with cls_bpf): %w", err), f.leave())
 	}
 	return nil
 }

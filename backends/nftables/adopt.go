@@ -146,6 +146,11 @@ func (t *table) adopt(c *nft.Conn) error {
 			}
 		}
 	}
+	for key, f := range s.frontends {
+		if f.limits[connectionLimit] > 0 {
+			s.slow[key.VIP]++
+		}
+	}
 	return nil
 }
 

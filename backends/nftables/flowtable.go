@@ -10,6 +10,7 @@ import (
 	nft "github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"kubelb.k8c.io/backends/nftables/elements"
@@ -19,7 +20,7 @@ import (
 // host at once: no chain sees it, and conntrack does not. All else of a flow goes by the slow path: its first packets, fragments,
 // packets that are larger than the next link's MTU, FIN and RST, and every packet after the flow's conntrack entry is deleted.
 //
-// One rule decides which flows are in it, when the endpoint answers (fastRule). A table has its own flowtable. It is not part of the
+// One rule for each protocol decides which flows are in it, when the endpoint answers (setFastRules). A table has its own flowtable. It is not part of the
 // layout, since a kernel may lack it and its interfaces are the host's.
 
 // optionFlowtable says whether known flows take the fast path: flowtableAuto, the default, or flowtableOff.
@@ -114,6 +115,7 @@ func (f *fastPath) hold(interfaces []string, renew bool) error {
 	if err != nil {
 		return err
 	}
+	var changed []*table
 	for _, t := range f.tables {
 		there, held, err := t.fastAt(c)
 		if err != nil {
@@ -132,16 +134,23 @@ func (f *fastPath) hold(interfaces []string, renew bool) error {
 			if err := t.addFlowtable(c, interfaces); err != nil {
 				return err
 			}
+			changed = append(changed, t)
 		}
 	}
 	if err := c.Flush(); err != nil {
 		return fmt.Errorf("make flowtables at interfaces %q: %w", interfaces, err)
 	}
+	for _, t := range changed {
+		if err := t.setFastRules(); err != nil {
+			return errors.Join(err, f.hold(nil, false))
+		}
+	}
 	return nil
 }
 
-// fastAt tells whether the table has its flowtable, and at which interfaces, sorted: none if the set for the rule has others. The kernel
-// takes an interface that goes out of the flowtable, but not out of the set, and renames it in the flowtable alone.
+// fastAt tells whether the table has its flowtable, and at which interfaces, sorted: none if the set for the rules has others, or their
+// chain is gone. The kernel takes an interface that goes out of the flowtable, but not out of the set, and renames it in the flowtable
+// alone.
 func (t *table) fastAt(c *nft.Conn) (there bool, interfaces []string, err error) {
 	all, err := c.ListFlowtables(t.nft)
 	if err != nil {
@@ -151,8 +160,22 @@ func (t *table) fastAt(c *nft.Conn) (there bool, interfaces []string, err error)
 	if i < 0 {
 		return false, nil, nil
 	}
+	sets, err := c.GetSets(t.nft)
+	if err != nil {
+		return true, nil, fmt.Errorf("list sets of table %s %s: %w", t.layout.name, t.nft.Name, err)
+	}
+	if !slices.ContainsFunc(sets, func(s *nft.Set) bool { return s.Name == setFastInterfaces }) {
+		return true, nil, nil
+	}
+	chains, err := c.ListChainsOfTableFamily(t.nft.Family)
+	if err != nil {
+		return true, nil, fmt.Errorf("list chains: %w", err)
+	}
+	if !slices.ContainsFunc(chains, func(c *nft.Chain) bool { return c.Table.Name == t.nft.Name && c.Name == flowtableName }) {
+		return true, nil, nil
+	}
 	inSet, err := c.GetSetElements(t.fastInterfaces())
-	if err != nil && !errors.Is(err, unix.ENOENT) {
+	if err != nil {
 		return true, nil, fmt.Errorf("read %s: %w", setFastInterfaces, err)
 	}
 	var names []string
@@ -176,14 +199,13 @@ func (t *table) addFlowtable(c *nft.Conn, interfaces []string) error {
 	if err := c.AddSet(t.fastInterfaces(), names); err != nil {
 		return fmt.Errorf("set %s: %w", setFastInterfaces, err)
 	}
-	layout, failed := t.withProtocols(c)
-	addChains(c, t.nft, []chain{layout.fastChain()})
-	return *failed
+	addChains(c, t.nft, []chain{{name: flowtableName, hook: nft.ChainHookForward, kind: nft.ChainTypeFilter, priority: fastPriority}})
+	return nil
 }
 
 // removeFlowtable removes chain and set, too, even if somebody else has done so already: what is there can be added.
 func (t *table) removeFlowtable(c *nft.Conn) error {
-	c.DelChain(c.AddChain(&nft.Chain{Table: t.nft, Name: flowtableName}))
+	c.DelChain(c.AddChain(t.fastChain()))
 	if err := c.AddSet(t.fastInterfaces(), nil); err != nil {
 		return fmt.Errorf("set %s: %w", setFastInterfaces, err)
 	}
@@ -203,27 +225,67 @@ func interfaceName(name string) []byte {
 	return key
 }
 
-func (l layout) fastChain() chain {
-	return chain{name: flowtableName, hook: nft.ChainHookForward, kind: nft.ChainTypeFilter, priority: fastPriority, rules: [][]statement{l.fastRule()}}
-}
+func (t *table) fastChain() *nft.Chain { return &nft.Chain{Table: t.nft, Name: flowtableName} }
 
-// fastRule puts a flow into the flowtable when it meets an answer of the endpoint. Each statement keeps out what the fast path would
-// treat unlike the slow path:
+// setFastRules has the chain put flows into the flowtable, when they meet an answer of the endpoint:
+//
+//	meta l4proto tcp ct direction reply ct state established ct status dnat ct status assured meta mark 0x00000000 ct mark 0x00000000
+//		ct original ip daddr @vips ct original ip daddr != @slow_path iifname @fast_interfaces oifname @fast_interfaces
+//		fib saddr . iif oif exists flow add @fast
+//
+// and the same for UDP. Each statement keeps out what the fast path would treat unlike the slow path:
 //
 //   - ICMP errors, which belong to the flow for conntrack but have no ports;
 //   - flows that nobody has answered, and UDP flows younger than two seconds, which are not assured: conntrack forgets them soon, and
 //     would keep them four times as long after they were fast;
 //   - flows with a mark: those of direct frontends have a connection mark, and are rewritten outside of conntrack. A mark of another
 //     program may stand for a route or a filter of its own;
-//   - flows of others, and of frontends in setSlowPath;
+//   - flows of others, and of addresses in setSlowPath;
 //   - flows with a half that would not be fast: conntrack would see only the other half, and forget the connection early;
 //   - flows whose packets take another interface than their answers: the kernel has the fast path send both to where it met the answer.
-func (l layout) fastRule() []statement {
-	return []statement{
-		isTCPOrUDP(l.protocols()), isAnswer(), ctStateHas("established", expr.CtStateBitESTABLISHED), ctStatusDNAT(), ctStatusAssured(),
-		isUnmarked(), isFlow(0), l.originallyTo(setVIPs), l.notOriginallyTo(setSlowPath),
-		interfaceIn("iifname", expr.MetaKeyIIFNAME), interfaceIn("oifname", expr.MetaKeyOIFNAME), routeGoesBack(), addToFlowtable(),
+func (t *table) setFastRules() error {
+	var rules [][]netlink.Attribute
+	for _, protocol := range masqueraded() {
+		rule, err := t.fastRule(protocol)
+		if err != nil {
+			return err
+		}
+		rules = append(rules, rule)
 	}
+	return t.replaceRules(flowtableName, rules)
+}
+
+// fastRule is written by itself: google/nftables v0.3.0 has of ct's addresses only a key that makes nft 1.0 abort when it lists the rule.
+func (t *table) fastRule(protocol statement) ([]netlink.Attribute, error) {
+	var before []expr.Any
+	for _, s := range []statement{protocol, isAnswer(), ctStateHas("established", expr.CtStateBitESTABLISHED), ctStatusDNAT(), ctStatusAssured(), isUnmarked(), isFlow(0)} {
+		before = append(before, s.exprs...)
+	}
+	list, err := t.marshal(before)
+	if err != nil {
+		return nil, err
+	}
+	address, err := t.originalDestination()
+	if err != nil {
+		return nil, err
+	}
+	after := []expr.Any{lookup(setVIPs, 0), &expr.Lookup{SourceRegister: 1, SetName: setSlowPath, Invert: true}}
+	for _, s := range []statement{interfaceIn("iifname", expr.MetaKeyIIFNAME), interfaceIn("oifname", expr.MetaKeyOIFNAME), routeGoesBack()} {
+		after = append(after, s.exprs...)
+	}
+	rest, err := t.marshal(append(after, &expr.FlowOffload{Name: flowtableName}))
+	return slices.Concat(list, []netlink.Attribute{address}, rest), err
+}
+
+// originalDestination loads the address that the flow's first packet went to.
+func (t *table) originalDestination() (netlink.Attribute, error) {
+	const original = 0 // IP_CT_DIR_ORIGINAL
+	key := uint32(unix.NFT_CT_DST_IP6)
+	if t.layout.v4 {
+		key = unix.NFT_CT_DST_IP
+	}
+	return expression("ct", []netlink.Attribute{
+		{Type: unix.NFTA_CT_KEY, Data: number(key)}, {Type: unix.NFTA_CT_DREG, Data: number(1)}, {Type: unix.NFTA_CT_DIRECTION, Data: []byte{original}}})
 }
 
 func isAnswer() statement {
@@ -240,21 +302,6 @@ func isUnmarked() statement {
 	return statement{"meta mark 0x00000000", []expr.Any{loadMark(0), &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: mark(0)}}}
 }
 
-// originallyTo matches where the flow's first packet went to an address of the set.
-func (f family) originallyTo(set string) statement {
-	return statement{fmt.Sprintf("ct original %s daddr @%s", f.name, set), []expr.Any{&expr.Ct{Key: expr.CtKeyDST, Register: 1}, lookup(set, 0)}}
-}
-
-// notOriginallyTo matches where the flow's first packet went to no frontend of the set.
-func (f family) notOriginallyTo(set string) statement {
-	return statement{fmt.Sprintf("ct original %s daddr . meta l4proto . ct original proto-dst != @%s", f.name, set), []expr.Any{
-		&expr.Ct{Key: expr.CtKeyDST, Register: register(0)},
-		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: register(f.words())},
-		&expr.Ct{Key: expr.CtKeyPROTODST, Register: register(f.words() + 1)},
-		&expr.Lookup{SourceRegister: register(0), SetName: set, Invert: true},
-	}}
-}
-
 func interfaceIn(name string, key expr.MetaKey) statement {
 	return statement{name + " @" + setFastInterfaces, []expr.Any{&expr.Meta{Key: key, Register: 1}, lookup(setFastInterfaces, 0)}}
 }
@@ -262,9 +309,5 @@ func interfaceIn(name string, key expr.MetaKey) statement {
 // routeGoesBack matches where a packet to the sender would leave by the interface that this one came in at.
 func routeGoesBack() statement {
 	return statement{"fib saddr . iif oif exists", []expr.Any{
-		&expr.Fib{Register: 1, ResultOIF: true, FlagSADDR: true, FlagIIF: true, FlagPRESENT: true}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{1}}}}
-}
-
-func addToFlowtable() statement {
-	return statement{"flow add @" + flowtableName, []expr.Any{&expr.FlowOffload{Name: flowtableName}}}
+		&expr.Fib{Register: 1, ResultOIF: true, FlagSADDR: true, FlagIIF: true, FlagPRESENT: true}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: mark(1)}}}
 }

@@ -110,7 +110,7 @@ func transact(plans []planned) error {
 	for _, p := range plans {
 		b := batches[p.table]
 		if b == nil {
-			b = &batch{vips: map[netip.Addr]int{}, timeouts: map[time.Duration]bool{}, limits: newLimits()}
+			b = &batch{vips: map[netip.Addr]int{}, slow: map[netip.Addr]int{}, timeouts: map[time.Duration]bool{}, limits: newLimits()}
 			batches[p.table] = b
 		}
 		b.gather(p.plan, p.table.state)
@@ -138,15 +138,15 @@ type batch struct {
 	// forgotten are elements that may be there, and are not to be.
 	forgotten []edit
 	vips      map[netip.Addr]int
+	slow      map[netip.Addr]int
 	timeouts  map[time.Duration]bool
 	limits    limits
 }
 
 func (b *batch) gather(p *plan, s *state) {
 	b.edits, b.forgotten = append(b.edits, p.edits...), append(b.forgotten, p.forgotten...)
-	for vip, change := range p.vips {
-		b.vips[vip] += change
-	}
+	tally(b.vips, p.vips)
+	tally(b.slow, p.slow)
 	if p.timeout != 0 && !s.timeouts[p.timeout] {
 		b.timeouts[p.timeout] = true
 	}
@@ -168,15 +168,7 @@ func (b *batch) send(c *nft.Conn, t *table) error {
 	if *failed != nil {
 		return *failed
 	}
-	edits := slices.Clone(b.edits)
-	for vip, change := range b.vips {
-		switch before, after := t.state.vips[vip], t.state.vips[vip]+change; {
-		case before == 0 && after > 0:
-			edits = append(edits, edit{set: setVIPs, element: nft.SetElement{Key: vip.AsSlice()}})
-		case before > 0 && after == 0:
-			edits = append(edits, edit{set: setVIPs, remove: true, element: nft.SetElement{Key: vip.AsSlice()}})
-		}
-	}
+	edits := slices.Concat(b.edits, membership(setVIPs, t.state.vips, b.vips), membership(setSlowPath, t.state.slow, b.slow))
 	for _, remove := range []bool{true, false} {
 		bySet := map[string][]nft.SetElement{}
 		for _, e := range edits {
@@ -203,11 +195,28 @@ func (t *table) change(c *nft.Conn, set string, remove bool, elements []nft.SetE
 }
 
 func (b *batch) commit(s *state) {
-	for vip, change := range b.vips {
-		if s.vips[vip] += change; s.vips[vip] == 0 {
-			delete(s.vips, vip)
-		}
-	}
+	tally(s.vips, b.vips)
+	tally(s.slow, b.slow)
 	maps.Copy(s.timeouts, b.timeouts)
 	s.limits.merge(b.limits)
+}
+
+// tally adds changes to how often each address is used, and forgets those that are not.
+func tally(held, changes map[netip.Addr]int) {
+	for address, change := range changes {
+		if held[address] += change; held[address] == 0 {
+			delete(held, address)
+		}
+	}
+}
+
+// membership brings into the set what begins to be used by the changes, and out of it what is used no more.
+func membership(set string, held, changes map[netip.Addr]int) (edits []edit) {
+	for address, change := range changes {
+		before := held[address]
+		if was, is := before > 0, before+change > 0; was != is {
+			edits = append(edits, edit{set: set, remove: was, element: nft.SetElement{Key: address.AsSlice()}})
+		}
+	}
+	return edits
 }

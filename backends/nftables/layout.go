@@ -19,7 +19,7 @@ const (
 	setRestricted  = "restricted"  // frontend: source ranges count
 	setAllowed     = "allowed"     // frontend . source network
 	setTransparent = "transparent" // frontend: the source is kept
-	setSlowPath    = "slow_path"   // frontend: its flows stay out of the flowtable
+	setSlowPath    = "slow_path"   // address: its flows stay out of the flowtable
 	mapNext        = "next"        // frontend -> the gateway that may know its connections
 	mapAsks        = "asks"        // frontend -> goto ask-<number of gateways that are asked altogether>
 	mapDirect      = "direct"      // frontend -> its number: nothing but the Ethernet address changes
@@ -110,7 +110,7 @@ func (l layout) sets() []keySet {
 		{name: setRestricted, text: "type " + frontend, set: nft.Set{KeyType: l.frontendType()}},
 		{name: setAllowed, text: "type " + frontend + " . " + address + "; flags interval", set: nft.Set{KeyType: allowed, Interval: true, Concatenation: true}},
 		{name: setTransparent, text: "type " + frontend, set: nft.Set{KeyType: l.frontendType()}},
-		{name: setSlowPath, text: "type " + frontend, set: nft.Set{KeyType: l.frontendType()}},
+		{name: setSlowPath, text: "type " + address, set: nft.Set{KeyType: l.address}},
 		{name: mapNext, text: "type " + frontend + " : " + address, set: m(l.frontendType(), l.address)},
 		{name: mapAsks, text: "type " + frontend + " : verdict", set: m(l.frontendType(), nft.TypeVerdict)},
 		{name: mapDirect, text: "type " + frontend + " : mark", set: m(l.frontendType(), nft.TypeMark)},

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -177,10 +178,15 @@ func (s *state) checkLimits(of map[string]uint32) error {
 	return nil
 }
 
-// planLimits plans the limits. A connection that ends by a reset while it is fast is one for conntrack for five minutes more, before Linux
-// 6.14: so flows of which the kernel counts how many there are take the slow path.
-func planLimits(out *plan, key []byte, old, next map[string]uint32) {
-	out.member(setSlowPath, key, old[connectionLimit] > 0, next[connectionLimit] > 0)
+// planLimits plans the limits. A connection that ends by a reset while it is fast is one for conntrack for five minutes more, up to Linux
+// 6.12: so all flows of an address take the slow path if connections of one of its frontends are counted.
+func planLimits(out *plan, vip netip.Addr, key []byte, old, next map[string]uint32) {
+	switch was, is := old[connectionLimit] > 0, next[connectionLimit] > 0; {
+	case was && !is:
+		out.slow = map[netip.Addr]int{vip: -1}
+	case is && !was:
+		out.slow = map[netip.Addr]int{vip: 1}
+	}
 	for _, k := range limitKinds() {
 		was, is := old[k.name], next[k.name]
 		if was == is {

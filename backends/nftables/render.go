@@ -34,11 +34,9 @@ func (b *Backend) Render(_ context.Context, snapshot model.Snapshot) (string, er
 				p.table.state.timeouts[p.timeout] = true
 			}
 			p.table.state.limits.merge(p.table.state.limits.missing(p.limits))
-			for vip, n := range p.vips {
-				if p.table.state.vips[vip] += n; p.table.state.vips[vip] == n {
-					elements[p.table] = append(elements[p.table], edit{set: setVIPs, element: nft.SetElement{Key: vip.AsSlice()}})
-				}
-			}
+			elements[p.table] = slices.Concat(elements[p.table], membership(setVIPs, p.table.state.vips, p.vips), membership(setSlowPath, p.table.state.slow, p.slow))
+			tally(p.table.state.vips, p.vips)
+			tally(p.table.state.slow, p.slow)
 		}
 		return nil
 	}

@@ -23,6 +23,7 @@ type state struct {
 	poolOf     map[uint32]model.PoolID
 	frontends  map[model.FrontendKey]*frontendState
 	vips       map[netip.Addr]int
+	slow       map[netip.Addr]int // how many frontends of an address keep its flows out of the flowtable
 	timeouts   map[time.Duration]bool
 	limits     limits
 	lastPool   uint32
@@ -74,7 +75,7 @@ const handleBit = 1 << 31
 func newState(f family) *state {
 	return &state{
 		family: f, pools: map[model.PoolID]*poolState{}, poolOf: map[uint32]model.PoolID{},
-		frontends: map[model.FrontendKey]*frontendState{}, vips: map[netip.Addr]int{},
+		frontends: map[model.FrontendKey]*frontendState{}, vips: map[netip.Addr]int{}, slow: map[netip.Addr]int{},
 		timeouts: map[time.Duration]bool{longestTimeout: true}, limits: newLimits(), lastHandle: handleBit, lastDirect: directNumbers,
 	}
 }
@@ -89,8 +90,8 @@ type edit struct {
 // plan is what one record's change needs: all of it in one transaction, or none.
 type plan struct {
 	edits []edit
-	// vips counts how many frontends more or less use an address.
-	vips map[netip.Addr]int
+	// vips counts how many frontends more or less use an address, slow how many more or less keep its flows out of the flowtable.
+	vips, slow map[netip.Addr]int
 	// timeout is an affinity timeout that may need its chains, and so are limits.
 	timeout time.Duration
 	limits  map[string]uint32
@@ -317,7 +318,7 @@ func (s *state) planFrontend(f model.Frontend) (*plan, error) {
 		out.add(mapPorts, key, binary.BigEndian.AppendUint16(nil, next.target), "")
 	}
 	planAffinity(out, key, old, next)
-	planLimits(out, key, old.limits, next.limits)
+	planLimits(out, f.VIP, key, old.limits, next.limits)
 	planSources(out, f.FrontendKey, old, next)
 	s.planForwarding(out, f.FrontendKey, old, next)
 	out.stale = !existed && s.vips[f.VIP] == 0 || existed && (old.pool != next.pool || old.target != next.target || old.forwarding != next.forwarding)
@@ -410,7 +411,7 @@ func (s *state) planFrontendGone(k model.FrontendKey) *plan {
 	out.remove(mapPools, key)
 	out.remove(mapPorts, key)
 	planAffinity(out, key, old, &frontendState{})
-	planLimits(out, key, old.limits, nil)
+	planLimits(out, k.VIP, key, old.limits, nil)
 	planSources(out, k, old, &frontendState{})
 	s.planForwarding(out, k, old, &frontendState{})
 	out.commit = func() { delete(s.frontends, k) }

@@ -1,0 +1,107 @@
+package nftables
+
+import (
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/google/nftables/expr"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// netlinkPatience is how long the kernel may take for the rules.
+const netlinkPatience = 10 * time.Second
+
+// message is one to nf_tables (linux/netfilter/nfnetlink.h).
+type message struct {
+	kind       netlink.HeaderType
+	flags      netlink.HeaderFlags
+	family     byte
+	resource   uint16
+	attributes []netlink.Attribute
+}
+
+// replaceRules has the chain hold these rules and no others, in a transaction of its own. Each rule is a list of expressions, as marshal
+// makes it. It is for rules that google/nftables v0.3.0 cannot write.
+func (t *table) replaceRules(chainName string, rules [][]netlink.Attribute) error {
+	messages, err := t.ruleMessages(chainName, rules)
+	if err != nil {
+		return err
+	}
+	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	if err != nil {
+		return fmt.Errorf("connect to netfilter: %w", err)
+	}
+	defer c.Close()
+	if err := c.SetDeadline(time.Now().Add(netlinkPatience)); err != nil {
+		return fmt.Errorf("connect to netfilter: %w", err)
+	}
+	if _, err := c.SendMessages(messages); err != nil {
+		return fmt.Errorf("send the rules of chain %s of table %s %s: %w", chainName, t.layout.name, t.nft.Name, err)
+	}
+	for _, m := range messages {
+		if m.Header.Flags&netlink.Acknowledge == 0 {
+			continue
+		}
+		if _, err := c.Receive(); err != nil {
+			return fmt.Errorf("set the rules of chain %s of table %s %s: %w", chainName, t.layout.name, t.nft.Name, err)
+		}
+	}
+	return nil
+}
+
+func (t *table) ruleMessages(chainName string, rules [][]netlink.Attribute) ([]netlink.Message, error) {
+	const ours, request = unix.NFNL_SUBSYS_NFTABLES << 8, netlink.Request | netlink.Acknowledge
+	chain := []netlink.Attribute{{Type: unix.NFTA_RULE_TABLE, Data: []byte(t.nft.Name + "\x00")}, {Type: unix.NFTA_RULE_CHAIN, Data: []byte(chainName + "\x00")}}
+	family := byte(t.nft.Family)
+	messages := []message{{unix.NFNL_MSG_BATCH_BEGIN, netlink.Request, unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES, nil}, {ours | unix.NFT_MSG_DELRULE, request, family, 0, chain}}
+	for _, list := range rules {
+		rule, err := netlink.MarshalAttributes(list)
+		if err != nil {
+			return nil, err
+		}
+		messages = append(messages, message{ours | unix.NFT_MSG_NEWRULE, request | netlink.Create | netlink.Append, family, 0,
+			append(slices.Clone(chain), netlink.Attribute{Type: unix.NLA_F_NESTED | unix.NFTA_RULE_EXPRESSIONS, Data: rule})})
+	}
+	messages = append(messages, message{unix.NFNL_MSG_BATCH_END, netlink.Request, unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES, nil})
+	var out []netlink.Message
+	for _, m := range messages {
+		body, err := netlink.MarshalAttributes(m.attributes)
+		if err != nil {
+			return nil, err
+		}
+		// struct nfgenmsg.
+		header := binary.BigEndian.AppendUint16([]byte{m.family, unix.NFNETLINK_V0}, m.resource)
+		out = append(out, netlink.Message{Header: netlink.Header{Type: m.kind, Flags: m.flags}, Data: append(header, body...)})
+	}
+	return out, nil
+}
+
+// marshal makes a rule's list of expressions.
+func (t *table) marshal(exprs []expr.Any) ([]netlink.Attribute, error) {
+	var list []netlink.Attribute
+	for _, e := range exprs {
+		data, err := expr.Marshal(byte(t.nft.Family), e)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, netlink.Attribute{Type: unix.NLA_F_NESTED | unix.NFTA_LIST_ELEM, Data: data})
+	}
+	return list, nil
+}
+
+// expression is one by its kernel name and attributes, as an element of a rule's list.
+func expression(name string, attributes []netlink.Attribute) (netlink.Attribute, error) {
+	inner, err := netlink.MarshalAttributes(attributes)
+	if err != nil {
+		return netlink.Attribute{}, err
+	}
+	data, err := netlink.MarshalAttributes([]netlink.Attribute{
+		{Type: unix.NFTA_EXPR_NAME, Data: []byte(name + "\x00")}, {Type: unix.NLA_F_NESTED | unix.NFTA_EXPR_DATA, Data: inner}})
+	return netlink.Attribute{Type: unix.NLA_F_NESTED | unix.NFTA_LIST_ELEM, Data: data}, err
+}
+
+// number is an attribute's value.
+func number(v uint32) []byte { return binary.BigEndian.AppendUint32(nil, v) }

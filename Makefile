@@ -40,7 +40,7 @@ demo: deps build ## Bring up hub, tenant, gateway and client, walk through, stay
 	KUBELB_KUBERNETES=$$(tools/kubernetes/build.sh) KUBELB_BIN=$(BIN) $(BIN)/demo $(if $(ONCE),--once) $(if $(BACKEND),--backend=$(BACKEND))
 
 .PHONY: test
-test: deps verify unit wasm conformance e2e fleet ## Run every test, the end-to-end ones included (root; fifteen minutes more when cold).
+test: deps verify unit wasm conformance kernels-smoke e2e fleet ## Run every test, the end-to-end ones included (root; fifteen minutes more when cold).
 	$(MAKE) install-test BACKEND=nftables # which goes on to the others, and back
 
 .PHONY: unit
@@ -99,10 +99,12 @@ kernels: guest ## Judge dataplanes on a kernel of Debian's archive, emulated: KE
 kernels-table: ## Write the table of kernels in docs/dataplanes.md anew, from tools/kernels/results.
 	cd tools && GOWORK=off go test -count=1 -run=Documentation ./kernels -golden
 
+# The kernel loads these by itself, but under emulation that takes two minutes of the first case's time.
+SMOKE_MODULES := nf_conntrack,nf_tables,nft_ct,nft_chain_nat,nft_nat,nft_masq,nft_redir,nft_hash,nft_numgen,nft_limit,nft_reject_inet,nft_fib_inet,nft_connlimit,nft_fwd_netdev,bridge,veth
 .PHONY: kernels-smoke
 kernels-smoke: guest ## Boot a distribution's kernel with connection tracking as a module, and judge nftables and eBPF by a few cases there (minutes).
 	cd tools && KUBELB_GUEST=$(BIN)/guest GOWORK=off go test -count=1 ./kernels
-	$(BIN)/kernels --kernel=6.12/amd64 --programs=$(BIN)/guest --modules=nf_conntrack --backend=nftables,ebpf --case=packet-fixtures,tcp-echo,udp-reply,direct
+	$(BIN)/kernels --kernel=6.12/amd64 --programs=$(BIN)/guest --modules=$(SMOKE_MODULES) --backend=nftables,ebpf --case=packet-fixtures,tcp-echo,udp-reply,direct
 
 .PHONY: images
 images: deps build ## Make the container images, as archives, into bin/images.

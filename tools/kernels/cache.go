@@ -154,9 +154,12 @@ func open(spec Spec, dir string) (Kernel, error) {
 	return k, json.Unmarshal(text, &k.modules)
 }
 
-// Userland returns a directory with nft, and all the libraries that it needs, for the architecture.
+// userlandPackages are nft, and the names of protocols by which rules call them.
+var userlandPackages = []string{"nftables", "netbase"}
+
+// Userland returns a directory with nft, and all that it needs, for the architecture.
 func (c Cache) Userland(ctx context.Context, arch string) (string, error) {
-	dir := filepath.Join(c.Dir, "userland-"+arch)
+	dir := filepath.Join(c.Dir, "userland-"+arch+"-"+strings.Join(userlandPackages, "-"))
 	if exists(filepath.Join(dir, complete)) {
 		return dir, nil
 	}
@@ -169,8 +172,10 @@ func (c Cache) Userland(ctx context.Context, arch string) (string, error) {
 		return "", err
 	}
 	defer os.RemoveAll(work)
-	if err := d.unpack(ctx, work, true, "nftables"); err != nil {
-		return "", err
+	for _, name := range userlandPackages {
+		if err := d.unpack(ctx, work, true, name); err != nil {
+			return "", err
+		}
 	}
 	if err := os.WriteFile(filepath.Join(work, complete), nil, 0o644); err != nil {
 		return "", err

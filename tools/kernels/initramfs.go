@@ -81,7 +81,7 @@ func (k Kernel) addModules(a *archive) error {
 }
 
 // userlandFiles are the parts of a userland that programs need to run.
-var userlandFiles = []string{"usr/sbin/nft", "lib/*/*.so*", "lib/ld-linux*", "lib64/*", "usr/lib/*/*.so*", "usr/lib/ld-linux*", "usr/lib64/*"}
+var userlandFiles = []string{"usr/sbin/nft", "etc/protocols", "lib/*/*.so*", "lib/ld-linux*", "lib64/*", "usr/lib/*/*.so*", "usr/lib/ld-linux*", "usr/lib64/*"}
 
 // addUserland puts programs and libraries under /usr, to which /lib and /lib64 lead.
 func addUserland(a *archive, dir string) error {

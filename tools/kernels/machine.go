@@ -113,8 +113,8 @@ type console struct {
 	ended bool
 }
 
-// lastLines is how many lines an error tells.
-const lastLines = 40
+// lastLines is how many lines an error tells: a panic's first line, and its trace.
+const lastLines = 100
 
 func (c *console) last() string { return strings.Join(c.lines, "\n") }
 

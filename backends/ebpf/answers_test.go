@@ -92,13 +92,15 @@ var answerFixtures = []fixture{
 		x.mustRefuse(f)
 	}},
 	{name: "who asks too often for what nobody serves is dropped", run: func(x *exchange) {
+		begin := time.Now()
 		for range 4 * answersAtOnce {
 			if x.fromClient(x.ask(portOther)).verdict == dropping {
 				require.NotZero(x, x.drops()["rate"])
 				return
 			}
 		}
-		require.Fail(x, "everything was answered")
+		// A machine that is slow enough asks no more often than it may.
+		require.Greater(x, answersAtOnce+time.Since(begin).Seconds()*answersASecond, 4.0*answersAtOnce, "nothing was dropped")
 	}},
 	{name: "a packet at its last hop is reported to the client", run: func(x *exchange) {
 		f := x.ask(portPlain)
@@ -166,6 +168,9 @@ var answerFixtures = []fixture{
 		require.Equal(x, left, o.verdict)
 	}},
 }
+
+// answersASecond is ANSWERS_A_SECOND of bpf/answers.h.
+const answersASecond = 1000
 
 // answersAtOnce is ANSWERS_AT_ONCE of bpf/answers.h.
 const answersAtOnce = 100

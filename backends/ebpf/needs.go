@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"kubelb.k8c.io/backends/dataplane"
+	"kubelb.k8c.io/backends/dataplane/preflight"
 )
 
 // need is a feature of the kernel without which the backend does not work.
@@ -45,11 +46,11 @@ func kernelNeeds() []need {
 
 // requireKernel says what the kernel lacks and what to do instead.
 func requireKernel() error {
-	var name unix.Utsname
-	if err := unix.Uname(&name); err != nil {
-		return fmt.Errorf("uname: %w", err)
+	release, err := preflight.Host{}.KernelRelease()
+	if err != nil {
+		return err
 	}
-	return lacking(unix.ByteSliceToString(name.Release[:]), kernelNeeds())
+	return lacking(release, kernelNeeds())
 }
 
 // lacking names the needs that the kernel surely has not. What could not be found out is no reason to refuse: loading the programs says more.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"os"
-	"runtime"
 	"strings"
 
 	nft "github.com/google/nftables"
@@ -115,24 +114,16 @@ func askingChecks(modules preflight.Modules) []dataplane.Check {
 		modules.Check("cls_bpf", "NET_CLS_BPF", preflight.NotTried, costsHandover)}
 }
 
-// tryEntrance adds the queueing discipline at whose place the program runs, in a network namespace of its own, which goes with the thread.
+// tryEntrance adds the queueing discipline at whose place the program runs, in a network namespace of its own.
 func tryEntrance() preflight.Trial {
-	result := make(chan preflight.Trial)
-	go func() {
-		runtime.LockOSThread()
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			runtime.UnlockOSThread()
-			result <- preflight.NotTried // it would be this host's
-			return
-		}
+	trial := preflight.NotTried // in this host's namespace it would be this host's
+	preflight.InOwnNetwork(func() {
 		switch err := netlink.QdiscAdd(entrance(1)); {
 		case err == nil:
-			result <- preflight.Works
+			trial = preflight.Works
 		case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EOPNOTSUPP):
-			result <- preflight.Fails
-		default:
-			result <- preflight.NotTried
+			trial = preflight.Fails
 		}
-	}()
-	return <-result
+	})
+	return trial
 }

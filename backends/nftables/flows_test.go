@@ -5,7 +5,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"runtime"
 	"slices"
 	"testing"
 	"time"
@@ -15,6 +14,7 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
+	"kubelb.k8c.io/backends/dataplane/preflight"
 	"kubelb.k8c.io/core/model"
 )
 
@@ -24,17 +24,7 @@ func TestEachFlowReadsWhatTheLibraryReads(t *testing.T) {
 		t.Skip("needs root: it makes a network namespace")
 	}
 	for _, v4 := range []bool{true, false} {
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			runtime.LockOSThread() // and never unlocked: the thread ends with its namespace
-			if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-				t.Error(err)
-				return
-			}
-			compareFlows(t, v4)
-		}()
-		<-done
+		require.True(t, preflight.InOwnNetwork(func() { compareFlows(t, v4) }))
 	}
 }
 

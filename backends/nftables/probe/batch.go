@@ -7,11 +7,12 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"runtime"
 
 	nft "github.com/google/nftables"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"kubelb.k8c.io/backends/dataplane/preflight"
 )
 
 // errGathered ends a transaction that is to be looked at and not to be sent.
@@ -111,18 +112,10 @@ func answers(socket int) (map[int]unix.Errno, error) {
 	}
 }
 
-// inside calls f in a network namespace that is made for it, and goes with it, so that not even the hooks of a chain that is never
-// committed touch this host. Where that is not allowed f is called in the present one.
+// inside calls f in a network namespace of its own, so that not even the hooks of a chain that is never committed touch this host. Where
+// that is not allowed f is called in the present one.
 func inside(f func()) {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		// The thread ends with the goroutine, and the namespace with the thread.
-		runtime.LockOSThread()
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			runtime.UnlockOSThread()
-		}
+	if !preflight.InOwnNetwork(f) {
 		f()
-	}()
-	<-done
+	}
 }

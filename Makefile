@@ -14,7 +14,7 @@ CHART_FILES := deploy/charts/kubelb-manager/files
 GENERATED  := api/v1alpha1/zz_generated.deepcopy.go api/crds $(CHART_FILES) backends/plugin/dataplanepb $(addprefix backends/ebpf/bpf/,tc_bpfel.go tc_bpfel.o xdp_bpfel.go xdp_bpfel.o) $(addprefix backends/envoy/bpf/,unknown_bpfel.go unknown_bpfel.o)
 # A kernel to boot, and the architecture of its programs.
 KERNEL     ?= 6.12/amd64
-GUEST       = $(notdir $(KERNEL))
+GUEST       = $(if $(filter running,$(KERNEL)),$(shell go env GOARCH),$(notdir $(KERNEL)))
 CACHE      := $(or $(KUBELB_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/kubelb)
 
 .PHONY: help
@@ -85,26 +85,27 @@ guest: # Build what a kernel of KERNEL's architecture runs, into bin/guest.
 	@tools/install-packages.sh emulators
 	@mkdir -p $(BIN)/guest/$(GUEST)
 	@set -e; export CGO_ENABLED=0 GOARCH=$(GUEST) GOWORK=off; build() { (cd $$1 && go build -ldflags=-s -o $(BIN)/guest/$(GUEST)/ $$2); }; \
-	for b in $(BACKENDS); do build backends/$$b ./cmd/...; done; build conformance ./cmd/...; build tools ./kernels/guest/init; \
+	for b in $(BACKENDS); do build backends/$$b ./cmd/...; done; build conformance ./cmd/...; build manager ./cmd/kubelb-manager; build tools ./kernels/guest/init; \
+	(cd tools && go test -c -ldflags=-s -o $(BIN)/guest/$(GUEST)/preflight.test ./preflight); \
 	(cd backends/ebpf && go test -c -ldflags=-s -o $(BIN)/guest/$(GUEST)/ebpf.test .)
 	cp $$(tools/envoy.sh $(GUEST)) $(BIN)/guest/$(GUEST)/envoy
 	cd tools && GOWORK=off go build -o $(BIN)/ ./cmd/kernels
 
 .PHONY: kernels
-kernels: guest ## Judge dataplanes on a kernel of Debian's archive, emulated: KERNEL (6.12/amd64), BACKEND (all), CASE (all, packet-fixtures being one), MODULES loaded first (root, hours; goes on where it stopped).
-	$(BIN)/kernels --kernel=$(KERNEL) --programs=$(BIN)/guest --backend=$(or $(BACKEND),$(shell echo $(BACKENDS) | tr ' ' ,)) --case=$(CASE) --modules=$(MODULES) \
-		$(if $(CASE),,--results=tools/kernels/results/$(subst /,-,$(KERNEL)).json)
+kernels: guest ## Judge dataplanes on a kernel of Debian's archive, emulated: KERNEL (6.12/amd64; running is this machine's, as it is), BACKEND (all), CASE (all, packet-fixtures being one), MODULES loaded first (root, an hour; goes on where it stopped).
+	$(BIN)/kernels --kernel=$(KERNEL) --programs=$(BIN)/guest --backend=$(or $(BACKEND),$(shell echo $(BACKENDS) | tr ' ' ,)) --case=$(CASE) --modules=$(or $(MODULES),$(GUEST_MODULES)) \
+		$(if $(CASE),,--results=tools/kernels/results)
 
 .PHONY: kernels-table
 kernels-table: ## Write the table of kernels in docs/dataplanes.md anew, from tools/kernels/results.
 	cd tools && GOWORK=off go test -count=1 -run=Documentation ./kernels -golden
 
 # The kernel loads these by itself, but under emulation that takes two minutes of the first case's time.
-SMOKE_MODULES := nf_conntrack,nf_tables,nft_ct,nft_chain_nat,nft_nat,nft_masq,nft_redir,nft_hash,nft_numgen,nft_limit,nft_reject_inet,nft_fib_inet,nft_connlimit,nft_fwd_netdev,bridge,veth
+GUEST_MODULES := nf_conntrack,nf_tables,nft_ct,nft_chain_nat,nft_nat,nft_masq,nft_redir,nft_hash,nft_numgen,nft_limit,nft_reject_inet,nft_fib_inet,nft_connlimit,nft_fwd_netdev,bridge,veth
 .PHONY: kernels-smoke
 kernels-smoke: guest ## Boot a distribution's kernel with connection tracking as a module, and judge nftables and eBPF by a few cases there (minutes).
 	cd tools && KUBELB_GUEST=$(BIN)/guest GOWORK=off go test -count=1 ./kernels
-	$(BIN)/kernels --kernel=6.12/amd64 --programs=$(BIN)/guest --modules=$(SMOKE_MODULES) --backend=nftables,ebpf --case=packet-fixtures,tcp-echo,udp-reply,direct
+	$(BIN)/kernels --kernel=6.12/amd64 --programs=$(BIN)/guest --modules=$(GUEST_MODULES) --backend=nftables,ebpf --case=packet-fixtures,tcp-echo,udp-reply,direct
 
 .PHONY: images
 images: deps build ## Make the container images, as archives, into bin/images.

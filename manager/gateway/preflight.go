@@ -16,8 +16,10 @@ import (
 const (
 	// preflightLimit bounds one preflight of a backend: it is part of each start.
 	preflightLimit = 10 * time.Second
-	// recheckEvery is how often it is looked whether what was missing is there, and whether this host still has what the gateway needs.
+	// recheckEvery is how often it is looked whether what the backend lacked is there, and whether this host still has what the gateway needs.
 	recheckEvery = 30 * time.Second
+	// recheckSoon is how often it is looked whether what the gateway lacked is there.
+	recheckSoon = 5 * time.Second
 	// maxConditionMessage bounds what a condition says.
 	maxConditionMessage = 8192
 )
@@ -64,15 +66,17 @@ func (g *Gateway) watchHost(ctx context.Context) error {
 	if g.options.HostChecks == nil {
 		return nil
 	}
-	ticker := time.NewTicker(recheckEvery)
-	defer ticker.Stop()
 	for {
 		checks := g.options.HostChecks(ctx)
 		g.send(ctx, func(g *Gateway) { g.hostChecks = checks })
+		pause := recheckEvery
+		if len(dataplane.Lacking(checks)) > 0 {
+			pause = recheckSoon
+		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-ticker.C:
+		case <-time.After(pause):
 		}
 	}
 }

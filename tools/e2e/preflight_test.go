@@ -20,6 +20,7 @@ func hostCondition(t *testing.T, group string) string {
 
 // The setting is mended by the command that the Gateway object names. (Its permanent half would write to this machine.)
 func TestWhatTheGatewaysHostLacksIsSaidUntilItIsMended(t *testing.T) {
+	alikeWithAll(t)
 	const key = "net.ipv4.conf.clients.rp_filter"
 	set := func(value string) {
 		out, err := lab.OnGateway(t.Context(), "sysctl", "-w", key+"="+value)

@@ -154,8 +154,8 @@ func open(spec Spec, dir string) (Kernel, error) {
 	return k, json.Unmarshal(text, &k.modules)
 }
 
-// userlandPackages are nft, and the names of protocols by which rules call them.
-var userlandPackages = []string{"nftables", "netbase"}
+// userlandPackages are nft, the names of protocols by which rules call them, and a shell with the tools that commands of the documentation need.
+var userlandPackages = []string{"nftables", "netbase", "busybox-static"}
 
 // Userland returns a directory with nft, and all that it needs, for the architecture.
 func (c Cache) Userland(ctx context.Context, arch string) (string, error) {

@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 )
 
 // debian fetches packages of one architecture from Debian's archive, as this machine's apt reaches it, without changing what is installed here.
@@ -29,8 +30,15 @@ const debianKeyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
 // suites are asked for kernels. Those of the security archive come beside them.
 var suites = []string{"bullseye", "bookworm", "bookworm-backports", "trixie"}
 
+// listsLast is for how long the archive's lists are not read again.
+const listsLast = time.Hour
+
 // prepare reads the archive's lists.
 func (d *debian) prepare(ctx context.Context) error {
+	readAt := filepath.Join(d.dir, "lists-read")
+	if at, err := os.Stat(readAt); err == nil && time.Since(at.ModTime()) < listsLast {
+		return nil
+	}
 	mirror, security, err := mirrors()
 	if err != nil {
 		return err
@@ -51,8 +59,10 @@ func (d *debian) prepare(ctx context.Context) error {
 		return err
 	}
 	fmt.Fprintf(d.log, "reading the lists of Debian's archive for %s ...\n", d.arch)
-	_, err = d.run(ctx, d.dir, "apt-get", "update")
-	return err
+	if _, err := d.run(ctx, d.dir, "apt-get", "update"); err != nil {
+		return err
+	}
+	return os.WriteFile(readAt, nil, 0o644)
 }
 
 // mirrors are the addresses of Debian's archive and of its security archive, of this machine's sources.

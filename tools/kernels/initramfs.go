@@ -27,7 +27,7 @@ func (k Kernel) writeInitramfs(to string, r Run) (err error) {
 	}
 	defer func() { err = errors.Join(err, out.Close()) }()
 	a := newArchive(out)
-	for _, dir := range []string{"/proc", "/sys", "/dev", "/tmp", "/run", "/etc", "/root"} {
+	for _, dir := range []string{"/proc", "/sys", "/dev", "/tmp", "/run", "/etc", "/etc/sysctl.d", "/etc/modules-load.d", "/bin", "/boot", "/root"} {
 		a.directory(dir)
 	}
 	for _, dir := range []string{"lib", "lib64"} {
@@ -77,11 +77,33 @@ func (k Kernel) addModules(a *archive) error {
 		return err
 	}
 	a.write(guest.ModulesPath, text)
-	return nil
+	return k.addLists(a, chosen)
 }
 
+// addLists adds what a distribution's host has to tell which modules there are (depmod(8)), and how the kernel was built.
+func (k Kernel) addLists(a *archive, modules guest.Modules) error {
+	dir := "/usr/lib/modules/" + k.Release
+	var dependencies strings.Builder
+	for _, name := range slices.Sorted(maps.Keys(modules)) {
+		fmt.Fprintf(&dependencies, "%s:\n", strings.TrimPrefix(modules[name].Path, dir+"/"))
+	}
+	a.write(dir+"/modules.dep", []byte(dependencies.String()))
+	for _, at := range []string{"lib", "usr/lib"} {
+		if file := filepath.Join(k.tree, at, "modules", k.Release, "modules.builtin"); exists(file) {
+			a.file(dir+"/modules.builtin", file)
+		}
+	}
+	a.file("/boot/config-"+k.Release, filepath.Join(k.tree, "boot/config-"+k.Release))
+	return a.err
+}
+
+// busybox is the program that is all the tools below; what documentation tells to run is run in a guest as well.
+const busybox = "/usr/bin/busybox"
+
+var busyboxTools = []string{"cat", "ip", "mount", "sh", "sysctl", "umount", "unshare"}
+
 // userlandFiles are the parts of a userland that programs need to run.
-var userlandFiles = []string{"usr/sbin/nft", "etc/protocols", "lib/*/*.so*", "lib/ld-linux*", "lib64/*", "usr/lib/*/*.so*", "usr/lib/ld-linux*", "usr/lib64/*"}
+var userlandFiles = []string{"usr/sbin/nft", "usr/bin/busybox", "etc/protocols", "lib/*/*.so*", "lib/ld-linux*", "lib64/*", "usr/lib/*/*.so*", "usr/lib/ld-linux*", "usr/lib64/*"}
 
 // addUserland puts programs and libraries under /usr, to which /lib and /lib64 lead.
 func addUserland(a *archive, dir string) error {
@@ -104,6 +126,11 @@ func addUserland(a *archive, dir string) error {
 				seen[name] = true
 				a.file(name, file)
 			}
+		}
+	}
+	if seen[busybox] {
+		for _, tool := range busyboxTools {
+			a.link("/bin/"+tool, busybox)
 		}
 	}
 	return a.err

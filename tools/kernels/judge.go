@@ -18,6 +18,9 @@ import (
 // Fixtures is the name by which the packet fixtures of the eBPF programs stand among the cases of the conformance suite.
 const Fixtures = "packet-fixtures"
 
+// Preflight is the name by which the test stands among the cases that what kubelb-manager preflight finds missing is there after the command that it names.
+const Preflight = "preflight"
+
 // Result is what came of a case on a kernel.
 type Result struct {
 	// Kernel is series and architecture, Release what uname -r says.
@@ -39,7 +42,7 @@ type Result struct {
 type Judge struct {
 	// Backends by name, the cases of the conformance suite for each of them; no cases means all.
 	Backends, Cases []string
-	// Modules are loaded at first.
+	// Modules are loaded first, where a kernel is booted.
 	Modules  []string
 	Patience float64
 	// Programs is the directory of the programs for the kernel's architecture: init, kubelb-conformance, ebpf.test and the backends.
@@ -61,7 +64,7 @@ func (j Judge) Run(ctx context.Context, k Kernel) ([]Result, error) {
 		return nil, err
 	}
 	defer os.RemoveAll(work)
-	steps := slices.DeleteFunc(j.steps(), func(s guest.Step) bool {
+	steps := slices.DeleteFunc(j.steps(k, work), func(s guest.Step) bool {
 		backend, name := readStepName(s.Name)
 		return slices.ContainsFunc(known, func(r Result) bool {
 			return r.Kernel == k.String() && r.Release == k.Release && r.Backend == backend && r.Case == name && r.Outcome != conformance.Failed
@@ -70,12 +73,7 @@ func (j Judge) Run(ctx context.Context, k Kernel) ([]Result, error) {
 	if len(steps) == 0 {
 		return nil, nil
 	}
-	files, err := j.files()
-	if err != nil {
-		return nil, err
-	}
-	statuses, failed := k.Boot(ctx, Run{Plan: guest.Plan{Modules: j.Modules, Steps: steps}, Files: files, Userland: j.Userland, Init: filepath.Join(j.Programs, "init"),
-		ResultsDir: work, Console: j.Console, Silence: j.Silence})
+	statuses, failed := j.carryOut(ctx, k, steps, work)
 	var found []Result
 	for _, s := range steps {
 		status, ended := statuses[s.Name]
@@ -94,6 +92,19 @@ func (j Judge) Run(ctx context.Context, k Kernel) ([]Result, error) {
 		}
 	}
 	return found, failed
+}
+
+// carryOut has the steps run on the kernel, and their reports written into the directory.
+func (j Judge) carryOut(ctx context.Context, k Kernel, steps []guest.Step, reports string) (map[string]int, error) {
+	if k.Running() {
+		return runHere(ctx, steps, j.Console)
+	}
+	files, err := j.files()
+	if err != nil {
+		return nil, err
+	}
+	return k.Boot(ctx, Run{Plan: guest.Plan{Modules: j.Modules, Steps: steps}, Files: files, Userland: j.Userland, Init: filepath.Join(j.Programs, "init"),
+		ResultsDir: reports, Console: j.Console, Silence: j.Silence})
 }
 
 // programsDir is where the guest has the programs.
@@ -118,24 +129,47 @@ func readStepName(step string) (backend, name string) {
 	return backend, name
 }
 
-// steps are a step for each backend and case, so that what has been judged is kept when the rest is not.
-func (j Judge) steps() []guest.Step {
+// installed are the names of all backends whose programs are there: the case of switching goes to each.
+func (j Judge) installed() []string {
+	const prefix = "kubelb-backend-"
+	found, _ := filepath.Glob(filepath.Join(j.Programs, prefix+"*"))
+	var names []string
+	for _, path := range found {
+		names = append(names, strings.TrimPrefix(filepath.Base(path), prefix))
+	}
+	return names
+}
+
+// mendedByCommands are the tests of tools/preflight that need no more than a guest has.
+const mendedByCommands = "^(TestAHostThatIsReadyIsSo|TestWhatIsMissingIsThereAfterItsCommand|TestAModuleThatIsNotLoadedIsThereAfterItsCommand)$"
+
+// steps are a step for each backend and case, so that what has been judged is kept when the rest is not. Those that run on this machine write
+// their reports into work.
+func (j Judge) steps(k Kernel, work string) []guest.Step {
+	others := j.installed()
+	programs, reports, unload := programsDir, guest.ResultsDir, "1"
+	if k.Running() {
+		programs, reports, unload = j.Programs, work, ""
+	}
 	cases := j.Cases
 	if len(cases) == 0 {
-		cases = append([]string{Fixtures}, conformance.Names()...)
+		cases = append([]string{Preflight, Fixtures}, conformance.Names()...)
 	}
 	var steps []guest.Step
 	for _, backend := range j.Backends {
 		for _, name := range cases {
 			step := guest.Step{Name: stepName(backend, name)}
 			switch {
-			case name != Fixtures:
-				step.Args = []string{programsDir + "/kubelb-conformance", "--backend=" + backend, "--case=" + name, fmt.Sprintf("--patience=%g", j.Patience),
-					"--switch-to=" + strings.Join(j.Backends, ","), "--report=" + guest.ResultsDir + "/" + step.Name, "-v"}
-			case backend == "ebpf":
-				step.Args = []string{programsDir + "/ebpf.test", "-test.run=^TestPacketsBecomeWhatTheyShould$", "-test.timeout=30m"}
-			default:
+			case name == Preflight:
+				step.Args = []string{programs + "/preflight.test", "-test.run=" + mendedByCommands, "-test.timeout=30m", "-test.v"}
+				step.Env = []string{"KUBELB_BIN=" + programs, "KUBELB_BACKEND=" + backend, "KUBELB_UNLOAD_MODULES=" + unload}
+			case name == Fixtures && backend != "ebpf":
 				continue
+			case name == Fixtures:
+				step.Args = []string{programs + "/ebpf.test", "-test.run=^TestPacketsBecomeWhatTheyShould$", "-test.timeout=30m"}
+			default:
+				step.Args = []string{programs + "/kubelb-conformance", "--backend=" + backend, "--case=" + name, fmt.Sprintf("--patience=%g", j.Patience),
+					"--switch-to=" + strings.Join(others, ","), "--report=" + reports + "/" + step.Name, "-v"}
 			}
 			steps = append(steps, step)
 		}
@@ -148,7 +182,7 @@ func (j Judge) read(k Kernel, step string, status int, dir string) ([]Result, er
 	backend, name := readStepName(step)
 	base := Result{Kernel: k.String(), Release: k.Release, Backend: backend, Case: name, Outcome: conformance.Passed, Date: time.Now().UTC().Format(time.DateOnly)}
 	text, err := os.ReadFile(filepath.Join(dir, step))
-	if err != nil { // fixtures write none, nor does a suite that could judge nothing
+	if err != nil { // tests write none, nor does a suite that could judge nothing
 		if status != 0 {
 			base.Outcome, base.Reason = conformance.Failed, fmt.Sprintf("exit status %d", status)
 		}

@@ -51,13 +51,31 @@ func TestTheConsoleTellsStepsFromWhatTheyPrint(t *testing.T) {
 }
 
 func TestEachCaseOfEachDataplaneIsAStepOfItsOwn(t *testing.T) {
-	j := Judge{Backends: []string{"nftables", "ebpf"}, Cases: []string{Fixtures, "tcp-echo"}, Patience: 8}
+	j := Judge{Backends: []string{"nftables", "ebpf"}, Cases: []string{Preflight, Fixtures, "tcp-echo"}, Patience: 8, Programs: "/p"}
 	var names []string
-	for _, s := range j.steps() {
+	for _, s := range j.steps(Kernel{image: "vmlinuz"}, "/r") {
 		names = append(names, s.Name)
 	}
-	require.Equal(t, []string{"nftables:tcp-echo", "ebpf:packet-fixtures", "ebpf:tcp-echo"}, names, "only eBPF has packet fixtures")
-	require.Contains(t, j.steps()[0].Args, "--patience=8")
+	require.Equal(t, []string{"nftables:preflight", "nftables:tcp-echo", "ebpf:preflight", "ebpf:packet-fixtures", "ebpf:tcp-echo"}, names, "only eBPF has packet fixtures")
+	booted := j.steps(Kernel{image: "vmlinuz"}, "/r")[1]
+	require.Equal(t, "/programs/kubelb-conformance", booted.Args[0])
+	require.Subset(t, booted.Args, []string{"--patience=8", "--report=/results/nftables:tcp-echo"})
+	here := j.steps(Kernel{}, "/r")[1]
+	require.Equal(t, "/p/kubelb-conformance", here.Args[0])
+	require.Contains(t, here.Args, "--report=/r/nftables:tcp-echo")
+}
+
+func TestTheRunningKernelIsJudgedWithoutABoot(t *testing.T) {
+	k, err := Running()
+	require.NoError(t, err)
+	require.True(t, strings.HasPrefix(k.Release, k.Series+"."), "%s of %s", k.Release, k.Series)
+	var out bytes.Buffer
+	statuses, err := runHere(t.Context(), []guest.Step{{Name: "fails", Args: []string{"sh", "-c", "echo no; exit 3"}}, {Name: "works", Args: []string{"true"}}}, &out)
+	require.NoError(t, err)
+	require.Equal(t, map[string]int{"fails": 3, "works": 0}, statuses)
+	require.Equal(t, "no\nkernels: ended fails 3\nkernels: ended works 0\n", out.String())
+	_, err = runHere(t.Context(), []guest.Step{{Name: "absent", Args: []string{"/nowhere/program"}}}, &out)
+	require.ErrorContains(t, err, "step absent")
 }
 
 // bootable is a kernel with a guest's first process, where make kernels-smoke has made both.

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"kubelb.k8c.io/conformance/netlab"
 )
@@ -96,9 +97,17 @@ func (h *host) becomesReady(flags ...string) (report string) {
 	return report
 }
 
-func TestAHostThatIsReadyIsSoForEachDataplane(t *testing.T) {
+// backends are the dataplanes that are asked: all, or that which KUBELB_BACKEND names.
+func backends() []string {
+	if one := os.Getenv("KUBELB_BACKEND"); one != "" {
+		return []string{one}
+	}
+	return []string{"nftables", "ebpf", "envoy"}
+}
+
+func TestAHostThatIsReadyIsSo(t *testing.T) {
 	h := newHost(t, forwards...)
-	for _, backend := range []string{"nftables", "ebpf", "envoy"} {
+	for _, backend := range backends() {
 		report, status := h.preflight("--backend=" + backend)
 		require.Zero(t, status, report)
 		require.NotContains(t, report, "MISSING ", report)
@@ -131,6 +140,40 @@ func TestWhatIsMissingIsThereAfterItsCommand(t *testing.T) {
 			require.Equal(t, "ok", verdict)
 			require.Empty(t, fix)
 		})
+	}
+}
+
+// Each module that the dataplane is said to use is taken away in turn, and may not be loaded by the kernel itself: by sysctl kernel.modprobe, which is
+// the whole machine's.
+func TestAModuleThatIsNotLoadedIsThereAfterItsCommand(t *testing.T) {
+	if os.Getenv("KUBELB_UNLOAD_MODULES") == "" {
+		t.Skip("unloads modules: make kernels CASE=preflight runs it in a kernel that is emulated")
+	}
+	h := newHost(t, forwards...)
+	const autoload = "/proc/sys/kernel/modprobe"
+	modprobe, err := os.ReadFile(autoload)
+	require.NoError(t, err)
+	for _, backend := range backends() {
+		report, _ := h.preflight("--backend=" + backend)
+		tried := 0
+		for _, found := range regexp.MustCompile(`(?m)^ok +Modules +module (\w+) `).FindAllStringSubmatch(report, -1) {
+			module := found[1]
+			if unix.DeleteModule(module, unix.O_NONBLOCK) != nil {
+				continue // it is built in, or another module needs it
+			}
+			tried++
+			require.NoError(t, os.WriteFile(autoload, []byte("/nowhere"), 0))
+			report, _ := h.preflight("--backend=" + backend)
+			verdict, fix := line(t, report, "module "+module)
+			require.Contains(t, []string{"MISSING", "LIMITED"}, verdict, report)
+			t.Logf("%s without %s: %s; %s", backend, module, verdict, fix)
+			h.mend(fix)
+			report = h.becomesReady("--backend=" + backend)
+			verdict, _ = line(t, report, "module "+module)
+			require.Equal(t, "ok", verdict, report)
+			require.NoError(t, os.WriteFile(autoload, modprobe, 0))
+		}
+		t.Logf("%s: %d modules were taken away", backend, tried)
 	}
 }
 

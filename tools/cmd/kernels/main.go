@@ -2,6 +2,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -25,6 +26,7 @@ const usage = `kernels boots a kernel of Debian's archive under emulation (QEMU,
 
   kernels --kernel=6.12/amd64 --file=bin/x:/x -- /x --flag      runs /x; its exit status is the exit status
   kernels --kernel=6.1/arm64 --backend=nftables,ebpf            judges each by the conformance suite, and eBPF by its packet fixtures as well
+  kernels --kernel=running --backend=nftables --patience=1      judges it on this machine's kernel
 
 The console is printed here. The exit status is 1 when a case failed, and 3 when the kernel panicked, hung or was silent for too long, or could
 not be had.
@@ -65,15 +67,15 @@ func (o *options) register(flags *flag.FlagSet) {
 			return nil
 		}
 	}
-	flags.StringVar(&o.kernel, "kernel", "6.12/"+runtime.GOARCH, "series and architecture (amd64, arm64)")
+	flags.StringVar(&o.kernel, "kernel", "6.12/"+runtime.GOARCH, "series and architecture (amd64, arm64), or "+running+": this machine's kernel, which is not booted")
 	flags.BoolVar(&o.refresh, "refresh", false, "fetch the newest kernel of the series, even if there is one in the cache")
 	flags.Func("modules", "modules to load first, separated by commas; others are loaded when the kernel asks for them", list(&o.modules))
 	flags.DurationVar(&o.silence, "silence", 2*time.Minute, "for how long the console may print nothing")
 	flags.StringVar(&o.programs, "programs", "bin/guest", "directory with a directory for each architecture, of init, the guest's first process, and, to judge, kubelb-conformance, the backends and ebpf.test (make guest)")
 	flags.Func("backend", "dataplanes to judge, separated by commas", list(&o.backends))
 	flags.Func("case", "cases to judge them by, separated by commas; "+kernels.Fixtures+" are the packet fixtures of eBPF; all without it", list(&o.cases))
-	flags.Float64Var(&o.patience, "patience", 8, "how many times as long as usual cases may take")
-	flags.StringVar(&o.results, "results", "", "with --backend, a file that results are added to; what has passed by it is not judged again. Else a directory for what the program writes into "+guest.ResultsDir)
+	flags.Float64Var(&o.patience, "patience", 0, "how many times as long as usual cases may take; without it 8 under emulation, else 1")
+	flags.StringVar(&o.results, "results", "", "a directory: with --backend, for a file of each kernel, SERIES-ARCH.json, that results are added to, and what has passed by it is not judged again; else for what the program writes into "+guest.ResultsDir)
 	flags.Func("file", "SOURCE:PATH puts a file into the guest; may be given several times", func(value string) error {
 		source, path, ok := strings.Cut(value, ":")
 		if !ok || !filepath.IsAbs(path) {
@@ -98,6 +100,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (int, err
 	}
 	if (flags.NArg() == 0) == (len(o.backends) == 0) {
 		return 0, errors.New("name either a program to run, after --, or dataplanes to judge, by --backend")
+	}
+	if o.kernel == running {
+		return o.judgeHere(ctx, stdout)
 	}
 	spec, err := kernels.ParseSpec(o.kernel)
 	if err != nil {
@@ -124,9 +129,35 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (int, err
 	return steps["program"], err
 }
 
+// running is the name of this machine's kernel.
+const running = "running"
+
+// patienceOf is how many times as long as usual everything takes on the kernel.
+func patienceOf(k kernels.Kernel) float64 {
+	if k.Running() {
+		return 1
+	}
+	return 8
+}
+
+// judgeHere judges dataplanes on this machine's kernel.
+func (o options) judgeHere(ctx context.Context, stdout io.Writer) (int, error) {
+	if len(o.backends) == 0 {
+		return 0, errors.New("on the running kernel run the program itself; name dataplanes to judge, by --backend")
+	}
+	kernel, err := kernels.Running()
+	if err != nil {
+		return 0, err
+	}
+	return o.judge(ctx, kernel, "", stdout)
+}
+
 func (o options) judge(ctx context.Context, kernel kernels.Kernel, userland string, stdout io.Writer) (int, error) {
-	judge := kernels.Judge{Backends: o.backends, Cases: o.cases, Modules: o.modules, Patience: o.patience, Programs: filepath.Join(o.programs, kernel.Arch), Userland: userland,
-		Results: o.results, Console: stdout, Silence: o.silence}
+	judge := kernels.Judge{Backends: o.backends, Cases: o.cases, Modules: o.modules, Patience: cmp.Or(o.patience, patienceOf(kernel)), Programs: filepath.Join(o.programs, kernel.Arch), Userland: userland,
+		Console: stdout, Silence: o.silence}
+	if o.results != "" {
+		judge.Results = filepath.Join(o.results, kernel.Series+"-"+kernel.Arch+".json")
+	}
 	found, err := judge.Run(ctx, kernel)
 	counts := map[conformance.Outcome]int{}
 	for _, r := range found {

@@ -2,6 +2,7 @@ package cases
 
 import (
 	"net/netip"
+	"slices"
 
 	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/conformance/lab"
@@ -11,12 +12,14 @@ import (
 func sourceRanges() Case {
 	return Case{
 		Name:  "source-ranges",
-		Shows: "clients inside the ranges are served, others get no answer; a change takes effect at once; other frontends are not concerned",
+		Shows: "clients inside the ranges are served, others get no answer; a change takes effect at once, and flows of clients that stay inside go on; other frontends are not concerned",
 		Needs: []dataplane.Feature{dataplane.SourceRanges},
 		Run: func(c *C) {
 			c.Serve(30080)
 			a, b := c.network("192.0.2.0/24", "2001:db8:c::/64"), c.network("198.18.1.0/24", "2001:db8:d::/64")
 			exactlyA := netip.PrefixFrom(c.Lab.A.Address(c.V4), c.Lab.A.Address(c.V4).BitLen())
+			var streams []*lab.Stream
+			var flows []flow
 			for _, allowed := range [][]netip.Prefix{{a}, {b}, {a, b}, {exactlyA}, {}} {
 				var frontends []model.Frontend
 				for _, protocol := range []model.Protocol{model.TCP, model.UDP} {
@@ -25,11 +28,14 @@ func sourceRanges() Case {
 					frontends = append(frontends, f, c.Frontend(protocol, 1, 81, 30080, "all"))
 				}
 				c.Apply([]model.Pool{c.Pool("all", 0)}, model.Snapshot{Frontends: frontends}.Canonical().Frontends...)
+				if streams == nil {
+					streams, flows = c.streams(2), c.flows(2)
+				}
+				if c.inside(c.Lab.A, allowed) {
+					c.alive(streams, flows)
+				}
 				for _, client := range []*lab.Host{c.Lab.A, c.Lab.B} {
-					inside := false
-					for _, p := range allowed {
-						inside = inside || p.Contains(client.Address(c.V4))
-					}
+					inside := c.inside(client, allowed)
 					for _, network := range networks {
 						if inside {
 							_, err := client.Ask(network, c.At(1, 80), lab.From{})
@@ -44,4 +50,8 @@ func sourceRanges() Case {
 			}
 		},
 	}
+}
+
+func (c *C) inside(client *lab.Host, ranges []netip.Prefix) bool {
+	return slices.ContainsFunc(ranges, func(p netip.Prefix) bool { return p.Contains(client.Address(c.V4)) })
 }

@@ -10,7 +10,7 @@ import (
 func tcpReset() Case {
 	return Case{
 		Name:  "tcp-reset",
-		Shows: "a reset by either end reaches the other one",
+		Shows: "a reset by either end reaches the other one, and the port that it frees at once belongs to a new connection, which goes to an endpoint that is there",
 		Run: func(c *C) {
 			server := c.ServeOn(0, 30080)
 			c.Apply([]model.Pool{c.Pool("one", 0)}, c.Frontend(model.TCP, 1, 80, 30080, "one"))
@@ -20,6 +20,13 @@ func tcpReset() Case {
 			c.NoError(stream.Conn.(*net.TCPConn).SetLinger(0))
 			c.NoError(stream.Close())
 			c.Eventually(func() bool { return server.Open() == 0 }, "the server has not seen the client's reset")
+
+			c.ServeOn(1, 30080)
+			c.Apply([]model.Pool{c.Pool("one", 1)}, c.Frontend(model.TCP, 1, 80, 30080, "one"))
+			freed := stream.Conn.LocalAddr().(*net.TCPAddr).AddrPort()
+			answer, err := c.Lab.A.Ask("tcp", c.At(1, 80), lab.From{Address: freed.Addr().Unmap(), Port: freed.Port()})
+			c.NoError(err)
+			c.Equal(1, c.Number(answer.Endpoint))
 		},
 	}
 }

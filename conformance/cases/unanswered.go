@@ -7,6 +7,10 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
+// neighbourLasts is after how long the kernel tells clients that a node is not there whose link address it does not learn: three tries, a second
+// each (ip-sysctl.rst, mcast_solicit).
+const neighbourLasts = 3 * time.Second
+
 func unanswered() Case {
 	return Case{
 		Name:  "unanswered",
@@ -27,7 +31,7 @@ func unanswered() Case {
 					answered <- answer
 					failed <- err
 				}()
-				time.Sleep(c.Patience.For(300 * time.Millisecond))
+				time.Sleep(min(c.Patience.For(300*time.Millisecond), neighbourLasts/2))
 				pool := c.Pool("all", 0, 1)
 				leave(&pool)
 				c.Apply([]model.Pool{pool}, frontend)

@@ -92,7 +92,7 @@ guest: # Build what a kernel of KERNEL's architecture runs, into bin/guest.
 	cd tools && GOWORK=off go build -o $(BIN)/ ./cmd/kernels
 
 .PHONY: kernels
-kernels: guest ## Judge dataplanes on a kernel of Debian's archive, emulated: KERNEL (6.12/amd64; running is this machine's, as it is), BACKEND (all), CASE (all, packet-fixtures being one), MODULES loaded first (root, an hour; goes on where it stopped).
+kernels: guest ## Judge dataplanes on a kernel of Debian's archive in QEMU: KERNEL (6.12/amd64; running is this machine's, not emulated), BACKEND (all), CASE (all; with CASE no results are kept), MODULES to load first (root, half an hour for a dataplane; goes on where it stopped).
 	$(BIN)/kernels --kernel=$(KERNEL) --programs=$(BIN)/guest --backend=$(or $(BACKEND),$(shell echo $(BACKENDS) | tr ' ' ,)) --case=$(CASE) --modules=$(or $(MODULES),$(GUEST_MODULES)) \
 		$(if $(CASE),,--results=tools/kernels/results)
 
@@ -103,7 +103,7 @@ kernels-table: ## Write the table of kernels in docs/dataplanes.md anew, from to
 # The kernel loads these by itself, but under emulation that takes two minutes of the first case's time.
 GUEST_MODULES := nf_conntrack,nf_tables,nft_ct,nft_chain_nat,nft_nat,nft_masq,nft_redir,nft_hash,nft_numgen,nft_limit,nft_reject_inet,nft_fib_inet,nft_connlimit,nft_fwd_netdev,bridge,veth
 .PHONY: kernels-smoke
-kernels-smoke: guest ## Boot a distribution's kernel with connection tracking as a module, and judge nftables and eBPF by a few cases there (minutes).
+kernels-smoke: guest ## Boot Debian's 6.12, where connection tracking is a module, and run a few cases of nftables and eBPF there (root, minutes).
 	cd tools && KUBELB_GUEST=$(BIN)/guest GOWORK=off go test -count=1 ./kernels
 	$(BIN)/kernels --kernel=6.12/amd64 --programs=$(BIN)/guest --modules=$(GUEST_MODULES) --backend=nftables,ebpf --case=packet-fixtures,tcp-echo,udp-reply,direct
 

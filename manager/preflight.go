@@ -38,8 +38,9 @@ func (s ExitStatus) Error() string { return fmt.Sprintf("exit status %d", int(s)
 // preflightCommand is the first argument that has the host checked and nothing started.
 const preflightCommand = "preflight"
 
-const preflightUsage = `kubelb-manager preflight [flags] says, line by line, what the dataplane and the gateway need of this host, and for what is missing the
-command that mends it. It takes the gateway's flags, changes nothing but with --prepare-host, and needs no cluster.
+const preflightUsage = `kubelb-manager preflight [flags] checks this host. It prints a line for each thing that the dataplane and the gateway need, and below a missing
+one the command that mends it. It takes the gateway's flags and needs no cluster. Run it as root; the binary kubelb-backend-NAME must lie beside it or in
+PATH. It changes no rule, sysctl or interface, but with --prepare-host; the kernel may load modules of nftables while it checks.
 
 Each line begins with
   ok       it is there
@@ -47,7 +48,7 @@ Each line begins with
   LIMITED  something does not work without it, as the line says
   unknown  it could not be checked
 
-Exit status: 0 when nothing is MISSING, 1 when something is, 2 when it could not be judged.
+Exit status: 1 when a line says MISSING. Else 2 when the dataplane could not be asked, or what the gateway cannot do without is unknown. Else 0.
 
 Flags:
 `

@@ -122,7 +122,7 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	flags.Usage = func() {
 		fmt.Fprintf(stdout, "kubelb-manager gives the LoadBalancers of tenant clusters external addresses and forwards their traffic.\n\n"+
 			"kubelb-manager [flags]            works until it is told to end\n"+
-			"kubelb-manager preflight [flags]  says what a gateway with these flags lacks on this host, and how to mend it\n\nFlags:\n")
+			"kubelb-manager preflight [flags]  checks what a gateway with these flags needs of this host\n\nFlags:\n")
 		flags.PrintDefaults()
 	}
 	o.register(flags)

@@ -31,6 +31,9 @@ func (b *Backend) Preflight(_ context.Context, config dataplane.Config) ([]datap
 		syscallCheck(), bpffsCheck(host, o.bpffs),
 	}
 	checks = append(checks, kernelChecks(host)...)
+	checks = append(checks, placeChecks(o.attach, host.Modules())...)
+	checks = append(checks, speedChecks(o.xdp)...)
+	checks = append(checks, trackingCheck())
 	checks = append(checks, host.Forwarding("")...)
 	interfaces, err := interfaceChecks(o, pinDirectory(o, config.StateDir))
 	return append(checks, interfaces...), err
@@ -73,7 +76,7 @@ func syscallCheck() dataplane.Check {
 	switch err := features.HaveProgramType(ebpf.SchedCLS); {
 	case err == nil:
 	case errors.Is(err, ebpf.ErrNotSupported), errors.Is(err, unix.ENOSYS):
-		c.State, c.Found, c.Advice = dataplane.CheckMissing, "this kernel is built without it", "boot a kernel that is built with CONFIG_BPF_SYSCALL, or use --backend=nftables"
+		c.State, c.Found, c.Advice = dataplane.CheckMissing, "this kernel is built without it", "boot a kernel that is built with CONFIG_BPF_SYSCALL, or use --backend=nftables or --backend=envoy"
 	case errors.Is(err, unix.EPERM):
 		c.State, c.Found = dataplane.CheckMissing, "it is refused"
 		c.Advice = "give this process the capabilities BPF and NET_ADMIN and, in a container, a seccomp profile that allows bpf (seccompProfile: {type: Unconfined})"
@@ -151,8 +154,11 @@ func (k *kernel) xdpChecks(a *netlink.LinkAttrs, mode link.XDPAttachFlags, requi
 	}
 	owner := dataplane.Check{Group: dataplane.GroupOwners, Subject: "XDP at interface " + a.Name, Costs: costs, State: dataplane.CheckOK, Found: "no other program runs there"}
 	if a.Xdp != nil && a.Xdp.Attached && !k.runs(a.Index, a.Xdp.ProgId) {
-		owner.State, owner.Found = dataplane.CheckMissing, fmt.Sprintf("program %d of another owner runs there", a.Xdp.ProgId)
-		owner.Command, owner.Advice = fmt.Sprintf("ip link set dev %s xdp off", a.Name), "stop its owner first"
+		owner.State, owner.Found = dataplane.CheckMissing, fmt.Sprintf("XDP program %d of another owner runs there (bpftool prog show id %d)", a.Xdp.ProgId, a.Xdp.ProgId)
+		owner.Advice = fmt.Sprintf("end its owner, and if the program stays run: ip link set dev %s xdp off", a.Name)
+		if !required {
+			owner.Advice = "leave it: the program at ingress does all here; or " + owner.Advice
+		}
 	}
 	return []dataplane.Check{driver, owner}
 }

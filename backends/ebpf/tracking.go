@@ -31,7 +31,7 @@ func (t tracking) fault() error {
 	if t.why == nil {
 		return nil
 	}
-	return fmt.Errorf("connection tracking cannot be asked, so that TCP connections which another dataplane of this host began end: %w", t.why)
+	return fmt.Errorf("the eBPF programs cannot ask connection tracking, so that TCP connections end which another dataplane of this host began: %w", t.why)
 }
 
 // findTracking looks where the functions are.

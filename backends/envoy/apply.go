@@ -176,7 +176,7 @@ func (a *apply) pushAndWait(ctx context.Context) (map[string]string, error) {
 	defer cancel()
 	refused, err := a.xds.await(ctx, slices.Concat(p[resource.ClusterType], p[resource.ListenerType]))
 	if err != nil {
-		return nil, fmt.Errorf("%w; see %s", err, a.dir.Log())
+		return nil, a.explain(err)
 	}
 	var assignments []named
 	for _, n := range p[resource.EndpointType] {
@@ -186,7 +186,7 @@ func (a *apply) pushAndWait(ctx context.Context) (map[string]string, error) {
 		}
 	}
 	if _, err := a.xds.await(ctx, assignments); err != nil {
-		return nil, fmt.Errorf("%w; see %s", err, a.dir.Log())
+		return nil, a.explain(err)
 	}
 	var sockets []model.FrontendKey
 	for _, key := range sortedKeys(a.touched) {
@@ -201,6 +201,14 @@ func (a *apply) pushAndWait(ctx context.Context) (map[string]string, error) {
 		a.listening[key] = true
 	}
 	return refused, nil
+}
+
+// explain adds to the reason for which Envoy has not answered how it ended, if it did, and where its logs are.
+func (b *Backend) explain(err error) error {
+	if running, failed := b.dir.Running(); failed == nil && running.Ended != "" && errors.Is(err, errNotConnected) {
+		return fmt.Errorf("%w (the last one: %s); see %s and %s", err, running.Ended, b.dir.Log(), b.dir.OwnLog())
+	}
+	return fmt.Errorf("%w; see %s", err, b.dir.Log())
 }
 
 // takeBack returns frontends that Envoy refuses to what they were.

@@ -3,6 +3,7 @@ package envoy
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"strings"
 
@@ -30,7 +31,7 @@ func (b *Backend) Preflight(ctx context.Context, config dataplane.Config) ([]dat
 	}
 	host := preflight.Host{}
 	modules := host.Modules()
-	checks := []dataplane.Check{envoyCheck(ctx, s.envoy), starterCheck(),
+	checks := []dataplane.Check{envoyCheck(ctx, s.envoy), starterCheck(), sharedMemoryCheck(),
 		host.Capability(preflight.NetAdmin, ""),
 		host.Capability(preflight.NetBindService, "ports below 1024"),
 		host.Capability(preflight.BPF, costsHandover, preflight.SysAdmin)}
@@ -63,15 +64,28 @@ func starterCheck() dataplane.Check {
 	return c
 }
 
+// sharedMemory is where shm_open(3) makes what two Envoys share while one replaces the other.
+const sharedMemory = "/dev/shm"
+
+// sharedMemoryCheck tells whether there is shared memory: without it Envoy aborts when it starts.
+func sharedMemoryCheck() dataplane.Check {
+	c := dataplane.Check{Group: dataplane.GroupMounts, Subject: "shared memory at " + sharedMemory, State: dataplane.CheckOK, Found: "it is there"}
+	if err := unix.Access(sharedMemory, unix.W_OK); err != nil {
+		c.State, c.Found = dataplane.CheckMissing, err.Error()
+		c.Command = fmt.Sprintf("mkdir -p %s && mount -t tmpfs tmpfs %s && echo 'tmpfs %s tmpfs defaults 0 0' >> /etc/fstab", sharedMemory, sharedMemory, sharedMemory)
+	}
+	return c
+}
+
 // guardParts are what the guard's tables consist of, in the layouts that a start may choose.
 func guardParts() []probe.Part {
 	guarded := func(l layout) func(*nft.Conn) error {
 		return func(c *nft.Conn) error { return addGuard(c, l) }
 	}
 	return []probe.Part{
-		{Name: "rules that bring packets to Envoy", Needs: "use a later kernel", Add: guarded(untracked)},
-		{Name: "rules beside other NAT rules", Costs: "a start on a host with other NAT rules", Needs: "use a later kernel", Add: guarded(tracked)},
-		{Name: "rules for forwarding: transparent", Costs: "forwarding: transparent", Needs: "use a later kernel", Add: func(c *nft.Conn) error {
+		{Name: "rules that bring packets to Envoy", Needs: "boot Linux 6.1 or later, on which it was tried", Add: guarded(untracked)},
+		{Name: "rules beside other NAT rules", Costs: "the dataplane on a host that has other NAT rules", Needs: "boot Linux 6.1 or later, on which it was tried", Add: guarded(tracked)},
+		{Name: "rules for forwarding: transparent", Costs: "forwarding: transparent", Needs: "boot Linux 6.1 or later, on which it was tried", Add: func(c *nft.Conn) error {
 			g := newGuard(preflightTable, nil)
 			for _, t := range g.tables {
 				if err := t.create(c, untracked); err != nil {

@@ -130,6 +130,9 @@ func (x *xds) update(kind string, changed map[string]types.Resource, gone []stri
 	return want, x.caches[kind].UpdateResources(differing, gone)
 }
 
+// errNotConnected is when no Envoy asks for resources.
+var errNotConnected = errors.New("Envoy is not connected")
+
 // await returns when Envoy has taken or refused all, with its reasons by name.
 func (x *xds) await(ctx context.Context, want []named) (map[string]string, error) {
 	refused := map[string]string{}
@@ -155,7 +158,7 @@ func (x *xds) await(ctx context.Context, want []named) (map[string]string, error
 		case <-changed:
 		case <-ctx.Done():
 			if !connected {
-				return refused, errors.New("Envoy is not connected")
+				return refused, errNotConnected
 			}
 			return refused, fmt.Errorf("Envoy has not answered for %d of %d resources", missing, len(want))
 		}

@@ -34,8 +34,8 @@ const preflightTable = "kubelb-preflight"
 // parts are what the tables consist of. What is in the first one is made at each start, all in one transaction.
 func parts() []probe.Part {
 	return []probe.Part{
-		{Name: "rules of all tables", Needs: "use a later kernel, or --backend=envoy", Add: addLayout},
-		{Name: "rules for limits of connections", Costs: "limits of connections and of new connections per second", Needs: "use a later kernel", Add: func(c *nft.Conn) error {
+		{Name: "rules of all tables", Needs: "boot Linux 6.1 or later, on which it was tried, or use --backend=envoy", Add: addLayout},
+		{Name: "rules for limits of connections", Costs: "limits of connections and of new connections per second", Needs: "boot Linux 6.1 or later, on which it was tried", Add: func(c *nft.Conn) error {
 			if err := addLayout(c); err != nil {
 				return err
 			}

@@ -46,18 +46,18 @@ type fastPath struct {
 	// on: the kernel has flowtables and the operator wants them. note says which, and why.
 	on   bool
 	note string
-	// made is when the flowtables were made anew, or this process began.
+	// made is when this process made the flowtables anew.
 	made time.Time
 }
 
 // renewal is how often the flowtables are made anew. A flow that never rests has its time in conntrack set to a day when it becomes fast,
 // and again when only five minutes of it are left (nf_flow_table_extend_ct_timeout, Linux 6.12): one that rests then would be forgotten
-// after these. So 18 hours are left at least.
+// after these. So 18 hours are left at least, whatever an earlier process did: the first refresh makes them anew.
 const renewal = 6 * time.Hour
 
 // openFastPath makes, takes over or removes the flowtables, as the option says.
 func openFastPath(tables []*table, option string) (*fastPath, error) {
-	f := &fastPath{tables: tables, made: time.Now()}
+	f := &fastPath{tables: tables}
 	switch option {
 	case "", flowtableAuto:
 	case flowtableOff:
@@ -72,7 +72,7 @@ func openFastPath(tables []*table, option string) (*fastPath, error) {
 		f.on, f.note = true, "fast path: known flows of nat and transparent frontends take a flowtable"
 		return f, nil
 	case errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EOPNOTSUPP):
-		f.note = "fast path: none: this kernel lacks flowtables (modules nf_flow_table_inet, nft_flow_offload, nft_fib_ipv4 and nft_fib_ipv6)"
+		f.note = "fast path: none: this kernel lacks flowtables: load the modules nft_flow_offload, nft_fib_ipv4, nft_fib_ipv6 and nf_flow_table_inet (before Linux 5.17 nf_flow_table_ipv4 and nf_flow_table_ipv6), and restart the gateway"
 	default:
 		f.note = "fast path: none: " + err.Error()
 	}

@@ -377,7 +377,7 @@ func TestWithoutFlowtablesInTheKernelAllIsSlowAndThatIsSaid(t *testing.T) {
 	}
 	description, err := g.Describe(t.Context())
 	require.NoError(t, err)
-	require.Equal(t, []string{"fast path: none: this kernel lacks flowtables (modules nf_flow_table_inet, nft_flow_offload, nft_fib_ipv4 and nft_fib_ipv6)"}, description.Notes)
+	require.Equal(t, []string{"fast path: none: this kernel lacks flowtables: load the modules nft_flow_offload, nft_fib_ipv4, nft_fib_ipv6 and nf_flow_table_inet (before Linux 5.17 nf_flow_table_ipv4 and nf_flow_table_ipv6), and restart the gateway"}, description.Notes)
 	g.apply(everything())
 	auto := withoutCounters(g.nft("", "list", "ruleset"))
 	require.NotContains(t, auto, "flowtable")

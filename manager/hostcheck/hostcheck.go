@@ -3,7 +3,6 @@ package hostcheck
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"strings"
@@ -61,7 +60,7 @@ func (n Needs) interfaceCheck(name string) dataplane.Check {
 	}
 	device, err := net.InterfaceByName(name)
 	if err != nil {
-		c.State, c.Found, c.Advice = dataplane.CheckMissing, "there is none of this name", nameInterfaces()
+		c.State, c.Found, c.Advice = dataplane.CheckMissing, "no interface has this name", nameInterfaces()
 		return c
 	}
 	ethernet, err := isEthernet(name)
@@ -69,7 +68,7 @@ func (n Needs) interfaceCheck(name string) dataplane.Check {
 	case err != nil:
 		c.State, c.Found = dataplane.CheckUnknown, err.Error()
 	case !ethernet:
-		c.State, c.Found, c.Advice = dataplane.CheckMissing, "is no Ethernet: there is neither ARP nor NDP", "use an Ethernet, or --announce=bgp"
+		c.State, c.Found, c.Advice = dataplane.CheckMissing, "is no Ethernet interface, so that it has neither ARP nor NDP", "name an Ethernet interface by --announce-interfaces, or use --announce=bgp"
 	case device.Flags&net.FlagUp == 0:
 		c.State, c.Found, c.Command = dataplane.CheckMissing, "is down", "ip link set dev "+name+" up"
 	case device.Flags&net.FlagRunning == 0:
@@ -103,7 +102,7 @@ func isEthernet(name string) (bool, error) {
 	defer socket.Close()
 	conn, ok := socket.(*net.UDPConn)
 	if !ok {
-		return false, errors.New("a UDP socket is none")
+		return false, fmt.Errorf("hardware type of interface %s: the socket is no UDP socket", name)
 	}
 	request, err := unix.NewIfreq(name)
 	if err != nil {
@@ -130,10 +129,10 @@ func reversePathCheck(host preflight.Host, name string) dataplane.Check {
 		}
 		largest = max(largest, value)
 	}
-	c.Found = "comes to " + largest + " with that of all interfaces"
+	c.Found = "counts as " + largest + ", the larger of it and net.ipv4.conf.all.rp_filter"
 	if largest == "1" {
 		c.State, c.Command = dataplane.CheckMissing, preflight.SetSysctl(own, "2")
-		c.Found += ": a packet is dropped when the route back to its source leaves by another interface"
+		c.Found += ": the kernel drops a packet if the route back to its source leaves by another interface"
 	}
 	return c
 }
@@ -148,7 +147,7 @@ func clockCheck(ctx context.Context, hubTime func(context.Context) (time.Time, e
 		set.State, set.Found = dataplane.CheckUnknown, err.Error()
 	case state == unix.TIME_ERROR:
 		// It may be right nevertheless: a hypervisor may set the clock and tell the kernel nothing.
-		set.State, set.Found, set.Command = dataplane.CheckUnknown, "no program tells the kernel that it is right", "timedatectl set-ntp true"
+		set.State, set.Found, set.Command, set.Advice = dataplane.CheckUnknown, "the kernel does not know whether it is right", "timedatectl set-ntp true", "chrony or systemd-timesyncd has to be installed"
 	}
 	checks := []dataplane.Check{set}
 	if hubTime == nil {

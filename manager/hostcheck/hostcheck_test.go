@@ -21,7 +21,7 @@ func TestAPortInUseNamesTheProgramThatHasIt(t *testing.T) {
 	check := port.check()
 	require.Equal(t, dataplane.CheckMissing, check.State)
 	require.Contains(t, check.Found, fmt.Sprintf("(process %d)", os.Getpid()))
-	require.Equal(t, "end that program, or give another one by --metrics-addr", check.Fix())
+	require.Equal(t, "end that program, or choose another one by --metrics-addr", check.Fix())
 	require.NoError(t, listener.Close())
 	require.Equal(t, dataplane.CheckOK, port.check().State)
 	require.Equal(t, dataplane.CheckOK, port.check().State, "the check itself leaves nothing")
@@ -38,7 +38,7 @@ func TestAPortInUseNamesTheProgramThatHasIt(t *testing.T) {
 func TestAnAddressThatThisHostDoesNotHaveIsNoPortToListenAt(t *testing.T) {
 	check := Port{Network: "tcp", Address: "192.0.2.1:9443", For: "metrics", Flag: "--metrics-addr"}.check()
 	require.Equal(t, dataplane.CheckMissing, check.State)
-	require.Equal(t, "give another one by --metrics-addr", check.Fix())
+	require.Equal(t, "choose another one by --metrics-addr", check.Fix())
 }
 
 func TestAClockThatIsFarFromTheManagementClustersIsNamed(t *testing.T) {

@@ -37,7 +37,7 @@ func (p Port) check() dataplane.Check {
 	}
 	c.State, c.Found = dataplane.CheckMissing, err.Error()
 	if p.Flag != "" {
-		c.Advice = "give another one by " + p.Flag
+		c.Advice = "choose another one by " + p.Flag
 	}
 	if !errors.Is(err, unix.EADDRINUSE) {
 		return c

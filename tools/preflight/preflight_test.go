@@ -229,7 +229,7 @@ func TestTheLoopbackAnswersNoARP(t *testing.T) {
 	report, _ := newHost(t, forwards...).preflight("--announce-interfaces=lo")
 	verdict, fix := line(t, report, "interface lo")
 	require.Equal(t, "MISSING", verdict)
-	require.Equal(t, "use an Ethernet, or --announce=bgp", fix)
+	require.Equal(t, "name an Ethernet interface by --announce-interfaces, or use --announce=bgp", fix)
 }
 
 func TestAPortInUseIsFreeOnceItsProgramHasEnded(t *testing.T) {
@@ -244,7 +244,7 @@ func TestAPortInUseIsFreeOnceItsProgramHasEnded(t *testing.T) {
 	verdict, fix := line(t, report, "port tcp 127.0.0.1:9443 for metrics")
 	require.Equal(t, "MISSING", verdict)
 	require.Contains(t, report, fmt.Sprintf("(process %d)", os.Getpid()))
-	require.Equal(t, "end that program, or give another one by --metrics-addr", fix)
+	require.Equal(t, "end that program, or choose another one by --metrics-addr", fix)
 	report, status = h.preflight("--metrics-addr=127.0.0.1:9444")
 	require.Zero(t, status, report)
 	require.NoError(t, listener.Close())
@@ -274,7 +274,7 @@ func TestWithoutTheCapabilityNothingIsGuessed(t *testing.T) {
 	require.Equal(t, 1, status, report)
 	verdict, fix := line(t, report, "capability NET_ADMIN")
 	require.Equal(t, "MISSING", verdict)
-	require.Equal(t, "run it as root; in a container, add NET_ADMIN to securityContext.capabilities", fix)
+	require.Equal(t, "run it as root; in a container, add NET_ADMIN to securityContext.capabilities.add", fix)
 	verdict, _ = line(t, report, "module nf_tables")
 	require.Equal(t, "unknown", verdict)
 }

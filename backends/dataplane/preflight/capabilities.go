@@ -47,7 +47,7 @@ func (h Host) Has(c Capability) (bool, error) {
 			return set&(1<<c) != 0, nil
 		}
 	}
-	return false, fmt.Errorf("capabilities of this process: /proc does not say them")
+	return false, fmt.Errorf("capabilities of this process: /proc/thread-self/status has no line CapEff")
 }
 
 // Capability checks that this process has a capability, or another capability that implies it.
@@ -67,6 +67,6 @@ func (h Host) Capability(c Capability, costs string, implied ...Capability) data
 		}
 	}
 	check.State, check.Found = dataplane.CheckMissing, "this process does not have it"
-	check.Advice = fmt.Sprintf("run it as root; in a container, add %s to securityContext.capabilities", c)
+	check.Advice = fmt.Sprintf("run it as root; in a container, add %s to securityContext.capabilities.add", c)
 	return check
 }

@@ -1,5 +1,5 @@
 // Package preflight reads what the kernel of a host has, and makes checks of it: modules, kernel options, sysctls and
-// capabilities. Backends and the manager share it, so that they word the same fix alike. It changes nothing.
+// capabilities. Backends and the manager share it, so that they word the same fix alike. It changes nothing itself; the kernel may load a module that is tried.
 package preflight
 
 import (

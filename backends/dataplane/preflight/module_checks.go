@@ -56,9 +56,9 @@ func (m Modules) describe(p Presence, option string) string {
 	case NotInstalled:
 		return "not among the modules of this kernel (" + m.release + ")"
 	case OtherRelease:
-		return "not loaded, and /lib/modules has modules of other kernels than this one (" + m.release + ") alone"
+		return "not loaded; /lib/modules has modules of other kernels, and none of the running one, " + m.release
 	}
-	return "not loaded; there is no /lib/modules here to see whether it can be"
+	return "not loaded; /lib/modules is not to be read here, so that it is unknown whether this kernel has it"
 }
 
 // mend says how the module gets there.

@@ -97,7 +97,7 @@ func TestAModuleThatIsMissingHasTheCommandThatMendsIt(t *testing.T) {
 		"it is in an unknown package":             {map[string]string{modulesDir + "modules.dep": "kernel/other.ko:\n"}, "not among the modules of this kernel (" + release + ")", "", "install the package with all modules"},
 		"the kernel is built without it":          {map[string]string{"boot/config-" + release: "CONFIG_NFT_NAT=m\n"}, "this kernel is built without CONFIG_NFT_CT", "", "boot a kernel that is built with CONFIG_NFT_CT"},
 		"the kernel was upgraded":                 {map[string]string{"lib/modules/9.9/modules.dep": ""}, "modules of other kernels", "reboot", "upgraded since it was booted"},
-		"nothing tells, as in a container":        {nil, "there is no /lib/modules here", load, "where modprobe does not find the module, boot a kernel"},
+		"nothing tells, as in a container":        {nil, "/lib/modules is not to be read here", load, "where modprobe does not find the module, boot a kernel"},
 		"the kernel loads none any more":          {lists(map[string]string{"proc/sys/kernel/modules_disabled": "1\n"}), "not loaded", "echo nft_ct >> /etc/modules-load.d/kubelb.conf && reboot", "kernel.modules_disabled is 1"},
 		"it is loaded, and the kernel refuses it": {map[string]string{"proc/modules": "nft_ct 1 0\n"}, "loaded, and the kernel refuses to use it here", "", "dmesg"},
 	} {

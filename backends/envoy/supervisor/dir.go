@@ -82,6 +82,8 @@ type Running struct {
 	Launch int `json:"launch"`
 	// Identity is that of what was wanted, see Wanted.
 	Identity string `json:"identity"`
+	// Ended is how the last Envoy ended that served; empty if none has. Another one may run.
+	Ended string `json:"ended,omitempty"`
 	// Problem is why what is wanted does not run; an Envoy of before may.
 	Problem string `json:"problem,omitempty"`
 }

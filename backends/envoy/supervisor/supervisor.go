@@ -191,6 +191,8 @@ func (s *supervisor) ended(e *envoy) {
 	case s.serving:
 		fmt.Fprintf(os.Stderr, "kubelb-envoy: Envoy ended (see %s): %v; starting it again\n", s.Dir.Log(), e.err)
 		s.serving = nil
+		s.running.Ended = strings.ReplaceAll(e.err.Error(), "\n", ": ")
+		s.note("", nil)
 		if s.coming != nil {
 			// It waits for one that is no more.
 			s.coming.stop()

@@ -22,14 +22,14 @@ import (
 	"kubelb.k8c.io/tools/kernels/guest"
 )
 
-const usage = `kernels boots a kernel of Debian's archive under emulation (QEMU, no KVM) and runs programs in it, as root, or judges dataplanes.
+const usage = `kernels boots a kernel of Debian's archive in QEMU, without KVM, and runs a program in it, as root, or judges dataplanes.
 
-  kernels --kernel=6.12/amd64 --file=bin/x:/x -- /x --flag      runs /x; its exit status is the exit status
-  kernels --kernel=6.1/arm64 --backend=nftables,ebpf            judges each by the conformance suite, and eBPF by its packet fixtures as well
+  kernels --kernel=6.12/amd64 --file=bin/x:/x -- /x --flag      runs /x and exits with its status
+  kernels --kernel=6.1/arm64 --backend=nftables,ebpf            judges each by the conformance suite and preflight, eBPF by its packet fixtures as well
   kernels --kernel=running --backend=nftables --patience=1      judges it on this machine's kernel
 
-The console is printed here. The exit status is 1 when a case failed, and 3 when the kernel panicked, hung or was silent for too long, or could
-not be had.
+The console is printed here. Exit status: 0 when no case failed, 1 when one did, 3 when the arguments are wrong, or the kernel could not be fetched,
+panicked, hung or printed nothing for --silence.
 
 Flags:
 `
@@ -71,9 +71,9 @@ func (o *options) register(flags *flag.FlagSet) {
 	flags.BoolVar(&o.refresh, "refresh", false, "fetch the newest kernel of the series, even if there is one in the cache")
 	flags.Func("modules", "modules to load first, separated by commas; others are loaded when the kernel asks for them", list(&o.modules))
 	flags.DurationVar(&o.silence, "silence", 2*time.Minute, "for how long the console may print nothing")
-	flags.StringVar(&o.programs, "programs", "bin/guest", "directory with a directory for each architecture, of init, the guest's first process, and, to judge, kubelb-conformance, the backends and ebpf.test (make guest)")
+	flags.StringVar(&o.programs, "programs", "bin/guest", "directory with a directory for each architecture: init, the guest's first process, and, to judge, kubelb-conformance, the manager, the backends, and the tests (make guest)")
 	flags.Func("backend", "dataplanes to judge, separated by commas", list(&o.backends))
-	flags.Func("case", "cases to judge them by, separated by commas; "+kernels.Fixtures+" are the packet fixtures of eBPF; all without it", list(&o.cases))
+	flags.Func("case", "cases to judge them by, separated by commas: those of the conformance suite, "+kernels.Preflight+", and for eBPF "+kernels.Fixtures+"; all without it", list(&o.cases))
 	flags.Float64Var(&o.patience, "patience", 0, "how many times as long as usual cases may take; without it 8 under emulation, else 1")
 	flags.StringVar(&o.results, "results", "", "a directory: with --backend, for a file of each kernel, SERIES-ARCH.json, that results are added to, and what has passed by it is not judged again; else for what the program writes into "+guest.ResultsDir)
 	flags.Func("file", "SOURCE:PATH puts a file into the guest; may be given several times", func(value string) error {
@@ -143,7 +143,7 @@ func patienceOf(k kernels.Kernel) float64 {
 // judgeHere judges dataplanes on this machine's kernel.
 func (o options) judgeHere(ctx context.Context, stdout io.Writer) (int, error) {
 	if len(o.backends) == 0 {
-		return 0, errors.New("on the running kernel run the program itself; name dataplanes to judge, by --backend")
+		return 0, errors.New("--kernel=" + running + " runs no program: start it yourself, or name dataplanes to judge, by --backend")
 	}
 	kernel, err := kernels.Running()
 	if err != nil {

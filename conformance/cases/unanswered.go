@@ -7,10 +7,6 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// neighbourLasts is after how long the kernel tells clients that a node is not there whose link address it does not learn: three tries, a second
-// each (ip-sysctl.rst, mcast_solicit).
-const neighbourLasts = 3 * time.Second
-
 func unanswered() Case {
 	return Case{
 		Name:  "unanswered",
@@ -23,6 +19,8 @@ func unanswered() Case {
 				func(p *model.Pool) { p.Endpoints = p.Endpoints[1:] },
 			} {
 				c.Apply([]model.Pool{c.Pool("all", 0)}, frontend)
+				// One whose link address the gateway does not know yet it would call unreachable after three seconds.
+				c.Ask(1, "tcp", c.At(1, 80))
 				c.NoError(c.Lab.Nodes[0].Mute(true))
 				answered := make(chan lab.Answer, 1)
 				failed := make(chan error, 1)
@@ -31,7 +29,7 @@ func unanswered() Case {
 					answered <- answer
 					failed <- err
 				}()
-				time.Sleep(min(c.Patience.For(300*time.Millisecond), neighbourLasts/2))
+				time.Sleep(c.Patience.For(300 * time.Millisecond))
 				pool := c.Pool("all", 0, 1)
 				leave(&pool)
 				c.Apply([]model.Pool{pool}, frontend)

@@ -27,6 +27,15 @@ func (h Host) read(elements ...string) (string, error) {
 	return string(text), err
 }
 
+// list are the names in a directory; none if it is not to be read.
+func (h Host) list(elements ...string) (names []string) {
+	entries, _ := os.ReadDir(h.path(elements...))
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
+}
+
 // KernelRelease is the release of the running kernel, as uname -r says it.
 func (h Host) KernelRelease() (string, error) {
 	if h.Release != "" {

@@ -70,8 +70,19 @@ func (h Host) Sysctl(s Sysctl) dataplane.Check {
 
 // Forwarding checks that the host forwards packets of both families. Costs is what does not work otherwise, empty if nothing does.
 func (h Host) Forwarding(costs string) []dataplane.Check {
-	return []dataplane.Check{
-		h.Sysctl(Sysctl{Key: "net/ipv4/ip_forward", Good: NotZero, Want: "1", Why: "this host forwards no IPv4 packets", Costs: costs, Optional: true}),
-		h.Sysctl(Sysctl{Key: "net/ipv6/conf/all/forwarding", Good: NotZero, Want: "1", Why: "this host forwards no IPv6 packets", Costs: costs, Optional: true}),
+	return []dataplane.Check{h.ForwardingIPv4(costs), h.ForwardingIPv6(costs)}
+}
+
+// ForwardingIPv4 checks that the host forwards packets of IPv4.
+func (h Host) ForwardingIPv4(costs string) dataplane.Check {
+	return h.Sysctl(Sysctl{Key: "net/ipv4/ip_forward", Good: NotZero, Want: "1", Why: "this host forwards no IPv4 packets", Costs: costs, Optional: true})
+}
+
+// ForwardingIPv6 checks that the host forwards packets of IPv6. Its command keeps what the host learns from routers.
+func (h Host) ForwardingIPv6(costs string) dataplane.Check {
+	c := h.Sysctl(Sysctl{Key: ForwardsIPv6("all"), Good: NotZero, Want: "1", Why: "this host forwards no IPv6 packets", Costs: costs, Optional: true})
+	if c.Command != "" {
+		c.Command = h.forwardIPv6()
 	}
+	return c
 }

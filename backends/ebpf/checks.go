@@ -34,7 +34,8 @@ func (b *Backend) Preflight(_ context.Context, config dataplane.Config) ([]datap
 	checks = append(checks, placeChecks(o.attach, host.Modules())...)
 	checks = append(checks, speedChecks(o.xdp)...)
 	checks = append(checks, trackingCheck())
-	checks = append(checks, host.Forwarding("")...)
+	// Each frontend asks for its own family alone (requireForwarding).
+	checks = append(checks, host.ForwardingIPv4("IPv4 frontends"), host.ForwardingIPv6("IPv6 frontends"))
 	interfaces, err := interfaceChecks(o, pinDirectory(o, config.StateDir))
 	return append(checks, interfaces...), err
 }

@@ -46,6 +46,7 @@ func (n Needs) Checks(ctx context.Context) []dataplane.Check {
 			checks = append(checks, reversePathCheck(host, name))
 		}
 	}
+	checks = append(checks, host.RouterAdvertisements()...)
 	for _, p := range n.Ports {
 		checks = append(checks, p.check())
 	}

@@ -104,6 +104,9 @@ type Gateway struct {
 	// hostChecks are the outcome of HostChecks, lacked are the lines about what this host lacks that were logged.
 	hostChecks []dataplane.Check
 	lacked     map[string]bool
+	// rechecks take the backend that is to be asked again what this host lacks; rechecking: that is under way.
+	rechecks   chan *plugin.Process
+	rechecking bool
 	// inSync is told when the backend holds everything, leftovers are why former backends could not be purged, by name.
 	inSync    chan struct{}
 	leftovers map[string]string
@@ -155,7 +158,7 @@ func New(o Options, c cache.Cache, w client.Client) *Gateway {
 	g := &Gateway{options: o, cache: c, client: w, log: o.Log.With("gateway", o.Name), events: make(chan event, 4096), hub: translate.NewHub(),
 		pools: map[string]ipam.Pool{}, selection: selection.New(), fails: map[string]failure{}, status: make(chan v1alpha1.GatewayStatus, 1), inSync: make(chan struct{}, 1),
 		departure: departure{done: make(chan struct{}, 1)},
-		unhealthy: map[translate.Target]bool{}, held: map[model.FrontendKey]bool{}, vips: map[netip.Addr]int{}, between: map[netip.Addr]bool{}, poke: make(chan struct{}, 1), counts: make(chan countRequest, 1),
+		unhealthy: map[translate.Target]bool{}, held: map[model.FrontendKey]bool{}, vips: map[netip.Addr]int{}, between: map[netip.Addr]bool{}, poke: make(chan struct{}, 1), counts: make(chan countRequest, 1), rechecks: make(chan *plugin.Process, 1),
 		answering: answering{elects: o.Elects, answers: map[netip.Addr]bool{},
 			handover: newHandover(o.Handover), ring: newRing(o.Name, o.Handover)}}
 	if o.Member != nil {
@@ -231,6 +234,7 @@ func (g *Gateway) run(ctx context.Context, ended <-chan *plugin.Process) error {
 	runs.Go(func() error { return g.writeStatus(runCtx) })
 	runs.Go(func() error { return g.readCounters(runCtx) })
 	runs.Go(func() error { return g.watchHost(runCtx) })
+	runs.Go(func() error { return g.askAgain(runCtx) })
 	runs.Go(func() error { return g.purgePredecessors(runCtx) })
 	runs.Go(func() error { return g.loop(runCtx, synced, ended) })
 	return runs.Wait()
@@ -381,7 +385,7 @@ func (g *Gateway) work(ctx context.Context) {
 		g.restartLater()
 	}
 	g.noteReadiness()
-	g.recheck(ctx)
+	g.recheck()
 	g.elect(ctx)
 	g.publish()
 }

@@ -33,9 +33,8 @@ type host struct {
 	process     *plugin.Process
 	stopWatch   context.CancelFunc
 	description dataplane.Description
-	// checks are what the backend found of this host when it was asked last, and checked is when.
-	checks     []dataplane.Check
-	checked    time.Time
+	// found is what the backend lacks of this host.
+	found      findings
 	generation dataplane.Generation
 	// number counts the generations of this epoch; it never goes back, whatever the backend has forgotten.
 	number uint64

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -16,10 +17,6 @@ import (
 const (
 	// preflightLimit bounds one preflight of a backend: it is part of each start.
 	preflightLimit = 10 * time.Second
-	// recheckEvery is how often it is looked whether what the backend lacked is there, and whether this host still has what the gateway needs.
-	recheckEvery = 30 * time.Second
-	// recheckSoon is how often it is looked whether what the gateway lacked is there.
-	recheckSoon = 5 * time.Second
 	// maxConditionMessage bounds what a condition says.
 	maxConditionMessage = 8192
 )
@@ -35,55 +32,49 @@ func Preflight(ctx context.Context, d dataplane.Dataplane, o BackendOptions) ([]
 	return checks, nil
 }
 
-// preflight asks the running backend. If that fails there are no checks, and Configure tells more.
+// preflight asks the backend that is being started. If that fails Configure tells more.
 func (h *host) preflight(ctx context.Context) {
 	checks, err := Preflight(ctx, h.process, h.options)
 	if err != nil {
 		h.log.Debug("this host was not checked", "error", err)
 	}
-	h.checked = time.Now()
-	h.checks = checks
+	h.found.take(checks, err)
 }
 
-// explain is why a backend could not be configured: what is missing, if something is that it needs, which says more than its error.
+// explain is why a backend could not be configured: first what is missing of what it needs, which people can mend, then its own error.
 func (h *host) explain(err error) error {
-	if missing := dataplane.MissingError(h.checks); missing != nil {
+	missing := dataplane.MissingError(h.found.checks)
+	own := fmt.Errorf("configure backend %s: %w", h.description.Name, err)
+	switch {
+	case missing == nil:
+		return own
+	case repeats(err.Error(), h.found.checks):
 		h.log.Debug("configure backend", "error", err)
 		return missing
 	}
-	return fmt.Errorf("configure backend %s: %w", h.description.Name, err)
+	return errors.Join(missing, own)
 }
 
-// recheck asks the backend again, now and then, while something is missing.
-func (g *Gateway) recheck(ctx context.Context) {
-	if g.host.running() && len(dataplane.Lacking(g.host.checks)) > 0 && time.Since(g.host.checked) >= recheckEvery {
-		g.host.preflight(ctx)
+// repeats tells whether each line of an error is about something required that is missing: it names that, or says what was found.
+func repeats(text string, checks []dataplane.Check) bool {
+	for line := range strings.Lines(text) {
+		if !slices.ContainsFunc(dataplane.Lacking(checks), func(c dataplane.Check) bool { return c.Required() && about(line, c) }) {
+			return false
+		}
 	}
+	return true
 }
 
-// watchHost looks after what the gateway itself needs of this host, until ctx ends.
-func (g *Gateway) watchHost(ctx context.Context) error {
-	if g.options.HostChecks == nil {
-		return nil
-	}
-	for {
-		checks := g.options.HostChecks(ctx)
-		g.send(ctx, func(g *Gateway) { g.hostChecks = checks })
-		pause := recheckEvery
-		if len(dataplane.Lacking(checks)) > 0 {
-			pause = recheckSoon
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(pause):
-		}
-	}
+// leastTelling is the length of what was found from which on it tells one thing from another, as "not loaded" does not.
+const leastTelling = 20
+
+func about(line string, c dataplane.Check) bool {
+	return strings.Contains(line, c.Subject) || len(c.Found) >= leastTelling && strings.Contains(line, c.Found)
 }
 
 // lacking is what this host lacks, for the dataplane and for the gateway. What is new is logged.
 func (g *Gateway) lacking() []dataplane.Check {
-	lacking := dataplane.Lacking(slices.Concat(g.host.checks, g.hostChecks))
+	lacking := dataplane.Lacking(slices.Concat(g.host.found.checks, g.hostChecks))
 	known := g.lacked
 	g.lacked = map[string]bool{}
 	for _, c := range lacking {

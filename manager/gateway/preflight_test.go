@@ -19,6 +19,7 @@ import (
 
 	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/backends/dataplane"
+	"kubelb.k8c.io/backends/dataplane/preflight"
 	"kubelb.k8c.io/backends/plugin"
 )
 
@@ -31,19 +32,33 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// needy is a dataplane whose host has a module, and a sysctl, if files with their names are in the directory that its options name.
+// needy is a dataplane whose host has a module, and a sysctl, if their files are in the directory that its options name. It cannot tell with a
+// file mute.
 type needy struct{ dataplane.Fake }
 
 const hostOption = "host"
 
+// Files of needy's host.
+const (
+	moduleFile, sysctlFile, muteFile = "module", "proc/sys/it", "mute"
+)
+
+func has(config dataplane.Config, file string) bool {
+	_, err := os.Stat(filepath.Join(config.Options[hostOption], file))
+	return err == nil
+}
+
 func (n *needy) Preflight(_ context.Context, config dataplane.Config) ([]dataplane.Check, error) {
+	if has(config, muteFile) {
+		return nil, errors.New("netlink dump interrupted")
+	}
 	checks := []dataplane.Check{
 		{Group: dataplane.GroupModules, Subject: "module", Found: "not loaded", Command: "modprobe it"},
-		{Group: dataplane.GroupSysctls, Subject: "sysctl", Found: "is 0", Command: "sysctl -w it=1", Costs: "forwarding: direct"},
+		{Group: dataplane.GroupSysctls, Subject: "sysctl it", Found: "is 0", Command: "sysctl -w it=1", Costs: "forwarding: direct"},
 	}
-	for i := range checks {
+	for i, file := range []string{moduleFile, sysctlFile} {
 		checks[i].State = dataplane.CheckMissing
-		if _, err := os.Stat(filepath.Join(config.Options[hostOption], checks[i].Subject)); err == nil {
+		if has(config, file) {
 			checks[i].State, checks[i].Found = dataplane.CheckOK, "it is there"
 		}
 	}
@@ -52,7 +67,7 @@ func (n *needy) Preflight(_ context.Context, config dataplane.Config) ([]datapla
 
 // Configure fails as a kernel does that lacks the module.
 func (n *needy) Configure(ctx context.Context, config dataplane.Config) error {
-	if _, err := os.Stat(filepath.Join(config.Options[hostOption], "module")); err != nil {
+	if !has(config, moduleFile) {
 		return errors.New("conn.Receive: netlink receive: no such file or directory")
 	}
 	return n.Fake.Configure(ctx, config)
@@ -82,14 +97,42 @@ func newOnHost(t *testing.T) *onHost {
 		Config: dataplane.Config{Node: "g", StateDir: state, Options: map[string]string{hostOption: h.dir}}}}, nil, hub)
 	h.metrics, err = newMetrics(nil)
 	require.NoError(t, err)
-	h.host = &host{options: h.options.Backend, log: h.Gateway.log, metrics: h.metrics, epoch: "test", ended: make(chan *plugin.Process, 4)}
+	h.host = &host{options: h.options.Backend, log: h.Gateway.log, metrics: h.metrics, epoch: "test", ended: make(chan *plugin.Process, 4),
+		found: findings{host: preflight.Host{Root: h.dir}}}
 	t.Cleanup(h.host.stop)
 	return h
 }
 
 // has the host have something from now on.
-func (h *onHost) has(name string) {
-	require.NoError(h.t, os.WriteFile(filepath.Join(h.dir, name), nil, 0o600))
+func (h *onHost) has(file string) {
+	path := filepath.Join(h.dir, file)
+	require.NoError(h.t, os.MkdirAll(filepath.Dir(path), 0o700))
+	require.NoError(h.t, os.WriteFile(path, nil, 0o600))
+}
+
+func (h *onHost) hasNoMore(file string) {
+	require.NoError(h.t, os.Remove(filepath.Join(h.dir, file)))
+}
+
+// passes has the last question to the backend be so long ago.
+func (h *onHost) passes(d time.Duration) { h.host.found.asked = time.Now().Add(-d) }
+
+// answered are the conditions after the backend has been asked again, which it is to be now.
+func (h *onHost) answered() []metav1.Condition {
+	h.t.Helper()
+	h.conditions()
+	ctx, end := context.WithCancel(h.t.Context())
+	ended := make(chan error)
+	go func() { ended <- h.askAgain(ctx) }()
+	select {
+	case e := <-h.events:
+		e(h.Gateway)
+	case <-time.After(10 * time.Second):
+		require.Fail(h.t, "the backend was not asked")
+	}
+	end()
+	require.NoError(h.t, <-ended)
+	return h.conditions()
 }
 
 // conditions returns the Gateway object's conditions after the gateway has tried to start its backend, or to go on.
@@ -110,42 +153,42 @@ func TestTheGatewaySaysWhatItsHostLacksAndHowToMendItUntilItIsMended(t *testing.
 		ready := meta.FindStatusCondition(conditions, v1alpha1.ConditionReady)
 		require.Equal(t, metav1.ConditionFalse, ready.Status)
 		require.Equal(t, "BackendFailed", ready.Reason)
-		require.Equal(t, "this host lacks what the dataplane needs:\nmodule: not loaded; run: modprobe it", ready.Message)
+		require.Equal(t, "this host lacks what the dataplane needs:\nmodule: not loaded; run: modprobe it\n"+
+			"configure backend fake: conn.Receive: netlink receive: no such file or directory", ready.Message)
 		modules := meta.FindStatusCondition(conditions, "HostModules")
 		require.Equal(t, metav1.ConditionFalse, modules.Status)
 		require.Equal(t, v1alpha1.ReasonHostLacks, modules.Reason)
 		require.Equal(t, "module: not loaded; run: modprobe it", modules.Message)
 	}
 	require.Equal(t, 1, strings.Count(h.log.String(), "level=ERROR"), "what each retry says is logged once: %s", h.log.String())
-	require.NotContains(t, h.log.String(), "netlink receive")
 
-	h.has("module")
+	h.has(moduleFile)
 	conditions := h.conditions()
 	require.True(t, meta.IsStatusConditionTrue(conditions, v1alpha1.ConditionReady))
 	require.Nil(t, meta.FindStatusCondition(conditions, "HostModules"))
 	limits := meta.FindStatusCondition(conditions, "HostSysctls")
 	require.Equal(t, v1alpha1.ReasonHostLimits, limits.Reason)
-	require.Equal(t, "sysctl: is 0; does not work: forwarding: direct; run: sysctl -w it=1", limits.Message)
+	require.Equal(t, "sysctl it: is 0; does not work: forwarding: direct; run: sysctl -w it=1", limits.Message)
 
-	h.has("sysctl")
+	h.has(sysctlFile)
 	require.NotNil(t, meta.FindStatusCondition(h.conditions(), "HostSysctls"), "the backend is asked now and then alone")
-	h.host.checked = time.Now().Add(-recheckEvery)
-	conditions = h.conditions()
+	h.passes(recheckSeldom)
+	conditions = h.answered()
 	require.Len(t, conditions, 1)
 	require.True(t, meta.IsStatusConditionTrue(conditions, v1alpha1.ConditionReady))
 }
 
 func TestABackendThatStartsInSpiteOfACheckIsNotKeptFromIt(t *testing.T) {
 	h := newOnHost(t)
-	h.has("module")
-	h.host.checks = []dataplane.Check{{Group: dataplane.GroupModules, Subject: "module", State: dataplane.CheckMissing}}
+	h.has(moduleFile)
+	h.host.found.checks = []dataplane.Check{{Group: dataplane.GroupModules, Subject: "module", State: dataplane.CheckMissing}}
 	require.True(t, meta.IsStatusConditionTrue(h.conditions(), v1alpha1.ConditionReady))
 }
 
 func TestWhatTheGatewayItselfNeedsIsWatchedToo(t *testing.T) {
 	h := newOnHost(t)
-	h.has("module")
-	h.has("sysctl")
+	h.has(moduleFile)
+	h.has(sysctlFile)
 	down := dataplane.Check{Group: dataplane.GroupInterfaces, Subject: "interface eth0", State: dataplane.CheckMissing, Found: "is down", Command: "ip link set dev eth0 up"}
 	h.options.HostChecks = func(context.Context) []dataplane.Check { return []dataplane.Check{down} }
 	ctx, end := context.WithCancel(t.Context())

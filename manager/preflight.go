@@ -185,8 +185,12 @@ func hubTime(config *rest.Config) func(context.Context) (time.Time, error) {
 	}
 }
 
-// hubTimeLimit bounds how long the API server may take to say its time.
-const hubTimeLimit = 3 * time.Second
+const (
+	// hubTimeLimit bounds how long the API server may take to say its time.
+	hubTimeLimit = 3 * time.Second
+	// hubTimeEvery is how often a gateway that runs asks for it.
+	hubTimeEvery = 5 * time.Minute
+)
 
 // report writes the checks by their groups, a line each, with the fix below what is not as it should be.
 func report(w io.Writer, checks []dataplane.Check) {

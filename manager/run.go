@@ -40,6 +40,7 @@ import (
 	"kubelb.k8c.io/manager/controller"
 	"kubelb.k8c.io/manager/gateway"
 	"kubelb.k8c.io/manager/heartbeat"
+	"kubelb.k8c.io/manager/hostcheck"
 	"kubelb.k8c.io/manager/membership"
 	"kubelb.k8c.io/manager/probe"
 )
@@ -271,7 +272,7 @@ func (o *options) newGateway(mgr ctrl.Manager, forbidden []netip.Prefix, log *sl
 		Backend: o.backendOptionsFor(path),
 	}
 	needs := o.needs()
-	needs.HubTime = hubTime(mgr.GetConfig())
+	needs.HubTime = hostcheck.Seldom(hubTime(mgr.GetConfig()), hubTimeEvery)
 	options.HostChecks = needs.Checks
 	var g *gateway.Gateway
 	// Both are asked once the gateway runs.

@@ -34,6 +34,8 @@ type Result struct {
 	Reason  string              `json:"reason,omitempty"`
 	// Patience is how many times as long as usual the case waited (lab.Patience).
 	Patience float64 `json:"patience,omitempty"`
+	// Commit is the code that was judged, as git names it; "-dirty" at its end says that there was more than that.
+	Commit string `json:"commit,omitempty"`
 	// Date is the day.
 	Date string `json:"date"`
 }

@@ -10,27 +10,25 @@ import (
 	"kubelb.k8c.io/conformance"
 )
 
-// Table says in Markdown what came of judging dataplanes on kernels: of each case in a family the last result.
+// Table says in Markdown what came of judging dataplanes on kernels: on the newest release of each, by the last run of each case.
 func Table(all []Result, backends []string) string {
-	type run struct{ kernel, backend, name, family string }
-	last := map[run]Result{}
-	releases := map[string]Result{}
-	for _, r := range all {
-		last[run{r.Kernel, r.Backend, r.Case, r.Family}] = r
-		if releases[r.Kernel].Date <= r.Date {
-			releases[r.Kernel] = r
+	last := newest(all)
+	kernels := map[string]Result{}
+	for _, r := range last {
+		if kernels[r.Kernel].Date <= r.Date {
+			kernels[r.Kernel] = r
 		}
 	}
 	var out strings.Builder
 	row := func(cells ...string) { fmt.Fprintf(&out, "| %s |\n", strings.Join(cells, " | ")) }
 	row(append([]string{"kernel", "release", "day"}, backends...)...)
 	row(slices.Repeat([]string{"---"}, len(backends)+3)...)
-	for _, kernel := range slices.SortedFunc(maps.Keys(releases), compareSeries) {
-		cells := []string{kernel, releases[kernel].Release, releases[kernel].Date}
+	for _, kernel := range slices.SortedFunc(maps.Keys(kernels), compareSeries) {
+		cells := []string{kernel, kernels[kernel].Release, kernels[kernel].Date}
 		for _, backend := range backends {
 			counts := map[conformance.Outcome]int{}
-			for at, r := range last {
-				if at.kernel == kernel && at.backend == backend {
+			for _, r := range last {
+				if r.Kernel == kernel && r.Backend == backend {
 					counts[r.Outcome]++
 				}
 			}

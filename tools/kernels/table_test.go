@@ -34,6 +34,31 @@ func TestTheTableCountsTheLastResultOfEachCase(t *testing.T) {
 `, text)
 }
 
+func TestAKernelIsCountedByItsNewestReleaseAlone(t *testing.T) {
+	on := func(release, name, date string) Result {
+		return Result{Kernel: "6.12/amd64", Release: release, Backend: "ebpf", Case: name, Outcome: conformance.Passed, Date: date}
+	}
+	require.Contains(t, Table([]Result{on("6.12.9", "tcp-echo", "2026-11-02"), on("6.12.8", "drain", "2026-11-01"), on("6.12.8", "direct", "2026-11-01")}, []string{"ebpf"}),
+		"| 6.12/amd64 | 6.12.9 | 2026-11-02 | 1 passed |")
+	require.Contains(t, Table([]Result{on("6.12.8", "drain", "2026-11-02"), on("6.12.8", "direct", "2026-11-02"), on("6.12.9", "tcp-echo", "2026-11-02")}, []string{"ebpf"}),
+		"| 6.12/amd64 | 6.12.9 | 2026-11-02 | 1 passed |", "of one day it is the last in the file")
+}
+
+func TestARunReplacesAllThatWasKnownOfItsCase(t *testing.T) {
+	of := func(family string, outcome conformance.Outcome) Result {
+		return Result{Kernel: "6.12/amd64", Release: "6.12.9", Backend: "ebpf", Case: "tcp-echo", Family: family, Outcome: outcome, Date: "2026-11-02"}
+	}
+	other := of("IPv4", conformance.Passed)
+	other.Case = "drain"
+	unjudged, v4, v6 := of("", conformance.Failed), of("IPv4", conformance.Passed), of("IPv6", conformance.Passed)
+	require.Equal(t, []Result{v4, v6, other}, newest([]Result{unjudged, other, v4, v6}), "results of families replace a failure without one")
+	require.Equal(t, []Result{unjudged, other}, newest([]Result{v4, v6, other, unjudged}))
+	later := of("IPv4", conformance.Failed)
+	require.Equal(t, []Result{later}, newest([]Result{v4, v6, later}), "a run of one family says nothing of the other any more")
+	v6.Commit = "abc1234"
+	require.Equal(t, []Result{v6}, newest([]Result{v4, v6}), "results of two commits are of two runs")
+}
+
 // committedResults are those of emulated kernels, and those of the kernel that the reports of the conformance suite were made on.
 func committedResults(t *testing.T) (all []Result) {
 	t.Helper()

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"time"
 )
 
 // Where the guest finds what the host has put into its initramfs.
@@ -18,13 +19,20 @@ const (
 	ResultsDir = "/results"
 )
 
-// Lines of the console that the host reads.
+// Lines of the console that the host reads. Other output may stand before and after them: what the kernel prints keeps to no line of a program's.
 const (
-	// StepEnded is followed by the name of a step, a space and its exit status.
+	// StepBegan is followed by the name of a step.
+	StepBegan = "kernels: began "
+	// StepEnded is followed by the name of a step, a space and its exit status. What the step left has been sent then.
 	StepEnded = "kernels: ended "
+	// Broken is followed by the reason for which the guest carries out no more of the plan.
+	Broken = "kernels: cannot go on: "
 	// AllEnded is the guest's last line.
 	AllEnded = "kernels: all steps have ended"
 )
+
+// StatusLimit is the exit status of a step that ran for longer than its limit (timeout(1) has the same).
+const StatusLimit = 124
 
 // Plan is what the guest does.
 type Plan struct {
@@ -39,6 +47,8 @@ type Step struct {
 	Name string   `json:"name"`
 	Args []string `json:"args"`
 	Env  []string `json:"env,omitempty"`
+	// Limit is for how long it may run; 0 is for ever.
+	Limit time.Duration `json:"limit,omitempty"`
 }
 
 // Module is a kernel module.

@@ -13,13 +13,16 @@ import (
 // Run is the first process of a kernel: it carries out the plan, hands the results to the host, and turns the machine off.
 func Run() {
 	if err := run(); err != nil {
-		fmt.Println("kernels:", err)
+		say("%s%v", Broken, err)
 	} else {
-		fmt.Println(AllEnded)
+		say(AllEnded)
 	}
 	unix.Sync()
 	fmt.Println("kernels: cannot turn the machine off:", unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF))
 }
+
+// say prints what the host reads at the beginning of a line: what was printed before may lack its end.
+func say(format string, args ...any) { fmt.Printf("\n"+format+"\n", args...) }
 
 func run() error {
 	if err := prepare(); err != nil {
@@ -41,17 +44,26 @@ func run() error {
 		return err
 	}
 	defer results.port.Close()
-	for _, step := range plan.Steps {
-		status, err := step.run()
+	if err := carryOut(plan.Steps, results.send); err != nil {
+		return err
+	}
+	return results.archive.Close()
+}
+
+// carryOut runs the steps. What one has left is with the host before the host hears that it has ended.
+func carryOut(steps []Step, send func() error) error {
+	for _, step := range steps {
+		say("%s%s", StepBegan, step.Name)
+		status, err := step.run(endingTime)
 		if err != nil {
 			return fmt.Errorf("step %s: %w", step.Name, err)
 		}
-		fmt.Printf("%s%s %d\n", StepEnded, step.Name, status)
-		if err := results.send(); err != nil {
+		if err := send(); err != nil {
 			return fmt.Errorf("results of step %s: %w", step.Name, err)
 		}
+		say("%s%s %d", StepEnded, step.Name, status)
 	}
-	return results.archive.Close()
+	return nil
 }
 
 func release() string {
@@ -98,11 +110,16 @@ func loopbackUp() error {
 // progressInterval is how often the guest says that a step goes on. The host takes a guest that is silent for longer as hung.
 const progressInterval = 30 * time.Second
 
-// run runs the step and returns its exit status; 128 and the number of the signal that ended it.
-func (s Step) run() (int, error) {
+// endingTime is for how long a step that has reached its limit may remove what it has made.
+const endingTime = 20 * time.Second
+
+// run runs the step and returns its exit status: 128 and the number of the signal that ended it, StatusLimit if that was for its limit. A step that is
+// told to end has the time to do so, and is killed then.
+func (s Step) run(toEnd time.Duration) (int, error) {
 	env := append([]string{"PATH=/bin:/sbin:/usr/sbin:/usr/bin", "HOME=/tmp"}, s.Env...)
 	began := time.Now()
-	pid, err := syscall.ForkExec(s.Args[0], s.Args, &syscall.ProcAttr{Dir: "/", Env: env, Files: []uintptr{0, 1, 2}})
+	// A group of its own has the programs that it started end with it.
+	pid, err := syscall.ForkExec(s.Args[0], s.Args, &syscall.ProcAttr{Dir: "/", Env: env, Files: []uintptr{0, 1, 2}, Sys: &syscall.SysProcAttr{Setpgid: true}})
 	if err != nil {
 		return 0, fmt.Errorf("start %s: %w", s.Args[0], err)
 	}
@@ -110,10 +127,25 @@ func (s Step) run() (int, error) {
 	go func() { ended <- reap(pid) }()
 	ticker := time.NewTicker(progressInterval)
 	defer ticker.Stop()
+	var limit, kill <-chan time.Time
+	if s.Limit > 0 {
+		limit = time.After(s.Limit)
+	}
+	tooLong := false
 	for {
 		select {
 		case status := <-ended:
-			return status, nil
+			if !tooLong {
+				return status, nil
+			}
+			_ = syscall.Kill(-pid, syscall.SIGKILL) // what is left of the group
+			return StatusLimit, nil
+		case <-limit:
+			fmt.Printf("kernels: %s has run for longer than %s and is ended\n", s.Name, s.Limit)
+			tooLong, kill = true, time.After(toEnd)
+			_ = syscall.Kill(-pid, syscall.SIGTERM)
+		case <-kill:
+			_ = syscall.Kill(-pid, syscall.SIGKILL)
 		case <-ticker.C:
 			fmt.Printf("kernels: %s has run for %s\n", s.Name, time.Since(began).Round(time.Second))
 		}

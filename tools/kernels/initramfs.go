@@ -144,12 +144,15 @@ func underUsr(path string) string {
 	return path
 }
 
-// extract unpacks what a guest sent.
+// extract unpacks what a guest has sent so far.
 func extract(archive, into string) error {
 	if into == "" {
 		return nil
 	}
 	file, err := os.Open(archive)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // no machine has been there
+	}
 	if err != nil {
 		return err
 	}
@@ -157,7 +160,7 @@ func extract(archive, into string) error {
 	for r := tar.NewReader(file); ; {
 		header, err := r.Next()
 		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-			return nil // a machine that was ended leaves the archive without an end
+			return nil // a machine that runs, or was ended, leaves the archive without an end
 		}
 		if err != nil {
 			return fmt.Errorf("results: %w", err)

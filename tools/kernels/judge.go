@@ -2,6 +2,7 @@ package kernels
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -49,65 +50,115 @@ type Judge struct {
 	Patience float64
 	// Programs is the directory of the programs for the kernel's architecture: init, kubelb-conformance, ebpf.test and the backends.
 	Programs, Userland string
-	// Results is the file that results are added to (package results). What it has of this kernel's release is not judged again.
+	// Results is the file that results are added to (package results), those of each case as it ends. A case of which the last run on this kernel's
+	// release has no failure is not judged again.
 	Results string
+	// Commit is the code that is judged.
+	Commit  string
 	Console io.Writer
 	Silence time.Duration
 }
 
-// Run judges what has not been judged yet, and returns what came of it.
-func (j Judge) Run(ctx context.Context, k Kernel) ([]Result, error) {
+// Judged is what is known of a kernel's release: what has just been found, and of earlier runs what that has not replaced, whatever the dataplane.
+type Judged struct{ Now, Before []Result }
+
+// Count returns the number of results of an outcome.
+func (j Judged) Count(o conformance.Outcome) (n int) {
+	for _, r := range slices.Concat(j.Now, j.Before) {
+		if r.Outcome == o {
+			n++
+		}
+	}
+	return n
+}
+
+// Run judges what has not been judged yet, or has failed. What has been found is returned with an error, too.
+func (j Judge) Run(ctx context.Context, k Kernel) (Judged, error) {
 	known, err := results.Read[Result](j.Results)
 	if err != nil {
-		return nil, err
+		return Judged{}, err
 	}
+	known = lastRuns(slices.DeleteFunc(known, func(r Result) bool { return r.Kernel != k.String() || r.Release != k.Release }))
 	work, err := os.MkdirTemp("", "kljudge")
 	if err != nil {
-		return nil, err
+		return Judged{Before: known}, err
 	}
 	defer os.RemoveAll(work)
-	steps := slices.DeleteFunc(j.steps(k, work), func(s guest.Step) bool {
-		backend, name := readStepName(s.Name)
-		return slices.ContainsFunc(known, func(r Result) bool {
-			return r.Kernel == k.String() && r.Release == k.Release && r.Backend == backend && r.Case == name && r.Outcome != conformance.Failed
-		})
+	steps := slices.DeleteFunc(j.steps(k, work), func(s guest.Step) bool { return holds(known, j.base(k, s.Name).judgedCase()) })
+	now, err := j.judge(ctx, k, steps, work)
+	before := slices.DeleteFunc(known, func(r Result) bool {
+		return slices.ContainsFunc(now, func(n Result) bool { return n.judgedCase() == r.judgedCase() })
 	})
+	return Judged{Now: now, Before: before}, err
+}
+
+// judge has the steps run, and keeps what came of each as soon as it has ended.
+func (j Judge) judge(ctx context.Context, k Kernel, steps []guest.Step, work string) (found []Result, err error) {
 	if len(steps) == 0 {
 		return nil, nil
 	}
-	statuses, failed := j.carryOut(ctx, k, steps, work)
-	var found []Result
-	for _, s := range steps {
-		status, ended := statuses[s.Name]
-		if !ended {
-			continue
-		}
-		of, err := j.read(k, s.Name, status, work)
-		if err != nil {
-			return found, err
-		}
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	err = j.carryOut(ctx, k, steps, work, func(e Ending) {
+		of := j.read(k, e, work)
 		found = append(found, of...)
-	}
-	for _, r := range found {
-		if err := results.Add(j.Results, r); err != nil {
-			return found, err
+		for _, r := range of {
+			if err := results.Add(j.Results, r); err != nil {
+				stop(fmt.Errorf("keep a result: %w", err))
+				return
+			}
 		}
-	}
-	return found, failed
+	})
+	return found, err
 }
 
 // carryOut has the steps run on the kernel, and their reports written into the directory.
-func (j Judge) carryOut(ctx context.Context, k Kernel, steps []guest.Step, reports string) (map[string]int, error) {
+func (j Judge) carryOut(ctx context.Context, k Kernel, steps []guest.Step, reports string, ended func(Ending)) error {
 	if k.Running() {
-		return runHere(ctx, steps, j.Console)
+		return runHere(ctx, steps, j.Console, ended)
 	}
 	files, err := j.files()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return k.Boot(ctx, Run{Plan: guest.Plan{Modules: j.Modules, Steps: steps}, Files: files, Userland: j.Userland, Init: filepath.Join(j.Programs, "init"),
-		ResultsDir: reports, Console: j.Console, Silence: j.Silence})
+	return carryOn(steps, ended, func(rest []guest.Step, ended func(Ending)) error {
+		fmt.Fprintf(j.Console, "kernels: booting for %d steps\n", len(rest))
+		_, err := k.Boot(ctx, Run{Plan: guest.Plan{Modules: j.Modules, Steps: rest}, Files: files, Userland: j.Userland, Init: filepath.Join(j.Programs, "init"),
+			ResultsDir: reports, Ended: ended, Console: j.Console, Silence: j.Silence})
+		return err
+	})
 }
+
+// carryOn boots a machine for all steps, and after a crash another one for those that have not ended. The step of a crash has ended with it. Each boot
+// leaves fewer steps, or is the last.
+func carryOn(steps []guest.Step, ended func(Ending), boot func([]guest.Step, func(Ending)) error) error {
+	var errs []error
+	for len(steps) > 0 {
+		rest := steps
+		end := func(e Ending) {
+			rest = slices.DeleteFunc(slices.Clone(rest), func(s guest.Step) bool { return s.Name == e.Step.Name })
+			ended(e)
+		}
+		err := boot(steps, end)
+		var crash *Crash
+		if !errors.As(err, &crash) {
+			return errors.Join(append(errs, err)...)
+		}
+		if crash.Step.Name != "" {
+			end(Ending{Step: crash.Step, Status: statusUnknown, Trouble: crash.Reason})
+		} else {
+			errs = append(errs, err) // it is held against no step
+		}
+		if len(rest) == len(steps) {
+			break
+		}
+		steps = rest
+	}
+	return errors.Join(errs...)
+}
+
+// statusUnknown is the exit status of a step that the machine's end kept from having one.
+const statusUnknown = -1
 
 // programsDir is where the guest has the programs.
 const programsDir = "/programs"
@@ -145,6 +196,13 @@ func (j Judge) installed() []string {
 // mendedByCommands are the tests of tools/preflight that need no more than a guest has.
 const mendedByCommands = "^(TestAHostThatIsReadyIsSo|TestWhatIsMissingIsThereAfterItsCommand|TestAModuleThatIsNotLoadedIsThereAfterItsCommand)$"
 
+// How long a case of the suite, in both families at once, and how long a test may take, under emulation as well. A test has a limit of its own, below this,
+// at which it says what it was at.
+const (
+	limitOfCase  = 15 * time.Minute
+	limitOfTests = 40 * time.Minute
+)
+
 // steps are a step for each backend and case, so that what has been judged is kept when the rest is not. Those that run on this machine write
 // their reports into work.
 func (j Judge) steps(k Kernel, work string) []guest.Step {
@@ -160,14 +218,16 @@ func (j Judge) steps(k Kernel, work string) []guest.Step {
 	var steps []guest.Step
 	for _, backend := range j.Backends {
 		for _, name := range cases {
-			step := guest.Step{Name: stepName(backend, name)}
+			step := guest.Step{Name: stepName(backend, name), Limit: limitOfCase}
 			switch {
 			case name == Preflight:
+				step.Limit = limitOfTests
 				step.Args = []string{programs + "/preflight.test", "-test.run=" + mendedByCommands, "-test.timeout=30m", "-test.v"}
 				step.Env = []string{"KUBELB_BIN=" + programs, "KUBELB_BACKEND=" + backend, "KUBELB_UNLOAD_MODULES=" + unload}
 			case name == Fixtures && backend != "ebpf":
 				continue
 			case name == Fixtures:
+				step.Limit = limitOfTests
 				step.Args = []string{programs + "/ebpf.test", "-test.run=^TestPacketsBecomeWhatTheyShould$", "-test.timeout=30m"}
 			default:
 				step.Args = []string{programs + "/kubelb-conformance", "--backend=" + backend, "--case=" + name, fmt.Sprintf("--patience=%g", j.Patience),
@@ -177,28 +237,4 @@ func (j Judge) steps(k Kernel, work string) []guest.Step {
 		}
 	}
 	return steps
-}
-
-// read makes results of what a step left.
-func (j Judge) read(k Kernel, step string, status int, dir string) ([]Result, error) {
-	backend, name := readStepName(step)
-	base := Result{Kernel: k.String(), Release: k.Release, Backend: backend, Case: name, Outcome: conformance.Passed, Date: time.Now().UTC().Format(time.DateOnly)}
-	text, err := os.ReadFile(filepath.Join(dir, step))
-	if err != nil { // tests write none, nor does a suite that could judge nothing
-		if status != 0 {
-			base.Outcome, base.Reason = conformance.Failed, fmt.Sprintf("exit status %d", status)
-		}
-		return []Result{base}, nil
-	}
-	report, err := conformance.ReadReport(text)
-	if err != nil {
-		return nil, fmt.Errorf("step %s: %w", step, err)
-	}
-	var found []Result
-	for _, run := range report.Runs {
-		r := base
-		r.Family, r.Outcome, r.Reason, r.Patience = run.Family, run.Outcome, run.Reason, j.Patience
-		found = append(found, r)
-	}
-	return found, nil
 }

@@ -38,18 +38,6 @@ func TestModulesAreFoundByNameAndAliasAndOrderedByNeed(t *testing.T) {
 	require.Equal(t, []string{"libcrc32c", "nf_tables", "nf_defrag_ipv4", "nf_conntrack", "nft_ct"}, modules.Order("nft_ct"), "what is no module, being built in, has its place as well")
 }
 
-func TestTheConsoleTellsStepsFromWhatTheyPrint(t *testing.T) {
-	var out bytes.Buffer
-	c := &console{to: &out, steps: map[string]int{}}
-	alive := 0
-	c.read(strings.NewReader("kernels: Linux 6.12\r\nhello\r\nkernels: ended ebpf:tcp-echo 3\r\n"+strings.Repeat("more\n", lastLines+10)+"kernels: all steps have ended\n"), func() { alive++ })
-	require.Equal(t, map[string]int{"ebpf:tcp-echo": 3}, c.steps)
-	require.True(t, c.ended)
-	require.Equal(t, lastLines+14, alive)
-	require.Len(t, c.lines, lastLines)
-	require.Contains(t, out.String(), "hello\n")
-}
-
 func TestEachCaseOfEachDataplaneIsAStepOfItsOwn(t *testing.T) {
 	j := Judge{Backends: []string{"nftables", "ebpf"}, Cases: []string{Preflight, Fixtures, "tcp-echo"}, Patience: 8, Programs: "/p"}
 	var names []string
@@ -70,12 +58,13 @@ func TestTheRunningKernelIsJudgedWithoutABoot(t *testing.T) {
 	require.NoError(t, err)
 	require.True(t, strings.HasPrefix(k.Release, k.Series+"."), "%s of %s", k.Release, k.Series)
 	var out bytes.Buffer
-	statuses, err := runHere(t.Context(), []guest.Step{{Name: "fails", Args: []string{"sh", "-c", "echo no; exit 3"}}, {Name: "works", Args: []string{"true"}}}, &out)
-	require.NoError(t, err)
-	require.Equal(t, map[string]int{"fails": 3, "works": 0}, statuses)
-	require.Equal(t, "no\nkernels: ended fails 3\nkernels: ended works 0\n", out.String())
-	_, err = runHere(t.Context(), []guest.Step{{Name: "absent", Args: []string{"/nowhere/program"}}}, &out)
-	require.ErrorContains(t, err, "step absent")
+	statuses := map[string]int{}
+	ended := func(e Ending) { statuses[e.Step.Name] = e.Status }
+	steps := []guest.Step{{Name: "fails", Args: []string{"sh", "-c", "echo no; exit 3"}}, {Name: "works", Args: []string{"true"}}, {Name: "hangs", Args: []string{"sleep", "600"}, Limit: 100 * time.Millisecond}}
+	require.NoError(t, runHere(t.Context(), steps, &out, ended))
+	require.Equal(t, map[string]int{"fails": 3, "works": 0, "hangs": guest.StatusLimit}, statuses)
+	require.Equal(t, "no\nkernels: ended fails 3\nkernels: ended works 0\nkernels: ended hangs 124\n", out.String())
+	require.ErrorContains(t, runHere(t.Context(), []guest.Step{{Name: "absent", Args: []string{"/nowhere/program"}}}, &out, ended), "step absent")
 }
 
 // bootable is a kernel with a guest's first process, where make kernels-smoke has made both.
@@ -98,10 +87,14 @@ func bootable(t *testing.T) (Kernel, Run, *bytes.Buffer) {
 func TestAKernelEndsWithTheStatusOfItsPrograms(t *testing.T) {
 	k, run, out := bootable(t)
 	run.Modules = []string{"nf_conntrack"}
-	run.Steps = []guest.Step{{Name: "fails", Args: []string{"/usr/sbin/nft", "nonsense"}}, {Name: "works", Args: []string{"/usr/sbin/nft", "add table inet x { chain y { ct state new counter; }; }"}}}
+	run.Steps = []guest.Step{{Name: "fails", Args: []string{"/usr/sbin/nft", "nonsense"}}, {Name: "hangs", Args: []string{"/usr/sbin/nft", "monitor"}, Limit: time.Second},
+		{Name: "warned", Args: []string{"/bin/sh", "-c", "echo '<4>WARNING: CPU: 0 PID: 1 at nothing' > /dev/kmsg; /usr/bin/busybox sleep 3"}}, {Name: "works", Args: []string{"/usr/sbin/nft", "add table inet x { chain y { ct state new counter; }; }"}}}
+	troubles := map[string]string{}
+	run.Ended = func(e Ending) { troubles[e.Step.Name] = e.Trouble }
 	steps, err := k.Boot(t.Context(), run)
 	require.NoError(t, err)
-	require.Equal(t, map[string]int{"fails": 1, "works": 0}, steps, out.String())
+	require.Equal(t, map[string]int{"fails": 1, "hangs": guest.StatusLimit, "warned": 0, "works": 0}, steps, out.String())
+	require.Equal(t, map[string]string{"fails": "", "hangs": "", "warned": "WARNING: CPU: 0 PID: 1 at nothing", "works": ""}, troubles)
 	require.Contains(t, out.String(), "syntax error")
 }
 
@@ -110,7 +103,10 @@ func TestAKernelThatPanicsIsAFailureWithItsLastLines(t *testing.T) {
 	run.Steps = []guest.Step{{Name: "panics", Args: []string{"/init", guest.Panic}}}
 	_, err := k.Boot(t.Context(), run)
 	require.ErrorContains(t, err, "it ended before its plan did")
-	require.ErrorContains(t, err, "Kernel panic")
+	var crash *Crash
+	require.ErrorAs(t, err, &crash)
+	require.Equal(t, "panics", crash.Step.Name)
+	require.Contains(t, crash.Reason, "the kernel panicked: Kernel panic")
 }
 
 func TestAKernelThatIsSilentIsAFailure(t *testing.T) {

@@ -1,8 +1,8 @@
 package kernels
 
 import (
-	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
@@ -40,14 +39,18 @@ type Run struct {
 	Init string
 	// ResultsDir gets what the steps that have ended left in guest.ResultsDir.
 	ResultsDir string
+	// Ended, if set, is told of each step when it has ended and what it left is in ResultsDir.
+	Ended func(Ending)
 	// Console gets what the kernel and the steps print.
 	Console io.Writer
 	// Silence is for how long the console may print nothing.
 	Silence time.Duration
+	// HungAfter is how much later than at its limit a step has to have ended, since the guest needs time to end it; without it two minutes.
+	HungAfter time.Duration
 }
 
-// Boot boots the kernel and carries out the plan. It returns the exit status of each step. An error means that the kernel did not come to the end of its
-// plan, and tells its last lines.
+// Boot boots the kernel and carries out the plan. It returns the exit status of each step that has ended. An error means that the kernel did not come to
+// the end of its plan, and tells its last lines: Crash if that was the kernel's doing.
 func (k Kernel) Boot(ctx context.Context, r Run) (map[string]int, error) {
 	work, err := os.MkdirTemp("", "klkernel")
 	if err != nil {
@@ -58,28 +61,59 @@ func (k Kernel) Boot(ctx context.Context, r Run) (map[string]int, error) {
 	if err := k.writeInitramfs(initramfs, r); err != nil {
 		return nil, err
 	}
-	watch := &console{to: r.Console, steps: map[string]int{}}
-	if err := k.emulate(ctx, initramfs, results, r.Silence, watch); err != nil {
-		err = fmt.Errorf("kernel %s (%s): %w\nits last lines:\n%s", k.Spec, k.Release, err, watch.last())
-		return watch.steps, errors.Join(err, extract(results, r.ResultsDir))
+	watch := newConsole(r)
+	watch.onEnd = func(e Ending) {
+		if err := extract(results, r.ResultsDir); err != nil {
+			fmt.Fprintln(r.Console, "kernels:", err) // the last try says whether it stays so
+		}
+		if r.Ended != nil {
+			r.Ended(e)
+		}
 	}
-	return watch.steps, extract(results, r.ResultsDir)
+	err = k.emulate(ctx, initramfs, results, r, watch)
+	return watch.statuses, errors.Join(k.judgeEnd(err, watch, r.Silence), extract(results, r.ResultsDir))
 }
 
-// errSilent ends a machine that prints nothing.
-var errSilent = errors.New("silent for too long")
+var (
+	// errEarly is the end of a machine that ends by itself.
+	errEarly = errors.New("it ended before its plan did")
+	// errSilent ends a machine that prints nothing.
+	errSilent = errors.New("silent for too long")
+	// errHung ends a machine that cannot end a step.
+	errHung = errors.New("a step did not end, though its limit is over")
+)
+
+// judgeEnd says what was wrong with the end of a machine.
+func (k Kernel) judgeEnd(err error, watch *console, silence time.Duration) error {
+	missing := watch.missing()
+	switch {
+	case err == nil && watch.ended && len(missing) == 0:
+		return nil
+	case err == nil && watch.ended:
+		err = fmt.Errorf("its plan ended, but not so on the console: %s", strings.Join(missing, ", "))
+	case err == nil && watch.broken != "":
+		err = fmt.Errorf("the guest could not go on: %s", watch.broken)
+	case err == nil:
+		err = errEarly
+	}
+	err = fmt.Errorf("kernel %s (%s): %w\nits last lines:\n%s", k.Spec, k.Release, err, watch.last())
+	switch {
+	case errors.Is(err, errEarly):
+		return watch.crash(err, "the machine ended by itself")
+	case errors.Is(err, errSilent):
+		return watch.crash(err, fmt.Sprintf("the machine was silent for %s", silence))
+	case errors.Is(err, errHung):
+		return watch.crash(err, "the machine hung: its guest did not end the step at its limit")
+	}
+	return err
+}
 
 // emulate runs QEMU until the machine turns itself off.
-func (k Kernel) emulate(ctx context.Context, initramfs, results string, silence time.Duration, watch *console) error {
+func (k Kernel) emulate(ctx context.Context, initramfs, results string, r Run, watch *console) error {
 	m := machines[k.Arch]
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	args := append([]string{
-		"-accel", "tcg,thread=multi", "-smp", "2", "-m", "4096", "-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio",
-		"-device", "virtio-serial-pci", "-chardev", "file,id=results,path=" + results, "-device", "virtserialport,chardev=results",
-		"-kernel", k.image, "-initrd", initramfs, "-append", "console=" + m.console + " quiet panic=-1 oops=panic",
-	}, m.args...)
-	cmd := exec.CommandContext(ctx, m.binary, args...)
+	cmd := exec.CommandContext(ctx, m.binary, append(m.argsFor(k.image, initramfs, results), m.args...)...)
 	var problem bytes.Buffer
 	cmd.Stderr = &problem
 	out, err := cmd.StdoutPipe()
@@ -89,59 +123,34 @@ func (k Kernel) emulate(ctx context.Context, initramfs, results string, silence 
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	watchdog := time.AfterFunc(silence, func() { stop(fmt.Errorf("%w (%s)", errSilent, silence)) })
-	watch.read(out, func() { watchdog.Reset(silence) })
-	watchdog.Stop()
+	silent := time.AfterFunc(r.Silence, func() { stop(fmt.Errorf("%w (%s)", errSilent, r.Silence)) })
+	hungAfter := cmp.Or(r.HungAfter, 2*time.Minute)
+	hung := time.AfterFunc(hungAfter, func() { stop(errHung) })
+	hung.Stop() // until a step begins
+	watch.onBegin = func(s guest.Step) {
+		hung.Stop()
+		if s.Limit > 0 {
+			hung.Reset(s.Limit + hungAfter)
+		}
+	}
+	watch.read(out, func() { silent.Reset(r.Silence) })
+	silent.Stop()
+	hung.Stop()
 	err = cmd.Wait()
 	switch {
 	case context.Cause(ctx) != nil:
 		return context.Cause(ctx)
 	case err != nil:
 		return fmt.Errorf("%s: %w: %s", m.binary, err, problem.String())
-	case !watch.ended:
-		return errors.New("it ended before its plan did")
 	}
 	return nil
 }
 
-// console reads what a machine prints.
-type console struct {
-	to    io.Writer
-	lines []string
-	// steps are the exit statuses of the steps that have ended; ended tells that all have.
-	steps map[string]int
-	ended bool
-}
-
-// lastLines is how many lines an error tells: a panic's first line, and its trace.
-const lastLines = 100
-
-func (c *console) last() string { return strings.Join(c.lines, "\n") }
-
-// read passes lines on until the machine ends.
-func (c *console) read(from io.Reader, alive func()) {
-	lines := bufio.NewReader(from)
-	for {
-		line, err := lines.ReadString('\n')
-		if line != "" {
-			alive()
-			c.line(strings.TrimRight(line, "\r\n"))
-		}
-		if err != nil {
-			return
-		}
+// argsFor are the arguments that any architecture needs. The kernel prints warnings, and not only errors, since a warning is held against a step.
+func (m machine) argsFor(image, initramfs, results string) []string {
+	return []string{
+		"-accel", "tcg,thread=multi", "-smp", "2", "-m", "4096", "-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio",
+		"-device", "virtio-serial-pci", "-chardev", "file,id=results,path=" + results, "-device", "virtserialport,chardev=results",
+		"-kernel", image, "-initrd", initramfs, "-append", "console=" + m.console + " loglevel=5 printk.time=1 panic=-1 oops=panic",
 	}
-}
-
-func (c *console) line(line string) {
-	fmt.Fprintln(c.to, line)
-	c.lines = append(c.lines, line)
-	c.lines = c.lines[max(0, len(c.lines)-lastLines):]
-	if rest, ok := strings.CutPrefix(line, guest.StepEnded); ok {
-		name, status, _ := strings.Cut(rest, " ")
-		if n, err := strconv.Atoi(status); err == nil {
-			c.steps[name] = n
-		}
-	}
-	c.ended = c.ended || line == guest.AllEnded
 }

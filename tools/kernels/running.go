@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -31,24 +32,42 @@ func Running() (Kernel, error) {
 // Running tells whether this is the kernel of this machine.
 func (k Kernel) Running() bool { return k.image == "" }
 
-// runHere runs the steps one after another, and returns their exit statuses. The programs write to the console.
-func runHere(ctx context.Context, steps []guest.Step, console io.Writer) (map[string]int, error) {
-	statuses := map[string]int{}
+// runHere runs the steps one after another, and tells how each has ended. The programs write to the console.
+func runHere(ctx context.Context, steps []guest.Step, console io.Writer, ended func(Ending)) error {
 	for _, s := range steps {
-		cmd := exec.CommandContext(ctx, s.Args[0], s.Args[1:]...)
-		cmd.Stdout, cmd.Stderr, cmd.Env = console, console, append(os.Environ(), s.Env...)
-		// It removes what it has made when it is told to end.
-		cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-		err := cmd.Run()
-		var status *exec.ExitError
-		switch {
-		case ctx.Err() != nil:
-			return statuses, ctx.Err()
-		case err != nil && !errors.As(err, &status):
-			return statuses, fmt.Errorf("step %s: %w", s.Name, err)
+		status, err := runStep(ctx, s, console)
+		if err != nil {
+			return err
 		}
-		statuses[s.Name] = cmd.ProcessState.ExitCode()
-		fmt.Fprintf(console, "%s%s %d\n", guest.StepEnded, s.Name, statuses[s.Name])
+		fmt.Fprintf(console, "%s%s %d\n", guest.StepEnded, s.Name, status)
+		ended(Ending{Step: s, Status: status})
 	}
-	return statuses, nil
+	return nil
+}
+
+// endingTime is for how long a step that is told to end may remove what it has made.
+const endingTime = 30 * time.Second
+
+// runStep runs a step and returns its exit status, guest.StatusLimit if it ran for too long.
+func runStep(ctx context.Context, s guest.Step, console io.Writer) (int, error) {
+	within, stop := context.WithCancel(ctx)
+	defer stop()
+	if s.Limit > 0 {
+		defer time.AfterFunc(s.Limit, stop).Stop()
+	}
+	cmd := exec.CommandContext(within, s.Args[0], s.Args[1:]...)
+	cmd.Stdout, cmd.Stderr, cmd.Env = console, console, append(os.Environ(), s.Env...)
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = endingTime
+	err := cmd.Run()
+	var status *exec.ExitError
+	switch {
+	case ctx.Err() != nil:
+		return 0, context.Cause(ctx)
+	case within.Err() != nil:
+		return guest.StatusLimit, nil
+	case err != nil && !errors.As(err, &status) && !errors.Is(err, exec.ErrWaitDelay): // what it left running may hold its output
+		return 0, fmt.Errorf("step %s: %w", s.Name, err)
+	}
+	return cmd.ProcessState.ExitCode(), nil
 }

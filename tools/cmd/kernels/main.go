@@ -28,8 +28,9 @@ const usage = `kernels boots a kernel of Debian's archive in QEMU, without KVM, 
   kernels --kernel=6.1/arm64 --backend=nftables,ebpf            judges each by the conformance suite and preflight, eBPF by its packet fixtures as well
   kernels --kernel=running --backend=nftables --patience=1      judges it on this machine's kernel
 
-The console is printed here. Exit status: 0 when no case failed, 1 when one did, 3 when the arguments are wrong, or the kernel could not be fetched,
-panicked, hung or printed nothing for --silence.
+The console is printed here. Exit status: 0 when no case has failed, 1 when one has, now or by --results, 3 when the arguments are wrong, or the kernel
+could not be fetched or booted. A case at which the kernel panics, hangs or prints nothing for --silence has failed, and another boot goes on after it.
+A program at which it does so is status 3.
 
 Flags:
 `
@@ -52,12 +53,12 @@ func main() {
 }
 
 type options struct {
-	kernel, programs, results string
-	modules, backends, cases  []string
-	files                     map[string]string
-	refresh                   bool
-	patience                  float64
-	silence                   time.Duration
+	kernel, programs, results, commit string
+	modules, backends, cases          []string
+	files                             map[string]string
+	refresh                           bool
+	patience                          float64
+	silence                           time.Duration
 }
 
 func (o *options) register(flags *flag.FlagSet) {
@@ -75,7 +76,8 @@ func (o *options) register(flags *flag.FlagSet) {
 	flags.Func("backend", "dataplanes to judge, separated by commas", list(&o.backends))
 	flags.Func("case", "cases to judge them by, separated by commas: those of the conformance suite, "+kernels.Preflight+", and for eBPF "+kernels.Fixtures+"; all without it", list(&o.cases))
 	flags.Float64Var(&o.patience, "patience", 0, "how many times as long as usual cases may take; without it 8 under emulation, else 1")
-	flags.StringVar(&o.results, "results", "", "a directory: with --backend, for a file of each kernel, SERIES-ARCH.json, that results are added to, and what has passed by it is not judged again; else for what the program writes into "+guest.ResultsDir)
+	flags.StringVar(&o.results, "results", "", "a directory: with --backend, for a file of each kernel, SERIES-ARCH.json, that results are added to, and a case without a failure in its last run is not judged again; else for what the program writes into "+guest.ResultsDir)
+	flags.StringVar(&o.commit, "commit", "", "the commit that is judged, to be kept with results")
 	flags.Func("file", "SOURCE:PATH puts a file into the guest; may be given several times", func(value string) error {
 		source, path, ok := strings.Cut(value, ":")
 		if !ok || !filepath.IsAbs(path) {
@@ -154,15 +156,27 @@ func (o options) judgeHere(ctx context.Context, stdout io.Writer) (int, error) {
 
 func (o options) judge(ctx context.Context, kernel kernels.Kernel, userland string, stdout io.Writer) (int, error) {
 	judge := kernels.Judge{Backends: o.backends, Cases: o.cases, Modules: o.modules, Patience: cmp.Or(o.patience, patienceOf(kernel)), Programs: filepath.Join(o.programs, kernel.Arch), Userland: userland,
-		Console: stdout, Silence: o.silence}
+		Console: stdout, Silence: o.silence, Commit: o.commit}
 	if o.results != "" {
 		judge.Results = filepath.Join(o.results, kernel.Series+"-"+kernel.Arch+".json")
 	}
-	found, err := judge.Run(ctx, kernel)
-	counts := map[conformance.Outcome]int{}
-	for _, r := range found {
-		counts[r.Outcome]++
+	judged, err := judge.Run(ctx, kernel)
+	return report(stdout, kernel.Release, judged), err
+}
+
+// report prints what is known of the release, and returns the exit status. What failed in an earlier run, and has not been judged again, is failed.
+func report(to io.Writer, release string, judged kernels.Judged) int {
+	for _, r := range judged.Before {
+		if r.Outcome == conformance.Failed {
+			reason, _, _ := strings.Cut(r.Reason, "\n")
+			fmt.Fprintf(to, "failed on %s, and not judged again: %s %s %s: %s\n", r.Date, r.Backend, r.Case, r.Family, reason)
+		}
 	}
-	fmt.Fprintf(stdout, "Linux %s: %d passed, %d failed, %d unsupported\n", kernel.Release, counts[conformance.Passed], counts[conformance.Failed], counts[conformance.Unsupported])
-	return min(counts[conformance.Failed], 1), err
+	earlier := ""
+	if n := len(judged.Before); n > 0 {
+		earlier = fmt.Sprintf(" (%d of them in earlier runs)", n)
+	}
+	failed := judged.Count(conformance.Failed)
+	fmt.Fprintf(to, "Linux %s: %d passed, %d failed, %d unsupported%s\n", release, judged.Count(conformance.Passed), failed, judged.Count(conformance.Unsupported), earlier)
+	return min(failed, 1)
 }

@@ -71,7 +71,7 @@ func (at *attached) detach() error {
 
 // attach runs the programs on every Ethernet interface that is there, instead of an earlier process's.
 func (k *kernel) attach() error {
-	links, err := netlink.LinkList()
+	links, err := listInterfaces()
 	if err != nil {
 		return fmt.Errorf("list interfaces: %w", err)
 	}

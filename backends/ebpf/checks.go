@@ -114,7 +114,7 @@ func pinDirectory(o options, stateDir string) string {
 
 // interfaceChecks tell at which interfaces XDP can run.
 func interfaceChecks(o options, dir string) (checks []dataplane.Check, err error) {
-	links, err := netlink.LinkList()
+	links, err := listInterfaces()
 	if err != nil {
 		return nil, fmt.Errorf("list interfaces: %w", err)
 	}

@@ -46,7 +46,7 @@ func (f *filter) device() netlink.Link {
 
 // list returns the filters at the interface's ingress, in the order in which packets meet them.
 func (f *filter) list() ([]netlink.Filter, error) {
-	found, err := netlink.FilterList(f.device(), netlink.HANDLE_MIN_INGRESS)
+	found, err := listFilters(f.device(), netlink.HANDLE_MIN_INGRESS)
 	if err != nil {
 		return nil, fmt.Errorf("list filters: %w", err)
 	}
@@ -178,7 +178,7 @@ func (f *filter) leave() error {
 		return nil
 	}
 	for _, parent := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.HANDLE_MIN_EGRESS} {
-		others, err := netlink.FilterList(f.device(), parent)
+		others, err := listFilters(f.device(), parent)
 		if err != nil {
 			return fmt.Errorf("list filters: %w", err)
 		}

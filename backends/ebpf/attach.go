@@ -48,6 +48,8 @@ type attached struct {
 	name string
 	// tc is where the complete program runs, xdp where the fast path does; nil if it does not.
 	tc, xdp hook
+	// former: tc runs a program that was loaded before the present one.
+	former bool
 	// written is what the XDP program knows of it; nil if that is not known yet.
 	written *networkInterface
 }

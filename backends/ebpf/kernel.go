@@ -37,6 +37,8 @@ type kernel struct {
 	// options are what the programs were loaded with, tracking whether they ask connection tracking.
 	options  options
 	tracking tracking
+	// root is where /sys and /proc are.
+	root string
 }
 
 // layoutVersion changes with what the pinned maps mean. What is of oldestLayout or later this version goes on with: 3 has limits as well, 4
@@ -53,7 +55,7 @@ func load(o options, stateDir string) (*kernel, error) {
 	}
 	o.attach = chooseAttach(o.attach)
 	// An earlier process's stamps are other ones.
-	k := &kernel{stamp: uint32(time.Now().UnixMilli()), attached: map[int]*attached{}, tables: map[uint32]*ebpf.Map{}, options: o, xdpMode: o.xdp, dir: filepath.Join(o.bpffs, pinName(stateDir))}
+	k := &kernel{stamp: uint32(time.Now().UnixMilli()), attached: map[int]*attached{}, tables: map[uint32]*ebpf.Map{}, options: o, xdpMode: o.xdp, root: "/", dir: filepath.Join(o.bpffs, pinName(stateDir))}
 	if err := os.MkdirAll(k.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make a directory in the BPF file system: %w", err)
 	}
@@ -87,7 +89,7 @@ func (k *kernel) loadPrograms() error {
 func (k *kernel) loadTc() error {
 	cache := btf.NewCache()
 	before := k.tracking
-	k.tracking = findTracking(cache)
+	k.tracking = findTracking(cache, k.root)
 	var objects bpf.TcObjects
 	if err := k.loadSpec(bpf.LoadTc, &objects, cache); err != nil {
 		k.tracking = before

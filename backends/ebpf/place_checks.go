@@ -93,13 +93,14 @@ func speedChecks(xdp string) []dataplane.Check {
 }
 
 // trackingCheck tells whether TCP connections that the nftables dataplane began go on, where this one is to take over from it.
-func trackingCheck() dataplane.Check {
+func trackingCheck() dataplane.Check { return findTracking(btf.NewCache(), "/").check() }
+
+func (t tracking) check() dataplane.Check {
 	c := dataplane.Check{Group: dataplane.GroupKernel, Subject: "questions to connection tracking", State: dataplane.CheckOK, Found: "the programs can ask",
 		Costs: "TCP connections that the nftables dataplane began: they end when this one takes over"}
-	t := findTracking(btf.NewCache())
 	switch {
 	case !t.seen:
-		c.Found = "it is not loaded, so that there is nothing to ask"
+		c.Found = "this kernel does not track connections now, so that there is nothing to ask"
 		return c
 	case t.why == nil:
 		return c
@@ -111,7 +112,7 @@ func trackingCheck() dataplane.Check {
 		return c
 	}
 	c.State = dataplane.CheckMissing
-	c.Advice = "boot Linux 5.19 or later"
+	c.Advice = "boot Linux 5.19 or later, built with CONFIG_DEBUG_INFO_BTF_MODULES if connection tracking is a module of it"
 	if isPermission(t.why) {
 		c.Advice = "give this process the capability SYS_ADMIN for the change; the chart does so while it changes the dataplane from nftables"
 	}

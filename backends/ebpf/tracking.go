@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"slices"
 
 	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
@@ -34,35 +36,59 @@ func (t tracking) fault() error {
 	return fmt.Errorf("the eBPF programs cannot ask connection tracking, so that TCP connections end which another dataplane of this host began: %w", t.why)
 }
 
+// trackingSigns are files that are there while connection tracking is, as a module or as a part of the kernel; under the root of a file system,
+// which tests have their own of.
+func trackingSigns(root string) []string {
+	return []string{filepath.Join(root, "sys/module", trackingModule), filepath.Join(root, "proc/sys/net/netfilter/nf_conntrack_max")}
+}
+
+// trackingIsThere tells whether the kernel tracks connections. It does not ask for types: a kernel may track without any (findTracking says so).
+func trackingIsThere(root string) bool {
+	return slices.ContainsFunc(trackingSigns(root), exists)
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
 // findTracking looks where the functions are.
-func findTracking(cache *btf.Cache) tracking {
+func findTracking(cache *btf.Cache, root string) tracking {
 	kernel, err := cache.Kernel()
 	if err != nil {
 		return tracking{seen: true, why: err}
 	}
-	if hasTracking(kernel) == nil {
+	return trackingBeside(kernel, func() (*btf.Spec, error) { return cache.Module(trackingModule) }, root)
+}
+
+// trackingBeside is findTracking where the kernel has these types, and the module those, if it has any.
+func trackingBeside(kernel *btf.Spec, module func() (*btf.Spec, error), root string) tracking {
+	builtIn := hasTracking(kernel)
+	if builtIn == nil {
 		return tracking{seen: true}
 	}
-	if !trackingIsLoaded() {
+	if !trackingIsThere(root) {
 		return tracking{}
 	}
+	if !exists(filepath.Join(root, "sys/kernel/btf", trackingModule)) {
+		return tracking{seen: true, why: fmt.Errorf("%w; where it is in kernel module %s, that has no types (CONFIG_DEBUG_INFO_BTF_MODULES)", builtIn, trackingModule)}
+	}
+	return tracking{seen: true, why: inModule(module)}
+}
+
+// inModule is nil if the module has the functions, and shows them.
+func inModule(module func() (*btf.Spec, error)) error {
 	// The kernel hands out the module's types, which a call needs, to CAP_SYS_ADMIN only.
 	handle, err := btf.FindHandle(func(i *btf.HandleInfo) bool { return i.IsModule() && i.Name == trackingModule })
 	if err != nil {
-		return tracking{seen: true, why: fmt.Errorf("types of kernel module %s (needs CAP_SYS_ADMIN): %w", trackingModule, err)}
+		return fmt.Errorf("types of kernel module %s (needs CAP_SYS_ADMIN): %w", trackingModule, err)
 	}
 	defer handle.Close()
-	module, err := cache.Module(trackingModule)
-	if err == nil {
-		err = hasTracking(module)
+	types, err := module()
+	if err != nil {
+		return fmt.Errorf("types of kernel module %s: %w", trackingModule, err)
 	}
-	return tracking{seen: true, why: err}
-}
-
-// trackingIsLoaded tells whether the module is there, with its types.
-func trackingIsLoaded() bool {
-	_, err := os.Stat("/sys/kernel/btf/" + trackingModule)
-	return err == nil
+	return hasTracking(types)
 }
 
 func hasTracking(types *btf.Spec) error {
@@ -78,18 +104,37 @@ func hasTracking(types *btf.Spec) error {
 // followTracking loads the programs anew once connection tracking has come into the kernel, and has them take the place of the programs that do not
 // ask it. Maps stay, and no packet is lost.
 func (k *kernel) followTracking() error {
-	if k.tracking.seen || !trackingIsLoaded() {
-		return nil
+	var errs []error
+	if !k.tracking.seen && trackingIsThere(k.root) {
+		errs = append(errs, k.loadAnew())
 	}
+	return errors.Join(append(errs, k.replaceFormer())...)
+}
+
+// loadAnew loads the complete program as the kernel is now. Interfaces run the former one until it is replaced there.
+func (k *kernel) loadAnew() error {
 	former := k.objects
 	if err := k.loadTc(); err != nil {
 		return fmt.Errorf("connection tracking has come: %w", err)
 	}
+	for _, at := range k.attached {
+		at.former = true
+	}
+	return errors.Join(former.Close(), k.tracking.fault())
+}
+
+// replaceFormer has the program run wherever one that was loaded before still does. Where that fails it is tried again at the next look.
+func (k *kernel) replaceFormer() error {
 	var errs []error
 	for _, at := range k.attached {
+		if !at.former {
+			continue
+		}
 		if err := at.tc.Update(k.objects.LbTc); err != nil && !errors.Is(err, unix.ENOLINK) { // its interface has gone
 			errs = append(errs, fmt.Errorf("replace the program at interface %s: %w", at.name, err))
+			continue
 		}
+		at.former = false
 	}
-	return errors.Join(append(errs, former.Close(), k.tracking.fault())...)
+	return errors.Join(errs...)
 }

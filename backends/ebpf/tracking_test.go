@@ -2,7 +2,6 @@ package ebpf
 
 import (
 	"errors"
-	"os"
 	"os/exec"
 	"testing"
 
@@ -14,12 +13,6 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
-
-// trackingIsThere tells whether the kernel tracks connections already, by a module or of its own.
-func trackingIsThere() bool {
-	_, err := os.Stat("/sys/module/" + trackingModule)
-	return err == nil
-}
 
 // translate has nftables send what comes for TCP port portPlain to the node, as another dataplane does.
 func (b *bench) translate() {
@@ -78,7 +71,7 @@ func (b *bench) beginAllElsewhere() (all []*exchange) {
 // The tests stand in this order because the first two need a kernel that does not track connections yet.
 
 func TestAConnectionTrackingThatIsAskedStaysLoadedUntilThePurge(t *testing.T) {
-	if trackingIsThere() {
+	if trackingIsThere("/") {
 		t.Skip("connection tracking is in the kernel already, and may be in use")
 	}
 	unload := func() error { return unix.DeleteModule(trackingModule, unix.O_NONBLOCK) }
@@ -103,13 +96,13 @@ func TestAConnectionTrackingThatIsAskedStaysLoadedUntilThePurge(t *testing.T) {
 }
 
 func TestConnectionsThatNftablesBeganAreLeftToTheHostOnceConnectionTrackingHasCome(t *testing.T) {
-	if trackingIsThere() {
+	if trackingIsThere("/") {
 		t.Skip("connection tracking is in the kernel already")
 	}
 	onBench(t, func(b *bench) {
 		require.False(b, b.backend.kernel.tracking.seen)
 		b.translate()
-		require.True(b, trackingIsThere())
+		require.True(b, trackingIsThere("/"))
 		connections := b.beginAllElsewhere()
 		b.serveFixtures()
 		for _, x := range connections {

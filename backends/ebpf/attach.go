@@ -54,6 +54,15 @@ type attached struct {
 	written *networkInterface
 }
 
+// close lets go of what this process holds of them. They go on.
+func (at *attached) close() error {
+	var errs []error
+	for _, h := range at.hooks() {
+		errs = append(errs, h.Close())
+	}
+	return errors.Join(errs...)
+}
+
 func (at *attached) hooks() []hook {
 	if at.xdp == nil {
 		return []hook{at.tc}
@@ -69,57 +78,6 @@ func (at *attached) detach() error {
 		errs = append(errs, h.Detach())
 	}
 	return errors.Join(errs...)
-}
-
-// attach runs the programs on every Ethernet interface that is there, instead of an earlier process's.
-func (k *kernel) attach() error {
-	links, err := listInterfaces()
-	if err != nil {
-		return fmt.Errorf("list interfaces: %w", err)
-	}
-	var errs []error
-	for _, l := range links {
-		a := l.Attrs()
-		if a.EncapType != "ether" {
-			continue
-		}
-		if err := k.attachOrRestore(a); err != nil {
-			errs = append(errs, fmt.Errorf("interface %s: %w", a.Name, err))
-		}
-	}
-	k.letGo(links)
-	return errors.Join(append(errs, k.describe(links))...)
-}
-
-// attachOrRestore attaches to an interface that is new. At others it puts a filter back that somebody has taken away.
-func (k *kernel) attachOrRestore(a *netlink.LinkAttrs) error {
-	at := k.attached[a.Index]
-	if at == nil {
-		at, err := k.attachTo(a)
-		if err != nil {
-			return fmt.Errorf("attach: %w", err)
-		}
-		k.attached[a.Index] = at
-		return nil
-	}
-	if f, ok := at.tc.(*filter); ok {
-		return f.restore(k.objects.LbTc)
-	}
-	return nil
-}
-
-// letGo forgets interfaces that are gone.
-func (k *kernel) letGo(links []netlink.Link) {
-	for index, at := range k.attached {
-		if slices.ContainsFunc(links, func(l netlink.Link) bool { return l.Attrs().Index == index }) {
-			continue
-		}
-		for _, h := range at.hooks() {
-			_ = h.Unpin()
-			_ = h.Close()
-		}
-		delete(k.attached, index)
-	}
 }
 
 // describe writes what the XDP program has to know of the interfaces, if it runs anywhere.
@@ -185,7 +143,7 @@ func (k *kernel) attachTo(a *netlink.LinkAttrs) (*attached, error) {
 		return link.AttachXDP(link.XDPOptions{Interface: a.Index, Program: k.xdp.LbXdp, Flags: mode})
 	})
 	if err != nil && required {
-		return nil, errors.Join(fmt.Errorf("XDP (backend option %s=%s): %w", optionXDP, k.xdpMode, err), tc.Close())
+		return nil, errors.Join(xdpRefusedError{fmt.Errorf("XDP (backend option %s=%s): %w", optionXDP, k.xdpMode, err)}, tc.Close())
 	}
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "interface %s: no XDP, tc does all: %v\n", a.Name, err)

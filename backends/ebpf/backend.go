@@ -121,7 +121,7 @@ func (b *Backend) Configure(_ context.Context, config dataplane.Config) error {
 		err = keepRewriting() // nothing was here but, maybe, another dataplane
 	}
 	if err == nil {
-		err = errors.Join(k.configure(first, last), k.attach())
+		err = errors.Join(k.configure(first, last), k.attachFirst())
 	}
 	if err != nil {
 		return errors.Join(err, k.close(false))

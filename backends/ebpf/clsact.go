@@ -75,7 +75,7 @@ func (f *filter) attach(program *ebpf.Program) error {
 	if err := f.enter(found); err != nil {
 		return err
 	}
-	if err := netlink.FilterAdd(f.running(program, freePriority(found))); err != nil {
+	if err := f.add(program, takenPriorities(found)); err != nil {
 		return errors.Join(fmt.Errorf("add filter (needs a kernel with cls_bpf): %w", err), f.leave())
 	}
 	return nil
@@ -122,19 +122,35 @@ func onlyKubeLB(found []netlink.Filter) bool {
 	return len(found) > 0
 }
 
-// freePriority is the first one that the program can have: filters of one priority are of one kind and one protocol.
-func freePriority(found []netlink.Filter) uint16 {
+// takenPriorities are those that the program cannot have: filters of one priority are of one kind and one protocol.
+func takenPriorities(found []netlink.Filter) map[uint16]bool {
 	taken := map[uint16]bool{}
 	for _, other := range found {
 		if other.Type() != "bpf" || other.Attrs().Protocol != unix.ETH_P_ALL {
 			taken[other.Attrs().Priority] = true
 		}
 	}
+	return taken
+}
+
+// priorityAttempts is how many priorities are tried.
+const priorityAttempts = 16
+
+// add has the program run at the first priority that it can have. The list of filters does not show all that are taken: not that of a table of
+// u32's without filters, and not what has come since. The kernel answers EINVAL where another kind or protocol has it.
+func (f *filter) add(program *ebpf.Program, taken map[uint16]bool) (err error) {
 	priority := uint16(firstPriority)
-	for taken[priority] {
+	for range priorityAttempts {
+		for taken[priority] {
+			priority++
+		}
+		err = netlink.FilterAdd(f.running(program, priority))
+		if !errors.Is(err, unix.EEXIST) && !errors.Is(err, unix.EINVAL) {
+			break
+		}
 		priority++
 	}
-	return priority
+	return err
 }
 
 func (f *filter) entrance() netlink.Qdisc {
@@ -178,11 +194,11 @@ func (f *filter) leave() error {
 		return nil
 	}
 	for _, parent := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.HANDLE_MIN_EGRESS} {
-		others, err := listFilters(f.device(), parent)
+		used, err := hasFilters(f.index, parent)
 		if err != nil {
 			return fmt.Errorf("list filters: %w", err)
 		}
-		if len(others) > 0 {
+		if used {
 			return f.Unpin()
 		}
 	}
@@ -217,5 +233,5 @@ func (f *filter) restore(program *ebpf.Program) error {
 	if err != nil {
 		return err
 	}
-	return errors.New("somebody has taken the program's filter away (tc filter or tc qdisc): it is back, packets in between were not balanced")
+	return fmt.Errorf("somebody has taken the program's filter away (tc filter or tc qdisc): %w", errPutBack)
 }

@@ -4,6 +4,8 @@ import (
 	"errors"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
 )
 
 // dumpAttempts is how often the kernel is asked for a list that changes while it is read.
@@ -28,4 +30,14 @@ func listInterfaces() ([]netlink.Link, error) { return dump(netlink.LinkList) }
 // listFilters returns the filters of an interface under the parent, in the order in which packets meet them.
 func listFilters(at netlink.Link, parent uint32) ([]netlink.Filter, error) {
 	return dump(func() ([]netlink.Filter, error) { return netlink.FilterList(at, parent) })
+}
+
+// hasFilters tells whether there is any filter under the parent, or a table that is to have some, which listFilters does not show.
+func hasFilters(index int, parent uint32) (bool, error) {
+	found, err := dump(func() ([][]byte, error) {
+		request := nl.NewNetlinkRequest(unix.RTM_GETTFILTER, unix.NLM_F_DUMP)
+		request.AddData(&nl.TcMsg{Family: nl.FAMILY_ALL, Ifindex: int32(index), Parent: parent})
+		return request.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWTFILTER)
+	})
+	return len(found) > 0, err
 }

@@ -31,6 +31,10 @@ type kernel struct {
 	tables map[uint32]*ebpf.Map
 	// attached is what runs at the interfaces, by their numbers.
 	attached map[int]*attached
+	// reported is what Watch has said of interfaces that go without programs.
+	reported map[int]string
+	// since is when interfaces were first seen that may be of pods that are not complete yet.
+	since map[int]time.Time
 
 	settings settings
 	stamp    uint32 // of the last sweep
@@ -55,7 +59,7 @@ func load(o options, stateDir string) (*kernel, error) {
 	}
 	o.attach = chooseAttach(o.attach)
 	// An earlier process's stamps are other ones.
-	k := &kernel{stamp: uint32(time.Now().UnixMilli()), attached: map[int]*attached{}, tables: map[uint32]*ebpf.Map{}, options: o, xdpMode: o.xdp, root: "/", dir: filepath.Join(o.bpffs, pinName(stateDir))}
+	k := &kernel{stamp: uint32(time.Now().UnixMilli()), attached: map[int]*attached{}, reported: map[int]string{}, since: map[int]time.Time{}, tables: map[uint32]*ebpf.Map{}, options: o, xdpMode: o.xdp, root: "/", dir: filepath.Join(o.bpffs, pinName(stateDir))}
 	if err := os.MkdirAll(k.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make a directory in the BPF file system: %w", err)
 	}
@@ -321,9 +325,7 @@ func (k *kernel) close(purge bool) error {
 		if purge {
 			errs = append(errs, at.detach())
 		}
-		for _, h := range at.hooks() {
-			errs = append(errs, h.Close())
-		}
+		errs = append(errs, at.close())
 	}
 	for _, m := range k.maps {
 		errs = append(errs, m.Close())

@@ -63,7 +63,9 @@ const (
 type options struct {
 	bpffs, xdp, attach string
 	flows              uint32
-	edit               func(*ebpf.CollectionSpec) error
+	// uplinks are those that the configuration names.
+	uplinks []string
+	edit    func(*ebpf.CollectionSpec) error
 }
 
 func readOptions(given map[string]string) (options, error) {
@@ -108,7 +110,7 @@ func (b *Backend) Configure(_ context.Context, config dataplane.Config) error {
 	if err != nil {
 		return err
 	}
-	o.edit = b.edit
+	o.uplinks, o.edit = config.Uplinks, b.edit
 	if err := requireKernel(); err != nil {
 		return err
 	}

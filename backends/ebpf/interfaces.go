@@ -6,6 +6,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"time"
 
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
@@ -77,12 +78,13 @@ func (k *kernel) attachAll() (failed map[int]error, err error) {
 		return nil, fmt.Errorf("list interfaces: %w", err)
 	}
 	failed = map[int]error{}
+	newcomers := k.newcomers()
 	for _, l := range links {
 		a := l.Attrs()
 		if a.EncapType != "ether" {
 			continue
 		}
-		if err := k.attachOrRestore(a); err != nil {
+		if err := k.attachOrRestore(l, newcomers); err != nil {
 			failed[a.Index] = fmt.Errorf("interface %s: %w", a.Name, err)
 		}
 	}
@@ -92,9 +94,13 @@ func (k *kernel) attachAll() (failed map[int]error, err error) {
 
 // attachOrRestore attaches to an interface that is new, and to one that has taken the number of another. At others it puts a filter back that
 // somebody has taken away.
-func (k *kernel) attachOrRestore(a *netlink.LinkAttrs) error {
+func (k *kernel) attachOrRestore(l netlink.Link, newcomers newcomers) error {
+	a := l.Attrs()
 	at := k.attached[a.Index]
 	if at == nil {
+		if wait, err := newcomers.wait(l); err != nil || wait {
+			return err
+		}
 		return k.attachNew(a)
 	}
 	at.name = a.Name
@@ -156,8 +162,13 @@ func (at *attached) off(index int) (bool, error) {
 
 // letGo forgets interfaces that are gone.
 func (k *kernel) letGo(links []netlink.Link) {
+	is := map[int]bool{}
+	for _, l := range links {
+		is[l.Attrs().Index] = true
+	}
+	maps.DeleteFunc(k.since, func(index int, _ time.Time) bool { return !is[index] })
 	for index, at := range k.attached {
-		if slices.ContainsFunc(links, func(l netlink.Link) bool { return l.Attrs().Index == index }) {
+		if is[index] {
 			continue
 		}
 		for _, h := range at.hooks() {

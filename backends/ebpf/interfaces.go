@@ -43,7 +43,7 @@ func inOrder(failed map[int]error) (errs []error) {
 	return errs
 }
 
-// attach runs the programs on interfaces that have come, and puts back what somebody has taken away. The error is what is new.
+// attach runs the programs on interfaces that have come, and puts back what was taken away. The error is what is new.
 func (k *kernel) attach() error {
 	failed, err := k.attachAll()
 	return errors.Join(append(k.news(failed), err)...)
@@ -93,7 +93,7 @@ func (k *kernel) attachAll() (failed map[int]error, err error) {
 }
 
 // attachOrRestore attaches to an interface that is new, and to one that has taken the number of another. At others it puts a filter back that
-// somebody has taken away.
+// was taken away.
 func (k *kernel) attachOrRestore(l netlink.Link, newcomers newcomers) error {
 	a := l.Attrs()
 	at := k.attached[a.Index]
@@ -136,7 +136,7 @@ func (k *kernel) attachAnew(a *netlink.LinkAttrs, at *attached) error {
 	if err != nil || k.attached[a.Index] == nil {
 		return err
 	}
-	return fmt.Errorf("the program was detached, with an interface that had this one's number or by somebody (bpftool link detach): %w", errPutBack)
+	return fmt.Errorf("the program was detached, with an interface that had this one's number or by hand (bpftool link detach): %w", errPutBack)
 }
 
 // off tells whether a link has lost its interface. The kernel takes it off when the interface goes, and not back when another one gets its number.

@@ -46,12 +46,12 @@ func TestConnectionTrackingIsAskedOrMissedByWhatTheKernelShows(t *testing.T) {
 		seen      bool
 		fault     string
 	}{
-		"it is part of the kernel":                           {functions: trackingFunctions, paths: []string{asPart}, seen: true},
-		"it is not there":                                    {},
-		"it is a module without types":                       {paths: []string{asModule, asPart}, seen: true, fault: "CONFIG_DEBUG_INFO_BTF_MODULES"},
-		"it is part of a kernel that lacks both functions":   {paths: []string{asPart}, seen: true, fault: "kernel function bpf_skb_ct_lookup (Linux 5.19)"},
-		"it is part of a kernel that lacks one function":     {functions: trackingFunctions[:1], paths: []string{asPart}, seen: true, fault: "kernel function bpf_ct_release (Linux 5.19)"},
-		"it is a module whose types nobody can read, or old": {paths: []string{asModule, types}, seen: true, fault: "cannot ask connection tracking"},
+		"it is part of the kernel":                         {functions: trackingFunctions, paths: []string{asPart}, seen: true},
+		"it is not there":                                  {},
+		"it is a module without types":                     {paths: []string{asModule, asPart}, seen: true, fault: "CONFIG_DEBUG_INFO_BTF_MODULES"},
+		"it is part of a kernel that lacks both functions": {paths: []string{asPart}, seen: true, fault: "kernel function bpf_skb_ct_lookup (Linux 5.19)"},
+		"it is part of a kernel that lacks one function":   {functions: trackingFunctions[:1], paths: []string{asPart}, seen: true, fault: "kernel function bpf_ct_release (Linux 5.19)"},
+		"it is a module whose types are kept back, or old": {paths: []string{asModule, types}, seen: true, fault: "cannot ask connection tracking"},
 	} {
 		old := func() (*btf.Spec, error) { return typesWith(t), nil }
 		found := trackingBeside(typesWith(t, c.functions...), old, rootWith(t, c.paths...))
@@ -95,6 +95,7 @@ func (b *bench) missTracking() (come func()) {
 
 // runsAt is the number of the complete program at the interface.
 func (b *bench) runsAt(at *netlink.LinkAttrs) ebpf.ProgramID {
+	require.Contains(b, b.backend.kernel.attached, at.Index, at.Name)
 	switch h := b.backend.kernel.attached[at.Index].tc.(type) {
 	case *filter:
 		found, err := h.list()

@@ -18,7 +18,7 @@ import (
 )
 
 // open takes over the tables that an earlier process left, or makes them. Tables of another layout are replaced in the
-// same transaction that makes the new ones: known flows go on, and the host sends all records again.
+// same transaction that makes the new ones: known flows go on, and the host sends all records again. A table of another program is left alone.
 func open(tables []*table, e *egress) error {
 	c, err := elements.Connect()
 	if err != nil {
@@ -34,6 +34,11 @@ func open(tables []*table, e *egress) error {
 		found, known, err := find(c, t)
 		if err != nil {
 			return err
+		}
+		if foreign, err := foreignTable(c, t); err != nil {
+			return err
+		} else if foreign {
+			return fmt.Errorf("the nftables table %q of family %s is not KubeLB's: %s", t.Name, familyName(t), foreignAdvice)
 		}
 		if found {
 			present = append(present, t)

@@ -75,7 +75,7 @@ func addLayout(c *nft.Conn) error {
 	return e.create(c)
 }
 
-// ownersCheck looks for tables of the same name that are not this backend's: they would be replaced.
+// ownersCheck looks for tables of the same name that are not this backend's, with which it does not start.
 func ownersCheck(name string) dataplane.Check {
 	check := dataplane.Check{Group: dataplane.GroupOwners, Subject: "nftables tables " + name, State: dataplane.CheckOK, Found: "no other program has them"}
 	c, err := elements.Connect()
@@ -86,8 +86,8 @@ func ownersCheck(name string) dataplane.Check {
 				break
 			}
 			if foreign {
-				check.State, check.Found = dataplane.CheckMissing, "there is a table of this name that is not KubeLB's; it would be replaced"
-				check.Advice = fmt.Sprintf("remove it, or have other names for KubeLB's by --backend-option %s=NAME", optionTable)
+				check.State, check.Found = dataplane.CheckMissing, "there is a table of this name that is not KubeLB's; the backend does not start beside it"
+				check.Advice = foreignAdvice
 			}
 		}
 	}
@@ -95,6 +95,19 @@ func ownersCheck(name string) dataplane.Check {
 		check.State, check.Found = dataplane.CheckUnknown, err.Error()
 	}
 	return check
+}
+
+// foreignAdvice is what to do about a table of another program.
+const foreignAdvice = "remove it, or have other names for KubeLB's tables by --backend-option " + optionTable + "=NAME"
+
+// familyName is how nft calls the table's family.
+func familyName(t *nft.Table) string {
+	for _, f := range families {
+		if f.table == t.Family {
+			return f.name
+		}
+	}
+	return "netdev"
 }
 
 // foreignTable tells whether there is a table of this name that no version of this backend has made.

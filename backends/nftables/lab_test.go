@@ -1,6 +1,7 @@
 package nftables
 
 import (
+	"context"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -53,6 +54,13 @@ func newGateway(t *testing.T) *gateway {
 func (g *gateway) do(f func() error) {
 	g.Helper()
 	require.NoError(g, g.lab.Gateways[0].Do(f))
+}
+
+// watchFor has the backend watch for a while, and gathers what it reports.
+func (g *gateway) watchFor(d time.Duration, reports *[]string) error {
+	ctx, cancel := context.WithTimeout(g.Context(), d)
+	defer cancel()
+	return g.Watch(ctx, func(f dataplane.Fault) { *reports = append(*reports, f.Message) })
 }
 
 func (g *gateway) restart() { g.restartWith(portRange{}) }
@@ -170,6 +178,23 @@ func TestADirectEndpointMustBeANeighbour(t *testing.T) {
 	near := labPool("far", true, 0)
 	g.apply(model.Snapshot{Pools: []model.Pool{near}, Frontends: []model.Frontend{f}})
 	refused(model.Snapshot{Pools: []model.Pool{far}, Frontends: []model.Frontend{f}})
+}
+
+func TestATableOfAnotherProgramIsLeftAloneAndTheBackendDoesNotStart(t *testing.T) {
+	for _, family := range []string{"ip", "ip6", "netdev"} {
+		g := newGateway(t)
+		g.do(func() error { return g.Close(t.Context(), true) })
+		require.Empty(t, g.nft("table "+family+" kubelb { chain theirs { }; }", "-f", "-"))
+		theirs := g.nft("", "list", "ruleset")
+		g.Backend = Backend{}
+		g.do(func() error {
+			err := g.Configure(t.Context(), dataplane.Config{Node: "gateway", StateDir: t.TempDir()})
+			require.EqualError(t, err, `the nftables table "kubelb" of family `+family+` is not KubeLB's: remove it, or have other names for KubeLB's tables by --backend-option table=NAME`)
+			return nil
+		})
+		require.Equal(t, theirs, g.nft("", "list", "ruleset"))
+		require.Contains(t, theirs, "theirs")
+	}
 }
 
 func TestALostChainAtAnInterfaceIsNoticedAndMadeAgain(t *testing.T) {

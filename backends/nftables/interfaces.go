@@ -1,6 +1,7 @@
 package nftables
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"slices"
@@ -9,20 +10,22 @@ import (
 )
 
 // fastInterfaces are the names of the interfaces that flows of the fast path may take, sorted: Ethernet interfaces with an address that
-// reaches beyond their link. So the interfaces of pods are left alone, which have none, and ports of bridges and bonds, whose bridge or
-// bond it is that forwards.
+// reaches beyond their link. Those of pods are left alone: they have none, or, with CNI plugins that route to each pod, only one without a
+// network. So are ports of bridges and bonds, whose bridge or bond it is that forwards.
 func fastInterfaces() ([]string, error) {
-	links, err := netlink.LinkList()
+	links, err := dump(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list interfaces: %w", err)
 	}
-	addresses, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	addresses, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}
-	addressed := map[int]bool{}
+	global, network := map[int]bool{}, map[int]bool{}
 	for _, a := range addresses {
-		addressed[a.LinkIndex] = addressed[a.LinkIndex] || a.IP.IsGlobalUnicast()
+		ones, bits := a.Mask.Size()
+		global[a.LinkIndex] = global[a.LinkIndex] || a.IP.IsGlobalUnicast()
+		network[a.LinkIndex] = network[a.LinkIndex] || a.IP.IsGlobalUnicast() && ones < bits
 	}
 	routers := map[int]bool{0: true}
 	for _, link := range links {
@@ -32,10 +35,25 @@ func fastInterfaces() ([]string, error) {
 	for _, link := range links {
 		at := link.Attrs()
 		forwards := at.EncapType == "ether" && at.Flags&net.FlagLoopback == 0 && link.Type() != "vrf"
-		if forwards && addressed[at.Index] && routers[at.MasterIndex] {
+		// Clouds give the only interface of a machine an address without a network, too.
+		addressed := network[at.Index] || global[at.Index] && link.Type() != "veth"
+		if forwards && addressed && routers[at.MasterIndex] {
 			names = append(names, at.Name)
 		}
 	}
 	slices.Sort(names)
 	return names, nil
+}
+
+// dumps bounds how often a list is asked for that changes meanwhile.
+const dumps = 10
+
+// dump asks again for a list that changed while the kernel gave it out.
+func dump[T any](list func() ([]T, error)) (all []T, err error) {
+	for range dumps {
+		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return all, err
 }

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/google/nftables/expr"
@@ -30,15 +31,17 @@ type Backend struct {
 	egress     *egress
 	fast       *fastPath
 	generation dataplane.Generation
+	// busy is held by whoever changes what the tables should hold, and by Watch while it looks at that.
+	busy sync.Mutex
 }
 
 var _ dataplane.Dataplane = (*Backend)(nil)
 
-// Describe tells name, version and features, and once configured whether flows take the fast path.
+// Describe tells name, version and features, and once configured whether flows take the fast path now.
 func (b *Backend) Describe(context.Context) (dataplane.Description, error) {
 	var notes []string
 	if b.fast != nil {
-		notes = append(notes, b.fast.note)
+		notes = append(notes, b.fast.says())
 	}
 	return dataplane.Description{Notes: notes, Name: "nftables", Version: Version, Features: []dataplane.Feature{
 		dataplane.SourceRanges, dataplane.Affinity, dataplane.AffinityTimeout, dataplane.Weights, dataplane.Drain, dataplane.ICMPEcho, dataplane.PathMTU, dataplane.Refusal, dataplane.Transparent, dataplane.Direct, dataplane.Handover, dataplane.Limits, dataplane.RateLimits}}, nil
@@ -94,6 +97,8 @@ type record struct {
 
 // Apply sends the change in transactions of bounded size; no record is split between two.
 func (b *Backend) Apply(_ context.Context, c dataplane.Change) (dataplane.Result, error) {
+	b.busy.Lock()
+	defer b.busy.Unlock()
 	if b.tables == nil {
 		return dataplane.Result{}, errors.New("apply before configure")
 	}
@@ -337,20 +342,34 @@ func (t *table) addStats(c *nft.Conn, stats *dataplane.Stats) error {
 	return nil
 }
 
-// Watch reports when the tables are gone, and keeps the fast path at the host's interfaces.
+// Watch reports when the tables are gone, keeps the fast path at the host's interfaces, and looks for connections that were reset.
 func (b *Backend) Watch(ctx context.Context, report func(dataplane.Fault)) error {
 	return dataplane.WatchBy(ctx, func(now time.Time) {
 		if missing := b.missing(); missing != "" {
 			report(dataplane.Fault{Time: now, Resync: true, Message: missing + " was removed by somebody else"})
 			return
 		}
-		if b.fast == nil || !b.fast.on {
+		if b.fast == nil || b.fast.final {
 			return
 		}
-		if err := b.fast.refresh(); err != nil {
-			report(dataplane.Fault{Time: now, Message: fmt.Sprintf("fast path: %v", err)})
+		if trouble := b.fast.follow(); trouble != "" {
+			report(dataplane.Fault{Time: now, Message: trouble})
+		}
+		if err := b.dropReset(); err != nil {
+			report(dataplane.Fault{Time: now, Message: fmt.Sprintf("look for connections that were reset: %v", err)})
 		}
 	})
+}
+
+// dropReset ends connections that were reset after their endpoint had left.
+func (b *Backend) dropReset() error {
+	b.busy.Lock()
+	defer b.busy.Unlock()
+	var errs []error
+	for _, t := range b.tables {
+		errs = append(errs, t.dropReset())
+	}
+	return errors.Join(errs...)
 }
 
 // missing names what should be there and is not.
@@ -416,6 +435,8 @@ func (b *Backend) Close(_ context.Context, purge bool) error {
 	if !purge {
 		return nil
 	}
+	b.busy.Lock()
+	defer b.busy.Unlock()
 	c, err := elements.Connect()
 	if err != nil {
 		return err

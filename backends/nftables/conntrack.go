@@ -22,6 +22,27 @@ func (t *table) dropStale(removed map[netip.Addr]bool) error {
 	return eachFlow(t.layout.v4, stale{t.state, removed}.matches)
 }
 
+// lookForResets is when resets were looked for, and how long that took.
+type lookForResets struct {
+	at   time.Time
+	took time.Duration
+}
+
+// dropReset ends connections that were fast and have been reset since their endpoint left, became unhealthy or began to drain: nothing else
+// would look for them, and conntrack may keep one for days. The kernel shows only those that are noted to have been reset, but it has to
+// look at all, so this takes a share of the time at most.
+func (t *table) dropReset() error {
+	began := time.Now()
+	if began.Sub(t.resets.at) < lookShare*t.resets.took {
+		return nil
+	}
+	err := eachFlowMarked(t.layout.v4, notes|resetBit, ^uint32(slowBit), func(f *flow) bool {
+		return f.protocol == model.TCP && stale{t.state, nil}.matches(f)
+	})
+	t.resets = lookForResets{began, time.Since(began)}
+	return err
+}
+
 // openCount is how many connections frontends have that are limited. The kernel counts them and does not tell (nf_conncount), so all entries
 // have to be looked at.
 type openCount struct {
@@ -30,8 +51,8 @@ type openCount struct {
 	took time.Duration
 }
 
-// countShare is the part of the time that counting takes at most.
-const countShare = 20
+// lookShare is the part of the time that it takes at most to look at all entries again and again.
+const lookShare = 20
 
 // addOpen adds how many connections the limited frontends have, or had when that was counted last.
 func (t *table) addOpen(to map[model.FrontendKey]dataplane.Counter) error {
@@ -41,7 +62,7 @@ func (t *table) addOpen(to map[model.FrontendKey]dataplane.Counter) error {
 			limited[key] = 0
 		}
 	}
-	if began := time.Now(); len(limited) > 0 && began.Sub(t.open.at) >= countShare*t.open.took {
+	if began := time.Now(); len(limited) > 0 && began.Sub(t.open.at) >= lookShare*t.open.took {
 		if err := eachFlow(t.layout.v4, counting(limited).look); err != nil {
 			return err
 		}
@@ -127,17 +148,4 @@ func (f *flow) isNoConnection() bool {
 		return true
 	}
 	return f.state == nl.TCP_CONNTRACK_SYN_SENT || f.state == nl.TCP_CONNTRACK_TIME_WAIT || f.state == nl.TCP_CONNTRACK_CLOSE || f.wasReset()
-}
-
-// afterReset is how long conntrack keeps an established connection that gets a reset whose sequence number it does not expect
-// (nf_conntrack_tcp_timeout_unacknowledged). Silence for a while tells such a connection from one that waits for an acknowledgement.
-const (
-	afterReset = 300 * time.Second
-	silence    = 5 * time.Second
-)
-
-// wasReset reports whether the entry is most likely of a connection that ended by a reset after it was fast: up to Linux 6.12 conntrack
-// compares the reset's sequence number with the last one that it has seen itself, and takes the connection for established.
-func (f *flow) wasReset() bool {
-	return f.state == nl.TCP_CONNTRACK_ESTABLISHED && f.wasFast && f.left <= afterReset-silence
 }

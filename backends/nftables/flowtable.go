@@ -5,12 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	nft "github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
-	"github.com/google/nftables/expr"
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"kubelb.k8c.io/backends/nftables/elements"
@@ -20,8 +19,8 @@ import (
 // host at once: no chain sees it, and conntrack does not. All else of a flow goes by the slow path: its first packets, fragments,
 // packets that are larger than the next link's MTU, FIN and RST, and every packet after the flow's conntrack entry is deleted.
 //
-// One rule for each protocol decides which flows are in it, when the endpoint answers (setFastRules). A table has its own flowtable. It is not part of the
-// layout, since a kernel may lack it and its interfaces are the host's.
+// A few rules decide which flows are in it (fastrules.go). A table has its own flowtable. It is not part of the layout, since a kernel may
+// lack it and its interfaces are the host's.
 
 // optionFlowtable says whether known flows take the fast path: flowtableAuto, the default, or flowtableOff.
 const (
@@ -31,82 +30,133 @@ const (
 )
 
 const (
-	// flowtableName names the flowtable of each table, and its chain.
+	// flowtableName names the flowtable of each table, and the chain that puts flows into it.
 	flowtableName = "fast"
 	// setFastInterfaces has the names of the flowtable's interfaces, for the rule.
 	setFastInterfaces = "fast_interfaces"
 )
 
-// fastPriority puts the chain behind those of others in the hook, which may drop the packet (NF_IP_PRI_CONNTRACK_HELPER is 300).
-const fastPriority = 300
+// maxDevices is how many interfaces a flowtable is given at most: the kernel refuses more than 256 (NFT_NETDEVICE_MAX).
+const maxDevices = 255
+
+// What the note says.
+const (
+	fastNote     = "fast path: known flows of nat and transparent frontends take a flowtable"
+	noFastNote   = "fast path: none: "
+	lackingNote  = noFastNote + "this kernel lacks flowtables: load the modules nft_flow_offload, nft_fib_ipv4, nft_fib_ipv6 and nf_flow_table_inet (before Linux 5.17 nf_flow_table_ipv4 and nf_flow_table_ipv6), and restart the gateway"
+	offNote      = noFastNote + "the option " + optionFlowtable + " is " + flowtableOff
+	nowhereNote  = noFastNote + "no interface with a global address"
+	crowdedNote  = noFastNote + "%d interfaces with a global address, and a flowtable takes %d at most"
+	troubledNote = "fast path: to be tried again: "
+)
 
 // fastPath is the flowtables of all tables.
 type fastPath struct {
 	tables []*table
-	// on: the kernel has flowtables and the operator wants them. note says which, and why.
-	on   bool
-	note string
+	// interfaces finds the host's.
+	interfaces func() ([]string, error)
+	// final: there are no flowtables, and will be none while this process runs.
+	final bool
 	// made is when this process made the flowtables anew.
 	made time.Time
+
+	mu   sync.Mutex
+	note string
 }
 
 // renewal is how often the flowtables are made anew. A flow that never rests has its time in conntrack set to a day when it becomes fast,
 // and again when only five minutes of it are left (nf_flow_table_extend_ct_timeout, Linux 6.12): one that rests then would be forgotten
-// after these. So 18 hours are left at least, whatever an earlier process did: the first refresh makes them anew.
+// after these. So 18 hours are left at least, whatever an earlier process did: the first refresh makes them anew. So it does with the rules
+// of an earlier version.
 const renewal = 6 * time.Hour
 
 // openFastPath makes, takes over or removes the flowtables, as the option says.
 func openFastPath(tables []*table, option string) (*fastPath, error) {
-	f := &fastPath{tables: tables}
+	f := &fastPath{tables: tables, interfaces: fastInterfaces}
 	switch option {
 	case "", flowtableAuto:
-	case flowtableOff:
-		f.note = "fast path: none: the option " + optionFlowtable + " is " + flowtableOff
-		return f, f.hold(nil, false)
-	default:
-		return nil, fmt.Errorf("backend option %s=%q: it is %s or %s", optionFlowtable, option, flowtableAuto, flowtableOff)
-	}
-	err := f.refresh()
-	switch {
-	case err == nil:
-		f.on, f.note = true, "fast path: known flows of nat and transparent frontends take a flowtable"
+		f.follow()
 		return f, nil
-	case errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EOPNOTSUPP):
-		f.note = "fast path: none: this kernel lacks flowtables: load the modules nft_flow_offload, nft_fib_ipv4, nft_fib_ipv6 and nf_flow_table_inet (before Linux 5.17 nf_flow_table_ipv4 and nf_flow_table_ipv6), and restart the gateway"
-	default:
-		f.note = "fast path: none: " + err.Error()
+	case flowtableOff:
+		f.final = true
+		f.say(offNote)
+		return f, f.hold(nil, false)
 	}
-	return f, f.hold(nil, false)
+	return nil, fmt.Errorf("backend option %s=%q: it is %s or %s", optionFlowtable, option, flowtableAuto, flowtableOff)
+}
+
+// follow has the flowtables follow the host, and the note tell how that went. It returns the note if that is new and bad. Only a kernel
+// without flowtables is given up: other troubles pass, and what stands is left alone until then.
+func (f *fastPath) follow() string {
+	found, err := f.refresh()
+	lacking := errors.Is(err, errLacking)
+	if lacking {
+		err = f.hold(nil, false)
+	}
+	switch {
+	case err != nil:
+		return f.say(troubledNote + err.Error())
+	case lacking:
+		f.final = true
+		return f.say(lackingNote)
+	case found == 0:
+		return f.say(nowhereNote)
+	case found > maxDevices:
+		return f.say(fmt.Sprintf(crowdedNote, found, maxDevices))
+	}
+	f.say(fastNote)
+	return ""
+}
+
+// say sets the note, and returns it if it is new.
+func (f *fastPath) say(note string) string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.note == note {
+		return ""
+	}
+	f.note = note
+	return note
+}
+
+func (f *fastPath) says() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.note
 }
 
 // attempts bounds how often the flowtables are made while interfaces go.
 const attempts = 3
 
-// refresh brings the flowtables to the host's interfaces, and makes them anew when it is time. Its error is ENOENT or EOPNOTSUPP where the
-// kernel lacks flowtables.
-func (f *fastPath) refresh() error {
-	interfaces, err := fastInterfaces()
-	if err != nil {
-		return err
-	}
+// errLacking: the kernel has no flowtables, or not all that the rules beside them need.
+var errLacking = errors.New("this kernel lacks flowtables")
+
+// refresh brings the flowtables to the host's interfaces, makes them anew when it is time, and tells how many interfaces there are.
+func (f *fastPath) refresh() (found int, err error) {
 	renew := time.Since(f.made) > renewal
+	var before []string
 	for range attempts {
-		if err = f.hold(interfaces, renew); err == nil && renew {
+		interfaces, failed := f.interfaces()
+		if failed != nil {
+			return 0, failed
+		}
+		if found = len(interfaces); found > maxDevices {
+			interfaces = nil
+		}
+		err = f.hold(interfaces, renew)
+		if err == nil && renew && len(interfaces) > 0 {
 			f.made = time.Now()
 		}
-		if !errors.Is(err, unix.ENOENT) {
-			return err
+		if !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EOPNOTSUPP) {
+			return found, err
 		}
 		// An interface that has gone meanwhile has the same error as a kernel without flowtables.
-		before := interfaces
-		if interfaces, err = fastInterfaces(); err != nil {
-			return err
+		if f.made.IsZero() && len(interfaces) > 0 && slices.Equal(before, interfaces) {
+			return found, errLacking
 		}
-		if slices.Equal(before, interfaces) {
-			return fmt.Errorf("make flowtables: %w", unix.ENOENT)
-		}
+		before = interfaces
 	}
-	return err
+	return found, err
 }
 
 // hold has every table's flowtable stand at these interfaces, which are sorted, a new one if so asked. Without interfaces there is none.
@@ -148,9 +198,9 @@ func (f *fastPath) hold(interfaces []string, renew bool) error {
 	return nil
 }
 
-// fastAt tells whether the table has its flowtable, and at which interfaces, sorted: none if the set for the rules has others, or their
-// chain is gone. The kernel takes an interface that goes out of the flowtable, but not out of the set, and renames it in the flowtable
-// alone.
+// fastAt tells whether the table has its flowtable, and at which interfaces, sorted: none if the set for the rules has others, or a rule
+// is missing, as after the end of a process between the two transactions. The kernel takes an interface that goes out of the flowtable,
+// but not out of the set, and renames it in the flowtable alone.
 func (t *table) fastAt(c *nft.Conn) (there bool, interfaces []string, err error) {
 	all, err := c.ListFlowtables(t.nft)
 	if err != nil {
@@ -160,21 +210,10 @@ func (t *table) fastAt(c *nft.Conn) (there bool, interfaces []string, err error)
 	if i < 0 {
 		return false, nil, nil
 	}
-	sets, err := c.GetSets(t.nft)
-	if err != nil {
-		return true, nil, fmt.Errorf("list sets of table %s %s: %w", t.layout.name, t.nft.Name, err)
+	if complete, err := t.hasFastRules(); err != nil || !complete {
+		return true, nil, err
 	}
-	if !slices.ContainsFunc(sets, func(s *nft.Set) bool { return s.Name == setFastInterfaces }) {
-		return true, nil, nil
-	}
-	chains, err := c.ListChainsOfTableFamily(t.nft.Family)
-	if err != nil {
-		return true, nil, fmt.Errorf("list chains: %w", err)
-	}
-	if !slices.ContainsFunc(chains, func(c *nft.Chain) bool { return c.Table.Name == t.nft.Name && c.Name == flowtableName }) {
-		return true, nil, nil
-	}
-	inSet, err := c.GetSetElements(t.fastInterfaces())
+	inSet, err := c.GetSetElements(t.fastInterfaces()) // which a rule looks into, so it is there
 	if err != nil {
 		return true, nil, fmt.Errorf("read %s: %w", setFastInterfaces, err)
 	}
@@ -199,13 +238,15 @@ func (t *table) addFlowtable(c *nft.Conn, interfaces []string) error {
 	if err := c.AddSet(t.fastInterfaces(), names); err != nil {
 		return fmt.Errorf("set %s: %w", setFastInterfaces, err)
 	}
-	addChains(c, t.nft, []chain{{name: flowtableName, hook: nft.ChainHookForward, kind: nft.ChainTypeFilter, priority: fastPriority}})
+	addChains(c, t.nft, fastChains())
 	return nil
 }
 
-// removeFlowtable removes chain and set, too, even if somebody else has done so already: what is there can be added.
+// removeFlowtable removes chains and set, too, even if somebody else has done so already: what is there can be added.
 func (t *table) removeFlowtable(c *nft.Conn) error {
-	c.DelChain(c.AddChain(t.fastChain()))
+	for _, chain := range fastChains() {
+		c.DelChain(c.AddChain(&nft.Chain{Table: t.nft, Name: chain.name}))
+	}
 	if err := c.AddSet(t.fastInterfaces(), nil); err != nil {
 		return fmt.Errorf("set %s: %w", setFastInterfaces, err)
 	}
@@ -223,91 +264,4 @@ func interfaceName(name string) []byte {
 	key := make([]byte, unix.IFNAMSIZ)
 	copy(key, name)
 	return key
-}
-
-func (t *table) fastChain() *nft.Chain { return &nft.Chain{Table: t.nft, Name: flowtableName} }
-
-// setFastRules has the chain put flows into the flowtable, when they meet an answer of the endpoint:
-//
-//	meta l4proto tcp ct direction reply ct state established ct status dnat ct status assured meta mark 0x00000000 ct mark 0x00000000
-//		ct original ip daddr @vips ct original ip daddr != @slow_path iifname @fast_interfaces oifname @fast_interfaces
-//		fib saddr . iif oif exists flow add @fast
-//
-// and the same for UDP. Each statement keeps out what the fast path would treat unlike the slow path:
-//
-//   - ICMP errors, which belong to the flow for conntrack but have no ports;
-//   - flows that nobody has answered, and UDP flows younger than two seconds, which are not assured: conntrack forgets them soon, and
-//     would keep them four times as long after they were fast;
-//   - flows with a mark: those of direct frontends have a connection mark, and are rewritten outside of conntrack. A mark of another
-//     program may stand for a route or a filter of its own;
-//   - flows of others, and of addresses in setSlowPath;
-//   - flows with a half that would not be fast: conntrack would see only the other half, and forget the connection early;
-//   - flows whose packets take another interface than their answers: the kernel has the fast path send both to where it met the answer.
-func (t *table) setFastRules() error {
-	var rules [][]netlink.Attribute
-	for _, protocol := range masqueraded() {
-		rule, err := t.fastRule(protocol)
-		if err != nil {
-			return err
-		}
-		rules = append(rules, rule)
-	}
-	return t.replaceRules(flowtableName, rules)
-}
-
-// fastRule is written by itself: google/nftables v0.3.0 has of ct's addresses only a key that makes nft 1.0 abort when it lists the rule.
-func (t *table) fastRule(protocol statement) ([]netlink.Attribute, error) {
-	var before []expr.Any
-	for _, s := range []statement{protocol, isAnswer(), ctStateHas("established", expr.CtStateBitESTABLISHED), ctStatusDNAT(), ctStatusAssured(), isUnmarked(), isFlow(0)} {
-		before = append(before, s.exprs...)
-	}
-	list, err := t.marshal(before)
-	if err != nil {
-		return nil, err
-	}
-	address, err := t.originalDestination()
-	if err != nil {
-		return nil, err
-	}
-	after := []expr.Any{lookup(setVIPs, 0), &expr.Lookup{SourceRegister: 1, SetName: setSlowPath, Invert: true}}
-	for _, s := range []statement{interfaceIn("iifname", expr.MetaKeyIIFNAME), interfaceIn("oifname", expr.MetaKeyOIFNAME), routeGoesBack()} {
-		after = append(after, s.exprs...)
-	}
-	rest, err := t.marshal(append(after, &expr.FlowOffload{Name: flowtableName}))
-	return slices.Concat(list, []netlink.Attribute{address}, rest), err
-}
-
-// originalDestination loads the address that the flow's first packet went to.
-func (t *table) originalDestination() (netlink.Attribute, error) {
-	const original = 0 // IP_CT_DIR_ORIGINAL
-	key := uint32(unix.NFT_CT_DST_IP6)
-	if t.layout.v4 {
-		key = unix.NFT_CT_DST_IP
-	}
-	return expression("ct", []netlink.Attribute{
-		{Type: unix.NFTA_CT_KEY, Data: number(key)}, {Type: unix.NFTA_CT_DREG, Data: number(1)}, {Type: unix.NFTA_CT_DIRECTION, Data: []byte{original}}})
-}
-
-func isAnswer() statement {
-	const reply = 1 // IP_CT_DIR_REPLY
-	return statement{"ct direction reply", []expr.Any{&expr.Ct{Key: expr.CtKeyDIRECTION, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{reply}}}}
-}
-
-func ctStatusAssured() statement {
-	const assured = 0x4 // IPS_ASSURED
-	return statement{"ct status assured", ctHas(expr.CtKeySTATUS, assured)}
-}
-
-func isUnmarked() statement {
-	return statement{"meta mark 0x00000000", []expr.Any{loadMark(0), &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: mark(0)}}}
-}
-
-func interfaceIn(name string, key expr.MetaKey) statement {
-	return statement{name + " @" + setFastInterfaces, []expr.Any{&expr.Meta{Key: key, Register: 1}, lookup(setFastInterfaces, 0)}}
-}
-
-// routeGoesBack matches where a packet to the sender would leave by the interface that this one came in at.
-func routeGoesBack() statement {
-	return statement{"fib saddr . iif oif exists", []expr.Any{
-		&expr.Fib{Register: 1, ResultOIF: true, FlagSADDR: true, FlagIIF: true, FlagPRESENT: true}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: mark(1)}}}
 }

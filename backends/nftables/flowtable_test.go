@@ -6,11 +6,9 @@ import (
 	"os"
 	"regexp"
 	"strconv"
-	"strings"
 	"testing"
 	"time"
 
-	mnl "github.com/mdlayher/netlink"
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
 
@@ -25,8 +23,8 @@ import (
 func newFastGateway(t *testing.T) *gateway {
 	t.Helper()
 	g := newGateway(t)
-	if !g.fast.on {
-		t.Skip(g.fast.note)
+	if !g.isOn() {
+		t.Skip(g.fast.says())
 	}
 	g.nft(`table inet watcher {
 		chain watch {
@@ -46,6 +44,16 @@ func newFastGateway(t *testing.T) *gateway {
 }
 
 var watched = regexp.MustCompile(`counter packets (\d+)`)
+
+// isOn tells whether flows take the fast path.
+func (g *gateway) isOn() bool { return g.fast.says() == fastNote }
+
+// follow has the fast path follow the host, without trouble.
+func (g *gateway) follow() {
+	g.Helper()
+	g.do(func() error { g.fast.follow(); return nil })
+	require.Equal(g, fastNote, g.fast.says())
+}
 
 // seen is how many packets for VIPs the host's chains have seen.
 func (g *gateway) seen() int {
@@ -245,38 +253,19 @@ func TestTheFlowtableIsMadeAnewEverySixHours(t *testing.T) {
 	exchange := g.begin(f, g.lab.A)
 	listed := func() string { return g.nft("", "-a", "list", "flowtables") }
 	before := listed()
-	g.do(g.fast.refresh)
+	g.follow()
 	require.Equal(t, before, listed())
 	g.fast.made = time.Now().Add(-renewal - time.Second)
-	g.do(g.fast.refresh)
+	g.follow()
 	require.NotEqual(t, before, listed())
 	require.NoError(t, exchange())
 	g.isFast(exchange, "the connection that was there")
 }
 
-func TestAFastConnectionThatWasResetKeepsNoPortOfAnEndpointThatLeft(t *testing.T) {
-	for _, v4 := range []bool{true, false} {
-		g := newFastGateway(t)
-		f := labFrontend(model.TCP, lab.VIP(v4, 1), 80, 30080, "all")
-		g.apply(model.Snapshot{Pools: []model.Pool{labPool("all", v4, 0)}, Frontends: []model.Frontend{f}})
-		to, from := netip.AddrPortFrom(f.VIP, f.Port), lab.From{Port: 40000}
-		s, err := g.lab.A.Stream(to, from)
-		require.NoError(t, err)
-		require.NoError(t, s.Alive())
-		g.isFast(s.Alive, "the connection")
-		require.NoError(t, s.Reset())
-		time.Sleep(silence + 2*time.Second)
-		g.apply(model.Snapshot{Pools: []model.Pool{labPool("all", v4, 1)}, Frontends: []model.Frontend{f}})
-		answer, err := g.lab.A.Ask("tcp", to, from)
-		require.NoError(t, err)
-		require.Equal(t, lab.EndpointAddress(v4, 1), answer.Endpoint)
-	}
-}
-
 func TestTheFastPathFollowsTheHostsInterfaces(t *testing.T) {
 	g := newFastGateway(t)
 	held := func() []string {
-		g.do(g.fast.refresh)
+		g.follow()
 		return regexp.MustCompile(`devices = \{.*\}`).FindAllString(g.nft("", "list", "flowtables"), -1)
 	}
 	before := held()
@@ -325,11 +314,13 @@ func TestTheFastPathIsTakenOverTurnedOffAndPurgedBesideAnothers(t *testing.T) {
 	require.Contains(t, left, "flowtable ft")
 }
 
-func TestAFlowtableWhoseChainSomebodyElseRemovedIsRemovedAndMadeAgain(t *testing.T) {
+func TestAFlowtableWhoseChainsAnotherProgramRemovedIsRemovedAndMadeAgain(t *testing.T) {
 	g := newFastGateway(t)
 	without := func() {
-		for _, verb := range []string{"flush", "delete"} {
-			require.Empty(t, g.nft("", verb, "chain", "ip", "kubelb", flowtableName))
+		for _, chain := range []string{flowtableName, chainNotes} {
+			for _, verb := range []string{"flush", "delete"} {
+				require.Empty(t, g.nft("", verb, "chain", "ip", "kubelb", chain))
+			}
 		}
 		require.Empty(t, g.nft("", "delete", "set", "ip", "kubelb", setFastInterfaces))
 	}
@@ -337,11 +328,35 @@ func TestAFlowtableWhoseChainSomebodyElseRemovedIsRemovedAndMadeAgain(t *testing
 	g.restartWithOption(flowtableOff)
 	require.NotContains(t, g.nft("", "list", "flowtables"), "flowtable fast")
 	g.restart()
-	require.True(t, g.fast.on)
+	require.True(t, g.isOn())
 	without()
 	g.fast.made = time.Now().Add(-renewal - time.Second)
-	g.do(g.fast.refresh)
+	g.follow()
 	require.Contains(t, g.nft("", "list", "table", "ip", "kubelb"), "flow add @fast")
+}
+
+// So a process leaves them that is killed between the transaction of the chains and that of their rules.
+func TestChainsWithoutTheirRulesAreFilledAgain(t *testing.T) {
+	g := newFastGateway(t)
+	g.follow()
+	listed := func() string { return withoutCounters(g.nft("", "list", "table", "ip", "kubelb")) }
+	whole := listed()
+	for _, chain := range []string{flowtableName, chainNotes} {
+		require.Empty(t, g.nft("", "flush", "chain", "ip", "kubelb", chain))
+		require.NotEqual(t, whole, listed())
+		g.follow()
+		require.Equal(t, whole, listed(), "rules of chain %s", chain)
+	}
+}
+
+func TestTheRulesOfAnEarlierVersionAreReplacedAtStart(t *testing.T) {
+	g := newFastGateway(t)
+	whole := g.nft("", "list", "chain", "ip", "kubelb", chainNotes)
+	for _, change := range [][]string{{"flush", "chain", "ip", "kubelb", chainNotes}, {"add", "rule", "ip", "kubelb", chainNotes, "meta", "mark", "7", "accept"}} {
+		require.Empty(t, g.nft("", change...))
+	}
+	g.restart()
+	require.Equal(t, whole, g.nft("", "list", "chain", "ip", "kubelb", chainNotes))
 }
 
 // Another version replaces tables whose version chain has another name.
@@ -372,12 +387,12 @@ func (g *gateway) restartWithOption(flowtable string) {
 
 func TestWithoutFlowtablesInTheKernelAllIsSlowAndThatIsSaid(t *testing.T) {
 	g := newGateway(t)
-	if g.fast.on {
+	if g.isOn() {
 		t.Skip("this kernel has flowtables")
 	}
 	description, err := g.Describe(t.Context())
 	require.NoError(t, err)
-	require.Equal(t, []string{"fast path: none: this kernel lacks flowtables: load the modules nft_flow_offload, nft_fib_ipv4, nft_fib_ipv6 and nf_flow_table_inet (before Linux 5.17 nf_flow_table_ipv4 and nf_flow_table_ipv6), and restart the gateway"}, description.Notes)
+	require.Equal(t, []string{lackingNote}, description.Notes)
 	g.apply(everything())
 	auto := withoutCounters(g.nft("", "list", "ruleset"))
 	require.NotContains(t, auto, "flowtable")
@@ -385,7 +400,7 @@ func TestWithoutFlowtablesInTheKernelAllIsSlowAndThatIsSaid(t *testing.T) {
 	require.Equal(t, auto, withoutCounters(g.nft("", "list", "ruleset")))
 	description, err = g.Describe(t.Context())
 	require.NoError(t, err)
-	require.Equal(t, []string{"fast path: none: the option flowtable is off"}, description.Notes)
+	require.Equal(t, []string{offNote}, description.Notes)
 }
 
 // nft 1.0 aborts at rules that it does not know how to write, and so would all who list the host's rules. A kernel without flowtables takes
@@ -399,46 +414,49 @@ func TestNftListsTheFastRules(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			addChains(c, table.nft, []chain{{name: flowtableName}})
+			addChains(c, table.nft, fastChains())
 			return errors.Join(c.AddSet(table.fastInterfaces(), nil), c.Flush())
 		})
-		var rules [][]mnl.Attribute
-		for _, protocol := range masqueraded() {
-			rule, err := table.fastRule(protocol)
-			require.NoError(t, err)
-			rules = append(rules, rule[:len(rule)-1])
+		g.do(func() error {
+			n, err := table.countRules("nowhere")
+			require.Zero(t, n)
+			return err
+		})
+		rules, err := table.fastRules()
+		require.NoError(t, err)
+		taking := rules[flowtableName][len(rules[flowtableName])-len(masqueraded()):]
+		for i := range taking {
+			taking[i] = taking[i][:len(taking[i])-1]
 		}
-		g.do(func() error { return table.replaceRules(flowtableName, rules) })
 		family := table.layout.name
-		require.Contains(t, g.nft("", "list", "chain", family, "kubelb", flowtableName), "meta l4proto udp ct direction reply ct state established ct status dnat ct status assured "+
-			"meta mark 0x00000000 ct mark 0x00000000 ct original "+family+" daddr @vips ct original "+family+" daddr != @slow_path "+
-			"iifname @fast_interfaces oifname @fast_interfaces fib saddr . iif oif exists")
+		ours := "ct status dnat ct original " + family + " daddr @vips "
+		for chain, texts := range map[string][]string{
+			flowtableName: {
+				"tcp flags rst ct mark 0x00000000 " + ours + "ct mark set 0x6b756202\n",
+				"tcp flags ! rst ct mark 0x6b756202 ct direction reply " + ours + "ct mark set 0x00000000\n",
+				"tcp flags rst ct mark 0x6b756201 " + ours + "ct mark set 0x6b756203\n",
+				"tcp flags ! rst ct mark 0x6b756203 ct direction reply " + ours + "ct mark set 0x6b756201\n",
+				"ct mark 0x00000000 ct direction original ct state established " + ours + "ct original " + family + " daddr != @slow_path fib saddr . iif oif missing ct mark set 0x6b756201\n",
+				"meta l4proto udp ct direction reply ct state established ct status dnat ct status assured meta mark 0x00000000 ct mark 0x00000000 " +
+					"ct original " + family + " daddr @vips ct original " + family + " daddr != @slow_path " +
+					"iifname @fast_interfaces oifname @fast_interfaces fib saddr . iif oif exists\n",
+			},
+			chainNotes: {"meta mark != 0x00000000 ct mark 0x00000000 ct state established " + ours + "ct original " + family + " daddr != @slow_path ct mark set 0x6b756201\n"},
+		} {
+			g.do(func() error { return table.replaceRules(chain, rules[chain]) })
+			g.do(func() error {
+				n, err := table.countRules(chain)
+				require.Equal(t, len(rules[chain]), n)
+				return err
+			})
+			for _, text := range texts {
+				require.Contains(t, g.nft("", "list", "chain", family, "kubelb", chain), text)
+			}
+		}
 	}
 }
 
 func TestAnOptionThatIsNeitherAutoNorOffIsRefused(t *testing.T) {
 	_, err := openFastPath(nil, "on")
 	require.ErrorContains(t, err, `backend option flowtable="on": it is auto or off`)
-}
-
-func TestOnlyEthernetInterfacesThatForwardByThemselvesAreFast(t *testing.T) {
-	g := newGateway(t)
-	g.do(func() error {
-		bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "bridge"}}
-		port := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "port"}, PeerName: "pod"} // pod has no address
-		for i, link := range []netlink.Link{bridge, port} {
-			if err := netlink.LinkAdd(link); err != nil {
-				return err
-			}
-			if err := netlink.AddrAdd(link, &netlink.Addr{IPNet: netlink.NewIPNet([]byte{198, 18, 2, byte(i)})}); err != nil {
-				return err
-			}
-		}
-		if err := netlink.LinkSetMaster(port, bridge); err != nil {
-			return err
-		}
-		names, err := fastInterfaces()
-		require.Equal(t, "back bridge front", strings.Join(names, " "))
-		return err
-	})
 }

@@ -22,6 +22,7 @@ type table struct {
 	sets   map[string]*nft.Set
 	state  *state
 	open   openCount
+	resets lookForResets
 }
 
 // editsPerTransaction bounds a transaction.

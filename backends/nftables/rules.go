@@ -52,9 +52,43 @@ func (t *table) replaceRules(chainName string, rules [][]netlink.Attribute) erro
 	return nil
 }
 
+// countRules tells how many rules the chain has, none if there is no such chain. google/nftables v0.3.0 cannot read the rules that it cannot
+// write.
+func (t *table) countRules(chainName string) (int, error) {
+	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	if err != nil {
+		return 0, fmt.Errorf("connect to netfilter: %w", err)
+	}
+	defer c.Close()
+	if err := c.SetDeadline(time.Now().Add(netlinkPatience)); err != nil {
+		return 0, fmt.Errorf("connect to netfilter: %w", err)
+	}
+	request, err := message{unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETRULE, netlink.Request | netlink.Dump, byte(t.nft.Family), 0, t.ofChain(chainName)}.marshal()
+	if err != nil {
+		return 0, err
+	}
+	rules, err := c.Execute(request)
+	if err != nil {
+		return 0, fmt.Errorf("list the rules of chain %s of table %s %s: %w", chainName, t.layout.name, t.nft.Name, err)
+	}
+	return len(rules), nil
+}
+
+// ofChain begins the attributes of a rule.
+func (t *table) ofChain(name string) []netlink.Attribute {
+	return []netlink.Attribute{{Type: unix.NFTA_RULE_TABLE, Data: []byte(t.nft.Name + "\x00")}, {Type: unix.NFTA_RULE_CHAIN, Data: []byte(name + "\x00")}}
+}
+
+func (m message) marshal() (netlink.Message, error) {
+	body, err := netlink.MarshalAttributes(m.attributes)
+	// struct nfgenmsg.
+	header := binary.BigEndian.AppendUint16([]byte{m.family, unix.NFNETLINK_V0}, m.resource)
+	return netlink.Message{Header: netlink.Header{Type: m.kind, Flags: m.flags}, Data: append(header, body...)}, err
+}
+
 func (t *table) ruleMessages(chainName string, rules [][]netlink.Attribute) ([]netlink.Message, error) {
 	const ours, request = unix.NFNL_SUBSYS_NFTABLES << 8, netlink.Request | netlink.Acknowledge
-	chain := []netlink.Attribute{{Type: unix.NFTA_RULE_TABLE, Data: []byte(t.nft.Name + "\x00")}, {Type: unix.NFTA_RULE_CHAIN, Data: []byte(chainName + "\x00")}}
+	chain := t.ofChain(chainName)
 	family := byte(t.nft.Family)
 	messages := []message{{unix.NFNL_MSG_BATCH_BEGIN, netlink.Request, unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES, nil}, {ours | unix.NFT_MSG_DELRULE, request, family, 0, chain}}
 	for _, list := range rules {
@@ -68,13 +102,11 @@ func (t *table) ruleMessages(chainName string, rules [][]netlink.Attribute) ([]n
 	messages = append(messages, message{unix.NFNL_MSG_BATCH_END, netlink.Request, unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES, nil})
 	var out []netlink.Message
 	for _, m := range messages {
-		body, err := netlink.MarshalAttributes(m.attributes)
+		marshalled, err := m.marshal()
 		if err != nil {
 			return nil, err
 		}
-		// struct nfgenmsg.
-		header := binary.BigEndian.AppendUint16([]byte{m.family, unix.NFNETLINK_V0}, m.resource)
-		out = append(out, netlink.Message{Header: netlink.Header{Type: m.kind, Flags: m.flags}, Data: append(header, body...)})
+		out = append(out, marshalled)
 	}
 	return out, nil
 }

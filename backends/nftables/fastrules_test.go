@@ -1,0 +1,184 @@
+package nftables
+
+import (
+	"net/netip"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink/nl"
+
+	"kubelb.k8c.io/conformance/lab"
+	"kubelb.k8c.io/core/model"
+)
+
+// one applies a frontend to the pool of these endpoints.
+func (g *gateway) one(f model.Frontend, endpoints ...int) {
+	g.apply(model.Snapshot{Pools: []model.Pool{labPool("all", f.VIP.Is4(), endpoints...)}, Frontends: []model.Frontend{f}})
+}
+
+// fastStream opens a connection from port 40000 that is fast.
+func (g *gateway) fastStream(f model.Frontend) *lab.Stream {
+	g.Helper()
+	s, err := g.lab.A.Stream(netip.AddrPortFrom(f.VIP, f.Port), lab.From{Port: 40000})
+	require.NoError(g, err)
+	g.Cleanup(func() { s.Close() })
+	require.NoError(g, s.Alive())
+	g.isFast(s.Alive, "the connection")
+	return s
+}
+
+// reset resets the connection, and waits until conntrack has seen it.
+func (g *gateway) reset(s *lab.Stream, v4 bool) {
+	g.Helper()
+	require.NoError(g, s.Reset())
+	require.Eventually(g, func() bool { return g.flowsThat(v4, (*flow).isNoConnection) == 1 }, 10*time.Second, 10*time.Millisecond)
+}
+
+// flowsThat counts the entries of conntrack that are so.
+func (g *gateway) flowsThat(v4 bool, are func(*flow) bool) (n int) {
+	g.do(func() error {
+		return eachFlow(v4, func(f *flow) bool {
+			if are(f) {
+				n++
+			}
+			return false
+		})
+	})
+	return n
+}
+
+// lookForResets has the backend look now, however long that took the last time.
+func (g *gateway) lookForResets() {
+	g.Helper()
+	for _, t := range g.tables {
+		t.resets = lookForResets{}
+	}
+	g.do(g.dropReset)
+}
+
+// answeredBy has the client ask from port 40000 again.
+func (g *gateway) answeredBy(endpoint int, f model.Frontend) {
+	g.Helper()
+	answer, err := g.lab.A.Ask("tcp", netip.AddrPortFrom(f.VIP, f.Port), lab.From{Port: 40000})
+	require.NoError(g, err)
+	require.Equal(g, lab.EndpointAddress(f.VIP.Is4(), endpoint), answer.Endpoint)
+}
+
+func TestAFastConnectionThatWasResetKeepsNoPortOfAnEndpointThatLeft(t *testing.T) {
+	for _, v4 := range []bool{true, false} {
+		g := newFastGateway(t)
+		f := labFrontend(model.TCP, lab.VIP(v4, 1), 80, 30080, "all")
+		g.one(f, 0)
+		g.reset(g.fastStream(f), v4)
+		g.one(f, 1)
+		g.answeredBy(1, f)
+	}
+}
+
+func TestAFastConnectionThatIsResetAfterItsEndpointLeftKeepsNoPortOfIt(t *testing.T) {
+	for _, v4 := range []bool{true, false} {
+		g := newFastGateway(t)
+		f := labFrontend(model.TCP, lab.VIP(v4, 1), 80, 30080, "all")
+		g.one(f, 0)
+		s := g.fastStream(f)
+		g.one(f, 1)
+		g.lookForResets()
+		require.NoError(t, s.Alive(), "a connection that nobody has reset")
+		g.reset(s, v4)
+		g.lookForResets()
+		g.answeredBy(1, f)
+	}
+}
+
+func TestAConnectionWhosePortAResetFreedIsFastAgain(t *testing.T) {
+	g := newFastGateway(t)
+	f := labFrontend(model.TCP, lab.VIP(true, 1), 80, 30080, "all")
+	g.one(f, 0)
+	g.reset(g.fastStream(f), true)
+	g.fastStream(f)
+	require.Zero(t, g.flowsThat(true, (*flow).isNoConnection))
+}
+
+// A reset with a wrong sequence number is none for the endpoint.
+func TestAConnectionThatGoesOnAfterAResetIsFastAgain(t *testing.T) {
+	g := newFastGateway(t)
+	f := labFrontend(model.TCP, lab.VIP(true, 1), 80, 30080, "all")
+	g.one(f, 0)
+	s := g.fastStream(f)
+	g.nft("table inet other { chain resets { type filter hook prerouting priority -140; ct direction original ct mark set 0x6b756202; }; }", "-f", "-")
+	g.fast.made = time.Time{}
+	g.follow()
+	require.NoError(t, s.Alive())
+	g.nft("", "delete", "table", "inet", "other")
+	g.isFast(s.Alive, "the connection")
+	require.Zero(t, g.flowsThat(true, (*flow).isNoConnection))
+}
+
+// At the end of its fast life the kernel gives a connection no more time than the timeout, less that of the flowtable.
+func TestAnIdleConnectionThatWasFastStaysWhateverConntracksTimeout(t *testing.T) {
+	g := newFastGateway(t)
+	g.do(func() error {
+		return os.WriteFile("/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_established", []byte("300"), 0)
+	})
+	g.do(func() error { return os.WriteFile("/proc/sys/net/netfilter/nf_flowtable_tcp_timeout", []byte("10"), 0) })
+	f := labFrontend(model.TCP, lab.VIP(true, 1), 80, 30080, "all")
+	g.one(f, 0)
+	s := g.fastStream(f)
+	require.Eventually(t, func() bool {
+		return g.flowsThat(true, func(f *flow) bool { return f.state == nl.TCP_CONNTRACK_ESTABLISHED }) == 1
+	}, 30*time.Second, time.Second, "the flow is fast for ever")
+	g.one(f, 1)
+	g.lookForResets()
+	require.NoError(t, s.Alive())
+}
+
+func TestFlowsWhosePacketsAreMarkedInOneDirectionStaySlow(t *testing.T) {
+	for _, v4 := range []bool{true, false} {
+		g := newFastGateway(t)
+		stream, datagrams := labFrontend(model.TCP, lab.VIP(v4, 1), 80, 30080, "all"), labFrontend(model.UDP, lab.VIP(v4, 1), 80, 30080, "all")
+		g.apply(model.Snapshot{Pools: []model.Pool{labPool("all", v4, 0)}, Frontends: []model.Frontend{stream, datagrams}})
+		for what, chain := range map[string]string{
+			"requests, before they are routed": "type filter hook prerouting priority -150; th dport 80",
+			"requests, when they leave":        "type filter hook postrouting priority -150; th dport 30080",
+			"answers, before they are routed":  "type filter hook prerouting priority -150; th sport 30080",
+			"answers, when they leave":         "type filter hook postrouting priority -150; th sport 30080",
+		} {
+			require.Empty(t, g.nft("table inet other { chain taint { "+chain+" meta mark set 7; }; }", "-f", "-"))
+			g.isSlow(g.begin(stream, g.lab.A), "a connection, marked: "+what)
+			g.isSlow(g.begin(datagrams, g.lab.A), "datagrams, marked: "+what)
+			g.nft("", "delete", "table", "inet", "other")
+		}
+		g.isFast(g.begin(stream, g.lab.A), "a connection without marks")
+	}
+}
+
+// A program that has its marks in the connection's mark finds nothing there that is not its own.
+func TestAConnectionThatAnotherProgramMarksGetsNoNote(t *testing.T) {
+	g := newFastGateway(t)
+	f := labFrontend(model.TCP, lab.VIP(true, 1), 80, 30080, "all")
+	g.one(f, 0)
+	require.Empty(t, g.nft(`table inet other { chain route { type filter hook prerouting priority -150;
+		meta mark set ct mark; meta mark != 0 accept; tcp dport 80 meta mark set 7; ct mark set meta mark; }; }`, "-f", "-"))
+	g.isSlow(g.begin(f, g.lab.A), "a connection whose marks are kept")
+	require.Equal(t, 1, g.flowsThat(true, func(f *flow) bool { return f.mark == 7 }))
+}
+
+func TestAConnectionWhoseRequestsComeInWhereNoAnswerLeavesStaysSlow(t *testing.T) {
+	for _, v4 := range []bool{true, false} {
+		g := newFastGateway(t)
+		f := labFrontend(model.TCP, lab.VIP(v4, 1), 80, 30080, "all")
+		g.one(f, 0)
+		// From the client by the segment of the nodes, to it by the router.
+		client, gateway := g.lab.Nodes[3], g.lab.Gateways[0]
+		network := func(a netip.Addr) string { return netip.PrefixFrom(a, a.BitLen()).String() }
+		require.NoError(t, client.Route(network(f.VIP), gateway.Address(v4).String()))
+		require.NoError(t, gateway.Route(network(client.Address(v4)), routerOf(v4)))
+		s, err := client.Stream(netip.AddrPortFrom(f.VIP, f.Port), lab.From{Address: client.Address(v4)})
+		require.NoError(t, err)
+		g.isSlow(s.Alive, "the requests")
+		require.Equal(t, 1, g.flowsThat(v4, func(f *flow) bool { return f.state == nl.TCP_CONNTRACK_ESTABLISHED }), "connections that are not fast")
+		require.NoError(t, s.Close())
+	}
+}

@@ -352,24 +352,26 @@ func (b *Backend) Watch(ctx context.Context, report func(dataplane.Fault)) error
 		if b.fast == nil || b.fast.final {
 			return
 		}
-		if trouble := b.fast.follow(); trouble != "" {
+		trouble, err := b.keepUp()
+		if trouble != "" {
 			report(dataplane.Fault{Time: now, Message: trouble})
 		}
-		if err := b.dropReset(); err != nil {
+		if err != nil {
 			report(dataplane.Fault{Time: now, Message: fmt.Sprintf("look for connections that were reset: %v", err)})
 		}
 	})
 }
 
-// dropReset ends connections that were reset after their endpoint had left.
-func (b *Backend) dropReset() error {
+// keepUp has the fast path follow the host, returns what is new and bad about that, and ends connections that were reset after their
+// endpoint had left.
+func (b *Backend) keepUp() (trouble string, err error) {
 	b.busy.Lock()
 	defer b.busy.Unlock()
-	var errs []error
+	trouble = b.fast.follow()
 	for _, t := range b.tables {
-		errs = append(errs, t.dropReset())
+		err = errors.Join(err, t.dropReset())
 	}
-	return errors.Join(errs...)
+	return trouble, err
 }
 
 // missing names what should be there and is not.

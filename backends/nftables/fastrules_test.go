@@ -55,7 +55,10 @@ func (g *gateway) lookForResets() {
 	for _, t := range g.tables {
 		t.resets = lookForResets{}
 	}
-	g.do(g.dropReset)
+	g.do(func() error {
+		_, err := g.keepUp()
+		return err
+	})
 }
 
 // answeredBy has the client ask from port 40000 again.
@@ -65,6 +68,40 @@ func (g *gateway) answeredBy(endpoint int, f model.Frontend) {
 	require.NoError(g, err)
 	require.Equal(g, lab.EndpointAddress(f.VIP.Is4(), endpoint), answer.Endpoint)
 }
+
+// On any kernel: the notes are written by rules of the test.
+func TestOnlyConnectionsNotedAsResetEndWithTheirEndpoint(t *testing.T) {
+	for _, v4 := range []bool{true, false} {
+		g := newGateway(t)
+		g.restartWithOption(flowtableOff)
+		server, err := g.lab.Nodes[0].Serve(30080)
+		require.NoError(t, err)
+		f := labFrontend(model.TCP, lab.VIP(v4, 1), 80, 30080, "all")
+		noted := func(mark string) {
+			g.one(f, 0)
+			s, err := g.lab.A.Stream(netip.AddrPortFrom(f.VIP, f.Port), lab.From{})
+			require.NoError(t, err)
+			t.Cleanup(func() { s.Close() })
+			require.Empty(t, g.nft("table inet other { chain note { type filter hook forward priority 0; ct mark set "+mark+"; }; }", "-f", "-"))
+			require.NoError(t, s.Alive())
+			g.nft("", "delete", "table", "inet", "other")
+			g.lookForResets()
+			require.Equal(t, 1, g.flowsThat(v4, isTCP), "an endpoint that is there, mark %s", mark)
+		}
+		for _, mark := range []string{"0x6b756202", "0x6b756203"} {
+			noted(mark)
+			g.one(f, 1)
+			require.Zero(t, g.flowsThat(v4, isTCP), "mark %s", mark)
+		}
+		noted("0x6b756201")
+		g.one(f, 1)
+		g.lookForResets()
+		require.Equal(t, 1, g.flowsThat(v4, isTCP), "a connection that is slow, and goes on")
+		server.Close()
+	}
+}
+
+func isTCP(f *flow) bool { return f.protocol == model.TCP }
 
 func TestAFastConnectionThatWasResetKeepsNoPortOfAnEndpointThatLeft(t *testing.T) {
 	for _, v4 := range []bool{true, false} {

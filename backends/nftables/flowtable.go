@@ -88,6 +88,9 @@ func openFastPath(tables []*table, option string) (*fastPath, error) {
 // follow has the flowtables follow the host, and the note tell how that went. It returns the note if that is new and bad. Only a kernel
 // without flowtables is given up: other troubles pass, and what stands is left alone until then.
 func (f *fastPath) follow() string {
+	if f.final {
+		return ""
+	}
 	found, err := f.refresh()
 	lacking := errors.Is(err, errLacking)
 	if lacking {

@@ -51,7 +51,7 @@ type Description struct {
 	Name     string
 	Version  string
 	Features []Feature
-	// Notes are for the operator: how the backend works on this host, as sentences. They are complete once it is configured.
+	// Notes are for the operator: how the backend works on this host, as sentences. They are complete once it is configured, and may change later.
 	Notes []string
 }
 

@@ -33,7 +33,7 @@ func (g *Gateway) count() {
 	g.counts <- request
 }
 
-// readCounters reads them, each time that it is asked to, until ctx ends.
+// readCounters reads them, and what the backend notes, each time that it is asked to, until ctx ends.
 func (g *Gateway) readCounters(ctx context.Context) error {
 	for {
 		select {
@@ -42,8 +42,14 @@ func (g *Gateway) readCounters(ctx context.Context) error {
 		case request := <-g.counts:
 			limited, cancel := context.WithTimeout(ctx, countEvery)
 			stats, err := request.process.Stats(limited)
+			description, failed := request.process.Describe(limited)
 			cancel()
-			g.send(ctx, func(g *Gateway) { g.tally(stats, request.ago, err) })
+			g.send(ctx, func(g *Gateway) {
+				g.tally(stats, request.ago, err)
+				if failed == nil && request.process == g.host.process {
+					g.host.noteAnew(description.Notes)
+				}
+			})
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"kubelb.k8c.io/backends/dataplane"
@@ -61,9 +62,9 @@ func (h *host) start(ctx context.Context) error {
 	if h.description, err = process.Describe(ctx); err != nil { // again, as its notes are complete now
 		return fmt.Errorf("describe backend: %w", err)
 	}
-	for _, note := range h.description.Notes {
-		h.log.Info("backend notes", "backend", h.description.Name, "note", note)
-	}
+	notes := h.description.Notes
+	h.description.Notes = nil
+	h.noteAnew(notes)
 	watch, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	h.stopWatch = cancel
 	go func() {
@@ -78,6 +79,16 @@ func (h *host) start(ctx context.Context) error {
 		}
 	}()
 	return nil
+}
+
+// noteAnew takes over what the backend notes now, and logs what is new.
+func (h *host) noteAnew(notes []string) {
+	for _, note := range notes {
+		if !slices.Contains(h.description.Notes, note) {
+			h.log.Info("backend notes", "backend", h.description.Name, "note", note)
+		}
+	}
+	h.description.Notes = notes
 }
 
 func (h *host) notify(ctx context.Context, process *plugin.Process) {

@@ -123,17 +123,19 @@ func (h *host) in(t *testing.T) *host {
 }
 
 func TestWhatIsMissingIsThereAfterItsCommand(t *testing.T) {
-	// Connections to Envoy and those that it makes are the host's own.
-	forwarding := []string{"nftables", "ebpf"}
+	no := func(key string) func(*host) { return func(h *host) { h.run("sysctl", "-w", key+"=0") } }
 	for name, c := range map[string]struct {
 		breaks           func(*host)
 		subject, verdict string
 		// of are the dataplanes that need it. If none is named, the gateway does, with any of them.
 		of []string
 	}{
-		"IPv4 is not forwarded":                                {func(h *host) { h.run("sysctl", "-w", "net.ipv4.ip_forward=0") }, "sysctl net.ipv4.ip_forward", "MISSING", forwarding},
-		"IPv6 is not forwarded":                                {func(h *host) { h.run("sysctl", "-w", "net.ipv6.conf.all.forwarding=0") }, "sysctl net.ipv6.conf.all.forwarding", "MISSING", forwarding},
-		"conntrack is strict":                                  {func(h *host) { h.run("sysctl", "-w", "net.netfilter.nf_conntrack_tcp_loose=0") }, "sysctl net.netfilter.nf_conntrack_tcp_loose", "LIMITED", []string{"nftables"}},
+		"IPv4 is not forwarded": {no("net.ipv4.ip_forward"), "sysctl net.ipv4.ip_forward", "MISSING", []string{"nftables"}},
+		"IPv6 is not forwarded": {no("net.ipv6.conf.all.forwarding"), "sysctl net.ipv6.conf.all.forwarding", "MISSING", []string{"nftables"}},
+		// Each frontend needs that of its own family. Connections to Envoy and those that it makes are the host's own.
+		"IPv4 alone is not forwarded":                          {no("net.ipv4.ip_forward"), "sysctl net.ipv4.ip_forward", "LIMITED", []string{"ebpf"}},
+		"IPv6 alone is not forwarded":                          {no("net.ipv6.conf.all.forwarding"), "sysctl net.ipv6.conf.all.forwarding", "LIMITED", []string{"ebpf"}},
+		"conntrack is strict":                                  {no("net.netfilter.nf_conntrack_tcp_loose"), "sysctl net.netfilter.nf_conntrack_tcp_loose", "LIMITED", []string{"nftables"}},
 		"the way back of packets is filtered at the interface": {func(h *host) { h.run("sysctl", "-w", "net.ipv4.conf.eth0.rp_filter=1") }, "sysctl net.ipv4.conf.eth0.rp_filter", "LIMITED", nil},
 		"the way back of packets is filtered everywhere":       {func(h *host) { h.run("sysctl", "-w", "net.ipv4.conf.all.rp_filter=1") }, "sysctl net.ipv4.conf.eth0.rp_filter", "LIMITED", nil},
 		"the interface is down":                                {func(h *host) { require.NoError(h.t, h.SetLink("eth0", false)) }, "interface eth0", "MISSING", nil},

@@ -220,7 +220,7 @@ func (f *filter) Unpin() error {
 // Close does nothing: the filter holds no file descriptor.
 func (f *filter) Close() error { return nil }
 
-// restore puts the filter back where somebody has taken it away, and returns an error that says so.
+// restore puts the filter back where it was taken away, and returns an error that says so.
 func (f *filter) restore(program *ebpf.Program) error {
 	found, err := f.list()
 	if err != nil || f.own(found) != nil {
@@ -233,5 +233,5 @@ func (f *filter) restore(program *ebpf.Program) error {
 	if err != nil {
 		return err
 	}
-	return fmt.Errorf("somebody has taken the program's filter away (tc filter or tc qdisc): %w", errPutBack)
+	return fmt.Errorf("the program's filter was taken away (tc filter or tc qdisc): %w", errPutBack)
 }

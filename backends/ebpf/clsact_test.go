@@ -249,7 +249,7 @@ func TestAFilterThatSomebodyTakesAwayComesBack(t *testing.T) {
 		b.restart(attachClsact)
 		require.NoError(b, b.backend.look(false))
 		require.NoError(b, netlink.QdiscDel(entranceOf(b.front, "clsact")))
-		require.ErrorContains(b, b.backend.look(false), "interface front: somebody has taken the program's filter away")
+		require.ErrorContains(b, b.backend.look(false), "interface front: the program's filter was taken away")
 		require.Equal(b, []string{b.ownName()}, b.filterNames(b.front))
 		require.NoError(b, b.backend.look(false))
 

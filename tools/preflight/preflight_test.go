@@ -98,7 +98,7 @@ func (h *host) becomesReady(flags ...string) (report string) {
 	return report
 }
 
-// backends are the dataplanes that are asked: all, or that which KUBELB_BACKEND names.
+// backends are the dataplanes that are asked: all, or the one in KUBELB_BACKEND.
 func backends() []string {
 	if one := os.Getenv("KUBELB_BACKEND"); one != "" {
 		return []string{one}

@@ -245,7 +245,7 @@ func (t *table) addFlowtable(c *nft.Conn, interfaces []string) error {
 	return nil
 }
 
-// removeFlowtable removes chains and set, too, even if somebody else has done so already: what is there can be added.
+// removeFlowtable removes chains and set, too, even if another program has done so already: what is there can be added.
 func (t *table) removeFlowtable(c *nft.Conn) error {
 	for _, chain := range fastChains() {
 		c.DelChain(c.AddChain(&nft.Chain{Table: t.nft, Name: chain.name}))

@@ -45,10 +45,10 @@ func fastInterfaces() ([]string, error) {
 	return names, nil
 }
 
-// dumps bounds how often a list is asked for that changes meanwhile.
+// dumps bounds how often the kernel is asked for a list that changes while it is read.
 const dumps = 10
 
-// dump asks again for a list that changed while the kernel gave it out.
+// dump asks again for a list that changed while it was read: it may lack what is there.
 func dump[T any](list func() ([]T, error)) (all []T, err error) {
 	for range dumps {
 		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {

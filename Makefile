@@ -94,8 +94,8 @@ guest: # Build what a kernel of KERNEL's architecture runs, into bin/guest.
 # What is judged. Results that a run adds make no other code of it.
 COMMIT = $(shell c=$$(git rev-parse --short HEAD 2>/dev/null) && echo $$c$$(git diff --quiet HEAD -- . ':!tools/kernels/results' || echo -dirty))
 .PHONY: kernels
-kernels: guest ## Judge dataplanes on a kernel of Debian's archive in QEMU: KERNEL (6.12/amd64; running is this machine's, not emulated), BACKEND (all), CASE (all; with CASE no results are kept), MODULES to load first (root, half an hour for a dataplane; goes on where it stopped).
-	$(BIN)/kernels --kernel=$(KERNEL) --programs=$(BIN)/guest --backend=$(or $(BACKEND),$(shell echo $(BACKENDS) | tr ' ' ,)) --case=$(CASE) --modules=$(or $(MODULES),$(GUEST_MODULES)) \
+kernels: guest ## Judge dataplanes on a kernel of Debian's archive in QEMU: KERNEL (6.12/amd64; running is this machine's, not emulated), BACKEND (all), CASE (all; with CASE no results are kept), LOAD=… for the modules to load first (root, half an hour for a dataplane; goes on where it stopped).
+	$(BIN)/kernels --kernel=$(KERNEL) --programs=$(BIN)/guest --backend=$(or $(BACKEND),$(shell echo $(BACKENDS) | tr ' ' ,)) --case=$(CASE) --modules=$(or $(LOAD),$(GUEST_MODULES)) \
 		--commit=$(COMMIT) $(if $(CASE),,--results=tools/kernels/results)
 
 .PHONY: kernels-table

@@ -9,6 +9,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"kubelb.k8c.io/manager/probe"
 	"kubelb.k8c.io/tools/cluster"
 )
 
@@ -314,16 +315,13 @@ func TestClientIPAffinityKeepsAClientOnOneNode(t *testing.T) {
 	}
 }
 
-// staysWithAPod waits until twenty requests in a row are answered by one pod: the client's node may leave the pool until kube-proxy there
-// knows of its pod.
+// staysWithAPod waits until one pod has answered for two rounds of health checks. kube-proxy learns of a new pod by itself, and says so after it
+// forwards to it: a check of before takes the client's node out of the pool, perhaps after the first answers.
 func staysWithAPod(t *testing.T, ip string) {
 	t.Helper()
-	eventually(t, 15*time.Second, func() error {
+	eventually(t, 20*time.Second, func() error {
 		first, err := curl(t, ip, 80, "/hostname")
-		for range 20 {
-			if err != nil {
-				return err
-			}
+		for end := time.Now().Add(2 * probe.DefaultConfig().Interval); err == nil && time.Now().Before(end); {
 			var name string
 			if name, err = curl(t, ip, 80, "/hostname"); err == nil && name != first {
 				err = fmt.Errorf("%s is answered by %s and %s", ip, first, name)

@@ -51,12 +51,20 @@ unit: ## Vet and test every module by itself, as if the others were not there (n
 wasm: ## Run the core's tests natively and as WASM (no root).
 	tools/wasm.sh
 
-.PHONY: conformance
-conformance: deps build ## Judge every dataplane by packets, and the suite by broken dataplanes (root; CASE=… for some cases).
-	@set -e; for b in $(BACKENDS); do (cd backends/$$b && CGO_ENABLED=0 go build -ldflags='-s -w' -o $(BIN)/next/ ./cmd/...); \
-	$(JUDGE) --upgrade-to=$(BIN)/next/kubelb-backend-$$b $(if $(CASE),--case=$(CASE) -v) --report=$(BIN)/conformance-$$b.yaml --junit=$(BIN)/conformance-$$b.xml; done
-	$(BIN)/kubelb-conformance --backend=ebpf --backend-option=xdp=native --switch-to=nftables $(if $(CASE),--case=$(CASE) -v) --report=$(BIN)/conformance-ebpf-xdp.yaml --junit=$(BIN)/conformance-ebpf-xdp.xml
-	$(if $(CASE),,cd conformance && GOWORK=off go vet ./... && GOWORK=off go test -count=1 ./...)
+.PHONY: conformance $(addprefix judge-,$(BACKENDS) ebpf-xdp suite)
+conformance: deps build ## Judge every dataplane by packets, two at a time, and the suite by broken dataplanes (root; CASE=… for some cases).
+	$(MAKE) -j2 --no-print-directory $(addprefix judge-,$(BACKENDS) ebpf-xdp) $(if $(CASE),,judge-suite)
+
+# Lines of two that run at once say whose they are.
+JUDGED = $(if $(CASE),--case=$(CASE) -v) --report=$(BIN)/conformance-$*.yaml --junit=$(BIN)/conformance-$*.xml | sed -u 's/^/$*: /'
+$(addprefix judge-,$(BACKENDS)): judge-%:
+	set -o pipefail; b=$*; (cd backends/$$b && CGO_ENABLED=0 go build -ldflags='-s -w' -o $(BIN)/next/ ./cmd/...) && $(JUDGE) --upgrade-to=$(BIN)/next/kubelb-backend-$$b $(JUDGED)
+
+judge-ebpf-xdp: judge-%:
+	set -o pipefail; $(BIN)/kubelb-conformance --backend=ebpf --backend-option=xdp=native --switch-to=nftables $(JUDGED)
+
+judge-suite:
+	cd conformance && GOWORK=off go vet ./... && GOWORK=off go test -count=1 ./...
 
 .PHONY: packets
 packets: ## Send PACKETS (10,000,000) random and mutated packets through the eBPF programs, beside the oracle, and count what blocks of them all tests reach (root; minutes).

@@ -2,11 +2,15 @@ package bfd
 
 import (
 	"log/slog"
+	"net"
 	"net/netip"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"kubelb.k8c.io/manager/descriptor"
 )
 
 var fast = Timers{Interval: 100 * time.Millisecond, Multiplier: 3}
@@ -60,14 +64,82 @@ func TestANeighbourThatBeginsAnewIsMetAnew(t *testing.T) {
 	m.state = Init
 	m.hear(heard(Up))
 	anew := packet{state: Down, multiplier: 3, mine: 8, minTx: slow, minRx: 100 * time.Millisecond}
-	m.hear(anew)
+	_, heeded := m.hear(anew)
+	require.False(t, heeded, "anybody on the link can say that")
+	require.Equal(t, Up, m.state)
+	require.EqualValues(t, 7, m.say().yours)
+	m.silence() // it is not heard with the discriminator of this side any more
 	require.Equal(t, Down, m.state)
-	require.EqualValues(t, 8, m.say().yours)
 	m.hear(anew)
 	require.Equal(t, Init, m.state)
+	require.EqualValues(t, 8, m.say().yours)
 	anew.state, anew.yours = Init, 1
 	m.hear(anew)
 	require.Equal(t, Up, m.state)
+}
+
+func TestWhoDoesNotKnowASessionCannotEndIt(t *testing.T) {
+	for _, says := range []State{Down, AdminDown} {
+		m := newMachine(fast, 1)
+		m.state = Init
+		m.hear(heard(Up))
+		before := *m
+		forged := packet{state: says, poll: true, final: true, multiplier: 1, mine: 9, minTx: time.Hour}
+		answer, heeded := m.hear(forged)
+		require.Nil(t, answer)
+		require.False(t, heeded)
+		require.Equal(t, before, *m, "%s changes nothing", says)
+		forged.yours = 1
+		_, heeded = m.hear(forged)
+		require.True(t, heeded, "who knows the discriminator is the neighbour")
+		require.Equal(t, Down, m.state)
+	}
+}
+
+// neighbour is a host on the link, with an address of its own and packets that no router has touched.
+func neighbour(t *testing.T, address netip.Addr, server netip.Addr) *net.UDPConn {
+	t.Helper()
+	conn, err := net.DialUDP("udp4", &net.UDPAddr{IP: address.AsSlice()}, net.UDPAddrFromAddrPort(netip.AddrPortFrom(server, Port)))
+	require.NoError(t, err)
+	t.Cleanup(func() { conn.Close() })
+	require.NoError(t, descriptor.With(conn, func(fd int) error { return unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_TTL, untouched) }))
+	return conn
+}
+
+// Whoever is on the link can send packets from the neighbour's address, as many as it likes, but does not see what the two tell each other.
+func TestForgedPacketsNeitherEndASessionNorKeepADeadOneAlive(t *testing.T) {
+	peer := netip.MustParseAddr("127.0.0.77")
+	changes := make(chan struct{}, 100)
+	s := New(Options{Changed: func() { changes <- struct{}{} }, Log: slog.New(slog.DiscardHandler)})
+	require.NoError(t, s.SetPeers(map[netip.Addr]Timers{peer: {Interval: 100 * time.Millisecond, Multiplier: 3}}))
+	defer s.Close()
+	conn := neighbour(t, peer, netip.MustParseAddr("127.0.0.1"))
+	say := func(p packet) {
+		_, err := conn.Write(p.bytes())
+		require.NoError(t, err)
+	}
+	own := packet{multiplier: 20, mine: 7, yours: s.of(peer).mine, minTx: 100 * time.Millisecond, minRx: time.Second}
+	own.state, own.yours = Down, 0
+	say(own)
+	own.state, own.yours = Init, s.of(peer).mine
+	require.Eventually(t, func() bool { say(own); return s.Up(peer) }, 10*time.Second, 10*time.Millisecond)
+	<-changes
+	forge := func() {
+		for range 50 {
+			say(packet{state: Down, multiplier: 255, mine: 9, minTx: time.Second, minRx: time.Second})
+			say(packet{state: AdminDown, multiplier: 255, mine: 9, minTx: time.Second, minRx: time.Second})
+		}
+	}
+	own.state = Up
+	for range 30 {
+		forge()
+		say(own)
+		time.Sleep(10 * time.Millisecond)
+	}
+	require.Empty(t, changes)
+	require.True(t, s.Up(peer))
+	// The neighbour dies; who forges goes on.
+	require.Eventually(t, func() bool { forge(); return !s.Up(peer) }, 20*time.Second, 20*time.Millisecond)
 }
 
 func TestTwoSidesComeUpAndAgreeOnTheSlowerInterval(t *testing.T) {
@@ -75,7 +147,7 @@ func TestTwoSidesComeUpAndAgreeOnTheSlowerInterval(t *testing.T) {
 	require.Equal(t, slow, a.say().minTx, "slow until the other side is there")
 	for range 4 {
 		for _, side := range [][2]*machine{{a, b}, {b, a}} {
-			if answer := side[1].hear(side[0].say()); answer != nil {
+			if answer, _ := side[1].hear(side[0].say()); answer != nil {
 				require.True(t, answer.final)
 				side[0].hear(*answer)
 			}
@@ -138,7 +210,7 @@ func FuzzParse(f *testing.F) {
 		}
 		m := newMachine(fast, 1)
 		for range 3 {
-			m.hear(p)
+			_, _ = m.hear(p)
 			m.say()
 			if pause := m.pause(); pause < 0 || m.patience() < 0 {
 				t.Fatalf("%+v: pause %s, patience %s", p, pause, m.patience())

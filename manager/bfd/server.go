@@ -221,8 +221,8 @@ func (s *Server) hear(conn *net.UDPConn) {
 			continue
 		}
 		k := s.of(from.Addr().Unmap())
-		if k == nil || p.yours != 0 && p.yours != k.mine {
-			continue // for somebody else, or for a session of before
+		if k == nil || !proves(p, k.mine, k.is()) {
+			continue // for another one, or a session of before, or forged: it must not take the room of those that count
 		}
 		select {
 		case k.heard <- p:
@@ -254,7 +254,11 @@ func (k *session) run(ctx context.Context, conn *net.UDPConn, changed func()) {
 			return
 		case p := <-k.heard:
 			before := m.state
-			if answer := m.hear(p); answer != nil {
+			answer, heeded := m.hear(p)
+			if !heeded {
+				continue
+			}
+			if answer != nil {
 				send(*answer)
 			}
 			detect.Reset(m.patience())

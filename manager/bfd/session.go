@@ -35,8 +35,19 @@ func newMachine(t Timers, mine uint32) *machine {
 	return &machine{timers: t, state: Down, mine: mine, minRx: time.Microsecond}
 }
 
-// hear takes a packet, and returns what is to be answered at once, if anything.
-func (m *machine) hear(p packet) (answer *packet) {
+// proves tells whether a packet may be heeded by a session in that state. One that names the session's discriminator comes from who has heard
+// this side. One that names none may begin a session (RFC 5880, section 6.8.6) and does not end one: every host on the link can forge it. A
+// neighbour that really begins anew does not use the discriminator any more either, and is found out by the time of detection.
+func proves(p packet, mine uint32, s State) bool {
+	return p.yours == mine || p.yours == 0 && s != Up
+}
+
+// hear takes a packet, and returns what is to be answered at once, if anything. A packet that is not heeded changes nothing, and is no sign
+// of life.
+func (m *machine) hear(p packet) (answer *packet, heeded bool) {
+	if !proves(p, m.mine, m.state) {
+		return nil, false
+	}
 	m.yours, m.minTx, m.minRx, m.multiplier = p.mine, p.minTx, p.minRx, p.multiplier
 	if p.final {
 		m.polling = false
@@ -52,11 +63,11 @@ func (m *machine) hear(p packet) (answer *packet) {
 		m.turn(Up, noDiagnostic)
 	}
 	if !p.poll {
-		return nil
+		return nil, true
 	}
 	reply := m.say()
 	reply.poll, reply.final = false, true
-	return &reply
+	return &reply, true
 }
 
 // silence is when nothing has been heard for the time of detection.

@@ -98,6 +98,10 @@ func (e endpoint) family() uint8 {
 
 func (k *kernel) adoptServices(s *state) error {
 	var number uint32
+	tenants := map[uint32]string{}
+	for id, pool := range s.pools {
+		tenants[pool.number] = id.Tenant()
+	}
 	used := map[uint32]bool{}
 	var record serviceRecord
 	services := k.maps[mapServiceRecords].Iterate()
@@ -107,6 +111,7 @@ func (k *kernel) adoptServices(s *state) error {
 		if err := k.maps[mapServices].Lookup(number, &f.service); err != nil {
 			return err
 		}
+		f.tenant = tenants[f.Pool]
 		s.setFrontend(key, f)
 		used[number] = true
 		count(s.roles, key.VIP, roleVIP, 1)

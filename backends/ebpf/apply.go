@@ -9,6 +9,7 @@ import (
 	"github.com/cilium/ebpf"
 
 	"kubelb.k8c.io/backends/dataplane"
+	"kubelb.k8c.io/backends/dataplane/hostflows"
 	"kubelb.k8c.io/core/model"
 )
 
@@ -18,6 +19,20 @@ type apply struct {
 	forwarding forwarding
 	operations uint64
 	failed     []dataplane.RecordError
+	// cut are frontends that are gone, or another tenant's now.
+	cut map[model.FrontendKey]bool
+}
+
+// endFormer ends what nftables began of frontends that are gone, or another tenant's, and has connection tracking rewrite since: the programs leave
+// such flows to it. Their own they know no more.
+func (a *apply) endFormer() error {
+	if !a.backend.kernel.tracking.asked() {
+		return nil
+	}
+	if err := hostflows.EndOf(a.cut); !errors.Is(err, hostflows.ErrSocketsStay) { // a proxy that has been replaced ends them soon
+		return err
+	}
+	return nil
 }
 
 // carryOut does what a record's plan says.
@@ -74,6 +89,9 @@ func (a *apply) frontends(d dataplane.Description, frontends []model.Frontend) {
 	var plans []*plan
 	var records []dataplane.RecordError
 	for _, f := range frontends {
+		if old := a.backend.state.frontends[f.FrontendKey]; old != nil && old.tenant != f.Tenant {
+			a.cut[f.FrontendKey] = true
+		}
 		record := dataplane.RecordError{Frontend: f.FrontendKey}
 		p, err := a.planFrontend(d, f)
 		if err != nil {

@@ -13,6 +13,7 @@ import (
 	"github.com/cilium/ebpf"
 
 	"kubelb.k8c.io/backends/dataplane"
+	"kubelb.k8c.io/core/model"
 )
 
 // Version is this backend's version.
@@ -151,17 +152,18 @@ func (b *Backend) Apply(ctx context.Context, c dataplane.Change) (dataplane.Resu
 	if err != nil {
 		return dataplane.Result{}, err
 	}
-	a := &apply{backend: b, forwarding: forwarding{}}
+	a := &apply{backend: b, forwarding: forwarding{}, cut: map[model.FrontendKey]bool{}}
 	a.pools(c.UpsertPools)
 	a.frontends(description, c.UpsertFrontends)
 	for _, key := range c.DeleteFrontends {
+		a.cut[key] = true
 		a.carryOut(b.state.planFrontendGone(key), nil, dataplane.RecordError{Frontend: key})
 	}
 	for _, id := range c.DeletePools {
 		a.carryOut(b.state.planPoolGone(id), nil, dataplane.RecordError{Pool: id})
 	}
 	b.generation = c.Next
-	return dataplane.Result{Generation: c.Next, Operations: a.operations, Failed: a.failed}, nil
+	return dataplane.Result{Generation: c.Next, Operations: a.operations, Failed: a.failed}, a.endFormer()
 }
 
 // Watch attaches the programs to interfaces that come, and forgets flows that have ended.

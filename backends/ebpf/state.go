@@ -69,6 +69,7 @@ func (f *freeNumbers) take(last *uint32) (number uint32, again bool) {
 type frontendState struct {
 	number   uint32
 	digest   model.Digest
+	tenant   string
 	ranges   []netip.Prefix
 	handover model.Handover
 	// limit is what may be, without what the programs count.
@@ -289,7 +290,7 @@ func (s *state) planFrontend(f model.Frontend) (*plan, error) {
 		return nil, fmt.Errorf("pool %s does not exist in this dataplane", f.Pool)
 	}
 	old := s.frontends[f.FrontendKey]
-	next := &frontendState{digest: f.Digest(), service: service{Pool: pool.number, TargetPort: portOf(f.TargetPort), Forwarding: uint8(f.Forwarding),
+	next := &frontendState{digest: f.Digest(), tenant: f.Pool.Tenant(), service: service{Pool: pool.number, TargetPort: portOf(f.TargetPort), Forwarding: uint8(f.Forwarding),
 		Affinity: uint32(f.AffinityTimeout / time.Second), Idle: uint32((f.IdleTimeout + time.Second - 1) / time.Second)}, ranges: slices.Clone(f.SourceRanges), handover: f.Handover}
 	if f.Restricted {
 		next.Checks |= checkSource
@@ -308,8 +309,9 @@ func (s *state) planFrontend(f model.Frontend) (*plan, error) {
 	} else {
 		next.number, next.Generation = old.number, old.Generation
 	}
-	if old == nil || f.Protocol == model.UDP && next.service != old.service {
-		// Established connections go on as they began. Datagrams do not, or a client that never stops would stay for ever.
+	if old == nil || old.tenant != next.tenant || f.Protocol == model.UDP && next.service != old.service {
+		// Established connections go on as they began, while the tenant has the frontend. Datagrams do not, or a client that never stops would
+		// stay for ever.
 		s.last.Generation++
 		next.Generation = s.last.Generation
 	}

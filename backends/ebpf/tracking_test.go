@@ -50,7 +50,7 @@ func (x *exchange) beginElsewhere() {
 		found, err := netlink.ConntrackTableList(netlink.ConntrackTable, family)
 		require.NoError(x, err)
 		for _, f := range found {
-			if plainAddress(f.Forward.SrcIP) == x.client.Addr() && f.Forward.SrcPort == x.client.Port() && plainAddress(f.Reverse.SrcIP) == theNode[x.v4] {
+			if f.Forward.SrcIP.Equal(x.client.Addr().AsSlice()) && f.Forward.SrcPort == x.client.Port() && f.Reverse.SrcIP.Equal(theNode[x.v4].AsSlice()) {
 				return true
 			}
 		}

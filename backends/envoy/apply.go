@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 
 	"kubelb.k8c.io/backends/dataplane"
+	"kubelb.k8c.io/backends/dataplane/hostflows"
 	"kubelb.k8c.io/core/model"
 )
 
@@ -23,10 +25,12 @@ type apply struct {
 	// touched are frontends whose resources may differ now, gone those that are no more. Others ask somebody else than before, which
 	// Envoy need not hear of: that many addresses move at once is no time for work.
 	touched, gone, others map[model.FrontendKey]bool
+	// cut are frontends that are gone, or another tenant's now: their connections end.
+	cut map[model.FrontendKey]bool
 }
 
 func newApply(b *Backend, c dataplane.Change) *apply {
-	return &apply{Backend: b, change: c, touched: map[model.FrontendKey]bool{}, gone: map[model.FrontendKey]bool{}, others: map[model.FrontendKey]bool{}}
+	return &apply{Backend: b, change: c, touched: map[model.FrontendKey]bool{}, gone: map[model.FrontendKey]bool{}, others: map[model.FrontendKey]bool{}, cut: map[model.FrontendKey]bool{}}
 }
 
 func (a *apply) run(ctx context.Context) error {
@@ -49,6 +53,12 @@ func (a *apply) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	lingering, err := a.endFormer(was)
+	if err != nil {
+		return err
+	}
+	maps.Copy(lingering, refused)
+	refused = lingering
 	if len(refused) > 0 {
 		if err := a.takeBack(was, refused); err != nil {
 			return err
@@ -86,6 +96,9 @@ func (a *apply) takeFrontends() {
 			a.others[f.FrontendKey] = true
 		} else {
 			a.touched[f.FrontendKey] = true
+		}
+		if old, known := a.state.frontends[f.FrontendKey]; known && old.Tenant != f.Tenant || a.lingering[f.FrontendKey] {
+			a.cut[f.FrontendKey] = true
 		}
 		a.state.setFrontend(f)
 		a.operations++
@@ -126,7 +139,7 @@ func unsupported(f model.Frontend) error {
 func (a *apply) takeDeletes() {
 	for _, key := range a.change.DeleteFrontends {
 		if a.state.deleteFrontend(key) {
-			a.gone[key] = true
+			a.gone[key], a.cut[key] = true, true
 			a.operations++
 		}
 		delete(a.touched, key)
@@ -143,11 +156,38 @@ func (a *apply) takeDeletes() {
 func (a *apply) refuseFirst() error {
 	var empty []guarded
 	for _, key := range sortedKeys(a.touched) {
-		if f := a.state.frontends[key]; a.state.empty(f) {
+		if f := a.state.frontends[key]; a.state.empty(f) || a.cut[key] {
 			empty = append(empty, a.state.guarded(f, false))
 		}
 	}
 	return a.guard.change(empty, sortedKeys(a.gone))
+}
+
+// endFormer ends the connections of frontends that are gone, or another tenant's, before anything is let through to them again. It returns why a
+// frontend has to wait: a connection that cannot be ended would go on to the former tenant's endpoints.
+func (a *apply) endFormer(was map[model.FrontendKey]model.Frontend) (map[string]string, error) {
+	waits := map[string]string{}
+	stay := hostflows.EndOf(a.cut)
+	if stay != nil && !errors.Is(stay, hostflows.ErrSocketsStay) {
+		return waits, stay
+	}
+	var established map[netip.AddrPort]int
+	if stay != nil {
+		var err error
+		if established, err = tcpSockets(tcpEstablished); err != nil {
+			return waits, err
+		}
+	}
+	for key := range a.cut {
+		if key.Protocol != model.TCP || established[netip.AddrPortFrom(key.VIP, key.Port)] == 0 {
+			delete(a.lingering, key)
+			continue
+		}
+		a.lingering[key] = true
+		delete(was, key)
+		waits[key.String()] = fmt.Sprintf("connections of the tenant that had %s before go on, for up to %s, and another one is not served until they have ended: %v", key, a.drainTime, stay)
+	}
+	return waits, nil
 }
 
 // open lets through what Envoy serves now.

@@ -34,6 +34,8 @@ type Backend struct {
 	departures departures
 	// listening are TCP frontends that have had a socket since they are served.
 	listening map[model.FrontendKey]bool
+	// lingering are frontends that have connections of a former tenant, which the kernel cannot end.
+	lingering map[model.FrontendKey]bool
 	// assigned are the names of the assignments that frontends have had.
 	assigned map[model.FrontendKey]map[string]bool
 	// stop ends the sweeper when it is closed.
@@ -76,7 +78,7 @@ func (b *Backend) Configure(ctx context.Context, config dataplane.Config) error 
 		return err
 	}
 	b.guard, b.xds, b.departures = newGuard(b.table, config.Uplinks), newXDS(), newDepartures()
-	b.listening, b.assigned = map[model.FrontendKey]bool{}, map[model.FrontendKey]map[string]bool{}
+	b.listening, b.lingering, b.assigned = map[model.FrontendKey]bool{}, map[model.FrontendKey]bool{}, map[model.FrontendKey]map[string]bool{}
 	if err := b.takeOver(); err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"strings"
 
@@ -12,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"kubelb.k8c.io/backends/dataplane"
+	"kubelb.k8c.io/backends/dataplane/hostflows"
 	"kubelb.k8c.io/backends/dataplane/preflight"
 	"kubelb.k8c.io/backends/envoy/bpf"
 	"kubelb.k8c.io/backends/nftables/probe"
@@ -40,6 +42,7 @@ func (b *Backend) Preflight(ctx context.Context, config dataplane.Config) ([]dat
 		return nil, err
 	}
 	checks = append(checks, tried...)
+	checks = append(checks, modules.Check("tcp_diag", "INET_TCP_DIAG", tryEnding(), "serving a tenant at an address of another one's before that one's connections have ended"))
 	return append(checks, askingChecks(modules)...), nil
 }
 
@@ -126,6 +129,34 @@ func askingChecks(modules preflight.Modules) []dataplane.Check {
 	return []dataplane.Check{program,
 		modules.Check("sch_ingress", "NET_SCH_INGRESS", tryEntrance(), costsHandover),
 		modules.Check("cls_bpf", "NET_CLS_BPF", preflight.NotTried, costsHandover)}
+}
+
+// tryEnding ends a connection in a network namespace of its own.
+func tryEnding() preflight.Trial {
+	trial := preflight.NotTried
+	preflight.InOwnNetwork(func() {
+		link, err := netlink.LinkByName("lo")
+		if err != nil || netlink.LinkSetUp(link) != nil {
+			return
+		}
+		listener, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return
+		}
+		defer listener.Close()
+		connection, err := net.Dial("tcp", listener.Addr().String())
+		if err != nil {
+			return
+		}
+		defer connection.Close()
+		switch err := hostflows.EndSockets(func(hostflows.Connection) bool { return true }); {
+		case err == nil:
+			trial = preflight.Works
+		case errors.Is(err, hostflows.ErrSocketsStay):
+			trial = preflight.Fails
+		}
+	})
+	return trial
 }
 
 // tryEntrance adds the queueing discipline at whose place the program runs, in a network namespace of its own.

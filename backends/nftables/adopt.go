@@ -54,6 +54,7 @@ func open(tables []*table, e *egress) error {
 		c.DelTable(t)
 	}
 	for _, t := range tables {
+		t.state.anew = len(present) == 0
 		if err := t.create(c); err != nil {
 			return err
 		}

@@ -105,7 +105,7 @@ func (b *Backend) Apply(_ context.Context, c dataplane.Change) (dataplane.Result
 	if err := c.RequireBase(b.generation); err != nil {
 		return dataplane.Result{}, err
 	}
-	a := &apply{backend: b, removed: map[netip.Addr]bool{}}
+	a := &apply{backend: b, ended: newEnded()}
 	for chunk := range slices.Chunk(c.UpsertPools, 1000) {
 		a.each(len(chunk), func(i int) (record, error) {
 			plans, err := b.planPoolHere(chunk[i])
@@ -121,7 +121,7 @@ func (b *Backend) Apply(_ context.Context, c dataplane.Change) (dataplane.Result
 	a.each(len(c.DeleteFrontends), func(i int) (record, error) {
 		key := c.DeleteFrontends[i]
 		t := b.tableFor(key.VIP)
-		a.removed[key.VIP] = true
+		a.ended.vips[key.VIP] = true
 		return record{one(t, t.state.planFrontendGone(key)), dataplane.RecordError{Frontend: key}}, nil
 	})
 	a.each(len(c.DeletePools), func(i int) (record, error) {
@@ -137,7 +137,7 @@ type apply struct {
 	operations uint64
 	failed     []dataplane.RecordError
 	stale      map[*table]bool
-	removed    map[netip.Addr]bool
+	ended      ended
 }
 
 // each plans records and sends them in transactions of bounded size.
@@ -175,6 +175,7 @@ func (a *apply) send(batch []record) {
 	case err == nil:
 		for _, p := range plans {
 			a.operations += uint64(len(p.edits))
+			a.ended.note(p.plan)
 			if p.stale {
 				a.markStale(p.table)
 			}
@@ -201,7 +202,7 @@ func (a *apply) fail(r record, err error) {
 
 func (a *apply) dropStale() error {
 	for t := range a.stale {
-		if err := t.dropStale(a.removed); err != nil {
+		if err := t.dropStale(a.ended); err != nil {
 			return err
 		}
 	}

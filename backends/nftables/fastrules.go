@@ -7,6 +7,8 @@ import (
 	"github.com/google/nftables/expr"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"kubelb.k8c.io/backends/dataplane/hostflows"
 )
 
 // Notes are connection marks of flows of ours that no other program has marked. slowBit: the flow stays out of the flowtable. resetBit: an
@@ -19,7 +21,7 @@ const (
 
 // wasReset reports whether the connection ended by a reset. Conntrack may not know that: up to Linux 6.12 it compares the reset's sequence
 // number with the last one that it has seen itself, and takes a connection that was fast for established.
-func (f *flow) wasReset() bool { return f.mark&^slowBit == notes|resetBit }
+func wasReset(f *hostflows.Flow) bool { return f.Mark&^slowBit == notes|resetBit }
 
 // chainNotes notes what only the last hook knows.
 const chainNotes = "fast_notes"

@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink/nl"
 
+	"kubelb.k8c.io/backends/dataplane/hostflows"
 	"kubelb.k8c.io/conformance/lab"
 	"kubelb.k8c.io/core/model"
 )
@@ -33,13 +34,13 @@ func (g *gateway) fastStream(f model.Frontend) *lab.Stream {
 func (g *gateway) reset(s *lab.Stream, v4 bool) {
 	g.Helper()
 	require.NoError(g, s.Reset())
-	require.Eventually(g, func() bool { return g.flowsThat(v4, (*flow).isNoConnection) == 1 }, 10*time.Second, 10*time.Millisecond)
+	require.Eventually(g, func() bool { return g.flowsThat(v4, isNoConnection) == 1 }, 10*time.Second, 10*time.Millisecond)
 }
 
 // flowsThat counts the entries of conntrack that are so.
-func (g *gateway) flowsThat(v4 bool, are func(*flow) bool) (n int) {
+func (g *gateway) flowsThat(v4 bool, are func(*hostflows.Flow) bool) (n int) {
 	g.do(func() error {
-		return eachFlow(v4, func(f *flow) bool {
+		return hostflows.EachTracked(v4, func(f *hostflows.Flow) bool {
 			if are(f) {
 				n++
 			}
@@ -101,7 +102,7 @@ func TestOnlyConnectionsNotedAsResetEndWithTheirEndpoint(t *testing.T) {
 	}
 }
 
-func isTCP(f *flow) bool { return f.protocol == model.TCP }
+func isTCP(f *hostflows.Flow) bool { return f.Protocol == model.TCP }
 
 func TestAFastConnectionThatWasResetKeepsNoPortOfAnEndpointThatLeft(t *testing.T) {
 	for _, v4 := range []bool{true, false} {
@@ -135,7 +136,7 @@ func TestAConnectionWhosePortAResetFreedIsFastAgain(t *testing.T) {
 	g.one(f, 0)
 	g.reset(g.fastStream(f), true)
 	g.fastStream(f)
-	require.Zero(t, g.flowsThat(true, (*flow).isNoConnection))
+	require.Zero(t, g.flowsThat(true, isNoConnection))
 }
 
 // A reset with a wrong sequence number is none for the endpoint.
@@ -150,7 +151,7 @@ func TestAConnectionThatGoesOnAfterAResetIsFastAgain(t *testing.T) {
 	require.NoError(t, s.Alive())
 	g.nft("", "delete", "table", "inet", "other")
 	g.isFast(s.Alive, "the connection")
-	require.Zero(t, g.flowsThat(true, (*flow).isNoConnection))
+	require.Zero(t, g.flowsThat(true, isNoConnection))
 }
 
 // At the end of its fast life the kernel gives a connection no more time than the timeout, less that of the flowtable.
@@ -164,7 +165,7 @@ func TestAnIdleConnectionThatWasFastStaysWhateverConntracksTimeout(t *testing.T)
 	g.one(f, 0)
 	s := g.fastStream(f)
 	require.Eventually(t, func() bool {
-		return g.flowsThat(true, func(f *flow) bool { return f.state == nl.TCP_CONNTRACK_ESTABLISHED }) == 1
+		return g.flowsThat(true, func(f *hostflows.Flow) bool { return f.State == nl.TCP_CONNTRACK_ESTABLISHED }) == 1
 	}, 30*time.Second, time.Second, "the flow is fast for ever")
 	g.one(f, 1)
 	g.lookForResets()
@@ -199,7 +200,7 @@ func TestAConnectionThatAnotherProgramMarksGetsNoNote(t *testing.T) {
 	require.Empty(t, g.nft(`table inet other { chain route { type filter hook prerouting priority -150;
 		meta mark set ct mark; meta mark != 0 accept; tcp dport 80 meta mark set 7; ct mark set meta mark; }; }`, "-f", "-"))
 	g.isSlow(g.begin(f, g.lab.A), "a connection whose marks are kept")
-	require.Equal(t, 1, g.flowsThat(true, func(f *flow) bool { return f.mark == 7 }))
+	require.Equal(t, 1, g.flowsThat(true, func(f *hostflows.Flow) bool { return f.Mark == 7 }))
 }
 
 func TestAConnectionWhoseRequestsComeInWhereNoAnswerLeavesStaysSlow(t *testing.T) {
@@ -215,7 +216,7 @@ func TestAConnectionWhoseRequestsComeInWhereNoAnswerLeavesStaysSlow(t *testing.T
 		s, err := client.Stream(netip.AddrPortFrom(f.VIP, f.Port), lab.From{Address: client.Address(v4)})
 		require.NoError(t, err)
 		g.isSlow(s.Alive, "the requests")
-		require.Equal(t, 1, g.flowsThat(v4, func(f *flow) bool { return f.state == nl.TCP_CONNTRACK_ESTABLISHED }), "connections that are not fast")
+		require.Equal(t, 1, g.flowsThat(v4, func(f *hostflows.Flow) bool { return f.State == nl.TCP_CONNTRACK_ESTABLISHED }), "connections that are not fast")
 		require.NoError(t, s.Close())
 	}
 }

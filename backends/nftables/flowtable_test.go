@@ -13,6 +13,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"kubelb.k8c.io/backends/dataplane"
+	"kubelb.k8c.io/backends/dataplane/hostflows"
 	"kubelb.k8c.io/backends/nftables/elements"
 	"kubelb.k8c.io/conformance/lab"
 	"kubelb.k8c.io/core/model"
@@ -237,7 +238,7 @@ func TestAFastFlowThatIsIdleEndsWhenASlowOneWould(t *testing.T) {
 	exchange := g.begin(f, g.lab.A)
 	g.isFast(exchange, "the flow")
 	flows := func() (n int) {
-		g.do(func() error { return eachFlow(true, func(f *flow) bool { n++; return false }) })
+		g.do(func() error { return hostflows.EachTracked(true, func(f *hostflows.Flow) bool { n++; return false }) })
 		return n
 	}
 	time.Sleep(5 * time.Second)

@@ -163,6 +163,13 @@ func (l layout) chains() []chain {
 			{markIn(setEmpty), goTo("refuse")},
 			{accept()},
 		}},
+		// What is rewritten is known from its beginning on: a packet of a connection that is not known is of a former owner's, or of one that
+		// is forgotten. Its client hears so from here, and no endpoint sees it.
+		{name: "check_begun", rules: [][]statement{
+			{l.frontendIn(setTransparent), backToCaller()},
+			{l.markFromFrontend(mapDirect), backToCaller()},
+			{goTo("refuse")},
+		}},
 		{name: "admit_vip", rules: [][]statement{
 			{ctStateHas("established,related", expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), accept()},
 			// A flow that nobody has answered yet is still new to conntrack, but its endpoint is chosen.
@@ -172,6 +179,7 @@ func (l layout) chains() []chain {
 			{isNoOpening(), l.frontendVerdict(mapAsks)},
 			// Such as the reset of a connection that nobody knows: routed as it is it would only come back.
 			{ctStateHas("invalid", expr.CtStateBitINVALID), drop()},
+			{isNoOpening(), jump("check_begun")},
 			{isTCPOrUDP(l.protocols()), l.markFromFrontend(mapPools), goTo("admit_frontend")},
 			{isTCPOrUDP(l.protocols()), goTo("refuse")},
 			{l.isEcho(), limitTo(1000), accept()},

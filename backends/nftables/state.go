@@ -30,6 +30,8 @@ type state struct {
 	lastHandle uint32
 	lastNumber uint32
 	lastDirect uint32
+	// anew: there was no table before this process made it.
+	anew bool
 }
 
 // poolState is a pool as the kernel holds it.
@@ -101,6 +103,8 @@ type plan struct {
 	commit func()
 	// stale: conntrack may hold flows to where they may no longer go.
 	stale bool
+	// cut and begun are frontends, see ended.
+	cut, begun []model.FrontendKey
 }
 
 func (p *plan) add(set string, key, value []byte, comment string) {
@@ -322,6 +326,12 @@ func (s *state) planFrontend(f model.Frontend) (*plan, error) {
 	planSources(out, f.FrontendKey, old, next)
 	s.planForwarding(out, f.FrontendKey, old, next)
 	out.stale = !existed && s.vips[f.VIP] == 0 || existed && (old.pool != next.pool || old.target != next.target || old.forwarding != next.forwarding)
+	switch {
+	case existed && s.poolOf[old.pool].Tenant() != f.Tenant:
+		out.cut, out.stale = []model.FrontendKey{f.FrontendKey}, true
+	case !existed && s.anew:
+		out.begun = []model.FrontendKey{f.FrontendKey}
+	}
 	out.commit = func() { s.frontends[f.FrontendKey] = next }
 	return out, nil
 }
@@ -406,7 +416,7 @@ func (s *state) planFrontendGone(k model.FrontendKey) *plan {
 	if !existed {
 		return nil
 	}
-	out := &plan{vips: map[netip.Addr]int{k.VIP: -1}, stale: true}
+	out := &plan{vips: map[netip.Addr]int{k.VIP: -1}, stale: true, cut: []model.FrontendKey{k}}
 	key := elements.Frontend(k)
 	out.remove(mapPools, key)
 	out.remove(mapPorts, key)

@@ -80,6 +80,7 @@ func inDeletes() []Mutation {
 		{Name: "an-empty-pool-keeps-its-last", CaughtBy: []string{"empty-pool"}, change: keepLast()},
 		{Name: "an-empty-pool-stays-empty", CaughtBy: []string{"empty-pool"}, change: stayEmpty()},
 		{Name: "the-first-owner-stays", CaughtBy: []string{"vip-reused"}, change: firstOwner},
+		{Name: "takes-all-tenants-for-one", CaughtBy: []string{"vip-reused"}, change: oneTenant},
 		{Name: "sticks-to-the-dead", CaughtBy: []string{"unanswered"}, change: stickToFirst()},
 		{Name: "a-frontend-stays-as-it-began", CaughtBy: []string{"oracle"}, change: asItBegan},
 		{Name: "rewrites-everything", CaughtBy: []string{"endpoints-change-under-load"}, rewrites: true},
@@ -381,6 +382,22 @@ func firstOwner(m *memory, c *dataplane.Change) {
 		return known && first.Owner != f.Owner
 	})
 	c.DeleteFrontends, c.DeletePools = nil, nil
+}
+
+// oneTenant has all records belong to one tenant.
+func oneTenant(_ *memory, c *dataplane.Change) {
+	rename := func(id model.PoolID) model.PoolID { return "all/" + id }
+	for i := range c.UpsertPools {
+		p := &c.UpsertPools[i]
+		p.ID, p.Tenant = rename(p.ID), "all"
+	}
+	for i := range c.UpsertFrontends {
+		f := &c.UpsertFrontends[i]
+		f.Pool, f.Tenant = rename(f.Pool), "all"
+	}
+	for i, id := range c.DeletePools {
+		c.DeletePools[i] = rename(id)
+	}
 }
 
 // chain makes a chain beside the backend's, with rules separated by semicolons. Without a rule it shortens the time for

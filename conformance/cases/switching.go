@@ -16,7 +16,7 @@ func switching() Case {
 		Name:     "switching",
 		Switches: true,
 		Gateways: 2,
-		Shows:    "another backend takes over under traffic, and gives back, where gateways ask one another about connections: no new flow fails, UDP flows go on, established connections go on or end, and none is left hanging",
+		Shows:    "another backend takes over under traffic, and gives back, where gateways ask one another about connections: no new flow fails, UDP flows go on, established connections go on or end, and none is left hanging; those that went on end when another tenant has their address",
 		Run: func(c *C) {
 			c.Serve(30080)
 			c.applySwitched(1, 0, 1)
@@ -78,6 +78,9 @@ func (c *C) switchUnderLoad(to Backend) {
 	}
 	c.applySwitched(0, 0, 1)
 	c.aliveOrEnded(young)
+	c.Gateway.Apply(c.ownedBy("u", 3, 30080))
+	c.Zero(c.aliveOrEnded(slices.Concat(streams, young)), "connections of the former owner go on")
+	c.applySwitched(0, 0, 1)
 	for _, s := range slices.Concat(streams, young) {
 		c.NoError(s.Reset())
 	}

@@ -255,6 +255,24 @@ func (s *Stream) Reset() error {
 	return errors.Join(reset(tcp), tcp.Close())
 }
 
+// Vanish ends the connection without a packet: its peer does not hear of it. A socket in repair mode forgets (tcp_repair in tcp(7)).
+func (s *Stream) Vanish() error {
+	tcp, ok := s.Conn.(*net.TCPConn)
+	if !ok {
+		return fmt.Errorf("a stream over %T", s.Conn)
+	}
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var repaired error
+	err = raw.Control(func(fd uintptr) { repaired = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_REPAIR, 1) })
+	if err := errors.Join(err, repaired); err != nil {
+		return fmt.Errorf("have a connection vanish: %w", err)
+	}
+	return errors.Join(reset(tcp), tcp.Close())
+}
+
 // reset ends the connection by a reset, at once. To close it would not do: a child that another goroutine is about to start has a copy of
 // it until it runs its program, and as long the port is taken. Connecting a socket to no address dissolves its association (connect(2)).
 func reset(c *net.TCPConn) error {

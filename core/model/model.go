@@ -117,6 +117,12 @@ type Endpoint struct {
 // PoolID names a pool. It starts with the tenant's name, so that pools are never shared between tenants.
 type PoolID string
 
+// Tenant is the name that the ID starts with.
+func (id PoolID) Tenant() string {
+	tenant, _, _ := strings.Cut(string(id), "/")
+	return tenant
+}
+
 // Pool is a set of endpoints that frontends share. It may be empty; connections are then refused.
 type Pool struct {
 	ID        PoolID     `json:"id"`

@@ -1,4 +1,4 @@
-package nftables
+package hostflows
 
 import (
 	"math/rand/v2"
@@ -17,8 +17,8 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// TestEachFlowReadsWhatTheLibraryReads has the kernel keep random entries, and compares.
-func TestEachFlowReadsWhatTheLibraryReads(t *testing.T) {
+// TestEachTrackedReadsWhatTheLibraryReads has the kernel keep random entries, and compares.
+func TestEachTrackedReadsWhatTheLibraryReads(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: it makes a network namespace")
 	}
@@ -53,10 +53,10 @@ func compareFlows(t *testing.T, v4 bool) {
 			return
 		}
 	}
-	var got []flow
-	if err := eachFlow(v4, func(f *flow) bool {
+	var got []Flow
+	if err := EachTracked(v4, func(f *Flow) bool {
 		got = append(got, *f)
-		return f.vipPort%2 == 0
+		return f.VIPPort%2 == 0
 	}); err != nil {
 		t.Error(err)
 		return
@@ -69,12 +69,12 @@ func compareFlows(t *testing.T, v4 bool) {
 		t.Error(err)
 		return
 	}
-	var want []flow
+	var want []Flow
 	for _, l := range left {
 		want = append(want, likeOurs(l))
 	}
-	odd := slices.DeleteFunc(slices.Clone(got), func(f flow) bool { return f.vipPort%2 == 0 })
-	order := func(a, b flow) int { return a.client.Compare(b.client) }
+	odd := slices.DeleteFunc(slices.Clone(got), func(f Flow) bool { return f.VIPPort%2 == 0 })
+	order := func(a, b Flow) int { return a.Client.Compare(b.Client) }
 	slices.SortFunc(want, order)
 	slices.SortFunc(odd, order)
 	if !slices.Equal(want, odd) {
@@ -83,15 +83,15 @@ func compareFlows(t *testing.T, v4 bool) {
 }
 
 // likeOurs is an entry as the library reads it.
-func likeOurs(l *netlink.ConntrackFlow) flow {
+func likeOurs(l *netlink.ConntrackFlow) Flow {
 	plain := func(ip net.IP) netip.Addr {
 		a, _ := netip.AddrFromSlice(ip)
 		return a.Unmap()
 	}
-	f := flow{protocol: model.Protocol(l.Forward.Protocol), client: plain(l.Forward.SrcIP), vip: plain(l.Forward.DstIP), endpoint: plain(l.Reverse.SrcIP), answered: plain(l.Reverse.DstIP),
-		vipPort: l.Forward.DstPort, endpointPort: l.Reverse.SrcPort, mark: l.Mark}
+	f := Flow{Protocol: model.Protocol(l.Forward.Protocol), Client: plain(l.Forward.SrcIP), VIP: plain(l.Forward.DstIP), Endpoint: plain(l.Reverse.SrcIP), Answered: plain(l.Reverse.DstIP),
+		ClientPort: l.Forward.SrcPort, VIPPort: l.Forward.DstPort, EndpointPort: l.Reverse.SrcPort, Mark: l.Mark}
 	if info, is := l.ProtoInfo.(*netlink.ProtoInfoTCP); is {
-		f.state = info.State
+		f.State = info.State
 	}
 	return f
 }
@@ -100,9 +100,9 @@ func FuzzFlowsFromTheKernel(f *testing.F) {
 	f.Add([]byte{2, 0, 0, 0, 8, 0, 8, 0, 0, 0, 0, 1})
 	f.Add([]byte{2, 0, 0, 0, 28, 0, 1, 128, 20, 0, 1, 128, 8, 0, 1, 0, 192, 0, 2, 1, 8, 0, 2, 0, 203, 0, 113, 1, 3})
 	f.Fuzz(func(t *testing.T, entry []byte) {
-		var read flow
+		var read Flow
 		if read.read(entry) {
-			require.True(t, read.vip.IsValid())
+			require.True(t, read.VIP.IsValid())
 		}
 	})
 }

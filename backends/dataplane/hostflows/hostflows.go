@@ -1,0 +1,42 @@
+// Package hostflows is what a host's kernel knows of flows beside a dataplane's own state: the entries of connection tracking, and the sockets of a
+// proxy. Whoever ends a flow has to end it there as well.
+package hostflows
+
+import (
+	"net"
+	"net/netip"
+
+	"kubelb.k8c.io/core/model"
+)
+
+// EndOf ends all flows to the frontends: those that connection tracking rewrites, whichever dataplane began them, and TCP connections to sockets of
+// this host, which are reset. The error is ErrSocketsStay where the kernel cannot end a socket.
+func EndOf(frontends map[model.FrontendKey]bool) error {
+	if len(frontends) == 0 {
+		return nil
+	}
+	if err := endTracked(frontends); err != nil {
+		return err
+	}
+	return EndSockets(func(c Connection) bool {
+		return frontends[model.FrontendKey{VIP: c.Local.Addr(), Protocol: model.TCP, Port: c.Local.Port()}]
+	})
+}
+
+func endTracked(frontends map[model.FrontendKey]bool) error {
+	for _, v4 := range []bool{true, false} {
+		err := EachTracked(v4, func(f *Flow) bool { return f.IsRewritten() && frontends[f.Frontend()] })
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Connection is a TCP connection of a socket of this host.
+type Connection struct{ Local, Remote netip.AddrPort }
+
+func addrPort(ip net.IP, port uint16) netip.AddrPort {
+	a, _ := netip.AddrFromSlice(ip)
+	return netip.AddrPortFrom(a.Unmap(), port)
+}

@@ -1,0 +1,93 @@
+package hostflows
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// ErrSocketsStay says that the kernel does not list sockets, or ends none.
+var ErrSocketsStay = errors.New("this kernel cannot end a connection of a socket (CONFIG_INET_DIAG_DESTROY, and the module tcp_diag)")
+
+// EndSockets resets the TCP connections that end says; listening sockets are none. The error is ErrSocketsStay where the kernel cannot do so.
+func EndSockets(end func(Connection) bool) error {
+	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
+		sockets, err := listSockets(family)
+		if err != nil {
+			return err
+		}
+		for _, s := range sockets {
+			c := Connection{addrPort(s.ID.Source, s.ID.SourcePort), addrPort(s.ID.Destination, s.ID.DestinationPort)}
+			if s.State == netlink.TCP_LISTEN || !end(c) {
+				continue
+			}
+			if err := endSocket(s); err != nil {
+				return fmt.Errorf("end the connection from %s to %s: %w", c.Remote, c.Local, err)
+			}
+		}
+	}
+	return nil
+}
+
+// lookAgain is how often a list is asked for that changes while the kernel writes it.
+const lookAgain = 10
+
+func listSockets(family uint8) ([]*netlink.Socket, error) {
+	for try := 1; ; try++ {
+		sockets, err := netlink.SocketDiagTCP(family)
+		switch {
+		case err == nil:
+			return sockets, nil
+		case errors.Is(err, unix.ENOENT):
+			return nil, ErrSocketsStay
+		case !errors.Is(err, netlink.ErrDumpInterrupted):
+			return nil, fmt.Errorf("list sockets: %w", err)
+		case try == lookAgain:
+			// What is listed is there; a socket that has moved is looked at when its frontend changes again.
+			return sockets, nil
+		}
+	}
+}
+
+func endSocket(s *netlink.Socket) error {
+	request := nl.NewNetlinkRequest(nl.SOCK_DESTROY, unix.NLM_F_ACK)
+	request.AddData(requestOf(s))
+	_, err := request.Execute(unix.NETLINK_INET_DIAG, 0)
+	switch {
+	case errors.Is(err, unix.EOPNOTSUPP):
+		return ErrSocketsStay
+	case errors.Is(err, unix.ENOENT): // it has ended by itself
+		return nil
+	}
+	return err
+}
+
+// socketRequest is struct inet_diag_req_v2 (include/uapi/linux/inet_diag.h).
+type socketRequest [56]byte
+
+// Len returns the length of the request.
+func (socketRequest) Len() int { return len(socketRequest{}) }
+
+// Serialize returns the request's bytes.
+func (r socketRequest) Serialize() []byte { return r[:] }
+
+// requestOf names exactly this socket, by its cookie: the kernel would take one that listens there for it.
+func requestOf(s *netlink.Socket) (r socketRequest) {
+	r[0], r[1] = s.Family, unix.IPPROTO_TCP
+	binary.BigEndian.PutUint16(r[8:], s.ID.SourcePort)
+	binary.BigEndian.PutUint16(r[10:], s.ID.DestinationPort)
+	local, remote := s.ID.Source, s.ID.Destination
+	if s.Family == unix.AF_INET {
+		local, remote = local.To4(), remote.To4()
+	}
+	copy(r[12:], local)
+	copy(r[28:], remote)
+	binary.NativeEndian.PutUint32(r[44:], s.ID.Interface)
+	binary.NativeEndian.PutUint32(r[48:], s.ID.Cookie[0])
+	binary.NativeEndian.PutUint32(r[52:], s.ID.Cookie[1])
+	return r
+}

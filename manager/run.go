@@ -265,8 +265,8 @@ func (o *options) newGateway(mgr ctrl.Manager, forbidden []netip.Prefix, log *sl
 	options := gateway.Options{
 		Name: o.name, Labels: o.labels, Forbidden: forbidden, KeepWhenAlone: o.whenAlone == aloneKeep,
 		Secrets: mgr.GetAPIReader(), Namespace: o.namespace, Handover: o.handover,
-		SegmentKey: func(ctx context.Context) ([]byte, error) {
-			return membership.WaitForKey(ctx, mgr.GetAPIReader(), o.namespace, o.stateDir)
+		SegmentKey: func(ctx context.Context) []byte {
+			return membership.WaitForKey(ctx, mgr.GetAPIReader(), o.namespace, o.stateDir, log)
 		},
 		Metrics: metrics.Registry, Probe: probe.DefaultConfig(), DrainTimeout: o.drainTimeout, DrainWithNode: o.drainWith, PurgeOnExit: o.purge, PurgeWith: o.purgeWith, Log: log,
 		Backend: o.backendOptionsFor(path),

@@ -14,6 +14,7 @@ const (
 	GroupModules      Group = "Modules"      // what can be built in or loaded
 	GroupBTF          Group = "BTF"          // type information for BPF programs
 	GroupMounts       Group = "Mounts"       // file systems
+	GroupStorage      Group = "Storage"      // what has to outlive this process, on disk
 	GroupPrograms     Group = "Programs"     // binaries that the backend starts
 	GroupSysctls      Group = "Sysctls"      // settings below /proc/sys
 	GroupCapabilities Group = "Capabilities" // capabilities(7) of this process
@@ -25,7 +26,7 @@ const (
 
 // Groups are all groups, in the order in which people read them: what later ones need comes first.
 func Groups() []Group {
-	return []Group{GroupKernel, GroupModules, GroupBTF, GroupMounts, GroupPrograms, GroupCapabilities, GroupSysctls, GroupInterfaces, GroupPorts, GroupOwners, GroupClock}
+	return []Group{GroupKernel, GroupModules, GroupBTF, GroupMounts, GroupStorage, GroupPrograms, GroupCapabilities, GroupSysctls, GroupInterfaces, GroupPorts, GroupOwners, GroupClock}
 }
 
 // CheckState is the outcome of a Check.

@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"path/filepath"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -59,7 +60,7 @@ type Options struct {
 	Handover  time.Duration
 	// Heart is heard by other gateways on the segment, with a key that SegmentKey waits for; both belong to Member.
 	Heart      *heartbeat.Heart
-	SegmentKey func(context.Context) ([]byte, error)
+	SegmentKey func(context.Context) []byte
 	// KeepWhenAlone: without the API, and without another gateway on the segment, it goes on to answer.
 	KeepWhenAlone bool
 	Probe         probe.Config
@@ -107,6 +108,7 @@ type Gateway struct {
 	// rechecks take the backend that is to be asked again what this host lacks; rechecking: that is under way.
 	rechecks   chan *plugin.Process
 	rechecking bool
+	holders    *holders
 	// inSync is told when the backend holds everything, leftovers are why former backends could not be purged, by name.
 	inSync    chan struct{}
 	leftovers map[string]string
@@ -165,6 +167,7 @@ func New(o Options, c cache.Cache, w client.Client) *Gateway {
 		g.answering.member = o.Member
 		g.answering.permit = &permit{lease: o.Member, segment: o.Heart, keepWhenAlone: o.KeepWhenAlone, shared: !o.Elects, changed: g.Elect, log: g.log}
 	}
+	g.holders = newHolders(filepath.Join(o.Backend.Config.StateDir, holdersFile))
 	g.vitals = newVitals(askHost, o.Addresses, g.Elect)
 	g.noteReadiness()
 	if o.Speaker != nil {
@@ -185,7 +188,7 @@ func (g *Gateway) Start(ctx context.Context) (err error) {
 		return err
 	}
 	ended := make(chan *plugin.Process, 4)
-	g.host = &host{options: g.options.Backend, log: g.log, metrics: g.metrics, epoch: strconv.FormatInt(time.Now().UnixNano(), 36), ended: ended}
+	g.host = &host{options: g.options.Backend, holders: g.holders, log: g.log, metrics: g.metrics, epoch: strconv.FormatInt(time.Now().UnixNano(), 36), ended: ended}
 	defer g.host.stop()
 	err = g.run(ctx, ended)
 	// One that fails, or whose process does, starts again; what its dataplane holds stays.
@@ -219,13 +222,7 @@ func (g *Gateway) run(ctx context.Context, ended <-chan *plugin.Process) error {
 	if g.options.Member != nil {
 		runs.Go(func() error { return g.options.Member.Run(runCtx) })
 		runs.Go(func() error { return g.answering.permit.run(runCtx) })
-		runs.Go(func() error {
-			key, err := g.options.SegmentKey(runCtx)
-			if err != nil {
-				return err
-			}
-			return g.options.Heart.Run(runCtx, key)
-		})
+		runs.Go(func() error { return g.options.Heart.Run(runCtx, g.options.SegmentKey(runCtx)) })
 	}
 	if g.routers != nil {
 		runs.Go(func() error { return g.routers.run(runCtx) })
@@ -288,7 +285,7 @@ func (g *Gateway) purge() error {
 	if err := g.host.process.Close(ctx, true); err != nil {
 		return err
 	}
-	return g.options.Backend.holders().strike(g.options.Backend.name())
+	return g.holders.strike(g.options.Backend.name())
 }
 
 func (g *Gateway) loop(ctx context.Context, synced func() bool, ended <-chan *plugin.Process) error {

@@ -13,7 +13,7 @@ import (
 )
 
 func TestHoldersAreRememberedUntilTheyArePurged(t *testing.T) {
-	h := holders(filepath.Join(t.TempDir(), "state", "backends.json"))
+	h := newHolders(filepath.Join(t.TempDir(), "state", "backends.json"))
 	all, err := h.read()
 	require.NoError(t, err)
 	require.Empty(t, all, "a gateway that has never run")
@@ -29,13 +29,13 @@ func TestHoldersAreRememberedUntilTheyArePurged(t *testing.T) {
 	all, err = h.read()
 	require.NoError(t, err)
 	require.NotContains(t, all, "nftables")
-	require.NoError(t, os.WriteFile(string(h), []byte("{"), 0o600))
+	require.NoError(t, os.WriteFile(h.path, []byte("{"), 0o600))
 	_, err = h.read()
 	require.ErrorContains(t, err, "which backends hold something here")
 }
 
 func TestABackendThatCannotBeConfiguredHoldsNothing(t *testing.T) {
-	h := holders(filepath.Join(t.TempDir(), "backends.json"))
+	h := newHolders(filepath.Join(t.TempDir(), "backends.json"))
 	fails := func() error { return errors.New("no") }
 	require.Error(t, h.during("envoy", holder{Path: "/a"}, fails))
 	all, err := h.read()
@@ -59,11 +59,11 @@ func TestABackendThatCannotBeConfiguredHoldsNothing(t *testing.T) {
 
 func TestAFormerBackendWhoseBinaryIsGoneIsNamedWithWhatToDo(t *testing.T) {
 	o := BackendOptions{Path: "/usr/bin/kubelb-backend-envoy", Config: dataplane.Config{StateDir: t.TempDir()}}
-	require.NoError(t, o.holders().note("nftables", holder{Path: "/nowhere/kubelb-backend-nftables"}))
 	g := New(Options{Name: "g", Backend: o, Log: slog.New(slog.DiscardHandler)}, nil, nil)
+	require.NoError(t, g.holders.note("nftables", holder{Path: "/nowhere/kubelb-backend-nftables"}))
 	leftovers := g.purgeOthers(t.Context())
 	require.Contains(t, leftovers["nftables"], "put its binary back")
-	all, err := o.holders().read()
+	all, err := g.holders.read()
 	require.NoError(t, err)
 	require.Contains(t, all, "nftables", "it is tried again")
 }

@@ -25,6 +25,7 @@ type BackendOptions struct {
 // the gateway's loop and is not safe for concurrent use.
 type host struct {
 	options BackendOptions
+	holders *holders
 	log     *slog.Logger
 	metrics *metrics
 	epoch   string
@@ -54,8 +55,7 @@ func (h *host) start(ctx context.Context) error {
 		return fmt.Errorf("describe backend: %w", err)
 	}
 	h.preflight(ctx)
-	name, self := h.options.name(), holder{h.options.Path, h.options.Checksum, h.options.Config.Options}
-	err = h.options.holders().during(name, self, func() error { return process.Configure(ctx, h.options.config()) })
+	err = h.holders.during(h.options.name(), h.options.holder(), func() error { return process.Configure(ctx, h.options.config()) })
 	if err != nil {
 		return h.explain(err)
 	}

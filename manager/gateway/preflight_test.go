@@ -97,7 +97,7 @@ func newOnHost(t *testing.T) *onHost {
 		Config: dataplane.Config{Node: "g", StateDir: state, Options: map[string]string{hostOption: h.dir}}}}, nil, hub)
 	h.metrics, err = newMetrics(nil)
 	require.NoError(t, err)
-	h.host = &host{options: h.options.Backend, log: h.Gateway.log, metrics: h.metrics, epoch: "test", ended: make(chan *plugin.Process, 4),
+	h.host = &host{options: h.options.Backend, holders: h.holders, log: h.Gateway.log, metrics: h.metrics, epoch: "test", ended: make(chan *plugin.Process, 4),
 		found: findings{host: preflight.Host{Root: h.dir}}}
 	t.Cleanup(h.host.stop)
 	return h

@@ -90,13 +90,14 @@ func (g *Gateway) rechecked(process *plugin.Process, checks []dataplane.Check, e
 	g.host.found.take(checks, err)
 }
 
-// watchHost looks after what the gateway itself needs of this host, and the sysctls of its backend, until ctx ends.
+// watchHost looks after what the gateway itself needs of this host, its state files and the sysctls of its backend, until ctx ends.
 func (g *Gateway) watchHost(ctx context.Context) error {
 	if g.options.HostChecks == nil {
 		return nil
 	}
 	for {
 		checks := g.options.HostChecks(ctx)
+		g.holders.settle(g.options.Backend.name(), g.options.Backend.holder())
 		g.send(ctx, func(g *Gateway) {
 			g.hostChecks = checks
 			g.host.found.look()

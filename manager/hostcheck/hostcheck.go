@@ -1,4 +1,4 @@
-// Package hostcheck checks what a gateway needs of its host whatever its dataplane is: interfaces, ports and a clock.
+// Package hostcheck checks what a gateway needs of its host whatever its dataplane is: interfaces, ports, a disk and a clock.
 package hostcheck
 
 import (
@@ -25,6 +25,8 @@ type Needs struct {
 	Packets bool
 	// Ports are where it is going to listen. A gateway that listens already gives none.
 	Ports []Port
+	// StateDir is where it keeps what has to outlive it; empty where it keeps nothing.
+	StateDir string
 	// HubTime asks the management cluster for its time; nil where it is not known or not to be asked.
 	HubTime func(context.Context) (time.Time, error)
 }
@@ -47,6 +49,9 @@ func (n Needs) Checks(ctx context.Context) []dataplane.Check {
 		}
 	}
 	checks = append(checks, host.RouterAdvertisements()...)
+	if n.StateDir != "" {
+		checks = append(checks, storageCheck(n.StateDir))
+	}
 	for _, p := range n.Ports {
 		checks = append(checks, p.check())
 	}

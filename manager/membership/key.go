@@ -3,7 +3,6 @@ package membership
 import (
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -14,6 +13,8 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"kubelb.k8c.io/backends/statefile"
 )
 
 // KeySecret is the Secret, beside the Leases, that holds what gateways sign their heartbeats with.
@@ -54,21 +55,25 @@ func makeKey(ctx context.Context, c client.Client, namespace string) error {
 	return nil
 }
 
-// WaitForKey reads the gateways' common secret, which a controller makes, and remembers it in the directory.
-func WaitForKey(ctx context.Context, r client.Reader, namespace, dir string) ([]byte, error) {
+// WaitForKey reads the gateways' common secret, which a controller makes, and remembers it in the directory. Where it cannot be remembered
+// the gateway works all the same: it is for a start while the API is away. WaitForKey returns nil when ctx ends.
+func WaitForKey(ctx context.Context, r client.Reader, namespace, dir string, log *slog.Logger) []byte {
 	remembered := filepath.Join(dir, keyFile)
 	for {
 		var secret corev1.Secret
 		err := r.Get(ctx, client.ObjectKey{Namespace: namespace, Name: KeySecret}, &secret)
 		if key := secret.Data[keyField]; err == nil && len(key) >= keySize {
-			return key, errors.Join(os.MkdirAll(dir, 0o700), os.WriteFile(remembered, key, 0o600))
+			if err := statefile.Write(remembered, key); err != nil {
+				log.Warn("the gateways' common key is not kept: a start while the API is away goes without it", "error", err)
+			}
+			return key
 		}
 		if key, err := os.ReadFile(remembered); err == nil && len(key) >= keySize {
-			return key, nil
+			return key
 		}
 		select {
 		case <-ctx.Done():
-			return nil, nil
+			return nil
 		case <-time.After(keyRetry):
 		}
 	}

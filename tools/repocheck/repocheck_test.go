@@ -30,7 +30,7 @@ var walls = map[string][]string{
 	"backends/ebpf":     {"core/", "backends/"},
 	"backends/nftables": {"core/", "backends/"},
 	"ccm":               {"api/", "core/"},
-	"manager":           {"api/", "core/", "backends/plugin", "backends/dataplane"},
+	"manager":           {"api/", "core/", "backends/plugin", "backends/dataplane", "backends/statefile"},
 	"conformance":       {"core/model", "core/maglev", "backends/dataplane", "backends/plugin"},
 	"tools":             {"api/", "core/", "backends/dataplane", "backends/plugin", "ccm", "manager", "conformance"},
 }

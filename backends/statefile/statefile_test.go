@@ -1,0 +1,98 @@
+package statefile
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"kubelb.k8c.io/backends/statefile/smalldisk"
+)
+
+func content(t *testing.T, path string) string {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	require.NoError(t, err)
+	return string(text)
+}
+
+func TestAFileIsReplacedAndNothingElseIsLeft(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "made")
+	path := filepath.Join(dir, "state")
+	for _, text := range []string{"one", "two, which is longer", ""} {
+		require.NoError(t, Write(path, []byte(text)))
+		require.Equal(t, text, content(t, path))
+	}
+	info, err := os.Stat(path)
+	require.NoError(t, err)
+	require.Equal(t, os.FileMode(0o600), info.Mode().Perm())
+	info, err = os.Stat(dir)
+	require.NoError(t, err)
+	require.Equal(t, os.FileMode(0o700), info.Mode().Perm())
+	entries, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	require.Len(t, entries, 1)
+}
+
+func TestAFileThatIsRightIsNotTouched(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state")
+	require.NoError(t, Write(path, []byte("same")))
+	before, err := os.Stat(path)
+	require.NoError(t, err)
+	require.NoError(t, Write(path, []byte("same")))
+	after, err := os.Stat(path)
+	require.NoError(t, err)
+	require.True(t, os.SameFile(before, after), "it is another file")
+}
+
+func TestAFullDiskLeavesTheFileAsItWas(t *testing.T) {
+	smalldisk.Run(t, func(t *testing.T, d smalldisk.Disk) {
+		path := filepath.Join(d.Dir, "state")
+		before := bytes.Repeat([]byte("before"), 1000)
+		require.NoError(t, Write(path, before))
+		free := d.Fill(t)
+		err := Write(path, bytes.Repeat([]byte("after"), 10000))
+		require.ErrorIs(t, err, unix.ENOSPC)
+		require.ErrorContains(t, err, path)
+		require.Equal(t, string(before), content(t, path))
+		require.NoError(t, Write(path, before), "what is there needs no room")
+		_, err = os.Stat(path + ".next")
+		require.ErrorIs(t, err, os.ErrNotExist, "what could not be written takes no room")
+		free()
+		require.NoError(t, Write(path, []byte("after")))
+		require.Equal(t, "after", content(t, path))
+	})
+}
+
+func TestADiskThatIsKeptFullNeverCutsAFile(t *testing.T) {
+	smalldisk.Run(t, func(t *testing.T, d smalldisk.Disk) {
+		path := filepath.Join(d.Dir, "state")
+		require.NoError(t, Write(path, []byte("0")))
+		d.KeepFull(t)
+		is := "0"
+		for i := range 500 {
+			next := fmt.Sprint(i)
+			err := Write(path, []byte(next))
+			if err == nil {
+				is = next
+			} else {
+				require.True(t, errors.Is(err, unix.ENOSPC), err)
+			}
+			require.Equal(t, is, content(t, path))
+		}
+	})
+}
+
+func TestADamagedFileIsKeptForPeople(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state")
+	require.NoError(t, Write(path, []byte("{")))
+	require.NoError(t, SetAside(path))
+	require.Equal(t, "{", content(t, Aside(path)))
+	require.NoError(t, Write(path, []byte("{}")))
+	require.Equal(t, "{}", content(t, path))
+}

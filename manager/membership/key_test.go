@@ -1,0 +1,48 @@
+package membership
+
+import (
+	"bytes"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+
+	"kubelb.k8c.io/backends/statefile/smalldisk"
+)
+
+// hubWith is a hub that has this key.
+func hubWith(key []byte) client.Client {
+	return fake.NewClientBuilder().WithObjects(&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "kubelb", Name: KeySecret}, Data: map[string][]byte{keyField: key}}).Build()
+}
+
+func TestAFullDiskCutsNoKeyAndKeepsNoGatewayFromIt(t *testing.T) {
+	smalldisk.Run(t, func(t *testing.T, d smalldisk.Disk) {
+		key, next := bytes.Repeat([]byte{1}, keySize), bytes.Repeat([]byte{2}, keySize)
+		log := slog.New(slog.DiscardHandler)
+		require.Equal(t, key, WaitForKey(t.Context(), hubWith(key), "kubelb", d.Dir, log))
+		d.KeepFull(t)
+		for range 50 {
+			for _, is := range [][]byte{key, next} {
+				require.Equal(t, is, WaitForKey(t.Context(), hubWith(is), "kubelb", d.Dir, log))
+				kept, err := os.ReadFile(filepath.Join(d.Dir, keyFile))
+				require.NoError(t, err)
+				require.Len(t, kept, keySize)
+			}
+		}
+	})
+}
+
+func TestAKeyThatWasCutIsWrittenAnew(t *testing.T) {
+	dir, key := t.TempDir(), bytes.Repeat([]byte{1}, keySize)
+	log := slog.New(slog.DiscardHandler)
+	require.NoError(t, os.WriteFile(filepath.Join(dir, keyFile), key[:0], 0o600))
+	require.Equal(t, key, WaitForKey(t.Context(), hubWith(key), "kubelb", dir, log))
+	away := fake.NewClientBuilder().Build()
+	require.Equal(t, key, WaitForKey(t.Context(), away, "kubelb", dir, log), "it is kept for a start without the API")
+}

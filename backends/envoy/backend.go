@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/envoyproxy/go-control-plane/pkg/cache/types"
@@ -40,6 +41,8 @@ type Backend struct {
 	assigned map[model.FrontendKey]map[string]bool
 	// stop ends the sweeper when it is closed.
 	stop chan struct{}
+	// noted is what is wrong with what is kept. Describe waits for no other call.
+	noted atomic.Pointer[string]
 	// mu keeps the sweeper and Watch out while a call runs.
 	mu         sync.Mutex
 	generation dataplane.Generation
@@ -49,9 +52,13 @@ type Backend struct {
 
 var _ dataplane.Dataplane = (*Backend)(nil)
 
-// Describe tells name, version and features.
+// Describe tells name, version and features, and what is wrong with what is kept.
 func (b *Backend) Describe(context.Context) (dataplane.Description, error) {
-	return dataplane.Description{Name: "envoy", Version: Version, Features: []dataplane.Feature{
+	var notes []string
+	if note := b.noted.Load(); note != nil && *note != "" {
+		notes = []string{*note}
+	}
+	return dataplane.Description{Name: "envoy", Version: Version, Notes: notes, Features: []dataplane.Feature{
 		dataplane.SourceRanges, dataplane.Affinity, dataplane.Weights, dataplane.Drain, dataplane.ICMPEcho, dataplane.PathMTU, dataplane.ProxyProtocol, dataplane.Transparent, dataplane.IdleTimeout, dataplane.Handover, dataplane.Limits}}, nil
 }
 
@@ -77,12 +84,18 @@ func (b *Backend) Configure(ctx context.Context, config dataplane.Config) error 
 	if b.state, err = openStore(filepath.Join(string(b.dir), "state.journal")); err != nil {
 		return err
 	}
+	b.noteState()
 	b.guard, b.xds, b.departures = newGuard(b.table, config.Uplinks), newXDS(), newDepartures()
 	b.listening, b.lingering, b.assigned = map[model.FrontendKey]bool{}, map[model.FrontendKey]bool{}, map[model.FrontendKey]map[string]bool{}
 	if err := b.takeOver(); err != nil {
 		return err
 	}
 	return b.runEnvoy()
+}
+
+func (b *Backend) noteState() {
+	note := b.state.note()
+	b.noted.Store(&note)
 }
 
 // takeOver serves what an earlier process served, or nothing yet: an Envoy that runs keeps what it has.
@@ -137,6 +150,7 @@ func (b *Backend) Apply(ctx context.Context, c dataplane.Change) (dataplane.Resu
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	defer b.noteState()
 	a := newApply(b, c)
 	if err := a.run(ctx); err != nil {
 		return dataplane.Result{}, err

@@ -10,6 +10,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"kubelb.k8c.io/backends/statefile/smalldisk"
 	"kubelb.k8c.io/core/model"
 )
 
@@ -24,7 +25,7 @@ func TestASuccessorReadsWhatWasServed(t *testing.T) {
 	for _, f := range example().Frontends {
 		first.setFrontend(f)
 	}
-	require.NoError(t, first.commit())
+	first.commit()
 	next, err := openStore(path)
 	require.NoError(t, err)
 	require.True(t, next.known)
@@ -34,7 +35,7 @@ func TestASuccessorReadsWhatWasServed(t *testing.T) {
 	require.True(t, next.deleteFrontend(gone))
 	require.False(t, next.deleteFrontend(gone))
 	require.True(t, next.deletePool("a/none"))
-	require.NoError(t, next.commit())
+	next.commit()
 	last, err := openStore(path)
 	require.NoError(t, err)
 	require.Equal(t, next.snapshot().Digests(), last.snapshot().Digests())
@@ -46,9 +47,9 @@ func TestACommitThatWasCutOffIsNone(t *testing.T) {
 	s, err := openStore(path)
 	require.NoError(t, err)
 	s.setPool(example().Pools[0])
-	require.NoError(t, s.commit())
+	s.commit()
 	s.setPool(example().Pools[1])
-	require.NoError(t, s.commit())
+	s.commit()
 	text, err := os.ReadFile(path)
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(path, text[:len(text)-5], 0o600))
@@ -61,13 +62,76 @@ func TestACommitThatWasCutOffIsNone(t *testing.T) {
 	require.False(t, s.known, "nothing was committed, so nothing may be served")
 }
 
+// successor is what another process would serve.
+func successor(t *testing.T, path string) model.Digests {
+	t.Helper()
+	s, err := openStore(path)
+	require.NoError(t, err)
+	require.NoError(t, s.close())
+	require.True(t, s.known)
+	return s.snapshot().Digests()
+}
+
+func TestAFullDiskStopsNoChange(t *testing.T) {
+	smalldisk.Run(t, func(t *testing.T, d smalldisk.Disk) {
+		path := filepath.Join(d.Dir, "state.journal")
+		s, err := openStore(path)
+		require.NoError(t, err)
+		s.commit()
+		require.Empty(t, s.note())
+		free := d.Fill(t)
+		were := []model.Digests{s.snapshot().Digests()}
+		for i := range 100 {
+			s.setPool(pool("a/p", 1+i, 2+i))
+			s.commit()
+			were = append(were, s.snapshot().Digests())
+			require.Contains(t, were, successor(t, path), "what was right once, and no part of it")
+		}
+		require.Contains(t, s.note(), "no space left on device")
+		free()
+		s.retryAt = time.Time{}
+		s.setPool(pool("a/p", 7))
+		s.commit()
+		require.Equal(t, s.snapshot().Digests(), successor(t, path))
+		require.Empty(t, s.note())
+	})
+}
+
+func TestAStoreThatCannotBeShortenedIsUsedAsItIs(t *testing.T) {
+	smalldisk.Run(t, func(t *testing.T, d smalldisk.Disk) {
+		path := filepath.Join(d.Dir, "state.journal")
+		s, err := openStore(path)
+		require.NoError(t, err)
+		for _, id := range []string{"a/p", "a/q"} {
+			s.setPool(pool(id, 1, 100))
+			s.commit()
+		}
+		want := s.snapshot().Digests()
+		defer d.Fill(t)()
+		require.Equal(t, want, successor(t, path))
+		require.Equal(t, want, successor(t, path))
+	})
+}
+
+func TestAStoreThatCannotBeReadIsMadeAnew(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state.journal")
+	require.NoError(t, os.Mkdir(path, 0o700))
+	s, err := openStore(path)
+	require.NoError(t, err)
+	require.False(t, s.known)
+	require.Contains(t, s.note(), path+".damaged")
+	s.setPool(pool("a/p", 7))
+	s.commit()
+	require.Equal(t, s.snapshot().Digests(), successor(t, path))
+}
+
 func TestTheJournalStaysShort(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "state.journal")
 	s, err := openStore(path)
 	require.NoError(t, err)
 	for i := range 20000 {
 		s.setPool(pool("p", i%4, 5+i%3))
-		require.NoError(t, s.commit())
+		s.commit()
 	}
 	file, err := os.Stat(path)
 	require.NoError(t, err)

@@ -2,7 +2,6 @@ package envoy
 
 import (
 	"bufio"
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,12 +13,14 @@ import (
 	"slices"
 	"time"
 
+	"kubelb.k8c.io/backends/statefile"
 	"kubelb.k8c.io/core/model"
 )
 
 // store is what Envoy was given, kept in a file so that a new process serves the same before it knows more. The file is a
 // journal: a line for each commit, with what that one changed. It survives the process; after a crash of the whole host
-// no Envoy runs that could lose anything, and the manager sends what is missing.
+// no Envoy runs that could lose anything, and the manager sends what is missing. Where it cannot be kept Envoy is served all the same: a
+// new process then begins with what was right before, until the manager has told it what differs.
 type store struct {
 	path      string
 	known     bool // something was committed once
@@ -31,6 +32,9 @@ type store struct {
 
 	changed commit
 	journal *os.File
+	// unkept is why the file is not what Envoy was given, retryAt when that is tried again; unread is why it was made anew.
+	unkept, unread error
+	retryAt        time.Time
 	// written is the journal's length, compacted what it was when it held nothing superfluous.
 	written, compacted int64
 }
@@ -54,12 +58,38 @@ func openStore(path string) (*store, error) {
 	s := &store{path: path, pools: map[model.PoolID]model.Pool{}, frontends: map[model.FrontendKey]model.Frontend{}, pending: map[model.FrontendKey]bool{},
 		usersOf: map[model.PoolID]map[model.FrontendKey]bool{}}
 	if err := s.read(); err != nil {
-		return nil, fmt.Errorf("read what Envoy serves: %w", err)
+		if failed := statefile.SetAside(path); failed != nil {
+			return nil, errors.Join(fmt.Errorf("read what Envoy serves: %w", err), failed)
+		}
+		s.unread = err
 	}
-	if !s.known {
-		return s, nil
+	if s.known {
+		s.keep(s.compact)
 	}
-	return s, s.compact()
+	return s, nil
+}
+
+// note is for the operator: what is wrong with the file. It is empty where nothing is.
+func (s *store) note() string {
+	switch {
+	case s.unkept != nil:
+		return fmt.Sprintf("state not kept: %v; a restart of this plugin begins with what was kept last: make room on that file system", s.unkept)
+	case s.unread != nil:
+		return fmt.Sprintf("state made anew: what was there could not be read (%v) and is kept as %s", s.unread, statefile.Aside(s.path))
+	}
+	return ""
+}
+
+// retryKeep is how long it is not tried again to keep what could not be kept: all of it is written then.
+const retryKeep = 5 * time.Second
+
+// keep has the file be written. If that fails the next commit writes all of it.
+func (s *store) keep(write func() error) {
+	s.unkept = write()
+	if s.unkept != nil {
+		s.unkept = errors.Join(s.unkept, s.close())
+		s.retryAt, s.changed, s.known = time.Now().Add(retryKeep), commit{}, true
+	}
 }
 
 // read takes over every commit of the journal up to the first one that is not whole, which a killed process leaves.
@@ -166,10 +196,19 @@ func stored(f model.Frontend) storedFrontend {
 const slack = 1 << 20
 
 // commit writes down what has changed since the last one.
-func (s *store) commit() error {
-	if s.journal == nil || s.written > 2*s.compacted+slack {
-		return s.compact()
+func (s *store) commit() {
+	switch {
+	case s.unkept != nil && time.Now().Before(s.retryAt):
+		s.changed = commit{}
+	case s.journal == nil || s.written > 2*s.compacted+slack:
+		s.keep(s.compact)
+	default:
+		s.keep(s.append)
 	}
+}
+
+// append adds a line. A part of a line hides all that follow: if it fails nothing may follow.
+func (s *store) append() error {
 	line, err := json.Marshal(s.changed)
 	if err != nil {
 		return err
@@ -177,8 +216,7 @@ func (s *store) commit() error {
 	n, err := s.journal.Write(append(line, '\n'))
 	s.written += int64(n)
 	if err != nil {
-		// A part of a line hides all that follow.
-		return errors.Join(fmt.Errorf("keep what Envoy serves: %w", err), s.close())
+		return fmt.Errorf("keep what Envoy serves: %w", err)
 	}
 	s.changed, s.known = commit{}, true
 	return nil
@@ -197,12 +235,8 @@ func (s *store) compact() error {
 	if err != nil {
 		return err
 	}
-	next := s.path + ".next"
-	if err := os.WriteFile(next, append(bytes.TrimSpace(line), '\n'), 0o600); err != nil {
+	if err := statefile.Write(s.path, append(line, '\n')); err != nil {
 		return fmt.Errorf("keep what Envoy serves: %w", err)
-	}
-	if err := os.Rename(next, s.path); err != nil {
-		return err
 	}
 	s.journal, err = os.OpenFile(s.path, os.O_APPEND|os.O_WRONLY, 0o600)
 	s.written = int64(len(line)) + 1

@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"kubelb.k8c.io/backends/statefile"
 )
 
 // Dir is a directory that a supervisor, its Envoy and a plugin share. It must be private to them.
@@ -238,10 +240,7 @@ func writeJSON(path string, content any) error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(path+".next", text, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(path+".next", path)
+	return statefile.Write(path, text)
 }
 
 // readJSON leaves the content as it is when there is no such file.

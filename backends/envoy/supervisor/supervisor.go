@@ -18,6 +18,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"kubelb.k8c.io/backends/statefile"
 )
 
 const (
@@ -71,7 +73,9 @@ func Run(ctx context.Context, o Options) error {
 	}
 	s := &supervisor{Options: o, leaving: map[*envoy]bool{}, exits: make(chan *envoy), ready: make(chan *envoy)}
 	if err := readJSON(o.Dir.running(), &s.running); err != nil {
-		return err
+		// No Envoy runs that it could tell of.
+		fmt.Fprintln(os.Stderr, "kubelb-envoy: begins anew:", errors.Join(err, statefile.SetAside(o.Dir.running())))
+		s.running = Running{}
 	}
 	defer s.end()
 	again := time.NewTimer(0)
@@ -232,7 +236,7 @@ func (s *supervisor) launch(w Wanted, identity string, before *envoy) (*envoy, e
 	s.running.Launch++
 	e := &envoy{launch: s.running.Launch, identity: identity}
 	bootstrap := strings.ReplaceAll(w.Bootstrap, LaunchMark, strconv.Itoa(e.launch))
-	if err := os.WriteFile(s.Dir.bootstrap(e.launch), []byte(bootstrap), 0o600); err != nil {
+	if err := statefile.Write(s.Dir.bootstrap(e.launch), []byte(bootstrap)); err != nil {
 		return nil, err
 	}
 	// The old one ends by itself a minute after all that it keeps has been ended.

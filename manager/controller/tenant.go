@@ -11,7 +11,6 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api/v1"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -19,6 +18,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
+	"kubelb.k8c.io/api/plain"
 	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/core/translate"
 )
@@ -67,6 +67,9 @@ func (r *tenantReconciler) Reconcile(ctx context.Context, req reconcile.Request)
 			return reconcile.Result{}, err
 		}
 	}
+	if err := r.clear(ctx, namespaceOf(&tenant)); err != nil {
+		return reconcile.Result{}, err
+	}
 	if tenant.Spec.Revoked {
 		return reconcile.Result{}, r.revoke(ctx, &tenant)
 	}
@@ -114,7 +117,7 @@ func (r *tenantReconciler) setStatus(ctx context.Context, tenant *v1alpha1.Tenan
 	}
 	tenant.Status.ObservedGeneration, tenant.Status.Phase = tenant.Generation, phase
 	condition.ObservedGeneration = tenant.Generation
-	meta.SetStatusCondition(&tenant.Status.Conditions, condition)
+	plain.SetCondition(&tenant.Status.Conditions, condition)
 	if equality.Semantic.DeepEqual(before, &tenant.Status) {
 		return nil
 	}
@@ -139,14 +142,20 @@ func (r *tenantReconciler) cleanUp(ctx context.Context, tenant *v1alpha1.Tenant)
 	if err != nil {
 		return reconcile.Result{}, err
 	}
+	if err := r.release(ctx, namespace.Name, time.Now()); err != nil {
+		return reconcile.Result{}, err
+	}
 	if left, err := r.deleteLoadBalancers(ctx, namespace.Name); err != nil || left {
 		// The namespace controller would wait for many seconds before it looks at finalizers again.
 		return reconcile.Result{RequeueAfter: 200 * time.Millisecond}, err
 	}
 	if namespace.DeletionTimestamp == nil {
-		return reconcile.Result{}, client.IgnoreNotFound(r.client.Delete(ctx, namespace))
+		if err := r.client.Delete(ctx, namespace); err != nil {
+			return reconcile.Result{}, client.IgnoreNotFound(err)
+		}
 	}
-	return reconcile.Result{}, nil
+	// What is left in it goes by the namespace controller, and is looked at again until it has.
+	return reconcile.Result{RequeueAfter: releaseEvery}, nil
 }
 
 // deleteLoadBalancers reports whether some are still there.

@@ -114,6 +114,19 @@ func TestTheCCMWorksWithATenantsCredentialsAlone(t *testing.T) {
 	require.NoError(t, err)
 }
 
+// T21: what a tenant could write before there was the policy, or where it is not installed.
+func TestATenantGoesWhateverFinalizersItsObjectsHave(t *testing.T) {
+	alikeWithAll(t)
+	const ns = "tenant-held"
+	out, status := kubelb(t, "tenants", "create", "held", "--backend-cidrs=198.51.100.0/24")
+	require.Zero(t, status, out)
+	cleanUpHub(t, "tenant/held")
+	applyToHub(t, strings.Replace(hubAddresses(ns), "name: default}", "name: default, finalizers: [kubelb.k8c.io/cleanup]}", 1)+hubLoadBalancer(ns, "web", ""))
+	hubIP(t, ns, "web")
+	hubKubectl(t, "delete", "tenant/held", "--timeout=30s")
+	hubKubectl(t, "wait", "namespace/"+ns, "--for=delete", "--timeout=30s")
+}
+
 func containsAll(text string, parts ...string) bool {
 	for _, part := range parts {
 		if !strings.Contains(text, part) {

@@ -8,6 +8,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"kubelb.k8c.io/core/phrase"
 )
 
 // reasonAddressNotAccepted is that of a Service which the hub gives an address that this cluster does not take.
@@ -28,7 +30,7 @@ func (c Config) accept(status corev1.LoadBalancerStatus) (accepted corev1.LoadBa
 		return accepted, nil
 	}
 	return accepted, &metav1.Condition{Type: conditionReady, Status: metav1.ConditionFalse, Reason: reasonAddressNotAccepted,
-		Message: fmt.Sprintf("the management cluster gives it %s, which this cluster does not take: if that is right, add it to --accept-addresses of kubelb-ccm", strings.Join(refused, ", "))}
+		Message: fmt.Sprintf("the management cluster gives it %s, which this cluster does not take: if that is right, add it to --accept-addresses of kubelb-ccm", phrase.Few(refused, ", "))}
 }
 
 func (c Config) takes(ingress corev1.LoadBalancerIngress) bool {

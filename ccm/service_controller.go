@@ -24,6 +24,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
+	"kubelb.k8c.io/api/plain"
 	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/ccm/convert"
 	"kubelb.k8c.io/core/translate"
@@ -290,7 +291,7 @@ func (r *serviceReconciler) publish(ctx context.Context, service *corev1.Service
 	}
 	condition.ObservedGeneration = service.Generation
 	known := meta.FindStatusCondition(before.Status.Conditions, conditionReady)
-	meta.SetStatusCondition(&service.Status.Conditions, condition)
+	plain.SetCondition(&service.Status.Conditions, condition)
 	if equality.Semantic.DeepEqual(before.Status, service.Status) {
 		return nil
 	}
@@ -410,5 +411,5 @@ func (r *serviceReconciler) deleteFromHub(ctx context.Context, service types.Nam
 }
 
 func (r *serviceReconciler) event(service *corev1.Service, kind, reason, message string) {
-	r.events.Eventf(service, nil, kind, reason, "Sync", "%s", message)
+	r.events.Eventf(service, nil, kind, reason, "Sync", "%s", plain.Note(message))
 }

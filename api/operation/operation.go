@@ -9,11 +9,14 @@ import (
 	"net/http"
 	"net/http/pprof"
 	"net/netip"
+
+	"kubelb.k8c.io/api/plain"
 )
 
 // NewLogHandler returns one that writes lines in that format, text or json, from that level on, which may change later.
 func NewLogHandler(level, format string, w io.Writer) (slog.Handler, *slog.LevelVar, error) {
 	var l slog.LevelVar
+	w = plain.Writer(w) // JSON lines have signs in them that a terminal obeys, too
 	if err := l.UnmarshalText([]byte(level)); err != nil {
 		return nil, nil, fmt.Errorf("--log-level=%s: use debug, info, warn or error", level)
 	}

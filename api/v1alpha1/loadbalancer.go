@@ -54,11 +54,13 @@ type LoadBalancerSpec struct {
 	// Hostname is KubeLB's layer-7 field; this manager keeps it and does nothing with it.
 	// +optional
 	// +kubebuilder:validation:MaxLength=253
+	// +kubebuilder:validation:Pattern=`^[-*_.:A-Za-z0-9]*$`
 	Hostname string `json:"hostname,omitempty"`
 
 	// Type is the Service's type in the tenant cluster. Only LoadBalancer gets an external address.
 	// +optional
 	// +kubebuilder:default=ClusterIP
+	// +kubebuilder:validation:Enum=ClusterIP;NodePort;LoadBalancer;ExternalName;""
 	Type corev1.ServiceType `json:"type,omitempty"`
 
 	// ExternalTrafficPolicy is Cluster (every node of the tenant is a target) or Local (only nodes with a ready
@@ -105,12 +107,14 @@ type LoadBalancerSpec struct {
 	// so do the addresses. Annotation form: kubelb.k8c.io/address-pool.
 	// +optional
 	// +kubebuilder:validation:MaxLength=253
+	// +kubebuilder:validation:Pattern=`^([A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?)?$`
 	AddressPool string `json:"addressPool,omitempty"`
 
 	// SharingKey has LoadBalancers of one tenant that bear the same one share an address, as long as no port, of a protocol, is in two of
 	// them. Annotation form: kubelb.k8c.io/sharing-key.
 	// +optional
 	// +kubebuilder:validation:MaxLength=253
+	// +kubebuilder:validation:Pattern=`^[^\x00-\x1f\x7f-\x9f]*$`
 	SharingKey string `json:"sharingKey,omitempty"`
 
 	// HealthCheckNodePort is where each node answers whether it has local endpoints (externalTrafficPolicy Local).
@@ -133,6 +137,7 @@ type LoadBalancerEndpoints struct {
 	// Name is free.
 	// +optional
 	// +kubebuilder:validation:MaxLength=253
+	// +kubebuilder:validation:Pattern=`^[^\x00-\x1f\x7f-\x9f]*$`
 	Name string `json:"name,omitempty"`
 
 	// Addresses are the targets when addressesReference is not set.
@@ -143,8 +148,7 @@ type LoadBalancerEndpoints struct {
 
 	// AddressesReference names an Addresses object of the same namespace; addresses is ignored when it is set.
 	// +optional
-	// +kubebuilder:validation:XValidation:rule="!has(self.kind) || self.kind in ['', 'Addresses']",message="addressesReference.kind: only Addresses can be referred to; leave it empty or write Addresses"
-	AddressesReference *corev1.ObjectReference `json:"addressesReference,omitempty"`
+	AddressesReference *AddressesReference `json:"addressesReference,omitempty"`
 
 	// LocalAddresses are the nodes that have a ready endpoint of the Service now; they are the targets when
 	// externalTrafficPolicy is Local. Present and empty means that no node has one: connections are refused.
@@ -157,6 +161,40 @@ type LoadBalancerEndpoints struct {
 	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=256
 	Ports []EndpointPort `json:"ports,omitempty"`
+}
+
+// AddressesReference names an Addresses object. It is a core ObjectReference whose values have an alphabet and a length.
+type AddressesReference struct {
+	// Kind is Addresses, or empty.
+	// +optional
+	// +kubebuilder:validation:Enum=Addresses;""
+	Kind string `json:"kind,omitempty"`
+	// Namespace is the LoadBalancer's own, or empty.
+	// +optional
+	// +kubebuilder:validation:MaxLength=63
+	// +kubebuilder:validation:Pattern=`^([A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?)?$`
+	Namespace string `json:"namespace,omitempty"`
+	// +optional
+	// +kubebuilder:validation:MaxLength=253
+	// +kubebuilder:validation:Pattern=`^([A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?)?$`
+	Name string `json:"name,omitempty"`
+	// UID, apiVersion, resourceVersion and fieldPath are not looked at.
+	// +optional
+	// +kubebuilder:validation:MaxLength=63
+	// +kubebuilder:validation:Pattern=`^([A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?)?$`
+	UID string `json:"uid,omitempty"`
+	// +optional
+	// +kubebuilder:validation:MaxLength=253
+	// +kubebuilder:validation:Pattern=`^[-./A-Za-z0-9]*$`
+	APIVersion string `json:"apiVersion,omitempty"`
+	// +optional
+	// +kubebuilder:validation:MaxLength=63
+	// +kubebuilder:validation:Pattern=`^([A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?)?$`
+	ResourceVersion string `json:"resourceVersion,omitempty"`
+	// +optional
+	// +kubebuilder:validation:MaxLength=253
+	// +kubebuilder:validation:Pattern=`^[^\x00-\x1f\x7f-\x9f]*$`
+	FieldPath string `json:"fieldPath,omitempty"`
 }
 
 // EndpointAddress is one target, by IP address or by host name; ip wins.
@@ -173,6 +211,7 @@ type EndpointAddress struct {
 	// Hostname is a host name. The hub never resolves a tenant's names; the tenant's CCM does.
 	// +optional
 	// +kubebuilder:validation:MaxLength=253
+	// +kubebuilder:validation:Pattern=`^[-*_.:A-Za-z0-9]*$`
 	Hostname string `json:"hostname,omitempty"`
 }
 
@@ -181,6 +220,7 @@ type EndpointPort struct {
 	// Name matches a name in spec.ports.
 	// +optional
 	// +kubebuilder:validation:MaxLength=63
+	// +kubebuilder:validation:Pattern=`^([A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?)?$`
 	Name string `json:"name,omitempty"`
 
 	// Port is the tenant's NodePort; 0 says that the Service has none.
@@ -200,6 +240,7 @@ type LoadBalancerPort struct {
 	// Name matches a name in endpoints[].ports.
 	// +optional
 	// +kubebuilder:validation:MaxLength=63
+	// +kubebuilder:validation:Pattern=`^([A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?)?$`
 	Name string `json:"name,omitempty"`
 
 	// Port is the port on the external address.

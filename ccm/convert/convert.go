@@ -100,7 +100,7 @@ func LoadBalancer(lb translate.LoadBalancer) *v1alpha1.LoadBalancer {
 			AddressPool:              lb.AddressPool,
 			SharingKey:               lb.SharingKey,
 			Endpoints: []v1alpha1.LoadBalancerEndpoints{{
-				AddressesReference: &corev1.ObjectReference{Name: v1alpha1.DefaultAddressesName},
+				AddressesReference: &v1alpha1.AddressesReference{Name: v1alpha1.DefaultAddressesName},
 			}},
 		},
 	}

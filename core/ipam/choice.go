@@ -5,7 +5,8 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
+
+	"kubelb.k8c.io/core/phrase"
 )
 
 // decide chooses an address for each wished family while none of the holder's own is taken.
@@ -91,7 +92,7 @@ func (a *Allocator) inUse(holder string, address netip.Addr, what string) *Refus
 	if tenantOf(others[0]) != tenantOf(holder) {
 		return &Refusal{Reason: AddressInUse, Message: what + " is held by another LoadBalancer; ask for another one or none"}
 	}
-	return &Refusal{Reason: AddressInUse, Message: fmt.Sprintf("%s is held by another LoadBalancer (%s); ask for another one or none, or give both the same sharing key and ports apart", what, strings.Join(others, ", "))}
+	return &Refusal{Reason: AddressInUse, Message: fmt.Sprintf("%s is held by another LoadBalancer (%s); ask for another one or none, or give both the same sharing key and ports apart", what, phrase.Few(others, ", "))}
 }
 
 // gives reports whether new addresses of the pool may go to who wishes so.
@@ -128,7 +129,7 @@ func (a *Allocator) describe(wish Wish) string {
 	if len(names) == 0 {
 		return "no pool at all"
 	}
-	return "the pools " + strings.Join(names, ", ")
+	return "the pools " + phrase.Few(names, ", ")
 }
 
 // next takes the next free address of the first pool that has one. Whoever names a pool need not be given its addresses unasked.
@@ -147,7 +148,7 @@ func (a *Allocator) next(wish Wish, family Family) (Grant, *Refusal) {
 	}
 	if len(full) > 0 {
 		return Grant{}, &Refusal{Reason: PoolExhausted, Message: fmt.Sprintf("no free %s address in %s: delete a LoadBalancer or add addresses to an AddressPool",
-			family, strings.Join(full, ", "))}
+			family, phrase.Few(full, ", "))}
 	}
 	if wish.Pool != "" {
 		return Grant{}, &Refusal{Reason: NoMatchingPool, Message: fmt.Sprintf("there is no AddressPool %s that gives %s addresses to tenant %s: name another one or none",

@@ -492,3 +492,18 @@ func TestTheIncrementalPathEndsInTheSameModel(t *testing.T) {
 		}
 	}
 }
+
+func TestAMessageNamesAFewTargetsHoweverManyAreRefused(t *testing.T) {
+	h := testHub()
+	ips := []string{"198.51.100.11"}
+	for i := range 4000 {
+		ips = append(ips, netip.AddrFrom4([4]byte{192, 0, byte(i >> 8), byte(i)}).String())
+	}
+	h.SetAddresses(addressesOf("tenant-a", ips...))
+	h.SetLoadBalancer(lb("tenant-a", "web"))
+	h.Flush()
+	problems := h.Problems(model.ObjectName{Namespace: "tenant-a", Name: "web"})
+	if len(problems) != 1 || len(problems[0].Message) > 1024 || !strings.HasSuffix(problems[0].Message, "; and 3995 more") {
+		t.Errorf("%.2000v", problems)
+	}
+}

@@ -10,6 +10,7 @@ import (
 
 	"kubelb.k8c.io/core/ipam"
 	"kubelb.k8c.io/core/model"
+	"kubelb.k8c.io/core/phrase"
 )
 
 // DefaultAffinityTimeout is Kubernetes' default for sessionAffinity ClientIP.
@@ -332,7 +333,7 @@ func resolve(a Addresses, tenant Tenant, fence Fence) *resolution {
 		for i, t := range refused {
 			messages[i] = "Addresses " + a.Name + " " + t.message
 		}
-		r.problems = append(r.problems, Problem{Reason: ReasonEndpointRefused, Message: "left out: " + strings.Join(messages, "; "), Partial: true})
+		r.problems = append(r.problems, Problem{Reason: ReasonEndpointRefused, Message: "left out: " + phrase.Few(messages, "; "), Partial: true})
 	}
 	return r
 }

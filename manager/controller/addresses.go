@@ -12,7 +12,6 @@ import (
 
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/util/workqueue"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -22,6 +21,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/log"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
+	"kubelb.k8c.io/api/plain"
 	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/core/ipam"
 	"kubelb.k8c.io/core/translate"
@@ -264,7 +264,7 @@ func (r *poolReconciler) count(ctx context.Context, pool *v1alpha1.AddressPool) 
 			condition.Reason = "Overlap"
 		}
 	}
-	meta.SetStatusCondition(&pool.Status.Conditions, condition)
+	plain.SetCondition(&pool.Status.Conditions, condition)
 	if equality.Semantic.DeepEqual(before, &pool.Status) {
 		return nil
 	}

@@ -4,6 +4,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"kubelb.k8c.io/api/plain"
 	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/core/translate"
 )
@@ -30,7 +31,7 @@ func (c *conditions) set(kind string, status bool, reason, message string) {
 	if status {
 		condition.Status = metav1.ConditionTrue
 	}
-	meta.SetStatusCondition(&c.lb.Status.Conditions, condition)
+	plain.SetCondition(&c.lb.Status.Conditions, condition)
 }
 
 func (c *conditions) isTrue(kind string) bool {

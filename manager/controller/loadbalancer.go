@@ -23,6 +23,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
+	"kubelb.k8c.io/api/plain"
 	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/core/ipam"
 	"kubelb.k8c.io/core/model"
@@ -312,7 +313,7 @@ func (r *loadBalancerReconciler) write(ctx context.Context, before, lb *v1alpha1
 	for _, kind := range []string{v1alpha1.ConditionAccepted, v1alpha1.ConditionAddressAllocated, v1alpha1.ConditionProgrammed, v1alpha1.ConditionAnnounced} {
 		was, is := meta.FindStatusCondition(before.Status.Conditions, kind), meta.FindStatusCondition(lb.Status.Conditions, kind)
 		if is != nil && worthAnEvent(is) && (was == nil || was.Message != is.Message) {
-			r.events.Eventf(lb, nil, corev1.EventTypeWarning, is.Reason, "Sync", "%s", is.Message)
+			r.events.Eventf(lb, nil, corev1.EventTypeWarning, is.Reason, "Sync", "%s", plain.Note(is.Message))
 			return nil
 		}
 	}

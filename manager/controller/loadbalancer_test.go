@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -19,7 +20,9 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
+	"kubelb.k8c.io/api/plain"
 	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/core/translate"
 )
 
 // Whatever is written of a LoadBalancer is a version that gateways look at, and say that they have. That has to come to an end.
@@ -183,4 +186,13 @@ func TestAnAddressThatAnotherHostHasIsToldOfWhereItsServiceIs(t *testing.T) {
 	require.NoError(t, c.Update(t.Context(), gateway))
 	require.Empty(t, r.conflicting(t.Context(), gateway))
 	require.Equal(t, "Ready", says().Reason)
+}
+
+func TestAStatusIsWrittenHoweverLongWhatATenantWroteIs(t *testing.T) {
+	lb := recorded("web", 0)
+	c := conditions{lb: lb}
+	c.accept([]translate.Problem{{Reason: translate.ReasonEndpointRefused, Partial: true, Message: "left out: \x1b[31m" + strings.Repeat("x", 1<<20)}})
+	accepted := meta.FindStatusCondition(lb.Status.Conditions, v1alpha1.ConditionAccepted)
+	require.LessOrEqual(t, len(accepted.Message), plain.MaxCondition)
+	require.Regexp(t, `^left out: \\u001b\[31mx+\.\.\. \(\d+ bytes more\)$`, accepted.Message)
 }

@@ -5,7 +5,6 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
@@ -32,7 +31,7 @@ func TestATenantUsesWhatItsLargestLoadBalancerAndItsBusiestPortHave(t *testing.T
 	nodes := &v1alpha1.Addresses{ObjectMeta: named("default"), Spec: v1alpha1.AddressesSpec{Addresses: ips("198.51.100.1", "198.51.100.2", "198.51.100.3", "10.0.0.1")}}
 	unused := &v1alpha1.Addresses{ObjectMeta: named("unused"), Spec: v1alpha1.AddressesSpec{Addresses: ips("198.51.100.1", "198.51.100.2", "198.51.100.3", "198.51.100.4")}}
 	refers, itself := &v1alpha1.LoadBalancer{ObjectMeta: named("refers")}, &v1alpha1.LoadBalancer{ObjectMeta: named("itself")}
-	refers.Spec.Endpoints = []v1alpha1.LoadBalancerEndpoints{{AddressesReference: &corev1.ObjectReference{Name: "default"}}}
+	refers.Spec.Endpoints = []v1alpha1.LoadBalancerEndpoints{{AddressesReference: &v1alpha1.AddressesReference{Name: "default"}}}
 	itself.Spec.Endpoints = []v1alpha1.LoadBalancerEndpoints{{Addresses: ips("198.51.100.1")}}
 	tenant := &v1alpha1.Tenant{ObjectMeta: metav1.ObjectMeta{Name: "a"}, Spec: v1alpha1.TenantSpec{BackendCIDRs: []string{"198.51.100.0/24"}}}
 	book := bookOf(t)

@@ -15,6 +15,7 @@ import (
 	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/core/election"
 	"kubelb.k8c.io/core/ipam"
+	"kubelb.k8c.io/core/phrase"
 	"kubelb.k8c.io/manager/convert"
 	"kubelb.k8c.io/manager/selection"
 )
@@ -116,7 +117,7 @@ func (v gatewayView) waitMessage() string {
 		return "there is no gateway: start a kubelb-manager with the gateway role and a backend"
 	}
 	if len(v.problems) > 0 {
-		return fmt.Sprintf("none of %d gateways has taken it yet: %s", v.gateways, strings.Join(v.problems, "; "))
+		return fmt.Sprintf("none of %d gateways has taken it yet: %s", v.gateways, phrase.Few(v.problems, "; "))
 	}
 	return fmt.Sprintf("none of %d gateways has taken it yet; see kubectl describe gateways.kubelb.k8c.io", v.gateways)
 }
@@ -124,13 +125,13 @@ func (v gatewayView) waitMessage() string {
 // announcement is what there is to say of addresses that a gateway answers for.
 func (v gatewayView) announcement() (reason, message string) {
 	if len(v.conflicts) > 0 {
-		return v1alpha1.ReasonAddressConflict, fmt.Sprintf("another host on the gateways' segment answers for %s, too, and clients may reach that one: the management cluster's operator has to see to it", strings.Join(v.conflicts, ", "))
+		return v1alpha1.ReasonAddressConflict, fmt.Sprintf("another host on the gateways' segment answers for %s, too, and clients may reach that one: the management cluster's operator has to see to it", phrase.Few(v.conflicts, ", "))
 	}
 	return reasonAnnounced, "a gateway answers for its addresses"
 }
 
 func (v gatewayView) silence() string {
-	return strings.Join(append([]string{"no gateway answers for its addresses yet"}, v.silent...), "; ")
+	return phrase.Few(append([]string{"no gateway answers for its addresses yet"}, v.silent...), "; ")
 }
 
 // problemOf is why the gateway takes nothing at present.

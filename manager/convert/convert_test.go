@@ -62,7 +62,7 @@ func TestMalformedAnnotationsAreNamed(t *testing.T) {
 }
 
 func TestAnEmptyLocalListIsNotAnAbsentOne(t *testing.T) {
-	endpoints := v1alpha1.LoadBalancerEndpoints{AddressesReference: &corev1.ObjectReference{Name: "default"}}
+	endpoints := v1alpha1.LoadBalancerEndpoints{AddressesReference: &v1alpha1.AddressesReference{Name: "default"}}
 	lb := &v1alpha1.LoadBalancer{Spec: v1alpha1.LoadBalancerSpec{Endpoints: []v1alpha1.LoadBalancerEndpoints{endpoints}}}
 	got := LoadBalancer(lb)
 	require.Nil(t, got.Local)

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"kubelb.k8c.io/api/plain"
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
@@ -26,7 +27,7 @@ func listed(fails map[string]failure) (failures []v1alpha1.GatewayFailure, unlis
 		}
 		named[f.owner] = true
 		namespace, _, _ := strings.Cut(f.owner, "/")
-		of[namespace] = append(of[namespace], v1alpha1.GatewayFailure{LoadBalancer: f.owner, Record: record, Message: clip(f.message, maxMessage)})
+		of[namespace] = append(of[namespace], v1alpha1.GatewayFailure{LoadBalancer: f.owner, Record: record, Message: plain.Message(f.message, maxMessage)})
 	}
 	share := max(1, min(maxFailuresOfTenant, maxFailures/max(1, len(of))))
 	for _, namespace := range slices.Sorted(maps.Keys(of)) {

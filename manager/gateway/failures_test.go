@@ -16,7 +16,7 @@ import (
 func TestOfEachLoadBalancerTheFirstRecordIsListedThatFailed(t *testing.T) {
 	failures, unlisted := listed(map[string]failure{
 		"frontend TCP 203.0.113.1:80": {"tenant-a/web", "full"}, "frontend TCP 203.0.113.1:443": {"tenant-a/web", "full"}, "pool a/one": {"", strings.Repeat("x", 1000)}})
-	require.Equal(t, []v1alpha1.GatewayFailure{{Record: "pool a/one", Message: strings.Repeat("x", maxMessage)},
+	require.Equal(t, []v1alpha1.GatewayFailure{{Record: "pool a/one", Message: strings.Repeat("x", 235) + "... (765 bytes more)"},
 		{LoadBalancer: "tenant-a/web", Record: "frontend TCP 203.0.113.1:443", Message: "full"}}, failures)
 	require.Empty(t, unlisted)
 }

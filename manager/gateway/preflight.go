@@ -14,12 +14,8 @@ import (
 	"kubelb.k8c.io/backends/dataplane"
 )
 
-const (
-	// preflightLimit bounds one preflight of a backend: it is part of each start.
-	preflightLimit = 10 * time.Second
-	// maxConditionMessage bounds what a condition says.
-	maxConditionMessage = 8192
-)
+// preflightLimit bounds one preflight of a backend: it is part of each start.
+const preflightLimit = 10 * time.Second
 
 // Preflight asks a backend what it needs of this host, as it would be configured here. It changes nothing.
 func Preflight(ctx context.Context, d dataplane.Dataplane, o BackendOptions) ([]dataplane.Check, error) {
@@ -103,7 +99,7 @@ func hostConditions(lacking []dataplane.Check) (conditions []metav1.Condition) {
 		}
 		if len(lines) > 0 {
 			conditions = append(conditions, metav1.Condition{Type: v1alpha1.ConditionHostPrefix + string(group), Status: metav1.ConditionFalse, Reason: reason,
-				Message: clip(strings.Join(lines, "\n"), maxConditionMessage)})
+				Message: strings.Join(lines, "\n")})
 		}
 	}
 	return conditions

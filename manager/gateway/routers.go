@@ -17,7 +17,9 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"kubelb.k8c.io/api/plain"
 	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/core/phrase"
 	"kubelb.k8c.io/manager/bfd"
 	"kubelb.k8c.io/manager/bgp"
 )
@@ -200,7 +202,7 @@ func (r *routers) password(ctx context.Context, name string) (string, error) {
 // sessions are all routers with what has become of them, by name.
 func (r *routers) sessions() (all []v1alpha1.BGPSession) {
 	for _, s := range r.speaker.Sessions() {
-		is := v1alpha1.BGPSession{Peer: s.Peer.Name, Address: s.Peer.Address.String(), State: v1alpha1.BGPDown, Message: clip(s.Reason, 1024)}
+		is := v1alpha1.BGPSession{Peer: s.Peer.Name, Address: s.Peer.Address.String(), State: v1alpha1.BGPDown, Message: plain.Message(s.Reason, 1024)}
 		if s.Established {
 			is.State = v1alpha1.BGPEstablished
 		}
@@ -216,7 +218,7 @@ func (r *routers) sessions() (all []v1alpha1.BGPSession) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for name, problem := range r.problems {
-		all = append(all, v1alpha1.BGPSession{Peer: name, State: v1alpha1.BGPDown, Message: clip(problem, 1024)})
+		all = append(all, v1alpha1.BGPSession{Peer: name, State: v1alpha1.BGPDown, Message: plain.Message(problem, 1024)})
 	}
 	slices.SortFunc(all, func(a, b v1alpha1.BGPSession) int { return cmp.Compare(a.Peer, b.Peer) })
 	return all
@@ -235,7 +237,7 @@ func sessionsCondition(sessions []v1alpha1.BGPSession) metav1.Condition {
 	case len(sessions) == 0:
 		c.Status, c.Reason, c.Message = metav1.ConditionFalse, "NoPeer", "no BGPPeer names a router for this gateway: create one"
 	case len(down) > 0:
-		c.Status, c.Reason, c.Message = metav1.ConditionFalse, "SessionDown", clip(fmt.Sprintf("%d of %d routers have no session: %s", len(down), len(sessions), strings.Join(down, "; ")), 1024)
+		c.Status, c.Reason, c.Message = metav1.ConditionFalse, "SessionDown", fmt.Sprintf("%d of %d routers have no session: %s", len(down), len(sessions), phrase.Few(down, "; "))
 	}
 	return c
 }

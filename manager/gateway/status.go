@@ -15,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"kubelb.k8c.io/api/plain"
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
@@ -34,12 +35,12 @@ func (g *Gateway) publish() {
 	}
 	s.Failures, s.Unlisted = listed(g.fails)
 	for _, name := range slices.Sorted(maps.Keys(g.leftovers)) {
-		s.Failures = append(s.Failures, v1alpha1.GatewayFailure{Record: "backend " + name, Message: clip(g.leftovers[name], 1024)})
+		s.Failures = append(s.Failures, v1alpha1.GatewayFailure{Record: "backend " + name, Message: plain.Message(g.leftovers[name], 1024)})
 	}
 	ready := metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: "InSync", Message: "the dataplane holds the model"}
 	switch {
 	case g.problem != nil:
-		ready.Status, ready.Reason, ready.Message = metav1.ConditionFalse, "BackendFailed", clip(g.problem.Error(), 1024)
+		ready.Status, ready.Reason, ready.Message = metav1.ConditionFalse, "BackendFailed", plain.Message(g.problem.Error(), 1024)
 	case !g.host.running():
 		ready.Status, ready.Reason, ready.Message = metav1.ConditionFalse, "BackendRestarting", "the backend's process is being started again"
 	default:
@@ -115,13 +116,6 @@ func conflictCondition(conflicts []v1alpha1.AddressConflict) metav1.Condition {
 		Message: message + "; take the addresses from that host, or out of the AddressPool"}
 }
 
-func clip(s string, n int) string {
-	if len(s) > n {
-		return s[:n]
-	}
-	return s
-}
-
 // statusPause keeps the writer from asking the API server for every change of a burst.
 const statusPause = 100 * time.Millisecond
 
@@ -173,7 +167,7 @@ func (g *Gateway) write(ctx context.Context, s v1alpha1.GatewayStatus) error {
 	// What was said of a role that the gateway has no more is not said any more.
 	conditions := slices.DeleteFunc(slices.Clone(object.Status.Conditions), func(c metav1.Condition) bool { return meta.FindStatusCondition(s.Conditions, c.Type) == nil })
 	for _, c := range s.Conditions {
-		meta.SetStatusCondition(&conditions, c)
+		plain.SetCondition(&conditions, c)
 	}
 	// While the backend is away the dataplane goes on: what it held, it holds.
 	if s.AppliedResourceVersion == "" {

@@ -1,10 +1,12 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -66,6 +68,10 @@ func TestAHostileTenantGetsNowhere(t *testing.T) {
 		{"T10", "have its object belong to another one", with(evil, "ownerReferences: [{apiVersion: v1, kind: Namespace, name: kubelb, uid: 00000000-0000-0000-0000-000000000000}]"), []string{"create", "-f", "-"}, "metadata.ownerReferences"},
 		{"T10", "make an object that nobody can delete", with(evil, "finalizers: [example.com/for-ever]"), []string{"create", "-f", "-"}, "metadata.finalizers"},
 		{"T10", "free an address that gateways still serve", strings.Replace(asItStands, finalizers, "", 1), []string{"replace", "-f", "-"}, "metadata.finalizers"},
+		{"T21", "keep its namespace by a finalizer on its nodes' addresses", strings.Replace(hubAddresses(ns), "name: default}", "name: more, finalizers: [kubelb.k8c.io/cleanup]}", 1), []string{"create", "-f", "-"}, "objects of this kind have none"},
+		{"T22", "give an operator's terminal orders by a name", strings.Replace(evil, "{name: default}", `{name: "no\x1b[2J"}`, 1), []string{"create", "-f", "-"}, "addressesReference.name"},
+		{"T22", "give an operator's terminal orders by a key", mine("evil", `sharingKey: "\x1b]0;root\x07"`), []string{"create", "-f", "-"}, "sharingKey"},
+		{"T22", "give an operator's terminal orders by a port", strings.ReplaceAll(evil, "name: http", `name: "\x1b[31m"`), []string{"create", "-f", "-"}, "name"},
 		{"T11", "read Secrets", "", []string{"-n", "kubelb", "get", "secrets"}, "forbidden"},
 		{"T11", "read its own namespace's Secrets", "", []string{"-n", ns, "get", "secrets"}, "forbidden"},
 	} {
@@ -98,9 +104,27 @@ func TestAHostileTenantGetsNowhere(t *testing.T) {
 			require.NoError(t, err)
 		})
 	}
+	// T22: what is wrong with a thousand of its addresses is said of a few, so that the status can be written.
+	_, err = as(strings.Replace(hubAddresses(ns), "[{ip: 198.51.100.11}", "["+manyAddresses(1000)+"{ip: 198.51.100.11}", 1), "replace", "-f", "-")
+	require.NoError(t, err)
+	eventually(t, 15*time.Second, func() error {
+		if accepted := hubGet(t, ns, "loadbalancer/good", `{.status.conditions[?(@.type=="Accepted")].message}`); !strings.HasSuffix(accepted, "; and 995 more") || len(accepted) > 2048 {
+			return errors.New(accepted)
+		}
+		return nil
+	})
 	// Nobody has lost anything.
 	require.Equal(t, good, hubIP(t, ns, "good"))
 	require.Equal(t, victims, externalIPs(t, "victim", 2))
+}
+
+// manyAddresses are none of the tenant's.
+func manyAddresses(n int) string {
+	var out strings.Builder
+	for i := range n {
+		fmt.Fprintf(&out, "{ip: 198.18.%d.%d}, ", i>>8, i&255)
+	}
+	return out.String()
 }
 
 func manyPorts(n int) string {

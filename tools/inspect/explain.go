@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"kubelb.k8c.io/api/plain"
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
@@ -89,7 +90,7 @@ func (h *Hub) Explain(lb *v1alpha1.LoadBalancer) Explanation {
 		{"its status tells the tenant so", told},
 	} {
 		message, holds := step.look(lb)
-		e.Steps = append(e.Steps, Step{step.what, holds, message})
+		e.Steps = append(e.Steps, Step{step.what, holds, plain.Line(message)})
 		if !holds {
 			break
 		}

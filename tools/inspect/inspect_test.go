@@ -27,7 +27,7 @@ func healthy() *Hub {
 	holder, renewed := "g1/1", metav1.NewMicroTime(now.Add(-200*time.Millisecond))
 	lb := v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Namespace: "tenant-a", Name: "uid-1", Generation: 1,
 		Labels: map[string]string{v1alpha1.LabelOriginNamespace: "shop", v1alpha1.LabelOriginName: "web"}},
-		Spec: v1alpha1.LoadBalancerSpec{Endpoints: []v1alpha1.LoadBalancerEndpoints{{AddressesReference: &corev1.ObjectReference{Name: "default"}}}},
+		Spec: v1alpha1.LoadBalancerSpec{Endpoints: []v1alpha1.LoadBalancerEndpoints{{AddressesReference: &v1alpha1.AddressesReference{Name: "default"}}}},
 		Status: v1alpha1.LoadBalancerStatus{Addresses: []v1alpha1.AllocatedAddress{{Address: "203.0.113.1", Pool: "public"}},
 			LoadBalancer: corev1.LoadBalancerStatus{Ingress: []corev1.LoadBalancerIngress{{IP: "203.0.113.1"}}}}}
 	for _, kind := range []string{v1alpha1.ConditionAccepted, v1alpha1.ConditionAddressAllocated, v1alpha1.ConditionProgrammed, v1alpha1.ConditionAnnounced, v1alpha1.ConditionReady} {
@@ -239,4 +239,23 @@ func TestPoolsSayWhoHasTheirAddresses(t *testing.T) {
 	require.NotContains(t, text("public"), "203.0.113.17")
 	_, err := h.PoolsNamed("public", "none")
 	require.ErrorContains(t, err, "there is no AddressPool none: 'kubelb pools' lists them")
+}
+
+func TestWhatTenantsWriteGivesTheTerminalNoOrders(t *testing.T) {
+	const orders = "no\x1b]0;title\a\u009b31m\nno problems"
+	const shown = `no\u001b]0;title\u0007\u009b31m\u000ano problems`
+	h := healthy()
+	h.LoadBalancers[0].Spec.Endpoints[0].AddressesReference.Name = orders
+	h.set(v1alpha1.ConditionAccepted, "AddressesNotFound", "Addresses tenant-a/"+orders+" does not exist")
+	var out strings.Builder
+	require.NoError(t, h.Explain(&h.LoadBalancers[0]).Text(&out))
+	require.Contains(t, out.String(), "AddressesNotFound: Addresses tenant-a/"+shown+" does not exist\n")
+	out.Reset()
+	require.NoError(t, h.Status().Text(&out))
+	require.Contains(t, out.String(), "AddressesNotFound: Addresses tenant-a/"+shown+" does not exist\n")
+	h = healthy()
+	h.LoadBalancers[0].Spec.Endpoints[0].AddressesReference.Name = orders
+	out.Reset()
+	require.NoError(t, h.Explain(&h.LoadBalancers[0]).Text(&out))
+	require.Contains(t, out.String(), "there is no Addresses object tenant-a/"+shown+":")
 }

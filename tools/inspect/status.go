@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"kubelb.k8c.io/api/plain"
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
@@ -82,7 +83,7 @@ func (s Status) Broken() bool {
 func (h *Hub) Status() Status {
 	var s Status
 	say := func(severity, object, format string, args ...any) {
-		s.Problems = append(s.Problems, Problem{severity, object, fmt.Sprintf(format, args...)})
+		s.Problems = append(s.Problems, Problem{severity, plain.Line(object), plain.Line(fmt.Sprintf(format, args...))})
 	}
 	working := 0
 	for i := range h.Gateways {

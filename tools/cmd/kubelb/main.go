@@ -7,12 +7,14 @@ import (
 	"os"
 
 	"github.com/spf13/cobra"
+
+	"kubelb.k8c.io/api/plain"
 )
 
 func main() {
 	if err := rootCommand().Execute(); err != nil {
 		if !errors.Is(err, errRefused) {
-			fmt.Fprintln(os.Stderr, "kubelb:", err)
+			fmt.Fprintln(plain.Writer(os.Stderr), "kubelb:", err)
 		}
 		os.Exit(1)
 	}
@@ -25,6 +27,9 @@ func rootCommand() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
+	// What is shown is in part what tenants have written.
+	root.SetOut(plain.Writer(os.Stdout))
+	root.SetErr(plain.Writer(os.Stderr))
 	root.AddCommand(statusCommand(), explainCommand(), traceCommand(), poolsCommand(), bundleCommand(), drainCommand(), tenantsCommand(), renderCommand())
 	return root
 }

@@ -164,7 +164,7 @@ func (b *bench) loadBalancer(i int) *v1alpha1.LoadBalancer {
 			Type:  corev1.ServiceTypeLoadBalancer,
 			Ports: []v1alpha1.LoadBalancerPort{{Name: "http", Port: 80, Protocol: corev1.ProtocolTCP}},
 			Endpoints: []v1alpha1.LoadBalancerEndpoints{{
-				AddressesReference: &corev1.ObjectReference{Name: v1alpha1.DefaultAddressesName},
+				AddressesReference: &v1alpha1.AddressesReference{Name: v1alpha1.DefaultAddressesName},
 				Ports:              []v1alpha1.EndpointPort{{Name: "http", Port: int32(30000 + i%2000), Protocol: corev1.ProtocolTCP}},
 			}},
 		},

@@ -335,7 +335,11 @@ func (o *options) announcer(mgr ctrl.Manager, g *gateway.Options, mayAnswer func
 	if err != nil {
 		return err
 	}
-	g.Member, g.Heart = member, heartbeat.New(heartbeat.Options{Name: o.name, Interfaces: interfaces, Reaches: member.Reaches, Idle: member.Idle, Log: g.Log})
+	epoch, err := heartbeat.NextEpoch(o.stateDir, time.Now())
+	if err != nil {
+		g.Log.Warn("heartbeats may be refused after a restart if the clock is put back before", "error", err)
+	}
+	g.Member, g.Heart = member, heartbeat.New(heartbeat.Options{Name: o.name, Epoch: epoch, Interfaces: interfaces, Reaches: member.Reaches, Idle: member.Idle, Log: g.Log})
 	return nil
 }
 

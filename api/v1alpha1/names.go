@@ -55,6 +55,10 @@ const ConditionDrained = "Drained"
 // on the clients' segment (RFC 5227).
 const ConditionAddressConflict = "AddressConflict"
 
+// ConditionHeartbeatsRefused of a Gateway, which is there only while it is true: heartbeats of other gateways arrive that it may not believe,
+// so that they count as gone while the hub's API is away. The message names them, with the reason.
+const ConditionHeartbeatsRefused = "HeartbeatsRefused"
+
 // ConditionHostPrefix begins the type of each condition of a Gateway that says what its host lacks: HostModules, HostSysctls and so on. The
 // condition is there only while something is missing. Its message has a line for each missing thing, with the command that mends it.
 const ConditionHostPrefix = "Host"

@@ -17,6 +17,7 @@ import (
 
 	"kubelb.k8c.io/api/plain"
 	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/manager/heartbeat"
 )
 
 // publish hands the present state to the writer; only the newest counts.
@@ -61,6 +62,11 @@ func (g *Gateway) publish() {
 	}
 	if s.Conflicts = g.conflicts(); len(s.Conflicts) > 0 {
 		s.Conditions = append(s.Conditions, conflictCondition(s.Conflicts))
+	}
+	if g.options.Heart != nil {
+		if refused := g.options.Heart.Refused(); len(refused) > 0 {
+			s.Conditions = append(s.Conditions, refusedCondition(refused))
+		}
 	}
 	if g.routers != nil {
 		s.BGPSessions = g.routers.sessions()
@@ -114,6 +120,16 @@ func conflictCondition(conflicts []v1alpha1.AddressConflict) metav1.Condition {
 	}
 	return metav1.Condition{Type: v1alpha1.ConditionAddressConflict, Status: metav1.ConditionTrue, Reason: "AnotherHostAnswers",
 		Message: message + "; take the addresses from that host, or out of the AddressPool"}
+}
+
+// refusedCondition names gateways that are heard and not believed.
+func refusedCondition(refused []heartbeat.Refusal) metav1.Condition {
+	var lines []string
+	for _, r := range refused {
+		lines = append(lines, "gateway "+r.Gateway+": "+r.Reason)
+	}
+	return metav1.Condition{Type: v1alpha1.ConditionHeartbeatsRefused, Status: metav1.ConditionTrue, Reason: "NotBelieved",
+		Message: "heartbeats that arrive are refused, so that these gateways count as gone while the management cluster is away:\n" + strings.Join(lines, "\n")}
 }
 
 // statusPause keeps the writer from asking the API server for every change of a burst.

@@ -2,7 +2,7 @@
 //
 // Each gateway sends a small Ethernet frame on its interfaces several times a second: its name, whether it reaches the API, and for how
 // long it has had no lease by which it could take something over. Frames are authenticated by a key that only gateways have (HMAC, RFC
-// 2104), and an old one proves nothing: each says when it was sent, and a sender's counters only ever go up.
+// 2104), and an old one proves nothing: each says when it was sent, and a sender's epoch and count only ever go up.
 package heartbeat
 
 import (
@@ -41,7 +41,9 @@ var group = net.HardwareAddr{0x03, 'k', 'u', 'b', 'e', 'l'}
 
 // Options are what a heart needs.
 type Options struct {
-	Name       string
+	Name string
+	// Epoch is that of this process, see NextEpoch.
+	Epoch      uint64
 	Interfaces []string
 	// Reaches tells whether this gateway reaches the API, Idle for how long it has had no lease; 0 while it has one.
 	Reaches func() bool
@@ -66,13 +68,14 @@ const (
 // Heart sends and hears. It is safe for concurrent use.
 type Heart struct {
 	options Options
-	born    uint64
 	// key is the gateways' common secret. It is there before anything runs.
 	key []byte
 
 	mu    sync.Mutex // guards all below
 	count uint64
 	heard map[string]beat
+	// refused are gateways whose heartbeats are heard and not heeded.
+	refused map[string]Refusal
 	// running are the interfaces that are up and have a carrier.
 	running map[string]bool
 	// listening since when, and the last time that somebody looked; by clock.Now.
@@ -81,14 +84,26 @@ type Heart struct {
 
 // beat is what was heard of a gateway last. Its lease was over by free at the latest.
 type beat struct {
-	born, count uint64
-	reaches     bool
-	at, free    time.Duration
+	epoch, count uint64
+	reaches      bool
+	at, free     time.Duration
+	// sent is the latest time that any of its frames has named, in ns since 1970; highest is the highest epoch.
+	sent    int64
+	highest uint64
+}
+
+// follows tells whether a beat is newer than the last one of its gateway. It is by its epoch and count. A gateway that has lost its state may
+// have a lower epoch: once nothing is heard any more of the one before, a time that none has named yet tells that it is no old frame.
+func (b beat) follows(last beat) bool {
+	if b.epoch != last.epoch {
+		return b.epoch > last.highest || b.at-last.at > Silence && b.sent > last.sent
+	}
+	return b.count > last.count
 }
 
 // New returns a heart that does not beat yet.
 func New(o Options) *Heart {
-	return &Heart{options: o, born: uint64(time.Now().UnixNano()), heard: map[string]beat{}, running: map[string]bool{}}
+	return &Heart{options: o, heard: map[string]beat{}, refused: map[string]Refusal{}, running: map[string]bool{}}
 }
 
 // Verdict is what is heard now. After a pause, in which frames may have been missed, it is unsure for a while.
@@ -247,13 +262,11 @@ func (h *Heart) listen(conn *packet.Conn) error {
 		if err != nil {
 			return err
 		}
-		if err := h.hear(buffer[:n], time.Now()); err != nil {
-			h.options.Log.Debug("a heartbeat that is none", "error", err)
-		}
+		h.note(h.hear(buffer[:n], time.Now()))
 	}
 }
 
-// A frame, after Ethernet's header: version, flags, when it was sent (ns since 1970), when the sender began, its count, for how long it
+// A frame, after Ethernet's header: version, flags, when it was sent (ns since 1970), the sender's epoch, its count, for how long it
 // has had no lease (ns), the length of its name, the name, and the HMAC of all that.
 const (
 	ethernetHeader = 14
@@ -275,7 +288,7 @@ func (h *Heart) frame(from net.HardwareAddr, at time.Time) []byte {
 	b = binary.BigEndian.AppendUint16(b, etherType)
 	b = append(b, version, flags)
 	b = binary.BigEndian.AppendUint64(b, uint64(at.UnixNano()))
-	b = binary.BigEndian.AppendUint64(b, h.born)
+	b = binary.BigEndian.AppendUint64(b, h.options.Epoch)
 	b = binary.BigEndian.AppendUint64(b, count)
 	b = binary.BigEndian.AppendUint64(b, uint64(h.options.Idle()))
 	b = append(append(b, byte(len(h.options.Name))), h.options.Name...)
@@ -289,7 +302,9 @@ func (h *Heart) sign(text []byte) []byte {
 }
 
 // hear takes a frame, or says why it proves nothing.
-func (h *Heart) hear(frame []byte, at time.Time) error {
+func (h *Heart) hear(frame []byte, at time.Time) error { return h.take(frame, at, clock.Now()) }
+
+func (h *Heart) take(frame []byte, at time.Time, since time.Duration) error {
 	if len(frame) < ethernetHeader+fixed {
 		return errors.New("it is too short")
 	}
@@ -305,18 +320,33 @@ func (h *Heart) hear(frame []byte, at time.Time) error {
 	if name == h.options.Name {
 		return nil
 	}
-	sent := time.Unix(0, int64(binary.BigEndian.Uint64(b[2:])))
-	if skew := at.Sub(sent).Abs(); skew > clockSkew {
-		return fmt.Errorf("the clock of gateway %s differs by %s", name, skew)
-	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	now := beat{born: binary.BigEndian.Uint64(b[10:]), count: binary.BigEndian.Uint64(b[18:]), reaches: b[1]&flagReaches != 0, at: clock.Now()}
+	now := beat{sent: int64(binary.BigEndian.Uint64(b[2:])), epoch: binary.BigEndian.Uint64(b[10:]), count: binary.BigEndian.Uint64(b[18:]), reaches: b[1]&flagReaches != 0, at: since}
 	// Where the frame was on its way for long, or the sender stood still, that is too late and never too early.
 	now.free = now.at - time.Duration(binary.BigEndian.Uint64(b[26:]))
-	if last := h.heard[name]; now.born < last.born || now.born == last.born && now.count <= last.count {
-		return fmt.Errorf("gateway %s has said that before", name)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if at.Sub(time.Unix(0, now.sent)).Abs() > clockSkew {
+		return h.refuse(name, reasonClock, since)
 	}
-	h.heard[name] = now
-	return nil
+	return h.heed(name, now)
+}
+
+// heed takes a beat that is signed and of now; mu is held.
+func (h *Heart) heed(name string, now beat) error {
+	last, known := h.heard[name]
+	newer := !known || now.follows(last)
+	sent, highest := max(now.sent, last.sent), max(now.epoch, last.highest)
+	if newer {
+		delete(h.refused, name)
+		last = now
+	}
+	last.sent, last.highest = sent, highest
+	h.heard[name] = last
+	switch {
+	case newer:
+		return nil
+	case now.epoch == last.epoch:
+		return fmt.Errorf("gateway %s has said that before", name) // as by another interface on the same segment
+	}
+	return h.refuse(name, reasonEpoch, now.at)
 }

@@ -2,9 +2,15 @@ package heartbeat
 
 import (
 	"bytes"
+	"encoding/hex"
 	"io"
 	"log/slog"
+	"math"
+	"math/rand/v2"
 	"net"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -21,7 +27,7 @@ func heart(name, key string, reaches bool) *Heart {
 
 // idle is a heart of a gateway that has had no lease for so long.
 func idle(name, key string, reaches bool, since time.Duration) *Heart {
-	h := New(Options{Name: name, Reaches: func() bool { return reaches }, Idle: func() time.Duration { return since }, Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	h := New(Options{Name: name, Epoch: uint64(time.Now().UnixNano()), Reaches: func() bool { return reaches }, Idle: func() time.Duration { return since }, Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
 	h.key = []byte(key)
 	return h
 }
@@ -109,6 +115,128 @@ func TestWhatProvesNothingIsNotHeard(t *testing.T) {
 	require.ErrorContains(t, h.hear(good, now), "said that before")
 	require.ErrorContains(t, h.hear(later, now), "said that before")
 	require.NoError(t, listened("b").hear(good, now), "its own")
+}
+
+// begun is a heart of a process that begins at this time by its host's clock, with this state directory.
+func begun(t *testing.T, name, dir string, at time.Time) *Heart {
+	t.Helper()
+	epoch, err := NextEpoch(dir, at)
+	require.NoError(t, err)
+	h := heart(name, "secret", true)
+	h.options.Epoch = epoch
+	return h
+}
+
+func TestAGatewayWhoseClockWasAheadIsHeardAfterARestart(t *testing.T) {
+	h, dir, now := listened("a"), t.TempDir(), time.Now()
+	require.NoError(t, h.hear(begun(t, "b", dir, now.Add(30*time.Second)).frame(mac, now.Add(30*time.Second)), now))
+	later := now.Add(5 * time.Second) // its clock was put right, and its manager is started again
+	require.NoError(t, h.hear(begun(t, "b", dir, later).frame(mac, later), later))
+	require.Empty(t, h.Refused())
+	again := later.Add(-time.Hour) // and again, when the clock is behind
+	require.NoError(t, h.hear(begun(t, "b", dir, again).frame(mac, later.Add(time.Second)), later.Add(time.Second)))
+}
+
+func TestAGatewayThatHasLostItsStateIsHeardOnceItsClockIsPastWhatItSaid(t *testing.T) {
+	h, now := listened("a"), time.Now()
+	silent := clock.Now()
+	ahead := now.Add(30 * time.Second)
+	require.NoError(t, h.take(begun(t, "b", t.TempDir(), ahead).frame(mac, ahead), now, silent))
+	anew := begun(t, "b", t.TempDir(), now)
+	silent += 5 * time.Second
+	require.ErrorContains(t, h.take(anew.frame(mac, now.Add(5*time.Second)), now.Add(5*time.Second), silent), "earlier run")
+	silent += 30 * time.Second
+	require.NoError(t, h.take(anew.frame(mac, now.Add(35*time.Second)), now.Add(35*time.Second), silent))
+	require.NoError(t, h.take(anew.frame(mac, now.Add(36*time.Second)), now.Add(36*time.Second), silent))
+}
+
+// Gateways are started again, their clocks are put on and back, their state is lost, and all the time a host on the segment sends again
+// whatever it has heard.
+func TestNoOldFrameIsEverHeardAgain(t *testing.T) {
+	random := rand.New(rand.NewPCG(7, 7))
+	for range 300 {
+		h, b, wall, since := listened("a"), heart("b", "secret", true), time.Now(), clock.Now()
+		skew := time.Duration(0)
+		var old [][]byte
+		heard := 0
+		for range 60 {
+			passed := time.Duration(random.Int64N(int64(2 * time.Second)))
+			wall, since = wall.Add(passed), since+passed
+			switch random.IntN(8) {
+			case 0:
+				skew = time.Duration(random.Int64N(int64(time.Minute))) - 30*time.Second
+			case 1:
+				epoch := epochAfter(b.options.Epoch, wall.Add(skew))
+				b = heart("b", "secret", true)
+				b.options.Epoch = epoch
+			case 2:
+				b = heart("b", "secret", true)
+				b.options.Epoch = epochAfter(0, wall.Add(skew))
+			}
+			frame := b.frame(mac, wall.Add(skew))
+			if h.take(frame, wall, since) == nil {
+				heard++
+			}
+			old = append(old, frame)
+			for range 5 {
+				require.Error(t, h.take(old[random.IntN(len(old))], wall, since))
+			}
+		}
+		require.Positive(t, heard)
+	}
+}
+
+func TestARefusalIsSaidOnceAndIsNamedUntilTheGatewayIsHeard(t *testing.T) {
+	var log strings.Builder
+	h, now := listened("a"), time.Now()
+	h.options.Log = slog.New(slog.NewTextHandler(&log, nil))
+	b := heart("b", "secret", true)
+	off := now.Add(2 * clockSkew)
+	for range 10 {
+		h.note(h.hear(b.frame(mac, off), now))
+	}
+	require.Len(t, h.Refused(), 1)
+	require.Equal(t, "b", h.Refused()[0].Gateway)
+	require.Contains(t, h.Refused()[0].Reason, "clock")
+	require.Equal(t, 1, strings.Count(log.String(), "level=WARN"), log.String())
+	h.note(h.hear(b.frame(mac, now), now))
+	require.Empty(t, h.Refused())
+	h.note(h.hear(b.frame(mac, off), now))
+	require.Empty(t, h.Refused(), "it is heard; that is something old")
+	h.note(h.hear(heart("c", "guess", true).frame(mac, off), now))
+	require.Empty(t, h.Refused(), "it may be of nobody")
+}
+
+func TestOneFrameByTwoInterfacesIsNoRefusal(t *testing.T) {
+	h, now := listened("a"), time.Now()
+	frame := heart("b", "secret", true).frame(mac, now)
+	require.NoError(t, h.hear(frame, now))
+	require.ErrorContains(t, h.hear(frame, now), "said that before")
+	require.Empty(t, h.Refused())
+}
+
+func TestAnEpochOnlyGrowsWhateverBecomesOfItsFile(t *testing.T) {
+	dir, now := t.TempDir(), time.Now()
+	first, err := NextEpoch(dir, now)
+	require.NoError(t, err)
+	require.EqualValues(t, now.UnixNano(), first, "it is higher than those of a process that had no file")
+	for _, text := range []string{"", "x", "-1", "18446744073709551615"} {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, epochFile), []byte(text), 0o600))
+		next, err := NextEpoch(dir, now.Add(time.Second))
+		require.NoError(t, err, text)
+		require.Greater(t, next, first, text)
+		require.Less(t, next, uint64(math.MaxInt64), text)
+	}
+	_, err = NextEpoch(filepath.Join(dir, epochFile), now)
+	require.Error(t, err)
+}
+
+// Gateways of two versions run beside each other while they are upgraded.
+func TestFramesAreThoseThatEarlierVersionsKnow(t *testing.T) {
+	now := time.Unix(1700000000, 0)
+	b := idle("b", "secret", true, time.Second)
+	b.options.Epoch = 1690000000000000000
+	require.Equal(t, "036b7562656c02000000000188b5"+"0201"+"17979cfe362a0000"+"1774160bc6690000"+"0000000000000001"+"000000003b9aca00"+"0162", hex.EncodeToString(b.frame(mac, now)[:ethernetHeader+fixed+1]))
 }
 
 func FuzzFramesFromTheWire(f *testing.F) {

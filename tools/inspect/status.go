@@ -181,6 +181,9 @@ func (h *Hub) gatewayLine(g *v1alpha1.Gateway, say sayer) GatewayLine {
 	for _, namespace := range g.Status.Unlisted {
 		say(Error, object, "more LoadBalancers of namespace %s are refused than are named here", namespace)
 	}
+	if refused := meta.FindStatusCondition(g.Status.Conditions, v1alpha1.ConditionHeartbeatsRefused); refused != nil && line.State != gone {
+		say(Warning, object, "%s: %s", refused.Type, oneLine(refused.Message))
+	}
 	if conflict := meta.FindStatusCondition(g.Status.Conditions, v1alpha1.ConditionAddressConflict); conflict != nil && line.State != gone {
 		say(Error, object, "%s: %s", conflict.Reason, conflict.Message)
 	}

@@ -41,6 +41,7 @@ import (
 	"kubelb.k8c.io/manager/gateway"
 	"kubelb.k8c.io/manager/heartbeat"
 	"kubelb.k8c.io/manager/hostcheck"
+	"kubelb.k8c.io/manager/hubhosts"
 	"kubelb.k8c.io/manager/membership"
 	"kubelb.k8c.io/manager/probe"
 )
@@ -105,7 +106,7 @@ func (o *options) register(flags *flag.FlagSet) {
 	flags.StringVar(&o.interfaces, "announce-interfaces", "", "interfaces, separated by commas, on which ARP and NDP are answered (required for layer2), and gateways hear one another")
 	flags.StringVar(&o.apiServer, "api-server", "", "URL at which tenants reach the management cluster's API; empty takes it from the kubeconfig")
 	flags.StringVar(&o.apiServerCA, "api-server-ca", "", "file with the CA of that URL; empty takes it from the kubeconfig")
-	flags.StringVar(&o.forbidden, "forbidden-cidrs", "", "networks, separated by commas, that no tenant may target: the management cluster's nodes, pods and Services")
+	flags.StringVar(&o.forbidden, "forbidden-cidrs", "", "networks, separated by commas, that no tenant may target: the management cluster's pods and Services, and hosts that are neither its Nodes nor gateways (addresses of those are never targets)")
 	flags.StringVar(&o.metricsAddress, "metrics-addr", ":9443", "address of the Prometheus metrics and, for loopback addresses alone, of /debug/pprof/ and /debug/log-level (PUT changes it); 0 turns them off")
 	flags.StringVar(&o.probeAddress, "health-probe-bind-address", ":8081", "address of /healthz and /readyz; 0 turns them off")
 	flags.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error; PUT /debug/log-level changes it (see --metrics-addr)")
@@ -177,9 +178,7 @@ func (o *options) serve(ctx context.Context, log *slog.Logger, level *slog.Level
 	if o.controller {
 		maps.Copy(known.ByObject, controller.Cached())
 	}
-	if o.drainWith != "" {
-		maps.Copy(known.ByObject, gateway.WatchNode(o.drainWith))
-	}
+	maps.Copy(known.ByObject, hubhosts.Cached())
 	if o.purgeWith != "" {
 		maps.Copy(known.ByObject, gateway.WatchDaemonSet(o.namespace, o.purgeWith))
 	}
@@ -190,6 +189,10 @@ func (o *options) serve(ctx context.Context, log *slog.Logger, level *slog.Level
 	if err != nil {
 		return err
 	}
+	nodes := hubhosts.Readable(ctx, mgr.GetAPIReader())
+	if !nodes {
+		log.Warn("the management cluster's Nodes cannot be read, so that tenants may target them: allow it to get, list and watch nodes, or name their addresses in --forbidden-cidrs")
+	}
 	if o.controller {
 		ca, err := o.ca(config)
 		if err != nil {
@@ -199,7 +202,7 @@ func (o *options) serve(ctx context.Context, log *slog.Logger, level *slog.Level
 		if url == "" {
 			url = config.Host
 		}
-		if err := controller.SetUp(mgr, controller.Options{APIServer: url, APIServerCA: ca, Namespace: o.namespace, Forbidden: forbidden, Metrics: metrics.Registry}); err != nil {
+		if err := controller.SetUp(mgr, controller.Options{APIServer: url, APIServerCA: ca, Namespace: o.namespace, Forbidden: forbidden, Nodes: nodes, Metrics: metrics.Registry}); err != nil {
 			return err
 		}
 	}
@@ -214,7 +217,7 @@ func (o *options) serve(ctx context.Context, log *slog.Logger, level *slog.Level
 	if !o.gateway {
 		return mgr.Start(ctx)
 	}
-	g, err := o.newGateway(mgr, forbidden, log)
+	g, err := o.newGateway(mgr, forbidden, nodes, log)
 	if err != nil {
 		return err
 	}
@@ -257,13 +260,13 @@ func (o *options) ca(config *rest.Config) ([]byte, error) {
 	return ca, nil
 }
 
-func (o *options) newGateway(mgr ctrl.Manager, forbidden []netip.Prefix, log *slog.Logger) (*gateway.Gateway, error) {
+func (o *options) newGateway(mgr ctrl.Manager, forbidden []netip.Prefix, nodes bool, log *slog.Logger) (*gateway.Gateway, error) {
 	path, err := plugin.Find(o.backend)
 	if err != nil {
 		return nil, err
 	}
 	options := gateway.Options{
-		Name: o.name, Labels: o.labels, Forbidden: forbidden, KeepWhenAlone: o.whenAlone == aloneKeep,
+		Name: o.name, Labels: o.labels, Forbidden: forbidden, HostAddresses: hubhosts.Own, Nodes: nodes, KeepWhenAlone: o.whenAlone == aloneKeep,
 		Secrets: mgr.GetAPIReader(), Namespace: o.namespace, Handover: o.handover,
 		SegmentKey: func(ctx context.Context) []byte {
 			return membership.WaitForKey(ctx, mgr.GetAPIReader(), o.namespace, o.stateDir, log)

@@ -54,6 +54,12 @@ type GatewayStatus struct {
 	// AnnouncedAddresses is the number of addresses that this gateway answers for.
 	// +optional
 	AnnouncedAddresses int32 `json:"announcedAddresses"`
+	// HostAddresses are those of the gateway's host itself, on all its interfaces, the first 256 of them. No tenant may target them.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=256
+	// +kubebuilder:validation:items:MaxLength=64
+	HostAddresses []string `json:"hostAddresses,omitempty"`
 	// Elects: of the gateways one answers for each address. Otherwise each announces all that its dataplane holds.
 	// +optional
 	Elects bool `json:"elects,omitempty"`

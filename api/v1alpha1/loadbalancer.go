@@ -350,8 +350,16 @@ type AddressesSpec struct {
 	Addresses []EndpointAddress `json:"addresses"`
 }
 
-// AddressesStatus is empty.
-type AddressesStatus struct{}
+// AddressesStatus is the manager's record.
+type AddressesStatus struct {
+	// Held are those of spec.addresses that are this tenant's because it was the first to list them, where the backendCIDRs of other tenants
+	// name them as precisely.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=5000
+	// +kubebuilder:validation:items:MaxLength=64
+	Held []string `json:"held,omitempty"`
+}
 
 // AddressesList is a list of Addresses.
 //

@@ -38,6 +38,15 @@ type TenantSpec struct {
 	// +kubebuilder:validation:XValidation:rule="self.all(r, isCIDR(r))",message="spec.backendCIDRs: each entry must be a CIDR such as 198.51.100.0/24 or 2001:db8:1::/64"
 	BackendCIDRs []string `json:"backendCIDRs,omitempty"`
 
+	// BackendNetwork names the network that backendCIDRs are of. Tenants at several sites whose private addresses are the same have networks
+	// of different names: the same address in two of them is two hosts. Within one network, the unnamed one as well, each address is a node
+	// of one tenant and never a target of another: of the one whose backendCIDRs name it most precisely, or else of the one that was the
+	// first to list it.
+	// +optional
+	// +kubebuilder:validation:MaxLength=63
+	// +kubebuilder:validation:Pattern=`^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$`
+	BackendNetwork string `json:"backendNetwork,omitempty"`
+
 	// Revoked takes the tenant's credentials away and stops serving its LoadBalancers, which keep their addresses. When it is
 	// taken back the tenant gets new credentials; the old ones never work again.
 	// +optional

@@ -12,6 +12,10 @@ import (
 type Fence struct {
 	// Forbidden are the operator's networks: the hub's nodes, pods, Services and API.
 	Forbidden []netip.Prefix
+	// Hosts are addresses of hosts of the management cluster, gateways and nodes, and which host it is.
+	Hosts map[netip.Addr]string
+	// Claims say which addresses are other tenants' nodes; nil for none.
+	Claims *Claims
 	// VIPs are all addresses that pools may give: a target among them would make a loop or reach another tenant.
 	VIPs []ipam.Range
 }
@@ -52,15 +56,23 @@ func (f Fence) Check(text string, tenant Tenant) (netip.Addr, error) {
 			return netip.Addr{}, fmt.Errorf("%s is in a network of the management cluster that the operator forbids", address)
 		}
 	}
+	if host, is := f.Hosts[address]; is {
+		return netip.Addr{}, fmt.Errorf("%s is an address of %s of the management cluster and never a target", address, host)
+	}
 	for _, vips := range f.VIPs {
 		if vips.Contains(address) {
 			return netip.Addr{}, fmt.Errorf("%s is an external address of an AddressPool and would make a loop", address)
 		}
 	}
 	for _, allowed := range tenant.BackendCIDRs {
-		if allowed.Contains(address) {
-			return address, nil
+		if !allowed.Contains(address) {
+			continue
 		}
+		if _, is := f.Claims.Rival(tenant, address); is {
+			// Which one is told to the operator, who can see all Addresses, and not to the tenant.
+			return netip.Addr{}, fmt.Errorf("%s is another tenant's node; if it is this one's, have the operator name it in spec.backendCIDRs of Tenant %s more precisely", address, tenant.Name)
+		}
+		return address, nil
 	}
 	return netip.Addr{}, fmt.Errorf("%s is outside spec.backendCIDRs %v of Tenant %s; have the operator add the nodes' network",
 		address, tenant.BackendCIDRs, tenant.Name)

@@ -51,6 +51,8 @@ type Hub struct {
 	sources   map[model.ObjectName]*source
 	lbs       map[model.ObjectName]*entry
 	pools     map[model.PoolID]*pool
+	claims    *Claims
+	mentions  mentions
 	byTarget  map[Target]map[*pool]bool
 	health    map[Target]Health
 	frontends map[model.FrontendKey]*frontend
@@ -101,7 +103,9 @@ type source struct {
 
 // NewHub returns an empty hub.
 func NewHub() *Hub {
+	claims := NewClaims()
 	return &Hub{
+		fence: Fence{Claims: claims}, claims: claims, mentions: mentions{map[netip.Addr]map[*source]bool{}, map[netip.Addr]map[*entry]bool{}},
 		tenants: map[string]Tenant{}, sources: map[model.ObjectName]*source{}, lbs: map[model.ObjectName]*entry{},
 		pools: map[model.PoolID]*pool{}, byTarget: map[Target]map[*pool]bool{}, health: map[Target]Health{},
 		frontends: map[model.FrontendKey]*frontend{},
@@ -154,18 +158,13 @@ func (h *Hub) markFrontend(f *frontend) {
 	}
 }
 
-// SetFence replaces the fence; if it differs every LoadBalancer is translated anew.
+// SetFence replaces the fence, but for its hosts and claims; if it differs every LoadBalancer is translated anew.
 func (h *Hub) SetFence(fence Fence) {
 	if slices.Equal(h.fence.Forbidden, fence.Forbidden) && slices.Equal(h.fence.VIPs, fence.VIPs) {
 		return
 	}
-	h.fence = fence
-	for _, e := range h.lbs {
-		h.markLB(e)
-	}
-	for _, s := range h.sources {
-		h.markSource(s)
-	}
+	h.fence.Forbidden, h.fence.VIPs = fence.Forbidden, fence.VIPs
+	h.markAll()
 }
 
 // SetTenant adds or replaces a tenant.
@@ -175,6 +174,10 @@ func (h *Hub) SetTenant(t Tenant) {
 		return
 	}
 	h.tenants[namespace] = t
+	if h.claims.SetTenant(t) {
+		h.markAll()
+		return
+	}
 	h.tenantChanged(namespace)
 }
 
@@ -182,7 +185,8 @@ func (h *Hub) SetTenant(t Tenant) {
 func (h *Hub) DeleteTenant(name string) {
 	namespace := Tenant{Name: name}.Namespace()
 	delete(h.tenants, namespace)
-	h.tenantChanged(namespace)
+	h.claims.DeleteTenant(name)
+	h.markAll()
 }
 
 func (h *Hub) tenantChanged(namespace string) {
@@ -204,10 +208,13 @@ func (h *Hub) SetAddresses(a Addresses) {
 	s := h.source(a.ObjectName)
 	if s.object == nil {
 		h.markReferring(s)
-	} else if slices.Equal(s.object.List, a.List) {
+	} else if slices.Equal(s.object.List, a.List) && slices.Equal(s.object.Held, a.Held) {
 		return
 	}
+	before := s.object
 	s.object = &a
+	h.markMentioning(h.claims.SetAddresses(a))
+	h.mentions.source(s, before, &a)
 	h.markSource(s)
 }
 
@@ -217,6 +224,8 @@ func (h *Hub) DeleteAddresses(name model.ObjectName) {
 	if s == nil {
 		return
 	}
+	h.markMentioning(h.claims.SetAddresses(Addresses{ObjectName: name}))
+	h.mentions.source(s, s.object, nil)
 	s.object = nil
 	h.markSource(s)
 	h.markReferring(s)
@@ -236,6 +245,7 @@ func (h *Hub) SetLoadBalancer(lb LoadBalancer) {
 		e = &entry{}
 		h.lbs[lb.ObjectName] = e
 	}
+	h.mentions.entry(e, &e.lb, &lb)
 	e.lb = lb
 	h.refer(e)
 	h.markLB(e)
@@ -264,6 +274,7 @@ func (h *Hub) DeleteLoadBalancer(name model.ObjectName) {
 	if e == nil {
 		return
 	}
+	h.mentions.entry(e, &e.lb, nil)
 	e.lb.Reference = nil
 	h.refer(e)
 	h.release(e)

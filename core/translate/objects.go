@@ -121,6 +121,8 @@ type Address struct {
 type Addresses struct {
 	model.ObjectName
 	List []Address `json:"addresses,omitempty"`
+	// Held are those that stand on record as this tenant's, in status: it was the first to list them.
+	Held []netip.Addr `json:"held,omitempty"`
 }
 
 // Tenant is what an operator allows a tenant.
@@ -128,6 +130,9 @@ type Tenant struct {
 	Name string `json:"name"`
 	// BackendCIDRs are where its nodes live; nothing outside is ever a target.
 	BackendCIDRs []netip.Prefix `json:"backendCIDRs,omitempty"`
+	// Network is where they are: the same address in two networks is two hosts'. Created is when the Tenant was made, in seconds.
+	Network string `json:"network,omitempty"`
+	Created int64  `json:"created,omitempty"`
 	// Disabled: nothing of the tenant is served.
 	Disabled bool `json:"disabled,omitempty"`
 	// BackendPorts are the ports of its nodes that may be targets; the zero value stands for UsualBackendPorts.
@@ -143,7 +148,7 @@ type Tenant struct {
 
 // equal tells whether the tenants are the same to what is forwarded.
 func (t Tenant) equal(o Tenant) bool {
-	return t.Disabled == o.Disabled && t.BackendPorts == o.BackendPorts && t.EndpointsPerLoadBalancer == o.EndpointsPerLoadBalancer && t.ConnectionsPerPort == o.ConnectionsPerPort &&
+	return t.Network == o.Network && t.Created == o.Created && t.Disabled == o.Disabled && t.BackendPorts == o.BackendPorts && t.EndpointsPerLoadBalancer == o.EndpointsPerLoadBalancer && t.ConnectionsPerPort == o.ConnectionsPerPort &&
 		t.NewConnectionsPerSecondPerPort == o.NewConnectionsPerSecondPerPort && slices.Equal(t.BackendCIDRs, o.BackendCIDRs)
 }
 

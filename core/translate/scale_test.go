@@ -39,7 +39,7 @@ func newFleet(services, nodes int) fleet {
 func (f fleet) translate() model.Snapshot {
 	h := NewHub()
 	h.SetTenant(f.tenant)
-	h.SetAddresses(Addresses{model.ObjectName{Namespace: "tenant-a", Name: "default"}, NodeAddresses(f.nodes, "InternalIP")})
+	h.SetAddresses(Addresses{ObjectName: model.ObjectName{Namespace: "tenant-a", Name: "default"}, List: NodeAddresses(f.nodes, "InternalIP")})
 	byName := byName(f.nodes)
 	vip := netip.MustParseAddr("203.0.0.1")
 	for i, s := range f.services {

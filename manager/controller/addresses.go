@@ -295,8 +295,9 @@ func (r *loadBalancerReconciler) addressesHandler() handler.EventHandler {
 // refusedIn tells what of the addresses cannot be used.
 func (r *loadBalancerReconciler) refusedIn(ctx context.Context, a *v1alpha1.Addresses) string {
 	tenant, err := r.tenantOf(ctx, a.Namespace)
-	if err != nil || tenant == nil {
+	fence, fenceErr := r.fences.of(ctx)
+	if err != nil || fenceErr != nil || tenant == nil {
 		return ""
 	}
-	return fmt.Sprint(translate.CheckAddresses(convert.Addresses(a), *tenant, translate.Fence{Forbidden: r.forbidden, VIPs: r.addresses.ranges()}))
+	return fmt.Sprint(translate.CheckAddresses(convert.Addresses(a), *tenant, fence))
 }

@@ -28,6 +28,8 @@ type Options struct {
 	Namespace string
 	// Forbidden are networks of the hub that no tenant may target.
 	Forbidden []netip.Prefix
+	// Nodes: the management cluster's can be read; no tenant may target them either.
+	Nodes bool
 	// Metrics takes what Prometheus is told; nil for nobody.
 	Metrics prometheus.Registerer
 }
@@ -42,7 +44,8 @@ func Cached() map[client.Object]cache.ByObject {
 // LoadBalancers and Gateways make status.
 func SetUp(mgr ctrl.Manager, o Options) error {
 	book := &addressBook{reader: mgr.GetAPIReader()}
-	tenants := &tenantReconciler{client: mgr.GetClient(), reader: mgr.GetAPIReader(), server: o.APIServer, ca: o.APIServerCA, addresses: book, forbidden: o.Forbidden,
+	limits := &fences{client: mgr.GetClient(), addresses: book, forbidden: o.Forbidden, nodes: o.Nodes}
+	tenants := &tenantReconciler{client: mgr.GetClient(), reader: mgr.GetAPIReader(), server: o.APIServer, ca: o.APIServerCA, addresses: book, fences: limits,
 		gone: func(ctx context.Context) (map[string]bool, error) {
 			return goneGateways(ctx, mgr.GetAPIReader(), o.Namespace)
 		}}
@@ -50,10 +53,11 @@ func SetUp(mgr ctrl.Manager, o Options) error {
 	if err != nil {
 		return err
 	}
-	poolsChanged := make(chan event.GenericEvent, 1)
+	poolsChanged, targetsChanged := make(chan event.GenericEvent, 1), make(chan event.GenericEvent)
 	pools := &poolReconciler{client: mgr.GetClient(), addresses: book, changed: poolsChanged, metrics: numbers}
-	lbs := &loadBalancerReconciler{client: mgr.GetClient(), events: mgr.GetEventRecorder("kubelb-manager"), forbidden: o.Forbidden, reader: mgr.GetAPIReader(), namespace: o.Namespace,
-		addresses: book, poolsChanged: poolsChanged, metrics: numbers,
+	lbs := &loadBalancerReconciler{client: mgr.GetClient(), events: mgr.GetEventRecorder("kubelb-manager"), fences: limits, reader: mgr.GetAPIReader(), namespace: o.Namespace,
+		addresses: book, poolsChanged: poolsChanged, targetsChanged: targetsChanged, metrics: numbers,
 		waiting: waiting{gateway: map[client.ObjectKey]uint64{}, address: map[client.ObjectKey]bool{}}}
-	return errors.Join(tenants.setUp(mgr), pools.setUp(mgr), lbs.setUp(mgr))
+	targets := &targetReconciler{client: mgr.GetClient(), fences: limits, changed: targetsChanged}
+	return errors.Join(tenants.setUp(mgr), pools.setUp(mgr), targets.setUp(mgr), lbs.setUp(mgr))
 }

@@ -2,7 +2,6 @@ package controller
 
 import (
 	"context"
-	"net/netip"
 	"slices"
 	"time"
 
@@ -38,9 +37,10 @@ type loadBalancerReconciler struct {
 	// reader asks the API server itself; namespace is where the gateways' Leases are.
 	reader    client.Reader
 	namespace string
-	// forbidden networks of the hub, for the fence.
-	forbidden []netip.Prefix
-	addresses *addressBook
+	// fences say what may be a target; targetsChanged is told of namespaces in which that differs from before.
+	fences         *fences
+	targetsChanged chan event.GenericEvent
+	addresses      *addressBook
 	// waiting remembers which LoadBalancers wait for what.
 	waiting waiting
 	// poolsChanged is told that there may be an address for those that wait, after the book knows of it.
@@ -60,6 +60,9 @@ func (r *loadBalancerReconciler) setUp(mgr ctrl.Manager) error {
 		For(&v1alpha1.LoadBalancer{}).
 		Watches(&v1alpha1.Gateway{}, handler.EnqueueRequestsFromMapFunc(gateways)).
 		WatchesRawSource(source.Channel(r.poolsChanged, handler.EnqueueRequestsFromMapFunc(pools))).
+		WatchesRawSource(source.Channel(r.targetsChanged, handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, o client.Object) []reconcile.Request {
+			return r.inNamespace(ctx, o.GetNamespace())
+		}))).
 		Watches(&v1alpha1.Addresses{}, r.addressesHandler()).
 		Watches(&v1alpha1.Tenant{}, handler.EnqueueRequestsFromMapFunc(r.ofTenant), builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		// The allocation is one book behind a lock; workers overlap while they wait for the API server.
@@ -183,7 +186,10 @@ func (r *loadBalancerReconciler) check(ctx context.Context, lb *v1alpha1.LoadBal
 			addresses = &a
 		}
 	}
-	fence := translate.Fence{Forbidden: r.forbidden, VIPs: r.addresses.ranges()}
+	fence, err := r.fences.of(ctx)
+	if err != nil {
+		return converted, limits, nil, err
+	}
 	return converted, limits, translate.Check(converted, tenant, addresses, fence), nil
 }
 

@@ -79,7 +79,8 @@ func reconcilerOf(t *testing.T, c client.Client) *loadBalancerReconciler {
 	t.Helper()
 	numbers, err := newMetrics(nil)
 	require.NoError(t, err)
-	return &loadBalancerReconciler{client: c, reader: c, events: events.NewFakeRecorder(100), addresses: &addressBook{reader: c}, metrics: numbers, poolsChanged: make(chan event.GenericEvent, 1),
+	book := &addressBook{reader: c}
+	return &loadBalancerReconciler{client: c, reader: c, events: events.NewFakeRecorder(100), addresses: book, fences: &fences{client: c, addresses: book}, metrics: numbers, poolsChanged: make(chan event.GenericEvent, 1),
 		waiting: waiting{gateway: map[client.ObjectKey]uint64{}, address: map[client.ObjectKey]bool{}}}
 }
 

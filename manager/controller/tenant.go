@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net/netip"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -33,8 +32,8 @@ type tenantReconciler struct {
 	reader client.Reader
 	// addresses tell what the tenant has.
 	addresses *addressBook
-	// forbidden networks of the hub, for the fence.
-	forbidden []netip.Prefix
+	// fences say what may be a target.
+	fences *fences
 	// gone are gateways that work no more, whatever their objects say.
 	gone func(context.Context) (map[string]bool, error)
 }

@@ -72,7 +72,11 @@ func (r *tenantReconciler) mostEndpoints(ctx context.Context, tenant *v1alpha1.T
 			return 0, fmt.Errorf("count the endpoints of Tenant %s: %w", tenant.Name, err)
 		}
 	}
-	is, fence := convert.Tenant(tenant), translate.Fence{Forbidden: r.forbidden, VIPs: r.addresses.ranges()}
+	is := convert.Tenant(tenant)
+	fence, err := r.fences.of(ctx)
+	if err != nil {
+		return 0, err
+	}
 	count := func(list []translate.Address) int32 { return int32(translate.CountTargets(list, is, fence)) }
 	of := map[string]int32{}
 	for i := range shared.Items {

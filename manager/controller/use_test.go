@@ -41,6 +41,7 @@ func TestATenantUsesWhatItsLargestLoadBalancerAndItsBusiestPortHave(t *testing.T
 			busyGateway("g1", v1alpha1.GatewayTenantUse{Tenant: "a", ConnectionsPerPort: number(40), NewConnectionsPerSecondPerPort: number(5)}, v1alpha1.GatewayTenantUse{Tenant: "b", ConnectionsPerPort: number(90)}),
 			busyGateway("g2", v1alpha1.GatewayTenantUse{Tenant: "a", ConnectionsPerPort: number(60)}),
 			busyGateway("g3", v1alpha1.GatewayTenantUse{Tenant: "a", ConnectionsPerPort: number(100)})).Build()}
+	r.fences = &fences{client: r.client, addresses: book}
 	used, err := r.use(t.Context(), tenant)
 	require.NoError(t, err)
 	require.Equal(t, &v1alpha1.TenantUse{}, used, "it has no limit of any of that")

@@ -114,12 +114,18 @@ func Grants(lb *v1alpha1.LoadBalancer) []ipam.Grant {
 
 // Addresses takes what translation needs.
 func Addresses(a *v1alpha1.Addresses) translate.Addresses {
-	return translate.Addresses{ObjectName: model.ObjectName{Namespace: a.Namespace, Name: a.Name}, List: addresses(a.Spec.Addresses)}
+	out := translate.Addresses{ObjectName: model.ObjectName{Namespace: a.Namespace, Name: a.Name}, List: addresses(a.Spec.Addresses)}
+	for _, text := range a.Status.Held {
+		if address, err := netip.ParseAddr(text); err == nil {
+			out.Held = append(out.Held, address)
+		}
+	}
+	return out
 }
 
 // Tenant takes what translation needs. CIDRs that do not parse, which the schema refuses, allow nothing.
 func Tenant(t *v1alpha1.Tenant) translate.Tenant {
-	out := translate.Tenant{Name: t.Name, Disabled: t.Spec.LoadBalancer.Disable || t.Spec.Revoked, Limits: ipam.Limits{LoadBalancers: t.Spec.Limits.LoadBalancers, Addresses: t.Spec.Limits.Addresses, Ports: t.Spec.Limits.Ports}}
+	out := translate.Tenant{Name: t.Name, Network: t.Spec.BackendNetwork, Created: t.CreationTimestamp.Unix(), Disabled: t.Spec.LoadBalancer.Disable || t.Spec.Revoked, Limits: ipam.Limits{LoadBalancers: t.Spec.Limits.LoadBalancers, Addresses: t.Spec.Limits.Addresses, Ports: t.Spec.Limits.Ports}}
 	number := func(limit *int32) uint32 {
 		if limit == nil {
 			return 0

@@ -68,8 +68,11 @@ type Options struct {
 	DrainTimeout time.Duration
 	// PurgeOnExit removes everything from the dataplane when the gateway ends that has departed: it leaves for good.
 	PurgeOnExit bool
-	// DrainWithNode names the Node that this gateway drains with when it is cordoned; empty for none. The cache is to know of it, see
-	// WatchNode.
+	// HostAddresses are all addresses of this host; nil where none are known. Nodes: the management cluster's Nodes can be read. Neither is ever
+	// a target.
+	HostAddresses func() []netip.Addr
+	Nodes         bool
+	// DrainWithNode names the Node that this gateway drains with when it is cordoned; empty for none.
 	DrainWithNode string
 	// PurgeWith names the DaemonSet whose deletion means the same; empty for none. The cache is to know of it, see WatchDaemonSet.
 	PurgeWith string
@@ -92,6 +95,7 @@ type Gateway struct {
 	hub    *translate.Hub
 	host   *host
 	pools  map[string]ipam.Pool
+	hosts  hosts
 	// selection is which gateways serve which pools.
 	selection *selection.Selection
 	seen      uint64 // the highest resourceVersion of a LoadBalancer
@@ -364,6 +368,7 @@ func (g *Gateway) pause() time.Duration {
 // work brings backend, prober and announcer to the present model and publishes what came of it.
 func (g *Gateway) work(ctx context.Context) {
 	g.noteDraining(time.Now())
+	g.noteHosts(time.Now())
 	changes := g.hub.Flush()
 	g.targets += len(changes.NewTargets) - len(changes.GoneTargets)
 	for _, t := range changes.GoneTargets {

@@ -7,10 +7,8 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/fields"
 	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
 // cordon is that the gateway's Node is to get nothing new, as before kubectl drain has its host go down. The gateway lets go of its
@@ -35,11 +33,6 @@ func (c *cordon) wishes(replaced func() bool, now time.Time) bool {
 	return !c.from.IsZero() && !now.Before(c.from)
 }
 
-// WatchNode has a cache know of that one, and of no other Node.
-func WatchNode(name string) map[client.Object]cache.ByObject {
-	return map[client.Object]cache.ByObject{&corev1.Node{}: {Field: fields.OneTermEqualSelector("metadata.name", name)}}
-}
-
 // watchNode takes note when the Node is cordoned. It is not waited for: without the right to read it the gateway works all the same.
 func (g *Gateway) watchNode(ctx context.Context) error {
 	informer, err := g.cache.GetInformer(ctx, &corev1.Node{}, cache.BlockUntilSynced(false))
@@ -47,14 +40,21 @@ func (g *Gateway) watchNode(ctx context.Context) error {
 		return fmt.Errorf("watch Node %s: %w", g.options.DrainWithNode, err)
 	}
 	note := func(o any) {
-		if node, ok := o.(*corev1.Node); ok {
+		if node, ok := o.(*corev1.Node); ok && node.Name == g.options.DrainWithNode {
 			g.send(ctx, func(g *Gateway) { g.cordon.is = node.Spec.Unschedulable })
 		}
 	}
 	_, err = informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
 		AddFunc:    note,
 		UpdateFunc: func(_, o any) { note(o) },
-		DeleteFunc: func(any) { g.send(ctx, func(g *Gateway) { g.cordon.is = false }) },
+		DeleteFunc: func(o any) {
+			if tombstone, is := o.(toolscache.DeletedFinalStateUnknown); is {
+				o = tombstone.Obj
+			}
+			if node, ok := o.(*corev1.Node); ok && node.Name == g.options.DrainWithNode {
+				g.send(ctx, func(g *Gateway) { g.cordon.is = false })
+			}
+		},
 	})
 	return err
 }

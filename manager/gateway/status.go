@@ -30,6 +30,7 @@ func (g *Gateway) publish() {
 		Elects:             g.answering.elects,
 		Candidates:         g.answering.view.Candidates,
 		Tenants:            g.use,
+		HostAddresses:      g.hosts.published(),
 	}
 	for _, f := range g.host.description.Features {
 		s.Backend.Features = append(s.Backend.Features, string(f))

@@ -7,12 +7,14 @@ import (
 	"slices"
 	"strconv"
 
+	corev1 "k8s.io/api/core/v1"
 	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/core/translate"
 	"kubelb.k8c.io/manager/convert"
+	"kubelb.k8c.io/manager/hubhosts"
 )
 
 // watch has informers send the loop every change; the function tells when the first lists are all in.
@@ -28,6 +30,9 @@ func (g *Gateway) watch(ctx context.Context) (func() bool, error) {
 		{&v1alpha1.Gateway{}, gatewayChanged},
 		{&v1alpha1.Addresses{}, addressesChanged},
 		{&v1alpha1.LoadBalancer{}, loadBalancerChanged},
+	}
+	if g.options.Nodes {
+		all = append(all, watched{&corev1.Node{}, nodeChanged})
 	}
 	if g.routers != nil {
 		all = append(all, watched{&v1alpha1.BGPPeer{}, peerChanged})
@@ -48,8 +53,8 @@ func (g *Gateway) watch(ctx context.Context) (func() bool, error) {
 		registration, err := informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
 			AddFunc: func(o any) { send(o, false) },
 			UpdateFunc: func(before, o any) {
-				// The status of gateways changes all the time, and is nothing to other gateways.
-				if was, ok := before.(*v1alpha1.Gateway); ok && maps.Equal(was.Labels, o.(client.Object).GetLabels()) && was.Generation == o.(client.Object).GetGeneration() {
+				// The status of gateways changes all the time, and most of it is nothing to other gateways.
+				if was, ok := before.(*v1alpha1.Gateway); ok && sameToOthers(was, o.(*v1alpha1.Gateway)) {
 					return
 				}
 				send(o, false)
@@ -64,6 +69,10 @@ func (g *Gateway) watch(ctx context.Context) (func() bool, error) {
 	return func() bool {
 		return !slices.ContainsFunc(registered, func(r toolscache.ResourceEventHandlerRegistration) bool { return !r.HasSynced() })
 	}, nil
+}
+
+func sameToOthers(a, b *v1alpha1.Gateway) bool {
+	return maps.Equal(a.Labels, b.Labels) && a.Generation == b.Generation && slices.Equal(a.Status.HostAddresses, b.Status.HostAddresses)
 }
 
 func tenantChanged(o client.Object, gone bool) event {
@@ -106,9 +115,14 @@ func gatewayChanged(o client.Object, gone bool) event {
 		}
 		if gone {
 			g.selection.DeleteGateway(o.GetName())
+			g.hosts.set("gateway "+o.GetName(), nil)
 			return
 		}
 		g.selection.SetGateway(o.GetName(), o.GetLabels())
+		// This one's own it knows better itself.
+		if o.GetName() != g.options.Name {
+			g.hosts.set("gateway "+o.GetName(), hubhosts.Parsed(o.(*v1alpha1.Gateway).Status.HostAddresses))
+		}
 	}
 }
 

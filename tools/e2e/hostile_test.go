@@ -3,6 +3,7 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"net"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -15,7 +16,7 @@ import (
 func TestAHostileTenantGetsNowhere(t *testing.T) {
 	alikeWithAll(t)
 	const ns, victim = "tenant-hostile", "tenant-a"
-	applyToHub(t, "apiVersion: kubelb.k8c.io/v1alpha1\nkind: Tenant\nmetadata: {name: hostile}\nspec: {backendCIDRs: [198.51.100.0/24], limits: {addresses: 2}}")
+	applyToHub(t, "apiVersion: kubelb.k8c.io/v1alpha1\nkind: Tenant\nmetadata: {name: hostile}\nspec: {backendCIDRs: [198.51.100.0/24], backendNetwork: hostile, limits: {addresses: 2}}")
 	cleanUpHub(t, "tenant/hostile")
 	hubKubectl(t, "wait", "tenant/hostile", "--for=condition=Ready", "--timeout=30s")
 	kubeconfig := filepath.Join(lab.Dir, "hostile.kubeconfig")
@@ -116,6 +117,45 @@ func TestAHostileTenantGetsNowhere(t *testing.T) {
 	// Nobody has lost anything.
 	require.Equal(t, good, hubIP(t, ns, "good"))
 	require.Equal(t, victims, externalIPs(t, "victim", 2))
+}
+
+// T20: whatever the operator's networks and the tenant's lists say.
+func TestNoTenantReachesAnotherOnesNodesOrAGatewaysHost(t *testing.T) {
+	alikeWithAll(t)
+	const ns = "tenant-near"
+	applyToHub(t, "apiVersion: kubelb.k8c.io/v1alpha1\nkind: Tenant\nmetadata: {name: near}\nspec: {backendCIDRs: [198.51.100.0/24, 198.51.100.1/32, 192.0.2.0/24]}")
+	cleanUpHub(t, "tenant/near")
+	hubKubectl(t, "wait", "tenant/near", "--for=condition=Ready", "--timeout=30s")
+	apply(t, web("near-victim", 1)+service("near-victim", "ports: [{port: 80, targetPort: 8080}]"))
+	cleanUp(t, "service/near-victim", "deployment/near-victim")
+	victims := externalIPs(t, "near-victim", 2)
+	eventually(t, 10*time.Second, func() error {
+		if held := hubGet(t, "tenant-a", "addresses/default", "{.status.held}"); !strings.Contains(held, "198.51.100.11") {
+			return fmt.Errorf("nothing is on record: %q", held)
+		}
+		return nil
+	})
+	applyToHub(t, strings.Replace(hubAddresses(ns), "[{ip: 198.51.100.11}", "[{ip: 198.51.100.1}, {ip: 192.0.2.1}, {ip: 198.51.100.77}, {ip: 198.51.100.11}", 1)+hubLoadBalancer(ns, "listed", ""))
+	hubIP(t, ns, "listed")
+	for _, why := range []string{"198.51.100.1 is an address of gateway gateway of the management cluster", "192.0.2.1 is an address of gateway gateway", "198.51.100.11 is another tenant's node", "198.51.100.12 is another tenant's node"} {
+		require.Contains(t, hubGet(t, ns, "loadbalancer/listed", `{.status.conditions[?(@.type=="Accepted")].message}`), why)
+	}
+	for _, ip := range []string{"198.51.100.1", "198.51.100.12"} {
+		applyToHub(t, strings.Replace(hubLoadBalancer(ns, "inline", ""), "{addressesReference: {name: default}, ", fmt.Sprintf("{addresses: [{ip: %q}], ", ip), 1))
+		eventually(t, 10*time.Second, func() error {
+			if message := hubRefusal(t, ns, "inline", "Accepted", "EndpointRefused"); !strings.Contains(message, ip+" is ") {
+				return errors.New(message)
+			}
+			return nil
+		})
+	}
+	out, status := kubelb(t, "trace", net.JoinHostPort(hubIP(t, ns, "listed"), "80"))
+	require.Zero(t, status, out)
+	require.Regexp(t, `(?m)^endpoints +port 30080 of 198\.51\.100\.77, as far as healthy$`, out)
+	require.Equal(t, victims, externalIPs(t, "near-victim", 2))
+	out, status = kubelb(t, "trace", net.JoinHostPort(victims[0], "80"))
+	require.Zero(t, status, out)
+	require.Regexp(t, `(?m)^endpoints +port \d+ of 198\.51\.100\.11, 198\.51\.100\.12, as far as healthy$`, out)
 }
 
 // manyAddresses are none of the tenant's.

@@ -18,7 +18,7 @@ func TestATenantOverItsLimitsWaitsAndWhatItHasStays(t *testing.T) {
 	alikeWithAll(t)
 	const ns = "tenant-limited"
 	limits := func(text string) {
-		applyToHub(t, fmt.Sprintf("apiVersion: kubelb.k8c.io/v1alpha1\nkind: Tenant\nmetadata: {name: limited}\nspec: {backendCIDRs: [198.51.100.0/24], limits: %s}", text))
+		applyToHub(t, fmt.Sprintf("apiVersion: kubelb.k8c.io/v1alpha1\nkind: Tenant\nmetadata: {name: limited}\nspec: {backendCIDRs: [198.51.100.0/24], backendNetwork: limited, limits: %s}", text))
 	}
 	limits("{loadBalancers: 1}")
 	cleanUpHub(t, "tenant/limited")

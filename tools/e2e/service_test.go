@@ -480,7 +480,7 @@ spec: {addresses: [192.0.2.150-192.0.2.151], tenants: [small]}
 apiVersion: kubelb.k8c.io/v1alpha1
 kind: Tenant
 metadata: {name: small}
-spec: {backendCIDRs: [198.51.100.0/24]}
+spec: {backendCIDRs: [198.51.100.0/24], backendNetwork: small}
 `)
 	cleanUpHub(t, "tenant/small", "addresspool/small", "addresspool/public-but-small")
 	hubKubectl(t, "patch", "addresspool", "public", "--type=merge", "-p", `{"spec":{"tenants":["a","b"]}}`)
@@ -580,7 +580,7 @@ func TestTwoTenantsNeverShareAnAddress(t *testing.T) {
 apiVersion: kubelb.k8c.io/v1alpha1
 kind: Tenant
 metadata: {name: b}
-spec: {backendCIDRs: [198.51.100.0/24]}
+spec: {backendCIDRs: [198.51.100.0/24], backendNetwork: b}
 `)
 	cleanUpHub(t, "tenant/b")
 	kubeconfig := lab.Dir + "/b.kubeconfig"

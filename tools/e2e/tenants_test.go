@@ -15,7 +15,7 @@ import (
 func TestATenantsCredentialsAreGivenChangedAndTaken(t *testing.T) {
 	alikeWithAll(t)
 	const ns = "tenant-made"
-	out, status := kubelb(t, "tenants", "create", "made", "--backend-cidrs=198.51.100.0/24", "--max-addresses=3", "--max-connections=50")
+	out, status := kubelb(t, "tenants", "create", "made", "--backend-cidrs=198.51.100.0/24", "--backend-network=made", "--max-addresses=3", "--max-connections=50")
 	require.Zero(t, status, out)
 	cleanUpHub(t, "tenant/made")
 	use := func(kubeconfig string) func(manifest string) error {
@@ -118,7 +118,7 @@ func TestTheCCMWorksWithATenantsCredentialsAlone(t *testing.T) {
 func TestATenantGoesWhateverFinalizersItsObjectsHave(t *testing.T) {
 	alikeWithAll(t)
 	const ns = "tenant-held"
-	out, status := kubelb(t, "tenants", "create", "held", "--backend-cidrs=198.51.100.0/24")
+	out, status := kubelb(t, "tenants", "create", "held", "--backend-cidrs=198.51.100.0/24", "--backend-network=held")
 	require.Zero(t, status, out)
 	cleanUpHub(t, "tenant/held")
 	applyToHub(t, strings.Replace(hubAddresses(ns), "name: default}", "name: default, finalizers: [kubelb.k8c.io/cleanup]}", 1)+hubLoadBalancer(ns, "web", ""))

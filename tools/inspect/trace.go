@@ -15,6 +15,7 @@ import (
 	"kubelb.k8c.io/core/model"
 	"kubelb.k8c.io/core/translate"
 	"kubelb.k8c.io/manager/convert"
+	"kubelb.k8c.io/manager/hubhosts"
 	"kubelb.k8c.io/manager/selection"
 )
 
@@ -147,6 +148,13 @@ func (h *Hub) forwards(key model.FrontendKey, holders []*v1alpha1.LoadBalancer, 
 	for i := range h.Addresses {
 		hub.SetAddresses(convert.Addresses(&h.Addresses[i]))
 	}
+	hosts := map[netip.Addr]string{}
+	for i := range h.Gateways {
+		for _, a := range hubhosts.Parsed(h.Gateways[i].Status.HostAddresses) {
+			hosts[a] = "gateway " + h.Gateways[i].Name
+		}
+	}
+	hub.SetHosts(hosts)
 	for _, lb := range holders {
 		hub.SetLoadBalancer(convert.LoadBalancer(lb))
 	}

@@ -93,12 +93,13 @@ func mostOf(used, limit *int32) string {
 
 func tenantsCreateCommand() *cobra.Command {
 	var networks []string
+	var network string
 	var limits []limitFlag
 	cmd := oneTenant("create", "Make a tenant, and print the kubeconfig for its CCM",
 		"Make a tenant, wait until its credentials are there, and print the kubeconfig for its CCM.",
 		"  kubelb tenants create a --backend-cidrs=198.51.100.0/24 --max-addresses=10 > kubelb",
 		func(ctx context.Context, c client.Client, name string, cmd *cobra.Command) error {
-			tenant := &v1alpha1.Tenant{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: v1alpha1.TenantSpec{BackendCIDRs: networks}}
+			tenant := &v1alpha1.Tenant{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: v1alpha1.TenantSpec{BackendCIDRs: networks, BackendNetwork: network}}
 			for i := range limits {
 				if l := &limits[i]; cmd.Flags().Changed(l.name) {
 					*l.of(&tenant.Spec.Limits) = &l.value
@@ -119,6 +120,7 @@ func tenantsCreateCommand() *cobra.Command {
 			return err
 		})
 	cmd.Flags().StringSliceVar(&networks, "backend-cidrs", nil, "the networks of the tenant's nodes, separated by commas; nothing outside of them is ever a target")
+	cmd.Flags().StringVar(&network, "backend-network", "", "name of the network that they are of: needed where nodes of tenants at several sites have the same addresses")
 	limits = limitFlags()
 	for i := range limits {
 		cmd.Flags().Int32Var(&limits[i].value, limits[i].name, 0, limits[i].bounds+"; any number unless given")

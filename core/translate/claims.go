@@ -1,0 +1,197 @@
+package translate
+
+import (
+	"cmp"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"kubelb.k8c.io/core/model"
+)
+
+// Claims know whose node an address is, where several tenants may target it: no tenant reaches another one's nodes.
+//
+// Tenants whose operator named different networks have nothing to do with one another. Within a network these decide, in this order: whose
+// backendCIDRs name the address most precisely; who lists it among its Addresses; with whom it stands on record; whose Tenant is older. What
+// a tenant writes comes after what an operator wrote, and after what was there before.
+//
+// They are not safe for concurrent use.
+type Claims struct {
+	tenants map[string]Tenant
+	// named are the namespaces of tenants by the networks that their operators named, lengths how many of those have so many bits.
+	named   map[namedNetwork]map[string]bool
+	lengths map[int]int
+	// listed is who lists an address, in how many of its objects, and whether it is on record there.
+	listed  map[netip.Addr]map[string]listing
+	objects map[model.ObjectName]map[netip.Addr]bool
+}
+
+type namedNetwork struct {
+	network string
+	prefix  netip.Prefix
+}
+
+type listing struct{ objects, held int }
+
+// NewClaims returns those of no tenant.
+func NewClaims() *Claims {
+	return &Claims{tenants: map[string]Tenant{}, named: map[namedNetwork]map[string]bool{}, lengths: map[int]int{}, listed: map[netip.Addr]map[string]listing{},
+		objects: map[model.ObjectName]map[netip.Addr]bool{}}
+}
+
+// SetTenant adds or replaces a tenant, and reports whether that may concern others.
+func (c *Claims) SetTenant(t Tenant) bool {
+	namespace := t.Namespace()
+	if b, known := c.tenants[namespace]; known && b.Network == t.Network && b.Created == t.Created && slices.Equal(b.BackendCIDRs, t.BackendCIDRs) {
+		return false
+	}
+	c.DeleteTenant(t.Name)
+	c.tenants[namespace] = t
+	for _, prefix := range t.BackendCIDRs {
+		add(c.named, namedNetwork{t.Network, prefix}, namespace)
+		c.lengths[prefix.Bits()]++
+	}
+	return true
+}
+
+// DeleteTenant forgets a tenant. What it lists stays known, and counts for nothing.
+func (c *Claims) DeleteTenant(name string) {
+	namespace := Tenant{Name: name}.Namespace()
+	before := c.tenants[namespace]
+	for _, prefix := range before.BackendCIDRs {
+		remove(c.named, namedNetwork{before.Network, prefix}, namespace)
+		if c.lengths[prefix.Bits()]--; c.lengths[prefix.Bits()] == 0 {
+			delete(c.lengths, prefix.Bits())
+		}
+	}
+	delete(c.tenants, namespace)
+}
+
+// SetAddresses replaces what an object lists, and returns the addresses for which that differs from before.
+func (c *Claims) SetAddresses(a Addresses) (changed []netip.Addr) {
+	held := map[netip.Addr]bool{}
+	for _, address := range a.Held {
+		held[address] = true
+	}
+	is := map[netip.Addr]bool{}
+	for _, entry := range a.List {
+		if address, err := netip.ParseAddr(entry.IP); err == nil {
+			is[address] = held[address]
+		}
+	}
+	was := c.objects[a.ObjectName]
+	for address, onRecord := range was {
+		if now, still := is[address]; !still || now != onRecord {
+			c.count(address, a.Namespace, -1, onRecord)
+			changed = append(changed, address)
+		}
+	}
+	for address, onRecord := range is {
+		if before, was := was[address]; !was || before != onRecord {
+			c.count(address, a.Namespace, 1, onRecord)
+			if !was {
+				changed = append(changed, address)
+			}
+		}
+	}
+	if c.objects[a.ObjectName] = is; len(is) == 0 {
+		delete(c.objects, a.ObjectName)
+	}
+	return changed
+}
+
+func (c *Claims) count(address netip.Addr, namespace string, change int, held bool) {
+	by := c.listed[address]
+	if by == nil {
+		by = map[string]listing{}
+		c.listed[address] = by
+	}
+	l := by[namespace]
+	l.objects += change
+	if held {
+		l.held += change
+	}
+	if by[namespace] = l; l.objects == 0 {
+		delete(by, namespace)
+	}
+	if len(by) == 0 {
+		delete(c.listed, address)
+	}
+}
+
+// Rival returns the name of the tenant whose node the address is, if it is not this one's.
+func (c *Claims) Rival(tenant Tenant, address netip.Addr) (name string, is bool) {
+	if c == nil {
+		return "", false
+	}
+	own := precision(tenant, address)
+	for bits := range c.lengths {
+		if bits <= own || bits > address.BitLen() {
+			continue
+		}
+		prefix, _ := address.Prefix(bits)
+		for namespace := range c.named[namedNetwork{tenant.Network, prefix}] {
+			if other := c.tenants[namespace].Name; !is || other < name {
+				name, is = other, true
+			}
+		}
+	}
+	if is {
+		return name, true
+	}
+	by := c.listed[address]
+	mine := standing{tenant, by[tenant.Namespace()]}
+	for namespace, l := range by {
+		other, known := c.tenants[namespace]
+		if !known || namespace == tenant.Namespace() || other.Network != tenant.Network || precision(other, address) < own {
+			continue
+		}
+		if theirs := (standing{other, l}); theirs.before(mine) && (!is || other.Name < name) {
+			name, is = other.Name, true
+		}
+	}
+	return name, is
+}
+
+// precision is how many bits of the address the operator named for the tenant; -1 for none.
+func precision(t Tenant, address netip.Addr) int {
+	bits := -1
+	for _, prefix := range t.BackendCIDRs {
+		if prefix.Contains(address) {
+			bits = max(bits, prefix.Bits())
+		}
+	}
+	return bits
+}
+
+// standing is what a tenant has to show for an address that the operator lets it have as much as another one.
+type standing struct {
+	tenant Tenant
+	listing
+}
+
+func (s standing) before(o standing) bool {
+	has := func(n int) int { return min(n, 1) }
+	return cmp.Or(cmp.Compare(has(o.objects), has(s.objects)), cmp.Compare(has(o.held), has(s.held)), cmp.Compare(s.tenant.Created, o.tenant.Created), cmp.Compare(s.tenant.Name, o.tenant.Name)) < 0
+}
+
+// ToHold are the addresses of an object that belong on record with it: those that are its tenant's, where another tenant might come to list
+// them as well and the operator has not said whose they are. They are sorted.
+func (c *Claims) ToHold(a Addresses) []netip.Addr {
+	tenant, known := c.tenants[a.Namespace]
+	if !known {
+		return nil
+	}
+	hold := map[netip.Addr]bool{}
+	for address := range c.objects[a.ObjectName] {
+		own := precision(tenant, address)
+		if own < 0 {
+			continue
+		}
+		prefix, _ := address.Prefix(own)
+		if _, rival := c.Rival(tenant, address); !rival && len(c.named[namedNetwork{tenant.Network, prefix}]) > 1 {
+			hold[address] = true
+		}
+	}
+	return slices.SortedFunc(maps.Keys(hold), netip.Addr.Compare)
+}

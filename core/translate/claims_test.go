@@ -1,0 +1,140 @@
+package translate
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	"kubelb.k8c.io/core/model"
+)
+
+// shared is a hub whose tenants old and young have their nodes in 198.51.100.0/24 both, and far in a network of its own.
+func shared() *Hub {
+	h := NewHub()
+	for i, name := range []string{"old", "young"} {
+		h.SetTenant(Tenant{Name: name, Created: int64(i), BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}})
+	}
+	h.SetTenant(Tenant{Name: "far", Network: "site-2", BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}})
+	return h
+}
+
+// holding has the addresses on record that belong there, as the manager has it.
+func (h *Hub) holding(list ...Addresses) {
+	for _, a := range list {
+		if s := h.sources[a.ObjectName]; s != nil && s.object != nil {
+			a.Held = s.object.Held
+		}
+		h.SetAddresses(a)
+		a.Held = h.claims.ToHold(a)
+		h.SetAddresses(a)
+	}
+}
+
+func inlineTarget(ip string) func(*LoadBalancer) {
+	return func(l *LoadBalancer) { l.Reference, l.Addresses = nil, []Address{{IP: ip}} }
+}
+
+func targetsOf(t *testing.T, h *Hub, tenant string) string {
+	t.Helper()
+	h.Flush()
+	var all []string
+	for _, p := range h.Snapshot().Pools {
+		for _, e := range p.Endpoints {
+			if p.Tenant == tenant {
+				all = append(all, e.ID)
+			}
+		}
+	}
+	return strings.Join(all, " ")
+}
+
+func expectTargets(t *testing.T, h *Hub, tenant, want string) {
+	t.Helper()
+	if got := targetsOf(t, h, tenant); got != want {
+		t.Errorf("tenant %s has targets %q, not %q: %v", tenant, got, want, h.Problems(model.ObjectName{Namespace: "tenant-" + tenant, Name: "web"}))
+	}
+}
+
+func TestNoTenantReachesAnotherOnesNodesInANetworkThatTheyShare(t *testing.T) {
+	h := shared()
+	h.holding(addressesOf("tenant-young", "198.51.100.11", "198.51.100.12"))
+	h.SetLoadBalancer(lb("tenant-young", "web"))
+	expectTargets(t, h, "young", "198.51.100.11 198.51.100.12")
+	// The other one lists them as well, and is the older one; and has them as targets of its own.
+	h.SetAddresses(addressesOf("tenant-old", "198.51.100.11", "198.51.100.12", "198.51.100.21"))
+	h.SetLoadBalancer(lb("tenant-old", "web", vips("203.0.113.2")))
+	expectTargets(t, h, "old", "198.51.100.21")
+	expectTargets(t, h, "young", "198.51.100.11 198.51.100.12")
+	h.SetLoadBalancer(lb("tenant-old", "inline", vips("203.0.113.3"), inlineTarget("198.51.100.12")))
+	expectTargets(t, h, "old", "198.51.100.21")
+	if p, refused := Refused(h.Problems(model.ObjectName{Namespace: "tenant-old", Name: "inline"})); !refused || p.Reason != ReasonEndpointRefused ||
+		!strings.Contains(p.Message, "198.51.100.12 is another tenant's node") || strings.Contains(p.Message, "young") {
+		t.Errorf("%v", p)
+	}
+	// In another network it is another host.
+	h.holding(addressesOf("tenant-far", "198.51.100.11"))
+	h.SetLoadBalancer(lb("tenant-far", "web", vips("203.0.113.4")))
+	expectTargets(t, h, "far", "198.51.100.11")
+	expectTargets(t, h, "young", "198.51.100.11 198.51.100.12")
+	// A node that goes is anybody's.
+	h.holding(addressesOf("tenant-young", "198.51.100.11"))
+	expectTargets(t, h, "old", "198.51.100.12 198.51.100.21 198.51.100.12")
+}
+
+func TestWhatTheOperatorNamesMorePreciselyIsThatTenants(t *testing.T) {
+	h := shared()
+	h.holding(addressesOf("tenant-old", "198.51.100.11", "198.51.100.12"))
+	h.SetLoadBalancer(lb("tenant-old", "web"))
+	expectTargets(t, h, "old", "198.51.100.11 198.51.100.12")
+	h.SetTenant(Tenant{Name: "young", Created: 1, BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("198.51.100.12/32")}})
+	expectTargets(t, h, "old", "198.51.100.11")
+	h.SetAddresses(addressesOf("tenant-young", "198.51.100.12"))
+	h.SetLoadBalancer(lb("tenant-young", "web", vips("203.0.113.2")))
+	expectTargets(t, h, "young", "198.51.100.12")
+	h.DeleteTenant("young")
+	expectTargets(t, h, "old", "198.51.100.11 198.51.100.12")
+}
+
+func TestOfTwoThatListANodeAtOnceTheOlderTenantHasIt(t *testing.T) {
+	h := shared()
+	h.SetAddresses(addressesOf("tenant-young", "198.51.100.11"))
+	h.SetAddresses(addressesOf("tenant-old", "198.51.100.11"))
+	for _, name := range []string{"old", "young"} {
+		h.SetLoadBalancer(lb("tenant-"+name, "web", vips(map[string]string{"old": "203.0.113.1", "young": "203.0.113.2"}[name])))
+	}
+	expectTargets(t, h, "old", "198.51.100.11")
+	expectTargets(t, h, "young", "")
+}
+
+func TestWhereTheOperatorHasSaidItNothingNeedsToBeOnRecord(t *testing.T) {
+	c := NewClaims()
+	a := addressesOf("tenant-a", "198.51.100.11", "192.0.2.1", "no address")
+	c.SetTenant(Tenant{Name: "a", BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}})
+	c.SetTenant(Tenant{Name: "b", BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24")}})
+	c.SetAddresses(a)
+	if hold := c.ToHold(a); len(hold) != 0 {
+		t.Errorf("nobody else may have %v", hold)
+	}
+	c.SetTenant(Tenant{Name: "b", BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}})
+	if hold := c.ToHold(a); len(hold) != 1 || hold[0] != netip.MustParseAddr("198.51.100.11") {
+		t.Errorf("%v", hold)
+	}
+}
+
+func TestHostsOfTheManagementClusterAreNeverTargets(t *testing.T) {
+	h := shared()
+	h.holding(addressesOf("tenant-old", "198.51.100.1", "198.51.100.11"))
+	h.SetLoadBalancer(lb("tenant-old", "web"))
+	h.SetLoadBalancer(lb("tenant-old", "inline", vips("203.0.113.3"), inlineTarget("198.51.100.2")))
+	expectTargets(t, h, "old", "198.51.100.1 198.51.100.11 198.51.100.2")
+	h.SetHosts(map[netip.Addr]string{netip.MustParseAddr("198.51.100.1"): "gateway g1", netip.MustParseAddr("198.51.100.2"): "Node n1"})
+	expectTargets(t, h, "old", "198.51.100.11")
+	if p := h.Problems(model.ObjectName{Namespace: "tenant-old", Name: "web"}); len(p) != 1 || !strings.Contains(p[0].Message, "198.51.100.1 is an address of gateway g1 of the management cluster and never a target") {
+		t.Errorf("%v", p)
+	}
+	// The operator's word for the very address does not change that.
+	h.SetTenant(Tenant{Name: "old", BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("198.51.100.1/32"), netip.MustParsePrefix("198.51.100.0/24")}})
+	expectTargets(t, h, "old", "198.51.100.11")
+	h.SetHosts(nil)
+	expectTargets(t, h, "old", "198.51.100.1 198.51.100.11 198.51.100.2")
+}

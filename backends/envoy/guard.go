@@ -38,8 +38,10 @@ const (
 // guardTable is the table of a family.
 type guardTable struct {
 	guardFamily
-	table         *nft.Table
-	vips, allowed *nft.Set
+	table *nft.Table
+	vips  *nft.Set
+	// lists leads a restricted frontend to the chain of its source ranges.
+	lists *nft.Set
 	// decided are the frontends that each of the decidingChains decides about.
 	decided [len(decidingChains)]*nft.Set
 	// endpoints are those of UDP frontends, with protocol and port; sessions counts the flows to them, which Envoy does not.
@@ -47,6 +49,7 @@ type guardTable struct {
 	// next is the gateway to ask about connections to a frontend that are not known here.
 	next          *nft.Set
 	vipUsers      map[netip.Addr]int
+	listUsers     map[string]int
 	endpointUsers map[netip.AddrPort]int
 	known         map[model.FrontendKey]guarded
 	// answers: those to clients of transparent frontends are taken.
@@ -78,13 +81,13 @@ var guardFamilies = [2]guardFamily{
 func newGuard(name string, uplinks []string) *guard {
 	g := &guard{name: name, echo: newEcho(name, uplinks), asking: newAsking(uplinks)}
 	for i, f := range guardFamilies {
-		t := &guardTable{guardFamily: f, table: &nft.Table{Name: name, Family: f.family}, vipUsers: map[netip.Addr]int{}, endpointUsers: map[netip.AddrPort]int{}, known: map[model.FrontendKey]guarded{}}
+		t := &guardTable{guardFamily: f, table: &nft.Table{Name: name, Family: f.family}, vipUsers: map[netip.Addr]int{}, listUsers: map[string]int{}, endpointUsers: map[netip.AddrPort]int{}, known: map[model.FrontendKey]guarded{}}
 		key := nft.MustConcatSetType(f.address, nft.TypeInetProto, nft.TypeInetService)
 		t.vips = &nft.Set{Table: t.table, Name: "vips", KeyType: f.address}
 		for i, chain := range decidingChains {
 			t.decided[i] = &nft.Set{Table: t.table, Name: "to_" + chain, KeyType: key, Concatenation: true}
 		}
-		t.allowed = &nft.Set{Table: t.table, Name: "allowed", KeyType: nft.MustConcatSetType(f.address, nft.TypeInetProto, nft.TypeInetService, f.address), Concatenation: true, Interval: true}
+		t.lists = &nft.Set{Table: t.table, Name: "ranges", KeyType: key, DataType: nft.TypeVerdict, IsMap: true, Concatenation: true}
 		t.endpoints = &nft.Set{Table: t.table, Name: "endpoints", KeyType: key, Concatenation: true}
 		t.sessions = &nft.Set{Table: t.table, Name: "sessions", KeyType: key, Concatenation: true, Counter: true}
 		t.next = &nft.Set{Table: t.table, Name: "next", KeyType: key, DataType: f.address, IsMap: true, Concatenation: true}
@@ -157,7 +160,7 @@ func (g *guard) write(all []guarded) error {
 		if err := t.create(c, g.layout); err != nil {
 			return err
 		}
-		t.vipUsers, t.endpointUsers, t.known = map[netip.Addr]int{}, map[netip.AddrPort]int{}, map[model.FrontendKey]guarded{}
+		t.vipUsers, t.listUsers, t.endpointUsers, t.known = map[netip.Addr]int{}, map[string]int{}, map[netip.AddrPort]int{}, map[model.FrontendKey]guarded{}
 	}
 	if err := g.edit(c, all, nil); err != nil {
 		return err
@@ -243,8 +246,10 @@ func (e setChanges) member(set *nft.Set, element nft.SetElement, was, is bool) {
 func (g *guard) edit(c *nft.Conn, set []guarded, gone []model.FrontendKey) error {
 	e := setChanges{map[*nft.Set][]nft.SetElement{}, map[*nft.Set][]nft.SetElement{}}
 	vips, endpoints := map[netip.Addr]int{}, map[netip.AddrPort]int{}
+	lists := newListChanges()
 	replace := func(t *guardTable, key model.FrontendKey, before, after guarded) {
 		t.differ(e, key, before, after)
+		lists.replace(t, e, key, before, after)
 		for _, at := range before.endpoints {
 			endpoints[at]--
 		}
@@ -289,7 +294,14 @@ func (g *guard) edit(c *nft.Conn, set []guarded, gone []model.FrontendKey) error
 			e.member(set, nft.SetElement{Key: endpointKey(at)}, was, is)
 		}
 	}
-	return e.send(c)
+	if err := lists.begin(c); err != nil {
+		return err
+	}
+	if err := e.send(c); err != nil {
+		return err
+	}
+	lists.end(c)
+	return nil
 }
 
 // count changes how many use something, and tells whether somebody did before and does now.
@@ -314,12 +326,6 @@ func (t *guardTable) differ(e setChanges, k model.FrontendKey, before, after gua
 		if is.IsValid() {
 			e.add[t.next] = append(e.add[t.next], nft.SetElement{Key: key.Key, Val: is.AsSlice()})
 		}
-	}
-	for _, p := range before.SourceRanges {
-		e.member(t.allowed, elements.SourceRange(k, p), true, slices.Contains(after.SourceRanges, p))
-	}
-	for _, p := range after.SourceRanges {
-		e.member(t.allowed, elements.SourceRange(k, p), slices.Contains(before.SourceRanges, p), true)
 	}
 }
 

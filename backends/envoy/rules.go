@@ -34,6 +34,7 @@ const (
 	chainServeSome  = "serve_some"
 	chainRefuseSome = "refuse_some"
 	chainRefuse     = "refuse"
+	chainSome       = "some"
 	chainTake       = "take"
 	chainAsk        = "ask"
 )
@@ -48,10 +49,10 @@ const beforeTracking = -301
 // create adds the table with its sets and rules to the transaction.
 func (t *guardTable) create(c *nft.Conn, l layout) error {
 	c.AddTable(t.table)
-	for _, name := range append(decidingChains[:], chainRefuse, chainAsk) {
+	for _, name := range append(decidingChains[:], chainRefuse, chainAsk, chainSome) {
 		c.AddChain(t.chain(name))
 	}
-	for _, s := range append([]*nft.Set{t.vips, t.allowed, t.endpoints, t.sessions, t.next}, t.decided[:]...) {
+	for _, s := range append([]*nft.Set{t.vips, t.lists, t.endpoints, t.sessions, t.next}, t.decided[:]...) {
 		if err := c.AddSet(s, nil); err != nil {
 			return err
 		}
@@ -59,7 +60,7 @@ func (t *guardTable) create(c *nft.Conn, l layout) error {
 	t.fill(c, t.chain(chainRefuse), append(protocolIs(unix.IPPROTO_TCP), &expr.Reject{Type: unix.NFT_REJECT_TCP_RST}),
 		append(protocolIs(unix.IPPROTO_UDP), &expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: t.unreachable}), drop())
 	// The kernel takes one from the packet's TTL when it sends the copy.
-	t.fill(c, t.chain(chainAsk), setMeta(expr.MetaKeyPRIORITY, 0), slices.Concat(t.key(false), lookupInto(t.next), []expr.Any{&expr.Dup{RegAddr: 1}}), drop())
+	t.fill(c, t.chain(chainAsk), setMeta(expr.MetaKeyPRIORITY, 0), slices.Concat(t.key(), lookupInto(t.next), []expr.Any{&expr.Dup{RegAddr: 1}}), drop())
 	t.fill(c, t.chain(chainServe), append(metaIs(expr.MetaKeyPRIORITY, unknownPriority), jump(chainAsk)...))
 	switch l {
 	case closing:
@@ -70,8 +71,10 @@ func (t *guardTable) create(c *nft.Conn, l layout) error {
 		t.fill(c, t.chain(chainServe), append(isSYN(), drop()...), append(protocolIs(unix.IPPROTO_UDP), drop()...))
 	}
 	t.fill(c, t.chain(chainServe), takePacket())
-	t.fill(c, t.chain(chainServeSome), slices.Concat(t.key(true), in(t.allowed), jump(chainServe)), drop())
-	t.fill(c, t.chain(chainRefuseSome), slices.Concat(t.key(true), in(t.allowed), jump(chainRefuse)), drop())
+	// A list's chain returns where the source is in it, and not to the chain of all lists: where that knows no list nobody is let in.
+	t.fill(c, t.chain(chainSome), slices.Concat(t.key(), decidedBy(t.lists)), drop())
+	t.fill(c, t.chain(chainServeSome), call(chainSome), jump(chainServe))
+	t.fill(c, t.chain(chainRefuseSome), call(chainSome), jump(chainRefuse))
 	t.vipChain(c)
 	t.baseChains(c, l)
 	return nil
@@ -81,7 +84,7 @@ func (t *guardTable) create(c *nft.Conn, l layout) error {
 func (t *guardTable) vipChain(c *nft.Conn) {
 	var rules [][]expr.Any
 	for i, chain := range decidingChains {
-		rules = append(rules, slices.Concat(t.key(false), in(t.decided[i]), jump(chain)))
+		rules = append(rules, slices.Concat(t.key(), in(t.decided[i]), jump(chain)))
 	}
 	for _, kind := range t.errors {
 		rules = append(rules, append(t.icmpIs(kind), takePacket()...))
@@ -123,7 +126,7 @@ func (t *guardTable) countSessions(c *nft.Conn) {
 		return
 	}
 	t.counts = true
-	t.base(c, "count", nft.ChainHookOutput, 0, slices.Concat(isNew(), protocolIs(unix.IPPROTO_UDP), t.key(false), in(t.sessions)))
+	t.base(c, "count", nft.ChainHookOutput, 0, slices.Concat(isNew(), protocolIs(unix.IPPROTO_UDP), t.key(), in(t.sessions)))
 }
 
 func (t *guardTable) natChain(c *nft.Conn, name string, priority nft.ChainPriority) *nft.Chain {
@@ -224,15 +227,11 @@ func (f guardFamily) load(offset, register uint32) expr.Any {
 	return &expr.Payload{DestRegister: register, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: f.size}
 }
 
-// key loads destination, protocol and port, and the source behind them if asked.
-func (f guardFamily) key(source bool) []expr.Any {
+// key loads destination, protocol and port.
+func (f guardFamily) key() []expr.Any {
 	word := f.size / 4
-	out := []expr.Any{f.load(f.destination, unix.NFT_REG32_00), &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: unix.NFT_REG32_00 + word},
+	return []expr.Any{f.load(f.destination, unix.NFT_REG32_00), &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: unix.NFT_REG32_00 + word},
 		&expr.Payload{DestRegister: unix.NFT_REG32_00 + word + 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2}}
-	if source {
-		out = append(out, f.load(f.source, unix.NFT_REG32_00+word+2))
-	}
-	return out
 }
 
 // sender loads source, protocol and source port.
@@ -269,6 +268,16 @@ func lookupInto(s *nft.Set) []expr.Any {
 // jump goes to a chain that decides.
 func jump(chain string) []expr.Any {
 	return []expr.Any{&expr.Verdict{Kind: expr.VerdictGoto, Chain: chain}}
+}
+
+// call goes to a chain that may return.
+func call(chain string) []expr.Any {
+	return []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: chain}}
+}
+
+// decidedBy has the map's verdict for what was loaded from the first register on decide.
+func decidedBy(s *nft.Set) []expr.Any {
+	return []expr.Any{&expr.Lookup{SourceRegister: 1, IsDestRegSet: true, SetName: s.Name, SetID: s.ID}}
 }
 
 func drop() []expr.Any { return []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}} }

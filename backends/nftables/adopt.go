@@ -130,13 +130,12 @@ func (t *table) adopt(c *nft.Conn) error {
 			f.timeout = unknownTimeout
 			s.lastNumber = max(s.lastNumber, f.number)
 		})},
-		{setRestricted, s.withFrontend(func(f *frontendState, _ nft.SetElement) { f.restricted = true })},
+		{mapRanges, s.withFrontendOr(s.adoptRanges)},
 		{setTransparent, s.withFrontend(func(f *frontendState, _ nft.SetElement) { f.forwarding = model.Transparent })},
 		{mapDirect, s.withFrontend(func(f *frontendState, _ nft.SetElement) { f.forwarding = model.Direct })},
 		{mapNext, s.withFrontend(func(f *frontendState, e nft.SetElement) { f.handover.Next, _ = netip.AddrFromSlice(e.Val) })},
 		{mapAsks, s.withFrontendOr(adoptAsks)},
 		{leaveMap(s.family), s.adoptNumbers()},
-		{setAllowed, s.adoptAllowed},
 	}
 	for _, k := range limitKinds() {
 		parts = append(parts, part{k.verdicts, s.withFrontendOr(k.adopt)})
@@ -240,24 +239,32 @@ func (s *state) withFrontendOr(set func(*frontendState, nft.SetElement) error) f
 	}
 }
 
+// chainOf reads the chain that an element leads to.
+func chainOf(e nft.SetElement) (string, error) {
+	verdict, err := netlink.UnmarshalAttributes(e.Val)
+	if err != nil {
+		return "", err
+	}
+	for _, a := range verdict {
+		if a.Type == unix.NFTA_VERDICT_CHAIN {
+			return strings.TrimRight(string(a.Data), "\x00"), nil
+		}
+	}
+	return "", errors.New("a verdict leads to no chain")
+}
+
 // numberOfChain reads the number off the chain <name>-<number> that an element leads to.
 func numberOfChain(e nft.SetElement, name string) (uint32, error) {
-	verdict, err := netlink.UnmarshalAttributes(e.Val)
+	chain, err := chainOf(e)
 	if err != nil {
 		return 0, err
 	}
-	for _, a := range verdict {
-		if a.Type != unix.NFTA_VERDICT_CHAIN {
-			continue
-		}
-		text, found := strings.CutPrefix(strings.TrimRight(string(a.Data), "\x00"), name+"-")
-		number, err := strconv.ParseUint(text, 10, 32)
-		if !found || err != nil {
-			return 0, fmt.Errorf("chain %q is no %s-<number>", a.Data, name)
-		}
-		return uint32(number), nil
+	text, found := strings.CutPrefix(chain, name+"-")
+	number, err := strconv.ParseUint(text, 10, 32)
+	if !found || err != nil {
+		return 0, fmt.Errorf("chain %q is no %s-<number>", chain, name)
 	}
-	return 0, errors.New("a verdict leads to no chain")
+	return uint32(number), nil
 }
 
 func adoptAsks(f *frontendState, e nft.SetElement) error {
@@ -284,27 +291,4 @@ func (s *state) adoptNumbers() func(nft.SetElement) error {
 		s.lastDirect = max(s.lastDirect, f.direct)
 		return nil
 	}
-}
-
-func (s *state) adoptAllowed(e nft.SetElement) error {
-	n := int(s.family.size)
-	if len(e.Key) != 2*n+8 || len(e.KeyEnd) != len(e.Key) {
-		return fmt.Errorf("key of %d bytes", len(e.Key))
-	}
-	key, err := decodeKey(e.Key[:n+8])
-	if err != nil {
-		return err
-	}
-	first, last := e.Key[n+8:], e.KeyEnd[n+8:]
-	bits := 0
-	for bits < n*8 && first[bits/8]>>(7-bits%8)&1 == last[bits/8]>>(7-bits%8)&1 {
-		bits++
-	}
-	address, _ := netip.AddrFromSlice(first)
-	f := s.frontends[key]
-	if f == nil {
-		return fmt.Errorf("source range of an unknown frontend %s", key)
-	}
-	f.allowed = append(f.allowed, netip.PrefixFrom(address, bits))
-	return nil
 }

@@ -151,7 +151,7 @@ func (a *apply) each(n int, plan func(int) (record, error)) {
 			continue
 		}
 		for _, p := range r.plans {
-			edits += len(p.edits)
+			edits += len(p.edits) + p.ranges.size(p.table.state.ranges)
 		}
 		if batch = append(batch, r); edits >= editsPerTransaction {
 			a.send(batch)

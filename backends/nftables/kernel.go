@@ -59,7 +59,7 @@ func (t *table) create(c *nft.Conn) error {
 
 // versionChain names the shape of the tables. A process that meets another one replaces the tables in one transaction, so
 // that conntrack's NAT never lacks a chain.
-const versionChain = "layout-12"
+const versionChain = "layout-13"
 
 func addVersion(c *nft.Conn, t *nft.Table) { c.AddChain(&nft.Chain{Table: t, Name: versionChain}) }
 
@@ -86,11 +86,7 @@ func addChains(c *nft.Conn, t *nft.Table, chains []chain) {
 		}
 		c.AddChain(added)
 		for _, rule := range ch.rules {
-			var exprs []expr.Any
-			for _, s := range rule {
-				exprs = append(exprs, s.exprs...)
-			}
-			c.AddRule(&nft.Rule{Table: t, Chain: added, Exprs: exprs})
+			c.AddRule(&nft.Rule{Table: t, Chain: added, Exprs: exprsOf(rule)})
 		}
 	}
 }
@@ -111,7 +107,7 @@ func transact(plans []planned) error {
 	for _, p := range plans {
 		b := batches[p.table]
 		if b == nil {
-			b = &batch{vips: map[netip.Addr]int{}, slow: map[netip.Addr]int{}, timeouts: map[time.Duration]bool{}, limits: newLimits()}
+			b = &batch{vips: map[netip.Addr]int{}, slow: map[netip.Addr]int{}, timeouts: map[time.Duration]bool{}, limits: newLimits(), ranges: rangeChanges{}}
 			batches[p.table] = b
 		}
 		b.gather(p.plan, p.table.state)
@@ -142,6 +138,7 @@ type batch struct {
 	slow      map[netip.Addr]int
 	timeouts  map[time.Duration]bool
 	limits    limits
+	ranges    rangeChanges
 }
 
 func (b *batch) gather(p *plan, s *state) {
@@ -152,15 +149,20 @@ func (b *batch) gather(p *plan, s *state) {
 		b.timeouts[p.timeout] = true
 	}
 	b.limits.merge(s.limits.missing(p.limits))
+	b.ranges.add(p.ranges)
 }
 
-// send adds the messages: new chains first, then removals, then additions, so that a key may be removed and added again.
+// send adds the messages: new chains first, then removals, then additions, so that a key may be removed and added again, and chains that
+// nothing leads to any more last.
 func (b *batch) send(c *nft.Conn, t *table) error {
 	layout, failed := t.withProtocols(c)
 	for _, timeout := range slices.Sorted(maps.Keys(b.timeouts)) {
 		addChains(c, t.nft, layout.affinityChains(timeout))
 	}
 	if err := b.limits.add(c, t.nft, layout); err != nil {
+		return err
+	}
+	if err := b.ranges.make(c, t.nft, layout, t.state.ranges); err != nil {
 		return err
 	}
 	if err := layout.forget(c, t.nft, b.forgotten); err != nil {
@@ -185,6 +187,7 @@ func (b *batch) send(c *nft.Conn, t *table) error {
 			}
 		}
 	}
+	b.ranges.drop(c, t.nft, t.state.ranges)
 	return nil
 }
 
@@ -200,13 +203,14 @@ func (b *batch) commit(s *state) {
 	tally(s.slow, b.slow)
 	maps.Copy(s.timeouts, b.timeouts)
 	s.limits.merge(b.limits)
+	b.ranges.commit(s.ranges)
 }
 
-// tally adds changes to how often each address is used, and forgets those that are not.
-func tally(held, changes map[netip.Addr]int) {
-	for address, change := range changes {
-		if held[address] += change; held[address] == 0 {
-			delete(held, address)
+// tally adds changes to how often each one is used, and forgets those that are not.
+func tally[K comparable](held, changes map[K]int) {
+	for of, change := range changes {
+		if held[of] += change; held[of] == 0 {
+			delete(held, of)
 		}
 	}
 }

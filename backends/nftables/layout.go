@@ -17,7 +17,7 @@ import (
 const (
 	setVIPs        = "vips"        // address
 	setRestricted  = "restricted"  // frontend: source ranges count
-	setAllowed     = "allowed"     // frontend . source network
+	mapRanges      = "ranges"      // frontend -> goto ranges-<digest of its source ranges>
 	setTransparent = "transparent" // frontend: the source is kept
 	setSlowPath    = "slow_path"   // address: its flows stay out of the flowtable
 	mapNext        = "next"        // frontend -> the gateway that may know its connections
@@ -100,7 +100,6 @@ func (l layout) sets() []keySet {
 	}
 	frontend := l.frontendTypeText()
 	markPair := nft.MustConcatSetType(nft.TypeMark, nft.TypeMark)
-	allowed := nft.MustConcatSetType(l.address, nft.TypeInetProto, nft.TypeInetService, l.address)
 	clients := nft.MustConcatSetType(nft.TypeMark, l.address)
 	m := func(key, data nft.SetDatatype) nft.Set { return nft.Set{IsMap: true, KeyType: key, DataType: data} }
 	counted := func(s nft.Set) nft.Set { s.Counter = true; return s }
@@ -108,7 +107,7 @@ func (l layout) sets() []keySet {
 	out := []keySet{
 		{name: setVIPs, text: "type " + address, set: nft.Set{KeyType: l.address}},
 		{name: setRestricted, text: "type " + frontend, set: nft.Set{KeyType: l.frontendType()}},
-		{name: setAllowed, text: "type " + frontend + " . " + address + "; flags interval", set: nft.Set{KeyType: allowed, Interval: true, Concatenation: true}},
+		{name: mapRanges, text: "type " + frontend + " : verdict", set: m(l.frontendType(), nft.TypeVerdict)},
 		{name: setTransparent, text: "type " + frontend, set: nft.Set{KeyType: l.frontendType()}},
 		{name: setSlowPath, text: "type " + address, set: nft.Set{KeyType: l.address}},
 		{name: mapNext, text: "type " + frontend + " : " + address, set: m(l.frontendType(), l.address)},
@@ -152,8 +151,9 @@ func (l layout) chains() []chain {
 		chains = append(chains, l.askChain(asks))
 	}
 	chains = append(chains, []chain{
+		// The list's chain returns to who asked, and not here: where the map says nothing, such as while it changes, nobody is let in.
 		{name: "check_source", rules: [][]statement{
-			{l.sourceIn(setAllowed), backToCaller()},
+			{l.frontendVerdict(mapRanges)},
 			{count(counterNotAllowed), drop()},
 		}},
 		{name: "admit_frontend", rules: [][]statement{

@@ -10,7 +10,9 @@ import (
 	"strings"
 
 	nft "github.com/google/nftables"
+	"github.com/google/nftables/expr"
 
+	"kubelb.k8c.io/backends/nftables/elements"
 	"kubelb.k8c.io/core/model"
 )
 
@@ -22,19 +24,24 @@ func (b *Backend) Render(_ context.Context, snapshot model.Snapshot) (string, er
 		fresh.tables = append(fresh.tables, newTable(f, fresh.egress, portRange{}))
 	}
 	snapshot = snapshot.Canonical()
-	elements := map[*table][]edit{}
+	edits := map[*table][]edit{}
+	lists := map[*table]rangeChanges{}
+	for _, t := range fresh.tables {
+		lists[t] = rangeChanges{}
+	}
 	take := func(what string, plans []planned, err error) error {
 		if err != nil {
 			return fmt.Errorf("%s: %w", what, err)
 		}
 		for _, p := range plans {
 			p.commit()
-			elements[p.table] = append(elements[p.table], p.edits...)
+			edits[p.table] = append(edits[p.table], p.edits...)
 			if p.timeout != 0 {
 				p.table.state.timeouts[p.timeout] = true
 			}
 			p.table.state.limits.merge(p.table.state.limits.missing(p.limits))
-			elements[p.table] = slices.Concat(elements[p.table], membership(setVIPs, p.table.state.vips, p.vips), membership(setSlowPath, p.table.state.slow, p.slow))
+			lists[p.table].add(p.ranges)
+			edits[p.table] = slices.Concat(edits[p.table], membership(setVIPs, p.table.state.vips, p.vips), membership(setSlowPath, p.table.state.slow, p.slow))
 			tally(p.table.state.vips, p.vips)
 			tally(p.table.state.slow, p.slow)
 		}
@@ -55,9 +62,9 @@ func (b *Backend) Render(_ context.Context, snapshot model.Snapshot) (string, er
 	var text strings.Builder
 	leaving := map[string][]string{}
 	for _, t := range fresh.tables {
-		t.write(&text, elements[t])
+		t.write(&text, edits[t], lists[t])
 		name := leaveMap(t.layout.family)
-		for _, e := range elements[t] {
+		for _, e := range edits[t] {
 			if e.set == name {
 				leaving[name] = append(leaving[name], t.element(keySet{set: *t.sets[name]}, e.element))
 			}
@@ -68,13 +75,16 @@ func (b *Backend) Render(_ context.Context, snapshot model.Snapshot) (string, er
 }
 
 // write renders one table.
-func (t *table) write(w *strings.Builder, edits []edit) {
+func (t *table) write(w *strings.Builder, edits []edit, lists rangeChanges) {
 	fmt.Fprintf(w, "table %s %s {\n", t.layout.name, t.nft.Name)
 	sets := t.layout.sets()
 	for _, k := range limitKinds() {
 		for _, number := range slices.Sorted(maps.Keys(t.state.limits[k.name])) {
 			sets = append(sets, t.layout.limitSet(k, number))
 		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(lists)) {
+		sets = append(sets, t.layout.rangesSet(lists[name].list))
 	}
 	for _, s := range sets {
 		kind := "set"
@@ -90,6 +100,9 @@ func (t *table) write(w *strings.Builder, edits []edit) {
 			if e.set == s.name {
 				lines = append(lines, t.element(s, e.element))
 			}
+		}
+		if change, is := lists[s.name]; is {
+			lines = append(lines, intervals(change.list)...)
 		}
 		if len(lines) > 0 {
 			fmt.Fprintf(w, "\t\telements = { %s }\n", joinElements(lines, s.name))
@@ -112,6 +125,9 @@ func (t *table) write(w *strings.Builder, edits []edit) {
 		for _, number := range slices.Sorted(maps.Keys(t.state.limits[k.name])) {
 			chains = append(chains, layout.limitChain(k, number))
 		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(lists)) {
+		chains = append(chains, layout.rangesChain(name))
 	}
 	for _, c := range chains {
 		c.write(w)
@@ -150,9 +166,6 @@ func (c chain) write(w *strings.Builder) {
 // element renders an element as nft writes it.
 func (t *table) element(s keySet, e nft.SetElement) string {
 	key := t.value(s.set.KeyType.Name, e.Key)
-	if e.KeyEnd != nil {
-		key = t.interval(e)
-	}
 	if s.set.Counter {
 		key += " counter packets 0 bytes 0"
 	}
@@ -162,7 +175,7 @@ func (t *table) element(s keySet, e nft.SetElement) string {
 	switch {
 	case e.VerdictData != nil:
 		verb := "goto"
-		if s.name != mapAffinities {
+		if e.VerdictData.Kind == expr.VerdictJump {
 			verb = "jump"
 		}
 		return key + " : " + verb + " " + e.VerdictData.Chain
@@ -172,16 +185,20 @@ func (t *table) element(s keySet, e nft.SetElement) string {
 	return key
 }
 
-// interval renders a frontend with a source network.
-func (t *table) interval(e nft.SetElement) string {
-	n := int(t.layout.size)
-	frontend := t.value(t.layout.frontendType().Name, e.Key[:n+8])
-	first, _ := netip.AddrFromSlice(e.Key[n+8:])
-	last, _ := netip.AddrFromSlice(e.KeyEnd[n+8:])
-	if first == last {
-		return frontend + " . " + first.String()
+// intervals renders those of a list as nft does: a network where it is one.
+func intervals(list elements.Ranges) []string {
+	var out []string
+	for _, i := range list.Intervals {
+		switch network, is := i.Network(); {
+		case i.First == i.Last:
+			out = append(out, i.First.String())
+		case is:
+			out = append(out, network.String())
+		default:
+			out = append(out, i.First.String()+"-"+i.Last.String())
+		}
 	}
-	return frontend + " . " + first.String() + "-" + last.String()
+	return out
 }
 
 // value renders bytes of a type, or of types joined by dots.

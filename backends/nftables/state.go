@@ -26,6 +26,7 @@ type state struct {
 	slow       map[netip.Addr]int // how many frontends of an address keep its flows out of the flowtable
 	timeouts   map[time.Duration]bool
 	limits     limits
+	ranges     map[string]int // how many frontends use each list of source ranges
 	lastPool   uint32
 	lastHandle uint32
 	lastNumber uint32
@@ -62,8 +63,7 @@ type frontendState struct {
 	target     uint16
 	number     uint32 // 0: no affinity
 	timeout    time.Duration
-	restricted bool
-	allowed    []netip.Prefix
+	ranges     string // the name of its source ranges; empty: none count
 	forwarding model.Forwarding
 	handover   model.Handover
 	limits     map[string]uint32
@@ -78,7 +78,7 @@ func newState(f family) *state {
 	return &state{
 		family: f, pools: map[model.PoolID]*poolState{}, poolOf: map[uint32]model.PoolID{},
 		frontends: map[model.FrontendKey]*frontendState{}, vips: map[netip.Addr]int{}, slow: map[netip.Addr]int{},
-		timeouts: map[time.Duration]bool{longestTimeout: true}, limits: newLimits(), lastHandle: handleBit, lastDirect: directNumbers,
+		timeouts: map[time.Duration]bool{longestTimeout: true}, limits: newLimits(), ranges: map[string]int{}, lastHandle: handleBit, lastDirect: directNumbers,
 	}
 }
 
@@ -97,6 +97,8 @@ type plan struct {
 	// timeout is an affinity timeout that may need its chains, and so are limits.
 	timeout time.Duration
 	limits  map[string]uint32
+	// ranges are lists of source ranges that it begins to use, or ends to.
+	ranges rangeChanges
 	// forgotten are elements of sets in which the kernel counts by itself.
 	forgotten []edit
 	// commit takes the change over into the state once the kernel has it.
@@ -127,10 +129,6 @@ func (p *plan) member(set string, key []byte, was, is bool) {
 	case is && !was:
 		p.add(set, key, nil, "")
 	}
-}
-
-func (p *plan) network(remove bool, key model.FrontendKey, prefix netip.Prefix) {
-	p.edits = append(p.edits, edit{set: setAllowed, remove: remove, element: elements.SourceRange(key, prefix)})
 }
 
 func decodeKey(b []byte) (model.FrontendKey, error) {
@@ -291,7 +289,7 @@ func (s *state) planFrontend(f model.Frontend) (*plan, error) {
 		old = &frontendState{}
 	}
 	next := &frontendState{digest: f.Digest(), pool: pool.mark, target: f.TargetPort, timeout: s.timeoutFor(f.AffinityTimeout),
-		restricted: f.Restricted, allowed: slices.Clone(f.SourceRanges), number: old.number, forwarding: f.Forwarding, handover: f.Handover, limits: limits}
+		number: old.number, forwarding: f.Forwarding, handover: f.Handover, limits: limits}
 	// A number of its own for each pair of frontend and pool: a client remembered for another pool is not known here.
 	if next.timeout == 0 {
 		next.number = 0
@@ -323,7 +321,7 @@ func (s *state) planFrontend(f model.Frontend) (*plan, error) {
 	}
 	planAffinity(out, key, old, next)
 	planLimits(out, f.VIP, key, old.limits, next.limits)
-	planSources(out, f.FrontendKey, old, next)
+	s.planRanges(out, f, old, next)
 	s.planForwarding(out, f.FrontendKey, old, next)
 	out.stale = !existed && s.vips[f.VIP] == 0 || existed && (old.pool != next.pool || old.target != next.target || old.forwarding != next.forwarding)
 	switch {
@@ -369,20 +367,6 @@ func planAffinity(out *plan, key []byte, old, next *frontendState) {
 	}
 }
 
-func planSources(out *plan, key model.FrontendKey, old, next *frontendState) {
-	out.member(setRestricted, elements.Frontend(key), old.restricted, next.restricted)
-	for _, prefix := range old.allowed {
-		if !slices.Contains(next.allowed, prefix) {
-			out.network(true, key, prefix)
-		}
-	}
-	for _, prefix := range next.allowed {
-		if !slices.Contains(old.allowed, prefix) {
-			out.network(false, key, prefix)
-		}
-	}
-}
-
 func (s *state) planForwarding(out *plan, k model.FrontendKey, old, next *frontendState) {
 	key := elements.Frontend(k)
 	out.member(setTransparent, key, old.forwarding == model.Transparent, next.forwarding == model.Transparent)
@@ -422,7 +406,7 @@ func (s *state) planFrontendGone(k model.FrontendKey) *plan {
 	out.remove(mapPorts, key)
 	planAffinity(out, key, old, &frontendState{})
 	planLimits(out, k.VIP, key, old.limits, nil)
-	planSources(out, k, old, &frontendState{})
+	planRangesGone(out, key, old, &frontendState{})
 	s.planForwarding(out, k, old, &frontendState{})
 	out.commit = func() { delete(s.frontends, k) }
 	return out

@@ -111,11 +111,9 @@ func (f family) frontendIn(set string) statement {
 	return statement{f.frontendText() + " @" + set, append(f.frontendKey(0), lookup(set, 0))}
 }
 
-// sourceIn matches when the frontend allows the source.
 func (f family) sourceIn(set string) statement {
-	source := f.words() + 2
-	return statement{f.frontendText() + " . " + f.name + " saddr @" + set, append(f.frontendKey(0),
-		&expr.Payload{DestRegister: register(source), Base: expr.PayloadBaseNetworkHeader, Offset: f.source, Len: f.size}, lookup(set, 0))}
+	return statement{f.name + " saddr @" + set, []expr.Any{
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: f.source, Len: f.size}, lookup(set, 0)}}
 }
 
 func (f family) frontendVerdict(set string) statement {

@@ -5,8 +5,6 @@ package elements
 import (
 	"encoding/binary"
 	"errors"
-	"net/netip"
-	"slices"
 
 	nft "github.com/google/nftables"
 	"github.com/mdlayher/netlink"
@@ -41,14 +39,4 @@ func Connect() (*nft.Conn, error) {
 func Frontend(k model.FrontendKey) []byte {
 	b := append(k.VIP.AsSlice(), byte(k.Protocol), 0, 0, 0)
 	return append(binary.BigEndian.AppendUint16(b, k.Port), 0, 0)
-}
-
-// SourceRange is the frontend with a source network, as an interval.
-func SourceRange(k model.FrontendKey, p netip.Prefix) nft.SetElement {
-	first := p.Masked().Addr().AsSlice()
-	last := slices.Clone(first)
-	for bit := p.Bits(); bit < len(last)*8; bit++ {
-		last[bit/8] |= 0x80 >> (bit % 8)
-	}
-	return nft.SetElement{Key: append(Frontend(k), first...), KeyEnd: append(Frontend(k), last...)}
 }

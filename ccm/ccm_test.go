@@ -37,6 +37,19 @@ func TestASettingThatCannotBeReadStaysAsItWas(t *testing.T) {
 	require.False(t, retain(wished, current, []translate.Problem{{Reason: translate.ReasonUnsupportedProtocol}}), "there is no port to serve")
 }
 
+func TestPortsAndSourceRangesStayAsTheyWereWhereThereAreTooMany(t *testing.T) {
+	endpoints := func(port int32) []v1alpha1.LoadBalancerEndpoints {
+		return []v1alpha1.LoadBalancerEndpoints{{Ports: []v1alpha1.EndpointPort{{Port: port}}}}
+	}
+	current := &v1alpha1.LoadBalancer{Spec: v1alpha1.LoadBalancerSpec{LoadBalancerSourceRanges: []string{"192.0.2.0/24"}, Ports: []v1alpha1.LoadBalancerPort{{Port: 80}}, Endpoints: endpoints(30080)}}
+	wished := &v1alpha1.LoadBalancer{Spec: v1alpha1.LoadBalancerSpec{Endpoints: endpoints(30081)}}
+	problems := []translate.Problem{{Reason: translate.ReasonTooManySourceRanges}, {Reason: translate.ReasonTooManyPorts}}
+	require.True(t, retain(wished, current, problems))
+	require.Equal(t, current.Spec, wished.Spec)
+	_, refused := translate.Refused(problems)
+	require.False(t, refused)
+}
+
 func TestFlagsAreChecked(t *testing.T) {
 	for want, o := range map[string]options{
 		"--cluster-name is required":  {nodeAddressType: "InternalIP"},

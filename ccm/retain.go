@@ -24,6 +24,13 @@ func retain(wished, current *v1alpha1.LoadBalancer, problems []translate.Problem
 			if was := current.Annotations[v1alpha1.AnnotationProxyProtocol]; was != "" {
 				metav1.SetMetaDataAnnotation(&wished.ObjectMeta, v1alpha1.AnnotationProxyProtocol, was)
 			}
+		case translate.ReasonTooManySourceRanges:
+			wished.Spec.LoadBalancerSourceRanges = current.Spec.LoadBalancerSourceRanges
+		case translate.ReasonTooManyPorts:
+			wished.Spec.Ports = current.Spec.Ports
+			for i := range min(len(wished.Spec.Endpoints), len(current.Spec.Endpoints)) {
+				wished.Spec.Endpoints[i].Ports = current.Spec.Endpoints[i].Ports
+			}
 		default:
 			return false
 		}

@@ -234,6 +234,8 @@ func TestWhatIsRefused(t *testing.T) {
 		"a name":                    {inline("kubernetes.default.svc"), ReasonEndpointRefused, "not an IP address"},
 		"no VIP as a local node":    {local("203.0.113.9"), ReasonEndpointRefused, "external address"},
 		"source range":              {func(l *LoadBalancer) { l.SourceRanges = []string{"192.0.2.0"} }, ReasonInvalidSourceRange, "192.0.2.0"},
+		"129 source ranges":         {func(l *LoadBalancer) { l.SourceRanges = slices.Repeat([]string{"192.0.2.0/24"}, 129) }, ReasonTooManySourceRanges, "use 128 at most"},
+		"257 ports":                 {func(l *LoadBalancer) { l.Ports = slices.Repeat(l.Ports[:1], 257) }, ReasonTooManyPorts, "use 256 at most"},
 		"affinity":                  {func(l *LoadBalancer) { l.Affinity, l.AffinitySeconds = true, -1 }, ReasonInvalidAffinity, "timeoutSeconds"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -135,6 +135,10 @@ func (t *translation) readPorts() []port {
 	if len(t.lb.Ports) == 0 {
 		t.refuse(ReasonNoPorts, "spec.ports", "spec.ports is empty: name at least one port")
 	}
+	if problem, too := tooManyPorts(len(t.lb.Ports)); too {
+		t.problems = append(t.problems, problem)
+		return nil
+	}
 	var ports []port
 	for i, exposed := range t.lb.Ports {
 		field := fmt.Sprintf("spec.ports[%d]", i)
@@ -220,6 +224,10 @@ func (t *translation) target(exposed Port, position int) (Port, bool) {
 
 // readSourceRanges returns the allowed client networks by family, masked, sorted, without those inside another.
 func (t *translation) readSourceRanges() []netip.Prefix {
+	if problem, too := tooManySourceRanges("spec.loadBalancerSourceRanges", t.lb.SourceRanges); too {
+		t.problems = append(t.problems, problem)
+		return nil
+	}
 	var ranges []netip.Prefix
 	for i, text := range t.lb.SourceRanges {
 		prefix, err := netip.ParsePrefix(strings.TrimSpace(text))

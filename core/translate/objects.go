@@ -206,6 +206,8 @@ const (
 	ReasonEndpointRefused      = "EndpointRefused"
 	ReasonPortRefused          = "PortRefused"
 	ReasonInvalidSourceRange   = "InvalidSourceRange"
+	ReasonTooManySourceRanges  = "TooManySourceRanges"
+	ReasonTooManyPorts         = "TooManyPorts"
 	ReasonInvalidFamilyPolicy  = "InvalidFamilyPolicy"
 	ReasonInvalidForwarding    = "InvalidForwarding"
 	ReasonInvalidProxyProtocol = "InvalidProxyProtocol"

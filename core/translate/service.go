@@ -84,6 +84,8 @@ const (
 	AnnotationProxyProtocol      = "kubelb.k8c.io/proxy-protocol"
 	AnnotationRequestedAddresses = "kubelb.k8c.io/requested-addresses"
 	AnnotationAddressPool        = "kubelb.k8c.io/address-pool"
+
+	annotationSourceRanges = "service.beta.kubernetes.io/load-balancer-source-ranges"
 )
 
 // Reasons of problems on the tenant's side.
@@ -203,11 +205,21 @@ func Wish(s Service, nodes map[string]Node, slicesOfService []Slice, addressType
 		local := NodeAddresses(localNodes(nodes, slicesOfService), addressType)
 		lb.Local, lb.HealthCheckNodePort = &local, s.HealthCheckNodePort
 	}
+	if problem, too := tooManyPorts(len(lb.Ports)); too {
+		problems = append(problems, problem)
+	}
 	return lb, append(problems, lb.set(s)...)
 }
 
 // set takes over the settings of the Service that are words and may be wrong.
 func (lb *LoadBalancer) set(s Service) (problems []Problem) {
+	field := "spec.loadBalancerSourceRanges"
+	if len(s.SourceRanges) == 0 {
+		field = "metadata.annotations." + annotationSourceRanges
+	}
+	if problem, too := tooManySourceRanges(field, lb.SourceRanges); too {
+		problems = append(problems, problem)
+	}
 	requested, problem := requestedAddresses(s)
 	if problem != nil {
 		problems = append(problems, *problem)

@@ -24,7 +24,7 @@ func LoadBalancer(lb *v1alpha1.LoadBalancer) translate.LoadBalancer {
 		OriginNamespace: lb.Labels[v1alpha1.LabelOriginNamespace], OriginName: lb.Labels[v1alpha1.LabelOriginName],
 		Type:                string(lb.Spec.Type),
 		LocalOnly:           lb.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal,
-		SourceRanges:        a.list(lb.Spec.LoadBalancerSourceRanges, v1alpha1.AnnotationSourceRanges),
+		SourceRanges:        a.list(lb.Spec.LoadBalancerSourceRanges, v1alpha1.AnnotationSourceRanges, translate.MaxSourceRanges),
 		FamilyPolicy:        ipam.Policy(a.text(string(lb.Spec.IPFamilyPolicy), v1alpha1.AnnotationIPFamilyPolicy)),
 		Forwarding:          a.text(lb.Spec.Forwarding, v1alpha1.AnnotationForwarding),
 		AddressPool:         cmp.Or(lb.Spec.AddressPool, strings.TrimSpace(lb.Annotations[v1alpha1.AnnotationAddressPool])),
@@ -48,10 +48,10 @@ func LoadBalancer(lb *v1alpha1.LoadBalancer) translate.LoadBalancer {
 	for _, f := range lb.Spec.IPFamilies {
 		families = append(families, string(f))
 	}
-	for _, f := range a.list(families, v1alpha1.AnnotationIPFamilies) {
+	for _, f := range a.list(families, v1alpha1.AnnotationIPFamilies, oneOfEach) {
 		out.Families = append(out.Families, a.family(f))
 	}
-	for _, text := range a.list(lb.Spec.RequestedAddresses, v1alpha1.AnnotationRequestedAddresses) {
+	for _, text := range a.list(lb.Spec.RequestedAddresses, v1alpha1.AnnotationRequestedAddresses, oneOfEach) {
 		out.Requested = append(out.Requested, a.address(text))
 	}
 	if lb.Spec.Persistence != nil {
@@ -186,9 +186,17 @@ func (a *annotations) text(field, key string) string {
 	return ""
 }
 
-func (a *annotations) list(field []string, key string) []string {
+// oneOfEach is how many entries there may be of which one family has one.
+const oneOfEach = 2
+
+// list has no more entries than the schema allows the field.
+func (a *annotations) list(field []string, key string, most int) []string {
 	if len(field) > 0 || strings.TrimSpace(a.values[key]) == "" {
 		return field
+	}
+	if n := strings.Count(a.values[key], ",") + 1; n > most {
+		a.refuse(key, "has %d entries: use %d at most", n, most)
+		return nil
 	}
 	var out []string
 	for _, part := range strings.Split(a.values[key], ",") {

@@ -1,15 +1,22 @@
 package convert
 
 import (
+	"fmt"
 	"net/netip"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/util/yaml"
 
+	"kubelb.k8c.io/api/crds"
 	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/core/ipam"
+	"kubelb.k8c.io/core/translate"
 )
 
 func TestAnnotationsStandInForFieldsThatAreNotSet(t *testing.T) {
@@ -59,6 +66,38 @@ func TestMalformedAnnotationsAreNamed(t *testing.T) {
 		require.Contains(t, problems[0].Message, key)
 		require.Contains(t, problems[0].Message, value)
 	}
+}
+
+func TestAnAnnotationHasNoMoreEntriesThanTheSchemaAllowsItsField(t *testing.T) {
+	text, err := crds.Files.ReadFile("kubelb.k8c.io_loadbalancers.yaml")
+	require.NoError(t, err)
+	var crd map[string]any
+	require.NoError(t, yaml.Unmarshal(text, &crd))
+	versions, _, err := unstructured.NestedSlice(crd, "spec", "versions")
+	require.NoError(t, err)
+	schema := func(field string) int {
+		most, found, err := unstructured.NestedInt64(versions[0].(map[string]any), "schema", "openAPIV3Schema", "properties", "spec", "properties", field, "maxItems")
+		require.NoError(t, err)
+		require.True(t, found, field)
+		return int(most)
+	}
+	for key, c := range map[string]struct{ field, entry string }{
+		v1alpha1.AnnotationSourceRanges:       {"loadBalancerSourceRanges", "192.0.2.0/24"},
+		v1alpha1.AnnotationIPFamilies:         {"ipFamilies", "IPv4"},
+		v1alpha1.AnnotationRequestedAddresses: {"requestedAddresses", "203.0.113.5"},
+	} {
+		most := schema(c.field)
+		with := func(n int) *v1alpha1.LoadBalancer {
+			return &v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{key: strings.Join(slices.Repeat([]string{c.entry}, n), ",")}}}
+		}
+		require.Empty(t, LoadBalancer(with(most)).Malformed, key)
+		problems := LoadBalancer(with(most + 1)).Malformed
+		require.Len(t, problems, 1, key)
+		require.Equal(t, "metadata.annotations."+key, problems[0].Field)
+		require.Contains(t, problems[0].Message, fmt.Sprintf("has %d entries: use %d at most", most+1, most))
+	}
+	require.Equal(t, translate.MaxSourceRanges, schema("loadBalancerSourceRanges"))
+	require.Equal(t, translate.MaxPorts, schema("ports"))
 }
 
 func TestAnEmptyLocalListIsNotAnAbsentOne(t *testing.T) {

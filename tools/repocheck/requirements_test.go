@@ -22,6 +22,7 @@ func requirementIDs() (ids []string) {
 		{"T", "%s%d", 20, 22},
 		{"T", "%s%d", 26, 27},
 		{"T", "%s%d", 30, 31},
+		{"T", "%s%d", 33, 33},
 	} {
 		for n := span.from; n <= span.to; n++ {
 			ids = append(ids, fmt.Sprintf(span.form, span.letter, n))

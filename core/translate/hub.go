@@ -22,17 +22,18 @@ const (
 	CheckConnect
 )
 
-// Target is one thing to probe: a node address, by itself or at a Service's port.
+// Target is one thing to probe: a node address, by itself or at a Service's port. What a tenant's targets do is that tenant's alone.
 type Target struct {
+	Tenant  string
 	Address netip.Addr
 	Kind    CheckKind
 	// Port is 0 for CheckNode.
 	Port uint16
 }
 
-// Compare orders targets by address, kind and port.
+// Compare orders targets by address, kind, port and tenant.
 func (t Target) Compare(o Target) int {
-	return cmp.Or(t.Address.Compare(o.Address), cmp.Compare(t.Kind, o.Kind), cmp.Compare(t.Port, o.Port))
+	return cmp.Or(t.Address.Compare(o.Address), cmp.Compare(t.Kind, o.Kind), cmp.Compare(t.Port, o.Port), cmp.Compare(t.Tenant, o.Tenant))
 }
 
 // Health is what probing found out.

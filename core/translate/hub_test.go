@@ -134,7 +134,7 @@ func TestLocalPolicyHasItsOwnPoolAndMayBeEmpty(t *testing.T) {
 	h.SetAddresses(addressesOf("tenant-a", "198.51.100.11", "198.51.100.12"))
 	h.SetLoadBalancer(lb("tenant-a", "web", local("198.51.100.12"), func(l *LoadBalancer) { l.HealthCheckNodePort = 31000 }))
 	first := h.Flush()
-	if got := fmt.Sprint(first.NewTargets); got != "[{198.51.100.12 1 31000}]" {
+	if got := fmt.Sprint(first.NewTargets); got != "[{a 198.51.100.12 1 31000}]" {
 		t.Errorf("targets %s", got)
 	}
 	h.SetHealth(first.NewTargets[0], Health{Weight: 3})

@@ -47,7 +47,7 @@ func (h *Hub) flushPool(p *pool, c *Changes, before map[Target]bool) {
 	addresses := h.poolAddresses(p)
 	targets := make([]Target, len(addresses))
 	for i, a := range addresses {
-		targets[i] = Target{Address: a, Kind: p.kind, Port: p.port}
+		targets[i] = Target{Tenant: p.tenant, Address: a, Kind: p.kind, Port: p.port}
 	}
 	h.retarget(p, targets, before)
 	endpoints := h.endpoints(targets)

@@ -3,12 +3,10 @@
 package probe
 
 import (
-	"container/heap"
 	"context"
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"net"
 	"net/http"
 	"strconv"
@@ -27,7 +25,7 @@ type Config struct {
 	Interval, Timeout time.Duration
 	// Failures in a row that make a target unhealthy; one success makes it healthy again.
 	Failures int
-	// AtOnce is how many checks there may be at the same time in each lane.
+	// AtOnce is how many checks there may be at the same time in each lane. Tenants share them, see lane.
 	AtOnce int
 }
 
@@ -100,55 +98,11 @@ func (p *Prober) noted() []change {
 	return noted
 }
 
-// job is one target with its schedule.
-type job struct {
-	target   translate.Target
-	due      time.Time
-	failures int
-	health   translate.Health
-	lane     *lane
-	index    int // in the lane's queue; -1 while it is checked
-	gone     bool
-}
-
 type outcome struct {
 	job    *job
 	health translate.Health
 	err    error
 	took   time.Duration
-}
-
-// lane is a queue of targets of which so many may be checked at the same time.
-type lane struct {
-	queue schedule
-	busy  int
-}
-
-// lanes are two, so that nobody can keep others waiting by many targets that answer late or never: prompt is for those that have answered
-// at once when they were asked last, or are missed for the first time; doubtful is for all others, the new ones included.
-type lanes struct{ prompt, doubtful lane }
-
-// after is where a target waits for its next check, timeout being how long one may take.
-func (l *lanes) after(o outcome, timeout time.Duration) *lane {
-	prompt := o.err == nil && o.took < timeout/2
-	missed := o.err != nil && o.job.health.State != model.Unhealthy && o.job.lane == &l.prompt
-	if prompt || missed {
-		return &l.prompt
-	}
-	return &l.doubtful
-}
-
-// begin checks what is due, as far as may be at the same time, and tells how long until something else is due. It is for ever where
-// that is not for the clock to say.
-func (l *lane) begin(atOnce int, check func(*job)) time.Duration {
-	for l.queue.Len() > 0 && l.busy < atOnce {
-		if wait := time.Until(l.queue[0].due); wait > 0 {
-			return wait
-		}
-		l.busy++
-		check(heap.Pop(&l.queue).(*job))
-	}
-	return math.MaxInt64
 }
 
 // Run schedules checks until ctx ends; all have ended when it returns.
@@ -157,38 +111,41 @@ func (p *Prober) Run(ctx context.Context) error {
 	defer checks.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	done := make(chan outcome, 2*p.config.AtOnce) // as many as there may be: none waits when nobody listens any more
+	done := make(chan outcome)
 	p.schedule(ctx, done, func(j *job) {
 		target := j.target
 		checks.Go(func() {
 			began := time.Now()
 			health, err := p.check(ctx, target)
-			done <- outcome{j, health, err, time.Since(began)}
+			select {
+			case done <- outcome{j, health, err, time.Since(began)}:
+			case <-ctx.Done():
+			}
 		})
 	})
 	return nil
 }
 
 func (p *Prober) schedule(ctx context.Context, done <-chan outcome, check func(*job)) {
-	jobs, in := map[translate.Target]*job{}, &lanes{}
+	jobs, in := map[translate.Target]*job{}, newLanes(p.config.AtOnce)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
-		timer.Reset(min(in.prompt.begin(p.config.AtOnce, check), in.doubtful.begin(p.config.AtOnce, check)))
+		now := time.Now()
+		timer.Reset(in.begin(now, check))
 		select {
 		case <-ctx.Done():
 			return
 		case <-timer.C:
 		case o := <-done:
-			o.job.lane.busy--
+			o.job.lane.end(o.job)
 			p.settle(o)
 			if !o.job.gone {
-				o.job.lane = in.after(o, p.config.Timeout)
-				heap.Push(&o.job.lane.queue, o.job)
+				in.after(o, p.config.Timeout).add(o.job)
 			}
 		case <-p.changed:
 			for _, c := range p.noted() {
-				p.change(c, jobs, &in.doubtful)
+				p.change(c, jobs, in.doubtful)
 			}
 		}
 	}
@@ -198,15 +155,12 @@ func (p *Prober) change(c change, jobs map[translate.Target]*job, fresh *lane) {
 	known := jobs[c.target]
 	switch {
 	case c.gone && known != nil:
-		known.gone = true
 		delete(jobs, c.target)
-		if known.index >= 0 {
-			heap.Remove(&known.lane.queue, known.index)
-		}
+		known.lane.forget(known)
 	case !c.gone && known == nil:
-		j := &job{target: c.target, due: time.Now(), lane: fresh}
+		j := &job{target: c.target, due: time.Now()}
 		jobs[c.target] = j
-		heap.Push(&fresh.queue, j)
+		fresh.add(j)
 	}
 }
 
@@ -298,30 +252,4 @@ func (p *Prober) connect(ctx context.Context, hostPort string) error {
 		return err
 	}
 	return c.Close()
-}
-
-// schedule is a heap of jobs, the next due first.
-type schedule []*job
-
-func (s schedule) Len() int           { return len(s) }
-func (s schedule) Less(a, b int) bool { return s[a].due.Before(s[b].due) }
-func (s schedule) Swap(a, b int) {
-	s[a], s[b] = s[b], s[a]
-	s[a].index, s[b].index = a, b
-}
-
-// Push implements heap.Interface.
-func (s *schedule) Push(x any) {
-	j := x.(*job)
-	j.index = len(*s)
-	*s = append(*s, j)
-}
-
-// Pop implements heap.Interface.
-func (s *schedule) Pop() any {
-	last := len(*s) - 1
-	j := (*s)[last]
-	*s = (*s)[:last]
-	j.index = -1
-	return j
 }

@@ -107,12 +107,17 @@ func (b *Backend) setFrontend(record model.Frontend) error {
 		return err
 	}
 	f := b.frontends[record.FrontendKey]
-	if f != nil && (f.pool != p || f.owner != record.Owner) {
-		f.close() // what belongs to another owner, or goes to other endpoints, is another frontend
+	open := newConnections()
+	if f != nil && f.owner != record.Owner {
+		b.deleteFrontend(record.FrontendKey)
 		f = nil
 	}
+	if f != nil && f.pool != p {
+		f.close() // what goes to other endpoints is another frontend
+		f, open = nil, f.open
+	}
 	if f == nil {
-		f = &frontend{key: record.FrontendKey, owner: record.Owner, pool: p}
+		f = &frontend{key: record.FrontendKey, owner: record.Owner, pool: p, open: open}
 	}
 	f.target.Store(uint32(record.TargetPort))
 	if err := f.sync(); err != nil {
@@ -125,6 +130,7 @@ func (b *Backend) setFrontend(record model.Frontend) error {
 func (b *Backend) deleteFrontend(key model.FrontendKey) {
 	if f := b.frontends[key]; f != nil {
 		f.close()
+		f.open.end()
 		delete(b.frontends, key)
 	}
 }

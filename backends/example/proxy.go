@@ -72,9 +72,38 @@ type frontend struct {
 	owner  model.ObjectName
 	pool   *pool
 	target atomic.Uint32
+	// open are its connections, and those of its predecessors that had the same owner.
+	open *connections
 
 	listener net.Listener
 	packets  *net.UDPConn
+}
+
+// connections are those that clients have.
+type connections struct {
+	mu  sync.Mutex
+	all map[*net.TCPConn]bool
+}
+
+func newConnections() *connections { return &connections{all: map[*net.TCPConn]bool{}} }
+
+func (c *connections) note(client *net.TCPConn, open bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if open {
+		c.all[client] = true
+	} else {
+		delete(c.all, client)
+	}
+}
+
+// end resets all of them.
+func (c *connections) end() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for client := range c.all {
+		reset(client)
+	}
 }
 
 func (f *frontend) sync() error {
@@ -114,7 +143,7 @@ func (f *frontend) close() {
 	f.listener, f.packets = nil, nil
 }
 
-// accept ends when the listener is closed. Connections live on.
+// accept ends when the listener is closed. Connections live on until their owner loses the frontend.
 func (f *frontend) accept(listener net.Listener) {
 	for {
 		c, err := listener.Accept()
@@ -126,6 +155,8 @@ func (f *frontend) accept(listener net.Listener) {
 }
 
 func (f *frontend) forward(client *net.TCPConn) {
+	f.open.note(client, true)
+	defer f.open.note(client, false)
 	server, err := f.dial(addrPort(client.RemoteAddr()))
 	if err != nil {
 		reset(client)
@@ -208,7 +239,7 @@ func (f *frontend) forwardDatagrams(packets *net.UDPConn) {
 			if s != nil {
 				s.server.Close()
 			}
-			if s = f.open(ctx, packets, client); s == nil {
+			if s = f.begin(ctx, packets, client); s == nil {
 				delete(sessions, client)
 				continue
 			}
@@ -221,7 +252,7 @@ func (f *frontend) forwardDatagrams(packets *net.UDPConn) {
 	}
 }
 
-func (f *frontend) open(ctx context.Context, packets *net.UDPConn, client netip.AddrPort) *session {
+func (f *frontend) begin(ctx context.Context, packets *net.UDPConn, client netip.AddrPort) *session {
 	endpoint, ok := f.pool.choose(client)
 	if !ok {
 		return nil

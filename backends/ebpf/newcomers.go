@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+
+	"kubelb.k8c.io/backends/dataplane/dumps"
 )
 
 // setupTime is how long clsact leaves alone what may be a pod's interface. While a pod is set up the CNI plugin bandwidth adds a queueing discipline
@@ -66,7 +68,7 @@ func (k *kernel) servedBefore(index int) (bool, error) {
 // addressed are the interfaces with an address of a network beyond their link. A pod's end on the host has none, or one that is of no network but
 // itself, as the CNI plugin ptp gives it.
 func addressed() (map[int]bool, error) {
-	addresses, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
+	addresses, err := dumps.Read(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}

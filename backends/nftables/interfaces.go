@@ -1,23 +1,24 @@
 package nftables
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"slices"
 
 	"github.com/vishvananda/netlink"
+
+	"kubelb.k8c.io/backends/dataplane/dumps"
 )
 
 // fastInterfaces are the names of the interfaces that flows of the fast path may take, sorted: Ethernet interfaces with an address that
 // reaches beyond their link. Those of pods are left alone: they have none, or, with CNI plugins that route to each pod, only one without a
 // network. So are ports of bridges and bonds, whose bridge or bond it is that forwards.
 func fastInterfaces() ([]string, error) {
-	links, err := dump(netlink.LinkList)
+	links, err := dumps.Read(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list interfaces: %w", err)
 	}
-	addresses, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
+	addresses, err := dumps.Read(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}
@@ -43,17 +44,4 @@ func fastInterfaces() ([]string, error) {
 	}
 	slices.Sort(names)
 	return names, nil
-}
-
-// dumps bounds how often the kernel is asked for a list that changes while it is read.
-const dumps = 10
-
-// dump asks again for a list that changed while it was read: it may lack what is there.
-func dump[T any](list func() ([]T, error)) (all []T, err error) {
-	for range dumps {
-		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
-			break
-		}
-	}
-	return all, err
 }

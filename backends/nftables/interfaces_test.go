@@ -47,21 +47,6 @@ func TestOnlyEthernetInterfacesThatForwardByThemselvesAreFast(t *testing.T) {
 	})
 }
 
-func TestAListThatChangesMeanwhileIsAskedForAgain(t *testing.T) {
-	asked := 0
-	list := func() ([]int, error) {
-		if asked++; asked < 3 {
-			return []int{1}, netlink.ErrDumpInterrupted
-		}
-		return []int{1, 2}, nil
-	}
-	all, err := dump(list)
-	require.NoError(t, err)
-	require.Equal(t, []int{1, 2}, all)
-	_, err = dump(func() ([]int, error) { return nil, netlink.ErrDumpInterrupted })
-	require.ErrorIs(t, err, netlink.ErrDumpInterrupted)
-}
-
 // found has the fast path find these interfaces from now on.
 func (g *gateway) found(interfaces []string, err error) {
 	g.fast.interfaces = func() ([]string, error) { return interfaces, err }

@@ -8,6 +8,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"kubelb.k8c.io/backends/dataplane/dumps"
 )
 
 // ErrSocketsStay says that the kernel does not list sockets, or ends none.
@@ -33,24 +35,15 @@ func EndSockets(end func(Connection) bool) error {
 	return nil
 }
 
-// lookAgain is how often a list is asked for that changes while the kernel writes it.
-const lookAgain = 10
-
 func listSockets(family uint8) ([]*netlink.Socket, error) {
-	for try := 1; ; try++ {
-		sockets, err := netlink.SocketDiagTCP(family)
-		switch {
-		case err == nil:
-			return sockets, nil
-		case errors.Is(err, unix.ENOENT):
-			return nil, ErrSocketsStay
-		case !errors.Is(err, netlink.ErrDumpInterrupted):
-			return nil, fmt.Errorf("list sockets: %w", err)
-		case try == lookAgain:
-			// What is listed is there; a socket that has moved is looked at when its frontend changes again.
-			return sockets, nil
-		}
+	sockets, err := dumps.Read(func() ([]*netlink.Socket, error) { return netlink.SocketDiagTCP(family) })
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return nil, ErrSocketsStay
+	case err != nil:
+		return nil, fmt.Errorf("list sockets: %w", err)
 	}
+	return sockets, nil
 }
 
 func endSocket(s *netlink.Socket) error {

@@ -1,4 +1,4 @@
-package ebpf
+package dumps
 
 import (
 	"testing"
@@ -18,19 +18,19 @@ func TestAListThatChangesWhileItIsReadIsReadAnew(t *testing.T) {
 			return []int{1, 2}, nil
 		}
 	}
-	for _, interruptions := range []int{0, 1, dumpAttempts - 1} {
-		found, err := dump(after(interruptions))
+	for _, interruptions := range []int{0, 1, Attempts - 1} {
+		found, err := Read(after(interruptions))
 		require.NoError(t, err)
 		require.Equal(t, []int{1, 2}, found)
 	}
-	found, err := dump(after(dumpAttempts))
+	found, err := Read(after(Attempts))
 	require.ErrorIs(t, err, netlink.ErrDumpInterrupted)
 	require.Empty(t, found, "half a list is none")
 }
 
 func TestOtherErrorsOfListsAreNotTriedAgain(t *testing.T) {
 	asked := 0
-	_, err := dump(func() ([]int, error) {
+	_, err := Read(func() ([]int, error) {
 		asked++
 		return nil, unix.EPERM
 	})

@@ -121,7 +121,6 @@ func (b *Backend) Apply(_ context.Context, c dataplane.Change) (dataplane.Result
 	a.each(len(c.DeleteFrontends), func(i int) (record, error) {
 		key := c.DeleteFrontends[i]
 		t := b.tableFor(key.VIP)
-		a.ended.vips[key.VIP] = true
 		return record{one(t, t.state.planFrontendGone(key)), dataplane.RecordError{Frontend: key}}, nil
 	})
 	a.each(len(c.DeletePools), func(i int) (record, error) {

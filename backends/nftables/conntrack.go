@@ -43,7 +43,7 @@ func newEnded() ended {
 
 func (e ended) note(p *plan) {
 	for _, key := range p.cut {
-		e.cut[key] = true
+		e.cut[key], e.vips[key.VIP] = true, true
 	}
 	for _, key := range p.begun {
 		e.begun[key] = true

@@ -9,8 +9,8 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// EndOf ends all flows to the frontends: those that connection tracking rewrites, whichever dataplane began them, and TCP connections to sockets of
-// this host, which are reset. The error is ErrSocketsStay where the kernel cannot end a socket.
+// EndOf ends all flows to the frontends. It deletes flows that connection tracking rewrites, whichever dataplane began them, and resets TCP
+// connections to sockets of this host. The error is ErrSocketsStay where the kernel cannot end a socket.
 func EndOf(frontends map[model.FrontendKey]bool) error {
 	if len(frontends) == 0 {
 		return nil
@@ -23,8 +23,13 @@ func EndOf(frontends map[model.FrontendKey]bool) error {
 	})
 }
 
+// endTracked reads the entries of a family, of which a busy host has many, only where the family has frontends.
 func endTracked(frontends map[model.FrontendKey]bool) error {
-	for _, v4 := range []bool{true, false} {
+	families := map[bool]bool{}
+	for key := range frontends {
+		families[key.VIP.Is4()] = true
+	}
+	for v4 := range families {
 		err := EachTracked(v4, func(f *Flow) bool { return f.IsRewritten() && frontends[f.Frontend()] })
 		if err != nil {
 			return err

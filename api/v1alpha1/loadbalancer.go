@@ -352,8 +352,8 @@ type AddressesSpec struct {
 
 // AddressesStatus is the manager's record.
 type AddressesStatus struct {
-	// Held are those of spec.addresses that are this tenant's because it was the first to list them, where the backendCIDRs of other tenants
-	// name them as precisely.
+	// Held are addresses of spec.addresses that belong to this tenant because it listed them first. An address is here only if the backendCIDRs of
+	// another tenant name it as precisely.
 	// +optional
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=5000

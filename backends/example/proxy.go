@@ -79,7 +79,7 @@ type frontend struct {
 	packets  *net.UDPConn
 }
 
-// connections are those that clients have.
+// connections are the open TCP connections of clients.
 type connections struct {
 	mu  sync.Mutex
 	all map[*net.TCPConn]bool

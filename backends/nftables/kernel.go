@@ -206,7 +206,7 @@ func (b *batch) commit(s *state) {
 	b.ranges.commit(s.ranges)
 }
 
-// tally adds changes to how often each one is used, and forgets those that are not.
+// tally adds the changes to the numbers of users, and removes keys without users.
 func tally[K comparable](held, changes map[K]int) {
 	for of, change := range changes {
 		if held[of] += change; held[of] == 0 {

@@ -13,7 +13,7 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// apart are networks no two of which touch.
+// apart returns n networks. Between each two of them there is a gap.
 func apart(n int) []netip.Prefix {
 	out := make([]netip.Prefix, n)
 	for i := range out {

@@ -11,9 +11,9 @@ import (
 
 // Claims know whose node an address is, where several tenants may target it: no tenant reaches another one's nodes.
 //
-// Tenants whose operator named different networks have nothing to do with one another. Within a network these decide, in this order: whose
-// backendCIDRs name the address most precisely; who lists it among its Addresses; with whom it stands on record; whose Tenant is older. What
-// a tenant writes comes after what an operator wrote, and after what was there before.
+// Tenants with different values of backendNetwork are never compared. Within a network the first of these rules that tells tenants apart decides: the
+// tenant whose backendCIDRs name the address most precisely; the tenant that lists it in an Addresses object; the tenant whose status.held names
+// it; the tenant that is older. The operator's word comes first, then what tenants write, and among tenants the earlier one's.
 //
 // They are not safe for concurrent use.
 type Claims struct {
@@ -175,8 +175,8 @@ func (s standing) before(o standing) bool {
 	return cmp.Or(cmp.Compare(has(o.objects), has(s.objects)), cmp.Compare(has(o.held), has(s.held)), cmp.Compare(s.tenant.Created, o.tenant.Created), cmp.Compare(s.tenant.Name, o.tenant.Name)) < 0
 }
 
-// ToHold are the addresses of an object that belong on record with it: those that are its tenant's, where another tenant might come to list
-// them as well and the operator has not said whose they are. They are sorted.
+// ToHold are the addresses that the object's status.held has to name, sorted. Each belongs to the object's tenant, and the operator has named it as
+// precisely for another tenant, which might list it later.
 func (c *Claims) ToHold(a Addresses) []netip.Addr {
 	tenant, known := c.tenants[a.Namespace]
 	if !known {

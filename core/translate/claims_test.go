@@ -76,7 +76,7 @@ func TestNoTenantReachesAnotherOnesNodesInANetworkThatTheyShare(t *testing.T) {
 	h.SetLoadBalancer(lb("tenant-far", "web", vips("203.0.113.4")))
 	expectTargets(t, h, "far", "198.51.100.11")
 	expectTargets(t, h, "young", "198.51.100.11 198.51.100.12")
-	// A node that goes is anybody's.
+	// An address that no tenant lists any more is free for the next one.
 	h.holding(addressesOf("tenant-young", "198.51.100.11"))
 	expectTargets(t, h, "old", "198.51.100.12 198.51.100.21 198.51.100.12")
 }

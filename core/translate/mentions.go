@@ -5,7 +5,8 @@ import (
 	"net/netip"
 )
 
-// mentions are who lists an address, and who has it as a target of its own: those that a change of whose it is concerns.
+// mentions are the Addresses objects that list an address, and the LoadBalancers that have it as a target of their own. They are translated anew when
+// the address gets another owner.
 type mentions struct {
 	sources map[netip.Addr]map[*source]bool
 	entries map[netip.Addr]map[*entry]bool

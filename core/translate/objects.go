@@ -121,7 +121,7 @@ type Address struct {
 type Addresses struct {
 	model.ObjectName
 	List []Address `json:"addresses,omitempty"`
-	// Held are those that stand on record as this tenant's, in status: it was the first to list them.
+	// Held are the addresses in status.held: this tenant listed them first.
 	Held []netip.Addr `json:"held,omitempty"`
 }
 

@@ -16,7 +16,7 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// TestConnectionsOfAFrontendEndAndOthersGoOn has two servers at one address, of which one is a frontend that goes.
+// Two servers have one address. The port of the first one is a frontend, and is deleted.
 func TestConnectionsOfAFrontendEndAndOthersGoOn(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: it makes a network namespace")

@@ -16,7 +16,7 @@ import (
 // Flow is an entry of connection tracking, as far as it is looked at. An entry of another protocol than TCP and UDP has no ports.
 type Flow struct {
 	Protocol model.Protocol
-	// Client is who began it, VIP where it went; Endpoint is who answers, and Answered to whom.
+	// Client began the flow, to the address VIP. Endpoint answers it, to the address Answered.
 	Client, VIP, Endpoint, Answered   netip.Addr
 	ClientPort, VIPPort, EndpointPort uint16
 	Mark                              uint32
@@ -32,13 +32,13 @@ func (f *Flow) Frontend() model.FrontendKey {
 // IsRewritten reports whether connection tracking leads the flow elsewhere than it went.
 func (f *Flow) IsRewritten() bool { return f.Endpoint != f.VIP || f.EndpointPort != f.VIPPort }
 
-// EachTracked shows all entries of the family, and deletes those of which look says so. What it shows is good until look returns.
+// EachTracked calls look with each entry of the family, and deletes the entry if look returns true. The Flow is valid until look returns.
 //
 // Each is read where it lies, and kept only to be deleted. The library's own way keeps all of them, and takes twice the time: 0.7 s of a
 // processor for 100,000 entries.
 func EachTracked(v4 bool, look func(*Flow) bool) error { return EachMarked(v4, 0, 0, look) }
 
-// EachMarked is EachTracked for those entries whose mark is like this where the mask has bits.
+// EachMarked is EachTracked for the entries whose mark equals mark in the bits of mask.
 func EachMarked(v4 bool, mark, mask uint32, look func(*Flow) bool) error {
 	family := uint8(unix.AF_INET6)
 	if v4 {

@@ -52,7 +52,7 @@ func (i Interval) reaches(a netip.Addr) bool {
 	return a.Compare(i.Last) <= 0 || i.Last.Next() == a
 }
 
-// Network is the one that the interval is, if it is one.
+// Network returns the interval as a network, and false if no network has exactly its addresses.
 func (i Interval) Network() (netip.Prefix, bool) {
 	for bits := 0; bits <= i.First.BitLen(); bits++ {
 		if p := netip.PrefixFrom(i.First, bits); p.Masked() == p && lastOf(p) == i.Last {

@@ -1,5 +1,5 @@
-// Package policies holds the ValidatingAdmissionPolicies of the management cluster: what a tenant's CCM may not write although its Role lets
-// it, and no schema can say.
+// Package policies holds the ValidatingAdmissionPolicies of the management cluster: what RBAC and schemas cannot say about what the accounts of
+// tenants, of the manager and of gateways may write.
 package policies
 
 import "embed"

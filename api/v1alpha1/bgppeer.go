@@ -50,7 +50,8 @@ type BGPPeerSpec struct {
 	// +kubebuilder:validation:Maximum=4294967294
 	PeerASN int64 `json:"peerASN"`
 
-	// PasswordSecret names a Secret in the manager's namespace whose key "password" signs the session's segments (TCP MD5, RFC 2385).
+	// PasswordSecret names a Secret in the manager's namespace whose key "password" signs the session's segments (TCP MD5, RFC 2385). Gateways may
+	// read it if gateway.passwordSecrets of the chart names it, or this object was there when Helm installed or upgraded last.
 	// +optional
 	// +kubebuilder:validation:MaxLength=253
 	PasswordSecret string `json:"passwordSecret,omitempty"`

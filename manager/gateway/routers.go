@@ -13,6 +13,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -187,6 +188,9 @@ func (r *routers) password(ctx context.Context, name string) (string, error) {
 	err := r.secrets.Get(ctx, client.ObjectKey{Namespace: r.namespace, Name: name}, &secret)
 	if before, known := r.passwords[name]; err != nil && known && client.IgnoreNotFound(err) != nil {
 		return before, nil
+	}
+	if apierrors.IsForbidden(err) {
+		return "", fmt.Errorf("spec.passwordSecret: gateways may not read Secret %s/%s: add it to gateway.passwordSecrets of the chart, and upgrade", r.namespace, name)
 	}
 	if err != nil {
 		return "", fmt.Errorf("spec.passwordSecret: Secret %s/%s: %w", r.namespace, name, err)

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
+	authenticationv1 "k8s.io/api/authentication/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
@@ -49,6 +50,9 @@ import (
 // leaseName is the controllers' election.
 const leaseName = "controller.kubelb.k8c.io"
 
+// shortestToken is the shortest life of a token that API servers give.
+const shortestToken = 10 * time.Minute
+
 type options struct {
 	kubeconfig, namespace                                        string
 	controller, gateway, leaderElection, purge, prepareHost      bool
@@ -58,7 +62,8 @@ type options struct {
 	whenAlone, routerID, purgeWith, drainWith                    string
 	stay                                                         bool
 	handover, drainTimeout                                       time.Duration
-	apiServer, apiServerCA                                       string
+	apiServer, apiServerCA, serviceAccount                       string
+	tokenLifetime                                                time.Duration
 	forbidden, metricsAddress, probeAddress, logLevel, logFormat string
 }
 
@@ -106,6 +111,8 @@ func (o *options) register(flags *flag.FlagSet) {
 	flags.StringVar(&o.interfaces, "announce-interfaces", "", "interfaces, separated by commas, on which ARP and NDP are answered (required for layer2), and gateways hear one another")
 	flags.StringVar(&o.apiServer, "api-server", "", "URL at which tenants reach the management cluster's API; empty takes it from the kubeconfig")
 	flags.StringVar(&o.apiServerCA, "api-server-ca", "", "file with the CA of that URL; empty takes it from the kubeconfig")
+	flags.StringVar(&o.serviceAccount, "service-account", "", "the service account in --namespace that the controllers run as: it gives itself the ClusterRole kubelb-tenant-namespace in each tenant's namespace; empty: --kubeconfig has those rights already, as an operator's has")
+	flags.DurationVar(&o.tokenLifetime, "tenant-token-lifetime", time.Hour, "how long a token of a tenant's CCM lasts, which the CCM renews by itself, 10m or more; 0 makes tokens that last until they are rotated, for tenants with KubeLB's own CCM")
 	flags.StringVar(&o.forbidden, "forbidden-cidrs", "", "networks, separated by commas, that no tenant may target: the management cluster's pods and Services, and hosts that are neither its Nodes nor gateways (addresses of those are never targets)")
 	flags.StringVar(&o.metricsAddress, "metrics-addr", ":9443", "address of the Prometheus metrics and, for loopback addresses alone, of /debug/pprof/ and /debug/log-level (PUT changes it); 0 turns them off")
 	flags.StringVar(&o.probeAddress, "health-probe-bind-address", ":8081", "address of /healthz and /readyz; 0 turns them off")
@@ -140,6 +147,9 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if o.lease < time.Second || o.lease%time.Second != 0 {
 		return fmt.Errorf("--gateway-lease=%s: use whole seconds, 1s at least", o.lease)
 	}
+	if o.tokenLifetime != 0 && o.tokenLifetime < shortestToken {
+		return fmt.Errorf("--tenant-token-lifetime=%s: use %s or more, which API servers ask for, or 0 for tokens that last", o.tokenLifetime, shortestToken)
+	}
 	if o.drainTimeout < 0 {
 		return fmt.Errorf("--drain-timeout=%s: use 0s or more", o.drainTimeout)
 	}
@@ -171,7 +181,7 @@ func (o *options) serve(ctx context.Context, log *slog.Logger, level *slog.Level
 		return fmt.Errorf("--forbidden-cidrs: %w", err)
 	}
 	scheme := runtime.NewScheme()
-	if err := errors.Join(corev1.AddToScheme(scheme), coordinationv1.AddToScheme(scheme), rbacv1.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)); err != nil {
+	if err := errors.Join(corev1.AddToScheme(scheme), authenticationv1.AddToScheme(scheme), coordinationv1.AddToScheme(scheme), rbacv1.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)); err != nil {
 		return err
 	}
 	known := cache.Options{DefaultTransform: cache.TransformStripManagedFields(), ByObject: map[client.Object]cache.ByObject{}}
@@ -202,7 +212,8 @@ func (o *options) serve(ctx context.Context, log *slog.Logger, level *slog.Level
 		if url == "" {
 			url = config.Host
 		}
-		if err := controller.SetUp(mgr, controller.Options{APIServer: url, APIServerCA: ca, Namespace: o.namespace, Forbidden: forbidden, Nodes: nodes, Metrics: metrics.Registry}); err != nil {
+		if err := controller.SetUp(mgr, controller.Options{APIServer: url, APIServerCA: ca, Namespace: o.namespace, Forbidden: forbidden, Nodes: nodes, Metrics: metrics.Registry,
+			ServiceAccount: o.serviceAccount, TokenLifetime: o.tokenLifetime}); err != nil {
 			return err
 		}
 	}

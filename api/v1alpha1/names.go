@@ -20,7 +20,12 @@ const (
 	// TenantNamespacePrefix and a Tenant's name make the tenant's namespace.
 	TenantNamespacePrefix = "tenant-"
 
-	// CCMName names the ServiceAccount, Role, RoleBinding and token Secret of a tenant's CCM in its namespace.
+	// AnnotationRotated of a Tenant tells when its credentials were rotated last, so that the manager looks at once.
+	AnnotationRotated = "kubelb.k8c.io/credentials-rotated"
+	// AnnotationTokenExpires of a kubeconfig's Secret tells until when its token is good (RFC 3339); it is not there for a token that lasts.
+	AnnotationTokenExpires = "kubelb.k8c.io/token-expires"
+
+	// CCMName names the ServiceAccount, Role, RoleBinding and, for tokens that last, token Secret of a tenant's CCM in its namespace.
 	CCMName = "kubelb-ccm"
 	// CCMKubeconfigSecret holds the CCM's kubeconfig under CCMKubeconfigKey.
 	CCMKubeconfigSecret = "kubelb-ccm-kubeconfig"

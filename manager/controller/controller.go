@@ -6,11 +6,12 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
-	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -30,14 +31,19 @@ type Options struct {
 	Forbidden []netip.Prefix
 	// Nodes: the management cluster's can be read; no tenant may target them either.
 	Nodes bool
+	// ServiceAccount is that of the manager, in Namespace, which gives itself its rights in each tenant's namespace by it; empty if its
+	// credentials have them anyway.
+	ServiceAccount string
+	// TokenLifetime is how long tokens of tenants' CCMs last; 0 is for ever.
+	TokenLifetime time.Duration
 	// Metrics takes what Prometheus is told; nil for nobody.
 	Metrics prometheus.Registerer
 }
 
-// Cached is what the cache is to hold of kinds that others use as well: what was made for tenants, and not every Secret of the hub.
+// Cached is what the cache is to hold of kinds that others use as well: the namespaces of tenants.
 func Cached() map[client.Object]cache.ByObject {
 	ours := cache.ByObject{Label: labels.SelectorFromSet(labels.Set{v1alpha1.LabelManagedBy: v1alpha1.ManagedByKubeLB})}
-	return map[client.Object]cache.ByObject{&corev1.Namespace{}: ours, &corev1.ServiceAccount{}: ours, &corev1.Secret{}: ours, &rbacv1.Role{}: ours, &rbacv1.RoleBinding{}: ours}
+	return map[client.Object]cache.ByObject{&corev1.Namespace{}: ours}
 }
 
 // SetUp adds the controllers: Tenants make namespaces and Secrets; AddressPools and LoadBalancers make allocations;
@@ -45,10 +51,17 @@ func Cached() map[client.Object]cache.ByObject {
 func SetUp(mgr ctrl.Manager, o Options) error {
 	book := &addressBook{reader: mgr.GetAPIReader()}
 	limits := &fences{client: mgr.GetClient(), addresses: book, forbidden: o.Forbidden, nodes: o.Nodes}
-	tenants := &tenantReconciler{client: mgr.GetClient(), reader: mgr.GetAPIReader(), server: o.APIServer, ca: o.APIServerCA, addresses: book, fences: limits,
+	tenants := &tenantReconciler{client: mgr.GetClient(), reader: mgr.GetAPIReader(), addresses: book, fences: limits, looked: map[string]look{},
+		credentials: credentials{server: o.APIServer, ca: o.APIServerCA, lifetime: o.TokenLifetime},
 		gone: func(ctx context.Context) (map[string]bool, error) {
 			return goneGateways(ctx, mgr.GetAPIReader(), o.Namespace)
 		}}
+	if o.ServiceAccount != "" {
+		tenants.self = &types.NamespacedName{Namespace: o.Namespace, Name: o.ServiceAccount}
+		if err := mgr.Add(&confinement{client: mgr.GetClient(), log: mgr.GetLogger()}); err != nil {
+			return err
+		}
+	}
 	numbers, err := newMetrics(o.Metrics)
 	if err != nil {
 		return err

@@ -2,7 +2,6 @@ package controller
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"time"
 
@@ -11,7 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	clientcmdapi "k8s.io/client-go/tools/clientcmd/api/v1"
+	"k8s.io/apimachinery/pkg/types"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
@@ -25,11 +24,15 @@ import (
 // tenantReconciler makes a tenant's namespace and the credentials of its CCM, and removes them.
 type tenantReconciler struct {
 	client client.Client
-	// server and ca are how CCMs reach the hub's API.
-	server string
-	ca     []byte
-	// reader asks the API server itself, for what is not in the cache.
+	// reader asks the API server itself. What is in tenants' namespaces beside LoadBalancers and Addresses is read by it: to watch Secrets is to
+	// read those of all namespaces.
 	reader client.Reader
+	// credentials of the CCMs.
+	credentials credentials
+	// self is the account that the manager has to give its rights in each tenant's namespace; nil if it has them already.
+	self *types.NamespacedName
+	// looked is what was found right, and when, by the tenant's name. It belongs to Reconcile, of which one runs at a time.
+	looked map[string]look
 	// addresses tell what the tenant has.
 	addresses *addressBook
 	// fences say what may be a target.
@@ -42,7 +45,7 @@ func (r *tenantReconciler) setUp(mgr ctrl.Manager) error {
 	return ctrl.NewControllerManagedBy(mgr).Named("tenant").For(&v1alpha1.Tenant{}).
 		Watches(&v1alpha1.LoadBalancer{}, afterBursts(tenantItself)).Watches(&v1alpha1.Addresses{}, afterBursts(tenantItself)).
 		Watches(&v1alpha1.Gateway{}, useChanged()).
-		Owns(&corev1.Namespace{}).Owns(&corev1.ServiceAccount{}).Owns(&rbacv1.Role{}).Owns(&rbacv1.RoleBinding{}).Owns(&corev1.Secret{}).
+		Owns(&corev1.Namespace{}).
 		Complete(r)
 }
 
@@ -70,39 +73,117 @@ func (r *tenantReconciler) Reconcile(ctx context.Context, req reconcile.Request)
 		return reconcile.Result{}, err
 	}
 	if tenant.Spec.Revoked {
-		return reconcile.Result{}, r.revoke(ctx, &tenant)
+		return r.revoke(ctx, &tenant)
 	}
-	ready, err := r.ensure(ctx, &tenant)
-	condition := metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: "Reconciled", Message: "namespace and credentials are there"}
+	left, condition, err := r.keep(ctx, &tenant)
 	phase := v1alpha1.TenantReady
 	switch {
 	case err != nil:
-		phase, condition.Status, condition.Reason, condition.Message = v1alpha1.TenantFailed, metav1.ConditionFalse, "ReconciliationFailed", err.Error()
-	case !ready:
-		phase, condition.Status, condition.Reason, condition.Message = v1alpha1.TenantPending, metav1.ConditionFalse, "WaitingForToken",
-			"the API server's token controller has not filled Secret "+v1alpha1.CCMName+" yet"
+		phase, condition.Reason, condition.Message = v1alpha1.TenantFailed, "ReconciliationFailed", err.Error()
+	case condition.Status != metav1.ConditionTrue:
+		phase = v1alpha1.TenantPending
 	}
 	if statusErr := r.setStatus(ctx, &tenant, phase, condition); err == nil {
 		err = statusErr
 	}
-	result := reconcile.Result{}
 	if u := tenant.Status.Used; u != nil && (u.ConnectionsPerPort != nil || u.NewConnectionsPerSecondPerPort != nil) {
-		result.RequeueAfter = goneFor // nobody says when a gateway has gone that says what is used
+		left = min(left, goneFor) // nobody says when a gateway has gone that says what is used
 	}
-	return result, err
+	return reconcile.Result{RequeueAfter: left}, err
 }
 
+// look is a time at which all of a tenant was right, and what was asked for then.
+type look struct {
+	at         time.Time
+	generation int64
+	rotated    string
+	condition  metav1.Condition
+}
+
+// keep has the tenant's namespace and credentials be there. What is in the namespace is not watched: it is looked at now and then, and when
+// the Tenant has changed. It returns when to look again.
+func (r *tenantReconciler) keep(ctx context.Context, tenant *v1alpha1.Tenant) (time.Duration, metav1.Condition, error) {
+	failed := metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse}
+	made, err := r.ensureNamespace(ctx, tenant)
+	if err != nil {
+		return 0, failed, err
+	}
+	every := r.credentials.lookEvery()
+	now, rotated := time.Now(), tenant.Annotations[v1alpha1.AnnotationRotated]
+	if before, is := r.looked[tenant.Name]; is && !made && before.generation == tenant.Generation && before.rotated == rotated && now.Before(before.at.Add(every)) {
+		return before.at.Add(every).Sub(now), before.condition, nil
+	}
+	delete(r.looked, tenant.Name)
+	fresh, err := r.enter(ctx, tenant)
+	if err != nil {
+		return 0, failed, err
+	}
+	condition, err := r.ensure(ctx, tenant)
+	switch {
+	case apierrors.IsForbidden(err) && fresh:
+		// The API server's authorizer has not heard of the binding yet.
+		condition = metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse, Reason: "WaitingForRights",
+			Message: "the manager has just got its rights in namespace " + namespaceOf(tenant)}
+		return soon, condition, nil
+	case err != nil:
+		return 0, failed, err
+	case condition.Status != metav1.ConditionTrue:
+		return soon, condition, nil
+	}
+	r.looked[tenant.Name] = look{at: now, generation: tenant.Generation, rotated: rotated, condition: condition}
+	return every, condition, nil
+}
+
+// soon is when to look again after what takes a moment.
+const soon = 200 * time.Millisecond
+
+// enter gives the manager its rights in the tenant's namespace, and reports whether it has got them not long ago.
+func (r *tenantReconciler) enter(ctx context.Context, tenant *v1alpha1.Tenant) (bool, error) {
+	if r.self == nil {
+		return false, nil
+	}
+	binding := &rbacv1.RoleBinding{ObjectMeta: metav1.ObjectMeta{Namespace: namespaceOf(tenant), Name: ownBinding}}
+	err := r.apply(ctx, tenant, binding, func() {
+		binding.RoleRef = rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: namespaceRole}
+		binding.Subjects = []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Namespace: r.self.Namespace, Name: r.self.Name}}
+	})
+	return time.Since(binding.CreationTimestamp.Time) < rightsSpread, err
+}
+
+const (
+	// ownBinding and namespaceRole are by which the manager has its rights in a tenant's namespace. The chart makes the role, and the
+	// policy manager.kubelb.k8c.io knows both.
+	ownBinding, namespaceRole = "kubelb-manager", "kubelb-tenant-namespace"
+	// rightsSpread is in what time each of several API servers surely knows of a binding. Times of creation are in whole seconds.
+	rightsSpread = 10 * time.Second
+)
+
 // revoke removes the credentials. With the ServiceAccount every token of it ends, whoever has one.
-func (r *tenantReconciler) revoke(ctx context.Context, tenant *v1alpha1.Tenant) error {
+func (r *tenantReconciler) revoke(ctx context.Context, tenant *v1alpha1.Tenant) (reconcile.Result, error) {
+	delete(r.looked, tenant.Name)
+	if err := r.removeCredentials(ctx, tenant); err != nil {
+		return reconcile.Result{}, fmt.Errorf("revoke the credentials of Tenant %s: %w", tenant.Name, err)
+	}
+	return reconcile.Result{}, r.setStatus(ctx, tenant, v1alpha1.TenantRevoked, metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse, Reason: "Revoked",
+		Message: "spec.revoked is set: there are no credentials, and nothing is served"})
+}
+
+func (r *tenantReconciler) removeCredentials(ctx context.Context, tenant *v1alpha1.Tenant) error {
+	var namespace corev1.Namespace
+	if err := r.client.Get(ctx, client.ObjectKey{Name: namespaceOf(tenant)}, &namespace); err != nil {
+		return client.IgnoreNotFound(err)
+	}
+	if _, err := r.enter(ctx, tenant); err != nil {
+		return err
+	}
 	for name, o := range map[string]client.Object{v1alpha1.CCMName: &corev1.ServiceAccount{}, v1alpha1.CCMKubeconfigSecret: &corev1.Secret{}} {
-		o.SetNamespace(namespaceOf(tenant))
+		o.SetNamespace(namespace.Name)
 		o.SetName(name)
 		if err := r.client.Delete(ctx, o); client.IgnoreNotFound(err) != nil {
-			return fmt.Errorf("revoke the credentials of Tenant %s: %w", tenant.Name, err)
+			return err
 		}
 	}
-	return r.setStatus(ctx, tenant, v1alpha1.TenantRevoked, metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse, Reason: "Revoked",
-		Message: "spec.revoked is set: there are no credentials, and nothing is served"})
+	return nil
 }
 
 func (r *tenantReconciler) setStatus(ctx context.Context, tenant *v1alpha1.Tenant, phase string, condition metav1.Condition) error {
@@ -143,6 +224,12 @@ func (r *tenantReconciler) cleanUp(ctx context.Context, tenant *v1alpha1.Tenant)
 	}
 	if err := r.release(ctx, namespace.Name, time.Now()); err != nil {
 		return reconcile.Result{}, err
+	}
+	delete(r.looked, tenant.Name)
+	if namespace.DeletionTimestamp == nil {
+		if _, err := r.enter(ctx, tenant); err != nil {
+			return reconcile.Result{}, err
+		}
 	}
 	if left, err := r.deleteLoadBalancers(ctx, namespace.Name); err != nil || left {
 		// The namespace controller would wait for many seconds before it looks at finalizers again.
@@ -187,40 +274,44 @@ func (u uncached) Get(ctx context.Context, key client.ObjectKey, o client.Object
 
 func namespaceOf(t *v1alpha1.Tenant) string { return v1alpha1.TenantNamespacePrefix + t.Name }
 
-// ensure makes what is missing and reports whether the credentials are complete.
-func (r *tenantReconciler) ensure(ctx context.Context, tenant *v1alpha1.Tenant) (bool, error) {
+// ensureNamespace reports whether it was made just now. A namespace of that name that is not KubeLB's is left alone.
+func (r *tenantReconciler) ensureNamespace(ctx context.Context, tenant *v1alpha1.Tenant) (made bool, err error) {
 	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespaceOf(tenant)}}
-	if err := r.apply(ctx, tenant, namespace, func() {}); err != nil {
-		return false, err
+	result, err := controllerutil.CreateOrUpdate(ctx, r.client, namespace, func() error { return r.belongs(tenant, namespace) })
+	if apierrors.IsAlreadyExists(err) {
+		// The cache does not know of it: it was made a moment ago, or has not the label.
+		if err := r.reader.Get(ctx, client.ObjectKeyFromObject(namespace), namespace); err != nil || namespace.Labels[v1alpha1.LabelManagedBy] == v1alpha1.ManagedByKubeLB {
+			return false, err
+		}
+		return false, fmt.Errorf("namespace %[1]s is there and is not KubeLB's: give the Tenant another name, or hand the namespace over: kubectl label namespace %[1]s %[2]s=%[3]s",
+			namespace.Name, v1alpha1.LabelManagedBy, v1alpha1.ManagedByKubeLB)
 	}
-	in := metav1.ObjectMeta{Namespace: namespace.Name, Name: v1alpha1.CCMName}
+	if err != nil {
+		return false, fmt.Errorf("namespace %s: %w", namespace.Name, err)
+	}
+	return result == controllerutil.OperationResultCreated, nil
+}
+
+// ensure makes what is missing in the tenant's namespace, and says whether the credentials are complete.
+func (r *tenantReconciler) ensure(ctx context.Context, tenant *v1alpha1.Tenant) (metav1.Condition, error) {
+	in := metav1.ObjectMeta{Namespace: namespaceOf(tenant), Name: v1alpha1.CCMName}
 	account := &corev1.ServiceAccount{ObjectMeta: in}
 	if err := r.apply(ctx, tenant, account, func() {}); err != nil {
-		return false, err
+		return metav1.Condition{}, err
 	}
 	role := &rbacv1.Role{ObjectMeta: in}
 	if err := r.apply(ctx, tenant, role, func() { role.Rules = ccmRules() }); err != nil {
-		return false, err
+		return metav1.Condition{}, err
 	}
 	binding := &rbacv1.RoleBinding{ObjectMeta: in}
 	err := r.apply(ctx, tenant, binding, func() {
 		binding.RoleRef = rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: v1alpha1.CCMName}
-		binding.Subjects = []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Namespace: namespace.Name, Name: v1alpha1.CCMName}}
+		binding.Subjects = []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Namespace: in.Namespace, Name: v1alpha1.CCMName}}
 	})
 	if err != nil {
-		return false, err
+		return metav1.Condition{}, err
 	}
-	token := &corev1.Secret{ObjectMeta: in, Type: corev1.SecretTypeServiceAccountToken}
-	err = r.apply(ctx, tenant, token, func() {
-		if token.Annotations == nil {
-			token.Annotations = map[string]string{}
-		}
-		token.Annotations[corev1.ServiceAccountNameKey] = v1alpha1.CCMName
-	})
-	if err != nil {
-		return false, err
-	}
-	return r.ensureKubeconfig(ctx, tenant, namespace.Name, token.Data[corev1.ServiceAccountTokenKey])
+	return r.ensureCredentials(ctx, tenant, account)
 }
 
 // ccmRules is all that a CCM needs: its own wishes, and no status.
@@ -231,46 +322,30 @@ func ccmRules() []rbacv1.PolicyRule {
 		{APIGroups: group, Resources: []string{"addresses"}, Verbs: []string{"get", "list", "watch", "create", "update"}},
 		// KubeLB's CCM watches these, too, or does not start. There never are any.
 		{APIGroups: group, Resources: []string{"routes", "syncsecrets"}, Verbs: []string{"get", "list", "watch"}},
+		// It renews its token by itself. For how long one may last the policy tokens.kubelb.k8c.io says.
+		{APIGroups: []string{""}, Resources: []string{"serviceaccounts/token"}, ResourceNames: []string{v1alpha1.CCMName}, Verbs: []string{"create"}},
 	}
 }
 
-func (r *tenantReconciler) ensureKubeconfig(ctx context.Context, tenant *v1alpha1.Tenant, namespace string, token []byte) (bool, error) {
-	if len(token) == 0 {
-		return false, nil
-	}
-	kubeconfig, err := json.Marshal(clientcmdapi.Config{
-		APIVersion: "v1", Kind: "Config", CurrentContext: "kubelb",
-		Clusters:  []clientcmdapi.NamedCluster{{Name: "kubelb", Cluster: clientcmdapi.Cluster{Server: r.server, CertificateAuthorityData: r.ca}}},
-		AuthInfos: []clientcmdapi.NamedAuthInfo{{Name: "kubelb", AuthInfo: clientcmdapi.AuthInfo{Token: string(token)}}},
-		Contexts:  []clientcmdapi.NamedContext{{Name: "kubelb", Context: clientcmdapi.Context{Cluster: "kubelb", AuthInfo: "kubelb", Namespace: namespace}}},
-	})
-	if err != nil {
-		return false, err
-	}
-	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: v1alpha1.CCMKubeconfigSecret}}
-	err = r.apply(ctx, tenant, secret, func() { secret.Data = map[string][]byte{v1alpha1.CCMKubeconfigKey: kubeconfig} })
-	return err == nil, err
-}
-
-// apply creates or updates an object that belongs to the tenant.
+// apply creates or updates an object in the tenant's namespace that belongs to the tenant.
 func (r *tenantReconciler) apply(ctx context.Context, tenant *v1alpha1.Tenant, o client.Object, change func()) error {
-	complete := func() error {
+	_, err := controllerutil.CreateOrUpdate(ctx, uncached{r.client, r.reader}, o, func() error {
 		change()
-		set := o.GetLabels()
-		if set == nil {
-			set = map[string]string{}
-		}
-		set[v1alpha1.LabelManagedBy] = v1alpha1.ManagedByKubeLB
-		o.SetLabels(set)
-		return controllerutil.SetControllerReference(tenant, o, r.client.Scheme())
-	}
-	_, err := controllerutil.CreateOrUpdate(ctx, r.client, o, complete)
-	if apierrors.IsAlreadyExists(err) {
-		// It is there without the label by which the cache would know of it.
-		_, err = controllerutil.CreateOrUpdate(ctx, uncached{r.client, r.reader}, o, complete)
-	}
+		return r.belongs(tenant, o)
+	})
 	if err != nil {
 		return fmt.Errorf("%T %s: %w", o, client.ObjectKeyFromObject(o), err)
 	}
 	return nil
+}
+
+// belongs marks an object as made for the tenant.
+func (r *tenantReconciler) belongs(tenant *v1alpha1.Tenant, o client.Object) error {
+	set := o.GetLabels()
+	if set == nil {
+		set = map[string]string{}
+	}
+	set[v1alpha1.LabelManagedBy] = v1alpha1.ManagedByKubeLB
+	o.SetLabels(set)
+	return controllerutil.SetControllerReference(tenant, o, r.client.Scheme())
 }

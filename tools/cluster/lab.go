@@ -147,9 +147,12 @@ func (l *Lab) build(ctx context.Context) error {
 	}
 	l.step("control planes: etcd, kube-apiserver, kube-controller-manager, kube-scheduler")
 	if l.options.Images == "" {
-		if err := l.installCRDs(ctx); err != nil || l.options.HubOnly {
+		if err := l.installCRDs(ctx); err != nil {
 			return err
 		}
+	}
+	if l.options.HubOnly {
+		return nil
 	}
 	images, err := l.images(ctx)
 	if err != nil {

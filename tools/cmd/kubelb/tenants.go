@@ -147,7 +147,9 @@ func limitFlags() []limitFlag {
 }
 
 func tenantsKubeconfigCommand() *cobra.Command {
-	cmd := oneTenant("kubeconfig", "Print the kubeconfig for a tenant's CCM", "", "  kubelb tenants kubeconfig a > kubelb",
+	cmd := oneTenant("kubeconfig", "Print the kubeconfig for a tenant's CCM",
+		`Print the kubeconfig for a tenant's CCM. Its token lasts for an hour, or what the manager's --tenant-token-lifetime says, of which a part may
+have gone by. A CCM with it renews it by itself; one that was away for longer needs a new one.`, "  kubelb tenants kubeconfig a > kubelb",
 		func(ctx context.Context, c client.Client, name string, cmd *cobra.Command) error {
 			secret, err := kubeconfigSecret(ctx, c, name)
 			if err != nil {
@@ -162,17 +164,23 @@ func tenantsKubeconfigCommand() *cobra.Command {
 func tenantsRotateCommand() *cobra.Command {
 	cmd := oneTenant("rotate", "Give a tenant new credentials, and print the kubeconfig with them",
 		`Give a tenant new credentials, and print the kubeconfig with them. The old ones end within seconds: until the new kubeconfig is in the
-tenant's cluster, its CCM changes nothing, and traffic goes on as it is.`,
+tenant's cluster, its CCM changes nothing, and traffic goes on as it is. The CCM takes the new one within two minutes, without a restart.
+(KubeLB's own CCM needs one.) There is no need to rotate now and then: a CCM renews its token by itself.`,
 		`  kubelb tenants rotate a > kubelb
-  kubectl --context=a -n kubelb create secret generic kubelb-cluster --from-file=kubelb --dry-run=client -o yaml | kubectl --context=a apply -f -
-  kubectl --context=a -n kubelb rollout restart deployment/kubelb-ccm`,
+  kubectl --context=a -n kubelb create secret generic kubelb-cluster --from-file=kubelb --dry-run=client -o yaml | kubectl --context=a apply -f -`,
 		func(ctx context.Context, c client.Client, name string, cmd *cobra.Command) error {
 			old, err := kubeconfigSecret(ctx, c, name)
 			if err != nil {
 				return err
 			}
-			token := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: old.Namespace, Name: v1alpha1.CCMName}}
-			if err := c.Delete(ctx, token); err != nil {
+			// Every token of the account ends with it.
+			account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: old.Namespace, Name: v1alpha1.CCMName}}
+			if err := c.Delete(ctx, account); client.IgnoreNotFound(err) != nil {
+				return err
+			}
+			tenant := &v1alpha1.Tenant{ObjectMeta: metav1.ObjectMeta{Name: name}}
+			now := fmt.Appendf(nil, `{"metadata":{"annotations":{%q:%q}}}`, v1alpha1.AnnotationRotated, time.Now().UTC().Format(time.RFC3339Nano))
+			if err := c.Patch(ctx, tenant, client.RawPatch(types.MergePatchType, now)); err != nil {
 				return err
 			}
 			kubeconfig, err := awaitKubeconfig(ctx, c, name, old.Data[v1alpha1.CCMKubeconfigKey])

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	authorizationv1 "k8s.io/api/authorization/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	authorization "k8s.io/client-go/kubernetes/typed/authorization/v1"
 	"k8s.io/client-go/rest"
@@ -48,6 +49,9 @@ func newCredentials(hub *rest.Config, namespace string) (*credentials, error) {
 
 func (c *credentials) may(ctx context.Context, a authorizationv1.ResourceAttributes) (bool, error) {
 	review, err := c.reviews.Create(ctx, &authorizationv1.SelfSubjectAccessReview{Spec: authorizationv1.SelfSubjectAccessReviewSpec{ResourceAttributes: &a}}, metav1.CreateOptions{})
+	if apierrors.IsUnauthorized(err) {
+		return false, fmt.Errorf("management cluster: the credentials of --kubelb-kubeconfig have ended, or were rotated or revoked: there, '%s' prints a new kubeconfig: %w", kubeconfigCommand(c.namespace), err)
+	}
 	if err != nil {
 		return false, fmt.Errorf("management cluster: %w", err)
 	}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/rest"
@@ -68,12 +69,13 @@ func (r *reporter) Start(ctx context.Context) error {
 
 func (r *reporter) look(ctx context.Context) {
 	_, err := r.hub.ServerVersion()
-	if err != nil {
+	switch {
+	case apierrors.IsUnauthorized(err):
+		log.FromContext(ctx).Error(err, "the management cluster does not take the token: it has ended, or was rotated or revoked. A new kubeconfig helps", "run", kubeconfigCommand(r.config.HubNamespace))
+	case err != nil:
 		log.FromContext(ctx).Error(err, "the management cluster does not answer")
-		r.reachable.Set(0)
-	} else {
-		r.reachable.Set(1)
 	}
+	r.reachable.Set(map[bool]float64{true: 1}[err == nil])
 	var services corev1.ServiceList
 	if err := r.services.List(ctx, &services); err != nil {
 		log.FromContext(ctx).Error(err, "count Services")

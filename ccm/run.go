@@ -52,7 +52,7 @@ const leaseName = "19f32e7b.ccm.kubelb.k8c.io"
 
 type options struct {
 	clusterName, hubKubeconfig, kubeconfig, nodeAddressType string
-	acceptAddresses                                         string
+	acceptAddresses, hubSecret                              string
 	useClass, leaderElection, check, broad                  bool
 	leaderElectionNamespace, metricsAddress, probeAddress   string
 	logLevel, logFormat                                     string
@@ -60,7 +60,8 @@ type options struct {
 
 func (o *options) register(flags *flag.FlagSet, env func(string) string) {
 	flags.StringVar(&o.clusterName, "cluster-name", "", "name of this tenant on the management cluster; its namespace there is tenant-<name> (required)")
-	flags.StringVar(&o.hubKubeconfig, "kubelb-kubeconfig", filepath.Join(env("HOME"), ".kube", "kubelb"), "kubeconfig of the management cluster, with the tenant's own credentials")
+	flags.StringVar(&o.hubKubeconfig, "kubelb-kubeconfig", filepath.Join(env("HOME"), ".kube", "kubelb"), "kubeconfig of the management cluster, with the tenant's own credentials; its token is renewed, and written back there")
+	flags.StringVar(&o.hubSecret, "kubelb-kubeconfig-secret", "", "NAMESPACE/NAME of the Secret in this cluster whose key kubelb is that kubeconfig: the renewed token is written into it instead of the file, and a new kubeconfig is taken from it without a restart")
 	flags.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig of the tenant cluster; empty uses the pod's service account")
 	flags.StringVar(&o.acceptAddresses, "accept-addresses", "", "networks, separated by commas, that external addresses may be of; others that the management cluster gives do not come into a Service's status, since pods' traffic to them would go to that Service. Empty accepts all but loopback, link-local and multicast")
 	flags.BoolVar(&o.broad, "allow-broad-credentials", false, "work with credentials that may do more on the management cluster than a tenant's; whoever takes them from this cluster has other tenants as well")
@@ -121,7 +122,7 @@ func Run(ctx context.Context, args []string, env func(string) string, stdout, st
 	}
 	ctrl.SetLogger(logr.FromSlogHandler(handler))
 	klog.SetLogger(logr.FromSlogHandler(handler))
-	hubConfig, err := clientcmd.BuildConfigFromFlags("", o.hubKubeconfig)
+	keys, hubConfig, err := newKeyring(config.HubNamespace, o.hubKubeconfig, ctrl.Log.WithName("credentials"))
 	if err != nil {
 		return fmt.Errorf("management cluster: --kubelb-kubeconfig=%s: %w", o.hubKubeconfig, err)
 	}
@@ -141,15 +142,20 @@ func Run(ctx context.Context, args []string, env func(string) string, stdout, st
 			return err
 		}
 	}
-	return serve(ctx, o, config, hubConfig, level)
+	return serve(ctx, o, config, hubConfig, keys, level)
 }
 
 // serve wires the controllers: nodes, Services and EndpointSlices of the tenant in, LoadBalancers and Addresses of its
 // namespace on the hub out, and their status back.
-func serve(ctx context.Context, o options, config Config, hubConfig *rest.Config, level *slog.LevelVar) error {
+func serve(ctx context.Context, o options, config Config, hubConfig *rest.Config, keys *keyring, level *slog.LevelVar) error {
 	tenantConfig, err := restConfig(o.kubeconfig)
 	if err != nil {
 		return fmt.Errorf("tenant cluster: %w", err)
+	}
+	if keys != nil && o.hubSecret != "" {
+		if err := keys.keepIn(tenantConfig, o.hubSecret); err != nil {
+			return err
+		}
 	}
 	scheme, err := newScheme()
 	if err != nil {
@@ -192,6 +198,11 @@ func serve(ctx context.Context, o options, config Config, hubConfig *rest.Config
 	}
 	if err := mgr.Add(report); err != nil {
 		return err
+	}
+	if keys != nil {
+		if err := mgr.Add(keys); err != nil {
+			return err
+		}
 	}
 	if err := errors.Join(mgr.AddHealthzCheck("ping", healthz.Ping), mgr.AddReadyzCheck("ping", healthz.Ping)); err != nil {
 		return err

@@ -4,6 +4,7 @@ package install
 
 import (
 	"context"
+	"encoding/base64"
 	"fmt"
 	"os"
 	"os/signal"
@@ -14,6 +15,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/tools/clientcmd/api"
 
 	"kubelb.k8c.io/tools/cluster"
 )
@@ -139,10 +142,42 @@ func install(t *testing.T) {
 	require.NotContains(t, kubectl(t, lab.Hub, "", "get", "gateways.kubelb.k8c.io", "-o", "jsonpath={.items[*].status.conditions[*].type}"), "Host", "the pod, with fewer capabilities, lacks nothing")
 	tested(t, lab.Hub, "kubelb-manager")
 	tested(t, lab.Tenant, "kubelb-ccm")
+	renews(t, kubeconfig)
 	// What tenants ask for waits in a queue of their own.
 	out, err := lab.Hub.KubectlAs(t.Context(), kubeconfig, "", "-n", "tenant-a", "get", "loadbalancers", "-v=8")
 	require.NoError(t, err)
 	require.Contains(t, out, kubectl(t, lab.Hub, "", "get", "flowschema", "kubelb-tenants", "-o", "jsonpath={.metadata.uid}"))
+}
+
+// renews puts a kubeconfig with a lasting token, as a former release made, into the Secret of the CCM, which takes it, exchanges the token and
+// writes that back.
+func renews(t *testing.T, kubeconfig string) {
+	kubectl(t, lab.Hub, strings.Replace(tokenSecret("tenant-a", "kubelb-ccm"), "name: stolen", "name: kubelb-ccm", 1), "apply", "-f", "-")
+	former := eventually(t, 10*time.Second, func() (string, error) {
+		encoded, err := lab.Hub.Kubectl(t.Context(), "", "-n", "tenant-a", "get", "secret", "kubelb-ccm", "-o", "jsonpath={.data.token}")
+		if err != nil || encoded == "" {
+			return "", fmt.Errorf("no token yet: %w", err)
+		}
+		token, err := base64.StdEncoding.DecodeString(encoded)
+		return string(token), err
+	})
+	config, err := clientcmd.LoadFromFile(kubeconfig)
+	require.NoError(t, err)
+	for name := range config.AuthInfos {
+		config.AuthInfos[name] = &api.AuthInfo{Token: former}
+	}
+	content, err := clientcmd.Write(*config)
+	require.NoError(t, err)
+	kubectl(t, lab.Tenant, "", "-n", "kubelb", "patch", "secret", "kubelb-cluster", "--type=merge", "-p", fmt.Sprintf(`{"data":{"kubelb":%q}}`, base64.StdEncoding.EncodeToString(content)))
+	eventually(t, 90*time.Second, func() (string, error) {
+		encoded := kubectl(t, lab.Tenant, "", "-n", "kubelb", "get", "secret", "kubelb-cluster", "-o", "jsonpath={.data.kubelb}")
+		kept, err := base64.StdEncoding.DecodeString(encoded)
+		if err == nil && strings.Contains(string(kept), former) {
+			err = fmt.Errorf("the lasting token is there still")
+		}
+		return "", err
+	})
+	tested(t, lab.Tenant, "kubelb-ccm")
 }
 
 // tested runs the tests of a chart.

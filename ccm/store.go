@@ -1,0 +1,89 @@
+package ccm
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	core "k8s.io/client-go/kubernetes/typed/core/v1"
+
+	"kubelb.k8c.io/api/v1alpha1"
+)
+
+// store is where the kubeconfig of the management cluster is kept, so that a restart finds the token that was renewed last.
+type store interface {
+	load(context.Context) ([]byte, error)
+	// save replaces what was there before. It returns errReplaced where that was replaced already.
+	save(ctx context.Context, before, content []byte) error
+	// String says where it is.
+	fmt.Stringer
+}
+
+// errReplaced: an operator, or another replica, has put another kubeconfig there.
+var errReplaced = errors.New("another kubeconfig was put there")
+
+// fileStore is a file by its path.
+type fileStore string
+
+var (
+	_ store = fileStore("")
+	_ store = &secretStore{}
+)
+
+func (f fileStore) String() string { return "file " + string(f) }
+
+func (f fileStore) load(context.Context) ([]byte, error) { return os.ReadFile(string(f)) }
+
+// save writes beside and renames, so that the file is whole at any time.
+func (f fileStore) save(ctx context.Context, before, content []byte) (err error) {
+	if is, err := f.load(ctx); err != nil || !bytes.Equal(is, before) {
+		return errors.Join(errReplaced, err)
+	}
+	beside, err := os.CreateTemp(filepath.Dir(string(f)), ".kubelb-*") // readable for its owner alone
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			os.Remove(beside.Name())
+		}
+	}()
+	_, err = beside.Write(content)
+	if err = errors.Join(err, beside.Sync(), beside.Close()); err != nil {
+		return err
+	}
+	return os.Rename(beside.Name(), string(f))
+}
+
+// secretStore is a Secret of the tenant's cluster.
+type secretStore struct {
+	secrets         core.SecretInterface
+	namespace, name string
+}
+
+func (s *secretStore) String() string { return fmt.Sprintf("Secret %s/%s", s.namespace, s.name) }
+
+func (s *secretStore) load(ctx context.Context) ([]byte, error) {
+	secret, err := s.secrets.Get(ctx, s.name, metav1.GetOptions{})
+	if err != nil {
+		return nil, err
+	}
+	return secret.Data[v1alpha1.CCMKubeconfigKey], nil
+}
+
+func (s *secretStore) save(ctx context.Context, before, content []byte) error {
+	secret, err := s.secrets.Get(ctx, s.name, metav1.GetOptions{})
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(secret.Data[v1alpha1.CCMKubeconfigKey], before) {
+		return errReplaced
+	}
+	secret.Data[v1alpha1.CCMKubeconfigKey] = content
+	_, err = s.secrets.Update(ctx, secret, metav1.UpdateOptions{})
+	return err
+}

@@ -39,6 +39,7 @@ import (
 	"kubelb.k8c.io/manager/announce"
 	"kubelb.k8c.io/manager/bgp"
 	"kubelb.k8c.io/manager/controller"
+	"kubelb.k8c.io/manager/convert"
 	"kubelb.k8c.io/manager/gateway"
 	"kubelb.k8c.io/manager/heartbeat"
 	"kubelb.k8c.io/manager/hostcheck"
@@ -189,6 +190,7 @@ func (o *options) serve(ctx context.Context, log *slog.Logger, level *slog.Level
 		maps.Copy(known.ByObject, controller.Cached())
 	}
 	maps.Copy(known.ByObject, hubhosts.Cached())
+	maps.Copy(known.ByObject, convert.Cached())
 	if o.purgeWith != "" {
 		maps.Copy(known.ByObject, gateway.WatchDaemonSet(o.namespace, o.purgeWith))
 	}

@@ -39,6 +39,10 @@ type LoadBalancerList struct {
 // LoadBalancerSpec says what to expose and where traffic goes.
 //
 // +kubebuilder:validation:XValidation:rule="!has(self.ports) || self.ports.all(p, self.ports.exists_one(q, q.port == p.port && q.protocol == p.protocol))",message="spec.ports: each pair of port and protocol may appear once; remove the duplicate"
+// +kubebuilder:validation:XValidation:rule="self.endpoints.map(e, (has(e.addresses) ? size(e.addresses) : 0) + (has(e.localAddresses) ? size(e.localAddresses) : 0)).sum() <= 5000",message="spec.endpoints: at most 5000 addresses and localAddresses together; write them into an Addresses object and refer to it"
+// +kubebuilder:validation:XValidation:rule="self.endpoints.map(e, has(e.ports) ? size(e.ports) : 0).sum() <= 512",message="spec.endpoints: at most 512 ports together"
+// +kubebuilder:validation:XValidation:rule="self.endpoints.all(e, !has(e.addresses) || e.addresses.map(a, has(a.hostname) ? size(a.hostname) : 0).sum() <= 16384)",message="spec.endpoints: host names of at most 16384 characters together; the hub resolves none, so give addresses"
+// +kubebuilder:validation:XValidation:rule="self.endpoints.all(e, !has(e.localAddresses) || e.localAddresses.map(a, has(a.hostname) ? size(a.hostname) : 0).sum() <= 16384)",message="spec.endpoints: host names of at most 16384 characters together; the hub resolves none, so give addresses"
 type LoadBalancerSpec struct {
 	// Endpoints are the targets: addresses (or a reference to an Addresses object) times ports. Only the first entry is
 	// exposed; its ports are matched with spec.ports by name, or else by position.
@@ -344,6 +348,8 @@ type Addresses struct {
 }
 
 // AddressesSpec lists node addresses of both families.
+//
+// +kubebuilder:validation:XValidation:rule="self.addresses.map(a, has(a.hostname) ? size(a.hostname) : 0).sum() <= 65536",message="spec.addresses: host names of at most 65536 characters together; the hub resolves none, so give addresses"
 type AddressesSpec struct {
 	// Addresses may be empty: then no node of the tenant can take traffic.
 	// +kubebuilder:validation:MaxItems=5000

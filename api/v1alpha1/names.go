@@ -53,6 +53,12 @@ const AnnotationProxyProtocol = "kubelb.k8c.io/proxy-protocol"
 // ConditionBGPEstablished of a Gateway: there is a session with every router that it should have one with.
 const ConditionBGPEstablished = "BGPEstablished"
 
+// ConditionBounded of a Tenant: the API server refuses more objects than there may be in its namespace.
+const ConditionBounded = "Bounded"
+
+// QuotaName names the ResourceQuota in a tenant's namespace.
+const QuotaName = "kubelb"
+
 // ConditionDrained of a Gateway that is told to drain: it answers for no address any more.
 const ConditionDrained = "Drained"
 

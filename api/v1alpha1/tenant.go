@@ -61,6 +61,29 @@ type TenantSpec struct {
 	// condition AddressAllocated; those that have addresses keep them, even where a limit is lowered below what there is.
 	// +optional
 	Limits TenantLimits `json:"limits,omitzero"`
+
+	// Objects bound how many objects there may be in the tenant's namespace, served or not. The API server refuses more, by the
+	// ResourceQuota kubelb that the manager makes there.
+	// +optional
+	Objects TenantObjects `json:"objects,omitzero"`
+}
+
+// Bounds of objects that a Tenant does not set.
+const (
+	DefaultLoadBalancerObjects = 500
+	DefaultAddressesObjects    = 10
+)
+
+// TenantObjects bound how many objects there may be of each kind that a tenant writes.
+type TenantObjects struct {
+	// LoadBalancers is 500 unless it is set, or twice limits.loadBalancers where that is more.
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	LoadBalancers *int32 `json:"loadBalancers,omitempty"`
+	// Addresses is 10 unless it is set; a CCM needs one.
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	Addresses *int32 `json:"addresses,omitempty"`
 }
 
 // PortRange is a range of ports, both ends in it.
@@ -155,6 +178,7 @@ type TenantStatus struct {
 	// Used is what the tenant's LoadBalancers have at present.
 	// +optional
 	Used *TenantUse `json:"used,omitempty"`
+	// Conditions are Ready, and Bounded, which says whether the API server counts the tenant's objects.
 	// +optional
 	// +listType=map
 	// +listMapKey=type

@@ -242,7 +242,7 @@ func (r *poolReconciler) Reconcile(ctx context.Context, _ reconcile.Request) (re
 func (r *poolReconciler) tell(ctx context.Context, pools []v1alpha1.AddressPool) error {
 	var lbs v1alpha1.LoadBalancerList
 	var tenants v1alpha1.TenantList
-	if err := errors.Join(r.client.List(ctx, &lbs), r.client.List(ctx, &tenants)); err != nil {
+	if err := errors.Join(r.client.List(ctx, &lbs, client.UnsafeDisableDeepCopy), r.client.List(ctx, &tenants, client.UnsafeDisableDeepCopy)); err != nil {
 		return err
 	}
 	r.metrics.show(pools, lbs.Items, tenants.Items)

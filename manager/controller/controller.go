@@ -51,7 +51,7 @@ func Cached() map[client.Object]cache.ByObject {
 func SetUp(mgr ctrl.Manager, o Options) error {
 	book := &addressBook{reader: mgr.GetAPIReader()}
 	limits := &fences{client: mgr.GetClient(), addresses: book, forbidden: o.Forbidden, nodes: o.Nodes}
-	tenants := &tenantReconciler{client: mgr.GetClient(), reader: mgr.GetAPIReader(), addresses: book, fences: limits, looked: map[string]look{},
+	tenants := &tenantReconciler{client: mgr.GetClient(), reader: mgr.GetAPIReader(), addresses: book, fences: limits, looked: map[string]look{}, namespace: o.Namespace,
 		credentials: credentials{server: o.APIServer, ca: o.APIServerCA, lifetime: o.TokenLifetime},
 		gone: func(ctx context.Context) (map[string]bool, error) {
 			return goneGateways(ctx, mgr.GetAPIReader(), o.Namespace)

@@ -72,7 +72,7 @@ func (r *loadBalancerReconciler) setUp(mgr ctrl.Manager) error {
 
 func (r *loadBalancerReconciler) inNamespace(ctx context.Context, namespace string) []reconcile.Request {
 	var lbs v1alpha1.LoadBalancerList
-	if err := r.client.List(ctx, &lbs, client.InNamespace(namespace)); err != nil {
+	if err := r.client.List(ctx, &lbs, client.InNamespace(namespace), client.UnsafeDisableDeepCopy); err != nil {
 		return nil
 	}
 	out := make([]reconcile.Request, len(lbs.Items))
@@ -122,15 +122,26 @@ func (r *loadBalancerReconciler) Reconcile(ctx context.Context, req reconcile.Re
 	if lb.DeletionTimestamp != nil {
 		return r.cleanUp(ctx, &lb)
 	}
-	if controllerutil.AddFinalizer(&lb, v1alpha1.CleanupFinalizer) {
-		// The status that the update returns is the API server's; what it triggers comes back here.
-		return reconcile.Result{}, r.client.Update(ctx, &lb)
+	if !controllerutil.ContainsFinalizer(&lb, v1alpha1.CleanupFinalizer) {
+		// What that triggers comes back here.
+		return reconcile.Result{}, r.rewrite(ctx, req.NamespacedName, func(lb *v1alpha1.LoadBalancer) bool {
+			return lb.DeletionTimestamp == nil && controllerutil.AddFinalizer(lb, v1alpha1.CleanupFinalizer)
+		})
 	}
 	allocated, err := r.sync(ctx, &lb)
 	if err != nil || !allocated.freed {
 		return reconcile.Result{}, err
 	}
 	return r.letGo(ctx, &lb, allocated)
+}
+
+// rewrite changes a LoadBalancer as it is at the API server: the cache has not all of it.
+func (r *loadBalancerReconciler) rewrite(ctx context.Context, key client.ObjectKey, change func(*v1alpha1.LoadBalancer) bool) error {
+	var lb v1alpha1.LoadBalancer
+	if err := r.reader.Get(ctx, key, &lb); err != nil || !change(&lb) {
+		return client.IgnoreNotFound(err)
+	}
+	return client.IgnoreNotFound(r.client.Update(ctx, &lb))
 }
 
 // sync computes the status anew. What is on record before gateways may use it is written before anything else is said.

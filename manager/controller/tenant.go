@@ -1,7 +1,9 @@
 package controller
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -39,6 +41,9 @@ type tenantReconciler struct {
 	fences *fences
 	// gone are gateways that work no more, whatever their objects say.
 	gone func(context.Context) (map[string]bool, error)
+	// namespace is the manager's own, where it is tried whether objects are counted; trial belongs to Reconcile, of which one runs at a time.
+	namespace string
+	trial     trial
 }
 
 func (r *tenantReconciler) setUp(mgr ctrl.Manager) error {
@@ -83,13 +88,28 @@ func (r *tenantReconciler) Reconcile(ctx context.Context, req reconcile.Request)
 	case condition.Status != metav1.ConditionTrue:
 		phase = v1alpha1.TenantPending
 	}
-	if statusErr := r.setStatus(ctx, &tenant, phase, condition); err == nil {
+	conditions := []metav1.Condition{condition}
+	if phase == v1alpha1.TenantReady {
+		bounded, again, boundErr := r.bound(ctx, &tenant, time.Now())
+		if bounded.Reason == reasonCounting && tenant.Status.Phase != v1alpha1.TenantReady {
+			phase = v1alpha1.TenantPending
+			conditions[0].Status, conditions[0].Reason, conditions[0].Message = metav1.ConditionFalse, reasonCounting, bounded.Message
+		}
+		if again > 0 {
+			left = min(left, again)
+		}
+		conditions, err = append(conditions, bounded), boundErr
+	}
+	if statusErr := r.setStatus(ctx, &tenant, phase, conditions...); err == nil {
 		err = statusErr
+	}
+	if err != nil {
+		return reconcile.Result{}, err
 	}
 	if u := tenant.Status.Used; u != nil && (u.ConnectionsPerPort != nil || u.NewConnectionsPerSecondPerPort != nil) {
 		left = min(left, goneFor) // nobody says when a gateway has gone that says what is used
 	}
-	return reconcile.Result{RequeueAfter: left}, err
+	return reconcile.Result{RequeueAfter: left}, nil
 }
 
 // look is a time at which all of a tenant was right, and what was asked for then.
@@ -186,7 +206,7 @@ func (r *tenantReconciler) removeCredentials(ctx context.Context, tenant *v1alph
 	return nil
 }
 
-func (r *tenantReconciler) setStatus(ctx context.Context, tenant *v1alpha1.Tenant, phase string, condition metav1.Condition) error {
+func (r *tenantReconciler) setStatus(ctx context.Context, tenant *v1alpha1.Tenant, phase string, conditions ...metav1.Condition) error {
 	if err := r.addresses.load(ctx); err != nil {
 		return err
 	}
@@ -196,8 +216,10 @@ func (r *tenantReconciler) setStatus(ctx context.Context, tenant *v1alpha1.Tenan
 		return err
 	}
 	tenant.Status.ObservedGeneration, tenant.Status.Phase = tenant.Generation, phase
-	condition.ObservedGeneration = tenant.Generation
-	plain.SetCondition(&tenant.Status.Conditions, condition)
+	for _, condition := range conditions {
+		condition.ObservedGeneration = tenant.Generation
+		plain.SetCondition(&tenant.Status.Conditions, condition)
+	}
 	if equality.Semantic.DeepEqual(before, &tenant.Status) {
 		return nil
 	}

@@ -68,7 +68,7 @@ func (r *tenantReconciler) mostEndpoints(ctx context.Context, tenant *v1alpha1.T
 	var shared v1alpha1.AddressesList
 	var lbs v1alpha1.LoadBalancerList
 	for _, list := range []client.ObjectList{&shared, &lbs} {
-		if err := r.client.List(ctx, list, client.InNamespace(namespaceOf(tenant))); err != nil {
+		if err := r.client.List(ctx, list, client.InNamespace(namespaceOf(tenant)), client.UnsafeDisableDeepCopy); err != nil {
 			return 0, fmt.Errorf("count the endpoints of Tenant %s: %w", tenant.Name, err)
 		}
 	}

@@ -49,8 +49,10 @@ func (r *loadBalancerReconciler) cleanUp(ctx context.Context, lb *v1alpha1.LoadB
 	if left := withdrawalLimit - time.Since(lb.DeletionTimestamp.Time); holding && len(lb.Status.Addresses) > 0 && left > 0 {
 		return reconcile.Result{RequeueAfter: left}, nil
 	}
-	controllerutil.RemoveFinalizer(lb, v1alpha1.CleanupFinalizer)
-	if err := r.client.Update(ctx, lb); client.IgnoreNotFound(err) != nil {
+	err = r.rewrite(ctx, key, func(lb *v1alpha1.LoadBalancer) bool {
+		return controllerutil.RemoveFinalizer(lb, v1alpha1.CleanupFinalizer)
+	})
+	if err != nil {
 		return reconcile.Result{}, err
 	}
 	r.forget(key)

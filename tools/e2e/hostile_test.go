@@ -16,7 +16,7 @@ import (
 func TestAHostileTenantGetsNowhere(t *testing.T) {
 	alikeWithAll(t)
 	const ns, victim = "tenant-hostile", "tenant-a"
-	applyToHub(t, "apiVersion: kubelb.k8c.io/v1alpha1\nkind: Tenant\nmetadata: {name: hostile}\nspec: {backendCIDRs: [198.51.100.0/24], backendNetwork: hostile, limits: {addresses: 2}}")
+	applyToHub(t, "apiVersion: kubelb.k8c.io/v1alpha1\nkind: Tenant\nmetadata: {name: hostile}\nspec: {backendCIDRs: [198.51.100.0/24], backendNetwork: hostile, limits: {addresses: 2}, objects: {loadBalancers: 3}}")
 	cleanUpHub(t, "tenant/hostile")
 	hubKubectl(t, "wait", "tenant/hostile", "--for=condition=Ready", "--timeout=30s")
 	kubeconfig := filepath.Join(lab.Dir, "hostile.kubeconfig")
@@ -69,6 +69,7 @@ func TestAHostileTenantGetsNowhere(t *testing.T) {
 		{"T10", "have its object belong to another one", with(evil, "ownerReferences: [{apiVersion: v1, kind: Namespace, name: kubelb, uid: 00000000-0000-0000-0000-000000000000}]"), []string{"create", "-f", "-"}, "metadata.ownerReferences"},
 		{"T10", "make an object that nobody can delete", with(evil, "finalizers: [example.com/for-ever]"), []string{"create", "-f", "-"}, "metadata.finalizers"},
 		{"T10", "free an address that gateways still serve", strings.Replace(asItStands, finalizers, "", 1), []string{"replace", "-f", "-"}, "metadata.finalizers"},
+		{"T23", "fill the hub's memory with host names", strings.Replace(evil, "{addressesReference: {name: default}, ", "{addresses: ["+strings.Repeat("{hostname: "+strings.Repeat("h", 250)+"}, ", 100)+"], ", 1), []string{"create", "-f", "-"}, "host names of at most 16384 characters together"},
 		{"T21", "keep its namespace by a finalizer on its nodes' addresses", strings.Replace(hubAddresses(ns), "name: default}", "name: more, finalizers: [kubelb.k8c.io/cleanup]}", 1), []string{"create", "-f", "-"}, "objects of this kind have none"},
 		{"T22", "give an operator's terminal orders by a name", strings.Replace(evil, "{name: default}", `{name: "no\x1b[2J"}`, 1), []string{"create", "-f", "-"}, "addressesReference.name"},
 		{"T22", "give an operator's terminal orders by a key", mine("evil", `sharingKey: "\x1b]0;root\x07"`), []string{"create", "-f", "-"}, "sharingKey"},
@@ -105,6 +106,12 @@ func TestAHostileTenantGetsNowhere(t *testing.T) {
 			require.NoError(t, err)
 		})
 	}
+	// T23: it has as many objects as it may, served or not.
+	hubKubectl(t, "wait", "tenant/hostile", "--for=condition=Bounded", "--timeout=90s")
+	_, err = as(mine("third", ""), "create", "-f", "-")
+	require.NoError(t, err)
+	_, err = as(mine("fourth", ""), "create", "-f", "-")
+	require.ErrorContains(t, err, "exceeded quota: kubelb")
 	// T22: what is wrong with a thousand of its addresses is said of a few, so that the status can be written.
 	_, err = as(strings.Replace(hubAddresses(ns), "[{ip: 198.51.100.11}", "["+manyAddresses(1000)+"{ip: 198.51.100.11}", 1), "replace", "-f", "-")
 	require.NoError(t, err)

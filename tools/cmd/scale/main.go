@@ -120,9 +120,10 @@ func (b *bench) prepare(ctx context.Context) error {
 	if b.hub, err = b.lab.Hub.Client(scheme); err != nil {
 		return err
 	}
+	many := int32(1 << 20)
 	objects := []client.Object{
 		&v1alpha1.AddressPool{ObjectMeta: metav1.ObjectMeta{Name: "public"}, Spec: v1alpha1.AddressPoolSpec{Addresses: []string{"10.200.0.0/16"}}},
-		&v1alpha1.Tenant{ObjectMeta: metav1.ObjectMeta{Name: "scale"}, Spec: v1alpha1.TenantSpec{BackendCIDRs: []string{"10.9.0.0/16"}}},
+		&v1alpha1.Tenant{ObjectMeta: metav1.ObjectMeta{Name: "scale"}, Spec: v1alpha1.TenantSpec{BackendCIDRs: []string{"10.9.0.0/16"}, Objects: v1alpha1.TenantObjects{LoadBalancers: &many}}},
 	}
 	for _, o := range objects {
 		if err := b.hub.Create(ctx, o); err != nil {

@@ -1,0 +1,78 @@
+package convert
+
+import (
+	"slices"
+	"strings"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"kubelb.k8c.io/api/v1alpha1"
+)
+
+// read are the annotations of a LoadBalancer that are looked at.
+var read = []string{
+	v1alpha1.AnnotationSourceRanges, v1alpha1.AnnotationAffinityTimeout, v1alpha1.AnnotationIPFamilies, v1alpha1.AnnotationIPFamilyPolicy, v1alpha1.AnnotationRequestedAddresses,
+	v1alpha1.AnnotationSharingKey, v1alpha1.AnnotationAddressPool, v1alpha1.AnnotationHealthCheckNodePort, v1alpha1.AnnotationForwarding, v1alpha1.AnnotationProxyProtocol,
+}
+
+// maxHostname is kept of a host name, which no target has: a message quotes it.
+const maxHostname = 64
+
+// Cached has a cache keep of what tenants write what is looked at, however much there is besides. An object from it cannot be written back,
+// but for its status.
+func Cached() map[client.Object]cache.ByObject {
+	return map[client.Object]cache.ByObject{&v1alpha1.LoadBalancer{}: {Transform: trim}, &v1alpha1.Addresses{}: {Transform: trim}}
+}
+
+func trim(o any) (any, error) {
+	switch object := o.(type) {
+	case *v1alpha1.LoadBalancer:
+		object.ObjectMeta = trimmedMeta(&object.ObjectMeta)
+		object.Spec.Hostname, object.Status.Service = "", nil
+		if len(object.Spec.Endpoints) > 1 {
+			object.Spec.Endpoints = slices.Clone(object.Spec.Endpoints[:1])
+		}
+		for i := range object.Spec.Endpoints {
+			e := &object.Spec.Endpoints[i]
+			e.Name = ""
+			trimAddresses(e.Addresses)
+			if e.LocalAddresses != nil {
+				trimAddresses(*e.LocalAddresses)
+			}
+		}
+	case *v1alpha1.Addresses:
+		object.ObjectMeta = trimmedMeta(&object.ObjectMeta)
+		trimAddresses(object.Spec.Addresses)
+	}
+	return o, nil
+}
+
+func trimmedMeta(m *metav1.ObjectMeta) metav1.ObjectMeta {
+	out := metav1.ObjectMeta{Namespace: m.Namespace, Name: m.Name, UID: m.UID, ResourceVersion: m.ResourceVersion, Generation: m.Generation,
+		CreationTimestamp: m.CreationTimestamp, DeletionTimestamp: m.DeletionTimestamp, Finalizers: m.Finalizers}
+	for _, label := range []string{v1alpha1.LabelOriginNamespace, v1alpha1.LabelOriginName, v1alpha1.LabelTenant} {
+		if value, has := m.Labels[label]; has {
+			metav1.SetMetaDataLabel(&out, label, value)
+		}
+	}
+	for _, annotation := range read {
+		if value, has := m.Annotations[annotation]; has {
+			metav1.SetMetaDataAnnotation(&out, annotation, value)
+		}
+	}
+	return out
+}
+
+// trimAddresses: an address counts where there is one. A part of a longer text would keep the whole of it.
+func trimAddresses(list []v1alpha1.EndpointAddress) {
+	for i := range list {
+		switch a := &list[i]; {
+		case a.IP != "":
+			a.Hostname = ""
+		case len(a.Hostname) > maxHostname:
+			a.Hostname = strings.Clone(a.Hostname[:maxHostname])
+		}
+	}
+}

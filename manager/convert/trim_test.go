@@ -1,0 +1,40 @@
+package convert
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"kubelb.k8c.io/api/v1alpha1"
+)
+
+func TestWhatTheCacheKeepsOfATenantsObjectIsWhatIsLookedAt(t *testing.T) {
+	long := strings.Repeat("x", 200)
+	local := []v1alpha1.EndpointAddress{{IP: "198.51.100.11", Hostname: long}}
+	lb := &v1alpha1.LoadBalancer{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "tenant-a", Name: "web", UID: "uid", ResourceVersion: "7", Generation: 3, Finalizers: []string{v1alpha1.CleanupFinalizer},
+			Labels:      map[string]string{v1alpha1.LabelOriginName: "web", v1alpha1.LabelOriginNamespace: "shop", "more": long},
+			Annotations: map[string]string{"more": long, v1alpha1.AnnotationSourceRanges: "192.0.2.0/24", v1alpha1.AnnotationProxyProtocol: "v2"}, ManagedFields: []metav1.ManagedFieldsEntry{{Manager: long}}},
+		Spec: v1alpha1.LoadBalancerSpec{Hostname: long, Ports: []v1alpha1.LoadBalancerPort{{Name: "http", Port: 80}}, Endpoints: []v1alpha1.LoadBalancerEndpoints{
+			{Name: long, Addresses: []v1alpha1.EndpointAddress{{IP: "198.51.100.11", Hostname: long}, {Hostname: long}}, LocalAddresses: &local, Ports: []v1alpha1.EndpointPort{{Port: 30080}}},
+			{Addresses: []v1alpha1.EndpointAddress{{IP: "198.51.100.12"}}}}},
+		Status: v1alpha1.LoadBalancerStatus{Addresses: []v1alpha1.AllocatedAddress{{Address: "203.0.113.1", Pool: "public"}}, Service: &v1alpha1.ServiceStatus{}},
+	}
+	whole := LoadBalancer(lb.DeepCopy())
+	kept, err := trim(lb)
+	require.NoError(t, err)
+	text, err := json.Marshal(kept)
+	require.NoError(t, err)
+	require.NotContains(t, string(text), long)
+	is := LoadBalancer(kept.(*v1alpha1.LoadBalancer))
+	for _, list := range [][]v1alpha1.EndpointAddress{lb.Spec.Endpoints[0].Addresses, *lb.Spec.Endpoints[0].LocalAddresses} {
+		require.Equal(t, "198.51.100.11", list[0].IP)
+	}
+	whole.Addresses[0].Hostname, whole.Addresses[1].Hostname, (*whole.Local)[0].Hostname = "", long[:maxHostname], ""
+	require.Equal(t, whole, is, "it means the same")
+	require.Equal(t, "7", lb.ResourceVersion)
+	require.Equal(t, []string{v1alpha1.CleanupFinalizer}, lb.Finalizers)
+}

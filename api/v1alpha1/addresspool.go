@@ -1,6 +1,8 @@
 package v1alpha1
 
 import (
+	"time"
+
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -56,6 +58,12 @@ type AddressPoolSpec struct {
 	// +optional
 	Draining bool `json:"draining,omitempty"`
 
+	// ReserveRequestedFor is how long an address that a LoadBalancer asked for by name is kept for its tenant once that LoadBalancer is
+	// deleted, so that a Service that is made anew gets it again. 5m unless it is set; 0s keeps none.
+	// +optional
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('0s') && duration(self) <= duration('168h')",message="spec.reserveRequestedFor: 0s to 168h"
+	ReserveRequestedFor *metav1.Duration `json:"reserveRequestedFor,omitempty"`
+
 	// GatewaySelector chooses, by the labels of Gateway objects, which gateways announce the pool's addresses. Empty means all. Addresses
 	// that the pool has given and has no more stay with these gateways.
 	// +optional
@@ -75,12 +83,32 @@ type AddressPoolStatus struct {
 	IPv4 *AddressCount `json:"ipv4,omitempty"`
 	// +optional
 	IPv6 *AddressCount `json:"ipv6,omitempty"`
+	// Reserved are the addresses that are kept for tenants which had asked for them, up to 1000.
+	// +optional
+	// +listType=map
+	// +listMapKey=address
+	// +kubebuilder:validation:MaxItems=1000
+	Reserved []ReservedAddress `json:"reserved,omitempty"`
 	// Conditions: Ready is false when the pool overlaps another one; such a pool gives no address.
 	// +optional
 	// +listType=map
 	// +listMapKey=type
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
 }
+
+// ReservedAddress is kept for a tenant.
+type ReservedAddress struct {
+	Address string `json:"address"`
+	// Tenant whose it was.
+	Tenant string      `json:"tenant"`
+	Until  metav1.Time `json:"until"`
+}
+
+// DefaultReservation is how long requested addresses are kept where the pool does not say.
+const DefaultReservation = 5 * time.Minute
+
+// MaxReserved are on record of a pool.
+const MaxReserved = 1000
 
 // AddressCount counts the addresses of one family.
 type AddressCount struct {

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 )
 
 // Allocator remembers who holds which address. Its owner feeds it every allocation that is on record (Adopt) before it
@@ -21,11 +22,14 @@ type Allocator struct {
 	held    map[string]map[string][]Grant
 	cursors map[string]netip.Addr
 	used    map[string]map[Family]int64
+	// reserved are kept for tenants as of now.
+	reserved map[netip.Addr]Reservation
+	now      time.Time
 }
 
 // NewAllocator returns an allocator without pools, in which no address is held.
 func NewAllocator() *Allocator {
-	return &Allocator{holders: map[netip.Addr][]string{}, claims: map[string]Claim{}, held: map[string]map[string][]Grant{}, cursors: map[string]netip.Addr{}}
+	return &Allocator{holders: map[netip.Addr][]string{}, claims: map[string]Claim{}, held: map[string]map[string][]Grant{}, cursors: map[string]netip.Addr{}, reserved: map[netip.Addr]Reservation{}}
 }
 
 // SetPools replaces the pools. A pool that overlaps one before it gives no address until that ends. Addresses that are
@@ -158,7 +162,9 @@ func (a *Allocator) Allocate(holder string, wish Wish) ([]Grant, *Refusal) {
 	}
 	for _, g := range grants {
 		a.take(holder, g)
+		delete(a.reserved, g.Address)
 	}
+	a.giveUp(tenantOf(holder), wish.Limits.Addresses)
 	return grants, refusal
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	"kubelb.k8c.io/core/phrase"
 )
@@ -56,7 +57,7 @@ func (a *Allocator) one(holder string, wish Wish, family Family, before Holding)
 	if g, ok := a.shared(holder, wish, family); ok {
 		return g, nil
 	}
-	return a.next(wish, family)
+	return a.next(tenantOf(holder), wish, family)
 }
 
 // may tells whether the wish may have the address: nobody else has it, or all that do tolerate that. By the claim that it had it before
@@ -110,6 +111,10 @@ func (a *Allocator) requested(holder string, wish Wish, address netip.Addr, befo
 			return g, nil
 		}
 	}
+	if r, kept := a.keptFor(tenantOf(holder), address); kept {
+		return Grant{}, &Refusal{Reason: AddressInUse, Message: fmt.Sprintf("requested address %s is kept for the tenant that had it until %s; ask for another one or none, or wait",
+			address, r.Until.UTC().Format(time.RFC3339))}
+	}
 	for _, pool := range a.pools {
 		if a.gives(pool, wish) && pool.Contains(address) {
 			return Grant{address, pool.Name}, nil
@@ -133,7 +138,7 @@ func (a *Allocator) describe(wish Wish) string {
 }
 
 // next takes the next free address of the first pool that has one. Whoever names a pool need not be given its addresses unasked.
-func (a *Allocator) next(wish Wish, family Family) (Grant, *Refusal) {
+func (a *Allocator) next(namespace string, wish Wish, family Family) (Grant, *Refusal) {
 	var full []string
 	byPriority := slices.Clone(a.pools)
 	slices.SortStableFunc(byPriority, func(x, y Pool) int { return cmp.Compare(y.Priority, x.Priority) })
@@ -141,7 +146,7 @@ func (a *Allocator) next(wish Wish, family Family) (Grant, *Refusal) {
 		if !a.gives(pool, wish) || !pool.AutoAssign && wish.Pool == "" || !pool.has(family) {
 			continue
 		}
-		if address, ok := a.free(pool, family); ok {
+		if address, ok := a.free(namespace, pool, family); ok {
 			return Grant{address, pool.Name}, nil
 		}
 		full = append(full, pool.Name)
@@ -160,20 +165,21 @@ func (a *Allocator) next(wish Wish, family Family) (Grant, *Refusal) {
 
 // free walks on from where the last walk ended, so that a freed address rests as long as possible before it is dealt
 // again: clients and neighbour caches may still know its former owner.
-func (a *Allocator) free(pool Pool, family Family) (netip.Addr, bool) {
+func (a *Allocator) free(namespace string, pool Pool, family Family) (netip.Addr, bool) {
 	usage := a.Usage(pool.Name, family)
 	if usage.Free.Sign() <= 0 {
 		return netip.Addr{}, false
 	}
 	key := pool.Name + "/" + family.String()
 	at, ok := pool.after(a.cursors[key], family)
-	// As many addresses are held as used says, so one more step than that finds a free one.
-	for range a.used[pool.Name][family] + 1 {
+	// As many addresses are held as used says, and some are kept, so one more step than that finds a free one.
+	for range a.used[pool.Name][family] + int64(len(a.reserved)) + 1 {
 		if !ok {
 			return netip.Addr{}, false
 		}
 		a.cursors[key] = at
-		if _, taken := a.holders[at]; !taken {
+		_, kept := a.keptFor(namespace, at)
+		if _, taken := a.holders[at]; !taken && !kept {
 			return at, true
 		}
 		at, ok = pool.after(at, family)

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // Address plan: pool "public" 203.0.113.0/29 (.1 to .6 usable) and 2001:db8:f::/126 (::1 to ::3),
@@ -330,5 +331,73 @@ func TestLoadBalancersOfOneTenantShareAnAddressByAKeyAndPortsApart(t *testing.T)
 	a.Release("tenant-a/dns")
 	if used := a.Usage("public", IPv4).Used; used != 3 {
 		t.Errorf("%d addresses are used, when all sharers are gone", used)
+	}
+}
+
+func TestAnAddressThatWasAskedForIsKeptForItsTenant(t *testing.T) {
+	at := time.Unix(1_800_000_000, 0)
+	a, address := NewAllocator(), netip.MustParseAddr("203.0.113.1")
+	a.SetPools([]Pool{{Name: "p", Ranges: ranges(t, false, "203.0.113.0/31"), AutoAssign: true}})
+	asks := func(holder string, limits Limits, requested ...netip.Addr) (string, *Refusal) {
+		grants, refusal := a.Allocate(holder, Wish{Tenant: tenantOf(holder), Requested: requested, Limits: limits})
+		if len(grants) == 0 {
+			return "", refusal
+		}
+		return grants[0].Address.String(), refusal
+	}
+	keep := func(in time.Duration) { a.Reserve(Reservation{address, "tenant-a", at.Add(in)}) }
+	a.At(at)
+	asks("tenant-a/web", Limits{}, address)
+	keep(5 * time.Minute)
+	a.Release("tenant-a/web")
+	if _, refusal := asks("tenant-b/waits", Limits{}, address); refusal == nil || refusal.Reason != AddressInUse || !strings.Contains(refusal.Message, "is kept for the tenant that had it until 2027-01-15T08:05:00Z") {
+		t.Errorf("%v", refusal)
+	}
+	// Nor is it given to who asks for none.
+	if got, _ := asks("tenant-b/any", Limits{}); got != "203.0.113.0" {
+		t.Errorf("%s", got)
+	}
+	if _, refusal := asks("tenant-b/any-more", Limits{}); refusal == nil || refusal.Reason != PoolExhausted {
+		t.Errorf("%v", refusal)
+	}
+	// Its tenant gets it, and nothing is kept then.
+	if got, refusal := asks("tenant-a/anew", Limits{}, address); refusal != nil || got != address.String() || a.Reservations() != 0 {
+		t.Errorf("%s %v, %d kept", got, refusal, a.Reservations())
+	}
+	a.Release("tenant-a/anew")
+	// After that time it is anybody's.
+	keep(5 * time.Minute)
+	if ended, next := a.At(at.Add(5*time.Minute - 1)); ended || !next.Equal(at.Add(5*time.Minute)) {
+		t.Errorf("%v %v", ended, next)
+	}
+	if ended, next := a.At(at.Add(5 * time.Minute)); !ended || !next.IsZero() {
+		t.Errorf("%v %v", ended, next)
+	}
+	if got, refusal := asks("tenant-b/waits", Limits{}, address); refusal != nil || got != address.String() {
+		t.Errorf("%s %v", got, refusal)
+	}
+	// What is over is not kept.
+	keep(time.Minute)
+	if a.Reservations() != 0 {
+		t.Error("it is kept for a time that is over")
+	}
+}
+
+func TestATenantHasNoMoreKeptThanItMayHave(t *testing.T) {
+	at, one := time.Unix(1_800_000_000, 0), int32(1)
+	a := NewAllocator()
+	a.SetPools([]Pool{{Name: "p", Ranges: ranges(t, false, "203.0.113.0/29"), AutoAssign: true}})
+	a.At(at)
+	for i, text := range []string{"203.0.113.1", "203.0.113.2", "203.0.113.3"} {
+		address := netip.MustParseAddr(text)
+		wish := Wish{Tenant: "tenant-a", Requested: []netip.Addr{address}, Limits: Limits{Addresses: &one}}
+		if _, refusal := a.Allocate("tenant-a/web", wish); refusal != nil {
+			t.Error(refusal)
+		}
+		if a.Reservations() != 0 {
+			t.Errorf("beside the one that it has %d are kept", a.Reservations())
+		}
+		a.Reserve(Reservation{address, "tenant-a", at.Add(time.Duration(i+1) * time.Minute)})
+		a.Release("tenant-a/web")
 	}
 }

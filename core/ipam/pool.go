@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 )
 
 // Range is a closed interval of addresses of one family.
@@ -45,6 +46,8 @@ type Pool struct {
 	Priority int32
 	// Draining: the pool gives no address any more. Those that are held stay.
 	Draining bool
+	// ReserveFor is how long an address that was asked for by name is kept for its tenant.
+	ReserveFor time.Duration
 }
 
 // Allows reports whether the tenant may use the pool.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -40,6 +41,8 @@ type addressBook struct {
 	// unsettled are holders that have given something back, and since when: it is theirs until it is known that it is neither on record nor
 	// served for them any more.
 	unsettled map[string]time.Time
+	// ended: an address is kept no more, and who waits for one has not been told.
+	ended bool
 }
 
 // load fills the book at the first call.
@@ -67,6 +70,14 @@ func (b *addressBook) load(ctx context.Context) error {
 		asks := convert.LoadBalancer(&lbs.Items[i])
 		for _, conflict := range b.book.Adopt(asks.ObjectName.String(), asks.Claim(), convert.Grants(&lbs.Items[i])) {
 			log.FromContext(ctx).Error(conflict, "address on record twice: the older LoadBalancer keeps it")
+		}
+	}
+	b.book.At(time.Now())
+	for i := range pools.Items {
+		for _, r := range pools.Items[i].Status.Reserved {
+			if address, err := netip.ParseAddr(r.Address); err == nil {
+				b.book.Reserve(ipam.Reservation{Address: address, Namespace: v1alpha1.TenantNamespacePrefix + r.Tenant, Until: r.Until.Time})
+			}
 		}
 	}
 	b.loaded = true
@@ -119,6 +130,9 @@ type allocation struct {
 func (b *addressBook) allocate(lb translate.LoadBalancer, onRecord []ipam.Grant, limits ipam.Limits, refused bool) (a allocation) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	kept := b.book.Reservations()
+	b.book.At(time.Now())
+	defer func() { b.ended = b.ended || b.book.Reservations() < kept }()
 	holder := lb.ObjectName.String()
 	was := b.book.HoldingOf(holder)
 	since, unsettled := b.unsettled[holder]
@@ -223,7 +237,8 @@ func (r *poolReconciler) Reconcile(ctx context.Context, _ reconcile.Request) (re
 	if err := r.client.List(ctx, &list); err != nil {
 		return reconcile.Result{}, err
 	}
-	if r.addresses.refresh(slices.Clone(list.Items)) {
+	ended, next := r.addresses.expire(time.Now())
+	if r.addresses.refresh(slices.Clone(list.Items)) || ended {
 		select {
 		case r.changed <- event.GenericEvent{Object: &v1alpha1.AddressPool{}}:
 		default: // told already, and not yet heard
@@ -235,7 +250,11 @@ func (r *poolReconciler) Reconcile(ctx context.Context, _ reconcile.Request) (re
 			errs = append(errs, err)
 		}
 	}
-	return reconcile.Result{}, errors.Join(append(errs, r.tell(ctx, list.Items))...)
+	result := reconcile.Result{}
+	if !next.IsZero() {
+		result.RequeueAfter = max(time.Until(next), time.Millisecond)
+	}
+	return result, errors.Join(append(errs, r.tell(ctx, list.Items))...)
 }
 
 // tell brings the numbers for Prometheus up to date.
@@ -254,7 +273,9 @@ func (r *poolReconciler) count(ctx context.Context, pool *v1alpha1.AddressPool) 
 	r.addresses.mu.Lock()
 	four, six := r.addresses.book.Usage(pool.Name, ipam.IPv4), r.addresses.book.Usage(pool.Name, ipam.IPv6)
 	bad := r.addresses.bad[pool.Name]
+	reserved := r.addresses.book.Reserved(pool.Name)
 	r.addresses.mu.Unlock()
+	pool.Status.Reserved = onRecord(reserved)
 	pool.Status.IPv4 = &v1alpha1.AddressCount{Used: four.Used, Free: four.Free.String()}
 	pool.Status.IPv6 = &v1alpha1.AddressCount{Used: six.Used, Free: six.Free.String()}
 	condition := metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: "Ready", Message: "addresses can be given", ObservedGeneration: pool.Generation}

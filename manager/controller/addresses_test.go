@@ -226,3 +226,42 @@ func TestThoseThatAGatewayFailsAreWokenUp(t *testing.T) {
 		{LoadBalancer: "tenant-a/web", Message: "the envoy backend does not support rate-limits"}, {Record: "backend ebpf", Message: "not purged"}}}}
 	require.Equal(t, []reconcile.Request{{NamespacedName: client.ObjectKey{Namespace: "tenant-a", Name: "web"}}}, failing(&g))
 }
+
+// A manager that starts anew keeps for a tenant what the one before has on record.
+func TestWhatATenantAskedForIsKeptForItOverARestart(t *testing.T) {
+	address := netip.MustParseAddr("203.0.113.4")
+	web := recorded("web", 0, "203.0.113.4")
+	web.Spec.RequestedAddresses = []string{"203.0.113.4"}
+	scheme := runtime.NewScheme()
+	require.NoError(t, v1alpha1.AddToScheme(scheme))
+	server := fake.NewClientBuilder().WithScheme(scheme).WithStatusSubresource(&v1alpha1.AddressPool{}).WithObjects(public(), web).Build()
+	book := &addressBook{reader: server}
+	require.NoError(t, book.load(t.Context()))
+	now := time.Now()
+	require.NoError(t, book.reserve(t.Context(), server, web, now))
+	require.NoError(t, server.Delete(t.Context(), web))
+	ask := func(book *addressBook, namespace string) *ipam.Refusal {
+		wants := ofTenantA("anew")
+		wants.Namespace, wants.Requested = namespace, []netip.Addr{address}
+		return book.allocate(wants, nil, ipam.Limits{}, false).refusal
+	}
+	book = &addressBook{reader: server}
+	require.NoError(t, book.load(t.Context()))
+	require.Equal(t, ipam.AddressInUse, ask(book, "tenant-b").Reason)
+	require.Nil(t, ask(book, "tenant-a"))
+	ended, _ := book.expire(now)
+	require.True(t, ended, "who waits is told that nothing is kept any more")
+
+	// A pool that keeps none, and what nobody asked for.
+	never, pool := metav1.Duration{}, &v1alpha1.AddressPool{}
+	require.NoError(t, server.Get(t.Context(), client.ObjectKey{Name: "public"}, pool))
+	pool.Spec.ReserveRequestedFor = &never
+	require.NoError(t, server.Update(t.Context(), pool))
+	book.refresh([]v1alpha1.AddressPool{*pool})
+	require.NoError(t, book.reserve(t.Context(), server, web, now))
+	require.Zero(t, book.book.Reservations())
+	book.refresh([]v1alpha1.AddressPool{*public()})
+	web.Spec.RequestedAddresses = nil
+	require.NoError(t, book.reserve(t.Context(), server, web, now))
+	require.Zero(t, book.book.Reservations())
+}

@@ -49,6 +49,9 @@ func (r *loadBalancerReconciler) cleanUp(ctx context.Context, lb *v1alpha1.LoadB
 	if left := withdrawalLimit - time.Since(lb.DeletionTimestamp.Time); holding && len(lb.Status.Addresses) > 0 && left > 0 {
 		return reconcile.Result{RequeueAfter: left}, nil
 	}
+	if err := r.addresses.reserve(ctx, r.client, lb, time.Now()); err != nil {
+		return reconcile.Result{}, err
+	}
 	err = r.rewrite(ctx, key, func(lb *v1alpha1.LoadBalancer) bool {
 		return controllerutil.RemoveFinalizer(lb, v1alpha1.CleanupFinalizer)
 	})

@@ -152,7 +152,11 @@ func Pool(p *v1alpha1.AddressPool) (ipam.Pool, error) {
 	if err != nil {
 		return ipam.Pool{}, fmt.Errorf("spec.addresses: %w", err)
 	}
-	return ipam.Pool{Name: p.Name, Ranges: ranges, Tenants: p.Spec.Tenants, AutoAssign: isTrue(p.Spec.AutoAssign),
+	reserve := v1alpha1.DefaultReservation
+	if p.Spec.ReserveRequestedFor != nil {
+		reserve = p.Spec.ReserveRequestedFor.Duration
+	}
+	return ipam.Pool{Name: p.Name, ReserveFor: reserve, Ranges: ranges, Tenants: p.Spec.Tenants, AutoAssign: isTrue(p.Spec.AutoAssign),
 		Priority: p.Spec.Priority, Draining: p.Spec.Draining}, nil
 }
 

@@ -165,6 +165,34 @@ func TestNoTenantReachesAnotherOnesNodesOrAGatewaysHost(t *testing.T) {
 	require.Regexp(t, `(?m)^endpoints +port \d+ of 198\.51\.100\.11, 198\.51\.100\.12, as far as healthy$`, out)
 }
 
+// T24: who waits for another tenant's address does not get it while that one's Service is made anew.
+func TestAServiceThatIsMadeAnewHasTheAddressThatItAskedFor(t *testing.T) {
+	alikeWithAll(t)
+	const ns, address = "tenant-waits", "192.0.2.239"
+	out, status := kubelb(t, "tenants", "create", "waits", "--backend-cidrs=198.51.100.0/24", "--backend-network=waits")
+	require.Zero(t, status, out)
+	cleanUpHub(t, "tenant/waits")
+	asking := service("asks", "loadBalancerIP: "+address, "ports: [{port: 80}]")
+	asking = strings.Replace(asking, "RequireDualStack", "SingleStack", 1)
+	apply(t, asking)
+	cleanUp(t, "service/asks")
+	require.Equal(t, []string{address}, externalIPs(t, "asks", 1))
+	applyToHub(t, hubAddresses(ns)+hubLoadBalancer(ns, "waits", "requestedAddresses: ["+address+"]"))
+	hubRefusal(t, ns, "waits", "AddressAllocated", "AddressInUse")
+	kubectl(t, "delete", "service/asks", "--timeout=60s")
+	eventually(t, 10*time.Second, func() error {
+		if message := hubRefusal(t, ns, "waits", "AddressAllocated", "AddressInUse"); !strings.Contains(message, address+" is kept for the tenant that had it until ") {
+			return errors.New(message)
+		}
+		return nil
+	})
+	pools, status := kubelb(t, "pools", "public")
+	require.Zero(t, status, pools)
+	require.Regexp(t, `(?m)^192\.0\.2\.239 +kept for tenant a until `, pools)
+	apply(t, asking)
+	require.Equal(t, []string{address}, externalIPs(t, "asks", 1))
+}
+
 // manyAddresses are none of the tenant's.
 func manyAddresses(n int) string {
 	var out strings.Builder

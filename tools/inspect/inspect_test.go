@@ -237,6 +237,8 @@ func TestPoolsSayWhoHasTheirAddresses(t *testing.T) {
 		"kept    Unknown  0      -      0      -      7         by name  b        none      203.0.113.16/30\n", text())
 	require.Contains(t, text("public"), "\nADDRESS      HELD BY\n203.0.113.1  loadbalancer tenant-a/uid-1 (Service shop/web), loadbalancer tenant-a/uid-2\n")
 	require.NotContains(t, text("public"), "203.0.113.17")
+	h.Pools[0].Status.Reserved = []v1alpha1.ReservedAddress{{Address: "203.0.113.9", Tenant: "b", Until: metav1.NewTime(now)}}
+	require.Contains(t, text("public"), "\n203.0.113.9  kept for tenant b until 2027-01-15T08:00:00Z\n")
 	_, err := h.PoolsNamed("public", "none")
 	require.ErrorContains(t, err, "there is no AddressPool none: 'kubelb pools' lists them")
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/manager/selection"
@@ -25,6 +26,8 @@ type Pool struct {
 	Priority int32 `json:"priority,omitempty"`
 	// Held are the addresses that somebody has, in their order.
 	Held []Held `json:"held"`
+	// Reserved are kept for tenants that had asked for them.
+	Reserved []v1alpha1.ReservedAddress `json:"reserved,omitempty"`
 }
 
 // Held is an address and the LoadBalancers that have it, more than one where they share it.
@@ -51,7 +54,7 @@ func (h *Hub) PoolsNamed(names ...string) ([]Pool, error) {
 
 func (h *Hub) pool(p *v1alpha1.AddressPool) Pool {
 	silent := func(string, string, string, ...any) {}
-	out := Pool{PoolLine: poolLine(p, silent), Ranges: p.Spec.Addresses, Tenants: p.Spec.Tenants, ByName: p.Spec.AutoAssign != nil && !*p.Spec.AutoAssign, Priority: p.Spec.Priority}
+	out := Pool{PoolLine: poolLine(p, silent), Ranges: p.Spec.Addresses, Tenants: p.Spec.Tenants, ByName: p.Spec.AutoAssign != nil && !*p.Spec.AutoAssign, Priority: p.Spec.Priority, Reserved: p.Status.Reserved}
 	chosen := selection.New()
 	chosen.SetPool(p.Name, nil, p.Spec.GatewaySelector)
 	for i := range h.Gateways {
@@ -97,6 +100,9 @@ func PoolsText(w io.Writer, pools []Pool, held bool) error {
 		for _, p := range pools {
 			for _, address := range p.Held {
 				fmt.Fprintf(table, "%s\t%s\n", address.Address, strings.Join(address.By, ", "))
+			}
+			for _, r := range p.Reserved {
+				fmt.Fprintf(table, "%s\tkept for tenant %s until %s\n", r.Address, r.Tenant, r.Until.UTC().Format(time.RFC3339))
 			}
 		}
 	}

@@ -98,7 +98,7 @@ type GatewayStatus struct {
 	Conflicts []AddressConflict `json:"conflicts,omitempty"`
 	// Conditions: Ready says whether the dataplane runs and holds what it should, BGPEstablished whether there is a session with every
 	// router, Drained whether one that drains has let go of all addresses. AddressConflict is there while there are conflicts,
-	// HeartbeatsRefused while other gateways on the segment are not believed, and HostKernel, HostModules, HostSysctls and others of that kind while the host lacks something: they say what, and how to mend it.
+	// BackendBusy while the dataplane works on something for long, HeartbeatsRefused while other gateways on the segment are not believed, and HostKernel, HostModules, HostSysctls and others of that kind while the host lacks something: they say what, and how to mend it.
 	// +optional
 	// +listType=map
 	// +listMapKey=type

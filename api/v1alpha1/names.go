@@ -70,6 +70,10 @@ const ConditionAddressConflict = "AddressConflict"
 // so that they count as gone while the hub's API is away. The message names them, with the reason.
 const ConditionHeartbeatsRefused = "HeartbeatsRefused"
 
+// ConditionBackendBusy of a Gateway, which is there only while it is true: its dataplane works on something for long. The message names the
+// call, for how long, and for how long it may.
+const ConditionBackendBusy = "BackendBusy"
+
 // ConditionHostPrefix begins the type of each condition of a Gateway that says what its host lacks: HostModules, HostSysctls and so on. The
 // condition is there only while something is missing. Its message has a line for each missing thing, with the command that mends it.
 const ConditionHostPrefix = "Host"

@@ -183,8 +183,9 @@ type Fault struct {
 	Resync bool
 }
 
-// Dataplane is implemented by a backend. Calls come one at a time, but for Watch, which runs beside the others, and for
-// Describe, Preflight and Render, which may come before Configure and change nothing.
+// Dataplane is implemented by a backend. The context of a call has a deadline; a backend that misses it is ended by force. Calls come one at
+// a time, but for Watch, which runs beside the others, and for Describe, Preflight and Render, which may come before Configure and change
+// nothing.
 type Dataplane interface {
 	// Describe tells name, version, features and notes.
 	Describe(ctx context.Context) (Description, error)

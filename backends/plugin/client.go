@@ -21,10 +21,14 @@ type client struct{ wire pb.DataplaneClient }
 
 var _ dataplane.Dataplane = (*client)(nil)
 
-// plain takes gRPC's wrapping off an error that the backend itself returned.
+// plain takes gRPC's wrapping off an error that the backend itself returned, and off that of a deadline.
 func plain(err error) error {
-	if s, ok := status.FromError(err); ok && s.Code() == codes.Unknown {
+	s, ok := status.FromError(err)
+	switch {
+	case ok && s.Code() == codes.Unknown:
 		return errors.New(s.Message())
+	case ok && s.Code() == codes.DeadlineExceeded:
+		return context.DeadlineExceeded // the other side may notice it a moment before this one does
 	}
 	return err
 }

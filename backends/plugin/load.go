@@ -3,6 +3,7 @@ package plugin
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 	goplugin "github.com/hashicorp/go-plugin"
@@ -146,28 +148,57 @@ func checksum(text string) (*goplugin.SecureConfig, error) {
 	return &goplugin.SecureConfig{Checksum: sum, Hash: sha256.New()}, nil
 }
 
+// Pid is the process' number; 0 if it never ran.
+func (p *Process) Pid() int {
+	pid, err := strconv.Atoi(p.client.ID())
+	if err != nil {
+		return 0
+	}
+	return pid
+}
+
 // Exited reports whether the process is gone.
 func (p *Process) Exited() bool { return p.client.Exited() }
 
-// Stop ends the process; what it holds in the kernel stays.
+// A process is asked to end, then ended by force, and after a while not waited for any more: the kernel may not let it go.
+const (
+	stopLimit = 3 * time.Second
+	stopWait  = 2 * stopLimit
+)
+
+// Stop ends the process; what it holds in the kernel stays. It takes a few seconds at most, also where the process does not answer.
 func (p *Process) Stop() {
 	p.stop.Do(func() {
-		p.client.Kill()
-		p.lifeline.Close()
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			p.client.Kill()
+			p.lifeline.Close()
+		}()
+		force := time.AfterFunc(stopLimit, func() { _ = p.kill() })
+		defer force.Stop()
+		select {
+		case <-ended:
+		case <-time.After(stopWait):
+		}
 	})
 }
 
 // Kill ends the process as a crash would: at once and without a word.
 func (p *Process) Kill() error {
-	pid, err := strconv.Atoi(p.client.ID())
-	if err != nil {
-		return fmt.Errorf("process id of the backend: %w", err)
+	err := p.kill()
+	p.Stop()
+	return err
+}
+
+func (p *Process) kill() error {
+	pid := p.Pid()
+	if pid == 0 {
+		return errors.New("the backend has no process")
 	}
 	process, err := os.FindProcess(pid)
 	if err != nil {
 		return err
 	}
-	err = process.Kill()
-	p.Stop()
-	return err
+	return process.Kill()
 }

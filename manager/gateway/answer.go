@@ -23,11 +23,16 @@ type answering struct {
 	answers map[netip.Addr]bool
 	// fresh are those that have come since it was decided last, by what was known then; waiting is how many are this gateway's and
 	// still another one's.
-	fresh     []netip.Addr
+	fresh []netip.Addr
+	// decisions counts decisions: one that takes long, as the backend has to be told of it, is given up for a later one.
+	decisions uint64
 	known     string
 	waiting   int
 	candidacy candidacy
 	view      election.View
+	// untold are addresses about which others are to be asked than the backend has been told.
+	// telling are those that it is being told.
+	untold, telling map[netip.Addr]bool
 	// Whom this gateway asks about connections that it does not know: handover where one gateway answers for each address, else ring.
 	handover handover
 	ring     ring
@@ -66,7 +71,7 @@ func (g *Gateway) elect(ctx context.Context) {
 	}
 	a.view.Candidates = candidates
 	told := a.member.Told(a.view)
-	g.decide(ctx, fmt.Sprint(holds, told, a.view, peers), func(address netip.Addr) (string, bool) {
+	decided := g.decide(ctx, fmt.Sprint(holds, told, a.view, peers), func(address netip.Addr) (string, bool) {
 		serves := g.selection.ServingAddress(address)
 		name := election.Winner(address, candidates, serves)
 		// One that is to have it and does not know that yet knows nobody to ask, either: who had it before has it still.
@@ -77,6 +82,9 @@ func (g *Gateway) elect(ctx context.Context) {
 	}, func(address netip.Addr) bool {
 		return told && election.MayClaim(address, a.view, peers, g.selection.ServingAddress(address))
 	})
+	if !decided {
+		return
+	}
 	g.beginAnew(kept)
 	// It says what it acts upon after it has let go of what is not its own by that.
 	a.member.Say(membership.Said{View: a.view, Candidate: candidate, Leaving: g.draining(), Serves: able, Reached: g.reached(works)})
@@ -104,7 +112,7 @@ func (g *Gateway) answerForAll(ctx context.Context) {
 	}
 	gone := g.draining() && now.Sub(g.drainedSince) >= Notice
 	chosen := now.Sub(a.ring.since) >= Notice
-	g.decide(ctx, fmt.Sprint(permitted, gone, digest, chosen), func(address netip.Addr) (string, bool) {
+	decided := g.decide(ctx, fmt.Sprint(permitted, gone, digest, chosen), func(address netip.Addr) (string, bool) {
 		serving := g.selection.ServingAddress(address)
 		// Others get a moment to know that this one may be asked.
 		if leaves := serving != nil && !serving(g.options.Name); gone || leaves && (chosen || !a.answers[address]) {
@@ -112,6 +120,9 @@ func (g *Gateway) answerForAll(ctx context.Context) {
 		}
 		return g.options.Name, permitted
 	}, func(netip.Addr) bool { return true })
+	if !decided {
+		return
+	}
 	g.beginAnew(kept)
 	if g.routers != nil && g.served && permitted {
 		g.routers.mayBegin()
@@ -128,9 +139,11 @@ func (g *Gateway) reached(works bool) []netip.Addr {
 
 // decide lets go of what is not this gateway's, and then claims what is and may be: what holder names it for, if it holds what it needs
 // for that. Where nothing has changed of what decides, which known stands for, only new addresses are looked at: one more among thousands
-// costs no more than one.
-func (g *Gateway) decide(ctx context.Context, known string, holder func(netip.Addr) (name string, may bool), may func(netip.Addr) bool) {
+// costs no more than one. It returns false if it was given up, since something else was decided while the backend was called.
+func (g *Gateway) decide(ctx context.Context, known string, holder func(netip.Addr) (name string, may bool), may func(netip.Addr) bool) bool {
 	a := &g.answering
+	a.decisions++
+	decision := a.decisions
 	look := slices.Values(a.fresh)
 	if known != a.known || a.waiting > 0 {
 		look = maps.Keys(a.answers)
@@ -158,12 +171,25 @@ func (g *Gateway) decide(ctx context.Context, known string, holder func(netip.Ad
 	if a.member != nil {
 		g.handOver(ctx)
 	}
+	if a.decisions != decision {
+		a.known = ""
+		g.Elect()
+		return false
+	}
+	claimed = slices.DeleteFunc(claimed, func(address netip.Addr) bool {
+		waits := g.isBeingTold(address)
+		if waits {
+			a.waiting++
+		}
+		return waits
+	})
 	for _, address := range claimed {
 		a.answers[address] = true
 	}
 	if len(claimed) > 0 {
 		g.options.Announcer.Announce(claimed...)
 	}
+	return true
 }
 
 // undecided tells whether something may change by the passing of time alone.

@@ -98,12 +98,17 @@ type Gateway struct {
 	hosts  hosts
 	// selection is which gateways serve which pools.
 	selection *selection.Selection
-	seen      uint64 // the highest resourceVersion of a LoadBalancer
-	fails     map[string]failure
-	status    chan v1alpha1.GatewayStatus
-	synced    bool
-	retryAt   time.Time
-	backoff   time.Duration
+	// seen is the highest resourceVersion of a LoadBalancer, flushed that of those which the backend has been told of.
+	seen, flushed uint64
+	// starting: the backend is being started, and brought to the model.
+	starting bool
+	// behind: events have come while the backend was called, which it has not been told of.
+	behind  bool
+	fails   map[string]failure
+	status  chan v1alpha1.GatewayStatus
+	synced  bool
+	retryAt time.Time
+	backoff time.Duration
 	// problem is why the backend holds nothing new, until it does again.
 	problem error
 	// hostChecks are the outcome of HostChecks, lacked are the lines about what this host lacks that were logged.
@@ -165,7 +170,7 @@ func New(o Options, c cache.Cache, w client.Client) *Gateway {
 		pools: map[string]ipam.Pool{}, selection: selection.New(), fails: map[string]failure{}, status: make(chan v1alpha1.GatewayStatus, 1), inSync: make(chan struct{}, 1),
 		departure: departure{done: make(chan struct{}, 1)},
 		unhealthy: map[translate.Target]bool{}, held: map[model.FrontendKey]bool{}, vips: map[netip.Addr]int{}, between: map[netip.Addr]bool{}, poke: make(chan struct{}, 1), counts: make(chan countRequest, 1), rechecks: make(chan *plugin.Process, 1),
-		answering: answering{elects: o.Elects, answers: map[netip.Addr]bool{},
+		answering: answering{elects: o.Elects, answers: map[netip.Addr]bool{}, untold: map[netip.Addr]bool{},
 			handover: newHandover(o.Handover), ring: newRing(o.Name, o.Handover)}}
 	if o.Member != nil {
 		g.answering.member = o.Member
@@ -192,7 +197,7 @@ func (g *Gateway) Start(ctx context.Context) (err error) {
 		return err
 	}
 	ended := make(chan *plugin.Process, 4)
-	g.host = &host{options: g.options.Backend, holders: g.holders, log: g.log, metrics: g.metrics, epoch: strconv.FormatInt(time.Now().UnixNano(), 36), ended: ended}
+	g.host = &host{options: g.options.Backend, holders: g.holders, limits: defaultLimits(), log: g.log, metrics: g.metrics, epoch: strconv.FormatInt(time.Now().UnixNano(), 36), ended: ended}
 	defer g.host.stop()
 	err = g.run(ctx, ended)
 	// One that fails, or whose process does, starts again; what its dataplane holds stays.
@@ -293,6 +298,8 @@ func (g *Gateway) purge() error {
 }
 
 func (g *Gateway) loop(ctx context.Context, synced func() bool, ended <-chan *plugin.Process) error {
+	g.host.meanwhile = g.meanwhile
+	defer func() { g.host.meanwhile = nil }()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	gathering := false
@@ -326,7 +333,9 @@ func (g *Gateway) loop(ctx context.Context, synced func() bool, ended <-chan *pl
 		g.work(ctx)
 		g.count()
 		g.seeOff()
-		timer.Reset(g.pause())
+		if timer.Reset(g.pause()); g.behind {
+			timer.Reset(gather)
+		}
 	}
 }
 
@@ -370,6 +379,7 @@ func (g *Gateway) work(ctx context.Context) {
 	g.noteDraining(time.Now())
 	g.noteHosts(time.Now())
 	changes := g.hub.Flush()
+	g.flushed, g.behind = g.seen, false
 	g.targets += len(changes.NewTargets) - len(changes.GoneTargets)
 	for _, t := range changes.GoneTargets {
 		g.prober.Forget(t)

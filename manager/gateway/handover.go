@@ -146,25 +146,44 @@ func (g *Gateway) handOver(ctx context.Context) {
 	} else {
 		changed = a.ring.look(a.member.Others(), g.vitals.alive, a.answers, now)
 	}
-	if len(changed) == 0 || !g.host.running() {
-		return // a backend that does not run is told all at once, later
-	}
-	of := map[netip.Addr]bool{}
 	for _, address := range changed {
-		of[address] = true
+		a.untold[address] = true
 	}
+	switch {
+	case !g.host.running():
+		clear(a.untold) // a backend that does not run is told all at once, later
+		return
+	case len(a.untold) == 0 || g.host.calling != nil:
+		return // one that is called is told when it has answered
+	}
+	of := a.untold
+	a.untold, a.telling = map[netip.Addr]bool{}, of
+	defer func() { a.telling = nil }()
 	var d model.Delta
 	for _, f := range g.hub.Snapshot().Frontends {
 		if of[f.VIP] && g.held[f.FrontendKey] {
 			d.UpsertFrontends = append(d.UpsertFrontends, f)
 		}
 	}
-	g.log.Debug("asks others about connections than before", "frontends", len(d.UpsertFrontends), "addresses", changed)
+	g.log.Debug("asks others about connections than before", "frontends", len(d.UpsertFrontends), "addresses", len(of))
 	if err := g.program(ctx, d); err != nil {
 		g.log.Error("hand over connections", "error", err)
 		g.problem = err
 		g.restartLater()
 	}
+}
+
+// tellingPatience is for how long an address is not claimed since the backend is not told yet whom to ask about its connections.
+const tellingPatience = 10 * time.Second
+
+// isBeingTold tells whether the backend is about to learn whom to ask about connections to the address.
+func (g *Gateway) isBeingTold(address netip.Addr) bool {
+	a := &g.answering
+	if !a.untold[address] && !a.telling[address] {
+		return false
+	}
+	c := g.host.calling
+	return c != nil && time.Since(c.began) < tellingPatience
 }
 
 // OwnAddresses are those on the interfaces whose link is up.

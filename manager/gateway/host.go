@@ -32,6 +32,11 @@ type host struct {
 	// ended is sent on when a process ends or reports that its state was taken away.
 	ended chan<- *plugin.Process
 
+	limits limits
+	// calling is what the backend is asked now; meanwhile is called until it has answered, or ctx ends. Without it nothing is done.
+	calling   *call
+	meanwhile func(ctx context.Context, done <-chan struct{})
+
 	process     *plugin.Process
 	stopWatch   context.CancelFunc
 	description dataplane.Description
@@ -45,22 +50,29 @@ type host struct {
 // start runs the process and configures it. It does not touch what the dataplane holds.
 func (h *host) start(ctx context.Context) error {
 	h.stop()
-	process, err := plugin.Load(plugin.Options{Path: h.options.Path, Checksum: h.options.Checksum, SocketDir: h.options.socketDir(), Log: &lineLog{log: h.log}})
+	process, err := called(ctx, h, "its start", h.limits.load, func(context.Context) (*plugin.Process, error) {
+		return plugin.Load(plugin.Options{Path: h.options.Path, Checksum: h.options.Checksum, SocketDir: h.options.socketDir(), Log: &lineLog{log: h.log}})
+	})
 	if err != nil {
 		return err
 	}
 	h.process = process
 	h.metrics.starts.Inc()
-	if h.description, err = process.Describe(ctx); err != nil {
-		return fmt.Errorf("describe backend: %w", err)
+	if err := h.describe(ctx); err != nil {
+		return err
 	}
 	h.preflight(ctx)
-	err = h.holders.during(h.options.name(), h.options.holder(), func() error { return process.Configure(ctx, h.options.config()) })
+	err = h.holders.during(h.options.name(), h.options.holder(), func() error {
+		_, err := called(ctx, h, "Configure", h.limits.configure, func(ctx context.Context) (struct{}, error) {
+			return struct{}{}, process.Configure(ctx, h.options.config())
+		})
+		return err
+	})
 	if err != nil {
 		return h.explain(err)
 	}
-	if h.description, err = process.Describe(ctx); err != nil { // again, as its notes are complete now
-		return fmt.Errorf("describe backend: %w", err)
+	if err := h.describe(ctx); err != nil { // again, as its notes are complete now
+		return err
 	}
 	notes := h.description.Notes
 	h.description.Notes = nil
@@ -81,6 +93,15 @@ func (h *host) start(ctx context.Context) error {
 	return nil
 }
 
+func (h *host) describe(ctx context.Context) error {
+	description, err := called(ctx, h, "Describe", h.limits.describe, h.process.Describe)
+	if err != nil {
+		return fmt.Errorf("describe backend: %w", err)
+	}
+	h.description = description
+	return nil
+}
+
 // noteAnew takes over what the backend notes now, and logs what is new.
 func (h *host) noteAnew(notes []string) {
 	for _, note := range notes {
@@ -95,6 +116,16 @@ func (h *host) notify(ctx context.Context, process *plugin.Process) {
 	select {
 	case h.ended <- process:
 	case <-ctx.Done():
+	}
+}
+
+// kill ends a process that does not answer.
+func (h *host) kill() {
+	if h.process == nil {
+		return
+	}
+	if err := h.process.Kill(); err != nil && !h.process.Exited() {
+		h.log.Error("end the backend by force", "error", err)
 	}
 }
 
@@ -113,17 +144,15 @@ func (h *host) stop() {
 // running reports whether there is a process to talk to.
 func (h *host) running() bool { return h.process != nil && !h.process.Exited() }
 
-// applyLimit bounds one Apply; a backend that takes longer is restarted.
-const applyLimit = time.Minute
-
 // apply sends a delta from the generation that the dataplane is at.
 func (h *host) apply(ctx context.Context, d model.Delta) ([]dataplane.RecordError, error) {
-	ctx, cancel := context.WithTimeout(ctx, applyLimit)
-	defer cancel()
 	h.number++
 	next := dataplane.Generation{Epoch: h.epoch, Number: h.number}
 	began := time.Now()
-	result, err := h.process.Apply(ctx, dataplane.Change{Base: h.generation, Next: next, Delta: d})
+	change := dataplane.Change{Base: h.generation, Next: next, Delta: d}
+	result, err := called(ctx, h, fmt.Sprintf("Apply of %d records", d.Len()), h.limits.forChange(d), func(ctx context.Context) (dataplane.Result, error) {
+		return h.process.Apply(ctx, change)
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -136,7 +165,7 @@ func (h *host) apply(ctx context.Context, d model.Delta) ([]dataplane.RecordErro
 
 // resync brings the dataplane to the snapshot by sending the difference to what it holds.
 func (h *host) resync(ctx context.Context, want model.Snapshot) ([]dataplane.RecordError, int, error) {
-	held, err := h.process.Applied(ctx)
+	held, err := called(ctx, h, "Applied", h.limits.applied, h.process.Applied)
 	if err != nil {
 		return nil, 0, fmt.Errorf("ask the backend what it holds: %w", err)
 	}

@@ -30,7 +30,9 @@ func Preflight(ctx context.Context, d dataplane.Dataplane, o BackendOptions) ([]
 
 // preflight asks the backend that is being started. If that fails Configure tells more.
 func (h *host) preflight(ctx context.Context) {
-	checks, err := Preflight(ctx, h.process, h.options)
+	checks, err := called(ctx, h, "Preflight", h.limits.preflight, func(ctx context.Context) ([]dataplane.Check, error) {
+		return Preflight(ctx, h.process, h.options)
+	})
 	if err != nil {
 		h.log.Debug("this host was not checked", "error", err)
 	}

@@ -34,7 +34,10 @@ func TestMain(m *testing.M) {
 
 // needy is a dataplane whose host has a module, and a sysctl, if their files are in the directory that its options name. It cannot tell with a
 // file mute.
-type needy struct{ dataplane.Fake }
+type needy struct {
+	dataplane.Fake
+	config dataplane.Config
+}
 
 const hostOption = "host"
 
@@ -49,6 +52,7 @@ func has(config dataplane.Config, file string) bool {
 }
 
 func (n *needy) Preflight(_ context.Context, config dataplane.Config) ([]dataplane.Check, error) {
+	n.hang(config, "Preflight")
 	if has(config, muteFile) {
 		return nil, errors.New("netlink dump interrupted")
 	}
@@ -70,6 +74,8 @@ func (n *needy) Configure(ctx context.Context, config dataplane.Config) error {
 	if !has(config, moduleFile) {
 		return errors.New("conn.Receive: netlink receive: no such file or directory")
 	}
+	n.config = config
+	n.hang(config, "Configure")
 	return n.Fake.Configure(ctx, config)
 }
 
@@ -97,7 +103,7 @@ func newOnHost(t *testing.T) *onHost {
 		Config: dataplane.Config{Node: "g", StateDir: state, Options: map[string]string{hostOption: h.dir}}}}, nil, hub)
 	h.metrics, err = newMetrics(nil)
 	require.NoError(t, err)
-	h.host = &host{options: h.options.Backend, holders: h.holders, log: h.Gateway.log, metrics: h.metrics, epoch: "test", ended: make(chan *plugin.Process, 4),
+	h.host = &host{options: h.options.Backend, holders: h.holders, limits: defaultLimits(), log: h.Gateway.log, metrics: h.metrics, epoch: "test", ended: make(chan *plugin.Process, 4),
 		found: findings{host: preflight.Host{Root: h.dir}}}
 	t.Cleanup(h.host.stop)
 	return h

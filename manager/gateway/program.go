@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"time"
@@ -15,6 +16,10 @@ const retryFailed = 30 * time.Second
 
 // restartLater ends the process and sets the time of the next try: at once for the first, then ever later.
 func (g *Gateway) restartLater() {
+	if errors.Is(g.problem, errHung) {
+		g.host.kill()
+		g.backoff = max(g.backoff, hungPause)
+	}
 	g.host.stop()
 	g.retryAt = time.Now().Add(g.backoff)
 	g.backoff = min(max(2*g.backoff, 250*time.Millisecond), 30*time.Second)
@@ -27,6 +32,8 @@ func (g *Gateway) program(ctx context.Context, d model.Delta) error {
 		if !g.retryAt.IsZero() && !due {
 			return nil
 		}
+		g.starting = true
+		defer func() { g.starting = false }()
 		if err := g.host.start(ctx); err != nil {
 			return err
 		}

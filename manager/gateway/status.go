@@ -43,10 +43,13 @@ func (g *Gateway) publish() {
 	switch {
 	case g.problem != nil:
 		ready.Status, ready.Reason, ready.Message = metav1.ConditionFalse, "BackendFailed", plain.Message(g.problem.Error(), 1024)
-	case !g.host.running():
+	case !g.host.running() || g.starting:
 		ready.Status, ready.Reason, ready.Message = metav1.ConditionFalse, "BackendRestarting", "the backend's process is being started again"
 	default:
-		s.AppliedResourceVersion = strconv.FormatUint(g.seen, 10)
+		// While it is called the dataplane holds what it held, which stands in the object.
+		if g.host.calling == nil {
+			s.AppliedResourceVersion = strconv.FormatUint(g.flushed, 10)
+		}
 		if g.answering.waiting == 0 && g.options.Announcer.Able() {
 			s.AnnouncedResourceVersion = s.AppliedResourceVersion
 		}
@@ -58,6 +61,9 @@ func (g *Gateway) publish() {
 		}
 	}
 	s.Conditions = append([]metav1.Condition{ready}, hostConditions(g.lacking())...)
+	if slow, is := slowCondition(g.host.calling, time.Now()); is {
+		s.Conditions = append(s.Conditions, slow)
+	}
 	if g.draining() {
 		s.Conditions = append(s.Conditions, drainedCondition(s.AnnouncedAddresses))
 	}

@@ -23,6 +23,8 @@ type fleet struct {
 	found   map[translate.Target]chan translate.Health
 	mu      sync.Mutex // guards behaves
 	behaves map[translate.Target]behaviour
+	// tells is what a target says at a time; weight 1 if it is not there.
+	tells map[translate.Target]func(now time.Time) translate.Health
 }
 
 // behaviour is how long a target takes for its nth answer; longer than the timeout is none.
@@ -63,6 +65,9 @@ func (f *fleet) run(test func()) {
 			go func() {
 				o := outcome{job: j, health: translate.Health{Weight: 1}, took: min(takes, config.Timeout)}
 				time.Sleep(o.took)
+				if tell := f.tells[j.target]; tell != nil {
+					o.health = tell(time.Now())
+				}
 				if takes > config.Timeout {
 					o.health, o.err = translate.Health{}, errors.New("timeout")
 				}

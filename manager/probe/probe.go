@@ -49,6 +49,9 @@ type Prober struct {
 	report func(Result)
 	http   http.Client
 
+	// weights are those of tenants, which the scheduler alone knows.
+	weights map[string]*weights
+
 	mu sync.Mutex // guards changes
 	// changes wait for the scheduler, which changed wakes up. Whoever makes them need not wait: it may be the one that takes reports.
 	changes []change
@@ -66,7 +69,7 @@ func New(config Config, report func(Result)) *Prober {
 	transport := &http.Transport{DisableKeepAlives: true, DialContext: (&net.Dialer{Timeout: config.Timeout}).DialContext, MaxResponseHeaderBytes: mostAnswer}
 	// What answers is a tenant's: it must not have the gateway ask others, such as services on its own host.
 	followNone := func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-	return &Prober{config: config, report: report, changed: make(chan struct{}, 1),
+	return &Prober{config: config, report: report, changed: make(chan struct{}, 1), weights: map[string]*weights{},
 		http: http.Client{Transport: transport, Timeout: config.Timeout, CheckRedirect: followNone}}
 }
 
@@ -157,16 +160,25 @@ func (p *Prober) change(c change, jobs map[translate.Target]*job, fresh *lane) {
 	case c.gone && known != nil:
 		delete(jobs, c.target)
 		known.lane.forget(known)
+		if w := p.weightsOf(known); w.jobs == 1 {
+			delete(p.weights, c.target.Tenant)
+		} else {
+			w.jobs--
+		}
 	case !c.gone && known == nil:
 		j := &job{target: c.target, due: time.Now()}
 		jobs[c.target] = j
 		fresh.add(j)
+		p.weightsOf(j).jobs++
 	}
 }
 
 // settle takes a check's outcome into the job and reports what changed.
 func (p *Prober) settle(o outcome) {
 	j, health := o.job, o.health
+	if j.gone {
+		return
+	}
 	j.due = time.Now().Add(p.config.Interval)
 	if o.err == nil {
 		j.failures = 0
@@ -177,7 +189,7 @@ func (p *Prober) settle(o outcome) {
 	} else {
 		health = translate.Health{State: model.Unhealthy, Weight: j.health.Weight}
 	}
-	if health != j.health && !j.gone {
+	if health != j.health && p.tells(j, health, time.Now()) {
 		j.health = health
 		p.report(Result{j.target, health})
 	}

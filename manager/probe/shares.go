@@ -14,10 +14,12 @@ type job struct {
 	target   translate.Target
 	due      time.Time
 	failures int
-	health   translate.Health
-	lane     *lane
-	index    int // in the lane's waiting; -1 while it is due or checked
-	gone     bool
+	// health is what was told last.
+	health translate.Health
+	flaps  flaps
+	lane   *lane
+	index  int // in the lane's waiting; -1 while it is due or checked
+	gone   bool
 }
 
 // lane is a queue of targets of which so many may be checked at the same time. Half of the slots are guaranteed, to each tenant as many as to

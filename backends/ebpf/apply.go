@@ -88,11 +88,16 @@ func (b *Backend) planPool(p model.Pool) (*plan, error) {
 func (a *apply) frontends(d dataplane.Description, frontends []model.Frontend) {
 	var plans []*plan
 	var records []dataplane.RecordError
+	of := a.backend.state.shares()
 	for _, f := range frontends {
 		if old := a.backend.state.frontends[f.FrontendKey]; old != nil && old.tenant != f.Tenant {
 			a.cut[f.FrontendKey] = true
 		}
 		record := dataplane.RecordError{Frontend: f.FrontendKey}
+		if err := of.take(f, a.backend.state.frontends[f.FrontendKey]); err != nil {
+			a.fail(err, record)
+			continue
+		}
 		p, err := a.planFrontend(d, f)
 		if err != nil {
 			a.fail(err, record)

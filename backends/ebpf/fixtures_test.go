@@ -251,23 +251,6 @@ var flowFixtures = []fixture{
 		x.outlastWays()
 		x.mustDrop(x.goOn(portPlain, ack), "no-route")
 	}},
-	{name: "when all ports are taken by flows that go on, a new one is dropped; one that has ended makes room", only: tcp, run: func(x *exchange) {
-		x.slice(2)
-		defer x.slice(lastPort - firstPort + 1)
-		var flows []*exchange
-		for range 24 {
-			flows = append(flows, x.exchange(x.v4, x.protocol))
-		}
-		var served []*exchange
-		for _, f := range flows {
-			if o := f.fromClient(f.ask(portPlain)); o.verdict == sent {
-				served = append(served, f)
-			}
-		}
-		require.Len(x, served, 4, "two ports towards each of two nodes")
-		x.age(6 * time.Second)
-		x.mustReachNode(x.ask(portPlain))
-	}},
 	{name: "when it leaves, new flows are left to the host and known ones go on", run: func(x *exchange) {
 		s := x.begin(portPlain)
 		x.closing(1)

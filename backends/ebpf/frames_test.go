@@ -42,6 +42,11 @@ type frame struct {
 
 func (f frame) v4() bool { return f.to.Addr().Is4() }
 
+// end is the number that comes after the segment.
+func (f frame) end() uint32 {
+	return f.seq + uint32(len(f.payload)) + uint32(f.flags&syn>>1) + uint32(f.flags&fin)
+}
+
 func (f frame) bytes() []byte {
 	segment := f.raw
 	if segment == nil {

@@ -132,6 +132,8 @@ func (k *kernel) prepare(spec *ebpf.CollectionSpec) error {
 			m.MaxEntries = k.options.flows
 		case "young_flows":
 			m.MaxEntries = max(k.options.flows/4, 1<<10)
+		case "proofs":
+			m.MaxEntries = max(k.options.flows/8, 1<<9)
 		case mapLimits:
 			if errors.Is(haveSleepableHashes(), ebpf.ErrNotSupported) {
 				m.Flags &^= noPreallocation
@@ -153,7 +155,7 @@ func (k *kernel) prepare(spec *ebpf.CollectionSpec) error {
 }
 
 // unpinned are the maps that hold nothing from one packet to the next, and the constants of the programs.
-var unpinned = []string{"scratches", "numbers", "budgets", "ended", "ended_count", "ways", ".rodata"}
+var unpinned = []string{"scratches", "numbers", "budgets", "shortages", "ended", "ended_count", "ways", ".rodata"}
 
 // openRecords opens the maps that only the plugin reads, once the numbers say that it knows what is in them.
 func (k *kernel) openRecords(options ebpf.MapOptions) error {

@@ -27,7 +27,11 @@ type exchange struct {
 	v4       bool
 	protocol uint8
 	client   netip.AddrPort
+	heard    uint32 // the number that comes after what the client has last heard
 }
+
+// firstNumber is that of an endpoint's SYN. What comes after it is across the end of all numbers.
+const firstNumber = 1<<32 - 4
 
 var lastClientPort uint16
 
@@ -43,16 +47,20 @@ func (x *exchange) ask(port uint16) frame {
 	return frame{from: x.client, to: x.vip(port), toMAC: x.front.HardwareAddr, protocol: x.protocol, flags: syn, payload: []byte("question")}
 }
 
-// goOn is a frame of the client's in a flow that it has begun.
+// goOn is a frame of the client's in a flow that it has begun. It acknowledges what the client has heard.
 func (x *exchange) goOn(port uint16, flags uint8) frame {
 	f := x.ask(port)
-	f.flags = flags
+	f.flags, f.acked = flags, x.heard
 	return f
 }
 
 // reply is what an endpoint answers to what it has seen.
 func (x *exchange) reply(to seen, flags uint8) frame {
-	return frame{from: to.to, to: to.from, toMAC: x.back.HardwareAddr, protocol: x.protocol, flags: flags, payload: []byte("answer")}
+	f := frame{from: to.to, to: to.from, toMAC: x.back.HardwareAddr, protocol: x.protocol, flags: flags, seq: x.heard, payload: []byte("answer")}
+	if flags&syn != 0 {
+		f.seq = firstNumber
+	}
+	return f
 }
 
 func (x *exchange) fromClient(f frame) outcome { return x.receive(x.front, f.bytes()) }
@@ -89,6 +97,7 @@ func (x *exchange) mustReachClient(f frame, port uint16) seen {
 	s := x.mustSend(f, x.fromNode(f))
 	require.Equal(x, x.client, s.to)
 	require.Equal(x, x.vip(port), s.from)
+	x.heard = f.end()
 	return s
 }
 
@@ -209,7 +218,7 @@ func TestPacketsBecomeWhatTheyShould(t *testing.T) {
 	onBench(t, func(b *bench) {
 		ran := 0
 		for _, b.withoutXDP = range []bool{false, true} {
-			for _, f := range slices.Concat(flowFixtures, answerFixtures, errorFixtures, malformedFixtures, sweepFixtures, limitFixtures) {
+			for _, f := range slices.Concat(flowFixtures, proofFixtures, answerFixtures, errorFixtures, malformedFixtures, sweepFixtures, limitFixtures) {
 				for _, v4 := range []bool{true, false} {
 					for _, protocol := range []uint8{tcp, udp} {
 						if f.only == 0 || f.only == protocol {

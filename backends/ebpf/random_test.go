@@ -80,6 +80,8 @@ type path struct {
 	source, node netip.AddrPort
 	// closed: somebody has sent FIN or RST, so that its place may be taken.
 	closed bool
+	// heard is the number after what the node has last sent.
+	heard uint32
 	// pools is how often the pools had changed when its last packet passed.
 	pools int
 }
@@ -159,7 +161,11 @@ func (r *storm) valid() (frame, netip.Addr) {
 		to = noVIP[v4]
 	}
 	f := frame{from: netip.AddrPortFrom(client, 40000+uint16(r.IntN(8))), to: netip.AddrPortFrom(to, ports[r.IntN(len(ports))]), toMAC: r.front.HardwareAddr, protocol: [2]uint8{tcp, udp}[r.IntN(2)]}
-	return r.variant(f), netip.Addr{}
+	out := r.variant(f)
+	if p, known := r.flows[flowKey{f.protocol, f.from, f.to}]; known && r.IntN(2) == 0 {
+		out.acked = p.heard
+	}
+	return out, netip.Addr{}
 }
 
 // variant gives the packet contents, flags, options and now and then another shape.
@@ -343,7 +349,7 @@ func (r *storm) judgeQuestion(in, out seen) {
 				delete(r.flows, owner)
 			}
 		}
-		known = path{source: out.from, node: out.to}
+		known = path{source: out.from, node: out.to, heard: known.heard}
 		r.oracle = r.after(in, out)
 	}
 	known.closed, known.pools = known.closed && !first || ends, r.pools
@@ -370,7 +376,13 @@ func (r *storm) judgeAnswer(in, out seen) {
 	require.True(r, known, "%+v goes to %+v, and nobody has asked", in, out)
 	require.Equal(r, key.from, out.to)
 	require.Equal(r, key.to, out.from)
-	if in.protocol == tcp && in.flags&(fin|rst) != 0 {
+	if in.protocol != tcp {
+		return
+	}
+	p := r.flows[key]
+	p.heard = in.seq + uint32(len(in.payload)) + uint32(in.flags&syn>>1) + uint32(in.flags&fin)
+	r.flows[key] = p
+	if in.flags&(fin|rst) != 0 {
 		r.close(key)
 	}
 }

@@ -78,7 +78,7 @@ type (
 		Endpoint, EndpointGeneration uint32
 		Seen                         uint32
 		State, Forwarding            uint8
-		_                            uint16
+		Began                        uint16
 	}
 	limit struct {
 		FlowsAtOnce, FlowsASecond uint32

@@ -3,9 +3,12 @@
 //
 // A flow is two entries, one for each direction, and each says all that is needed to write the other: what a packet becomes is,
 // turned around, what its answer is. New flows are in young_flows, which forgets what has not been used for longest when
-// it is full; those that have been answered and gone on are in flows as well, which forgets nothing by itself (sweep.h does). So
-// whoever opens flows without end and never answers harms nobody's established flow. The answers of direct flows do not come
-// here: they are one entry, and stay in young_flows; one that is forgotten meets the same endpoint again, while that is listed.
+// it is full; those that are proven are in flows as well, which forgets nothing by itself (sweep.h does). A TCP flow is proven when
+// its client acknowledges what the endpoint has sent: who gives a false address does not see that, and has to guess a number of 32
+// bits. Until then its endpoint's answers prove nothing, and it is the first to go where source ports are scarce. UDP has no such number:
+// there an answer and a further datagram of the client's are enough. So whoever opens flows without end and never hears an answer
+// harms nobody's established flow. The answers of direct flows do not come here: they are one entry, and stay in young_flows; one that is
+// forgotten meets the same endpoint again, while that is listed.
 #pragma once
 
 #include "packet.h"
@@ -19,6 +22,15 @@ enum { PASS = -1, DROP = 2 }; // TCX_NEXT and TCX_DROP, or TC_ACT_UNSPEC, with w
 // AF_INET and AF_INET6 of socket.h
 enum { FAMILY_IPV4 = 2, FAMILY_IPV6 = 10 };
 
+// search looks for a source port that no other flow to the endpoint has.
+struct search {
+	__u32 first, ports, start;
+	__u32 probes; // how many ports are looked at
+	__u32 least;  // how ready to go a port's flow has to be
+	__u32 spare, readiest; // the port whose flow is the most ready of those that have been looked at, and how ready that is; 0: none
+	__u32 found;
+};
+
 struct scratch {
 	struct packet packet;
 	struct flow flow;
@@ -27,6 +39,7 @@ struct scratch {
 	__u64 time;           // when the packet came, ns
 	struct tuple twin_key, other_key;
 	struct flow twin, other;
+	struct search search;
 	struct bpf_fib_lookup fib;
 	__s32 asked; // what the kernel has answered, BPF_FIB_LKUP_RET_...
 	__u32 zero;
@@ -45,6 +58,9 @@ static __always_inline int dropped(__u32 reason)
 
 // now is when the packet came, by a clock in units of 2^30 ns, a bit more than a second.
 static __always_inline __u32 now(const struct scratch *s) { return s->time >> 30; }
+
+// moment is a short while: 2^26 ns, 67 ms.
+static __always_inline __u32 moment(const struct scratch *s) { return s->time >> 26; }
 
 // opens tells whether the packet is the first of a connection.
 static __always_inline int opens(const struct packet *p) { return p->tuple.protocol == IPPROTO_TCP && (p->tcp_flags & (SYN | ACK)) == SYN; }
@@ -148,7 +164,56 @@ static __always_inline void note_end(struct scratch *s, struct flow *f, int youn
 		count_end(client);
 }
 
-// settle keeps a flow for good, once the endpoint has answered and the client has gone on.
+// MOST_AHEAD bounds the numbers that prove something: a client that guesses hits one of 4096 times at best, and only where the endpoint
+// sends so much to a client that has not answered.
+#define MOST_AHEAD (1 << 20)
+
+// expect notes which acknowledgements prove that the client has read what the endpoint sends now. Mostly that is one number, the one after
+// the endpoint's SYN. What comes later counts as well: the endpoint may send before it has heard of the client (TCP Fast Open), and
+// of the SYN nothing may be known, as of connections that an earlier version of the programs saw begin. A reset has the number of
+// what it answers, which the client has chosen.
+static __always_inline void expect(const struct packet *p, const struct tuple *client)
+{
+	__u32 payload = p->length - (p->transport - p->network) - p->tcp_header;
+	__u32 end = bpf_ntohl(p->sequence) + payload + !!(p->tcp_flags & SYN) + !!(p->tcp_flags & FIN);
+	struct proof fresh = {.first = end, .last = end}, *known;
+
+	if (p->tcp_flags & RST || p->fragment != WHOLE)
+		return;
+	known = bpf_map_lookup_elem(&proofs, client);
+	if (!known || p->tcp_flags & SYN)
+		bpf_map_update_elem(&proofs, client, &fresh, BPF_ANY);
+	else if (end - known->first < MOST_AHEAD && (__s32)(end - known->last) > 0)
+		known->last = end;
+}
+
+// proves tells whether the client's packet acknowledges what only who hears the endpoint can know.
+static __always_inline int proves(const struct packet *p)
+{
+	struct proof *expected;
+
+	if ((p->tcp_flags & (SYN | RST | ACK)) != ACK)
+		return 0;
+	expected = bpf_map_lookup_elem(&proofs, &p->tuple);
+	return expected && bpf_ntohl(p->acknowledged) - expected->first <= expected->last - expected->first;
+}
+
+// is_proven tells whether the client's packet is of a flow that is worth to be kept, now or since earlier.
+static __always_inline int is_proven(struct scratch *s, struct flow *f)
+{
+	struct packet *p = &s->packet;
+
+	if (p->tuple.protocol != IPPROTO_TCP || f->state & STATE_PROVEN)
+		return 1;
+	if (!proves(p))
+		return 0;
+	bpf_map_delete_elem(&proofs, &p->tuple);
+	set_state(f, STATE_PROVEN);
+	s->flow.state |= STATE_PROVEN;
+	return 1;
+}
+
+// settle keeps a flow for good, once the endpoint has answered and the client has heard it.
 static __always_inline void settle(struct scratch *s, struct flow *f)
 {
 	struct packet *p = &s->packet;
@@ -161,7 +226,9 @@ static __always_inline void settle(struct scratch *s, struct flow *f)
 			set_state(twin, STATE_REPLIED);
 		else
 			bpf_map_update_elem(&young_flows, &s->twin_key, &s->twin, BPF_ANY);
-	} else if (f->state & STATE_REPLIED && !(p->tuple.protocol == IPPROTO_TCP && p->tcp_flags & SYN)) {
+		if (p->tuple.protocol == IPPROTO_TCP && !(twin && twin->state & STATE_PROVEN))
+			expect(p, &s->twin_key);
+	} else if (f->state & STATE_REPLIED && is_proven(s, f)) {
 		twin = twin_of(s, f, 1);
 		if (twin)
 			s->twin.state = twin->state;
@@ -233,23 +300,39 @@ static __always_inline __u32 flow_hash(const struct tuple *t, int with_port)
 
 enum chosen { CHOSEN, NO_ENDPOINT, NO_PORT, TOO_MANY };
 
-// search looks for a source port that no other flow to the endpoint has.
-struct search {
-	struct scratch *scratch;
-	__u32 first, ports, start;
-	__u32 probes;    // how many ports are looked at
-	__u32 desperate; // flows that might go on have to make room
-	__u32 found;
-};
-
+// A search costs the same however many ports are taken: it looks at PROBES of them, by chance, and takes the first one that is free. If none is, it
+// takes the one whose flow is the most ready to go. Where one of n ports can be had, it finds one with a chance of 1 - (1 - 1/n)^PROBES:
+//
+//	of 100 ports   20      5      3      2      1
+//	PROBES        100%   99.9%    98%    92%    72%
+//	FEW            97%     56%    39%    28%    15%
+//
+// A client whose SYN is dropped sends it again after 1, 3 and 7 s: where one of 100 can be had, 99% find one with that. A search that finds
+// no free port says that hardly any is free. After IN_VAIN of them searches for the same endpoint look at FEW ports for the rest of the
+// moment, so that a flood costs no more than that. Of FEW unproven flows the oldest is still one of the oldest of all: a client that is
+// slow to prove itself outlasts most of a flood's.
 enum {
-	PROBES = 512, // ports that are looked at before others have to make room
+	PROBES = 128,
+	FEW = 16,
+	IN_VAIN = 8,
 	// In units of now(): what is still on its way may come so much later.
 	LATE = 2,
 	LATE_ANSWER = 4,
 	// For so long connection tracking of nodes leads the ports of a connection to the endpoint that has reset it, whatever has become of
 	// that (nf_conntrack_tcp_timeout_close, 10 s).
 	REMEMBERED = 11,
+};
+
+// How ready a flow is to make room for another one. A flow of NEVER goes on, one of AT_ONCE is over. The others go where no port is free, those
+// with greater numbers first, and of one kind those that are older.
+enum {
+	NEVER = 0,
+	ENDING = 1,                // one side has closed the connection, and both are quiet
+	QUIET_DATAGRAMS = 1 << 16, // the client is gone, or has nothing to say
+	REFUSED_LATELY = 2 << 16,  // the endpoint has reset the connection
+	UNPROVEN = 3 << 16,        // who knows whether there is a client
+	AT_ONCE = 4 << 16,
+	OLDEST = (1 << 16) - 1,
 };
 
 static __always_inline int is_same(const struct tuple *a, const struct tuple *b)
@@ -259,58 +342,127 @@ static __always_inline int is_same(const struct tuple *a, const struct tuple *b)
 	return x[0] == y[0] && x[1] == y[1] && x[2] == y[2] && x[3] == y[3] && x[4] == y[4];
 }
 
-// may_replace tells whether the flow, whose answers come as key says, is over.
-static __always_inline int may_replace(struct scratch *s, const struct tuple *key, const struct flow *answers, __u32 desperate)
+// began is when a flow that begins now has begun.
+static __always_inline __u16 began(const struct scratch *s) { return s->time >> 22; }
+
+// readiness tells how ready the flow is to make room, whose answers come as key says.
+static __always_inline __u32 readiness(struct scratch *s, const struct tuple *key, const struct flow *answers)
 {
 	struct flow *f;
-	__u32 quiet = now(s) - answers->seen, since;
+	__u32 quiet = now(s) - answers->seen, since, age;
+	int kept;
 
 	turn_around(key, answers, &s->other_key, &s->other);
 	f = bpf_map_lookup_elem(&flows, &s->other_key);
+	kept = !!f;
 	if (!f)
 		f = bpf_map_lookup_elem(&young_flows, &s->other_key);
 	// The client's entry may have been forgotten before that of its answers.
 	if (!f)
-		return quiet >= LATE || is_same(&s->other_key, &s->packet.tuple);
+		return quiet >= LATE || is_same(&s->other_key, &s->packet.tuple) ? AT_ONCE : NEVER;
 	since = now(s) - f->seen;
 	if (since < quiet)
 		quiet = since;
-	if (is_over(f))
-		return quiet >= (f->state & STATE_ANSWERED_RESET && !desperate ? REMEMBERED : LATE);
-	return desperate && quiet >= LATE_ANSWER && (key->protocol == IPPROTO_UDP || !(f->state & STATE_REPLIED) || f->state & (STATE_OVER | STATE_RESET));
+	age = quiet < OLDEST ? quiet : OLDEST;
+	if (is_over(f)) {
+		if (quiet < LATE)
+			return NEVER;
+		return f->state & STATE_ANSWERED_RESET && quiet < REMEMBERED ? REFUSED_LATELY + age : AT_ONCE;
+	}
+	if (key->protocol == IPPROTO_TCP && !kept && !(f->state & STATE_PROVEN))
+		return UNPROVEN + (__u16)(began(s) - f->began);
+	// An answer to a datagram may be on its way, and the next one to have the port would take it for its own.
+	if (quiet < LATE_ANSWER)
+		return NEVER;
+	if (key->protocol == IPPROTO_UDP)
+		return QUIET_DATAGRAMS + age;
+	return f->state & (STATE_OVER | STATE_RESET) ? ENDING + age : NEVER;
 }
 
-// numbers has an element for each port that a search may look at. To walk through them is the loop of kernels before 5.17, which have no bpf_loop;
-// what is in them nobody reads.
-MAP(BPF_MAP_TYPE_ARRAY, __u32, __u32, 1 << 16, 0) numbers SEC(".maps");
+// numbers has an element for each port that a search may look at, and one more. To walk through them is the loop of kernels before 5.17, which have no
+// bpf_loop; what is in them nobody reads.
+MAP(BPF_MAP_TYPE_ARRAY, __u32, __u32, PROBES + 1, 0) numbers SEC(".maps");
 
-// try_port claims the port that comes so many after the first one, and returns whether the search is over.
-static __always_inline long try_port(__u32 index, struct search *search)
+// try_port claims the port, and returns whether the search is over.
+static __always_inline long try_port(struct scratch *s, __u32 port)
 {
-	struct scratch *s = search->scratch;
-	__u32 port = search->first + (search->start + index) % search->ports;
+	struct search *search = &s->search;
 	struct flow *holder;
+	__u32 ready;
 
 	s->twin_key.destination_port = bpf_htons(port);
 	holder = bpf_map_lookup_elem(&flows, &s->twin_key);
-	if (!holder && !bpf_map_update_elem(&young_flows, &s->twin_key, &s->twin, BPF_NOEXIST)) {
-		search->found = port;
-		return 1;
-	}
 	if (!holder)
 		holder = bpf_map_lookup_elem(&young_flows, &s->twin_key);
-	if (!holder || !may_replace(s, &s->twin_key, holder, search->desperate))
-		return 0;
-	forget(&s->twin_key, &s->other_key);
+	if (holder) {
+		ready = readiness(s, &s->twin_key, holder);
+		if (ready < search->least) {
+			if (ready > search->readiest) {
+				search->readiest = ready;
+				search->spare = port;
+			}
+			return 0;
+		}
+		forget(&s->twin_key, &s->other_key);
+	}
 	if (bpf_map_update_elem(&young_flows, &s->twin_key, &s->twin, BPF_NOEXIST))
 		return 0;
 	search->found = port;
 	return 1;
 }
 
-static long try_next_port(void *map, const __u32 *number, __u32 *value, struct search *search)
+// searcher leads to what a search remembers from port to port. That is not here: verifiers of older kernels look at a callback once, take what it
+// finds on the stack then for what it always finds there, and remove what this rules out.
+struct searcher {
+	struct scratch *scratch;
+};
+
+// try_next_port tries a port, and in the end the one whose flow is the most ready to go. Where there are no more ports than probes each has its turn.
+static long try_next_port(void *map, const __u32 *number, __u32 *value, struct searcher *searcher)
 {
-	return *number >= search->probes || try_port(*number, search);
+	struct search *search = &searcher->scratch->search;
+	__u32 chosen = search->ports > PROBES ? bpf_get_prandom_u32() : search->start + *number;
+	__u32 port = search->first + chosen % search->ports;
+	int last = *number >= search->probes;
+
+	if (last) {
+		if (!search->spare)
+			return 1;
+		port = search->spare;
+		search->least = search->readiest;
+	}
+	return try_port(searcher->scratch, port) || last;
+}
+
+// shortage counts the searches of a moment that found no free port towards endpoints which share this place of the table. Each processor has its own.
+struct shortage {
+	__u32 moment, searches;
+};
+
+#define SHORTAGES (1 << 10)
+
+MAP(BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct shortage, SHORTAGES, 0) shortages SEC(".maps");
+
+// look looks at ports until one is claimed.
+static __always_inline void look(struct scratch *s)
+{
+	struct shortage *known = bpf_map_lookup_elem(&shortages, &(__u32){(s->flow.endpoint ^ s->flow.destination_port) % SHORTAGES});
+	struct searcher searcher = {.scratch = s};
+	struct search *search = &s->search;
+
+	if (!known)
+		return;
+	if (known->moment != moment(s)) {
+		known->moment = moment(s);
+		known->searches = 0;
+	}
+	search->probes = known->searches < IN_VAIN ? PROBES : FEW;
+	if (search->ports < search->probes)
+		search->probes = search->ports;
+	search->start = bpf_get_prandom_u32() % search->ports;
+	bpf_for_each_map_elem(&numbers, try_next_port, &searcher, 0);
+	if (!search->found || search->least != AT_ONCE)
+		known->searches++;
 }
 
 // reserve_port claims a source port by writing the entry of the answers: the client's own, if it can be had. Where the source is
@@ -318,31 +470,29 @@ static long try_next_port(void *map, const __u32 *number, __u32 *value, struct s
 static __always_inline int reserve_port(struct scratch *s)
 {
 	struct settings *settings = bpf_map_lookup_elem(&settings_map, &(__u32){0});
-	__u32 own = bpf_ntohs(s->packet.tuple.source_port);
-	struct search search = {.scratch = s, .first = own, .ports = 1};
+	__u32 own = bpf_ntohs(s->packet.tuple.source_port), port = own;
+	struct search *search = &s->search;
 
+	__builtin_memset(search, 0, sizeof(*search));
+	search->first = own;
+	search->ports = 1;
+	search->least = AT_ONCE;
 	if (!settings)
 		return NO_PORT;
 	if (s->flow.forwarding == NAT) {
-		search.first = settings->first_port;
-		search.ports = settings->ports;
-		if (!search.ports)
+		search->first = settings->first_port;
+		search->ports = settings->ports;
+		if (!search->ports)
 			return NO_PORT;
-		search.start = own - search.first < search.ports ? own - search.first : bpf_get_prandom_u32() % search.ports;
+		if (own - search->first >= search->ports)
+			port = search->first + bpf_get_prandom_u32() % search->ports;
 	}
 	// Mostly the first one is free.
-	if (!try_port(0, &search)) {
-		search.probes = search.ports < PROBES ? search.ports : PROBES;
-		bpf_for_each_map_elem(&numbers, try_next_port, &search, 0);
-	}
-	if (!search.found) {
-		search.desperate = 1;
-		search.probes = search.ports;
-		bpf_for_each_map_elem(&numbers, try_next_port, &search, 0);
-	}
-	if (!search.found)
+	if (!try_port(s, port))
+		look(s);
+	if (!search->found)
 		return NO_PORT;
-	s->flow.source_port = bpf_htons(search.found);
+	s->flow.source_port = bpf_htons(search->found);
 	return CHOSEN;
 }
 
@@ -462,6 +612,7 @@ static __always_inline int choose(struct scratch *s, __u32 number, const struct 
 	f->endpoint_generation = endpoint->generation;
 	f->forwarding = service->forwarding;
 	f->seen = now(s);
+	f->began = began(s);
 	s->endpoint = endpoint->address;
 	s->quiet = 0;
 	if (f->forwarding != DIRECT) {

@@ -81,6 +81,7 @@ enum flow_state {
 	STATE_ANSWERED_CLOSED = 8, // the other direction has been closed
 	STATE_RESET = 16,          // the client has sent a reset
 	STATE_ANSWERED_RESET = 32, // the endpoint has
+	STATE_PROVEN = 64,         // the client has shown that it reads what the endpoint sends
 	STATE_OVER = STATE_CLOSED | STATE_ANSWERED_CLOSED,
 };
 
@@ -92,7 +93,7 @@ struct flow {
 	__u32 seen; // seconds, see now()
 	__u8 state;
 	__u8 forwarding;
-	__u16 zero;
+	__u16 began; // by a clock in units of 2^22 ns
 };
 
 struct settings {
@@ -153,6 +154,14 @@ MAP(BPF_MAP_TYPE_ARRAY, __u32, struct endpoint, MAX_ENDPOINTS, 0) endpoints SEC(
 MAP(BPF_MAP_TYPE_ARRAY, __u32, struct settings, 1, 0) settings_map SEC(".maps");
 MAP(BPF_MAP_TYPE_HASH, struct tuple, struct flow, 1 << 19, 0) flows SEC(".maps");
 MAP(BPF_MAP_TYPE_LRU_HASH, struct tuple, struct flow, 1 << 17, 0) young_flows SEC(".maps");
+
+// What an endpoint has sent to a client that has proven nothing yet: an acknowledgement of it lies between these numbers, both included.
+struct proof {
+	__u32 first, last;
+};
+
+// By what the client sends. It holds as many as young_flows holds flows.
+MAP(BPF_MAP_TYPE_LRU_HASH, struct tuple, struct proof, 1 << 16, 0) proofs SEC(".maps");
 MAP(BPF_MAP_TYPE_PERCPU_ARRAY, __u32, __u64, REASONS, 0) reasons SEC(".maps");
 MAP(BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct counter, MAX_SERVICES, 0) service_counters SEC(".maps");
 MAP(BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct counter, MAX_ENDPOINTS, 0) endpoint_counters SEC(".maps");

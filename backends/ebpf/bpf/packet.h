@@ -29,7 +29,9 @@ struct packet {
 	__u8 tcp_flags;
 	__u8 icmp_type, icmp_code;
 	__u8 df;
+	__u8 tcp_header; // its length
 	__u32 fragment_id;
+	__be32 sequence, acknowledged;
 };
 
 enum tcp_flag { FIN = 0x01, SYN = 0x02, RST = 0x04, ACK = 0x10 };
@@ -69,6 +71,9 @@ static __always_inline int parse_ports(context *ctx, struct packet *p)
 		if (!tcp || tcp->doff < 5 || (p->fragment == WHOLE && p->transport + tcp->doff * 4 > p->network + p->length))
 			return BROKEN;
 		p->tcp_flags = ((__u8 *)tcp)[13];
+		p->tcp_header = tcp->doff * 4;
+		p->sequence = tcp->seq;
+		p->acknowledged = tcp->ack_seq;
 		break;
 	}
 	case IPPROTO_UDP: {

@@ -33,18 +33,24 @@ struct sweep {
 	__u32 now; // see now()
 };
 
-static __always_inline __u32 lifetime(__u8 protocol, const struct flow *f, __u32 idle)
+// unproven tells whether there may be no client: anybody can have sent what has come from it.
+static __always_inline int unproven(__u8 protocol, const struct flow *f, int young)
+{
+	return young && protocol == IPPROTO_TCP && f->forwarding != DIRECT && !(f->state & STATE_PROVEN);
+}
+
+static __always_inline __u32 lifetime(__u8 protocol, const struct flow *f, int young, __u32 idle)
 {
 	if (protocol == IPPROTO_UDP)
 		return idle ?: f->state & STATE_REPLIED || f->forwarding == DIRECT ? DATAGRAMS : DATAGRAM;
 	if ((f->state & STATE_OVER) == STATE_OVER)
 		return CLOSED;
+	if (unproven(protocol, f, young))
+		return idle && f->state & STATE_REPLIED && idle < UNANSWERED ? idle : UNANSWERED;
 	if (f->state & STATE_RESET || (f->forwarding == DIRECT && f->state & STATE_CLOSED))
 		return RESET;
 	if (f->state & STATE_OVER)
 		return HALF_CLOSED;
-	if (!(f->state & STATE_REPLIED) && f->forwarding != DIRECT)
-		return UNANSWERED;
 	return idle ?: ESTABLISHED;
 }
 
@@ -70,8 +76,9 @@ static __always_inline int tell(const struct tuple *key, const struct tuple *twi
 // quiet_for tells how long nothing has come. What came during the sweep is later than it.
 static __always_inline __u32 quiet_for(const struct flow *f, __u32 time) { return (__s32)(time - f->seen) > 0 ? time - f->seen : 0; }
 
-static __always_inline int stays(const struct tuple *key, const struct tuple *twin_key, const struct flow *f, const struct flow *twin, __u32 time)
+static __always_inline int stays(const struct tuple *key, const struct tuple *twin_key, const struct flow *f, const struct flow *twin, int young, __u32 time)
 {
+	int maybe_nobody = unproven(key->protocol, f, young);
 	struct service *service = bpf_map_lookup_elem(&services, &f->service);
 	__u32 quiet = quiet_for(f, time);
 	struct addr address;
@@ -80,26 +87,25 @@ static __always_inline int stays(const struct tuple *key, const struct tuple *tw
 		return 0;
 	if (f->state & STATE_REPLY)
 		return twin || quiet < LATE;
-	if (twin && quiet_for(twin, time) < quiet)
+	// What an endpoint repeats to a client that may not exist does not keep the flow.
+	if (twin && !maybe_nobody && quiet_for(twin, time) < quiet)
 		quiet = quiet_for(twin, time);
-	if (!is_idle(quiet, lifetime(key->protocol, f, service->idle)))
+	if (!is_idle(quiet, lifetime(key->protocol, f, young, service->idle)))
 		return 1;
-	return tell(key, twin_key, f, service->idle);
+	return !maybe_nobody && tell(key, twin_key, f, service->idle);
 }
 
-// counts tells whether a flow that stays is one to clients. Connections that have ended are kept for a while, and those that nobody has
-// answered, or that the client has reset, are none once nothing comes any more.
-static __always_inline int counts(const struct tuple *key, const struct flow *f, __u32 time)
+// counts tells whether a flow that stays is one to clients. Connections that have ended are kept for a while, and those that no client has
+// proven, or that the client has reset, are none once nothing comes from it any more.
+static __always_inline int counts(const struct tuple *key, const struct flow *f, int young, __u32 time)
 {
-	int tcp = key->protocol == IPPROTO_TCP, direct = f->forwarding == DIRECT;
-
-	if (is_over(f) || (direct && f->state & STATE_CLOSED))
+	if (is_over(f) || (f->forwarding == DIRECT && f->state & STATE_CLOSED))
 		return 0;
-	return quiet_for(f, time) < LATE || !(f->state & STATE_RESET || (tcp && !direct && !(f->state & STATE_REPLIED)));
+	return quiet_for(f, time) < LATE || !(f->state & STATE_RESET || unproven(key->protocol, f, young));
 }
 
 // meet counts a flow that stays for its service's limit.
-static __always_inline void meet(const struct tuple *key, const struct flow *f, __u32 stamp, __u32 time)
+static __always_inline void meet(const struct tuple *key, const struct flow *f, int young, __u32 stamp, __u32 time)
 {
 	struct service *service = bpf_map_lookup_elem(&services, &f->service);
 	struct limit *l;
@@ -113,7 +119,7 @@ static __always_inline void meet(const struct tuple *key, const struct flow *f, 
 		l->stamp = stamp;
 		l->met = 0;
 	}
-	if (counts(key, f, time))
+	if (counts(key, f, young, time))
 		l->met++;
 }
 
@@ -136,7 +142,7 @@ static __always_inline long sweep_entry(const struct tuple *key, struct flow *f,
 	}
 	turn_key(key, f, &twin_key);
 	twin = young ? bpf_map_lookup_elem(&young_flows, &twin_key) : bpf_map_lookup_elem(&flows, &twin_key);
-	if (!stays(key, &twin_key, f, twin, s->now)) {
+	if (!stays(key, &twin_key, f, twin, young, s->now)) {
 		s->removed++;
 		forget(key, &twin_key);
 		return 0;
@@ -144,7 +150,7 @@ static __always_inline long sweep_entry(const struct tuple *key, struct flow *f,
 	if (f->state & STATE_REPLY)
 		return 0;
 	s->stay++;
-	meet(key, f, s->stamp, s->now);
+	meet(key, f, young, s->stamp, s->now);
 	endpoint = bpf_map_lookup_elem(&endpoints, &f->endpoint);
 	if (endpoint)
 		endpoint->used = s->stamp;

@@ -31,11 +31,13 @@ const (
 	TcMapLimits           = "limits"
 	TcMapNumbers          = "numbers"
 	TcMapPools            = "pools"
+	TcMapProofs           = "proofs"
 	TcMapReasons          = "reasons"
 	TcMapScratches        = "scratches"
 	TcMapServiceCounters  = "service_counters"
 	TcMapServices         = "services"
 	TcMapSettingsMap      = "settings_map"
+	TcMapShortages        = "shortages"
 	TcMapSourceRanges     = "source_ranges"
 	TcMapWays             = "ways"
 	TcMapYoungFlows       = "young_flows"
@@ -109,11 +111,13 @@ type TcMapSpecs struct {
 	Limits           *ebpf.MapSpec `ebpf:"limits"`
 	Numbers          *ebpf.MapSpec `ebpf:"numbers"`
 	Pools            *ebpf.MapSpec `ebpf:"pools"`
+	Proofs           *ebpf.MapSpec `ebpf:"proofs"`
 	Reasons          *ebpf.MapSpec `ebpf:"reasons"`
 	Scratches        *ebpf.MapSpec `ebpf:"scratches"`
 	ServiceCounters  *ebpf.MapSpec `ebpf:"service_counters"`
 	Services         *ebpf.MapSpec `ebpf:"services"`
 	SettingsMap      *ebpf.MapSpec `ebpf:"settings_map"`
+	Shortages        *ebpf.MapSpec `ebpf:"shortages"`
 	SourceRanges     *ebpf.MapSpec `ebpf:"source_ranges"`
 	Ways             *ebpf.MapSpec `ebpf:"ways"`
 	YoungFlows       *ebpf.MapSpec `ebpf:"young_flows"`
@@ -161,11 +165,13 @@ type TcMaps struct {
 	Limits           *ebpf.Map `ebpf:"limits"`
 	Numbers          *ebpf.Map `ebpf:"numbers"`
 	Pools            *ebpf.Map `ebpf:"pools"`
+	Proofs           *ebpf.Map `ebpf:"proofs"`
 	Reasons          *ebpf.Map `ebpf:"reasons"`
 	Scratches        *ebpf.Map `ebpf:"scratches"`
 	ServiceCounters  *ebpf.Map `ebpf:"service_counters"`
 	Services         *ebpf.Map `ebpf:"services"`
 	SettingsMap      *ebpf.Map `ebpf:"settings_map"`
+	Shortages        *ebpf.Map `ebpf:"shortages"`
 	SourceRanges     *ebpf.Map `ebpf:"source_ranges"`
 	Ways             *ebpf.Map `ebpf:"ways"`
 	YoungFlows       *ebpf.Map `ebpf:"young_flows"`
@@ -188,11 +194,13 @@ func (m *TcMaps) Close() error {
 		m.Limits,
 		m.Numbers,
 		m.Pools,
+		m.Proofs,
 		m.Reasons,
 		m.Scratches,
 		m.ServiceCounters,
 		m.Services,
 		m.SettingsMap,
+		m.Shortages,
 		m.SourceRanges,
 		m.Ways,
 		m.YoungFlows,

@@ -14,7 +14,7 @@ struct way_key {
 
 struct way {
 	struct way_key key;
-	__u32 moment; // see moment()
+	__u32 moment; // for which it is remembered, see moment()
 	__u32 out;
 	__u16 mtu; // 0: it was not asked for
 	__u8 neighbour; // to is on the next link
@@ -39,9 +39,6 @@ static __always_inline __u32 size_of(context *ctx, const struct packet *p) { ret
 enum { ASK = BPF_FIB_LOOKUP_SKIP_NEIGH, EINVAL = 22 };
 static __always_inline __u32 size_of(context *ctx, const struct packet *p) { return ctx->gso_size ? 0 : p->length; }
 #endif
-
-// moment is how long a way is remembered: 2^26 ns, 67 ms.
-static __always_inline __u32 moment(const struct scratch *s) { return s->time >> 26; }
 
 static __always_inline int is_way(const struct way_key *a, const struct way_key *b)
 {

@@ -28,11 +28,13 @@ const (
 	XDPMapLimits           = "limits"
 	XDPMapNumbers          = "numbers"
 	XDPMapPools            = "pools"
+	XDPMapProofs           = "proofs"
 	XDPMapReasons          = "reasons"
 	XDPMapScratches        = "scratches"
 	XDPMapServiceCounters  = "service_counters"
 	XDPMapServices         = "services"
 	XDPMapSettingsMap      = "settings_map"
+	XDPMapShortages        = "shortages"
 	XDPMapSourceRanges     = "source_ranges"
 	XDPMapWays             = "ways"
 	XDPMapYoungFlows       = "young_flows"
@@ -100,11 +102,13 @@ type XDPMapSpecs struct {
 	Limits           *ebpf.MapSpec `ebpf:"limits"`
 	Numbers          *ebpf.MapSpec `ebpf:"numbers"`
 	Pools            *ebpf.MapSpec `ebpf:"pools"`
+	Proofs           *ebpf.MapSpec `ebpf:"proofs"`
 	Reasons          *ebpf.MapSpec `ebpf:"reasons"`
 	Scratches        *ebpf.MapSpec `ebpf:"scratches"`
 	ServiceCounters  *ebpf.MapSpec `ebpf:"service_counters"`
 	Services         *ebpf.MapSpec `ebpf:"services"`
 	SettingsMap      *ebpf.MapSpec `ebpf:"settings_map"`
+	Shortages        *ebpf.MapSpec `ebpf:"shortages"`
 	SourceRanges     *ebpf.MapSpec `ebpf:"source_ranges"`
 	Ways             *ebpf.MapSpec `ebpf:"ways"`
 	YoungFlows       *ebpf.MapSpec `ebpf:"young_flows"`
@@ -148,11 +152,13 @@ type XDPMaps struct {
 	Limits           *ebpf.Map `ebpf:"limits"`
 	Numbers          *ebpf.Map `ebpf:"numbers"`
 	Pools            *ebpf.Map `ebpf:"pools"`
+	Proofs           *ebpf.Map `ebpf:"proofs"`
 	Reasons          *ebpf.Map `ebpf:"reasons"`
 	Scratches        *ebpf.Map `ebpf:"scratches"`
 	ServiceCounters  *ebpf.Map `ebpf:"service_counters"`
 	Services         *ebpf.Map `ebpf:"services"`
 	SettingsMap      *ebpf.Map `ebpf:"settings_map"`
+	Shortages        *ebpf.Map `ebpf:"shortages"`
 	SourceRanges     *ebpf.Map `ebpf:"source_ranges"`
 	Ways             *ebpf.Map `ebpf:"ways"`
 	YoungFlows       *ebpf.Map `ebpf:"young_flows"`
@@ -172,11 +178,13 @@ func (m *XDPMaps) Close() error {
 		m.Limits,
 		m.Numbers,
 		m.Pools,
+		m.Proofs,
 		m.Reasons,
 		m.Scratches,
 		m.ServiceCounters,
 		m.Services,
 		m.SettingsMap,
+		m.Shortages,
 		m.SourceRanges,
 		m.Ways,
 		m.YoungFlows,

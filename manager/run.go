@@ -46,6 +46,7 @@ import (
 	"kubelb.k8c.io/manager/hubhosts"
 	"kubelb.k8c.io/manager/membership"
 	"kubelb.k8c.io/manager/probe"
+	"kubelb.k8c.io/manager/transit"
 )
 
 // leaseName is the controllers' election.
@@ -55,17 +56,17 @@ const leaseName = "controller.kubelb.k8c.io"
 const shortestToken = 10 * time.Minute
 
 type options struct {
-	kubeconfig, namespace                                        string
-	controller, gateway, leaderElection, purge, prepareHost      bool
-	backend, checksum, stateDir, name, announce, interfaces      string
-	backendOptions, labels                                       keyValues
-	lease                                                        time.Duration
-	whenAlone, routerID, purgeWith, drainWith                    string
-	stay                                                         bool
-	handover, drainTimeout                                       time.Duration
-	apiServer, apiServerCA, serviceAccount                       string
-	tokenLifetime                                                time.Duration
-	forbidden, metricsAddress, probeAddress, logLevel, logFormat string
+	kubeconfig, namespace                                           string
+	controller, gateway, leaderElection, purge, prepareHost, router bool
+	backend, checksum, stateDir, name, announce, interfaces         string
+	backendOptions, labels                                          keyValues
+	lease                                                           time.Duration
+	whenAlone, routerID, purgeWith, drainWith                       string
+	stay                                                            bool
+	handover, drainTimeout                                          time.Duration
+	apiServer, apiServerCA, serviceAccount                          string
+	tokenLifetime                                                   time.Duration
+	forbidden, metricsAddress, probeAddress, logLevel, logFormat    string
 }
 
 // keyValues collects key=value flags.
@@ -98,6 +99,7 @@ func (o *options) register(flags *flag.FlagSet) {
 	flags.BoolVar(&o.purge, "purge-on-exit", false, "remove everything from the dataplane when this gateway ends; otherwise traffic goes on without it")
 	flags.StringVar(&o.purgeWith, "purge-with-daemonset", "", "name of the DaemonSet in --namespace that this gateway is a pod of: when that has been deleted, the gateway's end is for good, as with --purge-on-exit")
 	flags.StringVar(&o.drainWith, "drain-with-node", "", "name of the management cluster's Node that this gateway is a pod on: while that is cordoned, as by kubectl drain, the gateway drains, if others take over all its addresses")
+	flags.BoolVar(&o.router, "router", false, "this host is a router on purpose: it forwards whatever it is sent; otherwise a gateway's host forwards nothing between the networks of clients, of endpoints and of its default routes but what is for an external address, and the answers")
 	flags.BoolVar(&o.prepareHost, "prepare-host", false, "set the sysctls that a gateway needs on this host, to forward packets, and end; with preflight, before it checks")
 	flags.StringVar(&o.stateDir, "state-dir", "/var/lib/kubelb", "directory of this gateway, private to it and kept over restarts")
 	flags.StringVar(&o.name, "gateway-name", hostname, "name of this gateway and of its Gateway object")
@@ -290,6 +292,7 @@ func (o *options) newGateway(mgr ctrl.Manager, forbidden []netip.Prefix, nodes b
 	needs := o.needs()
 	needs.HubTime = hostcheck.Seldom(hubTime(mgr.GetConfig()), hubTimeEvery)
 	options.HostChecks = needs.Checks
+	options.Transit = &transit.Keeper{Interfaces: o.announceInterfaces(), Router: o.router}
 	var g *gateway.Gateway
 	// Both are asked once the gateway runs.
 	if err := o.announcer(mgr, &options, func() bool { return g.MayAnswer() }, func() { g.Elect() }); err != nil {

@@ -337,6 +337,25 @@ func (h *Hub) Snapshot() model.Snapshot {
 	return s
 }
 
+// Addresses are those of all endpoints, and of frontends that are forwarded direct, as of the last Flush, in order.
+func (h *Hub) Addresses() (endpoints, direct []netip.Addr) {
+	reached, kept := map[netip.Addr]bool{}, map[netip.Addr]bool{}
+	for _, p := range h.pools {
+		if p.served == nil {
+			continue
+		}
+		for _, e := range p.served.Endpoints {
+			reached[e.Address] = true
+		}
+	}
+	for _, f := range h.frontends {
+		if f.served != nil && f.served.Forwarding == model.Direct {
+			kept[f.served.VIP] = true
+		}
+	}
+	return slices.SortedFunc(maps.Keys(reached), netip.Addr.Compare), slices.SortedFunc(maps.Keys(kept), netip.Addr.Compare)
+}
+
 func comparePools(a, b *pool) int { return cmp.Compare(a.id, b.id) }
 
 func compareFrontends(a, b *frontend) int { return a.key.Compare(b.key) }

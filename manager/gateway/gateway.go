@@ -34,6 +34,7 @@ import (
 	"kubelb.k8c.io/manager/membership"
 	"kubelb.k8c.io/manager/probe"
 	"kubelb.k8c.io/manager/selection"
+	"kubelb.k8c.io/manager/transit"
 )
 
 // Options are what a gateway needs to know.
@@ -78,6 +79,8 @@ type Options struct {
 	PurgeWith string
 	// HostChecks look at what the gateway needs of this host whatever its dataplane is; nil where nothing is looked at.
 	HostChecks func(context.Context) []dataplane.Check
+	// Transit keeps this host from forwarding what is no frontend's; nil leaves the host as it is.
+	Transit *transit.Keeper
 	// Metrics takes what Prometheus is told; nil for nobody.
 	Metrics prometheus.Registerer
 	Log     *slog.Logger
@@ -114,6 +117,9 @@ type Gateway struct {
 	// hostChecks are the outcome of HostChecks, lacked are the lines about what this host lacks that were logged.
 	hostChecks []dataplane.Check
 	lacked     map[string]bool
+	// transitChecks say why strangers are not kept out, moved is told when frontends and endpoints have changed.
+	transitChecks []dataplane.Check
+	moved         chan struct{}
 	// rechecks take the backend that is to be asked again what this host lacks; rechecking: that is under way.
 	rechecks   chan *plugin.Process
 	rechecking bool
@@ -169,7 +175,7 @@ func New(o Options, c cache.Cache, w client.Client) *Gateway {
 	g := &Gateway{options: o, cache: c, client: w, log: o.Log.With("gateway", o.Name), events: make(chan event, 4096), hub: translate.NewHub(),
 		pools: map[string]ipam.Pool{}, selection: selection.New(), fails: map[string]failure{}, status: make(chan v1alpha1.GatewayStatus, 1), inSync: make(chan struct{}, 1),
 		departure: departure{done: make(chan struct{}, 1)},
-		unhealthy: map[translate.Target]bool{}, held: map[model.FrontendKey]bool{}, vips: map[netip.Addr]int{}, between: map[netip.Addr]bool{}, poke: make(chan struct{}, 1), counts: make(chan countRequest, 1), rechecks: make(chan *plugin.Process, 1),
+		unhealthy: map[translate.Target]bool{}, held: map[model.FrontendKey]bool{}, vips: map[netip.Addr]int{}, between: map[netip.Addr]bool{}, poke: make(chan struct{}, 1), counts: make(chan countRequest, 1), rechecks: make(chan *plugin.Process, 1), moved: make(chan struct{}, 1),
 		answering: answering{elects: o.Elects, answers: map[netip.Addr]bool{}, untold: map[netip.Addr]bool{},
 			handover: newHandover(o.Handover), ring: newRing(o.Name, o.Handover)}}
 	if o.Member != nil {
@@ -241,6 +247,7 @@ func (g *Gateway) run(ctx context.Context, ended <-chan *plugin.Process) error {
 	runs.Go(func() error { return g.readCounters(runCtx) })
 	runs.Go(func() error { return g.watchHost(runCtx) })
 	runs.Go(func() error { return g.askAgain(runCtx) })
+	runs.Go(func() error { return g.keepTransit(runCtx) })
 	runs.Go(func() error { return g.purgePredecessors(runCtx) })
 	runs.Go(func() error { return g.loop(runCtx, synced, ended) })
 	return runs.Wait()
@@ -292,6 +299,9 @@ func (g *Gateway) purge() error {
 		}
 	}
 	if err := g.host.process.Close(ctx, true); err != nil {
+		return err
+	}
+	if err := g.endTransit(); err != nil {
 		return err
 	}
 	return g.holders.strike(g.options.Backend.name())
@@ -380,6 +390,9 @@ func (g *Gateway) work(ctx context.Context) {
 	g.noteHosts(time.Now())
 	changes := g.hub.Flush()
 	g.flushed, g.behind = g.seen, false
+	if !changes.Model.Empty() {
+		g.noteMoved()
+	}
 	g.targets += len(changes.NewTargets) - len(changes.GoneTargets)
 	for _, t := range changes.GoneTargets {
 		g.prober.Forget(t)

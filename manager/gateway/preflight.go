@@ -72,7 +72,7 @@ func about(line string, c dataplane.Check) bool {
 
 // lacking is what this host lacks, for the dataplane and for the gateway. What is new is logged.
 func (g *Gateway) lacking() []dataplane.Check {
-	lacking := dataplane.Lacking(slices.Concat(g.host.found.checks, g.hostChecks, g.holders.checks()))
+	lacking := dataplane.Lacking(slices.Concat(g.host.found.checks, g.hostChecks, g.transitChecks, g.holders.checks()))
 	known := g.lacked
 	g.lacked = map[string]bool{}
 	for _, c := range lacking {

@@ -1,0 +1,174 @@
+// Package transit keeps a gateway's host from being a router for strangers. A gateway's host forwards packets, since dataplanes need that, and the
+// kernel does so for whoever sends it any: a host on the clients' segment would reach the nodes' network through the gateway, and a tenant's node the
+// networks of the management cluster.
+//
+// A table of nftables drops what comes in by one segment and leaves by another one, or by the same. Segments are the interfaces at which the gateway
+// announces addresses, by which it reaches endpoints, and by which its default routes lead. What goes to pods of this host or comes from them does
+// neither. Passed are flows whose destination connection tracking rewrites, as that of nftables' frontends and of kube-proxy's, and packets from and to
+// the addresses of frontends that are forwarded direct: their answers come by here where the gateway is the nodes' router.
+package transit
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	nft "github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// tableName is the table's, of family inet.
+const tableName = "kubelb-transit"
+
+// Rules are what the table says.
+type Rules struct {
+	// Segments are names of interfaces.
+	Segments []string
+	// Direct are addresses of frontends that are forwarded direct.
+	Direct []netip.Addr
+	// Tracked: the host tracks connections. Rules that ask about connections would begin that elsewhere, and cost each packet.
+	Tracked bool
+}
+
+func (r Rules) equal(o Rules) bool {
+	return slices.Equal(r.Segments, o.Segments) && slices.Equal(r.Direct, o.Direct) && r.Tracked == o.Tracked
+}
+
+// Filter is the table in the kernel of this process's network namespace. The zero Filter knows nothing of what another process has made.
+type Filter struct {
+	held *Rules
+}
+
+// Hold brings the table to the rules, whose lists are sorted. It writes nothing if the table is as it left it.
+func (f *Filter) Hold(r Rules) error {
+	c, err := nft.New()
+	if err != nil {
+		return fmt.Errorf("connect to nftables: %w", err)
+	}
+	if f.held != nil && f.held.equal(r) {
+		there, err := isThere(c)
+		if err != nil || there {
+			return err
+		}
+	}
+	f.held = nil
+	table := &nft.Table{Name: tableName, Family: nft.TableFamilyINet}
+	c.AddTable(table)
+	c.DelTable(table)
+	c.AddTable(table)
+	if err := r.add(c, table); err != nil {
+		return err
+	}
+	if err := c.Flush(); err != nil {
+		return fmt.Errorf("make nftables table inet %s (needs CAP_NET_ADMIN and a kernel with nf_tables for family inet): %w", tableName, err)
+	}
+	f.held = &Rules{slices.Clone(r.Segments), slices.Clone(r.Direct), r.Tracked}
+	return nil
+}
+
+// Remove removes the table, if it is there.
+func (f *Filter) Remove() error {
+	c, err := nft.New()
+	if err != nil {
+		return fmt.Errorf("connect to nftables: %w", err)
+	}
+	f.held = nil
+	there, err := isThere(c)
+	if err != nil || !there {
+		return err
+	}
+	c.DelTable(&nft.Table{Name: tableName, Family: nft.TableFamilyINet})
+	if err := c.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("remove nftables table inet %s: %w", tableName, err)
+	}
+	return nil
+}
+
+func isThere(c *nft.Conn) (bool, error) {
+	tables, err := c.ListTablesOfFamily(nft.TableFamilyINet)
+	if err != nil {
+		return false, fmt.Errorf("list nftables tables (needs CAP_NET_ADMIN): %w", err)
+	}
+	return slices.ContainsFunc(tables, func(t *nft.Table) bool { return t.Name == tableName }), nil
+}
+
+func (r Rules) add(c *nft.Conn, table *nft.Table) error {
+	accept := nft.ChainPolicyAccept
+	chain := c.AddChain(&nft.Chain{Table: table, Name: "forward", Type: nft.ChainTypeFilter, Hooknum: nft.ChainHookForward, Priority: nft.ChainPriorityFilter, Policy: &accept})
+	rule := func(exprs ...[]expr.Any) {
+		c.AddRule(&nft.Rule{Table: table, Chain: chain, Exprs: slices.Concat(exprs...)})
+	}
+	if r.Tracked {
+		rule(isRewritten(), verdict(expr.VerdictAccept))
+	}
+	for _, f := range families {
+		direct := &nft.Set{Table: table, Name: f.set, KeyType: f.address}
+		if err := c.AddSet(direct, f.elements(r.Direct)); err != nil {
+			return fmt.Errorf("set %s: %w", f.set, err)
+		}
+		for _, offset := range []uint32{f.source, f.destination} {
+			rule(f.isFamily(), f.addressIn(direct, offset), verdict(expr.VerdictAccept))
+		}
+	}
+	segments := &nft.Set{Table: table, Name: "segments", KeyType: nft.TypeIFName, KeyByteOrder: binaryutil.NativeEndian} // by the order tools list it
+	var names []nft.SetElement
+	for _, name := range r.Segments {
+		names = append(names, nft.SetElement{Key: append([]byte(name), make([]byte, unix.IFNAMSIZ-len(name))...)})
+	}
+	if err := c.AddSet(segments, names); err != nil {
+		return fmt.Errorf("set segments: %w", err)
+	}
+	rule(interfaceIn(expr.MetaKeyIIFNAME, segments), interfaceIn(expr.MetaKeyOIFNAME, segments), []expr.Any{&expr.Counter{}}, verdict(expr.VerdictDrop))
+	return nil
+}
+
+// family is an Internet protocol's header.
+type family struct {
+	number              byte
+	v4                  bool
+	set                 string
+	address             nft.SetDatatype
+	source, destination uint32
+}
+
+var families = [2]family{
+	{unix.NFPROTO_IPV4, true, "direct4", nft.TypeIPAddr, 12, 16},
+	{unix.NFPROTO_IPV6, false, "direct6", nft.TypeIP6Addr, 8, 24},
+}
+
+func (f family) elements(addresses []netip.Addr) (out []nft.SetElement) {
+	for _, a := range addresses {
+		if a.Is4() == f.v4 {
+			out = append(out, nft.SetElement{Key: a.AsSlice()})
+		}
+	}
+	return out
+}
+
+func (f family) isFamily() []expr.Any {
+	return []expr.Any{&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{f.number}}}
+}
+
+func (f family) addressIn(set *nft.Set, offset uint32) []expr.Any {
+	return []expr.Any{
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: f.address.Bytes},
+		&expr.Lookup{SourceRegister: 1, SetName: set.Name, SetID: set.ID}}
+}
+
+func interfaceIn(key expr.MetaKey, set *nft.Set) []expr.Any {
+	return []expr.Any{&expr.Meta{Key: key, Register: 1}, &expr.Lookup{SourceRegister: 1, SetName: set.Name, SetID: set.ID}}
+}
+
+func verdict(kind expr.VerdictKind) []expr.Any { return []expr.Any{&expr.Verdict{Kind: kind}} }
+
+// isRewritten matches both directions of a flow whose destination is rewritten (IPS_DST_NAT of nf_conntrack_common.h), and errors about it.
+func isRewritten() []expr.Any {
+	const rewritten = 1 << 5
+	return []expr.Any{
+		&expr.Ct{Key: expr.CtKeySTATUS, Register: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(rewritten), Xor: make([]byte, 4)},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)}}
+}

@@ -3,6 +3,8 @@
 // complete, as tc.c, and as xdp.c, which serves only the packets that are easy and leaves all others, untouched, to tc.c.
 #pragma once
 
+#include "begin.h"
+
 #ifdef LB_XDP
 #include "easy.h"
 #else

@@ -39,12 +39,19 @@ type GatewayStatus struct {
 	// +optional
 	Backend GatewayBackend `json:"backend,omitempty"`
 	// AppliedResourceVersion: the dataplane holds every LoadBalancer up to this resourceVersion, but for those in
-	// failures, and some of the namespaces that are unlisted. Resource versions of one API server are ordered (KEP-5504).
+	// failures, some of the namespaces that are unlisted, and those of namespaces that are behind. Resource versions of one API
+	// server are ordered (KEP-5504).
 	// +optional
 	AppliedResourceVersion string `json:"appliedResourceVersion,omitempty"`
 	// AnnouncedResourceVersion: the same for the announcement of addresses.
 	// +optional
 	AnnouncedResourceVersion string `json:"announcedResourceVersion,omitempty"`
+	// Behind are the namespaces with changes that the dataplane is still to be told of, while others' are not waited for.
+	// +optional
+	// +listType=map
+	// +listMapKey=namespace
+	// +kubebuilder:validation:MaxItems=1000
+	Behind []GatewayBehind `json:"behind,omitempty"`
 	// Generation is the generation of the model that the dataplane holds, with the epoch of the manager process.
 	// +optional
 	Generation string `json:"generation,omitempty"`
@@ -116,6 +123,13 @@ type GatewayBackend struct {
 	// Notes say how it works on this host, such as whether known flows take a fast path.
 	// +optional
 	Notes []string `json:"notes,omitempty"`
+}
+
+// GatewayBehind is a namespace whose LoadBalancers the dataplane holds up to another version than those of others.
+type GatewayBehind struct {
+	Namespace string `json:"namespace"`
+	// ResourceVersion: the dataplane holds every LoadBalancer of the namespace up to this one, with the same exceptions.
+	ResourceVersion string `json:"resourceVersion"`
 }
 
 // AddressConflict is an address that a host has which is no gateway.

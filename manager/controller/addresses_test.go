@@ -164,6 +164,10 @@ func TestGatewaysAnswerForVersionsUpToTheirOwn(t *testing.T) {
 		return v1alpha1.Gateway{ObjectMeta: metav1.ObjectMeta{Name: "gw"}, Status: v1alpha1.GatewayStatus{
 			AppliedResourceVersion: fmt.Sprint(applied), AnnouncedResourceVersion: fmt.Sprint(announced), Failures: failures}}
 	}
+	behind := func(g v1alpha1.Gateway, namespace string, version int) v1alpha1.Gateway {
+		g.Status.Behind = []v1alpha1.GatewayBehind{{Namespace: "tenant-0", ResourceVersion: "1"}, {Namespace: namespace, ResourceVersion: fmt.Sprint(version)}}
+		return g
+	}
 	failure := v1alpha1.GatewayFailure{LoadBalancer: "tenant-a/web", Record: "frontend TCP 203.0.113.1:80", Message: "table full"}
 	for name, c := range map[string]struct {
 		gateways           []v1alpha1.Gateway
@@ -174,6 +178,9 @@ func TestGatewaysAnswerForVersionsUpToTheirOwn(t *testing.T) {
 		"behind":                      {[]v1alpha1.Gateway{gateway(9, 9)}, false, false, ""},
 		"longer numbers are higher":   {[]v1alpha1.Gateway{gateway(100, 100)}, true, true, ""},
 		"applied, not yet announced":  {[]v1alpha1.Gateway{gateway(10, 9)}, true, false, ""},
+		"another tenant is behind":    {[]v1alpha1.Gateway{behind(gateway(12, 12), "tenant-b", 9)}, true, true, ""},
+		"the tenant is behind":        {[]v1alpha1.Gateway{behind(gateway(12, 12), "tenant-a", 9)}, false, false, ""},
+		"behind, not by this one":     {[]v1alpha1.Gateway{behind(gateway(12, 12), "tenant-a", 10)}, true, true, ""},
 		"refused":                     {[]v1alpha1.Gateway{gateway(10, 10, failure)}, false, false, "gateway gw: frontend TCP 203.0.113.1:80: table full"},
 		"refused here, applied there": {[]v1alpha1.Gateway{gateway(10, 10, failure), gateway(11, 11)}, true, true, ""},
 	} {
@@ -202,9 +209,13 @@ func TestWhoWaitsIsToldWhyNoGatewayTakesIt(t *testing.T) {
 		{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse, Message: "configure backend envoy: no Envoy"}}}}
 	view := viewOf([]v1alpha1.Gateway{broken, {ObjectMeta: metav1.ObjectMeta{Name: "slow"}}}, nil, webAt10())
 	require.Equal(t, "none of 2 gateways has taken it yet: gateway gw: configure backend envoy: no Envoy", view.waitMessage())
-	w := waiting{gateway: map[client.ObjectKey]uint64{{Namespace: "tenant-a", Name: "web"}: 10}}
+	w := waiting{gateway: map[client.ObjectKey]string{{Namespace: "tenant-a", Name: "web"}: "10"}}
 	require.Len(t, w.taken(&broken), 1, "it is woken up to be told")
 	require.Empty(t, w.taken(&v1alpha1.Gateway{}))
+	behind := v1alpha1.Gateway{Status: v1alpha1.GatewayStatus{AppliedResourceVersion: "12", Behind: []v1alpha1.GatewayBehind{{Namespace: "tenant-a", ResourceVersion: "9"}}}}
+	require.Empty(t, w.taken(&behind))
+	behind.Status.Behind = nil
+	require.Len(t, w.taken(&behind), 1)
 }
 
 func TestAGatewayWhoseLeaseIsLongOverIsNotWaitedFor(t *testing.T) {

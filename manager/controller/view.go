@@ -70,12 +70,12 @@ func viewOf(gateways []v1alpha1.Gateway, pools []v1alpha1.AddressPool, lb *v1alp
 		}
 		switch {
 		case failed:
-		case atLeast(g.Status.AppliedResourceVersion, lb.ResourceVersion):
+		case applied(&g, lb):
 			view.applied = true
 		default:
 			view.undecided = true
 		}
-		if failed || !atLeast(g.Status.AnnouncedResourceVersion, lb.ResourceVersion) {
+		if failed || !applied(&g, lb) || !atLeast(g.Status.AnnouncedResourceVersion, lb.ResourceVersion) {
 			continue
 		}
 		for _, a := range grants {
@@ -90,6 +90,21 @@ func viewOf(gateways []v1alpha1.Gateway, pools []v1alpha1.AddressPool, lb *v1alp
 		view.failure = ""
 	}
 	return view
+}
+
+// applied tells whether the gateway's dataplane holds the LoadBalancer as it stands, unless it failed.
+func applied(g *v1alpha1.Gateway, lb *v1alpha1.LoadBalancer) bool {
+	return atLeast(appliedIn(g, lb.Namespace), lb.ResourceVersion)
+}
+
+// appliedIn is up to which version the gateway's dataplane holds LoadBalancers of the namespace.
+func appliedIn(g *v1alpha1.Gateway, namespace string) string {
+	for _, b := range g.Status.Behind {
+		if b.Namespace == namespace {
+			return b.ResourceVersion
+		}
+	}
+	return g.Status.AppliedResourceVersion
 }
 
 // claimed tells whether the gateway says that another host has the address.

@@ -1,7 +1,6 @@
 package controller
 
 import (
-	"strconv"
 	"strings"
 	"sync"
 
@@ -15,7 +14,7 @@ import (
 type waiting struct {
 	mu sync.Mutex // guards the maps
 	// gateway: for a gateway to take the version. address: for an address to become free.
-	gateway map[client.ObjectKey]uint64
+	gateway map[client.ObjectKey]string
 	address map[client.ObjectKey]bool
 }
 
@@ -26,8 +25,7 @@ func (w *waiting) forGateway(lb *v1alpha1.LoadBalancer, waits bool) {
 		delete(w.gateway, client.ObjectKeyFromObject(lb))
 		return
 	}
-	version, _ := strconv.ParseUint(lb.ResourceVersion, 10, 64)
-	w.gateway[client.ObjectKeyFromObject(lb)] = version
+	w.gateway[client.ObjectKeyFromObject(lb)] = lb.ResourceVersion
 }
 
 func (w *waiting) forAddress(key client.ObjectKey, waits bool) {
@@ -46,9 +44,8 @@ func (w *waiting) taken(g *v1alpha1.Gateway) []reconcile.Request {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	var out []reconcile.Request
-	applied, _ := strconv.ParseUint(g.Status.AppliedResourceVersion, 10, 64)
 	for key, version := range w.gateway {
-		if version <= applied || problemOf(g) != "" {
+		if atLeast(appliedIn(g, key.Namespace), version) || problemOf(g) != "" {
 			out = append(out, reconcile.Request{NamespacedName: key})
 		}
 	}

@@ -69,7 +69,7 @@ func (r *loadBalancerReconciler) held(ctx context.Context, lb *v1alpha1.LoadBala
 	if err := r.client.List(ctx, &gateways); err != nil {
 		return false, err
 	}
-	behind := func(g v1alpha1.Gateway) bool { return !atLeast(g.Status.AppliedResourceVersion, lb.ResourceVersion) }
+	behind := func(g v1alpha1.Gateway) bool { return !applied(&g, lb) }
 	if !slices.ContainsFunc(gateways.Items, behind) {
 		return false, nil
 	}

@@ -25,6 +25,7 @@ import (
 	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/backends/plugin"
+	"kubelb.k8c.io/core/backlog"
 	"kubelb.k8c.io/core/ipam"
 	"kubelb.k8c.io/core/model"
 	"kubelb.k8c.io/core/translate"
@@ -101,13 +102,21 @@ type Gateway struct {
 	hosts  hosts
 	// selection is which gateways serve which pools.
 	selection *selection.Selection
-	// seen is the highest resourceVersion of a LoadBalancer, flushed that of those which the backend has been told of.
+	// seen is the highest resourceVersion of a LoadBalancer, flushed that of those which are in the backlog, or were.
 	seen, flushed uint64
-	// starting: the backend is being started, and brought to the model.
+	// starting: the backend is being started, and brought to the model anew.
 	starting bool
 	// behind: events have come while the backend was called, which it has not been told of.
-	behind  bool
-	fails   map[string]failure
+	behind bool
+	fails  map[string]failure
+	// backlog is what the dataplane is still to be told, by apply. Of that it does not support some, and is not told others before a time.
+	backlog     *backlog.Backlog
+	apply       func(context.Context, model.Delta) ([]dataplane.RecordError, error)
+	unsupported map[model.FrontendKey]dataplane.RecordError
+	postponed   postponed
+	// syncing is nil when the dataplane was told all that it did not hold; lost: it was not where it should have been.
+	syncing *syncing
+	lost    bool
 	status  chan v1alpha1.GatewayStatus
 	synced  bool
 	retryAt time.Time
@@ -173,7 +182,7 @@ type event func(*Gateway)
 // New returns a gateway that reads the hub through the cache and writes its own object with the client.
 func New(o Options, c cache.Cache, w client.Client) *Gateway {
 	g := &Gateway{options: o, cache: c, client: w, log: o.Log.With("gateway", o.Name), events: make(chan event, 4096), hub: translate.NewHub(),
-		pools: map[string]ipam.Pool{}, selection: selection.New(), fails: map[string]failure{}, status: make(chan v1alpha1.GatewayStatus, 1), inSync: make(chan struct{}, 1),
+		pools: map[string]ipam.Pool{}, selection: selection.New(), fails: map[string]failure{}, backlog: backlog.New(), unsupported: map[model.FrontendKey]dataplane.RecordError{}, postponed: postponed{}, status: make(chan v1alpha1.GatewayStatus, 1), inSync: make(chan struct{}, 1),
 		departure: departure{done: make(chan struct{}, 1)},
 		unhealthy: map[translate.Target]bool{}, held: map[model.FrontendKey]bool{}, vips: map[netip.Addr]int{}, between: map[netip.Addr]bool{}, poke: make(chan struct{}, 1), counts: make(chan countRequest, 1), rechecks: make(chan *plugin.Process, 1), moved: make(chan struct{}, 1),
 		answering: answering{elects: o.Elects, answers: map[netip.Addr]bool{}, untold: map[netip.Addr]bool{},
@@ -204,6 +213,7 @@ func (g *Gateway) Start(ctx context.Context) (err error) {
 	}
 	ended := make(chan *plugin.Process, 4)
 	g.host = &host{options: g.options.Backend, holders: g.holders, limits: defaultLimits(), log: g.log, metrics: g.metrics, epoch: strconv.FormatInt(time.Now().UnixNano(), 36), ended: ended}
+	g.apply = g.host.apply
 	defer g.host.stop()
 	err = g.run(ctx, ended)
 	// One that fails, or whose process does, starts again; what its dataplane holds stays.
@@ -381,6 +391,9 @@ func (g *Gateway) pause() time.Duration {
 	if g.departure.begun {
 		pause = min(pause, leftEvery)
 	}
+	if !g.backlog.Empty() && g.host.running() {
+		pause = 0
+	}
 	return pause
 }
 
@@ -388,7 +401,7 @@ func (g *Gateway) pause() time.Duration {
 func (g *Gateway) work(ctx context.Context) {
 	g.noteDraining(time.Now())
 	g.noteHosts(time.Now())
-	changes := g.hub.Flush()
+	changes, before := g.hub.Flush(), g.flushed
 	g.flushed, g.behind = g.seen, false
 	if !changes.Model.Empty() {
 		g.noteMoved()
@@ -402,7 +415,7 @@ func (g *Gateway) work(ctx context.Context) {
 		g.prober.Watch(t)
 	}
 	g.withdraw(changes.Model)
-	if err := g.program(ctx, changes.Model); err != nil {
+	if err := g.program(ctx, changes.Model, before); err != nil {
 		if g.problem == nil || g.problem.Error() != err.Error() { // each retry would say the same
 			g.log.Error("backend", "error", err)
 		}

@@ -159,17 +159,26 @@ func (g *Gateway) handOver(ctx context.Context) {
 	of := a.untold
 	a.untold, a.telling = map[netip.Addr]bool{}, of
 	defer func() { a.telling = nil }()
-	var d model.Delta
+	var d, waiting model.Delta
 	for _, f := range g.hub.Snapshot().Frontends {
-		if of[f.VIP] && g.held[f.FrontendKey] {
+		switch {
+		case !of[f.VIP]:
+		case g.backlog.Has(f.FrontendKey):
+			waiting.UpsertFrontends = append(waiting.UpsertFrontends, f)
+		case g.held[f.FrontendKey]:
 			d.UpsertFrontends = append(d.UpsertFrontends, f)
 		}
 	}
+	g.take(waiting, g.flushed)
 	g.log.Debug("asks others about connections than before", "frontends", len(d.UpsertFrontends), "addresses", len(of))
-	if err := g.program(ctx, d); err != nil {
-		g.log.Error("hand over connections", "error", err)
-		g.problem = err
-		g.restartLater()
+	accepted, _ := g.supported(d)
+	for chunk := range slices.Chunk(accepted.UpsertFrontends, batchCost) {
+		if err := g.deliver(ctx, model.Delta{UpsertFrontends: chunk}); err != nil {
+			g.log.Error("hand over connections", "error", err)
+			g.problem = err
+			g.restartLater()
+			return
+		}
 	}
 }
 

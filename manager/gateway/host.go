@@ -163,19 +163,14 @@ func (h *host) apply(ctx context.Context, d model.Delta) ([]dataplane.RecordErro
 	return result.Failed, nil
 }
 
-// resync brings the dataplane to the snapshot by sending the difference to what it holds.
-func (h *host) resync(ctx context.Context, want model.Snapshot) ([]dataplane.RecordError, int, error) {
+// holds asks what the dataplane holds; the next change goes on from there.
+func (h *host) holds(ctx context.Context) (dataplane.Applied, error) {
 	held, err := called(ctx, h, "Applied", h.limits.applied, h.process.Applied)
 	if err != nil {
-		return nil, 0, fmt.Errorf("ask the backend what it holds: %w", err)
+		return dataplane.Applied{}, fmt.Errorf("ask the backend what it holds: %w", err)
 	}
-	d := model.Difference(held.Digests, want)
 	h.generation = held.Generation
-	failed, err := h.apply(ctx, d)
-	if err != nil {
-		return nil, 0, fmt.Errorf("resync: %w", err)
-	}
-	return failed, d.Len(), nil
+	return held, nil
 }
 
 // isResync tells a backend that lost its place from one that is broken.

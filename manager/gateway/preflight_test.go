@@ -105,6 +105,7 @@ func newOnHost(t *testing.T) *onHost {
 	require.NoError(t, err)
 	h.host = &host{options: h.options.Backend, holders: h.holders, limits: defaultLimits(), log: h.Gateway.log, metrics: h.metrics, epoch: "test", ended: make(chan *plugin.Process, 4),
 		found: findings{host: preflight.Host{Root: h.dir}}}
+	h.apply = h.host.apply
 	t.Cleanup(h.host.stop)
 	return h
 }

@@ -11,6 +11,13 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
+// batchCost bounds what the dataplane is told at once, in records and endpoints: a tenth of a second or some. Elections and other tenants'
+// changes come between. Before the dataplane has held everything there are none to wait, and fewer batches are sooner through.
+const (
+	batchCost      = 500
+	firstBatchCost = 4000
+)
+
 // retryFailed is how often records that the dataplane refused are sent again.
 const retryFailed = 30 * time.Second
 
@@ -25,55 +32,45 @@ func (g *Gateway) restartLater() {
 	g.backoff = min(max(2*g.backoff, 250*time.Millisecond), 30*time.Second)
 }
 
-// program applies the delta; a backend that does not run, or lost its place, gets the difference to what it holds instead.
-func (g *Gateway) program(ctx context.Context, d model.Delta) error {
+// program brings the dataplane closer to the model by one batch. The delta is to what it was to hold at the version before; a backend that does
+// not run, or is due, is brought to the model anew.
+func (g *Gateway) program(ctx context.Context, d model.Delta, before uint64) error {
 	due := !g.retryAt.IsZero() && !time.Now().Before(g.retryAt)
 	if !g.host.running() {
 		if !g.retryAt.IsZero() && !due {
 			return nil
 		}
 		g.starting = true
-		defer func() { g.starting = false }()
 		if err := g.host.start(ctx); err != nil {
 			return err
 		}
-		return g.resync(ctx)
+		due = true
 	}
-	if due {
-		return g.resync(ctx)
-	}
-	if d.Empty() {
-		return nil
-	}
-	accepted, refused := g.supported(d)
-	failed, err := g.host.apply(ctx, accepted)
-	if isResync(err) {
-		return g.resync(ctx)
-	}
-	if err != nil {
+	if !due {
+		g.take(d, before)
+	} else if err := g.resync(ctx, before); err != nil {
 		return err
 	}
-	g.note(d, append(refused, failed...))
-	return nil
+	return g.tell(ctx)
 }
 
-func (g *Gateway) resync(ctx context.Context) error {
-	want := g.hub.Snapshot()
-	all := model.Delta{UpsertPools: want.Pools, UpsertFrontends: want.Frontends}
-	accepted, refused := g.supported(all)
-	failed, sent, err := g.host.resync(ctx, model.Snapshot{Pools: accepted.UpsertPools, Frontends: accepted.UpsertFrontends})
+// resync has the dataplane be told the difference to what it holds, and nothing else. It holds at least what it was told before.
+func (g *Gateway) resync(ctx context.Context, before uint64) error {
+	held, err := g.host.holds(ctx)
 	if err != nil {
 		return err
 	}
-	g.log.Info("backend in sync", "backend", g.host.description.Name, "records", len(want.Pools)+len(want.Frontends), "sent", sent, "failed", len(failed))
-	g.retryAt, g.backoff, g.problem, g.served = time.Time{}, 0, nil, true
-	failing := append(refused, failed...)
-	g.fails = stillFailing(g.fails, failing)
-	g.note(all, failing)
-	select {
-	case g.inSync <- struct{}{}:
-	default:
-	}
+	want := g.hub.Snapshot()
+	clear(g.unsupported)
+	accepted, refused := g.supported(model.Delta{UpsertPools: want.Pools, UpsertFrontends: want.Frontends})
+	accepted, late := g.postponed.without(accepted, held.Digests, time.Now())
+	d := model.Difference(held.Digests, model.Snapshot{Pools: accepted.UpsertPools, Frontends: accepted.UpsertFrontends})
+	g.backlog.Clear()
+	g.syncing = &syncing{until: g.backlog.Add(d, before), version: g.flushed, records: len(want.Pools) + len(want.Frontends), sent: d.Len()}
+	g.retryAt = time.Time{}
+	failing := append(refused, late...)
+	g.fails = stillFailing(g.fails, append(recordsOf(d), failing...))
+	g.note(without(accepted, d), failing)
 	return nil
 }
 
@@ -91,14 +88,19 @@ func stillFailing(fails map[string]failure, errs []dataplane.RecordError) map[st
 // supported keeps back what needs a feature that the backend does not have: it is refused, never half done.
 func (g *Gateway) supported(d model.Delta) (model.Delta, []dataplane.RecordError) {
 	var refused []dataplane.RecordError
+	for _, key := range d.DeleteFrontends {
+		delete(g.unsupported, key)
+	}
 	kept := make([]model.Frontend, 0, len(d.UpsertFrontends))
 	for _, f := range d.UpsertFrontends {
 		if lacking, ok := g.host.description.Lacks(f); ok {
-			refused = append(refused, dataplane.RecordError{Frontend: f.FrontendKey,
-				Message: fmt.Sprintf("the %s backend does not support %s", g.host.description.Name, lacking)})
+			e := dataplane.RecordError{Frontend: f.FrontendKey, Message: fmt.Sprintf("the %s backend does not support %s", g.host.description.Name, lacking)}
+			refused = append(refused, e)
+			g.unsupported[f.FrontendKey] = e
 			d.DeleteFrontends = append(d.DeleteFrontends, f.FrontendKey)
 			continue
 		}
+		delete(g.unsupported, f.FrontendKey)
 		kept = append(kept, g.facing(f))
 	}
 	d.UpsertFrontends = kept
@@ -156,7 +158,7 @@ func (g *Gateway) withdraw(d model.Delta) {
 			continue
 		}
 		delete(g.vips, key.VIP)
-		if coming[key.VIP] {
+		if coming[key.VIP] || g.backlog.Comes(key.VIP) {
 			g.between[key.VIP] = true
 		} else {
 			g.forget(key.VIP)
@@ -172,24 +174,36 @@ func (g *Gateway) forget(address netip.Addr) {
 	g.answering.ring.forget(address)
 }
 
-// announce notes the addresses of frontends that the dataplane has confirmed: they may be answered for.
+// announce notes the addresses of frontends that the dataplane has confirmed: they may be answered for, once all of an address are there.
 func (g *Gateway) announce(d model.Delta) {
+	vips := map[netip.Addr]bool{}
 	for _, f := range d.UpsertFrontends {
+		vips[f.VIP] = true
 		_, failed := g.fails[dataplane.RecordError{Frontend: f.FrontendKey}.Record()]
 		if failed || g.held[f.FrontendKey] {
 			continue
 		}
 		g.held[f.FrontendKey] = true
-		if g.vips[f.VIP]++; g.vips[f.VIP] == 1 {
-			g.answering.answers[f.VIP] = g.answering.answers[f.VIP]
-			g.answering.fresh = append(g.answering.fresh, f.VIP)
-		}
+		g.vips[f.VIP]++
 	}
-	// The dataplane has not taken what was to come in the place of others.
+	for _, key := range d.DeleteFrontends {
+		vips[key.VIP] = true
+	}
+	for address := range vips {
+		if _, known := g.answering.answers[address]; known || g.vips[address] == 0 || g.backlog.Comes(address) {
+			continue
+		}
+		g.answering.answers[address] = false
+		g.answering.fresh = append(g.answering.fresh, address)
+	}
 	for address := range g.between {
-		if g.vips[address] == 0 {
+		switch {
+		case g.vips[address] > 0:
+			delete(g.between, address)
+		case !g.backlog.Comes(address):
+			// The dataplane has not taken what was to come in the place of others.
+			delete(g.between, address)
 			g.forget(address)
 		}
 	}
-	clear(g.between)
 }

@@ -17,8 +17,25 @@ import (
 
 	"kubelb.k8c.io/api/plain"
 	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/core/translate"
 	"kubelb.k8c.io/manager/heartbeat"
 )
+
+// maxBehind is how many namespaces the Gateway object names as behind.
+const maxBehind = 1000
+
+// applied is up to which version the dataplane holds LoadBalancers, and the namespaces that are behind. With more of those than can be named
+// nothing is said: what was said before still holds.
+func (g *Gateway) applied() (version string, behind []v1alpha1.GatewayBehind) {
+	of := g.backlog.Behind()
+	if len(of) > maxBehind {
+		return "", nil
+	}
+	for _, tenant := range slices.Sorted(maps.Keys(of)) {
+		behind = append(behind, v1alpha1.GatewayBehind{Namespace: translate.Tenant{Name: tenant}.Namespace(), ResourceVersion: strconv.FormatUint(of[tenant], 10)})
+	}
+	return strconv.FormatUint(g.flushed, 10), behind
+}
 
 // publish hands the present state to the writer; only the newest counts.
 func (g *Gateway) publish() {
@@ -48,7 +65,7 @@ func (g *Gateway) publish() {
 	default:
 		// While it is called the dataplane holds what it held, which stands in the object.
 		if g.host.calling == nil {
-			s.AppliedResourceVersion = strconv.FormatUint(g.flushed, 10)
+			s.AppliedResourceVersion, s.Behind = g.applied()
 		}
 		if g.answering.waiting == 0 && g.options.Announcer.Able() {
 			s.AnnouncedResourceVersion = s.AppliedResourceVersion
@@ -194,7 +211,7 @@ func (g *Gateway) write(ctx context.Context, s v1alpha1.GatewayStatus) error {
 	}
 	// While the backend is away the dataplane goes on: what it held, it holds.
 	if s.AppliedResourceVersion == "" {
-		s.AppliedResourceVersion = before.AppliedResourceVersion
+		s.AppliedResourceVersion, s.Behind = before.AppliedResourceVersion, before.Behind
 	}
 	if s.AnnouncedResourceVersion == "" {
 		s.AnnouncedResourceVersion = before.AnnouncedResourceVersion

@@ -341,7 +341,7 @@ func (b *bench) untilApplied(ctx context.Context, version string) error {
 			return false
 		}
 		have, err := strconv.ParseUint(g.Status.AppliedResourceVersion, 10, 64)
-		return err == nil && have >= want
+		return err == nil && have >= want && len(g.Status.Behind) == 0
 	})
 }
 

@@ -1,0 +1,414 @@
+// Package backlog deals out what a dataplane is still to be told in changes of bounded size, in which tenants take turns: who has little is not
+// behind one who has much.
+package backlog
+
+import (
+	"cmp"
+	"container/heap"
+	"net/netip"
+	"slices"
+
+	"kubelb.k8c.io/core/model"
+)
+
+// Backlog holds records that a dataplane is still to be told. A later record takes the place of an earlier one of the same key. It is not safe
+// for concurrent use.
+type Backlog struct {
+	pools     map[model.PoolID]*record
+	frontends map[model.FrontendKey]*record
+	// owners are the tenants of frontends that the dataplane was told, or is to be: a deletion does not say whose it is.
+	owners  map[model.FrontendKey]string
+	tenants map[string]*tenant
+	// turn is what the tenant had been dealt whose turn it was last: one that comes is neither before nor behind those that are there.
+	turn int
+	// coming counts by address the frontends that are to come.
+	coming map[netip.Addr]int
+	// suspects are names of records that are dealt by themselves, behind all others.
+	suspects map[string]bool
+	// cost is that of all records, suspected is how many of them are suspects.
+	cost, suspected int
+	added           uint64
+}
+
+// tenant has an account from its first record until it has none.
+type tenant struct {
+	name string
+	// dealt is what it has had since then, by cost.
+	dealt int
+	// held is up to which version the dataplane holds all that is this tenant's.
+	held    uint64
+	records int
+	// queues are by kind, those of suspects behind the others. In each the records are in the order in which they were added.
+	queues [2 * kinds][]*record
+}
+
+// record is a pool or a frontend that is to be set or deleted.
+type record struct {
+	tenant   *tenant
+	kind     kind
+	suspect  bool
+	pool     model.Pool
+	frontend model.Frontend
+	// added is the change that it came with, the first one if several were for its key.
+	added uint64
+	// void: another one of its key has taken its place.
+	void bool
+}
+
+// kind orders the records of a tenant: a frontend never names a pool that is not there.
+type kind uint8
+
+const (
+	setPool kind = iota
+	setFrontend
+	deleteFrontend
+	deletePool
+	kinds
+)
+
+// cost is how many elements a record is, roughly.
+func (r *record) cost() int { return 1 + len(r.pool.Endpoints) }
+
+func (r *record) ofPool() bool { return r.kind == setPool || r.kind == deletePool }
+
+func (r *record) name() string {
+	if r.ofPool() {
+		return poolName(r.pool.ID)
+	}
+	return frontendName(r.frontend.FrontendKey)
+}
+
+// New returns an empty backlog.
+func New() *Backlog {
+	b := &Backlog{owners: map[model.FrontendKey]string{}, tenants: map[string]*tenant{}, suspects: map[string]bool{}}
+	b.Clear()
+	return b
+}
+
+// Clear forgets the records, and not what tenants have had, what they lack and who is suspected.
+func (b *Backlog) Clear() {
+	b.pools, b.frontends, b.coming = map[model.PoolID]*record{}, map[model.FrontendKey]*record{}, map[netip.Addr]int{}
+	b.cost, b.suspected = 0, 0
+	for _, t := range b.tenants {
+		t.records, t.queues = 0, [2 * kinds][]*record{}
+	}
+}
+
+// Empty tells whether there is nothing to deal.
+func (b *Backlog) Empty() bool { return len(b.pools)+len(b.frontends) == 0 }
+
+// Has tells whether the frontend is to be told of.
+func (b *Backlog) Has(key model.FrontendKey) bool { return b.frontends[key] != nil }
+
+// Comes tells whether a frontend of the address is to come.
+func (b *Backlog) Comes(address netip.Addr) bool { return b.coming[address] > 0 }
+
+// Through tells whether all has been dealt that was added up to then, see Add.
+func (b *Backlog) Through(added uint64) bool { return b.oldest(0, 2*kinds) > added }
+
+// Behind are the tenants that have records here, and up to which version the dataplane holds all that is theirs.
+func (b *Backlog) Behind() map[string]uint64 {
+	behind := map[string]uint64{}
+	for name, t := range b.tenants {
+		if t.records > 0 {
+			behind[name] = t.held
+		}
+	}
+	return behind
+}
+
+// Reached notes that the dataplane holds at least the version, of every tenant.
+func (b *Backlog) Reached(version uint64) {
+	for _, t := range b.tenants {
+		t.held = max(t.held, version)
+	}
+}
+
+// Add takes a change of what the dataplane was to hold at a version, and returns the change's number.
+func (b *Backlog) Add(d model.Delta, version uint64) uint64 {
+	b.added++
+	for _, p := range d.UpsertPools {
+		b.put(p.Tenant, version, &record{kind: setPool, pool: p})
+	}
+	for _, f := range d.UpsertFrontends {
+		b.put(f.Tenant, version, &record{kind: setFrontend, frontend: f})
+		b.owners[f.FrontendKey] = f.Tenant
+	}
+	for _, key := range d.DeleteFrontends {
+		b.put(b.owners[key], version, &record{kind: deleteFrontend, frontend: model.Frontend{FrontendKey: key}})
+	}
+	for _, id := range d.DeletePools {
+		b.put(id.Tenant(), version, &record{kind: deletePool, pool: model.Pool{ID: id}})
+	}
+	for name, t := range b.tenants {
+		if t.records == 0 { // since Clear
+			delete(b.tenants, name)
+		}
+	}
+	return b.added
+}
+
+func (b *Backlog) put(name string, version uint64, r *record) {
+	t := b.tenants[name]
+	if t == nil {
+		t = &tenant{name: name, dealt: b.turn, held: version}
+		b.tenants[name] = t
+	}
+	r.tenant, r.added, r.suspect = t, b.added, b.suspect(r)
+	var before *record
+	if r.ofPool() {
+		before = b.pools[r.pool.ID]
+	} else {
+		before = b.frontends[r.frontend.FrontendKey]
+	}
+	if before != nil {
+		if r.kind != deletePool { // which is for others to have left first
+			r.added = before.added
+		}
+		b.take(before)
+		before.void = true
+	}
+	b.insert(r)
+}
+
+// suspect: so is a frontend whose pool is, and has not been dealt.
+func (b *Backlog) suspect(r *record) bool {
+	pool := b.pools[r.frontend.Pool]
+	return b.suspects[r.name()] || r.kind == setFrontend && pool != nil && pool.kind == setPool && pool.suspect
+}
+
+func (b *Backlog) insert(r *record) {
+	if r.ofPool() {
+		b.pools[r.pool.ID] = r
+	} else {
+		b.frontends[r.frontend.FrontendKey] = r
+	}
+	if r.kind == setFrontend {
+		b.coming[r.frontend.VIP]++
+	}
+	at := r.kind
+	if r.suspect {
+		b.suspected++
+		at += kinds
+	}
+	b.cost += r.cost()
+	r.tenant.records++
+	q := &r.tenant.queues[at]
+	i := len(*q)
+	for i > 0 && (*q)[i-1].added > r.added {
+		i--
+	}
+	*q = slices.Insert(*q, i, r)
+}
+
+// take takes a record out of the backlog; its queue goes by it.
+func (b *Backlog) take(r *record) {
+	if r.ofPool() {
+		delete(b.pools, r.pool.ID)
+	} else {
+		delete(b.frontends, r.frontend.FrontendKey)
+	}
+	if vip := r.frontend.VIP; r.kind == setFrontend {
+		if b.coming[vip]--; b.coming[vip] == 0 {
+			delete(b.coming, vip)
+		}
+	}
+	if r.suspect {
+		b.suspected--
+	}
+	b.cost -= r.cost()
+	r.tenant.records--
+}
+
+// head is the first record of a queue, nil for none.
+func (t *tenant) head(at kind) *record {
+	q := &t.queues[at]
+	for len(*q) > 0 && (*q)[0].void {
+		*q = (*q)[1:]
+	}
+	if len(*q) == 0 {
+		return nil
+	}
+	return (*q)[0]
+}
+
+// oldest is the number of the change that the record came with that has been in some of the queues for longest.
+func (b *Backlog) oldest(from, to kind) uint64 {
+	oldest := b.added + 1
+	for _, t := range b.tenants {
+		for at := from; at < to; at++ {
+			if r := t.head(at); r != nil {
+				oldest = min(oldest, r.added)
+			}
+		}
+	}
+	return oldest
+}
+
+// Next deals records up to the cost, and at least one if there is any. One that costs more comes by itself, and so does a suspect.
+func (b *Backlog) Next(cost int) (d model.Delta) {
+	if b.cost <= cost && b.suspected == 0 {
+		return b.all()
+	}
+	spent := 0
+	for turns := b.turns(); len(turns.heads) > 0; {
+		r := turns.heads[0]
+		if spent > 0 && (r.suspect || spent+r.cost() > cost) {
+			break
+		}
+		spent += r.cost()
+		b.deal(r, &d)
+		if r.suspect {
+			break
+		}
+		turns.next()
+	}
+	return d
+}
+
+// all deals everything.
+func (b *Backlog) all() (d model.Delta) {
+	var all []*record
+	for _, t := range b.tenants {
+		for at := range 2 * kinds {
+			for _, r := range t.queues[at] {
+				if !r.void {
+					all = append(all, r)
+				}
+			}
+		}
+	}
+	slices.SortFunc(all, func(x, y *record) int {
+		return cmp.Or(cmp.Compare(x.kind, y.kind), cmp.Compare(x.added, y.added), cmp.Compare(x.pool.ID, y.pool.ID), x.frontend.FrontendKey.Compare(y.frontend.FrontendKey))
+	})
+	for _, r := range all {
+		b.deal(r, &d)
+	}
+	return d
+}
+
+// deal takes a record out of the backlog and into the change.
+func (b *Backlog) deal(r *record, d *model.Delta) {
+	t := r.tenant
+	b.take(r)
+	r.void = true
+	b.turn = t.dealt
+	t.dealt += r.cost()
+	if t.records == 0 {
+		delete(b.tenants, t.name)
+	}
+	switch r.kind {
+	case setPool:
+		d.UpsertPools = append(d.UpsertPools, r.pool)
+	case setFrontend:
+		d.UpsertFrontends = append(d.UpsertFrontends, r.frontend)
+	case deleteFrontend:
+		d.DeleteFrontends = append(d.DeleteFrontends, r.frontend.FrontendKey)
+		delete(b.owners, r.frontend.FrontendKey)
+	case deletePool:
+		d.DeletePools = append(d.DeletePools, r.pool.ID)
+	}
+}
+
+// turns is a heap of each tenant's next record. The first is that of the tenant that has had least, and a suspect only if nobody has another.
+type turns struct {
+	heads []*record
+	// frontends is the oldest change of which frontends are here: a pool goes when no frontend is on it any more.
+	frontends uint64
+}
+
+func (b *Backlog) turns() *turns {
+	out := &turns{frontends: min(b.oldest(setFrontend, deletePool), b.oldest(kinds+setFrontend, kinds+deletePool))}
+	for _, t := range b.tenants {
+		if r := out.of(t); r != nil {
+			out.heads = append(out.heads, r)
+		}
+	}
+	heap.Init(out)
+	return out
+}
+
+// of is the tenant's next record that can be dealt now.
+func (t *turns) of(tenant *tenant) *record {
+	for at := range 2 * kinds {
+		if r := tenant.head(at); r != nil && (r.kind != deletePool || t.frontends > r.added) {
+			return r
+		}
+	}
+	return nil
+}
+
+// next goes on when the first has been dealt.
+func (t *turns) next() {
+	r := t.of(t.heads[0].tenant)
+	if r == nil {
+		heap.Pop(t)
+		return
+	}
+	t.heads[0] = r
+	heap.Fix(t, 0)
+}
+
+func (t *turns) Len() int { return len(t.heads) }
+func (t *turns) Less(i, j int) bool {
+	x, y := t.heads[i], t.heads[j]
+	if x.suspect != y.suspect {
+		return y.suspect
+	}
+	return cmp.Or(cmp.Compare(x.tenant.dealt, y.tenant.dealt), cmp.Compare(x.tenant.name, y.tenant.name)) < 0
+}
+func (t *turns) Swap(i, j int) { t.heads[i], t.heads[j] = t.heads[j], t.heads[i] }
+func (t *turns) Push(x any)    { t.heads = append(t.heads, x.(*record)) }
+func (t *turns) Pop() any {
+	last := t.heads[len(t.heads)-1]
+	t.heads = t.heads[:len(t.heads)-1]
+	return last
+}
+
+// Failed notes that what was dealt has brought the dataplane to its end, or to take longer than it may. Which of the records has is not
+// known: once they are added anew, each comes by itself, when nobody else waits, until it is to be trusted, see Trust.
+func (b *Backlog) Failed(d model.Delta) {
+	for name := range names(d) {
+		b.suspects[name] = true
+	}
+}
+
+// Suspected tells whether all of what was dealt had failed before.
+func (b *Backlog) Suspected(d model.Delta) bool {
+	for name := range names(d) {
+		if !b.suspects[name] {
+			return false
+		}
+	}
+	return true
+}
+
+// Trust notes that what was dealt is none of what Failed.
+func (b *Backlog) Trust(d model.Delta) {
+	if len(b.suspects) == 0 {
+		return
+	}
+	for name := range names(d) {
+		delete(b.suspects, name)
+	}
+}
+
+func names(d model.Delta) func(func(string) bool) {
+	var all []string
+	for _, p := range d.UpsertPools {
+		all = append(all, poolName(p.ID))
+	}
+	for _, f := range d.UpsertFrontends {
+		all = append(all, frontendName(f.FrontendKey))
+	}
+	for _, key := range d.DeleteFrontends {
+		all = append(all, frontendName(key))
+	}
+	for _, id := range d.DeletePools {
+		all = append(all, poolName(id))
+	}
+	return slices.Values(all)
+}
+
+func poolName(id model.PoolID) string           { return "pool " + string(id) }
+func frontendName(key model.FrontendKey) string { return "frontend " + key.String() }

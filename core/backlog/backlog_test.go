@@ -1,0 +1,257 @@
+package backlog
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"kubelb.k8c.io/core/model"
+)
+
+func pool(tenant, name string, endpoints int) model.Pool {
+	return model.Pool{ID: model.PoolID(tenant + "/" + name), Tenant: tenant, Endpoints: make([]model.Endpoint, endpoints)}
+}
+
+func frontend(tenant string, vip byte, port int) model.Frontend {
+	return model.Frontend{FrontendKey: model.FrontendKey{VIP: netip.AddrFrom4([4]byte{203, 0, 113, vip}), Protocol: model.TCP, Port: uint16(port)}, Tenant: tenant, Pool: model.PoolID(tenant + "/p")}
+}
+
+// service is a LoadBalancer's pool and ports.
+func service(tenant string, vip byte, ports int) (d model.Delta) {
+	d.UpsertPools = []model.Pool{pool(tenant, "p", 1)}
+	for port := range ports {
+		d.UpsertFrontends = append(d.UpsertFrontends, frontend(tenant, vip, 1+port))
+	}
+	return d
+}
+
+// told is a dataplane: it has what it was told, and complains of what it cannot have.
+type told struct {
+	*testing.T
+	pools     map[model.PoolID]bool
+	frontends map[model.FrontendKey]model.PoolID
+}
+
+func (t *told) take(d model.Delta) {
+	t.Helper()
+	for _, p := range d.UpsertPools {
+		t.pools[p.ID] = true
+	}
+	for _, f := range d.UpsertFrontends {
+		if !t.pools[f.Pool] {
+			t.Errorf("frontend %s before its pool %s", f.FrontendKey, f.Pool)
+		}
+		t.frontends[f.FrontendKey] = f.Pool
+	}
+	for _, key := range d.DeleteFrontends {
+		delete(t.frontends, key)
+	}
+	for _, id := range d.DeletePools {
+		for key, on := range t.frontends {
+			if on == id {
+				t.Errorf("pool %s goes, which frontend %s is on", id, key)
+			}
+		}
+		delete(t.pools, id)
+	}
+}
+
+func dataplane(t *testing.T) *told {
+	return &told{t, map[model.PoolID]bool{}, map[model.FrontendKey]model.PoolID{}}
+}
+
+func TestASmallChangeIsOneBatch(t *testing.T) {
+	b := New()
+	b.Add(service("a", 1, 3), 0)
+	b.Add(model.Delta{DeleteFrontends: []model.FrontendKey{frontend("b", 2, 80).FrontendKey}, DeletePools: []model.PoolID{"b/p"}}, 0)
+	got := b.Next(10)
+	if len(got.UpsertPools) != 1 || len(got.UpsertFrontends) != 3 || len(got.DeleteFrontends) != 1 || len(got.DeletePools) != 1 || !b.Empty() {
+		t.Errorf("%+v", got)
+	}
+	if !b.Next(10).Empty() {
+		t.Error("of nothing there is nothing")
+	}
+}
+
+func TestWhoHasLittleIsInTheFirstBatchWhateverOthersHave(t *testing.T) {
+	b := New()
+	for i := range 4 {
+		d := service("hostile", byte(1+i), 256)
+		d.UpsertPools[0].Endpoints = make([]model.Endpoint, 5)
+		b.Add(d, 0)
+	}
+	b.Add(service("a", 10, 2), 0)
+	b.Add(service("b", 11, 1), 0)
+	got := b.Next(20)
+	tenants := map[string]int{}
+	for _, f := range got.UpsertFrontends {
+		tenants[f.Tenant]++
+	}
+	if tenants["a"] != 2 || tenants["b"] != 1 || got.Len() > 20 {
+		t.Errorf("%v of %d records", tenants, got.Len())
+	}
+	// One that comes between is next, whatever is left.
+	b.Add(service("c", 12, 1), 0)
+	if got := b.Next(20); !slices.ContainsFunc(got.UpsertFrontends, func(f model.Frontend) bool { return f.Tenant == "c" }) {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestTenantsTakeTurnsByWhatTheirRecordsCost(t *testing.T) {
+	b := New()
+	for i := range 5 {
+		b.Add(model.Delta{UpsertPools: []model.Pool{pool("large", fmt.Sprint(i), 5000)}}, 0)
+	}
+	for i := range 100 {
+		b.Add(model.Delta{UpsertPools: []model.Pool{pool("small", fmt.Sprint(i), 1)}}, 0)
+	}
+	order := ""
+	for !b.Empty() {
+		for _, p := range b.Next(500).UpsertPools {
+			if order += p.Tenant[:1]; p.Tenant == "large" && len(order) > 1 && len(order) < 101 {
+				t.Fatalf("a second large pool before all small ones: %s", order)
+			}
+		}
+	}
+	if len(order) != 105 {
+		t.Error(order)
+	}
+}
+
+func TestBatchesAreBoundedAndWholeAndInOrder(t *testing.T) {
+	b, d := New(), dataplane(t)
+	for i := range 20 {
+		b.Add(service(fmt.Sprint("t", i), byte(i), 10*i), 0)
+	}
+	batches, records := 0, 0
+	for ; !b.Empty(); batches++ {
+		batch := b.Next(100)
+		if cost := batch.Len() + len(batch.UpsertPools); cost > 100 {
+			t.Errorf("batch of %d", cost)
+		}
+		records += batch.Len()
+		d.take(batch)
+	}
+	if want := 20 + 10*190; records != want || batches > 25 {
+		t.Errorf("%d records in %d batches, want %d", records, batches, want)
+	}
+}
+
+func TestAPoolGoesWhenAllHaveLeftIt(t *testing.T) {
+	b, d := New(), dataplane(t)
+	b.Add(service("a", 1, 50), 0)
+	d.take(b.Next(1000))
+	// All ports move to another tenant, and the pool goes.
+	move := service("b", 1, 50)
+	move.DeletePools = []model.PoolID{"a/p"}
+	b.Add(move, 0)
+	for !b.Empty() {
+		d.take(b.Next(7))
+	}
+	if d.pools["a/p"] || len(d.frontends) != 50 {
+		t.Errorf("%v", d)
+	}
+}
+
+func TestALaterRecordTakesThePlaceOfAnEarlierOne(t *testing.T) {
+	b := New()
+	b.Add(service("a", 1, 1), 0)
+	key, vip := frontend("a", 1, 1).FrontendKey, frontend("a", 1, 1).VIP
+	if !b.Has(key) || !b.Comes(vip) {
+		t.Error("a frontend is to come")
+	}
+	b.Add(model.Delta{DeleteFrontends: []model.FrontendKey{key}}, 0)
+	if !b.Has(key) || b.Comes(vip) {
+		t.Error("it is to go")
+	}
+	got := b.Next(10)
+	if len(got.UpsertFrontends) != 0 || len(got.DeleteFrontends) != 1 {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestWhatWasThereAtATimeIsDealtWhateverComesAfter(t *testing.T) {
+	b := New()
+	at := b.Add(service("a", 1, 30), 0)
+	for range 10 {
+		b.Add(service("a", 1, 3), 0)  // records of before, anew
+		b.Add(service("b", 2, 30), 0) // others'
+		b.Next(20)
+	}
+	if !b.Through(at) || b.Empty() {
+		t.Error("records of then wait for those that came after")
+	}
+}
+
+func TestWhatEndsADataplaneComesByItselfAndLast(t *testing.T) {
+	b, d := New(), dataplane(t)
+	b.Add(service("hostile", 1, 5), 0)
+	failed := b.Next(100)
+	if b.Suspected(failed) {
+		t.Error("it has not failed before")
+	}
+	b.Failed(failed)
+	b.Clear() // as the next process is brought to the model
+	b.Add(service("hostile", 1, 5), 0)
+	b.Add(service("a", 2, 5), 0)
+	first := b.Next(100)
+	if d.take(first); len(first.UpsertFrontends) != 5 || first.UpsertFrontends[0].Tenant != "a" {
+		t.Errorf("%+v", first)
+	}
+	for range 6 {
+		one := b.Next(100)
+		if d.take(one); one.Len() != 1 || !b.Suspected(one) {
+			t.Errorf("%+v", one)
+		}
+		b.Trust(one)
+	}
+	b.Add(service("hostile", 1, 5), 0)
+	if got := b.Next(100); got.Len() != 6 {
+		t.Errorf("what went well is trusted: %+v", got)
+	}
+}
+
+func TestWhoIsBehindIsNamedWithTheVersionThatHeHas(t *testing.T) {
+	b := New()
+	b.Add(service("hostile", 1, 50), 3)
+	b.Add(service("hostile", 2, 50), 4)
+	b.Add(service("a", 3, 1), 4)
+	if got := b.Behind(); len(got) != 2 || got["hostile"] != 3 || got["a"] != 4 {
+		t.Errorf("%v", got)
+	}
+	b.Next(20)
+	if got := b.Behind(); len(got) != 1 || got["hostile"] != 3 {
+		t.Errorf("a has all, and hostile has not: %v", got)
+	}
+	b.Clear()
+	b.Add(service("hostile", 2, 50), 9)
+	if got := b.Behind(); len(got) != 1 || got["hostile"] != 3 {
+		t.Errorf("to know the difference anew is not to hold it: %v", got)
+	}
+	b.Reached(9)
+	if got := b.Behind(); got["hostile"] != 9 {
+		t.Errorf("%v", got)
+	}
+}
+
+// What a tenant with a quarter of a million records has others pay for is what is dealt, not what waits.
+func BenchmarkNext(b *testing.B) {
+	for _, ports := range []int{1_000, 250_000} {
+		b.Run(fmt.Sprint(ports), func(b *testing.B) {
+			log := New()
+			d := model.Delta{}
+			for i := range ports {
+				f := frontend("hostile", byte(i>>16), i&0xffff)
+				d.UpsertFrontends = append(d.UpsertFrontends, f)
+			}
+			log.Add(d, 0)
+			for b.Loop() {
+				log.Add(service("a", 10, 1), 0)
+				batch := log.Next(500)
+				batch.UpsertFrontends = slices.DeleteFunc(batch.UpsertFrontends, func(f model.Frontend) bool { return f.Tenant == "a" })
+				log.Add(model.Delta{UpsertFrontends: batch.UpsertFrontends}, 0)
+			}
+		})
+	}
+}

@@ -1,0 +1,179 @@
+package gateway
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"kubelb.k8c.io/backends/dataplane"
+	"kubelb.k8c.io/core/model"
+)
+
+// syncing is under way from the time when the difference to what the dataplane holds is known until it was told all of that.
+type syncing struct {
+	// until is the number of the difference in the backlog, version that of LoadBalancers which it leads to.
+	until, version uint64
+	records, sent  int
+}
+
+// take has the dataplane be told the delta, by and by, to what it was to hold at the version before.
+func (g *Gateway) take(d model.Delta, before uint64) {
+	if d.Empty() {
+		return
+	}
+	accepted, refused := g.supported(d)
+	accepted, late := g.postponed.without(accepted, model.NewDigests(), time.Now())
+	g.backlog.Add(accepted, before)
+	g.note(model.Delta{}, append(refused, late...))
+}
+
+// tell tells the dataplane the next batch.
+func (g *Gateway) tell(ctx context.Context) error {
+	cost := batchCost
+	if !g.served {
+		cost = firstBatchCost
+	}
+	// A dataplane that is brought to the model hears of that even if it lacks nothing.
+	if g.syncing != nil || !g.backlog.Empty() {
+		if err := g.deliver(ctx, g.backlog.Next(cost)); err != nil {
+			return err
+		}
+	}
+	if g.syncing == nil || !g.backlog.Through(g.syncing.until) {
+		return nil
+	}
+	g.log.Info("backend in sync", "backend", g.host.description.Name, "records", g.syncing.records, "sent", g.syncing.sent, "failed", len(g.fails))
+	g.backlog.Reached(g.syncing.version)
+	g.syncing, g.backoff, g.problem, g.served, g.starting = nil, 0, nil, true, false
+	select {
+	case g.inSync <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+// deliver sends a batch. A backend that has lost its place is brought to the model anew, but not twice in a row.
+func (g *Gateway) deliver(ctx context.Context, batch model.Delta) error {
+	failed, err := g.apply(ctx, batch)
+	switch {
+	case isResync(err) && !g.lost:
+		g.lost, g.starting = true, true
+		return g.resync(ctx, 0)
+	case err != nil:
+		g.blame(ctx, batch)
+		return err
+	}
+	g.lost = false
+	g.backlog.Trust(batch)
+	g.postponed.done(batch)
+	for _, key := range batch.DeleteFrontends {
+		if e, is := g.unsupported[key]; is {
+			failed = append(failed, e)
+		}
+	}
+	g.note(batch, failed)
+	return nil
+}
+
+// blame notes that the batch had the backend end, or take longer than it may: the next process is not given the same work again. A record that
+// does that by itself waits, and others go on.
+func (g *Gateway) blame(ctx context.Context, batch model.Delta) {
+	if ctx.Err() != nil {
+		return
+	}
+	if batch.Len() == 1 && g.backlog.Suspected(batch) {
+		g.postponed.add(recordsOf(batch)[0].Record(), time.Now())
+	}
+	g.backlog.Failed(batch)
+}
+
+// postponed are records that the dataplane is not told before a time, by name.
+type postponed map[string]postponement
+
+type postponement struct {
+	until time.Time
+	wait  time.Duration
+}
+
+// A record waits for longer each time.
+const (
+	leastPostponed = 2 * time.Minute
+	mostPostponed  = time.Hour
+)
+
+func (p postponed) add(record string, now time.Time) {
+	wait := min(max(2*p[record].wait, leastPostponed), mostPostponed)
+	p[record] = postponement{now.Add(wait), wait}
+}
+
+// done forgets what was postponed and has gone well.
+func (p postponed) done(d model.Delta) {
+	if len(p) == 0 {
+		return
+	}
+	for _, e := range recordsOf(d) {
+		delete(p, e.Record())
+	}
+}
+
+// without takes postponed records out of a delta, and out of what the dataplane holds: there they stay as they are.
+func (p postponed) without(d model.Delta, held model.Digests, now time.Time) (kept model.Delta, late []dataplane.RecordError) {
+	if len(p) == 0 {
+		return d, nil
+	}
+	waits := func(e dataplane.RecordError) bool {
+		at, is := p[e.Record()]
+		if !is || !now.Before(at.until) {
+			return false
+		}
+		e.Message = fmt.Sprintf("the backend ended, or did not answer, when it was told of this record, twice; it is told again after %s", at.until.UTC().Format(time.TimeOnly))
+		late = append(late, e)
+		return true
+	}
+	pool := func(id model.PoolID) bool { return waits(dataplane.RecordError{Pool: id}) }
+	frontend := func(key model.FrontendKey) bool { return waits(dataplane.RecordError{Frontend: key}) }
+	kept.UpsertPools = slices.DeleteFunc(slices.Clone(d.UpsertPools), func(p model.Pool) bool { return pool(p.ID) })
+	kept.UpsertFrontends = slices.DeleteFunc(slices.Clone(d.UpsertFrontends), func(f model.Frontend) bool { return frontend(f.FrontendKey) })
+	kept.DeleteFrontends = slices.DeleteFunc(slices.Clone(d.DeleteFrontends), frontend)
+	kept.DeletePools = slices.DeleteFunc(slices.Clone(d.DeletePools), pool)
+	for id := range held.Pools {
+		if pool(id) {
+			delete(held.Pools, id)
+		}
+	}
+	for key := range held.Frontends {
+		if frontend(key) {
+			delete(held.Frontends, key)
+		}
+	}
+	return kept, late
+}
+
+// recordsOf names the records of a delta.
+func recordsOf(d model.Delta) (records []dataplane.RecordError) {
+	for _, p := range d.UpsertPools {
+		records = append(records, dataplane.RecordError{Pool: p.ID})
+	}
+	for _, f := range d.UpsertFrontends {
+		records = append(records, dataplane.RecordError{Frontend: f.FrontendKey})
+	}
+	for _, key := range d.DeleteFrontends {
+		records = append(records, dataplane.RecordError{Frontend: key})
+	}
+	for _, id := range d.DeletePools {
+		records = append(records, dataplane.RecordError{Pool: id})
+	}
+	return records
+}
+
+// without is the delta without the records of another one.
+func without(d, other model.Delta) model.Delta {
+	is := map[string]bool{}
+	for _, e := range recordsOf(other) {
+		is[e.Record()] = true
+	}
+	d.UpsertPools = slices.DeleteFunc(slices.Clone(d.UpsertPools), func(p model.Pool) bool { return is[dataplane.RecordError{Pool: p.ID}.Record()] })
+	d.UpsertFrontends = slices.DeleteFunc(slices.Clone(d.UpsertFrontends), func(f model.Frontend) bool { return is[dataplane.RecordError{Frontend: f.FrontendKey}.Record()] })
+	return d
+}

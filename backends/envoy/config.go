@@ -120,7 +120,7 @@ func findEnvoy(ctx context.Context, option string) (string, error) {
 const oldest = 38
 
 // versionTimeout is how long a binary may take to say its version.
-const versionTimeout = 30 * time.Second
+const versionTimeout = time.Minute
 
 // versionLine is what envoy --version writes: commit/version/state of the tree/kind of build/TLS library.
 var versionLine = regexp.MustCompile(`version: [0-9a-f]+/1\.(\d+)\.(\d+)`)

@@ -90,12 +90,15 @@ func (h *host) mend(fix string) {
 // becomesReady returns the report when nothing is missing any more. The kernel notices a carrier a moment after it is there.
 func (h *host) becomesReady(flags ...string) (report string) {
 	h.t.Helper()
-	require.Eventually(h.t, func() bool {
+	for range 50 {
 		var status int
-		report, status = h.preflight(flags...)
-		return status == 0
-	}, 10*time.Second, 200*time.Millisecond)
-	return report
+		if report, status = h.preflight(flags...); status == 0 {
+			return report
+		}
+		time.Sleep(200 * time.Millisecond)
+	}
+	require.Fail(h.t, "something is missing still", report)
+	return ""
 }
 
 // backends are the dataplanes that are asked: all, or the one in KUBELB_BACKEND.

@@ -2,8 +2,10 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
-MODULES    := api core backends backends/example backends/ebpf backends/envoy backends/nftables ccm manager conformance tools
+MODULES    := api core backends backends/example backends/ebpf backends/envoy backends/nftables ccm manager conformance tools tools/dependencies
 BIN        := $(CURDIR)/bin
+# What is shipped is built by this Go, which any other fetches from the module proxy: see 'make vuln'.
+export GOTOOLCHAIN := go1.26.10
 BACKENDS   := nftables envoy ebpf
 # The case of switching goes to all of them but the judged one.
 JUDGE       = $(BIN)/kubelb-conformance --backend=$$b --switch-to=$$(echo $(BACKENDS) | tr ' ' ,)
@@ -40,7 +42,7 @@ demo: deps build ## Bring up hub, tenant, gateway and client, walk through, stay
 	KUBELB_KUBERNETES=$$(tools/kubernetes/build.sh) KUBELB_BIN=$(BIN) $(BIN)/demo $(if $(ONCE),--once) $(if $(BACKEND),--backend=$(BACKEND))
 
 .PHONY: test
-test: deps verify unit wasm conformance kernels-smoke e2e fleet ## Run every test, the end-to-end ones included (root; fifteen minutes more when cold).
+test: deps verify unit wasm vuln licences conformance kernels-smoke e2e fleet ## Run every test, the end-to-end ones included (root; fifteen minutes more when cold).
 	$(MAKE) install-test BACKEND=nftables # which goes on to the others, and back
 
 # Those that take longest come first.
@@ -55,6 +57,16 @@ $(UNITS): unit-%:
 .PHONY: wasm
 wasm: ## Run the core's tests natively and as WASM (no root).
 	tools/wasm.sh
+
+# What is shipped.
+PRODUCTS := $(addprefix $(BIN)/,kubelb-manager kubelb-ccm kubelb $(addprefix kubelb-backend-,$(BACKENDS)))
+.PHONY: vuln
+vuln: build ## Look for known vulnerabilities in the products: their modules and Go itself (VULNDB=latest asks today's database, instead of that of CI).
+	cd tools/dependencies && GOWORK=off go run . vulnerabilities $(if $(VULNDB),--database=$(VULNDB)) $(PRODUCTS)
+
+.PHONY: licences
+licences: build ## Check the licences of all that the products are built of, and write their texts into bin/licences.txt.
+	cd tools/dependencies && GOWORK=off go run . licences --out=$(BIN)/licences.txt $(PRODUCTS)
 
 .PHONY: conformance $(addprefix judge-,$(BACKENDS) ebpf-xdp suite)
 conformance: deps build ## Judge every dataplane by packets, two at a time, and the suite by broken dataplanes (root; CASE=… for some cases).
@@ -123,8 +135,8 @@ kernels-smoke: guest ## Boot Debian's 6.12, where connection tracking is a modul
 	$(BIN)/kernels --kernel=6.12/amd64 --programs=$(BIN)/guest --modules=$(GUEST_MODULES) --backend=nftables,ebpf --case=packet-fixtures,tcp-echo,udp-reply,direct
 
 .PHONY: images
-images: deps build ## Make the container images, as archives, into bin/images.
-	libc=$$(tools/unpack.sh libc) && $(BIN)/pack-images --bin=$(BIN) --out=$(BIN)/images --libc=$$libc --libc-version=$$(cut -f2 $$libc/versions) \
+images: deps build licences ## Make the container images, as archives, into bin/images.
+	libc=$$(tools/unpack.sh libc) && $(BIN)/pack-images --bin=$(BIN) --out=$(BIN)/images --libc=$$libc --libc-version=$$(cut -f2 $$libc/versions) --licences=$(BIN)/licences.txt \
 		--envoy-version=$$(basename $$(dirname $$(tools/envoy.sh))) --dataplane=$(BIN)/kubelb-backend-example
 
 .PHONY: install-test

@@ -41,10 +41,15 @@ type Image struct {
 	Entrypoint []string
 	// User is the number of the user that it runs as.
 	User string
+	// Licences is the path, on this machine, of the texts of its files' licences; empty for none.
+	Licences string
 }
 
 // ListPath is where an image has the list of its contents, as SPDX 2.3 in JSON (https://spdx.github.io/spdx-spec/v2.3).
 const ListPath = "/usr/share/doc/kubelb/sbom.spdx.json"
+
+// LicencesPath is where an image has its files' licences.
+const LicencesPath = "/usr/share/doc/kubelb/licences.txt"
 
 // Write makes the image as an archive that container runtimes and registries' tools load.
 func (i Image) Write(archive string) (err error) {
@@ -125,7 +130,19 @@ func (i Image) writeLayer(to io.Writer) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(directory(path.Dir(ListPath), 0o755), writeFile(w, ListPath, 0o644, list), w.Close())
+	if err := errors.Join(directory(path.Dir(ListPath), 0o755), writeFile(w, ListPath, 0o644, list)); err != nil {
+		return err
+	}
+	if i.Licences != "" {
+		texts, err := os.ReadFile(i.Licences)
+		if err != nil {
+			return err
+		}
+		if err := writeFile(w, LicencesPath, 0o644, texts); err != nil {
+			return err
+		}
+	}
+	return w.Close()
 }
 
 func writeFile(w *tar.Writer, at string, mode int64, content []byte) error {

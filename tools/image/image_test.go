@@ -20,7 +20,9 @@ func example(t *testing.T) Image {
 	require.NoError(t, err)
 	library := filepath.Join(t.TempDir(), "libc.so.6")
 	require.NoError(t, os.WriteFile(library, []byte("not really"), 0o600))
-	return Image{Reference: "localhost/example:1", Entrypoint: []string{"/example"}, User: "65532", Files: []File{
+	licences := filepath.Join(t.TempDir(), "licences.txt")
+	require.NoError(t, os.WriteFile(licences, []byte("as you like"), 0o600))
+	return Image{Reference: "localhost/example:1", Licences: licences, Entrypoint: []string{"/example"}, User: "65532", Files: []File{
 		{Path: "/example", Source: self}, {Path: "/lib/x86_64-linux-gnu/libc.so.6", Source: library, Module: &Module{"glibc", "2.36"}}}}
 }
 
@@ -70,7 +72,7 @@ func TestAnImageHoldsItsFilesAndAListOfWhatTheyAre(t *testing.T) {
 		}
 	}
 	require.Equal(t, map[string]int64{"tmp/": 0o1777, "example": 0o755, "lib/": 0o755, "lib/x86_64-linux-gnu/": 0o755, "lib/x86_64-linux-gnu/libc.so.6": 0o755,
-		"usr/": 0o755, "usr/share/": 0o755, "usr/share/doc/": 0o755, "usr/share/doc/kubelb/": 0o755, "usr/share/doc/kubelb/sbom.spdx.json": 0o644}, modes)
+		"usr/": 0o755, "usr/share/": 0o755, "usr/share/doc/": 0o755, "usr/share/doc/kubelb/": 0o755, "usr/share/doc/kubelb/sbom.spdx.json": 0o644, "usr/share/doc/kubelb/licences.txt": 0o644}, modes)
 	var names []string
 	for _, p := range list.Packages {
 		names = append(names, p.Name)

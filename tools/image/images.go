@@ -13,6 +13,8 @@ type Options struct {
 	Registry, Tag string
 	// EnvoyVersion and LibrariesVersion are named in the list of contents.
 	EnvoyVersion, LibrariesVersion string
+	// Licences is the file with the texts of the licences of what the programs are built of.
+	Licences string
 	// Dataplanes are more of them, each the path of a Go program, for which there is a gateway's image of its own.
 	Dataplanes []string
 }
@@ -39,6 +41,10 @@ func (o Options) Images() map[string]Image {
 		with.Reference = reference("kubelb-gateway-with-" + base)
 		with.Files = append(slices.Clone(with.Files), File{Path: "/" + base, Source: program})
 		images["kubelb-gateway-with-"+base] = with
+	}
+	for name, i := range images {
+		i.Licences = o.Licences
+		images[name] = i
 	}
 	return images
 }

@@ -44,7 +44,7 @@ var wallsOfTests = map[string][]string{
 }
 
 // outside are modules that build third-party programs, in no workspace.
-var outside = []string{"tools/generate", "tools/helm", "tools/kubernetes"}
+var outside = []string{"tools/dependencies", "tools/generate", "tools/helm", "tools/kubernetes"}
 
 type module struct {
 	Go      string

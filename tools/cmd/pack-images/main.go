@@ -32,6 +32,7 @@ func run(args []string, stdout io.Writer) error {
 	flags.StringVar(&o.Libraries, "libc", "", "directory with Debian's package libc6, unpacked, for Envoy (required)")
 	flags.StringVar(&o.Registry, "registry", "localhost/kubelb", "what the images' names begin with")
 	flags.StringVar(&o.Tag, "tag", "0.1.0", "tag of the images")
+	flags.StringVar(&o.Licences, "licences", "", "file with the texts of the licences of what the programs are built of (required)")
 	flags.StringVar(&o.EnvoyVersion, "envoy-version", "", "version of Envoy, for the list of contents (required)")
 	flags.StringVar(&o.LibrariesVersion, "libc-version", "", "version of libc6, for the list of contents (required)")
 	flags.Func("dataplane", "path of a dataplane of your own, a static Go program: makes the image kubelb-gateway-with-NAME as well, which has it at /NAME; may be given several times", func(path string) error {
@@ -41,8 +42,8 @@ func run(args []string, stdout io.Writer) error {
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	if o.Libraries == "" || o.EnvoyVersion == "" || o.LibrariesVersion == "" {
-		return errors.New("--libc, --envoy-version and --libc-version are required; 'make images' gives them")
+	if o.Libraries == "" || o.Licences == "" || o.EnvoyVersion == "" || o.LibrariesVersion == "" {
+		return errors.New("--libc, --licences, --envoy-version and --libc-version are required; 'make images' gives them")
 	}
 	if err := os.MkdirAll(*out, 0o755); err != nil {
 		return err

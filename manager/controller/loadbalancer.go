@@ -66,7 +66,7 @@ func (r *loadBalancerReconciler) setUp(mgr ctrl.Manager) error {
 		Watches(&v1alpha1.Addresses{}, r.addressesHandler()).
 		Watches(&v1alpha1.Tenant{}, handler.EnqueueRequestsFromMapFunc(r.ofTenant), builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		// The allocation is one book behind a lock; workers overlap while they wait for the API server.
-		WithOptions(controller.Options{MaxConcurrentReconciles: 8}).
+		WithOptions(controller.Options{MaxConcurrentReconciles: 8, NewQueue: inTurns}).
 		Complete(r)
 }
 

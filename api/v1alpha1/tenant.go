@@ -74,6 +74,12 @@ const (
 	DefaultAddressesObjects    = 10
 )
 
+// Ports that a tenant's LoadBalancers may have where limits.ports is not set: so many for each object that there may be, and so many at least.
+const (
+	DefaultPortsPerObject = 10
+	DefaultPortsAtLeast   = 256
+)
+
 // TenantObjects bound how many objects there may be of each kind that a tenant writes.
 type TenantObjects struct {
 	// LoadBalancers is 500 unless it is set, or twice limits.loadBalancers where that is more.
@@ -109,7 +115,8 @@ type TenantLimits struct {
 	// +kubebuilder:validation:Minimum=0
 	Addresses *int32 `json:"addresses,omitempty"`
 	// Ports is how many ports they may have together; one of a LoadBalancer with an address of each family counts once. A LoadBalancer
-	// that has addresses goes on with the ports that it had when it asks for too many.
+	// that has addresses goes on with the ports that it had when it asks for too many. It is ten for each LoadBalancer that there may be
+	// by objects unless it is set, and 256 at least: 5000 where nothing is set.
 	// +optional
 	// +kubebuilder:validation:Minimum=0
 	Ports *int32 `json:"ports,omitempty"`

@@ -18,6 +18,8 @@ type Allocator struct {
 	// holders of an address are more than one where it is shared; claims are those by which they have got it.
 	holders map[netip.Addr][]string
 	claims  map[string]Claim
+	// ports are how many there are in a tenant's claims.
+	ports map[string]int32
 	// held is what holders have, by their tenant and name.
 	held    map[string]map[string][]Grant
 	cursors map[string]netip.Addr
@@ -29,7 +31,7 @@ type Allocator struct {
 
 // NewAllocator returns an allocator without pools, in which no address is held.
 func NewAllocator() *Allocator {
-	return &Allocator{holders: map[netip.Addr][]string{}, claims: map[string]Claim{}, held: map[string]map[string][]Grant{}, cursors: map[string]netip.Addr{}, reserved: map[netip.Addr]Reservation{}}
+	return &Allocator{holders: map[netip.Addr][]string{}, claims: map[string]Claim{}, ports: map[string]int32{}, held: map[string]map[string][]Grant{}, cursors: map[string]netip.Addr{}, reserved: map[netip.Addr]Reservation{}}
 }
 
 // SetPools replaces the pools. A pool that overlaps one before it gives no address until that ends. Addresses that are
@@ -52,7 +54,7 @@ func (a *Allocator) SetPools(pools []Pool) []Overlap {
 // change of one costs another one its address.
 func (a *Allocator) Adopt(holder string, claim Claim, grants []Grant) []error {
 	var conflicts []error
-	a.claims[holder] = claim
+	a.claim(holder, claim)
 	for _, g := range grants {
 		strangers := slices.DeleteFunc(a.others(holder, g.Address), func(o string) bool { return tenantOf(o) == tenantOf(holder) })
 		if len(strangers) > 0 {
@@ -62,6 +64,9 @@ func (a *Allocator) Adopt(holder string, claim Claim, grants []Grant) []error {
 		if !slices.Contains(a.holders[g.Address], holder) {
 			a.take(holder, g)
 		}
+	}
+	if len(a.Held(holder)) == 0 {
+		a.Release(holder)
 	}
 	return conflicts
 }
@@ -116,7 +121,7 @@ func (a *Allocator) Retain(holder string, was Holding) {
 			claim.Ports = append(claim.Ports, p)
 		}
 	}
-	a.claims[holder] = claim
+	a.claim(holder, claim)
 }
 
 // Holders returns who have the address, in the order in which they have got it.
@@ -136,6 +141,7 @@ func (a *Allocator) Release(holder string) []Grant {
 	if len(a.held[tenant]) == 0 {
 		delete(a.held, tenant)
 	}
+	a.claim(holder, Claim{})
 	delete(a.claims, holder)
 	return grants
 }
@@ -158,7 +164,7 @@ func (a *Allocator) Allocate(holder string, wish Wish) ([]Grant, *Refusal) {
 		claim = wish.Claim
 	}
 	if len(grants) > 0 {
-		a.claims[holder] = claim
+		a.claim(holder, claim)
 	}
 	for _, g := range grants {
 		a.take(holder, g)

@@ -31,7 +31,7 @@ func (a *Allocator) exceeds(holder string, wish Wish, grants []Grant, before Hol
 	if limits.Ports == nil || len(wish.Ports) <= len(before.Claim.Ports) && len(before.Grants) > 0 {
 		return nil
 	}
-	if n := a.portsOfAll(others) + int32(len(wish.Ports)); n > *limits.Ports {
+	if n := a.ports[tenantOf(holder)] + int32(len(wish.Ports)); n > *limits.Ports {
 		refusal := overLimit(wish.Tenant, "ports", *limits.Ports, fmt.Sprintf("it would have %d ports", n))
 		if len(before.Grants) > 0 {
 			refusal.Keeps = &before.Claim
@@ -69,12 +69,14 @@ func addressesOf(held map[string][]Grant) map[netip.Addr]bool {
 	return out
 }
 
-// portsOfAll counts the ports that holders have.
-func (a *Allocator) portsOfAll(held map[string][]Grant) (n int32) {
-	for holder := range held {
-		n += int32(len(a.claims[holder].Ports))
+// claim notes by which claim the holder has what it has.
+func (a *Allocator) claim(holder string, c Claim) {
+	tenant := tenantOf(holder)
+	a.ports[tenant] += int32(len(c.Ports) - len(a.claims[holder].Ports))
+	if a.ports[tenant] == 0 {
+		delete(a.ports, tenant)
 	}
-	return n
+	a.claims[holder] = c
 }
 
 func overLimit(tenant, limit string, is int32, would string) *Refusal {
@@ -87,5 +89,5 @@ type Count struct{ LoadBalancers, Addresses, Ports int32 }
 // CountOf counts what the holders have whose names begin with the namespace.
 func (a *Allocator) CountOf(namespace string) Count {
 	held := a.held[namespace]
-	return Count{int32(len(held)), int32(len(addressesOf(held))), a.portsOfAll(held)}
+	return Count{int32(len(held)), int32(len(addressesOf(held))), a.ports[namespace]}
 }

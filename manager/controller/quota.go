@@ -15,6 +15,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 
 	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/manager/convert"
 )
 
 const (
@@ -107,13 +108,7 @@ const soonCounted = 200 * time.Millisecond
 // hardOf are the bounds of a tenant.
 func hardOf(tenant *v1alpha1.Tenant) corev1.ResourceList {
 	bounds := tenant.Spec.Objects
-	lbs, addresses := int32(v1alpha1.DefaultLoadBalancerObjects), int32(v1alpha1.DefaultAddressesObjects)
-	if limit := tenant.Spec.Limits.LoadBalancers; limit != nil && *limit < 1<<30 {
-		lbs = max(lbs, 2**limit)
-	}
-	if bounds.LoadBalancers != nil {
-		lbs = *bounds.LoadBalancers
-	}
+	lbs, addresses := convert.LoadBalancerObjects(tenant), int32(v1alpha1.DefaultAddressesObjects)
 	if bounds.Addresses != nil {
 		addresses = *bounds.Addresses
 	}

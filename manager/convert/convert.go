@@ -4,6 +4,7 @@ package convert
 import (
 	"cmp"
 	"fmt"
+	"math"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -123,9 +124,29 @@ func Addresses(a *v1alpha1.Addresses) translate.Addresses {
 	return out
 }
 
+// LoadBalancerObjects is how many LoadBalancers there may be in a tenant's namespace.
+func LoadBalancerObjects(t *v1alpha1.Tenant) int32 {
+	if n := t.Spec.Objects.LoadBalancers; n != nil {
+		return *n
+	}
+	if limit := t.Spec.Limits.LoadBalancers; limit != nil && *limit < 1<<30 {
+		return max(v1alpha1.DefaultLoadBalancerObjects, 2**limit)
+	}
+	return v1alpha1.DefaultLoadBalancerObjects
+}
+
+// portLimit: a tenant for which none is set has enough for what Services have, and not for as many as the schema allows.
+func portLimit(t *v1alpha1.Tenant) *int32 {
+	if t.Spec.Limits.Ports != nil {
+		return t.Spec.Limits.Ports
+	}
+	n := int32(min(max(v1alpha1.DefaultPortsPerObject*int64(LoadBalancerObjects(t)), v1alpha1.DefaultPortsAtLeast), math.MaxInt32))
+	return &n
+}
+
 // Tenant takes what translation needs. CIDRs that do not parse, which the schema refuses, allow nothing.
 func Tenant(t *v1alpha1.Tenant) translate.Tenant {
-	out := translate.Tenant{Name: t.Name, Network: t.Spec.BackendNetwork, Created: t.CreationTimestamp.Unix(), Disabled: t.Spec.LoadBalancer.Disable || t.Spec.Revoked, Limits: ipam.Limits{LoadBalancers: t.Spec.Limits.LoadBalancers, Addresses: t.Spec.Limits.Addresses, Ports: t.Spec.Limits.Ports}}
+	out := translate.Tenant{Name: t.Name, Network: t.Spec.BackendNetwork, Created: t.CreationTimestamp.Unix(), Disabled: t.Spec.LoadBalancer.Disable || t.Spec.Revoked, Limits: ipam.Limits{LoadBalancers: t.Spec.Limits.LoadBalancers, Addresses: t.Spec.Limits.Addresses, Ports: portLimit(t)}}
 	number := func(limit *int32) uint32 {
 		if limit == nil {
 			return 0

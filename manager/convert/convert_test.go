@@ -2,6 +2,7 @@ package convert
 
 import (
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 	"strings"
@@ -109,4 +110,23 @@ func TestAnEmptyLocalListIsNotAnAbsentOne(t *testing.T) {
 	got = LoadBalancer(lb)
 	require.NotNil(t, got.Local)
 	require.Empty(t, *got.Local)
+}
+
+func TestATenantHasAPortLimitThatGoesWithItsObjects(t *testing.T) {
+	n := func(n int32) *int32 { return &n }
+	for name, c := range map[string]struct {
+		spec  v1alpha1.TenantSpec
+		ports int32
+	}{
+		"nothing is set":                {v1alpha1.TenantSpec{}, 5000},
+		"ports are":                     {v1alpha1.TenantSpec{Limits: v1alpha1.TenantLimits{Ports: n(300)}, Objects: v1alpha1.TenantObjects{LoadBalancers: n(10000)}}, 300},
+		"many objects are":              {v1alpha1.TenantSpec{Objects: v1alpha1.TenantObjects{LoadBalancers: n(10000)}}, 100000},
+		"few objects are":               {v1alpha1.TenantSpec{Objects: v1alpha1.TenantObjects{LoadBalancers: n(1)}}, 256},
+		"more objects than are counted": {v1alpha1.TenantSpec{Objects: v1alpha1.TenantObjects{LoadBalancers: n(math.MaxInt32)}}, math.MaxInt32},
+		"many that may be served":       {v1alpha1.TenantSpec{Limits: v1alpha1.TenantLimits{LoadBalancers: n(1000)}}, 20000},
+	} {
+		t.Run(name, func(t *testing.T) {
+			require.Equal(t, c.ports, *Tenant(&v1alpha1.Tenant{Spec: c.spec}).Limits.Ports)
+		})
+	}
 }

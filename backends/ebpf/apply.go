@@ -62,7 +62,12 @@ func (a *apply) fail(err error, record dataplane.RecordError) {
 func (a *apply) pools(pools []model.Pool) {
 	b := a.backend
 	var written []model.PoolID
+	of := b.state.shares()
 	for _, p := range pools {
+		if err := of.takePool(p, b.state.pools[p.ID]); err != nil {
+			a.fail(err, dataplane.RecordError{Pool: p.ID})
+			continue
+		}
 		plan, err := b.planPool(p)
 		if a.carryOut(plan, err, dataplane.RecordError{Pool: p.ID}) {
 			written = append(written, p.ID)
@@ -94,7 +99,7 @@ func (a *apply) frontends(d dataplane.Description, frontends []model.Frontend) {
 			a.cut[f.FrontendKey] = true
 		}
 		record := dataplane.RecordError{Frontend: f.FrontendKey}
-		if err := of.take(f, a.backend.state.frontends[f.FrontendKey]); err != nil {
+		if err := of.takeFrontend(f, a.backend.state.frontends[f.FrontendKey]); err != nil {
 			a.fail(err, record)
 			continue
 		}

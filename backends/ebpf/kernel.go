@@ -162,9 +162,9 @@ func (k *kernel) openRecords(options ebpf.MapOptions) error {
 	k.maps = map[string]*ebpf.Map{}
 	for _, spec := range []*ebpf.MapSpec{
 		{Name: mapNumbers, Type: ebpf.Array, KeySize: 4, ValueSize: uint32(binary.Size(numbers{})), MaxEntries: 1},
-		{Name: mapPoolRecords, Type: ebpf.Hash, KeySize: 4, ValueSize: uint32(binary.Size(poolRecord{})), MaxEntries: 1 << 14, Flags: noPreallocation},
+		{Name: mapPoolRecords, Type: ebpf.Hash, KeySize: 4, ValueSize: uint32(binary.Size(poolRecord{})), MaxEntries: maxPools, Flags: noPreallocation},
 		{Name: mapEndpointRecords, Type: ebpf.Hash, KeySize: 4, ValueSize: uint32(binary.Size(endpointRecord{})), MaxEntries: 1 << 20, Flags: noPreallocation},
-		{Name: mapServiceRecords, Type: ebpf.Hash, KeySize: 4, ValueSize: uint32(binary.Size(serviceRecord{})), MaxEntries: 1 << 17, Flags: noPreallocation},
+		{Name: mapServiceRecords, Type: ebpf.Hash, KeySize: 4, ValueSize: uint32(binary.Size(serviceRecord{})), MaxEntries: maxServices, Flags: noPreallocation},
 	} {
 		spec.Pinning = ebpf.PinByName
 		m, err := ebpf.NewMapWithOptions(spec, options)

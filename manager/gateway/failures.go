@@ -7,6 +7,7 @@ import (
 
 	"kubelb.k8c.io/api/plain"
 	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/core/translate"
 )
 
 // Bounds of what the Gateway object says of failures. Tenants bring them about as they like, so that each has its share of the room.
@@ -16,17 +17,20 @@ const (
 	maxMessage          = 256
 )
 
-// listed is what the Gateway object says of records that failed: of each LoadBalancer the first one, and of those that have none (pools) all
-// together as one tenant's. Unlisted are the namespaces that have more.
+// listed is what the Gateway object says of records that failed, of each tenant some: of each LoadBalancer the first one, and pools behind them.
+// Unlisted are the namespaces of which more LoadBalancers fail.
 func listed(fails map[string]failure) (failures []v1alpha1.GatewayFailure, unlisted []string) {
 	of, named := map[string][]v1alpha1.GatewayFailure{}, map[string]bool{}
-	for _, record := range slices.Sorted(maps.Keys(fails)) {
+	for _, record := range slices.Sorted(maps.Keys(fails)) { // which has frontends before pools
 		f := fails[record]
 		if f.owner != "" && named[f.owner] {
 			continue
 		}
 		named[f.owner] = true
 		namespace, _, _ := strings.Cut(f.owner, "/")
+		if f.tenant != "" {
+			namespace = translate.Tenant{Name: f.tenant}.Namespace()
+		}
 		of[namespace] = append(of[namespace], v1alpha1.GatewayFailure{LoadBalancer: f.owner, Record: record, Message: plain.Message(f.message, maxMessage)})
 	}
 	share := max(1, min(maxFailuresOfTenant, maxFailures/max(1, len(of))))
@@ -34,7 +38,8 @@ func listed(fails map[string]failure) (failures []v1alpha1.GatewayFailure, unlis
 		some := of[namespace]
 		some = some[:min(len(some), share, maxFailures-len(failures))]
 		failures = append(failures, some...)
-		if namespace != "" && len(some) < len(of[namespace]) && len(unlisted) < maxFailures {
+		more := slices.ContainsFunc(of[namespace][len(some):], func(f v1alpha1.GatewayFailure) bool { return f.LoadBalancer != "" })
+		if more && len(unlisted) < maxFailures {
 			unlisted = append(unlisted, namespace)
 		}
 	}

@@ -15,9 +15,10 @@ import (
 
 func TestOfEachLoadBalancerTheFirstRecordIsListedThatFailed(t *testing.T) {
 	failures, unlisted := listed(map[string]failure{
-		"frontend TCP 203.0.113.1:80": {"tenant-a/web", "full"}, "frontend TCP 203.0.113.1:443": {"tenant-a/web", "full"}, "pool a/one": {"", strings.Repeat("x", 1000)}})
-	require.Equal(t, []v1alpha1.GatewayFailure{{Record: "pool a/one", Message: strings.Repeat("x", 235) + "... (765 bytes more)"},
-		{LoadBalancer: "tenant-a/web", Record: "frontend TCP 203.0.113.1:443", Message: "full"}}, failures)
+		"frontend TCP 203.0.113.1:80": {owner: "tenant-a/web", message: "full"}, "frontend TCP 203.0.113.1:443": {owner: "tenant-a/web", message: "full"},
+		"pool a/one": {tenant: "a", message: strings.Repeat("x", 1000)}})
+	require.Equal(t, []v1alpha1.GatewayFailure{{LoadBalancer: "tenant-a/web", Record: "frontend TCP 203.0.113.1:443", Message: "full"},
+		{Record: "pool a/one", Message: strings.Repeat("x", 235) + "... (765 bytes more)"}}, failures)
 	require.Empty(t, unlisted)
 }
 
@@ -50,6 +51,19 @@ func TestATenantWithManyFailuresHidesNobodyElses(t *testing.T) {
 	require.LessOrEqual(t, len(failures), maxFailures)
 	require.Len(t, named(failures), 202, "each is told of some")
 	require.Len(t, unlisted, 202)
+}
+
+func TestPoolsOfATenantThatFailHideNobodyElses(t *testing.T) {
+	g := New(Options{Name: "g", Announcer: board{}, Log: slog.New(slog.DiscardHandler)}, nil, nil)
+	var errs []dataplane.RecordError
+	for i := range 2 * maxFailures {
+		errs = append(errs, dataplane.RecordError{Pool: model.PoolID(fmt.Sprint("hostile/", i)), Message: "full"})
+	}
+	g.note(model.Delta{}, append(errs, dataplane.RecordError{Pool: "innocent/p", Message: "full"}))
+	failures, unlisted := listed(g.fails)
+	require.Len(t, failures, maxFailuresOfTenant+1)
+	require.Contains(t, failures, v1alpha1.GatewayFailure{Record: "pool innocent/p", Message: "full"})
+	require.Empty(t, unlisted, "none of their LoadBalancers has failed")
 }
 
 func TestWhatFailsAgainAndAgainIsLoggedOnce(t *testing.T) {

@@ -172,8 +172,9 @@ type Gateway struct {
 
 // failure is a record that the dataplane did not take.
 type failure struct {
-	owner   string
-	message string
+	// owner is the LoadBalancer of a frontend, tenant whose a pool is.
+	owner, tenant string
+	message       string
 }
 
 // event changes the loop's state.

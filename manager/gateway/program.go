@@ -132,6 +132,9 @@ func (g *Gateway) note(sent model.Delta, failed []dataplane.RecordError) {
 		if owner, ok := g.hub.Owner(e.Frontend); ok && e.Pool == "" {
 			f.owner = owner.String()
 		}
+		if e.Pool != "" {
+			f.tenant = e.Pool.Tenant()
+		}
 		g.fails[e.Record()] = f
 		if before[e.Record()] != f {
 			g.log.Warn("record refused", "record", e.Record(), "reason", e.Message)

@@ -5,6 +5,7 @@ package backlog
 import (
 	"cmp"
 	"container/heap"
+	"iter"
 	"net/netip"
 	"slices"
 
@@ -16,19 +17,32 @@ import (
 type Backlog struct {
 	pools     map[model.PoolID]*record
 	frontends map[model.FrontendKey]*record
-	// owners are the tenants of frontends that the dataplane was told, or is to be: a deletion does not say whose it is.
-	owners  map[model.FrontendKey]string
+	// on are the tenants for which the dataplane may have a frontend, the last one that it was told of being last: more than one until it has
+	// answered. Whose it is that it had before this process began may be unknown: stranger.
+	on      map[model.FrontendKey][]string
 	tenants map[string]*tenant
+	// leaving are records of frontends by the other tenant for which the dataplane may have them.
+	leaving map[string]map[*record]bool
 	// turn is what the tenant had been dealt whose turn it was last: one that comes is neither before nor behind those that are there.
 	turn int
 	// coming counts by address the frontends that are to come.
 	coming map[netip.Addr]int
-	// suspects are names of records that are dealt by themselves, behind all others.
-	suspects map[string]bool
+	// suspects are records that are dealt by themselves, behind all others; passed is how many times others were dealt while some waited.
+	suspects map[suspect]bool
+	passed   int
 	// cost is that of all records, suspected is how many of them are suspects.
 	cost, suspected int
 	added           uint64
 }
+
+// suspect is a record of a tenant: another one who has the same address and port later has done nothing.
+type suspect struct{ tenant, record string }
+
+// stranger is the tenant of what the dataplane had before, which the model does not know.
+const stranger = ""
+
+// patience is how many times others are dealt while a suspect waits, whatever they have.
+const patience = 8
 
 // tenant has an account from its first record until it has none.
 type tenant struct {
@@ -80,14 +94,14 @@ func (r *record) name() string {
 
 // New returns an empty backlog.
 func New() *Backlog {
-	b := &Backlog{owners: map[model.FrontendKey]string{}, tenants: map[string]*tenant{}, suspects: map[string]bool{}}
+	b := &Backlog{on: map[model.FrontendKey][]string{}, tenants: map[string]*tenant{}, suspects: map[suspect]bool{}}
 	b.Clear()
 	return b
 }
 
 // Clear forgets the records, and not what tenants have had, what they lack and who is suspected.
 func (b *Backlog) Clear() {
-	b.pools, b.frontends, b.coming = map[model.PoolID]*record{}, map[model.FrontendKey]*record{}, map[netip.Addr]int{}
+	b.pools, b.frontends, b.coming, b.leaving = map[model.PoolID]*record{}, map[model.FrontendKey]*record{}, map[netip.Addr]int{}, map[string]map[*record]bool{}
 	b.cost, b.suspected = 0, 0
 	for _, t := range b.tenants {
 		t.records, t.queues = 0, [2 * kinds][]*record{}
@@ -104,17 +118,47 @@ func (b *Backlog) Has(key model.FrontendKey) bool { return b.frontends[key] != n
 func (b *Backlog) Comes(address netip.Addr) bool { return b.coming[address] > 0 }
 
 // Through tells whether all has been dealt that was added up to then, see Add.
-func (b *Backlog) Through(added uint64) bool { return b.oldest(0, 2*kinds) > added }
+func (b *Backlog) Through(added uint64) bool {
+	for _, t := range b.tenants {
+		if t.oldest(b.added+1, 0, 2*kinds) <= added {
+			return false
+		}
+	}
+	return true
+}
 
-// Behind are the tenants that have records here, and up to which version the dataplane holds all that is theirs.
-func (b *Backlog) Behind() map[string]uint64 {
-	behind := map[string]uint64{}
+// Behind are the tenants that have records here, and up to which version the dataplane holds all that is theirs. It is not known of all tenants
+// while the dataplane has to let go of frontends of which nobody knows whose they are.
+func (b *Backlog) Behind() (behind map[string]uint64, known bool) {
+	behind = map[string]uint64{}
 	for name, t := range b.tenants {
 		if t.records > 0 {
 			behind[name] = t.held
 		}
 	}
-	return behind
+	_, unknown := behind[stranger]
+	return behind, !unknown
+}
+
+// Holds notes that the dataplane has a frontend for the tenant, unless it is known better.
+func (b *Backlog) Holds(key model.FrontendKey, tenant string) {
+	if len(b.on[key]) == 0 {
+		b.on[key] = []string{tenant}
+	}
+}
+
+// HoldsUnknown is the same where nobody knows for which tenant.
+func (b *Backlog) HoldsUnknown(key model.FrontendKey) { b.Holds(key, stranger) }
+
+// of is the tenant of a frontend that is to be deleted: the one that it was last for.
+func (b *Backlog) of(key model.FrontendKey) string {
+	if on := b.on[key]; len(on) > 0 {
+		return on[len(on)-1]
+	}
+	if r := b.frontends[key]; r != nil {
+		return r.tenant.name
+	}
+	return stranger
 }
 
 // Reached notes that the dataplane holds at least the version, of every tenant.
@@ -132,10 +176,9 @@ func (b *Backlog) Add(d model.Delta, version uint64) uint64 {
 	}
 	for _, f := range d.UpsertFrontends {
 		b.put(f.Tenant, version, &record{kind: setFrontend, frontend: f})
-		b.owners[f.FrontendKey] = f.Tenant
 	}
 	for _, key := range d.DeleteFrontends {
-		b.put(b.owners[key], version, &record{kind: deleteFrontend, frontend: model.Frontend{FrontendKey: key}})
+		b.put(b.of(key), version, &record{kind: deleteFrontend, frontend: model.Frontend{FrontendKey: key}})
 	}
 	for _, id := range d.DeletePools {
 		b.put(id.Tenant(), version, &record{kind: deletePool, pool: model.Pool{ID: id}})
@@ -154,7 +197,8 @@ func (b *Backlog) put(name string, version uint64, r *record) {
 		t = &tenant{name: name, dealt: b.turn, held: version}
 		b.tenants[name] = t
 	}
-	r.tenant, r.added, r.suspect = t, b.added, b.suspect(r)
+	r.tenant, r.added = t, b.added
+	r.suspect = b.suspect(r)
 	var before *record
 	if r.ofPool() {
 		before = b.pools[r.pool.ID]
@@ -174,7 +218,7 @@ func (b *Backlog) put(name string, version uint64, r *record) {
 // suspect: so is a frontend whose pool is, and has not been dealt.
 func (b *Backlog) suspect(r *record) bool {
 	pool := b.pools[r.frontend.Pool]
-	return b.suspects[r.name()] || r.kind == setFrontend && pool != nil && pool.kind == setPool && pool.suspect
+	return b.suspects[suspect{r.tenant.name, r.name()}] || r.kind == setFrontend && pool != nil && pool.kind == setPool && pool.suspect
 }
 
 func (b *Backlog) insert(r *record) {
@@ -193,12 +237,26 @@ func (b *Backlog) insert(r *record) {
 	}
 	b.cost += r.cost()
 	r.tenant.records++
+	for _, left := range b.left(r) {
+		if b.leaving[left] == nil {
+			b.leaving[left] = map[*record]bool{}
+		}
+		b.leaving[left][r] = true
+	}
 	q := &r.tenant.queues[at]
 	i := len(*q)
 	for i > 0 && (*q)[i-1].added > r.added {
 		i--
 	}
 	*q = slices.Insert(*q, i, r)
+}
+
+// left are the other tenants that may have the record's frontend on one of their pools.
+func (b *Backlog) left(r *record) []string {
+	if r.ofPool() {
+		return nil
+	}
+	return slices.DeleteFunc(slices.Clone(b.on[r.frontend.FrontendKey]), func(t string) bool { return t == r.tenant.name })
 }
 
 // take takes a record out of the backlog; its queue goes by it.
@@ -218,6 +276,11 @@ func (b *Backlog) take(r *record) {
 	}
 	b.cost -= r.cost()
 	r.tenant.records--
+	for left, records := range b.leaving {
+		if delete(records, r); len(records) == 0 {
+			delete(b.leaving, left)
+		}
+	}
 }
 
 // head is the first record of a queue, nil for none.
@@ -233,22 +296,44 @@ func (t *tenant) head(at kind) *record {
 }
 
 // oldest is the number of the change that the record came with that has been in some of the queues for longest.
-func (b *Backlog) oldest(from, to kind) uint64 {
-	oldest := b.added + 1
-	for _, t := range b.tenants {
-		for at := from; at < to; at++ {
-			if r := t.head(at); r != nil {
-				oldest = min(oldest, r.added)
-			}
+func (t *tenant) oldest(oldest uint64, from, to kind) uint64 {
+	for at := from; at < to; at++ {
+		if r := t.head(at); r != nil {
+			oldest = min(oldest, r.added)
 		}
 	}
 	return oldest
+}
+
+// mayGo tells whether no frontend is on a tenant's pool any more, whose deletion came with that change. What others have to do with other pools
+// does not matter to that.
+func (b *Backlog) mayGo(t *tenant, added uint64) bool {
+	last := b.added + 1
+	for _, whose := range []string{t.name, stranger} {
+		if u := b.tenants[whose]; u != nil && min(u.oldest(last, setFrontend, deletePool), u.oldest(last, kinds+setFrontend, kinds+deletePool)) <= added {
+			return false
+		}
+		for r := range b.leaving[whose] {
+			if r.added <= added {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // Next deals records up to the cost, and at least one if there is any. One that costs more comes by itself, and so does a suspect.
 func (b *Backlog) Next(cost int) (d model.Delta) {
 	if b.cost <= cost && b.suspected == 0 {
 		return b.all()
+	}
+	if r := b.waiting(); r != nil && b.passed >= patience {
+		b.passed = 0
+		b.deal(r, &d)
+		return d
+	}
+	if b.passed++; b.suspected == 0 {
+		b.passed = 0
 	}
 	spent := 0
 	for turns := b.turns(); len(turns.heads) > 0; {
@@ -259,11 +344,25 @@ func (b *Backlog) Next(cost int) (d model.Delta) {
 		spent += r.cost()
 		b.deal(r, &d)
 		if r.suspect {
+			b.passed = 0
 			break
 		}
 		turns.next()
 	}
 	return d
+}
+
+// waiting is the next suspect of the tenants that have nothing else to be told of: the one of the tenant that has had least.
+func (b *Backlog) waiting() (next *record) {
+	for _, t := range b.tenants {
+		if b.suspected == 0 || t.oldest(b.added+1, setPool, deletePool) <= b.added {
+			continue
+		}
+		if r := b.next(t); r != nil && r.suspect && (next == nil || less(r, next)) {
+			next = r
+		}
+	}
+	return next
 }
 
 // all deals everything.
@@ -302,9 +401,9 @@ func (b *Backlog) deal(r *record, d *model.Delta) {
 		d.UpsertPools = append(d.UpsertPools, r.pool)
 	case setFrontend:
 		d.UpsertFrontends = append(d.UpsertFrontends, r.frontend)
+		b.on[r.frontend.FrontendKey] = append(b.left(r), t.name)
 	case deleteFrontend:
 		d.DeleteFrontends = append(d.DeleteFrontends, r.frontend.FrontendKey)
-		delete(b.owners, r.frontend.FrontendKey)
 	case deletePool:
 		d.DeletePools = append(d.DeletePools, r.pool.ID)
 	}
@@ -312,15 +411,14 @@ func (b *Backlog) deal(r *record, d *model.Delta) {
 
 // turns is a heap of each tenant's next record. The first is that of the tenant that has had least, and a suspect only if nobody has another.
 type turns struct {
-	heads []*record
-	// frontends is the oldest change of which frontends are here: a pool goes when no frontend is on it any more.
-	frontends uint64
+	backlog *Backlog
+	heads   []*record
 }
 
 func (b *Backlog) turns() *turns {
-	out := &turns{frontends: min(b.oldest(setFrontend, deletePool), b.oldest(kinds+setFrontend, kinds+deletePool))}
+	out := &turns{backlog: b}
 	for _, t := range b.tenants {
-		if r := out.of(t); r != nil {
+		if r := b.next(t); r != nil {
 			out.heads = append(out.heads, r)
 		}
 	}
@@ -328,10 +426,10 @@ func (b *Backlog) turns() *turns {
 	return out
 }
 
-// of is the tenant's next record that can be dealt now.
-func (t *turns) of(tenant *tenant) *record {
+// next is the tenant's next record that can be dealt now.
+func (b *Backlog) next(t *tenant) *record {
 	for at := range 2 * kinds {
-		if r := tenant.head(at); r != nil && (r.kind != deletePool || t.frontends > r.added) {
+		if r := t.head(at); r != nil && (r.kind != deletePool || b.mayGo(t, r.added)) {
 			return r
 		}
 	}
@@ -340,7 +438,7 @@ func (t *turns) of(tenant *tenant) *record {
 
 // next goes on when the first has been dealt.
 func (t *turns) next() {
-	r := t.of(t.heads[0].tenant)
+	r := t.backlog.next(t.heads[0].tenant)
 	if r == nil {
 		heap.Pop(t)
 		return
@@ -355,7 +453,7 @@ func (t *turns) Less(i, j int) bool {
 	if x.suspect != y.suspect {
 		return y.suspect
 	}
-	return cmp.Or(cmp.Compare(x.tenant.dealt, y.tenant.dealt), cmp.Compare(x.tenant.name, y.tenant.name)) < 0
+	return less(x, y)
 }
 func (t *turns) Swap(i, j int) { t.heads[i], t.heads[j] = t.heads[j], t.heads[i] }
 func (t *turns) Push(x any)    { t.heads = append(t.heads, x.(*record)) }
@@ -365,17 +463,22 @@ func (t *turns) Pop() any {
 	return last
 }
 
+// less: the tenant is before the other one's that has had less.
+func less(x, y *record) bool {
+	return cmp.Or(cmp.Compare(x.tenant.dealt, y.tenant.dealt), cmp.Compare(x.tenant.name, y.tenant.name)) < 0
+}
+
 // Failed notes that what was dealt has brought the dataplane to its end, or to take longer than it may. Which of the records has is not
 // known: once they are added anew, each comes by itself, when nobody else waits, until it is to be trusted, see Trust.
 func (b *Backlog) Failed(d model.Delta) {
-	for name := range names(d) {
+	for name := range b.names(d) {
 		b.suspects[name] = true
 	}
 }
 
 // Suspected tells whether all of what was dealt had failed before.
 func (b *Backlog) Suspected(d model.Delta) bool {
-	for name := range names(d) {
+	for name := range b.names(d) {
 		if !b.suspects[name] {
 			return false
 		}
@@ -383,31 +486,54 @@ func (b *Backlog) Suspected(d model.Delta) bool {
 	return true
 }
 
-// Trust notes that what was dealt is none of what Failed.
-func (b *Backlog) Trust(d model.Delta) {
-	if len(b.suspects) == 0 {
-		return
-	}
-	for name := range names(d) {
-		delete(b.suspects, name)
-	}
-}
-
-func names(d model.Delta) func(func(string) bool) {
-	var all []string
-	for _, p := range d.UpsertPools {
-		all = append(all, poolName(p.ID))
+// Trust notes that the dataplane has answered to what was dealt, which is none of what Failed. Frontends that it refused are as they were: those of
+// them are returned that it may have for another tenant than is served there now. They are to be deleted.
+func (b *Backlog) Trust(d model.Delta, refused func(model.FrontendKey) bool) (others []model.FrontendKey) {
+	if len(b.suspects) > 0 {
+		for name := range b.names(d) {
+			delete(b.suspects, name)
+		}
 	}
 	for _, f := range d.UpsertFrontends {
-		all = append(all, frontendName(f.FrontendKey))
+		switch key := f.FrontendKey; {
+		case !refused(key):
+			b.on[key] = []string{f.Tenant}
+		case len(b.on[key]) > 1:
+			others = append(others, key)
+		}
 	}
 	for _, key := range d.DeleteFrontends {
-		all = append(all, frontendName(key))
+		if !refused(key) {
+			delete(b.on, key)
+		}
 	}
-	for _, id := range d.DeletePools {
-		all = append(all, poolName(id))
+	return others
+}
+
+// names are the records of a change, with their tenants.
+func (b *Backlog) names(d model.Delta) iter.Seq[suspect] {
+	return func(yield func(suspect) bool) {
+		for _, p := range d.UpsertPools {
+			if !yield(suspect{p.Tenant, poolName(p.ID)}) {
+				return
+			}
+		}
+		for _, f := range d.UpsertFrontends {
+			if !yield(suspect{f.Tenant, frontendName(f.FrontendKey)}) {
+				return
+			}
+		}
+		for _, key := range d.DeleteFrontends {
+			if !yield(suspect{b.of(key), frontendName(key)}) {
+				return
+			}
+		}
+		for _, id := range d.DeletePools {
+			if !yield(suspect{id.Tenant(), poolName(id)}) {
+				return
+			}
+		}
 	}
-	return slices.Values(all)
 }
 
 func poolName(id model.PoolID) string           { return "pool " + string(id) }

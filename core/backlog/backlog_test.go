@@ -61,6 +61,14 @@ func dataplane(t *testing.T) *told {
 	return &told{t, map[model.PoolID]bool{}, map[model.FrontendKey]model.PoolID{}}
 }
 
+// none: the dataplane refuses no frontend.
+func none(model.FrontendKey) bool { return false }
+
+func behind(b *Backlog) map[string]uint64 {
+	of, _ := b.Behind()
+	return of
+}
+
 func TestASmallChangeIsOneBatch(t *testing.T) {
 	b := New()
 	b.Add(service("a", 1, 3), 0)
@@ -141,7 +149,9 @@ func TestBatchesAreBoundedAndWholeAndInOrder(t *testing.T) {
 func TestAPoolGoesWhenAllHaveLeftIt(t *testing.T) {
 	b, d := New(), dataplane(t)
 	b.Add(service("a", 1, 50), 0)
-	d.take(b.Next(1000))
+	first := b.Next(1000)
+	d.take(first)
+	b.Trust(first, none)
 	// All ports move to another tenant, and the pool goes.
 	move := service("b", 1, 50)
 	move.DeletePools = []model.PoolID{"a/p"}
@@ -204,7 +214,7 @@ func TestWhatEndsADataplaneComesByItselfAndLast(t *testing.T) {
 		if d.take(one); one.Len() != 1 || !b.Suspected(one) {
 			t.Errorf("%+v", one)
 		}
-		b.Trust(one)
+		b.Trust(one, none)
 	}
 	b.Add(service("hostile", 1, 5), 0)
 	if got := b.Next(100); got.Len() != 6 {
@@ -217,21 +227,123 @@ func TestWhoIsBehindIsNamedWithTheVersionThatHeHas(t *testing.T) {
 	b.Add(service("hostile", 1, 50), 3)
 	b.Add(service("hostile", 2, 50), 4)
 	b.Add(service("a", 3, 1), 4)
-	if got := b.Behind(); len(got) != 2 || got["hostile"] != 3 || got["a"] != 4 {
+	if got := behind(b); len(got) != 2 || got["hostile"] != 3 || got["a"] != 4 {
 		t.Errorf("%v", got)
 	}
 	b.Next(20)
-	if got := b.Behind(); len(got) != 1 || got["hostile"] != 3 {
+	if got := behind(b); len(got) != 1 || got["hostile"] != 3 {
 		t.Errorf("a has all, and hostile has not: %v", got)
 	}
 	b.Clear()
 	b.Add(service("hostile", 2, 50), 9)
-	if got := b.Behind(); len(got) != 1 || got["hostile"] != 3 {
+	if got := behind(b); len(got) != 1 || got["hostile"] != 3 {
 		t.Errorf("to know the difference anew is not to hold it: %v", got)
 	}
 	b.Reached(9)
-	if got := b.Behind(); got["hostile"] != 9 {
+	if got := behind(b); got["hostile"] != 9 {
 		t.Errorf("%v", got)
+	}
+}
+
+func TestATenantsPoolGoesWhateverOthersHave(t *testing.T) {
+	b, d := New(), dataplane(t)
+	first := service("a", 1, 1)
+	b.Add(first, 0)
+	d.take(b.Next(100))
+	b.Trust(first, none)
+	b.Add(service("hostile", 2, 1000), 1)
+	b.Add(model.Delta{DeleteFrontends: []model.FrontendKey{frontend("a", 1, 1).FrontendKey}, DeletePools: []model.PoolID{"a/p"}}, 1)
+	if d.take(b.Next(20)); d.pools["a/p"] || behind(b)["a"] != 0 || len(behind(b)) != 1 {
+		t.Errorf("a waits for what is hostile's: %v", behind(b))
+	}
+}
+
+func TestAPoolWaitsForFrontendsThatTheDataplaneMayHaveOnIt(t *testing.T) {
+	for name, answered := range map[string]bool{"it said so": true, "it did not answer": false} {
+		t.Run(name, func(t *testing.T) {
+			b, d := New(), dataplane(t)
+			first, move := service("a", 1, 50), service("b", 1, 50)
+			b.Add(first, 0)
+			if d.take(b.Next(1000)); answered {
+				b.Trust(first, none)
+			}
+			b.Add(move, 0)
+			b.Next(1000) // nothing comes of it
+			b.Clear()
+			move.DeletePools = []model.PoolID{"a/p"}
+			for b.Add(move, 0); !b.Empty(); {
+				d.take(b.Next(7))
+			}
+		})
+	}
+}
+
+func TestWhatTheDataplaneHadBeforeIsOfTheTenantThatHasIt(t *testing.T) {
+	b := New()
+	known, unknown := frontend("a", 1, 1).FrontendKey, frontend("", 2, 1).FrontendKey
+	b.Holds(known, "a")
+	b.Add(model.Delta{DeleteFrontends: []model.FrontendKey{known}}, 3)
+	if of, all := b.Behind(); !all || of["a"] != 3 {
+		t.Errorf("%v, %v", of, all)
+	}
+	b.HoldsUnknown(unknown)
+	b.Add(model.Delta{DeleteFrontends: []model.FrontendKey{unknown}}, 3)
+	if _, all := b.Behind(); all {
+		t.Error("whoever it is, is not named")
+	}
+	b.Next(10)
+	if of, all := b.Behind(); !all || len(of) != 0 {
+		t.Errorf("%v, %v", of, all)
+	}
+}
+
+func TestWhatIsRefusedIsNotLeftToTheTenantThatHadTheAddressBefore(t *testing.T) {
+	b := New()
+	key := frontend("a", 1, 1).FrontendKey
+	step := func(d model.Delta, refused bool) []model.FrontendKey {
+		b.Add(d, 0)
+		return b.Trust(b.Next(100), func(model.FrontendKey) bool { return refused })
+	}
+	step(service("a", 1, 1), false)
+	if others := step(service("a", 1, 1), true); len(others) != 0 {
+		t.Error("its own goes on as it was")
+	}
+	if others := step(service("b", 1, 1), true); !slices.Equal(others, []model.FrontendKey{key}) {
+		t.Error("a's clients are b's now")
+	}
+	step(model.Delta{DeleteFrontends: []model.FrontendKey{key}}, false)
+	if others := step(service("b", 1, 1), true); len(others) != 0 {
+		t.Error("nothing is there")
+	}
+}
+
+func TestASuspectIsDealtWhateverComesBetween(t *testing.T) {
+	b := New()
+	mixed := service("a", 1, 1)
+	mixed.UpsertFrontends = append(mixed.UpsertFrontends, service("hostile", 2, 1).UpsertFrontends...)
+	mixed.UpsertPools = append(mixed.UpsertPools, service("hostile", 2, 1).UpsertPools...)
+	b.Add(mixed, 0)
+	b.Failed(b.Next(100))
+	b.Clear()
+	b.Add(mixed, 0)
+	for i := range 2*patience*3 + 1 {
+		b.Add(service("hostile", 3, 300), uint64(i)) // there is always something else of somebody
+		b.Trust(b.Next(100), none)
+		if _, waits := behind(b)["a"]; !waits {
+			return
+		}
+	}
+	t.Errorf("a waits as long as hostile likes: %v", behind(b))
+}
+
+func TestAnAddressThatPassesOnIsNotSuspectedForWhatAnotherOneDid(t *testing.T) {
+	b := New()
+	b.Add(service("hostile", 1, 1), 0)
+	b.Failed(b.Next(100))
+	b.Clear()
+	b.Add(service("a", 1, 1), 0)
+	if got := b.Next(100); got.Len() != 2 {
+		t.Errorf("%+v", got)
 	}
 }
 

@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -10,7 +11,7 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// syncing is under way from the time when the difference to what the dataplane holds is known until it was told all of that.
+// syncing is under way from the time when the difference to what the dataplane holds is known until it was told all of that, or its process has ended.
 type syncing struct {
 	// until is the number of the difference in the backlog, version that of LoadBalancers which it leads to.
 	until, version uint64
@@ -65,8 +66,9 @@ func (g *Gateway) deliver(ctx context.Context, batch model.Delta) error {
 		return err
 	}
 	g.lost = false
-	g.backlog.Trust(batch)
+	g.backoff = min(g.backoff, leastBackoff) // it works, and others need not wait for what ends it next
 	g.postponed.done(batch)
+	g.settle(batch, failed)
 	for _, key := range batch.DeleteFrontends {
 		if e, is := g.unsupported[key]; is {
 			failed = append(failed, e)
@@ -76,6 +78,26 @@ func (g *Gateway) deliver(ctx context.Context, batch model.Delta) error {
 	return nil
 }
 
+// settle has the dataplane delete frontends that it refuses where it has them for another tenant still.
+func (g *Gateway) settle(batch model.Delta, failed []dataplane.RecordError) {
+	refused := map[model.FrontendKey]dataplane.RecordError{}
+	for _, e := range failed {
+		if e.Pool == "" {
+			refused[e.Frontend] = e
+		}
+	}
+	others := g.backlog.Trust(batch, func(key model.FrontendKey) bool { _, is := refused[key]; return is })
+	if len(others) == 0 {
+		return
+	}
+	for _, key := range others {
+		g.unsupported[key] = refused[key]
+	}
+	end := model.Delta{DeleteFrontends: others}
+	g.withdraw(end)
+	g.backlog.Add(end, g.flushed)
+}
+
 // blame notes that the batch had the backend end, or take longer than it may: the next process is not given the same work again. A record that
 // does that by itself waits, and others go on.
 func (g *Gateway) blame(ctx context.Context, batch model.Delta) {
@@ -83,13 +105,20 @@ func (g *Gateway) blame(ctx context.Context, batch model.Delta) {
 		return
 	}
 	if batch.Len() == 1 && g.backlog.Suspected(batch) {
-		g.postponed.add(recordsOf(batch)[0].Record(), time.Now())
+		g.postponed.add(postponables(batch)[0], time.Now())
 	}
 	g.backlog.Failed(batch)
 }
 
-// postponed are records that the dataplane is not told before a time, by name.
-type postponed map[string]postponement
+// postponed are records that the dataplane is not told before a time.
+type postponed map[postponable]postponement
+
+// postponable is what is done with a record, of the tenant that has it: another one that has the address later has done nothing, and what could not
+// be changed may be deleted.
+type postponable struct {
+	tenant, record string
+	deletes        bool
+}
 
 type postponement struct {
 	until time.Time
@@ -102,9 +131,14 @@ const (
 	mostPostponed  = time.Hour
 )
 
-func (p postponed) add(record string, now time.Time) {
-	wait := min(max(2*p[record].wait, leastPostponed), mostPostponed)
-	p[record] = postponement{now.Add(wait), wait}
+func (p postponed) add(what postponable, now time.Time) {
+	for other, at := range p {
+		if now.Sub(at.until) > mostPostponed {
+			delete(p, other)
+		}
+	}
+	wait := min(max(2*p[what].wait, leastPostponed), mostPostponed)
+	p[what] = postponement{now.Add(wait), wait}
 }
 
 // done forgets what was postponed and has gone well.
@@ -112,8 +146,8 @@ func (p postponed) done(d model.Delta) {
 	if len(p) == 0 {
 		return
 	}
-	for _, e := range recordsOf(d) {
-		delete(p, e.Record())
+	for _, what := range postponables(d) {
+		delete(p, what)
 	}
 }
 
@@ -122,8 +156,8 @@ func (p postponed) without(d model.Delta, held model.Digests, now time.Time) (ke
 	if len(p) == 0 {
 		return d, nil
 	}
-	waits := func(e dataplane.RecordError) bool {
-		at, is := p[e.Record()]
+	waits := func(what postponable, e dataplane.RecordError) bool {
+		at, is := p[what]
 		if !is || !now.Before(at.until) {
 			return false
 		}
@@ -131,23 +165,73 @@ func (p postponed) without(d model.Delta, held model.Digests, now time.Time) (ke
 		late = append(late, e)
 		return true
 	}
-	pool := func(id model.PoolID) bool { return waits(dataplane.RecordError{Pool: id}) }
-	frontend := func(key model.FrontendKey) bool { return waits(dataplane.RecordError{Frontend: key}) }
-	kept.UpsertPools = slices.DeleteFunc(slices.Clone(d.UpsertPools), func(p model.Pool) bool { return pool(p.ID) })
-	kept.UpsertFrontends = slices.DeleteFunc(slices.Clone(d.UpsertFrontends), func(f model.Frontend) bool { return frontend(f.FrontendKey) })
-	kept.DeleteFrontends = slices.DeleteFunc(slices.Clone(d.DeleteFrontends), frontend)
-	kept.DeletePools = slices.DeleteFunc(slices.Clone(d.DeletePools), pool)
-	for id := range held.Pools {
-		if pool(id) {
-			delete(held.Pools, id)
+	kept.UpsertPools = slices.DeleteFunc(slices.Clone(d.UpsertPools), func(o model.Pool) bool {
+		if late := waits(setsPool(o), dataplane.RecordError{Pool: o.ID}); late {
+			delete(held.Pools, o.ID)
+			return true
 		}
-	}
-	for key := range held.Frontends {
-		if frontend(key) {
-			delete(held.Frontends, key)
+		return false
+	})
+	kept.UpsertFrontends = slices.DeleteFunc(slices.Clone(d.UpsertFrontends), func(f model.Frontend) bool {
+		if late := waits(setsFrontend(f), dataplane.RecordError{Frontend: f.FrontendKey}); late {
+			delete(held.Frontends, f.FrontendKey)
+			return true
 		}
+		return false
+	})
+	goes := func(id model.PoolID) bool { return waits(deletesPool(id), dataplane.RecordError{Pool: id}) }
+	ends := func(key model.FrontendKey) bool {
+		return waits(deletesFrontend(key), dataplane.RecordError{Frontend: key})
 	}
+	kept.DeletePools = slices.DeleteFunc(slices.Clone(d.DeletePools), goes)
+	kept.DeleteFrontends = slices.DeleteFunc(slices.Clone(d.DeleteFrontends), ends)
+	wanted := model.NewDigests()
+	for _, o := range kept.UpsertPools {
+		wanted.Pools[o.ID] = ""
+	}
+	for _, f := range kept.UpsertFrontends {
+		wanted.Frontends[f.FrontendKey] = ""
+	}
+	maps.DeleteFunc(held.Pools, func(id model.PoolID, _ model.Digest) bool { _, is := wanted.Pools[id]; return !is && goes(id) })
+	maps.DeleteFunc(held.Frontends, func(key model.FrontendKey, _ model.Digest) bool {
+		_, is := wanted.Frontends[key]
+		return !is && ends(key)
+	})
 	return kept, late
+}
+
+func setsPool(p model.Pool) postponable {
+	return postponable{p.Tenant, dataplane.RecordError{Pool: p.ID}.Record(), false}
+}
+
+func setsFrontend(f model.Frontend) postponable {
+	return postponable{f.Tenant, dataplane.RecordError{Frontend: f.FrontendKey}.Record(), false}
+}
+
+func deletesPool(id model.PoolID) postponable {
+	return postponable{id.Tenant(), dataplane.RecordError{Pool: id}.Record(), true}
+}
+
+// deletesFrontend names no tenant: a frontend is deleted where nobody has it, whoever had it.
+func deletesFrontend(key model.FrontendKey) postponable {
+	return postponable{"", dataplane.RecordError{Frontend: key}.Record(), true}
+}
+
+// postponables are what a delta does.
+func postponables(d model.Delta) (all []postponable) {
+	for _, p := range d.UpsertPools {
+		all = append(all, setsPool(p))
+	}
+	for _, f := range d.UpsertFrontends {
+		all = append(all, setsFrontend(f))
+	}
+	for _, key := range d.DeleteFrontends {
+		all = append(all, deletesFrontend(key))
+	}
+	for _, id := range d.DeletePools {
+		all = append(all, deletesPool(id))
+	}
+	return all
 }
 
 // recordsOf names the records of a delta.

@@ -85,7 +85,7 @@ func TestAnObjectSaysWhichTenantsAreBehindAndUpToWhere(t *testing.T) {
 }
 
 func TestWhatEndsTheBackendIsNotGivenToTheNextProcessWithAllElse(t *testing.T) {
-	bad := ports("hostile", 1, 2).UpsertFrontends[1].FrontendKey
+	bad, does := ports("hostile", 1, 2).UpsertFrontends[1].FrontendKey, setsFrontend(ports("hostile", 1, 2).UpsertFrontends[1])
 	ended := errors.New("the process ended")
 	g, told := teller(t, func(d model.Delta) error {
 		if slices.ContainsFunc(d.UpsertFrontends, func(f model.Frontend) bool { return f.FrontendKey == bad }) {
@@ -121,13 +121,13 @@ func TestWhatEndsTheBackendIsNotGivenToTheNextProcessWithAllElse(t *testing.T) {
 	}
 	next()
 	require.ErrorIs(t, g.tell(t.Context()), ended, "it is tried again at its time, by itself")
-	require.InDelta(t, 2*leastPostponed, time.Until(g.postponed["frontend "+bad.String()].until), float64(time.Minute), "and waits for longer then")
+	require.InDelta(t, 2*leastPostponed, time.Until(g.postponed[does].until), float64(time.Minute), "and waits for longer then")
 }
 
 func TestAPostponedRecordStaysAsTheDataplaneHoldsIt(t *testing.T) {
 	p := postponed{}
 	d := ports("a", 1, 2)
-	record := dataplane.RecordError{Frontend: d.UpsertFrontends[0].FrontendKey}.Record()
+	record := setsFrontend(d.UpsertFrontends[0])
 	p.add(record, time.Now())
 	held := model.NewDigests()
 	for _, f := range d.UpsertFrontends {
@@ -137,7 +137,7 @@ func TestAPostponedRecordStaysAsTheDataplaneHoldsIt(t *testing.T) {
 	difference := model.Difference(held, model.Snapshot{Pools: kept.UpsertPools, Frontends: kept.UpsertFrontends})
 	require.Len(t, difference.UpsertFrontends, 1)
 	require.Empty(t, difference.DeleteFrontends)
-	require.Equal(t, record, late[0].Record())
+	require.Equal(t, record.record, late[0].Record())
 	for range 20 {
 		p.add(record, time.Now())
 	}
@@ -159,4 +159,74 @@ func TestWhatTheBackendDoesNotSupportIsSaidWhenTheDataplaneHasLetGoOfIt(t *testi
 	g.take(ports("a", 1, 2), 0)
 	require.NoError(t, g.tell(t.Context()))
 	require.Empty(t, g.fails)
+}
+
+func TestWhatAFormerTenantOfAnAddressDidKeepsNobodyWaiting(t *testing.T) {
+	ended := errors.New("the process ended")
+	hostile, innocent := ports("hostile", 1, 1), ports("a", 1, 1)
+	g, told := teller(t, func(d model.Delta) error {
+		if len(d.UpsertFrontends) > 0 && d.UpsertFrontends[0].Tenant == "hostile" {
+			return ended
+		}
+		return nil
+	})
+	for range 5 {
+		g.backlog.Clear()
+		g.take(hostile, 0)
+		for !g.backlog.Empty() && g.tell(t.Context()) == nil {
+		}
+	}
+	require.Len(t, g.postponed, 1)
+
+	g.take(model.Delta{DeleteFrontends: []model.FrontendKey{hostile.UpsertFrontends[0].FrontendKey}}, 0)
+	require.NoError(t, g.tell(t.Context()))
+	require.Equal(t, []model.FrontendKey{hostile.UpsertFrontends[0].FrontendKey}, (*told)[len(*told)-1].DeleteFrontends, "what could not be changed can be deleted")
+	g.take(innocent, 0)
+	require.NoError(t, g.tell(t.Context()))
+	require.Equal(t, innocent, (*told)[len(*told)-1])
+	require.Empty(t, g.fails)
+
+	held := model.NewDigests()
+	held.Frontends[hostile.UpsertFrontends[0].FrontendKey] = "the former one's"
+	kept, late := g.postponed.without(innocent, held, time.Now())
+	require.Equal(t, innocent, kept)
+	require.Empty(t, late, "it is the new one's, of which nothing is known")
+	require.Len(t, held.Frontends, 1)
+	g.take(hostile, 0)
+	require.NotEmpty(t, g.fails, "the former one waits still")
+}
+
+func TestAFrontendThatIsRefusedIsNotLeftToAnotherTenant(t *testing.T) {
+	g, told := teller(t, takesAll)
+	g.take(ports("hostile", 1, 1), 0)
+	require.NoError(t, g.tell(t.Context()))
+	g.apply = func(_ context.Context, d model.Delta) (failed []dataplane.RecordError, _ error) {
+		*told = append(*told, d)
+		for _, f := range d.UpsertFrontends {
+			failed = append(failed, dataplane.RecordError{Frontend: f.FrontendKey, Message: "full"})
+		}
+		return failed, nil
+	}
+	innocent := ports("a", 1, 1)
+	g.take(innocent, 0)
+	for !g.backlog.Empty() {
+		require.NoError(t, g.tell(t.Context()))
+	}
+	require.Equal(t, []model.FrontendKey{innocent.UpsertFrontends[0].FrontendKey}, (*told)[len(*told)-1].DeleteFrontends, "else its clients would reach the former tenant's nodes")
+	require.Equal(t, "full", g.fails["frontend "+innocent.UpsertFrontends[0].FrontendKey.String()].message)
+	require.Empty(t, g.held)
+}
+
+func TestAGatewayThatHasBegunAnewKnowsWhoseFrontendsTheDataplaneHas(t *testing.T) {
+	g, _ := teller(t, takesAll)
+	a := ports("a", 1, 2).UpsertFrontends
+	held := model.NewDigests()
+	for _, f := range a {
+		held.Frontends[f.FrontendKey] = f.Digest()
+	}
+	g.recognise(held, a, model.Delta{})
+	g.flushed = 4
+	g.take(model.Delta{DeleteFrontends: []model.FrontendKey{a[0].FrontendKey}}, 3)
+	_, behind := g.applied()
+	require.Equal(t, []v1alpha1.GatewayBehind{{Namespace: "tenant-a", ResourceVersion: "3"}}, behind, "the address must not be another one's before the dataplane has let go of it")
 }

@@ -109,7 +109,8 @@ type Gateway struct {
 	// behind: events have come while the backend was called, which it has not been told of.
 	behind bool
 	fails  map[string]failure
-	// backlog is what the dataplane is still to be told, by apply. Of that it does not support some, and is not told others before a time.
+	// backlog is what the dataplane is still to be told, by apply. Of that it does not support some, or refuses it where another tenant was, and
+	// is not told others before a time.
 	backlog     *backlog.Backlog
 	apply       func(context.Context, model.Delta) ([]dataplane.RecordError, error)
 	unsupported map[model.FrontendKey]dataplane.RecordError

@@ -21,6 +21,9 @@ const (
 // retryFailed is how often records that the dataplane refused are sent again.
 const retryFailed = 30 * time.Second
 
+// leastBackoff is how long a backend that ends is left alone at least, from its second end on.
+const leastBackoff = 250 * time.Millisecond
+
 // restartLater ends the process and sets the time of the next try: at once for the first, then ever later.
 func (g *Gateway) restartLater() {
 	if errors.Is(g.problem, errHung) {
@@ -28,8 +31,9 @@ func (g *Gateway) restartLater() {
 		g.backoff = max(g.backoff, hungPause)
 	}
 	g.host.stop()
+	g.syncing = nil
 	g.retryAt = time.Now().Add(g.backoff)
-	g.backoff = min(max(2*g.backoff, 250*time.Millisecond), 30*time.Second)
+	g.backoff = min(max(2*g.backoff, leastBackoff), 30*time.Second)
 }
 
 // program brings the dataplane closer to the model by one batch. The delta is to what it was to hold at the version before; a backend that does
@@ -66,12 +70,29 @@ func (g *Gateway) resync(ctx context.Context, before uint64) error {
 	accepted, late := g.postponed.without(accepted, held.Digests, time.Now())
 	d := model.Difference(held.Digests, model.Snapshot{Pools: accepted.UpsertPools, Frontends: accepted.UpsertFrontends})
 	g.backlog.Clear()
+	g.recognise(held.Digests, accepted.UpsertFrontends, d)
 	g.syncing = &syncing{until: g.backlog.Add(d, before), version: g.flushed, records: len(want.Pools) + len(want.Frontends), sent: d.Len()}
 	g.retryAt = time.Time{}
 	failing := append(refused, late...)
 	g.fails = stillFailing(g.fails, append(recordsOf(d), failing...))
 	g.note(without(accepted, d), failing)
 	return nil
+}
+
+// recognise tells the backlog for whom the dataplane has what it has, where the difference to the model does not name it.
+func (g *Gateway) recognise(held model.Digests, wanted []model.Frontend, d model.Delta) {
+	differs := map[model.FrontendKey]bool{}
+	for _, f := range d.UpsertFrontends {
+		differs[f.FrontendKey] = true
+	}
+	for _, f := range wanted {
+		if !differs[f.FrontendKey] {
+			g.backlog.Holds(f.FrontendKey, f.Tenant)
+		}
+	}
+	for key := range held.Frontends {
+		g.backlog.HoldsUnknown(key)
+	}
 }
 
 // stillFailing are those of the failures that are among the errors.

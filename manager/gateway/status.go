@@ -27,8 +27,8 @@ const maxBehind = 1000
 // applied is up to which version the dataplane holds LoadBalancers, and the namespaces that are behind. With more of those than can be named
 // nothing is said: what was said before still holds.
 func (g *Gateway) applied() (version string, behind []v1alpha1.GatewayBehind) {
-	of := g.backlog.Behind()
-	if len(of) > maxBehind {
+	of, known := g.backlog.Behind()
+	if len(of) > maxBehind || !known {
 		return "", nil
 	}
 	for _, tenant := range slices.Sorted(maps.Keys(of)) {

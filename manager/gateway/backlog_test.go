@@ -217,6 +217,29 @@ func TestAFrontendThatIsRefusedIsNotLeftToAnotherTenant(t *testing.T) {
 	require.Empty(t, g.held)
 }
 
+func TestWhoLacksNothingIsToldSoWhileAnotherTenantsRecordsAreOnTheirWay(t *testing.T) {
+	h := newOnHost(t)
+	h.has(moduleFile)
+	h.has(sysctlFile)
+	requireReady(t, h.conditions())
+	h.flushed = 4
+	h.starting, h.problem = true, errors.New("the process ended")
+	h.backlog.Add(ports("hostile", 1, 2*batchCost), 3)
+	h.syncing = &syncing{until: 1, version: 4}
+	h.publish()
+	s := <-h.status
+	require.Equal(t, "4", s.AppliedResourceVersion)
+	require.Equal(t, []v1alpha1.GatewayBehind{{Namespace: "tenant-hostile", ResourceVersion: "3"}}, s.Behind)
+
+	h.backlog.HoldsUnknown(ports("", 9, 1).UpsertFrontends[0].FrontendKey)
+	h.backlog.Add(model.Delta{DeleteFrontends: []model.FrontendKey{ports("", 9, 1).UpsertFrontends[0].FrontendKey}}, 3)
+	h.publish()
+	require.Empty(t, (<-h.status).AppliedResourceVersion, "somebody's frontend is there still, and nobody knows whose")
+	h.restartLater()
+	h.publish()
+	require.Empty(t, (<-h.status).AppliedResourceVersion, "what was told last may not have come to anything")
+}
+
 func TestAGatewayThatHasBegunAnewKnowsWhoseFrontendsTheDataplaneHas(t *testing.T) {
 	g, _ := teller(t, takesAll)
 	a := ports("a", 1, 2).UpsertFrontends

@@ -62,19 +62,17 @@ func (g *Gateway) publish() {
 		ready.Status, ready.Reason, ready.Message = metav1.ConditionFalse, "BackendFailed", plain.Message(g.problem.Error(), 1024)
 	case !g.host.running() || g.starting:
 		ready.Status, ready.Reason, ready.Message = metav1.ConditionFalse, "BackendRestarting", "the backend's process is being started again"
-	default:
-		// While it is called the dataplane holds what it held, which stands in the object.
-		if g.host.calling == nil {
-			s.AppliedResourceVersion, s.Behind = g.applied()
-		}
-		if g.answering.waiting == 0 && g.options.Announcer.Able() {
+	case len(g.fails) > 0:
+		ready.Reason, ready.Message = "SomeRecordsFailed", fmt.Sprintf("%d records could not be taken, see failures", len(g.fails))
+	case len(g.leftovers) > 0:
+		ready.Reason, ready.Message = "FormerBackendLeft", "a former backend could not be purged, see failures"
+	}
+	// While it is called, or away, the dataplane holds what it held, which stands in the object. Once it is known what it lacks, that is true of
+	// those who lack nothing, however long it takes until it has all.
+	if g.knows() {
+		s.AppliedResourceVersion, s.Behind = g.applied()
+		if g.served && g.answering.waiting == 0 && g.options.Announcer.Able() {
 			s.AnnouncedResourceVersion = s.AppliedResourceVersion
-		}
-		switch {
-		case len(g.fails) > 0:
-			ready.Reason, ready.Message = "SomeRecordsFailed", fmt.Sprintf("%d records could not be taken, see failures", len(g.fails))
-		case len(g.leftovers) > 0:
-			ready.Reason, ready.Message = "FormerBackendLeft", "a former backend could not be purged, see failures"
 		}
 	}
 	s.Conditions = append([]metav1.Condition{ready}, hostConditions(g.lacking())...)
@@ -102,6 +100,12 @@ func (g *Gateway) publish() {
 	default:
 	}
 	g.status <- s
+}
+
+// knows tells whether the gateway knows now what the dataplane holds, and for whom.
+func (g *Gateway) knows() bool {
+	asked := g.syncing != nil || g.problem == nil && !g.starting
+	return asked && g.host.running() && g.host.calling == nil
 }
 
 func (g *Gateway) beside() beside {

@@ -401,3 +401,27 @@ func TestATenantHasNoMoreKeptThanItMayHave(t *testing.T) {
 		a.Release("tenant-a/web")
 	}
 }
+
+func TestATenantsReservationsTakeNobodyElsesRoom(t *testing.T) {
+	at, a := time.Unix(1_800_000_000, 0), NewAllocator()
+	a.SetPools([]Pool{{Name: "p", Ranges: ranges(t, false, "203.0.113.0/28")}, {Name: "q", Ranges: ranges(t, false, "198.51.100.0/28")}})
+	a.At(at)
+	keep := func(pool, namespace, address string, minutes int) {
+		a.ReserveOf(pool, 3, Reservation{netip.MustParseAddr(address), namespace, at.Add(time.Duration(minutes) * time.Minute)})
+	}
+	keep("q", "tenant-hostile", "198.51.100.1", 1)
+	for i := range 10 {
+		keep("p", "tenant-hostile", fmt.Sprintf("203.0.113.%d", 1+i), 1+i)
+	}
+	keep("p", "tenant-a", "203.0.113.12", 5)
+	var kept []string
+	for _, r := range a.Reserved("p") {
+		kept = append(kept, r.Address.String())
+	}
+	if want := []string{"203.0.113.9", "203.0.113.10", "203.0.113.12"}; !slices.Equal(kept, want) {
+		t.Errorf("%v, want %v", kept, want)
+	}
+	if len(a.Reserved("q")) != 1 {
+		t.Error("another pool's room is its own")
+	}
+}

@@ -23,6 +23,24 @@ func (a *Allocator) Reserve(r Reservation) {
 	}
 }
 
+// ReserveOf is Reserve for an address of a pool of which there is room for so many. Where there is none, what ends first gives way of the tenant that has
+// most kept: nobody's room is taken by who asks for one address after the other.
+func (a *Allocator) ReserveOf(poolName string, room int, r Reservation) {
+	a.Reserve(r)
+	kept := a.Reserved(poolName)
+	if len(kept) <= room {
+		return
+	}
+	of := map[string]int{}
+	for _, k := range kept {
+		of[k.Namespace]++
+	}
+	slices.SortFunc(kept, func(x, y Reservation) int {
+		return cmp.Or(cmp.Compare(of[y.Namespace], of[x.Namespace]), cmp.Compare(x.Namespace, y.Namespace), x.Until.Compare(y.Until), x.Address.Compare(y.Address))
+	})
+	delete(a.reserved, kept[0].Address)
+}
+
 // At tells the allocator what time it is, and reports whether a reservation has ended by that, and when the next one does, if there is one.
 func (a *Allocator) At(now time.Time) (ended bool, next time.Time) {
 	a.now = now

@@ -276,3 +276,25 @@ func TestWhatATenantAskedForIsKeptForItOverARestart(t *testing.T) {
 	require.NoError(t, book.reserve(t.Context(), server, web, now))
 	require.Zero(t, book.book.Reservations())
 }
+
+func TestATenantThatHasManyAddressesKeptTakesNobodyElsesRoom(t *testing.T) {
+	wide, web := public(), recorded("web", 0, "203.0.113.4")
+	wide.Spec.Addresses, web.Spec.RequestedAddresses = []string{"203.0.0.0/16"}, []string{"203.0.113.4"}
+	scheme := runtime.NewScheme()
+	require.NoError(t, v1alpha1.AddToScheme(scheme))
+	server := fake.NewClientBuilder().WithScheme(scheme).WithStatusSubresource(&v1alpha1.AddressPool{}).WithObjects(wide, web).Build()
+	book, now := &addressBook{reader: server}, time.Now()
+	require.NoError(t, book.load(t.Context()))
+	for i := 1; i <= v1alpha1.MaxReserved+1; i++ {
+		book.keep(ipam.Grant{Address: netip.AddrFrom4([4]byte{203, 0, byte(i >> 8), byte(i)}), Pool: "public"}, "tenant-hostile", now)
+	}
+	ended, _ := book.expire(now)
+	require.True(t, ended, "who waits is told that one is kept no more")
+	require.NoError(t, book.reserve(t.Context(), server, web, now))
+	require.NoError(t, server.Get(t.Context(), client.ObjectKeyFromObject(wide), wide))
+	require.Len(t, wide.Status.Reserved, v1alpha1.MaxReserved)
+	book.release("tenant-a/web")
+	wants := ofTenantA("waits")
+	wants.Namespace, wants.Requested = "tenant-hostile", []netip.Addr{netip.MustParseAddr("203.0.113.4")}
+	require.Equal(t, ipam.AddressInUse, book.allocate(wants, nil, ipam.Limits{}, false).refusal.Reason)
+}

@@ -42,11 +42,13 @@ func (b *addressBook) keep(g ipam.Grant, namespace string, now time.Time) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	i := slices.IndexFunc(b.pools, func(p ipam.Pool) bool { return p.Name == g.Pool })
-	if i < 0 || b.pools[i].ReserveFor <= 0 || len(b.book.Reserved(g.Pool)) >= v1alpha1.MaxReserved {
+	if i < 0 || b.pools[i].ReserveFor <= 0 {
 		return false
 	}
 	b.book.At(now)
-	b.book.Reserve(ipam.Reservation{Address: g.Address, Namespace: namespace, Until: now.Add(b.pools[i].ReserveFor).Truncate(time.Second)})
+	kept := b.book.Reservations()
+	b.book.ReserveOf(g.Pool, v1alpha1.MaxReserved, ipam.Reservation{Address: g.Address, Namespace: namespace, Until: now.Add(b.pools[i].ReserveFor).Truncate(time.Second)})
+	b.ended = b.ended || b.book.Reservations() <= kept
 	return true
 }
 

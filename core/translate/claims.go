@@ -175,21 +175,23 @@ func (s standing) before(o standing) bool {
 	return cmp.Or(cmp.Compare(has(o.objects), has(s.objects)), cmp.Compare(has(o.held), has(s.held)), cmp.Compare(s.tenant.Created, o.tenant.Created), cmp.Compare(s.tenant.Name, o.tenant.Name)) < 0
 }
 
-// ToHold are the addresses that the object's status.held has to name, sorted. Each belongs to the object's tenant, and the operator has named it as
-// precisely for another tenant, which might list it later.
+// ToHold are the addresses that the object's status.held has to name, sorted. Each belongs to the object's tenant, and another one may claim it: the
+// operator has named it as precisely for that one, which might list it later, or that one lists it, for which the operator might name it later. What is on
+// record stays so, whatever others list and do not list any more.
 func (c *Claims) ToHold(a Addresses) []netip.Addr {
 	tenant, known := c.tenants[a.Namespace]
 	if !known {
 		return nil
 	}
 	hold := map[netip.Addr]bool{}
-	for address := range c.objects[a.ObjectName] {
+	for address, onRecord := range c.objects[a.ObjectName] {
 		own := precision(tenant, address)
 		if own < 0 {
 			continue
 		}
 		prefix, _ := address.Prefix(own)
-		if _, rival := c.Rival(tenant, address); !rival && len(c.named[namedNetwork{tenant.Network, prefix}]) > 1 {
+		disputed := onRecord || len(c.listed[address]) > 1 || len(c.named[namedNetwork{tenant.Network, prefix}]) > 1
+		if _, rival := c.Rival(tenant, address); !rival && disputed {
 			hold[address] = true
 		}
 	}

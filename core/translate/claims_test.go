@@ -2,6 +2,7 @@ package translate
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -117,6 +118,28 @@ func TestWhereTheOperatorHasSaidItNothingNeedsToBeOnRecord(t *testing.T) {
 	}
 	c.SetTenant(Tenant{Name: "b", BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}})
 	if hold := c.ToHold(a); len(hold) != 1 || hold[0] != netip.MustParseAddr("198.51.100.11") {
+		t.Errorf("%v", hold)
+	}
+}
+
+func TestWhoListsANodeAheadDoesNotGetItWhenItsNetworksGrow(t *testing.T) {
+	narrow := Tenant{Name: "old", Created: 1, BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}}
+	wide := narrow
+	wide.BackendCIDRs = append(slices.Clone(wide.BackendCIDRs), netip.MustParsePrefix("198.51.100.0/24"))
+	h, a := shared(), addressesOf("tenant-young", "198.51.100.11", "198.51.100.12")
+	h.SetTenant(narrow)
+	h.holding(a)
+	h.SetLoadBalancer(lb("tenant-young", "web"))
+	h.SetAddresses(addressesOf("tenant-old", "198.51.100.11"))
+	h.holding(a)
+	h.SetTenant(wide)
+	expectTargets(t, h, "young", "198.51.100.11 198.51.100.12")
+	// To list them and not to list them does not have anything be written each time.
+	h.SetTenant(narrow)
+	h.DeleteAddresses(model.ObjectName{Namespace: "tenant-old", Name: "default"})
+	a.Held = []netip.Addr{netip.MustParseAddr("198.51.100.11")}
+	h.SetAddresses(a)
+	if hold := h.claims.ToHold(a); !slices.Equal(hold, a.Held) {
 		t.Errorf("%v", hold)
 	}
 }

@@ -359,7 +359,7 @@ type AddressesSpec struct {
 // AddressesStatus is the manager's record.
 type AddressesStatus struct {
 	// Held are addresses of spec.addresses that belong to this tenant because it listed them first. An address is here only if the backendCIDRs of
-	// another tenant name it as precisely.
+	// another tenant name it as precisely, or another tenant lists it, or did.
 	// +optional
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=5000

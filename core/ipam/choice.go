@@ -69,13 +69,13 @@ func (a *Allocator) may(holder string, wish Wish, address netip.Addr, before Hol
 	})
 }
 
-// shared finds an address that others hold who share it, the lowest one.
+// shared finds an address that others hold who share it: that of the first one of them by name. Which address they have depends on other tenants.
 func (a *Allocator) shared(holder string, wish Wish, family Family) (found Grant, ok bool) {
 	if wish.Sharing == "" {
 		return Grant{}, false
 	}
 	for address := range a.holders {
-		if FamilyOf(address) != family || ok && !address.Less(found.Address) || !a.may(holder, wish, address, Holding{}) {
+		if FamilyOf(address) != family || ok && !a.sooner(address, found.Address) || !a.may(holder, wish, address, Holding{}) {
 			continue
 		}
 		for _, pool := range a.pools {
@@ -85,6 +85,11 @@ func (a *Allocator) shared(holder string, wish Wish, family Family) (found Grant
 		}
 	}
 	return found, ok
+}
+
+// sooner tells whether the address has a holder before all of the other one's, by their names.
+func (a *Allocator) sooner(address, other netip.Addr) bool {
+	return cmp.Or(cmp.Compare(slices.Min(a.holders[address]), slices.Min(a.holders[other])), address.Compare(other)) < 0
 }
 
 // inUse says who has an address that cannot be had besides.

@@ -425,3 +425,26 @@ func TestATenantsReservationsTakeNobodyElsesRoom(t *testing.T) {
 		t.Error("another pool's room is its own")
 	}
 }
+
+func TestWhichAddressIsSharedDependsOnNoOtherTenant(t *testing.T) {
+	a := NewAllocator()
+	a.SetPools([]Pool{{Name: "p", Ranges: ranges(t, false, "203.0.113.0/30"), AutoAssign: true}})
+	asks := func(holder string, port int32) string {
+		grants, refusal := a.Allocate(holder, Wish{Tenant: "a", Claim: Claim{"key", []Port{{"TCP", port}}}})
+		if refusal != nil {
+			t.Fatal(refusal)
+		}
+		return grants[0].Address.String()
+	}
+	for i := range 3 { // another one's, which has three addresses and gives the first two back
+		a.Allocate(fmt.Sprint("tenant-b/", i), Wish{Tenant: "b"})
+	}
+	a.Release("tenant-b/0")
+	a.Release("tenant-b/1")
+	if one, two := asks("tenant-a/one", 80), asks("tenant-a/two", 80); one != "203.0.113.3" || two != "203.0.113.0" {
+		t.Error(one, two)
+	}
+	if three := asks("tenant-a/three", 443); three != "203.0.113.3" {
+		t.Errorf("%s is not that of the first one", three)
+	}
+}

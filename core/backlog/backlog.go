@@ -41,8 +41,8 @@ type suspect struct{ tenant, record string }
 // stranger is the tenant of what the dataplane had before, which the model does not know.
 const stranger = ""
 
-// patience is how many times others are dealt while a suspect waits, whatever they have.
-const patience = 8
+// Patience is how many times others are dealt while a suspect waits, whatever they have.
+const Patience = 8
 
 // tenant has an account from its first record until it has none.
 type tenant struct {
@@ -327,7 +327,7 @@ func (b *Backlog) Next(cost int) (d model.Delta) {
 	if b.cost <= cost && b.suspected == 0 {
 		return b.all()
 	}
-	if r := b.waiting(); r != nil && b.passed >= patience {
+	if r := b.waiting(); r != nil && b.passed >= Patience {
 		b.passed = 0
 		b.deal(r, &d)
 		return d

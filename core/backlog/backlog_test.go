@@ -326,7 +326,7 @@ func TestASuspectIsDealtWhateverComesBetween(t *testing.T) {
 	b.Failed(b.Next(100))
 	b.Clear()
 	b.Add(mixed, 0)
-	for i := range 2*patience*3 + 1 {
+	for i := range 2*Patience*3 + 1 {
 		b.Add(service("hostile", 3, 300), uint64(i)) // there is always something else of somebody
 		b.Trust(b.Next(100), none)
 		if _, waits := behind(b)["a"]; !waits {

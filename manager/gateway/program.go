@@ -64,19 +64,24 @@ func (g *Gateway) resync(ctx context.Context, before uint64) error {
 	if err != nil {
 		return err
 	}
+	g.goOnFrom(held.Digests, before)
+	return nil
+}
+
+// goOnFrom has the backlog be the difference to what the dataplane holds.
+func (g *Gateway) goOnFrom(held model.Digests, before uint64) {
 	want := g.hub.Snapshot()
 	clear(g.unsupported)
 	accepted, refused := g.supported(model.Delta{UpsertPools: want.Pools, UpsertFrontends: want.Frontends})
-	accepted, late := g.postponed.without(accepted, held.Digests, time.Now())
-	d := model.Difference(held.Digests, model.Snapshot{Pools: accepted.UpsertPools, Frontends: accepted.UpsertFrontends})
+	accepted, late := g.postponed.without(accepted, held, time.Now())
+	d := model.Difference(held, model.Snapshot{Pools: accepted.UpsertPools, Frontends: accepted.UpsertFrontends})
 	g.backlog.Clear()
-	g.recognise(held.Digests, accepted.UpsertFrontends, d)
+	g.recognise(held, accepted.UpsertFrontends, d)
 	g.syncing = &syncing{until: g.backlog.Add(d, before), version: g.flushed, records: len(want.Pools) + len(want.Frontends), sent: d.Len()}
 	g.retryAt = time.Time{}
 	failing := append(refused, late...)
 	g.fails = stillFailing(g.fails, append(recordsOf(d), failing...))
 	g.note(without(accepted, d), failing)
-	return nil
 }
 
 // recognise tells the backlog for whom the dataplane has what it has, where the difference to the model does not name it.

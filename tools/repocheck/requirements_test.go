@@ -19,7 +19,7 @@ func requirementIDs() (ids []string) {
 	}{
 		{"S", "%s%02d", 1, 13}, {"S", "%s%02d", 20, 24}, {"S", "%s%02d", 30, 36}, {"S", "%s%02d", 40, 48}, {"S", "%s%02d", 50, 52}, {"S", "%s%02d", 60, 62},
 		{"S", "%s%02d", 70, 74}, {"S", "%s%02d", 80, 84}, {"S", "%s%02d", 90, 99}, {"R", "%s%d", 1, 13},
-		{"T", "%s%d", 1, 34},
+		{"T", "%s%d", 1, 35},
 	} {
 		for n := span.from; n <= span.to; n++ {
 			ids = append(ids, fmt.Sprintf(span.form, span.letter, n))

@@ -1,0 +1,299 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
+
+	"kubelb.k8c.io/backends/dataplane"
+	"kubelb.k8c.io/core/backlog"
+	"kubelb.k8c.io/core/model"
+	"kubelb.k8c.io/core/translate"
+)
+
+// Tenants change what is theirs while the dataplane is told, ends, and refuses, as hostile ones' records have it do. At each step:
+//
+//   - an honest tenant's change is in the next batch, or, once it was in a batch that ended the dataplane, within the patience that each record has;
+//   - the dataplane ends twice for a record at most;
+//   - what is said to fail, or not to be listed, is a hostile one's;
+//   - the dataplane holds what is an honest tenant's, and nothing else at its addresses, unless it is said that this tenant is behind.
+func TestNoTenantIsBehindOrFailsByAnotherOnesDoing(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		w := newStage(t)
+		for range rapid.IntRange(1, 25).Draw(t, "steps") {
+			w.step()
+		}
+		for range 5000 {
+			if w.g.backlog.Empty() && !w.ended {
+				break
+			}
+			w.tell()
+		}
+		require.True(t, w.g.backlog.Empty(), "it comes to an end")
+		w.judge()
+	})
+}
+
+// Ports of nodes that have the dataplane end, or refuse a frontend. Hostile tenants alone ask for them.
+const (
+	usualPort    = 30000
+	endingPort   = 30666
+	refusedPort  = 30667
+	hostilePorts = 200
+)
+
+// stage is a gateway with its parts, before a dataplane of which it is known what it does.
+type stage struct {
+	*rapid.T
+	g *Gateway
+	// pools and frontends are what the dataplane holds; ended: it has to be asked for that first.
+	pools     map[model.PoolID]model.Pool
+	frontends map[model.FrontendKey]model.Frontend
+	ended     bool
+	ends      int
+	// bombs are the frontends that have ever ended it.
+	bombs map[model.FrontendKey]bool
+	// owner of an address is who has it, as the controllers would have it: another one gets it when gateways have let go of it.
+	owner map[netip.Addr]string
+	// since is how many batches have been taken since a tenant had a change, of how many records; of suspects there may be some.
+	batches int
+	since   map[string]int
+	patient map[string]int
+}
+
+var stageTenants = []string{"a", "b", "hostile", "vile"}
+
+func isHostile(tenant string) bool { return tenant == "hostile" || tenant == "vile" }
+
+func newStage(t *rapid.T) *stage {
+	w := &stage{T: t, pools: map[model.PoolID]model.Pool{}, frontends: map[model.FrontendKey]model.Frontend{}, bombs: map[model.FrontendKey]bool{}, owner: map[netip.Addr]string{},
+		since: map[string]int{}, patient: map[string]int{}}
+	w.g = New(Options{Name: "g", Announcer: board{}, Log: slog.New(slog.DiscardHandler)}, nil, nil)
+	w.g.host, w.g.served = &host{description: dataplane.Description{Name: "test"}}, true
+	w.g.apply = w.apply
+	for i, name := range stageTenants {
+		w.g.hub.SetTenant(translate.Tenant{Name: name, BackendCIDRs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i), 0, 0}), 16)}})
+		w.nodes(name, 2)
+	}
+	w.flush()
+	return w
+}
+
+func (w *stage) nodes(tenant string, n int) {
+	a := translate.Addresses{ObjectName: model.ObjectName{Namespace: "tenant-" + tenant, Name: "default"}}
+	for i := range n {
+		a.List = append(a.List, translate.Address{IP: netip.AddrFrom4([4]byte{10, byte(slices.Index(stageTenants, tenant)), 0, byte(1 + i)}).String()})
+	}
+	w.g.hub.SetAddresses(a)
+}
+
+func (w *stage) apply(_ context.Context, d model.Delta) (failed []dataplane.RecordError, err error) {
+	for _, f := range d.UpsertFrontends {
+		if f.TargetPort == endingPort {
+			w.bombs[f.FrontendKey] = true
+			err = errors.New("the process ended")
+		}
+	}
+	if err != nil && rapid.Bool().Draw(w.T, "ends before anything") {
+		return nil, err
+	}
+	for _, p := range d.UpsertPools {
+		w.pools[p.ID] = p
+	}
+	for _, f := range d.UpsertFrontends {
+		switch {
+		case f.TargetPort == endingPort:
+		case f.TargetPort == refusedPort:
+			failed = append(failed, dataplane.RecordError{Frontend: f.FrontendKey, Message: "refused"})
+		default:
+			require.Contains(w, w.pools, f.Pool, "a frontend before its pool")
+			w.frontends[f.FrontendKey] = f
+		}
+	}
+	for _, key := range d.DeleteFrontends {
+		delete(w.frontends, key)
+	}
+	for _, id := range d.DeletePools {
+		for _, f := range w.frontends {
+			require.NotEqual(w, id, f.Pool, "a pool goes that %s is on", f.FrontendKey)
+		}
+		delete(w.pools, id)
+	}
+	return failed, err
+}
+
+func (w *stage) digests() model.Digests {
+	return model.Snapshot{Pools: slices.Collect(maps.Values(w.pools)), Frontends: slices.Collect(maps.Values(w.frontends))}.Digests()
+}
+
+// step is a change of one tenant, and what the gateway makes of it.
+func (w *stage) step() {
+	tenant := rapid.SampledFrom(stageTenants).Draw(w.T, "tenant")
+	switch rapid.SampledFrom([]string{"balancer", "balancer", "gone", "nodes", "restart", "nothing"}).Draw(w.T, "change") {
+	case "balancer":
+		w.balancer(tenant)
+	case "gone":
+		name := w.name(tenant)
+		w.g.hub.DeleteLoadBalancer(name)
+		for vip, owner := range w.owner {
+			if owner == name.String() {
+				delete(w.owner, vip)
+			}
+		}
+	case "nodes":
+		w.nodes(tenant, rapid.IntRange(0, 5).Draw(w.T, "nodes"))
+	case "restart":
+		w.ended = true // of the dataplane's process
+	}
+	for range rapid.IntRange(1, 3).Draw(w.T, "batches") {
+		w.tell()
+		w.judge()
+	}
+}
+
+func (w *stage) name(tenant string) model.ObjectName {
+	return model.ObjectName{Namespace: "tenant-" + tenant, Name: rapid.SampledFrom([]string{"one", "two"}).Draw(w.T, "name")}
+}
+
+// balancer asks for an address that is nobody's, with a few ports if the tenant is honest, and else with many, of which some are what they should not be.
+func (w *stage) balancer(tenant string) {
+	lb := translate.LoadBalancer{ObjectName: w.name(tenant), Type: "LoadBalancer", Reference: &model.ObjectName{Name: "default"}}
+	vip := netip.AddrFrom4([4]byte{203, 0, 113, byte(rapid.IntRange(1, 3).Draw(w.T, "vip"))})
+	if owner, taken := w.owner[vip]; taken && owner != lb.ObjectName.String() || w.served(vip, tenant) {
+		return
+	}
+	for before, owner := range w.owner {
+		if owner == lb.ObjectName.String() {
+			delete(w.owner, before)
+		}
+	}
+	w.owner[vip] = lb.ObjectName.String()
+	lb.VIPs = []netip.Addr{vip}
+	n, odd := int32(rapid.IntRange(1, 4).Draw(w.T, "ports")), -1
+	if isHostile(tenant) {
+		n, odd = hostilePorts, rapid.IntRange(-1, hostilePorts-1).Draw(w.T, "odd")
+	}
+	for i := range n {
+		target := int32(usualPort)
+		if int(i) == odd {
+			target = rapid.SampledFrom([]int32{endingPort, refusedPort}).Draw(w.T, "does")
+		}
+		lb.Ports, lb.EndpointPorts = append(lb.Ports, translate.Port{Number: 1 + i}), append(lb.EndpointPorts, translate.Port{Number: target})
+	}
+	w.g.hub.SetLoadBalancer(lb)
+}
+
+// served: the dataplane has the address for another tenant still.
+func (w *stage) served(vip netip.Addr, tenant string) bool {
+	for key, f := range w.frontends {
+		if key.VIP == vip && f.Tenant != tenant {
+			return true
+		}
+	}
+	return false
+}
+
+// tell does what the gateway's loop does.
+func (w *stage) tell() {
+	d, before := w.flush()
+	if w.ended {
+		w.g.goOnFrom(w.digests(), before)
+		w.ended = false
+	} else {
+		w.g.take(d, before)
+	}
+	if err := w.g.tell(w.Context()); err != nil {
+		w.ended = true
+		w.ends++
+		w.g.restartLater()
+		w.g.retryAt = w.g.retryAt.AddDate(1, 0, 0)
+		return
+	}
+	w.batches++
+}
+
+func (w *stage) flush() (model.Delta, uint64) {
+	before := w.g.flushed
+	w.g.seen++
+	w.g.flushed = w.g.seen
+	d := w.g.hub.Flush().Model
+	w.g.withdraw(d)
+	return d, before
+}
+
+func (w *stage) judge() {
+	require.LessOrEqual(w, w.ends, 2*len(w.bombs), "the dataplane has ended too often")
+	for record, f := range w.g.fails {
+		require.Contains(w, []string{"tenant-hostile", "tenant-vile"}, f.owner[:max(0, len(f.owner)-4)], "%s fails: %+v", record, f)
+	}
+	if _, unlisted := listed(w.g.fails); len(unlisted) > 0 {
+		require.NotContains(w, unlisted, "tenant-a")
+		require.NotContains(w, unlisted, "tenant-b")
+	}
+	if w.ended {
+		return // it is not known what was taken, and nothing is said
+	}
+	behind, known := w.g.backlog.Behind()
+	if !known {
+		return
+	}
+	want, has := w.g.hub.Snapshot(), w.digests()
+	for _, tenant := range []string{"a", "b"} {
+		if _, is := behind[tenant]; is {
+			w.patience(tenant)
+			continue
+		}
+		delete(w.since, tenant)
+		for _, p := range want.Pools {
+			if p.Tenant == tenant {
+				require.Equal(w, p.Digest(), has.Pools[p.ID], "pool %s", p.ID)
+			}
+		}
+		for _, f := range want.Frontends {
+			if f.Tenant == tenant {
+				require.Equal(w, f.Digest(), has.Frontends[f.FrontendKey], "%s", f.FrontendKey)
+			}
+		}
+		for key, f := range w.frontends {
+			require.False(w, f.Tenant == tenant && w.ownerOf(key.VIP) != tenant, "%s is %s's still, which is not behind", key, tenant)
+			require.False(w, f.Tenant != tenant && w.ownerOf(key.VIP) == tenant, "clients of %s reach %s's nodes by %s", tenant, f.Tenant, key)
+		}
+	}
+}
+
+func (w *stage) ownerOf(vip netip.Addr) string {
+	name, _, _ := cutName(w.owner[vip])
+	return name
+}
+
+func cutName(owner string) (tenant, name string, is bool) {
+	var namespace string
+	if n, err := fmt.Sscanf(owner, "tenant-%s", &namespace); n != 1 || err != nil {
+		return "", "", false
+	}
+	for i := range namespace {
+		if namespace[i] == '/' {
+			return namespace[:i], namespace[i+1:], true
+		}
+	}
+	return namespace, "", true
+}
+
+// patience requires that a tenant which is behind is so for no more batches than it may be: each of its records waits for others' at most so often.
+func (w *stage) patience(tenant string) {
+	since, was := w.since[tenant]
+	if !was {
+		w.since[tenant] = w.batches
+		return
+	}
+	records := 2 * 4 * 2 // pools and frontends that it may have
+	require.LessOrEqual(w, w.batches-since, records*backlog.Patience*len(stageTenants), "tenant %s waits", tenant)
+}

@@ -242,12 +242,11 @@ func (w *stage) judge() {
 		return // it is not known what was taken, and nothing is said
 	}
 	behind, known := w.g.backlog.Behind()
-	if !known {
-		return
-	}
+	require.True(w, known, "all that the dataplane has, it has been told here")
 	want, has := w.g.hub.Snapshot(), w.digests()
 	for _, tenant := range []string{"a", "b"} {
 		if _, is := behind[tenant]; is {
+			require.NotZero(w, w.ends, "what tenant %s has changed is not in the next batch", tenant)
 			w.patience(tenant)
 			continue
 		}

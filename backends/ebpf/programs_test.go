@@ -35,10 +35,12 @@ var (
 	theGateway = addresses("198.51.100.1", "2001:db8:1::1")
 	theNode    = addresses("198.51.100.10", "2001:db8:1::a")
 	otherNode  = addresses("198.51.100.11", "2001:db8:1::b")
-	theRouter  = addresses("198.51.100.254", "2001:db8:1::fe")
-	theVIP     = addresses("203.0.113.1", "2001:db8:f::1")
-	noVIP      = addresses("203.0.113.99", "2001:db8:f::99")
-	nowhere    = addresses("240.0.0.1", "2001:db8:dead::1")
+	// strangeNode is another tenant's.
+	strangeNode = addresses("198.51.100.12", "2001:db8:1::c")
+	theRouter   = addresses("198.51.100.254", "2001:db8:1::fe")
+	theVIP      = addresses("203.0.113.1", "2001:db8:f::1")
+	noVIP       = addresses("203.0.113.99", "2001:db8:f::99")
+	nowhere     = addresses("240.0.0.1", "2001:db8:dead::1")
 )
 
 // bench is a gateway whose programs are run by hand.
@@ -169,7 +171,7 @@ func (b *bench) prepareAddresses() error {
 			at   *netlink.LinkAttrs
 			ip   netip.Addr
 			hard net.HardwareAddr
-		}{{b.front, theClient[v4], clientMAC}, {b.back, theNode[v4], nodeMAC}, {b.back, otherNode[v4], nodeMAC}, {b.back, theRouter[v4], nodeMAC}} {
+		}{{b.front, theClient[v4], clientMAC}, {b.back, theNode[v4], nodeMAC}, {b.back, otherNode[v4], nodeMAC}, {b.back, strangeNode[v4], nodeMAC}, {b.back, theRouter[v4], nodeMAC}} {
 			if err := netlink.NeighSet(&netlink.Neigh{LinkIndex: n.at.Index, IP: n.ip.AsSlice(), HardwareAddr: n.hard, State: netlink.NUD_PERMANENT}); err != nil {
 				return fmt.Errorf("neighbour %s: %w", n.ip, err)
 			}

@@ -107,9 +107,17 @@ func (r *storm) beginAnew() {
 	r.flows, r.owners, r.clients, r.recent, r.oracle = map[flowKey]path{}, map[way]flowKey{}, map[netip.Addr]bool{}, nil, oracle.New()
 }
 
-// change gives the pools other endpoints.
+// change gives the pools other endpoints. One port is another tenant's, whose node nobody else has.
 func (r *storm) change() {
 	pools, frontends := fixtures()
+	for _, v4 := range []bool{true, false} {
+		theirs := model.PoolID(fmt.Sprintf("b/nodes.%t", v4))
+		pools = append(pools, model.Pool{ID: theirs, Tenant: "b", Endpoints: []model.Endpoint{{ID: "n3", Address: strangeNode[v4], Weight: 1}}})
+		for _, protocol := range []model.Protocol{model.TCP, model.UDP} {
+			frontends = append(frontends, model.Frontend{FrontendKey: model.FrontendKey{VIP: theVIP[v4], Protocol: protocol, Port: portOther}, Owner: model.ObjectName{Namespace: "tenant-b", Name: "web"},
+				Tenant: "b", Pool: theirs, TargetPort: portOfNodes})
+		}
+	}
 	for i := range pools {
 		if len(pools[i].Endpoints) > 1 && r.IntN(3) > 0 {
 			gone := r.IntN(2)
@@ -282,7 +290,7 @@ func unreadable(s seen) bool {
 // isPeer tells whether anybody may be sent to there at all.
 func (r *storm) isPeer(a netip.Addr) bool {
 	v4 := a.Is4()
-	if a == theNode[v4] || a == otherNode[v4] || a == theVIP[v4] {
+	if a == theNode[v4] || a == otherNode[v4] || a == strangeNode[v4] || a == theVIP[v4] {
 		return true
 	}
 	return r.clients[a]
@@ -323,6 +331,8 @@ func (r *storm) judgeQuestion(in, out seen) {
 		require.Equal(r, in.ttl, out.ttl)
 		return
 	}
+	require.Equal(r, in.to.Port() == portOther, out.to.Addr() == strangeNode[in.to.Addr().Is4()], "%+v goes to another tenant's node: %+v", in, out)
+	r.did[fmt.Sprintf("to the other tenant: %t", in.to.Port() == portOther)]++
 	known, before := r.flows[key]
 	ends := in.protocol == tcp && in.flags&(fin|rst) != 0
 	first := in.protocol == tcp && in.flags&(syn|ack) == syn

@@ -86,7 +86,7 @@ func (c *client) Applied(ctx context.Context) (dataplane.Applied, error) {
 		for _, d := range chunk.Frontends {
 			key, err := keyFromWire(d.Key)
 			if err != nil {
-				return applied, err
+				return applied, fmt.Errorf("answer to Applied: %w", err)
 			}
 			applied.Frontends[key] = model.Digest(d.Digest)
 		}
@@ -114,11 +114,9 @@ func (c *client) Apply(ctx context.Context, change dataplane.Change) (dataplane.
 	}
 	result := dataplane.Result{Generation: generationFromWire(response.Generation), Operations: response.Operations}
 	for _, e := range response.Failed {
-		failed := dataplane.RecordError{Pool: model.PoolID(e.Pool), Message: e.Message}
-		if e.Pool == "" {
-			if failed.Frontend, err = keyFromWire(e.Frontend); err != nil {
-				return result, err
-			}
+		failed, err := recordErrorFromWire(e)
+		if err != nil {
+			return dataplane.Result{}, fmt.Errorf("answer to Apply: %w", err)
 		}
 		result.Failed = append(result.Failed, failed)
 	}
@@ -201,7 +199,7 @@ func (c *client) Stats(ctx context.Context) (dataplane.Stats, error) {
 		for _, f := range chunk.Frontends {
 			key, err := keyFromWire(f.Key)
 			if err != nil {
-				return stats, err
+				return stats, fmt.Errorf("answer to Stats: %w", err)
 			}
 			stats.Frontends[key] = counterFromWire(f.Counter)
 		}

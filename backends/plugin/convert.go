@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"strings"
 	"time"
 
 	"kubelb.k8c.io/backends/dataplane"
@@ -11,12 +12,69 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
+// What comes over the wire is taken as it is or not at all: a number that does not fit would be another port, and so another record. Errors
+// name the record and the field, as dataplane.proto does.
+
 func address(b []byte) (netip.Addr, error) {
 	a, ok := netip.AddrFromSlice(b)
 	if !ok {
-		return netip.Addr{}, fmt.Errorf("address of %d bytes", len(b))
+		return netip.Addr{}, fmt.Errorf("address of %d bytes, not 4 or 16", len(b))
+	}
+	if a.Is4In6() {
+		return netip.Addr{}, fmt.Errorf("address %s: an IPv4 address has 4 bytes", a)
 	}
 	return a, nil
+}
+
+// fields reads the numbers of one record, and remembers the first one that is out of range.
+type fields struct{ err error }
+
+func (f *fields) fail(format string, args ...any) {
+	if f.err == nil {
+		f.err = fmt.Errorf(format, args...)
+	}
+}
+
+// number returns a number of the field that is at most so high.
+func number[N ~uint8 | ~uint16](f *fields, field string, value uint32, most N) N {
+	if value > uint32(most) {
+		f.fail("%s %d is more than %d", field, value, uint32(most))
+	}
+	return N(value)
+}
+
+func (f *fields) short(field string, value uint32) uint16 {
+	return number(f, field, value, uint16(math.MaxUint16))
+}
+
+func (f *fields) address(field string, value []byte) netip.Addr {
+	a, err := address(value)
+	if err != nil {
+		f.fail("%s: %w", field, err)
+	}
+	return a
+}
+
+func (f *fields) protocol(field string, value uint32) model.Protocol {
+	if value != uint32(model.TCP) && value != uint32(model.UDP) {
+		f.fail("%s %d is neither TCP (%d) nor UDP (%d)", field, value, model.TCP, model.UDP)
+	}
+	return model.Protocol(value)
+}
+
+func (f *fields) prefix(field string, value *pb.Prefix) netip.Prefix {
+	p := netip.PrefixFrom(f.address(field, value.GetAddress()), int(min(value.GetBits(), math.MaxUint8)))
+	if !p.IsValid() {
+		f.fail("%s: %d bits are more than an address of %d has", field, value.GetBits(), p.Addr().BitLen())
+	}
+	return p
+}
+
+func (f *fields) milliseconds(field string, value uint64) time.Duration {
+	if most := uint64(math.MaxInt64 / time.Millisecond); value > most {
+		f.fail("%s %d is more than %d", field, value, most)
+	}
+	return time.Duration(value) * time.Millisecond
 }
 
 func keyToWire(k model.FrontendKey) *pb.FrontendKey {
@@ -24,8 +82,12 @@ func keyToWire(k model.FrontendKey) *pb.FrontendKey {
 }
 
 func keyFromWire(k *pb.FrontendKey) (model.FrontendKey, error) {
-	vip, err := address(k.GetVip())
-	return model.FrontendKey{VIP: vip, Protocol: model.Protocol(k.GetProtocol()), Port: uint16(k.GetPort())}, err
+	var f fields
+	key := model.FrontendKey{VIP: f.address("vip", k.GetVip()), Protocol: f.protocol("protocol", k.GetProtocol()), Port: f.short("port", k.GetPort())}
+	if f.err != nil {
+		return model.FrontendKey{}, fmt.Errorf("frontend key: %w", f.err)
+	}
+	return key, nil
 }
 
 func poolToWire(p model.Pool) *pb.Pool {
@@ -36,14 +98,16 @@ func poolToWire(p model.Pool) *pb.Pool {
 	return out
 }
 
+// poolFromWire returns, beside an error, the pool's name.
 func poolFromWire(p *pb.Pool) (model.Pool, error) {
 	out := model.Pool{ID: model.PoolID(p.GetId()), Tenant: p.GetTenant()}
 	for _, e := range p.GetEndpoints() {
-		a, err := address(e.GetAddress())
-		if err != nil {
-			return out, fmt.Errorf("pool %s: endpoint %s: %w", out.ID, e.GetId(), err)
+		var f fields
+		out.Endpoints = append(out.Endpoints, model.Endpoint{ID: e.GetId(), Address: f.address("address", e.GetAddress()),
+			Weight: f.short("weight", e.GetWeight()), State: number(&f, "state", e.GetState(), model.Unhealthy)})
+		if f.err != nil {
+			return model.Pool{ID: out.ID}, fmt.Errorf("pool %s: endpoint %s: %w", out.ID, e.GetId(), f.err)
 		}
-		out.Endpoints = append(out.Endpoints, model.Endpoint{ID: e.GetId(), Address: a, Weight: uint16(e.GetWeight()), State: model.EndpointState(e.GetState())})
 	}
 	return out, nil
 }
@@ -65,34 +129,56 @@ func frontendToWire(f model.Frontend) *pb.Frontend {
 	return out
 }
 
+// frontendFromWire returns, beside an error, the frontend's key if that can be read.
 func frontendFromWire(f *pb.Frontend) (model.Frontend, error) {
 	key, err := keyFromWire(f.GetKey())
 	if err != nil {
 		return model.Frontend{}, fmt.Errorf("frontend of %s/%s: %w", f.GetOwnerNamespace(), f.GetOwnerName(), err)
 	}
+	var of fields
 	out := model.Frontend{
 		FrontendKey: key, Owner: model.ObjectName{Namespace: f.GetOwnerNamespace(), Name: f.GetOwnerName()}, Tenant: f.GetTenant(),
-		Pool: model.PoolID(f.GetPool()), TargetPort: uint16(f.GetTargetPort()), Forwarding: model.Forwarding(f.GetForwarding()),
+		Pool: model.PoolID(f.GetPool()), TargetPort: of.short("target_port", f.GetTargetPort()), Forwarding: number(&of, "forwarding", f.GetForwarding(), model.Direct),
 		AffinityTimeout: time.Duration(f.GetAffinitySeconds()) * time.Second, Restricted: f.GetRestricted(),
-		IdleTimeout: time.Duration(f.GetIdleTimeoutMilliseconds()) * time.Millisecond, ProxyProtocol: f.GetProxyProtocol(),
+		IdleTimeout: of.milliseconds("idle_timeout_milliseconds", f.GetIdleTimeoutMilliseconds()), ProxyProtocol: f.GetProxyProtocol(),
 		MaxConnections: f.GetMaxConnections(), MaxNewPerSecond: f.GetMaxNewPerSecond(),
 	}
 	if h := f.GetHandover(); h != nil {
-		next, err := address(h.GetNext())
-		if err != nil {
-			return out, fmt.Errorf("%s: handover: %w", key, err)
-		}
-		out.Handover = model.Handover{Next: next, Asks: uint8(min(h.GetAsks(), math.MaxUint8))}
+		out.Handover = model.Handover{Next: of.address("handover", h.GetNext()), Asks: number(&of, "handover: asks", h.GetAsks(), uint8(model.MaxAsks))}
 	}
 	for _, r := range f.GetSourceRanges() {
-		a, err := address(r.GetAddress())
-		if err != nil {
-			return out, fmt.Errorf("%s: source range: %w", key, err)
-		}
-		out.SourceRanges = append(out.SourceRanges, netip.PrefixFrom(a, int(r.GetBits())))
+		out.SourceRanges = append(out.SourceRanges, of.prefix("source_ranges", r))
+	}
+	if of.err != nil {
+		return model.Frontend{FrontendKey: key}, fmt.Errorf("frontend %s: %w", key, of.err)
 	}
 	return out, nil
 }
+
+func recordErrorToWire(e dataplane.RecordError) *pb.RecordError {
+	out := &pb.RecordError{Pool: string(e.Pool), Message: printable(e.Message)}
+	if e.Pool == "" {
+		out.Frontend = keyToWire(e.Frontend)
+	}
+	return out
+}
+
+func recordErrorFromWire(e *pb.RecordError) (dataplane.RecordError, error) {
+	if e.GetPool() != "" {
+		if e.GetFrontend() != nil {
+			return dataplane.RecordError{}, fmt.Errorf("failed record: pool %s and a frontend as well", e.GetPool())
+		}
+		return dataplane.RecordError{Pool: model.PoolID(e.GetPool()), Message: e.GetMessage()}, nil
+	}
+	key, err := keyFromWire(e.GetFrontend())
+	if err != nil {
+		return dataplane.RecordError{}, fmt.Errorf("failed record without a pool: %w", err)
+	}
+	return dataplane.RecordError{Frontend: key, Message: e.GetMessage()}, nil
+}
+
+// printable is a text for people as the wire takes it, which is UTF-8.
+func printable(text string) string { return strings.ToValidUTF8(text, "\uFFFD") }
 
 func generationToWire(g dataplane.Generation) *pb.Generation {
 	return &pb.Generation{Epoch: g.Epoch, Number: g.Number}
@@ -112,14 +198,14 @@ func configToWire(c dataplane.Config) *pb.Configuration {
 }
 
 func configFromWire(c *pb.Configuration) (dataplane.Config, error) {
-	out := dataplane.Config{Node: c.GetNode(), Uplinks: c.GetUplinks(), SourcePortMin: uint16(c.GetSourcePortMin()),
-		SourcePortMax: uint16(c.GetSourcePortMax()), StateDir: c.GetStateDir(), Options: c.GetOptions()}
+	var f fields
+	out := dataplane.Config{Node: c.GetNode(), Uplinks: c.GetUplinks(), SourcePortMin: f.short("source_port_min", c.GetSourcePortMin()),
+		SourcePortMax: f.short("source_port_max", c.GetSourcePortMax()), StateDir: c.GetStateDir(), Options: c.GetOptions()}
 	for _, b := range c.GetSourceAddresses() {
-		a, err := address(b)
-		if err != nil {
-			return out, fmt.Errorf("source addresses: %w", err)
-		}
-		out.SourceAddresses = append(out.SourceAddresses, a)
+		out.SourceAddresses = append(out.SourceAddresses, f.address("source_addresses", b))
+	}
+	if f.err != nil {
+		return dataplane.Config{}, fmt.Errorf("configuration: %w", f.err)
 	}
 	return out, nil
 }
@@ -133,10 +219,16 @@ func counterFromWire(c *pb.Counter) dataplane.Counter {
 }
 
 func checkToWire(c dataplane.Check) *pb.Check {
-	return &pb.Check{Group: string(c.Group), Subject: c.Subject, State: string(c.State), Costs: c.Costs, Found: c.Found, Command: c.Command, Advice: c.Advice}
+	return &pb.Check{Group: string(c.Group), Subject: printable(c.Subject), State: string(c.State), Costs: printable(c.Costs), Found: printable(c.Found),
+		Command: printable(c.Command), Advice: printable(c.Advice)}
 }
 
+// checkFromWire takes an outcome that is none for one that is not known.
 func checkFromWire(c *pb.Check) dataplane.Check {
-	return dataplane.Check{Group: dataplane.Group(c.GetGroup()), Subject: c.GetSubject(), State: dataplane.CheckState(c.GetState()), Costs: c.GetCosts(),
+	state := dataplane.CheckState(c.GetState())
+	if state != dataplane.CheckOK && state != dataplane.CheckMissing {
+		state = dataplane.CheckUnknown
+	}
+	return dataplane.Check{Group: dataplane.Group(c.GetGroup()), Subject: c.GetSubject(), State: state, Costs: c.GetCosts(),
 		Found: c.GetFound(), Command: c.GetCommand(), Advice: c.GetAdvice()}
 }

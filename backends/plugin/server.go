@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+	"unicode/utf8"
 
 	goplugin "github.com/hashicorp/go-plugin"
 	"golang.org/x/sys/unix"
@@ -93,7 +94,10 @@ func (s *server) leave() { <-s.turn }
 // Describe answers with name, version, features and notes.
 func (s *server) Describe(ctx context.Context, _ *pb.DescribeRequest) (*pb.Description, error) {
 	d, err := s.dataplane.Describe(ctx)
-	out := &pb.Description{Name: d.Name, Version: d.Version, Notes: d.Notes}
+	out := &pb.Description{Name: d.Name, Version: d.Version}
+	for _, note := range d.Notes {
+		out.Notes = append(out.Notes, printable(note))
+	}
 	for _, f := range d.Features {
 		out.Features = append(out.Features, string(f))
 	}
@@ -191,7 +195,7 @@ func (s *server) Applied(_ *pb.AppliedRequest, stream grpc.ServerStreamingServer
 
 // Apply gathers the stream and applies it when its end has come.
 func (s *server) Apply(stream grpc.ClientStreamingServer[pb.ApplyChunk, pb.ApplyResponse]) error {
-	change, err := receiveChange(stream)
+	change, failed, err := receiveChange(stream)
 	if err != nil {
 		return err
 	}
@@ -201,53 +205,68 @@ func (s *server) Apply(stream grpc.ClientStreamingServer[pb.ApplyChunk, pb.Apply
 	defer s.leave()
 	result, err := s.dataplane.Apply(stream.Context(), change)
 	if errors.Is(err, dataplane.ErrResync) {
-		return stream.SendAndClose(&pb.ApplyResponse{Resync: err.Error()})
+		return stream.SendAndClose(&pb.ApplyResponse{Resync: printable(err.Error())})
 	}
 	if err != nil {
 		return err
 	}
 	response := &pb.ApplyResponse{Generation: generationToWire(result.Generation), Operations: result.Operations}
-	for _, e := range result.Failed {
-		failed := &pb.RecordError{Pool: string(e.Pool), Message: e.Message}
-		if e.Pool == "" {
-			failed.Frontend = keyToWire(e.Frontend)
-		}
-		response.Failed = append(response.Failed, failed)
+	for _, e := range append(failed, result.Failed...) {
+		response.Failed = append(response.Failed, recordErrorToWire(e))
 	}
 	return stream.SendAndClose(response)
 }
 
-func receiveChange(stream grpc.ClientStreamingServer[pb.ApplyChunk, pb.ApplyResponse]) (dataplane.Change, error) {
-	var change dataplane.Change
+// receiveChange gathers a change, and the records of it that cannot be read, by their names.
+func receiveChange(stream grpc.ClientStreamingServer[pb.ApplyChunk, pb.ApplyResponse]) (change dataplane.Change, failed []dataplane.RecordError, err error) {
 	for {
 		chunk, err := stream.Recv()
 		if err != nil {
-			return change, fmt.Errorf("apply stream ended early: %w", err)
+			return change, failed, fmt.Errorf("apply stream ended early: %w", err)
 		}
 		if chunk.Next != nil {
 			change.Base, change.Next = generationFromWire(chunk.Base), generationFromWire(chunk.Next)
 		}
-		if err := addChunk(&change.Delta, chunk); err != nil {
-			return change, err
+		unread, err := addChunk(&change.Delta, chunk)
+		if err != nil {
+			return change, failed, err
 		}
+		failed = append(failed, unread...)
 		if chunk.End {
-			return change, nil
+			return change, failed, nil
 		}
 	}
 }
 
-func addChunk(d *model.Delta, chunk *pb.ApplyChunk) (err error) {
-	if d.UpsertPools, err = fromWire(chunk.UpsertPools, poolFromWire, d.UpsertPools); err != nil {
-		return err
+// addChunk adds what the chunk has to the delta. A record that cannot be read costs itself alone, if it can be named.
+func addChunk(d *model.Delta, chunk *pb.ApplyChunk) (failed []dataplane.RecordError, err error) {
+	for _, wire := range chunk.UpsertPools {
+		p, err := poolFromWire(wire)
+		switch {
+		case err == nil:
+			d.UpsertPools = append(d.UpsertPools, p)
+		case p.ID == "":
+			return failed, err
+		default:
+			failed = append(failed, dataplane.RecordError{Pool: p.ID, Message: err.Error()})
+		}
 	}
-	if d.UpsertFrontends, err = fromWire(chunk.UpsertFrontends, frontendFromWire, d.UpsertFrontends); err != nil {
-		return err
+	for _, wire := range chunk.UpsertFrontends {
+		f, err := frontendFromWire(wire)
+		switch {
+		case err == nil:
+			d.UpsertFrontends = append(d.UpsertFrontends, f)
+		case !f.VIP.IsValid():
+			return failed, err
+		default:
+			failed = append(failed, dataplane.RecordError{Frontend: f.FrontendKey, Message: err.Error()})
+		}
 	}
 	for _, id := range chunk.DeletePools {
 		d.DeletePools = append(d.DeletePools, model.PoolID(id))
 	}
 	d.DeleteFrontends, err = fromWire(chunk.DeleteFrontends, keyFromWire, d.DeleteFrontends)
-	return err
+	return failed, err
 }
 
 // Render gathers the snapshot and streams its text.
@@ -272,9 +291,13 @@ func (s *server) Render(stream grpc.BidiStreamingServer[pb.SnapshotChunk, pb.Tex
 	if err != nil {
 		return err
 	}
+	text = printable(text)
 	const piece = 1 << 20
 	for len(text) > 0 {
 		n := min(piece, len(text))
+		for n < len(text) && !utf8.RuneStart(text[n]) {
+			n-- // a part of a character is no text, and would not be sent
+		}
 		if err := stream.Send(&pb.TextChunk{Text: text[:n]}); err != nil {
 			return err
 		}
@@ -330,7 +353,7 @@ func (s *server) Watch(_ *pb.WatchRequest, stream grpc.ServerStreamingServer[pb.
 	for {
 		select {
 		case f := <-faults:
-			if err := stream.Send(&pb.Fault{TimeUnixNanoseconds: f.Time.UnixNano(), Message: f.Message, Resync: f.Resync}); err != nil {
+			if err := stream.Send(&pb.Fault{TimeUnixNanoseconds: f.Time.UnixNano(), Message: printable(f.Message), Resync: f.Resync}); err != nil {
 				return err
 			}
 		case err := <-done:

@@ -1,0 +1,223 @@
+package plugin
+
+import (
+	"context"
+	"math"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/proto"
+
+	"kubelb.k8c.io/backends/dataplane"
+	pb "kubelb.k8c.io/backends/plugin/dataplanepb"
+	"kubelb.k8c.io/core/model"
+)
+
+// again reads the bytes as a message, takes it, and returns it, and what it is on the wire when it is sent on. Both are nil where the message
+// is not taken.
+func again[Wire proto.Message, Record any](t *testing.T, data []byte, wire Wire, from func(Wire) (Record, error), to func(Record) Wire) (is, sent proto.Message) {
+	if (proto.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(data, wire) != nil {
+		return nil, nil
+	}
+	record, err := from(wire)
+	if err != nil {
+		require.NotEmpty(t, err.Error())
+		return nil, nil
+	}
+	return wire, to(record)
+}
+
+// always is for messages of which every one is taken.
+func always[Wire, Record any](from func(Wire) Record) func(Wire) (Record, error) {
+	return func(wire Wire) (Record, error) { return from(wire), nil }
+}
+
+// wireKinds are all messages that become records, on either side.
+var wireKinds = []struct {
+	name  string
+	again func(*testing.T, []byte) (is, sent proto.Message)
+}{
+	{"Pool", func(t *testing.T, b []byte) (is, sent proto.Message) {
+		return again(t, b, &pb.Pool{}, poolFromWire, poolToWire)
+	}},
+	{"Frontend", func(t *testing.T, b []byte) (is, sent proto.Message) {
+		return again(t, b, &pb.Frontend{}, frontendFromWire, frontendToWire)
+	}},
+	{"FrontendKey", func(t *testing.T, b []byte) (is, sent proto.Message) {
+		return again(t, b, &pb.FrontendKey{}, keyFromWire, keyToWire)
+	}},
+	{"Configuration", func(t *testing.T, b []byte) (is, sent proto.Message) {
+		return again(t, b, &pb.Configuration{}, configFromWire, configToWire)
+	}},
+	{"RecordError", func(t *testing.T, b []byte) (is, sent proto.Message) {
+		return again(t, b, &pb.RecordError{}, recordErrorFromWire, recordErrorToWire)
+	}},
+	{"Generation", func(t *testing.T, b []byte) (is, sent proto.Message) {
+		return again(t, b, &pb.Generation{}, always(generationFromWire), generationToWire)
+	}},
+	{"Counter", func(t *testing.T, b []byte) (is, sent proto.Message) {
+		return again(t, b, &pb.Counter{}, always(counterFromWire), counterToWire)
+	}},
+	{"Check", func(t *testing.T, b []byte) (is, sent proto.Message) {
+		is, sent = again(t, b, &pb.Check{}, always(checkFromWire), checkToWire)
+		if check, ok := is.(*pb.Check); ok && check.State != string(dataplane.CheckOK) && check.State != string(dataplane.CheckMissing) {
+			check.State = string(dataplane.CheckUnknown)
+		}
+		return is, sent
+	}},
+}
+
+// outOfRange are messages with one value that the model has no room for, by what is said of them.
+func outOfRange() map[string]proto.Message {
+	key := func(change func(*pb.FrontendKey)) *pb.FrontendKey {
+		k := &pb.FrontendKey{Vip: []byte{203, 0, 113, 1}, Protocol: 6, Port: 80}
+		change(k)
+		return k
+	}
+	frontend := func(change func(*pb.Frontend)) *pb.Frontend {
+		f := &pb.Frontend{Key: key(func(*pb.FrontendKey) {}), Tenant: "a", Pool: "a/p", TargetPort: 30080}
+		change(f)
+		return f
+	}
+	endpoint := func(change func(*pb.Endpoint)) *pb.Pool {
+		e := &pb.Endpoint{Id: "n1", Address: []byte{198, 51, 100, 11}, Weight: 1}
+		change(e)
+		return &pb.Pool{Id: "a/p", Tenant: "a", Endpoints: []*pb.Endpoint{e}}
+	}
+	mapped := netip.MustParseAddr("::ffff:203.0.113.1").AsSlice()
+	const at, in = "frontend TCP 203.0.113.1:80: ", "pool a/p: endpoint n1: "
+	return map[string]proto.Message{
+		"port 65616 is more than 65535":                                  key(func(k *pb.FrontendKey) { k.Port = 65616 }),
+		"protocol 262 is neither TCP (6) nor UDP (17)":                   key(func(k *pb.FrontendKey) { k.Protocol = 262 }),
+		"vip: address of 0 bytes":                                        key(func(k *pb.FrontendKey) { k.Vip = nil }),
+		"vip: address ::ffff:203.0.113.1: an IPv4 address":               key(func(k *pb.FrontendKey) { k.Vip = mapped }),
+		at + "target_port 65616 is more than 65535":                      frontend(func(f *pb.Frontend) { f.TargetPort = 65616 }),
+		at + "forwarding 256 is more than 2":                             frontend(func(f *pb.Frontend) { f.Forwarding = 256 }),
+		at + "idle_timeout_milliseconds 18446744073709551 is more than":  frontend(func(f *pb.Frontend) { f.IdleTimeoutMilliseconds = 18446744073709551 }),
+		at + "handover: asks 300 is more than 15":                        frontend(func(f *pb.Frontend) { f.Handover = &pb.Handover{Next: []byte{192, 0, 2, 1}, Asks: 300} }),
+		at + "handover: address of 0 bytes":                              frontend(func(f *pb.Frontend) { f.Handover = &pb.Handover{} }),
+		at + "source_ranges: 33 bits are more than an address of 32 has": frontend(func(f *pb.Frontend) { f.SourceRanges = []*pb.Prefix{{Address: []byte{10, 0, 0, 0}, Bits: 33}} }),
+		at + "source_ranges: 4294967295 bits are more": frontend(func(f *pb.Frontend) {
+			f.SourceRanges = []*pb.Prefix{{Address: []byte{10, 0, 0, 0}, Bits: math.MaxUint32}}
+		}),
+		in + "weight 65537 is more than 65535":                   endpoint(func(e *pb.Endpoint) { e.Weight = 65537 }),
+		in + "state 256 is more than 2":                          endpoint(func(e *pb.Endpoint) { e.State = 256 }),
+		in + "address: address of 5 bytes":                       endpoint(func(e *pb.Endpoint) { e.Address = []byte{1, 2, 3, 4, 5} }),
+		"configuration: source_port_max 65536 is more than":      &pb.Configuration{SourcePortMax: 65536},
+		"configuration: source_addresses: address of 1 bytes":    &pb.Configuration{SourceAddresses: [][]byte{{1}}},
+		"failed record: pool a/p and a frontend as well":         &pb.RecordError{Pool: "a/p", Frontend: key(func(*pb.FrontendKey) {})},
+		"failed record without a pool: frontend key: vip: addre": &pb.RecordError{Message: "no"},
+	}
+}
+
+// What is taken from the wire is what was sent: nothing is cut off, and so no record is read as another one.
+func FuzzWhatCrossesTheWire(f *testing.F) {
+	kindOf := map[string]byte{}
+	for i, kind := range wireKinds {
+		kindOf[kind.name] = byte(i)
+	}
+	add := func(m proto.Message) {
+		data, err := proto.Marshal(m)
+		require.NoError(f, err)
+		f.Add(kindOf[string(m.ProtoReflect().Descriptor().Name())], data)
+	}
+	for _, m := range outOfRange() {
+		add(m)
+	}
+	s := bigSnapshot(2, 7, 12)
+	s.Frontends[0].Handover = model.Handover{Next: netip.MustParseAddr("192.0.2.1"), Asks: 3}
+	for _, p := range s.Pools {
+		add(poolToWire(p))
+	}
+	for _, fe := range s.Frontends {
+		add(frontendToWire(fe))
+		add(keyToWire(fe.FrontendKey))
+	}
+	add(configToWire(dataplane.Config{Node: "gw", SourceAddresses: []netip.Addr{netip.MustParseAddr("2001:db8::1")}, SourcePortMin: 2000, SourcePortMax: 3000, Options: map[string]string{"k": "v"}}))
+	add(recordErrorToWire(dataplane.RecordError{Pool: "a/p", Message: "no"}))
+	add(generationToWire(dataplane.Generation{Epoch: "e", Number: math.MaxUint64}))
+	add(counterToWire(dataplane.Counter{Connections: math.MaxUint64, Open: 1}))
+	add(checkToWire(dataplane.Check{Group: dataplane.GroupKernel, Subject: "module nft_ct", State: dataplane.CheckMissing}))
+	f.Fuzz(func(t *testing.T, kind byte, data []byte) {
+		is, sent := wireKinds[int(kind)%len(wireKinds)].again(t, data)
+		if is == nil {
+			return
+		}
+		if !proto.Equal(is, sent) {
+			t.Errorf("%v is sent on as %v", is, sent)
+		}
+		_, err := proto.Marshal(sent)
+		require.NoError(t, err)
+	})
+}
+
+func TestWhatIsOutOfRangeIsAnErrorThatNamesRecordAndField(t *testing.T) {
+	for want, m := range outOfRange() {
+		var err error
+		switch m := m.(type) {
+		case *pb.FrontendKey:
+			_, err = keyFromWire(m)
+		case *pb.Frontend:
+			_, err = frontendFromWire(m)
+		case *pb.Pool:
+			_, err = poolFromWire(m)
+		case *pb.Configuration:
+			_, err = configFromWire(m)
+		case *pb.RecordError:
+			_, err = recordErrorFromWire(m)
+		}
+		require.ErrorContains(t, err, want)
+	}
+}
+
+// A backend of another version than the manager, or one with a fault.
+func TestARecordThatCannotBeReadCostsItselfAlone(t *testing.T) {
+	fake := &dataplane.Fake{}
+	_, connection := overTheWire(t, fake)
+	stream, err := pb.NewDataplaneClient(connection).Apply(t.Context())
+	require.NoError(t, err)
+	s := bigSnapshot(1, 1, 2)
+	pool, bad := poolToWire(s.Pools[0]), &pb.Pool{Id: "a/bad", Tenant: "a", Endpoints: []*pb.Endpoint{{Id: "n", Address: []byte{1}, Weight: 1}}}
+	good, tall := frontendToWire(s.Frontends[0]), frontendToWire(s.Frontends[1])
+	tall.Forwarding = 3
+	require.NoError(t, stream.Send(&pb.ApplyChunk{Next: &pb.Generation{Epoch: "e", Number: 1}, End: true,
+		UpsertPools: []*pb.Pool{bad, pool}, UpsertFrontends: []*pb.Frontend{tall, good}}))
+	response, err := stream.CloseAndRecv()
+	require.NoError(t, err)
+	require.Len(t, response.Failed, 2)
+	require.Equal(t, "a/bad", response.Failed[0].Pool)
+	require.Contains(t, response.Failed[0].Message, "address of 1 bytes")
+	require.True(t, proto.Equal(tall.Key, response.Failed[1].Frontend))
+	require.Contains(t, response.Failed[1].Message, "forwarding 3 is more than 2")
+	require.Equal(t, s.Pools[0].Text()+s.Frontends[0].Text(), fake.Dump())
+}
+
+// grumbling answers with what is no text.
+type grumbling struct{ dataplane.Fake }
+
+// Watch reports it.
+func (g *grumbling) Watch(_ context.Context, report func(dataplane.Fault)) error {
+	report(dataplane.Fault{Time: time.Unix(5, 0), Message: "eth\xff0 is down"})
+	return nil
+}
+
+func TestWhatIsNoTextIsShownAsFarAsItIs(t *testing.T) {
+	long := strings.Repeat("x", 1<<20-1-len("pool ")) + "ö" + strings.Repeat("y", 1<<20)
+	d, _ := overTheWire(t, &grumbling{dataplane.Fake{Refuse: func(string) string { return "eth\xff0 is down" }, Checks: []dataplane.Check{{Subject: "\xff"}}}})
+	var faults []dataplane.Fault
+	_ = d.Watch(t.Context(), func(f dataplane.Fault) { faults = append(faults, f) })
+	require.Len(t, faults, 1)
+	require.Equal(t, "eth\uFFFD0 is down", faults[0].Message)
+	result, err := d.Apply(t.Context(), dataplane.Change{Delta: model.Delta{UpsertPools: []model.Pool{{ID: "a/p", Tenant: "a"}}}})
+	require.NoError(t, err)
+	require.Equal(t, "eth\uFFFD0 is down", result.Failed[0].Message)
+	checks, err := d.Preflight(t.Context(), dataplane.Config{})
+	require.NoError(t, err)
+	require.Equal(t, []dataplane.Check{{Subject: "\uFFFD", State: dataplane.CheckUnknown}}, checks)
+	text, err := d.Render(t.Context(), model.Snapshot{Pools: []model.Pool{{ID: model.PoolID(long), Tenant: "a"}}})
+	require.NoError(t, err)
+	require.Contains(t, text, "xöy")
+}

@@ -35,6 +35,8 @@ type store struct {
 	// unkept is why the file is not what Envoy was given, retryAt when that is tried again; unread is why it was made anew.
 	unkept, unread error
 	retryAt        time.Time
+	// invalid is what was in the file and was not taken.
+	invalid []error
 	// written is the journal's length, compacted what it was when it held nothing superfluous.
 	written, compacted int64
 }
@@ -54,9 +56,13 @@ type storedFrontend struct {
 	Idle     time.Duration  `json:"idle,omitempty"`
 }
 
-func openStore(path string) (*store, error) {
-	s := &store{path: path, pools: map[model.PoolID]model.Pool{}, frontends: map[model.FrontendKey]model.Frontend{}, pending: map[model.FrontendKey]bool{},
+func newStore(path string) *store {
+	return &store{path: path, pools: map[model.PoolID]model.Pool{}, frontends: map[model.FrontendKey]model.Frontend{}, pending: map[model.FrontendKey]bool{},
 		usersOf: map[model.PoolID]map[model.FrontendKey]bool{}}
+}
+
+func openStore(path string) (*store, error) {
+	s := newStore(path)
 	if err := s.read(); err != nil {
 		if failed := statefile.SetAside(path); failed != nil {
 			return nil, errors.Join(fmt.Errorf("read what Envoy serves: %w", err), failed)
@@ -76,6 +82,8 @@ func (s *store) note() string {
 		return fmt.Sprintf("state not kept: %v; a restart of this plugin begins with what was kept last: make room on that file system", s.unkept)
 	case s.unread != nil:
 		return fmt.Sprintf("state made anew: what was there could not be read (%v) and is kept as %s", s.unread, statefile.Aside(s.path))
+	case len(s.invalid) > 0:
+		return fmt.Sprintf("state damaged: %d records of it were not taken, and the manager is asked for them: %v", len(s.invalid), s.invalid[0])
 	}
 	return ""
 }
@@ -92,7 +100,7 @@ func (s *store) keep(write func() error) {
 	}
 }
 
-// read takes over every commit of the journal up to the first one that is not whole, which a killed process leaves.
+// read takes over what the file has.
 func (s *store) read() error {
 	f, err := os.Open(s.path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -102,7 +110,33 @@ func (s *store) read() error {
 		return err
 	}
 	defer f.Close()
-	lines := bufio.NewReader(f)
+	if err := s.readFrom(f); err != nil {
+		return err
+	}
+	s.sift()
+	return nil
+}
+
+// sift leaves out what a file says that was damaged, or is of another version: Envoy would refuse it, and others with it. A frontend
+// without its pool is refused to clients, until the manager has sent that.
+func (s *store) sift() {
+	for id, p := range s.pools {
+		if err := p.Validate(); err != nil {
+			delete(s.pools, id)
+			s.invalid = append(s.invalid, err)
+		}
+	}
+	for key, f := range s.frontends {
+		if err := errors.Join(f.Validate(), unsupported(f)); err != nil {
+			s.take(key)
+			s.invalid = append(s.invalid, err)
+		}
+	}
+}
+
+// readFrom takes over every commit of a journal up to the first one that is not whole, which a killed process leaves.
+func (s *store) readFrom(journal io.Reader) error {
+	lines := bufio.NewReader(journal)
 	for {
 		line, err := lines.ReadBytes('\n')
 		if errors.Is(err, io.EOF) {
@@ -227,11 +261,7 @@ func (s *store) compact() error {
 	if err := s.close(); err != nil {
 		return err
 	}
-	all := commit{Pools: slices.Collect(maps.Values(s.pools))}
-	for _, f := range s.frontends {
-		all.Frontends = append(all.Frontends, stored(f))
-	}
-	line, err := json.Marshal(all)
+	line, err := json.Marshal(s.all())
 	if err != nil {
 		return err
 	}
@@ -242,6 +272,15 @@ func (s *store) compact() error {
 	s.written = int64(len(line)) + 1
 	s.compacted, s.changed, s.known = s.written, commit{}, true
 	return err
+}
+
+// all is everything in one commit.
+func (s *store) all() commit {
+	all := commit{Pools: slices.Collect(maps.Values(s.pools))}
+	for _, f := range s.frontends {
+		all.Frontends = append(all.Frontends, stored(f))
+	}
+	return all
 }
 
 func (s *store) close() error {

@@ -51,6 +51,7 @@ func (f Frontend) Validate() error {
 	add(f.Forwarding > Direct, "%s", f.Forwarding)
 	add(f.AffinityTimeout < 0 || f.AffinityTimeout > MaxAffinity || f.AffinityTimeout%time.Second != 0,
 		"affinity timeout %s is not a number of seconds up to a day", f.AffinityTimeout)
+	add(f.IdleTimeout < 0, "idle timeout %s is negative", f.IdleTimeout)
 	add(len(f.SourceRanges) > 0 && !f.Restricted, "source ranges without restriction")
 	for _, r := range f.SourceRanges {
 		add(!r.IsValid() || r != r.Masked() || r.Addr().Is4() != f.VIP.Is4(), "source range %s is unmasked or of the wrong family", r)

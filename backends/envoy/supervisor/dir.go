@@ -139,11 +139,24 @@ func (d Dir) Supervisor() (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	pid, err := processNumber(text)
 	if err != nil {
-		return 0, nil // it is just writing
+		return 0, fmt.Errorf("read which process is the supervisor of Envoy, in %s: %w; end kubelb-envoy by hand", d.lock(), err)
 	}
 	return pid, nil
+}
+
+// processNumber is what a supervisor wrote into its lock, 0 while it has not. It is signalled, so it must be a process', and not the first
+// one's: for kill(2) 0 and less are groups, and all processes.
+func processNumber(text []byte) (int, error) {
+	if len(text) == 0 {
+		return 0, nil
+	}
+	pid, err := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 32)
+	if err != nil || pid <= 1 {
+		return 0, fmt.Errorf("%.20q is no number of a process", text)
+	}
+	return int(pid), nil
 }
 
 func (d Dir) start(binary string) error {
@@ -215,8 +228,12 @@ func (d Dir) acquire() (*os.File, error) {
 	if err := lockAlone(f); err != nil {
 		return nil, errors.Join(fmt.Errorf("%s has a supervisor already", d), f.Close())
 	}
-	_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())), 0)
-	if err := errors.Join(err, f.Truncate(int64(len(strconv.Itoa(os.Getpid()))))); err != nil {
+	// Emptied first: a part of a former number behind this one would be another process.
+	err = f.Truncate(0)
+	if err == nil {
+		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())), 0)
+	}
+	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil

@@ -221,6 +221,10 @@ func (k *keyring) renew(ctx context.Context, now time.Time) {
 		return
 	}
 	renewed := parseToken(text)
+	if renewed.namespace != current.namespace || renewed.name != current.name {
+		k.tell(nil, "the management cluster answered with something else than a token of this account; the present one goes on, trying again", "expires", current.expires)
+		return
+	}
 	k.take(renewed)
 	k.unsaved = true
 	k.log.Info("renewed the token for the management cluster", "expires", renewed.expires)

@@ -32,12 +32,21 @@ type claims struct {
 	} `json:"kubernetes.io"`
 }
 
+// latest is the last time that a token may name, the end of the year 9999: what is later overflows when it is reckoned with.
+const latest = 253402300799
+
 // parseToken reads what a token says of itself. Of one that is no JWT, or no ServiceAccount's, only the text is known.
 func parseToken(text string) token {
 	t := token{text: text}
 	parts := strings.Split(text, ".")
-	if len(parts) != 3 {
+	// The decoder passes over ends of lines, which no header may have.
+	if len(parts) != 3 || strings.ContainsAny(text, "\r\n") {
 		return t
+	}
+	for _, part := range parts {
+		if _, err := base64.RawURLEncoding.DecodeString(part); err != nil {
+			return t
+		}
 	}
 	payload, err := base64.RawURLEncoding.DecodeString(parts[1])
 	var c claims
@@ -45,14 +54,14 @@ func parseToken(text string) token {
 		return t
 	}
 	subject := strings.Split(c.Subject, ":")
-	if len(subject) != 4 || subject[0] != "system" || subject[1] != "serviceaccount" {
+	if len(subject) != 4 || subject[0] != "system" || subject[1] != "serviceaccount" || subject[2] == "" || subject[3] == "" {
 		return t
 	}
 	t.namespace, t.name, t.account = subject[2], subject[3], c.Kubernetes.ServiceAccount.UID
 	if t.account == "" {
 		t.account = c.LastingUID
 	}
-	if c.Issued > 0 && c.Expires > c.Issued {
+	if c.Issued > 0 && c.Expires > c.Issued && c.Expires <= latest {
 		t.issued, t.expires = time.Unix(c.Issued, 0), time.Unix(c.Expires, 0)
 	}
 	return t

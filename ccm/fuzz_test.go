@@ -1,0 +1,108 @@
+package ccm
+
+import (
+	"context"
+	"encoding/base64"
+	"math"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/go-logr/logr"
+	"github.com/stretchr/testify/require"
+)
+
+// memory is a store without a disk.
+type memory struct{ content []byte }
+
+func (m *memory) String() string                       { return "memory" }
+func (m *memory) load(context.Context) ([]byte, error) { return m.content, nil }
+func (m *memory) save(_ context.Context, _, content []byte) error {
+	m.content = content
+	return nil
+}
+
+// keeping is a keyring whose store and whose hub say what the fuzzer says.
+func keeping(t *testing.T, content []byte, answer string) *keyring {
+	t.Helper()
+	config, err := parseKubeconfig([]byte(kubeconfigWith("token: " + expiring("one", noon))))
+	require.NoError(t, err)
+	k := &keyring{tenant: "tenant-a", store: &memory{content}, log: logr.Discard(), config: config, now: func() time.Time { return noon.Add(time.Hour - time.Second) }}
+	k.request = func(context.Context, token, time.Duration) (string, error) { return answer, nil }
+	k.take(parseToken(expiring("one", noon)))
+	return k
+}
+
+// bears checks what requests bear after the keyring has looked: a token of a ServiceAccount that a header may have.
+func (k *keyring) bears(t *testing.T) {
+	t.Helper()
+	current := *k.current.Load()
+	require.NotEmpty(t, current.name)
+	require.NotEmpty(t, current.namespace)
+	for _, c := range current.text {
+		require.Greater(t, c, ' ')
+		require.Less(t, c, '\x7f')
+	}
+	require.GreaterOrEqual(t, current.lifetime(), time.Duration(0))
+	require.Equal(t, current, parseToken(current.text))
+}
+
+// claimsOf are claims of the account that the keyring has.
+func claimsOf(issued, expires int64) []byte {
+	return []byte(`{"sub":"system:serviceaccount:tenant-a:kubelb-ccm","iat":` + strconv.FormatInt(issued, 10) + `,"exp":` + strconv.FormatInt(expires, 10) + `}`)
+}
+
+// Whatever the management cluster answers as a token, the CCM goes on, with that or with the one that it has.
+func FuzzTokenFromTheHub(f *testing.F) {
+	for _, claims := range [][]byte{claimsOf(noon.Unix(), noon.Unix()+3600), claimsOf(1, math.MaxInt64), claimsOf(math.MaxInt64-1, math.MaxInt64),
+		claimsOf(math.MaxInt64-62135596800, math.MaxInt64-62135596800+1), []byte(`{"sub":"system:serviceaccount::"}`), []byte(`{"iat":1e400}`), {}} {
+		f.Add(claims, "e30.", ".c2ln")
+	}
+	f.Add(claimsOf(1, 2), "e30\n.", ".\r")
+	f.Add(claimsOf(1, 2), "é.", ".c2ln")
+	f.Fuzz(func(t *testing.T, claims []byte, header, signature string) {
+		k := keeping(t, nil, header+base64.RawURLEncoding.EncodeToString(claims)+signature)
+		k.renew(t.Context(), k.now())
+		k.bears(t)
+		k.save(t.Context())
+	})
+}
+
+// Whatever stands in the file or Secret with the kubeconfig is taken whole, or named as an error.
+func FuzzKubeconfig(f *testing.F) {
+	for _, user := range []string{"token: " + expiring("one", noon), "token: " + lasting("two"), "token: " + jwt(string(claimsOf(1, math.MaxInt64))), `token: "a\nb"`, ""} {
+		f.Add([]byte(kubeconfigWith(user)))
+	}
+	f.Add([]byte("contexts: [{name: a}]\ncurrent-context: a"))
+	f.Add([]byte("apiVersion: v1\nkind: Config\nclusters: null\nusers: [null]\ncontexts: [{name: \"\", context: null}]"))
+	f.Fuzz(func(t *testing.T, content []byte) {
+		k := keeping(t, content, "")
+		_ = k.read(t.Context())
+		k.bears(t)
+		c, err := parseKubeconfig(content)
+		if err != nil {
+			require.NotEmpty(t, err.Error())
+			return
+		}
+		require.True(t, c.sameHub(c))
+		_ = parseToken(c.user.Token)
+		with, err := c.with(parseToken(expiring("three", noon)))
+		require.NoError(t, err)
+		again, err := parseKubeconfig(with)
+		require.NoError(t, err)
+		require.Equal(t, expiring("three", noon), again.user.Token)
+	})
+}
+
+// A hub that was taken over reaches into no tenant's cluster, and stops no CCM.
+func TestAHubThatAnswersNonsenseInsteadOfATokenIsAskedAgain(t *testing.T) {
+	for _, answer := range []string{"", "x", "a.b.c", jwt(`{"sub":"system:serviceaccount:kube-system:admin"}`), expiring("one", noon) + "\n"} {
+		k := keeping(t, nil, answer)
+		k.renew(t.Context(), k.now())
+		require.Equal(t, expiring("one", noon), k.current.Load().text, answer)
+		require.False(t, k.unsaved)
+	}
+	k := keeping(t, nil, jwt(string(claimsOf(math.MaxInt64-62135596800, math.MaxInt64-62135596800+1))))
+	k.renew(t.Context(), k.now())
+	require.True(t, k.current.Load().lasts(), "a time that nobody can reckon with is none")
+}

@@ -107,7 +107,7 @@ func (o *options) register(flags *flag.FlagSet) {
 	flags.StringVar(&o.announce, "announce", announceLayer2, "how addresses are announced: layer2 (ARP and NDP, one gateway for each address), bgp (to the routers of BGPPeer objects, by every gateway) or none")
 	flags.StringVar(&o.routerID, "bgp-router-id", "", "BGP identifier of this gateway, an IPv4 address; empty takes its address towards the first router")
 	flags.BoolVar(&o.stay, "bgp-stay-on-exit", false, "when this gateway ends, leave its routes with routers that know graceful restart, for one that follows at once; otherwise they are withdrawn")
-	flags.DurationVar(&o.lease, "gateway-lease", membership.DefaultDuration, "how long, in whole seconds, this gateway's addresses stay without an answer at least when it dies; the Lease is renewed five times as often")
+	flags.DurationVar(&o.lease, "gateway-lease", membership.DefaultDuration, "how long, in whole seconds from 1s to 10m, this gateway's addresses stay without an answer at least when it dies; the Lease is renewed five times as often")
 	flags.StringVar(&o.whenAlone, "when-alone", aloneKeep, "what becomes of the addresses of a gateway that reaches neither the API nor another gateway on its interfaces: keep or withdraw")
 	flags.DurationVar(&o.handover, "handover", 10*time.Minute, "for how long a gateway that is gone, or has lost an address, is asked about connections that others do not know, where packets are rewritten (nat) and its dataplane works; 0: gateways ask one another about none")
 	flags.DurationVar(&o.drainTimeout, "drain-timeout", 0, "for how long, at most, a gateway that is told to end waits for connections that end with it, once other gateways have taken over: those that Envoy has where that ends with this process, as in a pod (what the kernel forwards goes on by itself); 0, and with --bgp-stay-on-exit: not at all")
@@ -147,8 +147,8 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if o.prepareHost {
 		return gateway.PrepareHost()
 	}
-	if o.lease < time.Second || o.lease%time.Second != 0 {
-		return fmt.Errorf("--gateway-lease=%s: use whole seconds, 1s at least", o.lease)
+	if o.lease < time.Second || o.lease > membership.LongestDuration || o.lease%time.Second != 0 {
+		return fmt.Errorf("--gateway-lease=%s: use whole seconds, 1s to %s", o.lease, membership.LongestDuration)
 	}
 	if o.tokenLifetime != 0 && o.tokenLifetime < shortestToken {
 		return fmt.Errorf("--tenant-token-lifetime=%s: use %s or more, which API servers ask for, or 0 for tokens that last", o.tokenLifetime, shortestToken)

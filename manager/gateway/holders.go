@@ -61,8 +61,10 @@ func (h *holders) all() (map[string]holder, error) {
 		return out, nil
 	}
 	if err == nil {
-		if err = json.Unmarshal(text, &out); err != nil || out == nil {
+		if err = json.Unmarshal(text, &out); err != nil {
 			err = fmt.Errorf("%w: %w", errDamaged, err)
+		} else if out == nil {
+			err = fmt.Errorf("%w: it says null", errDamaged)
 		}
 	}
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"sync"
 	"time"
@@ -320,9 +321,13 @@ func (h *Heart) take(frame []byte, at time.Time, since time.Duration) error {
 	if name == h.options.Name {
 		return nil
 	}
+	idle := binary.BigEndian.Uint64(b[26:])
+	if idle > math.MaxInt64 {
+		return errors.New("it is idle for longer than there is time")
+	}
 	now := beat{sent: int64(binary.BigEndian.Uint64(b[2:])), epoch: binary.BigEndian.Uint64(b[10:]), count: binary.BigEndian.Uint64(b[18:]), reaches: b[1]&flagReaches != 0, at: since}
 	// Where the frame was on its way for long, or the sender stood still, that is too late and never too early.
-	now.free = now.at - time.Duration(binary.BigEndian.Uint64(b[26:]))
+	now.free = now.at - time.Duration(idle)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if at.Sub(time.Unix(0, now.sent)).Abs() > clockSkew {

@@ -2,6 +2,7 @@ package heartbeat
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/hex"
 	"io"
 	"log/slog"
@@ -10,6 +11,8 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -239,10 +242,69 @@ func TestFramesAreThoseThatEarlierVersionsKnow(t *testing.T) {
 	require.Equal(t, "036b7562656c02000000000188b5"+"0201"+"17979cfe362a0000"+"1774160bc6690000"+"0000000000000001"+"000000003b9aca00"+"0162", hex.EncodeToString(b.frame(mac, now)[:ethernetHeader+fixed+1]))
 }
 
+// signed is the frame with the right key, whatever else it says.
+func signed(frame []byte) []byte {
+	if len(frame) < ethernetHeader+fixed {
+		return frame
+	}
+	end := min(ethernetHeader+fixed+int(frame[ethernetHeader+fixed-1]), len(frame))
+	text := slices.Clone(frame[:end])
+	return append(text, heart("b", "secret", true).sign(text[ethernetHeader:])...)
+}
+
+// A frame that is not signed changes nothing. One that is changes what is known of the gateway that it names alone, and says nothing of later
+// than it came.
 func FuzzFramesFromTheWire(f *testing.F) {
-	f.Add(heart("b", "secret", true).frame(mac, time.Now()))
-	f.Add([]byte{})
-	f.Fuzz(func(_ *testing.T, frame []byte) { _ = listened("a").hear(frame, time.Now()) })
+	whole := heart("b", "secret", true).frame(mac, time.Now())
+	for _, sign := range []bool{false, true} {
+		f.Add(whole, sign)
+		f.Add(whole[:ethernetHeader+fixed], sign)
+		f.Add(idle("b", "secret", true, -1).frame(mac, time.Now()), sign)
+		f.Add(idle("b", "secret", true, math.MinInt64).frame(mac, time.Unix(0, math.MinInt64)), sign)
+		f.Add([]byte{}, sign)
+	}
+	f.Fuzz(func(t *testing.T, frame []byte, sign bool) {
+		if sign {
+			frame = signed(frame)
+		}
+		h, at := listened("a"), time.Now()
+		if sign && len(frame) >= ethernetHeader+fixed {
+			at = time.Unix(0, int64(binary.BigEndian.Uint64(frame[ethernetHeader+2:]))) // nothing is refused for the clock
+		}
+		err := h.hear(frame, at)
+		h.note(err)
+		if err == nil && len(h.heard) > 0 {
+			name := string(frame[ethernetHeader+fixed:][:frame[ethernetHeader+fixed-1]])
+			require.Len(t, h.heard, 1)
+			require.Contains(t, h.heard, name)
+			require.LessOrEqual(t, h.heard[name].free, clock.Now())
+			require.Error(t, h.hear(frame, at), "once")
+		}
+		_, _ = h.Verdict(), h.Refused()
+	})
+}
+
+// Whatever the file says, an epoch is later than what it says and than the clock, and is kept.
+func FuzzEpochFile(f *testing.F) {
+	for _, text := range []string{"", "1", "-1", "9223372036854775806", "9223372036854775807", "18446744073709551615", "1\n"} {
+		f.Add([]byte(text), int64(1700000000000000000))
+	}
+	f.Add([]byte("1"), int64(-1))
+	dir := f.TempDir()
+	f.Fuzz(func(t *testing.T, text []byte, now int64) {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, epochFile), text, 0o600))
+		first, err := NextEpoch(dir, time.Unix(0, now))
+		require.NoError(t, err)
+		require.GreaterOrEqual(t, int64(first), max(now, 1))
+		if kept, err := strconv.ParseUint(string(text), 10, 64); err == nil && kept < math.MaxInt64 {
+			require.Greater(t, first, kept)
+		}
+		if first < math.MaxInt64 {
+			next, err := NextEpoch(dir, time.Unix(0, now))
+			require.NoError(t, err)
+			require.Greater(t, next, first)
+		}
+	})
 }
 
 func TestNothingIsSureUntilALinkHasBeenListenedTo(t *testing.T) {

@@ -2,6 +2,7 @@ package membership
 
 import (
 	"bytes"
+	"context"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -45,4 +46,23 @@ func TestAKeyThatWasCutIsWrittenAnew(t *testing.T) {
 	require.Equal(t, key, WaitForKey(t.Context(), hubWith(key), "kubelb", dir, log))
 	away := fake.NewClientBuilder().Build()
 	require.Equal(t, key, WaitForKey(t.Context(), away, "kubelb", dir, log), "it is kept for a start without the API")
+}
+
+// Whatever the file holds, it is a key or none, and a gateway without one waits for the hub, not longer than it is asked to.
+func FuzzKeyFile(f *testing.F) {
+	for _, n := range []int{0, keySize - 1, keySize, keySize + 1, 4096} {
+		f.Add(bytes.Repeat([]byte{1}, n))
+	}
+	dir, away := f.TempDir(), fake.NewClientBuilder().Build()
+	ctx, cancel := context.WithCancel(f.Context())
+	cancel()
+	f.Fuzz(func(t *testing.T, content []byte) {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, keyFile), content, 0o600))
+		key := WaitForKey(ctx, away, "kubelb", dir, slog.New(slog.DiscardHandler))
+		if len(content) >= keySize {
+			require.True(t, bytes.Equal(content, key))
+		} else {
+			require.Nil(t, key)
+		}
+	})
 }

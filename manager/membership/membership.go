@@ -391,14 +391,15 @@ func (m *Member) see(name string, lease *coordinationv1.Lease) *peer {
 	}
 	duration := m.options.Duration
 	if s := lease.Spec.LeaseDurationSeconds; s != nil {
-		duration = time.Duration(*s) * time.Second
+		duration = min(time.Duration(*s)*time.Second, LongestDuration)
 	}
 	p.version, p.gone = version, clock.Now()+duration+duration/margin
 	p.departed = lease.Spec.HolderIdentity == nil || *lease.Spec.HolderIdentity == ""
-	p.said = Said{}
-	if err := json.Unmarshal([]byte(lease.Annotations[annotation]), &p.said); err != nil {
-		m.options.Log.Warn("a gateway's Lease cannot be read", "gateway", name, "error", err)
+	said, err := readSaid(lease.Annotations[annotation])
+	if err != nil {
+		m.options.Log.Warn("a gateway's Lease cannot be read: it is taken for one that answers for nothing", "gateway", name, "error", err)
 	}
+	p.said = said
 	return p
 }
 

@@ -29,6 +29,7 @@ var loopback = netip.MustParseAddr("127.0.0.1")
 // router is another speaker, which listens on loopback and waits for the one that is tested.
 type router struct {
 	*server.BgpServer
+	at   netip.Addr
 	port uint16
 
 	mu  sync.Mutex // guards ups
@@ -36,12 +37,17 @@ type router struct {
 }
 
 // newRouter listens on a free port. change is for what tests want otherwise.
-func newRouter(t *testing.T, asn uint32, change func(*api.Peer)) *router {
+func newRouter(t testing.TB, asn uint32, change func(*api.Peer)) *router {
 	t.Helper()
-	r := &router{BgpServer: server.NewBgpServer(), port: freePort(t)}
+	return newRouterAt(t, loopback, asn, change)
+}
+
+func newRouterAt(t testing.TB, at netip.Addr, asn uint32, change func(*api.Peer)) *router {
+	t.Helper()
+	r := &router{BgpServer: server.NewBgpServer(), at: at, port: freePort(t)}
 	go r.Serve()
 	ctx := context.Background()
-	require.NoError(t, r.StartBgp(ctx, &api.StartBgpRequest{Global: &api.Global{Asn: asn, RouterId: "10.0.0.1", ListenPort: int32(r.port), ListenAddresses: []string{loopback.String()}}}))
+	require.NoError(t, r.StartBgp(ctx, &api.StartBgpRequest{Global: &api.Global{Asn: asn, RouterId: "10.0.0.1", ListenPort: int32(r.port), ListenAddresses: []string{at.String()}}}))
 	t.Cleanup(r.Stop)
 	require.NoError(t, r.WatchEvent(t.Context(), server.WatchEventMessageCallbacks{OnPeerUpdate: func(e *apiutil.WatchEventMessage_PeerEvent, _ time.Time) {
 		if e.Type == apiutil.PEER_EVENT_STATE && e.Peer.State.SessionState == wire.BGP_FSM_ESTABLISHED {
@@ -61,7 +67,7 @@ func newRouter(t *testing.T, asn uint32, change func(*api.Peer)) *router {
 	return r
 }
 
-func freePort(t *testing.T) uint16 {
+func freePort(t testing.TB) uint16 {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -77,7 +83,7 @@ func (r *router) sessions() int {
 }
 
 // routes are those of a family that the router has, with their attributes.
-func (r *router) routes(t *testing.T, family wire.Family) map[string][]wire.PathAttributeInterface {
+func (r *router) routes(t testing.TB, family wire.Family) map[string][]wire.PathAttributeInterface {
 	t.Helper()
 	out := map[string][]wire.PathAttributeInterface{}
 	require.NoError(t, r.ListPath(apiutil.ListPathRequest{TableType: api.TableType_TABLE_TYPE_GLOBAL, Family: family}, func(prefix wire.NLRI, paths []*apiutil.Path) {
@@ -89,12 +95,12 @@ func (r *router) routes(t *testing.T, family wire.Family) map[string][]wire.Path
 }
 
 func (r *router) peer() Peer {
-	return Peer{Name: "router", Address: loopback, Port: r.port, LocalASN: gatewaysASN, PeerASN: routersASN, HoldTime: 90 * time.Second, Keepalive: 30 * time.Second,
+	return Peer{Name: "router", Address: r.at, Port: r.port, LocalASN: gatewaysASN, PeerASN: routersASN, HoldTime: 90 * time.Second, Keepalive: 30 * time.Second,
 		ConnectRetry: time.Second, IPv4: true}
 }
 
 // newSpeaker runs until the test ends, or stop is called.
-func newSpeaker(t *testing.T) (s *Speaker, stop func()) {
+func newSpeaker(t testing.TB) (s *Speaker, stop func()) {
 	t.Helper()
 	s = NewSpeaker(Options{RouterID: netip.MustParseAddr("10.0.0.2"), Changed: func() {}, Log: slog.New(slog.DiscardHandler)})
 	ctx, cancel := context.WithCancel(context.Background())
@@ -108,7 +114,7 @@ func newSpeaker(t *testing.T) (s *Speaker, stop func()) {
 	return s, stop
 }
 
-func eventually(t *testing.T, what string, is func() bool) {
+func eventually(t testing.TB, what string, is func() bool) {
 	t.Helper()
 	require.Eventually(t, is, soon, 20*time.Millisecond, what)
 }

@@ -1,6 +1,12 @@
 package translate
 
-import "fmt"
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
 
 // MaxPorts and MaxSourceRanges bound one LoadBalancer, and with both what it costs a gateway. The hub's schema has the same bounds for what
 // stands in fields; what stands in annotations it does not look at.
@@ -17,4 +23,42 @@ func tooManyPorts(n int) (Problem, bool) {
 func tooManySourceRanges(field string, ranges []string) (Problem, bool) {
 	return Problem{Reason: ReasonTooManySourceRanges, Field: field,
 		Message: fmt.Sprintf("%s has %d networks: use %d at most, such as larger ones that these lie in", field, len(ranges), MaxSourceRanges)}, len(ranges) > MaxSourceRanges
+}
+
+// longestName is how long the name of an AddressPool, and a sharing key, may be.
+const longestName = 253
+
+// PoolName says what is wrong with a text as the name of an AddressPool; it is empty where nothing is. The hub's schema says the same of the
+// field.
+func PoolName(text string) string {
+	letter := func(r rune) bool {
+		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9'
+	}
+	inside := func(r rune) bool { return letter(r) || strings.ContainsRune("-_.", r) }
+	switch {
+	case text == "":
+		return ""
+	case len(text) > longestName:
+		return fmt.Sprintf("has %d characters: an AddressPool's name has %d at most", len(text), longestName)
+	case strings.IndexFunc(text, func(r rune) bool { return !inside(r) }) >= 0 || !letter(rune(text[0])) || !letter(rune(text[len(text)-1])):
+		return fmt.Sprintf("%q is no name of an AddressPool: use letters, digits, and - _ . within", text)
+	}
+	return ""
+}
+
+// SharingKey says what is wrong with a text as a sharing key; it is empty where nothing is. The hub's schema says the same of the field.
+func SharingKey(text string) string {
+	switch {
+	case utf8.RuneCountInString(text) > longestName:
+		return fmt.Sprintf("has %d characters: a sharing key has %d at most", utf8.RuneCountInString(text), longestName)
+	case strings.IndexFunc(text, unicode.IsControl) >= 0:
+		return fmt.Sprintf("%q has control characters in it: remove them", text)
+	}
+	return ""
+}
+
+// SourceRange reads a network of clients.
+func SourceRange(text string) (netip.Prefix, bool) {
+	prefix, err := netip.ParsePrefix(strings.TrimSpace(text))
+	return prefix, err == nil && !prefix.Addr().Is4In6()
 }

@@ -230,8 +230,8 @@ func (t *translation) readSourceRanges() []netip.Prefix {
 	}
 	var ranges []netip.Prefix
 	for i, text := range t.lb.SourceRanges {
-		prefix, err := netip.ParsePrefix(strings.TrimSpace(text))
-		if err != nil || prefix.Addr().Is4In6() {
+		prefix, valid := SourceRange(text)
+		if !valid {
 			t.refuse(ReasonInvalidSourceRange, fmt.Sprintf("spec.loadBalancerSourceRanges[%d]", i), "spec.loadBalancerSourceRanges[%d] %q is not a CIDR such as 192.0.2.0/24", i, text)
 			continue
 		}

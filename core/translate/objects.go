@@ -211,6 +211,7 @@ const (
 	ReasonInvalidFamilyPolicy  = "InvalidFamilyPolicy"
 	ReasonInvalidForwarding    = "InvalidForwarding"
 	ReasonInvalidProxyProtocol = "InvalidProxyProtocol"
+	ReasonInvalidAnnotation    = "InvalidAnnotation"
 	ReasonInvalidAffinity      = "InvalidAffinity"
 	ReasonConflict             = "FrontendConflict"
 	ReasonNoLocalEndpoints     = "NoLocalEndpoints"

@@ -10,6 +10,7 @@ import (
 
 	"kubelb.k8c.io/core/ipam"
 	"kubelb.k8c.io/core/model"
+	"kubelb.k8c.io/core/phrase"
 )
 
 // Service is a tenant's Service, as far as translation needs it.
@@ -84,6 +85,7 @@ const (
 	AnnotationProxyProtocol      = "kubelb.k8c.io/proxy-protocol"
 	AnnotationRequestedAddresses = "kubelb.k8c.io/requested-addresses"
 	AnnotationAddressPool        = "kubelb.k8c.io/address-pool"
+	AnnotationSharingKey         = "kubelb.k8c.io/sharing-key"
 
 	annotationSourceRanges = "service.beta.kubernetes.io/load-balancer-source-ranges"
 )
@@ -220,6 +222,15 @@ func (lb *LoadBalancer) set(s Service) (problems []Problem) {
 	if problem, too := tooManySourceRanges(field, lb.SourceRanges); too {
 		problems = append(problems, problem)
 	}
+	if len(s.SourceRanges) == 0 {
+		problems = append(problems, invalidSourceRanges(field, lb.SourceRanges)...)
+	}
+	for _, word := range []struct{ annotation, wrong string }{{AnnotationAddressPool, PoolName(s.AddressPool)}, {AnnotationSharingKey, SharingKey(s.SharingKey)}} {
+		if word.wrong != "" {
+			field := "metadata.annotations." + word.annotation
+			problems = append(problems, Problem{Reason: ReasonInvalidAnnotation, Field: field, Message: field + " " + word.wrong})
+		}
+	}
 	requested, problem := requestedAddresses(s)
 	if problem != nil {
 		problems = append(problems, *problem)
@@ -237,6 +248,20 @@ func (lb *LoadBalancer) set(s Service) (problems []Problem) {
 		problems = append(problems, invalidProxyProtocol(s.ProxyProtocol))
 	}
 	return problems
+}
+
+// invalidSourceRanges are problems of the annotation: what stands in the field the tenant's API server has read. Few are named.
+func invalidSourceRanges(field string, ranges []string) []Problem {
+	var wrong []string
+	for _, text := range ranges {
+		if _, valid := SourceRange(text); !valid {
+			wrong = append(wrong, strconv.Quote(text))
+		}
+	}
+	if len(wrong) == 0 {
+		return nil
+	}
+	return []Problem{{Reason: ReasonInvalidSourceRange, Field: field, Message: fmt.Sprintf("%s has %s in it: use CIDRs such as 192.0.2.0/24, separated by commas", field, phrase.Few(wrong, ", "))}}
 }
 
 // familyPolicy: the cluster has decided already which families a Service has. One that would prefer two and got one has
@@ -258,13 +283,22 @@ func requestedAddresses(s Service) ([]netip.Addr, *Problem) {
 		return nil, nil
 	}
 	var addresses []netip.Addr
+	var more []string
 	for _, part := range strings.Split(text, ",") {
 		address, err := netip.ParseAddr(strings.TrimSpace(part))
 		if err != nil || address.Zone() != "" || address.Is4In6() {
 			return nil, &Problem{Reason: ReasonInvalidAddress, Field: field, Message: fmt.Sprintf(
 				"requested address %q in %s is not an IP address: name one, or one of each family, separated by a comma", part, field)}
 		}
+		if slices.ContainsFunc(addresses, func(a netip.Addr) bool { return a.Is4() == address.Is4() }) {
+			more = append(more, address.String())
+			continue
+		}
 		addresses = append(addresses, address)
+	}
+	if len(more) > 0 {
+		return addresses, &Problem{Reason: ReasonInvalidAddress, Field: field, Partial: true, Message: fmt.Sprintf(
+			"%s has more than one address of a family, and %s left out: name one, or one of each family", field, phrase.Few(more, ", "))}
 	}
 	return addresses, nil
 }

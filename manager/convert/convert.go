@@ -2,7 +2,6 @@
 package convert
 
 import (
-	"cmp"
 	"fmt"
 	"math"
 	"net/netip"
@@ -25,11 +24,11 @@ func LoadBalancer(lb *v1alpha1.LoadBalancer) translate.LoadBalancer {
 		OriginNamespace: lb.Labels[v1alpha1.LabelOriginNamespace], OriginName: lb.Labels[v1alpha1.LabelOriginName],
 		Type:                string(lb.Spec.Type),
 		LocalOnly:           lb.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal,
-		SourceRanges:        a.list(lb.Spec.LoadBalancerSourceRanges, v1alpha1.AnnotationSourceRanges, translate.MaxSourceRanges),
+		SourceRanges:        a.ranges(lb.Spec.LoadBalancerSourceRanges),
 		FamilyPolicy:        ipam.Policy(a.text(string(lb.Spec.IPFamilyPolicy), v1alpha1.AnnotationIPFamilyPolicy)),
 		Forwarding:          a.text(lb.Spec.Forwarding, v1alpha1.AnnotationForwarding),
-		AddressPool:         cmp.Or(lb.Spec.AddressPool, strings.TrimSpace(lb.Annotations[v1alpha1.AnnotationAddressPool])),
-		SharingKey:          cmp.Or(lb.Spec.SharingKey, strings.TrimSpace(lb.Annotations[v1alpha1.AnnotationSharingKey])),
+		AddressPool:         a.word(lb.Spec.AddressPool, v1alpha1.AnnotationAddressPool, translate.PoolName),
+		SharingKey:          a.word(lb.Spec.SharingKey, v1alpha1.AnnotationSharingKey, translate.SharingKey),
 		ProxyProtocol:       strings.TrimSpace(lb.Annotations[v1alpha1.AnnotationProxyProtocol]),
 		HealthCheckNodePort: int32(a.number(int(lb.Spec.HealthCheckNodePort), v1alpha1.AnnotationHealthCheckNodePort, 65535)),
 		VIPs:                VIPs(lb),
@@ -188,7 +187,7 @@ type annotations struct {
 }
 
 func (a *annotations) refuse(key, format string, args ...any) {
-	a.problems = append(a.problems, translate.Problem{Reason: "InvalidAnnotation", Field: "metadata.annotations." + key, Message: "annotation " + key + ": " + fmt.Sprintf(format, args...)})
+	a.problems = append(a.problems, translate.Problem{Reason: translate.ReasonInvalidAnnotation, Field: "metadata.annotations." + key, Message: "annotation " + key + ": " + fmt.Sprintf(format, args...)})
 }
 
 func (a *annotations) text(field, key string) string {
@@ -230,6 +229,34 @@ func (a *annotations) list(field []string, key string, most int) []string {
 	return out
 }
 
+// word is a text of which wrong tells what the schema would refuse in the field.
+func (a *annotations) word(field, key string, wrong func(string) string) string {
+	value := strings.TrimSpace(a.values[key])
+	if field != "" || value == "" {
+		return field
+	}
+	if message := wrong(value); message != "" {
+		a.refuse(key, "%s", message)
+		return ""
+	}
+	return value
+}
+
+// ranges are networks. What stands in the field is checked by translation, by its place there.
+func (a *annotations) ranges(field []string) []string {
+	out := a.list(field, v1alpha1.AnnotationSourceRanges, translate.MaxSourceRanges)
+	if len(field) > 0 {
+		return out
+	}
+	for _, text := range out {
+		if _, valid := translate.SourceRange(text); !valid {
+			a.refuse(v1alpha1.AnnotationSourceRanges, "%q is not a CIDR such as 192.0.2.0/24", text)
+			return nil
+		}
+	}
+	return out
+}
+
 func (a *annotations) number(field int, key string, highest int) int {
 	if field != 0 || a.values[key] == "" {
 		return field
@@ -255,7 +282,7 @@ func (a *annotations) family(text string) ipam.Family {
 
 func (a *annotations) address(text string) netip.Addr {
 	address, err := netip.ParseAddr(text)
-	if err != nil {
+	if err != nil || address.Zone() != "" {
 		a.refuse(v1alpha1.AnnotationRequestedAddresses, "%q is not an IP address", text)
 		return netip.IPv4Unspecified()
 	}

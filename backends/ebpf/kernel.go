@@ -157,15 +157,20 @@ func (k *kernel) prepare(spec *ebpf.CollectionSpec) error {
 // unpinned are the maps that hold nothing from one packet to the next, and the constants of the programs.
 var unpinned = []string{"scratches", "numbers", "budgets", "shortages", "ended", "ended_count", "ways", ".rodata"}
 
-// openRecords opens the maps that only the plugin reads, once the numbers say that it knows what is in them.
-func (k *kernel) openRecords(options ebpf.MapOptions) error {
-	k.maps = map[string]*ebpf.Map{}
-	for _, spec := range []*ebpf.MapSpec{
+// recordMaps are the maps that only the plugin reads, the numbers first.
+func recordMaps() []*ebpf.MapSpec {
+	return []*ebpf.MapSpec{
 		{Name: mapNumbers, Type: ebpf.Array, KeySize: 4, ValueSize: uint32(binary.Size(numbers{})), MaxEntries: 1},
 		{Name: mapPoolRecords, Type: ebpf.Hash, KeySize: 4, ValueSize: uint32(binary.Size(poolRecord{})), MaxEntries: maxPools, Flags: noPreallocation},
 		{Name: mapEndpointRecords, Type: ebpf.Hash, KeySize: 4, ValueSize: uint32(binary.Size(endpointRecord{})), MaxEntries: 1 << 20, Flags: noPreallocation},
 		{Name: mapServiceRecords, Type: ebpf.Hash, KeySize: 4, ValueSize: uint32(binary.Size(serviceRecord{})), MaxEntries: maxServices, Flags: noPreallocation},
-	} {
+	}
+}
+
+// openRecords opens the maps that only the plugin reads, once the numbers say that it knows what is in them.
+func (k *kernel) openRecords(options ebpf.MapOptions) error {
+	k.maps = map[string]*ebpf.Map{}
+	for _, spec := range recordMaps() {
 		spec.Pinning = ebpf.PinByName
 		m, err := ebpf.NewMapWithOptions(spec, options)
 		if err != nil {

@@ -1,0 +1,423 @@
+package ebpf
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"os"
+	"slices"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"github.com/cilium/ebpf"
+	"github.com/stretchr/testify/require"
+
+	"kubelb.k8c.io/backends/ebpf/bpf"
+	"kubelb.k8c.io/core/model"
+)
+
+// adoptedMaps are those that adopt reads, in the order in which the fuzzer names them. Tables of rows are files of the kernel, and are there or not.
+var adoptedMaps = []string{mapNumbers, mapPoolRecords, mapEndpointRecords, mapServiceRecords, mapEndpoints, mapServices, mapFrontends, mapSourceRanges, mapLimits, mapHandovers, mapAddresses, mapPools}
+
+// fewPlaces is what maps hold here: the kernel looks at all of a map's places when it lists its elements. mostElements are as many as leave room.
+const fewPlaces, mostElements = 512, 300
+
+// mapsAlone is a kernel of maps without programs. Nothing of it is pinned, so that it is gone with the process.
+func mapsAlone(t testing.TB) *kernel {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("maps are made by root only")
+	}
+	spec, err := bpf.LoadTc()
+	require.NoError(t, err)
+	k := &kernel{maps: map[string]*ebpf.Map{}, tables: map[uint32]*ebpf.Map{}, dir: "maps"}
+	specs := recordMaps()
+	for name, m := range spec.Maps {
+		if slices.Contains(append(adoptedMaps, mapServiceCounters, mapEndpointCounters), name) && name != mapNumbers {
+			specs = append(specs, m)
+		}
+	}
+	for _, m := range specs {
+		m.MaxEntries = min(m.MaxEntries, fewPlaces)
+		made, err := ebpf.NewMap(m)
+		require.NoError(t, err)
+		t.Cleanup(func() { made.Close() })
+		k.maps[m.Name] = made
+	}
+	k.objects.Pools, k.objects.Endpoints = k.maps[mapPools], k.maps[mapEndpoints]
+	return k
+}
+
+// element is one element of a map as the fuzzer writes it: the map, the key and the value.
+func element(t testing.TB, k *kernel, table string, key, value any) []byte {
+	t.Helper()
+	out := []byte{byte(slices.Index(adoptedMaps, table))}
+	for _, part := range []any{key, value} {
+		var err error
+		out, err = binary.Append(out, binary.NativeEndian, part)
+		require.NoError(t, err)
+	}
+	require.Len(t, out, k.elementSize(table), table)
+	return out
+}
+
+func (k *kernel) elementSize(table string) int {
+	m := k.maps[table]
+	if table == mapPools {
+		return 1 + 4
+	}
+	return 1 + int(m.KeySize()+m.ValueSize())
+}
+
+// put writes elements, as far as the kernel takes them, and returns the places of arrays that were written.
+func (k *kernel) put(t testing.TB, text []byte) (places map[string][]uint32) {
+	t.Helper()
+	places = map[string][]uint32{}
+	for n := 0; len(text) > 0 && n < mostElements; n++ {
+		table := adoptedMaps[int(text[0])%len(adoptedMaps)]
+		one := make([]byte, k.elementSize(table))
+		text = text[copy(one, text):]
+		m := k.maps[table]
+		key, value := one[1:1+m.KeySize()], any(one[1+m.KeySize():])
+		number := binary.NativeEndian.Uint32(key)
+		switch table {
+		case mapPools:
+			if number >= m.MaxEntries() {
+				continue
+			}
+			rows, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 2, Flags: innerMap})
+			require.NoError(t, err)
+			k.keepForPlace(number, rows)
+			places[table] = append(places[table], number)
+		case mapServices, mapEndpoints:
+			if m.Put(key, value) == nil {
+				places[table] = append(places[table], number)
+			}
+		default:
+			_ = m.Put(key, value)
+		}
+	}
+	require.NoError(t, k.placeTables())
+	return places
+}
+
+// empty removes all elements, and everything of these places.
+func (k *kernel) empty(t testing.TB, places map[string][]uint32) {
+	t.Helper()
+	for _, table := range adoptedMaps {
+		m := k.maps[table]
+		switch table {
+		case mapNumbers:
+			require.NoError(t, m.Put(uint32(0), numbers{}))
+			continue
+		case mapPools:
+			for _, n := range places[table] {
+				var id ebpf.MapID
+				if m.Lookup(n, &id) == nil { // to remove one takes the kernel long
+					require.NoError(t, m.Delete(n))
+				}
+			}
+			continue
+		case mapServices, mapEndpoints:
+			for _, n := range places[table] {
+				require.NoError(t, m.Put(n, make([]byte, m.ValueSize())))
+			}
+			continue
+		}
+		for _, key := range keysOf(t, m) {
+			require.NoError(t, m.Delete(key))
+		}
+	}
+}
+
+func keysOf(t testing.TB, m *ebpf.Map) (keys [][]byte) {
+	t.Helper()
+	var key, value []byte
+	all := m.Iterate()
+	for all.Next(&key, &value) {
+		keys = append(keys, slices.Clone(key))
+	}
+	require.NoError(t, all.Err())
+	return keys
+}
+
+// carry does what a plan says, as apply does.
+func (k *kernel) carry(t testing.TB, p *plan, err error) {
+	t.Helper()
+	require.NoError(t, err)
+	require.NoError(t, k.apply(p.writes))
+	p.commit()
+}
+
+// serve has pools and frontends be served.
+func (k *kernel) serve(t testing.TB, s *state, pools []model.Pool, frontends []model.Frontend) {
+	t.Helper()
+	source := func(a netip.Addr) (netip.Addr, error) {
+		if a.Is4() {
+			return netip.MustParseAddr("198.51.100.1"), nil
+		}
+		return netip.MustParseAddr("2001:db8:1::1"), nil
+	}
+	for _, pool := range pools {
+		p, err := s.planPool(pool, source)
+		k.carry(t, p, err)
+	}
+	require.NoError(t, k.placeTables())
+	for _, f := range frontends {
+		p, err := s.planFrontend(f)
+		k.carry(t, p, err)
+		lures := &plan{commit: func() { s.commitRoles(p.roles) }}
+		s.planRoles(lures, p.roles)
+		k.carry(t, lures, nil)
+	}
+}
+
+// purge has nothing be served any more, and no endpoint that has left have flows.
+func (k *kernel) purge(t testing.TB, s *state) {
+	t.Helper()
+	for key := range s.frontends {
+		k.carry(t, s.planFrontendGone(key), nil)
+	}
+	for id := range s.pools {
+		k.carry(t, s.planPoolGone(id), nil)
+	}
+	for handle := range s.left {
+		k.carry(t, s.planFlowless(handle), nil)
+	}
+}
+
+// requireSound checks that no number is given twice, that all have places, and that the manager can be told of all records.
+func (s *state) requireSound(t testing.TB, k *kernel) {
+	t.Helper()
+	numbers := map[string]map[uint32]string{mapPools: {}, mapServices: {}, mapEndpoints: {}}
+	take := func(table string, number uint32, what string) {
+		require.Empty(t, numbers[table][number], "%s and %s have the number %d", what, numbers[table][number], number)
+		require.True(t, isPlace(number, k.maps[table]), "%s: %d", what, number)
+		numbers[table][number] = what
+	}
+	for id, p := range s.pools {
+		require.True(t, id != "" && utf8.ValidString(string(id)))
+		take(mapPools, p.number, "pool "+string(id))
+		for name, e := range p.endpoints {
+			require.True(t, utf8.ValidString(name))
+			take(mapEndpoints, e.handle, "endpoint "+name)
+		}
+	}
+	for handle := range s.left {
+		take(mapEndpoints, handle, "one that has left")
+	}
+	for key, f := range s.frontends {
+		take(mapServices, f.number, key.String())
+		valid := model.Frontend{FrontendKey: key, Tenant: "a", Pool: "a/p", TargetPort: 1, Restricted: true, SourceRanges: f.ranges, Handover: f.handover}
+		if key.Port == 0 {
+			valid.Port = 1
+		}
+		if key.Protocol != model.TCP {
+			valid.Handover = model.Handover{}
+		}
+		require.NoError(t, valid.Validate())
+	}
+	for table, free := range map[string]freeNumbers{mapPools: s.freePools, mapServices: s.freeServices, mapEndpoints: s.freeEndpoints} {
+		for i, f := range free {
+			take(table, f.number, "nobody")
+			free[i].since = time.Time{} // the test does not wait
+		}
+		last := map[string]uint32{mapPools: s.last.Pool, mapServices: s.last.Service, mapEndpoints: s.last.Endpoint}[table]
+		for number := range numbers[table] {
+			require.LessOrEqual(t, number, last, "the next one that is given would be one that is used")
+		}
+	}
+	digests := s.digests()
+	for what, digest := range digests.Pools {
+		require.True(t, utf8.ValidString(string(digest)), what)
+	}
+	for what, digest := range digests.Frontends {
+		require.True(t, utf8.ValidString(string(digest)), what.String())
+	}
+}
+
+// fixturesAsElements are maps as this version writes them.
+func fixturesAsElements(t testing.TB, k *kernel) (all []byte) {
+	t.Helper()
+	s := newState()
+	pools, frontends := fixtures()
+	for i := range frontends {
+		if frontends[i].Protocol == model.TCP && frontends[i].Forwarding == model.NAT {
+			frontends[i].Handover = model.Handover{Next: frontends[i].VIP.Next(), Asks: 3}
+		}
+		frontends[i].MaxConnections = uint32(i % 2)
+	}
+	k.serve(t, s, pools, frontends)
+	places := map[string][]uint32{}
+	for _, table := range adoptedMaps {
+		m, index := k.maps[table], byte(slices.Index(adoptedMaps, table))
+		add := func(key, value []byte) { all = append(append(append(all, index), key...), value...) }
+		switch table {
+		case mapServices, mapEndpoints, mapNumbers, mapPools:
+			last := map[string]uint32{mapServices: s.last.Service, mapEndpoints: s.last.Endpoint, mapPools: s.last.Pool}[table]
+			for n := range last + 1 {
+				key := binary.NativeEndian.AppendUint32(nil, n)
+				value := []byte{}
+				if table != mapPools {
+					require.NoError(t, m.Lookup(n, &value))
+				}
+				add(key, value)
+				places[table] = append(places[table], n)
+			}
+		default:
+			for _, key := range keysOf(t, m) {
+				var value []byte
+				require.NoError(t, m.Lookup(key, &value))
+				add(key, value)
+			}
+		}
+	}
+	k.empty(t, places)
+	return all
+}
+
+// spoilt are elements that no version writes, each with a fault of its own.
+func spoilt(t testing.TB, k *kernel) (all [][]byte) {
+	t.Helper()
+	add := func(table string, key, value any) { all = append(all, element(t, k, table, key, value)) }
+	name := func(text string) (out poolRecord) {
+		copy(out.ID[:], text)
+		out.Digest = digestOf("0123456789abcdef01234567")
+		return out
+	}
+	of := func(pool uint32, text string) (out endpointRecord) {
+		out.Pool = pool
+		copy(out.ID[:], text)
+		return out
+	}
+	vip := frontendKeyOf(model.FrontendKey{VIP: theVIP[true], Protocol: model.TCP, Port: portPlain})
+	add(mapNumbers, uint32(0), numbers{layoutVersion, 1<<32 - 1, 1<<32 - 1, 1<<32 - 1, 1<<32 - 1})
+	add(mapNumbers, uint32(0), numbers{Layout: layoutVersion})
+	add(mapPoolRecords, uint32(1<<32-1), name("a/far"))
+	add(mapPoolRecords, uint32(0), name("a/none"))
+	add(mapPoolRecords, uint32(9), name(""))
+	add(mapPoolRecords, uint32(9), name("a/\xff"))
+	add(mapPoolRecords, uint32(9), name(string(poolOf("both", true))))
+	add(mapPoolRecords, uint32(1), poolRecord{Digest: digest{0xff}, ID: name("a/p").ID})
+	add(mapEndpointRecords, uint32(1<<20), of(1, "n1"))
+	add(mapEndpointRecords, uint32(0), of(1, "n1"))
+	add(mapEndpointRecords, uint32(4), of(1, "n1"))
+	add(mapEndpointRecords, uint32(2), of(1, "\xff"))
+	add(mapEndpoints, uint32(1), endpoint{Address: address{10: 0xff, 11: 0xff, 12: 1}, State: endpointListed})
+	add(mapEndpoints, uint32(1), endpoint{Address: addressOf(theNode[true]), Generation: 1<<32 - 1, State: 99})
+	add(mapServiceRecords, uint32(1<<32-1), serviceRecord{Key: vip})
+	add(mapServiceRecords, uint32(7), serviceRecord{Key: vip})
+	strange := vip
+	strange.Family = 9
+	add(mapServiceRecords, uint32(1), serviceRecord{Key: strange})
+	add(mapFrontends, strange, uint32(1))
+	add(mapFrontends, vip, uint32(1<<32-1))
+	add(mapFrontends, vip, uint32(2))
+	add(mapServices, uint32(1), service{Pool: 1<<32 - 1, Forwarding: 77})
+	add(mapSourceRanges, rangeKey{Length: 1, Service: 3}, uint8(1))
+	add(mapSourceRanges, rangeKey{Length: 40, Service: 3}, uint8(1))
+	add(mapSourceRanges, rangeKey{Length: 160, Service: 3, Source: address{1}}, uint8(1))
+	add(mapLimits, uint32(1), limit{Flows: -1})
+	add(mapHandovers, uint32(1), handover{})
+	add(mapHandovers, uint32(1), handover{Next: addressOf(theNode[true]), Asks: 200})
+	add(mapAddresses, addressKey{Address: addressOf(theVIP[true]), Family: 260}, uint32(roleVIP))
+	return all
+}
+
+func requireSame(t testing.TB, want, got model.Digests) {
+	t.Helper()
+	for id, digest := range want.Pools {
+		require.Equal(t, digest, got.Pools[id], "%s", id)
+	}
+	for key, digest := range want.Frontends {
+		require.Equal(t, digest, got.Frontends[key], "%s", key)
+	}
+	require.Len(t, got.Pools, len(want.Pools))
+	require.Len(t, got.Frontends, len(want.Frontends))
+}
+
+// Whatever the pinned maps hold, damaged or of another version, what is taken over is sound, can be changed, and leaves nothing when it goes.
+func FuzzPinnedMaps(f *testing.F) {
+	k := mapsAlone(f)
+	whole := fixturesAsElements(f, k)
+	f.Add(whole)
+	all := slices.Clone(whole)
+	byMap := map[byte][]byte{}
+	for _, one := range spoilt(f, k) {
+		byMap[one[0]] = append(byMap[one[0]], one...)
+		all = append(all, one...)
+	}
+	for _, some := range byMap {
+		f.Add(append(slices.Clone(whole), some...))
+	}
+	f.Add(all)
+	f.Fuzz(func(t *testing.T, text []byte) {
+		places := k.put(t, text)
+		began := time.Now()
+		s, err := k.adopt()
+		require.NoError(t, err)
+		require.Less(t, time.Since(began), 10*time.Second)
+		s.requireSound(t, k)
+		for _, one := range s.pools {
+			places[mapPools] = append(places[mapPools], one.number)
+		}
+		again, err := k.adopt()
+		require.NoError(t, err)
+		requireSame(t, s.digests(), again.digests())
+
+		pools, frontends := fixtures()
+		k.serve(t, s, pools, frontends)
+		served, want := s.digests(), model.Snapshot{Pools: pools, Frontends: frontends}.Digests()
+		for id, digest := range want.Pools {
+			require.Equal(t, digest, served.Pools[id])
+			places[mapPools] = append(places[mapPools], s.pools[id].number)
+		}
+		for key, digest := range want.Frontends {
+			require.Equal(t, digest, served.Frontends[key])
+			var number uint32
+			var is service
+			require.NoError(t, k.maps[mapFrontends].Lookup(frontendKeyOf(key), &number))
+			require.NoError(t, k.maps[mapServices].Lookup(number, &is))
+			require.Equal(t, s.frontends[key].service, is)
+			places[mapServices] = append(places[mapServices], number)
+		}
+		for n := range s.last.Endpoint {
+			if n < 64 {
+				places[mapEndpoints] = append(places[mapEndpoints], n)
+			}
+		}
+		s.requireSound(t, k)
+		next, err := k.adopt()
+		require.NoError(t, err)
+		requireSame(t, s.digests(), next.digests())
+
+		k.purge(t, s)
+		for _, table := range []string{mapPoolRecords, mapEndpointRecords, mapServiceRecords, mapFrontends, mapSourceRanges, mapLimits, mapHandovers, mapAddresses} {
+			require.Empty(t, keysOf(t, k.maps[table]), table)
+		}
+		k.empty(t, places)
+	})
+}
+
+func TestNumbersThatAreTooLowAreNotGivenAgain(t *testing.T) {
+	k := mapsAlone(t)
+	k.put(t, append(fixturesAsElements(t, k), element(t, k, mapNumbers, uint32(0), numbers{Layout: layoutVersion})...))
+	s, err := k.adopt()
+	require.NoError(t, err)
+	was := map[uint32]bool{}
+	for _, f := range s.frontends {
+		was[f.number] = true
+	}
+	f := model.Frontend{FrontendKey: model.FrontendKey{VIP: theVIP[true], Protocol: model.TCP, Port: 9999}, Tenant: "a", Pool: poolOf("both", true), TargetPort: 1}
+	k.serve(t, s, nil, []model.Frontend{f})
+	require.False(t, was[s.frontends[f.FrontendKey].number], "packets for another frontend would be led here")
+}
+
+func TestADamagedNumberCostsNothing(t *testing.T) {
+	k := mapsAlone(t)
+	k.put(t, append(fixturesAsElements(t, k), element(t, k, mapNumbers, uint32(0), numbers{layoutVersion, 1<<32 - 1, 1<<32 - 1, 1<<32 - 1, 1})...))
+	s, err := k.adopt()
+	require.NoError(t, err)
+	require.Equal(t, numbers{layoutVersion, 4, uint32(len(s.frontends)), 4, s.last.Generation}, s.last, "as many as there are")
+	require.Empty(t, slices.Concat(s.freePools, s.freeServices, s.freeEndpoints))
+}

@@ -4,25 +4,30 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	nft "github.com/google/nftables"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"kubelb.k8c.io/backends/nftables/elements"
+	"kubelb.k8c.io/core/maglev"
 	"kubelb.k8c.io/core/model"
 )
 
 // open takes over the tables that an earlier process left, or makes them. Tables of another layout are replaced in the
-// same transaction that makes the new ones: known flows go on, and the host sends all records again. A table of another program is left alone.
-func open(tables []*table, e *egress) error {
+// same transaction that makes the new ones: known flows go on, and the host sends all records again. So are tables that hold what is not
+// understood, and unread says what that is. A table of another program is left alone.
+func open(tables []*table, e *egress) (unread, err error) {
 	c, err := elements.Connect()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	all := []*nft.Table{e.nft}
 	for _, t := range tables {
@@ -33,12 +38,12 @@ func open(tables []*table, e *egress) error {
 	for _, t := range all {
 		found, known, err := find(c, t)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if foreign, err := foreignTable(c, t); err != nil {
-			return err
+			return nil, err
 		} else if foreign {
-			return fmt.Errorf("the nftables table %q of family %s is not KubeLB's: %s", t.Name, familyName(t), foreignAdvice)
+			return nil, fmt.Errorf("the nftables table %q of family %s is not KubeLB's: %s", t.Name, familyName(t), foreignAdvice)
 		}
 		if found {
 			present = append(present, t)
@@ -48,7 +53,14 @@ func open(tables []*table, e *egress) error {
 		}
 	}
 	if ours == len(all) {
-		return errors.Join(adopt(c, tables, e), setPorts(tables))
+		unread = adopt(c, tables, e)
+		if !errors.Is(unread, errUnread) {
+			return nil, errors.Join(unread, setPorts(tables))
+		}
+		for _, t := range tables {
+			t.state = newState(t.layout.family)
+		}
+		e.interfaces = map[string]bool{}
 	}
 	for _, t := range present {
 		c.DelTable(t)
@@ -56,16 +68,16 @@ func open(tables []*table, e *egress) error {
 	for _, t := range tables {
 		t.state.anew = len(present) == 0
 		if err := t.create(c); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	if err := e.create(c); err != nil {
-		return err
+		return nil, err
 	}
 	if err := c.Flush(); err != nil {
-		return fmt.Errorf("create nftables tables (needs CAP_NET_ADMIN and a kernel with nf_tables, NAT and conntrack): %w", err)
+		return nil, fmt.Errorf("create nftables tables (needs CAP_NET_ADMIN and a kernel with nf_tables, NAT and conntrack): %w", err)
 	}
-	return setPorts(tables)
+	return unread, setPorts(tables)
 }
 
 func setPorts(tables []*table) error {
@@ -108,13 +120,20 @@ func find(c *nft.Conn, t *nft.Table) (present, ours bool, err error) {
 	return true, ours, nil
 }
 
+// errUnread is that of tables with something in them that this version has not written.
+var errUnread = errors.New("it is not understood")
+
 // adopt reads the state back from the kernel. Rows are not read: their number is known, and the first change of a pool
 // writes them anew.
 func (t *table) adopt(c *nft.Conn) error {
-	s := t.state
 	if err := t.adoptTimeouts(c); err != nil {
 		return err
 	}
+	return t.state.adopt(func(set string) ([]nft.SetElement, error) { return c.GetSetElements(t.sets[set]) })
+}
+
+// adopt takes over what sets and maps hold.
+func (s *state) adopt(read func(set string) ([]nft.SetElement, error)) error {
 	type part struct {
 		set  string
 		each func(nft.SetElement) error
@@ -123,40 +142,91 @@ func (t *table) adopt(c *nft.Conn) error {
 		{mapRegistry, s.adoptPool},
 		{mapEndpoints, s.adoptEndpoint},
 		{mapPools, s.adoptFrontend},
-		{mapPorts, s.withFrontend(func(f *frontendState, e nft.SetElement) { f.target = binary.BigEndian.Uint16(e.Val) })},
-		{mapAffinity, s.withFrontend(func(f *frontendState, e nft.SetElement) {
-			f.number = binary.NativeEndian.Uint32(e.Val)
-			// Which of the chains serves it is not read back: an impossible value makes the next change write it again.
-			f.timeout = unknownTimeout
-			s.lastNumber = max(s.lastNumber, f.number)
-		})},
-		{mapRanges, s.withFrontendOr(s.adoptRanges)},
-		{setTransparent, s.withFrontend(func(f *frontendState, _ nft.SetElement) { f.forwarding = model.Transparent })},
-		{mapDirect, s.withFrontend(func(f *frontendState, _ nft.SetElement) { f.forwarding = model.Direct })},
-		{mapNext, s.withFrontend(func(f *frontendState, e nft.SetElement) { f.handover.Next, _ = netip.AddrFromSlice(e.Val) })},
-		{mapAsks, s.withFrontendOr(adoptAsks)},
+		{mapPorts, s.withFrontend(adoptPort)},
+		{mapAffinity, s.withFrontend(s.adoptAffinity)},
+		{mapRanges, s.withFrontend(s.adoptRanges)},
+		{setTransparent, s.withFrontend(func(f *frontendState, _ nft.SetElement) error { return f.forwards(model.Transparent) })},
+		{mapDirect, s.withFrontend(func(f *frontendState, _ nft.SetElement) error { return f.forwards(model.Direct) })},
+		{mapNext, s.withFrontend(s.adoptNext)},
+		{mapAsks, s.withFrontend(adoptAsks)},
 		{leaveMap(s.family), s.adoptNumbers()},
 	}
 	for _, k := range limitKinds() {
-		parts = append(parts, part{k.verdicts, s.withFrontendOr(k.adopt)})
+		parts = append(parts, part{k.verdicts, s.withFrontend(k.adopt)})
 	}
 	for _, part := range parts {
-		elements, err := c.GetSetElements(t.sets[part.set])
+		elements, err := read(part.set)
 		if err != nil {
 			return fmt.Errorf("read %s: %w", part.set, err)
 		}
 		for _, e := range elements {
 			if err := part.each(e); err != nil {
-				return fmt.Errorf("read %s: %w", part.set, err)
+				return fmt.Errorf("read %s: %w: %w", part.set, err, errUnread)
 			}
 		}
 	}
 	for key, f := range s.frontends {
+		if err := f.whole(); err != nil {
+			return fmt.Errorf("read frontend %s: %w: %w", key, err, errUnread)
+		}
 		if f.limits[connectionLimit] > 0 {
 			s.slow[key.VIP]++
 		}
 	}
 	return nil
+}
+
+// whole says what a frontend lacks that each has: what is there could not be removed as it would be.
+func (f *frontendState) whole() error {
+	switch h := f.handover; {
+	case f.target == 0:
+		return errors.New("it has no target port")
+	case f.forwarding == model.Direct && f.direct == 0:
+		return errors.New("it is direct and has no number")
+	case h.Next.IsValid() != (h.Asks > 0):
+		return errors.New("of whom it asks, and how many, one is missing")
+	}
+	return nil
+}
+
+func (f *frontendState) forwards(mode model.Forwarding) error {
+	if f.forwarding != model.NAT {
+		return fmt.Errorf("it is %s and %s", f.forwarding, mode)
+	}
+	f.forwarding = mode
+	return nil
+}
+
+// numberIn reads a number from a key or a value.
+func numberIn(b []byte, from, to uint32) (uint32, error) {
+	if len(b) != 4 {
+		return 0, fmt.Errorf("number of %d bytes", len(b))
+	}
+	n := binary.NativeEndian.Uint32(b)
+	if n < from || n > to {
+		return 0, fmt.Errorf("number %d is none from %d to %d", n, from, to)
+	}
+	return n, nil
+}
+
+// digestIn is the digest in a comment, empty if that is none: the record is asked for again.
+func digestIn(text string) model.Digest {
+	if len(text) != digestLength || strings.Trim(text, "0123456789abcdef") != "" {
+		return ""
+	}
+	return model.Digest(text)
+}
+
+// digestLength is how long a digest is as a text.
+const digestLength = 24
+
+// address reads an address of the family.
+func (s *state) address(b []byte) (netip.Addr, error) {
+	a, ok := netip.AddrFromSlice(b)
+	if !ok || a.Is4() != s.family.v4 || a.Is4In6() || a.IsUnspecified() {
+		return netip.Addr{}, fmt.Errorf("%x is no address of the family", b)
+	}
+	return a, nil
 }
 
 const unknownTimeout = time.Duration(1)
@@ -171,7 +241,7 @@ func (t *table) adoptTimeouts(c *nft.Conn) error {
 			t.state.limits.adopt(chain.Name)
 		}
 		seconds, found := strings.CutPrefix(chain.Name, "affinity-")
-		if n, err := strconv.Atoi(seconds); found && err == nil && chain.Table.Name == t.nft.Name {
+		if n, err := strconv.Atoi(seconds); found && err == nil && n > 0 && n <= int(model.MaxAffinity/time.Second) && chain.Table.Name == t.nft.Name {
 			t.state.timeouts[time.Duration(n)*time.Second] = true
 		}
 	}
@@ -180,27 +250,44 @@ func (t *table) adoptTimeouts(c *nft.Conn) error {
 
 func (s *state) adoptPool(e nft.SetElement) error {
 	digest, name, ok := strings.Cut(e.Comment, " ")
-	if !ok {
-		return fmt.Errorf("comment %q names no pool", e.Comment)
+	id := model.PoolID(name)
+	if !ok || name == "" || !utf8.ValidString(name) || s.pools[id] != nil {
+		return fmt.Errorf("comment %q names no pool, or one that there is already", e.Comment)
 	}
-	p := &poolState{mark: binary.NativeEndian.Uint32(e.Key), digest: model.Digest(digest), size: int(binary.NativeEndian.Uint32(e.Val)), endpoints: map[string]endpointState{}}
-	s.pools[model.PoolID(name)], s.poolOf[p.mark] = p, model.PoolID(name)
-	s.lastPool = max(s.lastPool, p.mark)
+	is, err := numberIn(e.Key, 1, handleBit-1)
+	if err != nil {
+		return fmt.Errorf("pool %s: %w", id, err)
+	}
+	size, err := numberIn(e.Val, 0, math.MaxInt32)
+	if err != nil {
+		return fmt.Errorf("pool %s: %w", id, err)
+	}
+	if size > 0 && !slices.Contains(maglev.Sizes(), int(size)) {
+		return fmt.Errorf("pool %s: no table has %d rows", id, size)
+	}
+	s.pools[id], s.poolOf[is] = &poolState{mark: is, digest: digestIn(digest), size: int(size), endpoints: map[string]endpointState{}}, id
+	s.lastPool = max(s.lastPool, is)
 	return nil
 }
 
 func (s *state) adoptEndpoint(e nft.SetElement) error {
-	number, id, ok := strings.Cut(e.Comment, " ")
-	pool, err := strconv.ParseUint(number, 10, 32)
-	if !ok || err != nil {
+	text, id, ok := strings.Cut(e.Comment, " ")
+	pool, err := strconv.ParseUint(text, 10, 32)
+	p := s.pools[s.poolOf[uint32(pool)]]
+	if !ok || err != nil || p == nil || !utf8.ValidString(id) {
 		return fmt.Errorf("comment %q names no pool and endpoint", e.Comment)
 	}
-	address, ok := netip.AddrFromSlice(e.Val)
-	p := s.pools[s.poolOf[uint32(pool)]]
-	if !ok || p == nil {
-		return fmt.Errorf("endpoint %q: address %x of pool %d", id, e.Val, pool)
+	if _, twice := p.endpoints[id]; twice {
+		return fmt.Errorf("endpoint %q of pool %d is there twice", id, pool)
 	}
-	handle := binary.NativeEndian.Uint32(e.Key)
+	address, err := s.address(e.Val)
+	if err != nil {
+		return fmt.Errorf("endpoint %q of pool %d: %w", id, pool, err)
+	}
+	handle, err := numberIn(e.Key, handleBit+1, math.MaxUint32-1)
+	if err != nil {
+		return fmt.Errorf("endpoint %q of pool %d: %w", id, pool, err)
+	}
 	p.endpoints[id] = endpointState{handle: handle, address: address, listed: true, keeps: true}
 	s.lastHandle = max(s.lastHandle, handle)
 	return nil
@@ -211,21 +298,24 @@ func (s *state) adoptFrontend(e nft.SetElement) error {
 	if err != nil {
 		return err
 	}
-	s.frontends[key] = &frontendState{digest: model.Digest(e.Comment), pool: binary.NativeEndian.Uint32(e.Val)}
+	if _, err := s.address(key.VIP.AsSlice()); err != nil || key.Protocol != model.TCP && key.Protocol != model.UDP || !slices.Equal(elements.Frontend(key), e.Key) {
+		return fmt.Errorf("frontend %s is none of the family", key)
+	}
+	pool, err := numberIn(e.Val, 1, handleBit-1)
+	if err != nil {
+		return fmt.Errorf("frontend %s: %w", key, err)
+	}
+	f := &frontendState{digest: digestIn(e.Comment), pool: pool}
+	if _, known := s.poolOf[pool]; !known {
+		f.digest = ""
+	}
+	s.frontends[key] = f
 	s.vips[key.VIP]++
 	return nil
 }
 
 // withFrontend finds the frontend that an element belongs to.
-func (s *state) withFrontend(set func(*frontendState, nft.SetElement)) func(nft.SetElement) error {
-	return s.withFrontendOr(func(f *frontendState, e nft.SetElement) error {
-		set(f, e)
-		return nil
-	})
-}
-
-// withFrontendOr is withFrontend for what may fail.
-func (s *state) withFrontendOr(set func(*frontendState, nft.SetElement) error) func(nft.SetElement) error {
+func (s *state) withFrontend(set func(*frontendState, nft.SetElement) error) func(nft.SetElement) error {
 	return func(e nft.SetElement) error {
 		key, err := decodeKey(e.Key)
 		if err != nil {
@@ -237,6 +327,27 @@ func (s *state) withFrontendOr(set func(*frontendState, nft.SetElement) error) f
 		}
 		return set(f, e)
 	}
+}
+
+func adoptPort(f *frontendState, e nft.SetElement) error {
+	if len(e.Val) != 2 {
+		return fmt.Errorf("target port of %d bytes", len(e.Val))
+	}
+	f.target = binary.BigEndian.Uint16(e.Val)
+	return nil
+}
+
+func (s *state) adoptAffinity(f *frontendState, e nft.SetElement) (err error) {
+	f.number, err = numberIn(e.Val, 1, math.MaxInt32)
+	// Which of the chains serves it is not read back: an impossible value makes the next change write it again.
+	f.timeout = unknownTimeout
+	s.lastNumber = max(s.lastNumber, f.number)
+	return err
+}
+
+func (s *state) adoptNext(f *frontendState, e nft.SetElement) (err error) {
+	f.handover.Next, err = s.address(e.Val)
+	return err
 }
 
 // chainOf reads the chain that an element leads to.
@@ -269,7 +380,10 @@ func numberOfChain(e nft.SetElement, name string) (uint32, error) {
 
 func adoptAsks(f *frontendState, e nft.SetElement) error {
 	asks, err := numberOfChain(e, "ask")
-	f.handover.Asks = uint8(asks)
+	if err == nil && (asks < 1 || asks > model.MaxAsks) {
+		err = fmt.Errorf("it asks %d gateways, not 1 to %d", asks, model.MaxAsks)
+	}
+	f.handover.Asks = uint8(min(asks, model.MaxAsks))
 	return err
 }
 
@@ -287,7 +401,14 @@ func (s *state) adoptNumbers() func(nft.SetElement) error {
 		if f == nil {
 			return fmt.Errorf("comment %q names no frontend", e.Comment)
 		}
-		f.direct = binary.NativeEndian.Uint32(e.Key)
+		is, err := numberIn(e.Key, directNumbers+1, directNumbers|^uint32(directMask)-1)
+		if err != nil {
+			return fmt.Errorf("frontend %s: %w", e.Comment, err)
+		}
+		if f.direct != 0 {
+			return fmt.Errorf("frontend %s has two numbers", e.Comment)
+		}
+		f.direct = is
 		s.lastDirect = max(s.lastDirect, f.direct)
 		return nil
 	}

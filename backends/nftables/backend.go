@@ -31,6 +31,8 @@ type Backend struct {
 	egress     *egress
 	fast       *fastPath
 	generation dataplane.Generation
+	// unread is why the tables were made anew, though there were some.
+	unread error
 	// busy is held by whoever changes what the tables should hold, and by Watch while it looks at that.
 	busy sync.Mutex
 }
@@ -42,6 +44,9 @@ func (b *Backend) Describe(context.Context) (dataplane.Description, error) {
 	var notes []string
 	if b.fast != nil {
 		notes = append(notes, b.fast.says())
+	}
+	if b.unread != nil {
+		notes = append(notes, fmt.Sprintf("tables made anew: what was there could not be read (%v)", b.unread))
 	}
 	return dataplane.Description{Notes: notes, Name: "nftables", Version: Version, Features: []dataplane.Feature{
 		dataplane.SourceRanges, dataplane.Affinity, dataplane.AffinityTimeout, dataplane.Weights, dataplane.Drain, dataplane.ICMPEcho, dataplane.PathMTU, dataplane.Refusal, dataplane.Transparent, dataplane.Direct, dataplane.Handover, dataplane.Limits, dataplane.RateLimits}}, nil
@@ -69,14 +74,15 @@ func (b *Backend) Configure(_ context.Context, config dataplane.Config) error {
 	for _, f := range families {
 		tables = append(tables, newTable(f, egress, portRange{config.SourcePortMin, config.SourcePortMax}))
 	}
-	if err := open(tables, egress); err != nil {
+	unread, err := open(tables, egress)
+	if err != nil {
 		return err
 	}
 	fast, err := openFastPath(tables, config.Options[optionFlowtable])
 	if err != nil {
 		return err
 	}
-	b.tables, b.egress, b.fast = tables, egress, fast
+	b.tables, b.egress, b.fast, b.unread = tables, egress, fast, unread
 	return nil
 }
 

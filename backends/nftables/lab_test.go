@@ -290,3 +290,29 @@ func TestTheSourceIsAtAPortOfTheGatewaysSlice(t *testing.T) {
 		}
 	}
 }
+
+// By an operator's hand, or another program's.
+func TestTablesWithWhatIsNotUnderstoodAreMadeAnew(t *testing.T) {
+	g := newGateway(t)
+	g.apply(everything())
+	for _, element := range []string{"{ 0x00000009 : 0x00000001 }", "{ * : 0x00000001 }"} {
+		g.nft("", "add", "element", "ip", "kubelb", mapRegistry, element) // kernels before 5.13 know no *
+		g.restart()
+		var held dataplane.Applied
+		g.do(func() (err error) {
+			held, err = g.Applied(t.Context())
+			return err
+		})
+		require.Empty(t, held.Pools, "all of it is asked for again: %s", element)
+		description, err := g.Describe(t.Context())
+		require.NoError(t, err)
+		require.Contains(t, strings.Join(description.Notes, "\n"), "tables made anew: what was there could not be read (take over table")
+		g.apply(everything())
+		g.restart()
+		g.do(func() (err error) {
+			held, err = g.Applied(t.Context())
+			return err
+		})
+		require.Equal(t, everything().Digests(), held.Digests)
+	}
+}

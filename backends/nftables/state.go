@@ -132,11 +132,14 @@ func (p *plan) member(set string, key []byte, was, is bool) {
 }
 
 func decodeKey(b []byte) (model.FrontendKey, error) {
-	vip, ok := netip.AddrFromSlice(b[:max(0, len(b)-8)])
+	n := len(b) - 8 // protocol and port have four bytes each
+	if n < 0 {
+		return model.FrontendKey{}, fmt.Errorf("frontend key of %d bytes", len(b))
+	}
+	vip, ok := netip.AddrFromSlice(b[:n])
 	if !ok {
 		return model.FrontendKey{}, fmt.Errorf("frontend key of %d bytes", len(b))
 	}
-	n := len(b) - 8
 	return model.FrontendKey{VIP: vip, Protocol: model.Protocol(b[n]), Port: binary.BigEndian.Uint16(b[n+4:])}, nil
 }
 

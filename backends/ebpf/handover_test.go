@@ -1,0 +1,97 @@
+package ebpf
+
+import (
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"kubelb.k8c.io/conformance/oracle"
+	"kubelb.k8c.io/core/model"
+)
+
+// packetsToHandOver is the part of KUBELB_PACKETS, or of what a test run sees, that TestRandomPacketsAreHandedOver sends.
+const packetsToHandOver = 50
+
+// asksOfFixtures is how many gateways are asked about what is not known.
+const asksOfFixtures = 3
+
+// TestRandomPacketsAreHandedOver sends packets of connections that are not known, as clients and other gateways send them, a part of them with
+// bytes changed, cut off or added. What goes to the next gateway is as it came, but for its TTL, which counts.
+func TestRandomPacketsAreHandedOver(t *testing.T) {
+	n, seed := usualPackets, uint64(time.Now().UnixNano())
+	for name, into := range map[string]func(uint64){"KUBELB_PACKETS": func(v uint64) { n = int(v) }, "KUBELB_SEED": func(v uint64) { seed = v }} {
+		if text := os.Getenv(name); text != "" {
+			v, err := strconv.ParseUint(text, 10, 64)
+			require.NoError(t, err)
+			into(v)
+		}
+	}
+	onBench(t, func(b *bench) {
+		pools, frontends := fixtures()
+		for i := range frontends {
+			if frontends[i].Protocol == model.TCP && frontends[i].Forwarding == model.NAT {
+				frontends[i].Handover = model.Handover{Next: theNode[frontends[i].VIP.Is4()], Asks: asksOfFixtures}
+			}
+		}
+		b.apply(pools, frontends...)
+		r := &storm{bench: b, Rand: rand.New(rand.NewPCG(seed, 2)), did: map[string]int{}, flows: map[flowKey]path{}, owners: map[way]flowKey{}, clients: map[netip.Addr]bool{}, oracle: oracle.New()}
+		handed := 0
+		for i := range n / packetsToHandOver {
+			if i%50 == 0 {
+				r.refill()
+			}
+			if r.handOver() {
+				handed++
+			}
+			if b.Failed() {
+				t.Logf("packet %d of seed %d", i, seed)
+				return
+			}
+		}
+		require.Positive(b, handed)
+		t.Logf("%d packets of seed %d, of which %d were handed over; counted: %v", n/packetsToHandOver, seed, handed, b.drops())
+	})
+}
+
+// handOver has the programs take one packet, and tells whether it was handed over.
+func (r *storm) handOver() bool {
+	v4 := r.IntN(2) == 0
+	ports := []uint16{portPlain, portEmpty, portRanged, portSticky, portOther}
+	f := r.variant(frame{from: netip.AddrPortFrom(theClient[v4], 1+uint16(r.IntN(65535))), to: netip.AddrPortFrom(theVIP[v4], ports[r.IntN(len(ports))]), toMAC: r.front.HardwareAddr, protocol: tcp})
+	f.flags = []uint8{ack, ack, fin | ack, rst, rst | ack, syn | ack, 0}[r.IntN(7)]
+	if r.IntN(4) > 0 {
+		f.ttl = 255 - uint8(r.IntN(18))
+	}
+	bytes := f.bytes()
+	if r.IntN(2) == 0 {
+		bytes = r.mutate(bytes)
+	}
+	if len(bytes) < 14+40 {
+		return false // the kernel runs no tc program on some of these
+	}
+	in, o := dissect(bytes), r.receive(r.front, bytes)
+	if o.verdict != sent {
+		return false
+	}
+	out := dissect(o.frame)
+	if in.flags&(syn|ack) == syn || in.protocol != tcp || out.to != in.to || len(in.wrong) > 0 {
+		require.False(r, len(in.wrong) == 0 && len(out.wrong) > 0, "%x became %x", bytes, o.frame)
+		return false // it begins a flow, or is no packet of a connection any more
+	}
+	asked := uint8(0)
+	if in.ttl >= 255-model.MaxAsks {
+		asked = 255 - in.ttl
+	}
+	require.Empty(r, out.wrong, "%x became %x", bytes, o.frame)
+	require.Equal(r, 255-asked-1, out.ttl, "%x became %x", bytes, o.frame)
+	require.LessOrEqual(r, 255-out.ttl, uint8(asksOfFixtures), "no more are asked")
+	require.Equal(r, in.from, out.from)
+	require.Equal(r, in.payload, out.payload)
+	require.Equal(r, []any{in.flags, in.seq, in.acked}, []any{out.flags, out.seq, out.acked})
+	return true
+}

@@ -90,3 +90,28 @@ func casesOf(t *testing.T) map[string]bool {
 	require.NotEmpty(t, names)
 	return names
 }
+
+func TestEachBoundIsShownByTestsThatThereAre(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join(root, "docs/limits.md"))
+	require.NoError(t, err)
+	tests, cases := testsOf(t), casesOf(t)
+	rows := 0
+	for line := range strings.Lines(string(text)) {
+		cells := strings.Split(strings.Trim(line, "|\n"), "|")
+		if len(cells) != 4 || strings.HasPrefix(line, "| resource") || strings.HasPrefix(line, "| ---") {
+			continue
+		}
+		rows++
+		shown := cells[3]
+		named := regexp.MustCompile(`\bTest\w+`).FindAllString(shown, -1)
+		for _, name := range named {
+			require.True(t, tests[name], "%s: there is no test %s", cells[0], name)
+		}
+		for _, match := range regexp.MustCompile(`case ([a-z-]+)`).FindAllStringSubmatch(shown, -1) {
+			require.True(t, cases[match[1]], "%s: there is no case %s", cells[0], match[1])
+			named = append(named, match[1])
+		}
+		require.True(t, len(named) > 0 || strings.Contains(shown, "not "), "%s: nothing shows it", cells[0])
+	}
+	require.Greater(t, rows, 15)
+}

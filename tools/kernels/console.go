@@ -15,6 +15,8 @@ import (
 type Ending struct {
 	Step   guest.Step
 	Status int
+	// Sent is how many bytes of results the guest has sent until then.
+	Sent int64
 	// Trouble is what the kernel said against itself while the step ran, or how the machine ended then. It is empty if there was none.
 	Trouble string
 }
@@ -111,7 +113,7 @@ func (c *console) stepBegan(text string) {
 	}
 }
 
-var exitStatus = regexp.MustCompile(`^ (-?\d+)`)
+var exitStatus = regexp.MustCompile(`^ (-?\d+)(?: (\d+))?`)
 
 func (c *console) stepEnded(text string) {
 	s, rest, ok := c.step(text)
@@ -124,7 +126,8 @@ func (c *console) stepEnded(text string) {
 		return
 	}
 	c.statuses[s.Name] = n
-	e := Ending{Step: s, Status: n}
+	sent, _ := strconv.ParseInt(status[2], 10, 64) // a line that is cut says nothing of that
+	e := Ending{Step: s, Status: n, Sent: sent}
 	if c.running.Name == s.Name {
 		e.Trouble = c.trouble
 	}

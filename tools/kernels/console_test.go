@@ -64,10 +64,10 @@ kernels: began c
 [   13.000000][  T77] BUG: scheduling while atomic
 kernels: ended c 0
 kernels: began d
-kernels: ended d 0
+kernels: ended d 0 1024
 `)
-	require.Equal(t, []Ending{{guest.Step{Name: "a"}, 0, ""}, {guest.Step{Name: "b"}, 0, "WARNING: CPU: 1 PID: 77 at net/core/dev.c:1"},
-		{guest.Step{Name: "c"}, 0, "BUG: scheduling while atomic"}, {guest.Step{Name: "d"}, 0, ""}}, ended)
+	require.Equal(t, []Ending{{Step: guest.Step{Name: "a"}}, {Step: guest.Step{Name: "b"}, Trouble: "WARNING: CPU: 1 PID: 77 at net/core/dev.c:1"},
+		{Step: guest.Step{Name: "c"}, Trouble: "BUG: scheduling while atomic"}, {Step: guest.Step{Name: "d"}, Sent: 1024}}, ended)
 }
 
 func TestACrashNamesTheStepThatRan(t *testing.T) {

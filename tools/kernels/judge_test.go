@@ -195,6 +195,17 @@ esac`)
 	require.Equal(t, judged.Now, kept(t, j))
 }
 
+func TestAReportThatIsBehindTheConsoleIsWaitedFor(t *testing.T) {
+	k, here := emulator(t, `size=$(wc -c < "$here/a"); printf "kernels: began nftables:a\nkernels: ended nftables:a 0 $size\n"; sleep 1; cat "$here/a" > "$results"; printf 'kernels: all steps have ended\n'`)
+	sent(t, filepath.Join(here, "a"), [2]string{"nftables:a", reportOf("a", conformance.Passed)})
+	j := suite(t, "", "a")
+	require.NoError(t, os.WriteFile(filepath.Join(j.Programs, "init"), nil, 0o755))
+	j.Silence = time.Minute
+	judged, err := j.Run(t.Context(), k)
+	require.NoError(t, err)
+	require.Equal(t, []string{"a IPv4 passed"}, outcomes(judged.Now))
+}
+
 func TestAMachineThatCrashesAtNoStepIsBootedAgainOnlyIfItWentOn(t *testing.T) {
 	steps := stepsNamed("a", "b")
 	crash := &Crash{cause: errors.New("it ended")}

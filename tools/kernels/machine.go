@@ -64,6 +64,7 @@ func (k Kernel) Boot(ctx context.Context, r Run) (map[string]int, error) {
 	}
 	watch := newConsole(r)
 	watch.onEnd = func(e Ending) {
+		awaitSize(results, e.Sent)
 		if err := extract(results, r.ResultsDir); err != nil {
 			fmt.Fprintln(r.Console, "kernels:", err) // the last try says whether it stays so
 		}
@@ -73,6 +74,18 @@ func (k Kernel) Boot(ctx context.Context, r Run) (map[string]int, error) {
 	}
 	err = k.emulate(ctx, initramfs, results, r, watch)
 	return watch.statuses, errors.Join(k.judgeEnd(err, watch, r.Silence), extract(results, r.ResultsDir))
+}
+
+// resultsPatience is for how long results may be behind the console.
+const resultsPatience = 30 * time.Second
+
+// awaitSize waits until the file has the size. If it does not get it, reading says what is missing.
+func awaitSize(path string, size int64) {
+	for end := time.Now().Add(resultsPatience); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		if info, err := os.Stat(path); size == 0 || err == nil && info.Size() >= size {
+			return
+		}
+	}
 }
 
 var (

@@ -166,6 +166,11 @@ func (o options) judge(ctx context.Context, kernel kernels.Kernel, userland stri
 
 // report prints what is known of the release, and returns the exit status. What failed in an earlier run, and has not been judged again, is failed.
 func report(to io.Writer, release string, judged kernels.Judged) int {
+	for _, r := range judged.Now {
+		if r.Outcome == conformance.Failed {
+			fmt.Fprintf(to, "failed: %s %s %s: %s\n", r.Backend, r.Case, r.Family, r.Reason)
+		}
+	}
 	for _, r := range judged.Before {
 		if r.Outcome == conformance.Failed {
 			reason, _, _ := strings.Cut(r.Reason, "\n")

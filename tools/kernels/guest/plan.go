@@ -23,7 +23,8 @@ const (
 const (
 	// StepBegan is followed by the name of a step.
 	StepBegan = "kernels: began "
-	// StepEnded is followed by the name of a step, a space and its exit status. What the step left has been sent then.
+	// StepEnded is followed by the name of a step, its exit status, and the number of bytes that steps have left and that have been sent until then, with a
+	// space before each. These bytes have another way to the host than the line, and may be later there.
 	StepEnded = "kernels: ended "
 	// Broken is followed by the reason for which the guest carries out no more of the plan.
 	Broken = "kernels: cannot go on: "

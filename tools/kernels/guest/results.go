@@ -10,9 +10,22 @@ import (
 
 // results hands files to the host while the machine runs, so that those of one that is ended are not lost.
 type results struct {
-	port    *os.File
+	port    *counted
 	archive *tar.Writer
 	sent    map[string]bool
+}
+
+// counted counts the bytes that are written to a file.
+type counted struct {
+	to    *os.File
+	bytes int64
+}
+
+// Write implements io.Writer.
+func (c *counted) Write(p []byte) (int, error) {
+	n, err := c.to.Write(p)
+	c.bytes += int64(n)
+	return n, err
 }
 
 // resultsPort is the device through which the host gets them.
@@ -30,7 +43,8 @@ func openResults(modules Modules) (*results, error) {
 	if err != nil {
 		return nil, fmt.Errorf("device for results: %w", err)
 	}
-	return &results{port, tar.NewWriter(port), map[string]bool{}}, nil
+	counts := &counted{to: port}
+	return &results{counts, tar.NewWriter(counts), map[string]bool{}}, nil
 }
 
 // openPort waits for the device: a driver that has just come makes it a moment later.
@@ -45,11 +59,11 @@ func openPort() (*os.File, error) {
 	return nil, fmt.Errorf("%s is not there, but %v", resultsPort, found)
 }
 
-// send sends the files that have come since the last time.
-func (r *results) send() error {
+// send sends the files that have come since the last time, and returns how many bytes have been sent altogether.
+func (r *results) send() (int64, error) {
 	entries, err := os.ReadDir(ResultsDir)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	for _, e := range entries {
 		if r.sent[e.Name()] {
@@ -57,15 +71,16 @@ func (r *results) send() error {
 		}
 		content, err := os.ReadFile(filepath.Join(ResultsDir, e.Name()))
 		if err != nil {
-			return err
+			return 0, err
 		}
 		if err := r.archive.WriteHeader(&tar.Header{Name: e.Name(), Mode: 0o644, Size: int64(len(content))}); err != nil {
-			return err
+			return 0, err
 		}
 		if _, err := r.archive.Write(content); err != nil {
-			return err
+			return 0, err
 		}
 		r.sent[e.Name()] = true
 	}
-	return r.archive.Flush()
+	err = r.archive.Flush()
+	return r.port.bytes, err
 }

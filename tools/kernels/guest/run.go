@@ -43,25 +43,26 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	defer results.port.Close()
+	defer results.port.to.Close()
 	if err := carryOut(plan.Steps, results.send); err != nil {
 		return err
 	}
 	return results.archive.Close()
 }
 
-// carryOut runs the steps. What one has left is with the host before the host hears that it has ended.
-func carryOut(steps []Step, send func() error) error {
+// carryOut runs the steps. What one has left is on its way to the host when the host hears that it has ended, and how much that is.
+func carryOut(steps []Step, send func() (int64, error)) error {
 	for _, step := range steps {
 		say("%s%s", StepBegan, step.Name)
 		status, err := step.run(endingTime)
 		if err != nil {
 			return fmt.Errorf("step %s: %w", step.Name, err)
 		}
-		if err := send(); err != nil {
+		sent, err := send()
+		if err != nil {
 			return fmt.Errorf("results of step %s: %w", step.Name, err)
 		}
-		say("%s%s %d", StepEnded, step.Name, status)
+		say("%s%s %d %d", StepEnded, step.Name, status, sent)
 	}
 	return nil
 }

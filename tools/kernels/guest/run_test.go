@@ -34,16 +34,16 @@ func shell(script string) []string { return []string{"/bin/sh", "-c", script} }
 func TestAStepHasEndedOnlyWhenItsResultsAreSent(t *testing.T) {
 	sent := 0
 	text := printed(t, func() {
-		require.NoError(t, carryOut([]Step{{Name: "a", Args: shell("exit 3")}}, func() error {
+		require.NoError(t, carryOut([]Step{{Name: "a", Args: shell("exit 3")}}, func() (int64, error) {
 			sent++
 			_, err := os.Stdout.WriteString("sent")
-			return err
+			return 512, err
 		}))
 	})
 	require.Equal(t, 1, sent)
-	require.Equal(t, "\nkernels: began a\nsent\nkernels: ended a 3\n", text, "a line that another program left open is ended first")
+	require.Equal(t, "\nkernels: began a\nsent\nkernels: ended a 3 512\n", text, "a line that another program left open is ended first")
 	text = printed(t, func() {
-		require.ErrorContains(t, carryOut([]Step{{Name: "a", Args: shell("true")}}, func() error { return errors.New("no device") }), "results of step a: no device")
+		require.ErrorContains(t, carryOut([]Step{{Name: "a", Args: shell("true")}}, func() (int64, error) { return 0, errors.New("no device") }), "results of step a: no device")
 	})
 	require.NotContains(t, text, StepEnded)
 }

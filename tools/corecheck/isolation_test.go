@@ -26,7 +26,7 @@ import (
 func TestNothingOfATenantDependsOnAnotherOnesDoing(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		is, without := newHistory(), newHistory()
-		s := shade{is: is, without: without, first: map[string]map[netip.Addr]bool{}}
+		s := shade{t: t, is: is, without: without, first: map[string]map[netip.Addr]bool{}}
 		for range rapid.IntRange(1, 25).Draw(t, "steps") {
 			change := changes().Draw(t, "change")
 			is.take(change)
@@ -456,6 +456,7 @@ func (h *history) plain(text string) string {
 
 // shade is what is left of the hostile tenants where they are not: what documents say that it is who comes first.
 type shade struct {
+	t           *rapid.T
 	is, without *history
 	// first are the nodes that a hostile tenant was the first to list, of a network that it has in common with an honest one.
 	first map[string]map[netip.Addr]bool
@@ -532,9 +533,7 @@ func (s *shade) fallOnAddresses() {
 		}
 	}
 	for holder, address := range wanted {
-		if s.keptForAnHonestOne(address) {
-			continue // the hostile one has it against the document
-		}
+		require.False(s.t, s.keptForAnHonestOne(address), "%s is kept for an honest tenant, and is %s's", address, holder)
 		pool := poolsOfAll[slices.IndexFunc(poolsOfAll, func(p ipam.Pool) bool { return p.Contains(address) })].Name
 		s.without.book.Allocate(holder, ipam.Wish{Requested: []netip.Addr{address}, Pool: pool})
 	}

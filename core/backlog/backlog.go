@@ -35,8 +35,12 @@ type Backlog struct {
 	added           uint64
 }
 
-// suspect is a record of a tenant: another one who has the same address and port later has done nothing.
-type suspect struct{ tenant, record string }
+// suspect is a record of a tenant, a pool or a frontend: another tenant that has the same address and port later has done nothing.
+type suspect struct {
+	tenant   string
+	pool     model.PoolID
+	frontend model.FrontendKey
+}
 
 // stranger is the tenant of what the dataplane had before, which the model does not know.
 const stranger = ""
@@ -84,13 +88,6 @@ const (
 func (r *record) cost() int { return 1 + len(r.pool.Endpoints) }
 
 func (r *record) ofPool() bool { return r.kind == setPool || r.kind == deletePool }
-
-func (r *record) name() string {
-	if r.ofPool() {
-		return poolName(r.pool.ID)
-	}
-	return frontendName(r.frontend.FrontendKey)
-}
 
 // New returns an empty backlog.
 func New() *Backlog {
@@ -218,7 +215,7 @@ func (b *Backlog) put(name string, version uint64, r *record) {
 // suspect: so is a frontend whose pool is, and has not been dealt.
 func (b *Backlog) suspect(r *record) bool {
 	pool := b.pools[r.frontend.Pool]
-	return b.suspects[suspect{r.tenant.name, r.name()}] || r.kind == setFrontend && pool != nil && pool.kind == setPool && pool.suspect
+	return b.suspects[suspect{r.tenant.name, r.pool.ID, r.frontend.FrontendKey}] || r.kind == setFrontend && pool != nil && pool.kind == setPool && pool.suspect
 }
 
 func (b *Backlog) insert(r *record) {
@@ -471,15 +468,15 @@ func less(x, y *record) bool {
 // Failed notes that what was dealt has brought the dataplane to its end, or to take longer than it may. Which of the records has is not
 // known: once they are added anew, each comes by itself, when nobody else waits, until it is to be trusted, see Trust.
 func (b *Backlog) Failed(d model.Delta) {
-	for name := range b.names(d) {
-		b.suspects[name] = true
+	for r := range b.recordsOf(d) {
+		b.suspects[r] = true
 	}
 }
 
 // Suspected tells whether all of what was dealt had failed before.
 func (b *Backlog) Suspected(d model.Delta) bool {
-	for name := range b.names(d) {
-		if !b.suspects[name] {
+	for r := range b.recordsOf(d) {
+		if !b.suspects[r] {
 			return false
 		}
 	}
@@ -490,8 +487,8 @@ func (b *Backlog) Suspected(d model.Delta) bool {
 // them are returned that it may have for another tenant than is served there now. They are to be deleted.
 func (b *Backlog) Trust(d model.Delta, refused func(model.FrontendKey) bool) (others []model.FrontendKey) {
 	if len(b.suspects) > 0 {
-		for name := range b.names(d) {
-			delete(b.suspects, name)
+		for r := range b.recordsOf(d) {
+			delete(b.suspects, r)
 		}
 	}
 	for _, f := range d.UpsertFrontends {
@@ -510,31 +507,28 @@ func (b *Backlog) Trust(d model.Delta, refused func(model.FrontendKey) bool) (ot
 	return others
 }
 
-// names are the records of a change, with their tenants.
-func (b *Backlog) names(d model.Delta) iter.Seq[suspect] {
+// recordsOf are the records of a change, with their tenants.
+func (b *Backlog) recordsOf(d model.Delta) iter.Seq[suspect] {
 	return func(yield func(suspect) bool) {
 		for _, p := range d.UpsertPools {
-			if !yield(suspect{p.Tenant, poolName(p.ID)}) {
+			if !yield(suspect{tenant: p.Tenant, pool: p.ID}) {
 				return
 			}
 		}
 		for _, f := range d.UpsertFrontends {
-			if !yield(suspect{f.Tenant, frontendName(f.FrontendKey)}) {
+			if !yield(suspect{tenant: f.Tenant, frontend: f.FrontendKey}) {
 				return
 			}
 		}
 		for _, key := range d.DeleteFrontends {
-			if !yield(suspect{b.of(key), frontendName(key)}) {
+			if !yield(suspect{tenant: b.of(key), frontend: key}) {
 				return
 			}
 		}
 		for _, id := range d.DeletePools {
-			if !yield(suspect{id.Tenant(), poolName(id)}) {
+			if !yield(suspect{tenant: id.Tenant(), pool: id}) {
 				return
 			}
 		}
 	}
 }
-
-func poolName(id model.PoolID) string           { return "pool " + string(id) }
-func frontendName(key model.FrontendKey) string { return "frontend " + key.String() }

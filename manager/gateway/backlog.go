@@ -166,18 +166,18 @@ func (p postponed) without(d model.Delta, held model.Digests, now time.Time) (ke
 		return true
 	}
 	kept.UpsertPools = slices.DeleteFunc(slices.Clone(d.UpsertPools), func(o model.Pool) bool {
-		if late := waits(setsPool(o), dataplane.RecordError{Pool: o.ID}); late {
-			delete(held.Pools, o.ID)
-			return true
+		if !waits(setsPool(o), dataplane.RecordError{Pool: o.ID}) {
+			return false
 		}
-		return false
+		delete(held.Pools, o.ID)
+		return true
 	})
 	kept.UpsertFrontends = slices.DeleteFunc(slices.Clone(d.UpsertFrontends), func(f model.Frontend) bool {
-		if late := waits(setsFrontend(f), dataplane.RecordError{Frontend: f.FrontendKey}); late {
-			delete(held.Frontends, f.FrontendKey)
-			return true
+		if !waits(setsFrontend(f), dataplane.RecordError{Frontend: f.FrontendKey}) {
+			return false
 		}
-		return false
+		delete(held.Frontends, f.FrontendKey)
+		return true
 	})
 	goes := func(id model.PoolID) bool { return waits(deletesPool(id), dataplane.RecordError{Pool: id}) }
 	ends := func(key model.FrontendKey) bool {

@@ -141,17 +141,8 @@ func (g *Gateway) note(sent model.Delta, failed []dataplane.RecordError) {
 	for _, e := range failed {
 		before[e.Record()] = g.fails[e.Record()]
 	}
-	for _, p := range sent.UpsertPools {
-		delete(g.fails, dataplane.RecordError{Pool: p.ID}.Record())
-	}
-	for _, id := range sent.DeletePools {
-		delete(g.fails, dataplane.RecordError{Pool: id}.Record())
-	}
-	for _, f := range sent.UpsertFrontends {
-		delete(g.fails, dataplane.RecordError{Frontend: f.FrontendKey}.Record())
-	}
-	for _, key := range sent.DeleteFrontends {
-		delete(g.fails, dataplane.RecordError{Frontend: key}.Record())
+	for _, e := range recordsOf(sent) {
+		delete(g.fails, e.Record())
 	}
 	for _, e := range failed {
 		f := failure{message: e.Message}

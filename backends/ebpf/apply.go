@@ -17,6 +17,7 @@ import (
 type apply struct {
 	backend    *Backend
 	forwarding forwarding
+	shares     *shares
 	operations uint64
 	failed     []dataplane.RecordError
 	// cut are frontends that are gone, or another tenant's now.
@@ -62,9 +63,8 @@ func (a *apply) fail(err error, record dataplane.RecordError) {
 func (a *apply) pools(pools []model.Pool) {
 	b := a.backend
 	var written []model.PoolID
-	of := b.state.shares()
 	for _, p := range pools {
-		if err := of.takePool(p, b.state.pools[p.ID]); err != nil {
+		if err := a.shares.takePool(p, b.state.pools[p.ID]); err != nil {
 			a.fail(err, dataplane.RecordError{Pool: p.ID})
 			continue
 		}
@@ -93,13 +93,12 @@ func (b *Backend) planPool(p model.Pool) (*plan, error) {
 func (a *apply) frontends(d dataplane.Description, frontends []model.Frontend) {
 	var plans []*plan
 	var records []dataplane.RecordError
-	of := a.backend.state.shares()
 	for _, f := range frontends {
 		if old := a.backend.state.frontends[f.FrontendKey]; old != nil && old.tenant != f.Tenant {
 			a.cut[f.FrontendKey] = true
 		}
 		record := dataplane.RecordError{Frontend: f.FrontendKey}
-		if err := of.takeFrontend(f, a.backend.state.frontends[f.FrontendKey]); err != nil {
+		if err := a.shares.takeFrontend(f, a.backend.state.frontends[f.FrontendKey]); err != nil {
 			a.fail(err, record)
 			continue
 		}

@@ -152,7 +152,7 @@ func (b *Backend) Apply(ctx context.Context, c dataplane.Change) (dataplane.Resu
 	if err != nil {
 		return dataplane.Result{}, err
 	}
-	a := &apply{backend: b, forwarding: forwarding{}, cut: map[model.FrontendKey]bool{}}
+	a := &apply{backend: b, forwarding: forwarding{}, shares: b.state.shares(), cut: map[model.FrontendKey]bool{}}
 	a.pools(c.UpsertPools)
 	a.frontends(description, c.UpsertFrontends)
 	for _, key := range c.DeleteFrontends {

@@ -20,17 +20,16 @@ const (
 // holding is how much of these tables something takes: by pools, endpoints, frontends and source ranges, of which a frontend takes as many as it has.
 type holding [4]int
 
-// rooms are what the numbers of a holding count, and what to do when there are too many.
-func rooms() [len(holding{})]struct {
+// room is a table: what it holds, how much of that, and what to do when there is too much.
+type room struct {
 	of   string
-	room int
+	size int
 	mend string
-} {
-	return [len(holding{})]struct {
-		of   string
-		room int
-		mend string
-	}{
+}
+
+// rooms are what the numbers of a holding count.
+func rooms() [len(holding{})]room {
+	return [len(holding{})]room{
 		{"pools", maxPools, "use fewer LoadBalancers that have endpoints of their own"},
 		{"endpoints, counted in each pool", maxEndpoints, "use fewer endpoints, or fewer LoadBalancers that have endpoints of their own"},
 		{"ports, of all addresses", maxServices, "use fewer ports"},
@@ -91,8 +90,8 @@ func (s *shares) take(tenant string, wants, had holding) error {
 	has := s.of[tenant]
 	for i, r := range rooms() {
 		more := wants[i] - had[i]
-		if more > 0 && has[i]+more > r.room/quarter && s.all[i]+more > r.room-r.room/quarter {
-			return fmt.Errorf("tenant %s would have %d %s, at this gateway, where less than a quarter of %d would be left for others; %s", tenant, has[i]+more, r.of, r.room, r.mend)
+		if more > 0 && has[i]+more > r.size/quarter && s.all[i]+more > r.size-r.size/quarter {
+			return fmt.Errorf("tenant %s would have %d %s, at this gateway, where less than a quarter of %d would be left for others; %s", tenant, has[i]+more, r.of, r.size, r.mend)
 		}
 	}
 	s.add(tenant, had, -1)

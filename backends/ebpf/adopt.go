@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"strings"
 	"unicode/utf8"
 
 	"github.com/cilium/ebpf"
@@ -37,14 +36,6 @@ func isName(text string) bool { return text != "" && utf8.ValidString(text) }
 // isPlain tells whether it is an address as records of the model have them.
 func isPlain(a netip.Addr) bool { return a.IsValid() && !a.Is4In6() && !a.IsUnspecified() }
 
-// model is the digest, empty if it is none.
-func (d digest) model() model.Digest {
-	if strings.IndexFunc(string(d[:]), func(r rune) bool { return !strings.ContainsRune("0123456789abcdef", r) }) >= 0 {
-		return ""
-	}
-	return model.Digest(d[:])
-}
-
 func (k *kernel) adoptPools(s *state) error {
 	byNumber := map[uint32]*poolState{}
 	orphans := &plan{}
@@ -60,7 +51,7 @@ func (k *kernel) adoptPools(s *state) error {
 			orphans.remove(mapPoolRecords, number)
 			continue
 		}
-		byNumber[number] = &poolState{number: number, digest: record.Digest.model(), endpoints: map[string]endpointState{}}
+		byNumber[number] = &poolState{number: number, digest: model.ReadDigest(string(record.Digest[:])), endpoints: map[string]endpointState{}}
 		var table ebpf.MapID
 		if err := k.objects.Pools.Lookup(number, &table); errors.Is(err, ebpf.ErrKeyNotExist) {
 			byNumber[number].digest = "" // its rows are not there: it is asked for again
@@ -178,7 +169,7 @@ func (k *kernel) adoptServices(s *state) error {
 			continue
 		}
 		key := record.Key.model()
-		f := &frontendState{number: number, digest: record.Digest.model()}
+		f := &frontendState{number: number, digest: model.ReadDigest(string(record.Digest[:]))}
 		if err := k.maps[mapServices].Lookup(number, &f.service); err != nil {
 			return err
 		}

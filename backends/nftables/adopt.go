@@ -209,17 +209,6 @@ func numberIn(b []byte, from, to uint32) (uint32, error) {
 	return n, nil
 }
 
-// digestIn is the digest in a comment, empty if that is none: the record is asked for again.
-func digestIn(text string) model.Digest {
-	if len(text) != digestLength || strings.Trim(text, "0123456789abcdef") != "" {
-		return ""
-	}
-	return model.Digest(text)
-}
-
-// digestLength is how long a digest is as a text.
-const digestLength = 24
-
 // address reads an address of the family.
 func (s *state) address(b []byte) (netip.Addr, error) {
 	a, ok := netip.AddrFromSlice(b)
@@ -265,7 +254,7 @@ func (s *state) adoptPool(e nft.SetElement) error {
 	if size > 0 && !slices.Contains(maglev.Sizes(), int(size)) {
 		return fmt.Errorf("pool %s: no table has %d rows", id, size)
 	}
-	s.pools[id], s.poolOf[is] = &poolState{mark: is, digest: digestIn(digest), size: int(size), endpoints: map[string]endpointState{}}, id
+	s.pools[id], s.poolOf[is] = &poolState{mark: is, digest: model.ReadDigest(digest), size: int(size), endpoints: map[string]endpointState{}}, id
 	s.lastPool = max(s.lastPool, is)
 	return nil
 }
@@ -305,7 +294,7 @@ func (s *state) adoptFrontend(e nft.SetElement) error {
 	if err != nil {
 		return fmt.Errorf("frontend %s: %w", key, err)
 	}
-	f := &frontendState{digest: digestIn(e.Comment), pool: pool}
+	f := &frontendState{digest: model.ReadDigest(e.Comment), pool: pool}
 	if _, known := s.poolOf[pool]; !known {
 		f.digest = ""
 	}

@@ -3,6 +3,7 @@ package model
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"strings"
 )
 
 // Digest identifies a record's content: equal digests mean equal forwarding. It is short enough to be kept beside the
@@ -13,7 +14,17 @@ type Digest string
 // states of one record as good as impossible; records under attack differ in tenant and key.
 func digestOf(text string) Digest {
 	sum := sha256.Sum256([]byte(text))
-	return Digest(hex.EncodeToString(sum[:12]))
+	return Digest(hex.EncodeToString(sum[:digestBytes]))
+}
+
+const digestBytes = 12
+
+// ReadDigest returns the digest that a dataplane has kept as a text. It is empty, as that of no record, if the text is none.
+func ReadDigest(text string) Digest {
+	if len(text) != hex.EncodedLen(digestBytes) || strings.Trim(text, "0123456789abcdef") != "" {
+		return ""
+	}
+	return Digest(text)
 }
 
 // Digest identifies the pool's content.

@@ -5,6 +5,9 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"testing"
+
+	"github.com/stretchr/testify/require"
 )
 
 // Protocols and TCP flags of frames.
@@ -187,6 +190,19 @@ func dissect(bytes []byte) (s seen) {
 	return s
 }
 
+// TestTheLongestExtensionHeaderIsDissected: the header's length does not fit into the byte that says it.
+func TestTheLongestExtensionHeaderIsDissected(t *testing.T) {
+	const destinationOptions, most = 60, 255
+	for name, length := range map[string]int{"cut": 64, "whole": (most + 1) * 8} {
+		t.Run(name, func(t *testing.T) {
+			options := make([]byte, length)
+			options[0], options[1] = destinationOptions, most
+			f := frame{from: netip.AddrPortFrom(theClient[false], 1), to: netip.AddrPortFrom(theVIP[false], 2), toMAC: clientMAC, options: options, extension: destinationOptions, raw: []byte{}}
+			require.Equal(t, []string{"IPv6 extension header"}, dissect(f.bytes()).wrong)
+		})
+	}
+}
+
 func (s *seen) readIPv4(packet []byte) {
 	header, total := int(packet[0]&15)*4, int(binary.BigEndian.Uint16(packet[2:]))
 	if header < 20 || total < header || total > len(packet) {
@@ -218,7 +234,7 @@ func (s *seen) readIPv6(packet []byte) {
 			s.wrong = append(s.wrong, "IPv6 extension header")
 			return
 		}
-		length := int(rest[1]+1) * 8
+		length := (int(rest[1]) + 1) * 8
 		if s.protocol == 44 {
 			offset := binary.BigEndian.Uint16(rest[2:])
 			later, more, length = offset&^7 != 0, offset&1 != 0, 8

@@ -38,7 +38,6 @@ type LoadBalancerList struct {
 
 // LoadBalancerSpec says what to expose and where traffic goes.
 //
-// +kubebuilder:validation:XValidation:rule="!has(self.ports) || self.ports.all(p, self.ports.exists_one(q, q.port == p.port && q.protocol == p.protocol))",message="spec.ports: each pair of port and protocol may appear once; remove the duplicate"
 // +kubebuilder:validation:XValidation:rule="self.endpoints.map(e, (has(e.addresses) ? size(e.addresses) : 0) + (has(e.localAddresses) ? size(e.localAddresses) : 0)).sum() <= 5000",message="spec.endpoints: at most 5000 addresses and localAddresses together; write them into an Addresses object and refer to it"
 // +kubebuilder:validation:XValidation:rule="self.endpoints.map(e, has(e.ports) ? size(e.ports) : 0).sum() <= 512",message="spec.endpoints: at most 512 ports together"
 // +kubebuilder:validation:XValidation:rule="self.endpoints.all(e, !has(e.addresses) || e.addresses.map(a, has(a.hostname) ? size(a.hostname) : 0).sum() <= 16384)",message="spec.endpoints: host names of at most 16384 characters together; the hub resolves none, so give addresses"
@@ -50,8 +49,11 @@ type LoadBalancerSpec struct {
 	// +kubebuilder:validation:MaxItems=8
 	Endpoints []LoadBalancerEndpoints `json:"endpoints"`
 
-	// Ports are the exposed ports.
+	// Ports are the exposed ports: each pair of port and protocol once.
 	// +optional
+	// +listType=map
+	// +listMapKey=port
+	// +listMapKey=protocol
 	// +kubebuilder:validation:MaxItems=256
 	Ports []LoadBalancerPort `json:"ports,omitempty"`
 

@@ -113,7 +113,7 @@ func TestBadInputIsRefusedWithAMessageThatSaysWhatToDo(t *testing.T) {
 		"port 0":        {without(lb("ports: [{port: 0}]"), ports), "should be greater than or equal to 1"},
 		"port 70000":    {without(lb("ports: [{port: 70000}]"), ports), "should be less than or equal to 65535"},
 		"SCTP":          {without(lb("ports: [{port: 80, protocol: SCTP}]"), ports), `supported values: "TCP", "UDP"`},
-		"a port twice":  {without(lb("ports: [{port: 80, protocol: TCP}, {port: 80, protocol: TCP}]"), ports), "each pair of port and protocol may appear once"},
+		"a port twice":  {without(lb("ports: [{port: 80, protocol: TCP}, {port: 80, protocol: TCP}]"), ports), `spec.ports[1]: Duplicate value: {"port":80,"protocol":"TCP"}`},
 		"loopback":      {without(lb(inline("127.0.0.1")), endpoints), "loopback, link-local, multicast and unspecified addresses are refused"},
 		"metadata":      {without(lb(inline("169.254.169.254")), endpoints), "loopback, link-local, multicast and unspecified addresses are refused"},
 		"multicast":     {without(lb(inline("224.0.0.5")), endpoints), "loopback, link-local, multicast and unspecified addresses are refused"},

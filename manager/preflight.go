@@ -39,16 +39,16 @@ func (s ExitStatus) Error() string { return fmt.Sprintf("exit status %d", int(s)
 const preflightCommand = "preflight"
 
 const preflightUsage = `kubelb-manager preflight [flags] checks this host. It prints a line for each thing that the dataplane and the gateway need, and below a missing
-one the command that mends it. It takes the gateway's flags and needs no cluster. Run it as root; the binary kubelb-backend-NAME must lie beside it or in
-PATH. It changes no rule, sysctl or interface, but with --prepare-host; the kernel may load modules of nftables while it checks.
+thing the command that repairs it. It takes the gateway's flags and needs no cluster. Run it as root. The binary kubelb-backend-NAME must be in the same
+directory or in PATH. Without --prepare-host it changes no rule, sysctl or interface, but the kernel may load modules of nftables during the checks.
 
 Each line begins with
   ok       it is there
   MISSING  the gateway does not work without it
-  LIMITED  something does not work without it, as the line says
+  LIMITED  a feature does not work without it; the line names the feature
   unknown  it could not be checked
 
-Exit status: 1 when a line says MISSING. Else 2 when the dataplane could not be asked, or what the gateway cannot do without is unknown. Else 0.
+Exit status: 1 if a line says MISSING. Otherwise 2 if the dataplane could not be asked, or if something essential is unknown. Otherwise 0.
 
 Flags:
 `
@@ -63,7 +63,7 @@ func preflight(ctx context.Context, args []string, stdout, stderr io.Writer) err
 		flags.PrintDefaults()
 	}
 	o.register(flags)
-	reportOnly := flags.Bool("report-only", false, "preflight: end with status 0 whatever is missing, so that it keeps nothing from starting; the Gateway's conditions tell then")
+	reportOnly := flags.Bool("report-only", false, "preflight: exit with status 0 whatever is missing, so that an init container does not block the gateway. The Gateway's conditions then say what is missing")
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			return nil

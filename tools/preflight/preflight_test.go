@@ -361,7 +361,7 @@ func TestTheCommandIsInTheUsage(t *testing.T) {
 	usage, status = h.run(manager(), "preflight", "--help")
 	require.Zero(t, status)
 	require.Contains(t, usage, "-announce-interfaces")
-	require.Contains(t, usage, "Exit status: 1 when a line says MISSING")
+	require.Contains(t, usage, "Exit status: 1 if a line says MISSING")
 	_, status = h.run(manager(), "preflight", "--nosuch")
 	require.Equal(t, 2, status)
 }

@@ -104,7 +104,7 @@ type PortRange struct {
 	Last int32 `json:"last"`
 }
 
-// TenantLimits bound what a tenant has; what is left out is not bounded.
+// TenantLimits bound what a tenant has. What is left out is not bounded, except ports.
 type TenantLimits struct {
 	// LoadBalancers is how many LoadBalancers may have addresses.
 	// +optional

@@ -16,7 +16,7 @@ func statusCommand() *cobra.Command {
 		Short: "Show gateways, address pools, tenants and problems, on one page",
 		Long: `Show on one page how the management cluster is: its gateways, address pools and tenants, and all that is wrong.
 
-The exit status is 1 when somebody is not served.`,
+The exit status is 1 if a problem is an error, such as a LoadBalancer that is not served. Warnings do not count.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			h, err := hub.read(cmd.Context())

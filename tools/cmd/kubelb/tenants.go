@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -123,7 +124,7 @@ func tenantsCreateCommand() *cobra.Command {
 	cmd.Flags().StringVar(&network, "backend-network", "", "name of the network that they are of: needed where nodes of tenants at several sites have the same addresses")
 	limits = limitFlags()
 	for i := range limits {
-		cmd.Flags().Int32Var(&limits[i].value, limits[i].name, 0, limits[i].bounds+"; any number unless given")
+		cmd.Flags().Int32Var(&limits[i].value, limits[i].name, 0, limits[i].bounds+"; unless given: "+cmp.Or(limits[i].unless, "any number"))
 	}
 	return cmd
 }
@@ -131,15 +132,17 @@ func tenantsCreateCommand() *cobra.Command {
 // limitFlag is a flag for one of a tenant's limits.
 type limitFlag struct {
 	name, bounds string
-	of           func(*v1alpha1.TenantLimits) **int32
-	value        int32
+	// unless says what holds without the flag; empty: any number.
+	unless string
+	of     func(*v1alpha1.TenantLimits) **int32
+	value  int32
 }
 
 func limitFlags() []limitFlag {
 	return []limitFlag{
-		{name: "max-loadbalancers", bounds: "how many LoadBalancers may have addresses", of: func(l *v1alpha1.TenantLimits) **int32 { return &l.LoadBalancers }},
-		{name: "max-addresses", bounds: "how many addresses they may have", of: func(l *v1alpha1.TenantLimits) **int32 { return &l.Addresses }},
-		{name: "max-ports", bounds: "how many ports they may have", of: func(l *v1alpha1.TenantLimits) **int32 { return &l.Ports }},
+		{name: "max-loadbalancers", bounds: "how many LoadBalancers may have addresses", unless: "500, as many as there may be", of: func(l *v1alpha1.TenantLimits) **int32 { return &l.LoadBalancers }},
+		{name: "max-addresses", bounds: "how many addresses they may have", unless: "two for each LoadBalancer", of: func(l *v1alpha1.TenantLimits) **int32 { return &l.Addresses }},
+		{name: "max-ports", bounds: "how many ports they may have", unless: "ten for each LoadBalancer that there may be, 5000", of: func(l *v1alpha1.TenantLimits) **int32 { return &l.Ports }},
 		{name: "max-endpoints", bounds: "how many endpoints of each family a LoadBalancer may have", of: func(l *v1alpha1.TenantLimits) **int32 { return &l.EndpointsPerLoadBalancer }},
 		{name: "max-connections", bounds: "how many connections each port may have at once at each gateway", of: func(l *v1alpha1.TenantLimits) **int32 { return &l.ConnectionsPerPort }},
 		{name: "max-new-connections", bounds: "how many connections may begin in a second at each port at each gateway", of: func(l *v1alpha1.TenantLimits) **int32 { return &l.NewConnectionsPerSecondPerPort }},

@@ -23,6 +23,8 @@ type Backlog struct {
 	tenants map[string]*tenant
 	// leaving are records of frontends by the other tenant for which the dataplane may have them.
 	leaving map[string]map[*record]bool
+	// weighs is what pools cost that the dataplane has.
+	weighs map[model.PoolID]int
 	// turn is what the tenant had been dealt whose turn it was last: one that comes is neither before nor behind those that are there.
 	turn int
 	// coming counts by address the frontends that are to come.
@@ -69,6 +71,8 @@ type record struct {
 	frontend model.Frontend
 	// added is the change that it came with, the first one if several were for its key.
 	added uint64
+	// cost is its price.
+	cost int
 	// void: another one of its key has taken its place.
 	void bool
 }
@@ -84,14 +88,11 @@ const (
 	kinds
 )
 
-// cost is how many elements a record is, roughly.
-func (r *record) cost() int { return 1 + len(r.pool.Endpoints) }
-
 func (r *record) ofPool() bool { return r.kind == setPool || r.kind == deletePool }
 
 // New returns an empty backlog.
 func New() *Backlog {
-	b := &Backlog{on: map[model.FrontendKey][]string{}, tenants: map[string]*tenant{}, suspects: map[suspect]bool{}}
+	b := &Backlog{on: map[model.FrontendKey][]string{}, tenants: map[string]*tenant{}, suspects: map[suspect]bool{}, weighs: map[model.PoolID]int{}}
 	b.Clear()
 	return b
 }
@@ -194,7 +195,7 @@ func (b *Backlog) put(name string, version uint64, r *record) {
 		t = &tenant{name: name, dealt: b.turn, held: version}
 		b.tenants[name] = t
 	}
-	r.tenant, r.added = t, b.added
+	r.tenant, r.added, r.cost = t, b.added, b.price(r)
 	r.suspect = b.suspect(r)
 	var before *record
 	if r.ofPool() {
@@ -232,7 +233,7 @@ func (b *Backlog) insert(r *record) {
 		b.suspected++
 		at += kinds
 	}
-	b.cost += r.cost()
+	b.cost += r.cost
 	r.tenant.records++
 	for _, left := range b.left(r) {
 		if b.leaving[left] == nil {
@@ -271,7 +272,7 @@ func (b *Backlog) take(r *record) {
 	if r.suspect {
 		b.suspected--
 	}
-	b.cost -= r.cost()
+	b.cost -= r.cost
 	r.tenant.records--
 	for left, records := range b.leaving {
 		if delete(records, r); len(records) == 0 {
@@ -335,10 +336,10 @@ func (b *Backlog) Next(cost int) (d model.Delta) {
 	spent := 0
 	for turns := b.turns(); len(turns.heads) > 0; {
 		r := turns.heads[0]
-		if spent > 0 && (r.suspect || spent+r.cost() > cost) {
+		if spent > 0 && (r.suspect || spent+r.cost > cost) {
 			break
 		}
-		spent += r.cost()
+		spent += r.cost
 		b.deal(r, &d)
 		if r.suspect {
 			b.passed = 0
@@ -389,13 +390,14 @@ func (b *Backlog) deal(r *record, d *model.Delta) {
 	b.take(r)
 	r.void = true
 	b.turn = t.dealt
-	t.dealt += r.cost()
+	t.dealt += r.cost
 	if t.records == 0 {
 		delete(b.tenants, t.name)
 	}
 	switch r.kind {
 	case setPool:
 		d.UpsertPools = append(d.UpsertPools, r.pool)
+		b.HoldsPool(r.pool)
 	case setFrontend:
 		d.UpsertFrontends = append(d.UpsertFrontends, r.frontend)
 		b.on[r.frontend.FrontendKey] = append(b.left(r), t.name)
@@ -403,6 +405,7 @@ func (b *Backlog) deal(r *record, d *model.Delta) {
 		d.DeleteFrontends = append(d.DeleteFrontends, r.frontend.FrontendKey)
 	case deletePool:
 		d.DeletePools = append(d.DeletePools, r.pool.ID)
+		delete(b.weighs, r.pool.ID)
 	}
 }
 

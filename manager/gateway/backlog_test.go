@@ -247,9 +247,24 @@ func TestAGatewayThatHasBegunAnewKnowsWhoseFrontendsTheDataplaneHas(t *testing.T
 	for _, f := range a {
 		held.Frontends[f.FrontendKey] = f.Digest()
 	}
-	g.recognise(held, a, model.Delta{})
+	g.recognise(held, model.Delta{UpsertFrontends: a}, model.Delta{})
 	g.flushed = 4
 	g.take(model.Delta{DeleteFrontends: []model.FrontendKey{a[0].FrontendKey}}, 3)
 	_, behind := g.applied()
 	require.Equal(t, []v1alpha1.GatewayBehind{{Namespace: "tenant-a", ResourceVersion: "3"}}, behind, "the address must not be another one's before the dataplane has let go of it")
+}
+
+func TestAGatewayThatHasBegunAnewKnowsHowLargeThePoolsAreThatTheDataplaneHas(t *testing.T) {
+	g, told := teller(t, takesAll)
+	var has, gone model.Delta
+	for _, id := range []model.PoolID{"a/one", "a/two"} {
+		has.UpsertPools = append(has.UpsertPools, model.Pool{ID: id, Tenant: "a", Endpoints: make([]model.Endpoint, batchCost)})
+		gone.DeletePools = append(gone.DeletePools, id)
+	}
+	g.recognise(model.NewDigests(), has, model.Delta{})
+	g.take(gone, 0)
+	for !g.backlog.Empty() {
+		require.NoError(t, g.tell(t.Context()))
+	}
+	require.Len(t, *told, 2, "to delete one is as much work as to write it")
 }

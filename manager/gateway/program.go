@@ -11,7 +11,7 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// batchCost bounds what the dataplane is told at once, in records and endpoints: a tenth of a second or some. Elections and other tenants'
+// batchCost bounds what the dataplane is told at once, in records, endpoints and rows: a tenth of a second or some. Elections and other tenants'
 // changes come between. Before the dataplane has held everything there are none to wait, and fewer batches are sooner through.
 const (
 	batchCost      = 500
@@ -76,7 +76,7 @@ func (g *Gateway) goOnFrom(held model.Digests, before uint64) {
 	accepted, late := g.postponed.without(accepted, held, time.Now())
 	d := model.Difference(held, model.Snapshot{Pools: accepted.UpsertPools, Frontends: accepted.UpsertFrontends})
 	g.backlog.Clear()
-	g.recognise(held, accepted.UpsertFrontends, d)
+	g.recognise(held, accepted, d)
 	g.syncing = &syncing{until: g.backlog.Add(d, before), version: g.flushed, records: len(want.Pools) + len(want.Frontends), sent: d.Len()}
 	g.retryAt = time.Time{}
 	failing := append(refused, late...)
@@ -84,13 +84,22 @@ func (g *Gateway) goOnFrom(held model.Digests, before uint64) {
 	g.note(without(accepted, d), failing)
 }
 
-// recognise tells the backlog for whom the dataplane has what it has, where the difference to the model does not name it.
-func (g *Gateway) recognise(held model.Digests, wanted []model.Frontend, d model.Delta) {
+// recognise tells the backlog what the dataplane has, and for whom, where the difference to the model does not name it.
+func (g *Gateway) recognise(held model.Digests, wanted, d model.Delta) {
+	changes := map[model.PoolID]bool{}
+	for _, p := range d.UpsertPools {
+		changes[p.ID] = true
+	}
+	for _, p := range wanted.UpsertPools {
+		if !changes[p.ID] {
+			g.backlog.HoldsPool(p)
+		}
+	}
 	differs := map[model.FrontendKey]bool{}
 	for _, f := range d.UpsertFrontends {
 		differs[f.FrontendKey] = true
 	}
-	for _, f := range wanted {
+	for _, f := range wanted.UpsertFrontends {
 		if !differs[f.FrontendKey] {
 			g.backlog.Holds(f.FrontendKey, f.Tenant)
 		}

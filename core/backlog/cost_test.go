@@ -1,0 +1,79 @@
+package backlog
+
+import (
+	"fmt"
+	"testing"
+
+	"kubelb.k8c.io/core/maglev"
+	"kubelb.k8c.io/core/model"
+)
+
+// rows are how many a dataplane writes or removes for the pools of a change, having others.
+func rows(d model.Delta, has map[model.PoolID]int) (n int) {
+	for _, p := range d.UpsertPools {
+		n += max(maglev.Size(p.Endpoints), has[p.ID])
+		has[p.ID] = maglev.Size(p.Endpoints)
+	}
+	for _, id := range d.DeletePools {
+		n += has[id]
+		delete(has, id)
+	}
+	return n
+}
+
+// far is a pool of two endpoints whose weights are as far apart as can be: its table is the largest.
+func far(i int) model.Pool {
+	p := pool("hostile", fmt.Sprint(i), 2)
+	p.Endpoints[0].Weight, p.Endpoints[1].Weight = 1, 65535
+	return p
+}
+
+func TestABatchHasFewRowsWhateverWeightsTheEndpointsHave(t *testing.T) {
+	const pools, cost = 200, 500
+	b, has, largest := New(), map[model.PoolID]int{}, maglev.Size(far(0).Endpoints)
+	var set, even, gone model.Delta
+	for i := range pools {
+		set.UpsertPools = append(set.UpsertPools, far(i))
+		even.UpsertPools = append(even.UpsertPools, pool("hostile", fmt.Sprint(i), 2))
+		gone.DeletePools = append(gone.DeletePools, far(i).ID)
+	}
+	for _, change := range []model.Delta{set, even, set, gone} {
+		b.Add(change, 0)
+		b.Add(service("a", 10, 2), 0)
+		for before := 0; !b.Empty(); {
+			batch := b.Next(cost)
+			n := rows(batch, has)
+			if n > largest {
+				t.Fatalf("a batch of %d records has %d rows", batch.Len(), n)
+			}
+			if before += n; len(batch.UpsertFrontends) > 0 && before > 2*largest {
+				t.Fatalf("another tenant waits for %d rows", before)
+			}
+		}
+	}
+	if len(has) != 1 || len(b.weighs) != 1 {
+		t.Errorf("what is gone is forgotten: %v, %v", has, b.weighs)
+	}
+}
+
+func TestWhatADataplaneHadBeforeCostsAsMuchToDelete(t *testing.T) {
+	b := New()
+	b.HoldsPool(far(1))
+	b.HoldsPool(far(2))
+	b.Add(model.Delta{DeletePools: []model.PoolID{far(1).ID, far(2).ID}}, 0)
+	if d := b.Next(500); len(d.DeletePools) != 1 {
+		t.Errorf("%+v", d)
+	}
+}
+
+func TestWithEvenWeightsEachEndpointCostsOne(t *testing.T) {
+	for n := range 6000 {
+		p := pool("a", "p", n)
+		for i := range p.Endpoints {
+			p.Endpoints[i].Weight = 1
+		}
+		if cost := costOf(p); cost != 1+n {
+			t.Fatalf("%d endpoints cost %d", n, cost)
+		}
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"reflect"
 	"slices"
 
 	"kubelb.k8c.io/core/model"
@@ -239,12 +240,14 @@ func (h *Hub) markReferring(s *source) {
 	}
 }
 
-// SetLoadBalancer adds or replaces a LoadBalancer.
+// SetLoadBalancer adds or replaces a LoadBalancer. Most changes of the object are of its status, and nothing to what is forwarded.
 func (h *Hub) SetLoadBalancer(lb LoadBalancer) {
 	e := h.lbs[lb.ObjectName]
 	if e == nil {
 		e = &entry{}
 		h.lbs[lb.ObjectName] = e
+	} else if reflect.DeepEqual(e.lb, lb) {
+		return
 	}
 	h.mentions.entry(e, &e.lb, &lb)
 	e.lb = lb
@@ -424,7 +427,7 @@ func (h *Hub) flushFrontend(f *frontend, d *model.Delta) {
 	for _, loser := range f.claims[1:] {
 		loser.by.conflict(f.key, winner.Owner)
 	}
-	if f.served == nil || f.served.Text() != winner.Text() {
+	if f.served == nil || !f.served.Equal(*winner) {
 		f.served = winner
 		d.UpsertFrontends = append(d.UpsertFrontends, *winner)
 	}

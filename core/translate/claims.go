@@ -67,8 +67,11 @@ func (c *Claims) DeleteTenant(name string) {
 	delete(c.tenants, namespace)
 }
 
-// SetAddresses replaces what an object lists, and returns the addresses for which that differs from before.
-func (c *Claims) SetAddresses(a Addresses) (changed []netip.Addr) {
+// SetAddresses replaces what an object lists.
+func (c *Claims) SetAddresses(a Addresses) { c.replace(a, func(netip.Addr) {}) }
+
+// replace replaces what an object lists. Of each address for which that differs from before it tells first; of some it tells twice.
+func (c *Claims) replace(a Addresses, differs func(netip.Addr)) {
 	held := map[netip.Addr]bool{}
 	for _, address := range a.Held {
 		held[address] = true
@@ -82,22 +85,19 @@ func (c *Claims) SetAddresses(a Addresses) (changed []netip.Addr) {
 	was := c.objects[a.ObjectName]
 	for address, onRecord := range was {
 		if now, still := is[address]; !still || now != onRecord {
+			differs(address)
 			c.count(address, a.Namespace, -1, onRecord)
-			changed = append(changed, address)
 		}
 	}
 	for address, onRecord := range is {
 		if before, was := was[address]; !was || before != onRecord {
+			differs(address)
 			c.count(address, a.Namespace, 1, onRecord)
-			if !was {
-				changed = append(changed, address)
-			}
 		}
 	}
 	if c.objects[a.ObjectName] = is; len(is) == 0 {
 		delete(c.objects, a.ObjectName)
 	}
-	return changed
 }
 
 func (c *Claims) count(address netip.Addr, namespace string, change int, held bool) {

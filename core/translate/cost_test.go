@@ -57,3 +57,31 @@ func TestAChangeCostsAsMuchAsThereArePortsAndRangesAndNotTheirProduct(t *testing
 		t.Errorf("%g allocations for 256 ports and 128 ranges, of which 256 ports alone take %g, and 128 ranges alone %g", both, one, other)
 	}
 }
+
+func TestWhatATenantListsHasNobodyTranslatedAnewForWhomNothingDiffers(t *testing.T) {
+	ips := []string{"198.51.100.11", "198.51.100.12", "198.51.100.13"}
+	h := shared()
+	h.holding(addressesOf("tenant-old", ips...))
+	for i := range 5 {
+		h.SetLoadBalancer(lb("tenant-old", fmt.Sprint(i), func(l *LoadBalancer) { l.Reference, l.Addresses = nil, addressesOf("", ips...).List }))
+	}
+	h.SetLoadBalancer(lb("tenant-old", "web", vips("203.0.113.2")))
+	h.Flush()
+	again := addressesOf("tenant-old", ips...)
+	again.Name = "again"
+	for _, a := range []Addresses{addressesOf("tenant-young", ips...), addressesOf("tenant-young"), again} {
+		h.SetAddresses(a)
+		if len(h.dirtyLBs)+len(h.dirtyPools) > 0 {
+			t.Errorf("%s lists %d: %d LoadBalancers and %d pools are translated anew", a.Namespace, len(a.List), len(h.dirtyLBs), len(h.dirtyPools))
+		}
+		h.Flush()
+	}
+	// Who has them on no record loses them.
+	h.DeleteAddresses(addressesOf("tenant-old").ObjectName)
+	h.DeleteAddresses(again.ObjectName)
+	h.Flush()
+	h.SetAddresses(addressesOf("tenant-young", ips[0]))
+	if len(h.dirtyLBs) != 5 {
+		t.Errorf("of 5 LoadBalancers with another tenant's node %d are translated anew", len(h.dirtyLBs))
+	}
+}

@@ -107,7 +107,7 @@ type source struct {
 func NewHub() *Hub {
 	claims := NewClaims()
 	return &Hub{
-		fence: Fence{Claims: claims}, claims: claims, mentions: mentions{map[netip.Addr]map[*source]bool{}, map[netip.Addr]map[*entry]bool{}},
+		fence: Fence{Claims: claims}, claims: claims, mentions: newMentions(),
 		tenants: map[string]Tenant{}, sources: map[model.ObjectName]*source{}, lbs: map[model.ObjectName]*entry{},
 		pools: map[model.PoolID]*pool{}, byTarget: map[Target]map[*pool]bool{}, health: map[Target]Health{},
 		frontends: map[model.FrontendKey]*frontend{},
@@ -215,7 +215,7 @@ func (h *Hub) SetAddresses(a Addresses) {
 	}
 	before := s.object
 	s.object = &a
-	h.markMentioning(h.claims.SetAddresses(a))
+	h.list(a)
 	h.mentions.source(s, before, &a)
 	h.markSource(s)
 }
@@ -226,7 +226,7 @@ func (h *Hub) DeleteAddresses(name model.ObjectName) {
 	if s == nil {
 		return
 	}
-	h.markMentioning(h.claims.SetAddresses(Addresses{ObjectName: name}))
+	h.list(Addresses{ObjectName: name})
 	h.mentions.source(s, s.object, nil)
 	s.object = nil
 	h.markSource(s)

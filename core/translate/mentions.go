@@ -10,31 +10,60 @@ import (
 type mentions struct {
 	sources map[netip.Addr]map[*source]bool
 	entries map[netip.Addr]map[*entry]bool
+	// namespaces are how many times an address is mentioned in each.
+	namespaces map[netip.Addr]map[string]int
+}
+
+func newMentions() mentions {
+	return mentions{map[netip.Addr]map[*source]bool{}, map[netip.Addr]map[*entry]bool{}, map[netip.Addr]map[string]int{}}
 }
 
 // source notes that an object lists what is given, and no more what it listed before.
 func (m mentions) source(s *source, before, after *Addresses) {
-	if before != nil {
-		eachAddress(before.List, func(a netip.Addr) { remove(m.sources, a, s) })
+	change := func(a *Addresses, by int, index func(map[netip.Addr]map[*source]bool, netip.Addr, *source)) {
+		if a == nil {
+			return
+		}
+		eachAddress(a.List, func(address netip.Addr) {
+			index(m.sources, address, s)
+			m.count(address, s.name.Namespace, by)
+		})
 	}
-	if after != nil {
-		eachAddress(after.List, func(a netip.Addr) { add(m.sources, a, s) })
-	}
+	change(before, -1, remove)
+	change(after, 1, add)
 }
 
 // entry notes the same of a LoadBalancer.
 func (m mentions) entry(e *entry, before, after *LoadBalancer) {
-	change := func(lb *LoadBalancer, do func(netip.Addr)) {
+	change := func(lb *LoadBalancer, by int, index func(map[netip.Addr]map[*entry]bool, netip.Addr, *entry)) {
 		if lb == nil {
 			return
+		}
+		do := func(address netip.Addr) {
+			index(m.entries, address, e)
+			m.count(address, lb.Namespace, by)
 		}
 		eachAddress(lb.Addresses, do)
 		if lb.Local != nil {
 			eachAddress(*lb.Local, do)
 		}
 	}
-	change(before, func(a netip.Addr) { remove(m.entries, a, e) })
-	change(after, func(a netip.Addr) { add(m.entries, a, e) })
+	change(before, -1, remove)
+	change(after, 1, add)
+}
+
+func (m mentions) count(address netip.Addr, namespace string, by int) {
+	of := m.namespaces[address]
+	if of == nil {
+		of = map[string]int{}
+		m.namespaces[address] = of
+	}
+	if of[namespace] += by; of[namespace] == 0 {
+		delete(of, namespace)
+	}
+	if len(of) == 0 {
+		delete(m.namespaces, address)
+	}
 }
 
 func eachAddress(list []Address, do func(netip.Addr)) {
@@ -60,16 +89,55 @@ func (h *Hub) SetHosts(hosts map[netip.Addr]string) {
 			changed = append(changed, address)
 		}
 	}
-	h.markMentioning(changed)
+	for _, address := range changed {
+		h.markMentioning(address, func(string) bool { return true })
+	}
 }
 
-// markMentioning notes that it may be told anew who may target these.
-func (h *Hub) markMentioning(addresses []netip.Addr) {
-	for _, address := range addresses {
-		for s := range h.mentions.sources[address] {
+// standpoint is a tenant's, by its namespace, towards an address that it mentions.
+type standpoint struct {
+	address   netip.Addr
+	namespace string
+}
+
+// list replaces what an object lists. Only who may target an address since then, or may no more, is translated anew: not all who mention what a tenant
+// lists, which costs that tenant one write.
+func (h *Hub) list(a Addresses) {
+	before := map[standpoint]bool{}
+	h.claims.replace(a, func(address netip.Addr) {
+		for namespace := range h.mentions.namespaces[address] {
+			at := standpoint{address, namespace}
+			if _, noted := before[at]; !noted {
+				before[at] = h.isAnothers(at)
+			}
+		}
+	})
+	for at, was := range before {
+		if h.isAnothers(at) != was {
+			h.markMentioning(at.address, func(namespace string) bool { return namespace == at.namespace })
+		}
+	}
+}
+
+// isAnothers tells whether the address is another tenant's node.
+func (h *Hub) isAnothers(at standpoint) bool {
+	tenant, known := h.tenants[at.namespace]
+	if !known {
+		return false
+	}
+	_, is := h.claims.Rival(tenant, at.address)
+	return is
+}
+
+// markMentioning notes that it may be told anew to those that are concerned whether they may target the address.
+func (h *Hub) markMentioning(address netip.Addr, concerned func(namespace string) bool) {
+	for s := range h.mentions.sources[address] {
+		if concerned(s.name.Namespace) {
 			h.markSource(s)
 		}
-		for e := range h.mentions.entries[address] {
+	}
+	for e := range h.mentions.entries[address] {
+		if concerned(e.lb.Namespace) {
 			h.markLB(e)
 		}
 	}

@@ -208,9 +208,28 @@ func (b *Backlog) put(name string, version uint64, r *record) {
 			r.added = before.added
 		}
 		b.take(before)
+		if before.waitsLike(r) {
+			*before = *r
+			b.enlist(before)
+			return
+		}
 		before.void = true
 	}
-	b.insert(r)
+	b.enlist(r)
+	r.tenant.enqueue(r)
+}
+
+// waitsLike tells whether the other record can have this one's place in its queue.
+func (r *record) waitsLike(o *record) bool {
+	return r.tenant == o.tenant && r.queue() == o.queue() && r.added == o.added
+}
+
+// queue is the number of the record's queue.
+func (r *record) queue() kind {
+	if r.suspect {
+		return r.kind + kinds
+	}
+	return r.kind
 }
 
 // suspect: so is a frontend whose pool is, and has not been dealt.
@@ -219,7 +238,8 @@ func (b *Backlog) suspect(r *record) bool {
 	return b.suspects[suspect{r.tenant.name, r.pool.ID, r.frontend.FrontendKey}] || r.kind == setFrontend && pool != nil && pool.kind == setPool && pool.suspect
 }
 
-func (b *Backlog) insert(r *record) {
+// enlist takes a record into the backlog, but for its queue.
+func (b *Backlog) enlist(r *record) {
 	if r.ofPool() {
 		b.pools[r.pool.ID] = r
 	} else {
@@ -228,10 +248,8 @@ func (b *Backlog) insert(r *record) {
 	if r.kind == setFrontend {
 		b.coming[r.frontend.VIP]++
 	}
-	at := r.kind
 	if r.suspect {
 		b.suspected++
-		at += kinds
 	}
 	b.cost += r.cost
 	r.tenant.records++
@@ -241,11 +259,18 @@ func (b *Backlog) insert(r *record) {
 		}
 		b.leaving[left][r] = true
 	}
-	q := &r.tenant.queues[at]
-	i := len(*q)
-	for i > 0 && (*q)[i-1].added > r.added {
-		i--
+}
+
+// mostVoid is how much longer a queue may be than twice the tenant's records, with those that are void.
+const mostVoid = 64
+
+// enqueue puts a record in its queue, behind those that were added before.
+func (t *tenant) enqueue(r *record) {
+	q := &t.queues[r.queue()]
+	if len(*q) > 2*t.records+mostVoid {
+		*q = slices.DeleteFunc(*q, func(r *record) bool { return r.void })
 	}
+	i, _ := slices.BinarySearchFunc(*q, r.added+1, func(r *record, added uint64) int { return cmp.Compare(r.added, added) })
 	*q = slices.Insert(*q, i, r)
 }
 

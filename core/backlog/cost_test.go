@@ -77,3 +77,45 @@ func TestWithEvenWeightsEachEndpointCostsOne(t *testing.T) {
 		}
 	}
 }
+
+func TestQueuesAreNoLongerThanRecordsWaitHoweverOftenTheyChange(t *testing.T) {
+	length := func(b *Backlog) (n int) {
+		for _, q := range b.tenants["a"].queues {
+			n += len(q)
+		}
+		return n
+	}
+	b, set := New(), service("a", 1, 400)
+	b.Add(set, 0)
+	b.Add(service("a", 2, 400), 0)
+	late := set.UpsertFrontends[200:]
+	for range 50 {
+		b.Add(model.Delta{UpsertFrontends: late}, 0)
+	}
+	if n := length(b); n != 801 {
+		t.Errorf("801 records are %d in queues", n)
+	}
+	var gone model.Delta
+	for _, f := range late {
+		gone.DeleteFrontends = append(gone.DeleteFrontends, f.FrontendKey)
+	}
+	for range 50 {
+		b.Add(gone, 0)
+		b.Add(model.Delta{UpsertFrontends: late}, 0)
+	}
+	if n := length(b); n > 2*(2*801+mostVoid) {
+		t.Errorf("801 records are %d in queues", n)
+	}
+	dealt := map[model.FrontendKey]bool{}
+	for !b.Empty() {
+		for _, f := range b.Next(100).UpsertFrontends {
+			if dealt[f.FrontendKey] {
+				t.Errorf("%s is dealt twice", f.FrontendKey)
+			}
+			dealt[f.FrontendKey] = true
+		}
+	}
+	if len(dealt) != 800 {
+		t.Errorf("of 800 frontends %d are dealt", len(dealt))
+	}
+}

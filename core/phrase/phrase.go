@@ -6,13 +6,18 @@ import (
 	"strings"
 )
 
-// named is how many of a list a message names: who reads it looks for the first, and wants to know that there are more.
-const named = 5
+// Named is how many of a list a message names: who reads it looks for the first, and wants to know that there are more.
+const Named = 5
 
 // Few joins the first of a list and counts the rest: a message stays short however many things it speaks of.
 func Few(items []string, separator string) string {
-	if len(items) <= named {
-		return strings.Join(items, separator)
+	return FewOf(items[:min(Named, len(items))], len(items), separator)
+}
+
+// FewOf is Few of a list of so many of which the first are given alone.
+func FewOf(first []string, all int, separator string) string {
+	if all <= len(first) {
+		return strings.Join(first, separator)
 	}
-	return fmt.Sprintf("%s%sand %d more", strings.Join(items[:named], separator), separator, len(items)-named)
+	return fmt.Sprintf("%s%sand %d more", strings.Join(first, separator), separator, all-len(first))
 }

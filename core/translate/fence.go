@@ -37,31 +37,32 @@ var never = []struct {
 	{netip.MustParsePrefix("ff00::/8"), "a multicast address"},
 }
 
-// Check parses a target and reports why the tenant may not have it.
+// Check parses a target and reports why the tenant may not have it. The error is put into words when it is asked for: lists are long, and few of what is
+// refused are named.
 func (f Fence) Check(text string, tenant Tenant) (netip.Addr, error) {
 	address, err := netip.ParseAddr(text)
 	if err != nil {
-		return netip.Addr{}, fmt.Errorf("%q is not an IP address", text)
+		return netip.Addr{}, refuse("%q is not an IP address", text)
 	}
 	if address.Zone() != "" || address.Is4In6() {
-		return netip.Addr{}, fmt.Errorf("%s has a zone or is an IPv4-mapped address; write it plainly", text)
+		return netip.Addr{}, refuse("%s has a zone or is an IPv4-mapped address; write it plainly", text)
 	}
 	for _, n := range never {
 		if n.prefix.Contains(address) {
-			return netip.Addr{}, fmt.Errorf("%s is %s and never a node's", address, n.what)
+			return netip.Addr{}, refuse("%s is %s and never a node's", address, n.what)
 		}
 	}
 	for _, forbidden := range f.Forbidden {
 		if forbidden.Contains(address) {
-			return netip.Addr{}, fmt.Errorf("%s is in a network of the management cluster that the operator forbids", address)
+			return netip.Addr{}, refuse("%s is in a network of the management cluster that the operator forbids", address)
 		}
 	}
 	if host, is := f.Hosts[address]; is {
-		return netip.Addr{}, fmt.Errorf("%s is an address of %s of the management cluster and never a target", address, host)
+		return netip.Addr{}, refuse("%s is an address of %s of the management cluster and never a target", address, host)
 	}
 	for _, vips := range f.VIPs {
 		if vips.Contains(address) {
-			return netip.Addr{}, fmt.Errorf("%s is an external address of an AddressPool and would make a loop", address)
+			return netip.Addr{}, refuse("%s is an external address of an AddressPool and would make a loop", address)
 		}
 	}
 	for _, allowed := range tenant.BackendCIDRs {
@@ -70,10 +71,21 @@ func (f Fence) Check(text string, tenant Tenant) (netip.Addr, error) {
 		}
 		if _, is := f.Claims.Rival(tenant, address); is {
 			// Which one is told to the operator, who can see all Addresses, and not to the tenant.
-			return netip.Addr{}, fmt.Errorf("%s is another tenant's node; if it is this one's, have the operator name it in spec.backendCIDRs of Tenant %s more precisely", address, tenant.Name)
+			return netip.Addr{}, refuse("%s is another tenant's node; if it is this one's, have the operator name it in spec.backendCIDRs of Tenant %s more precisely", address, tenant.Name)
 		}
 		return address, nil
 	}
-	return netip.Addr{}, fmt.Errorf("%s is outside spec.backendCIDRs %v of Tenant %s; have the operator add the nodes' network",
+	return netip.Addr{}, refuse("%s is outside spec.backendCIDRs %v of Tenant %s; have the operator add the nodes' network",
 		address, tenant.BackendCIDRs, tenant.Name)
 }
+
+// refusal is an error that is not in words yet.
+type refusal struct {
+	format string
+	args   []any
+}
+
+func refuse(format string, args ...any) error { return refusal{format, args} }
+
+// Error implements error.
+func (r refusal) Error() string { return fmt.Sprintf(r.format, r.args...) }

@@ -509,3 +509,21 @@ func TestAMessageNamesAFewTargetsHoweverManyAreRefused(t *testing.T) {
 		t.Errorf("%.2000v", problems)
 	}
 }
+
+func TestOfTargetsOfItsOwnAFewAreNamedHoweverManyAreRefused(t *testing.T) {
+	h := testHub()
+	h.SetLoadBalancer(lb("tenant-a", "web", func(l *LoadBalancer) {
+		l.Reference = nil
+		for i := range 5000 {
+			l.Addresses = append(l.Addresses, Address{IP: netip.AddrFrom4([4]byte{192, 0, byte(i >> 8), byte(i)}).String()})
+		}
+	}))
+	h.Flush()
+	problems := h.Problems(model.ObjectName{Namespace: "tenant-a", Name: "web"})
+	if len(problems) != 6 || problems[0].Field != "spec.endpoints[0].addresses[0].ip" || problems[5].Message != "spec.endpoints[0].addresses: 4995 more are refused" {
+		t.Errorf("%.2000v", problems)
+	}
+	if kept := len(h.lbs[model.ObjectName{Namespace: "tenant-a", Name: "web"}].read.problems); kept > 6 {
+		t.Errorf("%d problems are kept", kept)
+	}
+}

@@ -307,8 +307,11 @@ func (t *translation) referenceAllowed() bool {
 // inline checks targets that stand in the LoadBalancer itself: one bad target refuses the whole.
 func (t *translation) inline(field string, list []Address) []netip.Addr {
 	good, refused := targets(field, list, *t.tenant, t.fence)
-	for _, r := range refused {
+	for _, r := range refused.first {
 		t.refuse(ReasonEndpointRefused, r.field, "%s", r.message)
+	}
+	if more := refused.all - len(refused.first); more > 0 {
+		t.refuse(ReasonEndpointRefused, field, "%s: %d more are refused", field, more)
 	}
 	good, beyond := t.tenant.bound(good)
 	if beyond > 0 {
@@ -336,12 +339,12 @@ func resolve(a Addresses, tenant Tenant, fence Fence) *resolution {
 		r.problems = append(r.problems, Problem{Reason: ReasonNoNodes, Partial: true,
 			Message: fmt.Sprintf("there are no available nodes: Addresses %s/%s holds none that can be used, so connections are refused", a.Namespace, a.Name)})
 	}
-	if len(refused) > 0 {
-		messages := make([]string, len(refused))
-		for i, t := range refused {
-			messages[i] = "Addresses " + a.Name + " " + t.message
+	if refused.all > 0 {
+		var messages []string
+		for _, t := range refused.first {
+			messages = append(messages, "Addresses "+a.Name+" "+t.message)
 		}
-		r.problems = append(r.problems, Problem{Reason: ReasonEndpointRefused, Message: "left out: " + phrase.Few(messages, "; "), Partial: true})
+		r.problems = append(r.problems, Problem{Reason: ReasonEndpointRefused, Message: "left out: " + phrase.FewOf(messages, refused.all, "; "), Partial: true})
 	}
 	return r
 }
@@ -366,22 +369,39 @@ func CheckAddresses(a Addresses, tenant Tenant, fence Fence) []Problem {
 	return resolve(a, tenant, fence).problems
 }
 
+// refusedTargets are the first entries of a list that are no targets, and how many there are. What is said of each is longer than the entry: to keep that
+// of all would cost more memory than the list does.
+type refusedTargets struct {
+	first []refusedTarget
+	all   int
+}
+
 // refusedTarget says which entry of a list is no target, and why.
 type refusedTarget struct{ field, message string }
 
-// targets splits a list into addresses that the tenant may target, sorted and unique, and those that it may not.
-func targets(field string, list []Address, tenant Tenant, fence Fence) (good []netip.Addr, refused []refusedTarget) {
-	refuse := func(field, format string, args ...any) {
-		refused = append(refused, refusedTarget{field, field + fmt.Sprintf(format, args...)})
+// add counts an entry, and names it if few have been named.
+func (r *refusedTargets) add(name func() refusedTarget) {
+	if r.all++; len(r.first) < phrase.Named {
+		r.first = append(r.first, name())
 	}
+}
+
+// targets splits a list into addresses that the tenant may target, sorted and unique, and those that it may not.
+func targets(field string, list []Address, tenant Tenant, fence Fence) (good []netip.Addr, refused refusedTargets) {
 	for i, a := range list {
 		if a.IP == "" {
-			refuse(fmt.Sprintf("%s[%d].hostname", field, i), " %q: the hub resolves no names; give its address in ip", a.Hostname)
+			refused.add(func() refusedTarget {
+				of := fmt.Sprintf("%s[%d].hostname", field, i)
+				return refusedTarget{of, fmt.Sprintf("%s %q: the hub resolves no names; give its address in ip", of, a.Hostname)}
+			})
 			continue
 		}
 		address, err := fence.Check(a.IP, tenant)
 		if err != nil {
-			refuse(fmt.Sprintf("%s[%d].ip", field, i), ": %v", err)
+			refused.add(func() refusedTarget {
+				of := fmt.Sprintf("%s[%d].ip", field, i)
+				return refusedTarget{of, fmt.Sprintf("%s: %v", of, err)}
+			})
 			continue
 		}
 		good = append(good, address)

@@ -13,6 +13,7 @@ import (
 // decide chooses an address for each wished family while none of the holder's own is taken.
 func (a *Allocator) decide(holder string, wish Wish, before Holding) ([]Grant, *Refusal) {
 	families, optional := wish.families(before.Grants)
+	wish.asked = wish.Claim.ask()
 	var grants []Grant
 	var first *Refusal
 	for _, family := range families {
@@ -64,8 +65,8 @@ func (a *Allocator) one(holder string, wish Wish, family Family, before Holding)
 // it keeps it, so that no other one's change costs it anything.
 func (a *Allocator) may(holder string, wish Wish, address netip.Addr, before Holding) bool {
 	kept := wish.Claim.equal(before.Claim) && slices.ContainsFunc(before.Grants, func(g Grant) bool { return g.Address == address })
-	return kept || !slices.ContainsFunc(a.others(holder, address), func(o string) bool {
-		return tenantOf(o) != tenantOf(holder) || !wish.Claim.tolerates(a.claims[o])
+	return kept || !slices.ContainsFunc(a.holders[address], func(o string) bool {
+		return o != holder && (tenantOf(o) != tenantOf(holder) || !wish.asked.tolerates(a.claims[o]))
 	})
 }
 
@@ -74,7 +75,7 @@ func (a *Allocator) shared(holder string, wish Wish, family Family) (found Grant
 	if wish.Sharing == "" {
 		return Grant{}, false
 	}
-	for address := range a.holders {
+	for address := range addressesOf(a.held[tenantOf(holder)]) { // no other tenant shares one with it
 		if FamilyOf(address) != family || ok && !a.sooner(address, found.Address) || !a.may(holder, wish, address, Holding{}) {
 			continue
 		}

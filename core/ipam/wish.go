@@ -63,6 +63,9 @@ type Wish struct {
 	Claim
 	// Limits are the tenant's.
 	Limits Limits
+
+	// asked is the claim, while it is decided.
+	asked asked
 }
 
 // Claim is by what LoadBalancers of one tenant may share an address: they bear the same key, and no port is in two of them.
@@ -78,9 +81,25 @@ type Port struct {
 	Number   int32
 }
 
+// asked is a claim by which an address is looked for that others may have.
+type asked struct {
+	Claim
+	ports map[Port]bool
+}
+
+func (c Claim) ask() asked {
+	a := asked{c, map[Port]bool{}}
+	if c.Sharing != "" {
+		for _, p := range c.Ports {
+			a.ports[p] = true
+		}
+	}
+	return a
+}
+
 // tolerates tells whether the two may have one address, both being of one tenant.
-func (c Claim) tolerates(o Claim) bool {
-	return c.Sharing != "" && c.Sharing == o.Sharing && !slices.ContainsFunc(c.Ports, func(p Port) bool { return slices.Contains(o.Ports, p) })
+func (a asked) tolerates(o Claim) bool {
+	return a.Sharing != "" && a.Sharing == o.Sharing && !slices.ContainsFunc(o.Ports, func(p Port) bool { return a.ports[p] })
 }
 
 func (c Claim) equal(o Claim) bool { return c.Sharing == o.Sharing && slices.Equal(c.Ports, o.Ports) }

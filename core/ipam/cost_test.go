@@ -1,0 +1,59 @@
+package ipam
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+	"time"
+)
+
+// wide is an allocator with a pool of many addresses, of which other tenants have some.
+func wide(others int) *Allocator {
+	a := NewAllocator()
+	a.SetPools([]Pool{{Name: "p", AutoAssign: true, Ranges: []Range{{netip.MustParseAddr("203.0.0.0"), netip.MustParseAddr("203.0.255.255")}}}})
+	for i := range others {
+		a.Allocate(fmt.Sprintf("tenant-%d/web", i), Wish{Families: []Family{IPv4}})
+	}
+	return a
+}
+
+func sharing(first, n int) Wish {
+	wish := Wish{Families: []Family{IPv4}, Claim: Claim{Sharing: "k"}}
+	for i := range n {
+		wish.Ports = append(wish.Ports, Port{"TCP", int32(first + i)})
+	}
+	return wish
+}
+
+// toShare is how long it takes at best to have one more LoadBalancer share the tenant's address, or what any clock can tell from nothing.
+func toShare(t *testing.T, a *Allocator, held, wish Wish) time.Duration {
+	t.Helper()
+	a.Allocate("tenant-a/one", held)
+	fastest := time.Hour
+	for range 20 {
+		began := time.Now()
+		got, _ := a.Allocate("tenant-a/two", wish)
+		fastest = min(fastest, time.Since(began))
+		if len(got) != 1 || len(a.Holders(got[0].Address)) != 2 {
+			t.Fatalf("%v is not shared", got)
+		}
+		a.Release("tenant-a/two")
+	}
+	return max(fastest, 20*time.Microsecond)
+}
+
+// The times of one run are compared with one another, and the margins are wide.
+
+func TestWhoSharesLooksAtNoOtherTenantsAddresses(t *testing.T) {
+	few, many := toShare(t, wide(10), sharing(1, 1), sharing(2, 1)), toShare(t, wide(10_000), sharing(1, 1), sharing(2, 1))
+	if many > 30*few { // a thousand times as many
+		t.Errorf("%s beside 10 others, %s beside 10000", few, many)
+	}
+}
+
+func TestToShareCostsAsMuchAsThereArePortsAndNotTheirProduct(t *testing.T) {
+	few, many := toShare(t, wide(0), sharing(1, 5000), sharing(6000, 16)), toShare(t, wide(0), sharing(1, 5000), sharing(6000, 1024))
+	if many > 16*few { // sixty-four times as many, with each of which 5000 would be compared
+		t.Errorf("%s for 16 ports beside 5000, %s for 1024", few, many)
+	}
+}

@@ -210,9 +210,10 @@ func (a *apply) pushAndWait(ctx context.Context) (map[string]string, error) {
 	if err := a.serve(); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	want := slices.Concat(p[resource.ClusterType], p[resource.ListenerType])
+	ctx, cancel := context.WithTimeout(ctx, patienceFor(len(want)))
 	defer cancel()
-	refused, err := a.xds.await(ctx, slices.Concat(p[resource.ClusterType], p[resource.ListenerType]))
+	refused, err := a.xds.await(ctx, want)
 	if err != nil {
 		return nil, a.explain(err)
 	}

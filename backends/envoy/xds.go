@@ -256,9 +256,18 @@ func reasonFor(name, message string) string {
 	return ""
 }
 
-// patience is how long Envoy may take to connect and to answer for a change: thousands of listeners take long where processors are few or
-// busy. It is less than managers wait for a change, a minute, so that they are told which part is slow.
-const patience = 40 * time.Second
+// patience is how long Envoy may take to connect and to answer for a change, and patienceEach how much longer for each resource: thousands of
+// listeners take long where processors are few or busy. Together they are less than managers wait for a change, so that managers are told which part
+// is slow: a minute, and for each frontend, of two resources, ten milliseconds more.
+const (
+	patience     = 40 * time.Second
+	patienceEach = 5 * time.Millisecond
+)
+
+// patienceFor is how long Envoy may take to answer for so many resources.
+func patienceFor(resources int) time.Duration {
+	return patience + time.Duration(resources)*patienceEach
+}
 
 // The rest of the interface is for other kinds of streams, which nobody opens.
 func (callbacks) OnStreamOpen(context.Context, int64, string) error {

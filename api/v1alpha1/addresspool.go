@@ -83,13 +83,19 @@ type AddressPoolStatus struct {
 	IPv4 *AddressCount `json:"ipv4,omitempty"`
 	// +optional
 	IPv6 *AddressCount `json:"ipv6,omitempty"`
+	// Addresses are the ranges (first-last) that count as external: those of spec, once they have been found to cover no node of a tenant, no
+	// gateway, no node of the management cluster and no router. Until then they are those of before. Nodes among them are no targets.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=64
+	Addresses []string `json:"addresses,omitempty"`
 	// Reserved are the addresses that are kept for tenants which had asked for them, up to 1000.
 	// +optional
 	// +listType=map
 	// +listMapKey=address
 	// +kubebuilder:validation:MaxItems=1000
 	Reserved []ReservedAddress `json:"reserved,omitempty"`
-	// Conditions: Ready is false when the pool overlaps another one; such a pool gives no address.
+	// Conditions: Ready is false when the pool overlaps another one, or covers addresses that hosts or nodes have; such a pool gives no address.
 	// +optional
 	// +listType=map
 	// +listMapKey=type

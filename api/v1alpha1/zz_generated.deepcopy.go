@@ -157,6 +157,11 @@ func (in *AddressPoolStatus) DeepCopyInto(out *AddressPoolStatus) {
 		*out = new(AddressCount)
 		**out = **in
 	}
+	if in.Addresses != nil {
+		in, out := &in.Addresses, &out.Addresses
+		*out = make([]string, len(*in))
+		copy(*out, *in)
+	}
 	if in.Reserved != nil {
 		in, out := &in.Reserved, &out.Reserved
 		*out = make([]ReservedAddress, len(*in))

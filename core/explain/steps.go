@@ -60,19 +60,35 @@ func (e *explanation) cluster(c Cluster) {
 // pools does what the manager does with AddressPools: two that overlap, or one that cannot be read, hurt nobody else.
 func (e *explanation) pools(pools []AddressPool) {
 	var usable []ipam.Pool
+	used := translate.UsedByTargets(e.targets(), e.tenants, e.fence)
 	for _, p := range pools {
 		ranges, err := ipam.ParseRanges(p.Addresses, p.AvoidNetworkAddresses)
 		if err != nil {
 			e.problem("AddressPool", "", model.ObjectName{Name: p.Name}, translate.Problem{Reason: "InvalidAddresses", Field: "spec.addresses", Message: "spec.addresses: " + err.Error()})
 			continue
 		}
-		usable = append(usable, ipam.Pool{Name: p.Name, Ranges: ranges, Tenants: p.Tenants, AutoAssign: p.AutoAssign, Priority: p.Priority, Draining: p.Draining})
-		e.fence.VIPs = append(e.fence.VIPs, ranges...)
+		pool := ipam.Pool{Name: p.Name, Ranges: ranges, Tenants: p.Tenants, AutoAssign: p.AutoAssign, Priority: p.Priority, Draining: p.Draining}
+		if covered := used.In(ranges); len(covered) > 0 {
+			pool.Suspended = true
+			e.problem("AddressPool", "", model.ObjectName{Name: p.Name}, translate.CoversUsed(covered))
+		} else {
+			e.fence.VIPs = append(e.fence.VIPs, ranges...)
+		}
+		usable = append(usable, pool)
 	}
 	for _, o := range e.allocator.SetPools(usable) {
 		e.problem("AddressPool", "", model.ObjectName{Name: o.Pool}, translate.Problem{Reason: "Overlap", Field: "spec.addresses", Message: fmt.Sprintf(
 			"overlaps AddressPool %s at %s: it gives no address until one of them is changed", o.Other, o.Addresses)})
 	}
+}
+
+// targets are all lists of targets.
+func (e *explanation) targets() []translate.Addresses {
+	lists := slices.Clone(e.out.Addresses)
+	for _, lb := range e.out.LoadBalancers {
+		lists = append(lists, lb.OwnTargets())
+	}
+	return lists
 }
 
 // allocate does what the manager does with LoadBalancers: what is on record is kept, then the others get addresses.

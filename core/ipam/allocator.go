@@ -24,6 +24,8 @@ type Allocator struct {
 	held    map[string]map[string][]Grant
 	cursors map[string]netip.Addr
 	used    map[string]map[Family]int64
+	// hosts are addresses of hosts, which nobody is given, and which host it is.
+	hosts map[netip.Addr]string
 	// reserved are kept for tenants as of now.
 	reserved map[netip.Addr]Reservation
 	now      time.Time
@@ -48,6 +50,9 @@ func (a *Allocator) SetPools(pools []Pool) []Overlap {
 	}
 	return overlaps
 }
+
+// SetHosts replaces the addresses that are never given, since a host has them, with what each host is called. Who holds one keeps it.
+func (a *Allocator) SetHosts(hosts map[netip.Addr]string) { a.hosts = maps.Clone(hosts) }
 
 // Adopt records allocations that stand on record, with the claim that the holder makes now. It reports each address that another tenant
 // holds already; that one is not recorded. What LoadBalancers of one tenant have together on record they keep, whatever they claim: no
@@ -205,6 +210,20 @@ type Usage struct {
 	Free *big.Int
 }
 
+// hostsIn counts the pool's addresses of the family that hosts have and no holder has.
+func (a *Allocator) hostsIn(poolName string, family Family) (n int64) {
+	at := slices.IndexFunc(a.pools, func(p Pool) bool { return p.Name == poolName })
+	if at < 0 {
+		return 0
+	}
+	for address := range a.hosts {
+		if FamilyOf(address) == family && len(a.holders[address]) == 0 && a.pools[at].Contains(address) {
+			n++
+		}
+	}
+	return n
+}
+
 // Usage counts the pool's addresses of the family.
 func (a *Allocator) Usage(poolName string, family Family) Usage {
 	free := new(big.Int)
@@ -219,5 +238,5 @@ func (a *Allocator) Usage(poolName string, family Family) Usage {
 		}
 	}
 	used := a.used[poolName][family]
-	return Usage{used, free.Sub(free, big.NewInt(used))}
+	return Usage{used, free.Sub(free, big.NewInt(used+a.hostsIn(poolName, family)))}
 }

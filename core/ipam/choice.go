@@ -105,7 +105,7 @@ func (a *Allocator) inUse(holder string, address netip.Addr, what string) *Refus
 // gives reports whether new addresses of the pool may go to who wishes so.
 func (a *Allocator) gives(pool Pool, wish Wish) bool {
 	_, off := a.disabled[pool.Name]
-	return !off && !pool.Draining && pool.Allows(wish.Tenant) && (wish.Pool == "" || wish.Pool == pool.Name)
+	return !off && !pool.Draining && !pool.Suspended && pool.Allows(wish.Tenant) && (wish.Pool == "" || wish.Pool == pool.Name)
 }
 
 func (a *Allocator) requested(holder string, wish Wish, address netip.Addr, before Holding) (Grant, *Refusal) {
@@ -122,9 +122,13 @@ func (a *Allocator) requested(holder string, wish Wish, address netip.Addr, befo
 			address, r.Until.UTC().Format(time.RFC3339))}
 	}
 	for _, pool := range a.pools {
-		if a.gives(pool, wish) && pool.Contains(address) {
-			return Grant{address, pool.Name}, nil
+		if !a.gives(pool, wish) || !pool.Contains(address) {
+			continue
 		}
+		if host, is := a.hosts[address]; is {
+			return Grant{}, &Refusal{Reason: AddressNotAvailable, Message: fmt.Sprintf("requested address %s is an address of %s; ask for another one or none", address, host)}
+		}
+		return Grant{address, pool.Name}, nil
 	}
 	return Grant{}, &Refusal{Reason: AddressNotAvailable, Message: fmt.Sprintf("requested address %s is in no address pool that gives addresses to tenant %s; ask for one of %s, or none",
 		address, wish.Tenant, a.describe(wish))}
@@ -178,14 +182,15 @@ func (a *Allocator) free(namespace string, pool Pool, family Family) (netip.Addr
 	}
 	key := pool.Name + "/" + family.String()
 	at, ok := pool.after(a.cursors[key], family)
-	// As many addresses are held as used says, and some are kept, so one more step than that finds a free one.
-	for range a.used[pool.Name][family] + int64(len(a.reserved)) + 1 {
+	// As many addresses are held as used says, some are kept, and some are hosts', so one more step than that finds a free one.
+	for range a.used[pool.Name][family] + int64(len(a.reserved)+len(a.hosts)) + 1 {
 		if !ok {
 			return netip.Addr{}, false
 		}
 		a.cursors[key] = at
 		_, kept := a.keptFor(namespace, at)
-		if _, taken := a.holders[at]; !taken && !kept {
+		_, host := a.hosts[at]
+		if _, taken := a.holders[at]; !taken && !kept && !host {
 			return at, true
 		}
 		at, ok = pool.after(at, family)

@@ -46,6 +46,8 @@ type Pool struct {
 	Priority int32
 	// Draining: the pool gives no address any more. Those that are held stay.
 	Draining bool
+	// Suspended is Draining for as long as the pool covers addresses of hosts or nodes.
+	Suspended bool
 	// ReserveFor is how long an address that was asked for by name is kept for its tenant.
 	ReserveFor time.Duration
 }

@@ -216,6 +216,7 @@ const (
 	ReasonConflict             = "FrontendConflict"
 	ReasonNoLocalEndpoints     = "NoLocalEndpoints"
 	ReasonNoNodes              = "NoNodes"
+	ReasonCoversUsed           = "CoversUsedAddresses"
 	// ReasonLimitReached is partial here: what is there besides is served.
 	ReasonLimitReached = ipam.LimitReached
 	// ReasonClientAddressNotKept is partial: traffic flows, from another source address than the policy lets expect.

@@ -5,26 +5,30 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/util/workqueue"
 	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/log"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"kubelb.k8c.io/api/plain"
 	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/core/ipam"
+	"kubelb.k8c.io/core/phrase"
 	"kubelb.k8c.io/core/translate"
 	"kubelb.k8c.io/manager/convert"
 )
@@ -33,11 +37,17 @@ import (
 // server itself and not from a cache that may lag: an address is never dealt twice.
 type addressBook struct {
 	reader client.Reader
+	// used tells which addresses no pool may cover; nil for none.
+	used   usedAddresses
 	mu     sync.Mutex // guards all below
 	loaded bool
 	book   *ipam.Allocator
 	pools  []ipam.Pool
-	bad    map[string]error
+	// external are the ranges of each pool that no target may lie in.
+	external map[string][]ipam.Range
+	// bad are pools that give no address, skipped names what those that do leave out.
+	bad     map[string]translate.Problem
+	skipped map[string][]string
 	// unsettled are holders that have given something back, and since when: it is theirs until it is known that it is neither on record nor
 	// served for them any more.
 	unsettled map[string]time.Time
@@ -48,16 +58,26 @@ type addressBook struct {
 // load fills the book at the first call.
 func (b *addressBook) load(ctx context.Context) error {
 	b.mu.Lock()
+	loaded := b.loaded
+	b.mu.Unlock()
+	if loaded {
+		return nil
+	}
+	var pools v1alpha1.AddressPoolList
+	if err := b.reader.List(ctx, &pools); err != nil {
+		return fmt.Errorf("read the address pools: %w", err)
+	}
+	found, err := b.judge(ctx, pools.Items)
+	if err != nil {
+		return err
+	}
+	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.loaded {
 		return nil
 	}
 	b.book, b.unsettled = ipam.NewAllocator(), map[string]time.Time{}
-	var pools v1alpha1.AddressPoolList
-	if err := b.reader.List(ctx, &pools); err != nil {
-		return fmt.Errorf("read the address pools: %w", err)
-	}
-	b.setPools(pools.Items)
+	b.setPools(found)
 	var lbs v1alpha1.LoadBalancerList
 	if err := b.reader.List(ctx, &lbs); err != nil {
 		return fmt.Errorf("read the allocations on record: %w", err)
@@ -84,32 +104,24 @@ func (b *addressBook) load(ctx context.Context) error {
 	return nil
 }
 
-// setPools takes the pools as they stand, the oldest first: of two that overlap the older one counts. mu is held.
-func (b *addressBook) setPools(items []v1alpha1.AddressPool) {
-	slices.SortFunc(items, func(x, y v1alpha1.AddressPool) int {
-		return cmp.Or(x.CreationTimestamp.Compare(y.CreationTimestamp.Time), cmp.Compare(x.Name, y.Name))
-	})
-	b.pools, b.bad = nil, map[string]error{}
-	for i := range items {
-		pool, err := convert.Pool(&items[i])
-		if err != nil {
-			b.bad[items[i].Name] = err
-			continue
-		}
-		b.pools = append(b.pools, pool)
-	}
-	for _, o := range b.book.SetPools(b.pools) {
-		b.bad[o.Pool] = fmt.Errorf("overlaps AddressPool %s at %s: it gives no address until one of them is changed", o.Other, o.Addresses)
-	}
+// setPools takes over what was judged. mu is held.
+func (b *addressBook) setPools(j judged) {
+	b.pools, b.external, b.bad, b.skipped = j.pools, j.external, j.bad, j.skipped
+	b.book.SetPools(b.pools)
+	b.book.SetHosts(j.hosts)
 }
 
-// refresh takes the pools as they stand and reports whether they differ from before.
-func (b *addressBook) refresh(items []v1alpha1.AddressPool) bool {
+// refresh takes the pools as they stand and reports whether they, or what is external, differ from before.
+func (b *addressBook) refresh(ctx context.Context, items []v1alpha1.AddressPool) (differs bool, err error) {
+	j, err := b.judge(ctx, items)
+	if err != nil {
+		return false, err
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	before := fmt.Sprint(b.pools)
-	b.setPools(items)
-	return before != fmt.Sprint(b.pools)
+	before := fmt.Sprint(b.pools, b.external)
+	b.setPools(j)
+	return before != fmt.Sprint(b.pools, b.external), nil
 }
 
 // allocation is what a LoadBalancer has.
@@ -186,13 +198,13 @@ func (b *addressBook) countOf(namespace string) ipam.Count {
 	return b.book.CountOf(namespace)
 }
 
-// ranges are all addresses of all pools.
+// ranges are all that is external.
 func (b *addressBook) ranges() []ipam.Range {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	var out []ipam.Range
-	for _, p := range b.pools {
-		out = append(out, p.Ranges...)
+	for _, name := range slices.Sorted(maps.Keys(b.external)) {
+		out = append(out, b.external[name]...)
 	}
 	return out
 }
@@ -203,6 +215,8 @@ type poolReconciler struct {
 	addresses *addressBook
 	changed   chan<- event.GenericEvent
 	metrics   *metrics
+	// nodes: Nodes can be read.
+	nodes bool
 }
 
 // countPause lets a burst of LoadBalancers cost one count.
@@ -210,12 +224,20 @@ const countPause = 500 * time.Millisecond
 
 func (r *poolReconciler) setUp(mgr ctrl.Manager) error {
 	all := func(context.Context, client.Object) []reconcile.Request { return []reconcile.Request{{}} }
-	return ctrl.NewControllerManagedBy(mgr).Named("addresspool").
+	once := afterBursts(func(client.Object) reconcile.Request { return reconcile.Request{} })
+	controller := ctrl.NewControllerManagedBy(mgr).Named("addresspool").
 		Watches(&v1alpha1.AddressPool{}, handler.EnqueueRequestsFromMapFunc(all)).
-		Watches(&v1alpha1.LoadBalancer{}, afterBursts(func(client.Object) reconcile.Request { return reconcile.Request{} })).
-		// For the numbers that Prometheus is told.
-		Watches(&v1alpha1.Tenant{}, afterBursts(func(client.Object) reconcile.Request { return reconcile.Request{} })).
-		Complete(r)
+		Watches(&v1alpha1.LoadBalancer{}, once).
+		// For what a pool may not cover, and for the numbers that Prometheus is told.
+		Watches(&v1alpha1.Tenant{}, once).
+		// For what a pool may not cover.
+		Watches(&v1alpha1.Addresses{}, once).
+		Watches(&v1alpha1.Gateway{}, once, builder.WithPredicates(addressesDiffer)).
+		Watches(&v1alpha1.BGPPeer{}, once, builder.WithPredicates(predicate.GenerationChangedPredicate{}))
+	if r.nodes {
+		controller = controller.Watches(&corev1.Node{}, once, builder.WithPredicates(addressesDiffer))
+	}
+	return controller.Complete(r)
 }
 
 // afterBursts asks for what an object concerns a little after it has changed.
@@ -238,7 +260,11 @@ func (r *poolReconciler) Reconcile(ctx context.Context, _ reconcile.Request) (re
 		return reconcile.Result{}, err
 	}
 	ended, next := r.addresses.expire(time.Now())
-	if r.addresses.refresh(slices.Clone(list.Items)) || ended {
+	differs, err := r.addresses.refresh(ctx, slices.Clone(list.Items))
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	if differs || ended {
 		select {
 		case r.changed <- event.GenericEvent{Object: &v1alpha1.AddressPool{}}:
 		default: // told already, and not yet heard
@@ -272,24 +298,34 @@ func (r *poolReconciler) count(ctx context.Context, pool *v1alpha1.AddressPool) 
 	before := pool.Status.DeepCopy()
 	r.addresses.mu.Lock()
 	four, six := r.addresses.book.Usage(pool.Name, ipam.IPv4), r.addresses.book.Usage(pool.Name, ipam.IPv6)
-	bad := r.addresses.bad[pool.Name]
 	reserved := r.addresses.book.Reserved(pool.Name)
+	pool.Status.Addresses = nil
+	for _, external := range r.addresses.external[pool.Name] {
+		pool.Status.Addresses = append(pool.Status.Addresses, external.String())
+	}
+	condition := r.addresses.readiness(pool.Name)
 	r.addresses.mu.Unlock()
 	pool.Status.Reserved = onRecord(reserved)
 	pool.Status.IPv4 = &v1alpha1.AddressCount{Used: four.Used, Free: four.Free.String()}
 	pool.Status.IPv6 = &v1alpha1.AddressCount{Used: six.Used, Free: six.Free.String()}
-	condition := metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: "Ready", Message: "addresses can be given", ObservedGeneration: pool.Generation}
-	if bad != nil {
-		condition.Status, condition.Reason, condition.Message = metav1.ConditionFalse, "Invalid", bad.Error()
-		if strings.HasPrefix(bad.Error(), "overlaps") {
-			condition.Reason = "Overlap"
-		}
-	}
+	condition.ObservedGeneration = pool.Generation
 	plain.SetCondition(&pool.Status.Conditions, condition)
 	if equality.Semantic.DeepEqual(before, &pool.Status) {
 		return nil
 	}
 	return client.IgnoreNotFound(r.client.Status().Update(ctx, pool))
+}
+
+// readiness is the condition Ready of a pool. mu is held.
+func (b *addressBook) readiness(pool string) metav1.Condition {
+	c := metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: "Ready", Message: "addresses can be given"}
+	if skipped := b.skipped[pool]; len(skipped) > 0 {
+		c.Message += ", but none of " + phrase.Few(skipped, ", ")
+	}
+	if problem, bad := b.bad[pool]; bad {
+		c.Status, c.Reason, c.Message = metav1.ConditionFalse, problem.Reason, problem.Message
+	}
+	return c
 }
 
 // addressesHandler wakes up a tenant's LoadBalancers only when its Addresses come, go, or hold what may be refused: a

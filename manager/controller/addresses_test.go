@@ -74,15 +74,22 @@ func TestOfTwoThatClaimAnAddressTheOlderKeepsIt(t *testing.T) {
 	require.Equal(t, "203.0.113.1", book.book.Held("tenant-b/old")[0].Address.String())
 }
 
+func refresh(t *testing.T, book *addressBook, pool *v1alpha1.AddressPool) bool {
+	t.Helper()
+	differs, err := book.refresh(t.Context(), []v1alpha1.AddressPool{*pool})
+	require.NoError(t, err)
+	return differs
+}
+
 func TestAPoolThatIsMendedGivesAddresses(t *testing.T) {
 	book := bookOf(t)
 	require.NoError(t, book.load(t.Context()))
 	require.Equal(t, ipam.NoMatchingPool, book.allocate(ofTenantA("web"), nil, ipam.Limits{}, false).refusal.Reason)
 	bad := public()
 	bad.Spec.Addresses = []string{"203.0.113.9-203.0.113.1"}
-	require.False(t, book.refresh([]v1alpha1.AddressPool{*bad}))
-	require.ErrorContains(t, book.bad["public"], "203.0.113.9-203.0.113.1")
-	require.True(t, book.refresh([]v1alpha1.AddressPool{*public()}))
+	require.False(t, refresh(t, book, bad))
+	require.Contains(t, book.bad["public"].Message, "203.0.113.9-203.0.113.1")
+	require.True(t, refresh(t, book, public()))
 	require.Equal(t, []string{"203.0.113.1"}, allocate(t, book, "web"))
 }
 
@@ -268,10 +275,10 @@ func TestWhatATenantAskedForIsKeptForItOverARestart(t *testing.T) {
 	require.NoError(t, server.Get(t.Context(), client.ObjectKey{Name: "public"}, pool))
 	pool.Spec.ReserveRequestedFor = &never
 	require.NoError(t, server.Update(t.Context(), pool))
-	book.refresh([]v1alpha1.AddressPool{*pool})
+	refresh(t, book, pool)
 	require.NoError(t, book.reserve(t.Context(), server, web, now))
 	require.Zero(t, book.book.Reservations())
-	book.refresh([]v1alpha1.AddressPool{*public()})
+	refresh(t, book, public())
 	web.Spec.RequestedAddresses = nil
 	require.NoError(t, book.reserve(t.Context(), server, web, now))
 	require.Zero(t, book.book.Reservations())

@@ -51,6 +51,7 @@ func Cached() map[client.Object]cache.ByObject {
 func SetUp(mgr ctrl.Manager, o Options) error {
 	book := &addressBook{reader: mgr.GetAPIReader()}
 	limits := &fences{client: mgr.GetClient(), addresses: book, forbidden: o.Forbidden, nodes: o.Nodes}
+	book.used = limits
 	tenants := &tenantReconciler{client: mgr.GetClient(), reader: mgr.GetAPIReader(), addresses: book, fences: limits, looked: map[string]look{}, namespace: o.Namespace,
 		credentials: credentials{server: o.APIServer, ca: o.APIServerCA, lifetime: o.TokenLifetime},
 		gone: func(ctx context.Context) (map[string]bool, error) {
@@ -67,7 +68,7 @@ func SetUp(mgr ctrl.Manager, o Options) error {
 		return err
 	}
 	poolsChanged, targetsChanged := make(chan event.GenericEvent, 1), make(chan event.GenericEvent)
-	pools := &poolReconciler{client: mgr.GetClient(), addresses: book, changed: poolsChanged, metrics: numbers}
+	pools := &poolReconciler{client: mgr.GetClient(), addresses: book, changed: poolsChanged, metrics: numbers, nodes: o.Nodes}
 	lbs := &loadBalancerReconciler{client: mgr.GetClient(), events: mgr.GetEventRecorder("kubelb-manager"), fences: limits, reader: mgr.GetAPIReader(), namespace: o.Namespace,
 		addresses: book, poolsChanged: poolsChanged, targetsChanged: targetsChanged, metrics: numbers,
 		waiting: waiting{gateway: map[client.ObjectKey]string{}, address: map[client.ObjectKey]bool{}}}

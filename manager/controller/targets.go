@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -21,6 +22,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/core/ipam"
 	"kubelb.k8c.io/core/translate"
 	"kubelb.k8c.io/manager/convert"
 	"kubelb.k8c.io/manager/hubhosts"
@@ -40,6 +42,53 @@ type fences struct {
 	// claims are nil before the first look.
 	claims *translate.Claims
 	hosts  map[netip.Addr]string
+}
+
+// usedByHosts are addresses of the management cluster's hosts, and of routers.
+func (f *fences) usedByHosts(ctx context.Context) (translate.Used, error) {
+	s, err := f.look(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var peers v1alpha1.BGPPeerList
+	if err := f.client.List(ctx, &peers, client.UnsafeDisableDeepCopy); err != nil {
+		return nil, fmt.Errorf("look at which routers there are: %w", err)
+	}
+	used := translate.Used(maps.Clone(s.hosts))
+	for i := range peers.Items {
+		for _, a := range hubhosts.Parsed([]string{peers.Items[i].Spec.Address}) {
+			used[a] = "the router of BGPPeer " + peers.Items[i].Name
+		}
+	}
+	return used, nil
+}
+
+// usedByTargets are addresses that tenants target, while the ranges are external.
+func (f *fences) usedByTargets(ctx context.Context, external []ipam.Range) (translate.Used, error) {
+	s, err := f.look(ctx)
+	if err != nil {
+		return nil, err
+	}
+	lists, err := f.lists(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	return translate.UsedByTargets(lists, s.tenants, translate.Fence{Forbidden: f.forbidden, VIPs: external, Hosts: s.hosts, Claims: s.claims}), nil
+}
+
+// lists are all targets that tenants name: in Addresses, and in LoadBalancers themselves.
+func (f *fences) lists(ctx context.Context, s seen) ([]translate.Addresses, error) {
+	var lbs v1alpha1.LoadBalancerList
+	if err := f.client.List(ctx, &lbs, client.UnsafeDisableDeepCopy); err != nil {
+		return nil, fmt.Errorf("look at what tenants target: %w", err)
+	}
+	lists := slices.Clone(s.addresses)
+	for i := range lbs.Items {
+		if own := convert.LoadBalancer(&lbs.Items[i]).OwnTargets(); len(own.List) > 0 {
+			lists = append(lists, own)
+		}
+	}
+	return lists, nil
 }
 
 // of returns the fence as of the last look, which is now if there was none.
@@ -204,20 +253,9 @@ func (r *targetReconciler) refusedNow(ctx context.Context, s seen) (map[string]s
 	if err != nil {
 		return nil, err
 	}
-	var lbs v1alpha1.LoadBalancerList
-	if err := r.client.List(ctx, &lbs, client.UnsafeDisableDeepCopy); err != nil {
+	lists, err := r.fences.lists(ctx, s)
+	if err != nil {
 		return nil, err
-	}
-	lists := s.addresses
-	for i := range lbs.Items {
-		lb := convert.LoadBalancer(&lbs.Items[i])
-		own := translate.Addresses{ObjectName: lb.ObjectName, List: lb.Addresses}
-		if lb.Local != nil {
-			own.List = slices.Concat(own.List, *lb.Local)
-		}
-		if len(own.List) > 0 {
-			lists = append(lists, own)
-		}
 	}
 	// A cache has no order.
 	slices.SortFunc(lists, func(a, b translate.Addresses) int {

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 
 	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/core/ipam"
@@ -178,6 +179,20 @@ func Pool(p *v1alpha1.AddressPool) (ipam.Pool, error) {
 	}
 	return ipam.Pool{Name: p.Name, ReserveFor: reserve, Ranges: ranges, Tenants: p.Spec.Tenants, AutoAssign: isTrue(p.Spec.AutoAssign),
 		Priority: p.Spec.Priority, Draining: p.Spec.Draining}, nil
+}
+
+// External are the pool's ranges that count as external: those on record, or of a pool that was Ready before there was such a record, those of its
+// spec.
+func External(p *v1alpha1.AddressPool) []ipam.Range {
+	if len(p.Status.Addresses) == 0 && meta.IsStatusConditionTrue(p.Status.Conditions, v1alpha1.ConditionReady) {
+		pool, _ := Pool(p)
+		return pool.Ranges
+	}
+	ranges, err := ipam.ParseRanges(p.Status.Addresses, false)
+	if err != nil {
+		return nil // only foreign writes to a status can bring this about
+	}
+	return ranges
 }
 
 // annotations reads the annotation forms of fields that are not set.

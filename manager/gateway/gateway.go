@@ -99,7 +99,9 @@ type Gateway struct {
 	hub    *translate.Hub
 	host   *host
 	pools  map[string]ipam.Pool
-	hosts  hosts
+	// external are pools' ranges that no target may lie in.
+	external map[string][]ipam.Range
+	hosts    hosts
 	// selection is which gateways serve which pools.
 	selection *selection.Selection
 	// seen is the highest resourceVersion of a LoadBalancer, flushed that of those which are in the backlog, or were.
@@ -184,7 +186,7 @@ type event func(*Gateway)
 // New returns a gateway that reads the hub through the cache and writes its own object with the client.
 func New(o Options, c cache.Cache, w client.Client) *Gateway {
 	g := &Gateway{options: o, cache: c, client: w, log: o.Log.With("gateway", o.Name), events: make(chan event, 4096), hub: translate.NewHub(),
-		pools: map[string]ipam.Pool{}, selection: selection.New(), fails: map[string]failure{}, backlog: backlog.New(), unsupported: map[model.FrontendKey]dataplane.RecordError{}, postponed: postponed{}, status: make(chan v1alpha1.GatewayStatus, 1), inSync: make(chan struct{}, 1),
+		pools: map[string]ipam.Pool{}, external: map[string][]ipam.Range{}, selection: selection.New(), fails: map[string]failure{}, backlog: backlog.New(), unsupported: map[model.FrontendKey]dataplane.RecordError{}, postponed: postponed{}, status: make(chan v1alpha1.GatewayStatus, 1), inSync: make(chan struct{}, 1),
 		departure: departure{done: make(chan struct{}, 1)},
 		unhealthy: map[translate.Target]bool{}, held: map[model.FrontendKey]bool{}, vips: map[netip.Addr]int{}, between: map[netip.Addr]bool{}, poke: make(chan struct{}, 1), counts: make(chan countRequest, 1), rechecks: make(chan *plugin.Process, 1), moved: make(chan struct{}, 1),
 		answering: answering{elects: o.Elects, answers: map[netip.Addr]bool{}, untold: map[netip.Addr]bool{},

@@ -90,16 +90,18 @@ func poolChanged(o client.Object, gone bool) event {
 	return func(g *Gateway) {
 		if name := o.GetName(); gone {
 			delete(g.pools, name)
+			delete(g.external, name)
 			g.selection.DeletePool(name)
 		} else {
 			if pool, err := convert.Pool(o.(*v1alpha1.AddressPool)); err == nil {
 				g.pools[name] = pool
 			}
+			g.external[name] = convert.External(o.(*v1alpha1.AddressPool))
 			g.selection.SetPool(name, g.pools[name].Ranges, o.(*v1alpha1.AddressPool).Spec.GatewaySelector)
 		}
 		fence := translate.Fence{Forbidden: g.options.Forbidden}
-		for _, name := range slices.Sorted(maps.Keys(g.pools)) {
-			fence.VIPs = append(fence.VIPs, g.pools[name].Ranges...)
+		for _, name := range slices.Sorted(maps.Keys(g.external)) {
+			fence.VIPs = append(fence.VIPs, g.external[name]...)
 		}
 		g.hub.SetFence(fence)
 	}

@@ -180,3 +180,31 @@ func TestBadInputIsRefusedWithAMessageThatSaysWhatToDo(t *testing.T) {
 	// All others of the tenant went on.
 	require.NotEmpty(t, externalIPs(t, "good", 2))
 }
+
+// An operator's slip: a pool that covers the nodes' network, and with it a gateway.
+func TestAPoolOverTheNodesNetworkHarmsNobody(t *testing.T) {
+	apply(t, web("beside-pool", 1)+service("beside-pool", "ports: [{port: 80, targetPort: 8080}]"))
+	cleanUp(t, "deployment/beside-pool", "service/beside-pool")
+	ip := externalIPs(t, "beside-pool", 2)[0]
+	reachesPods(t, ip, 80, 1)
+	traffic := startTraffic(t, ip)
+	applyToHub(t, "apiVersion: kubelb.k8c.io/v1alpha1\nkind: AddressPool\nmetadata: {name: wide}\nspec: {addresses: [198.51.100.0/24], autoAssign: false}")
+	cleanUpHub(t, "addresspool/wide")
+	ready := func(want string) {
+		t.Helper()
+		eventually(t, 15*time.Second, func() error {
+			out := hubGet(t, "default", "addresspool/wide", `{range .status.conditions[?(@.type=="Ready")]}{.status}|{.reason}|{.message}{end}`)
+			if !strings.HasPrefix(out, want) {
+				return fmt.Errorf("condition %q", out)
+			}
+			t.Log(out)
+			return nil
+		})
+	}
+	ready("False|CoversUsedAddresses|spec.addresses: covers 198.51.100.1 (gateway gateway), 198.51.100.11 (a node of Tenant a), 198.51.100.12 (a node of Tenant a)")
+	time.Sleep(5 * time.Second) // nothing is to come of it, also later
+	require.Empty(t, traffic.end(), "requests that failed")
+	hubKubectl(t, "patch", "addresspool", "wide", "--type=merge", "-p", `{"spec":{"addresses":["198.51.100.128/25"]}}`)
+	ready("True|Ready|addresses can be given")
+	reachesPods(t, ip, 80, 1)
+}

@@ -60,6 +60,11 @@ func (e *explanation) cluster(c Cluster) {
 // pools does what the manager does with AddressPools: two that overlap, or one that cannot be read, hurt nobody else.
 func (e *explanation) pools(pools []AddressPool) {
 	var usable []ipam.Pool
+	for _, lb := range e.out.LoadBalancers {
+		for _, g := range grants(lb) {
+			e.fence.VIPs = append(e.fence.VIPs, ipam.Range{First: g.Address, Last: g.Address})
+		}
+	}
 	used := translate.UsedByTargets(e.targets(), e.tenants, e.fence)
 	for _, p := range pools {
 		ranges, err := ipam.ParseRanges(p.Addresses, p.AvoidNetworkAddresses)

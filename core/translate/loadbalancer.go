@@ -304,9 +304,14 @@ func (t *translation) referenceAllowed() bool {
 	return true
 }
 
-// inline checks targets that stand in the LoadBalancer itself: one bad target refuses the whole.
+// inline checks targets that stand in the LoadBalancer itself: one that the tenant may not have is left out, and where no other one is there it
+// refuses the whole.
 func (t *translation) inline(field string, list []Address) []netip.Addr {
 	good, refused := targets(field, list, *t.tenant, t.fence)
+	if len(good) > 0 && refused.all > 0 {
+		t.problems = append(t.problems, leftOut(refused.first[0].field, "", refused))
+		refused = refusedTargets{}
+	}
 	for _, r := range refused.first {
 		t.refuse(ReasonEndpointRefused, r.field, "%s", r.message)
 	}
@@ -340,13 +345,18 @@ func resolve(a Addresses, tenant Tenant, fence Fence) *resolution {
 			Message: fmt.Sprintf("there are no available nodes: Addresses %s/%s holds none that can be used, so connections are refused", a.Namespace, a.Name)})
 	}
 	if refused.all > 0 {
-		var messages []string
-		for _, t := range refused.first {
-			messages = append(messages, "Addresses "+a.Name+" "+t.message)
-		}
-		r.problems = append(r.problems, Problem{Reason: ReasonEndpointRefused, Message: "left out: " + phrase.FewOf(messages, refused.all, "; "), Partial: true})
+		r.problems = append(r.problems, leftOut("", "Addresses "+a.Name+" ", refused))
 	}
 	return r
+}
+
+// leftOut says which targets are not served while others are.
+func leftOut(field, of string, refused refusedTargets) Problem {
+	messages := make([]string, len(refused.first))
+	for i, t := range refused.first {
+		messages[i] = of + t.message
+	}
+	return Problem{Reason: ReasonEndpointRefused, Field: field, Message: "left out: " + phrase.FewOf(messages, refused.all, "; "), Partial: true}
 }
 
 const referenceField = "spec.endpoints[0].addressesReference"

@@ -4,11 +4,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"kubelb.k8c.io/core/explain"
 	"kubelb.k8c.io/core/ipam"
 	"kubelb.k8c.io/core/model"
+	"kubelb.k8c.io/core/translate"
 )
 
 // violations are the ways in which an output breaks what must hold of any: it is valid, no frontend is served twice, every
@@ -44,7 +46,18 @@ func leaks(in explain.Input, out explain.Output) []string {
 		allowed[t.Name] = t.BackendCIDRs
 	}
 	var external []ipam.Range
+	for _, lb := range in.LoadBalancers {
+		for _, vip := range lb.VIPs {
+			external = append(external, ipam.Range{First: vip, Last: vip})
+		}
+	}
 	for _, p := range in.AddressPools {
+		covers := func(o explain.Problem) bool {
+			return o.Kind == "AddressPool" && o.ObjectName.Name == p.Name && o.Reason == translate.ReasonCoversUsed
+		}
+		if slices.ContainsFunc(out.Problems, covers) {
+			continue // it gives nothing
+		}
 		if ranges, err := ipam.ParseRanges(p.Addresses, p.AvoidNetworkAddresses); err == nil {
 			external = append(external, ranges...)
 		}

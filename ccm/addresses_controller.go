@@ -2,14 +2,18 @@ package ccm
 
 import (
 	"context"
+	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 
+	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/events"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -20,8 +24,10 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
+	"kubelb.k8c.io/api/plain"
 	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/ccm/convert"
+	"kubelb.k8c.io/core/phrase"
 	"kubelb.k8c.io/core/translate"
 )
 
@@ -30,6 +36,12 @@ type addressesReconciler struct {
 	tenant client.Client
 	hub    client.Client
 	config Config
+	events events.EventRecorder
+	// nodes tells Services what the hub does not know, leftOut Prometheus how much.
+	nodes   *nodesProblem
+	leftOut prometheus.Gauge
+	// told is what was said last of nodes, by name.
+	told map[string]string
 }
 
 func withPredicate(p predicate.Predicate) builder.WatchesOption { return builder.WithPredicates(p) }
@@ -58,21 +70,103 @@ func (r *addressesReconciler) Reconcile(ctx context.Context, req reconcile.Reque
 	for i := range list.Items {
 		nodes[i] = convert.Node(&list.Items[i])
 	}
-	spec := v1alpha1.AddressesSpec{Addresses: convert.Addresses(r.config.resolve(ctx, translate.NodeAddresses(nodes, r.config.NodeAddressType)))}
+	addresses, left := r.addresses(ctx, nodes)
+	for i := range list.Items {
+		r.tell(&list.Items[i], left[list.Items[i].Name])
+	}
+	spec := v1alpha1.AddressesSpec{Addresses: convert.Addresses(addresses)}
 	if len(spec.Addresses) == 0 {
 		log.FromContext(ctx).Info("no eligible node has an address of the wished type: connections will be refused",
 			"nodes", len(nodes), "node-address-type", r.config.NodeAddressType)
 	}
+	err := r.push(ctx, req.NamespacedName, spec)
+	if apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) {
+		return reconcile.Result{}, err // the cache is behind; the retry reads it anew
+	}
+	r.note(left, err)
+	return reconcile.Result{}, err
+}
+
+// addresses are those that the hub can be told of, and what it cannot be told, by node; what is of no node alone has an empty name.
+func (r *addressesReconciler) addresses(ctx context.Context, nodes []translate.Node) ([]translate.Address, map[string][]string) {
+	var all []translate.Address
+	leftOut := map[string][]string{}
+	for _, n := range nodes {
+		kept, left := listable("node "+n.Name+": ", r.config.resolve(ctx, translate.NodeAddresses([]translate.Node{n}, r.config.NodeAddressType)))
+		all = append(all, kept...)
+		if len(left) > 0 {
+			leftOut[n.Name] = left
+		}
+	}
+	kept, beyond := translate.Listed(all, translate.MaxNames)
+	if beyond > 0 {
+		leftOut[""] = beyondBounds(beyond)
+	}
+	return kept, leftOut
+}
+
+// listable splits addresses into those that the hub's schema takes, and what is to be said of the others.
+func listable(of string, list []translate.Address) (kept []translate.Address, left []string) {
+	kept = []translate.Address{}
+	for _, a := range list {
+		if why := translate.Unlistable(a); why != "" {
+			left = append(left, of+why)
+			continue
+		}
+		kept = append(kept, a)
+	}
+	return kept, left
+}
+
+func beyondBounds(n int) []string {
+	if n == 0 {
+		return nil
+	}
+	return []string{fmt.Sprintf("%d more than the %d addresses that the management cluster takes; exclude nodes from load balancers by the label node.kubernetes.io/exclude-from-external-load-balancers", n, translate.MaxTargets)}
+}
+
+// push writes the object when it differs.
+func (r *addressesReconciler) push(ctx context.Context, name types.NamespacedName, spec v1alpha1.AddressesSpec) error {
 	var current v1alpha1.Addresses
-	err := r.hub.Get(ctx, req.NamespacedName, &current)
+	err := r.hub.Get(ctx, name, &current)
 	if apierrors.IsNotFound(err) {
-		return reconcile.Result{}, r.hub.Create(ctx, &v1alpha1.Addresses{ObjectMeta: metav1.ObjectMeta{Namespace: req.Namespace, Name: req.Name}, Spec: spec})
+		return r.hub.Create(ctx, &v1alpha1.Addresses{ObjectMeta: metav1.ObjectMeta{Namespace: name.Namespace, Name: name.Name}, Spec: spec})
 	}
 	if err != nil || equality.Semantic.DeepEqual(current.Spec, spec) {
-		return reconcile.Result{}, err
+		return err
 	}
 	current.Spec = spec
-	return reconcile.Result{}, r.hub.Update(ctx, &current)
+	return r.hub.Update(ctx, &current)
+}
+
+// tell has an event on a node whose addresses are left out, when that changes.
+func (r *addressesReconciler) tell(node *corev1.Node, left []string) {
+	message := phrase.Few(left, "; ")
+	if r.told[node.Name] == message {
+		return
+	}
+	if r.told[node.Name] = message; message == "" {
+		delete(r.told, node.Name)
+		return
+	}
+	r.events.Eventf(node, nil, corev1.EventTypeWarning, translate.ReasonNodesLeftOut, "Sync", "%s", plain.Note("left out of load balancers: "+message))
+}
+
+// note keeps for the Services, and for Prometheus, what the hub does not know of the nodes.
+func (r *addressesReconciler) note(left map[string][]string, failed error) {
+	var all []string
+	for _, node := range slices.Sorted(maps.Keys(left)) {
+		all = append(all, left[node]...)
+	}
+	r.leftOut.Set(float64(len(all)))
+	switch {
+	case failed != nil:
+		r.nodes.set(translate.Problem{Reason: "HubRefused", Partial: true, Message: "the management cluster did not accept the nodes' addresses, and may have those of before: " + failed.Error()})
+	case len(all) > 0:
+		r.nodes.set(translate.LeftOut(all))
+	default:
+		r.nodes.set(translate.Problem{})
+	}
 }
 
 // resolve turns host names into addresses: the hub never resolves a tenant's names. A name that does not resolve is

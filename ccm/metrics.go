@@ -53,6 +53,15 @@ func newReporter(services client.Reader, hub *rest.Config, config Config, r prom
 	return out, nil
 }
 
+func newLeftOut(r prometheus.Registerer) (prometheus.Gauge, error) {
+	leftOut := prometheus.NewGauge(prometheus.GaugeOpts{Name: "kubelb_ccm_node_addresses_left_out",
+		Help: "Addresses of nodes that the management cluster does not take, such as link-local ones."})
+	if err := r.Register(leftOut); err != nil {
+		return nil, fmt.Errorf("register metrics: %w", err)
+	}
+	return leftOut, nil
+}
+
 // Start looks again and again until ctx ends.
 func (r *reporter) Start(ctx context.Context) error {
 	ticker := time.NewTicker(reportEvery)

@@ -184,11 +184,16 @@ func serve(ctx context.Context, o options, config Config, hubConfig *rest.Config
 	if err := mgr.Add(hub); err != nil {
 		return err
 	}
-	services := &serviceReconciler{tenant: mgr.GetClient(), hub: hub.GetClient(), events: mgr.GetEventRecorder("kubelb-ccm"), config: config}
+	nodes, events := newNodesProblem(), mgr.GetEventRecorder("kubelb-ccm")
+	services := &serviceReconciler{tenant: mgr.GetClient(), hub: hub.GetClient(), events: events, config: config, nodes: nodes}
 	if err := services.setUp(mgr, hub); err != nil {
 		return err
 	}
-	addresses := &addressesReconciler{tenant: mgr.GetClient(), hub: hub.GetClient(), config: config}
+	leftOut, err := newLeftOut(metrics.Registry)
+	if err != nil {
+		return err
+	}
+	addresses := &addressesReconciler{tenant: mgr.GetClient(), hub: hub.GetClient(), config: config, events: events, nodes: nodes, leftOut: leftOut, told: map[string]string{}}
 	if err := addresses.setUp(mgr, hub); err != nil {
 		return err
 	}

@@ -56,6 +56,7 @@ type serviceReconciler struct {
 	hub    client.Client
 	events events.EventRecorder
 	config Config
+	nodes  *nodesProblem
 }
 
 // setUp lists what wakes a Service up: itself, its EndpointSlices and the nodes where its policy is Local, its LoadBalancer.
@@ -65,6 +66,7 @@ func (r *serviceReconciler) setUp(mgr ctrl.Manager, hub cluster.Cluster) error {
 		Watches(&discoveryv1.EndpointSlice{}, handler.EnqueueRequestsFromMapFunc(serviceOfSlice)).
 		Watches(&corev1.Node{}, handler.EnqueueRequestsFromMapFunc(r.localServices), withPredicate(nodeMatters)).
 		WatchesRawSource(source.Kind(hub.GetCache(), &v1alpha1.LoadBalancer{}, handler.TypedEnqueueRequestsFromMapFunc(serviceOfLoadBalancer))).
+		WatchesRawSource(source.Channel(r.nodes.changed, handler.EnqueueRequestsFromMapFunc(r.servicesOfAllNodes))).
 		Complete(r)
 }
 
@@ -86,13 +88,20 @@ func serviceOfLoadBalancer(_ context.Context, lb *v1alpha1.LoadBalancer) []recon
 
 // localServices are those whose endpoints' nodes may have changed; all others share the tenant's Addresses.
 func (r *serviceReconciler) localServices(ctx context.Context, _ client.Object) []reconcile.Request {
+	return r.servicesOf(ctx, func(policy corev1.ServiceExternalTrafficPolicy) bool {
+		return policy == corev1.ServiceExternalTrafficPolicyLocal
+	})
+}
+
+// servicesOf are the Services of type LoadBalancer of some policies.
+func (r *serviceReconciler) servicesOf(ctx context.Context, wanted func(corev1.ServiceExternalTrafficPolicy) bool) []reconcile.Request {
 	var services corev1.ServiceList
 	if err := r.tenant.List(ctx, &services); err != nil {
 		return nil
 	}
 	var requests []reconcile.Request
 	for _, s := range services.Items {
-		if s.Spec.Type == corev1.ServiceTypeLoadBalancer && s.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal {
+		if s.Spec.Type == corev1.ServiceTypeLoadBalancer && wanted(s.Spec.ExternalTrafficPolicy) {
 			requests = append(requests, reconcile.Request{NamespacedName: client.ObjectKeyFromObject(&s)})
 		}
 	}
@@ -190,10 +199,15 @@ func (r *serviceReconciler) wish(ctx context.Context, service *corev1.Service) (
 		}
 	}
 	lb, problems := translate.Wish(s, nodes, endpoints, r.config.NodeAddressType, r.config.HubNamespace)
-	if lb.Local != nil {
-		resolved := r.config.resolve(ctx, *lb.Local)
-		lb.Local = &resolved
+	if lb.Local == nil {
+		return convert.LoadBalancer(lb), append(problems, r.nodes.get()...), nil
 	}
+	kept, left := listable("node ", r.config.resolve(ctx, *lb.Local))
+	kept, beyond := translate.Listed(kept, translate.MaxOwnNames)
+	if left = append(left, beyondBounds(beyond)...); len(left) > 0 {
+		problems = append(problems, translate.LeftOut(left))
+	}
+	lb.Local = &kept
 	return convert.LoadBalancer(lb), problems, nil
 }
 

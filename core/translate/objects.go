@@ -216,6 +216,7 @@ const (
 	ReasonConflict             = "FrontendConflict"
 	ReasonNoLocalEndpoints     = "NoLocalEndpoints"
 	ReasonNoNodes              = "NoNodes"
+	ReasonNodesLeftOut         = "NodesLeftOut"
 	ReasonCoversUsed           = "CoversUsedAddresses"
 	// ReasonLimitReached is partial here: what is there besides is served.
 	ReasonLimitReached = ipam.LimitReached

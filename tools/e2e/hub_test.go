@@ -208,3 +208,28 @@ func TestAPoolOverTheNodesNetworkHarmsNobody(t *testing.T) {
 	ready("True|Ready|addresses can be given")
 	reachesPods(t, ip, 80, 1)
 }
+
+// The hub's schema refuses a list of nodes for one entry. The CCM leaves that entry out, and says so.
+func TestAnAddressOfANodeThatTheHubRefusesCostsNoOtherNodeItsOwn(t *testing.T) {
+	apply(t, web("odd-node", 1)+service("odd-node", "ports: [{port: 80, targetPort: 8080}]"))
+	cleanUp(t, "deployment/odd-node", "service/odd-node", "node/odd")
+	ip := externalIPs(t, "odd-node", 2)[0]
+	reachesPods(t, ip, 80, 1)
+	apply(t, "\n---\napiVersion: v1\nkind: Node\nmetadata: {name: odd}\n")
+	kubectl(t, "patch", "node", "odd", "--subresource=status", "--type=merge", "-p",
+		`{"status":{"addresses":[{"type":"InternalIP","address":"198.51.100.13"},{"type":"InternalIP","address":"169.254.1.0"}]}}`)
+	const why = "node odd: 169.254.1.0 is a link-local address"
+	comesToBe(t, "odd-node", "served, but: left out of the targets: "+why)
+	listed := func() string { return hubGet(t, "tenant-a", "addresses/default", "{.spec.addresses[*].ip}") }
+	require.Contains(t, listed(), "198.51.100.13")
+	require.Contains(t, kubectl(t, "get", "events", "--field-selector=involvedObject.name=odd,reason=NodesLeftOut", "-A", "-o", "jsonpath={.items[*].message}"), why)
+	reachesPods(t, ip, 80, 1)
+	kubectl(t, "delete", "node", "odd")
+	eventually(t, 15*time.Second, func() error {
+		if got := readyCondition(t, "odd-node"); strings.Contains(got, "left out") {
+			return fmt.Errorf("condition %q", got)
+		}
+		return nil
+	})
+	require.NotContains(t, listed(), "198.51.100.13")
+}

@@ -116,7 +116,7 @@ func (o *options) register(flags *flag.FlagSet) {
 	flags.StringVar(&o.apiServerCA, "api-server-ca", "", "file with the CA of --api-server. Empty: the one of the kubeconfig")
 	flags.StringVar(&o.serviceAccount, "service-account", "", "service account in --namespace of the controllers. It binds the ClusterRole kubelb-tenant-namespace to itself in each tenant's namespace. Empty: --kubeconfig has these rights already, like an operator's")
 	flags.DurationVar(&o.tokenLifetime, "tenant-token-lifetime", time.Hour, "how long a token of a tenant's CCM lasts, 10m or more. The CCM renews it by itself. 0 makes tokens that last until they are rotated, for tenants with KubeLB's own CCM")
-	flags.StringVar(&o.forbidden, "forbidden-cidrs", "", "networks, separated by commas, that no tenant may target: the management cluster's pods and Services, and hosts that are neither its Nodes nor gateways. Addresses of its Nodes and of gateways are never targets")
+	flags.StringVar(&o.forbidden, "forbidden-cidrs", "", "networks, separated by commas, that no tenant may target, and to which this gateway forwards nothing from the networks of clients and nodes: the management cluster's pods and Services, and hosts that are neither its Nodes nor gateways. Addresses of its Nodes and of gateways are never targets")
 	flags.StringVar(&o.metricsAddress, "metrics-addr", ":9443", "address of the Prometheus metrics, and of /debug/pprof/ and /debug/log-level (PUT changes it), which answer only to loopback addresses. 0 turns all off")
 	flags.StringVar(&o.probeAddress, "health-probe-bind-address", ":8081", "address of /healthz and /readyz; 0 turns them off")
 	flags.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error; PUT /debug/log-level changes it (see --metrics-addr)")
@@ -292,7 +292,7 @@ func (o *options) newGateway(mgr ctrl.Manager, forbidden []netip.Prefix, nodes b
 	needs := o.needs()
 	needs.HubTime = hostcheck.Seldom(hubTime(mgr.GetConfig()), hubTimeEvery)
 	options.HostChecks = needs.Checks
-	options.Transit = &transit.Keeper{Interfaces: o.announceInterfaces(), Router: o.router}
+	options.Transit = &transit.Keeper{Interfaces: o.announceInterfaces(), Router: o.router, Forbidden: forbidden}
 	var g *gateway.Gateway
 	// Both are asked once the gateway runs.
 	if err := o.announcer(mgr, &options, func() bool { return g.MayAnswer() }, func() { g.Elect() }); err != nil {

@@ -12,6 +12,9 @@ type Keeper struct {
 	Interfaces []string
 	// Router: the host is a router on purpose, and forwards whatever it is sent.
 	Router bool
+	// Forbidden are networks of the management cluster: its Services and pods. The host's own kube-proxy rewrites connections to a Service for whoever
+	// sends one here, and strangers may send none.
+	Forbidden []netip.Prefix
 
 	filter    Filter
 	endpoints []netip.Addr
@@ -38,7 +41,7 @@ func (k *Keeper) Keep(endpoints, direct []netip.Addr) error {
 	if err != nil {
 		return err
 	}
-	return k.filter.Hold(Rules{Segments: k.segments, Direct: direct, Tracked: tracked})
+	return k.filter.Hold(Rules{Segments: k.segments, Direct: direct, Forbidden: k.Forbidden, Tracked: tracked})
 }
 
 // End removes the filter.

@@ -6,9 +6,13 @@
 // announces addresses, by which it reaches endpoints, and by which its default routes lead. What goes to pods of this host or comes from them does
 // neither. Passed are flows whose destination connection tracking rewrites, as that of nftables' frontends and of kube-proxy's, and packets from and to
 // the addresses of frontends that are forwarded direct: their answers come by here where the gateway is the nodes' router.
+//
+// Forbidden networks, those of the management cluster's Services and pods, are dropped before destinations are rewritten. Without them named, a host on
+// a segment reaches Services by the gateway's kube-proxy, as by that of any node.
 package transit
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -29,12 +33,14 @@ type Rules struct {
 	Segments []string
 	// Direct are addresses of frontends that are forwarded direct.
 	Direct []netip.Addr
+	// Forbidden are networks to which nothing is forwarded between segments, even if its destination is going to be rewritten.
+	Forbidden []netip.Prefix
 	// Tracked: the host tracks connections. Rules that ask about connections would begin that elsewhere, and cost each packet.
 	Tracked bool
 }
 
 func (r Rules) equal(o Rules) bool {
-	return slices.Equal(r.Segments, o.Segments) && slices.Equal(r.Direct, o.Direct) && r.Tracked == o.Tracked
+	return slices.Equal(r.Segments, o.Segments) && slices.Equal(r.Direct, o.Direct) && slices.Equal(r.Forbidden, o.Forbidden) && r.Tracked == o.Tracked
 }
 
 // Filter is the table in the kernel of this process's network namespace. The zero Filter knows nothing of what another process has made.
@@ -44,6 +50,19 @@ type Filter struct {
 
 // Hold brings the table to the rules, whose lists are sorted. It writes nothing if the table is as it left it.
 func (f *Filter) Hold(r Rules) error {
+	err := f.hold(r)
+	if err == nil || len(r.Forbidden) == 0 {
+		return err
+	}
+	// A kernel that cannot look up routes (nft_fib_inet) can do the rest.
+	r.Forbidden = nil
+	if f.hold(r) == nil {
+		return fmt.Errorf("keep strangers from forbidden networks: %w", err)
+	}
+	return err
+}
+
+func (f *Filter) hold(r Rules) error {
 	c, err := nft.New()
 	if err != nil {
 		return fmt.Errorf("connect to nftables: %w", err)
@@ -65,7 +84,7 @@ func (f *Filter) Hold(r Rules) error {
 	if err := c.Flush(); err != nil {
 		return fmt.Errorf("make nftables table inet %s (needs CAP_NET_ADMIN and a kernel with nf_tables for family inet): %w", tableName, err)
 	}
-	f.held = &Rules{slices.Clone(r.Segments), slices.Clone(r.Direct), r.Tracked}
+	f.held = &Rules{slices.Clone(r.Segments), slices.Clone(r.Direct), slices.Clone(r.Forbidden), r.Tracked}
 	return nil
 }
 
@@ -96,6 +115,17 @@ func isThere(c *nft.Conn) (bool, error) {
 }
 
 func (r Rules) add(c *nft.Conn, table *nft.Table) error {
+	segments := &nft.Set{Table: table, Name: "segments", KeyType: nft.TypeIFName, KeyByteOrder: binaryutil.NativeEndian} // by the order tools list it
+	var names []nft.SetElement
+	for _, name := range r.Segments {
+		names = append(names, nft.SetElement{Key: append([]byte(name), make([]byte, unix.IFNAMSIZ-len(name))...)})
+	}
+	if err := c.AddSet(segments, names); err != nil {
+		return fmt.Errorf("set segments: %w", err)
+	}
+	if err := r.forbid(c, table, segments); err != nil {
+		return err
+	}
 	accept := nft.ChainPolicyAccept
 	chain := c.AddChain(&nft.Chain{Table: table, Name: "forward", Type: nft.ChainTypeFilter, Hooknum: nft.ChainHookForward, Priority: nft.ChainPriorityFilter, Policy: &accept})
 	rule := func(exprs ...[]expr.Any) {
@@ -113,15 +143,33 @@ func (r Rules) add(c *nft.Conn, table *nft.Table) error {
 			rule(f.isFamily(), f.addressIn(direct, offset), verdict(expr.VerdictAccept))
 		}
 	}
-	segments := &nft.Set{Table: table, Name: "segments", KeyType: nft.TypeIFName, KeyByteOrder: binaryutil.NativeEndian} // by the order tools list it
-	var names []nft.SetElement
-	for _, name := range r.Segments {
-		names = append(names, nft.SetElement{Key: append([]byte(name), make([]byte, unix.IFNAMSIZ-len(name))...)})
-	}
-	if err := c.AddSet(segments, names); err != nil {
-		return fmt.Errorf("set segments: %w", err)
-	}
 	rule(interfaceIn(expr.MetaKeyIIFNAME, segments), interfaceIn(expr.MetaKeyOIFNAME, segments), []expr.Any{&expr.Counter{}}, verdict(expr.VerdictDrop))
+	return nil
+}
+
+// forbid drops what comes in by a segment for a forbidden network, unless this host has the address or has it on an interface that is no segment, as
+// those of its pods. It does so before destinations are rewritten: the host's kube-proxy rewrites what is for a Service, whoever sends it.
+func (r Rules) forbid(c *nft.Conn, table *nft.Table, segments *nft.Set) error {
+	if len(r.Forbidden) == 0 {
+		return nil
+	}
+	accept := nft.ChainPolicyAccept
+	chain := c.AddChain(&nft.Chain{Table: table, Name: "prerouting", Type: nft.ChainTypeFilter, Hooknum: nft.ChainHookPrerouting, Priority: nft.ChainPriorityMangle, Policy: &accept})
+	for _, f := range families {
+		forbidden := &nft.Set{Table: table, Name: f.forbidden, KeyType: f.address, Interval: true}
+		if err := c.AddSet(forbidden, f.intervals(r.Forbidden)); err != nil {
+			return fmt.Errorf("set %s: %w", f.forbidden, err)
+		}
+		sent := slices.Concat(interfaceIn(expr.MetaKeyIIFNAME, segments), f.isFamily(), f.addressIn(forbidden, f.destination))
+		drop := append([]expr.Any{&expr.Counter{}}, verdict(expr.VerdictDrop)...)
+		for _, exprs := range [][]expr.Any{
+			slices.Concat(sent, isLocal(), verdict(expr.VerdictAccept)),
+			slices.Concat(sent, leadsInto(segments), drop),
+			slices.Concat(sent, leadsNowhere(), drop),
+		} {
+			c.AddRule(&nft.Rule{Table: table, Chain: chain, Exprs: exprs})
+		}
+	}
 	return nil
 }
 
@@ -129,14 +177,14 @@ func (r Rules) add(c *nft.Conn, table *nft.Table) error {
 type family struct {
 	number              byte
 	v4                  bool
-	set                 string
+	set, forbidden      string
 	address             nft.SetDatatype
 	source, destination uint32
 }
 
 var families = [2]family{
-	{unix.NFPROTO_IPV4, true, "direct4", nft.TypeIPAddr, 12, 16},
-	{unix.NFPROTO_IPV6, false, "direct6", nft.TypeIP6Addr, 8, 24},
+	{unix.NFPROTO_IPV4, true, "direct4", "forbidden4", nft.TypeIPAddr, 12, 16},
+	{unix.NFPROTO_IPV6, false, "direct6", "forbidden6", nft.TypeIP6Addr, 8, 24},
 }
 
 func (f family) elements(addresses []netip.Addr) (out []nft.SetElement) {
@@ -146,6 +194,50 @@ func (f family) elements(addresses []netip.Addr) (out []nft.SetElement) {
 		}
 	}
 	return out
+}
+
+// intervals are the networks of the family as a set of intervals has them: each begins at an element, and ends before another one.
+func (f family) intervals(networks []netip.Prefix) (out []nft.SetElement) {
+	var end netip.Addr
+	for _, n := range outermost(networks) {
+		if n.Addr().Is4() != f.v4 {
+			continue
+		}
+		if n.Addr() == end { // the kernel takes no interval that ends where another one begins
+			out = out[:len(out)-1]
+		} else {
+			out = append(out, nft.SetElement{Key: n.Addr().AsSlice()})
+		}
+		if end = after(n); end.IsValid() {
+			out = append(out, nft.SetElement{Key: end.AsSlice(), IntervalEnd: true})
+		}
+	}
+	return out
+}
+
+// outermost are the networks that lie in no other one, sorted.
+func outermost(networks []netip.Prefix) (out []netip.Prefix) {
+	sorted := slices.Clone(networks)
+	for i := range sorted {
+		sorted[i] = sorted[i].Masked()
+	}
+	slices.SortFunc(sorted, func(a, b netip.Prefix) int { return cmp.Or(a.Addr().Compare(b.Addr()), a.Bits()-b.Bits()) })
+	for _, n := range sorted {
+		if len(out) == 0 || !out[len(out)-1].Overlaps(n) {
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
+// after is the first address behind the network, and none if it is the last one.
+func after(n netip.Prefix) netip.Addr {
+	bytes := n.Addr().AsSlice()
+	for bit := n.Bits(); bit < 8*len(bytes); bit++ {
+		bytes[bit/8] |= 0x80 >> (bit % 8)
+	}
+	last, _ := netip.AddrFromSlice(bytes)
+	return last.Next()
 }
 
 func (f family) isFamily() []expr.Any {
@@ -163,6 +255,21 @@ func interfaceIn(key expr.MetaKey, set *nft.Set) []expr.Any {
 }
 
 func verdict(kind expr.VerdictKind) []expr.Any { return []expr.Any{&expr.Verdict{Kind: kind}} }
+
+// isLocal matches packets for an address of this host's.
+func isLocal() []expr.Any {
+	return []expr.Any{&expr.Fib{Register: 1, FlagDADDR: true, ResultADDRTYPE: true}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)}}
+}
+
+// leadsInto matches packets to whose destination a route leads by an interface of the set.
+func leadsInto(segments *nft.Set) []expr.Any {
+	return []expr.Any{&expr.Fib{Register: 1, FlagDADDR: true, ResultOIFNAME: true}, &expr.Lookup{SourceRegister: 1, SetName: segments.Name, SetID: segments.ID}}
+}
+
+// leadsNowhere matches packets to whose destination there is no route.
+func leadsNowhere() []expr.Any {
+	return []expr.Any{&expr.Fib{Register: 1, FlagDADDR: true, ResultOIF: true}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: make([]byte, 4)}}
+}
 
 // isRewritten matches both directions of a flow whose destination is rewritten (IPS_DST_NAT of nf_conntrack_common.h), and errors about it.
 func isRewritten() []expr.Any {

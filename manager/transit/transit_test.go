@@ -2,6 +2,7 @@ package transit
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -69,7 +70,7 @@ func (h *host) try(f func() error) {
 func (h *host) rules() string {
 	out, err := exec.Command("nft", "--stateless", "list", "ruleset").CombinedOutput()
 	if err != nil && h.err == nil {
-		h.err = err
+		h.err = fmt.Errorf("%w: %s", err, out)
 	}
 	return string(out)
 }
@@ -110,7 +111,8 @@ func TestTheTableSaysWhatIsDropped(t *testing.T) {
 	direct := []netip.Addr{netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("2001:db8:f::1")}
 	var plain, tracked, router, ended string
 	inHost(t, func(h *host) {
-		k := &Keeper{Interfaces: []string{"clients"}}
+		k := &Keeper{Interfaces: []string{"clients"}, Forbidden: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("10.96.0.0/12"), netip.MustParsePrefix("10.96.7.0/24"),
+			netip.MustParsePrefix("10.112.0.0/16"), netip.MustParsePrefix("fd00:10:96::/112")}}
 		h.try(func() error { return k.Keep(endpoints, nil) })
 		plain = h.rules()
 		h.try(func() error {
@@ -131,6 +133,14 @@ func TestTheTableSaysWhatIsDropped(t *testing.T) {
 	require.Contains(t, plain, `"nodes"`)
 	require.NotContains(t, plain, `"pods"`)
 	require.Contains(t, tracked, "ct status dnat accept")
+	for _, rules := range []string{plain, tracked} {
+		require.Contains(t, rules, "elements = { 10.96.0.0-10.112.255.255,")
+		require.Contains(t, rules, "10.244.0.0/16 }")
+		require.Contains(t, rules, "elements = { fd00:10:96::/112 }")
+		require.Contains(t, rules, "type filter hook prerouting priority mangle")
+		require.Contains(t, rules, "iifname @segments ip daddr @forbidden4 fib daddr type local accept")
+		require.Contains(t, rules, "iifname @segments ip daddr @forbidden4 fib daddr oifname @segments counter drop")
+	}
 	require.Contains(t, tracked, "203.0.113.1")
 	require.Contains(t, tracked, "2001:db8:f::1")
 	for _, rules := range []string{router, ended} {

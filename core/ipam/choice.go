@@ -13,6 +13,9 @@ import (
 // decide chooses an address for each wished family while none of the holder's own is taken.
 func (a *Allocator) decide(holder string, wish Wish, before Holding) ([]Grant, *Refusal) {
 	families, optional := wish.families(before.Grants)
+	if refusal := wish.contradiction(families); refusal != nil {
+		return nil, refusal
+	}
 	wish.asked = wish.Claim.ask()
 	var grants []Grant
 	var first *Refusal
@@ -40,9 +43,14 @@ func (a *Allocator) decide(holder string, wish Wish, before Holding) ([]Grant, *
 // one finds an address of the family.
 func (a *Allocator) one(holder string, wish Wish, family Family, before Holding) (Grant, *Refusal) {
 	for _, requested := range wish.Requested {
-		if FamilyOf(requested) == family {
-			return a.requested(holder, wish, requested, before)
+		if FamilyOf(requested) != family {
+			continue
 		}
+		grant, refusal := a.requested(holder, wish, requested, before)
+		if refusal != nil {
+			refusal.final = true
+		}
+		return grant, refusal
 	}
 	for _, g := range before.Grants {
 		if FamilyOf(g.Address) != family || wish.Pool != "" && wish.Pool != g.Pool {
@@ -113,9 +121,14 @@ func (a *Allocator) requested(holder string, wish Wish, address netip.Addr, befo
 		return Grant{}, a.inUse(holder, address, "requested address "+address.String())
 	}
 	for _, g := range before.Grants {
-		if g.Address == address {
-			return g, nil
+		if g.Address != address {
+			continue
 		}
+		if wish.Pool != "" && wish.Pool != g.Pool {
+			return Grant{}, &Refusal{Reason: ContradictoryWish, Message: fmt.Sprintf("requested address %s is of AddressPool %s, and AddressPool %s is asked for: ask for an address of that, or for one of both",
+				address, g.Pool, wish.Pool)}
+		}
+		return g, nil
 	}
 	if r, kept := a.keptFor(tenantOf(holder), address); kept {
 		return Grant{}, &Refusal{Reason: AddressInUse, Message: fmt.Sprintf("requested address %s is kept for the tenant that had it until %s; ask for another one or none, or wait",

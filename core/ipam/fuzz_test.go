@@ -35,7 +35,7 @@ var (
 	plans    = [][]string{{"203.0.113.0/28"}, {"203.0.113.0/29", "2001:db8::/124"}, {"203.0.113.4-203.0.113.12", "2001:db8::/125"}, {"2001:db8::/126"}}
 	families = [][]Family{nil, {IPv4}, {IPv6}, {IPv4, IPv6}, {IPv6, IPv4}, {IPv6, IPv6}}
 	policies = []Policy{"", SingleStack, PreferDualStack, RequireDualStack}
-	requests = []string{"203.0.113.5", "2001:db8::2", "192.0.2.1"}
+	requests = [][]string{{"203.0.113.5"}, {"2001:db8::2"}, {"192.0.2.1"}, {"203.0.113.5", "2001:db8::2"}, {"2001:db8::3", "203.0.113.6"}, {"203.0.113.5", "203.0.113.6"}}
 	claims   = []Claim{{}, {}, {Ports: []Port{{"TCP", 80}}}, {"key", []Port{{"TCP", 80}}}, {"key", []Port{{"TCP", 443}}}, {"key", []Port{{"UDP", 80}, {"TCP", 81}}}, {"other", []Port{{"TCP", 443}}}}
 )
 
@@ -47,6 +47,7 @@ const (
 	keepsWhatIsReleased  = "what is released is held on"
 	dealsAnewAtEachWrite = "a write that failed is tried again with another address"
 	sharesByKeyAlone     = "an address is shared whatever the ports"
+	dropsAWish           = "the pool that is asked for is forgotten"
 	freesTooEarly        = "what is given back is free before that is on record"
 )
 
@@ -92,7 +93,12 @@ func (t *trial) step(action, who, detail, more byte) string {
 	default:
 		wish := Wish{Tenant: "t", Families: families[int(detail>>2)%len(families)], Policy: policies[detail%4], Claim: claims[int(more)%len(claims)]}
 		if action%12 == 3 {
-			wish.Requested = []netip.Addr{netip.MustParseAddr(requests[int(detail>>5)%len(requests)])}
+			for _, text := range requests[int(detail>>5)%len(requests)] {
+				wish.Requested = append(wish.Requested, netip.MustParseAddr(text))
+			}
+		}
+		if action%12 == 3 || action%12 == 7 {
+			wish.Pool = []string{"", "p", "q"}[int(more>>4)%3]
 		}
 		t.asked[holder] = wish
 		return t.allocate(holder, wish, action%12, more)
@@ -152,7 +158,7 @@ func (t *trial) allocate(holder string, wish Wish, action, more byte) string {
 	if refusal != nil && addresses(grants) != addresses(had) {
 		return fmt.Sprintf("a refusal changed %v to %v", had, grants)
 	}
-	if len(wish.Requested) == 0 {
+	if len(wish.Requested) == 0 && wish.Pool == "" {
 		for _, had := range before.grants {
 			for _, has := range grants {
 				if FamilyOf(had.Address) == FamilyOf(has.Address) && had != has {
@@ -164,6 +170,9 @@ func (t *trial) allocate(holder string, wish Wish, action, more byte) string {
 	if refusal != nil {
 		return ""
 	}
+	if wrong := unfulfilled(wish, grants); wrong != "" {
+		return fmt.Sprintf("%v of the wish %+v: %s", grants, wish, wrong)
+	}
 	if wrong := t.notShared(holder, wish, before, grants); wrong != "" {
 		return wrong
 	}
@@ -174,6 +183,36 @@ func (t *trial) allocate(holder string, wish Wish, action, more byte) string {
 		for _, g := range grants {
 			delete(t.a.holders, g.Address)
 		}
+	}
+	return ""
+}
+
+// unfulfilled says what of the wish the grants are not; empty if they are all of it (docs/services.md: it never gets something else instead).
+func unfulfilled(wish Wish, grants []Grant) string {
+	has := map[Family]int{}
+	for _, g := range grants {
+		has[FamilyOf(g.Address)]++
+		if wish.Pool != "" && g.Pool != wish.Pool {
+			return fmt.Sprintf("%s is of another pool", g.Address)
+		}
+	}
+	for _, requested := range wish.Requested {
+		if !slices.ContainsFunc(grants, func(g Grant) bool { return g.Address == requested }) {
+			return fmt.Sprintf("%s is missing", requested)
+		}
+	}
+	dual := wish.Policy == PreferDualStack || wish.Policy == RequireDualStack
+	switch {
+	case has[IPv4] > 1 || has[IPv6] > 1:
+		return "two addresses of a family"
+	case len(grants) == 0:
+		return "no address"
+	case wish.Policy == RequireDualStack && len(grants) < 2:
+		return "one family"
+	case !dual && len(grants) > 1:
+		return "two families"
+	case !dual && len(wish.Families) > 0 && FamilyOf(grants[0].Address) != wish.Families[0]:
+		return "another family"
 	}
 	return ""
 }
@@ -196,6 +235,9 @@ func (t *trial) failToWrite(holder string, was, given Holding, isWritten bool) {
 
 // flawed is the wish as the manager tells it.
 func (t *trial) flawed(wish Wish) Wish {
+	if t.flaw == dropsAWish {
+		wish.Pool = ""
+	}
 	if t.flaw == sharesByKeyAlone {
 		wish.Ports = nil
 	}
@@ -272,7 +314,7 @@ func TestNoAddressIsEverDealtTwiceOrChangesByItself(t *testing.T) {
 
 // A property that finds nothing says nothing.
 func TestThePropertiesFindWhatIsWrongWithAManager(t *testing.T) {
-	for _, flaw := range []string{forgetsAStatus, readsAStaleCache, dealsTwice, keepsWhatIsReleased, dealsAnewAtEachWrite, sharesByKeyAlone, freesTooEarly} {
+	for _, flaw := range []string{forgetsAStatus, readsAStaleCache, dealsTwice, keepsWhatIsReleased, dealsAnewAtEachWrite, sharesByKeyAlone, freesTooEarly, dropsAWish} {
 		found, first := 0, ""
 		const tried = 200
 		for seed := range uint64(tried) {

@@ -55,6 +55,11 @@ func TestWishes(t *testing.T) {
 		"requested from own pool":     {Wish{Tenant: "blue", Requested: []netip.Addr{ip("192.0.2.11")}}, "192.0.2.11@reserved ", ""},
 		"requested of another tenant": {Wish{Tenant: "red", Requested: []netip.Addr{ip("192.0.2.11")}}, "", AddressNotAvailable},
 		"requested network address":   {Wish{Tenant: "red", Requested: []netip.Addr{ip("203.0.113.0")}}, "", AddressNotAvailable},
+		"two requested of a family":   {Wish{Tenant: "red", Requested: []netip.Addr{ip("203.0.113.4"), ip("203.0.113.5")}}, "", ContradictoryWish},
+		"requested of another family": {Wish{Tenant: "red", Families: []Family{IPv4}, Policy: SingleStack, Requested: []netip.Addr{ip("2001:db8:f::2")}}, "", ContradictoryWish},
+		"two requested, one family":   {Wish{Tenant: "red", Policy: SingleStack, Requested: []netip.Addr{ip("203.0.113.5"), ip("2001:db8:f::2")}}, "", ContradictoryWish},
+		"one requested of each":       {Wish{Tenant: "red", Policy: RequireDualStack, Requested: []netip.Addr{ip("2001:db8:f::2"), ip("203.0.113.5")}}, "2001:db8:f::2@public 203.0.113.5@public ", ""},
+		"requested of another pool":   {Wish{Tenant: "blue", Pool: "reserved", Requested: []netip.Addr{ip("203.0.113.5")}}, "", AddressNotAvailable},
 		"requested and held":          {Wish{Tenant: "red", Requested: []netip.Addr{ip("203.0.113.6")}}, "", AddressInUse},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -118,7 +118,7 @@ type Refusal struct {
 	Message string
 	// Keeps is what the holder goes on with, where it has addresses and asks for more ports than there may be.
 	Keeps *Claim
-	// final: no other family makes up for it, since the holder would lose what it has.
+	// final: no other family makes up for it, since the holder would lose what it has, or has asked for this very address.
 	final bool
 }
 
@@ -132,7 +132,25 @@ const (
 	AddressInUse        = "AddressInUse"
 	AddressNotAvailable = "AddressNotAvailable"
 	LimitReached        = "LimitReached"
+	// ContradictoryWish: no addresses can be all that is asked for, whichever are free.
+	ContradictoryWish = "ContradictoryWish"
 )
+
+// contradiction says which part of the wish leaves no room for another part; nil if there is none.
+func (w Wish) contradiction(families []Family) *Refusal {
+	for i, address := range w.Requested {
+		for _, other := range w.Requested[:i] {
+			if FamilyOf(other) == FamilyOf(address) {
+				return &Refusal{Reason: ContradictoryWish, Message: fmt.Sprintf("the requested addresses %s and %s are both %s: ask for one address of each family", other, address, FamilyOf(address))}
+			}
+		}
+		if !slices.Contains(families, FamilyOf(address)) {
+			return &Refusal{Reason: ContradictoryWish, Message: fmt.Sprintf("requested address %s is %s, and spec.ipFamilies and spec.ipFamilyPolicy ask for %s only: change these, or ask for another address",
+				address, FamilyOf(address), families[0])}
+		}
+	}
+	return nil
+}
 
 // anyFamily: one address of whatever family there is.
 func (w Wish) anyFamily() bool {

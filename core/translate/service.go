@@ -283,7 +283,6 @@ func requestedAddresses(s Service) ([]netip.Addr, *Problem) {
 		return nil, nil
 	}
 	var addresses []netip.Addr
-	var more []string
 	for _, part := range strings.Split(text, ",") {
 		address, err := netip.ParseAddr(strings.TrimSpace(part))
 		if err != nil || address.Zone() != "" || address.Is4In6() {
@@ -291,14 +290,9 @@ func requestedAddresses(s Service) ([]netip.Addr, *Problem) {
 				"requested address %q in %s is not an IP address: name one, or one of each family, separated by a comma", part, field)}
 		}
 		if slices.ContainsFunc(addresses, func(a netip.Addr) bool { return a.Is4() == address.Is4() }) {
-			more = append(more, address.String())
-			continue
+			return nil, &Problem{Reason: ReasonInvalidAddress, Field: field, Message: fmt.Sprintf("%s has more than one address of a family: name one, or one of each family", field)}
 		}
 		addresses = append(addresses, address)
-	}
-	if len(more) > 0 {
-		return addresses, &Problem{Reason: ReasonInvalidAddress, Field: field, Partial: true, Message: fmt.Sprintf(
-			"%s has more than one address of a family, and %s left out: name one, or one of each family", field, phrase.Few(more, ", "))}
 	}
 	return addresses, nil
 }

@@ -135,13 +135,23 @@ func (r *loadBalancerReconciler) Reconcile(ctx context.Context, req reconcile.Re
 	return r.letGo(ctx, &lb, allocated)
 }
 
-// rewrite changes a LoadBalancer as it is at the API server: the cache has not all of it.
+// rewrite changes the metadata of a LoadBalancer as it is at the API server: the cache has not all of it.
 func (r *loadBalancerReconciler) rewrite(ctx context.Context, key client.ObjectKey, change func(*v1alpha1.LoadBalancer) bool) error {
 	var lb v1alpha1.LoadBalancer
-	if err := r.reader.Get(ctx, key, &lb); err != nil || !change(&lb) {
+	if err := r.reader.Get(ctx, key, &lb); err != nil {
 		return client.IgnoreNotFound(err)
 	}
-	return client.IgnoreNotFound(r.client.Update(ctx, &lb))
+	before := lb.DeepCopy()
+	if !change(&lb) {
+		return nil
+	}
+	return client.IgnoreNotFound(patch(ctx, r.client, &lb, before))
+}
+
+// patch writes what differs from before, if the object is still what was read. Fields that this release does not know stay, and a policy allows the
+// manager's account no other change of a spec.
+func patch(ctx context.Context, c client.Client, o, before client.Object) error {
+	return c.Patch(ctx, o, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
 }
 
 // sync computes the status anew. What is on record before gateways may use it is written before anything else is said.

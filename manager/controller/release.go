@@ -33,8 +33,9 @@ func (r *tenantReconciler) release(ctx context.Context, namespace string, now ti
 			if len(left) == len(o.GetFinalizers()) {
 				continue
 			}
+			before := o.DeepCopyObject().(client.Object)
 			o.SetFinalizers(left)
-			if err := r.client.Update(ctx, o); client.IgnoreNotFound(err) != nil {
+			if err := patch(ctx, r.client, o, before); client.IgnoreNotFound(err) != nil {
 				return fmt.Errorf("remove finalizers of %T %s: %w", o, client.ObjectKeyFromObject(o), err)
 			}
 		}
@@ -83,8 +84,9 @@ func (r *tenantReconciler) clear(ctx context.Context, namespace string) error {
 		if err := r.reader.Get(ctx, key, &a); err != nil {
 			return client.IgnoreNotFound(err)
 		}
+		before := a.DeepCopy()
 		a.Finalizers = slices.DeleteFunc(a.Finalizers, func(f string) bool { return f == v1alpha1.CleanupFinalizer })
-		if err := r.client.Update(ctx, &a); client.IgnoreNotFound(err) != nil {
+		if err := patch(ctx, r.client, &a, before); client.IgnoreNotFound(err) != nil {
 			return fmt.Errorf("remove the finalizer of Addresses %s: %w", key, err)
 		}
 	}

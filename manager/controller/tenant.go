@@ -67,8 +67,8 @@ func (r *tenantReconciler) Reconcile(ctx context.Context, req reconcile.Request)
 	if tenant.DeletionTimestamp != nil {
 		return r.cleanUp(ctx, &tenant)
 	}
-	if controllerutil.AddFinalizer(&tenant, v1alpha1.CleanupFinalizer) {
-		if err := r.client.Update(ctx, &tenant); err != nil {
+	if before := tenant.DeepCopy(); controllerutil.AddFinalizer(&tenant, v1alpha1.CleanupFinalizer) {
+		if err := patch(ctx, r.client, &tenant, before); err != nil {
 			return reconcile.Result{}, err
 		}
 	}
@@ -229,8 +229,8 @@ func (r *tenantReconciler) cleanUp(ctx context.Context, tenant *v1alpha1.Tenant)
 	namespace := &corev1.Namespace{}
 	err := r.client.Get(ctx, client.ObjectKey{Name: namespaceOf(tenant)}, namespace)
 	if apierrors.IsNotFound(err) || err == nil && namespace.Labels[v1alpha1.LabelManagedBy] != v1alpha1.ManagedByKubeLB {
-		if controllerutil.RemoveFinalizer(tenant, v1alpha1.CleanupFinalizer) {
-			return reconcile.Result{}, client.IgnoreNotFound(r.client.Update(ctx, tenant))
+		if before := tenant.DeepCopy(); controllerutil.RemoveFinalizer(tenant, v1alpha1.CleanupFinalizer) {
+			return reconcile.Result{}, client.IgnoreNotFound(patch(ctx, r.client, tenant, before))
 		}
 		return reconcile.Result{}, nil
 	}

@@ -134,7 +134,10 @@ func TestTheManagersAccountReachesNoNamespaceButItsOwnAndTenants(t *testing.T) {
 	for _, ns := range []string{"shop", "tenant-of-another-product", "kubelb"} {
 		kubectl(t, lab.Hub, "", "-n", ns, "create", "secret", "generic", "password", "--from-literal=password=x")
 	}
+	kubectl(t, lab.Hub, tenantThatMayTarget("198.51.100.0/24"), "create", "-f", "-")
 	as, _ := login(t, "kubelb", "kubelb-manager")
+	_, err := as("", "patch", "tenant", "a", "--type=merge", "-p", `{"metadata":{"finalizers":["kubelb.k8c.io/cleanup"]}}`)
+	require.NoError(t, err, "its finalizer it may write")
 	rights, err := as("", "auth", "can-i", "--list", "-n", "kube-system")
 	require.NoError(t, err)
 	t.Log("what it may in kube-system:\n" + rights)
@@ -165,9 +168,15 @@ func TestTheManagersAccountReachesNoNamespaceButItsOwnAndTenants(t *testing.T) {
 		{"write its own ClusterRole", "", []string{"label", "clusterrole", "kubelb-manager", "a=b", "--dry-run=server"}, byRBAC},
 		{"take away the policy that holds it", "", []string{"delete", "validatingadmissionpolicybinding", "manager.kubelb.k8c.io", "--dry-run=server"}, byRBAC},
 		{"be another user", "", []string{"--as=admin", "--as-group=system:masters", "get", "nodes"}, byRBAC},
+		{"change what a tenant may target", tenantThatMayTarget("0.0.0.0/0"), []string{"patch", "--dry-run=server", "--type=merge", "--patch-file=/dev/stdin", "tenant", "a"}, "ValidatingAdmissionPolicy 'specs.kubelb.k8c.io'"},
+		{"change what a tenant may target as a whole", tenantThatMayTarget("0.0.0.0/0"), replace, byRBAC},
 		{"write a gateway's Lease", lease("kubelb", "one"), create, byPolicy},
 		{"bind more to itself in its own namespace", binding("kubelb", "kubelb-manager", "Role/kubelb-manager", "kubelb-gateway", "kubelb"), replace, byPolicy},
 	})
+}
+
+func tenantThatMayTarget(network string) string {
+	return "apiVersion: kubelb.k8c.io/v1alpha1\nkind: Tenant\nmetadata: {name: a}\nspec: {backendCIDRs: [" + network + "]}\n"
 }
 
 // accountNamed is a service account.

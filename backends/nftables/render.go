@@ -189,13 +189,13 @@ func (t *table) element(s keySet, e nft.SetElement) string {
 func intervals(list elements.Ranges) []string {
 	var out []string
 	for _, i := range list.Intervals {
-		switch network, is := i.Network(); {
+		switch network, is := elements.Network(i); {
 		case i.First == i.Last:
 			out = append(out, i.First.String())
 		case is:
 			out = append(out, network.String())
 		default:
-			out = append(out, i.First.String()+"-"+i.Last.String())
+			out = append(out, i.String())
 		}
 	}
 	return out

@@ -453,3 +453,14 @@ func TestWhichAddressIsSharedDependsOnNoOtherTenant(t *testing.T) {
 		t.Errorf("%s is not that of the first one", three)
 	}
 }
+
+func TestNetworksAreMergedIntoRangesThatNeitherOverlapNorTouch(t *testing.T) {
+	var networks []netip.Prefix
+	for _, text := range []string{"10.244.0.0/16", "2001:db8::/126", "10.96.0.0/12", "10.112.0.0/16", "10.96.7.9/24", "255.255.255.0/24", "::/128"} {
+		networks = append(networks, netip.MustParsePrefix(text))
+	}
+	want := "[10.96.0.0-10.112.255.255 10.244.0.0-10.244.255.255 255.255.255.0-255.255.255.255 ::-:: 2001:db8::-2001:db8::3]"
+	if got := fmt.Sprint(Merged(networks)); got != want {
+		t.Errorf("%s, not %s", got, want)
+	}
+}

@@ -15,6 +15,37 @@ import (
 // Range is a closed interval of addresses of one family.
 type Range struct{ First, Last netip.Addr }
 
+// RangeOf is the network as a range.
+func RangeOf(network netip.Prefix) Range {
+	first := network.Masked().Addr()
+	bytes := first.AsSlice()
+	for bit := network.Bits(); bit < len(bytes)*8; bit++ {
+		bytes[bit/8] |= 0x80 >> (bit % 8)
+	}
+	last, _ := netip.AddrFromSlice(bytes)
+	return Range{first, last}
+}
+
+// Merged are the networks as ranges in ascending order, of which no two overlap or touch. The networks' order, and how they are cut, make no difference.
+func Merged(networks []netip.Prefix) (merged []Range) {
+	ranges := make([]Range, len(networks))
+	for i, n := range networks {
+		ranges[i] = RangeOf(n)
+	}
+	slices.SortFunc(ranges, func(a, b Range) int { return a.First.Compare(b.First) })
+	for _, r := range ranges {
+		if n := len(merged); n > 0 && merged[n-1].reaches(r.First) {
+			merged[n-1].Last = maxAddr(merged[n-1].Last, r.Last)
+			continue
+		}
+		merged = append(merged, r)
+	}
+	return merged
+}
+
+// reaches reports whether an address that is not before the range is in it or right behind it.
+func (r Range) reaches(a netip.Addr) bool { return a.Compare(r.Last) <= 0 || r.Last.Next() == a }
+
 // Contains reports whether the address lies in the range.
 func (r Range) Contains(a netip.Addr) bool {
 	return a.BitLen() == r.First.BitLen() && r.First.Compare(a) <= 0 && a.Compare(r.Last) <= 0
@@ -92,7 +123,7 @@ func parseRange(entry string, avoidNetworkAddresses bool) (Range, error) {
 	if err != nil {
 		return Range{}, fmt.Errorf("neither a CIDR nor a range first-last: %w", err)
 	}
-	r := Range{prefix.Masked().Addr(), lastOf(prefix)}
+	r := RangeOf(prefix)
 	if avoidNetworkAddresses && prefix.Addr().BitLen()-prefix.Bits() > 1 {
 		r.First = r.First.Next()
 		if r.First.Is4() {
@@ -124,15 +155,6 @@ func mapped() Range {
 	last := first
 	last[12], last[13], last[14], last[15] = 0xff, 0xff, 0xff, 0xff
 	return Range{netip.AddrFrom16(first), netip.AddrFrom16(last)}
-}
-
-func lastOf(p netip.Prefix) netip.Addr {
-	bytes := p.Masked().Addr().AsSlice()
-	for bit := p.Bits(); bit < len(bytes)*8; bit++ {
-		bytes[bit/8] |= 0x80 >> (bit % 8)
-	}
-	last, _ := netip.AddrFromSlice(bytes)
-	return last
 }
 
 // Overlap says that a pool claims addresses of another one.

@@ -12,7 +12,6 @@
 package transit
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -22,6 +21,8 @@ import (
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
+
+	"kubelb.k8c.io/core/ipam"
 )
 
 // tableName is the table's, of family inet.
@@ -196,48 +197,18 @@ func (f family) elements(addresses []netip.Addr) (out []nft.SetElement) {
 	return out
 }
 
-// intervals are the networks of the family as a set of intervals has them: each begins at an element, and ends before another one.
+// intervals are the networks of the family as a set of intervals has them: the first address of each, and the one behind its last, if there is one.
 func (f family) intervals(networks []netip.Prefix) (out []nft.SetElement) {
-	var end netip.Addr
-	for _, n := range outermost(networks) {
-		if n.Addr().Is4() != f.v4 {
+	for _, r := range ipam.Merged(networks) {
+		if r.First.Is4() != f.v4 {
 			continue
 		}
-		if n.Addr() == end { // the kernel takes no interval that ends where another one begins
-			out = out[:len(out)-1]
-		} else {
-			out = append(out, nft.SetElement{Key: n.Addr().AsSlice()})
-		}
-		if end = after(n); end.IsValid() {
-			out = append(out, nft.SetElement{Key: end.AsSlice(), IntervalEnd: true})
+		out = append(out, nft.SetElement{Key: r.First.AsSlice()})
+		if behind := r.Last.Next(); behind.IsValid() {
+			out = append(out, nft.SetElement{Key: behind.AsSlice(), IntervalEnd: true})
 		}
 	}
 	return out
-}
-
-// outermost are the networks that lie in no other one, sorted.
-func outermost(networks []netip.Prefix) (out []netip.Prefix) {
-	sorted := slices.Clone(networks)
-	for i := range sorted {
-		sorted[i] = sorted[i].Masked()
-	}
-	slices.SortFunc(sorted, func(a, b netip.Prefix) int { return cmp.Or(a.Addr().Compare(b.Addr()), a.Bits()-b.Bits()) })
-	for _, n := range sorted {
-		if len(out) == 0 || !out[len(out)-1].Overlaps(n) {
-			out = append(out, n)
-		}
-	}
-	return out
-}
-
-// after is the first address behind the network, and none if it is the last one.
-func after(n netip.Prefix) netip.Addr {
-	bytes := n.Addr().AsSlice()
-	for bit := n.Bits(); bit < 8*len(bytes); bit++ {
-		bytes[bit/8] |= 0x80 >> (bit % 8)
-	}
-	last, _ := netip.AddrFromSlice(bytes)
-	return last.Next()
 }
 
 func (f family) isFamily() []expr.Any {

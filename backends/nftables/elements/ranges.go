@@ -9,7 +9,7 @@ import (
 	nft "github.com/google/nftables"
 	"github.com/google/nftables/expr"
 
-	"kubelb.k8c.io/core/model"
+	"kubelb.k8c.io/core/ipam"
 )
 
 // Ranges is a list of networks of one family, as a set that the kernel holds once for all frontends that have it. A set for each list, since
@@ -18,26 +18,15 @@ type Ranges struct {
 	// Name tells the content, so that whoever finds the set knows what is in it.
 	Name string
 	// Intervals do not overlap and do not touch.
-	Intervals []Interval
+	Intervals []ipam.Range
 }
-
-// Interval is from the first address to the last.
-type Interval struct{ First, Last netip.Addr }
 
 // RangesPrefix begins the name of each list.
 const RangesPrefix = "ranges-"
 
 // RangesOf makes the list of the networks. The networks' order, and how they are cut, make no difference.
 func RangesOf(networks []netip.Prefix) Ranges {
-	var out Ranges
-	for _, p := range slices.SortedFunc(slices.Values(networks), model.ComparePrefix) {
-		i := Interval{p.Masked().Addr(), lastOf(p)}
-		if n := len(out.Intervals); n > 0 && out.Intervals[n-1].reaches(i.First) {
-			out.Intervals[n-1].Last = slices.MaxFunc([]netip.Addr{out.Intervals[n-1].Last, i.Last}, netip.Addr.Compare)
-			continue
-		}
-		out.Intervals = append(out.Intervals, i)
-	}
+	out := Ranges{Intervals: ipam.Merged(networks)}
 	digest := sha256.New()
 	for _, i := range out.Intervals {
 		digest.Write(i.First.AsSlice())
@@ -47,28 +36,14 @@ func RangesOf(networks []netip.Prefix) Ranges {
 	return out
 }
 
-// reaches tells whether the address is in the interval or right behind it.
-func (i Interval) reaches(a netip.Addr) bool {
-	return a.Compare(i.Last) <= 0 || i.Last.Next() == a
-}
-
 // Network returns the interval as a network, and false if no network has exactly its addresses.
-func (i Interval) Network() (netip.Prefix, bool) {
+func Network(i ipam.Range) (netip.Prefix, bool) {
 	for bits := 0; bits <= i.First.BitLen(); bits++ {
-		if p := netip.PrefixFrom(i.First, bits); p.Masked() == p && lastOf(p) == i.Last {
+		if p := netip.PrefixFrom(i.First, bits); ipam.RangeOf(p) == i {
 			return p, true
 		}
 	}
 	return netip.Prefix{}, false
-}
-
-func lastOf(p netip.Prefix) netip.Addr {
-	b := p.Masked().Addr().AsSlice()
-	for bit := p.Bits(); bit < len(b)*8; bit++ {
-		b[bit/8] |= 0x80 >> (bit % 8)
-	}
-	last, _ := netip.AddrFromSlice(b)
-	return last
 }
 
 // Set is the kernel's set of the list.

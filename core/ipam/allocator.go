@@ -24,7 +24,7 @@ type Allocator struct {
 	held    map[string]map[string][]Grant
 	cursors map[string]netip.Addr
 	used    map[string]map[Family]int64
-	// hosts are addresses of hosts, which nobody is given, and which host it is.
+	// hosts are addresses in pools that hosts have, and what each host is called. They are never given.
 	hosts map[netip.Addr]string
 	// reserved are kept for tenants as of now.
 	reserved map[netip.Addr]Reservation
@@ -51,8 +51,16 @@ func (a *Allocator) SetPools(pools []Pool) []Overlap {
 	return overlaps
 }
 
-// SetHosts replaces the addresses that are never given, since a host has them, with what each host is called. Who holds one keeps it.
-func (a *Allocator) SetHosts(hosts map[netip.Addr]string) { a.hosts = maps.Clone(hosts) }
+// SetHosts replaces the addresses that are never given, since a host has them, with what each host is called. A holder of one keeps it. SetHosts comes
+// after SetPools: each allocation looks at the hosts' addresses, and the pools have few of these.
+func (a *Allocator) SetHosts(hosts map[netip.Addr]string) {
+	a.hosts = map[netip.Addr]string{}
+	for address, host := range hosts {
+		if slices.ContainsFunc(a.pools, func(p Pool) bool { return p.Contains(address) }) {
+			a.hosts[address] = host
+		}
+	}
+}
 
 // Adopt records allocations that stand on record, with the claim that the holder makes now. It reports each address that another tenant
 // holds already; that one is not recorded. What LoadBalancers of one tenant have together on record they keep, whatever they claim: no

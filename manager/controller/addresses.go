@@ -42,12 +42,7 @@ type addressBook struct {
 	mu     sync.Mutex // guards all below
 	loaded bool
 	book   *ipam.Allocator
-	pools  []ipam.Pool
-	// external are the ranges of each pool that no target may lie in.
-	external map[string][]ipam.Range
-	// bad are pools that give no address, skipped names what those that do leave out.
-	bad     map[string]translate.Problem
-	skipped map[string][]string
+	judged
 	// unsettled are holders that have given something back, and since when: it is theirs until it is known that it is neither on record nor
 	// served for them any more.
 	unsettled map[string]time.Time
@@ -106,9 +101,9 @@ func (b *addressBook) load(ctx context.Context) error {
 
 // setPools takes over what was judged. mu is held.
 func (b *addressBook) setPools(j judged) {
-	b.pools, b.external, b.bad, b.skipped = j.pools, j.external, j.bad, j.skipped
+	b.judged = j
 	b.book.SetPools(b.pools)
-	b.book.SetHosts(j.hosts)
+	b.book.SetHosts(b.hosts)
 }
 
 // refresh takes the pools as they stand and reports whether they, or what is external, differ from before.
@@ -224,7 +219,7 @@ const countPause = 500 * time.Millisecond
 
 func (r *poolReconciler) setUp(mgr ctrl.Manager) error {
 	all := func(context.Context, client.Object) []reconcile.Request { return []reconcile.Request{{}} }
-	once := afterBursts(func(client.Object) reconcile.Request { return reconcile.Request{} })
+	once := afterBursts(allAtOnce)
 	controller := ctrl.NewControllerManagedBy(mgr).Named("addresspool").
 		Watches(&v1alpha1.AddressPool{}, handler.EnqueueRequestsFromMapFunc(all)).
 		Watches(&v1alpha1.LoadBalancer{}, once).
@@ -239,6 +234,9 @@ func (r *poolReconciler) setUp(mgr ctrl.Manager) error {
 	}
 	return controller.Complete(r)
 }
+
+// allAtOnce is the one request of a reconciler that looks at all objects together.
+func allAtOnce(client.Object) reconcile.Request { return reconcile.Request{} }
 
 // afterBursts asks for what an object concerns a little after it has changed.
 func afterBursts(of func(client.Object) reconcile.Request) handler.EventHandler {

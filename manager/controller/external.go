@@ -21,11 +21,13 @@ type usedAddresses interface {
 
 // judged are the pools as they stand, the oldest first, with what is wrong with them.
 type judged struct {
-	pools    []ipam.Pool
+	pools []ipam.Pool
+	// external are the ranges of each pool that no target may lie in.
 	external map[string][]ipam.Range
-	bad      map[string]translate.Problem
-	skipped  map[string][]string
-	hosts    translate.Used
+	// bad are pools that give no address, skipped names the addresses that the others leave out, which hosts have.
+	bad     map[string]translate.Problem
+	skipped map[string][]string
+	hosts   translate.Used
 }
 
 // judge finds out which pools may give addresses. A pool whose ranges are external covers no used address, whatever is listed later: who was there

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -46,7 +45,7 @@ type fences struct {
 
 // usedByHosts are addresses of the management cluster's hosts, and of routers.
 func (f *fences) usedByHosts(ctx context.Context) (translate.Used, error) {
-	s, err := f.look(ctx)
+	used, err := f.hostsNow(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -54,7 +53,6 @@ func (f *fences) usedByHosts(ctx context.Context) (translate.Used, error) {
 	if err := f.client.List(ctx, &peers, client.UnsafeDisableDeepCopy); err != nil {
 		return nil, fmt.Errorf("look at which routers there are: %w", err)
 	}
-	used := translate.Used(maps.Clone(s.hosts))
 	for i := range peers.Items {
 		for _, a := range hubhosts.Parsed([]string{peers.Items[i].Spec.Address}) {
 			used[a] = "the router of BGPPeer " + peers.Items[i].Name
@@ -114,20 +112,43 @@ type seen struct {
 	hosts     map[netip.Addr]string
 }
 
-// look reads who lists which nodes, and which hosts there are.
-func (f *fences) look(ctx context.Context) (seen, error) {
-	var tenants v1alpha1.TenantList
-	var addresses v1alpha1.AddressesList
+// hostsNow reads which hosts the management cluster has, gateways and Nodes, and tells what each address is called.
+func (f *fences) hostsNow(ctx context.Context) (map[netip.Addr]string, error) {
 	var gateways v1alpha1.GatewayList
 	var nodes corev1.NodeList
-	err := errors.Join(f.client.List(ctx, &tenants, client.UnsafeDisableDeepCopy), f.client.List(ctx, &addresses, client.UnsafeDisableDeepCopy), f.client.List(ctx, &gateways, client.UnsafeDisableDeepCopy))
+	err := f.client.List(ctx, &gateways, client.UnsafeDisableDeepCopy)
 	if f.nodes {
 		err = errors.Join(err, f.client.List(ctx, &nodes, client.UnsafeDisableDeepCopy))
 	}
 	if err != nil {
+		return nil, fmt.Errorf("look at which hosts there are: %w", err)
+	}
+	hosts := map[netip.Addr]string{}
+	for i := range nodes.Items {
+		for _, a := range hubhosts.OfNode(&nodes.Items[i]) {
+			hosts[a] = "Node " + nodes.Items[i].Name
+		}
+	}
+	for i := range gateways.Items {
+		for _, a := range hubhosts.Parsed(gateways.Items[i].Status.HostAddresses) {
+			hosts[a] = "gateway " + gateways.Items[i].Name
+		}
+	}
+	return hosts, nil
+}
+
+// look reads who lists which nodes, and which hosts there are.
+func (f *fences) look(ctx context.Context) (seen, error) {
+	var tenants v1alpha1.TenantList
+	var addresses v1alpha1.AddressesList
+	if err := errors.Join(f.client.List(ctx, &tenants, client.UnsafeDisableDeepCopy), f.client.List(ctx, &addresses, client.UnsafeDisableDeepCopy)); err != nil {
 		return seen{}, fmt.Errorf("look at what tenants may target: %w", err)
 	}
-	s := seen{tenants: map[string]translate.Tenant{}, claims: translate.NewClaims(), hosts: map[netip.Addr]string{}}
+	hosts, err := f.hostsNow(ctx)
+	if err != nil {
+		return seen{}, err
+	}
+	s := seen{tenants: map[string]translate.Tenant{}, claims: translate.NewClaims(), hosts: hosts}
 	for i := range tenants.Items {
 		t := convert.Tenant(&tenants.Items[i])
 		s.tenants[t.Namespace()] = t
@@ -137,16 +158,6 @@ func (f *fences) look(ctx context.Context) (seen, error) {
 		a := convert.Addresses(&addresses.Items[i])
 		s.addresses = append(s.addresses, a)
 		s.claims.SetAddresses(a)
-	}
-	for i := range nodes.Items {
-		for _, a := range hubhosts.OfNode(&nodes.Items[i]) {
-			s.hosts[a] = "Node " + nodes.Items[i].Name
-		}
-	}
-	for i := range gateways.Items {
-		for _, a := range hubhosts.Parsed(gateways.Items[i].Status.HostAddresses) {
-			s.hosts[a] = "gateway " + gateways.Items[i].Name
-		}
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -165,7 +176,7 @@ type targetReconciler struct {
 }
 
 func (r *targetReconciler) setUp(mgr ctrl.Manager) error {
-	once := afterBursts(func(client.Object) reconcile.Request { return reconcile.Request{} })
+	once := afterBursts(allAtOnce)
 	controller := ctrl.NewControllerManagedBy(mgr).Named("targets").
 		Watches(&v1alpha1.Tenant{}, once, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		Watches(&v1alpha1.Addresses{}, once).

@@ -31,19 +31,20 @@ const longestName = 253
 // PoolName says what is wrong with a text as the name of an AddressPool; it is empty where nothing is. The hub's schema says the same of the
 // field.
 func PoolName(text string) string {
-	letter := func(r rune) bool {
-		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9'
-	}
-	inside := func(r rune) bool { return letter(r) || strings.ContainsRune("-_.", r) }
+	inside := func(r rune) bool { return isAlphanumeric(r) || strings.ContainsRune("-_.", r) }
 	switch {
 	case text == "":
 		return ""
 	case len(text) > longestName:
 		return fmt.Sprintf("has %d characters: an AddressPool's name has %d at most", len(text), longestName)
-	case strings.IndexFunc(text, func(r rune) bool { return !inside(r) }) >= 0 || !letter(rune(text[0])) || !letter(rune(text[len(text)-1])):
+	case strings.IndexFunc(text, func(r rune) bool { return !inside(r) }) >= 0 || !isAlphanumeric(rune(text[0])) || !isAlphanumeric(rune(text[len(text)-1])):
 		return fmt.Sprintf("%q is no name of an AddressPool: use letters, digits, and - _ . within", text)
 	}
 	return ""
+}
+
+func isAlphanumeric(r rune) bool {
+	return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9'
 }
 
 // SharingKey says what is wrong with a text as a sharing key; it is empty where nothing is. The hub's schema says the same of the field.

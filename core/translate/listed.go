@@ -42,9 +42,7 @@ func Unlistable(a Address) string {
 }
 
 func unlistableName(name string) string {
-	inside := func(r rune) bool {
-		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-*_.:", r)
-	}
+	inside := func(r rune) bool { return isAlphanumeric(r) || strings.ContainsRune("-*_.:", r) }
 	switch {
 	case name == "":
 		return "it has neither an address nor a name"

@@ -23,11 +23,19 @@ import (
 	"kubelb.k8c.io/manager/membership"
 )
 
+// schemeOf knows KubeLB's kinds, and others.
+func schemeOf(t require.TestingT, others ...func(*runtime.Scheme) error) *runtime.Scheme {
+	scheme := runtime.NewScheme()
+	for _, add := range append(others, v1alpha1.AddToScheme) {
+		require.NoError(t, add(scheme))
+	}
+	return scheme
+}
+
 // Address plan: pool public 203.0.113.0/29 (.1 to .6 usable).
 func bookOf(t *testing.T, objects ...client.Object) *addressBook {
 	t.Helper()
-	scheme := runtime.NewScheme()
-	require.NoError(t, v1alpha1.AddToScheme(scheme))
+	scheme := schemeOf(t)
 	return &addressBook{reader: fake.NewClientBuilder().WithScheme(scheme).WithObjects(objects...).Build()}
 }
 
@@ -250,8 +258,7 @@ func TestWhatATenantAskedForIsKeptForItOverARestart(t *testing.T) {
 	address := netip.MustParseAddr("203.0.113.4")
 	web := recorded("web", 0, "203.0.113.4")
 	web.Spec.RequestedAddresses = []string{"203.0.113.4"}
-	scheme := runtime.NewScheme()
-	require.NoError(t, v1alpha1.AddToScheme(scheme))
+	scheme := schemeOf(t)
 	server := fake.NewClientBuilder().WithScheme(scheme).WithStatusSubresource(&v1alpha1.AddressPool{}).WithObjects(public(), web).Build()
 	book := &addressBook{reader: server}
 	require.NoError(t, book.load(t.Context()))
@@ -287,8 +294,7 @@ func TestWhatATenantAskedForIsKeptForItOverARestart(t *testing.T) {
 func TestATenantThatHasManyAddressesKeptTakesNobodyElsesRoom(t *testing.T) {
 	wide, web := public(), recorded("web", 0, "203.0.113.4")
 	wide.Spec.Addresses, web.Spec.RequestedAddresses = []string{"203.0.0.0/16"}, []string{"203.0.113.4"}
-	scheme := runtime.NewScheme()
-	require.NoError(t, v1alpha1.AddToScheme(scheme))
+	scheme := schemeOf(t)
 	server := fake.NewClientBuilder().WithScheme(scheme).WithStatusSubresource(&v1alpha1.AddressPool{}).WithObjects(wide, web).Build()
 	book, now := &addressBook{reader: server}, time.Now()
 	require.NoError(t, book.load(t.Context()))

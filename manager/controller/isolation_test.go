@@ -66,8 +66,7 @@ type cluster struct {
 
 func newCluster(t *rapid.T) *cluster {
 	c := &cluster{T: t, writes: map[string]int{}, records: map[string]int{}, lists: map[string]int{}, told: map[string][]string{}, now: context.Background()}
-	scheme := runtime.NewScheme()
-	require.NoError(t, errors.Join(v1alpha1.AddToScheme(scheme), coordinationv1.AddToScheme(scheme)))
+	scheme := schemeOf(t, coordinationv1.AddToScheme)
 	wide := public()
 	wide.Spec.Addresses = []string{"203.0.113.0/24", "2001:db8:f::/112"}
 	objects := []client.Object{wide, &v1alpha1.Gateway{ObjectMeta: metav1.ObjectMeta{Name: "g"}, Status: v1alpha1.GatewayStatus{AppliedResourceVersion: "1000000", AnnouncedResourceVersion: "1000000",

@@ -12,7 +12,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/tools/events"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
@@ -42,8 +41,7 @@ func TestALoadBalancerThatSomeGatewaysRefuseComesToRest(t *testing.T) {
 				}
 				gateways = append(gateways, g)
 			}
-			scheme := runtime.NewScheme()
-			require.NoError(t, errors.Join(v1alpha1.AddToScheme(scheme), coordinationv1.AddToScheme(scheme)))
+			scheme := schemeOf(t, coordinationv1.AddToScheme)
 			c := fake.NewClientBuilder().WithScheme(scheme).WithObjects(public(), tenant, lb).WithStatusSubresource(&v1alpha1.LoadBalancer{}).
 				WithInterceptorFuncs(interceptor.Funcs{List: func(ctx context.Context, c client.WithWatch, list client.ObjectList, options ...client.ListOption) error {
 					if all, is := list.(*v1alpha1.GatewayList); is {
@@ -96,8 +94,7 @@ func TestWhoWaitsGetsAnAddressOnceGatewaysHaveLetGoOfItForAnotherOne(t *testing.
 	gateway := &v1alpha1.Gateway{Status: v1alpha1.GatewayStatus{AppliedResourceVersion: "1"}}
 	gateway.Name = "g"
 	objects := []client.Object{public(), tenant, gateway, wants("moves", "203.0.113.5", "203.0.113.1"), wants("waits", "203.0.113.1")}
-	scheme := runtime.NewScheme()
-	require.NoError(t, errors.Join(v1alpha1.AddToScheme(scheme), coordinationv1.AddToScheme(scheme)))
+	scheme := schemeOf(t, coordinationv1.AddToScheme)
 	fails := false
 	c := fake.NewClientBuilder().WithScheme(scheme).WithObjects(objects...).WithStatusSubresource(&v1alpha1.LoadBalancer{}).
 		WithInterceptorFuncs(interceptor.Funcs{SubResourceUpdate: func(ctx context.Context, c client.Client, sub string, o client.Object, options ...client.SubResourceUpdateOption) error {
@@ -160,8 +157,7 @@ func TestAnAddressThatAnotherHostHasIsToldOfWhereItsServiceIs(t *testing.T) {
 	tenant, gateway := &v1alpha1.Tenant{}, &v1alpha1.Gateway{Status: v1alpha1.GatewayStatus{AppliedResourceVersion: "1000000", AnnouncedResourceVersion: "1000000"}}
 	tenant.Name, gateway.Name = "a", "g"
 	gateway.Status.Conflicts = []v1alpha1.AddressConflict{{Address: "203.0.113.1", MAC: "02:00:00:00:00:09"}}
-	scheme := runtime.NewScheme()
-	require.NoError(t, errors.Join(v1alpha1.AddToScheme(scheme), coordinationv1.AddToScheme(scheme)))
+	scheme := schemeOf(t, coordinationv1.AddToScheme)
 	c := fake.NewClientBuilder().WithScheme(scheme).WithObjects(public(), tenant, gateway, lb, other).WithStatusSubresource(&v1alpha1.LoadBalancer{}).Build()
 	r := reconcilerOf(t, c)
 	key := client.ObjectKeyFromObject(lb)

@@ -7,7 +7,6 @@ import (
 	"github.com/stretchr/testify/require"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 
@@ -15,9 +14,7 @@ import (
 )
 
 func TestATenantsObjectsAreCountedByTheAPIServer(t *testing.T) {
-	scheme := runtime.NewScheme()
-	require.NoError(t, v1alpha1.AddToScheme(scheme))
-	require.NoError(t, corev1.AddToScheme(scheme))
+	scheme := schemeOf(t, corev1.AddToScheme)
 	tenant := &v1alpha1.Tenant{ObjectMeta: metav1.ObjectMeta{Name: "a", UID: "uid"}}
 	server := fake.NewClientBuilder().WithScheme(scheme).WithObjects(tenant).WithStatusSubresource(&corev1.ResourceQuota{}).Build()
 	r := &tenantReconciler{client: server, reader: server, namespace: "kubelb"}

@@ -6,7 +6,6 @@ import (
 
 	"github.com/stretchr/testify/require"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 
@@ -24,8 +23,7 @@ func TestNoFinalizerOfATenantsObjectKeepsTheTenant(t *testing.T) {
 		return o
 	}
 	const ours, theirs = v1alpha1.CleanupFinalizer, "example.com/for-ever"
-	scheme := runtime.NewScheme()
-	require.NoError(t, v1alpha1.AddToScheme(scheme))
+	scheme := schemeOf(t)
 	server := fake.NewClientBuilder().WithScheme(scheme).WithObjects(
 		going(&v1alpha1.Addresses{}, "default", ours, "kubelb.k8c.io/cleanup-hostname"), going(&v1alpha1.Addresses{}, "more", ours, theirs),
 		going(&v1alpha1.LoadBalancer{}, "web", ours, theirs)).Build()
@@ -47,8 +45,7 @@ func TestNoFinalizerOfATenantsObjectKeepsTheTenant(t *testing.T) {
 }
 
 func TestOurFinalizerDoesNotKeepAddressesWhoseTenantStays(t *testing.T) {
-	scheme := runtime.NewScheme()
-	require.NoError(t, v1alpha1.AddToScheme(scheme))
+	scheme := schemeOf(t)
 	at := metav1.NewTime(time.Unix(1_800_000_000, 0))
 	server := fake.NewClientBuilder().WithScheme(scheme).WithObjects(
 		&v1alpha1.Addresses{ObjectMeta: metav1.ObjectMeta{Namespace: "tenant-a", Name: "gone", Finalizers: []string{v1alpha1.CleanupFinalizer}, DeletionTimestamp: &at}},

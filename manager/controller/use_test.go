@@ -6,7 +6,6 @@ import (
 
 	"github.com/stretchr/testify/require"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 
 	"kubelb.k8c.io/api/v1alpha1"
@@ -19,8 +18,7 @@ func busyGateway(name string, tenants ...v1alpha1.GatewayTenantUse) *v1alpha1.Ga
 }
 
 func TestATenantUsesWhatItsLargestLoadBalancerAndItsBusiestPortHave(t *testing.T) {
-	scheme := runtime.NewScheme()
-	require.NoError(t, v1alpha1.AddToScheme(scheme))
+	scheme := schemeOf(t)
 	ips := func(list ...string) (out []v1alpha1.EndpointAddress) {
 		for _, ip := range list {
 			out = append(out, v1alpha1.EndpointAddress{IP: ip})

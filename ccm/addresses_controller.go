@@ -40,7 +40,7 @@ type addressesReconciler struct {
 	// nodes tells Services what the hub does not know, leftOut Prometheus how much.
 	nodes   *nodesProblem
 	leftOut prometheus.Gauge
-	// told is what was said last of nodes, by name.
+	// told is the last message about each node, by the node's name.
 	told map[string]string
 }
 
@@ -87,10 +87,11 @@ func (r *addressesReconciler) Reconcile(ctx context.Context, req reconcile.Reque
 	return reconcile.Result{}, err
 }
 
-// addresses are those that the hub can be told of, and what it cannot be told, by node; what is of no node alone has an empty name.
-func (r *addressesReconciler) addresses(ctx context.Context, nodes []translate.Node) ([]translate.Address, map[string][]string) {
+// addresses returns the addresses that the hub takes. leftOut says by node's name why it does not take others; the empty name is for addresses beyond the
+// hub's bounds.
+func (r *addressesReconciler) addresses(ctx context.Context, nodes []translate.Node) (kept []translate.Address, leftOut map[string][]string) {
 	var all []translate.Address
-	leftOut := map[string][]string{}
+	leftOut = map[string][]string{}
 	for _, n := range nodes {
 		kept, left := listable("node "+n.Name+": ", r.config.resolve(ctx, translate.NodeAddresses([]translate.Node{n}, r.config.NodeAddressType)))
 		all = append(all, kept...)
@@ -105,7 +106,7 @@ func (r *addressesReconciler) addresses(ctx context.Context, nodes []translate.N
 	return kept, leftOut
 }
 
-// listable splits addresses into those that the hub's schema takes, and what is to be said of the others.
+// listable returns the addresses that the hub's schema takes, and for each other one the reason why it does not.
 func listable(of string, list []translate.Address) (kept []translate.Address, left []string) {
 	kept = []translate.Address{}
 	for _, a := range list {
@@ -139,7 +140,7 @@ func (r *addressesReconciler) push(ctx context.Context, name types.NamespacedNam
 	return r.hub.Update(ctx, &current)
 }
 
-// tell has an event on a node whose addresses are left out, when that changes.
+// tell makes an event of a node when other addresses of it are left out than before.
 func (r *addressesReconciler) tell(node *corev1.Node, left []string) {
 	message := phrase.Few(left, "; ")
 	if r.told[node.Name] == message {

@@ -46,7 +46,7 @@ func (n *nodesProblem) get() []translate.Problem {
 	return []translate.Problem{n.problem}
 }
 
-// servicesOfAllNodes are those that share the tenant's Addresses.
+// servicesOfAllNodes are the Services whose targets are the tenant's Addresses: all but those of policy Local.
 func (r *serviceReconciler) servicesOfAllNodes(ctx context.Context, _ client.Object) []reconcile.Request {
 	return r.servicesOf(ctx, func(policy corev1.ServiceExternalTrafficPolicy) bool {
 		return policy != corev1.ServiceExternalTrafficPolicyLocal

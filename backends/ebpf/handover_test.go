@@ -51,7 +51,7 @@ func TestRandomPacketsAreHandedOver(t *testing.T) {
 			}
 		}
 		require.Positive(b, handed)
-		t.Logf("%d packets, of which %d were handed over; counted: %v", n/packetsToHandOver, handed, b.drops())
+		t.Logf("%d packets, %d of them handed over; counted: %v", n/packetsToHandOver, handed, b.drops())
 	})
 }
 

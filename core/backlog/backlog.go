@@ -261,10 +261,10 @@ func (b *Backlog) enlist(r *record) {
 	}
 }
 
-// mostVoid is how much longer a queue may be than twice the tenant's records, with those that are void.
+// mostVoid bounds a queue: it has at most twice as many records as the tenant, and so many more. The others are void.
 const mostVoid = 64
 
-// enqueue puts a record in its queue, behind those that were added before.
+// enqueue puts a record in its queue, in the order of what was added.
 func (t *tenant) enqueue(r *record) {
 	q := &t.queues[r.queue()]
 	if len(*q) > 2*t.records+mostVoid {

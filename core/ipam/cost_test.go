@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// wide is an allocator with a pool of many addresses, of which other tenants have some.
+// wide is an allocator with one large pool. Other tenants hold addresses of it.
 func wide(others int) *Allocator {
 	a := NewAllocator()
 	a.SetPools([]Pool{{Name: "p", AutoAssign: true, Ranges: []Range{{netip.MustParseAddr("203.0.0.0"), netip.MustParseAddr("203.0.255.255")}}}})
@@ -53,7 +53,7 @@ func TestWhoSharesLooksAtNoOtherTenantsAddresses(t *testing.T) {
 
 func TestToShareCostsAsMuchAsThereArePortsAndNotTheirProduct(t *testing.T) {
 	few, many := toShare(t, wide(0), sharing(1, 5000), sharing(6000, 16)), toShare(t, wide(0), sharing(1, 5000), sharing(6000, 1024))
-	if many > 16*few { // sixty-four times as many, with each of which 5000 would be compared
+	if many > 16*few { // 64 times as many ports; to compare each with 5000 would take 64 times as long
 		t.Errorf("%s for 16 ports beside 5000, %s for 1024", few, many)
 	}
 }

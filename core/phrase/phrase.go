@@ -14,7 +14,7 @@ func Few(items []string, separator string) string {
 	return FewOf(items[:min(Named, len(items))], len(items), separator)
 }
 
-// FewOf is Few of a list of so many of which the first are given alone.
+// FewOf is Few of a list whose length is all, and of which the caller has the first items only.
 func FewOf(first []string, all int, separator string) string {
 	if all <= len(first) {
 		return strings.Join(first, separator)

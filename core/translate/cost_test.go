@@ -54,7 +54,7 @@ func TestAChangeCostsAsMuchAsThereArePortsAndRangesAndNotTheirProduct(t *testing
 	}
 	both, one, other := allocations(256, 128), allocations(256, 1), allocations(1, 128)
 	if both > 2*(one+other) {
-		t.Errorf("%g allocations for 256 ports and 128 ranges, of which 256 ports alone take %g, and 128 ranges alone %g", both, one, other)
+		t.Errorf("%g allocations for 256 ports and 128 ranges; 256 ports alone take %g, 128 ranges alone %g", both, one, other)
 	}
 }
 

@@ -18,7 +18,7 @@ const (
 	longestHost = 253
 )
 
-// Unlistable says why the hub's schema takes no list with this target in it; it is empty where it does.
+// Unlistable says why the hub's schema refuses a list with this target. It is empty if the schema takes the target.
 func Unlistable(a Address) string {
 	if a.IP == "" {
 		return unlistableName(a.Hostname)
@@ -54,7 +54,8 @@ func unlistableName(name string) string {
 	return ""
 }
 
-// Listed sorts targets, leaves out those that are there twice, and those beyond what the hub takes of targets and of characters of host names.
+// Listed sorts targets and removes duplicates. It keeps as many as the hub takes: MaxTargets, and host names of so many characters together. beyond is how
+// many targets it does not keep.
 func Listed(list []Address, names int) (kept []Address, beyond int) {
 	kept = slices.Clone(list)
 	slices.SortFunc(kept, compareAddresses)

@@ -304,8 +304,8 @@ func (t *translation) referenceAllowed() bool {
 	return true
 }
 
-// inline checks targets that stand in the LoadBalancer itself: one that the tenant may not have is left out, and where no other one is there it
-// refuses the whole.
+// inline checks the targets that stand in the LoadBalancer itself. A target that the tenant may not have is left out. If none is left, the LoadBalancer is
+// refused.
 func (t *translation) inline(field string, list []Address) []netip.Addr {
 	good, refused := targets(field, list, *t.tenant, t.fence)
 	if len(good) > 0 && refused.all > 0 {
@@ -396,7 +396,7 @@ func (r *refusedTargets) add(name func() refusedTarget) {
 	}
 }
 
-// targets splits a list into addresses that the tenant may target, sorted and unique, and those that it may not.
+// targets returns the addresses of a list that the tenant may target, sorted and unique, and the entries that it may not target.
 func targets(field string, list []Address, tenant Tenant, fence Fence) (good []netip.Addr, refused refusedTargets) {
 	for i, a := range list {
 		if a.IP == "" {

@@ -129,7 +129,7 @@ func (h *Hub) isAnothers(at standpoint) bool {
 	return is
 }
 
-// markMentioning notes that it may be told anew to those that are concerned whether they may target the address.
+// markMentioning marks what mentions the address, in the namespaces concerned, to be translated anew: who may target it has changed.
 func (h *Hub) markMentioning(address netip.Addr, concerned func(namespace string) bool) {
 	for s := range h.mentions.sources[address] {
 		if concerned(s.name.Namespace) {

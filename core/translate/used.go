@@ -12,7 +12,7 @@ import (
 // Used says whose an address is that no AddressPool may cover: a host of the management cluster, a router, or a node that a tenant targets.
 type Used map[netip.Addr]string
 
-// UsedByTargets are the targets of the lists that pass the fence. Its VIPs are those of pools that were there before: a target among them is none.
+// UsedByTargets are the targets of the lists that pass the fence. The fence's VIPs are the addresses of pools that were there before the targets.
 func UsedByTargets(lists []Addresses, tenants map[string]Tenant, fence Fence) Used {
 	used := Used{}
 	for _, list := range lists {

@@ -80,6 +80,13 @@ const (
 	DefaultPortsAtLeast   = 256
 )
 
+// Endpoints of each family that LoadBalancers may have to themselves where limits.endpointsPerLoadBalancer is not set: so many in all, divided by the
+// objects that there may be, and so many each at least.
+const (
+	DefaultOwnEndpoints        = 125_000
+	DefaultOwnEndpointsAtLeast = 250
+)
+
 // TenantObjects bound how many objects there may be of each kind that a tenant writes.
 type TenantObjects struct {
 	// LoadBalancers is 500 unless it is set, or twice limits.loadBalancers where that is more.
@@ -104,7 +111,7 @@ type PortRange struct {
 	Last int32 `json:"last"`
 }
 
-// TenantLimits bound what a tenant has. What is left out is not bounded, except ports.
+// TenantLimits bound what a tenant has. What is left out is not bounded, except ports and endpoints.
 type TenantLimits struct {
 	// LoadBalancers is how many LoadBalancers may have addresses.
 	// +optional
@@ -121,7 +128,8 @@ type TenantLimits struct {
 	// +kubebuilder:validation:Minimum=0
 	Ports *int32 `json:"ports,omitempty"`
 	// EndpointsPerLoadBalancer is how many endpoints of each family a LoadBalancer may have. Of more the first are used, in the order of
-	// their addresses; connections to one that is used no more go on.
+	// their addresses; connections to one that is used no more go on. Unless it is set, only endpoints that LoadBalancers do not share are
+	// bounded, which are those of externalTrafficPolicy Local: to 125000 divided by objects.loadBalancers, and 250 at least.
 	// +optional
 	// +kubebuilder:validation:Minimum=1
 	EndpointsPerLoadBalancer *int32 `json:"endpointsPerLoadBalancer,omitempty"`

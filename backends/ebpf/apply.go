@@ -10,6 +10,7 @@ import (
 
 	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/backends/dataplane/hostflows"
+	"kubelb.k8c.io/backends/dataplane/shares"
 	"kubelb.k8c.io/core/model"
 )
 
@@ -17,7 +18,7 @@ import (
 type apply struct {
 	backend    *Backend
 	forwarding forwarding
-	shares     *shares
+	shares     *shares.Shares
 	operations uint64
 	failed     []dataplane.RecordError
 	// cut are frontends that are gone, or another tenant's now.
@@ -64,7 +65,7 @@ func (a *apply) pools(pools []model.Pool) {
 	b := a.backend
 	var written []model.PoolID
 	for _, p := range pools {
-		if err := a.shares.takePool(p, b.state.pools[p.ID]); err != nil {
+		if err := takePool(a.shares, p, b.state.pools[p.ID]); err != nil {
 			a.fail(err, dataplane.RecordError{Pool: p.ID})
 			continue
 		}
@@ -98,7 +99,7 @@ func (a *apply) frontends(d dataplane.Description, frontends []model.Frontend) {
 			a.cut[f.FrontendKey] = true
 		}
 		record := dataplane.RecordError{Frontend: f.FrontendKey}
-		if err := a.shares.takeFrontend(f, a.backend.state.frontends[f.FrontendKey]); err != nil {
+		if err := takeFrontend(a.shares, f, a.backend.state.frontends[f.FrontendKey]); err != nil {
 			a.fail(err, record)
 			continue
 		}

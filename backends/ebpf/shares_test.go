@@ -8,6 +8,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/stretchr/testify/require"
 
+	"kubelb.k8c.io/backends/dataplane/shares"
 	"kubelb.k8c.io/backends/ebpf/bpf"
 	"kubelb.k8c.io/core/model"
 )
@@ -22,33 +23,33 @@ func TestOneTenantDoesNotFillTheTablesThatAllShare(t *testing.T) {
 	}
 	for name, c := range map[string]struct {
 		// take takes the n-th one of a tenant's, in the place of one with as much.
-		take    func(of *shares, tenant string, n int, much bool, old bool) error
+		take    func(of *shares.Shares, tenant string, n int, much bool, old bool) error
 		each    int
 		room    int
 		message string
 	}{
-		"frontends": {func(of *shares, tenant string, n int, _, old bool) error {
+		"frontends": {func(of *shares.Shares, tenant string, n int, _, old bool) error {
 			var before *frontendState
 			if old {
 				before = &frontendState{tenant: tenant}
 			}
-			return of.takeFrontend(frontend(tenant, n, 0), before)
+			return takeFrontend(of, frontend(tenant, n, 0), before)
 		}, 1, maxServices, "tenant hostile would have 98305 ports"},
-		"source ranges": {func(of *shares, tenant string, n int, much, old bool) error {
+		"source ranges": {func(of *shares.Shares, tenant string, n int, much, old bool) error {
 			var before *frontendState
 			if old {
 				before = &frontendState{tenant: tenant, ranges: make([]netip.Prefix, 128)}
 			}
-			return of.takeFrontend(frontend(tenant, n, map[bool]int{true: 128, false: 1}[much]), before)
+			return takeFrontend(of, frontend(tenant, n, map[bool]int{true: 128, false: 1}[much]), before)
 		}, 128, maxRanges, "tenant hostile would have 196609 source ranges"},
-		"pools": {func(of *shares, tenant string, n int, _, old bool) error {
+		"pools": {func(of *shares.Shares, tenant string, n int, _, old bool) error {
 			var before *poolState
 			if old {
 				before = &poolState{}
 			}
-			return of.takePool(pool(tenant, n, 0), before)
+			return takePool(of, pool(tenant, n, 0), before)
 		}, 1, maxPools, "tenant hostile would have 12289 pools"},
-		"endpoints": {func(of *shares, tenant string, n int, much, old bool) error {
+		"endpoints": {func(of *shares.Shares, tenant string, n int, much, old bool) error {
 			var before *poolState
 			if old {
 				before = &poolState{endpoints: map[string]endpointState{}}
@@ -56,7 +57,7 @@ func TestOneTenantDoesNotFillTheTablesThatAllShare(t *testing.T) {
 					before.endpoints[fmt.Sprint(i)] = endpointState{}
 				}
 			}
-			return of.takePool(pool(tenant, n, map[bool]int{true: 128, false: 1}[much]), before)
+			return takePool(of, pool(tenant, n, map[bool]int{true: 128, false: 1}[much]), before)
 		}, 128, maxEndpoints, "tenant hostile would have 98305 endpoints"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -84,11 +85,13 @@ func TestWhatATenantHasIsCountedByWhatTheTablesHold(t *testing.T) {
 	s.pools["a/p"] = &poolState{endpoints: map[string]endpointState{"n1": {}, "n2": {}}}
 	s.setFrontend(model.FrontendKey{VIP: netip.MustParseAddr("203.0.113.1"), Protocol: model.TCP, Port: 80}, &frontendState{tenant: "a", ranges: make([]netip.Prefix, 3)})
 	s.setFrontend(model.FrontendKey{VIP: netip.MustParseAddr("203.0.113.2"), Protocol: model.TCP, Port: 80}, &frontendState{tenant: "b"})
-	require.Equal(t, &shares{of: map[string]holding{"a": {1, 2, 1, 3}, "b": {0, 0, 1, 0}}, all: holding{1, 2, 2, 3}}, s.shares())
+	for tenant, has := range map[string]shares.Holding{"a": {1, 2, 1, 3}, "b": {0, 0, 1, 0}} {
+		require.Equal(t, has, s.shares().Of(tenant), tenant)
+	}
 	// An address that passes on counts for who has it.
 	of := s.shares()
-	require.NoError(t, of.takeFrontend(model.Frontend{FrontendKey: model.FrontendKey{VIP: netip.MustParseAddr("203.0.113.2"), Protocol: model.TCP, Port: 80}, Tenant: "a"}, s.frontends[model.FrontendKey{VIP: netip.MustParseAddr("203.0.113.2"), Protocol: model.TCP, Port: 80}]))
-	require.Equal(t, 2, of.of["a"][2])
+	require.NoError(t, takeFrontend(of, model.Frontend{FrontendKey: model.FrontendKey{VIP: netip.MustParseAddr("203.0.113.2"), Protocol: model.TCP, Port: 80}, Tenant: "a"}, s.frontends[model.FrontendKey{VIP: netip.MustParseAddr("203.0.113.2"), Protocol: model.TCP, Port: 80}]))
+	require.Equal(t, 2, of.Of("a")[2])
 }
 
 func TestTheRoomsAreThoseOfTheMaps(t *testing.T) {

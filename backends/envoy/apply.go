@@ -13,6 +13,7 @@ import (
 
 	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/backends/dataplane/hostflows"
+	"kubelb.k8c.io/backends/dataplane/shares"
 	"kubelb.k8c.io/core/model"
 )
 
@@ -26,11 +27,13 @@ type apply struct {
 	// Envoy need not hear of: that many addresses move at once is no time for work.
 	touched, gone, others map[model.FrontendKey]bool
 	// cut are frontends that are gone, or another tenant's now: their connections end.
-	cut map[model.FrontendKey]bool
+	cut    map[model.FrontendKey]bool
+	shares *shares.Shares
 }
 
 func newApply(b *Backend, c dataplane.Change) *apply {
-	return &apply{Backend: b, change: c, touched: map[model.FrontendKey]bool{}, gone: map[model.FrontendKey]bool{}, others: map[model.FrontendKey]bool{}, cut: map[model.FrontendKey]bool{}}
+	return &apply{Backend: b, change: c, touched: map[model.FrontendKey]bool{}, gone: map[model.FrontendKey]bool{}, others: map[model.FrontendKey]bool{}, cut: map[model.FrontendKey]bool{},
+		shares: b.shares()}
 }
 
 func (a *apply) run(ctx context.Context) error {
@@ -72,7 +75,11 @@ func (a *apply) fail(e dataplane.RecordError, err error) {
 
 func (a *apply) takePools() {
 	for _, p := range a.change.UpsertPools {
-		if err := p.Validate(); err != nil {
+		err := p.Validate()
+		if err == nil {
+			err = a.takePool(p)
+		}
+		if err != nil {
 			a.fail(dataplane.RecordError{Pool: p.ID}, err)
 			continue
 		}
@@ -86,7 +93,11 @@ func (a *apply) takePools() {
 
 func (a *apply) takeFrontends() {
 	for _, f := range a.change.UpsertFrontends {
-		if err := a.check(f); err != nil {
+		err := a.check(f)
+		if err == nil {
+			err = a.takeFrontend(f)
+		}
+		if err != nil {
 			a.fail(dataplane.RecordError{Frontend: f.FrontendKey}, err)
 			continue
 		}

@@ -47,7 +47,9 @@ type Backend struct {
 	mu         sync.Mutex
 	generation dataplane.Generation
 	settings
-	wanted supervisor.Wanted
+	// memoryKB is how much of Envoy's memory all frontends together may take.
+	memoryKB int
+	wanted   supervisor.Wanted
 }
 
 var _ dataplane.Dataplane = (*Backend)(nil)
@@ -66,6 +68,9 @@ func (b *Backend) Describe(context.Context) (dataplane.Description, error) {
 func (b *Backend) Configure(ctx context.Context, config dataplane.Config) error {
 	var err error
 	if b.settings, err = parseOptions(config.Options); err != nil {
+		return err
+	}
+	if b.memoryKB, err = b.memory(); err != nil {
 		return err
 	}
 	envoy, err := findEnvoy(ctx, b.envoy)

@@ -22,6 +22,7 @@ const (
 	optionCloseTime   = "close-time"
 	optionIdle        = "idle-timeout"
 	optionUDPIdle     = "udp-idle-timeout"
+	optionMemory      = "memory-mib"
 )
 
 // settings are what the backend options come to.
@@ -36,6 +37,8 @@ type settings struct {
 	drainTime time.Duration
 	// closeTime is how long connections may take to end when all is removed.
 	closeTime time.Duration
+	// memoryMiB is how much of Envoy's memory frontends and their endpoints may take, in MiB; 0 means a third of what there is.
+	memoryMiB int
 	timeouts
 }
 
@@ -75,8 +78,13 @@ func parseOptions(pairs map[string]string) (settings, error) {
 			s.idle, err = parseDuration(text, 0)
 		case optionUDPIdle:
 			s.udpIdle, err = parseDuration(text, time.Second)
+		case optionMemory:
+			s.memoryMiB, err = strconv.Atoi(text)
+			if err != nil || s.memoryMiB < 1 {
+				err = errors.New("give a number of MiB, such as 2048")
+			}
 		default:
-			err = fmt.Errorf("the Envoy backend knows %s", strings.Join([]string{optionEnvoy, optionTable, optionConcurrency, optionDrainTime, optionCloseTime, optionIdle, optionUDPIdle}, ", "))
+			err = fmt.Errorf("the Envoy backend knows %s", strings.Join([]string{optionEnvoy, optionTable, optionConcurrency, optionDrainTime, optionCloseTime, optionIdle, optionUDPIdle, optionMemory}, ", "))
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("backend option %s=%s: %w", name, text, err))

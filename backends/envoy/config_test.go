@@ -11,13 +11,13 @@ import (
 )
 
 func TestOptionsAreReadOrRefusedWithWhatToWrite(t *testing.T) {
-	s, err := parseOptions(map[string]string{"envoy-path": "/opt/envoy", "table": "blue", "concurrency": "4", "drain-time": "10m", "close-time": "0s", "idle-timeout": "2h", "udp-idle-timeout": "30s"})
+	s, err := parseOptions(map[string]string{"envoy-path": "/opt/envoy", "table": "blue", "concurrency": "4", "drain-time": "10m", "close-time": "0s", "idle-timeout": "2h", "udp-idle-timeout": "30s", "memory-mib": "512"})
 	require.NoError(t, err)
-	require.Equal(t, settings{envoy: "/opt/envoy", table: "blue", concurrency: 4, drainTime: 10 * time.Minute, timeouts: timeouts{2 * time.Hour, 30 * time.Second}}, s)
+	require.Equal(t, settings{envoy: "/opt/envoy", table: "blue", concurrency: 4, drainTime: 10 * time.Minute, memoryMiB: 512, timeouts: timeouts{2 * time.Hour, 30 * time.Second}}, s)
 	s, err = parseOptions(nil)
 	require.NoError(t, err)
 	require.Equal(t, defaults(), s)
-	for option, value := range map[string]string{"concurrency": "0", "drain-time": "soon", "close-time": "-1s", "idle-timeout": "7", "udp-idle-timeout": "0s", "colour": "blue"} {
+	for option, value := range map[string]string{"concurrency": "0", "drain-time": "soon", "close-time": "-1s", "idle-timeout": "7", "udp-idle-timeout": "0s", "memory-mib": "2Gi", "colour": "blue"} {
 		_, err := parseOptions(map[string]string{option: value})
 		require.ErrorContains(t, err, fmt.Sprintf("backend option %s=%s: ", option, value))
 	}

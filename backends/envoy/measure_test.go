@@ -109,6 +109,30 @@ func TestMeasureScale(t *testing.T) {
 	require.NoError(t, b.plugin.Close(t.Context(), true))
 }
 
+// TestMeasureEndpoints tells what frontends cost Envoy that have many endpoints each.
+func TestMeasureEndpoints(t *testing.T) {
+	measuring(t)
+	const frontends = 100
+	for _, n := range []int{3, 10, 11, 100, 250, 1000, 5000} {
+		b := startPlugin(t)
+		s := many(frontends)
+		b.apply(t, s.Pools[:1], s.Frontends[0])
+		empty := residentKB(t, envoyOf(t, b.state))
+		p := model.Pool{ID: "t/p", Tenant: "t"}
+		for i := range n {
+			a := netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)})
+			p.Endpoints = append(p.Endpoints, model.Endpoint{ID: a.String(), Address: a, Weight: 1})
+		}
+		for i := range s.Frontends {
+			s.Frontends[i].Pool = p.ID
+		}
+		b.apply(t, []model.Pool{p}, s.Frontends...)
+		resident := residentKB(t, envoyOf(t, b.state))
+		t.Logf("%d endpoints in each of %d frontends: Envoy %d kB, %.1f kB a frontend", n, frontends, resident, float64(resident-empty)/frontends)
+		require.NoError(t, b.plugin.Close(t.Context(), true))
+	}
+}
+
 func TestMeasureUnderLoad(t *testing.T) {
 	measuring(t)
 	b := startPlugin(t)

@@ -351,6 +351,45 @@ func TestALoadBalancerHasAsManyEndpointsAsItsTenantMay(t *testing.T) {
 	}
 }
 
+func TestEndpointsThatNoOtherLoadBalancerSharesAreFewer(t *testing.T) {
+	listed := []Address{{IP: "198.51.100.11"}, {IP: "198.51.100.12"}, {IP: "198.51.100.13"}}
+	forms := map[string]struct {
+		of      func(*LoadBalancer)
+		bounded bool
+	}{
+		"shared":                {func(*LoadBalancer) {}, false},
+		"of its own":            {func(l *LoadBalancer) { l.Reference, l.Addresses = nil, listed }, true},
+		"local":                 {func(l *LoadBalancer) { l.LocalOnly, l.Local, l.HealthCheckNodePort = true, &listed, 30999 }, true},
+		"checked by its port":   {func(l *LoadBalancer) { l.LocalOnly, l.HealthCheckNodePort = true, 30999 }, true},
+		"checked by a NodePort": {func(l *LoadBalancer) { l.LocalOnly = true }, true},
+	}
+	for name, form := range forms {
+		h := testHub()
+		tenant := Tenant{Name: "a", BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/25")}, OwnEndpointsPerLoadBalancer: 2}
+		h.SetTenant(tenant)
+		h.SetAddresses(addressesOf("tenant-a", "198.51.100.11", "198.51.100.12", "198.51.100.13"))
+		object := lb("tenant-a", "web", form.of)
+		h.SetLoadBalancer(object)
+		got, said := snapshot(t, h), 0
+		checked := Check(object, &tenant, &Addresses{ObjectName: model.ObjectName{Namespace: "tenant-a", Name: "default"}, List: listed}, Fence{})
+		for _, problems := range [][]Problem{h.Problems(object.ObjectName), checked} {
+			for _, p := range problems {
+				if p.Reason == ReasonLimitReached && p.Partial && strings.Contains(p.Message, "1 more than the 2 of each family that Tenant a may have (spec.limits.endpointsPerLoadBalancer)") {
+					said++
+				}
+			}
+		}
+		if served := strings.Contains(got, "198.51.100.13"); served == form.bounded || (said == 2) != form.bounded {
+			t.Errorf("%s: served %v, said %d times by %+v\n%s", name, served, said, checked, got)
+		}
+		tenant.EndpointsPerLoadBalancer = 3
+		h.SetTenant(tenant)
+		if got := snapshot(t, h); !strings.Contains(got, "198.51.100.13") {
+			t.Errorf("%s: a limit that is set counts\n%s", name, got)
+		}
+	}
+}
+
 func TestBadTargetsInAddressesAreLeftOutAndNamed(t *testing.T) {
 	h := testHub()
 	h.SetAddresses(addressesOf("tenant-b", "127.0.0.1", "192.0.2.1", "203.0.113.7"))

@@ -318,9 +318,9 @@ func (t *translation) inline(field string, list []Address) []netip.Addr {
 	if more := refused.all - len(refused.first); more > 0 {
 		t.refuse(ReasonEndpointRefused, field, "%s: %d more are refused", field, more)
 	}
-	good, beyond := t.tenant.bound(good)
+	good, beyond := bound(good, t.tenant.mostOfItsOwn())
 	if beyond > 0 {
-		t.problems = append(t.problems, t.tenant.tooManyEndpoints(field, beyond))
+		t.problems = append(t.problems, t.tenant.tooManyEndpoints(field, beyond, t.tenant.mostOfItsOwn()))
 	}
 	return good
 }
@@ -335,10 +335,10 @@ type resolution struct {
 // none is left.
 func resolve(a Addresses, tenant Tenant, fence Fence) *resolution {
 	good, refused := targets("spec.addresses", a.List, tenant, fence)
-	good, beyond := tenant.bound(good)
+	good, beyond := bound(good, tenant.EndpointsPerLoadBalancer)
 	r := &resolution{good: good}
 	if beyond > 0 {
-		r.problems = append(r.problems, tenant.tooManyEndpoints("Addresses "+a.Name+" spec.addresses", beyond))
+		r.problems = append(r.problems, tenant.tooManyEndpoints(listOf(a.Name), beyond, tenant.EndpointsPerLoadBalancer))
 	}
 	if len(good) == 0 {
 		r.problems = append(r.problems, Problem{Reason: ReasonNoNodes, Partial: true,
@@ -371,8 +371,18 @@ func (t *translation) withReferred(problems []Problem, r *resolution) []Problem 
 		p.Field = referenceField
 		problems = append(problems, p)
 	}
+	if kind, _ := t.check(); kind == CheckNode || t.lb.Local != nil {
+		return problems
+	}
+	if _, beyond := bound(r.good, t.tenant.mostOfItsOwn()); beyond > 0 {
+		problem := t.tenant.tooManyEndpoints(listOf(t.lb.Reference.Name), beyond, t.tenant.mostOfItsOwn())
+		problem.Field = referenceField
+		problems = append(problems, problem)
+	}
 	return problems
 }
+
+func listOf(addresses string) string { return "Addresses " + addresses + " spec.addresses" }
 
 // CheckAddresses returns what of an Addresses object cannot be used.
 func CheckAddresses(a Addresses, tenant Tenant, fence Fence) []Problem {
@@ -423,23 +433,27 @@ func targets(field string, list []Address, tenant Tenant, fence Fence) (good []n
 // CountTargets returns how many addresses of the list are targets of a LoadBalancer of the tenant, of the family that has more.
 func CountTargets(list []Address, tenant Tenant, fence Fence) int {
 	good, _ := targets("", list, tenant, fence)
-	kept, _ := tenant.bound(good)
+	kept, _ := bound(good, tenant.EndpointsPerLoadBalancer)
 	return max(len(ofFamily(kept, true)), len(ofFamily(kept, false)))
 }
 
-// bound keeps as many targets of each family, which are sorted, as a LoadBalancer of the tenant may have, and counts the others.
-func (t Tenant) bound(targets []netip.Addr) (kept []netip.Addr, beyond int) {
-	if t.EndpointsPerLoadBalancer == 0 {
+// mostOfItsOwn is how many endpoints of each family a LoadBalancer may have that it shares with no other one; 0 means no limit.
+func (t Tenant) mostOfItsOwn() uint32 {
+	return cmp.Or(t.EndpointsPerLoadBalancer, t.OwnEndpointsPerLoadBalancer)
+}
+
+// bound keeps at most so many targets of each family, which are sorted, and counts the others. 0 keeps all.
+func bound(targets []netip.Addr, most uint32) (kept []netip.Addr, beyond int) {
+	if most == 0 {
 		return targets, 0
 	}
 	four, six := ofFamily(targets, true), ofFamily(targets, false)
-	most := int(t.EndpointsPerLoadBalancer)
-	kept = append(four[:min(most, len(four))], six[:min(most, len(six))]...)
+	kept = append(four[:min(int(most), len(four))], six[:min(int(most), len(six))]...)
 	return kept, len(targets) - len(kept)
 }
 
-func (t Tenant) tooManyEndpoints(field string, beyond int) Problem {
+func (t Tenant) tooManyEndpoints(field string, beyond int, most uint32) Problem {
 	return Problem{Reason: ReasonLimitReached, Field: field, Partial: true, Message: fmt.Sprintf(
 		"%s: %d more than the %d of each family that Tenant %s may have (spec.limits.endpointsPerLoadBalancer) are left out: have the management cluster's operator raise it, or exclude nodes from load balancers",
-		field, beyond, t.EndpointsPerLoadBalancer, t.Name)}
+		field, beyond, most, t.Name)}
 }

@@ -141,6 +141,9 @@ type Tenant struct {
 	Limits ipam.Limits `json:"limits,omitzero"`
 	// EndpointsPerLoadBalancer is how many endpoints of each family a LoadBalancer may have; 0 means no limit.
 	EndpointsPerLoadBalancer uint32 `json:"endpointsPerLoadBalancer,omitempty"`
+	// OwnEndpointsPerLoadBalancer is the same for endpoints that LoadBalancers cannot share, where EndpointsPerLoadBalancer is 0: those of
+	// externalTrafficPolicy Local, and those that stand in the LoadBalancer itself. Each LoadBalancer has its own memory and health checks for them.
+	OwnEndpointsPerLoadBalancer uint32 `json:"ownEndpointsPerLoadBalancer,omitempty"`
 	// ConnectionsPerPort and NewConnectionsPerSecondPerPort bound each frontend on each gateway; 0 means no limit.
 	ConnectionsPerPort             uint32 `json:"connectionsPerPort,omitempty"`
 	NewConnectionsPerSecondPerPort uint32 `json:"newConnectionsPerSecondPerPort,omitempty"`
@@ -148,7 +151,8 @@ type Tenant struct {
 
 // equal tells whether the tenants are the same to what is forwarded.
 func (t Tenant) equal(o Tenant) bool {
-	return t.Network == o.Network && t.Created == o.Created && t.Disabled == o.Disabled && t.BackendPorts == o.BackendPorts && t.EndpointsPerLoadBalancer == o.EndpointsPerLoadBalancer && t.ConnectionsPerPort == o.ConnectionsPerPort &&
+	return t.Network == o.Network && t.Created == o.Created && t.Disabled == o.Disabled && t.BackendPorts == o.BackendPorts && t.EndpointsPerLoadBalancer == o.EndpointsPerLoadBalancer &&
+		t.OwnEndpointsPerLoadBalancer == o.OwnEndpointsPerLoadBalancer && t.ConnectionsPerPort == o.ConnectionsPerPort &&
 		t.NewConnectionsPerSecondPerPort == o.NewConnectionsPerSecondPerPort && slices.Equal(t.BackendCIDRs, o.BackendCIDRs)
 }
 

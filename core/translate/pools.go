@@ -65,7 +65,13 @@ func (h *Hub) poolAddresses(p *pool) []netip.Addr {
 	if r == nil {
 		return nil
 	}
-	return ofFamily(r.good, p.v4)
+	addresses := ofFamily(r.good, p.v4)
+	if p.kind == CheckNode {
+		return addresses
+	}
+	// A pool that is checked by a port of one Service is that Service's alone.
+	kept, _ := bound(addresses, h.tenants[p.source.name.Namespace].mostOfItsOwn())
+	return kept
 }
 
 // resolve returns what of the Addresses object can be used, nil when it or its tenant is not there.
@@ -154,7 +160,7 @@ func (t *translation) pool(v4 bool, from *source) *pool {
 	if v4 {
 		suffix = "v4"
 	}
-	t.check(p)
+	p.kind, p.port = t.check()
 	switch {
 	case p.kind == CheckLocal:
 		suffix += ".local-" + strconv.Itoa(int(p.port))
@@ -176,22 +182,21 @@ func (t *translation) pool(v4 bool, from *source) *pool {
 	return p
 }
 
-// check chooses how the pool's endpoints are probed.
-func (t *translation) check(p *pool) {
+// check chooses how the endpoints are probed, and at which port.
+func (t *translation) check() (CheckKind, uint16) {
 	if !t.lb.LocalOnly {
-		return
+		return CheckNode, 0
 	}
 	if t.lb.HealthCheckNodePort > 0 {
-		p.kind, p.port = CheckLocal, uint16(t.lb.HealthCheckNodePort)
-		return
+		return CheckLocal, uint16(t.lb.HealthCheckNodePort)
 	}
 	// Without a health port, a node without local endpoints can only be told by its silence on the NodePort.
 	for _, candidate := range t.ports {
 		if t.lb.Local == nil && candidate.nodePort && candidate.protocol == model.TCP {
-			p.kind, p.port = CheckConnect, candidate.target
-			return
+			return CheckConnect, candidate.target
 		}
 	}
+	return CheckNode, 0
 }
 
 // shortName keeps pool names short enough for what a kernel stores beside them: an object's name may have 253 characters.

@@ -144,6 +144,11 @@ func portLimit(t *v1alpha1.Tenant) *int32 {
 	return &n
 }
 
+// ownEndpointLimit: a tenant that may have fewer LoadBalancers may have more endpoints in each.
+func ownEndpointLimit(t *v1alpha1.Tenant) uint32 {
+	return max(v1alpha1.DefaultOwnEndpointsAtLeast, v1alpha1.DefaultOwnEndpoints/uint32(max(LoadBalancerObjects(t), 1)))
+}
+
 // Tenant takes what translation needs. CIDRs that do not parse, which the schema refuses, allow nothing.
 func Tenant(t *v1alpha1.Tenant) translate.Tenant {
 	out := translate.Tenant{Name: t.Name, Network: t.Spec.BackendNetwork, Created: t.CreationTimestamp.Unix(), Disabled: t.Spec.LoadBalancer.Disable || t.Spec.Revoked, Limits: ipam.Limits{LoadBalancers: t.Spec.Limits.LoadBalancers, Addresses: t.Spec.Limits.Addresses, Ports: portLimit(t)}}
@@ -153,7 +158,7 @@ func Tenant(t *v1alpha1.Tenant) translate.Tenant {
 		}
 		return uint32(*limit)
 	}
-	out.EndpointsPerLoadBalancer = number(t.Spec.Limits.EndpointsPerLoadBalancer)
+	out.EndpointsPerLoadBalancer, out.OwnEndpointsPerLoadBalancer = number(t.Spec.Limits.EndpointsPerLoadBalancer), ownEndpointLimit(t)
 	out.ConnectionsPerPort, out.NewConnectionsPerSecondPerPort = number(t.Spec.Limits.ConnectionsPerPort), number(t.Spec.Limits.NewConnectionsPerSecondPerPort)
 	if p := t.Spec.BackendPorts; p != nil {
 		out.BackendPorts = translate.PortRange{First: uint16(p.First), Last: uint16(p.Last)}

@@ -130,3 +130,23 @@ func TestATenantHasAPortLimitThatGoesWithItsObjects(t *testing.T) {
 		})
 	}
 }
+
+func TestATenantWithFewerObjectsMayHaveMoreEndpointsInEach(t *testing.T) {
+	n := func(n int32) *int32 { return &n }
+	for name, c := range map[string]struct {
+		spec      v1alpha1.TenantSpec
+		own, most uint32
+	}{
+		"nothing is set":   {v1alpha1.TenantSpec{}, 250, 0},
+		"many objects are": {v1alpha1.TenantSpec{Objects: v1alpha1.TenantObjects{LoadBalancers: n(10000)}}, 250, 0},
+		"few objects are":  {v1alpha1.TenantSpec{Objects: v1alpha1.TenantObjects{LoadBalancers: n(50)}}, 2500, 0},
+		"none may be":      {v1alpha1.TenantSpec{Objects: v1alpha1.TenantObjects{LoadBalancers: n(0)}}, 125000, 0},
+		"the limit is":     {v1alpha1.TenantSpec{Limits: v1alpha1.TenantLimits{EndpointsPerLoadBalancer: n(1000)}}, 250, 1000},
+	} {
+		t.Run(name, func(t *testing.T) {
+			tenant := Tenant(&v1alpha1.Tenant{Spec: c.spec})
+			require.Equal(t, c.own, tenant.OwnEndpointsPerLoadBalancer)
+			require.Equal(t, c.most, tenant.EndpointsPerLoadBalancer)
+		})
+	}
+}

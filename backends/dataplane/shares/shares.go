@@ -1,0 +1,65 @@
+// Package shares divides what all tenants of a gateway use together: tables of a fixed size, or memory. The last quarter of each is for tenants that have no
+// more than a quarter.
+package shares
+
+import "fmt"
+
+// Room is one thing that tenants share.
+type Room struct {
+	// Of is what it holds, in the plural; Size is how much of it there is.
+	Of   string
+	Size int
+	// Mend says what to do when there is too little.
+	Mend string
+}
+
+// Holding is how much something takes of each room, in the order of the rooms.
+type Holding []int
+
+// Shares is how much each tenant has, and all of them together. It is not safe for concurrent use.
+type Shares struct {
+	rooms []Room
+	of    map[string]Holding
+	all   Holding
+}
+
+// New returns the rooms, empty.
+func New(rooms []Room) *Shares {
+	return &Shares{rooms: rooms, of: map[string]Holding{}, all: make(Holding, len(rooms))}
+}
+
+// Of is how much the tenant has.
+func (s *Shares) Of(tenant string) Holding {
+	if has, ok := s.of[tenant]; ok {
+		return has
+	}
+	return make(Holding, len(s.rooms))
+}
+
+// Count adds what the tenant has already.
+func (s *Shares) Count(tenant string, h Holding) { s.add(tenant, h, 1) }
+
+func (s *Shares) add(tenant string, h Holding, times int) {
+	has := s.Of(tenant)
+	for i := range h {
+		has[i] += times * h[i]
+		s.all[i] += times * h[i]
+	}
+	s.of[tenant] = has
+}
+
+// Take has the tenant have what it wants instead of what it had. It refuses what would leave less than a quarter of a room to others, if the tenant has more
+// than a quarter. What takes no more than before is never refused.
+func (s *Shares) Take(tenant string, wants, had Holding) error {
+	const quarter = 4
+	has := s.Of(tenant)
+	for i, r := range s.rooms {
+		more := wants[i] - had[i]
+		if more > 0 && has[i]+more > r.Size/quarter && s.all[i]+more > r.Size-r.Size/quarter {
+			return fmt.Errorf("tenant %s would have %d %s, at this gateway, where less than a quarter of %d would be left for others; %s", tenant, has[i]+more, r.Of, r.Size, r.Mend)
+		}
+	}
+	s.add(tenant, had, -1)
+	s.add(tenant, wants, 1)
+	return nil
+}

@@ -1,0 +1,72 @@
+package envoy
+
+import (
+	"fmt"
+
+	"github.com/KimMachineGun/automemlimit/memlimit"
+
+	"kubelb.k8c.io/backends/dataplane/shares"
+	"kubelb.k8c.io/core/model"
+)
+
+// What frontends take of Envoy's memory, in kB: each for itself, and for each endpoint of its pool, since Envoy shares nothing between frontends
+// (RESULTS.md).
+const (
+	kBOfFrontend   = 65
+	kBOfLargeTable = 72
+	kBOfEndpoint   = 2.2
+)
+
+// memoryOf is how much of Envoy's memory frontends take that have so many endpoints each.
+func memoryOf(frontends, endpoints int) shares.Holding {
+	each := kBOfFrontend + kBOfEndpoint*float64(endpoints)
+	if endpoints > mostEndpointsSmall {
+		each += kBOfLargeTable
+	}
+	return shares.Holding{int(each * float64(frontends))}
+}
+
+// memory is how many kB frontends may take: what the option says, or a third of what this process may use, or of all that the host has. Another Envoy runs
+// beside it while it is replaced, and connections need the rest.
+func (s settings) memory() (int, error) {
+	if s.memoryMiB > 0 {
+		return s.memoryMiB << 10, nil
+	}
+	limit, failed := memlimit.FromCgroup()
+	if failed != nil {
+		var err error
+		if limit, err = memlimit.FromSystem(); err != nil {
+			return 0, fmt.Errorf("find out how much memory there is: %w, %w; set --backend-option %s", failed, err, optionMemory)
+		}
+	}
+	return int(limit / 3 / 1000), nil
+}
+
+// shares is how much of Envoy's memory each tenant has.
+func (b *Backend) shares() *shares.Shares {
+	out := shares.New([]shares.Room{{Of: "kB of Envoy's memory", Size: b.memoryKB,
+		Mend: "use fewer ports, or fewer endpoints for them; or have the gateway's operator raise its memory limit, or --backend-option " + optionMemory}})
+	for _, f := range b.state.frontends {
+		out.Count(f.Tenant, b.state.memoryOf(f))
+	}
+	return out
+}
+
+func (s *store) memoryOf(f model.Frontend) shares.Holding {
+	return memoryOf(1, len(s.pools[f.Pool].Endpoints))
+}
+
+// takePool counts the pool's endpoints at each frontend that uses it, and refuses more of them than its tenant's share.
+func (a *apply) takePool(p model.Pool) error {
+	users := len(a.state.usersOf[p.ID])
+	return a.shares.Take(p.Tenant, memoryOf(users, len(p.Endpoints)), memoryOf(users, len(a.state.pools[p.ID].Endpoints)))
+}
+
+// takeFrontend is the same for a frontend.
+func (a *apply) takeFrontend(f model.Frontend) error {
+	had := shares.Holding{0}
+	if old, known := a.state.frontends[f.FrontendKey]; known && old.Tenant == f.Tenant {
+		had = a.state.memoryOf(old)
+	}
+	return a.shares.Take(f.Tenant, a.state.memoryOf(f), had)
+}

@@ -71,7 +71,7 @@ func SetUp(mgr ctrl.Manager, o Options) error {
 	pools := &poolReconciler{client: mgr.GetClient(), addresses: book, changed: poolsChanged, metrics: numbers, nodes: o.Nodes}
 	lbs := &loadBalancerReconciler{client: mgr.GetClient(), events: mgr.GetEventRecorder("kubelb-manager"), fences: limits, reader: mgr.GetAPIReader(), namespace: o.Namespace,
 		addresses: book, poolsChanged: poolsChanged, targetsChanged: targetsChanged, metrics: numbers,
-		waiting: waiting{gateway: map[client.ObjectKey]string{}, address: map[client.ObjectKey]bool{}}}
+		waiting: waiting{gateway: map[client.ObjectKey]string{}, address: map[client.ObjectKey]bool{}}, pace: newPace()}
 	targets := &targetReconciler{client: mgr.GetClient(), fences: limits, changed: targetsChanged}
 	return errors.Join(tenants.setUp(mgr), pools.setUp(mgr), targets.setUp(mgr), lbs.setUp(mgr))
 }

@@ -92,7 +92,7 @@ func newCluster(t *rapid.T) *cluster {
 	changed := make(chan event.GenericEvent, 100)
 	c.targets = &targetReconciler{client: c.Client, fences: fences, changed: changed}
 	c.lbs = &loadBalancerReconciler{client: c.Client, reader: c.Client, events: notes{c}, addresses: book, fences: fences, metrics: numbers, poolsChanged: make(chan event.GenericEvent, 1), targetsChanged: changed,
-		waiting: waiting{gateway: map[client.ObjectKey]string{}, address: map[client.ObjectKey]bool{}}}
+		waiting: waiting{gateway: map[client.ObjectKey]string{}, address: map[client.ObjectKey]bool{}}, pace: newPace()}
 	c.pools = &poolReconciler{client: c.Client, addresses: book, changed: c.lbs.poolsChanged, metrics: numbers}
 	c.settle()
 	return c

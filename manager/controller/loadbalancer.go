@@ -43,6 +43,7 @@ type loadBalancerReconciler struct {
 	addresses      *addressBook
 	// waiting remembers which LoadBalancers wait for what.
 	waiting waiting
+	pace    *pace
 	// poolsChanged is told that there may be an address for those that wait, after the book knows of it.
 	poolsChanged chan event.GenericEvent
 	metrics      *metrics
@@ -128,9 +129,9 @@ func (r *loadBalancerReconciler) Reconcile(ctx context.Context, req reconcile.Re
 			return lb.DeletionTimestamp == nil && controllerutil.AddFinalizer(lb, v1alpha1.CleanupFinalizer)
 		})
 	}
-	allocated, err := r.sync(ctx, &lb)
+	allocated, again, err := r.sync(ctx, &lb)
 	if err != nil || !allocated.freed {
-		return reconcile.Result{}, err
+		return reconcile.Result{RequeueAfter: again}, err
 	}
 	return r.letGo(ctx, &lb, allocated)
 }
@@ -154,13 +155,14 @@ func patch(ctx context.Context, c client.Client, o, before client.Object) error 
 	return c.Patch(ctx, o, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
 }
 
-// sync computes the status anew. What is on record before gateways may use it is written before anything else is said.
-func (r *loadBalancerReconciler) sync(ctx context.Context, lb *v1alpha1.LoadBalancer) (a allocation, err error) {
+// sync computes the status anew. What is on record before gateways may use it is written before anything else is said. again is after how long
+// there is something to write, if that waits.
+func (r *loadBalancerReconciler) sync(ctx context.Context, lb *v1alpha1.LoadBalancer) (a allocation, again time.Duration, err error) {
 	before := lb.DeepCopy()
 	c := conditions{lb: lb}
 	wish, limits, problems, err := r.check(ctx, lb)
 	if err != nil {
-		return a, err
+		return a, 0, err
 	}
 	key := client.ObjectKeyFromObject(lb)
 	refused, isRefused := translate.Refused(problems)
@@ -176,12 +178,28 @@ func (r *loadBalancerReconciler) sync(ctx context.Context, lb *v1alpha1.LoadBala
 		c.pending()
 	}
 	if addressesChange || !equality.Semantic.DeepEqual(before.Status.AdmittedPorts, lb.Status.AdmittedPorts) {
-		return a, r.write(ctx, before, lb) // and the change brings it back here
+		return a, 0, r.write(ctx, before, lb) // and the change brings it back here
 	}
 	if err := r.observe(ctx, lb, isRefused, &c); err != nil {
-		return a, err
+		return a, 0, err
 	}
-	return a, r.write(ctx, before, lb)
+	if again = r.postpone(before, lb, !isRefused && !c.settled()); again > 0 {
+		return a, again, nil
+	}
+	return a, 0, r.write(ctx, before, lb)
+}
+
+// postpone is for how long it is not written what is to be said. more tells whether gateways have yet to say something.
+func (r *loadBalancerReconciler) postpone(before, lb *v1alpha1.LoadBalancer, more bool) time.Duration {
+	key := client.ObjectKeyFromObject(lb)
+	switch {
+	case equality.Semantic.DeepEqual(before.Status, lb.Status):
+		r.pace.settled(key)
+		return 0
+	case !restates(before.Status, lb.Status):
+		return 0
+	}
+	return r.pace.wait(key, time.Now(), more)
 }
 
 // check translates the LoadBalancer as every gateway does, to tell its problems, and tells its tenant's limits.
@@ -334,6 +352,7 @@ func (r *loadBalancerReconciler) write(ctx context.Context, before, lb *v1alpha1
 	if err := r.client.Status().Update(ctx, lb); err != nil {
 		return client.IgnoreNotFound(err)
 	}
+	r.pace.wrote(client.ObjectKeyFromObject(lb), time.Now())
 	if len(before.Status.LoadBalancer.Ingress) == 0 && len(lb.Status.LoadBalancer.Ingress) > 0 {
 		r.metrics.ready.Observe(time.Since(lb.CreationTimestamp.Time).Seconds())
 	}

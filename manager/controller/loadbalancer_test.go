@@ -79,7 +79,7 @@ func reconcilerOf(t *testing.T, c client.Client) *loadBalancerReconciler {
 	require.NoError(t, err)
 	book := &addressBook{reader: c}
 	return &loadBalancerReconciler{client: c, reader: c, events: events.NewFakeRecorder(100), addresses: book, fences: &fences{client: c, addresses: book}, metrics: numbers, poolsChanged: make(chan event.GenericEvent, 1),
-		waiting: waiting{gateway: map[client.ObjectKey]string{}, address: map[client.ObjectKey]bool{}}}
+		waiting: waiting{gateway: map[client.ObjectKey]string{}, address: map[client.ObjectKey]bool{}}, pace: newPace()}
 }
 
 func TestWhoWaitsGetsAnAddressOnceGatewaysHaveLetGoOfItForAnotherOne(t *testing.T) {

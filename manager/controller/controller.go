@@ -57,15 +57,15 @@ func SetUp(mgr ctrl.Manager, o Options) error {
 		gone: func(ctx context.Context) (map[string]bool, error) {
 			return goneGateways(ctx, mgr.GetAPIReader(), o.Namespace)
 		}}
-	if o.ServiceAccount != "" {
-		tenants.self = &types.NamespacedName{Namespace: o.Namespace, Name: o.ServiceAccount}
-		if err := mgr.Add(&confinement{client: mgr.GetClient(), log: mgr.GetLogger()}); err != nil {
-			return err
-		}
-	}
 	numbers, err := newMetrics(o.Metrics)
 	if err != nil {
 		return err
+	}
+	if o.ServiceAccount != "" {
+		tenants.self = &types.NamespacedName{Namespace: o.Namespace, Name: o.ServiceAccount}
+		if err := mgr.Add(&confinement{client: mgr.GetClient(), reader: mgr.GetAPIReader(), log: mgr.GetLogger(), metrics: numbers, said: map[string]string{}}); err != nil {
+			return err
+		}
 	}
 	poolsChanged, targetsChanged := make(chan event.GenericEvent, 1), make(chan event.GenericEvent)
 	pools := &poolReconciler{client: mgr.GetClient(), addresses: book, changed: poolsChanged, metrics: numbers, nodes: o.Nodes}

@@ -9,6 +9,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/manager/convert"
 	"kubelb.k8c.io/core/translate"
 )
 
@@ -19,6 +20,7 @@ type metrics struct {
 	pending       *prometheus.GaugeVec
 	quota         *prometheus.GaugeVec
 	ready         prometheus.Histogram
+	policies      *prometheus.GaugeVec
 }
 
 // newMetrics registers them; nil registers nowhere.
@@ -34,11 +36,13 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 			[]string{"tenant", "resource", "type"}),
 		ready: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "kubelb_loadbalancer_ready_seconds",
 			Help: "How long LoadBalancers were there when they were first served, to the second.", Buckets: []float64{1, 2, 5, 10, 30, 60, 300, 900, 3600}}),
+		policies: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "kubelb_admission_policy_in_force", Help: "Whether a ValidatingAdmissionPolicy of the chart is there, bound, and denies (1) or not (0)."},
+			[]string{"policy"}),
 	}
 	if r == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.addresses, m.loadBalancers, m.pending, m.quota, m.ready} {
+	for _, c := range []prometheus.Collector{m.addresses, m.loadBalancers, m.pending, m.quota, m.ready, m.policies} {
 		if err := r.Register(c); err != nil {
 			return nil, fmt.Errorf("register metrics: %w", err)
 		}
@@ -110,7 +114,7 @@ func (m *metrics) showQuotas(tenants []v1alpha1.Tenant) {
 			m.showQuota(t.Name, "used", used.EndpointsPerLoadBalancer, used.ConnectionsPerPort, used.NewConnectionsPerSecondPerPort)
 		}
 		limits := t.Spec.Limits
-		for resource, limit := range map[string]*int32{"loadbalancers": limits.LoadBalancers, "addresses": limits.Addresses, "ports": limits.Ports} {
+		for resource, limit := range map[string]*int32{"loadbalancers": limits.LoadBalancers, "addresses": limits.Addresses, "ports": convert.PortLimit(t)} {
 			if limit != nil {
 				m.quota.WithLabelValues(t.Name, resource, "limit").Set(float64(*limit))
 			}

@@ -50,6 +50,7 @@ kubelb_tenant_loadbalancers{state="ready",tenant="a"} 1
 kubelb_tenant_quota{resource="addresses",tenant="a",type="limit"} 3
 kubelb_tenant_quota{resource="addresses",tenant="a",type="used"} 2
 kubelb_tenant_quota{resource="loadbalancers",tenant="a",type="used"} 1
+kubelb_tenant_quota{resource="ports",tenant="a",type="limit"} 5000
 kubelb_tenant_quota{resource="ports",tenant="a",type="used"} 4
 `), "kubelb_address_pool_addresses", "kubelb_loadbalancers_pending", "kubelb_tenant_loadbalancers", "kubelb_tenant_quota"))
 	problems, err := testutil.GatherAndLint(r)

@@ -135,8 +135,8 @@ func LoadBalancerObjects(t *v1alpha1.Tenant) int32 {
 	return v1alpha1.DefaultLoadBalancerObjects
 }
 
-// portLimit: a tenant for which none is set has enough for what Services have, and not for as many as the schema allows.
-func portLimit(t *v1alpha1.Tenant) *int32 {
+// PortLimit is how many ports a tenant may have: one for which none is set has enough for what Services have, and not for as many as the schema allows.
+func PortLimit(t *v1alpha1.Tenant) *int32 {
 	if t.Spec.Limits.Ports != nil {
 		return t.Spec.Limits.Ports
 	}
@@ -151,7 +151,7 @@ func ownEndpointLimit(t *v1alpha1.Tenant) uint32 {
 
 // Tenant takes what translation needs. CIDRs that do not parse, which the schema refuses, allow nothing.
 func Tenant(t *v1alpha1.Tenant) translate.Tenant {
-	out := translate.Tenant{Name: t.Name, Network: t.Spec.BackendNetwork, Created: t.CreationTimestamp.Unix(), Disabled: t.Spec.LoadBalancer.Disable || t.Spec.Revoked, Limits: ipam.Limits{LoadBalancers: t.Spec.Limits.LoadBalancers, Addresses: t.Spec.Limits.Addresses, Ports: portLimit(t)}}
+	out := translate.Tenant{Name: t.Name, Network: t.Spec.BackendNetwork, Created: t.CreationTimestamp.Unix(), Disabled: t.Spec.LoadBalancer.Disable || t.Spec.Revoked, Limits: ipam.Limits{LoadBalancers: t.Spec.Limits.LoadBalancers, Addresses: t.Spec.Limits.Addresses, Ports: PortLimit(t)}}
 	number := func(limit *int32) uint32 {
 		if limit == nil {
 			return 0

@@ -20,6 +20,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/manager/convert"
 )
 
 func tenantsCommand() *cobra.Command {
@@ -67,7 +68,7 @@ func printTenants(out io.Writer, tenants []v1alpha1.Tenant) error {
 			used = *t.Status.Used
 		}
 		limits := t.Spec.Limits
-		fmt.Fprintln(w, strings.Join([]string{t.Name, t.Status.Phase, usedOf(used.LoadBalancers, limits.LoadBalancers), usedOf(used.Addresses, limits.Addresses), usedOf(used.Ports, limits.Ports),
+		fmt.Fprintln(w, strings.Join([]string{t.Name, t.Status.Phase, usedOf(used.LoadBalancers, limits.LoadBalancers), usedOf(used.Addresses, limits.Addresses), usedOf(used.Ports, convert.PortLimit(&t)),
 			mostOf(used.EndpointsPerLoadBalancer, limits.EndpointsPerLoadBalancer), mostOf(used.ConnectionsPerPort, limits.ConnectionsPerPort),
 			mostOf(used.NewConnectionsPerSecondPerPort, limits.NewConnectionsPerSecondPerPort), strings.Join(t.Spec.BackendCIDRs, ",")}, "\t"))
 	}

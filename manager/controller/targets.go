@@ -181,7 +181,7 @@ func (r *targetReconciler) setUp(mgr ctrl.Manager) error {
 		Watches(&v1alpha1.Tenant{}, once, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		Watches(&v1alpha1.Addresses{}, once).
 		Watches(&v1alpha1.Gateway{}, once, builder.WithPredicates(addressesDiffer)).
-		Watches(&v1alpha1.LoadBalancer{}, once, builder.WithPredicates(predicate.GenerationChangedPredicate{}))
+		Watches(&v1alpha1.LoadBalancer{}, once, builder.WithPredicates(ownTargetsDiffer))
 	if r.fences.nodes {
 		controller = controller.Watches(&corev1.Node{}, once, builder.WithPredicates(addressesDiffer))
 	}
@@ -192,6 +192,20 @@ func (r *targetReconciler) setUp(mgr ctrl.Manager) error {
 var addressesDiffer = predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
 	return !slices.Equal(hostAddresses(e.ObjectOld), hostAddresses(e.ObjectNew))
 }}
+
+// ownTargetsDiffer lets through what changes the targets that stand in a LoadBalancer itself. Most LoadBalancers have none, and no change of one
+// has all tenants' targets looked at.
+var ownTargetsDiffer = predicate.Funcs{
+	CreateFunc: func(e event.CreateEvent) bool { return len(ownTargets(e.Object)) > 0 },
+	DeleteFunc: func(e event.DeleteEvent) bool { return len(ownTargets(e.Object)) > 0 },
+	UpdateFunc: func(e event.UpdateEvent) bool {
+		return e.ObjectOld.GetGeneration() != e.ObjectNew.GetGeneration() && !slices.Equal(ownTargets(e.ObjectOld), ownTargets(e.ObjectNew))
+	},
+}
+
+func ownTargets(o client.Object) []translate.Address {
+	return convert.LoadBalancer(o.(*v1alpha1.LoadBalancer)).OwnTargets().List
+}
 
 func hostAddresses(o client.Object) []netip.Addr {
 	switch host := o.(type) {

@@ -62,3 +62,19 @@ func TestWhoListsANodeFirstHasItOnRecordAndOthersAreToldThatTheyMayNot(t *testin
 	}
 	require.Equal(t, "default[]", r.refused["tenant-young"])
 }
+
+func TestOnlyTargetsOfItsOwnHaveALoadBalancerLookedAtWithAllOthers(t *testing.T) {
+	shares := &v1alpha1.LoadBalancer{}
+	shares.Spec.Endpoints = []v1alpha1.LoadBalancerEndpoints{{AddressesReference: &v1alpha1.AddressesReference{Name: "default"}}}
+	other := shares.DeepCopy()
+	other.Generation, other.Spec.Ports = 2, []v1alpha1.LoadBalancerPort{{Port: 80}}
+	own := other.DeepCopy()
+	own.Generation, own.Spec.Endpoints = 3, []v1alpha1.LoadBalancerEndpoints{{Addresses: []v1alpha1.EndpointAddress{{IP: "198.51.100.11"}}}}
+	require.False(t, ownTargetsDiffer.Create(event.CreateEvent{Object: shares}))
+	require.True(t, ownTargetsDiffer.Create(event.CreateEvent{Object: own}))
+	require.False(t, ownTargetsDiffer.Update(event.UpdateEvent{ObjectOld: shares, ObjectNew: other}))
+	require.True(t, ownTargetsDiffer.Update(event.UpdateEvent{ObjectOld: other, ObjectNew: own}))
+	require.True(t, ownTargetsDiffer.Update(event.UpdateEvent{ObjectOld: own, ObjectNew: other}))
+	require.False(t, ownTargetsDiffer.Delete(event.DeleteEvent{Object: shares}))
+	require.True(t, ownTargetsDiffer.Delete(event.DeleteEvent{Object: own}))
+}

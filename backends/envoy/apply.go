@@ -222,7 +222,7 @@ func (a *apply) pushAndWait(ctx context.Context) (map[string]string, error) {
 		return nil, err
 	}
 	want := slices.Concat(p[resource.ClusterType], p[resource.ListenerType])
-	ctx, cancel := context.WithTimeout(ctx, patienceFor(len(want)))
+	ctx, cancel := patient(ctx)
 	defer cancel()
 	refused, err := a.xds.await(ctx, want)
 	if err != nil {

@@ -1,6 +1,7 @@
 package envoy
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -20,9 +21,17 @@ func TestWhereNoEnvoyIsConnectedItIsSaidHowTheLastOneEnded(t *testing.T) {
 	require.NotContains(t, b.explain(errors.New("Envoy has not answered for 1 of 2 resources")).Error(), "aborted", "one that is connected may be slow")
 }
 
-// Managers give a change a minute, and each frontend ten milliseconds more (manager/gateway).
-func TestEnvoyIsWaitedForNoLongerThanManagersWait(t *testing.T) {
-	for _, frontends := range []int{0, 1, 500, 10_000} {
-		require.Less(t, patienceFor(2*frontends), time.Minute+time.Duration(frontends)*10*time.Millisecond)
-	}
+func TestEnvoyIsWaitedForNoLongerThanTheCallerWaits(t *testing.T) {
+	caller, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+	defer cancel()
+	ctx, cancel := patient(caller)
+	defer cancel()
+	end, set := ctx.Deadline()
+	require.True(t, set)
+	require.WithinDuration(t, time.Now().Add(8*time.Minute), end, 10*time.Second)
+	ctx, cancel = patient(context.Background())
+	defer cancel()
+	end, set = ctx.Deadline()
+	require.True(t, set)
+	require.WithinDuration(t, time.Now().Add(patience), end, 10*time.Second)
 }

@@ -256,17 +256,17 @@ func reasonFor(name, message string) string {
 	return ""
 }
 
-// patience is how long Envoy may take to connect and to answer for a change, and patienceEach how much longer for each resource: thousands of
-// listeners take long where processors are few or busy. Together they are less than managers wait for a change, so that managers are told which part
-// is slow: a minute, and for each frontend, of two resources, ten milliseconds more.
-const (
-	patience     = 40 * time.Second
-	patienceEach = 5 * time.Millisecond
-)
+// patience is how long Envoy may take to connect and to answer for a change if the caller sets no time: thousands of listeners take long where
+// processors are few or busy.
+const patience = 40 * time.Second
 
-// patienceFor is how long Envoy may take to answer for so many resources.
-func patienceFor(resources int) time.Duration {
-	return patience + time.Duration(resources)*patienceEach
+// patient bounds how long Envoy may take by four fifths of the time that the caller has set, so that the caller is told which part is slow.
+func patient(ctx context.Context) (context.Context, context.CancelFunc) {
+	left := patience
+	if end, set := ctx.Deadline(); set {
+		left = time.Until(end) / 5 * 4
+	}
+	return context.WithTimeout(ctx, left)
 }
 
 // The rest of the interface is for other kinds of streams, which nobody opens.

@@ -17,7 +17,7 @@ import (
 func againstOracle() Case {
 	return Case{
 		Name:  "oracle",
-		Shows: "whatever the records and whatever came before, each flow meets what a model of the path of packets says: an endpoint that may have it, a refusal, or silence",
+		Shows: "whatever the records of two tenants and whatever came before, each flow meets what a model of the path of packets says: an endpoint of its tenant that may have it, a refusal, or silence",
 		Run: func(c *C) {
 			c.Serve(30080)
 			c.Serve(30081)
@@ -54,7 +54,16 @@ type datagrams struct {
 // time to spare.
 const forgotten = 15 * time.Second
 
-// change applies other records: three pools, and up to six frontends on two addresses, as far as the backend supports them.
+// tenantOf is whose a pool is, and which endpoints it may have: no two tenants share one.
+func tenantOf(pool string) (tenant string, endpoints []int) {
+	if pool == "r" {
+		return "u", []int{3, 4}
+	}
+	return "t", []int{0, 1, 2}
+}
+
+// change applies other records: three pools of two tenants, and up to eight frontends on two addresses, as far as the backend supports them. A
+// frontend may pass from one tenant to the other.
 func (t *trial) change() {
 	var s model.Snapshot
 	for _, id := range []string{"p", "q", "r"} {
@@ -76,7 +85,10 @@ func (t *trial) change() {
 }
 
 func (t *trial) pool(id string) model.Pool {
-	p := t.Pool(id, t.random.Perm(5)[:t.random.IntN(5)]...)
+	tenant, endpoints := tenantOf(id)
+	t.random.Shuffle(len(endpoints), func(i, j int) { endpoints[i], endpoints[j] = endpoints[j], endpoints[i] })
+	p := t.Pool(id, endpoints[:t.random.IntN(len(endpoints)+1)]...)
+	p.ID, p.Tenant = model.PoolID(tenant+"/"+id), tenant
 	for i := range p.Endpoints {
 		if t.random.IntN(3) == 0 {
 			p.Endpoints[i].State = model.Unhealthy
@@ -92,11 +104,14 @@ func (t *trial) pool(id string) model.Pool {
 }
 
 func (t *trial) frontend(protocol model.Protocol, vip int, port uint16) model.Frontend {
-	f := t.Frontend(protocol, vip, port, 30080+uint16(t.random.IntN(8)/7), []string{"p", "q", "r"}[t.random.IntN(3)])
+	target, pool := 30080+uint16(t.random.IntN(8)/7), []string{"p", "q", "r"}[t.random.IntN(3)]
 	// Of the records one changes now and then, so that history matters: most of the time a frontend is what it was.
 	if t.random.IntN(3) > 0 {
-		f.TargetPort, f.Pool = 30080, model.PoolID("t/"+[]string{"p", "q"}[port%2])
+		target, pool = 30080, []string{"p", "r"}[port%2]
 	}
+	f := t.Frontend(protocol, vip, port, target, pool)
+	f.Tenant, _ = tenantOf(pool)
+	f.Owner, f.Pool = model.ObjectName{Namespace: "tenant-" + f.Tenant, Name: "lb"}, model.PoolID(f.Tenant+"/"+pool)
 	// Only TCP is restricted: whether a UDP flow that is known goes on when its client is no longer allowed, the contract
 	// leaves open.
 	if protocol == model.TCP && t.supports(dataplane.SourceRanges) && t.random.IntN(4) == 0 {

@@ -340,6 +340,8 @@ func (o *options) announcer(mgr ctrl.Manager, g *gateway.Options, mayAnswer func
 		g.Elects = true
 		layer2 := announce.NewLayer2(announce.Layer2Options{Interfaces: interfaces, Holds: mayAnswer, Changed: changed, Log: g.Log})
 		g.Announcer, g.Conflicts = layer2, layer2.Conflicts
+		ofHost := g.HostChecks
+		g.HostChecks = func(ctx context.Context) []dataplane.Check { return append(ofHost(ctx), layer2.Checks()...) }
 	case announceBGP:
 		id, err := netip.ParseAddr(o.routerID)
 		if o.routerID != "" && (err != nil || !id.Is4()) {

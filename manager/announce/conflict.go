@@ -80,7 +80,7 @@ func (l *Layer2) claimed(a netip.Addr, mac net.HardwareAddr, now time.Time) bool
 // own tells whether a MAC is that of one of the links; mu is held.
 func (l *Layer2) own(mac net.HardwareAddr) bool {
 	for _, k := range l.links {
-		if slices.Equal(k.device.HardwareAddr, mac) {
+		if slices.Equal(k.state.MAC, mac) {
 			return true
 		}
 	}
@@ -116,23 +116,6 @@ func (l *Layer2) forget(now time.Time) (over []netip.Addr) {
 // ask asks on every link that is up who has addresses of ours; mu is held.
 func (l *Layer2) ask(addresses []netip.Addr) {
 	for _, k := range l.links {
-		l.each(k, addresses, "ask for", k.ask)
+		l.each(k, addresses, "ask for", questionFor)
 	}
-}
-
-// ask is an ARP probe (RFC 5227 section 2.1.1), or the solicitation by which a host looks for another one that has its address (RFC 4862
-// section 5.4.2). Neither says where the address is.
-func (k *link) ask(a netip.Addr) error {
-	if a.Is4() {
-		return k.send(k.arp, k.arpFrame(1, broadcast, netip.IPv4Unspecified(), make(net.HardwareAddr, 6), a))
-	}
-	return k.send(k.ndp, k.solicitation(a))
-}
-
-// solicitation asks the group of an address for it (RFC 4291 section 2.7.1), from no address.
-func (k *link) solicitation(a netip.Addr) []byte {
-	low := a.As16()
-	group := netip.AddrFrom16([16]byte{0xff, 2, 11: 1, 12: 0xff, 13: low[13], 14: low[14], 15: low[15]})
-	mac := net.HardwareAddr{0x33, 0x33, 0xff, low[13], low[14], low[15]}
-	return k.icmp6Frame(mac, netip.IPv6Unspecified(), group, append([]byte{solicitation, 0, 0, 0, 0, 0, 0, 0}, low[:]...))
 }

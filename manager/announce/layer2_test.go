@@ -10,16 +10,20 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/net/bpf"
+
+	"kubelb.k8c.io/manager/uplink"
 )
 
 // Address plan: this link is 02:00:00:00:00:01; VIPs 203.0.113.1 and 2001:db8::1.
 func testLink() *link {
-	return &link{device: &net.Interface{Name: "test0", HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 1}}}
+	k := newLink("test0")
+	k.state = uplink.State{Index: 1, MAC: uplinkMAC, Running: true}
+	return k
 }
 
 func TestAnARPReplySaysWhereTheAddressIs(t *testing.T) {
-	asker := net.HardwareAddr{2, 0, 0, 0, 0, 9}
-	frame := testLink().arpFrame(2, asker, netip.MustParseAddr("203.0.113.1"), asker, netip.MustParseAddr("203.0.113.9"))
+	asker := clientMAC
+	frame := arpFrame(uplinkMAC, 2, asker, netip.MustParseAddr("203.0.113.1"), asker, netip.MustParseAddr("203.0.113.9"))
 	require.Equal(t, "020000000009"+"020000000001"+"0806"+ // Ethernet
 		"0001"+"0800"+"06"+"04"+"0002"+ // Ethernet, IPv4, reply
 		"020000000001"+"cb007101"+ // the address is at this link
@@ -28,7 +32,7 @@ func TestAnARPReplySaysWhereTheAddressIs(t *testing.T) {
 
 func TestAnAdvertisementHasAValidChecksum(t *testing.T) {
 	address := netip.MustParseAddr("2001:db8::1")
-	frame := testLink().advertisement(allNodesMAC, allNodes, address, flagOverride)
+	frame := advertisementOf(uplinkMAC, allNodesMAC, allNodes, address, flagOverride)
 	require.Len(t, frame, 14+40+32)
 	require.Equal(t, "333300000001"+"020000000001"+"86dd", hex.EncodeToString(frame[:14]))
 	ip, icmp := frame[14:54], frame[54:]
@@ -65,46 +69,50 @@ func TestASocketIsGivenSolicitationsAndAdvertisementsOnly(t *testing.T) {
 	require.Zero(t, n, "a frame that ends early")
 }
 
+func ours(l *Layer2, a netip.Addr) bool {
+	_, is := l.owns(testLink(), a)
+	return is
+}
+
 func TestOnlyQuestionsForOwnedAddressesAreAnswered(t *testing.T) {
 	l := NewLayer2(Layer2Options{})
 	l.Announce(netip.MustParseAddr("203.0.113.1"))
-	require.True(t, l.owns(netip.MustParseAddr("203.0.113.1")))
-	require.False(t, l.owns(netip.MustParseAddr("203.0.113.2")))
+	require.True(t, ours(l, netip.MustParseAddr("203.0.113.1")))
+	require.False(t, ours(l, netip.MustParseAddr("203.0.113.2")))
 	l.Withdraw(netip.MustParseAddr("203.0.113.1"))
-	require.False(t, l.owns(netip.MustParseAddr("203.0.113.1")))
+	require.False(t, ours(l, netip.MustParseAddr("203.0.113.1")))
 }
 
 func TestNothingIsAnsweredWithoutTheLease(t *testing.T) {
 	holds := true
 	l := NewLayer2(Layer2Options{Holds: func() bool { return holds }})
 	l.Announce(netip.MustParseAddr("203.0.113.1"))
-	require.True(t, l.owns(netip.MustParseAddr("203.0.113.1")))
+	require.True(t, ours(l, netip.MustParseAddr("203.0.113.1")))
 	holds = false
-	require.False(t, l.owns(netip.MustParseAddr("203.0.113.1")))
+	require.False(t, ours(l, netip.MustParseAddr("203.0.113.1")))
 }
 
-// The link of these frames has no sockets: answering any of them would crash.
+// Nothing is this gateway's, so that nothing is answered.
 func FuzzFramesFromTheWire(f *testing.F) {
-	asker := net.HardwareAddr{2, 0, 0, 0, 0, 9}
-	f.Add(testLink().arpFrame(1, broadcast, netip.MustParseAddr("203.0.113.9"), asker, netip.MustParseAddr("203.0.113.1")))
-	f.Add(testLink().advertisement(allNodesMAC, allNodes, netip.MustParseAddr("2001:db8::1"), 0))
+	asker := clientMAC
+	f.Add(arpFrame(uplinkMAC, 1, broadcast, netip.MustParseAddr("203.0.113.9"), asker, netip.MustParseAddr("203.0.113.1")))
+	f.Add(advertisementOf(uplinkMAC, allNodesMAC, allNodes, netip.MustParseAddr("2001:db8::1"), 0))
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, frame []byte) {
 		l := NewLayer2(Layer2Options{})
-		require.NoError(t, l.answerARP(testLink(), frame))
-		require.NoError(t, l.answerNDP(testLink(), frame))
+		require.Nil(t, l.answerARP(testLink(), frame))
+		require.Nil(t, l.answerNDP(testLink(), frame))
 	})
 }
 
 func TestAnotherHostThatHasAnAddressIsNamedAsSoonAsItSaysSoTwice(t *testing.T) {
 	one, two := netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("2001:db8::1")
-	stranger := &link{device: &net.Interface{Name: "stranger", HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 9}}}
 	holds, changes := true, 0
 	l := NewLayer2(Layer2Options{Holds: func() bool { return holds }, Changed: func() { changes++ }, Log: slog.New(slog.DiscardHandler)})
 	l.links["test0"] = testLink()
 	l.Announce(one, two)
 	now := time.Now()
-	mac := stranger.device.HardwareAddr
+	mac := clientMAC
 	require.False(t, l.claimed(one, mac, now), "a frame may have been late")
 	require.False(t, l.claimed(one, mac, now.Add(certainAfter/2)))
 	require.Empty(t, l.Conflicts())
@@ -113,7 +121,7 @@ func TestAnotherHostThatHasAnAddressIsNamedAsSoonAsItSaysSoTwice(t *testing.T) {
 	require.Equal(t, []Conflict{{one, "02:00:00:00:00:09"}}, l.Conflicts())
 
 	for name, heed := range map[string]func() bool{
-		"one's own frame":             func() bool { return l.claimed(two, testLink().device.HardwareAddr, now) },
+		"one's own frame":             func() bool { return l.claimed(two, uplinkMAC, now) },
 		"an address of somebody else": func() bool { return l.claimed(netip.MustParseAddr("203.0.113.2"), mac, now) },
 		"without the lease":           func() bool { holds = false; defer func() { holds = true }(); return l.claimed(two, mac, now) },
 	} {
@@ -131,18 +139,18 @@ func TestAnotherHostThatHasAnAddressIsNamedAsSoonAsItSaysSoTwice(t *testing.T) {
 
 	// What says so: any ARP packet and any solicitation by its sender, and an advertisement.
 	l.Announce(one)
-	require.NoError(t, l.answerARP(testLink(), stranger.arpFrame(1, broadcast, one, make(net.HardwareAddr, 6), netip.MustParseAddr("203.0.113.9"))))
-	require.NoError(t, l.answerNDP(testLink(), stranger.advertisement(allNodesMAC, allNodes, two, flagOverride)))
-	asks := stranger.solicitation(netip.MustParseAddr("2001:db8::9"))
+	require.Nil(t, l.answerARP(testLink(), arpFrame(mac, 1, broadcast, one, make(net.HardwareAddr, 6), netip.MustParseAddr("203.0.113.9"))))
+	require.Nil(t, l.answerNDP(testLink(), advertisementOf(mac, allNodesMAC, allNodes, two, flagOverride)))
+	asks := solicitationOf(mac, netip.MustParseAddr("2001:db8::9"))
 	three := netip.MustParseAddr("2001:db8::3")
 	l.Announce(three)
 	copy(asks[ethernetHeader+8:], three.AsSlice())
-	require.NoError(t, l.answerNDP(testLink(), asks))
+	require.Nil(t, l.answerNDP(testLink(), asks))
 	require.Equal(t, mac.String(), l.claims[three].mac)
 	require.Equal(t, mac.String(), l.claims[one].mac)
 	require.Equal(t, mac.String(), l.claims[two].mac)
 	l.claims[one].first = now.Add(-certainAfter)
-	require.NoError(t, l.answerARP(testLink(), stranger.arpFrame(2, testLink().device.HardwareAddr, one, testLink().device.HardwareAddr, netip.IPv4Unspecified())))
+	require.Nil(t, l.answerARP(testLink(), arpFrame(mac, 2, uplinkMAC, one, uplinkMAC, netip.IPv4Unspecified())))
 	require.Len(t, l.Conflicts(), 1)
 	require.Equal(t, 1, changes)
 }
@@ -159,11 +167,11 @@ func TestAHostThatClaimsEverythingIsFollowedUpToALimit(t *testing.T) {
 }
 
 func TestAQuestionForOnesOwnAddressTellsNobodyWhereItIs(t *testing.T) {
-	frame := testLink().arpFrame(1, broadcast, netip.IPv4Unspecified(), make(net.HardwareAddr, 6), netip.MustParseAddr("203.0.113.1"))
+	frame := arpFrame(uplinkMAC, 1, broadcast, netip.IPv4Unspecified(), make(net.HardwareAddr, 6), netip.MustParseAddr("203.0.113.1"))
 	require.Equal(t, "ffffffffffff"+"020000000001"+"0806"+"0001"+"0800"+"06"+"04"+"0001"+
 		"020000000001"+"00000000"+"000000000000"+"cb007101", hex.EncodeToString(frame))
 	address := netip.MustParseAddr("2001:db8::12:3456")
-	frame = testLink().solicitation(address)
+	frame = solicitationOf(uplinkMAC, address)
 	require.Equal(t, "3333ff123456"+"020000000001"+"86dd", hex.EncodeToString(frame[:14]))
 	ip, icmp := frame[14:54], frame[54:]
 	require.Equal(t, netip.IPv6Unspecified(), netip.AddrFrom16([16]byte(ip[8:24])))

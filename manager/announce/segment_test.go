@@ -1,0 +1,212 @@
+package announce
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"kubelb.k8c.io/manager/uplink"
+	"kubelb.k8c.io/manager/uplink/segment"
+)
+
+// Address plan: the gateway is at uplink, whose MAC is 02:00:00:00:00:01. A client is at peer, 02:00:00:00:00:09, 203.0.113.9 and 2001:db8::9.
+var (
+	vip4, vip6       = netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("2001:db8::12:3456")
+	client4, client6 = netip.MustParseAddr("203.0.113.9"), netip.MustParseAddr("2001:db8::9")
+	uplinkMAC        = net.HardwareAddr{2, 0, 0, 0, 0, 1}
+	otherMAC         = net.HardwareAddr{2, 0, 0, 0, 0, 2}
+	clientMAC        = net.HardwareAddr{2, 0, 0, 0, 0, 9}
+)
+
+const soon = 2 * time.Second
+
+// answering has an announcer answer at uplink until the test ends.
+func answering(t *testing.T, addresses ...netip.Addr) *Layer2 {
+	t.Helper()
+	l := NewLayer2(Layer2Options{Interfaces: []string{"uplink"}, Log: slog.New(slog.NewTextHandler(testWriter{t}, nil))})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- l.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		require.NoError(t, <-done)
+	})
+	require.Eventually(t, l.Able, soon, time.Millisecond)
+	l.Announce(addresses...)
+	return l
+}
+
+// testWriter writes what is logged to the test's log.
+type testWriter struct{ t *testing.T }
+
+func (w testWriter) Write(p []byte) (int, error) {
+	w.t.Log(string(bytes.TrimSpace(p)))
+	return len(p), nil
+}
+
+// asks is the client's question for an address.
+func asks(a netip.Addr) []byte {
+	if a.Is4() {
+		return arpFrame(clientMAC, 1, broadcast, client4, noMAC, a)
+	}
+	return asksFrom(client6, a)
+}
+
+// asksFrom is a solicitation of a host that has an address.
+func asksFrom(source, a netip.Addr) []byte {
+	frame := solicitationOf(clientMAC, a)
+	icmp := frame[ethernetHeader+ipv6Header:]
+	icmp[2], icmp[3] = 0, 0
+	return icmp6Frame(clientMAC, frame[:6], source, uplink.SolicitedNode(a), icmp)
+}
+
+// tells matches a frame that says that the address is at the MAC: for the client, or for all.
+func tells(a netip.Addr, at net.HardwareAddr, all bool) func([]byte) bool {
+	return func(frame []byte) bool {
+		if len(frame) < ethernetHeader+arpLength || bytes.Equal(frame[:6], clientMAC) == all || !bytes.Equal(frame[6:12], at) {
+			return false
+		}
+		if a.Is4() {
+			p := frame[ethernetHeader:]
+			return binary.BigEndian.Uint16(frame[12:]) == etherTypeARP && bytes.Equal(p[8:14], at) && bytes.Equal(p[14:18], a.AsSlice())
+		}
+		const option = ethernetHeader + ipv6Header + 24
+		return len(frame) >= option+8 && binary.BigEndian.Uint16(frame[12:]) == etherTypeIPv6 && frame[ethernetHeader+ipv6Header] == advertisement &&
+			bytes.Equal(frame[option-16:option], a.AsSlice()) && bytes.Equal(frame[option+2:option+8], at)
+	}
+}
+
+// answers tells whether the client's question is answered with the MAC.
+func answers(tap *segment.Tap, a netip.Addr, at net.HardwareAddr) bool {
+	tap.Send(asks(a))
+	return tap.Sees(soon/4, tells(a, at, false))
+}
+
+func TestAMACThatChangesWhileTheLinkIsUpIsAnnouncedAndAnsweredWith(t *testing.T) {
+	segment.Run(t, segment.Options{}, func(s *segment.Segment) {
+		s.Plug("uplink", uplinkMAC.String())
+		s.Plug("peer", clientMAC.String())
+		answering(t, vip4, vip6)
+		for _, a := range []netip.Addr{vip4, vip6} {
+			require.True(t, answers(s.Tap("peer"), a, uplinkMAC), a)
+		}
+		time.Sleep(announcements * announcementsPause)
+		for _, a := range []netip.Addr{vip4, vip6} {
+			tap, next := s.Tap("peer"), otherMAC
+			if a.Is6() {
+				next = uplinkMAC
+			}
+			s.IP("link set uplink address " + next.String())
+			require.True(t, tap.Sees(soon, tells(a, next, true)), "%s is not announced", a)
+			require.True(t, answers(tap, a, next), "%s is not answered for", a)
+		}
+	})
+}
+
+func TestWhatIsForOthersIsNotAnswered(t *testing.T) {
+	segment.Run(t, segment.Options{}, func(s *segment.Segment) {
+		s.Plug("uplink", uplinkMAC.String())
+		s.Plug("peer", clientMAC.String())
+		answering(t, vip4, vip6)
+		for _, a := range []netip.Addr{vip4, vip6} {
+			question := asks(a)
+			tagged := func(id uint16) []byte {
+				return append(binary.BigEndian.AppendUint16(append(bytes.Clone(question[:12]), 0x81, 0), id), question[12:]...)
+			}
+			toAnother := append(bytes.Clone(otherMAC), question[6:]...)
+			toThis := append(bytes.Clone(uplinkMAC), question[6:]...)
+			for name, c := range map[string]struct {
+				frame    []byte
+				answered bool
+			}{
+				"to all":                   {question, true},
+				"to this host":             {toThis, true},
+				"to another host":          {toAnother, false},
+				"of VLAN 7":                {tagged(7), false},
+				"with a priority, no VLAN": {tagged(0x6000), true},
+			} {
+				tap := s.Tap("peer")
+				s.IP("link set uplink promisc on")
+				tap.Send(c.frame)
+				require.Equal(t, c.answered, tap.Sees(soon/4, tells(a, uplinkMAC, false)), "%s %s", a, name)
+			}
+		}
+	})
+}
+
+func TestAnInterfaceThatIsReplacedIsAnsweredOnAgain(t *testing.T) {
+	segment.Run(t, segment.Options{}, func(s *segment.Segment) {
+		s.Plug("uplink", uplinkMAC.String())
+		s.Plug("peer", clientMAC.String())
+		answering(t, vip4, vip6)
+		require.True(t, answers(s.Tap("peer"), vip4, uplinkMAC))
+		tap := s.Tap("peer")
+		// At once, so that nobody who looks now and then sees it missing.
+		s.Plug("next", otherMAC.String())
+		s.IP("link set next down")
+		s.Unplug("uplink")
+		s.IP("link set next name uplink")
+		s.IP("link set uplink up")
+		require.Eventually(t, func() bool { return answers(tap, vip4, otherMAC) && answers(tap, vip6, otherMAC) }, 2*soon, time.Millisecond)
+	})
+}
+
+func TestASwitchThatSnoopsPassesSolicitationsToWhoAnswers(t *testing.T) {
+	segment.Run(t, segment.Options{Snoops: true}, func(s *segment.Segment) {
+		const group = "ff02::1:ff12:3456"
+		s.Plug("uplink", uplinkMAC.String())
+		s.Plug("peer", clientMAC.String())
+		l, tap := answering(t), s.Tap("peer")
+		passes := func() bool { return slices.Contains(s.Groups("uplink"), group) }
+		require.Never(t, passes, soon/4, 100*time.Millisecond, "it is not this gateway's")
+		l.Announce(vip6)
+		require.Eventually(t, passes, 4*soon, 10*time.Millisecond)
+		require.True(t, answers(tap, vip6, uplinkMAC))
+		require.Empty(t, l.Checks())
+
+		s.IP("link set uplink mtu 1000") // without IPv6
+		require.Eventually(t, func() bool { return len(l.Checks()) == 1 }, soon, 10*time.Millisecond)
+		require.Contains(t, l.Checks()[0].Found, "1 groups of IPv6 addresses are not joined")
+		s.IP("link set uplink mtu 1500")
+		require.Eventually(t, func() bool { return len(l.Checks()) == 0 }, soon, 10*time.Millisecond)
+		require.Eventually(t, passes, 4*soon, 10*time.Millisecond)
+
+		s.Plug("next", otherMAC.String())
+		s.Unplug("uplink")
+		s.IP("link set next down")
+		s.IP("link set next name uplink")
+		s.IP("link set uplink up")
+		require.Eventually(t, func() bool { return answers(tap, vip6, otherMAC) }, 4*soon, 10*time.Millisecond, "another interface is there")
+
+		l.Withdraw(vip6)
+		require.Eventually(t, func() bool { return !slices.Contains(s.Groups("next"), group) }, 4*soon, 10*time.Millisecond, "it is nobody's any more")
+	})
+}
+
+func TestAddressesOfOneGroupAreAskedForInItUntilTheLastOneLeaves(t *testing.T) {
+	l := NewLayer2(Layer2Options{})
+	one, other := netip.MustParseAddr("2001:db8:1::12:3456"), netip.MustParseAddr("2001:db8:2::12:3456")
+	group := uplink.SolicitedNode(one)
+	l.links["test0"] = testLink()
+	l.links["test0"].state.Running = false
+	for _, c := range []struct {
+		do    func(...netip.Addr)
+		a     netip.Addr
+		asked int
+		noted bool
+	}{{l.Announce, one, 1, true}, {l.Announce, one, 1, false}, {l.Announce, other, 2, false}, {l.Announce, vip4, 2, false}, {l.Withdraw, one, 1, false}, {l.Withdraw, one, 1, false}, {l.Withdraw, other, 0, true}} {
+		clear(l.links["test0"].noted)
+		c.do(c.a)
+		require.Equal(t, c.asked, l.asked[group])
+		require.Equal(t, c.noted, l.links["test0"].noted[group])
+	}
+	require.Empty(t, l.asked)
+}

@@ -19,17 +19,6 @@ func With(c syscall.Conn, do func(fd int) error) error {
 	return errors.Join(err, failed)
 }
 
-// Running tells whether an interface is up and has a carrier (netdevice(7)).
-func Running(c syscall.Conn, name string) (bool, error) {
-	request, err := unix.NewIfreq(name)
-	if err != nil {
-		return false, err
-	}
-	err = With(c, func(fd int) error { return unix.IoctlIfreq(fd, unix.SIOCGIFFLAGS, request) })
-	const both = unix.IFF_UP | unix.IFF_RUNNING
-	return request.Uint16()&both == both, err
-}
-
 // Join has an interface let frames in that it would drop otherwise, for as long as the packet socket lives (packet(7)).
 func Join(c syscall.Conn, membership unix.PacketMreq) error {
 	return With(c, func(fd int) error {

@@ -1,7 +1,7 @@
 // Package heartbeat lets gateways hear one another on the clients' segment itself, for when the hub's API cannot tell them who lives.
 //
-// Each gateway sends a small Ethernet frame on its interfaces several times a second: its name, whether it reaches the API, and for how
-// long it has had no lease by which it could take something over. Frames are authenticated by a key that only gateways have (HMAC, RFC
+// Each gateway sends a small message on its interfaces several times a second: its name, whether it reaches the API, and for how
+// long it has had no lease by which it could take something over. Messages are authenticated by a key that only gateways have (HMAC, RFC
 // 2104), and an old one proves nothing: each says when it was sent, and a sender's epoch and count only ever go up.
 package heartbeat
 
@@ -22,7 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"kubelb.k8c.io/manager/clock"
-	"kubelb.k8c.io/manager/descriptor"
+	"kubelb.k8c.io/manager/uplink"
 )
 
 // Interval is how often a gateway is heard; one that is not heard for the time of Silence is not there.
@@ -33,12 +33,9 @@ const (
 	clockSkew = time.Minute
 	// retry is how often an interface that is not there is looked for.
 	retry = time.Second
+	// joinEvery is how often it is seen to that this host is a member of the group.
+	joinEvery = time.Minute
 )
-
-// etherType is the first of those that IEEE 802 leaves to local experiments; group is a multicast address of local administration.
-const etherType = 0x88b5
-
-var group = net.HardwareAddr{0x03, 'k', 'u', 'b', 'e', 'l'}
 
 // Options are what a heart needs.
 type Options struct {
@@ -185,11 +182,15 @@ func (h *Heart) Run(ctx context.Context, key []byte) error {
 // keep uses an interface, and looks for it again when it fails.
 func (h *Heart) keep(ctx context.Context, name string) {
 	for ctx.Err() == nil {
+		began := time.Now()
 		err := h.use(ctx, name)
 		if ctx.Err() != nil {
 			return
 		}
 		h.options.Log.Warn("heartbeats on an interface", "interface", name, "error", err)
+		if time.Since(began) > retry {
+			continue // others miss this gateway within less time
+		}
 		select {
 		case <-ctx.Done():
 		case <-time.After(retry):
@@ -197,43 +198,63 @@ func (h *Heart) keep(ctx context.Context, name string) {
 	}
 }
 
+// use sends and listens on an interface, until it fails, is replaced by another one of its name, or ctx ends.
 func (h *Heart) use(ctx context.Context, name string) error {
-	device, err := net.InterfaceByName(name)
+	begun, err := uplink.Look(name)
 	if err != nil {
 		return err
 	}
-	conn, err := packet.Listen(device, packet.Raw, etherType, nil)
+	if begun.Index == 0 {
+		return errNotThere
+	}
+	p, err := open(begun)
 	if err != nil {
 		return err
 	}
-	if err := join(conn, device); err != nil {
-		return errors.Join(err, conn.Close())
-	}
-	failed := make(chan error, 1)
-	var reader sync.WaitGroup
-	reader.Go(func() { failed <- h.listen(conn) })
-	defer reader.Wait()
-	defer conn.Close()
+	failed := make(chan error, 2)
+	var readers sync.WaitGroup
+	readers.Go(func() { failed <- h.listen(p.frames, 0) })
+	readers.Go(func() { failed <- h.listen(p.packets, ipv6Header) })
+	defer readers.Wait()
+	defer p.close()
 	defer h.look(name, false)
-	ticker := time.NewTicker(Interval)
+	ticker, seldom := time.NewTicker(Interval), time.NewTicker(joinEvery)
 	defer ticker.Stop()
+	defer seldom.Stop()
+	h.join(p, name)
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case err := <-failed:
 			return err
+		case <-seldom.C:
+			h.join(p, name)
+			continue
 		case <-ticker.C:
 		}
-		running, err := descriptor.Running(conn, name)
+		is, err := uplink.Look(name)
 		if err != nil {
 			return err
 		}
-		h.look(name, running)
-		// A link that is down is no reason to stop.
-		if _, err := conn.WriteTo(h.frame(device.HardwareAddr, time.Now()), &packet.Addr{HardwareAddr: group}); err != nil && !errors.Is(err, unix.ENETDOWN) && !errors.Is(err, unix.ENOBUFS) {
+		if is.Index != begun.Index {
+			return errReplaced
+		}
+		h.look(name, is.Running)
+		if err := p.send(h.frame(is.MAC, time.Now())); err != nil {
 			return err
 		}
+	}
+}
+
+// join has this host be a member of the group, which it may not be any more. Without IPv6 it cannot be: then only frames are heard.
+func (h *Heart) join(p *place, name string) {
+	_, err := p.groups.Restore()
+	if err == nil {
+		err = p.groups.Join(group6)
+	}
+	if err != nil {
+		h.options.Log.Debug("heartbeats are not heard by IPv6", "interface", name, "error", err)
 	}
 }
 
@@ -246,15 +267,9 @@ func (h *Heart) look(name string, running bool) {
 	h.link(name, running, now)
 }
 
-// join has the interface let frames for the group in.
-func join(conn *packet.Conn, device *net.Interface) error {
-	membership := unix.PacketMreq{Ifindex: int32(device.Index), Type: unix.PACKET_MR_MULTICAST, Alen: uint16(len(group))}
-	copy(membership.Address[:], group)
-	return descriptor.Join(conn, membership)
-}
-
-func (h *Heart) listen(conn *packet.Conn) error {
-	buffer := make([]byte, 2048)
+// listen hears what comes to a socket, until that fails or is closed. A message comes after headers of so many bytes more than Ethernet's.
+func (h *Heart) listen(conn *packet.Conn, more int) error {
+	buffer := make([]byte, maxFrame)
 	for {
 		n, _, err := conn.ReadFrom(buffer)
 		if errors.Is(err, unix.ENETDOWN) {
@@ -263,17 +278,18 @@ func (h *Heart) listen(conn *packet.Conn) error {
 		if err != nil {
 			return err
 		}
-		h.note(h.hear(buffer[:n], time.Now()))
+		if n >= more {
+			h.note(h.hear(buffer[more:n], time.Now()))
+		}
 	}
 }
 
 // A frame, after Ethernet's header: version, flags, when it was sent (ns since 1970), the sender's epoch, its count, for how long it
 // has had no lease (ns), the length of its name, the name, and the HMAC of all that.
 const (
-	ethernetHeader = 14
-	fixed          = 1 + 1 + 8 + 8 + 8 + 8 + 1
-	version        = 2
-	flagReaches    = 1
+	fixed       = 1 + 1 + 8 + 8 + 8 + 8 + 1
+	version     = 2
+	flagReaches = 1
 )
 
 func (h *Heart) frame(from net.HardwareAddr, at time.Time) []byte {

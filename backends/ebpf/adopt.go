@@ -115,10 +115,7 @@ func (k *kernel) adoptEndpoints(s *state, byNumber map[uint32]*poolState, orphan
 	s.freeEndpoints = unused(used, &s.last.Endpoint, k.maps[mapEndpoints])
 	for id, pool := range s.pools {
 		if doubted[pool.number] {
-			pool.digest = ""
-			record := poolRecord{}
-			copy(record.ID[:], id)
-			orphans.set(mapPoolRecords, pool.number, record) // a process that comes before it is asked for again has to know as well
+			orphans.writes = append(orphans.writes, s.doubt(id)...)
 		}
 	}
 	return endpoints.Err()

@@ -87,7 +87,7 @@ func (b *Backend) planPool(p model.Pool) (*plan, error) {
 	if err := b.state.requireNeighbours(p); err != nil {
 		return nil, err
 	}
-	return b.state.planPool(p, sourceTowards)
+	return b.state.planPool(p, b.sources.towards)
 }
 
 // frontends brings in frontends, all at once where that goes well.

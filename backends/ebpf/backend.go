@@ -13,6 +13,7 @@ import (
 	"github.com/cilium/ebpf"
 
 	"kubelb.k8c.io/backends/dataplane"
+	"kubelb.k8c.io/backends/dataplane/routes"
 	"kubelb.k8c.io/core/model"
 )
 
@@ -24,10 +25,14 @@ type Backend struct {
 	// watching is held while Watch looks, so that Close ends nothing under its hands.
 	watching sync.Mutex
 	kernel   *kernel
-	// mu guards state, and the programs and maps of kernel, which Watch changes beside the other calls.
+	// mu guards state and sources, and the programs and maps of kernel, which Watch changes beside the other calls.
 	mu         sync.Mutex
 	state      *state
+	sources    *sources
 	generation dataplane.Generation
+	// routes are heard while Watch runs. routesChanged is that sources are to be asked for.
+	routes        routes.Changes
+	routesChanged bool
 	// edit, which tests have, is what happens to programs before they are loaded.
 	edit func(*ebpf.CollectionSpec) error
 }
@@ -129,7 +134,11 @@ func (b *Backend) Configure(_ context.Context, config dataplane.Config) error {
 	if err != nil {
 		return errors.Join(err, k.close(false))
 	}
-	b.kernel, b.state = k, s
+	b.kernel, b.state, b.sources = k, s, newSources(sourceTowards)
+	if err := b.doubtSources(); err != nil {
+		b.kernel = nil
+		return errors.Join(err, k.close(false))
+	}
 	return nil
 }
 
@@ -166,8 +175,13 @@ func (b *Backend) Apply(ctx context.Context, c dataplane.Change) (dataplane.Resu
 	return dataplane.Result{Generation: c.Next, Operations: a.operations, Failed: a.failed}, a.endFormer()
 }
 
-// Watch attaches the programs to interfaces that come, and forgets flows that have ended.
+// Watch attaches the programs to interfaces that come, follows this gateway's addresses, and forgets flows that have ended.
 func (b *Backend) Watch(ctx context.Context, report func(dataplane.Fault)) error {
+	var listening sync.WaitGroup
+	defer listening.Wait()
+	listening.Go(func() {
+		b.routes.Listen(ctx, func(err error) { report(dataplane.Fault{Time: time.Now(), Message: err.Error()}) })
+	})
 	ticker := time.NewTicker(oftenInterval)
 	defer ticker.Stop()
 	var swept time.Time
@@ -186,7 +200,7 @@ func (b *Backend) Watch(ctx context.Context, report func(dataplane.Fault)) error
 			swept = now
 		}
 		if err := b.look(due); err != nil {
-			report(dataplane.Fault{Time: now, Message: err.Error()})
+			report(dataplane.Fault{Time: now, Message: err.Error(), Resync: errors.Is(err, errGiveAgain)})
 		}
 	}
 }
@@ -197,7 +211,7 @@ func (b *Backend) look(sweep bool) error {
 	if b.kernel == nil {
 		return nil
 	}
-	err := errors.Join(b.kernel.attach(), b.followTracking())
+	err := errors.Join(b.kernel.attach(), b.followTracking(), b.followSources())
 	if sweep {
 		err = errors.Join(err, b.sweep())
 	}

@@ -28,8 +28,10 @@ type state struct {
 }
 
 type poolState struct {
-	number    uint32
-	digest    model.Digest
+	number uint32
+	digest model.Digest
+	// model is what was given; nil where an earlier process was given it.
+	model     *model.Pool
 	endpoints map[string]endpointState
 }
 
@@ -135,7 +137,7 @@ func (s *state) planPool(p model.Pool, from sourceFor) (*plan, error) {
 		return nil, fmt.Errorf("pool id of %d characters: at most %d", len(p.ID), maxPoolName)
 	}
 	old := s.pools[p.ID]
-	next := &poolState{digest: p.Digest(), endpoints: map[string]endpointState{}}
+	next := &poolState{digest: p.Digest(), model: &p, endpoints: map[string]endpointState{}}
 	if old == nil {
 		number, _ := s.freePools.take(&s.last.Pool)
 		old = &poolState{number: number}
@@ -156,11 +158,12 @@ func (s *state) planPool(p model.Pool, from sourceFor) (*plan, error) {
 			return nil, fmt.Errorf("endpoint id of %d characters: at most %d", len(e.ID), maxEndpointName)
 		}
 		known, ok := old.endpoints[e.ID]
-		if !ok || known.address != e.Address {
-			source, err := from(e.Address)
-			if err != nil {
-				return nil, fmt.Errorf("endpoint %s: %w", e.ID, err)
-			}
+		source, err := from(e.Address)
+		same := ok && known.address == e.Address
+		if err != nil && !same {
+			return nil, fmt.Errorf("endpoint %s: %w", e.ID, err)
+		}
+		if !same || err == nil && known.source != source {
 			known = s.newEndpoint(out, e.Address, source)
 			record := endpointRecord{Pool: next.number}
 			copy(record.ID[:], e.ID)
@@ -207,6 +210,15 @@ func (s *state) planPool(p model.Pool, from sourceFor) (*plan, error) {
 		}
 	}
 	return out, nil
+}
+
+// doubt has a pool be given again, to this process or the next one.
+func (s *state) doubt(id model.PoolID) []write {
+	pool := s.pools[id]
+	pool.digest = ""
+	record := poolRecord{}
+	copy(record.ID[:], id)
+	return []write{{mapPoolRecords, pool.number, record}}
 }
 
 // leave plans that an endpoint gets nothing new. Its connections go on, and it has its roles until they have ended.

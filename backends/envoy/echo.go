@@ -1,7 +1,9 @@
 package envoy
 
 import (
+	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -56,14 +58,22 @@ func (e *echo) set(vip netip.Addr) *nft.Set {
 	return nil
 }
 
-// cover has requests answered at all uplinks that are there and have Ethernet addresses.
+// cover has requests answered at all uplinks that are there and have Ethernet addresses. Another interface that has the name of an uplink gets rules of
+// its own, since they name the interface by its number.
 func (e *echo) cover() error {
 	uplinks, err := present(e.uplinks)
 	if err != nil {
 		return err
 	}
+	there, err := e.chains()
+	if err != nil {
+		return err
+	}
+	if err := e.letGo(uplinks, there); err != nil {
+		return err
+	}
 	for _, a := range uplinks {
-		if e.interfaces[a.Index] {
+		if e.interfaces[a.Index] && there[chainOf(a.Name)] {
 			continue
 		}
 		if err := e.answerAt(a.Name, a.Index); err != nil {
@@ -88,6 +98,52 @@ func present(uplinks []string) (there []*netlink.LinkAttrs, err error) {
 	return there, nil
 }
 
+// letGo removes the chains of interfaces that are gone.
+func (e *echo) letGo(uplinks []*netlink.LinkAttrs, chains map[string]bool) error {
+	indexes, names := map[int]bool{}, map[string]bool{}
+	for _, a := range uplinks {
+		indexes[a.Index], names[chainOf(a.Name)] = true, true
+	}
+	maps.DeleteFunc(e.interfaces, func(index int, _ bool) bool { return !indexes[index] })
+	for name := range chains {
+		if names[name] {
+			continue
+		}
+		c, err := elements.Connect()
+		if err != nil {
+			return err
+		}
+		c.DelChain(&nft.Chain{Table: e.table, Name: name})
+		if err := c.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("remove chain %s of an interface that is gone: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// chains are the names of those that the table has. Before Linux 6.16 the kernel removes the chain of an interface that goes; later it keeps it for
+// the next one of that name.
+func (e *echo) chains() (map[string]bool, error) {
+	c, err := elements.Connect()
+	if err != nil {
+		return nil, err
+	}
+	chains, err := c.ListChainsOfTableFamily(nft.TableFamilyNetdev)
+	if err != nil {
+		return nil, fmt.Errorf("list nftables chains: %w", err)
+	}
+	there := map[string]bool{}
+	for _, chain := range chains {
+		if chain.Table.Name == e.table.Name && strings.HasPrefix(chain.Name, echoChain) {
+			there[chain.Name] = true
+		}
+	}
+	return there, nil
+}
+
+// chainOf is the name of the chain of an interface.
+func chainOf(name string) string { return echoChain + strings.ReplaceAll(name, ".", "_") }
+
 func (e *echo) answerAt(name string, index int) error {
 	c, err := elements.Connect()
 	if err != nil {
@@ -103,8 +159,9 @@ func (e *echo) answerAt(name string, index int) error {
 // addAnswer adds the chain of an interface to the transaction.
 func (e *echo) addAnswer(c *nft.Conn, name string, index int) {
 	policy := nft.ChainPolicyAccept
-	chain := c.AddChain(&nft.Chain{Table: e.table, Name: echoChain + strings.ReplaceAll(name, ".", "_"), Device: name, Type: nft.ChainTypeFilter,
+	chain := c.AddChain(&nft.Chain{Table: e.table, Name: chainOf(name), Device: name, Type: nft.ChainTypeFilter,
 		Hooknum: nft.ChainHookIngress, Priority: nft.ChainPriorityRef(-500), Policy: &policy})
+	c.FlushChain(chain)
 	for i, f := range guardFamilies {
 		c.AddRule(&nft.Rule{Table: e.table, Chain: chain, Exprs: f.answerEcho(e.vips[i], index)})
 	}

@@ -1,0 +1,102 @@
+package envoy
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
+
+	"kubelb.k8c.io/backends/dataplane/preflight"
+	"kubelb.k8c.io/backends/nftables/elements"
+)
+
+// uplink makes an interface with this number.
+func uplink(index int) error {
+	pair := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "uplink", Index: index}, PeerName: "far"}
+	if err := netlink.LinkAdd(pair); err != nil {
+		return err
+	}
+	return netlink.LinkSetUp(pair)
+}
+
+// rules are where those of the table of echo requests send answers: an interface, or the number of one that is gone.
+func rules() (to []string, err error) {
+	out, err := exec.Command("nft", "--json", "list", "table", "netdev", "trial").CombinedOutput()
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s", err, out)
+	}
+	for _, part := range strings.Split(string(out), `"dup": {"addr": `)[1:] {
+		interfaceOrNumber, _, _ := strings.Cut(part, "}")
+		to = append(to, strings.Trim(interfaceOrNumber, `"`))
+	}
+	return to, nil
+}
+
+func TestAnUplinkThatIsReplacedAnswersEchoRequestsByItself(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: it makes a network namespace")
+	}
+	var failed error
+	var found [][]string
+	var left int
+	require.True(t, preflight.InOwnNetwork(func() {
+		e := newEcho("trial", []string{"uplink"})
+		try := func(do func() error) {
+			if failed == nil {
+				failed = do()
+			}
+		}
+		look := func() error {
+			to, err := rules()
+			found = append(found, to)
+			return err
+		}
+		try(func() error { return uplink(70) })
+		try(func() error {
+			c, err := elements.Connect()
+			if err != nil {
+				return err
+			}
+			if err := e.create(c); err != nil {
+				return err
+			}
+			return c.Flush()
+		})
+		for _, next := range []int{71, 71, 72} {
+			try(e.cover)
+			try(look)
+			try(func() error {
+				link, err := netlink.LinkByName("uplink")
+				if err != nil {
+					return err
+				}
+				return netlink.LinkDel(link)
+			})
+			try(func() error { return uplink(next) })
+		}
+		try(e.cover)
+		try(look)
+		try(func() error {
+			link, err := netlink.LinkByName("uplink")
+			if err != nil {
+				return err
+			}
+			return netlink.LinkDel(link)
+		})
+		try(e.cover)
+		try(look)
+		try(func() error {
+			chains, err := e.chains()
+			left = len(chains) + len(e.interfaces)
+			return err
+		})
+	}))
+	require.NoError(t, failed)
+	both := []string{"uplink", "uplink"} // IPv4 and IPv6
+	require.Equal(t, [][]string{both, both, both, both, nil}, found)
+	require.Zero(t, left, "nothing is kept of an interface that is gone")
+}

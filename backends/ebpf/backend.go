@@ -30,9 +30,8 @@ type Backend struct {
 	state      *state
 	sources    *sources
 	generation dataplane.Generation
-	// routes are heard while Watch runs. routesChanged is that sources are to be asked for.
-	routes        routes.Changes
-	routesChanged bool
+	// routes are heard while Watch runs.
+	routes routes.Changes
 	// edit, which tests have, is what happens to programs before they are loaded.
 	edit func(*ebpf.CollectionSpec) error
 }

@@ -21,17 +21,7 @@ type sources struct {
 	// ask asks the kernel.
 	ask   func(netip.Addr) (netip.Addr, error)
 	known map[netip.Addr]netip.Addr
-	// asked is when all were asked for last, and took how long that took.
-	asked time.Time
-	took  time.Duration
 }
-
-const (
-	// askSourcesEvery is how often the kernel is asked although nothing was heard of a change.
-	askSourcesEvery = time.Minute
-	// askSourcesShare is the part of the time, one of so many, that the questions take at most while changes never end.
-	askSourcesShare = 20
-)
 
 func newSources(ask func(netip.Addr) (netip.Addr, error)) *sources {
 	return &sources{ask: ask, known: map[netip.Addr]netip.Addr{}}
@@ -49,15 +39,9 @@ func (s *sources) towards(endpoint netip.Addr) (netip.Addr, error) {
 	return source, err
 }
 
-// due tells whether it is time to ask for all of them again.
-func (s *sources) due(changed bool, now time.Time) bool {
-	since := now.Sub(s.asked)
-	return since >= askSourcesEvery || changed && since >= askSourcesShare*s.took
-}
-
 // follow asks for those of the endpoints again, and forgets those of others. It tells whether one is another than before. To an endpoint to which no
 // way leads now the last one counts.
-func (s *sources) follow(endpoints map[netip.Addr]bool, now time.Time) (changed bool) {
+func (s *sources) follow(endpoints map[netip.Addr]bool) (changed bool) {
 	maps.DeleteFunc(s.known, func(endpoint, _ netip.Addr) bool { return !endpoints[endpoint] })
 	for endpoint := range endpoints {
 		source, err := s.ask(endpoint)
@@ -67,7 +51,6 @@ func (s *sources) follow(endpoints map[netip.Addr]bool, now time.Time) (changed 
 		changed = changed || s.known[endpoint] != source
 		s.known[endpoint] = source
 	}
-	s.asked, s.took = now, time.Since(now)
 	return changed
 }
 
@@ -78,13 +61,12 @@ var errGiveAgain = errors.New("this gateway's address towards endpoints is anoth
 func (b *Backend) followSources() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.routesChanged = b.routes.Take() || b.routesChanged
 	now := time.Now()
-	if !b.sources.due(b.routesChanged, now) {
+	if !b.routes.Due(now) {
 		return nil
 	}
-	b.routesChanged = false
-	if !b.sources.follow(b.state.addresses(), now) {
+	defer b.routes.Asked(now)
+	if !b.sources.follow(b.state.addresses()) {
 		return b.endSourceless()
 	}
 	return errors.Join(b.changeSources(), b.endSourceless())
@@ -123,7 +105,7 @@ func (b *Backend) changeSources() error {
 
 // doubtSources has pools of an earlier process be given again whose endpoints are reached from another address now.
 func (b *Backend) doubtSources() error {
-	b.sources.follow(b.state.addresses(), time.Now())
+	b.sources.follow(b.state.addresses())
 	var errs []error
 	for id, pool := range b.state.pools {
 		if pool.otherwise(b.sources.known) > 0 {

@@ -8,6 +8,8 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"kubelb.k8c.io/backends/dataplane/routes"
 )
 
 // theNext is the gateway's other address on the nodes' segment.
@@ -41,8 +43,7 @@ func (b *bench) loseFormer() {
 
 // notices has the backend look, as if it had heard that something has changed.
 func (b *bench) notices() error {
-	b.backend.routesChanged = true
-	b.backend.sources.took = 0
+	b.backend.routes = routes.Changes{}
 	return b.backend.look(false)
 }
 

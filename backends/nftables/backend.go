@@ -15,6 +15,7 @@ import (
 	nft "github.com/google/nftables"
 
 	"kubelb.k8c.io/backends/dataplane"
+	"kubelb.k8c.io/backends/dataplane/routes"
 	"kubelb.k8c.io/backends/nftables/elements"
 	"kubelb.k8c.io/core/model"
 )
@@ -33,6 +34,9 @@ type Backend struct {
 	generation dataplane.Generation
 	// unread is why the tables were made anew, though there were some.
 	unread error
+	// routes are heard while Watch runs. strayed is what it has said of endpoints of direct frontends.
+	routes  routes.Changes
+	strayed string
 	// busy is held by whoever changes what the tables should hold, and by Watch while it looks at that.
 	busy sync.Mutex
 }
@@ -348,12 +352,20 @@ func (t *table) addStats(c *nft.Conn, stats *dataplane.Stats) error {
 	return nil
 }
 
-// Watch reports when the tables are gone, keeps the fast path at the host's interfaces, and looks for connections that were reset.
+// Watch reports when the tables are gone, keeps the fast path and direct flows at the host's interfaces, and looks for connections that were reset.
 func (b *Backend) Watch(ctx context.Context, report func(dataplane.Fault)) error {
+	var listening sync.WaitGroup
+	defer listening.Wait()
+	listening.Go(func() {
+		b.routes.Listen(ctx, func(err error) { report(dataplane.Fault{Time: time.Now(), Message: err.Error()}) })
+	})
 	return dataplane.WatchBy(ctx, func(now time.Time) {
-		if missing := b.missing(); missing != "" {
+		if missing := b.lost(); missing != "" {
 			report(dataplane.Fault{Time: now, Resync: true, Message: missing + " was removed by somebody else"})
 			return
+		}
+		if strayed := b.followDirect(now); strayed != "" {
+			report(dataplane.Fault{Time: now, Message: strayed})
 		}
 		if b.fast == nil || b.fast.final {
 			return
@@ -378,6 +390,13 @@ func (b *Backend) keepUp() (trouble string, err error) {
 		err = errors.Join(err, t.dropReset())
 	}
 	return trouble, err
+}
+
+// lost is missing where nothing changes meanwhile.
+func (b *Backend) lost() string {
+	b.busy.Lock()
+	defer b.busy.Unlock()
+	return b.missing()
 }
 
 // missing names what should be there and is not.

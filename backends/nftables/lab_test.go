@@ -180,6 +180,38 @@ func TestADirectEndpointMustBeANeighbour(t *testing.T) {
 	refused(model.Snapshot{Pools: []model.Pool{far}, Frontends: []model.Frontend{f}})
 }
 
+func TestDirectFlowsAreRestoredWhereRoutesLeadToTheirEndpointsNow(t *testing.T) {
+	g := newGateway(t)
+	near := labPool("near", true, 0)
+	f := labFrontend(model.TCP, lab.VIP(true, 1), 80, 30080, "near")
+	f.Forwarding = model.Direct
+	g.apply(model.Snapshot{Pools: []model.Pool{near}, Frontends: []model.Frontend{f}})
+	notices := func() (said string) {
+		g.do(func() error {
+			g.routes.Note()
+			said = g.followDirect(time.Now().Add(time.Minute))
+			return nil
+		})
+		return said
+	}
+	ip := func(arguments ...string) {
+		g.do(func() error {
+			return exec.Command("ip", append([]string{"route", "replace", near.Endpoints[0].Address.String() + "/32"}, arguments...)...).Run()
+		})
+	}
+	egress := func() string { return g.nft("", "list", "table", "netdev", "kubelb") }
+	require.Empty(t, notices())
+	require.NotContains(t, egress(), "chain egress-front")
+	ip("dev", "front")
+	require.Empty(t, notices())
+	require.Contains(t, egress(), "chain egress-front")
+	ip("via", g.lab.A.IPv4.String())
+	require.Contains(t, notices(), "is behind router")
+	require.Empty(t, notices(), "it is said once")
+	ip("dev", "front")
+	require.Empty(t, notices())
+}
+
 func TestATableOfAnotherProgramIsLeftAloneAndTheBackendDoesNotStart(t *testing.T) {
 	for _, family := range []string{"ip", "ip6", "netdev"} {
 		g := newGateway(t)

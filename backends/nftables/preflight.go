@@ -3,13 +3,17 @@ package nftables
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 
 	"kubelb.k8c.io/core/model"
+	"kubelb.k8c.io/core/phrase"
 )
 
 // requireForwarding says what to do when the host forwards nothing.
@@ -77,6 +81,49 @@ func (s *state) hasDirect(pool uint32) bool {
 		}
 	}
 	return false
+}
+
+// followDirect has packets of direct flows restored at the interfaces by which routes lead to their endpoints now, once routes have changed. It returns what
+// is new of endpoints that no packet for a VIP can be handed to any more.
+func (b *Backend) followDirect(now time.Time) string {
+	b.busy.Lock()
+	defer b.busy.Unlock()
+	if !b.routes.Due(now) {
+		return ""
+	}
+	defer b.routes.Asked(now)
+	var problems []string
+	for _, endpoint := range b.directEndpoints() {
+		if err := b.egress.requireNeighbour(endpoint); err != nil {
+			problems = append(problems, err.Error())
+		}
+	}
+	before := b.strayed
+	b.strayed = phrase.Few(problems, "; ")
+	if b.strayed == before {
+		return ""
+	}
+	return b.strayed
+}
+
+// directEndpoints are the addresses of the endpoints of direct frontends, sorted.
+func (b *Backend) directEndpoints() []netip.Addr {
+	all := map[netip.Addr]bool{}
+	for _, t := range b.tables {
+		pools := map[uint32]bool{}
+		for _, f := range t.state.frontends {
+			pools[f.pool] = pools[f.pool] || f.forwarding == model.Direct
+		}
+		for _, p := range t.state.pools {
+			if !pools[p.mark] {
+				continue
+			}
+			for _, e := range p.endpoints {
+				all[e.address] = true
+			}
+		}
+	}
+	return slices.SortedFunc(maps.Keys(all), netip.Addr.Compare)
 }
 
 // requireNeighbour watches the interface to an endpoint, which must have the endpoint on its segment.

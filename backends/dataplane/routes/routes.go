@@ -12,8 +12,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Changes notes that a route, a rule, an address or an interface has changed. The zero value notes nothing yet. It is safe for concurrent use.
-type Changes struct{ noted atomic.Bool }
+// Changes notes that a route, a rule, an address or an interface has changed. The zero value has noted nothing. Due and Asked are for one goroutine at a
+// time, all else is safe for concurrent use.
+type Changes struct {
+	noted atomic.Bool
+	// pending: something was noted before the kernel was asked last. That was at asked, and took so long.
+	pending bool
+	asked   time.Time
+	took    time.Duration
+}
+
+const (
+	// seldom is how often the kernel is asked although nothing is noted.
+	seldom = time.Minute
+	// share is the part of the time, one of so many, that asking takes at most while changes never end.
+	share = 20
+)
 
 // listenAgain is the pause before the kernel is listened to again after a failure.
 const listenAgain = time.Second
@@ -62,7 +76,7 @@ func (c *Changes) hear(ctx context.Context, s *nl.NetlinkSocket) error {
 		<-closed
 	}()
 	for {
-		c.noted.Store(true) // what came before it was listened as well
+		c.Note() // what came before it was listened as well
 		// More than the socket has room for is a change, too.
 		if _, _, err := s.Receive(); err != nil && !errors.Is(err, unix.ENOBUFS) {
 			return err
@@ -70,5 +84,15 @@ func (c *Changes) hear(ctx context.Context, s *nl.NetlinkSocket) error {
 	}
 }
 
-// Take tells whether something was noted since it was asked last.
-func (c *Changes) Take() bool { return c.noted.Swap(false) }
+// Note notes a change.
+func (c *Changes) Note() { c.noted.Store(true) }
+
+// Due tells whether the kernel is to be asked again.
+func (c *Changes) Due(now time.Time) bool {
+	c.pending = c.noted.Swap(false) || c.pending
+	since := now.Sub(c.asked)
+	return since >= seldom || c.pending && since >= share*c.took
+}
+
+// Asked notes that the kernel has been asked, from that time until now. What has changed meanwhile is asked for once more.
+func (c *Changes) Asked(from time.Time) { c.pending, c.asked, c.took = false, from, time.Since(from) }

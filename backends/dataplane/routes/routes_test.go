@@ -66,7 +66,7 @@ func TestEachChangeOfRoutesRulesAddressesAndInterfacesIsNoted(t *testing.T) {
 		h := &host{pair}
 		for name, change := range h.changes() {
 			for quiet := 0; quiet < 10; quiet++ { // until nothing more is said of the former one
-				if time.Sleep(10 * time.Millisecond); c.Take() {
+				if time.Sleep(10 * time.Millisecond); c.noted.Swap(false) {
 					quiet = 0
 				}
 			}
@@ -75,7 +75,7 @@ func TestEachChangeOfRoutesRulesAddressesAndInterfacesIsNoted(t *testing.T) {
 			}
 			unheard[name] = true
 			for range 500 {
-				if c.Take() {
+				if c.noted.Swap(false) {
 					delete(unheard, name)
 					break
 				}
@@ -87,4 +87,21 @@ func TestEachChangeOfRoutesRulesAddressesAndInterfacesIsNoted(t *testing.T) {
 	}))
 	require.NoError(t, failed)
 	require.Empty(t, unheard)
+}
+
+func TestTheKernelIsAskedWhenSomethingHasChangedNowAndThenAndNotAllTheTime(t *testing.T) {
+	var c Changes
+	now := time.Now()
+	require.True(t, c.Due(now), "it never was")
+	c.Asked(now)
+	c.took = time.Second
+	require.False(t, c.Due(now.Add(59*time.Second)))
+	require.True(t, c.Due(now.Add(time.Minute)))
+	c.Note()
+	require.False(t, c.Due(now.Add(19*time.Second)), "questions take a second")
+	require.True(t, c.Due(now.Add(20*time.Second)), "it is not forgotten")
+	c.Note()
+	c.Asked(now.Add(20 * time.Second))
+	c.took = 0
+	require.True(t, c.Due(now.Add(21*time.Second)), "it may have come too late for the questions")
 }

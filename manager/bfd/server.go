@@ -126,12 +126,13 @@ func (s *Server) begin(address netip.Addr, timers Timers) error {
 	if err != nil {
 		return fmt.Errorf("BFD with %s: %w", address, err)
 	}
+	v := &voice{address: address, conn: conn, looked: time.Now()}
 	ctx, cancel := context.WithCancel(context.Background())
 	k := &session{timers: timers, heard: make(chan packet, 8), mine: 1 + rand.Uint32N(1<<32-1), end: cancel, state: Down}
 	s.put(address, k)
 	k.running.Go(func() {
-		defer conn.Close()
-		k.run(ctx, conn, s.options.Changed)
+		defer v.close()
+		k.run(ctx, v, s.options.Changed)
 	})
 	return nil
 }
@@ -238,14 +239,14 @@ func (k *session) is() State {
 }
 
 // run keeps the session until ctx ends, and says then that this is no failure.
-func (k *session) run(ctx context.Context, conn *net.UDPConn, changed func()) {
+func (k *session) run(ctx context.Context, v *voice, changed func()) {
 	m := newMachine(k.timers, k.mine)
 	speak, detect := time.NewTimer(0), time.NewTimer(time.Hour)
 	detect.Stop()
 	defer speak.Stop()
 	defer detect.Stop()
 	speaks := true
-	send := func(p packet) { _, _ = conn.Write(p.bytes()) } // who does not hear it is what this is about
+	send := func(p packet) { v.say(p, time.Now()) }
 	for {
 		select {
 		case <-ctx.Done():

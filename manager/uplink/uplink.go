@@ -96,8 +96,8 @@ const (
 	lookEvery = 10 * time.Second
 	// listenAgain is the pause before the kernel is listened to again after a failure.
 	listenAgain = time.Second
-	// heardMost is the buffer for what the kernel says, in bytes, about 2000 changes.
-	heardMost = 1 << 22
+	// heardMost is the buffer for what the kernel says, in bytes. The kernel gives as much of it as sysctl net.core.rmem_max allows.
+	heardMost = 1 << 21
 )
 
 // errUnheard is that the kernel told more than could be kept.
@@ -141,7 +141,7 @@ func (f *follower) tell(s State) {
 // follow follows until it fails or ctx ends. It listens before it looks, so that nothing is missed in between.
 func (f *follower) follow(ctx context.Context) error {
 	updates, done := make(chan netlink.LinkUpdate, 64), make(chan struct{})
-	options := netlink.LinkSubscribeOptions{ReceiveBufferSize: heardMost, ReceiveBufferForceSize: true}
+	options := netlink.LinkSubscribeOptions{ReceiveBufferSize: heardMost}
 	if err := netlink.LinkSubscribeWithOptions(updates, done, options); err != nil {
 		close(done)
 		return err

@@ -51,7 +51,7 @@ func (l *Layer2) Conflicts() []Conflict {
 // heard notes that somebody said that an address is at a MAC.
 func (l *Layer2) heard(a netip.Addr, mac net.HardwareAddr) {
 	if l.claimed(a, mac, time.Now()) {
-		l.options.Log.Warn("another host answers for an address of this gateway", "address", a, "mac", mac)
+		l.options.Log.Warn("another host answers for an address of this gateway", "address", a, "mac", mac.String())
 		l.options.Changed()
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"kubelb.k8c.io/backends/dataplane"
+	"kubelb.k8c.io/backends/dataplane/preflight"
 	"kubelb.k8c.io/manager/descriptor"
 	"kubelb.k8c.io/manager/uplink"
 )
@@ -185,6 +186,10 @@ func (l *Layer2) put(k *link, s uplink.State, o *sockets) {
 	before, able := *k, l.able()
 	fresh := o != nil && !o.works
 	k.state, k.sockets = s, o
+	if o == nil || fresh {
+		clear(k.unjoined)
+		k.problem = ""
+	}
 	if fresh {
 		o.works = true
 		o.readers.Go(func() { o.failed <- l.serve(k, o.arp, l.answerARP) })
@@ -202,7 +207,7 @@ func (l *Layer2) put(k *link, s uplink.State, o *sockets) {
 		l.options.Changed()
 	}
 	if k.up() && (fresh || !before.up() || !slices.Equal(before.state.MAC, s.MAC)) {
-		l.options.Log.Info("interface is answered on", "interface", k.name, "mac", s.MAC)
+		l.options.Log.Info("interface is answered on", "interface", k.name, "mac", s.MAC.String())
 		l.proclaim(k)
 	}
 }
@@ -298,19 +303,33 @@ func (l *Layer2) restoreGroups(k *link) {
 	}
 }
 
-// Checks say on which links groups of addresses could not be joined, if any.
+// Checks say on which links switches are not told of groups of addresses, if that is so on any.
 func (l *Layer2) Checks() (checks []dataplane.Check) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	host := preflight.Host{}
 	for _, name := range slices.Sorted(maps.Keys(l.links)) {
 		k := l.links[name]
-		if k.problem == "" {
+		check := dataplane.Check{Group: dataplane.GroupInterfaces, Subject: "multicast groups at interface " + name, State: dataplane.CheckMissing,
+			Costs: "IPv6 addresses on a segment whose switches pass multicast only to those that ask for it (MLD snooping)"}
+		switch disabled := "net/ipv6/conf/" + name + "/disable_ipv6"; {
+		case len(l.asked) == 0 || k.sockets == nil:
+			continue
+		case k.problem != "":
+			check.Found = fmt.Sprintf("%d groups of IPv6 addresses are not joined: %s", len(k.unjoined), k.problem)
+			check.Advice = "enable IPv6 at the interface, and add gateways if there are more groups than one may join"
+		case isSet(host, disabled):
+			check.Found, check.Command = "IPv6 is disabled there, so that the kernel tells switches of no group", preflight.SetSysctl(disabled, "0")
+		default:
 			continue
 		}
-		checks = append(checks, dataplane.Check{Group: dataplane.GroupInterfaces, Subject: "multicast groups at interface " + name, State: dataplane.CheckMissing,
-			Costs:  "IPv6 addresses on a segment whose switches pass multicast only to those that ask for it (MLD snooping)",
-			Found:  fmt.Sprintf("%d groups of IPv6 addresses are not joined: %s", len(k.unjoined), k.problem),
-			Advice: "see that IPv6 is enabled at the interface, and spread more addresses than a gateway joins groups for over more gateways"})
+		checks = append(checks, check)
 	}
 	return checks
+}
+
+// isSet tells whether a sysctl is 1. One that is not there, or cannot be read, is not.
+func isSet(host preflight.Host, key string) bool {
+	value, err := host.SysctlValue(key)
+	return err == nil && value == "1"
 }

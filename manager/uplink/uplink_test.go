@@ -96,8 +96,16 @@ func TestGroupsAreJoinedUpToABoundWhateverASocketHasRoomFor(t *testing.T) {
 		s.Plug("uplink", mac)
 		device, err := net.InterfaceByName("uplink")
 		require.NoError(t, err)
-		before, err := memberships(device.Index)
-		require.NoError(t, err)
+		ours := func() (joined int) {
+			all, err := memberships(device.Index) // the host's own as well
+			require.NoError(t, err)
+			for n := range MostGroups + 1 {
+				if all[group(n)] {
+					joined++
+				}
+			}
+			return joined
+		}
 		g := NewGroups(device.Index)
 		for n := range MostGroups {
 			require.NoError(t, g.Join(group(n)), n)
@@ -105,15 +113,11 @@ func TestGroupsAreJoinedUpToABoundWhateverASocketHasRoomFor(t *testing.T) {
 		require.Greater(t, len(g.sockets), 1, "one has no room for so many")
 		require.ErrorIs(t, g.Join(group(MostGroups)), ErrTooManyGroups)
 		require.NoError(t, g.Join(group(1)), "it is joined")
-		joined, err := memberships(device.Index)
-		require.NoError(t, err)
-		require.Len(t, joined, len(before)+MostGroups)
+		require.Equal(t, MostGroups, ours())
 		g.Leave(group(1))
 		require.NoError(t, g.Join(group(MostGroups)), "there is room again")
 		g.Close()
-		left, err := memberships(device.Index)
-		require.NoError(t, err)
-		require.Equal(t, before, left)
+		require.Zero(t, ours())
 	})
 }
 

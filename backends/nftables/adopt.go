@@ -141,6 +141,7 @@ func (s *state) adopt(read func(set string) ([]nft.SetElement, error)) error {
 	parts := []part{
 		{mapRegistry, s.adoptPool},
 		{mapEndpoints, s.adoptEndpoint},
+		{mapNodes, s.adoptNodes()},
 		{mapPools, s.adoptFrontend},
 		{mapPorts, s.withFrontend(adoptPort)},
 		{mapAffinity, s.withFrontend(s.adoptAffinity)},
@@ -163,6 +164,11 @@ func (s *state) adopt(read func(set string) ([]nft.SetElement, error)) error {
 			if err := part.each(e); err != nil {
 				return fmt.Errorf("read %s: %w: %w", part.set, err, errUnread)
 			}
+		}
+	}
+	for id, p := range s.pools {
+		if err := s.adoptUsers(p); err != nil {
+			return fmt.Errorf("read pool %s: %w: %w", id, err, errUnread)
 		}
 	}
 	for key, f := range s.frontends {
@@ -279,6 +285,52 @@ func (s *state) adoptEndpoint(e nft.SetElement) error {
 	}
 	p.endpoints[id] = endpointState{handle: handle, address: address, listed: true, keeps: true}
 	s.lastHandle = max(s.lastHandle, handle)
+	return nil
+}
+
+// adoptNodes finds the endpoint by its handle.
+func (s *state) adoptNodes() func(nft.SetElement) error {
+	type place struct {
+		pool *poolState
+		id   string
+	}
+	var places map[uint32]place
+	return func(e nft.SetElement) error {
+		if places == nil {
+			places = map[uint32]place{}
+			for _, p := range s.pools {
+				for id, e := range p.endpoints {
+					places[e.handle] = place{p, id}
+				}
+			}
+		}
+		handle, err := numberIn(e.Key, handleBit+1, math.MaxUint32-1)
+		if err != nil {
+			return err
+		}
+		at, is := places[handle]
+		if !is {
+			return fmt.Errorf("handle %d is of no endpoint", handle)
+		}
+		endpoint := at.pool.endpoints[at.id]
+		if endpoint.node, err = numberIn(e.Val, 1, handleBit-1); err != nil {
+			return fmt.Errorf("endpoint %q: %w", at.id, err)
+		}
+		at.pool.endpoints[at.id] = endpoint
+		s.lastNode = max(s.lastNode, endpoint.node)
+		return nil
+	}
+}
+
+// adoptUsers notes the pool's nodes, of which each endpoint that was read has one.
+func (s *state) adoptUsers(p *poolState) error {
+	for id, e := range p.endpoints {
+		key := nodeKey{id, e.address}
+		if known, is := s.nodes[key]; e.node == 0 || is && known.number != e.node {
+			return fmt.Errorf("endpoint %q is node %d, elsewhere %d", id, e.node, known.number)
+		}
+	}
+	s.useNodes(&poolState{}, p)
 	return nil
 }
 

@@ -59,7 +59,7 @@ func (t *table) create(c *nft.Conn) error {
 
 // versionChain names the shape of the tables. A process that meets another one replaces the tables in one transaction, so
 // that conntrack's NAT never lacks a chain.
-const versionChain = "layout-13"
+const versionChain = "layout-14"
 
 func addVersion(c *nft.Conn, t *nft.Table) { c.AddChain(&nft.Chain{Table: t, Name: versionChain}) }
 

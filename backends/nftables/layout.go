@@ -13,7 +13,9 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// The maps. A frontend is two elements (four with affinity), a pool its rows, whatever the number of frontends on it.
+// The maps. A frontend is two elements (four with affinity), a pool its rows and three for each endpoint, whatever the number of frontends on it.
+// An endpoint is one of a pool. A node is an address of endpoints, in whatever pools: clients are remembered with it, and keep it when
+// their frontend gets another pool.
 const (
 	setVIPs        = "vips"        // address
 	setRestricted  = "restricted"  // frontend: source ranges count
@@ -28,11 +30,13 @@ const (
 	mapPorts       = "ports"       // frontend -> target port; counter: connections
 	mapAffinity    = "affinity"    // frontend -> number of the frontend, for clients
 	mapAffinities  = "affinities"  // frontend -> goto affinity-<timeout>
-	mapClients     = "clients"     // number of the frontend . client -> endpoint
+	mapClients     = "clients"     // number of the frontend . client -> node
 	mapRegistry    = "registry"    // pool -> size class; comment: digest and name
 	mapFlows       = "flows"       // pool -> jump flow-<size class>
 	mapSources     = "sources"     // pool -> jump source-<size class>
 	mapRows        = "rows"        // pool . row -> endpoint
+	mapNodes       = "nodes"       // endpoint -> node
+	mapMembers     = "members"     // pool . node -> endpoint
 	mapEndpoints   = "endpoints"   // endpoint -> address; comment: pool and id; counter: connections
 
 	chainMasquerade = "masquerade_flow"
@@ -123,6 +127,8 @@ func (l layout) sets() []keySet {
 		{name: mapFlows, text: "type mark : verdict", set: m(nft.TypeMark, nft.TypeVerdict)},
 		{name: mapSources, text: "type mark : verdict", set: m(nft.TypeMark, nft.TypeVerdict)},
 		{name: mapRows, text: "type mark . mark : mark", set: m(markPair, nft.TypeMark)},
+		{name: mapNodes, text: "type mark : mark", set: m(nft.TypeMark, nft.TypeMark)},
+		{name: mapMembers, text: "type mark . mark : mark", set: m(markPair, nft.TypeMark)},
 		{name: mapEndpoints, text: "type mark : " + address + "; counter", set: counted(m(nft.TypeMark, l.address))},
 	}
 	for _, k := range limitKinds() {
@@ -198,6 +204,12 @@ func (l layout) chains() []chain {
 			// left to the routes, with all that follow it.
 			{drop()},
 		}},
+		// It returns if the frontend's pool has not the node.
+		{name: "forward_to_node", rules: [][]statement{
+			{ctMarkFromMark()},
+			{isTCPOrUDP(l.protocols()), l.markFromFrontend(mapPools)},
+			{handleFromRow(mapMembers), jump("forward")},
+		}},
 	}...)
 	for _, size := range maglev.Sizes() {
 		chains = append(chains,
@@ -258,7 +270,7 @@ func (l layout) baseChains() []chain {
 	}
 }
 
-// affinityChains serve all frontends with one affinity timeout: the client's endpoint of before if it is still there,
+// affinityChains serve all frontends with one affinity timeout: the client's node of before if the pool has it and it gets new flows,
 // else the row of the client's address, remembered.
 func (l layout) affinityChains(timeout time.Duration) []chain {
 	choose := fmt.Sprintf("choose-%d", int(timeout.Seconds()))
@@ -267,19 +279,21 @@ func (l layout) affinityChains(timeout time.Duration) []chain {
 		{name: choose, rules: [][]statement{
 			{isTCPOrUDP(l.protocols()), l.markFromFrontend(mapPools)},
 			{markVerdict(mapSources)},
+			{markFromMark(mapNodes)},
 			{isTCPOrUDP(l.protocols()), l.ctMarkFromFrontend(mapAffinity)},
+			{l.forgetClient(mapClients)},
 			{l.rememberClient(mapClients, timeout)},
-			{jump("forward")},
+			{jump("forward_to_node")},
 			{drop()},
 		}},
 		{name: again, rules: [][]statement{
 			{l.rememberClient(mapClients, timeout)},
-			{jump("forward")},
+			{jump("forward_to_node")},
 			{goTo(choose)},
 		}},
 		{name: affinityChain(timeout), rules: [][]statement{
 			{isTCPOrUDP(l.protocols()), l.ctMarkFromFrontend(mapAffinity)},
-			{l.handleFromClient(mapClients), goTo(again)},
+			{l.nodeFromClient(mapClients), goTo(again)},
 			{goTo(choose)},
 		}},
 	}

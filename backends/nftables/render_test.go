@@ -13,6 +13,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"kubelb.k8c.io/core/maglev"
 	"kubelb.k8c.io/core/model"
 )
 
@@ -118,10 +119,11 @@ func TestAFrontendIsTwoElementsWhateverItsPool(t *testing.T) {
 	}
 }
 
-func TestAClientIsForgottenWhenItsFrontendMovesToAnotherPool(t *testing.T) {
+func TestAClientIsRememberedWithItsFrontendWhateverPoolsThatGetsOfItsTenant(t *testing.T) {
 	s := newState(families[0])
-	edits(t, s, model.Pool{ID: "a/p", Tenant: "a", Endpoints: endpoints(2)})
-	edits(t, s, model.Pool{ID: "b/q", Tenant: "b", Endpoints: endpoints(2)})
+	for _, id := range []model.PoolID{"a/p", "a/r", "b/q"} {
+		edits(t, s, model.Pool{ID: id, Tenant: id.Tenant(), Endpoints: endpoints(2)})
+	}
 	f := model.Frontend{FrontendKey: model.FrontendKey{VIP: netip.MustParseAddr("203.0.113.1"), Protocol: model.TCP, Port: 80}, Tenant: "a", Pool: "a/p", TargetPort: 30080, AffinityTimeout: time.Minute}
 	number := func() uint32 {
 		plan, err := s.planFrontend(f)
@@ -131,9 +133,34 @@ func TestAClientIsForgottenWhenItsFrontendMovesToAnotherPool(t *testing.T) {
 	}
 	first := number()
 	f.TargetPort++
-	require.Equal(t, first, number(), "another port is no reason to forget")
+	require.Equal(t, first, number(), "another port")
+	f.Pool = "a/r"
+	require.Equal(t, first, number(), "another pool")
 	f.Tenant, f.Pool = "b", "b/q"
-	require.NotEqual(t, first, number())
+	require.NotEqual(t, first, number(), "another tenant")
+}
+
+func TestAnEndpointIsOneNodeInAllPoolsThatHaveIt(t *testing.T) {
+	s := newState(families[0])
+	node := func(pool model.PoolID, i int) uint32 { return s.pools[pool].endpoints[endpoints(5)[i].ID].node }
+	p, q := model.Pool{ID: "a/p", Tenant: "a", Endpoints: endpoints(2)}, model.Pool{ID: "a/q", Tenant: "a", Endpoints: endpoints(3)}
+	edits(t, s, p)
+	require.Equal(t, map[string]int{mapRegistry: 1, mapFlows: 1, mapSources: 1, mapRows: maglev.Sizes()[1], mapEndpoints: 3, mapNodes: 3, mapMembers: 3}, edits(t, s, q))
+	first := node("a/p", 0)
+	require.NotEqual(t, first, node("a/p", 1))
+	require.Equal(t, first, node("a/q", 0))
+	p.Endpoints[0].State = model.Unhealthy
+	edits(t, s, p)
+	s.planPoolGone("a/q").commit()
+	p.Endpoints[0].State = model.Active
+	edits(t, s, p)
+	require.Equal(t, first, node("a/p", 0), "one that was unhealthy for a while")
+	p.Endpoints = p.Endpoints[1:]
+	edits(t, s, p)
+	require.Len(t, s.nodes, 1, "one that has left all pools is no node")
+	p.Endpoints = endpoints(2)
+	edits(t, s, p)
+	require.NotEqual(t, first, node("a/p", 0))
 }
 
 func TestTimeoutsBeyondTheirNumberAreRoundedUp(t *testing.T) {

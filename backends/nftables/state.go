@@ -27,7 +27,9 @@ type state struct {
 	timeouts   map[time.Duration]bool
 	limits     limits
 	ranges     map[string]int // how many frontends use each list of source ranges
+	nodes      map[nodeKey]node
 	lastPool   uint32
+	lastNode   uint32
 	lastHandle uint32
 	lastNumber uint32
 	lastDirect uint32
@@ -48,9 +50,22 @@ type poolState struct {
 	told bool
 }
 
+// nodeKey is what endpoints of different pools have in common that are one node.
+type nodeKey struct {
+	id      string
+	address netip.Addr
+}
+
+// node has a number that is given once.
+type node struct {
+	number uint32
+	users  int // endpoints
+}
+
 // endpointState is an endpoint as the kernel holds it. Listed ones have an element; only those can get new flows.
 type endpointState struct {
 	handle  uint32
+	node    uint32 // its number; 0: it has not been listed yet
 	address netip.Addr
 	listed  bool
 	keeps   bool // its flows may go on
@@ -78,7 +93,7 @@ func newState(f family) *state {
 	return &state{
 		family: f, pools: map[model.PoolID]*poolState{}, poolOf: map[uint32]model.PoolID{},
 		frontends: map[model.FrontendKey]*frontendState{}, vips: map[netip.Addr]int{}, slow: map[netip.Addr]int{},
-		timeouts: map[time.Duration]bool{longestTimeout: true}, limits: newLimits(), ranges: map[string]int{}, lastHandle: handleBit, lastDirect: directNumbers,
+		timeouts: map[time.Duration]bool{longestTimeout: true}, limits: newLimits(), ranges: map[string]int{}, nodes: map[nodeKey]node{}, lastHandle: handleBit, lastDirect: directNumbers,
 	}
 }
 
@@ -168,7 +183,10 @@ func (s *state) planPool(p model.Pool) (*plan, error) {
 	for id, e := range old.endpoints {
 		out.stale = out.stale || e.keeps && !next.endpoints[id].keeps || e.listed && !next.endpoints[id].listed
 	}
-	out.commit = func() { s.pools[p.ID], s.poolOf[next.mark] = next, p.ID }
+	out.commit = func() {
+		s.useNodes(old, next)
+		s.pools[p.ID], s.poolOf[next.mark] = next, p.ID
+	}
 	return out, nil
 }
 
@@ -184,15 +202,50 @@ func (s *state) nextPool(p model.Pool, old *poolState) *poolState {
 			known = endpointState{handle: s.lastHandle}
 		}
 		handles[i] = known.handle
-		next.endpoints[e.ID] = endpointState{handle: known.handle, address: e.Address, keeps: e.State != model.Unhealthy}
+		next.endpoints[e.ID] = endpointState{handle: known.handle, node: known.node, address: e.Address, keeps: e.State != model.Unhealthy}
 	}
 	for row, i := range table {
 		next.rows[row] = handles[i]
-		e := next.endpoints[p.Endpoints[i].ID]
+		id := p.Endpoints[i].ID
+		e := next.endpoints[id]
 		e.listed, e.keeps = true, true
-		next.endpoints[p.Endpoints[i].ID] = e
+		if e.node == 0 {
+			e.node = s.numberOf(nodeKey{id, e.address})
+		}
+		next.endpoints[id] = e
 	}
 	return next
+}
+
+// numberOf returns the number of the node, a new one if no pool has it.
+func (s *state) numberOf(key nodeKey) uint32 {
+	known, is := s.nodes[key]
+	if !is {
+		s.lastNode++
+		known.number = s.lastNode
+		s.nodes[key] = known
+	}
+	return known.number
+}
+
+// useNodes counts the endpoints of nodes as a pool changes. A node that has left all pools gets another number if it comes back: no client is
+// remembered with it.
+func (s *state) useNodes(old, next *poolState) {
+	count := func(p *poolState, by int) {
+		for id, e := range p.endpoints {
+			if e.node != 0 {
+				key := nodeKey{id, e.address}
+				s.nodes[key] = node{e.node, s.nodes[key].users + by}
+			}
+		}
+	}
+	count(next, 1)
+	count(old, -1)
+	for id, e := range old.endpoints {
+		if key := (nodeKey{id, e.address}); s.nodes[key].users == 0 {
+			delete(s.nodes, key)
+		}
+	}
 }
 
 // planRegistry plans the pool's name, size class and emptiness.
@@ -243,12 +296,16 @@ func planEndpoints(out *plan, id model.PoolID, old, next *poolState) {
 		e := old.endpoints[name]
 		if stays := next.endpoints[name]; e.listed && (!stays.listed || stays.handle != e.handle) {
 			out.remove(mapEndpoints, mark(e.handle))
+			out.remove(mapNodes, mark(e.handle))
+			out.remove(mapMembers, rowKey(old.mark, int(e.node)))
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(next.endpoints)) {
 		e := next.endpoints[name]
 		if was := old.endpoints[name]; e.listed && (!was.listed || was.handle != e.handle) {
 			out.add(mapEndpoints, mark(e.handle), e.address.AsSlice(), fmt.Sprintf("%d %s", next.mark, name))
+			out.add(mapNodes, mark(e.handle), mark(e.node), "")
+			out.add(mapMembers, rowKey(next.mark, int(e.node)), mark(e.handle), "")
 		}
 	}
 }
@@ -271,6 +328,7 @@ func (s *state) planPoolGone(id model.PoolID) *plan {
 	planRows(out, old, gone)
 	planEndpoints(out, id, old, gone)
 	out.commit = func() {
+		s.useNodes(old, gone)
 		delete(s.pools, id)
 		delete(s.poolOf, old.mark)
 	}
@@ -293,10 +351,10 @@ func (s *state) planFrontend(f model.Frontend) (*plan, error) {
 	}
 	next := &frontendState{digest: f.Digest(), pool: pool.mark, target: f.TargetPort, timeout: s.timeoutFor(f.AffinityTimeout),
 		number: old.number, forwarding: f.Forwarding, handover: f.Handover, limits: limits}
-	// A number of its own for each pair of frontend and pool: a client remembered for another pool is not known here.
+	// The number stays with the frontend, whatever pools it gets of its tenant: by it clients are remembered.
 	if next.timeout == 0 {
 		next.number = 0
-	} else if old.number == 0 || old.pool != next.pool {
+	} else if old.number == 0 || s.poolOf[old.pool].Tenant() != f.Tenant {
 		s.lastNumber++
 		next.number = s.lastNumber
 	}

@@ -241,24 +241,47 @@ func (f family) hash(size int, length uint32) expr.Any {
 	return &expr.Hash{SourceRegister: register(4), DestRegister: 1, Length: length, Modulus: uint32(size), Seed: hashSeed, Type: expr.HashTypeJenkins}
 }
 
-// handleFromRow sets the packet mark (a pool) to the handle of the endpoint at the pool's row.
+// handleFromRow sets the packet mark (a pool) to the handle of the endpoint at the pool's row, or of its node.
 func handleFromRow(set string) statement {
 	return statement{"meta mark set meta mark . ct mark map @" + set, setMark(loadMark(0), loadCtMark(1), lookupInto(set, 0, 0))}
 }
 
-// handleFromClient sets the packet mark to the handle that the client was given before, if it was.
-func (f family) handleFromClient(set string) statement {
+// markFromMark sets the packet mark to what the map says of it.
+func markFromMark(set string) statement {
+	return statement{"meta mark set meta mark map @" + set, setMark(loadMark(0), lookupInto(set, 0, 0))}
+}
+
+// ctMarkFromMark copies the packet mark to the connection mark.
+func ctMarkFromMark() statement { return statement{"ct mark set meta mark", setCtMark(loadMark(0))} }
+
+// nodeFromClient sets the packet mark to the node that the client was given before, if it was.
+func (f family) nodeFromClient(set string) statement {
 	return statement{"meta mark set ct mark . " + f.name + " saddr map @" + set, setMark(loadCtMark(0),
 		&expr.Payload{DestRegister: register(1), Base: expr.PayloadBaseNetworkHeader, Offset: f.source, Len: f.size}, lookupInto(set, 0, 0))}
 }
 
-// rememberClient stores the packet mark, a handle, for the client, for as long as the timeout from now.
+// rememberClient stores the packet mark, a node, for the client, for as long as the timeout from now. Of a client that is remembered already
+// the kernel changes the time alone.
 func (f family) rememberClient(set string, timeout time.Duration) statement {
-	return statement{fmt.Sprintf("update @%s { ct mark . %s saddr timeout %ds : meta mark }", set, f.name, int(timeout.Seconds())), []expr.Any{
+	return f.clientOperation("update", unix.NFT_DYNSET_OP_UPDATE, set, timeout)
+}
+
+// forgetClient removes what is stored for the client.
+func (f family) forgetClient(set string) statement {
+	const remove = 2 // NFT_DYNSET_OP_DELETE (linux/netfilter/nf_tables.h)
+	return f.clientOperation("delete", remove, set, 0)
+}
+
+func (f family) clientOperation(name string, operation uint32, set string, timeout time.Duration) statement {
+	text := fmt.Sprintf("%s @%s { ct mark . %s saddr", name, set, f.name)
+	if timeout > 0 {
+		text += fmt.Sprintf(" timeout %ds", int(timeout.Seconds()))
+	}
+	return statement{text + " : meta mark }", []expr.Any{
 		loadCtMark(0),
 		&expr.Payload{DestRegister: register(1), Base: expr.PayloadBaseNetworkHeader, Offset: f.source, Len: f.size},
 		loadMark(8),
-		&expr.Dynset{SrcRegKey: 1, SrcRegData: register(8), SetName: set, Operation: uint32(unix.NFT_DYNSET_OP_UPDATE), Timeout: timeout},
+		&expr.Dynset{SrcRegKey: 1, SrcRegData: register(8), SetName: set, Operation: operation, Timeout: timeout},
 	}}
 }
 

@@ -147,6 +147,34 @@ func TestLocalPolicyHasItsOwnPoolAndMayBeEmpty(t *testing.T) {
 	}
 }
 
+func TestALocalPoolStaysTheSameWhilePodsMove(t *testing.T) {
+	h := testHub()
+	h.SetAddresses(addressesOf("tenant-a", "198.51.100.11", "198.51.100.12"))
+	with := func(name, vip string, nodes ...string) LoadBalancer {
+		return lb("tenant-a", name, vips(vip), local(nodes...))
+	}
+	h.SetLoadBalancer(with("web", "203.0.113.1", "198.51.100.11"))
+	h.SetLoadBalancer(with("api", "203.0.113.2", "198.51.100.11"))
+	first := h.Flush().Model
+	if len(first.UpsertPools) != 2 {
+		t.Fatalf("each LoadBalancer has its pool: %v", first.UpsertPools)
+	}
+	h.SetLoadBalancer(with("web", "203.0.113.1", "198.51.100.11", "198.51.100.12"))
+	joined := h.Flush().Model
+	if len(joined.UpsertPools) != 1 || len(joined.UpsertFrontends)+len(joined.DeletePools) != 0 || len(joined.UpsertPools[0].Endpoints) != 2 {
+		t.Errorf("a pod starts on another node: %+v", joined)
+	}
+	h.SetLoadBalancer(with("web", "203.0.113.1", "198.51.100.12"))
+	left := h.Flush().Model
+	if len(left.UpsertPools) != 1 || len(left.UpsertFrontends)+len(left.DeletePools) != 0 || left.UpsertPools[0].ID != joined.UpsertPools[0].ID {
+		t.Errorf("a pod ends: %+v", left)
+	}
+	h.DeleteLoadBalancer(with("web", "203.0.113.1").ObjectName)
+	if gone := h.Flush().Model; len(gone.DeletePools) != 1 || gone.DeletePools[0] != left.UpsertPools[0].ID {
+		t.Errorf("the pool goes with its LoadBalancer: %+v", gone)
+	}
+}
+
 func TestANodeThatIsNewInALocalSetWaitsForItsHealthCheck(t *testing.T) {
 	h := testHub()
 	h.SetAddresses(addressesOf("tenant-a", "198.51.100.11", "198.51.100.12"))

@@ -135,12 +135,16 @@ func (h *Hub) retarget(p *pool, targets []Target, before map[Target]bool) {
 func (h *Hub) usePool(e *entry, t *translation, v4 bool) model.PoolID {
 	wanted := t.pool(v4, e.source)
 	p := h.pools[wanted.id]
-	if p == nil {
+	switch {
+	case p == nil:
 		p = wanted
 		h.pools[p.id] = p
 		if p.source != nil {
 			p.source.pools[p] = true
 		}
+	case !slices.Equal(p.addresses, wanted.addresses):
+		p.addresses = wanted.addresses
+		h.markPool(p)
 	}
 	if !slices.Contains(e.pools, p) {
 		e.pools = append(e.pools, p)
@@ -153,7 +157,8 @@ func (h *Hub) usePool(e *entry, t *translation, v4 bool) model.PoolID {
 }
 
 // pool describes the pool of one family: its name says where the endpoints come from and how they are checked, so that
-// LoadBalancers of a tenant that agree on both share it.
+// LoadBalancers of a tenant that agree on both share it. Endpoints with a ready pod are one LoadBalancer's: their pool has its name, and stays
+// the same pool while pods come and go.
 func (t *translation) pool(v4 bool, from *source) *pool {
 	p := &pool{tenant: t.tenant.Name, v4: v4}
 	suffix := "v6"
@@ -171,6 +176,8 @@ func (t *translation) pool(v4 bool, from *source) *pool {
 	switch {
 	case local:
 		p.addresses = ofFamily(t.local, v4)
+		p.id = model.PoolID(p.tenant + "/lb-" + shortName(t.lb.Name) + "." + suffix)
+		return p
 	case from != nil:
 		p.source = from
 		p.id = model.PoolID(p.tenant + "/" + shortName(from.name.Name) + "." + suffix)

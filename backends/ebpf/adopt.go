@@ -19,7 +19,7 @@ func (k *kernel) adopt() (*state, error) {
 		return nil, fmt.Errorf("map %s: %w", mapNumbers, err)
 	}
 	s.last.Layout = layoutVersion
-	for _, step := range []func(*state) error{k.adoptPools, k.adoptServices, k.adoptAddresses} {
+	for _, step := range []func(*state) error{k.adoptPools, k.adoptMembers, k.adoptServices, k.adoptAddresses} {
 		if err := step(s); err != nil {
 			return nil, fmt.Errorf("take over what is in %s: %w", k.dir, err)
 		}
@@ -119,6 +119,35 @@ func (k *kernel) adoptEndpoints(s *state, byNumber map[uint32]*poolState, orphan
 		}
 	}
 	return endpoints.Err()
+}
+
+// adoptMembers brings the addresses of pools in line with their endpoints. Before layout 5 there were none.
+func (k *kernel) adoptMembers(s *state) error {
+	is := map[memberKey]uint32{}
+	for _, pool := range s.pools {
+		for _, e := range pool.endpoints {
+			is[memberKey{pool.number, addressOf(e.address)}] = e.handle
+		}
+	}
+	fix := &plan{}
+	var key memberKey
+	var had uint32
+	members := k.maps[mapMembers].Iterate()
+	for members.Next(&key, &had) {
+		switch handle, known := is[key]; {
+		case !known:
+			fix.remove(mapMembers, key)
+		case handle == had:
+			delete(is, key)
+		}
+	}
+	if err := members.Err(); err != nil {
+		return err
+	}
+	for key, handle := range is {
+		fix.set(mapMembers, key, handle)
+	}
+	return k.apply(fix.writes)
 }
 
 // unused are the numbers up to the last one that nobody has. The last one is not less than any that is used, or a number would be given twice;

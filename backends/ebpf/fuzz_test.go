@@ -17,7 +17,7 @@ import (
 )
 
 // adoptedMaps are those that adopt reads, in the order in which the fuzzer names them. Tables of rows are files of the kernel, and are there or not.
-var adoptedMaps = []string{mapNumbers, mapPoolRecords, mapEndpointRecords, mapServiceRecords, mapEndpoints, mapServices, mapFrontends, mapSourceRanges, mapLimits, mapHandovers, mapAddresses, mapPools}
+var adoptedMaps = []string{mapNumbers, mapPoolRecords, mapEndpointRecords, mapServiceRecords, mapEndpoints, mapServices, mapFrontends, mapSourceRanges, mapLimits, mapHandovers, mapAddresses, mapPools, mapMembers}
 
 // fewPlaces is what maps hold here: the kernel looks at all of a map's places when it lists its elements. mostElements are as many as leave room.
 const fewPlaces, mostElements = 512, 300
@@ -33,7 +33,7 @@ func mapsAlone(t testing.TB) *kernel {
 	k := &kernel{maps: map[string]*ebpf.Map{}, tables: map[uint32]*ebpf.Map{}, dir: "maps"}
 	specs := recordMaps()
 	for name, m := range spec.Maps {
-		if slices.Contains(append(adoptedMaps, mapServiceCounters, mapEndpointCounters), name) && name != mapNumbers {
+		if slices.Contains(append(adoptedMaps, mapServiceCounters, mapEndpointCounters, mapClients), name) && name != mapNumbers {
 			specs = append(specs, m)
 		}
 	}
@@ -293,6 +293,8 @@ func spoilt(t testing.TB, k *kernel) (all [][]byte) {
 	vip := frontendKeyOf(model.FrontendKey{VIP: theVIP[true], Protocol: model.TCP, Port: portPlain})
 	add(mapNumbers, uint32(0), numbers{layoutVersion, 1<<32 - 1, 1<<32 - 1, 1<<32 - 1, 1<<32 - 1})
 	add(mapNumbers, uint32(0), numbers{Layout: layoutVersion})
+	add(mapMembers, memberKey{9, addressOf(theNode[true])}, uint32(1))
+	add(mapMembers, memberKey{1, addressOf(theNode[true])}, uint32(1<<32-1))
 	add(mapPoolRecords, uint32(1<<32-1), name("a/far"))
 	add(mapPoolRecords, uint32(0), name("a/none"))
 	add(mapPoolRecords, uint32(9), name(""))
@@ -392,11 +394,62 @@ func FuzzPinnedMaps(f *testing.F) {
 		requireSame(t, s.digests(), next.digests())
 
 		k.purge(t, s)
-		for _, table := range []string{mapPoolRecords, mapEndpointRecords, mapServiceRecords, mapFrontends, mapSourceRanges, mapLimits, mapHandovers, mapAddresses} {
+		for _, table := range []string{mapPoolRecords, mapEndpointRecords, mapServiceRecords, mapFrontends, mapSourceRanges, mapLimits, mapHandovers, mapAddresses, mapMembers} {
 			require.Empty(t, keysOf(t, k.maps[table]), table)
 		}
 		k.empty(t, places)
 	})
+}
+
+// Until layout 4 a client was remembered by the number of an endpoint in a pool, and pools' members were not written down.
+func TestClientsOfAnEarlierVersionAreRemembered(t *testing.T) {
+	k := mapsAlone(t)
+	s := newState()
+	pools, frontends := fixtures()
+	k.serve(t, s, pools, frontends)
+	f := s.frontends[frontends[0].FrontendKey]
+	var pool *poolState
+	for _, p := range s.pools {
+		if p.number == f.Pool {
+			pool = p
+		}
+	}
+	former, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.LRUHash, KeySize: 24, ValueSize: 12, MaxEntries: 64})
+	require.NoError(t, err)
+	defer former.Close()
+	type formerKey struct {
+		Service, Pool uint32
+		Client        address
+	}
+	want := map[clientKey]remembered{}
+	client := netip.MustParseAddr("192.0.2.1")
+	for _, e := range pool.endpoints {
+		require.NoError(t, former.Put(formerKey{f.number, f.Pool, addressOf(client)}, []uint32{e.handle, e.generation, 7}))
+		want[clientKey{f.number, addressOf(client)}] = remembered{addressOf(e.address), 7}
+		// Of another pool, and of an endpoint of before.
+		require.NoError(t, former.Put(formerKey{f.number, f.Pool + 1, addressOf(client.Next())}, []uint32{e.handle, e.generation, 7}))
+		require.NoError(t, former.Put(formerKey{f.number, f.Pool, addressOf(client.Next())}, []uint32{e.handle, e.generation + 100, 7}))
+		client = client.Next().Next()
+	}
+	require.NotEmpty(t, want)
+	require.NoError(t, k.inheritClients(former))
+	got := map[clientKey]remembered{}
+	var key clientKey
+	var value remembered
+	all := k.maps[mapClients].Iterate()
+	for all.Next(&key, &value) {
+		got[key] = value
+	}
+	require.NoError(t, all.Err())
+	require.Equal(t, want, got)
+
+	members := keysOf(t, k.maps[mapMembers])
+	for _, key := range members {
+		require.NoError(t, k.maps[mapMembers].Delete(key))
+	}
+	_, err = k.adopt()
+	require.NoError(t, err)
+	require.ElementsMatch(t, members, keysOf(t, k.maps[mapMembers]))
 }
 
 func TestNumbersThatAreTooLowAreNotGivenAgain(t *testing.T) {

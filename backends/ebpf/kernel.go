@@ -46,11 +46,14 @@ type kernel struct {
 }
 
 // layoutVersion changes with what the pinned maps mean. What is of oldestLayout or later this version goes on with: 3 has limits as well, 4
-// handovers in place of formers.
-const layoutVersion, oldestLayout = 4, 2
+// handovers in place of formers, 5 clients and members in place of affinities.
+const layoutVersion, oldestLayout = 5, 2
 
-// mapBeforeLayout4 is a map that there is no more.
-const mapBeforeLayout4 = "formers"
+// Maps that there are no more.
+const (
+	mapBeforeLayout4 = "formers"
+	mapBeforeLayout5 = "affinities"
+)
 
 // load loads the programs, with the maps that an earlier process left.
 func load(o options, stateDir string) (*kernel, error) {
@@ -70,10 +73,57 @@ func load(o options, stateDir string) (*kernel, error) {
 	if err := k.loadPrograms(); err != nil {
 		return nil, errors.Join(err, k.close(false))
 	}
-	if err := os.Remove(filepath.Join(k.dir, mapBeforeLayout4)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := k.inherit(); err != nil {
 		return nil, errors.Join(err, k.close(false))
 	}
 	return k, nil
+}
+
+// inherit takes over what is in maps that there are no more, and removes them.
+func (k *kernel) inherit() error {
+	former, err := ebpf.LoadPinnedMap(filepath.Join(k.dir, mapBeforeLayout5), nil)
+	if err == nil {
+		err = errors.Join(k.inheritClients(former), former.Close())
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("take over the clients that are remembered in %s: %w", k.dir, err)
+	}
+	for _, name := range []string{mapBeforeLayout4, mapBeforeLayout5} {
+		if err := os.Remove(filepath.Join(k.dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// inheritClients remembers clients that a version of layout 4 or earlier has remembered, by the number of their endpoint in a pool.
+func (k *kernel) inheritClients(former *ebpf.Map) error {
+	var key struct {
+		Service, Pool uint32
+		Client        address
+	}
+	var value struct{ Endpoint, Generation, Seen uint32 }
+	if int(former.KeySize()) != binary.Size(key) || int(former.ValueSize()) != binary.Size(value) {
+		return nil // somebody else's
+	}
+	all := former.Iterate()
+	for all.Next(&key, &value) {
+		var s service
+		var e endpoint
+		if k.maps[mapServices].Lookup(key.Service, &s) != nil || k.maps[mapEndpoints].Lookup(value.Endpoint, &e) != nil {
+			continue // it has no place in the tables
+		}
+		if s.Pool != key.Pool || e.Generation != value.Generation {
+			continue
+		}
+		if err := k.maps[mapClients].Put(clientKey{key.Service, key.Client}, remembered{e.Address, value.Seen}); err != nil {
+			return err
+		}
+	}
+	if err := all.Err(); !errors.Is(err, ebpf.ErrIterationAborted) {
+		return err
+	}
+	return nil // so many come and go that not all can be seen
 }
 
 // pinName is the name of a gateway's directory in the BPF file system.
@@ -101,7 +151,7 @@ func (k *kernel) loadTc() error {
 	}
 	k.objects = objects
 	k.maps[mapAddresses], k.maps[mapFrontends], k.maps[mapServices], k.maps[mapEndpoints] = objects.Addresses, objects.Frontends, objects.Services, objects.Endpoints
-	k.maps[mapHandovers] = objects.Handovers
+	k.maps[mapHandovers], k.maps[mapMembers], k.maps[mapClients] = objects.Handovers, objects.Members, objects.Clients
 	k.maps[mapLimits] = objects.Limits
 	k.maps[mapSourceRanges], k.maps[mapServiceCounters], k.maps[mapEndpointCounters] = objects.SourceRanges, objects.ServiceCounters, objects.EndpointCounters
 	return nil

@@ -65,6 +65,18 @@ type (
 		Length, Service uint32
 		Source          address
 	}
+	memberKey struct {
+		Pool     uint32
+		Endpoint address
+	}
+	clientKey struct {
+		Service uint32
+		Client  address
+	}
+	remembered struct {
+		Endpoint address
+		Seen     uint32
+	}
 	tuple struct {
 		Source, Destination         address
 		SourcePort, DestinationPort port

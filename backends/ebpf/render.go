@@ -92,6 +92,8 @@ func (k rangeKey) String() string {
 	return fmt.Sprintf("service %d from %s, %d bits", k.Service, k.Source, k.Length-32)
 }
 
+func (k memberKey) String() string { return fmt.Sprintf("pool %d at %s", k.Pool, k.Endpoint) }
+
 func (k addressKey) String() string { return k.Address.String() }
 
 func (k frontendKey) String() string {

@@ -112,6 +112,8 @@ const (
 	mapServices  = "services"
 	mapEndpoints = "endpoints"
 	mapPools     = "pools"
+	mapMembers   = "members"
+	mapClients   = "clients"
 
 	mapSourceRanges = "source_ranges"
 	mapHandovers    = "handovers"
@@ -153,7 +155,9 @@ func (s *state) planPool(p model.Pool, from sourceFor) (*plan, error) {
 		listed[i] = true
 	}
 	handles := make([]uint32, len(p.Endpoints))
+	addresses := map[netip.Addr]bool{}
 	for i, e := range p.Endpoints {
+		addresses[e.Address] = true
 		if len(e.ID) > maxEndpointName {
 			return nil, fmt.Errorf("endpoint id of %d characters: at most %d", len(e.ID), maxEndpointName)
 		}
@@ -168,6 +172,7 @@ func (s *state) planPool(p model.Pool, from sourceFor) (*plan, error) {
 			record := endpointRecord{Pool: next.number}
 			copy(record.ID[:], e.ID)
 			out.set(mapEndpointRecords, known.handle, record)
+			out.set(mapMembers, memberKey{next.number, addressOf(known.address)}, known.handle)
 		}
 		handles[i] = known.handle
 		next.endpoints[e.ID] = known
@@ -187,6 +192,9 @@ func (s *state) planPool(p model.Pool, from sourceFor) (*plan, error) {
 		if next.endpoints[id].handle != e.handle {
 			left = append(left, e)
 			out.leave(e)
+			if !addresses[e.address] {
+				out.remove(mapMembers, memberKey{old.number, addressOf(e.address)})
+			}
 			continue
 		}
 		count(roles, e.source, roleSource, -1)
@@ -430,6 +438,7 @@ func (s *state) planPoolGone(id model.PoolID) *plan {
 	// Its frontends may have another pool now, and their connections go on.
 	for _, e := range old.endpoints {
 		out.leave(e)
+		out.remove(mapMembers, memberKey{old.number, addressOf(e.address)})
 	}
 	out.remove(mapPools, old.number)
 	out.remove(mapPoolRecords, old.number)

@@ -229,24 +229,30 @@ static __always_inline int reserve_port(struct scratch *s)
 	return CHOSEN;
 }
 
-// remembered is the endpoint that the client has had, while it may get new flows.
-static __always_inline __u32 remembered(const struct scratch *s, const struct affinity_key *key, __u32 seconds)
+// endpoint_of is the endpoint that the client has had, while the service's pool has it and it may get new flows.
+static __always_inline __u32 endpoint_of(const struct scratch *s, const struct client_key *key, const struct service *service)
 {
-	struct affinity *a = bpf_map_lookup_elem(&affinities, key);
+	struct remembered *r = bpf_map_lookup_elem(&clients, key);
+	struct member_key member = {.pool = service->pool};
 	struct endpoint *endpoint;
+	__u32 *handle;
 
 	// A unit of the clock is 1.07 seconds.
-	if (!a || (__u64)(now(s) - a->seen) << 30 > (__u64)seconds * 1000000000)
+	if (!r || (__u64)(now(s) - r->seen) << 30 > (__u64)service->affinity * 1000000000)
 		return 0;
-	endpoint = bpf_map_lookup_elem(&endpoints, &a->endpoint);
-	return endpoint && endpoint->generation == a->generation && endpoint->state == LISTED ? a->endpoint : 0;
+	member.endpoint = r->endpoint;
+	handle = bpf_map_lookup_elem(&members, &member);
+	if (!handle)
+		return 0;
+	endpoint = bpf_map_lookup_elem(&endpoints, handle);
+	return endpoint && endpoint->state == LISTED ? *handle : 0;
 }
 
 // pick chooses the endpoint of a new flow; 0 if there is none.
 static __always_inline __u32 pick(const struct scratch *s, __u32 number, const struct service *service)
 {
 	const struct tuple *t = &s->packet.tuple;
-	struct affinity_key key = {.service = number, .pool = service->pool, .client = t->source};
+	struct client_key key = {.service = number, .client = t->source};
 	__u32 *rows, *handle, row, endpoint;
 	void *table = bpf_map_lookup_elem(&pools, &service->pool);
 
@@ -255,19 +261,19 @@ static __always_inline __u32 pick(const struct scratch *s, __u32 number, const s
 	rows = bpf_map_lookup_elem(table, &(__u32){0});
 	if (!rows || !*rows)
 		return 0;
-	if (service->affinity && (endpoint = remembered(s, &key, service->affinity)))
+	if (service->affinity && (endpoint = endpoint_of(s, &key, service)))
 		return endpoint;
 	row = flow_hash(t, !service->affinity) % *rows + 1;
 	handle = bpf_map_lookup_elem(table, &row);
 	return handle ? *handle : 0;
 }
 
-static __always_inline void remember(const struct tuple *t, __u32 number, const struct service *service, const struct flow *f)
+static __always_inline void remember(const struct scratch *s, __u32 number)
 {
-	struct affinity_key key = {.service = number, .pool = service->pool, .client = t->source};
-	struct affinity a = {.endpoint = f->endpoint, .generation = f->endpoint_generation, .seen = f->seen};
+	struct client_key key = {.service = number, .client = s->packet.tuple.source};
+	struct remembered r = {.endpoint = s->endpoint, .seen = s->flow.seen};
 
-	bpf_map_update_elem(&affinities, &key, &a, BPF_ANY);
+	bpf_map_update_elem(&clients, &key, &r, BPF_ANY);
 }
 
 static __always_inline void count_connection(const struct flow *f)
@@ -340,7 +346,7 @@ static __always_inline int choose(struct scratch *s, __u32 number, const struct 
 	}
 	bpf_map_update_elem(&young_flows, t, f, BPF_ANY);
 	if (service->affinity)
-		remember(t, number, service, f);
+		remember(s, number);
 	count_connection(f);
 	return CHOSEN;
 }

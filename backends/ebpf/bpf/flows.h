@@ -240,6 +240,21 @@ static __always_inline void settle(struct scratch *s, struct flow *f)
 	}
 }
 
+// has_fallen_silent tells whether the flow's endpoint has left and has sent nothing since the client sent something, some time ago. A client that
+// opens a connection between the ports of one that it has lost meets another endpoint then. An endpoint that is there answers: so a
+// SYN with a false source address ends nothing.
+static __always_inline int has_fallen_silent(struct scratch *s, const struct flow *f)
+{
+	struct addr address;
+	struct flow *answers;
+
+	if (now(s) == f->seen || valid(f, 0, &address))
+		return 0;
+	turn_key(&s->packet.tuple, f, &s->twin_key);
+	answers = bpf_map_lookup_elem(&flows, &s->twin_key);
+	return !answers || (__s32)(answers->seen - f->seen) < 0;
+}
+
 // known finds the packet's flow, and notes what the packet means for it.
 static __always_inline int known(struct scratch *s)
 {
@@ -255,7 +270,7 @@ static __always_inline int known(struct scratch *s)
 	first = opens(p) && !(f->state & STATE_REPLY);
 	// Who asks again for a connection that nobody has answered may as well ask somebody else, and who opens one between the
 	// ports of one that has ended opens another. What an endpoint has answered before it left is still an answer.
-	if (!valid(f, f->state & STATE_REPLY || (tcp && !(young && first)), &s->endpoint) || (first && f->state & (STATE_OVER | STATE_RESET))) {
+	if (!valid(f, f->state & STATE_REPLY || (tcp && !(young && first)), &s->endpoint) || (first && (f->state & (STATE_OVER | STATE_RESET) || has_fallen_silent(s, f)))) {
 		turn_around(&p->tuple, f, &s->twin_key, &s->twin);
 		forget(&p->tuple, &s->twin_key);
 		return 0;

@@ -215,18 +215,26 @@ struct {
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 } source_ranges SEC(".maps");
 
-// Which endpoint a client of a service with affinity has had.
-struct affinity_key {
-	__u32 service, pool;
+// Which endpoint a client of a service with affinity has had: its address, since another pool has the same one by another number.
+struct client_key {
+	__u32 service;
 	struct addr client;
 };
 
-struct affinity {
-	__u32 endpoint, generation;
+struct remembered {
+	struct addr endpoint;
 	__u32 seen; // seconds, see now()
 };
 
-MAP(BPF_MAP_TYPE_LRU_HASH, struct affinity_key, struct affinity, 1 << 17, 0) affinities SEC(".maps");
+MAP(BPF_MAP_TYPE_LRU_HASH, struct client_key, struct remembered, 1 << 17, 0) clients SEC(".maps");
+
+// The endpoint that a pool has at an address.
+struct member_key {
+	__u32 pool;
+	struct addr endpoint;
+};
+
+MAP(BPF_MAP_TYPE_HASH, struct member_key, __u32, MAX_ENDPOINTS, BPF_F_NO_PREALLOC) members SEC(".maps");
 
 // The rows of a pool: the first element is their number, the others are endpoints.
 struct rows {

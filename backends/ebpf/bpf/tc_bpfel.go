@@ -17,8 +17,8 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	TcMapAddresses        = "addresses"
-	TcMapAffinities       = "affinities"
 	TcMapBudgets          = "budgets"
+	TcMapClients          = "clients"
 	TcMapEnded            = "ended"
 	TcMapEndedCount       = "ended_count"
 	TcMapEndpointCounters = "endpoint_counters"
@@ -29,6 +29,7 @@ const (
 	TcMapHandovers        = "handovers"
 	TcMapInterfaces       = "interfaces"
 	TcMapLimits           = "limits"
+	TcMapMembers          = "members"
 	TcMapNumbers          = "numbers"
 	TcMapPools            = "pools"
 	TcMapProofs           = "proofs"
@@ -97,8 +98,8 @@ type TcProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type TcMapSpecs struct {
 	Addresses        *ebpf.MapSpec `ebpf:"addresses"`
-	Affinities       *ebpf.MapSpec `ebpf:"affinities"`
 	Budgets          *ebpf.MapSpec `ebpf:"budgets"`
+	Clients          *ebpf.MapSpec `ebpf:"clients"`
 	Ended            *ebpf.MapSpec `ebpf:"ended"`
 	EndedCount       *ebpf.MapSpec `ebpf:"ended_count"`
 	EndpointCounters *ebpf.MapSpec `ebpf:"endpoint_counters"`
@@ -109,6 +110,7 @@ type TcMapSpecs struct {
 	Handovers        *ebpf.MapSpec `ebpf:"handovers"`
 	Interfaces       *ebpf.MapSpec `ebpf:"interfaces"`
 	Limits           *ebpf.MapSpec `ebpf:"limits"`
+	Members          *ebpf.MapSpec `ebpf:"members"`
 	Numbers          *ebpf.MapSpec `ebpf:"numbers"`
 	Pools            *ebpf.MapSpec `ebpf:"pools"`
 	Proofs           *ebpf.MapSpec `ebpf:"proofs"`
@@ -151,8 +153,8 @@ func (o *TcObjects) Close() error {
 // It can be passed to LoadTcObjects or ebpf.CollectionSpec.LoadAndAssign.
 type TcMaps struct {
 	Addresses        *ebpf.Map `ebpf:"addresses"`
-	Affinities       *ebpf.Map `ebpf:"affinities"`
 	Budgets          *ebpf.Map `ebpf:"budgets"`
+	Clients          *ebpf.Map `ebpf:"clients"`
 	Ended            *ebpf.Map `ebpf:"ended"`
 	EndedCount       *ebpf.Map `ebpf:"ended_count"`
 	EndpointCounters *ebpf.Map `ebpf:"endpoint_counters"`
@@ -163,6 +165,7 @@ type TcMaps struct {
 	Handovers        *ebpf.Map `ebpf:"handovers"`
 	Interfaces       *ebpf.Map `ebpf:"interfaces"`
 	Limits           *ebpf.Map `ebpf:"limits"`
+	Members          *ebpf.Map `ebpf:"members"`
 	Numbers          *ebpf.Map `ebpf:"numbers"`
 	Pools            *ebpf.Map `ebpf:"pools"`
 	Proofs           *ebpf.Map `ebpf:"proofs"`
@@ -180,8 +183,8 @@ type TcMaps struct {
 func (m *TcMaps) Close() error {
 	return _TcClose(
 		m.Addresses,
-		m.Affinities,
 		m.Budgets,
+		m.Clients,
 		m.Ended,
 		m.EndedCount,
 		m.EndpointCounters,
@@ -192,6 +195,7 @@ func (m *TcMaps) Close() error {
 		m.Handovers,
 		m.Interfaces,
 		m.Limits,
+		m.Members,
 		m.Numbers,
 		m.Pools,
 		m.Proofs,

@@ -17,7 +17,7 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	XDPMapAddresses        = "addresses"
-	XDPMapAffinities       = "affinities"
+	XDPMapClients          = "clients"
 	XDPMapEndpointCounters = "endpoint_counters"
 	XDPMapEndpoints        = "endpoints"
 	XDPMapFlows            = "flows"
@@ -26,6 +26,7 @@ const (
 	XDPMapHandovers        = "handovers"
 	XDPMapInterfaces       = "interfaces"
 	XDPMapLimits           = "limits"
+	XDPMapMembers          = "members"
 	XDPMapNumbers          = "numbers"
 	XDPMapPools            = "pools"
 	XDPMapProofs           = "proofs"
@@ -91,7 +92,7 @@ type XDPProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type XDPMapSpecs struct {
 	Addresses        *ebpf.MapSpec `ebpf:"addresses"`
-	Affinities       *ebpf.MapSpec `ebpf:"affinities"`
+	Clients          *ebpf.MapSpec `ebpf:"clients"`
 	EndpointCounters *ebpf.MapSpec `ebpf:"endpoint_counters"`
 	Endpoints        *ebpf.MapSpec `ebpf:"endpoints"`
 	Flows            *ebpf.MapSpec `ebpf:"flows"`
@@ -100,6 +101,7 @@ type XDPMapSpecs struct {
 	Handovers        *ebpf.MapSpec `ebpf:"handovers"`
 	Interfaces       *ebpf.MapSpec `ebpf:"interfaces"`
 	Limits           *ebpf.MapSpec `ebpf:"limits"`
+	Members          *ebpf.MapSpec `ebpf:"members"`
 	Numbers          *ebpf.MapSpec `ebpf:"numbers"`
 	Pools            *ebpf.MapSpec `ebpf:"pools"`
 	Proofs           *ebpf.MapSpec `ebpf:"proofs"`
@@ -141,7 +143,7 @@ func (o *XDPObjects) Close() error {
 // It can be passed to LoadXDPObjects or ebpf.CollectionSpec.LoadAndAssign.
 type XDPMaps struct {
 	Addresses        *ebpf.Map `ebpf:"addresses"`
-	Affinities       *ebpf.Map `ebpf:"affinities"`
+	Clients          *ebpf.Map `ebpf:"clients"`
 	EndpointCounters *ebpf.Map `ebpf:"endpoint_counters"`
 	Endpoints        *ebpf.Map `ebpf:"endpoints"`
 	Flows            *ebpf.Map `ebpf:"flows"`
@@ -150,6 +152,7 @@ type XDPMaps struct {
 	Handovers        *ebpf.Map `ebpf:"handovers"`
 	Interfaces       *ebpf.Map `ebpf:"interfaces"`
 	Limits           *ebpf.Map `ebpf:"limits"`
+	Members          *ebpf.Map `ebpf:"members"`
 	Numbers          *ebpf.Map `ebpf:"numbers"`
 	Pools            *ebpf.Map `ebpf:"pools"`
 	Proofs           *ebpf.Map `ebpf:"proofs"`
@@ -167,7 +170,7 @@ type XDPMaps struct {
 func (m *XDPMaps) Close() error {
 	return _XDPClose(
 		m.Addresses,
-		m.Affinities,
+		m.Clients,
 		m.EndpointCounters,
 		m.Endpoints,
 		m.Flows,
@@ -176,6 +179,7 @@ func (m *XDPMaps) Close() error {
 		m.Handovers,
 		m.Interfaces,
 		m.Limits,
+		m.Members,
 		m.Numbers,
 		m.Pools,
 		m.Proofs,

@@ -5,13 +5,13 @@ import (
 	"time"
 )
 
-// watchInterval is how often WatchBy looks.
-const watchInterval = 2 * time.Second
+// WatchInterval is how often backends look for what concerns no packet.
+const WatchInterval = 2 * time.Second
 
-// WatchBy is a Watch for backends that hear of nothing by themselves: it has them look every two seconds until ctx ends. look
-// is given the time for the faults that it reports.
-func WatchBy(ctx context.Context, look func(now time.Time)) error {
-	ticker := time.NewTicker(watchInterval)
+// WatchBy is a Watch for backends that hear of nothing by themselves: it has them look this often until ctx ends. look is given the time for
+// the faults that it reports.
+func WatchBy(ctx context.Context, every time.Duration, look func(now time.Time)) error {
+	ticker := time.NewTicker(every)
 	defer ticker.Stop()
 	for {
 		select {

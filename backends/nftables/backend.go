@@ -352,14 +352,22 @@ func (t *table) addStats(c *nft.Conn, stats *dataplane.Stats) error {
 	return nil
 }
 
-// Watch reports when the tables are gone, keeps the fast path and direct flows at the host's interfaces, and looks for connections that were reset.
+// Watch reports when the tables are gone, keeps the fast path and direct flows at the host's interfaces, and looks for connections that have ended.
 func (b *Backend) Watch(ctx context.Context, report func(dataplane.Fault)) error {
 	var listening sync.WaitGroup
 	defer listening.Wait()
 	listening.Go(func() {
 		b.routes.Listen(ctx, func(err error) { report(dataplane.Fault{Time: time.Now(), Message: err.Error()}) })
 	})
-	return dataplane.WatchBy(ctx, func(now time.Time) {
+	var looked time.Time
+	return dataplane.WatchBy(ctx, endsInterval, func(now time.Time) {
+		if err := b.dropEnded((*table).dropEnded); err != nil {
+			report(dataplane.Fault{Time: now, Message: err.Error()})
+		}
+		if now.Sub(looked) < dataplane.WatchInterval {
+			return
+		}
+		looked = now
 		if missing := b.lost(); missing != "" {
 			report(dataplane.Fault{Time: now, Resync: true, Message: missing + " was removed by somebody else"})
 			return
@@ -367,29 +375,36 @@ func (b *Backend) Watch(ctx context.Context, report func(dataplane.Fault)) error
 		if strayed := b.followDirect(now); strayed != "" {
 			report(dataplane.Fault{Time: now, Message: strayed})
 		}
-		if b.fast == nil || b.fast.final {
-			return
-		}
-		trouble, err := b.keepUp()
-		if trouble != "" {
+		if trouble := b.followHost(); trouble != "" {
 			report(dataplane.Fault{Time: now, Message: trouble})
 		}
-		if err != nil {
-			report(dataplane.Fault{Time: now, Message: fmt.Sprintf("look for connections that were reset: %v", err)})
+		if err := b.dropEnded((*table).dropClosing); err != nil {
+			report(dataplane.Fault{Time: now, Message: err.Error()})
 		}
 	})
 }
 
-// keepUp has the fast path follow the host, returns what is new and bad about that, and ends connections that were reset after their
-// endpoint had left.
-func (b *Backend) keepUp() (trouble string, err error) {
+// followHost has the fast path follow the host, and returns what is new and bad about that.
+func (b *Backend) followHost() (trouble string) {
 	b.busy.Lock()
 	defer b.busy.Unlock()
-	trouble = b.fast.follow()
-	for _, t := range b.tables {
-		err = errors.Join(err, t.dropReset())
+	if b.fast == nil || b.fast.final {
+		return ""
 	}
-	return trouble, err
+	return b.fast.follow()
+}
+
+// dropEnded has each table drop connections that have ended after their endpoint had left.
+func (b *Backend) dropEnded(drop func(*table) error) (err error) {
+	b.busy.Lock()
+	defer b.busy.Unlock()
+	for _, t := range b.tables {
+		err = errors.Join(err, drop(t))
+	}
+	if err != nil {
+		return fmt.Errorf("look for connections that have ended: %w", err)
+	}
+	return nil
 }
 
 // lost is missing where nothing changes meanwhile.

@@ -1,7 +1,11 @@
 package nftables
 
 import (
+	"errors"
 	"net/netip"
+	"os"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/vishvananda/netlink/nl"
@@ -20,7 +24,7 @@ import (
 // connections: another one with the same ports, and the next attempt, would go there. Established connections stay while their
 // tenant has the frontend. And stale is what began before its address was a VIP: conntrack never rewrites it.
 func (t *table) dropStale(ended ended) error {
-	s := stale{state: t.state, ended: ended}
+	s := stale{state: t.state, ended: ended, closing: closingTimeouts()}
 	if len(ended.begun) > 0 {
 		s.homes = t.state.homes()
 	}
@@ -50,37 +54,72 @@ func (e ended) note(p *plan) {
 	}
 }
 
-// lookForResets is when resets were looked for, and how long that took.
-type lookForResets struct {
-	at   time.Time
-	took time.Duration
-}
-
-// dropReset ends connections that were fast and have been reset since their endpoint left, became unhealthy or began to drain: nothing else
-// would look for them, and conntrack may keep one for days. The kernel shows only those that are noted to have been reset, but it has to
-// look at all, so this takes a share of the time at most.
-func (t *table) dropReset() error {
-	began := time.Now()
-	if began.Sub(t.resets.at) < lookShare*t.resets.took {
-		return nil
-	}
-	err := hostflows.EachMarked(t.layout.v4, notes|resetBit, ^uint32(slowBit), func(f *hostflows.Flow) bool {
-		return f.Protocol == model.TCP && stale{state: t.state}.matches(f)
-	})
-	t.resets = lookForResets{began, time.Since(began)}
-	return err
-}
-
-// openCount is how many connections frontends have that are limited. The kernel counts them and does not tell (nf_conncount), so all entries
-// have to be looked at.
-type openCount struct {
-	of   map[model.FrontendKey]uint64
+// look is when something was looked for among all entries, and how long that took.
+type look struct {
 	at   time.Time
 	took time.Duration
 }
 
 // lookShare is the part of the time that it takes at most to look at all entries again and again.
 const lookShare = 20
+
+// may reports whether it is time to look again.
+func (l look) may() bool { return time.Since(l.at) >= lookShare*l.took }
+
+// endsInterval is how often the backend looks for connections that have ended after their endpoint left: a client whose SYN meets what is left of
+// one sends it again after a second.
+const endsInterval = 500 * time.Millisecond
+
+// dropEnded ends connections that have ended since their endpoint left, became unhealthy or began to drain: nothing else would look for them, and
+// conntrack may keep one for days. The kernel shows only those with a note or a sign, but it has to look at all.
+func (t *table) dropEnded() error {
+	if !t.ends.may() {
+		return nil
+	}
+	began := time.Now()
+	matches := func(f *hostflows.Flow) bool { return f.Protocol == model.TCP && stale{state: t.state}.matches(f) }
+	err := hostflows.EachMarked(t.layout.v4, notes|endBit, ^uint32(slowBit), matches)
+	if t.state.lastDirect > directNumbers {
+		err = errors.Join(err, hostflows.EachMarked(t.layout.v4, directNumbers|unansweredBit, directMask|unansweredBit, matches))
+	}
+	t.ends = look{began, time.Since(began)}
+	return err
+}
+
+// dropClosing ends direct connections of the same kind of which the client has ended its half.
+func (t *table) dropClosing() error {
+	if t.state.lastDirect == directNumbers || !t.closing.may() {
+		return nil
+	}
+	began := time.Now()
+	s := stale{state: t.state, closing: closingTimeouts()}
+	err := hostflows.EachMarked(t.layout.v4, directNumbers, directMask, func(f *hostflows.Flow) bool { return f.Protocol == model.TCP && s.matches(f) })
+	t.closing = look{began, time.Since(began)}
+	return err
+}
+
+// closingTimeouts is how long conntrack keeps a connection after the client's last packet that the client has ended, by the state of the entry.
+// What cannot be read is not there.
+func closingTimeouts() map[uint8]time.Duration {
+	out := map[uint8]time.Duration{}
+	for state, name := range map[uint8]string{nl.TCP_CONNTRACK_FIN_WAIT: "fin_wait", nl.TCP_CONNTRACK_CLOSE_WAIT: "close_wait", nl.TCP_CONNTRACK_LAST_ACK: "last_ack"} {
+		text, err := os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_" + name)
+		if err != nil {
+			continue
+		}
+		if seconds, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 32); err == nil {
+			out[state] = time.Duration(seconds) * time.Second
+		}
+	}
+	return out
+}
+
+// openCount is how many connections frontends have that are limited. The kernel counts them and does not tell (nf_conncount), so all entries
+// have to be looked at.
+type openCount struct {
+	of map[model.FrontendKey]uint64
+	look
+}
 
 // addOpen adds how many connections the limited frontends have, or had when that was counted last.
 func (t *table) addOpen(to map[model.FrontendKey]dataplane.Counter) error {
@@ -90,11 +129,12 @@ func (t *table) addOpen(to map[model.FrontendKey]dataplane.Counter) error {
 			limited[key] = 0
 		}
 	}
-	if began := time.Now(); len(limited) > 0 && began.Sub(t.open.at) >= lookShare*t.open.took {
+	if len(limited) > 0 && t.open.may() {
+		began := time.Now()
 		if err := hostflows.EachTracked(t.layout.v4, counting(limited).look); err != nil {
 			return err
 		}
-		t.open = openCount{limited, time.Now(), time.Since(began)}
+		t.open = openCount{limited, look{time.Now(), time.Since(began)}}
 	}
 	for key := range limited {
 		c := to[key]
@@ -130,6 +170,8 @@ type stale struct {
 	state *state
 	ended
 	homes map[home]bool
+	// closing are closingTimeouts; nil: what is closing stays.
+	closing map[uint8]time.Duration
 }
 
 // home is an address of a tenant's endpoints.
@@ -153,7 +195,7 @@ func (s stale) matches(f *hostflows.Flow) bool {
 	if s.isOver(f) {
 		return true
 	}
-	if f.Protocol != model.UDP && (f.Protocol != model.TCP || !isNoConnection(f)) {
+	if f.Protocol != model.UDP && (f.Protocol != model.TCP || !isNoConnection(f) && !s.isClosed(f)) {
 		return false
 	}
 	if s.state.vips[f.VIP] == 0 && !s.ended.vips[f.VIP] {
@@ -195,7 +237,7 @@ func (s stale) isOver(f *hostflows.Flow) bool {
 // forwardingOf tells the mode in which the flow began. One that is masqueraded is answered to the gateway, any other to the client.
 func forwardingOf(f *hostflows.Flow) model.Forwarding {
 	switch {
-	case f.Mark&directMask == directNumbers:
+	case isDirect(f):
 		return model.Direct
 	case f.Answered == f.Client:
 		return model.Transparent
@@ -205,8 +247,20 @@ func forwardingOf(f *hostflows.Flow) model.Forwarding {
 
 // isNoConnection reports whether the entry of a TCP flow is of one that nobody has answered, or that has ended.
 func isNoConnection(f *hostflows.Flow) bool {
-	if f.Mark&(directMask|unansweredBit) == directNumbers|unansweredBit {
+	if isDirect(f) && f.Mark&unansweredBit != 0 {
 		return true
 	}
-	return f.State == nl.TCP_CONNTRACK_SYN_SENT || f.State == nl.TCP_CONNTRACK_TIME_WAIT || f.State == nl.TCP_CONNTRACK_CLOSE || wasReset(f)
+	return f.State == nl.TCP_CONNTRACK_SYN_SENT || f.State == nl.TCP_CONNTRACK_TIME_WAIT || f.State == nl.TCP_CONNTRACK_CLOSE || mayHaveEnded(f)
 }
+
+// closedAfter is for how long nothing comes from the client of a direct connection that the client has ended before the endpoint is taken to
+// have ended it, too. Conntrack does not see the endpoint's half. A client that still receives acknowledges what it gets.
+const closedAfter = 5 * time.Second
+
+// isClosed reports whether both ends of a direct connection seem to have ended it.
+func (s stale) isClosed(f *hostflows.Flow) bool {
+	timeout, closing := s.closing[f.State]
+	return closing && isDirect(f) && timeout-f.Expires >= closedAfter
+}
+
+func isDirect(f *hostflows.Flow) bool { return f.Mark&directMask == directNumbers }

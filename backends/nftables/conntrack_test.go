@@ -3,9 +3,12 @@ package nftables
 import (
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink/nl"
 
+	"kubelb.k8c.io/backends/dataplane/hostflows"
 	"kubelb.k8c.io/conformance/lab"
 	"kubelb.k8c.io/core/model"
 )
@@ -64,4 +67,37 @@ func TestASuccessorKnowsWhoseAFrontendWas(t *testing.T) {
 	g.restart()
 	g.apply(ownedBy("u", true, 1))
 	require.Error(t, s.Alive(), "a connection to the former tenant's endpoint goes on")
+}
+
+// Of a direct connection conntrack sees the client's half. How long that has been quiet tells whether the client has only ended its half.
+func TestAClosedDirectConnectionGoesWithItsEndpoint(t *testing.T) {
+	closing := map[uint8]time.Duration{nl.TCP_CONNTRACK_FIN_WAIT: 120 * time.Second, nl.TCP_CONNTRACK_CLOSE_WAIT: 60 * time.Second}
+	vip, there, left := netip.MustParseAddr("203.0.113.1"), endpoints(2)[0], endpoints(2)[1]
+	s := newState(families[0])
+	edits(t, s, model.Pool{ID: "t/all", Tenant: "t", Endpoints: []model.Endpoint{there}})
+	f := labFrontend(model.TCP, vip, 80, 80, "all")
+	f.Forwarding = model.Direct
+	plan, err := s.planFrontend(f)
+	require.NoError(t, err)
+	plan.commit()
+	tally(s.vips, plan.vips)
+	flow := func(endpoint model.Endpoint, state uint8, expires time.Duration, mark uint32) *hostflows.Flow {
+		return &hostflows.Flow{Protocol: model.TCP, Client: netip.MustParseAddr("192.0.2.1"), Answered: netip.MustParseAddr("192.0.2.1"), ClientPort: 1000, VIP: vip, VIPPort: 80,
+			Endpoint: endpoint.Address, EndpointPort: 80, Mark: directNumbers + 1 | mark, State: state, Expires: expires}
+	}
+	for what, of := range map[string]struct {
+		flow *hostflows.Flow
+		ends bool
+	}{
+		"established":                      {flow(left, nl.TCP_CONNTRACK_ESTABLISHED, 100*time.Second, 0), false},
+		"of an endpoint that is there":     {flow(there, nl.TCP_CONNTRACK_FIN_WAIT, time.Second, 0), false},
+		"ended by the client a moment ago": {flow(left, nl.TCP_CONNTRACK_FIN_WAIT, 116*time.Second, 0), false},
+		"ended by the client":              {flow(left, nl.TCP_CONNTRACK_FIN_WAIT, 115*time.Second, 0), true},
+		"half closed, and acknowledging":   {flow(left, nl.TCP_CONNTRACK_CLOSE_WAIT, 59*time.Second, 0), false},
+		"closed":                           {flow(left, nl.TCP_CONNTRACK_CLOSE_WAIT, 50*time.Second, 0), true},
+		"met by another SYN":               {flow(left, nl.TCP_CONNTRACK_CLOSE_WAIT, 60*time.Second, unansweredBit), true},
+		"in a state of unknown length":     {flow(left, nl.TCP_CONNTRACK_LAST_ACK, time.Second, 0), false},
+	} {
+		require.Equal(t, of.ends, stale{state: s, closing: closing}.matches(of.flow), what)
+	}
 }

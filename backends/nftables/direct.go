@@ -56,7 +56,7 @@ func (l layout) directChains() []chain {
 				{isTCPOrUDP(l.protocols()), l.markFromAnswer(mapDirect), clearMark(), untracked()},
 			}},
 		{name: "restore", hook: nft.ChainHookPostrouting, kind: nft.ChainTypeFilter, priority: 110, text: "type filter hook postrouting priority 110; policy accept;",
-			rules: [][]statement{{isDirectFlow(), goTo("restore_direct")}}},
+			rules: append([][]statement{{isDirectFlow(), goTo("restore_direct")}}, l.noteEndpointsEnd()...)},
 	}
 }
 

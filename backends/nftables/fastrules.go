@@ -7,21 +7,7 @@ import (
 	"github.com/google/nftables/expr"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
-
-	"kubelb.k8c.io/backends/dataplane/hostflows"
 )
-
-// Notes are connection marks of flows of ours that no other program has marked. slowBit: the flow stays out of the flowtable. resetBit: an
-// end has reset the connection, and nothing has come from the endpoint since. Most flows have none.
-const (
-	notes    = 0x6b756200
-	slowBit  = 0x01
-	resetBit = 0x02
-)
-
-// wasReset reports whether the connection ended by a reset. Conntrack may not know that: up to Linux 6.12 it compares the reset's sequence
-// number with the last one that it has seen itself, and takes a connection that was fast for established.
-func wasReset(f *hostflows.Flow) bool { return f.Mark&^slowBit == notes|resetBit }
 
 // chainNotes notes what only the last hook knows.
 const chainNotes = "fast_notes"
@@ -71,7 +57,7 @@ type flowRule struct{ when, then []statement }
 // fastRules are the rules of the chains, by their names.
 func (t *table) fastRules() (map[string][][]netlink.Attribute, error) {
 	rules := map[string][][]netlink.Attribute{}
-	for name, chain := range map[string][]flowRule{flowtableName: slices.Concat(noteResets(), noteOtherInterface(), takeFast()), chainNotes: noteMarks()} {
+	for name, chain := range map[string][]flowRule{flowtableName: slices.Concat(noteOtherInterface(), takeFast()), chainNotes: noteMarks()} {
 		for _, rule := range chain {
 			marshalled, err := t.marshalFlowRule(rule)
 			if err != nil {
@@ -81,23 +67,6 @@ func (t *table) fastRules() (map[string][][]netlink.Attribute, error) {
 		}
 	}
 	return rules, nil
-}
-
-// noteResets notes resets, and takes the note back when the endpoint sends something else: then the reset was none for the endpoint, as one
-// with a wrong sequence number, or there is a new connection. Each reset meets these rules, as none takes the fast path.
-//
-//	meta l4proto tcp tcp flags rst ct mark 0x00000000 ct status dnat ct original ip daddr @vips ct mark set 0x6b756202
-//	meta l4proto tcp tcp flags ! rst ct mark 0x6b756202 ct direction reply ct status dnat ct original ip daddr @vips ct mark set 0x00000000
-//
-// and the same for flows that are noted to be slow.
-func noteResets() (rules []flowRule) {
-	tcp := isProtocol("tcp", unix.IPPROTO_TCP)
-	for _, marks := range [][2]uint32{{0, notes | resetBit}, {notes | slowBit, notes | slowBit | resetBit}} {
-		rules = append(rules,
-			flowRule{[]statement{tcp, isReset(true), isFlow(marks[0]), ctStatusDNAT()}, []statement{takeFlow(marks[1])}},
-			flowRule{[]statement{tcp, isReset(false), isFlow(marks[1]), isAnswer(), ctStatusDNAT()}, []statement{takeFlow(marks[0])}})
-	}
-	return rules
 }
 
 // noteOtherInterface has a flow stay slow if its answers leave by another interface than its packets come in at: the flowtable would only
@@ -207,15 +176,6 @@ func comparedWith0(is bool) (text string, op expr.CmpOp) {
 func isMarked(is bool) statement {
 	text, op := comparedWith0(is)
 	return statement{"meta mark " + text + "0x00000000", []expr.Any{loadMark(0), &expr.Cmp{Op: op, Register: 1, Data: mark(0)}}}
-}
-
-func isReset(is bool) statement {
-	const flagsAt, rst = 13, 0x04
-	text, op := comparedWith0(is)
-	return statement{"tcp flags & rst " + text + "0", []expr.Any{
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: flagsAt, Len: 1},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{rst}, Xor: []byte{0}},
-		&expr.Cmp{Op: op, Register: 1, Data: []byte{0}}}}
 }
 
 func interfaceIn(name string, key expr.MetaKey) statement {

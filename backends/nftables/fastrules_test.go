@@ -1,6 +1,7 @@
 package nftables
 
 import (
+	"errors"
 	"net/netip"
 	"os"
 	"testing"
@@ -50,16 +51,13 @@ func (g *gateway) flowsThat(v4 bool, are func(*hostflows.Flow) bool) (n int) {
 	return n
 }
 
-// lookForResets has the backend look now, however long that took the last time.
-func (g *gateway) lookForResets() {
+// lookForEnds has the backend look now, however long that took the last time.
+func (g *gateway) lookForEnds() {
 	g.Helper()
 	for _, t := range g.tables {
-		t.resets = lookForResets{}
+		t.ends, t.closing = look{}, look{}
 	}
-	g.do(func() error {
-		_, err := g.keepUp()
-		return err
-	})
+	g.do(func() error { return errors.Join(g.dropEnded((*table).dropEnded), g.dropEnded((*table).dropClosing)) })
 }
 
 // answeredBy has the client ask from port 40000 again.
@@ -83,10 +81,10 @@ func TestOnlyConnectionsNotedAsResetEndWithTheirEndpoint(t *testing.T) {
 			s, err := g.lab.A.Stream(netip.AddrPortFrom(f.VIP, f.Port), lab.From{})
 			require.NoError(t, err)
 			t.Cleanup(func() { s.Close() })
-			require.Empty(t, g.nft("table inet other { chain note { type filter hook forward priority 0; ct mark set "+mark+"; }; }", "-f", "-"))
+			require.Empty(t, g.nft("table inet other { chain note { type filter hook postrouting priority 120; ct mark set "+mark+"; }; }", "-f", "-"))
 			require.NoError(t, s.Alive())
 			g.nft("", "delete", "table", "inet", "other")
-			g.lookForResets()
+			g.lookForEnds()
 			require.Equal(t, 1, g.flowsThat(v4, isTCP), "an endpoint that is there, mark %s", mark)
 		}
 		for _, mark := range []string{"0x6b756202", "0x6b756203"} {
@@ -96,7 +94,7 @@ func TestOnlyConnectionsNotedAsResetEndWithTheirEndpoint(t *testing.T) {
 		}
 		noted("0x6b756201")
 		g.one(f, 1)
-		g.lookForResets()
+		g.lookForEnds()
 		require.Equal(t, 1, g.flowsThat(v4, isTCP), "a connection that is slow, and goes on")
 		server.Close()
 	}
@@ -122,10 +120,10 @@ func TestAFastConnectionThatIsResetAfterItsEndpointLeftKeepsNoPortOfIt(t *testin
 		g.one(f, 0)
 		s := g.fastStream(f)
 		g.one(f, 1)
-		g.lookForResets()
+		g.lookForEnds()
 		require.NoError(t, s.Alive(), "a connection that nobody has reset")
 		g.reset(s, v4)
-		g.lookForResets()
+		g.lookForEnds()
 		g.answeredBy(1, f)
 	}
 }
@@ -168,7 +166,7 @@ func TestAnIdleConnectionThatWasFastStaysWhateverConntracksTimeout(t *testing.T)
 		return g.flowsThat(true, func(f *hostflows.Flow) bool { return f.State == nl.TCP_CONNTRACK_ESTABLISHED }) == 1
 	}, 30*time.Second, time.Second, "the flow is fast for ever")
 	g.one(f, 1)
-	g.lookForResets()
+	g.lookForEnds()
 	require.NoError(t, s.Alive())
 }
 

@@ -433,10 +433,6 @@ func TestNftListsTheFastRules(t *testing.T) {
 		ours := "ct status dnat ct original " + family + " daddr @vips "
 		for chain, texts := range map[string][]string{
 			flowtableName: {
-				"tcp flags rst ct mark 0x00000000 " + ours + "ct mark set 0x6b756202\n",
-				"tcp flags ! rst ct mark 0x6b756202 ct direction reply " + ours + "ct mark set 0x00000000\n",
-				"tcp flags rst ct mark 0x6b756201 " + ours + "ct mark set 0x6b756203\n",
-				"tcp flags ! rst ct mark 0x6b756203 ct direction reply " + ours + "ct mark set 0x6b756201\n",
 				"ct mark 0x00000000 ct direction original ct state established " + ours + "ct original " + family + " daddr != @slow_path fib saddr . iif oif missing ct mark set 0x6b756201\n",
 				"meta l4proto udp ct direction reply ct state established ct status dnat ct status assured meta mark 0x00000000 ct mark 0x00000000 " +
 					"ct original " + family + " daddr @vips ct original " + family + " daddr != @slow_path " +

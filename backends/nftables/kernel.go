@@ -22,7 +22,8 @@ type table struct {
 	sets   map[string]*nft.Set
 	state  *state
 	open   openCount
-	resets lookForResets
+	// ends is when dropEnded has looked, closing when dropClosing has.
+	ends, closing look
 }
 
 // editsPerTransaction bounds a transaction.

@@ -153,6 +153,7 @@ func (l layout) chains() []chain {
 			{count(counterRefused), l.rejectUnreachable()},
 		}},
 	}
+	chains = append(chains, endChains()...)
 	for asks := 1; asks <= model.MaxAsks; asks++ {
 		chains = append(chains, l.askChain(asks))
 	}
@@ -177,6 +178,7 @@ func (l layout) chains() []chain {
 			{goTo("refuse")},
 		}},
 		{name: "admit_vip", rules: [][]statement{
+			noteClientsEnd(),
 			{ctStateHas("established,related", expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), accept()},
 			// A flow that nobody has answered yet is still new to conntrack, but its endpoint is chosen.
 			{ctStatusDNAT(), accept()},

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"iter"
 	"net/netip"
+	"time"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -22,6 +23,8 @@ type Flow struct {
 	Mark                              uint32
 	// State is the TCP connection's (nl.TCP_CONNTRACK_...), 0 for what is none, and for what is in a flowtable now.
 	State uint8
+	// Expires is after how long, in whole seconds, connection tracking forgets the entry unless a packet comes.
+	Expires time.Duration
 }
 
 // Frontend is where the flow went.
@@ -105,6 +108,10 @@ func (f *Flow) read(entry []byte) bool {
 			tcp := within(value, nl.CTA_PROTOINFO_TCP)
 			if state := within(tcp, nl.CTA_PROTOINFO_TCP_STATE); len(state) == 1 {
 				f.State = state[0]
+			}
+		case nl.CTA_TIMEOUT:
+			if len(value) == 4 {
+				f.Expires = time.Duration(binary.BigEndian.Uint32(value)) * time.Second
 			}
 		case nl.CTA_MARK:
 			if len(value) == 4 {

@@ -2,6 +2,7 @@ package ebpf
 
 import (
 	"encoding/binary"
+	"fmt"
 	"net"
 	"net/netip"
 	"time"
@@ -120,6 +121,34 @@ var flowFixtures = []fixture{
 		x.age(30 * time.Hour)
 		x.sweep()
 		x.mustRefuse(x.goOn(portPlain, ack))
+	}},
+	{name: "a SYN between the ports of a connection begins another one when its node has left the pool and is silent", only: tcp, run: func(x *exchange) {
+		s := x.begin(portPlain)
+		require.True(x, x.isKept(portPlain))
+		x.mustReachClient(x.reply(s, ack), portPlain)
+		x.applyWithout(s.to.Addr())
+		for range 2 {
+			x.age(10 * time.Second)
+			require.Equal(x, s.to, x.mustReachNode(x.ask(portPlain)).to, "as long as the node has answered")
+			x.mustReachClient(x.reply(s, ack), portPlain)
+		}
+		require.Equal(x, s.to, x.mustReachNode(x.ask(portPlain)).to, "a moment ago it has")
+		x.age(10 * time.Second)
+		require.Equal(x, s.to, x.mustReachNode(x.ask(portPlain)).to)
+		x.age(10 * time.Second)
+		require.NotEqual(x, s.to, x.mustReachNode(x.ask(portPlain)).to)
+	}},
+	{name: "a client with affinity keeps its node when the frontend gets another pool that has it", run: func(x *exchange) {
+		x.applyOne(portSticky, "first", theNode)
+		s := x.mustReachNode(x.ask(portSticky))
+		require.Equal(x, theNode[x.v4], s.to.Addr())
+		x.applyOne(portSticky, "second", theNode, otherNode)
+		for range 8 {
+			x.client = netip.AddrPortFrom(x.client.Addr(), x.client.Port()+1000)
+			require.Equal(x, s.to, x.mustReachNode(x.ask(portSticky)).to)
+		}
+		x.applyOne(portSticky, "third", otherNode)
+		require.Equal(x, otherNode[x.v4], x.mustReachNode(x.ask(portSticky)).to.Addr())
 	}},
 	{name: "a connection that nobody has answered asks another node when its own leaves the pool", only: tcp, run: func(x *exchange) {
 		s := x.mustReachNode(x.ask(portPlain))
@@ -350,6 +379,21 @@ func (x *exchange) applyWithout(node netip.Addr) {
 		pools[i].Endpoints = stay
 	}
 	x.apply(pools, frontends...)
+}
+
+// applyOne has one frontend have a pool of that name, with these nodes.
+func (x *exchange) applyOne(port uint16, name string, nodes ...map[bool]netip.Addr) {
+	pools, frontends := fixtures()
+	pool := model.Pool{ID: model.PoolID("a/" + name), Tenant: "a"}
+	for i, node := range nodes {
+		pool.Endpoints = append(pool.Endpoints, model.Endpoint{ID: fmt.Sprintf("n%d", i+1), Address: node[x.v4], Weight: 1})
+	}
+	for i := range frontends {
+		if frontends[i].Port == port && frontends[i].VIP.Is4() == x.v4 {
+			frontends[i].Pool = pool.ID
+		}
+	}
+	x.apply(append(pools, pool), frontends...)
 }
 
 func without(frontends []model.Frontend, port uint16) (out []model.Frontend) {

@@ -108,6 +108,7 @@ func inFeatures() []Mutation {
 			f.AffinityTimeout *= 1000
 			return true
 		})},
+		{Name: "forgets-its-clients", CaughtBy: []string{"affinity-pools", "affinity-timeout"}, applied: forgetClients},
 		{Name: "knows-no-direct", CaughtBy: []string{"direct"}, change: frontends(func(_ *memory, f *model.Frontend) bool {
 			if f.Forwarding == model.Direct {
 				f.Forwarding = model.NAT
@@ -205,6 +206,12 @@ func inPackets() []Mutation {
 		}},
 		forward("forgets-what-is-half-closed", "", "tcp-half-close"),
 		forward("tires-of-long-connections", "ct bytes > 300000000 drop", "tcp-transfer"),
+		// A connection that another program has marked gets no note of its end.
+		forward("keeps-what-has-ended", "ct status snat ct mark 0 ct mark set 1", "ports-again"),
+		forward("keeps-what-has-ended-of-clients-that-endpoints-see", "ct direction reply ct status & (snat | dnat) == dnat ct mark 0 ct mark set 1", "ports-again-transparent"),
+		{Name: "keeps-what-it-sees-half-of", CaughtBy: []string{"ports-again-direct"}, host: func() error {
+			return chain("filter hook postrouting priority 115", "ct mark 0x6c000000/8 ct mark set ct mark & 0xff7fffff")
+		}},
 		forward("has-room-for-few", "meta l4proto udp ct state new ct count over 300 drop", "udp-many-clients"),
 		forward("no-room-for-large-datagrams", "udp length > 8000 drop", "direct-path", "udp-fragments"),
 		early("no-hairpin", "iifname front ip saddr 198.51.100.0/24 drop; iifname front ip6 saddr 2001:db8:1::/64 drop", "hairpin"),
@@ -234,6 +241,11 @@ func forgetFlows(*memory) error {
 		return err
 	}
 	return netlink.ConntrackTableFlush(netlink.ConntrackTable)
+}
+
+// forgetClients makes the nftables backend forget which endpoints clients with affinity have had.
+func forgetClients(*memory) error {
+	return nft("flush map ip kubelb clients; flush map ip6 kubelb clients")
 }
 
 // endFlows makes connection tracking forget what goes to endpoints that left.

@@ -7,9 +7,9 @@ func All() []Case {
 		udpReply(), udpFragments(), udpManyClients(),
 		manyPorts(), tcpAndUDP(), samePortOnTwoVIPs(), otherPorts(), hairpin(), emptyPool(), refusal(), unreachable(),
 
-		uniform(), weights(), poolChange(), gatewaysAgree(), affinity(), affinityTimeout(), localSet(),
+		uniform(), weights(), poolChange(), gatewaysAgree(), affinity(), affinityTimeout(), affinityPools(), localSet(),
 
-		endpointsChange(), unhealthy(), unanswered(), drain(), ownPoolChanges(), longConnections(), frontendDeleted(), vipReused(),
+		endpointsChange(), unhealthy(), unanswered(), portsAgain(), portsAgainTransparent(), portsAgainDirect(), drain(), ownPoolChanges(), longConnections(), frontendDeleted(), vipReused(),
 		sourceRanges(), transparent(), direct(), directChanges(), directPath(), handover(), proxyProtocol(), idleTimeout(), limits(), rateLimits(), icmpEcho(), pathMTU(),
 
 		againstOracle(),

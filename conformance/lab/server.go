@@ -30,7 +30,12 @@ const (
 	// askLate is followed by milliseconds: when the client has half-closed the server waits that long, and then tells how
 	// many bytes came.
 	askLate = "late"
+	// askTrickle is followed by milliseconds: when the client has half-closed the server sends a byte now and then, for that long.
+	askTrickle = "trickle"
 )
+
+// trickles is how often the server sends when it is asked to trickle.
+const trickles = 200 * time.Millisecond
 
 // Server is what listens on a host's port. It counts what it accepts.
 type Server struct {
@@ -179,6 +184,14 @@ func (s *Server) serveConn(c *net.TCPConn) {
 		pause, _ := strconv.Atoi(argument)
 		time.Sleep(time.Duration(pause) * time.Millisecond)
 		fmt.Fprintln(c, n)
+	case askTrickle:
+		_, _ = io.Copy(io.Discard, in)
+		lasts, _ := strconv.Atoi(argument)
+		for begin := time.Now(); time.Since(begin) < time.Duration(lasts)*time.Millisecond; time.Sleep(trickles) {
+			if _, err := c.Write([]byte{'.'}); err != nil {
+				return
+			}
+		}
 	case askReset:
 		_ = c.SetLinger(0)
 	}

@@ -113,6 +113,27 @@ func (h *Host) UploadAndWait(to netip.AddrPort, n int64, pause time.Duration) er
 	return nil
 }
 
+// Trickle ends its half of a connection, and has the server send now and then for that long. It returns nil if the server ends the connection
+// then, and not before.
+func (h *Host) Trickle(to netip.AddrPort, lasts time.Duration) error {
+	c, err := h.openFor(to, fmt.Sprint(askTrickle, " ", lasts.Milliseconds()))
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if err := c.CloseWrite(); err != nil {
+		return err
+	}
+	begin := time.Now()
+	if _, err := io.Copy(io.Discard, c); err != nil {
+		return fmt.Errorf("%s after the client had ended its half: %w", time.Since(begin).Round(time.Millisecond), err)
+	}
+	if after := time.Since(begin); after < lasts {
+		return fmt.Errorf("the server was to send for %s, it ended after %s", lasts, after)
+	}
+	return nil
+}
+
 // AskForReset has the server reset the connection, and returns nil when the reset arrives.
 func (h *Host) AskForReset(to netip.AddrPort) error {
 	c, err := h.openFor(to, askReset)

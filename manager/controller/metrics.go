@@ -9,8 +9,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"kubelb.k8c.io/api/v1alpha1"
-	"kubelb.k8c.io/manager/convert"
 	"kubelb.k8c.io/core/translate"
+	"kubelb.k8c.io/manager/convert"
 )
 
 // metrics are what the controllers tell Prometheus. The replica that is elected tells it; others tell nothing.

@@ -104,8 +104,9 @@ func (e *explanation) allocate() {
 		}
 	}
 	refused, limits := make([]bool, len(e.out.LoadBalancers)), make([]ipam.Limits, len(e.out.LoadBalancers))
-	for i, lb := range e.out.LoadBalancers {
-		tenant, addresses := e.contextOf(lb)
+	for i := range e.out.LoadBalancers {
+		lb := &e.out.LoadBalancers[i]
+		tenant, addresses := e.contextOf(*lb)
 		_, refused[i] = translate.Refused(translate.Check(lb, tenant, addresses, e.fence))
 		if tenant != nil {
 			limits[i] = tenant.Limits

@@ -60,6 +60,9 @@ func TestWishes(t *testing.T) {
 		"two requested, one family":   {Wish{Tenant: "red", Policy: SingleStack, Requested: []netip.Addr{ip("203.0.113.5"), ip("2001:db8:f::2")}}, "", ContradictoryWish},
 		"one requested of each":       {Wish{Tenant: "red", Policy: RequireDualStack, Requested: []netip.Addr{ip("2001:db8:f::2"), ip("203.0.113.5")}}, "2001:db8:f::2@public 203.0.113.5@public ", ""},
 		"requested of another pool":   {Wish{Tenant: "blue", Pool: "reserved", Requested: []netip.Addr{ip("203.0.113.5")}}, "", AddressNotAvailable},
+		"endpoints of IPv6 only":      {Wish{Tenant: "red", Endpoints: []Family{IPv6}}, "2001:db8:f::1@public ", ""},
+		"endpoints of both":           {Wish{Tenant: "red", Endpoints: []Family{IPv4, IPv6}}, "203.0.113.1@public ", ""},
+		"a family beats endpoints":    {Wish{Tenant: "red", Families: []Family{IPv4}, Endpoints: []Family{IPv6}}, "203.0.113.1@public ", ""},
 		"requested and held":          {Wish{Tenant: "red", Requested: []netip.Addr{ip("203.0.113.6")}}, "", AddressInUse},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -53,9 +53,11 @@ const (
 // Wish is what one LoadBalancer asks for.
 type Wish struct {
 	Tenant string
-	// Families in order of preference; empty means IPv4, or else IPv6.
+	// Families in order of preference; empty means those of Endpoints, or else IPv4, or else IPv6.
 	Families []Family
-	Policy   Policy
+	// Endpoints are the families of the endpoints, as far as they are known. An address of another family reaches none.
+	Endpoints []Family
+	Policy    Policy
 	// Requested addresses, at most one of each family.
 	Requested []netip.Addr
 	// Pool that the addresses have to be of; empty means any.
@@ -157,6 +159,14 @@ func (w Wish) anyFamily() bool {
 	return len(w.Families) == 0 && len(w.Requested) == 0 && (w.Policy == "" || w.Policy == SingleStack)
 }
 
+// both are the two families, the one first that endpoints have.
+func (w Wish) both() []Family {
+	if slices.Contains(w.Endpoints, IPv6) && !slices.Contains(w.Endpoints, IPv4) {
+		return []Family{IPv6, IPv4}
+	}
+	return []Family{IPv4, IPv6}
+}
+
 // families returns the families to serve in order, and whether some of them may be missing.
 func (w Wish) families(before []Grant) (families []Family, optional bool) {
 	for _, family := range w.Families {
@@ -174,7 +184,7 @@ func (w Wish) families(before []Grant) (families []Family, optional bool) {
 	}
 	dual := w.Policy == PreferDualStack || w.Policy == RequireDualStack
 	if dual || w.anyFamily() {
-		for _, family := range []Family{IPv4, IPv6} {
+		for _, family := range w.both() {
 			if !slices.Contains(families, family) {
 				families = append(families, family)
 			}

@@ -494,6 +494,42 @@ func TestATenantWithoutNodesIsToldSo(t *testing.T) {
 	}
 }
 
+func TestAnAddressOfAFamilyWithoutEndpointsIsNamed(t *testing.T) {
+	v6only := addressesOf("tenant-a", "2001:db8:1::11")
+	tenant := Tenant{Name: "a", BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("2001:db8:1::/64")}}
+	own := func(l *LoadBalancer) { l.Reference, l.Addresses = nil, v6only.List }
+	for name, c := range map[string]struct {
+		lb   LoadBalancer
+		want string
+	}{
+		"IPv4, by reference": {lb("tenant-a", "web"), "connections to 203.0.113.1 are refused"},
+		"IPv4, by itself":    {lb("tenant-a", "web", own), "connections to 203.0.113.1 are refused"},
+		"both":               {lb("tenant-a", "web", vips("203.0.113.1", "2001:db8:f::1")), "connections to 203.0.113.1 are refused"},
+		"IPv4, local":        {lb("tenant-a", "web", func(l *LoadBalancer) { l.LocalOnly, l.Local = true, &v6only.List }), "connections to 203.0.113.1 are refused"},
+		"IPv6":               {lb("tenant-a", "web", vips("2001:db8:f::1")), ""},
+		"none is on record":  {lb("tenant-a", "web", vips()), ""},
+		"IPv6, by itself":    {lb("tenant-a", "web", own, vips("2001:db8:f::1")), ""},
+		"Local is not asked for": {lb("tenant-a", "web", vips("2001:db8:f::1"), func(l *LoadBalancer) {
+			l.Local = &[]Address{{IP: "198.51.100.11"}}
+		}), ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var found []string
+			for _, p := range Check(&c.lb, &tenant, &v6only, Fence{}) {
+				if p.Reason == ReasonNoNodes {
+					found = append(found, p.Message)
+				}
+			}
+			if got := strings.Join(found, "; "); (c.want == "") != (got == "") || !strings.Contains(got, c.want) || len(found) > 1 {
+				t.Errorf("got %q, want %q", got, c.want)
+			}
+			if got := c.lb.reached; len(got) != 1 || got[0] != ipam.IPv6 {
+				t.Errorf("endpoints of %v", got)
+			}
+		})
+	}
+}
+
 // Any order of changes, flushed at any moments, ends in the same model as one flush of the final objects, and the sum of
 // the deltas is that model.
 func TestTheIncrementalPathEndsInTheSameModel(t *testing.T) {

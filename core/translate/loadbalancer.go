@@ -26,14 +26,43 @@ type port struct {
 }
 
 // Check returns every problem of a LoadBalancer as far as it can be seen without other LoadBalancers. tenant or addresses
-// is nil when there is no such object.
-func Check(lb LoadBalancer, tenant *Tenant, addresses *Addresses, fence Fence) []Problem {
+// is nil when there is no such object. It also notes, for Allocate, of which families the endpoints are.
+func Check(lb *LoadBalancer, tenant *Tenant, addresses *Addresses, fence Fence) []Problem {
 	var r *resolution
 	if addresses != nil && tenant != nil {
 		r = resolve(*addresses, *tenant, fence)
 	}
-	t := read(&lb, tenant, r != nil, fence)
+	t := read(lb, tenant, r != nil, fence)
+	lb.reached = families(t.own)
+	if t.referred && r != nil {
+		lb.reached = families(r.good)
+	}
 	return t.withReferred(t.problems, r)
+}
+
+// families are those of the addresses.
+func families(addresses []netip.Addr) (out []ipam.Family) {
+	for _, family := range []ipam.Family{ipam.IPv4, ipam.IPv6} {
+		if slices.ContainsFunc(addresses, func(a netip.Addr) bool { return ipam.FamilyOf(a) == family }) {
+			out = append(out, family)
+		}
+	}
+	return out
+}
+
+// unreached says of which external addresses connections are refused, since all endpoints are of the other family.
+func (t *translation) unreached(field string, endpoints []netip.Addr) (problems []Problem) {
+	have := families(endpoints)
+	if len(have) != 1 {
+		return nil // where there are no endpoints at all, that is said already
+	}
+	for _, vip := range t.vips {
+		if family := ipam.FamilyOf(vip); family != have[0] {
+			problems = append(problems, Problem{Reason: ReasonNoNodes, Field: field, Partial: true,
+				Message: fmt.Sprintf("there are no available nodes for %s: none has an %s address, so connections to %s are refused", vip, family, vip)})
+		}
+	}
+	return problems
 }
 
 // Refused returns the first problem that keeps the LoadBalancer from being served.
@@ -75,16 +104,24 @@ func read(lb *LoadBalancer, tenant *Tenant, found bool, fence Fence) *translatio
 	t.affinity = t.readAffinity()
 	t.checkWords()
 	if lb.Reference == nil {
-		t.own = t.inline("spec.endpoints[0].addresses", lb.Addresses)
+		const field = "spec.endpoints[0].addresses"
+		t.own = t.inline(field, lb.Addresses)
+		if !t.onlyLocal() {
+			t.problems = append(t.problems, t.unreached(field, t.own)...)
+		}
 	} else if t.referenceAllowed() {
 		if t.referred = found; !found {
 			t.refuse(ReasonAddressesNotFound, referenceField, "Addresses %s/%s does not exist: the tenant's CCM writes it; it is served as soon as it is there", lb.Namespace, lb.Reference.Name)
 		}
 	}
 	if lb.Local != nil {
-		t.local = t.inline("spec.endpoints[0].localAddresses", *lb.Local)
+		const field = "spec.endpoints[0].localAddresses"
+		t.local = t.inline(field, *lb.Local)
+		if t.onlyLocal() {
+			t.problems = append(t.problems, t.unreached(field, t.local)...)
+		}
 	}
-	if lb.LocalOnly && lb.Local != nil && len(*lb.Local) == 0 {
+	if t.onlyLocal() && len(*lb.Local) == 0 {
 		t.problems = append(t.problems, Problem{Reason: ReasonNoLocalEndpoints, Field: "spec.endpoints[0].localAddresses", Partial: true,
 			Message: "externalTrafficPolicy is Local and no node has a ready endpoint, so connections are refused"})
 	}
@@ -94,6 +131,9 @@ func read(lb *LoadBalancer, tenant *Tenant, found bool, fence Fence) *translatio
 	}
 	return t
 }
+
+// onlyLocal: the endpoints are those of the nodes that the tenant names.
+func (t *translation) onlyLocal() bool { return t.lb.LocalOnly && t.lb.Local != nil }
 
 // refuse notes a problem that keeps the LoadBalancer from being served.
 func (t *translation) refuse(reason, field, format string, args ...any) {
@@ -269,14 +309,15 @@ func (t *translation) checkWords() {
 	known(ReasonInvalidFamilyPolicy, "spec.ipFamilyPolicy", string(t.lb.FamilyPolicy), string(ipam.SingleStack), string(ipam.PreferDualStack), string(ipam.RequireDualStack))
 	known(ReasonInvalidForwarding, "spec.forwarding", t.lb.Forwarding, forwardings...)
 	if t.lb.ProxyProtocol != "" && t.lb.ProxyProtocol != ProxyProtocolV2 {
-		t.problems = append(t.problems, invalidProxyProtocol(t.lb.ProxyProtocol))
+		t.problems = append(t.problems, InvalidProxyProtocol(t.lb.ProxyProtocol))
 	}
 }
 
 // ProxyProtocolV2 is the only version of the PROXY protocol that is sent: the binary one.
 const ProxyProtocolV2 = "v2"
 
-func invalidProxyProtocol(word string) Problem {
+// InvalidProxyProtocol says that the word is no version of the PROXY protocol that is sent.
+func InvalidProxyProtocol(word string) Problem {
 	field := "metadata.annotations." + AnnotationProxyProtocol
 	return Problem{Reason: ReasonInvalidProxyProtocol, Field: field, Message: fmt.Sprintf("%s is %q: use %s, or remove it", field, word, ProxyProtocolV2)}
 }
@@ -371,7 +412,11 @@ func (t *translation) withReferred(problems []Problem, r *resolution) []Problem 
 		p.Field = referenceField
 		problems = append(problems, p)
 	}
-	if kind, _ := t.check(); kind == CheckNode || t.lb.Local != nil {
+	if t.onlyLocal() {
+		return problems
+	}
+	problems = append(problems, t.unreached(referenceField, r.good)...)
+	if kind, _ := t.check(); kind == CheckNode {
 		return problems
 	}
 	if _, beyond := bound(r.good, t.tenant.mostOfItsOwn()); beyond > 0 {

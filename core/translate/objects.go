@@ -61,11 +61,15 @@ type LoadBalancer struct {
 	VIPs []netip.Addr `json:"vips,omitempty"`
 	// AdmittedPorts, in status as well, are those that are served where the tenant's limit of ports keeps others out; nil for all.
 	AdmittedPorts *[]Port `json:"admittedPorts,omitempty"`
+
+	// reached are the families of its endpoints, as Check has found them.
+	reached []ipam.Family
 }
 
 // Allocate brings what the LoadBalancer holds in the book to what it asks for. One that is refused gets nothing new and
 // keeps what it has, so that a mistake that is mended does not cost the address; what is no LoadBalancer any more gives it
-// back. What it holds then, and AdmittedPorts, belong into its status.
+// back. What it holds then, and AdmittedPorts, belong into its status. Where no family is asked for, one that Check has found endpoints of
+// comes first.
 func (lb *LoadBalancer) Allocate(book *ipam.Allocator, limits ipam.Limits, refused bool) *ipam.Refusal {
 	holder := lb.ObjectName.String()
 	if lb.Type != typeLoadBalancer {
@@ -77,7 +81,7 @@ func (lb *LoadBalancer) Allocate(book *ipam.Allocator, limits ipam.Limits, refus
 	}
 	tenant, _ := TenantOf(lb.Namespace)
 	lb.AdmittedPorts = nil
-	_, refusal := book.Allocate(holder, ipam.Wish{Tenant: tenant, Families: lb.Families, Policy: lb.FamilyPolicy, Requested: lb.Requested, Pool: lb.AddressPool, Claim: lb.claim(lb.Ports), Limits: limits})
+	_, refusal := book.Allocate(holder, ipam.Wish{Tenant: tenant, Families: lb.Families, Endpoints: lb.reached, Policy: lb.FamilyPolicy, Requested: lb.Requested, Pool: lb.AddressPool, Claim: lb.claim(lb.Ports), Limits: limits})
 	if refusal != nil && refusal.Keeps != nil {
 		admitted := []Port{}
 		for _, p := range refusal.Keeps.Ports {

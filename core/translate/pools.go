@@ -172,9 +172,8 @@ func (t *translation) pool(v4 bool, from *source) *pool {
 	case p.kind == CheckConnect:
 		suffix += ".connect-" + strconv.Itoa(int(p.port))
 	}
-	local := t.lb.LocalOnly && t.lb.Local != nil
 	switch {
-	case local:
+	case t.onlyLocal():
 		p.addresses = ofFamily(t.local, v4)
 		p.id = model.PoolID(p.tenant + "/lb-" + shortName(t.lb.Name) + "." + suffix)
 		return p

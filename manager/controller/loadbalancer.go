@@ -229,7 +229,8 @@ func (r *loadBalancerReconciler) check(ctx context.Context, lb *v1alpha1.LoadBal
 	if err != nil {
 		return converted, limits, nil, err
 	}
-	return converted, limits, translate.Check(converted, tenant, addresses, fence), nil
+	problems := translate.Check(&converted, tenant, addresses, fence)
+	return converted, limits, problems, nil
 }
 
 func (r *loadBalancerReconciler) tenantOf(ctx context.Context, namespace string) (*translate.Tenant, error) {

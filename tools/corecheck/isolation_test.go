@@ -303,7 +303,7 @@ func byNamespace(a, b model.ObjectName) int {
 
 func (h *history) allocate(name model.ObjectName) {
 	lb := h.lbs[name]
-	_, refused := translate.Refused(h.check(*lb))
+	_, refused := translate.Refused(h.check(lb))
 	var limits ipam.Limits
 	if t, known := h.tenants[name.Namespace]; known {
 		limits = t.Limits
@@ -320,7 +320,7 @@ func (h *history) allocate(name model.ObjectName) {
 }
 
 // check is what the controllers find out about a LoadBalancer.
-func (h *history) check(lb translate.LoadBalancer) []translate.Problem {
+func (h *history) check(lb *translate.LoadBalancer) []translate.Problem {
 	var tenant *translate.Tenant
 	var addresses *translate.Addresses
 	if t, known := h.tenants[lb.Namespace]; known {
@@ -368,7 +368,7 @@ func (h *history) looks(tenant string) string {
 			continue
 		}
 		lb := h.lbs[name]
-		fmt.Fprintln(&out, name, lb.VIPs, h.refusals[name], h.check(*lb), h.hub.Problems(name))
+		fmt.Fprintln(&out, name, lb.VIPs, h.refusals[name], h.check(lb), h.hub.Problems(name))
 		if lb.AdmittedPorts != nil {
 			fmt.Fprintln(&out, "admitted", *lb.AdmittedPorts)
 		}

@@ -13,7 +13,7 @@ import (
 // +kubebuilder:printcolumn:name="Frontends",type=integer,JSONPath=`.status.frontends`
 // +kubebuilder:printcolumn:name="Addresses",type=integer,JSONPath=`.status.announcedAddresses`
 // +kubebuilder:printcolumn:name="Draining",type=boolean,priority=1,JSONPath=`.spec.draining`
-// +kubebuilder:printcolumn:name="BGP",type=string,priority=1,JSONPath=`.status.bgpSessions[*].state`
+// +kubebuilder:printcolumn:name="BGP",type=string,priority=1,JSONPath=`.status.bgpSessions`
 // +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
 // +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`

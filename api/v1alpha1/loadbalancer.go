@@ -12,8 +12,8 @@ import (
 // +kubebuilder:resource:shortName=lb,categories=kubelb
 // +kubebuilder:printcolumn:name="Origin-NS",type=string,JSONPath=`.metadata.labels.kubelb\.k8c\.io/origin-ns`
 // +kubebuilder:printcolumn:name="Service",type=string,JSONPath=`.metadata.labels.kubelb\.k8c\.io/origin-name`
-// +kubebuilder:printcolumn:name="VIP",type=string,JSONPath=`.status.addresses[*].address`
-// +kubebuilder:printcolumn:name="Ports",type=string,JSONPath=`.spec.ports[*].port`
+// +kubebuilder:printcolumn:name="VIP",type=string,JSONPath=`.status.summary.addresses`
+// +kubebuilder:printcolumn:name="Ports",type=string,JSONPath=`.status.summary.ports`
 // +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
 // +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
@@ -299,11 +299,31 @@ type LoadBalancerStatus struct {
 	// +listType=atomic
 	AdmittedPorts *[]AdmittedPort `json:"admittedPorts,omitempty"`
 
+	// Settings are the annotations that ask for something, by name, as they were last understood. While a LoadBalancer has addresses, an annotation
+	// that cannot be read any more stays as it was.
+	// +optional
+	// +kubebuilder:validation:MaxProperties=32
+	Settings map[string]string `json:"settings,omitempty"`
+
+	// Summary has lists in one line each, for the columns of kubectl get, which print one value.
+	// +optional
+	Summary *LoadBalancerSummary `json:"summary,omitempty"`
+
 	// Conditions are Accepted, AddressAllocated, Programmed, Announced and Ready.
 	// +optional
 	// +listType=map
 	// +listMapKey=type
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// LoadBalancerSummary is a LoadBalancer in a line of a table.
+type LoadBalancerSummary struct {
+	// Addresses are those of status.addresses, with commas between them.
+	// +optional
+	Addresses string `json:"addresses,omitempty"`
+	// Ports are those of spec.ports, as 443/TCP, with commas between them.
+	// +optional
+	Ports string `json:"ports,omitempty"`
 }
 
 // AdmittedPort is a port that is served.
@@ -339,7 +359,7 @@ type UpstreamServicePort struct {
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
 // +kubebuilder:resource:categories=kubelb
-// +kubebuilder:printcolumn:name="Addresses",type=string,JSONPath=`.spec.addresses[*].ip`
+// +kubebuilder:printcolumn:name="Addresses",type=string,JSONPath=`.spec.addresses`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 type Addresses struct {
 	metav1.TypeMeta   `json:",inline"`

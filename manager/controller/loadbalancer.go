@@ -1,8 +1,11 @@
 package controller
 
 import (
+	"cmp"
 	"context"
+	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -172,6 +175,10 @@ func (r *loadBalancerReconciler) sync(ctx context.Context, lb *v1alpha1.LoadBala
 		c.accept(problems)
 	}
 	a = r.allocate(lb, wish, limits, isRefused, &c)
+	if len(lb.Status.Addresses) > 0 {
+		lb.Status.Settings = convert.Settings(lb)
+	}
+	lb.Status.Summary = summaryOf(lb)
 	r.waiting.forAddress(key, !c.isTrue(v1alpha1.ConditionAddressAllocated) && !isRefused)
 	addressesChange := !equality.Semantic.DeepEqual(before.Status.Addresses, lb.Status.Addresses)
 	if addressesChange {
@@ -318,6 +325,18 @@ func (r *loadBalancerReconciler) observe(ctx context.Context, lb *v1alpha1.LoadB
 		r.waiting.forGateway(lb, false)
 	}
 	return nil
+}
+
+// summaryOf is what tables show.
+func summaryOf(lb *v1alpha1.LoadBalancer) *v1alpha1.LoadBalancerSummary {
+	addresses, ports := make([]string, len(lb.Status.Addresses)), make([]string, len(lb.Spec.Ports))
+	for i, a := range lb.Status.Addresses {
+		addresses[i] = a.Address
+	}
+	for i, p := range lb.Spec.Ports {
+		ports[i] = fmt.Sprintf("%d/%s", p.Port, cmp.Or(p.Protocol, corev1.ProtocolTCP))
+	}
+	return &v1alpha1.LoadBalancerSummary{Addresses: strings.Join(addresses, ","), Ports: strings.Join(ports, ",")}
 }
 
 // ingressOf is what the CCM copies: the addresses, in the order of the families. Where packets reach the nodes as they were,

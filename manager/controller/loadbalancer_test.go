@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/events"
@@ -71,6 +72,24 @@ func TestALoadBalancerThatSomeGatewaysRefuseComesToRest(t *testing.T) {
 			require.Equal(t, len(refuses) < 3, meta.IsStatusConditionTrue(lb.Status.Conditions, v1alpha1.ConditionReady), "%v", lb.Status.Conditions)
 		})
 	}
+}
+
+func TestATableShowsAllAddressesAndPorts(t *testing.T) {
+	lb := recorded("web", 0, "203.0.113.1", "2001:db8::1")
+	lb.Spec.Ports = []v1alpha1.LoadBalancerPort{{Port: 80}, {Port: 443, Protocol: corev1.ProtocolTCP}, {Port: 443, Protocol: corev1.ProtocolUDP}}
+	require.Equal(t, &v1alpha1.LoadBalancerSummary{Addresses: "203.0.113.1,2001:db8::1", Ports: "80/TCP,443/TCP,443/UDP"}, summaryOf(lb))
+}
+
+func TestALoadBalancerThatKubeLBsManagerHasMarkedGoes(t *testing.T) {
+	at := metav1.Now()
+	lb := recorded("web", 0)
+	lb.DeletionTimestamp = &at
+	lb.Finalizers = []string{v1alpha1.CleanupFinalizer, "kubelb.k8c.io/cleanup-hostname", "kubelb.k8c.io/cleanup-envoy-proxy"}
+	c := fake.NewClientBuilder().WithScheme(schemeOf(t, coordinationv1.AddToScheme)).WithObjects(lb).WithStatusSubresource(&v1alpha1.LoadBalancer{}).Build()
+	r := reconcilerOf(t, c)
+	_, err := r.Reconcile(t.Context(), reconcile.Request{NamespacedName: client.ObjectKeyFromObject(lb)})
+	require.NoError(t, err)
+	require.True(t, apierrors.IsNotFound(c.Get(t.Context(), client.ObjectKeyFromObject(lb), lb)), "%v", lb.Finalizers)
 }
 
 func reconcilerOf(t *testing.T, c client.Client) *loadBalancerReconciler {

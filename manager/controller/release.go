@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -50,7 +49,7 @@ func heeded(o client.Object, now time.Time) []string {
 		if _, is := o.(*v1alpha1.LoadBalancer); is && f == v1alpha1.CleanupFinalizer {
 			return false
 		}
-		return strings.HasPrefix(f, v1alpha1.GroupVersion.Group+"/") || deleted != nil && now.Sub(deleted.Time) >= releaseAfter
+		return isOurs(f) || deleted != nil && now.Sub(deleted.Time) >= releaseAfter
 	})
 }
 

@@ -4,12 +4,12 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
@@ -35,10 +35,15 @@ func (r *loadBalancerReconciler) letGo(ctx context.Context, lb *v1alpha1.LoadBal
 // withdrawalLimit is how long an address is kept for gateways that do not say that they let go of it.
 const withdrawalLimit = 10 * time.Second
 
+// isOurs: the finalizer is one of this manager's, or of KubeLB's, which this one has replaced: it has cleanup-hostname and cleanup-envoy-proxy besides.
+func isOurs(finalizer string) bool {
+	return strings.HasPrefix(finalizer, v1alpha1.GroupVersion.Group+"/")
+}
+
 // cleanUp frees the address when gateways have let go of it, and then the object.
 func (r *loadBalancerReconciler) cleanUp(ctx context.Context, lb *v1alpha1.LoadBalancer) (reconcile.Result, error) {
 	key := client.ObjectKeyFromObject(lb)
-	if !controllerutil.ContainsFinalizer(lb, v1alpha1.CleanupFinalizer) {
+	if !slices.ContainsFunc(lb.Finalizers, isOurs) {
 		return reconcile.Result{}, nil
 	}
 	r.waiting.forGateway(lb, true)
@@ -53,7 +58,9 @@ func (r *loadBalancerReconciler) cleanUp(ctx context.Context, lb *v1alpha1.LoadB
 		return reconcile.Result{}, err
 	}
 	err = r.rewrite(ctx, key, func(lb *v1alpha1.LoadBalancer) bool {
-		return controllerutil.RemoveFinalizer(lb, v1alpha1.CleanupFinalizer)
+		count := len(lb.Finalizers)
+		lb.Finalizers = slices.DeleteFunc(lb.Finalizers, isOurs)
+		return len(lb.Finalizers) < count
 	})
 	if err != nil {
 		return reconcile.Result{}, err

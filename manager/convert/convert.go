@@ -3,8 +3,10 @@ package convert
 
 import (
 	"fmt"
+	"maps"
 	"math"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -17,9 +19,53 @@ import (
 	"kubelb.k8c.io/core/translate"
 )
 
-// LoadBalancer takes what translation needs. Fields beat annotations; malformed annotations refuse it.
+// LoadBalancer takes what translation needs. Fields beat annotations; malformed annotations refuse it. If it has addresses they stay as they were.
 func LoadBalancer(lb *v1alpha1.LoadBalancer) translate.LoadBalancer {
-	a := annotations{values: lb.Annotations}
+	out, slips := interpret(lb, lb.Annotations)
+	if len(slips) == 0 || len(lb.Status.Addresses) == 0 {
+		out.Malformed = problemsOf(slips)
+		return out
+	}
+	values, partial := maps.Clone(lb.Annotations), []translate.Problem(nil)
+	for _, s := range slips {
+		if s.firm {
+			continue
+		}
+		asItWas(lb, values, s.key)
+		p := s.problem
+		p.Partial, p.Message = true, p.Message+"; until then that stays as it was"
+		partial = append(partial, p)
+	}
+	out, slips = interpret(lb, values)
+	out.Malformed = append(partial, problemsOf(slips)...)
+	return out
+}
+
+// Settings are the annotations to put on record in status.settings: those of now, but those that cannot be read as they were.
+func Settings(lb *v1alpha1.LoadBalancer) map[string]string {
+	_, slips := interpret(lb, lb.Annotations)
+	values := maps.Clone(lb.Annotations)
+	for _, s := range slips {
+		asItWas(lb, values, s.key)
+	}
+	maps.DeleteFunc(values, func(key, _ string) bool { return !slices.Contains(read, key) })
+	if len(values) == 0 {
+		return nil
+	}
+	return values
+}
+
+// asItWas puts the annotation on record in the place of that of now.
+func asItWas(lb *v1alpha1.LoadBalancer, values map[string]string, key string) {
+	delete(values, key)
+	if was, has := lb.Status.Settings[key]; has {
+		values[key] = was
+	}
+}
+
+// interpret reads the object, with these annotations.
+func interpret(lb *v1alpha1.LoadBalancer, values map[string]string) (translate.LoadBalancer, []slip) {
+	a := annotations{values: values}
 	out := translate.LoadBalancer{
 		ObjectName:      model.ObjectName{Namespace: lb.Namespace, Name: lb.Name},
 		OriginNamespace: lb.Labels[v1alpha1.LabelOriginNamespace], OriginName: lb.Labels[v1alpha1.LabelOriginName],
@@ -30,7 +76,7 @@ func LoadBalancer(lb *v1alpha1.LoadBalancer) translate.LoadBalancer {
 		Forwarding:          a.text(lb.Spec.Forwarding, v1alpha1.AnnotationForwarding),
 		AddressPool:         a.word(lb.Spec.AddressPool, v1alpha1.AnnotationAddressPool, translate.PoolName),
 		SharingKey:          a.word(lb.Spec.SharingKey, v1alpha1.AnnotationSharingKey, translate.SharingKey),
-		ProxyProtocol:       strings.TrimSpace(lb.Annotations[v1alpha1.AnnotationProxyProtocol]),
+		ProxyProtocol:       a.proxyProtocol(),
 		HealthCheckNodePort: int32(a.number(int(lb.Spec.HealthCheckNodePort), v1alpha1.AnnotationHealthCheckNodePort, 65535)),
 		VIPs:                VIPs(lb),
 	}
@@ -63,8 +109,7 @@ func LoadBalancer(lb *v1alpha1.LoadBalancer) translate.LoadBalancer {
 		}
 		out.AffinitySeconds = int32(a.number(seconds, v1alpha1.AnnotationAffinityTimeout, 86400))
 	}
-	out.Malformed = a.problems
-	return out
+	return out, a.slips
 }
 
 func endpoints(lb *v1alpha1.LoadBalancer, out *translate.LoadBalancer) {
@@ -202,12 +247,37 @@ func External(p *v1alpha1.AddressPool) []ipam.Range {
 
 // annotations reads the annotation forms of fields that are not set.
 type annotations struct {
-	values   map[string]string
-	problems []translate.Problem
+	values map[string]string
+	slips  []slip
+}
+
+// slip is an annotation that cannot be read.
+type slip struct {
+	key     string
+	problem translate.Problem
+	// firm: what it was before does not stand in for it, since more clients might be let in than are meant to.
+	firm bool
+}
+
+func problemsOf(slips []slip) (problems []translate.Problem) {
+	for _, s := range slips {
+		problems = append(problems, s.problem)
+	}
+	return problems
 }
 
 func (a *annotations) refuse(key, format string, args ...any) {
-	a.problems = append(a.problems, translate.Problem{Reason: translate.ReasonInvalidAnnotation, Field: "metadata.annotations." + key, Message: "annotation " + key + ": " + fmt.Sprintf(format, args...)})
+	a.slips = append(a.slips, slip{key: key, problem: translate.Problem{Reason: translate.ReasonInvalidAnnotation, Field: "metadata.annotations." + key,
+		Message: "annotation " + key + ": " + fmt.Sprintf(format, args...)}})
+}
+
+func (a *annotations) proxyProtocol() string {
+	value := strings.TrimSpace(a.values[v1alpha1.AnnotationProxyProtocol])
+	if value == "" || value == translate.ProxyProtocolV2 {
+		return value
+	}
+	a.slips = append(a.slips, slip{key: v1alpha1.AnnotationProxyProtocol, problem: translate.InvalidProxyProtocol(value)})
+	return ""
 }
 
 func (a *annotations) text(field, key string) string {
@@ -271,6 +341,7 @@ func (a *annotations) ranges(field []string) []string {
 	for _, text := range out {
 		if _, valid := translate.SourceRange(text); !valid {
 			a.refuse(v1alpha1.AnnotationSourceRanges, "%q is not a CIDR such as 192.0.2.0/24", text)
+			a.slips[len(a.slips)-1].firm = true
 			return nil
 		}
 	}

@@ -69,6 +69,41 @@ func TestMalformedAnnotationsAreNamed(t *testing.T) {
 	}
 }
 
+func TestWhatCannotBeReadStaysAsItWasWhileALoadBalancerHasAddresses(t *testing.T) {
+	const ranges = v1alpha1.AnnotationSourceRanges
+	served := func(annotations map[string]string) *v1alpha1.LoadBalancer {
+		lb := &v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Annotations: annotations}}
+		lb.Status.Addresses = []v1alpha1.AllocatedAddress{{Address: "203.0.113.5", Pool: "public"}}
+		return lb
+	}
+	lb := served(map[string]string{v1alpha1.AnnotationForwarding: "direct", v1alpha1.AnnotationProxyProtocol: "v2", ranges: "192.0.2.0/24", "example.com/other": "x"})
+	lb.Status.Settings = Settings(lb)
+	require.Equal(t, map[string]string{v1alpha1.AnnotationForwarding: "direct", v1alpha1.AnnotationProxyProtocol: "v2", ranges: "192.0.2.0/24"}, lb.Status.Settings)
+	lb.Annotations = map[string]string{v1alpha1.AnnotationForwarding: "diretc", v1alpha1.AnnotationProxyProtocol: "v3", v1alpha1.AnnotationIPFamilies: "IPv5", ranges: "198.51.100.0/24"}
+	got := LoadBalancer(lb)
+	require.Equal(t, "direct", got.Forwarding)
+	require.Equal(t, "v2", got.ProxyProtocol)
+	require.Empty(t, got.Families, "it was not set before")
+	require.Equal(t, []string{"198.51.100.0/24"}, got.SourceRanges, "everything else follows")
+	require.Len(t, got.Malformed, 3)
+	for _, p := range got.Malformed {
+		require.True(t, p.Partial, p.Message)
+		require.Contains(t, p.Message, "; until then that stays as it was")
+	}
+	lb.Status.Settings = Settings(lb)
+	require.Equal(t, map[string]string{v1alpha1.AnnotationForwarding: "direct", v1alpha1.AnnotationProxyProtocol: "v2", ranges: "198.51.100.0/24"}, lb.Status.Settings)
+
+	lb.Annotations = map[string]string{ranges: "everybody"}
+	_, refused := translate.Refused(LoadBalancer(lb).Malformed)
+	require.True(t, refused, "more clients might be let in than are meant to")
+	lb.Annotations = map[string]string{v1alpha1.AnnotationForwarding: "diretc"}
+	lb.Status.Addresses = nil
+	_, refused = translate.Refused(LoadBalancer(lb).Malformed)
+	require.True(t, refused, "it has never been served")
+	lb.Annotations = nil
+	require.Nil(t, Settings(lb))
+}
+
 func TestAnAnnotationHasNoMoreEntriesThanTheSchemaAllowsItsField(t *testing.T) {
 	text, err := crds.Files.ReadFile("kubelb.k8c.io_loadbalancers.yaml")
 	require.NoError(t, err)

@@ -28,6 +28,22 @@ func TestNoRuleOfTheAPILooksThroughAListForEachEntryOfAnother(t *testing.T) {
 	require.Greater(t, rules, 50)
 }
 
+// A column has one value: of a path with [*] the API server prints the first.
+func TestNoColumnOfATablePrintsTheFirstEntryOfAList(t *testing.T) {
+	files, err := filepath.Glob(filepath.Join(root, "api/crds/*.yaml"))
+	require.NoError(t, err)
+	columns := 0
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		require.NoError(t, err)
+		for _, path := range regexp.MustCompile(`(?m)^ *- jsonPath: (.*)$`).FindAllStringSubmatch(string(text), -1) {
+			columns++
+			require.NotContains(t, path[1], "[*]", filepath.Base(file))
+		}
+	}
+	require.Greater(t, columns, 20)
+}
+
 func TestLoopsInLoopsAreFound(t *testing.T) {
 	require.Equal(t, []string{"self.ports"}, loopsInLoops("self.ports.all(p, self.ports.exists_one(q, q.port == p.port))"))
 	require.Equal(t, []string{"self"}, loopsInLoops("(self.all(a, a.b.size() > 0 && !self.exists(b, a == b)))"))

@@ -25,6 +25,8 @@ import (
 type Object struct {
 	// Typed is a Service, Node, EndpointSlice, LoadBalancer, Addresses, Tenant or AddressPool; nil for any other kind.
 	Typed client.Object
+	// Content is what the document says, with integers as int64; nil where Typed is.
+	Content map[string]any
 	// Kind is what the document says.
 	Kind string
 	File string
@@ -154,6 +156,9 @@ func (o *Object) decode() error {
 	}
 	document, err := json.Marshal(value)
 	if err != nil {
+		return &Error{o.File, o.node.Line, err.Error()}
+	}
+	if err := kjson.UnmarshalCaseSensitivePreserveInts(document, &o.Content); err != nil {
 		return &Error{o.File, o.node.Line, err.Error()}
 	}
 	unknown, err := kjson.UnmarshalStrict(document, o.Typed)

@@ -6,6 +6,8 @@ import (
 	"slices"
 
 	"github.com/spf13/pflag"
+
+	"kubelb.k8c.io/tools/validation"
 )
 
 // defaultTenant owns the Services that are given.
@@ -20,6 +22,10 @@ type Options struct {
 	ClassRequired   bool
 	// ForbiddenCIDRs are networks that no tenant may target.
 	ForbiddenCIDRs []string
+	// Judge says what API servers refuse; nil for one that is made for the purpose.
+	Judge *validation.Validator
+	// AsStored takes the objects as they are, although API servers may refuse them.
+	AsStored bool
 }
 
 // AddFlags defines the options as flags.

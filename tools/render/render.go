@@ -25,6 +25,7 @@ import (
 	"kubelb.k8c.io/core/translate"
 	managerconvert "kubelb.k8c.io/manager/convert"
 	"kubelb.k8c.io/tools/manifest"
+	"kubelb.k8c.io/tools/validation"
 )
 
 // Result is what the objects become.
@@ -38,7 +39,9 @@ type Result struct {
 	// Assumed says what was not given and has been filled in.
 	Assumed []string
 
-	objects  []manifest.Object
+	objects []manifest.Object
+	// judge says what API servers refuse.
+	judge    *validation.Validator
 	services []*corev1.Service
 	nodes    []*corev1.Node
 	slices   []*discoveryv1.EndpointSlice
@@ -81,14 +84,23 @@ func (r *Result) Refused() bool {
 	return slices.ContainsFunc(r.Problems, func(p Problem) bool { return !p.Partial && !p.NotOurs })
 }
 
-// Render translates the objects. An error names what makes them ambiguous.
-func Render(objects []manifest.Object, options Options) (*Result, error) {
+// Render translates the objects that API servers take. What they refuse is among the problems. An error names what makes the objects ambiguous.
+func Render(ctx context.Context, objects []manifest.Object, options Options) (*Result, error) {
 	forbidden, err := options.forbidden()
 	if err != nil {
 		return nil, err
 	}
-	r := &Result{objects: objects}
-	for _, o := range objects {
+	r := &Result{objects: objects, judge: options.Judge}
+	if r.judge == nil {
+		r.judge = &validation.Validator{}
+	}
+	taken := objects
+	if !options.AsStored {
+		if taken, err = r.admit(ctx); err != nil {
+			return nil, err
+		}
+	}
+	for _, o := range taken {
 		r.sort(o)
 	}
 	options.Tenant = r.tenantOf(options.Tenant)
@@ -99,9 +111,7 @@ func Render(objects []manifest.Object, options Options) (*Result, error) {
 	}
 	f.hub(r, r.tenantNames(options.Tenant))
 	r.Assumed = f.assumed
-	r.input(options)
-	r.Input.Forbidden = forbidden
-	if r.Output, err = explain.Explain(r.Input); err != nil {
+	if err := r.explain(ctx, options, forbidden); err != nil {
 		return nil, err
 	}
 	for _, p := range r.Output.Problems {
@@ -109,6 +119,21 @@ func Render(objects []manifest.Object, options Options) (*Result, error) {
 	}
 	r.hubObjects()
 	return r, nil
+}
+
+// explain translates, and once more without those Services whose LoadBalancer the hub refuses.
+func (r *Result) explain(ctx context.Context, options Options, forbidden []netip.Prefix) (err error) {
+	for {
+		r.input(options)
+		r.Input.Forbidden = forbidden
+		if r.Output, err = explain.Explain(r.Input); err != nil || options.AsStored {
+			return err
+		}
+		refused, err := r.refuseOnHub(ctx)
+		if err != nil || !refused {
+			return err
+		}
+	}
 }
 
 // distinct reports the first object that is there twice.
@@ -220,7 +245,7 @@ func (r *Result) cluster(options Options) explain.Cluster {
 // locate finds the object and the line of a problem. A LoadBalancer that was not given is its Service's.
 func (r *Result) locate(p explain.Problem) Problem {
 	kind, name := p.Kind, p.ObjectName
-	if kind == "LoadBalancer" && !slices.ContainsFunc(r.given, func(lb *v1alpha1.LoadBalancer) bool { return lb.Namespace == name.Namespace && lb.Name == name.Name }) {
+	if kind == "LoadBalancer" && !r.isGiven(name) {
 		for _, lb := range r.Output.LoadBalancers {
 			if lb.ObjectName == name {
 				kind, name = "Service", model.ObjectName{Namespace: lb.OriginNamespace, Name: lb.OriginName}
@@ -234,6 +259,10 @@ func (r *Result) locate(p explain.Problem) Problem {
 		}
 	}
 	return out
+}
+
+func (r *Result) isGiven(name model.ObjectName) bool {
+	return slices.ContainsFunc(r.given, func(lb *v1alpha1.LoadBalancer) bool { return lb.Namespace == name.Namespace && lb.Name == name.Name })
 }
 
 // hubObjects are the hub's objects as they would stand there.

@@ -40,6 +40,10 @@ It needs no cluster and no root and changes nothing. Give it Services with their
 LoadBalancers with their Addresses, or both, and, where they matter, Tenants and AddressPools; other kinds are passed
 over. What an API server or an operator would have filled in is assumed, and said.
 
+An object that an API server would refuse is not served, and the API server's message says why. For the kinds of
+kubelb.k8c.io the definitions that this program was built with decide. Not judged: admission policies, what depends on
+the cluster (NodePorts that are taken, families that it lacks), and fields that do not matter for load balancing.
+
 Problems are printed with the line that they come from. The exit status is 1 when an object is not served, or when an
 input cannot be read.`,
 		Example: `  kubelb render -f service.yaml,nodes.yaml
@@ -69,7 +73,7 @@ func (f *renderFlags) run(ctx context.Context, in io.Reader, out, diagnostics io
 	if err != nil {
 		return err
 	}
-	result, err := render.Render(objects, f.options)
+	result, err := render.Render(ctx, objects, f.options)
 	if err != nil {
 		return err
 	}

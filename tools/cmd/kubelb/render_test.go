@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -90,8 +91,43 @@ func TestAProblemIsShownWithItsLineAndEndsInStatusOne(t *testing.T) {
 	files := inFiles(t, service+"---\n"+refused, node)
 	stdout, stderr, err := kubelb(t, "", "render", "-f", files[0], "-f", files[1])
 	require.ErrorIs(t, err, errRefused)
-	require.Contains(t, stderr, `a.yaml:16: error: Service shop/bad: spec.loadBalancerSourceRanges[1] "everybody" is not a CIDR`)
+	require.Contains(t, stderr, `a.yaml:16: error: Service shop/bad: spec.LoadBalancerSourceRanges[1]: Invalid value: "everybody": must be a valid CIDR value`)
 	require.Contains(t, stdout, "frontend TCP 203.0.113.1:80 ", "the good one is served")
+}
+
+func TestWhatTheAPIRefusesIsNotServedAndTheAPIsMessageSaysWhy(t *testing.T) {
+	ports := func(n int) string {
+		var b strings.Builder
+		for i := range n {
+			fmt.Fprintf(&b, "  - {name: p%d, port: %d, nodePort: %d}\n", i, i+1, 30000+i)
+		}
+		return b.String()
+	}
+	const head = "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\nspec:\n  type: LoadBalancer\n"
+	const lb = "apiVersion: kubelb.k8c.io/v1alpha1\nkind: LoadBalancer\nmetadata: {name: web, namespace: tenant-a}\nspec:\n  type: LoadBalancer\n  ports:\n"
+	ranges := strings.Repeat("192.0.2.0/24, ", 128) + "198.51.100.0/24"
+	for name, c := range map[string]struct{ manifest, want string }{
+		"a LoadBalancer with too many ports": {lb + strings.Repeat("  - {port: 1}\n", 257) + "  endpoints: [{addressesReference: {name: default}}]\n",
+			"stdin:6: error: LoadBalancer tenant-a/web: spec.ports: Too many: 257: must have at most 256 items (Invalid)"},
+		"a LoadBalancer with too many source ranges": {lb + "  - {port: 80}\n  endpoints: [{addressesReference: {name: default}}]\n  loadBalancerSourceRanges: [" + ranges + "]\n",
+			"stdin:9: error: LoadBalancer tenant-a/web: spec.loadBalancerSourceRanges: Too many: 129: must have at most 128 items (Invalid)"},
+		"a pool with blanks": {"apiVersion: kubelb.k8c.io/v1alpha1\nkind: AddressPool\nmetadata: {name: public}\nspec: {addresses: [\"192.0.2.160 - 192.0.2.165\"]}\n",
+			`stdin:4: error: AddressPool public: spec.addresses`},
+		"a Service with two ports without names": {head + "  ports: [{port: 80}, {port: 81}]\n",
+			"stdin:6: error: Service shop/web: spec.ports[0].name: Required value (Invalid)"},
+		"a Service with port 0": {head + "  ports: [{port: 0}]\n",
+			"stdin:6: error: Service shop/web: spec.ports[0].port: Invalid value: 0: must be between 1 and 65535, inclusive (Invalid)"},
+		"a Service with too many ports for the hub":         {head + "  ports:\n" + ports(257), "stdin:6: error: Service shop/web: "},
+		"a Service with too many source ranges for the hub": {head + "  ports: [{port: 80}]\n  loadBalancerSourceRanges: [" + ranges + "]\n", "stdin:7: error: Service shop/web: "},
+		"a Node that is named twice by an address":          {service + "---\n" + strings.Replace(node, "[{type: InternalIP, address: 198.51.100.11}]", "[{type: InternalIP, address: 198.51.100.11}, {type: InternalIP, address: 198.51.100.11}]", 1), "error: Node n1: status.addresses[1]: Duplicate value"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			stdout, stderr, err := kubelb(t, c.manifest, "render", "-f", "-")
+			require.ErrorIs(t, err, errRefused)
+			require.Contains(t, stderr, c.want)
+			require.NotContains(t, stdout, "frontend TCP 203.0.113.1:1 ")
+		})
+	}
 }
 
 func TestWhatProgramsReadIsTheSameInJSONAndYAML(t *testing.T) {

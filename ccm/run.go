@@ -10,14 +10,15 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
@@ -46,9 +47,6 @@ type Config struct {
 	// Resolver resolves node names; nil leaves them as they are.
 	Resolver *net.Resolver
 }
-
-// leaseName is the leader election's, the same as KubeLB's CCM has, so that both never run at once.
-const leaseName = "19f32e7b.ccm.kubelb.k8c.io"
 
 type options struct {
 	clusterName, hubKubeconfig, kubeconfig, nodeAddressType string
@@ -161,14 +159,17 @@ func serve(ctx context.Context, o options, config Config, hubConfig *rest.Config
 	if err != nil {
 		return err
 	}
+	lock, err := electionLock(tenantConfig, o.leaderElection, cmp.Or(o.leaderElectionNamespace, defaultElectionNamespace()))
+	if err != nil {
+		return err
+	}
 	mgr, err := ctrl.NewManager(tenantConfig, ctrl.Options{
-		Scheme:                  scheme,
-		Cache:                   cache.Options{DefaultTransform: cache.TransformStripManagedFields()},
-		Metrics:                 server.Options{BindAddress: o.metricsAddress, ExtraHandlers: operation.DebugHandlers(level)},
-		HealthProbeBindAddress:  o.probeAddress,
-		LeaderElection:          o.leaderElection,
-		LeaderElectionID:        leaseName,
-		LeaderElectionNamespace: cmp.Or(o.leaderElectionNamespace, defaultElectionNamespace()),
+		Scheme:                              scheme,
+		Cache:                               cache.Options{DefaultTransform: cache.TransformStripManagedFields()},
+		Metrics:                             server.Options{BindAddress: o.metricsAddress, ExtraHandlers: operation.DebugHandlers(level)},
+		HealthProbeBindAddress:              o.probeAddress,
+		LeaderElection:                      o.leaderElection,
+		LeaderElectionResourceLockInterface: lock,
 	})
 	if err != nil {
 		return fmt.Errorf("tenant cluster: %w", err)
@@ -195,6 +196,9 @@ func serve(ctx context.Context, o options, config Config, hubConfig *rest.Config
 	}
 	addresses := &addressesReconciler{tenant: mgr.GetClient(), hub: hub.GetClient(), config: config, events: events, nodes: nodes, leftOut: leftOut, told: map[string]string{}}
 	if err := addresses.setUp(mgr, hub); err != nil {
+		return err
+	}
+	if err := mgr.Add(&strangers{reader: mgr.GetAPIReader(), mapper: mgr.GetRESTMapper(), events: events, log: ctrl.Log.WithName("strangers"), told: map[types.UID]time.Time{}}); err != nil {
 		return err
 	}
 	report, err := newReporter(mgr.GetClient(), hubConfig, config, metrics.Registry)
@@ -225,12 +229,4 @@ func restConfig(kubeconfig string) (*rest.Config, error) {
 func newScheme() (*runtime.Scheme, error) {
 	scheme := runtime.NewScheme()
 	return scheme, errors.Join(corev1.AddToScheme(scheme), discoveryv1.AddToScheme(scheme), v1alpha1.AddToScheme(scheme))
-}
-
-// defaultElectionNamespace is empty inside a pod, where controller-runtime finds the pod's own.
-func defaultElectionNamespace() string {
-	if _, err := os.Stat("/var/run/secrets/kubernetes.io/serviceaccount/namespace"); err == nil {
-		return ""
-	}
-	return "kube-system"
 }

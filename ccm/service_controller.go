@@ -1,11 +1,15 @@
 package ccm
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
+	"time"
 
+	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
@@ -20,6 +24,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/log"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	"sigs.k8s.io/controller-runtime/pkg/source"
@@ -27,17 +32,18 @@ import (
 	"kubelb.k8c.io/api/plain"
 	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/ccm/convert"
+	"kubelb.k8c.io/ccm/marks"
 	"kubelb.k8c.io/core/translate"
 )
 
-// The finalizer that every load-balancer controller uses, and KubeLB's own of before.
 const (
-	cleanupFinalizer = "service.kubernetes.io/load-balancer-cleanup"
-	legacyFinalizer  = "kubelb.k8c.io/cleanup"
+	cleanupFinalizer = v1alpha1.ServiceFinalizer
+	// conditionReady is the one condition that this controller keeps on a Service. It also says that the Service was ours.
+	conditionReady = v1alpha1.ServiceCondition
 )
 
-// conditionReady is the one condition that this controller keeps on a Service. It also says that the Service was ours.
-const conditionReady = "kubelb.k8c.io/Ready"
+// legacyFinalizers are those of KubeLB's own CCM, the second of its first releases.
+func legacyFinalizers() []string { return []string{marks.Finalizer, "kubelb.k8c.io/lb-finalizer"} }
 
 // Event reasons, as Kubernetes' service controller names them.
 const (
@@ -114,8 +120,20 @@ var nodeMatters = predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
 	return !equality.Semantic.DeepEqual(convert.Node(before), convert.Node(after))
 }}
 
-// Reconcile brings the hub and the Service's status to what the Service says.
+// conflictRetry is when to look again at what somebody else has just changed: by then the cache knows of it.
+const conflictRetry = 200 * time.Millisecond
+
+// Reconcile brings the hub and the Service's status to what the Service says. That somebody else wrote meanwhile is no error.
 func (r *serviceReconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+	result, err := r.reconcile(ctx, req)
+	if apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) {
+		log.FromContext(ctx).V(1).Info("changed meanwhile: it is looked at again", "cause", err.Error())
+		return reconcile.Result{RequeueAfter: conflictRetry}, nil
+	}
+	return result, err
+}
+
+func (r *serviceReconciler) reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
 	var service corev1.Service
 	err := r.tenant.Get(ctx, req.NamespacedName, &service)
 	if apierrors.IsNotFound(err) {
@@ -316,6 +334,9 @@ func (r *serviceReconciler) publish(ctx context.Context, service *corev1.Service
 		r.event(service, corev1.EventTypeNormal, eventEnsured, "Ensured load balancer")
 	}
 	changed := known == nil || known.Reason != condition.Reason || known.Message != condition.Message
+	if changed || !equality.Semantic.DeepEqual(before.Status.LoadBalancer, service.Status.LoadBalancer) {
+		r.log(ctx, service, condition)
+	}
 	switch {
 	case !changed:
 	case condition.Reason == translate.ReasonNoNodes:
@@ -333,6 +354,24 @@ func (r *serviceReconciler) publish(ctx context.Context, service *corev1.Service
 	return nil
 }
 
+// log writes a line for operators: how the Service is served, or a warning that says why it is not.
+func (r *serviceReconciler) log(ctx context.Context, service *corev1.Service, condition metav1.Condition) {
+	logger := slog.New(logr.ToSlogHandler(log.FromContext(ctx)))
+	var addresses []string
+	for _, i := range service.Status.LoadBalancer.Ingress {
+		addresses = append(addresses, cmp.Or(i.IP, i.Hostname))
+	}
+	of := []any{"service", client.ObjectKeyFromObject(service).String(), "addresses", addresses, "reason", condition.Reason, "message", plain.Note(condition.Message)}
+	switch {
+	case condition.Status == metav1.ConditionTrue:
+		logger.Info("the Service is served", of...)
+	case waiting[condition.Reason]:
+		logger.Info("the Service waits", of...)
+	default:
+		logger.Warn("the Service is not served", of...)
+	}
+}
+
 // waiting are reasons that pass by themselves and are worth no event.
 var waiting = map[string]bool{"Pending": true, "WaitingForGateway": true, "WaitingForAnnouncement": true}
 
@@ -345,7 +384,7 @@ func (r *serviceReconciler) cleanUp(ctx context.Context, service *corev1.Service
 		return err
 	}
 	ours := len(lbs.Items) > 0 || meta.FindStatusCondition(service.Status.Conditions, conditionReady) != nil ||
-		controllerutil.ContainsFinalizer(service, legacyFinalizer) ||
+		slices.ContainsFunc(legacyFinalizers(), func(f string) bool { return controllerutil.ContainsFinalizer(service, f) }) ||
 		controllerutil.ContainsFinalizer(service, cleanupFinalizer) && translate.Owns(convert.Service(service), r.config.ClassRequired)
 	if !ours {
 		return nil
@@ -385,7 +424,10 @@ func (r *serviceReconciler) clearStatus(ctx context.Context, service *corev1.Ser
 // setFinalizer adds our finalizer, or removes it; KubeLB's own is removed in either case.
 func (r *serviceReconciler) setFinalizer(ctx context.Context, service *corev1.Service, present bool) error {
 	before := service.DeepCopy()
-	changed := controllerutil.RemoveFinalizer(service, legacyFinalizer)
+	changed := false
+	for _, f := range legacyFinalizers() {
+		changed = controllerutil.RemoveFinalizer(service, f) || changed
+	}
 	if present {
 		changed = controllerutil.AddFinalizer(service, cleanupFinalizer) || changed
 	} else {

@@ -30,6 +30,19 @@ const (
 	// CCMKubeconfigSecret holds the CCM's kubeconfig under CCMKubeconfigKey.
 	CCMKubeconfigSecret = "kubelb-ccm-kubeconfig"
 	CCMKubeconfigKey    = "kubelb"
+
+	// CCMLease is the Lease in a tenant cluster that the CCM which works holds. KubeLB's own CCM has the same one, so that never both work.
+	CCMLease = "19f32e7b.ccm.kubelb.k8c.io"
+	// CCMHolder is a part of the holder's identity, if that is our CCM.
+	CCMHolder = "kubelb-layer-4"
+)
+
+// Marks of the CCM on a Service.
+const (
+	// ServiceFinalizer is the one that every load-balancer controller uses.
+	ServiceFinalizer = "service.kubernetes.io/load-balancer-cleanup"
+	// ServiceCondition says how the Service is served, and that it is the CCM's.
+	ServiceCondition = "kubelb.k8c.io/Ready"
 )
 
 // Annotation forms of the fields that a tenant may set on a LoadBalancer, for a CCM that only knows KubeLB's fields.

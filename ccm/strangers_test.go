@@ -1,0 +1,64 @@
+package ccm
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/go-logr/logr"
+	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta/testrestmapper"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/events"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
+
+	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/ccm/marks"
+)
+
+func TestWhatKubeLBsCCMHasMarkedIsToldInAnEvent(t *testing.T) {
+	scheme := runtime.NewScheme()
+	require.NoError(t, errors.Join(corev1.AddToScheme(scheme), networkingv1.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)))
+	scheme.AddKnownTypeWithName(v1alpha1.GroupVersion.WithKind("SyncSecret"), &v1alpha1.SyncSecret{})
+	ingress := func(name string, finalizers ...string) *networkingv1.Ingress {
+		return &networkingv1.Ingress{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, UID: types.UID(name), Finalizers: finalizers}}
+	}
+	hangs := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "hangs", UID: "hangs"}, Status: corev1.NamespaceStatus{Conditions: []corev1.NamespaceCondition{{
+		Type: corev1.NamespaceFinalizersRemaining, Status: corev1.ConditionTrue, Message: "Some content in the namespace has finalizers remaining: kubelb.k8c.io/cleanup in 1 resource instances"}}}}
+	c := fake.NewClientBuilder().WithScheme(scheme).WithRESTMapper(testrestmapper.TestOnlyStaticRESTMapper(scheme)).WithObjects(ingress("marked", marks.Finalizer), ingress("unmarked", "example.com/other"), hangs,
+		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}}).
+		WithInterceptorFuncs(interceptor.Funcs{List: func(ctx context.Context, c client.WithWatch, list client.ObjectList, options ...client.ListOption) error {
+			if list.GetObjectKind().GroupVersionKind().Kind == "SyncSecret" {
+				return apierrors.NewForbidden(schema.GroupResource{Resource: "syncsecrets"}, "", nil)
+			}
+			return c.List(ctx, list, options...)
+		}}).Build()
+	recorder := events.NewFakeRecorder(10)
+	s := &strangers{reader: c, mapper: c.RESTMapper(), events: recorder, log: logr.Discard(), told: map[types.UID]time.Time{}}
+	now := time.Unix(1_800_000_000, 0)
+	told := func() (out []string) {
+		for len(recorder.Events) > 0 {
+			out = append(out, <-recorder.Events)
+		}
+		return out
+	}
+	require.NoError(t, s.look(t.Context(), now), "what may not be read is passed over")
+	said := told()
+	require.Len(t, said, 2)
+	require.Contains(t, said[0], "Warning MarkedByKubeLB it has the finalizer kubelb.k8c.io/cleanup")
+	require.Contains(t, said[0], "'kubelb migrate from-kubelb'")
+	require.Contains(t, said[1], "its deletion waits for objects with the finalizer kubelb.k8c.io/cleanup")
+	require.NoError(t, s.look(t.Context(), now.Add(strangersEvery)))
+	require.Empty(t, told(), "an event lasts for an hour")
+	require.NoError(t, s.look(t.Context(), now.Add(strangersAgain)))
+	require.Len(t, told(), 2)
+}

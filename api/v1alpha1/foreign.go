@@ -6,6 +6,7 @@ import (
 )
 
 // Route is for layer 7 in KubeLB, whose CCM does not start where the kind is missing. Here it means nothing, and tenants cannot make one.
+// Its status is not kept: KubeLB's layer 7 needs another management cluster.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:resource:categories=kubelb
@@ -20,7 +21,7 @@ type Route struct {
 }
 
 // SyncSecret is for layer 7 in KubeLB, whose CCM does not start where the kind is missing. Here it means nothing, and tenants cannot
-// make one.
+// make one. KubeLB's other fields and its status are not kept: KubeLB's layer 7 needs another management cluster.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:resource:categories=kubelb

@@ -340,8 +340,9 @@ func ccmRules() []rbacv1.PolicyRule {
 	return []rbacv1.PolicyRule{
 		{APIGroups: group, Resources: []string{"loadbalancers"}, Verbs: []string{"get", "list", "watch", "create", "update", "delete"}},
 		{APIGroups: group, Resources: []string{"addresses"}, Verbs: []string{"get", "list", "watch", "create", "update"}},
-		// KubeLB's CCM watches these, too, or does not start. There never are any.
-		{APIGroups: group, Resources: []string{"routes", "syncsecrets"}, Verbs: []string{"get", "list", "watch"}},
+		// KubeLB's CCM watches these, too, or does not start. It cannot make any; but it sets a finalizer in the tenant cluster before it tries, and
+		// removes that only after it has deleted here.
+		{APIGroups: group, Resources: []string{"routes", "syncsecrets"}, Verbs: []string{"get", "list", "watch", "delete"}},
 		// It renews its token by itself. For how long one may last the policy tokens.kubelb.k8c.io says.
 		{APIGroups: []string{""}, Resources: []string{"serviceaccounts/token"}, ResourceNames: []string{v1alpha1.CCMName}, Verbs: []string{"create"}},
 	}

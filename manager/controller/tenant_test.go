@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -97,6 +98,18 @@ func TestANamespaceThatIsNotKubeLBsIsLeftAlone(t *testing.T) {
 	require.NoError(t, h.Update(t.Context(), there))
 	_, err = h.r.ensureNamespace(t.Context(), tenantA())
 	require.NoError(t, err, "it was handed over, and the cache lags")
+}
+
+// KubeLB's CCM sets a finalizer before it makes a SyncSecret here, and removes that only after it has deleted here.
+func TestATenantsCCMMayDeleteWhatItCannotMake(t *testing.T) {
+	for _, rule := range ccmRules() {
+		if slices.Contains(rule.Resources, "syncsecrets") {
+			require.Equal(t, []string{"routes", "syncsecrets"}, rule.Resources)
+			require.Equal(t, []string{"get", "list", "watch", "delete"}, rule.Verbs)
+			return
+		}
+	}
+	t.Fatal("there is no such rule")
 }
 
 func TestATenantsTokenIsRenewedInTheSecondHalfOfItsLife(t *testing.T) {

@@ -399,7 +399,7 @@ func TestEndpointsThatNoOtherLoadBalancerSharesAreFewer(t *testing.T) {
 		object := lb("tenant-a", "web", form.of)
 		h.SetLoadBalancer(object)
 		got, said := snapshot(t, h), 0
-		checked := Check(object, &tenant, &Addresses{ObjectName: model.ObjectName{Namespace: "tenant-a", Name: "default"}, List: listed}, Fence{})
+		checked := Check(&object, &tenant, &Addresses{ObjectName: model.ObjectName{Namespace: "tenant-a", Name: "default"}, List: listed}, Fence{})
 		for _, problems := range [][]Problem{h.Problems(object.ObjectName), checked} {
 			for _, p := range problems {
 				if p.Reason == ReasonLimitReached && p.Partial && strings.Contains(p.Message, "1 more than the 2 of each family that Tenant a may have (spec.limits.endpointsPerLoadBalancer)") {

@@ -76,7 +76,7 @@ func checkFlags(t *testing.T, program string, words []string, where string) {
 	var argv []string
 	if program == "kubelb" {
 		for _, word := range words {
-			if !regexp.MustCompile(`^[a-z]+$`).MatchString(word) {
+			if !regexp.MustCompile(`^[a-z]+(-[a-z]+)*$`).MatchString(word) {
 				break
 			}
 			argv = append(argv, word)

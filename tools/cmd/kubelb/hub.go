@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -17,24 +18,36 @@ import (
 	"kubelb.k8c.io/tools/inspect"
 )
 
+// clusterFlags say how a cluster is reached.
+type clusterFlags struct {
+	kubeconfig, context, which string
+}
+
+// add defines the flags; which says what cluster it is.
+func (f *clusterFlags) add(flags *pflag.FlagSet, which string) {
+	f.which = which
+	flags.StringVar(&f.kubeconfig, "kubeconfig", "", "kubeconfig of "+which+"; empty takes it from where kubectl does")
+	flags.StringVar(&f.context, "context", "", "context in it; empty takes the current one")
+}
+
 // hubFlags say how the management cluster is reached.
 type hubFlags struct {
-	kubeconfig, context, namespace string
+	clusterFlags
+	namespace string
 }
 
 func (f *hubFlags) add(flags *pflag.FlagSet) {
-	flags.StringVar(&f.kubeconfig, "kubeconfig", "", "kubeconfig of the management cluster; empty takes it from where kubectl does")
-	flags.StringVar(&f.context, "context", "", "context in it; empty takes the current one")
+	f.clusterFlags.add(flags, "the management cluster")
 	flags.StringVarP(&f.namespace, "namespace", "n", "kubelb", "namespace of the manager, where the gateways' Leases are")
 }
 
-// connect returns a client of the management cluster.
-func (f *hubFlags) connect() (client.Client, error) {
+// connect returns a client of the cluster.
+func (f *clusterFlags) connect() (client.Client, error) {
 	rules := clientcmd.NewDefaultClientConfigLoadingRules()
 	rules.ExplicitPath = f.kubeconfig
 	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{CurrentContext: f.context}).ClientConfig()
 	if err != nil {
-		return nil, fmt.Errorf("management cluster: %w", err)
+		return nil, fmt.Errorf("%s: %w", strings.TrimPrefix(f.which, "the "), err)
 	}
 	scheme, err := inspect.Scheme()
 	if err != nil {

@@ -1,0 +1,143 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/ccm/marks"
+	"kubelb.k8c.io/tools/migrate"
+)
+
+// migrateLimit bounds a migration, of a large cluster too.
+const migrateLimit = 10 * time.Minute
+
+type migrateFlags struct {
+	cluster        clusterFlags
+	dryRun, force  bool
+	secrets, onHub bool
+}
+
+func migrateCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "migrate", Short: "Release what the former CCM has marked, when KubeLB's own CCM and this one take turns"}
+	cmd.AddCommand(fromKubeLBCommand(), toKubeLBCommand())
+	return cmd
+}
+
+func (f *migrateFlags) add(cmd *cobra.Command, whose string) {
+	f.cluster.add(cmd.Flags(), "the tenant cluster")
+	cmd.Flags().BoolVar(&f.dryRun, "dry-run", false, "say what would be done, and write nothing")
+	cmd.Flags().BoolVar(&f.force, "force", false, "do not look whether "+whose+" still runs")
+}
+
+func fromKubeLBCommand() *cobra.Command {
+	var f migrateFlags
+	cmd := &cobra.Command{
+		Use:   "from-kubelb",
+		Short: "Release what KubeLB's own CCM has marked and this one does not serve",
+		Long: `Release what KubeLB's own CCM has marked and this one does not serve: Ingresses, Gateways, their routes and SyncSecrets with the
+finalizer kubelb.k8c.io/cleanup. Without that they, and their namespaces, hang in deletion. Only this finalizer is removed; each object
+is a line of the output. Services need nothing: the CCM takes them over.
+
+It refuses while a CCM of KubeLB holds its Lease. A CCM without leader election is not seen. A second run does no harm.
+
+Rights in the tenant cluster: get, list and patch of ingresses (networking.k8s.io), gateways and the routes (gateway.networking.k8s.io)
+and syncsecrets (kubelb.k8c.io), of secrets with --secrets; list of leases (coordination.k8s.io). A kind that the cluster does not have
+needs none. docs/migrate.md has the ClusterRole.`,
+		Example: "  kubelb migrate from-kubelb --context=tenant-a --dry-run\n  kubelb migrate from-kubelb --context=tenant-a",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return f.run(cmd, "KubeLB's CCM", f.fromLease, f.fromKubeLB)
+		},
+	}
+	f.add(cmd, "KubeLB's CCM")
+	cmd.Flags().BoolVar(&f.secrets, "secrets", false, "also Secrets with the label kubelb.k8c.io/managed-by=kubelb, which KubeLB's CCM marks with --enable-secret-synchronizer; it takes the right to read Secrets")
+	cmd.Flags().BoolVar(&f.onHub, "hub", false, "release in the management cluster instead, where this manager has replaced KubeLB's: Routes and SyncSecrets that KubeLB's manager has marked (get, list and patch of routes and syncsecrets of kubelb.k8c.io)")
+	return cmd
+}
+
+func toKubeLBCommand() *cobra.Command {
+	var f migrateFlags
+	cmd := &cobra.Command{
+		Use:   "to-kubelb",
+		Short: "Hand the Services of this CCM over to KubeLB's own",
+		Long: `Hand the Services of this CCM over to KubeLB's own: its finalizer kubelb.k8c.io/cleanup takes the place of
+service.kubernetes.io/load-balancer-cleanup, which it does not know, and the condition kubelb.k8c.io/Ready, which it does not
+keep, is removed. Without that deleted Services hang, and the condition says what was true once. Addresses stay. Each Service is a line
+of the output. A Service that is being deleted can go; where its LoadBalancer may be left on the management cluster, that is said.
+
+Only Services with the condition are touched, and those of class kubelb. It refuses while this CCM holds its Lease: stop it first.
+A CCM without leader election is not seen. A second run does no harm.
+
+Rights in the tenant cluster: get, list and patch of services; patch of services/status; list of leases (coordination.k8s.io).
+docs/migrate.md has the ClusterRole.`,
+		Example: "  helm uninstall kubelb-ccm -n kubelb\n  kubelb migrate to-kubelb --context=tenant-a --dry-run\n  kubelb migrate to-kubelb --context=tenant-a",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return f.run(cmd, "this project's CCM", func() (string, func(string) bool) { return v1alpha1.CCMLease, migrate.Ours }, f.toKubeLB)
+		},
+	}
+	f.add(cmd, "this CCM")
+	return cmd
+}
+
+// fromLease is the Lease that the former side holds, and which holders are of that side.
+func (f *migrateFlags) fromLease() (string, func(string) bool) {
+	if f.onHub {
+		return migrate.HubLease, func(string) bool { return true }
+	}
+	return v1alpha1.CCMLease, migrate.Theirs
+}
+
+// run does the work, unless the former side still does its own.
+func (f *migrateFlags) run(cmd *cobra.Command, former string, lease func() (string, func(string) bool), work func(context.Context, *migrate.Migration, io.Writer) error) error {
+	c, err := f.cluster.connect()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(cmd.Context(), migrateLimit)
+	defer cancel()
+	if !f.force {
+		name, is := lease()
+		holder, err := migrate.Running(ctx, c, name, is)
+		if err != nil {
+			return fmt.Errorf("it cannot be seen whether %s still runs; if it does not, say --force: %w", former, err)
+		}
+		if holder != "" {
+			return fmt.Errorf("%s still runs: %s. Stop it first: it would mark objects again", former, holder)
+		}
+	}
+	m := &migrate.Migration{Client: c, DryRun: f.dryRun, Out: cmd.OutOrStdout()}
+	err = work(ctx, m, cmd.ErrOrStderr())
+	fmt.Fprintf(cmd.OutOrStdout(), "%d objects %s\n", m.Released(), map[bool]string{true: "would be released", false: "released"}[f.dryRun])
+	return err
+}
+
+func (f *migrateFlags) fromKubeLB(ctx context.Context, m *migrate.Migration, diagnostics io.Writer) error {
+	if f.onHub {
+		return m.FromKubeLB(ctx, []schema.GroupKind{{Group: v1alpha1.GroupVersion.Group, Kind: "Route"}, marks.SyncSecret})
+	}
+	if err := m.FromKubeLB(ctx, append(marks.Kinds(), marks.SyncSecret)); err != nil {
+		return err
+	}
+	if !f.secrets {
+		fmt.Fprintln(diagnostics, "Secrets were not looked at: say --secrets if KubeLB's CCM ran with --enable-secret-synchronizer")
+		return nil
+	}
+	return m.FromKubeLB(ctx, []schema.GroupKind{marks.Secret}, client.MatchingLabels{v1alpha1.LabelManagedBy: v1alpha1.ManagedByKubeLB})
+}
+
+func (f *migrateFlags) toKubeLB(ctx context.Context, m *migrate.Migration, diagnostics io.Writer) error {
+	notes, err := m.ToKubeLB(ctx)
+	if len(notes) > 0 {
+		fmt.Fprintln(diagnostics, strings.Join(notes, "\n"))
+	}
+	return err
+}

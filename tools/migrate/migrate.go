@@ -1,0 +1,189 @@
+// Package migrate releases in a tenant cluster what one CCM has marked and the other one does not know: KubeLB's own CCM and ours have different
+// finalizers and kinds. It removes no object.
+package migrate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
+
+	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/ccm/marks"
+	"kubelb.k8c.io/core/translate"
+)
+
+// Migration is one run. Each object that it releases is a line of Out.
+type Migration struct {
+	Client client.Client
+	// DryRun says what would be done, and writes nothing.
+	DryRun bool
+	Out    io.Writer
+
+	released int
+}
+
+// Released is how many objects were released, or would be.
+func (m *Migration) Released() int { return m.released }
+
+// say writes the object's line: what was done, or would be.
+func (m *Migration) say(o client.Object, kind, what, done string) {
+	if m.DryRun {
+		done = "would be " + done
+	}
+	fmt.Fprintf(m.Out, "%s %s: %s %s\n", kind, client.ObjectKeyFromObject(o), what, done)
+}
+
+// FromKubeLB removes the finalizer of KubeLB's CCM from the objects of the kinds. An object that is being deleted is gone with it. Services are not
+// among the kinds: our CCM takes them over, or lets them go. One kind that cannot be read, or one object that cannot be written, keeps no other
+// one from being released; the error names them all.
+func (m *Migration) FromKubeLB(ctx context.Context, kinds []schema.GroupKind, options ...client.ListOption) error {
+	var errs []error
+	for _, kind := range kinds {
+		found, err := marks.Find(ctx, m.Client, m.Client.RESTMapper(), kind, options...)
+		errs = append(errs, err)
+		for i := range found {
+			errs = append(errs, m.release(ctx, &found[i]))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (m *Migration) release(ctx context.Context, o *metav1.PartialObjectMetadata) error {
+	what := "removed"
+	if o.DeletionTimestamp != nil {
+		what = "removed; it is being deleted, and can go"
+	}
+	done, err := m.change(ctx, o, func() bool { return controllerutil.RemoveFinalizer(o, marks.Finalizer) })
+	if err != nil || !done {
+		return err
+	}
+	m.released++
+	m.say(o, o.Kind, "finalizer "+marks.Finalizer, what)
+	return nil
+}
+
+// attempts is how often an object is read and written again that somebody else changes meanwhile.
+const attempts = 5
+
+// change writes an object's metadata, unless nothing is to be changed any more. It reports whether that was done, or would be.
+func (m *Migration) change(ctx context.Context, o client.Object, change func() bool) (bool, error) {
+	var err error
+	for range attempts {
+		before := o.DeepCopyObject().(client.Object)
+		if !change() {
+			return false, nil
+		}
+		if m.DryRun {
+			return true, nil
+		}
+		err = m.Client.Patch(ctx, o, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
+		if !apierrors.IsConflict(err) {
+			break
+		}
+		if err := m.Client.Get(ctx, client.ObjectKeyFromObject(o), o); err != nil {
+			return false, client.IgnoreNotFound(err)
+		}
+	}
+	if apierrors.IsNotFound(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("%s: %w", client.ObjectKeyFromObject(o), err)
+	}
+	return true, nil
+}
+
+// ToKubeLB gives the Services of our CCM to KubeLB's: its finalizer takes the place of ours, so that a Service is not deleted without its
+// LoadBalancer, and our condition goes. A Service that is being deleted can go then. Notes are about Services of which it cannot be told whose they
+// are; they stay as they are.
+func (m *Migration) ToKubeLB(ctx context.Context) (notes []string, err error) {
+	list := &corev1.ServiceList{}
+	var errs []error
+	for {
+		if err := m.Client.List(ctx, list, client.Limit(500), client.Continue(list.Continue)); err != nil {
+			return notes, errors.Join(append(errs, fmt.Errorf("list services: %w", err))...)
+		}
+		for i := range list.Items {
+			s := &list.Items[i]
+			switch marked := slices.Contains(s.Finalizers, v1alpha1.ServiceFinalizer); {
+			case isOurs(s):
+				errs = append(errs, m.handOver(ctx, s))
+			case marked:
+				notes = append(notes, fmt.Sprintf("Service %s/%s: left as it is: it has the finalizer %s, which every load-balancer controller uses, and no condition %s", s.Namespace, s.Name, v1alpha1.ServiceFinalizer, v1alpha1.ServiceCondition))
+			}
+		}
+		if list.Continue == "" {
+			return notes, errors.Join(errs...)
+		}
+	}
+}
+
+// isOurs: the condition says so, or the class, before there is a condition.
+func isOurs(s *corev1.Service) bool {
+	if meta.FindStatusCondition(s.Status.Conditions, v1alpha1.ServiceCondition) != nil {
+		return true
+	}
+	return s.Spec.LoadBalancerClass != nil && *s.Spec.LoadBalancerClass == translate.Class && slices.Contains(s.Finalizers, v1alpha1.ServiceFinalizer)
+}
+
+func (m *Migration) handOver(ctx context.Context, s *corev1.Service) error {
+	going := s.DeletionTimestamp != nil
+	done, err := m.change(ctx, s, func() bool {
+		if !controllerutil.RemoveFinalizer(s, v1alpha1.ServiceFinalizer) {
+			return false
+		}
+		if !going { // the API takes no new finalizer then
+			controllerutil.AddFinalizer(s, marks.Finalizer)
+		}
+		return true
+	})
+	if err != nil {
+		return err
+	}
+	if done {
+		m.released++
+		what := "replaced by " + marks.Finalizer
+		if going {
+			what = fmt.Sprintf("removed; it is being deleted, and can go. If LoadBalancer %s is still on the management cluster, delete it there", s.UID)
+		}
+		m.say(s, "Service", "finalizer "+v1alpha1.ServiceFinalizer, what)
+	}
+	return m.dropCondition(ctx, s)
+}
+
+func (m *Migration) dropCondition(ctx context.Context, s *corev1.Service) error {
+	var err error
+	for range attempts {
+		before := s.DeepCopy()
+		if !meta.RemoveStatusCondition(&s.Status.Conditions, v1alpha1.ServiceCondition) {
+			return nil
+		}
+		if !m.DryRun {
+			err = m.Client.Status().Patch(ctx, s, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
+		}
+		if !apierrors.IsConflict(err) {
+			break
+		}
+		if err := m.Client.Get(ctx, client.ObjectKeyFromObject(s), s); err != nil {
+			return client.IgnoreNotFound(err)
+		}
+	}
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("%s: status: %w", client.ObjectKeyFromObject(s), err)
+	}
+	m.say(s, "Service", "condition "+v1alpha1.ServiceCondition, "removed")
+	return nil
+}

@@ -1,6 +1,6 @@
 // Package explain goes the whole way from objects to the model in one call, without a cluster: what a tenant's CCM would
 // write, which address the hub would give, what every gateway would hold, and why something is left out. It only calls
-// what the CCM and the manager call.
+// what the CCM and the manager call. It does not ask whether an API server would take the objects; 'kubelb render' does.
 //
 // # The document format, version v1
 //

@@ -206,3 +206,25 @@ func FuzzARouterSendsAnything(f *testing.F) {
 		require.Len(t, neighbour.routes(t, wire.RF_IPv4_UC), 1)
 	})
 }
+
+// Whoever can send with the router's address reaches what hears its messages.
+func FuzzSegmentsOfHandshakes(f *testing.F) {
+	segment := func(payload []byte) []byte {
+		return append([]byte{0, 179, 0xc0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, 0x18, 0, 0, 0, 0, 0, 0}, payload...)
+	}
+	f.Add(segment(message(kindNotification, []byte{2, 2, 0xfb, 0xf4})))
+	f.Add(segment(message(kindNotification, append([]byte{6, 2, 200}, "short"...))))
+	f.Add(segment(message(kindOpen, []byte{4, 0xfb, 0xf4, 0, 90, 10, 0, 0, 3, 8, 2, 6, 65, 4, 0, 0, 0xfb, 0xf4})))
+	f.Add(segment(message(kindOpen, []byte{4, 0xfb, 0xf4, 0, 90, 10, 0, 0, 3, 8, 2, 255, 65, 255})))
+	f.Add(segment(append(message(kindOpen, make([]byte, 10)), message(kindNotification, nil)...)))
+	f.Add(segment(message(4, nil)[:18]))
+	f.Fuzz(func(t *testing.T, segment []byte) {
+		c := &causes{of: map[netip.Addr]*cause{}, changed: func() {}}
+		c.watch(Peer{Address: loopback, Port: 179})
+		for _, m := range messagesIn(segment, 179) {
+			require.LessOrEqual(t, len(m.body)+headerLength, len(segment))
+			c.hear(loopback, m)
+		}
+		require.Less(t, len(c.reason(loopback)), 2000)
+	})
+}

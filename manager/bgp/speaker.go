@@ -1,6 +1,7 @@
 package bgp
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -18,6 +19,8 @@ import (
 	wire "github.com/osrg/gobgp/v4/pkg/packet/bgp"
 	"github.com/osrg/gobgp/v4/pkg/server"
 
+	"kubelb.k8c.io/core/ipam"
+	"kubelb.k8c.io/core/phrase"
 	"kubelb.k8c.io/manager/bfd"
 )
 
@@ -44,8 +47,38 @@ type Session struct {
 	// Since is when that began. Reason is why there is no session, as far as known.
 	Since  time.Time
 	Reason string
-	// Detected: BFD, if the peer does it, finds the router there.
-	Detected bool
+	// Detected: BFD, if the peer does it, finds the router there. Undetected is why BFD cannot work on this host.
+	Detected   bool
+	Undetected string
+
+	// untold is why what is announced could not be handed to the speaker.
+	untold string
+	// offered are the families that the router's OPEN named, hops the next hops that it can be told.
+	offered map[ipam.Family]bool
+	hops    nextHops
+	// ended is when a session ended because the router offered too many routes, which GoBGP begins no more.
+	ended time.Time
+}
+
+// Untold is why the router is not told of addresses of a family; it is empty if it is told.
+func (s Session) Untold(f ipam.Family) string {
+	told, hop := s.Peer.IPv4, s.hops.four
+	if f == ipam.IPv6 {
+		told, hop = s.Peer.IPv6, s.hops.six
+	}
+	switch {
+	case !told:
+		return fmt.Sprintf("spec.families does not name %s (left out, it is the family of spec.address)", f)
+	case !s.Established:
+		return cmp.Or(s.Reason, "there is no session yet")
+	case s.untold != "":
+		return s.untold
+	case !s.offered[f]:
+		return fmt.Sprintf("the router does not offer %[1]s in its OPEN: enable %[1]s for this neighbour there", f)
+	case !hop.IsValid():
+		return fmt.Sprintf("this gateway has no %s address, which routes need as their next hop, on the interface that faces the router", f)
+	}
+	return ""
 }
 
 // Speaker announces addresses. It is safe for concurrent use.
@@ -54,12 +87,18 @@ type Speaker struct {
 
 	mu    sync.Mutex // guards all below
 	owned map[netip.Addr]bool
-	peers map[netip.Addr]Peer
 	bfd   *bfd.Server
+	// undetected is why BFD cannot work, undirected and untold why what is announced, and to whom, is not as it should be.
+	undetected, undirected, untold string
+	// causes are told by others' goroutines, and ears are those that hear routers, by what ends them.
+	causes  *causes
+	ears    map[netip.Addr]context.CancelFunc
+	hearing sync.WaitGroup
 	// server is there from the first peer on, until the end.
-	server   *server.BgpServer
+	server *server.BgpServer
+	// sessions are those that are wanted, begun those of them that the server knows of.
 	sessions map[netip.Addr]Session
-	hops     map[netip.Addr]nextHops
+	begun    map[netip.Addr]bool
 	ended    bool
 	// policyName is the policy that is in force, policies how many there have been; told is what it says.
 	policyName, told string
@@ -69,7 +108,8 @@ type Speaker struct {
 
 // NewSpeaker returns a speaker without peers.
 func NewSpeaker(o Options) *Speaker {
-	return &Speaker{options: o, bfd: bfd.New(bfd.Options{Changed: o.Changed, Log: o.Log.With("part", "bfd")}), owned: map[netip.Addr]bool{}, peers: map[netip.Addr]Peer{}, sessions: map[netip.Addr]Session{}, hops: map[netip.Addr]nextHops{}}
+	return &Speaker{options: o, bfd: bfd.New(bfd.Options{Changed: o.Changed, Log: o.Log.With("part", "bfd")}), owned: map[netip.Addr]bool{}, sessions: map[netip.Addr]Session{}, begun: map[netip.Addr]bool{},
+		causes: &causes{of: map[netip.Addr]*cause{}, changed: o.Changed}, ears: map[netip.Addr]context.CancelFunc{}}
 }
 
 // Announce has routers send packets for the addresses here.
@@ -118,7 +158,9 @@ func (s *Speaker) tell(addresses []netip.Addr, withdrawn bool) {
 	}
 	if err != nil {
 		s.options.Log.Error("announce by BGP", "addresses", len(addresses), "withdrawn", withdrawn, "error", err)
+		err = fmt.Errorf("announce %d addresses: %w", len(addresses), err)
 	}
+	s.untold = textOf(err)
 }
 
 // pathTo is the route to an address. Its next hop is put in for each router by policy.
@@ -151,68 +193,130 @@ func (s *Speaker) Able() bool {
 	return false
 }
 
+// Silent is why no router is told of addresses of a family; it is empty if one is.
+func (s *Speaker) Silent(f ipam.Family) string {
+	sessions := s.Sessions()
+	if len(sessions) == 0 {
+		return "no BGPPeer names a router for this gateway"
+	}
+	var why []string
+	for _, session := range sessions {
+		untold := session.Untold(f)
+		if untold == "" {
+			return ""
+		}
+		why = append(why, fmt.Sprintf("BGPPeer %s (%s): %s", session.Peer.Name, session.Peer.Address, untold))
+	}
+	return phrase.Few(why, "; ")
+}
+
 // Sessions are the peers with what has become of them, by name.
 func (s *Speaker) Sessions() []Session {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	sessions := slices.Collect(maps.Values(s.sessions))
 	for i := range sessions {
-		sessions[i].Detected = s.bfd.Up(sessions[i].Peer.Address)
+		address := sessions[i].Peer.Address
+		sessions[i].Detected, sessions[i].Reason, sessions[i].untold = s.bfd.Up(address), s.causes.reason(address), cmp.Or(s.undirected, s.untold)
+		if sessions[i].Peer.BFDInterval > 0 {
+			sessions[i].Undetected = s.undetected
+		}
 	}
 	slices.SortFunc(sessions, func(a, b Session) int { return a.Peer.Address.Compare(b.Peer.Address) })
 	return sessions
 }
 
 // SetPeers has sessions with these routers and no others. A session whose peer has not changed goes on, whatever else does; what can be
-// told anew without another session is told anew. Each router may be there once.
+// told anew without another session is told anew. Each router may be there once. What goes wrong with one router is its session's Reason.
 func (s *Speaker) SetPeers(ctx context.Context, peers []Peer) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ended || s.server == nil && len(peers) == 0 {
 		return nil
 	}
-	if s.server == nil {
-		if err := s.start(ctx, peers[0]); err != nil {
-			return err
-		}
-	}
 	wanted := map[netip.Addr]Peer{}
 	for _, p := range peers {
 		wanted[p.Address] = p
 	}
 	var errs []error
-	for address, has := range s.peers {
-		if is, there := wanted[address]; !there || !is.equal(has) {
+	for address, session := range s.sessions {
+		if is, there := wanted[address]; !there || !is.equal(session.Peer) {
 			errs = append(errs, s.remove(ctx, address))
 		}
 	}
-	errs = append(errs, s.direct(ctx, peers), s.detect(peers))
 	for _, p := range peers {
-		_, there := s.peers[p.Address]
-		s.peers[p.Address] = p
-		session := s.sessions[p.Address]
+		session, there := s.sessions[p.Address]
 		session.Peer = p
-		s.sessions[p.Address] = session
-		if there {
-			continue
+		if s.sessions[p.Address] = session; !there {
+			s.causes.watch(p)
 		}
-		if err := s.server.AddPeer(ctx, &api.AddPeerRequest{Peer: p.wire()}); err != nil {
-			errs = append(errs, fmt.Errorf("BGPPeer %s: %w", p.Name, err))
-			delete(s.peers, p.Address)
+	}
+	if s.server == nil {
+		if err := s.start(ctx, peers); err != nil {
+			s.blame(peers, err)
+			return err
 		}
+	}
+	directed := s.direct(ctx, peers)
+	s.undirected = textOf(directed)
+	errs = append(errs, directed, s.detect(peers))
+	for _, p := range peers {
+		errs = append(errs, s.add(ctx, p))
 	}
 	return errors.Join(errs...)
 }
 
-// start starts the server, which connects to routers and listens for none; mu is held.
-func (s *Speaker) start(ctx context.Context, first Peer) error {
-	id, err := s.routerID(first.Address)
-	if err != nil {
-		return fmt.Errorf("BGPPeer %s: %w", first.Name, err)
+// blame has an error be why there is no session with some routers.
+func (s *Speaker) blame(peers []Peer, err error) {
+	for _, p := range peers {
+		s.causes.change(p.Address, func(c *cause) { c.failed(err.Error()) })
 	}
-	b := server.NewBgpServer(server.LoggerOption(s.options.Log.With("part", "bgp"), nil))
+}
+
+// add has a session with a router, if there is none, and begins one again that has ended for good; mu is held.
+func (s *Speaker) add(ctx context.Context, p Peer) error {
+	session := s.sessions[p.Address]
+	if s.begun[p.Address] {
+		if session.ended.IsZero() || time.Since(session.ended) < offeredTooMuch {
+			return nil
+		}
+		session.ended = time.Time{}
+		s.sessions[p.Address] = session
+		return s.server.EnablePeer(ctx, &api.EnablePeerRequest{Address: p.Address.String()})
+	}
+	if err := s.server.AddPeer(ctx, &api.AddPeerRequest{Peer: p.wire()}); err != nil {
+		s.blame([]Peer{p}, err)
+		return fmt.Errorf("BGPPeer %s: %w", p.Name, err)
+	}
+	s.begun[p.Address] = true
+	s.lend(p)
+	return nil
+}
+
+// lend has a router be heard as long as there is no session with it; mu is held.
+func (s *Speaker) lend(p Peer) {
+	if s.ears[p.Address] != nil {
+		return
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	s.ears[p.Address] = cancel
+	s.hearing.Go(func() { s.causes.listenTo(ctx, p) })
+}
+
+// unlend ends that; mu is held.
+func (s *Speaker) unlend(address netip.Addr) {
+	if end := s.ears[address]; end != nil {
+		end()
+		delete(s.ears, address)
+	}
+}
+
+// start starts the server, which connects to routers and listens for none; mu is held.
+func (s *Speaker) start(ctx context.Context, peers []Peer) error {
+	log := slog.New(listener{Handler: s.options.Log.With("part", "bgp").Handler(), causes: s.causes})
+	b := server.NewBgpServer(server.LoggerOption(log, nil))
 	go b.Serve()
-	if err := b.StartBgp(ctx, &api.StartBgpRequest{Global: &api.Global{Asn: first.LocalASN, RouterId: id.String(), ListenPort: -1}}); err != nil {
+	if err := b.StartBgp(ctx, &api.StartBgpRequest{Global: &api.Global{Asn: peers[0].LocalASN, RouterId: s.routerID(peers).String(), ListenPort: -1}}); err != nil {
 		return fmt.Errorf("start the BGP speaker: %w", err)
 	}
 	watch, end := context.WithCancel(context.WithoutCancel(ctx))
@@ -241,51 +345,77 @@ func (s *Speaker) detect(peers []Peer) error {
 			detected[p.Address] = bfd.Timers{Interval: p.BFDInterval, Multiplier: p.BFDMultiplier}
 		}
 	}
-	return s.bfd.SetPeers(detected)
+	err := s.bfd.SetPeers(detected)
+	s.undetected = textOf(err)
+	return err
 }
 
-func (s *Speaker) routerID(router netip.Addr) (netip.Addr, error) {
-	if s.options.RouterID.Is4() {
-		return s.options.RouterID, nil
+// textOf is that of an error, empty for none.
+func textOf(err error) string {
+	if err == nil {
+		return ""
 	}
-	if own, err := sourceTowards(router); err != nil || own.Is4() {
-		return own, err
+	return err.Error()
+}
+
+// routerID is the speaker's BGP identifier: the own address towards the first router that has a route, and is reached by IPv4.
+func (s *Speaker) routerID(peers []Peer) netip.Addr {
+	if s.options.RouterID.Is4() {
+		return s.options.RouterID
+	}
+	for _, p := range peers {
+		if own, err := sourceTowards(p.Address); err == nil && own.Is4() {
+			return own
+		}
 	}
 	h := fnv.New32a()
 	h.Write([]byte(s.options.Name))
 	var id [4]byte
 	binary.BigEndian.PutUint32(id[:], max(1, h.Sum32()))
-	return netip.AddrFrom4(id), nil
+	return netip.AddrFrom4(id)
 }
 
+// remove ends what there is with a router; mu is held.
 func (s *Speaker) remove(ctx context.Context, address netip.Addr) error {
-	delete(s.peers, address)
+	begun := s.begun[address]
+	delete(s.begun, address)
 	delete(s.sessions, address)
-	delete(s.hops, address)
+	s.causes.forget(address)
+	s.unlend(address)
+	if !begun {
+		return nil
+	}
 	return s.server.DeletePeer(ctx, &api.DeletePeerRequest{Address: address.String()})
 }
 
 // direct says what goes out to whom. Where that differs from before, routers that have a session are told anew; mu is held.
 func (s *Speaker) direct(ctx context.Context, peers []Peer) error {
-	var errs []error
+	hops := map[netip.Addr]nextHops{}
 	for _, p := range peers {
-		hops, err := nextHopsTowards(p.Address)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("BGPPeer %s: %w", p.Name, err))
-			continue // what was found before stays
+		session := s.sessions[p.Address]
+		found, err := nextHopsTowards(p.Address)
+		if err == nil { // otherwise what was found before stays
+			session.hops = found
+			s.sessions[p.Address] = session
 		}
-		s.hops[p.Address] = hops
+		s.causes.change(p.Address, func(c *cause) {
+			if c.unreachable = ""; err != nil {
+				c.unreachable = err.Error()
+			}
+		})
+		hops[p.Address] = session.hops
 	}
-	next := policyFor(peers, s.hops)
+	next := policyFor(peers, hops)
 	told := fmt.Sprint(next.sets, next.rules)
 	if told == s.told {
-		return errors.Join(errs...)
+		return nil
 	}
 	if err := s.enact(ctx, next); err != nil {
-		return errors.Join(append(errs, err)...)
+		return err
 	}
 	s.told = told
-	for address := range s.peers {
+	var errs []error
+	for address := range s.begun {
 		errs = append(errs, s.server.ResetPeer(ctx, &api.ResetPeerRequest{Address: address.String(), Soft: true, Direction: api.ResetPeerRequest_DIRECTION_OUT}))
 	}
 	return errors.Join(errs...)
@@ -293,6 +423,9 @@ func (s *Speaker) direct(ctx context.Context, peers []Peer) error {
 
 // mostReceived is how many routes of each family a router may offer, none of which is taken; one that offers more loses its session.
 const mostReceived = 10_000
+
+// offeredTooMuch is for how long there is no session then.
+const offeredTooMuch = 5 * time.Minute
 
 // wire is the peer in gobgp's terms.
 func (p Peer) wire() *api.Peer {
@@ -346,16 +479,37 @@ func (s *Speaker) hear(event *apiutil.WatchEventMessage_PeerEvent, at time.Time)
 	}
 	switch {
 	case session.Established:
-		session.Reason = ""
-	case is.DisconnectMessage != "":
-		session.Reason = is.DisconnectMessage
+		session.offered = familiesIn(is.RemoteCap)
+		s.unlend(is.NeighborAddress)
+	case s.begun[is.NeighborAddress]:
+		s.lend(session.Peer)
+	}
+	if is.AdminState == api.PeerState_ADMIN_STATE_PFX_CT && session.ended.IsZero() {
+		session.ended = at
 	}
 	s.sessions[is.NeighborAddress] = session
 	s.mu.Unlock()
+	s.causes.change(is.NeighborAddress, func(c *cause) { c.became(session.Established, is.DisconnectReason) })
 	if before != session.Established {
-		s.options.Log.Info("BGP session", "peer", session.Peer.Name, "router", session.Peer.Address, "established", session.Established, "reason", session.Reason)
+		s.options.Log.Info("BGP session", "peer", session.Peer.Name, "router", session.Peer.Address, "established", session.Established, "reason", s.causes.reason(is.NeighborAddress))
 		s.options.Changed()
 	}
+}
+
+// familiesIn are those that a router's OPEN names. One that names none speaks IPv4 alone (RFC 4760, section 8).
+func familiesIn(capabilities []wire.ParameterCapabilityInterface) map[ipam.Family]bool {
+	families, named := map[ipam.Family]bool{}, false
+	for _, c := range capabilities {
+		if family, is := c.(*wire.CapMultiProtocol); is {
+			named = true
+			families[ipam.IPv4] = families[ipam.IPv4] || family.CapValue == wire.RF_IPv4_UC
+			families[ipam.IPv6] = families[ipam.IPv6] || family.CapValue == wire.RF_IPv6_UC
+		}
+	}
+	if !named {
+		families[ipam.IPv4] = true
+	}
+	return families
 }
 
 // heed is how long routers get to heed what is withdrawn, before the sessions end.
@@ -374,7 +528,11 @@ func (s *Speaker) Run(ctx context.Context) error {
 		s.tell(slices.Collect(maps.Keys(s.owned)), true)
 	}
 	s.owned, s.server = map[netip.Addr]bool{}, nil
+	for address := range s.ears {
+		s.unlend(address)
+	}
 	s.mu.Unlock()
+	s.hearing.Wait()
 	if b == nil {
 		return nil
 	}

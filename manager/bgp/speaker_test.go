@@ -102,7 +102,15 @@ func (r *router) peer() Peer {
 // newSpeaker runs until the test ends, or stop is called.
 func newSpeaker(t testing.TB) (s *Speaker, stop func()) {
 	t.Helper()
-	s = NewSpeaker(Options{RouterID: netip.MustParseAddr("10.0.0.2"), Changed: func() {}, Log: slog.New(slog.DiscardHandler)})
+	return newSpeakerAs(t, "10.0.0.2")
+}
+
+func discarded() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
+// newSpeakerAs has a BGP identifier.
+func newSpeakerAs(t testing.TB, id string) (s *Speaker, stop func()) {
+	t.Helper()
+	s = NewSpeaker(Options{RouterID: netip.MustParseAddr(id), Changed: func() {}, Log: discarded()})
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- s.Run(ctx) }()
@@ -239,15 +247,4 @@ func TestOnlyWhoKnowsThePasswordGetsASession(t *testing.T) {
 	p.Password = "secret"
 	require.NoError(t, s.SetPeers(t.Context(), []Peer{p}))
 	eventually(t, "a session", s.Able)
-}
-
-func TestARouterOfAnotherASIsNoPeer(t *testing.T) {
-	r := newRouter(t, routersASN+1, nil)
-	s, _ := newSpeaker(t)
-	require.NoError(t, s.SetPeers(t.Context(), []Peer{r.peer()}))
-	eventually(t, "the reason why there is no session", func() bool {
-		sessions := s.Sessions()
-		return len(sessions) == 1 && !sessions[0].Established && sessions[0].Reason != ""
-	})
-	t.Log(s.Sessions()[0].Reason)
 }

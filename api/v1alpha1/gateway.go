@@ -1,6 +1,7 @@
 package v1alpha1
 
 import (
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -80,6 +81,13 @@ type GatewayStatus struct {
 	// +listMapKey=peer
 	// +kubebuilder:validation:MaxItems=1000
 	BGPSessions []BGPSession `json:"bgpSessions,omitempty"`
+	// Silent are the families of whose addresses nobody on the network hears from this gateway, with the reason. An address of such a family is announced
+	// by other gateways, or by none.
+	// +optional
+	// +listType=map
+	// +listMapKey=family
+	// +kubebuilder:validation:MaxItems=2
+	Silent []GatewaySilence `json:"silent,omitempty"`
 	// Tenants are what tenants use of their limits of connections at this gateway, of those that have such limits the first 1000.
 	// +optional
 	// +listType=map
@@ -150,6 +158,15 @@ type GatewayTenantUse struct {
 	NewConnectionsPerSecondPerPort *int32 `json:"newConnectionsPerSecondPerPort,omitempty"`
 }
 
+// GatewaySilence is a family of which a gateway announces nothing.
+type GatewaySilence struct {
+	// +kubebuilder:validation:Enum=IPv4;IPv6
+	Family corev1.IPFamily `json:"family"`
+	// Message says why, and names the BGPPeers or interfaces concerned.
+	// +kubebuilder:validation:MaxLength=1024
+	Message string `json:"message"`
+}
+
 // BGPSession is what has become of a BGPPeer at one gateway.
 type BGPSession struct {
 	// Peer is the name of the BGPPeer.
@@ -166,7 +183,13 @@ type BGPSession struct {
 	// Since is when that began.
 	// +optional
 	Since *metav1.Time `json:"since,omitempty"`
-	// Message is why there is no session.
+	// Families are those of the addresses that the router is told of: those that both sides named, and that the gateway has a next hop of.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MaxItems=2
+	Families []corev1.IPFamily `json:"families,omitempty"`
+	// Message is why there is no session, and which side said so, or why the router is not told of a family that the BGPPeer names, or why BFD
+	// cannot work on this host.
 	// +optional
 	// +kubebuilder:validation:MaxLength=1024
 	Message string `json:"message,omitempty"`

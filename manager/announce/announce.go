@@ -4,6 +4,8 @@ package announce
 import (
 	"context"
 	"net/netip"
+
+	"kubelb.k8c.io/core/ipam"
 )
 
 // Announcer answers for a set of addresses. Implementations are safe for concurrent use.
@@ -14,6 +16,8 @@ type Announcer interface {
 	Withdraw(addresses ...netip.Addr)
 	// Able tells whether anything would be heard: a gateway whose links are down is of no use to anybody.
 	Able() bool
+	// Silent is why nobody would hear of an address of the family, empty if somebody does.
+	Silent(ipam.Family) string
 	// Run announces until ctx ends; then nothing is answered any more.
 	Run(ctx context.Context) error
 }
@@ -31,6 +35,9 @@ func (None) Withdraw(...netip.Addr) {}
 
 // Able is always the case.
 func (None) Able() bool { return true }
+
+// Silent is never the case.
+func (None) Silent(ipam.Family) string { return "" }
 
 // Run waits for ctx to end.
 func (None) Run(ctx context.Context) error {

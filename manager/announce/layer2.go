@@ -11,6 +11,9 @@ import (
 	"sync"
 	"time"
 
+	"kubelb.k8c.io/backends/dataplane/preflight"
+	"kubelb.k8c.io/core/ipam"
+	"kubelb.k8c.io/core/phrase"
 	"kubelb.k8c.io/manager/uplink"
 )
 
@@ -43,6 +46,9 @@ type Layer2Options struct {
 	// Changed is told when Able or Conflicts say something else than before; nil for nobody. It must not block.
 	Changed func()
 	Log     *slog.Logger
+
+	// disabled tells whether an interface has no IPv6; nil asks the kernel.
+	disabled func(string) bool
 }
 
 // NewLayer2 answers on the named interfaces.
@@ -52,6 +58,9 @@ func NewLayer2(o Layer2Options) *Layer2 {
 	}
 	if o.Changed == nil {
 		o.Changed = func() {}
+	}
+	if o.disabled == nil {
+		o.disabled = disabled
 	}
 	return &Layer2{options: o, owned: map[netip.Addr]bool{}, asked: map[netip.Addr]int{}, links: map[string]*link{}, claims: map[netip.Addr]*claim{}}
 }
@@ -172,6 +181,35 @@ func (l *Layer2) able() bool {
 	}
 	return false
 }
+
+// Silent is why nothing is said of addresses of a family: no interface is up, or has the family. An interface whose IPv6 is turned off drops what comes
+// in for an address, whoever answers for it.
+func (l *Layer2) Silent(f ipam.Family) string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var why []string
+	for _, name := range l.options.Interfaces {
+		switch k := l.links[name]; {
+		case k == nil:
+			why = append(why, "interface "+name+" is not there")
+		case !k.up():
+			why = append(why, "interface "+name+" is down, or has no carrier")
+		case f == ipam.IPv6 && l.options.disabled(name):
+			why = append(why, fmt.Sprintf("IPv6 is turned off on interface %s; run: %s", name, preflight.SetSysctl(ipv6Setting(name), "0")))
+		default:
+			return ""
+		}
+	}
+	return phrase.Few(why, "; ")
+}
+
+// disabled tells whether an interface has no IPv6 (ip-sysctl.rst). A kernel without any has no such setting.
+func disabled(name string) bool {
+	value, err := preflight.Host{}.SysctlValue(ipv6Setting(name))
+	return err != nil || value == "1"
+}
+
+func ipv6Setting(name string) string { return "net/ipv6/conf/" + name + "/disable_ipv6" }
 
 // Run answers until ctx ends. An interface that is not there is an error at the beginning only: one that goes later is waited for,
 // and harms no other.

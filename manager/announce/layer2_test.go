@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/net/bpf"
 
+	"kubelb.k8c.io/core/ipam"
 	"kubelb.k8c.io/manager/uplink"
 )
 
@@ -182,4 +183,18 @@ func TestAQuestionForOnesOwnAddressTellsNobodyWhereItIs(t *testing.T) {
 	require.Equal(t, address, netip.AddrFrom16([16]byte(icmp[8:24])))
 	require.Len(t, icmp, 24, "no option: who has no address says no MAC (RFC 4861 section 4.3)")
 	require.Zero(t, checksum(netip.IPv6Unspecified(), group, icmp))
+}
+
+func TestAnInterfaceWithoutIPv6IsSilentOfIPv6Addresses(t *testing.T) {
+	off := map[string]bool{"test0": true}
+	l := NewLayer2(Layer2Options{Interfaces: []string{"test0", "test1"}, Log: slog.New(slog.DiscardHandler), disabled: func(name string) bool { return off[name] }})
+	require.Equal(t, "interface test0 is not there; interface test1 is not there", l.Silent(ipam.IPv4))
+	l.links["test0"] = testLink()
+	require.Contains(t, l.Silent(ipam.IPv4), "interface test0 is down, or has no carrier")
+	l.links["test0"].sockets = &sockets{}
+	require.Empty(t, l.Silent(ipam.IPv4))
+	require.Contains(t, l.Silent(ipam.IPv6), "IPv6 is turned off on interface test0; run: sysctl -w net.ipv6.conf.test0.disable_ipv6=0")
+	l.links["test1"] = testLink()
+	l.links["test1"].sockets = &sockets{}
+	require.Empty(t, l.Silent(ipam.IPv6), "the other one has it")
 }

@@ -307,29 +307,22 @@ func (l *Layer2) restoreGroups(k *link) {
 func (l *Layer2) Checks() (checks []dataplane.Check) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	host := preflight.Host{}
 	for _, name := range slices.Sorted(maps.Keys(l.links)) {
 		k := l.links[name]
 		check := dataplane.Check{Group: dataplane.GroupInterfaces, Subject: "multicast groups at interface " + name, State: dataplane.CheckMissing,
 			Costs: "IPv6 addresses on a segment whose switches pass multicast only to those that ask for it (MLD snooping)"}
-		switch disabled := "net/ipv6/conf/" + name + "/disable_ipv6"; {
+		switch {
 		case len(l.asked) == 0 || k.sockets == nil:
 			continue
 		case k.problem != "":
 			check.Found = fmt.Sprintf("%d groups of IPv6 addresses are not joined: %s", len(k.unjoined), k.problem)
 			check.Advice = "enable IPv6 at the interface, and add gateways if there are more groups than one may join"
-		case isSet(host, disabled):
-			check.Found, check.Command = "IPv6 is disabled there, so that the kernel tells switches of no group", preflight.SetSysctl(disabled, "0")
+		case l.options.disabled(name):
+			check.Found, check.Command = "IPv6 is disabled there, so that the kernel tells switches of no group", preflight.SetSysctl(ipv6Setting(name), "0")
 		default:
 			continue
 		}
 		checks = append(checks, check)
 	}
 	return checks
-}
-
-// isSet tells whether a sysctl is 1. One that is not there, or cannot be read, is not.
-func isSet(host preflight.Host, key string) bool {
-	value, err := host.SysctlValue(key)
-	return err == nil && value == "1"
 }

@@ -12,6 +12,7 @@ import (
 
 	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/core/election"
+	"kubelb.k8c.io/core/ipam"
 	"kubelb.k8c.io/core/model"
 	"kubelb.k8c.io/manager/heartbeat"
 	"kubelb.k8c.io/manager/membership"
@@ -33,6 +34,7 @@ func (b board) Withdraw(addresses ...netip.Addr) {
 }
 
 func (board) Able() bool                { return true }
+func (board) Silent(ipam.Family) string { return "" }
 func (board) Run(context.Context) error { return nil }
 
 func TestAnAddressIsAnsweredForWhileItIsThisGatewaysAndNobodyElseHasIt(t *testing.T) {

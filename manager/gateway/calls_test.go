@@ -16,6 +16,7 @@ import (
 
 	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/backends/dataplane"
+	"kubelb.k8c.io/core/ipam"
 	"kubelb.k8c.io/core/model"
 	"kubelb.k8c.io/manager/probe"
 )
@@ -104,6 +105,7 @@ func (l *locked) has(address netip.Addr) bool {
 }
 
 func (*locked) Able() bool                { return true }
+func (*locked) Silent(ipam.Family) string { return "" }
 func (*locked) Run(context.Context) error { return nil }
 
 func TestElectionsAndEventsGoOnWhileABackendHangs(t *testing.T) {

@@ -160,6 +160,7 @@ type Gateway struct {
 	use      []v1alpha1.GatewayTenantUse
 	// routers is there where addresses are announced by BGP.
 	routers *routers
+	silence silence
 	// drainedSince is since when this gateway drains, zero while it does not; wished is that the operator wishes so.
 	drainedSince time.Time
 	wished       bool
@@ -187,7 +188,7 @@ type event func(*Gateway)
 func New(o Options, c cache.Cache, w client.Client) *Gateway {
 	g := &Gateway{options: o, cache: c, client: w, log: o.Log.With("gateway", o.Name), events: make(chan event, 4096), hub: translate.NewHub(),
 		pools: map[string]ipam.Pool{}, external: map[string][]ipam.Range{}, selection: selection.New(), fails: map[string]failure{}, backlog: backlog.New(), unsupported: map[model.FrontendKey]dataplane.RecordError{}, postponed: postponed{}, status: make(chan v1alpha1.GatewayStatus, 1), inSync: make(chan struct{}, 1),
-		departure: departure{done: make(chan struct{}, 1)},
+		departure: departure{done: make(chan struct{}, 1)}, silence: silence{since: map[ipam.Family]time.Time{}},
 		unhealthy: map[translate.Target]bool{}, held: map[model.FrontendKey]bool{}, vips: map[netip.Addr]int{}, between: map[netip.Addr]bool{}, poke: make(chan struct{}, 1), counts: make(chan countRequest, 1), rechecks: make(chan *plugin.Process, 1), moved: make(chan struct{}, 1),
 		answering: answering{elects: o.Elects, answers: map[netip.Addr]bool{}, untold: map[netip.Addr]bool{},
 			handover: newHandover(o.Handover), ring: newRing(o.Name, o.Handover)}}
@@ -394,6 +395,9 @@ func (g *Gateway) pause() time.Duration {
 	}
 	if g.departure.begun {
 		pause = min(pause, leftEvery)
+	}
+	if !g.silence.next.IsZero() {
+		pause = min(pause, max(time.Millisecond, time.Until(g.silence.next)))
 	}
 	if !g.backlog.Empty() && g.host.running() {
 		pause = 0

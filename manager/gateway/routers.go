@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math"
 	"net/netip"
 	"slices"
@@ -20,6 +21,7 @@ import (
 
 	"kubelb.k8c.io/api/plain"
 	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/core/ipam"
 	"kubelb.k8c.io/core/phrase"
 	"kubelb.k8c.io/manager/bfd"
 	"kubelb.k8c.io/manager/bgp"
@@ -44,8 +46,9 @@ type routers struct {
 	// passwords are the Secrets' by name, as they were read last. They belong to run.
 	passwords map[string]string
 
-	mu sync.Mutex // guards problems
-	// problems are why there is no session with a router, by BGPPeer.
+	mu sync.Mutex // guards those below
+	// looked: the BGPPeers have been looked at. problems are why there is no session with a router, by BGPPeer.
+	looked   bool
 	problems map[string]string
 }
 
@@ -124,10 +127,11 @@ func (r *routers) sync(ctx context.Context) error {
 		taken[peer.Address] = object.Name
 		peers = append(peers, peer)
 	}
+	err := r.speaker.SetPeers(ctx, peers)
 	r.mu.Lock()
-	r.problems = problems
-	r.mu.Unlock()
-	return r.speaker.SetPeers(ctx, peers)
+	defer r.mu.Unlock()
+	r.looked, r.problems = true, problems
+	return err
 }
 
 func chosenBy(selector *metav1.LabelSelector, of map[string]string) (bool, error) {
@@ -206,18 +210,7 @@ func (r *routers) password(ctx context.Context, name string) (string, error) {
 // sessions are all routers with what has become of them, by name.
 func (r *routers) sessions() (all []v1alpha1.BGPSession) {
 	for _, s := range r.speaker.Sessions() {
-		is := v1alpha1.BGPSession{Peer: s.Peer.Name, Address: s.Peer.Address.String(), State: v1alpha1.BGPDown, Message: plain.Message(s.Reason, 1024)}
-		if s.Established {
-			is.State = v1alpha1.BGPEstablished
-		}
-		if s.Peer.BFDInterval > 0 {
-			is.BFD = map[bool]string{true: bfd.Up.String(), false: bfd.Down.String()}[s.Detected]
-		}
-		if !s.Since.IsZero() {
-			since := metav1.NewTime(s.Since.Truncate(time.Second))
-			is.Since = &since
-		}
-		all = append(all, is)
+		all = append(all, sessionOf(s))
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -228,20 +221,86 @@ func (r *routers) sessions() (all []v1alpha1.BGPSession) {
 	return all
 }
 
+// sessionOf is a session as the Gateway object says it.
+func sessionOf(s bgp.Session) v1alpha1.BGPSession {
+	is := v1alpha1.BGPSession{Peer: s.Peer.Name, Address: s.Peer.Address.String(), State: v1alpha1.BGPDown}
+	lacks := []string{s.Reason}
+	if s.Established {
+		is.State, lacks = v1alpha1.BGPEstablished, nil
+	}
+	for _, f := range []ipam.Family{ipam.IPv4, ipam.IPv6} {
+		wanted := f == ipam.IPv4 && s.Peer.IPv4 || f == ipam.IPv6 && s.Peer.IPv6
+		switch untold := s.Untold(f); {
+		case untold == "":
+			is.Families = append(is.Families, corev1.IPFamily(f.String()))
+		case s.Established && wanted:
+			lacks = append(lacks, fmt.Sprintf("not told of %s addresses: %s", f, untold))
+		}
+	}
+	if s.Undetected != "" {
+		lacks = append(lacks, s.Undetected)
+	}
+	is.Message = plain.Message(strings.Join(lacks, "; "), 1024)
+	if s.Peer.BFDInterval > 0 {
+		is.BFD = map[bool]string{true: bfd.Up.String(), false: bfd.Down.String()}[s.Detected]
+	}
+	if !s.Since.IsZero() {
+		since := metav1.NewTime(s.Since.Truncate(time.Second))
+		is.Since = &since
+	}
+	return is
+}
+
+// hasLooked tells whether the BGPPeers have been looked at.
+func (r *routers) hasLooked() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.looked
+}
+
+// silent is why no router is told of addresses of a family, empty if one is, or it is not known yet.
+func (r *routers) silent(f ipam.Family) string {
+	if !r.hasLooked() {
+		return ""
+	}
+	why := r.speaker.Silent(f)
+	if why == "" {
+		return ""
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var all []string
+	if len(r.problems) == 0 || len(r.speaker.Sessions()) > 0 {
+		all = append(all, why)
+	}
+	for _, name := range slices.Sorted(maps.Keys(r.problems)) {
+		all = append(all, fmt.Sprintf("BGPPeer %s: %s", name, r.problems[name]))
+	}
+	return phrase.Few(all, "; ")
+}
+
 // sessionsCondition says whether all is well with them.
-func sessionsCondition(sessions []v1alpha1.BGPSession) metav1.Condition {
+func sessionsCondition(sessions []v1alpha1.BGPSession, looked bool) metav1.Condition {
 	c := metav1.Condition{Type: v1alpha1.ConditionBGPEstablished, Status: metav1.ConditionTrue, Reason: "Established", Message: "there is a session with every router"}
-	var down []string
+	var down, lacking []string
 	for _, s := range sessions {
-		if s.State != v1alpha1.BGPEstablished {
-			down = append(down, strings.TrimSuffix(fmt.Sprintf("%s (%s): %s", s.Peer, s.Address, s.Message), ": "))
+		line := strings.TrimSuffix(fmt.Sprintf("%s (%s): %s", s.Peer, s.Address, s.Message), ": ")
+		switch {
+		case s.State != v1alpha1.BGPEstablished:
+			down = append(down, line)
+		case s.Message != "":
+			lacking = append(lacking, line)
 		}
 	}
 	switch {
+	case !looked:
+		c.Status, c.Reason, c.Message = metav1.ConditionFalse, "Starting", "sessions begin once the dataplane holds everything"
 	case len(sessions) == 0:
 		c.Status, c.Reason, c.Message = metav1.ConditionFalse, "NoPeer", "no BGPPeer names a router for this gateway: create one"
 	case len(down) > 0:
 		c.Status, c.Reason, c.Message = metav1.ConditionFalse, "SessionDown", fmt.Sprintf("%d of %d routers have no session: %s", len(down), len(sessions), phrase.Few(down, "; "))
+	case len(lacking) > 0:
+		c.Status, c.Reason, c.Message = metav1.ConditionFalse, "SessionLacks", fmt.Sprintf("%d of %d sessions lack something: %s", len(lacking), len(sessions), phrase.Few(lacking, "; "))
 	}
 	return c
 }

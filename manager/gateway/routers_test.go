@@ -72,11 +72,16 @@ func TestABGPPeerThatCannotBeOneIsNamedWithTheReasonAndOthersAreNot(t *testing.T
 	require.Contains(t, got["same"], "spec.address: BGPPeer good, which is older, names the same router")
 	require.Contains(t, got["locked"], "spec.passwordSecret: Secret kubelb/none: ")
 	require.Contains(t, got["empty"], `spec.passwordSecret: Secret kubelb/empty has no key "password"`)
-	condition := sessionsCondition(r.sessions())
+	condition := sessionsCondition(r.sessions(), true)
 	require.Equal(t, "SessionDown", condition.Reason)
 	require.Contains(t, condition.Message, "5 of 5 routers have no session")
-	require.Equal(t, "NoPeer", sessionsCondition(nil).Reason)
-	require.Equal(t, metav1.ConditionTrue, sessionsCondition([]v1alpha1.BGPSession{{State: v1alpha1.BGPEstablished}}).Status)
+	require.Equal(t, "NoPeer", sessionsCondition(nil, true).Reason)
+	require.Equal(t, "Starting", sessionsCondition(nil, false).Reason, "before the objects were looked at nobody knows whether there is one")
+	require.Equal(t, metav1.ConditionTrue, sessionsCondition([]v1alpha1.BGPSession{{State: v1alpha1.BGPEstablished}}, true).Status)
+	lacks := sessionsCondition([]v1alpha1.BGPSession{{Peer: "tor", Address: "192.0.2.254", State: v1alpha1.BGPEstablished, Message: "not told of IPv6 addresses: why"}}, true)
+	require.Equal(t, metav1.ConditionFalse, lacks.Status)
+	require.Equal(t, "SessionLacks", lacks.Reason)
+	require.Equal(t, "1 of 1 sessions lack something: tor (192.0.2.254): not told of IPv6 addresses: why", lacks.Message)
 }
 
 func TestABGPPeerAsTheSpeakerKnowsIt(t *testing.T) {

@@ -48,6 +48,7 @@ func (g *Gateway) publish() {
 		Candidates:         g.answering.view.Candidates,
 		Tenants:            g.use,
 		HostAddresses:      g.hosts.published(),
+		Silent:             g.silent(time.Now()),
 	}
 	for _, f := range g.host.description.Features {
 		s.Backend.Features = append(s.Backend.Features, string(f))
@@ -92,7 +93,7 @@ func (g *Gateway) publish() {
 	}
 	if g.routers != nil {
 		s.BGPSessions = g.routers.sessions()
-		s.Conditions = append(s.Conditions, sessionsCondition(s.BGPSessions))
+		s.Conditions = append(s.Conditions, sessionsCondition(s.BGPSessions, g.routers.hasLooked()))
 	}
 	g.metrics.show(&s, g.beside())
 	select {

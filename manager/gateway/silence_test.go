@@ -1,0 +1,55 @@
+package gateway
+
+import (
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+
+	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/core/ipam"
+)
+
+// mute is an announcer that nobody hears, of some families.
+type mute struct {
+	board
+	able bool
+	why  map[ipam.Family]string
+}
+
+func (m mute) Able() bool                  { return m.able }
+func (m mute) Silent(f ipam.Family) string { return m.why[f] }
+
+func TestAFamilyThatNobodyHearsOfIsNamedWithTheReason(t *testing.T) {
+	now := time.Now()
+	with := func(m mute) *Gateway {
+		return New(Options{Name: "g", Announcer: m, Log: slog.New(slog.DiscardHandler)}, nil, nil)
+	}
+	g := with(mute{able: true, why: map[ipam.Family]string{ipam.IPv6: "no IPv6 on eth1"}})
+	require.Equal(t, []v1alpha1.GatewaySilence{{Family: corev1.IPv6Protocol, Message: "no IPv6 on eth1"}}, g.silent(now), "at once, since IPv4 is heard of")
+
+	g = with(mute{why: map[ipam.Family]string{ipam.IPv4: "eth1 is down", ipam.IPv6: "eth1 is down"}})
+	require.Empty(t, g.silent(now), "a gateway that has just begun may be heard in a moment")
+	require.Equal(t, now.Add(silentAfter), g.silence.next, "and looks again")
+	require.Len(t, g.silent(now.Add(silentAfter)), 2)
+
+	g = with(mute{able: true})
+	require.Empty(t, g.silent(now))
+	g.wished = true
+	g.noteDraining(now)
+	require.True(t, g.draining())
+	require.Empty(t, g.silent(now), "others get a moment")
+	require.Len(t, g.silent(now.Add(2*Notice)), 2, "it answers for nothing")
+}
+
+// Before the BGPPeers were looked at nobody knows that there is none.
+func TestRoutersThatWereNotLookedForAreNotCalledMissing(t *testing.T) {
+	r := newRouters(Options{Name: "g"}, nil, func() {})
+	require.Empty(t, r.silent(ipam.IPv4))
+	looked := routersOf(t, bgpPeer("locked", "127.0.0.4", func(s *v1alpha1.BGPPeerSpec) { s.PasswordSecret = "none" }))
+	require.Contains(t, looked.silent(ipam.IPv4), "BGPPeer locked: spec.passwordSecret: Secret kubelb/none: ")
+	require.NotContains(t, looked.silent(ipam.IPv4), "no BGPPeer")
+	require.Contains(t, routersOf(t).silent(ipam.IPv6), "no BGPPeer names a router for this gateway")
+}

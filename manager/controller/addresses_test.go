@@ -8,6 +8,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
@@ -171,6 +172,70 @@ func TestAnAddressIsAnnouncedByAGatewayThatItsPoolChooses(t *testing.T) {
 	for _, elects := range []bool{true, false} {
 		require.True(t, viewOf([]v1alpha1.Gateway{gateway("a", "ebpf", elects), gateway("b", "nftables", elects)}, pools, lb).announced)
 		require.False(t, viewOf([]v1alpha1.Gateway{gateway("a", "nftables", elects), gateway("b", "nftables", elects)}, pools, lb).announced)
+	}
+}
+
+// The status of an address says who announces it, or why nobody does: for each address by itself.
+func TestAnAddressThatNobodyHearsOfIsNotAnnounced(t *testing.T) {
+	const why = "BGPPeer tor (192.0.2.254): spec.families does not name IPv6"
+	gateway := func(name string, change func(*v1alpha1.GatewayStatus)) v1alpha1.Gateway {
+		g := v1alpha1.Gateway{ObjectMeta: metav1.ObjectMeta{Name: name}, Status: v1alpha1.GatewayStatus{AppliedResourceVersion: "10", AnnouncedResourceVersion: "10"}}
+		change(&g.Status)
+		return g
+	}
+	silent := func(s *v1alpha1.GatewayStatus) {
+		s.Silent = []v1alpha1.GatewaySilence{{Family: corev1.IPv6Protocol, Message: why}}
+	}
+	loud := func(*v1alpha1.GatewayStatus) {}
+	failed := func(s *v1alpha1.GatewayStatus) {
+		s.Failures = []v1alpha1.GatewayFailure{{LoadBalancer: "tenant-a/web", Record: "frontend", Message: "table full"}}
+	}
+	behind := func(s *v1alpha1.GatewayStatus) { s.AppliedResourceVersion, s.AnnouncedResourceVersion = "9", "9" }
+	elects := func(candidates ...string) func(*v1alpha1.GatewayStatus) {
+		return func(s *v1alpha1.GatewayStatus) { s.Elects, s.Candidates = true, candidates }
+	}
+	both := func(changes ...func(*v1alpha1.GatewayStatus)) func(*v1alpha1.GatewayStatus) {
+		return func(s *v1alpha1.GatewayStatus) {
+			for _, change := range changes {
+				change(s)
+			}
+		}
+	}
+	six := netip.MustParseAddr("2001:db8:f::1")
+	winner := election.Winner(six, []string{"a", "b"}, nil)
+	other := map[string]string{"a": "b", "b": "a"}[winner]
+	labelled := []v1alpha1.AddressPool{{ObjectMeta: metav1.ObjectMeta{Name: "fast"}, Spec: v1alpha1.AddressPoolSpec{GatewaySelector: &metav1.LabelSelector{MatchLabels: map[string]string{"rack": "1"}}}}}
+	for name, c := range map[string]struct {
+		gateways            []v1alpha1.Gateway
+		pools               []v1alpha1.AddressPool
+		announced, silenced bool
+		says                string
+	}{
+		"one gateway tells no router of IPv6":          {[]v1alpha1.Gateway{gateway("a", silent)}, nil, false, true, "2001:db8:f::1 is not announced: gateway a: " + why},
+		"two tell none":                                {[]v1alpha1.Gateway{gateway("a", silent), gateway("b", silent)}, nil, false, true, "2001:db8:f::1 is not announced: gateway a: " + why + "; gateway b: " + why},
+		"another one tells some":                       {[]v1alpha1.Gateway{gateway("a", silent), gateway("b", loud)}, nil, true, false, ""},
+		"another one may be about to":                  {[]v1alpha1.Gateway{gateway("a", silent), gateway("b", behind)}, nil, false, false, "gateway b: it is about to"},
+		"another one refuses it":                       {[]v1alpha1.Gateway{gateway("a", silent), gateway("b", failed)}, nil, false, false, "gateway b: frontend: table full"},
+		"the elected one has no IPv6":                  {[]v1alpha1.Gateway{gateway(winner, both(silent, elects("a", "b"))), gateway(other, elects("a", "b"))}, nil, false, true, "gateway " + winner + ": " + why},
+		"the one that is not elected has no IPv6":      {[]v1alpha1.Gateway{gateway(winner, elects("a", "b")), gateway(other, both(silent, elects("a", "b")))}, nil, true, false, ""},
+		"the elected one refuses it":                   {[]v1alpha1.Gateway{gateway(winner, both(failed, elects("a", "b"))), gateway(other, elects("a", "b"))}, nil, false, false, "gateway " + winner + ": frontend: table full"},
+		"none stands yet":                              {[]v1alpha1.Gateway{gateway("a", elects())}, nil, false, false, "no gateway stands for it yet"},
+		"none stands, and the only one has no carrier": {[]v1alpha1.Gateway{gateway("a", both(silent, elects()))}, nil, false, true, "2001:db8:f::1 is not announced: gateway a: " + why},
+		"the pool chooses no gateway":                  {[]v1alpha1.Gateway{gateway("a", loud)}, labelled, false, true, "203.0.113.1 is not announced: no gateway has the labels that spec.gatewaySelector of AddressPool fast asks for"},
+		"there is none":                                {nil, nil, false, true, "there is no gateway"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			lb := webAt10()
+			for i := range lb.Status.Addresses {
+				lb.Status.Addresses[i].Pool = "fast"
+			}
+			view := viewOf(c.gateways, c.pools, lb)
+			require.Equal(t, c.announced, view.announced, "%v", view.unanswered)
+			require.Equal(t, c.silenced, view.silenced, "%v", view.unanswered)
+			if c.says != "" {
+				require.Contains(t, view.silence(), c.says)
+			}
+		})
 	}
 }
 

@@ -19,6 +19,7 @@ const (
 	reasonNotAccepted            = "NotAccepted"
 	reasonWaitingForGateway      = "WaitingForGateway"
 	reasonWaitingForAnnouncement = "WaitingForAnnouncement"
+	reasonNotAnnounced           = "NotAnnounced"
 	reasonDataplaneRefused       = "DataplaneRefused"
 	reasonNoGateway              = "NoGateway"
 )

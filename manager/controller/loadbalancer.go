@@ -63,6 +63,8 @@ func (r *loadBalancerReconciler) setUp(mgr ctrl.Manager) error {
 	return ctrl.NewControllerManagedBy(mgr).Named("loadbalancer").
 		For(&v1alpha1.LoadBalancer{}).
 		Watches(&v1alpha1.Gateway{}, handler.EnqueueRequestsFromMapFunc(gateways)).
+		Watches(&v1alpha1.Gateway{}, r.whereAnnouncedElsewhere(gatewayMatters)).
+		Watches(&v1alpha1.AddressPool{}, r.whereAnnouncedElsewhere(poolMatters)).
 		WatchesRawSource(source.Channel(r.poolsChanged, handler.EnqueueRequestsFromMapFunc(pools))).
 		WatchesRawSource(source.Channel(r.targetsChanged, handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, o client.Object) []reconcile.Request {
 			return r.inNamespace(ctx, o.GetNamespace())
@@ -314,6 +316,9 @@ func (r *loadBalancerReconciler) observe(ctx context.Context, lb *v1alpha1.LoadB
 	case view.announced && c.isTrue(v1alpha1.ConditionProgrammed):
 		reason, message := view.announcement()
 		c.set(v1alpha1.ConditionAnnounced, true, reason, message)
+	case view.silenced:
+		// Of this nothing stays true: nobody hears of an address, and no gateway is about to change that.
+		c.set(v1alpha1.ConditionAnnounced, false, reasonNotAnnounced, view.silence())
 	case !c.isTrue(v1alpha1.ConditionAnnounced):
 		c.set(v1alpha1.ConditionAnnounced, false, reasonWaitingForAnnouncement, view.silence())
 	}

@@ -212,3 +212,51 @@ func TestAStatusIsWrittenHoweverLongWhatATenantWroteIs(t *testing.T) {
 	require.LessOrEqual(t, len(accepted.Message), plain.MaxCondition)
 	require.Regexp(t, `^left out: \\u001b\[31mx+\.\.\. \(\d+ bytes more\)$`, accepted.Message)
 }
+
+// What was announced is not for ever: nobody says "served" of an address that no router is told of any more.
+func TestALoadBalancerThatNobodyHearsOfAnyMoreIsNotReady(t *testing.T) {
+	lb := recorded("web", 0)
+	lb.Spec = v1alpha1.LoadBalancerSpec{Type: corev1.ServiceTypeLoadBalancer, Ports: []v1alpha1.LoadBalancerPort{{Port: 80}},
+		Endpoints: []v1alpha1.LoadBalancerEndpoints{{Ports: []v1alpha1.EndpointPort{{Port: 30080}}}}}
+	tenant, gateway := &v1alpha1.Tenant{}, &v1alpha1.Gateway{Status: v1alpha1.GatewayStatus{AppliedResourceVersion: "1000000", AnnouncedResourceVersion: "1000000"}}
+	tenant.Name, gateway.Name = "a", "g"
+	c := fake.NewClientBuilder().WithScheme(schemeOf(t, coordinationv1.AddToScheme)).WithObjects(public(), tenant, lb, gateway).WithStatusSubresource(&v1alpha1.LoadBalancer{}).Build()
+	r, key := reconcilerOf(t, c), client.ObjectKeyFromObject(lb)
+	condition := func(kind string) metav1.Condition {
+		t.Helper()
+		for range 4 {
+			_, err := r.Reconcile(t.Context(), reconcile.Request{NamespacedName: key})
+			require.NoError(t, err)
+		}
+		require.NoError(t, c.Get(t.Context(), key, lb))
+		return *meta.FindStatusCondition(lb.Status.Conditions, kind)
+	}
+	require.Equal(t, metav1.ConditionTrue, condition(v1alpha1.ConditionReady).Status)
+	before := gateway.DeepCopy()
+	gateway.Status.Silent = []v1alpha1.GatewaySilence{{Family: corev1.IPv4Protocol, Message: "BGPPeer tor (192.0.2.254): connection refused at port 179"}}
+	require.True(t, gatewayMatters(before, gateway), "all are looked at")
+	require.NoError(t, c.Update(t.Context(), gateway))
+	for _, kind := range []string{v1alpha1.ConditionAnnounced, v1alpha1.ConditionReady} {
+		is := condition(kind)
+		require.Equal(t, metav1.ConditionFalse, is.Status, kind)
+		require.Equal(t, "NotAnnounced", is.Reason)
+		require.Contains(t, is.Message, lb.Status.Addresses[0].Address+" is not announced: gateway g: BGPPeer tor (192.0.2.254): connection refused")
+	}
+	require.NotEmpty(t, lb.Status.LoadBalancer.Ingress, "the Service keeps its address")
+	require.Contains(t, strings.Join(drained(r), "\n"), "NotAnnounced", "an event says so")
+	gateway.Status.Silent = nil
+	require.NoError(t, c.Update(t.Context(), gateway))
+	require.Equal(t, metav1.ConditionTrue, condition(v1alpha1.ConditionReady).Status)
+}
+
+// drained are the events so far.
+func drained(r *loadBalancerReconciler) (all []string) {
+	for {
+		select {
+		case e := <-r.events.(*events.FakeRecorder).Events:
+			all = append(all, e)
+		default:
+			return all
+		}
+	}
+}

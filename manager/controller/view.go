@@ -3,7 +3,6 @@ package controller
 import (
 	"cmp"
 	"fmt"
-	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -22,13 +21,18 @@ import (
 
 // gatewayView is what all gateways together say about one LoadBalancer.
 type gatewayView struct {
-	applied, announced bool
+	applied bool
+	// announced: of each of its addresses a gateway says so. Where none does, unanswered names the address and the reason.
+	announced  bool
+	unanswered []string
+	// silenced: for an address of those there is no gateway from which anybody would hear of it, until something is changed.
+	silenced bool
 	// failure is why the first of those refuses it that do, if none has applied it; undecided: some have not said anything yet.
 	failure   string
 	undecided bool
 	gateways  int
-	// problems are why gateways take nothing at present, silent why they announce nothing.
-	problems, silent []string
+	// problems are why gateways take nothing at present.
+	problems []string
 	// conflicts are those of its addresses that a host which is no gateway answers for as well.
 	conflicts []string
 }
@@ -37,59 +41,124 @@ type gatewayView struct {
 // by name: what is said of them must not change with the order in which they come, since whatever is written has gateways answer anew.
 func viewOf(gateways []v1alpha1.Gateway, pools []v1alpha1.AddressPool, lb *v1alpha1.LoadBalancer) gatewayView {
 	gateways = slices.SortedFunc(slices.Values(gateways), func(a, b v1alpha1.Gateway) int { return strings.Compare(a.Name, b.Name) })
-	view := gatewayView{gateways: len(gateways)}
-	name, answered := client.ObjectKeyFromObject(lb).String(), map[netip.Addr]bool{}
+	view, grants := gatewayView{gateways: len(gateways)}, convert.Grants(lb)
+	refusals := make([]string, len(gateways))
+	for i := range gateways {
+		refusals[i] = view.take(&gateways[i], lb)
+	}
+	chosen := selectionOf(gateways, pools, lb)
+	view.announced = view.applied
+	for _, grant := range grants {
+		if address := grant.Address.String(); slices.ContainsFunc(gateways, func(g v1alpha1.Gateway) bool { return claimed(&g, address) && announcedBy(&g, lb) }) {
+			view.conflicts = append(view.conflicts, address)
+		}
+		why, silenced := unanswered(gateways, refusals, grant, chosen.ServingAddress(grant.Address), lb)
+		if len(why) == 0 {
+			continue
+		}
+		view.announced, view.silenced = false, view.silenced || silenced
+		view.unanswered = append(view.unanswered, fmt.Sprintf("%s is not announced: %s", grant.Address, phrase.Few(why, "; ")))
+	}
+	if view.applied {
+		view.failure = ""
+	}
+	return view
+}
+
+// selectionOf is which gateways the pools choose.
+func selectionOf(gateways []v1alpha1.Gateway, pools []v1alpha1.AddressPool, lb *v1alpha1.LoadBalancer) *selection.Selection {
 	chosen := selection.New()
 	for i := range pools {
 		pool, _ := convert.Pool(&pools[i]) // one that cannot be read has its selector still
 		chosen.SetPool(pools[i].Name, pool.Ranges, pools[i].Spec.GatewaySelector)
 	}
-	grants := convert.Grants(lb)
-	chosen.SetHolder(name, grants)
+	chosen.SetHolder(client.ObjectKeyFromObject(lb).String(), convert.Grants(lb))
 	for i := range gateways {
 		chosen.SetGateway(gateways[i].Name, gateways[i].Labels)
 	}
-	for _, g := range gateways {
-		// Of some that the gateway does not name it cannot be told whether they are served.
-		untold := slices.Contains(g.Status.Unlisted, lb.Namespace)
-		if untold {
-			view.problems = append(view.problems, fmt.Sprintf("gateway %s: so many LoadBalancers of namespace %s are refused that this one may be among them; see those that are", g.Name, lb.Namespace))
-		}
-		failed := untold
-		for _, f := range g.Status.Failures {
-			if f.LoadBalancer == name {
-				view.failure = cmp.Or(view.failure, fmt.Sprintf("gateway %s: %s: %s", g.Name, f.Record, f.Message))
-				failed = true
-			}
-		}
-		if problem := problemOf(&g); problem != "" {
-			view.problems = append(view.problems, fmt.Sprintf("gateway %s: %s", g.Name, problem))
-		}
-		if bgp := meta.FindStatusCondition(g.Status.Conditions, v1alpha1.ConditionBGPEstablished); bgp != nil && bgp.Status == metav1.ConditionFalse {
-			view.silent = append(view.silent, fmt.Sprintf("gateway %s: %s", g.Name, bgp.Message))
-		}
-		switch {
-		case failed:
-		case applied(&g, lb):
-			view.applied = true
-		default:
-			view.undecided = true
-		}
-		if failed || !applied(&g, lb) || !atLeast(g.Status.AnnouncedResourceVersion, lb.ResourceVersion) {
+	return chosen
+}
+
+// take takes what a gateway's dataplane has made of the LoadBalancer, and returns why it refuses it, empty if it does not.
+func (v *gatewayView) take(g *v1alpha1.Gateway, lb *v1alpha1.LoadBalancer) (refusal string) {
+	// Of some that the gateway does not name it cannot be told whether they are served.
+	if slices.Contains(g.Status.Unlisted, lb.Namespace) {
+		refusal = fmt.Sprintf("so many LoadBalancers of namespace %s are refused that this one may be among them; see those that are", lb.Namespace)
+		v.problems = append(v.problems, fmt.Sprintf("gateway %s: %s", g.Name, refusal))
+	}
+	name := client.ObjectKeyFromObject(lb).String()
+	if i := slices.IndexFunc(g.Status.Failures, func(f v1alpha1.GatewayFailure) bool { return f.LoadBalancer == name }); i >= 0 {
+		refusal = g.Status.Failures[i].Record + ": " + g.Status.Failures[i].Message
+		v.failure = cmp.Or(v.failure, fmt.Sprintf("gateway %s: %s", g.Name, refusal))
+	}
+	if problem := problemOf(g); problem != "" {
+		v.problems = append(v.problems, fmt.Sprintf("gateway %s: %s", g.Name, problem))
+	}
+	switch {
+	case refusal != "":
+	case applied(g, lb):
+		v.applied = true
+	default:
+		v.undecided = true
+	}
+	return refusal
+}
+
+// unanswered is why no gateway announces an address, of each gateway that might; it is empty if one does. silenced: it stays so until something is
+// changed, whatever gateways are about to do.
+func unanswered(gateways []v1alpha1.Gateway, refusals []string, grant ipam.Grant, serves func(string) bool, lb *v1alpha1.LoadBalancer) (why []string, silenced bool) {
+	if len(gateways) == 0 {
+		return []string{"there is no gateway"}, true
+	}
+	silenced, chosen := true, false
+	for i := range gateways {
+		g := &gateways[i]
+		if serves != nil && !serves(g.Name) {
 			continue
 		}
-		for _, a := range grants {
-			if address := a.Address.String(); claimed(&g, address) && !slices.Contains(view.conflicts, address) {
-				view.conflicts = append(view.conflicts, address)
+		chosen = true
+		says := silenceOf(g, ipam.FamilyOf(grant.Address))
+		if g.Status.Elects {
+			winner := election.Winner(grant.Address, g.Status.Candidates, serves)
+			if winner != "" && winner != g.Name {
+				continue
 			}
-			answered[a.Address] = answered[a.Address] || answersFor(&g, a.Address, chosen.ServingAddress(a.Address))
+			if winner == "" && says == "" {
+				silenced = false // it may stand in a moment
+				continue
+			}
+		}
+		silenced = silenced && says != ""
+		if refusals[i] == "" && says == "" {
+			if announcedBy(g, lb) {
+				return nil, false
+			}
+			says = cmp.Or(problemOf(g), "it is about to, or waits for another one to let go of it")
+		}
+		why = append(why, fmt.Sprintf("gateway %s: %s", g.Name, cmp.Or(refusals[i], says)))
+	}
+	switch {
+	case !chosen:
+		return []string{fmt.Sprintf("no gateway has the labels that spec.gatewaySelector of AddressPool %s asks for", grant.Pool)}, true
+	case len(why) == 0:
+		return []string{"no gateway stands for it yet"}, false
+	}
+	return why, silenced
+}
+
+// silenceOf is why nobody hears of addresses of a family from a gateway.
+func silenceOf(g *v1alpha1.Gateway, f ipam.Family) string {
+	for _, s := range g.Status.Silent {
+		if string(s.Family) == f.String() {
+			return s.Message
 		}
 	}
-	view.announced = view.applied && !slices.ContainsFunc(grants, func(a ipam.Grant) bool { return !answered[a.Address] })
-	if view.applied {
-		view.failure = ""
-	}
-	return view
+	return ""
+}
+
+// announcedBy tells whether the gateway has announced what is its own of the LoadBalancer as it stands.
+func announcedBy(g *v1alpha1.Gateway, lb *v1alpha1.LoadBalancer) bool {
+	return applied(g, lb) && atLeast(g.Status.AnnouncedResourceVersion, lb.ResourceVersion)
 }
 
 // applied tells whether the gateway's dataplane holds the LoadBalancer as it stands, unless it failed.
@@ -110,14 +179,6 @@ func appliedIn(g *v1alpha1.Gateway, namespace string) string {
 // claimed tells whether the gateway says that another host has the address.
 func claimed(g *v1alpha1.Gateway, address string) bool {
 	return slices.ContainsFunc(g.Status.Conflicts, func(c v1alpha1.AddressConflict) bool { return c.Address == address })
-}
-
-// answersFor tells whether the address is the gateway's, as it sees its peers.
-func answersFor(g *v1alpha1.Gateway, address netip.Addr, serves func(string) bool) bool {
-	if !g.Status.Elects {
-		return serves == nil || serves(g.Name)
-	}
-	return election.Winner(address, g.Status.Candidates, serves) == g.Name
 }
 
 func (v gatewayView) waitReason() string {
@@ -146,7 +207,7 @@ func (v gatewayView) announcement() (reason, message string) {
 }
 
 func (v gatewayView) silence() string {
-	return phrase.Few(append([]string{"no gateway answers for its addresses yet"}, v.silent...), "; ")
+	return cmp.Or(phrase.Few(v.unanswered, "; "), "no gateway answers for its addresses yet")
 }
 
 // problemOf is why the gateway takes nothing at present.

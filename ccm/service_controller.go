@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -299,6 +300,9 @@ func (r *serviceReconciler) pushFailed(ctx context.Context, service *corev1.Serv
 	return errors.Join(cause, r.publish(ctx, service, nil, condition, nil))
 }
 
+// servedBut begins what the hub says of a LoadBalancer that is served in part.
+const servedBut = "served, but: "
+
 // mirror is the Service's condition: the hub's own Ready, or what the tenant's side left out.
 func mirror(lb *v1alpha1.LoadBalancer, problems []translate.Problem) metav1.Condition {
 	out := metav1.Condition{Type: conditionReady, Status: metav1.ConditionFalse, Reason: "Pending", Message: "waiting for the management cluster to answer"}
@@ -308,8 +312,12 @@ func mirror(lb *v1alpha1.LoadBalancer, problems []translate.Problem) metav1.Cond
 		// A KubeLB manager has no conditions.
 		out.Status, out.Reason, out.Message = metav1.ConditionTrue, "Ready", "an external address is assigned"
 	}
-	if len(problems) > 0 && out.Status == metav1.ConditionTrue {
-		out.Reason, out.Message = problems[0].Reason, "served, but: "+problems[0].Message
+	switch {
+	case len(problems) == 0 || out.Status != metav1.ConditionTrue:
+	case strings.HasPrefix(out.Message, servedBut):
+		out.Message += "; " + problems[0].Message // what the hub says stays
+	default:
+		out.Reason, out.Message = problems[0].Reason, servedBut+problems[0].Message
 	}
 	return out
 }
@@ -339,7 +347,7 @@ func (r *serviceReconciler) publish(ctx context.Context, service *corev1.Service
 	}
 	switch {
 	case !changed:
-	case condition.Reason == translate.ReasonNoNodes:
+	case condition.Reason == translate.ReasonNoNodes, condition.Reason == translate.ReasonNoNodesOfFamily:
 		r.event(service, corev1.EventTypeWarning, eventUnavailable, condition.Message)
 	case condition.Reason == v1alpha1.ReasonAddressConflict:
 		r.event(service, corev1.EventTypeWarning, condition.Reason, condition.Message)

@@ -502,10 +502,10 @@ func TestAnAddressOfAFamilyWithoutEndpointsIsNamed(t *testing.T) {
 		lb   LoadBalancer
 		want string
 	}{
-		"IPv4, by reference": {lb("tenant-a", "web"), "connections to 203.0.113.1 are refused"},
-		"IPv4, by itself":    {lb("tenant-a", "web", own), "connections to 203.0.113.1 are refused"},
-		"both":               {lb("tenant-a", "web", vips("203.0.113.1", "2001:db8:f::1")), "connections to 203.0.113.1 are refused"},
-		"IPv4, local":        {lb("tenant-a", "web", func(l *LoadBalancer) { l.LocalOnly, l.Local = true, &v6only.List }), "connections to 203.0.113.1 are refused"},
+		"IPv4, by reference": {lb("tenant-a", "web"), "203.0.113.1 is not served"},
+		"IPv4, by itself":    {lb("tenant-a", "web", own), "203.0.113.1 is not served"},
+		"both":               {lb("tenant-a", "web", vips("203.0.113.1", "2001:db8:f::1")), "203.0.113.1 is not served"},
+		"IPv4, local":        {lb("tenant-a", "web", func(l *LoadBalancer) { l.LocalOnly, l.Local = true, &v6only.List }), "203.0.113.1 is not served"},
 		"IPv6":               {lb("tenant-a", "web", vips("2001:db8:f::1")), ""},
 		"none is on record":  {lb("tenant-a", "web", vips()), ""},
 		"IPv6, by itself":    {lb("tenant-a", "web", own, vips("2001:db8:f::1")), ""},
@@ -516,7 +516,7 @@ func TestAnAddressOfAFamilyWithoutEndpointsIsNamed(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			var found []string
 			for _, p := range Check(&c.lb, &tenant, &v6only, Fence{}) {
-				if p.Reason == ReasonNoNodes {
+				if p.Reason == ReasonNoNodesOfFamily {
 					found = append(found, p.Message)
 				}
 			}
@@ -525,6 +525,47 @@ func TestAnAddressOfAFamilyWithoutEndpointsIsNamed(t *testing.T) {
 			}
 			if got := c.lb.reached; len(got) != 1 || got[0] != ipam.IPv6 {
 				t.Errorf("endpoints of %v", got)
+			}
+		})
+	}
+}
+
+// An address of each family is only of use if nodes of each family take traffic.
+func TestAnAddressOfAFamilyThatNoNodeHasIsNamed(t *testing.T) {
+	both := func(l *LoadBalancer) { l.VIPs = append(l.VIPs, netip.MustParseAddr("2001:db8:f::1")) }
+	local := func(l *LoadBalancer) { l.LocalOnly, l.Local = true, &[]Address{{IP: "198.51.100.12"}} }
+	inline := func(l *LoadBalancer) { l.Reference, l.Addresses = nil, []Address{{IP: "2001:db8:1::11"}} }
+	for name, c := range map[string]struct {
+		lb    LoadBalancer
+		nodes []string
+		named []string
+	}{
+		"nodes of both":                 {lb("tenant-a", "web", both), []string{"198.51.100.11", "2001:db8:1::11"}, nil},
+		"nodes of IPv4 alone":           {lb("tenant-a", "web", both), []string{"198.51.100.11"}, []string{"2001:db8:f::1"}},
+		"the IPv6 address is refused":   {lb("tenant-a", "web", both), []string{"198.51.100.11", "2001:db8:2::11"}, []string{"2001:db8:f::1"}},
+		"nodes of IPv6 alone":           {lb("tenant-a", "web"), []string{"2001:db8:1::11"}, []string{"203.0.113.1"}},
+		"no pod on a node with IPv6":    {lb("tenant-a", "web", both, local), []string{"198.51.100.11", "2001:db8:1::11"}, []string{"2001:db8:f::1"}},
+		"targets of its own":            {lb("tenant-a", "web", both, inline), nil, []string{"203.0.113.1"}},
+		"no nodes, which is said alone": {lb("tenant-a", "web", both), nil, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := testHub()
+			h.SetAddresses(addressesOf("tenant-a", c.nodes...))
+			h.SetLoadBalancer(c.lb)
+			h.Flush()
+			var named []string
+			for i, p := range h.Problems(c.lb.ObjectName) {
+				if p.Reason != ReasonNoNodesOfFamily {
+					continue
+				}
+				if i != len(named) || !p.Partial {
+					t.Errorf("it comes first, and is partial: %+v", p)
+				}
+				address, _, _ := strings.Cut(p.Message, " ")
+				named = append(named, address)
+			}
+			if !slices.Equal(named, c.named) {
+				t.Errorf("named %v, not %v", named, c.named)
 			}
 		})
 	}

@@ -50,21 +50,6 @@ func families(addresses []netip.Addr) (out []ipam.Family) {
 	return out
 }
 
-// unreached says of which external addresses connections are refused, since all endpoints are of the other family.
-func (t *translation) unreached(field string, endpoints []netip.Addr) (problems []Problem) {
-	have := families(endpoints)
-	if len(have) != 1 {
-		return nil // where there are no endpoints at all, that is said already
-	}
-	for _, vip := range t.vips {
-		if family := ipam.FamilyOf(vip); family != have[0] {
-			problems = append(problems, Problem{Reason: ReasonNoNodes, Field: field, Partial: true,
-				Message: fmt.Sprintf("there are no available nodes for %s: none has an %s address, so connections to %s are refused", vip, family, vip)})
-		}
-	}
-	return problems
-}
-
 // Refused returns the first problem that keeps the LoadBalancer from being served.
 func Refused(problems []Problem) (Problem, bool) {
 	i := slices.IndexFunc(problems, func(p Problem) bool { return !p.Partial })
@@ -104,25 +89,17 @@ func read(lb *LoadBalancer, tenant *Tenant, found bool, fence Fence) *translatio
 	t.affinity = t.readAffinity()
 	t.checkWords()
 	if lb.Reference == nil {
-		const field = "spec.endpoints[0].addresses"
-		t.own = t.inline(field, lb.Addresses)
-		if !t.onlyLocal() {
-			t.problems = append(t.problems, t.unreached(field, t.own)...)
-		}
+		t.own = t.inline(ownField, lb.Addresses)
 	} else if t.referenceAllowed() {
 		if t.referred = found; !found {
 			t.refuse(ReasonAddressesNotFound, referenceField, "Addresses %s/%s does not exist: the tenant's CCM writes it; it is served as soon as it is there", lb.Namespace, lb.Reference.Name)
 		}
 	}
 	if lb.Local != nil {
-		const field = "spec.endpoints[0].localAddresses"
-		t.local = t.inline(field, *lb.Local)
-		if t.onlyLocal() {
-			t.problems = append(t.problems, t.unreached(field, t.local)...)
-		}
+		t.local = t.inline(localField, *lb.Local)
 	}
 	if t.onlyLocal() && len(*lb.Local) == 0 {
-		t.problems = append(t.problems, Problem{Reason: ReasonNoLocalEndpoints, Field: "spec.endpoints[0].localAddresses", Partial: true,
+		t.problems = append(t.problems, Problem{Reason: ReasonNoLocalEndpoints, Field: localField, Partial: true,
 			Message: "externalTrafficPolicy is Local and no node has a ready endpoint, so connections are refused"})
 	}
 	if lb.LocalOnly && t.forwarding() == model.NAT && lb.ProxyProtocol == "" {
@@ -400,23 +377,28 @@ func leftOut(field, of string, refused refusedTargets) Problem {
 	return Problem{Reason: ReasonEndpointRefused, Field: field, Message: "left out: " + phrase.FewOf(messages, refused.all, "; "), Partial: true}
 }
 
-const referenceField = "spec.endpoints[0].addressesReference"
+// Fields of a LoadBalancer that say what its targets are.
+const (
+	ownField       = "spec.endpoints[0].addresses"
+	localField     = "spec.endpoints[0].localAddresses"
+	referenceField = "spec.endpoints[0].addressesReference"
+)
 
-// withReferred adds what is wrong with the Addresses that the LoadBalancer refers to.
+// withReferred adds what is wrong with the Addresses that the LoadBalancer refers to, and the families that no target has.
 func (t *translation) withReferred(problems []Problem, r *resolution) []Problem {
+	if t.tenant == nil {
+		return problems
+	}
+	// These come first: nobody reaches anything there.
+	problems = slices.Concat(t.familiesWithoutTargets(r), problems)
 	if !t.referred || r == nil {
 		return problems
 	}
-	problems = slices.Clone(problems)
 	for _, p := range r.problems {
 		p.Field = referenceField
 		problems = append(problems, p)
 	}
-	if t.onlyLocal() {
-		return problems
-	}
-	problems = append(problems, t.unreached(referenceField, r.good)...)
-	if kind, _ := t.check(); kind == CheckNode {
+	if kind, _ := t.check(); kind == CheckNode || t.onlyLocal() {
 		return problems
 	}
 	if _, beyond := bound(r.good, t.tenant.mostOfItsOwn()); beyond > 0 {
@@ -428,6 +410,30 @@ func (t *translation) withReferred(problems []Problem, r *resolution) []Problem 
 }
 
 func listOf(addresses string) string { return "Addresses " + addresses + " spec.addresses" }
+
+// familiesWithoutTargets names each external address of a family that no target has, while there are targets of the other one.
+func (t *translation) familiesWithoutTargets(r *resolution) (problems []Problem) {
+	targets, field := t.own, ownField
+	switch {
+	case t.onlyLocal():
+		targets, field = t.local, localField
+	case t.lb.Reference != nil && r != nil:
+		targets, field = r.good, referenceField
+	}
+	for _, vip := range t.vips {
+		if len(targets) == 0 || slices.ContainsFunc(targets, func(a netip.Addr) bool { return a.Is4() == vip.Is4() }) {
+			continue
+		}
+		problems = append(problems, Problem{Reason: ReasonNoNodesOfFamily, Field: field, Partial: true, Message: fmt.Sprintf(
+			"%[1]s is not served: no node that takes its traffic has an %[2]s address, so connections to it are refused. Give nodes an %[2]s address, or the Service another family (spec.ipFamilies)", vip, ipam.FamilyOf(vip))})
+	}
+	return problems
+}
+
+// FamiliesOf are those of the targets in an Addresses object that can be used.
+func FamiliesOf(a Addresses, tenant Tenant, fence Fence) []ipam.Family {
+	return families(resolve(a, tenant, fence).good)
+}
 
 // CheckAddresses returns what of an Addresses object cannot be used.
 func CheckAddresses(a Addresses, tenant Tenant, fence Fence) []Problem {

@@ -224,6 +224,7 @@ const (
 	ReasonConflict             = "FrontendConflict"
 	ReasonNoLocalEndpoints     = "NoLocalEndpoints"
 	ReasonNoNodes              = "NoNodes"
+	ReasonNoNodesOfFamily      = "NoNodesOfFamily"
 	ReasonNodesLeftOut         = "NodesLeftOut"
 	ReasonCoversUsed           = "CoversUsedAddresses"
 	// ReasonLimitReached is partial here: what is there besides is served.

@@ -347,12 +347,12 @@ func (r *loadBalancerReconciler) addressesHandler() handler.EventHandler {
 	}
 }
 
-// refusedIn tells what of the addresses cannot be used.
+// refusedIn tells what of the addresses cannot be used, and of which families the others are.
 func (r *loadBalancerReconciler) refusedIn(ctx context.Context, a *v1alpha1.Addresses) string {
 	tenant, err := r.tenantOf(ctx, a.Namespace)
 	fence, fenceErr := r.fences.of(ctx)
 	if err != nil || fenceErr != nil || tenant == nil {
 		return ""
 	}
-	return fmt.Sprint(translate.CheckAddresses(convert.Addresses(a), *tenant, fence))
+	return fmt.Sprint(translate.CheckAddresses(convert.Addresses(a), *tenant, fence), translate.FamiliesOf(convert.Addresses(a), *tenant, fence))
 }

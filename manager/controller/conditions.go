@@ -6,6 +6,7 @@ import (
 
 	"kubelb.k8c.io/api/plain"
 	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/core/phrase"
 	"kubelb.k8c.io/core/translate"
 )
 
@@ -41,7 +42,11 @@ func (c *conditions) isTrue(kind string) bool {
 
 func (c *conditions) accept(problems []translate.Problem) {
 	if len(problems) > 0 {
-		c.set(v1alpha1.ConditionAccepted, true, problems[0].Reason, problems[0].Message)
+		messages := make([]string, len(problems))
+		for i, p := range problems {
+			messages[i] = p.Message
+		}
+		c.set(v1alpha1.ConditionAccepted, true, problems[0].Reason, phrase.Few(messages, "; "))
 		return
 	}
 	c.set(v1alpha1.ConditionAccepted, true, reasonAccepted, "the object is valid")

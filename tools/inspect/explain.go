@@ -160,7 +160,17 @@ func (h *Hub) nodesKnown(lb *v1alpha1.LoadBalancer) (string, bool) {
 	case endpoint.LocalAddresses != nil && len(*endpoint.LocalAddresses) == 0:
 		return "externalTrafficPolicy is Local, and no node has a ready pod of the Service: connections are refused", false
 	}
-	return fmt.Sprintf("%d addresses of nodes", len(h.Addresses[i].Spec.Addresses)), true
+	targets := h.Addresses[i].Spec.Addresses
+	if endpoint.LocalAddresses != nil {
+		targets = *endpoint.LocalAddresses
+	}
+	for _, vip := range lb.Status.Addresses {
+		six := strings.Contains(vip.Address, ":")
+		if !slices.ContainsFunc(targets, func(a v1alpha1.EndpointAddress) bool { return a.IP != "" && strings.Contains(a.IP, ":") == six }) {
+			return fmt.Sprintf("no node that takes traffic has an %s address: connections to %s are refused", map[bool]string{false: "IPv4", true: "IPv6"}[six], vip.Address), false
+		}
+	}
+	return fmt.Sprintf("%d addresses of nodes", len(targets)), true
 }
 
 func allocated(lb *v1alpha1.LoadBalancer) (string, bool) {

@@ -113,13 +113,16 @@ func TestFaultsAreNamedWithWhatToDo(t *testing.T) {
 		"an overlapping pool": {func(h *Hub) {
 			h.Pools[0].Status.Conditions[0] = is(v1alpha1.ConditionReady, metav1.ConditionFalse, "Overlap", "overlaps AddressPool other")
 		}, "addresspool public: overlaps AddressPool other", true, "", ""},
-		"no such tenant":       {func(h *Hub) { h.Tenants = nil }, "", false, "its tenant is served", "there is no Tenant a"},
-		"a disabled tenant":    {func(h *Hub) { h.Tenants[0].Spec.LoadBalancer.Disable = true }, "spec.loadBalancer.disable is set", false, "its tenant is served", "spec.loadBalancer.disable of Tenant a is set"},
-		"no networks":          {func(h *Hub) { h.Tenants[0].Spec.BackendCIDRs = nil }, "", false, "its tenant is served", "spec.backendCIDRs of Tenant a is empty"},
-		"a malformed object":   {func(h *Hub) { h.set(v1alpha1.ConditionAccepted, "InvalidSourceRange", `"everybody" is not a CIDR`) }, "InvalidSourceRange", true, "it is accepted", `"everybody" is not a CIDR`},
-		"a CCM that is away":   {func(h *Hub) { h.Addresses = nil }, "", false, "its tenant's nodes are known", "the tenant's CCM writes it; is it running?"},
-		"no nodes":             {func(h *Hub) { h.Addresses[0].Spec.Addresses = nil }, "", false, "its tenant's nodes are known", "the tenant has no node"},
-		"no local pod":         {func(h *Hub) { h.LoadBalancers[0].Spec.Endpoints[0].LocalAddresses = &[]v1alpha1.EndpointAddress{} }, "", false, "its tenant's nodes are known", "no node has a ready pod"},
+		"no such tenant":     {func(h *Hub) { h.Tenants = nil }, "", false, "its tenant is served", "there is no Tenant a"},
+		"a disabled tenant":  {func(h *Hub) { h.Tenants[0].Spec.LoadBalancer.Disable = true }, "spec.loadBalancer.disable is set", false, "its tenant is served", "spec.loadBalancer.disable of Tenant a is set"},
+		"no networks":        {func(h *Hub) { h.Tenants[0].Spec.BackendCIDRs = nil }, "", false, "its tenant is served", "spec.backendCIDRs of Tenant a is empty"},
+		"a malformed object": {func(h *Hub) { h.set(v1alpha1.ConditionAccepted, "InvalidSourceRange", `"everybody" is not a CIDR`) }, "InvalidSourceRange", true, "it is accepted", `"everybody" is not a CIDR`},
+		"a CCM that is away": {func(h *Hub) { h.Addresses = nil }, "", false, "its tenant's nodes are known", "the tenant's CCM writes it; is it running?"},
+		"no nodes":           {func(h *Hub) { h.Addresses[0].Spec.Addresses = nil }, "", false, "its tenant's nodes are known", "the tenant has no node"},
+		"no local pod":       {func(h *Hub) { h.LoadBalancers[0].Spec.Endpoints[0].LocalAddresses = &[]v1alpha1.EndpointAddress{} }, "", false, "its tenant's nodes are known", "no node has a ready pod"},
+		"no node of a family": {func(h *Hub) {
+			h.LoadBalancers[0].Status.Addresses = append(h.LoadBalancers[0].Status.Addresses, v1alpha1.AllocatedAddress{Address: "2001:db8:f::1"})
+		}, "", false, "its tenant's nodes are known", "no node that takes traffic has an IPv6 address: connections to 2001:db8:f::1 are refused"},
 		"no controller":        {func(h *Hub) { h.LoadBalancers[0].Status = v1alpha1.LoadBalancerStatus{} }, "no controller has looked at it", true, "a controller has seen it", "no kubelb-manager with the controller role runs"},
 		"a change on its way":  {func(h *Hub) { h.LoadBalancers[0].Generation = 2 }, "", false, "it is accepted", "generation 1 of 2"},
 		"one that goes":        {func(h *Hub) { h.LoadBalancers[0].DeletionTimestamp = &metav1.Time{Time: now} }, "", false, "it is not being deleted", "goes when gateways have let go of it"},

@@ -124,6 +124,8 @@ func (t *translation) served() bool {
 		t.refuse(ReasonNotLoadBalancer, "spec.type", "spec.type is %q: only LoadBalancer gets an external address", t.lb.Type)
 	case t.tenant == nil:
 		t.refuse(ReasonTenantNotFound, "metadata.namespace", "no Tenant owns namespace %s: create the Tenant %s", name, strings.TrimPrefix(name, TenantNamespacePrefix))
+	case t.tenant.Leaving:
+		t.refuse(ReasonTenantDeleted, "metadata.namespace", "the management cluster's operator is deleting Tenant %s: none of its Services is served any more, and their addresses go to others", t.tenant.Name)
 	case t.tenant.Disabled:
 		t.refuse(ReasonTenantDisabled, "metadata.namespace", "Tenant %s is disabled by the management cluster's operator (spec.loadBalancer.disable or spec.revoked)", t.tenant.Name)
 	default:

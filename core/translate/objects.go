@@ -137,8 +137,9 @@ type Tenant struct {
 	// Network is where they are: the same address in two networks is two hosts'. Created is when the Tenant was made, in seconds.
 	Network string `json:"network,omitempty"`
 	Created int64  `json:"created,omitempty"`
-	// Disabled: nothing of the tenant is served.
+	// Disabled: nothing of the tenant is served. Leaving: nor is it any more, since the Tenant is being deleted.
 	Disabled bool `json:"disabled,omitempty"`
+	Leaving  bool `json:"leaving,omitempty"`
 	// BackendPorts are the ports of its nodes that may be targets; the zero value stands for UsualBackendPorts.
 	BackendPorts PortRange `json:"backendPorts,omitzero"`
 	// Limits bound what it has.
@@ -202,6 +203,7 @@ const (
 	ReasonNotLoadBalancer      = "NotLoadBalancer"
 	ReasonTenantNotFound       = "TenantNotFound"
 	ReasonTenantDisabled       = "TenantDisabled"
+	ReasonTenantDeleted        = "TenantDeleted"
 	ReasonNoPorts              = "NoPorts"
 	ReasonInvalidAddress       = "InvalidAddress"
 	ReasonInvalidPort          = "InvalidPort"

@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
@@ -328,7 +329,7 @@ func TestWhatATenantAskedForIsKeptForItOverARestart(t *testing.T) {
 	book := &addressBook{reader: server}
 	require.NoError(t, book.load(t.Context()))
 	now := time.Now()
-	require.NoError(t, book.reserve(t.Context(), server, web, now))
+	require.NoError(t, book.reserve(t.Context(), server, web, false, now))
 	require.NoError(t, server.Delete(t.Context(), web))
 	ask := func(book *addressBook, namespace string) *ipam.Refusal {
 		wants := ofTenantA("anew")
@@ -348,12 +349,67 @@ func TestWhatATenantAskedForIsKeptForItOverARestart(t *testing.T) {
 	pool.Spec.ReserveRequestedFor = &never
 	require.NoError(t, server.Update(t.Context(), pool))
 	refresh(t, book, pool)
-	require.NoError(t, book.reserve(t.Context(), server, web, now))
+	require.NoError(t, book.reserve(t.Context(), server, web, false, now))
 	require.Zero(t, book.book.Reservations())
 	refresh(t, book, public())
 	web.Spec.RequestedAddresses = nil
-	require.NoError(t, book.reserve(t.Context(), server, web, now))
+	require.NoError(t, book.reserve(t.Context(), server, web, false, now))
 	require.Zero(t, book.book.Reservations())
+}
+
+// The cluster of a tenant that is deleted may think for a while that its Services have their addresses.
+func TestWhatATenantHadIsNobodyElsesUntilItHasLeft(t *testing.T) {
+	const wanted = "203.0.113.4"
+	deleted, never := metav1.NewTime(time.Now()), metav1.Duration{}
+	web, other := recorded("web", 0, wanted), &v1alpha1.Tenant{ObjectMeta: metav1.ObjectMeta{Name: "b"}}
+	web.DeletionTimestamp, web.Finalizers = &deleted, []string{v1alpha1.CleanupFinalizer}
+	leaves := &v1alpha1.Tenant{ObjectMeta: metav1.ObjectMeta{Name: "a", DeletionTimestamp: &deleted, Finalizers: []string{v1alpha1.CleanupFinalizer}}}
+	pool := public()
+	pool.Spec.ReserveRequestedFor = &never
+	server := fake.NewClientBuilder().WithScheme(schemeOf(t, coordinationv1.AddToScheme)).WithStatusSubresource(&v1alpha1.AddressPool{}, &v1alpha1.LoadBalancer{}).WithObjects(pool, web, leaves, other).Build()
+	r := reconcilerOf(t, server)
+	_, err := r.Reconcile(t.Context(), reconcile.Request{NamespacedName: client.ObjectKeyFromObject(web)})
+	require.NoError(t, err)
+	require.ErrorContains(t, server.Get(t.Context(), client.ObjectKeyFromObject(web), web), "not found", "gateways have let go of it")
+	ask := func(book *addressBook) *ipam.Refusal {
+		wants := translate.LoadBalancer{ObjectName: model.ObjectName{Namespace: "tenant-b", Name: "web"}, Type: "LoadBalancer", Requested: []netip.Addr{netip.MustParseAddr(wanted)}}
+		return book.allocate(wants, nil, ipam.Limits{}, false).refusal
+	}
+	require.NotNil(t, ask(r.addresses))
+	require.Equal(t, ipam.AddressInUse, ask(r.addresses).Reason)
+	anew := &addressBook{reader: server}
+	require.NoError(t, anew.load(t.Context()))
+	require.NotNil(t, ask(anew), "it is on record")
+	// As long as the Tenant is there that does not end.
+	now := time.Now()
+	for range 10 {
+		now = now.Add(v1alpha1.DefaultReservation * 3 / 4)
+		anew.prolong("tenant-a", now)
+		ended, _ := anew.expire(now)
+		require.False(t, ended)
+	}
+	ended, _ := anew.expire(now.Add(2 * v1alpha1.DefaultReservation))
+	require.True(t, ended)
+	require.Nil(t, ask(anew))
+}
+
+// What its CCM makes anew meanwhile gets nothing.
+func TestATenantThatLeavesGetsNoAddressAnyMore(t *testing.T) {
+	deleted, web := metav1.NewTime(time.Now()), recorded("web", 0)
+	web.Spec = v1alpha1.LoadBalancerSpec{Type: corev1.ServiceTypeLoadBalancer, Ports: []v1alpha1.LoadBalancerPort{{Port: 80}},
+		Endpoints: []v1alpha1.LoadBalancerEndpoints{{Ports: []v1alpha1.EndpointPort{{Port: 30080}}}}}
+	leaves := &v1alpha1.Tenant{ObjectMeta: metav1.ObjectMeta{Name: "a", DeletionTimestamp: &deleted, Finalizers: []string{v1alpha1.CleanupFinalizer}}}
+	server := fake.NewClientBuilder().WithScheme(schemeOf(t, coordinationv1.AddToScheme)).WithStatusSubresource(&v1alpha1.LoadBalancer{}).WithObjects(public(), web, leaves).Build()
+	r := reconcilerOf(t, server)
+	for range 3 {
+		_, err := r.Reconcile(t.Context(), reconcile.Request{NamespacedName: client.ObjectKeyFromObject(web)})
+		require.NoError(t, err)
+	}
+	require.NoError(t, server.Get(t.Context(), client.ObjectKeyFromObject(web), web))
+	require.Empty(t, web.Status.Addresses)
+	ready := meta.FindStatusCondition(web.Status.Conditions, v1alpha1.ConditionReady)
+	require.Equal(t, "TenantDeleted", ready.Reason)
+	require.Contains(t, ready.Message, "is deleting Tenant a")
 }
 
 func TestATenantThatHasManyAddressesKeptTakesNobodyElsesRoom(t *testing.T) {
@@ -364,11 +420,11 @@ func TestATenantThatHasManyAddressesKeptTakesNobodyElsesRoom(t *testing.T) {
 	book, now := &addressBook{reader: server}, time.Now()
 	require.NoError(t, book.load(t.Context()))
 	for i := 1; i <= v1alpha1.MaxReserved+1; i++ {
-		book.keep(ipam.Grant{Address: netip.AddrFrom4([4]byte{203, 0, byte(i >> 8), byte(i)}), Pool: "public"}, "tenant-hostile", now)
+		book.keep(ipam.Grant{Address: netip.AddrFrom4([4]byte{203, 0, byte(i >> 8), byte(i)}), Pool: "public"}, "tenant-hostile", false, now)
 	}
 	ended, _ := book.expire(now)
 	require.True(t, ended, "who waits is told that one is kept no more")
-	require.NoError(t, book.reserve(t.Context(), server, web, now))
+	require.NoError(t, book.reserve(t.Context(), server, web, false, now))
 	require.NoError(t, server.Get(t.Context(), client.ObjectKeyFromObject(wide), wide))
 	require.Len(t, wide.Status.Reserved, v1alpha1.MaxReserved)
 	book.release("tenant-a/web")

@@ -15,12 +15,12 @@ import (
 	"kubelb.k8c.io/manager/convert"
 )
 
-// reserve keeps what the LoadBalancer asked for by name and has, for its tenant, once it is gone. That is on record with the pool before the
-// LoadBalancer goes, so that a manager that starts then knows of it.
-func (b *addressBook) reserve(ctx context.Context, c client.Client, lb *v1alpha1.LoadBalancer, now time.Time) error {
+// reserve keeps what the LoadBalancer asked for by name and has, for its tenant, once it is gone; of a tenant that leaves all that it has, since its
+// cluster may still think that it has it. That is on record with the pool before the LoadBalancer goes, so that a manager that starts then knows of it.
+func (b *addressBook) reserve(ctx context.Context, c client.Client, lb *v1alpha1.LoadBalancer, leaves bool, now time.Time) error {
 	requested, grants := convert.LoadBalancer(lb).Requested, convert.Grants(lb)
 	for _, g := range grants {
-		if !slices.Contains(requested, g.Address) || !b.keep(g, lb.Namespace, now) {
+		if !leaves && !slices.Contains(requested, g.Address) || !b.keep(g, lb.Namespace, leaves, now) {
 			continue
 		}
 		var pool v1alpha1.AddressPool
@@ -37,19 +37,42 @@ func (b *addressBook) reserve(ctx context.Context, c client.Client, lb *v1alpha1
 	return nil
 }
 
-// keep reports whether the pool of a grant keeps addresses, and has this one kept.
-func (b *addressBook) keep(g ipam.Grant, namespace string, now time.Time) bool {
+// keep reports whether the pool of a grant keeps addresses, or those of a tenant that leaves, and has this one kept.
+func (b *addressBook) keep(g ipam.Grant, namespace string, leaves bool, now time.Time) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	i := slices.IndexFunc(b.pools, func(p ipam.Pool) bool { return p.Name == g.Pool })
-	if i < 0 || b.pools[i].ReserveFor <= 0 {
+	if i < 0 {
+		return false
+	}
+	period := b.pools[i].ReserveFor
+	if leaves {
+		period = max(period, v1alpha1.DefaultReservation)
+	}
+	if period <= 0 {
 		return false
 	}
 	b.book.At(now)
 	kept := b.book.Reservations()
-	b.book.ReserveOf(g.Pool, v1alpha1.MaxReserved, ipam.Reservation{Address: g.Address, Namespace: namespace, Until: now.Add(b.pools[i].ReserveFor).Truncate(time.Second)})
+	b.book.ReserveOf(g.Pool, v1alpha1.MaxReserved, ipam.Reservation{Address: g.Address, Namespace: namespace, Until: now.Add(period).Truncate(time.Second)})
 	b.ended = b.ended || b.book.Reservations() <= kept
 	return true
+}
+
+// prolong has what is kept for a tenant that leaves be kept until it has left. It is on record minutes before it would end.
+func (b *addressBook) prolong(namespace string, now time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	ended, _ := b.book.At(now)
+	b.ended = b.ended || ended
+	for _, pool := range b.pools {
+		for _, r := range b.book.Reserved(pool.Name) {
+			if r.Namespace == namespace && r.Until.Sub(now) < v1alpha1.DefaultReservation/2 {
+				r.Until = now.Add(v1alpha1.DefaultReservation).Truncate(time.Second)
+				b.book.Reserve(r)
+			}
+		}
+	}
 }
 
 // expire ends what is kept no longer.

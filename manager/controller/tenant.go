@@ -245,6 +245,7 @@ func (r *tenantReconciler) cleanUp(ctx context.Context, tenant *v1alpha1.Tenant)
 	if err := r.release(ctx, namespace.Name, time.Now()); err != nil {
 		return reconcile.Result{}, err
 	}
+	r.addresses.prolong(namespace.Name, time.Now())
 	delete(r.looked, tenant.Name)
 	if namespace.DeletionTimestamp == nil {
 		if _, err := r.enter(ctx, tenant); err != nil {

@@ -54,7 +54,11 @@ func (r *loadBalancerReconciler) cleanUp(ctx context.Context, lb *v1alpha1.LoadB
 	if left := withdrawalLimit - time.Since(lb.DeletionTimestamp.Time); holding && len(lb.Status.Addresses) > 0 && left > 0 {
 		return reconcile.Result{RequeueAfter: left}, nil
 	}
-	if err := r.addresses.reserve(ctx, r.client, lb, time.Now()); err != nil {
+	tenant, err := r.tenantOf(ctx, lb.Namespace)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	if err := r.addresses.reserve(ctx, r.client, lb, tenant != nil && tenant.Leaving, time.Now()); err != nil {
 		return reconcile.Result{}, err
 	}
 	err = r.rewrite(ctx, key, func(lb *v1alpha1.LoadBalancer) bool {

@@ -196,7 +196,8 @@ func ownEndpointLimit(t *v1alpha1.Tenant) uint32 {
 
 // Tenant takes what translation needs. CIDRs that do not parse, which the schema refuses, allow nothing.
 func Tenant(t *v1alpha1.Tenant) translate.Tenant {
-	out := translate.Tenant{Name: t.Name, Network: t.Spec.BackendNetwork, Created: t.CreationTimestamp.Unix(), Disabled: t.Spec.LoadBalancer.Disable || t.Spec.Revoked, Limits: ipam.Limits{LoadBalancers: t.Spec.Limits.LoadBalancers, Addresses: t.Spec.Limits.Addresses, Ports: PortLimit(t)}}
+	out := translate.Tenant{Name: t.Name, Network: t.Spec.BackendNetwork, Created: t.CreationTimestamp.Unix(), Disabled: t.Spec.LoadBalancer.Disable || t.Spec.Revoked, Leaving: t.DeletionTimestamp != nil,
+		Limits: ipam.Limits{LoadBalancers: t.Spec.Limits.LoadBalancers, Addresses: t.Spec.Limits.Addresses, Ports: PortLimit(t)}}
 	number := func(limit *int32) uint32 {
 		if limit == nil {
 			return 0

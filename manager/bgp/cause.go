@@ -30,7 +30,7 @@ type cause struct {
 	unreachable string
 	// said is what one side said when it ended a connection.
 	said *notification
-	// fault is why there is no connection, or it broke. It is newer than said, unless that is nil. A vague one says less than what was said before it.
+	// fault is why there is no connection, or it broke, since something was said. A vague one says less than what was said before it.
 	fault string
 	vague bool
 	// open is what the router said of itself last.
@@ -142,16 +142,21 @@ func (c *cause) reason() string {
 		return ""
 	case c.unreachable != "":
 		return c.unreachable
-	case c.fault != "" && !c.vague:
-		return c.fault
 	case c.said == nil && c.fault == "":
 		return ""
+	case c.said == nil && !c.vague:
+		return c.fault
 	case c.said == nil:
 		return c.fault + c.unheard()
 	case c.fault == "":
 		return c.said.text(c.peer, c.open)
 	}
-	return c.said.text(c.peer, c.open) + "; since then: " + c.fault
+	said := c.said.text(c.peer, c.open)
+	if c.vague {
+		return said + "; since then: " + c.fault
+	}
+	// Some routers close their port once they have ended a session for good.
+	return c.fault + "; before that: " + said
 }
 
 // unheard is why a fault may be vague.

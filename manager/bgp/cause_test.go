@@ -124,6 +124,11 @@ func TestTheReasonWhyASessionEndedNamesWhoEndedIt(t *testing.T) {
 			require.NoError(t, err)
 		}, says: []string{"maximum number of prefixes", "10000", "NOTIFICATION 6/1", "sent by this gateway"}},
 		"the router is gone": {ends: func(_ *testing.T, r *router, _ *Speaker) { r.Stop() }, says: []string{"connection refused"}},
+		"the router is shut down, and closes its port": {ends: func(t *testing.T, r *router, _ *Speaker) {
+			require.NoError(t, r.DisablePeer(t.Context(), &api.DisablePeerRequest{Address: loopback.String(), Communication: "maintenance"}))
+			time.Sleep(time.Second)
+			r.Stop()
+		}, says: []string{"connection refused", "before that: administrative shutdown", "maintenance"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

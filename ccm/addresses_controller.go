@@ -162,7 +162,7 @@ func (r *addressesReconciler) note(left map[string][]string, failed error) {
 	r.leftOut.Set(float64(len(all)))
 	switch {
 	case failed != nil:
-		r.nodes.set(translate.Problem{Reason: "HubRefused", Partial: true, Message: "the management cluster did not accept the nodes' addresses, and may have those of before: " + failed.Error()})
+		r.nodes.set(translate.Problem{Reason: reasonHubRefused, Partial: true, Message: "the management cluster did not accept the nodes' addresses, and may have those of before: " + failed.Error()})
 	case len(all) > 0:
 		r.nodes.set(translate.LeftOut(all))
 	default:

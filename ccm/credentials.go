@@ -92,6 +92,17 @@ func (c *credentials) check(ctx context.Context, broad bool) error {
 	return c.refuseExcess(ctx)
 }
 
+// served is an error that says why the management cluster does not listen to this CCM.
+func (c *credentials) served(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, credentialsTimeout)
+	defer cancel()
+	allowed, err := c.may(ctx, authorizationv1.ResourceAttributes{Group: v1alpha1.GroupVersion.Group, Resource: "loadbalancers", Verb: "list", Namespace: c.namespace})
+	if err == nil && !allowed {
+		err = fmt.Errorf("management cluster: the credentials of --kubelb-kubeconfig may not list loadbalancers in namespace %s", c.namespace)
+	}
+	return err
+}
+
 // missing are the rights that the credentials lack.
 func (c *credentials) missing(ctx context.Context) ([]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, credentialsTimeout)

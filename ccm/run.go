@@ -51,7 +51,7 @@ type Config struct {
 type options struct {
 	clusterName, hubKubeconfig, kubeconfig, nodeAddressType string
 	acceptAddresses, hubSecret                              string
-	useClass, leaderElection, check, broad                  bool
+	useClass, leaderElection, check, broad, release         bool
 	leaderElectionNamespace, metricsAddress, probeAddress   string
 	logLevel, logFormat                                     string
 }
@@ -64,6 +64,7 @@ func (o *options) register(flags *flag.FlagSet, env func(string) string) {
 	flags.StringVar(&o.acceptAddresses, "accept-addresses", "", "networks, separated by commas, that external addresses may be of; others that the management cluster gives do not come into a Service's status, since pods' traffic to them would go to that Service. Empty accepts all but loopback, link-local and multicast")
 	flags.BoolVar(&o.broad, "allow-broad-credentials", false, "work with credentials that may do more on the management cluster than a tenant's; whoever takes them from this cluster has other tenants as well")
 	flags.BoolVar(&o.check, "check", false, "say whether the management cluster is reached with the right credentials, and end")
+	flags.BoolVar(&o.release, "release", false, "take KubeLB's finalizer, condition and external addresses off the Services of this cluster, without asking the management cluster, and end: for a cluster that is not served any more. Stop kubelb-ccm first")
 	flags.StringVar(&o.nodeAddressType, "node-address-type", "InternalIP", "which node addresses take traffic: InternalIP, ExternalIP or Hostname (resolved here)")
 	flags.BoolVar(&o.useClass, "use-loadbalancer-class", false, "serve only Services with loadBalancerClass kubelb; otherwise also those without a class")
 	flags.BoolVar(&o.leaderElection, "enable-leader-election", true, "let one of several replicas work at a time")
@@ -110,6 +111,9 @@ func Run(ctx context.Context, args []string, env func(string) string, stdout, st
 		}
 		return err
 	}
+	if o.release {
+		return o.runRelease(ctx, stdout)
+	}
 	config, err := o.config()
 	if err != nil {
 		return err
@@ -140,12 +144,12 @@ func Run(ctx context.Context, args []string, env func(string) string, stdout, st
 			return err
 		}
 	}
-	return serve(ctx, o, config, hubConfig, keys, level)
+	return serve(ctx, o, config, hubConfig, keys, rights, level)
 }
 
 // serve wires the controllers: nodes, Services and EndpointSlices of the tenant in, LoadBalancers and Addresses of its
 // namespace on the hub out, and their status back.
-func serve(ctx context.Context, o options, config Config, hubConfig *rest.Config, keys *keyring, level *slog.LevelVar) error {
+func serve(ctx context.Context, o options, config Config, hubConfig *rest.Config, keys *keyring, rights *credentials, level *slog.LevelVar) error {
 	tenantConfig, err := restConfig(o.kubeconfig)
 	if err != nil {
 		return fmt.Errorf("tenant cluster: %w", err)
@@ -205,7 +209,7 @@ func serve(ctx context.Context, o options, config Config, hubConfig *rest.Config
 	if err != nil {
 		return err
 	}
-	if err := mgr.Add(report); err != nil {
+	if err := errors.Join(mgr.Add(report), mgr.Add(&refusals{services: services, served: rights.served})); err != nil {
 		return err
 	}
 	if keys != nil {

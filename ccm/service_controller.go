@@ -296,9 +296,23 @@ func (r *serviceReconciler) pushFailed(ctx context.Context, service *corev1.Serv
 	if apierrors.IsConflict(cause) || apierrors.IsAlreadyExists(cause) {
 		return cause // the cache is behind; the retry reads it anew
 	}
-	condition := metav1.Condition{Type: conditionReady, Status: metav1.ConditionFalse, Reason: "HubRefused", Message: "the management cluster did not accept the LoadBalancer: " + cause.Error()}
-	return errors.Join(cause, r.publish(ctx, service, nil, condition, nil))
+	condition := metav1.Condition{Type: conditionReady, Status: metav1.ConditionFalse, Reason: reasonHubRefused, Message: "the management cluster did not accept the LoadBalancer: " + cause.Error()}
+	if apierrors.HasStatusCause(cause, corev1.NamespaceTerminatingCause) || apierrors.IsNotFound(cause) {
+		condition.Message = fmt.Sprintf("the management cluster does not serve this tenant any more, since its namespace %s is gone or going: %v", r.config.HubNamespace, cause)
+	}
+	var status *corev1.LoadBalancerStatus
+	if apierrors.IsForbidden(cause) || apierrors.IsNotFound(cause) || apierrors.IsInvalid(cause) {
+		// Where nothing is on the hub any more its addresses are not this Service's: they go to others.
+		var there v1alpha1.LoadBalancer
+		if err := r.hub.Get(ctx, client.ObjectKey{Namespace: r.config.HubNamespace, Name: string(service.UID)}, &there); apierrors.IsNotFound(err) {
+			status = &corev1.LoadBalancerStatus{}
+		}
+	}
+	return errors.Join(cause, r.publish(ctx, service, status, condition, nil))
 }
+
+// reasonHubRefused is that of a Service of which the management cluster takes nothing.
+const reasonHubRefused = "HubRefused"
 
 // servedBut begins what the hub says of a LoadBalancer that is served in part.
 const servedBut = "served, but: "
@@ -391,10 +405,7 @@ func (r *serviceReconciler) cleanUp(ctx context.Context, service *corev1.Service
 	if err := r.listOnHub(ctx, key, &lbs); err != nil {
 		return err
 	}
-	ours := len(lbs.Items) > 0 || meta.FindStatusCondition(service.Status.Conditions, conditionReady) != nil ||
-		slices.ContainsFunc(legacyFinalizers(), func(f string) bool { return controllerutil.ContainsFinalizer(service, f) }) ||
-		controllerutil.ContainsFinalizer(service, cleanupFinalizer) && translate.Owns(convert.Service(service), r.config.ClassRequired)
-	if !ours {
+	if len(lbs.Items) == 0 && !r.config.was(service) {
 		return nil
 	}
 	if len(lbs.Items) > 0 {
@@ -416,6 +427,13 @@ func (r *serviceReconciler) cleanUp(ctx context.Context, service *corev1.Service
 	}
 	r.event(service, corev1.EventTypeNormal, eventDeleted, "Deleted load balancer")
 	return nil
+}
+
+// was tells whether a Service was ours, by what it bears itself.
+func (c Config) was(service *corev1.Service) bool {
+	return meta.FindStatusCondition(service.Status.Conditions, conditionReady) != nil ||
+		slices.ContainsFunc(legacyFinalizers(), func(f string) bool { return controllerutil.ContainsFinalizer(service, f) }) ||
+		controllerutil.ContainsFinalizer(service, cleanupFinalizer) && translate.Owns(convert.Service(service), c.ClassRequired)
 }
 
 // clearStatus comes last: the condition says that the Service was ours, for whoever goes on after a crash.

@@ -1,0 +1,162 @@
+package ccm
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/tools/events"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
+
+	"kubelb.k8c.io/api/v1alpha1"
+)
+
+// served is a Service that has an address from the management cluster.
+func served(name string, change func(*corev1.Service)) *corev1.Service {
+	s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, UID: "uid-of-web", Finalizers: []string{cleanupFinalizer}},
+		Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeLoadBalancer, Ports: []corev1.ServicePort{{Port: 80, NodePort: 30080, Protocol: corev1.ProtocolTCP}}},
+		Status: corev1.ServiceStatus{LoadBalancer: corev1.LoadBalancerStatus{Ingress: []corev1.LoadBalancerIngress{{IP: "203.0.113.1"}}},
+			Conditions: []metav1.Condition{{Type: conditionReady, Status: metav1.ConditionTrue, Reason: "Ready", Message: "served"}}}}
+	if change != nil {
+		change(s)
+	}
+	return s
+}
+
+func reconcilerOf(t *testing.T, tenant, hub client.Client) (*serviceReconciler, *events.FakeRecorder) {
+	t.Helper()
+	recorder := events.NewFakeRecorder(100)
+	return &serviceReconciler{tenant: tenant, hub: hub, events: recorder, config: Config{HubNamespace: "tenant-a"}, nodes: newNodesProblem()}, recorder
+}
+
+func clusterOf(t *testing.T, objects ...client.Object) client.Client {
+	t.Helper()
+	scheme, err := newScheme()
+	require.NoError(t, err)
+	require.NoError(t, coordinationv1.AddToScheme(scheme))
+	return fake.NewClientBuilder().WithScheme(scheme).WithStatusSubresource(&corev1.Service{}).WithObjects(objects...).Build()
+}
+
+func get(t *testing.T, c client.Client, s *corev1.Service) *corev1.Service {
+	t.Helper()
+	var is corev1.Service
+	require.NoError(t, c.Get(t.Context(), client.ObjectKeyFromObject(s), &is))
+	return &is
+}
+
+// The management cluster has deleted the LoadBalancer, and takes no other one: the address is somebody else's soon.
+func TestAServiceOfATenantThatWasDeletedHasNoAddressAnyMore(t *testing.T) {
+	forbidden := apierrors.NewForbidden(schema.GroupResource{Resource: "loadbalancers"}, "uid-of-web", errors.New("because it is being terminated"))
+	forbidden.ErrStatus.Details.Causes = []metav1.StatusCause{{Type: corev1.NamespaceTerminatingCause}}
+	away := errors.New("connection refused")
+	for name, c := range map[string]struct {
+		answer error
+		there  bool
+		keeps  bool
+		says   string
+	}{
+		"its namespace goes":                         {answer: forbidden, says: "does not serve this tenant any more"},
+		"its namespace is gone":                      {answer: apierrors.NewNotFound(schema.GroupResource{Resource: "namespaces"}, "tenant-a"), says: "does not serve this tenant any more"},
+		"the API is away":                            {answer: away, keeps: true, says: "connection refused"},
+		"what is there cannot be brought up to date": {answer: forbidden, there: true, keeps: true, says: "did not accept"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			web := served("web", nil)
+			tenant := clusterOf(t, web)
+			var onHub []client.Object
+			if c.there {
+				onHub = append(onHub, &v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Namespace: "tenant-a", Name: "uid-of-web",
+					Labels: map[string]string{v1alpha1.LabelOriginNamespace: "shop", v1alpha1.LabelOriginName: "web"}}})
+			}
+			hub := interceptor.NewClient(clusterOf(t, onHub...).(client.WithWatch), interceptor.Funcs{
+				Create: func(context.Context, client.WithWatch, client.Object, ...client.CreateOption) error { return c.answer },
+				Update: func(context.Context, client.WithWatch, client.Object, ...client.UpdateOption) error {
+					return errors.New("forbidden")
+				}})
+			r, recorder := reconcilerOf(t, tenant, hub)
+			require.Error(t, r.ensure(t.Context(), get(t, tenant, web)), "it is tried again")
+			is := get(t, tenant, web)
+			require.Equal(t, c.keeps, len(is.Status.LoadBalancer.Ingress) > 0)
+			condition := meta.FindStatusCondition(is.Status.Conditions, conditionReady)
+			require.Equal(t, "HubRefused", condition.Reason)
+			require.Contains(t, condition.Message, c.says)
+			require.Contains(t, all(recorder), "SyncLoadBalancerFailed")
+		})
+	}
+}
+
+func all(r *events.FakeRecorder) string {
+	var out []string
+	for {
+		select {
+		case e := <-r.Events:
+			out = append(out, e)
+		default:
+			return strings.Join(out, "\n")
+		}
+	}
+}
+
+// The controllers do not begin where the management cluster does not listen, as after the Tenant was deleted and the CCM has started again.
+func TestAServiceThatWaitsForTheManagementClusterSaysWhy(t *testing.T) {
+	now := metav1.Now()
+	leaves := served("leaves", func(s *corev1.Service) { s.DeletionTimestamp = &now })
+	changed := served("changed", func(s *corev1.Service) { s.Spec.Type = corev1.ServiceTypeClusterIP })
+	fresh := served("fresh", func(s *corev1.Service) { s.Status = corev1.ServiceStatus{} })
+	goesOn, others := served("goes-on", nil), served("others", func(s *corev1.Service) {
+		class := "example.com/lb"
+		s.DeletionTimestamp, s.Spec.LoadBalancerClass, s.Status = &now, &class, corev1.ServiceStatus{}
+	})
+	tenant := clusterOf(t, leaves, changed, fresh, goesOn, others)
+	r, recorder := reconcilerOf(t, tenant, nil)
+	refused := &refusals{services: r, served: func(context.Context) error {
+		return errors.New("the credentials have ended, or were rotated or revoked")
+	}}
+	refused.look(t.Context())
+	require.Empty(t, all(recorder), "once is no time")
+	refused.look(t.Context())
+	said := all(recorder)
+	require.Equal(t, 3, strings.Count(said, "SyncLoadBalancerFailed"), said)
+	refused.look(t.Context())
+	require.Empty(t, all(recorder), "it is said once")
+	for s, says := range map[*corev1.Service]string{leaves: "kubelb-ccm --release", changed: "kubelb-ccm --release", fresh: "it waits for an address"} {
+		condition := meta.FindStatusCondition(get(t, tenant, s).Status.Conditions, conditionReady)
+		require.Equal(t, "HubRefused", condition.Reason, s.Name)
+		require.Contains(t, condition.Message, says)
+		require.Contains(t, condition.Message, "the credentials have ended")
+	}
+	require.Equal(t, "Ready", meta.FindStatusCondition(get(t, tenant, goesOn).Status.Conditions, conditionReady).Reason, "its traffic goes on")
+	require.Empty(t, get(t, tenant, others).Status.Conditions)
+}
+
+func TestAClusterThatIsReleasedBearsNoMarksOfKubeLB(t *testing.T) {
+	now, class := metav1.Now(), "example.com/lb"
+	leaves, stays := served("leaves", func(s *corev1.Service) { s.DeletionTimestamp = &now }), served("stays", nil)
+	others := served("others", func(s *corev1.Service) { s.Spec.LoadBalancerClass, s.Status.Conditions = &class, nil })
+	holder, seconds, renewed := "node_1", int32(15), metav1.NewMicroTime(now.Time)
+	lease := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: "kubelb", Name: leaseName},
+		Spec: coordinationv1.LeaseSpec{HolderIdentity: &holder, LeaseDurationSeconds: &seconds, RenewTime: &renewed}}
+	c := clusterOf(t, leaves, stays, others, lease)
+	var out strings.Builder
+	require.ErrorContains(t, release(t.Context(), c, Config{}, now.Time, &out), "kubelb-ccm runs as node_1: stop it first")
+	require.NoError(t, release(t.Context(), c, Config{}, now.Add(time.Minute), &out))
+	require.Equal(t, "Service shop/leaves is released.\nService shop/stays is released.\n", out.String())
+	var gone corev1.Service
+	require.True(t, apierrors.IsNotFound(c.Get(t.Context(), client.ObjectKeyFromObject(leaves), &gone)))
+	is := get(t, c, stays)
+	require.Empty(t, is.Finalizers)
+	require.Empty(t, is.Status.LoadBalancer.Ingress)
+	require.Empty(t, is.Status.Conditions)
+	require.NotEmpty(t, get(t, c, others).Finalizers, "another controller's")
+}

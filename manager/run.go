@@ -21,6 +21,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
@@ -123,6 +124,18 @@ func (o *options) register(flags *flag.FlagSet) {
 	flags.StringVar(&o.logFormat, "log-format", "text", "text or json")
 }
 
+// checkGatewayName is an error where a Gateway, its Lease or the label of that cannot have the name.
+func checkGatewayName(name string) error {
+	var problems []string
+	if problems = validation.IsDNS1123Subdomain(name); len(problems) == 0 {
+		problems = validation.IsValidLabelValue(name)
+	}
+	if len(problems) == 0 {
+		return nil
+	}
+	return fmt.Errorf("--gateway-name=%s: it is the name of the Gateway object and a label of its Lease, and cannot be: %s", name, strings.Join(problems, "; "))
+}
+
 // Run works until ctx ends.
 func Run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if len(args) > 0 && args[0] == preflightCommand {
@@ -149,6 +162,9 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	if o.lease < time.Second || o.lease > membership.LongestDuration || o.lease%time.Second != 0 {
 		return fmt.Errorf("--gateway-lease=%s: use whole seconds, 1s to %s", o.lease, membership.LongestDuration)
+	}
+	if err := checkGatewayName(o.name); o.gateway && err != nil {
+		return err
 	}
 	if o.tokenLifetime != 0 && o.tokenLifetime < shortestToken {
 		return fmt.Errorf("--tenant-token-lifetime=%s: use %s or more, which API servers ask for, or 0 for tokens that last", o.tokenLifetime, shortestToken)

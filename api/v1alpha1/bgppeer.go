@@ -31,6 +31,7 @@ type BGPPeerSpec struct {
 	// Address is the router's, IPv4 or IPv6.
 	// +kubebuilder:validation:MaxLength=45
 	// +kubebuilder:validation:XValidation:rule="isIP(self)",message="spec.address: must be an IPv4 or IPv6 address"
+	// +kubebuilder:validation:XValidation:rule="!isIP(self) || ip(self).isGlobalUnicast() || ip(self).isLoopback()",message="spec.address: must be an address that a router can have: link-local addresses, which need an interface, multicast and unspecified ones are refused"
 	Address string `json:"address"`
 
 	// Port is where the router listens.

@@ -15,7 +15,8 @@ import (
 // +kubebuilder:printcolumn:name="Addresses",type=integer,JSONPath=`.status.used.addresses`
 // +kubebuilder:printcolumn:name="Ports",type=integer,JSONPath=`.status.used.ports`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
-// +kubebuilder:validation:XValidation:rule="size(self.metadata.name) <= 56",message="metadata.name may have at most 56 characters, so that the namespace tenant-<name> is valid"
+// +kubebuilder:validation:XValidation:rule="oldSelf.hasValue() || size(self.metadata.name) <= 56",optionalOldSelf=true,message="metadata.name may have at most 56 characters, so that the namespace tenant-<name> is valid"
+// +kubebuilder:validation:XValidation:rule="oldSelf.hasValue() || !self.metadata.name.contains('.')",optionalOldSelf=true,message="metadata.name may have no dot, so that the namespace tenant-<name> is valid"
 type Tenant struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`

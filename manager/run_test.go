@@ -1,0 +1,19 @@
+package manager
+
+import (
+	"io"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// A name that a Lease's label cannot have would keep the gateway from ever getting its Lease.
+func TestAGatewayWithANameThatCannotBeDoesNotStart(t *testing.T) {
+	for name, says := range map[string]string{"": "--gateway-name=: ", "GW_1": "RFC 1123", strings.Repeat("a", 64): "must be no more than 63"} {
+		err := Run(t.Context(), []string{"--controller=false", "--gateway-name=" + name}, io.Discard, io.Discard)
+		require.ErrorContains(t, err, says)
+		require.ErrorContains(t, err, "a label of its Lease")
+	}
+	require.NoError(t, checkGatewayName("node-1.example.com"))
+}

@@ -67,7 +67,7 @@ func refuseRunning(ctx context.Context, c client.Client, now time.Time) error {
 	}
 	for i := range leases.Items {
 		lease, s := &leases.Items[i], leases.Items[i].Spec
-		if lease.Name != leaseName || s.HolderIdentity == nil || *s.HolderIdentity == "" || s.RenewTime == nil || s.LeaseDurationSeconds == nil {
+		if lease.Name != v1alpha1.CCMLease || s.HolderIdentity == nil || *s.HolderIdentity == "" || s.RenewTime == nil || s.LeaseDurationSeconds == nil {
 			continue
 		}
 		if now.Sub(s.RenewTime.Time) <= time.Duration(*s.LeaseDurationSeconds)*time.Second {

@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/sets"
 	utilvalidation "k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
+	netutils "k8s.io/utils/net"
 )
 
 // longestAffinity is how long a client may stay with an endpoint, in seconds.
@@ -133,13 +134,10 @@ func invalid(path *field.Path, value any, messages []string) (errs field.ErrorLi
 func affinity(s *corev1.Service, spec *field.Path) field.ErrorList {
 	errs := oneOf(spec.Child("sessionAffinity"), s.Spec.SessionAffinity, corev1.ServiceAffinityClientIP, corev1.ServiceAffinityNone)
 	config := s.Spec.SessionAffinityConfig
-	if config == nil {
+	if config == nil || s.Spec.SessionAffinity != corev1.ServiceAffinityClientIP { // the API server drops it then
 		return errs
 	}
 	path := spec.Child("sessionAffinityConfig")
-	if s.Spec.SessionAffinity != corev1.ServiceAffinityClientIP {
-		return append(errs, field.Forbidden(path, "must not be set when session affinity is None"))
-	}
 	if config.ClientIP != nil && config.ClientIP.TimeoutSeconds != nil && (*config.ClientIP.TimeoutSeconds <= 0 || *config.ClientIP.TimeoutSeconds > longestAffinity) {
 		errs = append(errs, field.Invalid(path.Child("clientIP", "timeoutSeconds"), *config.ClientIP.TimeoutSeconds, fmt.Sprintf("must be greater than 0 and less than %d", longestAffinity)))
 	}
@@ -159,10 +157,32 @@ func families(s *corev1.Service, spec *field.Path) field.ErrorList {
 		}
 		seen.Insert(family)
 	}
+	errs = append(errs, clusterIPs(s, spec.Child("clusterIPs"))...)
 	if policy := s.Spec.IPFamilyPolicy; policy != nil {
 		errs = append(errs, oneOf(spec.Child("ipFamilyPolicy"), *policy, corev1.IPFamilyPolicyPreferDualStack, corev1.IPFamilyPolicyRequireDualStack, corev1.IPFamilyPolicySingleStack)...)
 		if *policy == corev1.IPFamilyPolicySingleStack && len(s.Spec.IPFamilies) == 2 {
 			errs = append(errs, field.Invalid(spec.Child("ipFamilyPolicy"), *policy, "must be RequireDualStack or PreferDualStack when multiple `ipFamilies` are specified"))
+		}
+	}
+	return errs
+}
+
+// clusterIPs have to be of the families, in their order.
+func clusterIPs(s *corev1.Service, path *field.Path) (errs field.ErrorList) {
+	ips := s.Spec.ClusterIPs
+	if len(ips) == 0 && s.Spec.ClusterIP != "" {
+		ips = []string{s.Spec.ClusterIP}
+	}
+	for i, ip := range ips {
+		if ip == corev1.ClusterIPNone || i >= len(s.Spec.IPFamilies) {
+			continue
+		}
+		if found := utilvalidation.IsValidIPForLegacyField(path.Index(i), ip, false, nil); len(found) > 0 {
+			errs = append(errs, found...)
+			continue
+		}
+		if family := s.Spec.IPFamilies[i]; netutils.IsIPv6String(ip) != (family == corev1.IPv6Protocol) {
+			errs = append(errs, field.Invalid(path.Index(i), ip, fmt.Sprintf("expected an %s value as indicated by `ipFamilies[%d]`", family, i)))
 		}
 	}
 	return errs

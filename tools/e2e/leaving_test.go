@@ -41,7 +41,8 @@ func TestATenantThatIsDeletedIsToldSoAndItsClusterIsReleased(t *testing.T) {
 	require.NoError(t, lab.TenantKubeconfig(t.Context(), cluster.TenantName, file))
 	lab.CCM.Kill()
 	t.Cleanup(func() {
-		applyToHub(t, cluster.TenantManifest)
+		_, err := lab.Hub.Kubectl(contextAfter(t), cluster.TenantManifest, "apply", "-f", "-")
+		require.NoError(t, err)
 		require.NoError(t, lab.StartCCM(contextAfter(t)))
 	})
 	hubKubectl(t, "delete", "tenant", cluster.TenantName, "--timeout=60s")

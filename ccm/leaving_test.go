@@ -145,7 +145,7 @@ func TestAClusterThatIsReleasedBearsNoMarksOfKubeLB(t *testing.T) {
 	leaves, stays := served("leaves", func(s *corev1.Service) { s.DeletionTimestamp = &now }), served("stays", nil)
 	others := served("others", func(s *corev1.Service) { s.Spec.LoadBalancerClass, s.Status.Conditions = &class, nil })
 	holder, seconds, renewed := "node_1", int32(15), metav1.NewMicroTime(now.Time)
-	lease := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: "kubelb", Name: leaseName},
+	lease := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: "kubelb", Name: v1alpha1.CCMLease},
 		Spec: coordinationv1.LeaseSpec{HolderIdentity: &holder, LeaseDurationSeconds: &seconds, RenewTime: &renewed}}
 	c := clusterOf(t, leaves, stays, others, lease)
 	var out strings.Builder

@@ -2,10 +2,13 @@ package ccm
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
@@ -40,8 +43,9 @@ type addressesReconciler struct {
 	// nodes tells Services what the hub does not know, leftOut Prometheus how much.
 	nodes   *nodesProblem
 	leftOut prometheus.Gauge
-	// told is the last message about each node, by the node's name.
-	told map[string]string
+	// told is the last message about each node, by the node's name; unresolved: the name of one did not resolve. They belong to Reconcile.
+	told       map[string]string
+	unresolved bool
 }
 
 func withPredicate(p predicate.Predicate) builder.WatchesOption { return builder.WithPredicates(p) }
@@ -84,6 +88,9 @@ func (r *addressesReconciler) Reconcile(ctx context.Context, req reconcile.Reque
 		return reconcile.Result{}, err // the cache is behind; the retry reads it anew
 	}
 	r.note(left, err)
+	if err == nil && r.unresolved {
+		return reconcile.Result{RequeueAfter: resolveEvery}, nil
+	}
 	return reconcile.Result{}, err
 }
 
@@ -91,9 +98,11 @@ func (r *addressesReconciler) Reconcile(ctx context.Context, req reconcile.Reque
 // hub's bounds.
 func (r *addressesReconciler) addresses(ctx context.Context, nodes []translate.Node) (kept []translate.Address, leftOut map[string][]string) {
 	var all []translate.Address
-	leftOut = map[string][]string{}
+	leftOut, r.unresolved = map[string][]string{}, false
 	for _, n := range nodes {
-		kept, left := listable("node "+n.Name+": ", r.config.resolve(ctx, translate.NodeAddresses([]translate.Node{n}, r.config.NodeAddressType)))
+		resolved, failed := r.config.resolve(ctx, translate.NodeAddresses([]translate.Node{n}, r.config.NodeAddressType))
+		kept, left := listable("node "+n.Name+": ", resolved)
+		left, r.unresolved = append(left, failed...), r.unresolved || len(failed) > 0
 		all = append(all, kept...)
 		if len(left) > 0 {
 			leftOut[n.Name] = left
@@ -170,10 +179,9 @@ func (r *addressesReconciler) note(left map[string][]string, failed error) {
 	}
 }
 
-// resolve turns host names into addresses: the hub never resolves a tenant's names. A name that does not resolve is
-// passed on as it is, and the hub says so.
-func (c Config) resolve(ctx context.Context, list []translate.Address) []translate.Address {
-	out := []translate.Address{}
+// resolve turns host names into addresses: the hub never resolves a tenant's names. A name that does not resolve is left out, and named with the reason.
+func (c Config) resolve(ctx context.Context, list []translate.Address) (out []translate.Address, failed []string) {
+	out = []translate.Address{}
 	for _, a := range list {
 		if a.IP != "" || c.Resolver == nil {
 			out = append(out, a)
@@ -182,7 +190,7 @@ func (c Config) resolve(ctx context.Context, list []translate.Address) []transla
 		ips, err := c.Resolver.LookupNetIP(ctx, "ip", a.Hostname)
 		if err != nil {
 			log.FromContext(ctx).Error(err, "resolve node name", "name", a.Hostname)
-			out = append(out, a)
+			failed = append(failed, fmt.Sprintf("node name %s does not resolve: %s", a.Hostname, unresolved(err)))
 			continue
 		}
 		slices.SortFunc(ips, netip.Addr.Compare)
@@ -190,5 +198,20 @@ func (c Config) resolve(ctx context.Context, list []translate.Address) []transla
 			out = append(out, translate.Address{IP: ip.Unmap().String()})
 		}
 	}
-	return out
+	return out, failed
 }
+
+// unresolved is the error of a look-up in words that stay the same from one look-up to the next.
+func unresolved(err error) string {
+	var of *net.DNSError
+	switch {
+	case errors.As(err, &of) && of.IsNotFound:
+		return "no such host"
+	case errors.As(err, &of) && of.IsTimeout:
+		return "the DNS server has not answered in time"
+	}
+	return "the DNS look-up failed; see the log of kubelb-ccm"
+}
+
+// resolveEvery is how often names that do not resolve are looked up again.
+const resolveEvery = 30 * time.Second

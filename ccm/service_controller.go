@@ -221,7 +221,9 @@ func (r *serviceReconciler) wish(ctx context.Context, service *corev1.Service) (
 	if lb.Local == nil {
 		return convert.LoadBalancer(lb), append(problems, r.nodes.get()...), nil
 	}
-	kept, left := listable("node ", r.config.resolve(ctx, *lb.Local))
+	resolved, failed := r.config.resolve(ctx, *lb.Local)
+	kept, left := listable("node ", resolved)
+	left = append(left, failed...)
 	kept, beyond := translate.Listed(kept, translate.MaxOwnNames)
 	if left = append(left, beyondBounds(beyond)...); len(left) > 0 {
 		problems = append(problems, translate.LeftOut(left))

@@ -1,13 +1,20 @@
 package controller
 
 import (
+	"context"
+	"errors"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"kubelb.k8c.io/api/v1alpha1"
 )
@@ -55,4 +62,32 @@ func TestOurFinalizerDoesNotKeepAddressesWhoseTenantStays(t *testing.T) {
 	require.NoError(t, server.List(t.Context(), &list))
 	require.Len(t, list.Items, 1)
 	require.Equal(t, "there", list.Items[0].Name)
+}
+
+// A namespace that does not go says why; so does its Tenant.
+func TestATenantThatCannotGoYetSaysWhatKeepsIt(t *testing.T) {
+	deleted := metav1.NewTime(time.Unix(1_800_000_000, 0))
+	tenant := &v1alpha1.Tenant{ObjectMeta: metav1.ObjectMeta{Name: "a", DeletionTimestamp: &deleted, Finalizers: []string{v1alpha1.CleanupFinalizer}}}
+	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "tenant-a", DeletionTimestamp: &deleted, Finalizers: []string{"kubernetes"}, Labels: map[string]string{v1alpha1.LabelManagedBy: v1alpha1.ManagedByKubeLB}},
+		Status: corev1.NamespaceStatus{Conditions: []corev1.NamespaceCondition{{Type: corev1.NamespaceContentRemaining, Status: corev1.ConditionTrue, Message: "Some resources are remaining: secrets. has 1 resource instances"},
+			{Type: corev1.NamespaceDeletionDiscoveryFailure, Status: corev1.ConditionFalse, Message: "All resources successfully discovered"}}}}
+	c := fake.NewClientBuilder().WithScheme(schemeOf(t, corev1.AddToScheme, coordinationv1.AddToScheme)).WithStatusSubresource(&v1alpha1.Tenant{}).WithObjects(public(), tenant, namespace).Build()
+	refused := false
+	server := interceptor.NewClient(c, interceptor.Funcs{List: func(ctx context.Context, c client.WithWatch, list client.ObjectList, options ...client.ListOption) error {
+		if _, is := list.(*v1alpha1.AddressesList); is && refused {
+			return errors.New("etcd is full")
+		}
+		return c.List(ctx, list, options...)
+	}})
+	r := &tenantReconciler{client: server, reader: server, addresses: &addressBook{reader: server}, looked: map[string]look{}, fences: &fences{client: server},
+		gone: func(context.Context) (map[string]bool, error) { return nil, nil }}
+	message := func() string {
+		_, _ = r.Reconcile(t.Context(), reconcile.Request{NamespacedName: client.ObjectKey{Name: "a"}})
+		var is v1alpha1.Tenant
+		require.NoError(t, c.Get(t.Context(), client.ObjectKey{Name: "a"}, &is))
+		return meta.FindStatusCondition(is.Status.Conditions, v1alpha1.ConditionReady).Message
+	}
+	require.Equal(t, "namespace tenant-a is being deleted; Some resources are remaining: secrets. has 1 resource instances", message())
+	refused = true
+	require.Contains(t, message(), "it cannot be deleted yet: look for finalizers in namespace tenant-a: etcd is full")
 }

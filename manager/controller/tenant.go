@@ -2,6 +2,7 @@ package controller
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -18,6 +19,7 @@ import (
 
 	"kubelb.k8c.io/api/plain"
 	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/core/phrase"
 	"kubelb.k8c.io/core/translate"
 )
 
@@ -65,7 +67,12 @@ func (r *tenantReconciler) Reconcile(ctx context.Context, req reconcile.Request)
 		return reconcile.Result{}, client.IgnoreNotFound(err)
 	}
 	if tenant.DeletionTimestamp != nil {
-		return r.cleanUp(ctx, &tenant)
+		result, err := r.cleanUp(ctx, &tenant)
+		if err != nil && !apierrors.IsConflict(err) {
+			err = errors.Join(err, r.setStatus(ctx, &tenant, v1alpha1.TenantTerminating, metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse,
+				Reason: "Terminating", Message: "it cannot be deleted yet: " + err.Error()}))
+		}
+		return result, err
 	}
 	if before := tenant.DeepCopy(); controllerutil.AddFinalizer(&tenant, v1alpha1.CleanupFinalizer) {
 		if err := patch(ctx, r.client, &tenant, before); err != nil {
@@ -180,7 +187,9 @@ const (
 func (r *tenantReconciler) revoke(ctx context.Context, tenant *v1alpha1.Tenant) (reconcile.Result, error) {
 	delete(r.looked, tenant.Name)
 	if err := r.removeCredentials(ctx, tenant); err != nil {
-		return reconcile.Result{}, fmt.Errorf("revoke the credentials of Tenant %s: %w", tenant.Name, err)
+		err = fmt.Errorf("revoke the credentials of Tenant %s: %w", tenant.Name, err)
+		return reconcile.Result{}, errors.Join(err, r.setStatus(ctx, tenant, v1alpha1.TenantFailed, metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse,
+			Reason: "ReconciliationFailed", Message: err.Error()}))
 	}
 	return reconcile.Result{}, r.setStatus(ctx, tenant, v1alpha1.TenantRevoked, metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse, Reason: "Revoked",
 		Message: "spec.revoked is set: there are no credentials, and nothing is served"})
@@ -238,7 +247,7 @@ func (r *tenantReconciler) cleanUp(ctx context.Context, tenant *v1alpha1.Tenant)
 		return reconcile.Result{}, err
 	}
 	err = r.setStatus(ctx, tenant, v1alpha1.TenantTerminating, metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse,
-		Reason: "Terminating", Message: "namespace " + namespace.Name + " is being deleted"})
+		Reason: "Terminating", Message: phrase.Few(append([]string{"namespace " + namespace.Name + " is being deleted"}, remains(namespace)...), "; ")})
 	if err != nil {
 		return reconcile.Result{}, err
 	}
@@ -263,6 +272,16 @@ func (r *tenantReconciler) cleanUp(ctx context.Context, tenant *v1alpha1.Tenant)
 	}
 	// What is left in it goes by the namespace controller, and is looked at again until it has.
 	return reconcile.Result{RequeueAfter: releaseEvery}, nil
+}
+
+// remains is why a namespace that is being deleted is there still, as the namespace controller says.
+func remains(namespace *corev1.Namespace) (why []string) {
+	for _, c := range namespace.Status.Conditions {
+		if c.Status == corev1.ConditionTrue {
+			why = append(why, c.Message)
+		}
+	}
+	return why
 }
 
 // deleteLoadBalancers reports whether some are still there.

@@ -24,7 +24,7 @@ type silence struct {
 // that may be about to change.
 func (g *Gateway) silent(now time.Time) (out []v1alpha1.GatewaySilence) {
 	g.silence.next = time.Time{}
-	able := g.options.Announcer.Able()
+	able := g.options.Announcer.Able() && g.MayAnswer()
 	for _, f := range []ipam.Family{ipam.IPv4, ipam.IPv6} {
 		why := g.silenceOf(f, now)
 		if why == "" {
@@ -48,6 +48,11 @@ func (g *Gateway) silenceOf(f ipam.Family, now time.Time) string {
 	switch {
 	case g.draining() && now.Sub(g.drainedSince) >= Notice:
 		return "it drains, and answers for no address"
+	case !g.MayAnswer():
+		if g.options.Member != nil && g.options.Member.Trouble() != nil {
+			return "it may not answer for addresses: " + g.options.Member.Trouble().Error()
+		}
+		return "it may not answer for addresses: it does not hold its Lease, or another gateway may have taken over"
 	case g.routers != nil:
 		return g.routers.silent(f)
 	}

@@ -53,3 +53,15 @@ func TestRoutersThatWereNotLookedForAreNotCalledMissing(t *testing.T) {
 	require.NotContains(t, looked.silent(ipam.IPv4), "no BGPPeer")
 	require.Contains(t, routersOf(t).silent(ipam.IPv6), "no BGPPeer names a router for this gateway")
 }
+
+// One that may not answer says nothing, however well its interfaces and routers are.
+func TestAGatewayThatMayNotAnswerIsSilentAndSaysWhy(t *testing.T) {
+	g, now, w := New(Options{Name: "g", Announcer: mute{able: true}, Log: slog.New(slog.DiscardHandler)}, nil, nil), time.Now(), &world{}
+	g.answering.permit = w.permit(false)
+	require.Empty(t, g.silent(now))
+	w.holds = false
+	require.Empty(t, g.silent(now), "it may have its Lease again in a moment")
+	silent := g.silent(now.Add(silentAfter))
+	require.Len(t, silent, 2)
+	require.Contains(t, silent[0].Message, "it does not hold its Lease")
+}

@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
@@ -88,6 +89,8 @@ type Member struct {
 	leases   coordination.LeaseInterface
 	identity string
 	hurry    chan struct{}
+	// trouble is why the Lease, or those of others, could not be had last.
+	trouble atomic.Pointer[error]
 
 	mu     sync.Mutex // guards all below
 	said   Said
@@ -217,6 +220,21 @@ func (m *Member) Others() (others []Other) {
 	return others
 }
 
+func inWords(what string, err error) error {
+	if err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return nil
+}
+
+// Trouble is why the Lease, or those of others, could not be had last; nil if they could.
+func (m *Member) Trouble() error {
+	if err := m.trouble.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
 // Run keeps the lease until ctx ends, and then gives it back.
 func (m *Member) Run(ctx context.Context) error {
 	timer := time.NewTimer(0)
@@ -231,11 +249,14 @@ func (m *Member) Run(ctx context.Context) error {
 		case <-m.hurry:
 		}
 		began := time.Now()
-		if err := m.renew(ctx); err != nil && ctx.Err() == nil {
-			m.options.Log.Warn("renew the gateway's Lease", "error", err)
-		} else if err := m.look(ctx); err != nil && ctx.Err() == nil {
-			m.options.Log.Warn("read the gateways' Leases", "error", err)
+		err := m.renew(ctx)
+		if err = inWords("renew the gateway's Lease", err); err == nil {
+			err = inWords("read the gateways' Leases", m.look(ctx))
 		}
+		if err != nil && ctx.Err() == nil {
+			m.options.Log.Warn("membership", "error", err)
+		}
+		m.trouble.Store(&err)
 		// A lease that ends is a change as well.
 		if state := m.state(); state != before {
 			before = state

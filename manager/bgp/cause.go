@@ -93,9 +93,11 @@ func (c *cause) established(up bool) {
 	}
 }
 
-// became takes what GoBGP says of a session that was there, or nearly.
-func (c *cause) became(up bool, because api.PeerState_DisconnectReason) {
-	c.established(up)
+// ended takes why a session ended that was there, or nearly.
+func (c *cause) ended(because api.PeerState_DisconnectReason) {
+	if c.up {
+		return // there is another one by now
+	}
 	switch because {
 	case api.PeerState_DISCONNECT_REASON_READ_FAILED, api.PeerState_DISCONNECT_REASON_WRITE_FAILED, api.PeerState_DISCONNECT_REASON_GRACEFUL_RESTART:
 		c.follows(lost)

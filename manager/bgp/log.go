@@ -7,7 +7,7 @@ import (
 )
 
 // listener is GoBGP's log, of which the causes are told what is said of a router. The records that count are: "failed to connect" with its Error,
-// "outgoing connection IO error", and "sent notification" and "received notification" with Code and Subcode. The tests of this package hold that against
+// "outgoing connection IO error", "Peer Up", "Peer Down", and "sent notification" and "received notification" with Code and Subcode. The tests of this package hold that against
 // the release of GoBGP that is used.
 type listener struct {
 	slog.Handler
@@ -51,6 +51,9 @@ func (l listener) Handle(ctx context.Context, r slog.Record) error {
 
 func (l listener) note(r slog.Record) {
 	switch r.Message {
+	// These come in the order in which things happen. Events of a session come when there is time, and what was said since must not be forgotten then.
+	case "Peer Up", "Peer Down":
+		l.causes.change(l.router, func(c *cause) { c.established(r.Message == "Peer Up") })
 	case "failed to connect":
 		l.causes.change(l.router, func(c *cause) { c.failed(dialled(c.peer, valueOf(r, "Error").String())) })
 	case "outgoing connection IO error":

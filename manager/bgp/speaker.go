@@ -489,7 +489,7 @@ func (s *Speaker) hear(event *apiutil.WatchEventMessage_PeerEvent, at time.Time)
 	}
 	s.sessions[is.NeighborAddress] = session
 	s.mu.Unlock()
-	s.causes.change(is.NeighborAddress, func(c *cause) { c.became(session.Established, is.DisconnectReason) })
+	s.causes.change(is.NeighborAddress, func(c *cause) { c.ended(is.DisconnectReason) })
 	if before != session.Established {
 		s.options.Log.Info("BGP session", "peer", session.Peer.Name, "router", session.Peer.Address, "established", session.Established, "reason", s.causes.reason(is.NeighborAddress))
 		s.options.Changed()

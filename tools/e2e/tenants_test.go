@@ -31,7 +31,7 @@ func TestATenantsCredentialsAreGivenChangedAndTaken(t *testing.T) {
 	require.NoError(t, first(hubAddresses(ns)+hubLoadBalancer(ns, "web", "")))
 	address := hubIP(t, ns, "web")
 	eventually(t, 20*time.Second, func() error {
-		if out, status := kubelb(t, "tenants", "list"); status != 0 || !regexp.MustCompile(`(?m)^made +Ready +1 +1 of 3 +1 +- +0 of 50 +- +198\.51\.100\.0/24$`).MatchString(out) {
+		if out, status := kubelb(t, "tenants", "list"); status != 0 || !regexp.MustCompile(`(?m)^made +Ready +1 +1 of 3 +1 of 5000 +- +0 of 50 +- +198\.51\.100\.0/24$`).MatchString(out) {
 			return errors.New(out)
 		}
 		return nil

@@ -2,11 +2,11 @@ package ccm
 
 import (
 	"context"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"sigs.k8s.io/controller-runtime/pkg/log"
 
 	"kubelb.k8c.io/ccm/convert"
@@ -27,16 +27,8 @@ const refusedLooks = 2
 
 // Start looks again and again until ctx ends.
 func (r *refusals) Start(ctx context.Context) error {
-	ticker := time.NewTicker(reportEvery)
-	defer ticker.Stop()
-	for {
-		r.look(ctx)
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-ticker.C:
-		}
-	}
+	wait.NonSlidingUntilWithContext(ctx, r.look, reportEvery)
+	return nil
 }
 
 func (r *refusals) look(ctx context.Context) {

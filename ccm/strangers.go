@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/tools/events"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -41,16 +42,12 @@ type strangers struct {
 
 // Start looks until ctx ends.
 func (s *strangers) Start(ctx context.Context) error {
-	for {
+	wait.UntilWithContext(ctx, func(ctx context.Context) {
 		if err := s.look(ctx, time.Now()); err != nil {
 			s.log.V(1).Info("not all could be looked at", "cause", err.Error())
 		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(strangersEvery):
-		}
-	}
+	}, strangersEvery)
+	return nil
 }
 
 // look tells of all that are there. Kinds that may not be read are passed over.

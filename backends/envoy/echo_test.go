@@ -55,6 +55,13 @@ func TestAnUplinkThatIsReplacedAnswersEchoRequestsByItself(t *testing.T) {
 			found = append(found, to)
 			return err
 		}
+		remove := func() error {
+			link, err := netlink.LinkByName("uplink")
+			if err != nil {
+				return err
+			}
+			return netlink.LinkDel(link)
+		}
 		try(func() error { return uplink(70) })
 		try(func() error {
 			c, err := elements.Connect()
@@ -69,24 +76,12 @@ func TestAnUplinkThatIsReplacedAnswersEchoRequestsByItself(t *testing.T) {
 		for _, next := range []int{71, 71, 72} {
 			try(e.cover)
 			try(look)
-			try(func() error {
-				link, err := netlink.LinkByName("uplink")
-				if err != nil {
-					return err
-				}
-				return netlink.LinkDel(link)
-			})
+			try(remove)
 			try(func() error { return uplink(next) })
 		}
 		try(e.cover)
 		try(look)
-		try(func() error {
-			link, err := netlink.LinkByName("uplink")
-			if err != nil {
-				return err
-			}
-			return netlink.LinkDel(link)
-		})
+		try(remove)
 		try(e.cover)
 		try(look)
 		try(func() error {

@@ -432,14 +432,16 @@ func (t *translation) familiesWithoutTargets(r *resolution) (problems []Problem)
 	return problems
 }
 
-// FamiliesOf are those of the targets in an Addresses object that can be used.
-func FamiliesOf(a Addresses, tenant Tenant, fence Fence) []ipam.Family {
-	return families(resolve(a, tenant, fence).good)
-}
-
 // CheckAddresses returns what of an Addresses object cannot be used.
 func CheckAddresses(a Addresses, tenant Tenant, fence Fence) []Problem {
-	return resolve(a, tenant, fence).problems
+	problems, _ := JudgeAddresses(a, tenant, fence)
+	return problems
+}
+
+// JudgeAddresses is CheckAddresses, and also returns the families of the addresses that can be used.
+func JudgeAddresses(a Addresses, tenant Tenant, fence Fence) ([]Problem, []ipam.Family) {
+	r := resolve(a, tenant, fence)
+	return r.problems, families(r.good)
 }
 
 // refusedTargets are the first entries of a list that are no targets, and how many there are. What is said of each is longer than the entry: to keep that

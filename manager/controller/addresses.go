@@ -354,5 +354,5 @@ func (r *loadBalancerReconciler) refusedIn(ctx context.Context, a *v1alpha1.Addr
 	if err != nil || fenceErr != nil || tenant == nil {
 		return ""
 	}
-	return fmt.Sprint(translate.CheckAddresses(convert.Addresses(a), *tenant, fence), translate.FamiliesOf(convert.Addresses(a), *tenant, fence))
+	return fmt.Sprint(translate.JudgeAddresses(convert.Addresses(a), *tenant, fence))
 }

@@ -11,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"kubelb.k8c.io/api/policies"
@@ -42,17 +43,13 @@ func (c *confinement) Start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for {
+	wait.UntilWithContext(ctx, func(ctx context.Context) {
 		c.dryRun(ctx)
 		for _, name := range names {
 			c.look(ctx, name)
 		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(policyInterval):
-		}
-	}
+	}, policyInterval)
+	return nil
 }
 
 // dryRun asks whether the API server would let the manager make a namespace that is no tenant's, and logs an error if it would.

@@ -159,7 +159,7 @@ type GatewayTenantUse struct {
 	NewConnectionsPerSecondPerPort *int32 `json:"newConnectionsPerSecondPerPort,omitempty"`
 }
 
-// GatewaySilence is a family of which a gateway announces nothing.
+// GatewaySilence names an address family that a gateway does not announce, and the reason.
 type GatewaySilence struct {
 	// +kubebuilder:validation:Enum=IPv4;IPv6
 	Family corev1.IPFamily `json:"family"`
@@ -184,7 +184,7 @@ type BGPSession struct {
 	// Since is when that began.
 	// +optional
 	Since *metav1.Time `json:"since,omitempty"`
-	// Families are those of the addresses that the router is told of: those that both sides named, and that the gateway has a next hop of.
+	// Families are the address families that the router is told of. Both sides have named them, and the gateway has a next hop of each.
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=2

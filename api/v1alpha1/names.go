@@ -39,7 +39,7 @@ const (
 
 // Marks of the CCM on a Service.
 const (
-	// ServiceFinalizer is the one that every load-balancer controller uses.
+	// ServiceFinalizer is the finalizer that every load-balancer controller sets.
 	ServiceFinalizer = "service.kubernetes.io/load-balancer-cleanup"
 	// ServiceCondition says how the Service is served, and that it is the CCM's.
 	ServiceCondition = "kubelb.k8c.io/Ready"

@@ -39,8 +39,8 @@ func (s *sources) towards(endpoint netip.Addr) (netip.Addr, error) {
 	return source, err
 }
 
-// follow asks for those of the endpoints again, and forgets those of others. It tells whether one is another than before. To an endpoint to which no
-// way leads now the last one counts.
+// follow asks the kernel again for the addresses towards these endpoints, and forgets the addresses towards others. It tells whether an address has
+// changed. Without a route to an endpoint, the last address stays.
 func (s *sources) follow(endpoints map[netip.Addr]bool) (changed bool) {
 	maps.DeleteFunc(s.known, func(endpoint, _ netip.Addr) bool { return !endpoints[endpoint] })
 	for endpoint := range endpoints {

@@ -121,7 +121,7 @@ func (e *echo) letGo(uplinks []*netlink.LinkAttrs, chains map[string]bool) error
 	return nil
 }
 
-// chains are the names of those that the table has. Before Linux 6.16 the kernel removes the chain of an interface that goes; later it keeps it for
+// chains are the names of the chains in the table. Before Linux 6.16 the kernel removes the chain of an interface that goes; later it keeps it for
 // the next one of that name.
 func (e *echo) chains() (map[string]bool, error) {
 	c, err := elements.Connect()

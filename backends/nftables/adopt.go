@@ -322,7 +322,7 @@ func (s *state) adoptNodes() func(nft.SetElement) error {
 	}
 }
 
-// adoptUsers notes the pool's nodes, of which each endpoint that was read has one.
+// adoptUsers notes the nodes of the pool. Each endpoint that was read is on one node.
 func (s *state) adoptUsers(p *poolState) error {
 	for id, e := range p.endpoints {
 		key := nodeKey{id, e.address}

@@ -94,5 +94,5 @@ func (c *Changes) Due(now time.Time) bool {
 	return since >= seldom || c.pending && since >= share*c.took
 }
 
-// Asked notes that the kernel has been asked, from that time until now. What has changed meanwhile is asked for once more.
+// Asked notes that the kernel was asked, from that time until now. A change that was noted in that time is due again.
 func (c *Changes) Asked(from time.Time) { c.pending, c.asked, c.took = false, from, time.Since(from) }

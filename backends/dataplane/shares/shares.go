@@ -49,7 +49,7 @@ func (s *Shares) add(tenant string, h Holding, times int) {
 }
 
 // Take has the tenant have what it wants instead of what it had. It refuses what would leave less than a quarter of a room to others, if the tenant has more
-// than a quarter. What takes no more than before is never refused.
+// than a quarter. It never refuses a holding that is no larger than before.
 func (s *Shares) Take(tenant string, wants, had Holding) error {
 	const quarter = 4
 	has := s.Of(tenant)

@@ -344,18 +344,25 @@ func summaryOf(lb *v1alpha1.LoadBalancer) *v1alpha1.LoadBalancerSummary {
 	return &v1alpha1.LoadBalancerSummary{Addresses: strings.Join(addresses, ","), Ports: strings.Join(ports, ",")}
 }
 
-// ingressOf is what the CCM copies: the addresses, in the order of the families. Where packets reach the nodes as they were,
-// kube-proxy has to take the addresses for the Service's own (ipMode VIP); else it must not (Proxy, KEP-1860).
+// ingressOf is what the CCM copies: the addresses, in the order of the families.
 func ingressOf(lb *v1alpha1.LoadBalancer) corev1.LoadBalancerStatus {
-	mode := corev1.LoadBalancerIPModeProxy
-	if convert.LoadBalancer(lb).Forwarding == model.Direct.String() {
-		mode = corev1.LoadBalancerIPModeVIP
-	}
+	mode := ipModeOf(lb)
 	var out corev1.LoadBalancerStatus
 	for _, a := range lb.Status.Addresses {
 		out.Ingress = append(out.Ingress, corev1.LoadBalancerIngress{IP: a.Address, IPMode: &mode})
 	}
 	return out
+}
+
+// ipModeOf tells who serves the tenant's own nodes and pods (KEP-1860): their kube-proxy, which takes the addresses for the Service's own (VIP), or a
+// gateway (Proxy). With direct kube-proxy has to know the addresses, since packets come to it as clients sent them. With transparent a node would answer
+// another one past the gateway, which alone can undo its translation. With the PROXY protocol pods wait for the gateway's header.
+func ipModeOf(lb *v1alpha1.LoadBalancer) corev1.LoadBalancerIPMode {
+	asked := convert.LoadBalancer(lb)
+	if asked.Forwarding == model.Direct.String() || asked.Forwarding == model.Transparent.String() && asked.ProxyProtocol == "" {
+		return corev1.LoadBalancerIPModeVIP
+	}
+	return corev1.LoadBalancerIPModeProxy
 }
 
 // worthAnEvent tells whether a condition says of something that is wrong, and does not pass by itself.

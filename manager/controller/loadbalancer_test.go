@@ -74,6 +74,27 @@ func TestALoadBalancerThatSomeGatewaysRefuseComesToRest(t *testing.T) {
 	}
 }
 
+// In the tenant's cluster kube-proxy takes an address of ipMode VIP for the Service's own, and leaves one of ipMode Proxy to the gateways.
+func TestTheIPModeSaysWhoServesTheTenantsOwnCluster(t *testing.T) {
+	for _, c := range []struct {
+		forwarding, proxyProtocol string
+		want                      corev1.LoadBalancerIPMode
+	}{
+		{"", "", corev1.LoadBalancerIPModeProxy},
+		{"nat", "", corev1.LoadBalancerIPModeProxy},
+		{"nat", "v2", corev1.LoadBalancerIPModeProxy},
+		{"transparent", "", corev1.LoadBalancerIPModeVIP},
+		{"transparent", "v2", corev1.LoadBalancerIPModeProxy},
+		{"direct", "", corev1.LoadBalancerIPModeVIP},
+	} {
+		lb := recorded("web", 0, "203.0.113.1", "2001:db8::1")
+		lb.Annotations = map[string]string{v1alpha1.AnnotationForwarding: c.forwarding, v1alpha1.AnnotationProxyProtocol: c.proxyProtocol}
+		for _, ingress := range ingressOf(lb).Ingress {
+			require.Equal(t, c.want, *ingress.IPMode, "forwarding %q, PROXY protocol %q, %s", c.forwarding, c.proxyProtocol, ingress.IP)
+		}
+	}
+}
+
 func TestATableShowsAllAddressesAndPorts(t *testing.T) {
 	lb := recorded("web", 0, "203.0.113.1", "2001:db8::1")
 	lb.Spec.Ports = []v1alpha1.LoadBalancerPort{{Port: 80}, {Port: 443, Protocol: corev1.ProtocolTCP}, {Port: 443, Protocol: corev1.ProtocolUDP}}

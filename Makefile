@@ -70,10 +70,11 @@ licences: build ## Check the licences of all that the products are built of, and
 
 .PHONY: conformance $(addprefix judge-,$(BACKENDS) ebpf-xdp suite)
 conformance: deps build ## Judge every dataplane by packets, two at a time, and the suite by broken dataplanes (root; CASE=… for some cases).
-	$(MAKE) -j2 --no-print-directory $(addprefix judge-,$(BACKENDS) ebpf-xdp) $(if $(CASE),,judge-suite)
+	@rm -f $(BIN)/conformance-*.log
+	$(MAKE) -j2 --no-print-directory $(addprefix judge-,$(BACKENDS) ebpf-xdp) $(if $(CASE),,judge-suite) || { echo "What failed:"; grep -hE -A20 '^[a-z-]+: failed ' $(BIN)/conformance-*.log; exit 1; }
 
 # Lines of two that run at once say whose they are.
-JUDGED = $(if $(CASE),--case=$(CASE) -v) --report=$(BIN)/conformance-$*.yaml --junit=$(BIN)/conformance-$*.xml | sed -u 's/^/$*: /'
+JUDGED = $(if $(CASE),--case=$(CASE) -v) --report=$(BIN)/conformance-$*.yaml --junit=$(BIN)/conformance-$*.xml | sed -u 's/^/$*: /' | tee $(BIN)/conformance-$*.log
 $(addprefix judge-,$(BACKENDS)): judge-%:
 	set -o pipefail; b=$*; (cd backends/$$b && CGO_ENABLED=0 go build -ldflags='-s -w' -o $(BIN)/next/ ./cmd/...) && $(JUDGE) --upgrade-to=$(BIN)/next/kubelb-backend-$$b $(JUDGED)
 

@@ -98,6 +98,10 @@ const (
 	ReasonHostLimits = "Limited"
 )
 
+// ReasonNotHeard of a Gateway's conditions Ready and BGPEstablished, which are Unknown: its Lease is over. The controllers say so; all else in its status
+// is of before.
+const ReasonNotHeard = "NotHeard"
+
 // ReasonAddressConflict of a LoadBalancer's conditions Announced and Ready, which are true: a host that is no gateway answers for one of its
 // addresses as well.
 const ReasonAddressConflict = "AddressConflict"

@@ -146,15 +146,15 @@ func TestALoadBalancerIsAnnouncedWhenTheGatewayOfEachOfItsAddressesSaysSo(t *tes
 		gateways = append(gateways, v1alpha1.Gateway{ObjectMeta: metav1.ObjectMeta{Name: name}, Status: v1alpha1.GatewayStatus{
 			Elects: true, Candidates: both, AppliedResourceVersion: "10", AnnouncedResourceVersion: "10"}})
 	}
-	require.True(t, viewOf(gateways, nil, webAt10()).announced)
+	require.True(t, viewOf(gateways, nil, nil, webAt10()).announced)
 	require.False(t, viewOf([]v1alpha1.Gateway{{ObjectMeta: metav1.ObjectMeta{Name: "a"}, Status: v1alpha1.GatewayStatus{Elects: true, AppliedResourceVersion: "10", AnnouncedResourceVersion: "10"}}},
-		nil, webAt10()).announced, "there is no candidate")
+		nil, nil, webAt10()).announced, "there is no candidate")
 	for i := range gateways {
 		if gateways[i].Name == winner {
 			gateways[i].Status.AnnouncedResourceVersion = "9"
 		}
 	}
-	view := viewOf(gateways, nil, webAt10())
+	view := viewOf(gateways, nil, nil, webAt10())
 	require.True(t, view.applied)
 	require.False(t, view.announced, "the other one does not answer for that address")
 }
@@ -171,8 +171,8 @@ func TestAnAddressIsAnnouncedByAGatewayThatItsPoolChooses(t *testing.T) {
 		lb.Status.Addresses[i].Pool = "fast"
 	}
 	for _, elects := range []bool{true, false} {
-		require.True(t, viewOf([]v1alpha1.Gateway{gateway("a", "ebpf", elects), gateway("b", "nftables", elects)}, pools, lb).announced)
-		require.False(t, viewOf([]v1alpha1.Gateway{gateway("a", "nftables", elects), gateway("b", "nftables", elects)}, pools, lb).announced)
+		require.True(t, viewOf([]v1alpha1.Gateway{gateway("a", "ebpf", elects), gateway("b", "nftables", elects)}, nil, pools, lb).announced)
+		require.False(t, viewOf([]v1alpha1.Gateway{gateway("a", "nftables", elects), gateway("b", "nftables", elects)}, nil, pools, lb).announced)
 	}
 }
 
@@ -230,7 +230,7 @@ func TestAnAddressThatNobodyHearsOfIsNotAnnounced(t *testing.T) {
 			for i := range lb.Status.Addresses {
 				lb.Status.Addresses[i].Pool = "fast"
 			}
-			view := viewOf(c.gateways, c.pools, lb)
+			view := viewOf(c.gateways, nil, c.pools, lb)
 			require.Equal(t, c.announced, view.announced, "%v", view.unanswered)
 			require.Equal(t, c.silenced, view.silenced, "%v", view.unanswered)
 			if c.says != "" {
@@ -266,7 +266,7 @@ func TestGatewaysAnswerForVersionsUpToTheirOwn(t *testing.T) {
 		"refused here, applied there": {[]v1alpha1.Gateway{gateway(10, 10, failure), gateway(11, 11)}, true, true, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			view := viewOf(c.gateways, nil, webAt10())
+			view := viewOf(c.gateways, nil, nil, webAt10())
 			require.Equal(t, c.applied, view.applied)
 			require.Equal(t, c.announced, view.announced)
 			require.Equal(t, c.failure, view.failure)
@@ -276,9 +276,9 @@ func TestGatewaysAnswerForVersionsUpToTheirOwn(t *testing.T) {
 
 func TestALoadBalancerThatMayBeAmongTheRefusedOnesIsNotCalledServed(t *testing.T) {
 	g := v1alpha1.Gateway{ObjectMeta: metav1.ObjectMeta{Name: "gw"}, Status: v1alpha1.GatewayStatus{AppliedResourceVersion: "10", AnnouncedResourceVersion: "10", Unlisted: []string{"tenant-b"}}}
-	require.True(t, viewOf([]v1alpha1.Gateway{g}, nil, webAt10()).announced, "it is another tenant's affair")
+	require.True(t, viewOf([]v1alpha1.Gateway{g}, nil, nil, webAt10()).announced, "it is another tenant's affair")
 	g.Status.Unlisted = []string{"tenant-a"}
-	view := viewOf([]v1alpha1.Gateway{g}, nil, webAt10())
+	view := viewOf([]v1alpha1.Gateway{g}, nil, nil, webAt10())
 	require.False(t, view.applied)
 	require.False(t, view.announced)
 	require.Empty(t, view.failure, "nor refused: what was served stays so")
@@ -288,7 +288,7 @@ func TestALoadBalancerThatMayBeAmongTheRefusedOnesIsNotCalledServed(t *testing.T
 func TestWhoWaitsIsToldWhyNoGatewayTakesIt(t *testing.T) {
 	broken := v1alpha1.Gateway{ObjectMeta: metav1.ObjectMeta{Name: "gw"}, Status: v1alpha1.GatewayStatus{Conditions: []metav1.Condition{
 		{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse, Message: "configure backend envoy: no Envoy"}}}}
-	view := viewOf([]v1alpha1.Gateway{broken, {ObjectMeta: metav1.ObjectMeta{Name: "slow"}}}, nil, webAt10())
+	view := viewOf([]v1alpha1.Gateway{broken, {ObjectMeta: metav1.ObjectMeta{Name: "slow"}}}, nil, nil, webAt10())
 	require.Equal(t, "none of 2 gateways has taken it yet: gateway gw: configure backend envoy: no Envoy", view.waitMessage())
 	w := waiting{gateway: map[client.ObjectKey]string{{Namespace: "tenant-a", Name: "web"}: "10"}}
 	require.Len(t, w.taken(&broken), 1, "it is woken up to be told")

@@ -23,17 +23,18 @@ const (
 	reasonNotAnnounced           = "NotAnnounced"
 	reasonDataplaneRefused       = "DataplaneRefused"
 	reasonNoGateway              = "NoGateway"
+	reasonGatewaySilent          = "GatewaySilent"
 )
 
 // conditions sets the conditions of one LoadBalancer.
 type conditions struct{ lb *v1alpha1.LoadBalancer }
 
-func (c *conditions) set(kind string, status bool, reason, message string) {
-	condition := metav1.Condition{Type: kind, Status: metav1.ConditionFalse, Reason: reason, Message: message, ObservedGeneration: c.lb.Generation}
-	if status {
-		condition.Status = metav1.ConditionTrue
-	}
-	plain.SetCondition(&c.lb.Status.Conditions, condition)
+func (c *conditions) set(kind string, is bool, reason, message string) {
+	c.put(kind, map[bool]metav1.ConditionStatus{false: metav1.ConditionFalse, true: metav1.ConditionTrue}[is], reason, message)
+}
+
+func (c *conditions) put(kind string, status metav1.ConditionStatus, reason, message string) {
+	plain.SetCondition(&c.lb.Status.Conditions, metav1.Condition{Type: kind, Status: status, Reason: reason, Message: message, ObservedGeneration: c.lb.Generation})
 }
 
 func (c *conditions) isTrue(kind string) bool {
@@ -80,7 +81,7 @@ func (c *conditions) notServed() {
 func (c *conditions) ready() {
 	for _, kind := range []string{v1alpha1.ConditionAccepted, v1alpha1.ConditionAddressAllocated, v1alpha1.ConditionProgrammed, v1alpha1.ConditionAnnounced} {
 		if condition := meta.FindStatusCondition(c.lb.Status.Conditions, kind); condition != nil && condition.Status != metav1.ConditionTrue {
-			c.set(v1alpha1.ConditionReady, false, condition.Reason, condition.Message)
+			c.put(v1alpha1.ConditionReady, condition.Status, condition.Reason, condition.Message)
 			return
 		}
 	}

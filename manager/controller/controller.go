@@ -3,7 +3,6 @@
 package controller
 
 import (
-	"context"
 	"errors"
 	"net/netip"
 	"time"
@@ -52,11 +51,13 @@ func SetUp(mgr ctrl.Manager, o Options) error {
 	book := &addressBook{reader: mgr.GetAPIReader()}
 	limits := &fences{client: mgr.GetClient(), addresses: book, forbidden: o.Forbidden, nodes: o.Nodes}
 	book.used = limits
+	gatewaysSilent := make(chan event.GenericEvent, 1)
+	heard := &presence{client: mgr.GetClient(), reader: mgr.GetAPIReader(), namespace: o.Namespace, changed: gatewaysSilent, log: mgr.GetLogger()}
+	if err := mgr.Add(heard); err != nil {
+		return err
+	}
 	tenants := &tenantReconciler{client: mgr.GetClient(), reader: mgr.GetAPIReader(), addresses: book, fences: limits, looked: map[string]look{}, namespace: o.Namespace,
-		credentials: credentials{server: o.APIServer, ca: o.APIServerCA, lifetime: o.TokenLifetime},
-		gone: func(ctx context.Context) (map[string]bool, error) {
-			return goneGateways(ctx, mgr.GetAPIReader(), o.Namespace)
-		}}
+		credentials: credentials{server: o.APIServer, ca: o.APIServerCA, lifetime: o.TokenLifetime}, presence: heard}
 	numbers, err := newMetrics(o.Metrics)
 	if err != nil {
 		return err
@@ -70,7 +71,7 @@ func SetUp(mgr ctrl.Manager, o Options) error {
 	poolsChanged, targetsChanged := make(chan event.GenericEvent, 1), make(chan event.GenericEvent)
 	pools := &poolReconciler{client: mgr.GetClient(), addresses: book, changed: poolsChanged, metrics: numbers, nodes: o.Nodes}
 	lbs := &loadBalancerReconciler{client: mgr.GetClient(), events: mgr.GetEventRecorder("kubelb-manager"), fences: limits, reader: mgr.GetAPIReader(), namespace: o.Namespace,
-		addresses: book, poolsChanged: poolsChanged, targetsChanged: targetsChanged, metrics: numbers,
+		presence: heard, gatewaysSilent: gatewaysSilent, addresses: book, poolsChanged: poolsChanged, targetsChanged: targetsChanged, metrics: numbers,
 		waiting: waiting{gateway: map[client.ObjectKey]string{}, address: map[client.ObjectKey]bool{}}, pace: newPace()}
 	targets := &targetReconciler{client: mgr.GetClient(), fences: limits, changed: targetsChanged}
 	return errors.Join(tenants.setUp(mgr), pools.setUp(mgr), targets.setUp(mgr), lbs.setUp(mgr))

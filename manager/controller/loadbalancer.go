@@ -29,6 +29,7 @@ import (
 	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/core/ipam"
 	"kubelb.k8c.io/core/model"
+	"kubelb.k8c.io/core/phrase"
 	"kubelb.k8c.io/core/translate"
 	"kubelb.k8c.io/manager/convert"
 )
@@ -47,6 +48,9 @@ type loadBalancerReconciler struct {
 	// waiting remembers which LoadBalancers wait for what.
 	waiting waiting
 	pace    *pace
+	// presence tells which gateways are not heard of; gatewaysSilent is told when others are than before.
+	presence       *presence
+	gatewaysSilent chan event.GenericEvent
 	// poolsChanged is told that there may be an address for those that wait, after the book knows of it.
 	poolsChanged chan event.GenericEvent
 	metrics      *metrics
@@ -65,6 +69,9 @@ func (r *loadBalancerReconciler) setUp(mgr ctrl.Manager) error {
 		Watches(&v1alpha1.Gateway{}, handler.EnqueueRequestsFromMapFunc(gateways)).
 		Watches(&v1alpha1.Gateway{}, r.whereAnnouncedElsewhere(gatewayMatters)).
 		Watches(&v1alpha1.AddressPool{}, r.whereAnnouncedElsewhere(poolMatters)).
+		WatchesRawSource(source.Channel(r.gatewaysSilent, handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, _ client.Object) []reconcile.Request {
+			return r.inNamespace(ctx, "")
+		}))).
 		WatchesRawSource(source.Channel(r.poolsChanged, handler.EnqueueRequestsFromMapFunc(pools))).
 		WatchesRawSource(source.Channel(r.targetsChanged, handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, o client.Object) []reconcile.Request {
 			return r.inNamespace(ctx, o.GetNamespace())
@@ -301,7 +308,11 @@ func (r *loadBalancerReconciler) observe(ctx context.Context, lb *v1alpha1.LoadB
 	if err := r.client.List(ctx, &pools); err != nil {
 		return err
 	}
-	view := viewOf(gateways.Items, pools.Items, lb)
+	silent, err := r.presence.silent(ctx)
+	if err != nil {
+		return err
+	}
+	view := viewOf(gateways.Items, silent, pools.Items, lb)
 	// While gateways take a newer generation, what was true of the one before stays, with that generation's number. Where some refuse it,
 	// others that have taken this generation still have it while they look at a version that differs in status only.
 	switch {
@@ -309,13 +320,17 @@ func (r *loadBalancerReconciler) observe(ctx context.Context, lb *v1alpha1.LoadB
 		c.set(v1alpha1.ConditionProgrammed, true, reasonProgrammed, "a gateway's dataplane holds it")
 	case view.failure != "" && !(view.undecided && c.holds(v1alpha1.ConditionProgrammed)):
 		c.set(v1alpha1.ConditionProgrammed, false, reasonDataplaneRefused, view.failure)
-	case !c.isTrue(v1alpha1.ConditionProgrammed):
+	case view.lost():
+		c.put(v1alpha1.ConditionProgrammed, metav1.ConditionUnknown, reasonGatewaySilent, "nobody knows whether a dataplane holds it: "+phrase.Few(slices.Concat(view.unheard, view.problems), "; "))
+	case !c.isTrue(v1alpha1.ConditionProgrammed) || view.gateways == 0:
 		c.set(v1alpha1.ConditionProgrammed, false, view.waitReason(), view.waitMessage())
 	}
 	switch {
 	case view.announced && c.isTrue(v1alpha1.ConditionProgrammed):
 		reason, message := view.announcement()
 		c.set(v1alpha1.ConditionAnnounced, true, reason, message)
+	case view.unknown:
+		c.put(v1alpha1.ConditionAnnounced, metav1.ConditionUnknown, reasonGatewaySilent, view.silence())
 	case view.silenced:
 		// Of this nothing stays true: nobody hears of an address, and no gateway is about to change that.
 		c.set(v1alpha1.ConditionAnnounced, false, reasonNotAnnounced, view.silence())

@@ -39,8 +39,8 @@ type tenantReconciler struct {
 	addresses *addressBook
 	// fences say what may be a target.
 	fences *fences
-	// gone are gateways that work no more, whatever their objects say.
-	gone func(context.Context) (map[string]bool, error)
+	// presence tells of which gateways nothing is heard, whatever their objects say.
+	presence *presence
 	// namespace is the manager's own, where it is tried whether objects are counted; trial belongs to Reconcile, of which one runs at a time.
 	namespace string
 	trial     trial
@@ -112,7 +112,7 @@ func (r *tenantReconciler) Reconcile(ctx context.Context, req reconcile.Request)
 		return reconcile.Result{}, err
 	}
 	if u := tenant.Status.Used; u != nil && (u.ConnectionsPerPort != nil || u.NewConnectionsPerSecondPerPort != nil) {
-		left = min(left, goneFor) // nobody says when a gateway has gone that says what is used
+		left = min(left, goneFor) // nobody tells this controller when a gateway has gone that says what is used
 	}
 	return reconcile.Result{RequeueAfter: left}, nil
 }

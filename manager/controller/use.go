@@ -36,11 +36,11 @@ func (r *tenantReconciler) use(ctx context.Context, tenant *v1alpha1.Tenant) (*v
 	if err := r.client.List(ctx, &gateways); err != nil {
 		return nil, fmt.Errorf("read the gateways: %w", err)
 	}
-	gone, err := r.gone(ctx)
+	silent, err := r.presence.silent(ctx)
 	if err != nil {
 		return nil, err
 	}
-	gateways.Items = slices.DeleteFunc(gateways.Items, func(g v1alpha1.Gateway) bool { return gone[g.Name] })
+	gateways.Items = slices.DeleteFunc(gateways.Items, func(g v1alpha1.Gateway) bool { return silent[g.Name] != "" })
 	if limits.ConnectionsPerPort != nil {
 		used.ConnectionsPerPort = most(gateways.Items, tenant.Name, func(u v1alpha1.GatewayTenantUse) *int32 { return u.ConnectionsPerPort })
 	}
@@ -50,17 +50,16 @@ func (r *tenantReconciler) use(ctx context.Context, tenant *v1alpha1.Tenant) (*v
 	return used, nil
 }
 
-// most is the highest that a gateway says of a tenant; 0 if none says anything.
-func most(gateways []v1alpha1.Gateway, tenant string, of func(v1alpha1.GatewayTenantUse) *int32) *int32 {
-	highest := int32(0)
+// most is the highest that a gateway says of a tenant; nil if none says anything.
+func most(gateways []v1alpha1.Gateway, tenant string, of func(v1alpha1.GatewayTenantUse) *int32) (highest *int32) {
 	for _, g := range gateways {
 		for _, u := range g.Status.Tenants {
-			if n := of(u); u.Tenant == tenant && n != nil {
-				highest = max(highest, *n)
+			if n := of(u); u.Tenant == tenant && n != nil && (highest == nil || *n > *highest) {
+				highest = n
 			}
 		}
 	}
-	return &highest
+	return highest
 }
 
 // mostEndpoints is how many endpoints of one family the LoadBalancer has that has the most of them.

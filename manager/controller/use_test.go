@@ -1,7 +1,6 @@
 package controller
 
 import (
-	"context"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -34,7 +33,7 @@ func TestATenantUsesWhatItsLargestLoadBalancerAndItsBusiestPortHave(t *testing.T
 	tenant := &v1alpha1.Tenant{ObjectMeta: metav1.ObjectMeta{Name: "a"}, Spec: v1alpha1.TenantSpec{BackendCIDRs: []string{"198.51.100.0/24"}}}
 	book := bookOf(t)
 	require.NoError(t, book.load(t.Context()))
-	r := &tenantReconciler{addresses: book, gone: func(context.Context) (map[string]bool, error) { return map[string]bool{"g3": true}, nil },
+	r := &tenantReconciler{addresses: book, presence: &presence{unheard: map[string]string{"g3": "it is away"}},
 		client: fake.NewClientBuilder().WithScheme(scheme).WithObjects(nodes, unused, refers, itself,
 			busyGateway("g1", v1alpha1.GatewayTenantUse{Tenant: "a", ConnectionsPerPort: number(40), NewConnectionsPerSecondPerPort: number(5)}, v1alpha1.GatewayTenantUse{Tenant: "b", ConnectionsPerPort: number(90)}),
 			busyGateway("g2", v1alpha1.GatewayTenantUse{Tenant: "a", ConnectionsPerPort: number(60)}),
@@ -51,6 +50,12 @@ func TestATenantUsesWhatItsLargestLoadBalancerAndItsBusiestPortHave(t *testing.T
 	used, err = r.use(t.Context(), tenant)
 	require.NoError(t, err)
 	require.Equal(t, number(2), used.EndpointsPerLoadBalancer, "no more than it may")
+
+	r.presence.unheard = map[string]string{"g1": "away", "g2": "away", "g3": "away"}
+	used, err = r.use(t.Context(), tenant)
+	require.NoError(t, err)
+	require.Nil(t, used.ConnectionsPerPort, "nobody knows")
+	require.Nil(t, used.NewConnectionsPerSecondPerPort)
 }
 
 func TestTenantsAreAskedForOfWhichAGatewaySaysSomethingElse(t *testing.T) {

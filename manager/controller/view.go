@@ -31,6 +31,11 @@ type gatewayView struct {
 	failure   string
 	undecided bool
 	gateways  int
+	// unheard are why nobody knows what gateways do of which nothing is heard; heard: of one something is heard, and it takes changes.
+	unheard []string
+	heard   bool
+	// unknown: an address of those may be announced by a gateway of which nothing is heard.
+	unknown bool
 	// problems are why gateways take nothing at present.
 	problems []string
 	// conflicts are those of its addresses that a host which is no gateway answers for as well.
@@ -39,24 +44,32 @@ type gatewayView struct {
 
 // viewOf compares versions: a gateway that has applied an equal or later one has this LoadBalancer as it stands. They are looked at
 // by name: what is said of them must not change with the order in which they come, since whatever is written has gateways answer anew.
-func viewOf(gateways []v1alpha1.Gateway, pools []v1alpha1.AddressPool, lb *v1alpha1.LoadBalancer) gatewayView {
+// silent are those of which nothing is heard, with since when.
+func viewOf(gateways []v1alpha1.Gateway, silent map[string]string, pools []v1alpha1.AddressPool, lb *v1alpha1.LoadBalancer) gatewayView {
 	gateways = slices.SortedFunc(slices.Values(gateways), func(a, b v1alpha1.Gateway) int { return strings.Compare(a.Name, b.Name) })
 	view, grants := gatewayView{gateways: len(gateways)}, convert.Grants(lb)
 	refusals := make([]string, len(gateways))
 	for i := range gateways {
+		if since := silent[gateways[i].Name]; since != "" {
+			view.unheard = append(view.unheard, fmt.Sprintf("gateway %s: %s", gateways[i].Name, since))
+			continue
+		}
 		refusals[i] = view.take(&gateways[i], lb)
+		view.heard = view.heard || problemOf(&gateways[i]) == ""
 	}
 	chosen := selectionOf(gateways, pools, lb)
 	view.announced = view.applied
 	for _, grant := range grants {
-		if address := grant.Address.String(); slices.ContainsFunc(gateways, func(g v1alpha1.Gateway) bool { return claimed(&g, address) && announcedBy(&g, lb) }) {
+		if address := grant.Address.String(); slices.ContainsFunc(gateways, func(g v1alpha1.Gateway) bool {
+			return silent[g.Name] == "" && claimed(&g, address) && announcedBy(&g, lb)
+		}) {
 			view.conflicts = append(view.conflicts, address)
 		}
-		why, silenced := unanswered(gateways, refusals, grant, chosen.ServingAddress(grant.Address), lb)
+		why, silenced, unknown := unanswered(gateways, silent, refusals, grant, chosen.ServingAddress(grant.Address), lb)
 		if len(why) == 0 {
 			continue
 		}
-		view.announced, view.silenced = false, view.silenced || silenced
+		view.announced, view.silenced, view.unknown = false, view.silenced || silenced, view.unknown || unknown
 		view.unanswered = append(view.unanswered, fmt.Sprintf("%s is not announced: %s", grant.Address, phrase.Few(why, "; ")))
 	}
 	if view.applied {
@@ -105,18 +118,23 @@ func (v *gatewayView) take(g *v1alpha1.Gateway, lb *v1alpha1.LoadBalancer) (refu
 }
 
 // unanswered is why no gateway announces an address, of each gateway that might; it is empty if one does. silenced: it stays so until something is
-// changed, whatever gateways are about to do.
-func unanswered(gateways []v1alpha1.Gateway, refusals []string, grant ipam.Grant, serves func(string) bool, lb *v1alpha1.LoadBalancer) (why []string, silenced bool) {
+// changed, whatever gateways are about to do. unknown: one of which nothing is heard may announce it, and no other one is about to.
+func unanswered(gateways []v1alpha1.Gateway, silent map[string]string, refusals []string, grant ipam.Grant, serves func(string) bool, lb *v1alpha1.LoadBalancer) (why []string, silenced, unknown bool) {
 	if len(gateways) == 0 {
-		return []string{"there is no gateway"}, true
+		return []string{"there is no gateway"}, true, false
 	}
-	silenced, chosen := true, false
+	silenced, chosen, about := true, false, false
 	for i := range gateways {
 		g := &gateways[i]
 		if serves != nil && !serves(g.Name) {
 			continue
 		}
 		chosen = true
+		if since := silent[g.Name]; since != "" {
+			unknown = true
+			why = append(why, fmt.Sprintf("gateway %s: %s", g.Name, since))
+			continue
+		}
 		says := silenceOf(g, ipam.FamilyOf(grant.Address))
 		if g.Status.Elects {
 			winner := election.Winner(grant.Address, g.Status.Candidates, serves)
@@ -131,19 +149,20 @@ func unanswered(gateways []v1alpha1.Gateway, refusals []string, grant ipam.Grant
 		silenced = silenced && says != ""
 		if refusals[i] == "" && says == "" {
 			if announcedBy(g, lb) {
-				return nil, false
+				return nil, false, false
 			}
+			about = about || problemOf(g) == ""
 			says = cmp.Or(problemOf(g), "it is about to, or waits for another one to let go of it")
 		}
 		why = append(why, fmt.Sprintf("gateway %s: %s", g.Name, cmp.Or(refusals[i], says)))
 	}
 	switch {
 	case !chosen:
-		return []string{fmt.Sprintf("no gateway has the labels that spec.gatewaySelector of AddressPool %s asks for", grant.Pool)}, true
+		return []string{fmt.Sprintf("no gateway has the labels that spec.gatewaySelector of AddressPool %s asks for", grant.Pool)}, true, false
 	case len(why) == 0:
-		return []string{"no gateway stands for it yet"}, false
+		return []string{"no gateway stands for it yet"}, false, false
 	}
-	return why, silenced
+	return why, silenced, unknown && !about
 }
 
 // silenceOf is why nobody hears of addresses of a family from a gateway.
@@ -180,6 +199,9 @@ func appliedIn(g *v1alpha1.Gateway, namespace string) string {
 func claimed(g *v1alpha1.Gateway, address string) bool {
 	return slices.ContainsFunc(g.Status.Conflicts, func(c v1alpha1.AddressConflict) bool { return c.Address == address })
 }
+
+// lost tells whether nobody knows any more what was held: what held it is not heard of, and what is heard of takes nothing.
+func (v gatewayView) lost() bool { return len(v.unheard) > 0 && !v.heard }
 
 func (v gatewayView) waitReason() string {
 	if v.gateways == 0 {

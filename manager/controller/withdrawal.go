@@ -89,7 +89,7 @@ func (r *loadBalancerReconciler) held(ctx context.Context, lb *v1alpha1.LoadBala
 	return slices.ContainsFunc(gateways.Items, func(g v1alpha1.Gateway) bool { return !gone[g.Name] && behind(g) }), err
 }
 
-// goneFor is how long ago a gateway's Lease was renewed that is surely over, whatever the clocks of hosts say.
+// goneFor is for how long a gateway's Lease is over of which that is sure, whatever the clocks of hosts say.
 const goneFor = time.Minute
 
 // goneGateways are those whose Leases are over. It asks the API server itself: Leases change too often to be watched for this.
@@ -100,7 +100,7 @@ func goneGateways(ctx context.Context, reader client.Reader, namespace string) (
 	}
 	gone := map[string]bool{}
 	for _, lease := range leases.Items {
-		if ago, _, known := membership.LastHeard(&lease, time.Now()); known && ago > goneFor {
+		if ago, _, known := membership.LastHeard(&lease, time.Now()); known && ago > membership.Silence(&lease, goneFor) {
 			gone[lease.Name] = true
 		}
 	}

@@ -52,6 +52,18 @@ func LastHeard(lease *coordinationv1.Lease, now time.Time) (ago time.Duration, l
 	return now.Sub(lease.Spec.RenewTime.Time), lease.Spec.HolderIdentity == nil || *lease.Spec.HolderIdentity == "", true
 }
 
+// SilentAfter is for how long nothing needs to be heard of a gateway, once its lease is over, until nobody relies any more on what it said: longer
+// than clocks of hosts are apart that are right.
+const SilentAfter = 15 * time.Second
+
+// Silence is how old the last renewal of a Lease may be. after is for how long the lease has to be over.
+func Silence(lease *coordinationv1.Lease, after time.Duration) time.Duration {
+	if s := lease.Spec.LeaseDurationSeconds; s != nil {
+		after += min(time.Duration(*s)*time.Second, LongestDuration)
+	}
+	return after
+}
+
 // Options are what a member needs.
 type Options struct {
 	// Name is the gateway's, and that of its Lease.

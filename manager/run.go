@@ -50,9 +50,6 @@ import (
 	"kubelb.k8c.io/manager/transit"
 )
 
-// leaseName is the controllers' election.
-const leaseName = "controller.kubelb.k8c.io"
-
 // shortestToken is the shortest life of a token that API servers give.
 const shortestToken = 10 * time.Minute
 
@@ -214,7 +211,7 @@ func (o *options) serve(ctx context.Context, log *slog.Logger, level *slog.Level
 	}
 	mgr, err := ctrl.NewManager(config, ctrl.Options{
 		Scheme: scheme, Cache: known, Metrics: server.Options{BindAddress: o.metricsAddress, ExtraHandlers: operation.DebugHandlers(level)}, HealthProbeBindAddress: o.probeAddress,
-		LeaderElection: o.controller && o.leaderElection, LeaderElectionID: leaseName, LeaderElectionNamespace: o.namespace,
+		LeaderElection: o.controller && o.leaderElection, LeaderElectionID: v1alpha1.ControllerLease, LeaderElectionNamespace: o.namespace,
 	})
 	if err != nil {
 		return err

@@ -31,6 +31,8 @@ const (
 	CCMKubeconfigSecret = "kubelb-ccm-kubeconfig"
 	CCMKubeconfigKey    = "kubelb"
 
+	// ControllerLease is the Lease, in the manager's namespace, that the replica of the manager holds which runs the controllers.
+	ControllerLease = "controller.kubelb.k8c.io"
 	// CCMLease is the Lease in a tenant cluster that the CCM which works holds. KubeLB's own CCM has the same one, so that never both work.
 	CCMLease = "19f32e7b.ccm.kubelb.k8c.io"
 	// CCMHolder is a part of the holder's identity, if that is our CCM.

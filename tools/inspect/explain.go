@@ -80,7 +80,7 @@ func (h *Hub) Explain(lb *v1alpha1.LoadBalancer) Explanation {
 	}{
 		{"it is not being deleted", notDeleted},
 		{"its tenant is served", h.tenantServed},
-		{"a controller has seen it", seen},
+		{"a controller has seen it", h.seen},
 		{"it is accepted", condition(v1alpha1.ConditionAccepted)},
 		{"its tenant's nodes are known", h.nodesKnown},
 		{"it has addresses", allocated},
@@ -119,9 +119,16 @@ func (h *Hub) tenantServed(lb *v1alpha1.LoadBalancer) (string, bool) {
 	return fmt.Sprintf("Tenant %s may target %s", name, strings.Join(h.Tenants[i].Spec.BackendCIDRs, ", ")), true
 }
 
-func seen(lb *v1alpha1.LoadBalancer) (string, bool) {
+func (h *Hub) seen(lb *v1alpha1.LoadBalancer) (string, bool) {
 	if len(lb.Status.Conditions) == 0 {
 		return "its status has no conditions: no kubelb-manager with the controller role runs, or it cannot write", false
+	}
+	if outdated := Outdated(h.Elected, h.Now); outdated != "" {
+		was := ""
+		if c := meta.FindStatusCondition(lb.Status.Conditions, v1alpha1.ConditionReady); c != nil {
+			was = fmt.Sprintf(". It was Ready=%s, %s: %s", c.Status, c.Reason, c.Message)
+		}
+		return outdated + was, false
 	}
 	return fmt.Sprintf("%d conditions", len(lb.Status.Conditions)), true
 }

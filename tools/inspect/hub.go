@@ -7,6 +7,7 @@ import (
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -21,10 +22,12 @@ type Hub struct {
 	Tenants       []v1alpha1.Tenant
 	LoadBalancers []v1alpha1.LoadBalancer
 	Addresses     []v1alpha1.Addresses
-	// Leases are the gateways', by name.
-	Leases map[string]coordinationv1.Lease
-	// Now is when that was read.
-	Now time.Time
+	// Leases are the gateways', by name; Elected is the controllers', nil if there is none, as without an election.
+	Leases  map[string]coordinationv1.Lease
+	Elected *coordinationv1.Lease
+	// Namespace is where they were looked for, Now is when that was, by the clock of the management cluster as far as that is known.
+	Namespace string
+	Now       time.Time
 }
 
 // Scheme knows the kinds that Read reads.
@@ -36,7 +39,7 @@ func Scheme() (*runtime.Scheme, error) {
 	return scheme, coordinationv1.AddToScheme(scheme)
 }
 
-// Read reads everything; the gateways' Leases are in the manager's namespace.
+// Read reads everything; the Leases are in the manager's namespace.
 func Read(ctx context.Context, c client.Reader, namespace string) (*Hub, error) {
 	var (
 		gateways  v1alpha1.GatewayList
@@ -59,7 +62,11 @@ func Read(ctx context.Context, c client.Reader, namespace string) (*Hub, error) 
 			return nil, fmt.Errorf("read %s: %w", list.what, err)
 		}
 	}
-	h := &Hub{Gateways: gateways.Items, Pools: pools.Items, Tenants: tenants.Items, LoadBalancers: lbs.Items,
+	elected, err := ReadElected(ctx, c, namespace)
+	if err != nil {
+		return nil, err
+	}
+	h := &Hub{Elected: elected, Namespace: namespace, Gateways: gateways.Items, Pools: pools.Items, Tenants: tenants.Items, LoadBalancers: lbs.Items,
 		Addresses: addresses.Items, Leases: map[string]coordinationv1.Lease{}, Now: time.Now()}
 	for _, lease := range leases.Items {
 		h.Leases[lease.Name] = lease
@@ -67,12 +74,35 @@ func Read(ctx context.Context, c client.Reader, namespace string) (*Hub, error) 
 	return h, nil
 }
 
-// silentAfter is for how long nothing needs to be heard of a gateway until it counts as gone: many leases.
-const silentAfter = 15 * time.Second
+// ReadElected reads the controllers' Lease; nil if there is none.
+func ReadElected(ctx context.Context, c client.Reader, namespace string) (*coordinationv1.Lease, error) {
+	var lease coordinationv1.Lease
+	err := c.Get(ctx, client.ObjectKey{Namespace: namespace, Name: v1alpha1.ControllerLease}, &lease)
+	if apierrors.IsNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the controllers' Lease: %w", err)
+	}
+	return &lease, nil
+}
 
 // gone tells whether a gateway is not there any more, and since when. Of one that has no Lease nobody knows.
 func (h *Hub) gone(name string) (since time.Duration, is bool) {
 	lease := h.Leases[name]
 	since, left, known := membership.LastHeard(&lease, h.Now)
-	return since.Round(time.Second), known && (left || since > silentAfter)
+	return since.Round(time.Second), known && (left || since > membership.Silence(&lease, membership.SilentAfter))
+}
+
+// Outdated says why what controllers write is of before: nothing is heard of them. It is empty if it is not, or nobody knows, as where they run
+// without an election.
+func Outdated(elected *coordinationv1.Lease, now time.Time) string {
+	if elected == nil {
+		return ""
+	}
+	since, _, known := membership.LastHeard(elected, now)
+	if !known || since <= membership.Silence(elected, membership.SilentAfter) {
+		return ""
+	}
+	return fmt.Sprintf("no kubelb-manager has run the controllers for %s: what is said of LoadBalancers, address pools and tenants is of then", since.Round(time.Second))
 }

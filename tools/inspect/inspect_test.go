@@ -45,6 +45,12 @@ func healthy() *Hub {
 	}
 }
 
+// electedAt is the controllers' Lease, which was renewed at a time.
+func electedAt(renewed time.Time) *coordinationv1.Lease {
+	holder, at, seconds := "host_1", metav1.NewMicroTime(renewed), int32(15)
+	return &coordinationv1.Lease{Spec: coordinationv1.LeaseSpec{HolderIdentity: &holder, RenewTime: &at, LeaseDurationSeconds: &seconds}}
+}
+
 func (h *Hub) set(kind, reason, message string) {
 	for i := range h.LoadBalancers[0].Status.Conditions {
 		if c := &h.LoadBalancers[0].Status.Conditions[i]; c.Type == kind || c.Type == v1alpha1.ConditionReady {
@@ -82,8 +88,24 @@ func TestFaultsAreNamedWithWhatToDo(t *testing.T) {
 		broken      bool
 		step, stops string
 	}{
-		"no gateway":          {func(h *Hub) { h.Gateways = nil }, "there is no gateway", true, "gateways work", "there is no gateway: start a kubelb-manager"},
-		"a gateway that died": {func(h *Hub) { h.Now = now.Add(time.Minute) }, "nothing has been heard of it for 1m0s", true, "gateways work", "g1 is gone"},
+		"no gateway":                {func(h *Hub) { h.Gateways = nil }, "there is no gateway", true, "gateways work", "there is no gateway: start a kubelb-manager"},
+		"a gateway that died":       {func(h *Hub) { h.Now = now.Add(time.Minute) }, "nothing has been heard of it for 1m0s", true, "gateways work", "g1 is gone"},
+		"a gateway without a Lease": {func(h *Hub) { h.Leases, h.Namespace = nil, "default" }, "it has no Lease in namespace default", true, "gateways work", "g1 has no Lease in namespace default"},
+		"a gateway that has just come back": {func(h *Hub) {
+			h.Gateways[0].Status.Conditions[0] = is(v1alpha1.ConditionReady, metav1.ConditionUnknown, v1alpha1.ReasonNotHeard, "nothing has been heard of it")
+		}, "it has not said yet how it is", true, "gateways work", "g1 has not said yet how it is"},
+		"nobody knows what a gateway does": {func(h *Hub) {
+			for i := range h.LoadBalancers[0].Status.Conditions {
+				if c := &h.LoadBalancers[0].Status.Conditions[i]; c.Type == v1alpha1.ConditionAnnounced || c.Type == v1alpha1.ConditionReady {
+					c.Status, c.Reason, c.Message = metav1.ConditionUnknown, "GatewaySilent", "203.0.113.1 is not announced: gateway g1: nothing has been heard of it"
+				}
+			}
+		}, "error: loadbalancer tenant-a/uid-1 (Service shop/web): GatewaySilent", true, "its addresses are announced", "GatewaySilent: 203.0.113.1 is not announced"},
+		"controllers that are gone": {func(h *Hub) { h.Elected = electedAt(now.Add(-5 * time.Minute)) },
+			"error: hub: no kubelb-manager has run the controllers for 5m0s", true, "a controller has seen it", "no kubelb-manager has run the controllers for 5m0s: what is said of LoadBalancers, address pools and tenants is of then. It was Ready=True"},
+		"controllers that work":          {func(h *Hub) { h.Elected = electedAt(now.Add(-20 * time.Second)) }, "no problems", false, "", ""},
+		"a tenant that has been changed": {func(h *Hub) { h.Tenants[0].Generation = 2 }, "a       Pending  1", false, "", ""},
+		"a pool that has been changed":   {func(h *Hub) { h.Pools[0].Generation = 2 }, "public  Unknown  1", false, "", ""},
 		"a broken backend": {func(h *Hub) {
 			h.Gateways[0].Status.Conditions[0] = is(v1alpha1.ConditionReady, metav1.ConditionFalse, "BackendFailed", "no nf_tables")
 		}, "gateway g1: BackendFailed: no nf_tables", true, "gateways work", "g1 BackendFailed: no nf_tables"},
@@ -189,7 +211,7 @@ func TestATraceFollowsAPacketToItsNodesOrSaysWhereItEnds(t *testing.T) {
 		return func(h *Hub) {
 			g := h.Gateways[0].DeepCopy()
 			g.Name = "g2"
-			h.Gateways = append(h.Gateways, *g)
+			h.Gateways, h.Leases["g2"] = append(h.Gateways, *g), h.Leases["g1"]
 			for i := range h.Gateways {
 				h.Gateways[i].Status.Elects, h.Gateways[i].Status.Candidates = elects, []string{"g1", "g2"}
 			}
@@ -207,6 +229,18 @@ func TestATraceFollowsAPacketToItsNodesOrSaysWhereItEnds(t *testing.T) {
 			answered + "frontend    TCP port 80 of loadbalancer tenant-a/uid-1 (Service shop/web), forwarding nat\nclients     of 192.0.2.0/24 only\n"},
 		"two that elect":  {traced(second(true), "203.0.113.1:80", model.TCP), held + "gateway     " + election.Winner(netip.MustParseAddr("203.0.113.1"), []string{"g1", "g2"}, nil) + ", of g1, g2\n"},
 		"two that do not": {traced(second(false), "203.0.113.1:80", model.TCP), held + "gateway     g1, g2, of g1, g2\n"},
+		"one that nobody hears of": {traced(func(h *Hub) {
+			h.Gateways[0].Status.Silent = []v1alpha1.GatewaySilence{{Family: corev1.IPv4Protocol, Message: "no interface is up"}}
+		}, "203.0.113.1:80", model.TCP), held + "ends        gateway g1 is to answer for it, and does not: no interface is up\n"},
+		"two of which nobody hears of one": {traced(func(h *Hub) {
+			second(false)(h)
+			h.Gateways[0].Status.Silent = []v1alpha1.GatewaySilence{{Family: corev1.IPv4Protocol, Message: "BGPPeer tor: connection refused"}}
+		}, "203.0.113.1:80", model.TCP), held + "gateway     g2, of g2\n"},
+		"two of which one has crashed": {traced(func(h *Hub) {
+			second(false)(h)
+			renewed := metav1.NewMicroTime(now.Add(-time.Hour))
+			h.Leases["g1"] = coordinationv1.Lease{Spec: coordinationv1.LeaseSpec{RenewTime: &renewed}}
+		}, "203.0.113.1:80", model.TCP), held + "gateway     g2, of g2\n"},
 		"one that is not chosen": {traced(func(h *Hub) {
 			second(true)(h)
 			h.Gateways[1].Labels = map[string]string{"site": "two"}
@@ -240,8 +274,12 @@ func TestPoolsSayWhoHasTheirAddresses(t *testing.T) {
 		"kept    Unknown  0      -      0      -      7         by name  b        none      203.0.113.16/30\n", text())
 	require.Contains(t, text("public"), "\nADDRESS      HELD BY\n203.0.113.1  loadbalancer tenant-a/uid-1 (Service shop/web), loadbalancer tenant-a/uid-2\n")
 	require.NotContains(t, text("public"), "203.0.113.17")
-	h.Pools[0].Status.Reserved = []v1alpha1.ReservedAddress{{Address: "203.0.113.9", Tenant: "b", Until: metav1.NewTime(now)}}
-	require.Contains(t, text("public"), "\n203.0.113.9  kept for tenant b until 2027-01-15T08:00:00Z\n")
+	h.Pools[0].Status.Reserved = []v1alpha1.ReservedAddress{{Address: "203.0.113.9", Tenant: "b", Until: metav1.NewTime(now.Add(time.Minute))},
+		{Address: "203.0.113.10", Tenant: "b", Until: metav1.NewTime(now.Add(-time.Minute))}}
+	require.Contains(t, text("public"), "\n203.0.113.9  kept for tenant b until 2027-01-15T08:01:00Z\n")
+	require.NotContains(t, text("public"), "203.0.113.10", "nobody has taken it off the record")
+	h.Now = now.Add(30 * time.Second)
+	require.Regexp(t, `unasked +all +none +203.0.113.0/28`, text("public"), "the gateway is gone")
 	_, err := h.PoolsNamed("public", "none")
 	require.ErrorContains(t, err, "there is no AddressPool none: 'kubelb pools' lists them")
 }
@@ -263,4 +301,28 @@ func TestWhatTenantsWriteGivesTheTerminalNoOrders(t *testing.T) {
 	out.Reset()
 	require.NoError(t, h.Explain(&h.LoadBalancers[0]).Text(&out))
 	require.Contains(t, out.String(), "there is no Addresses object tenant-a/"+shown+":")
+}
+
+// What a gateway said of its sessions, its records and its host is not true for ever.
+func TestNothingIsSaidOfWhatAGatewayDoesThatIsGone(t *testing.T) {
+	h := healthy()
+	g := &h.Gateways[0]
+	g.Status.BGPSessions = []v1alpha1.BGPSession{{Peer: "tor", State: v1alpha1.BGPEstablished}}
+	g.Status.Conditions = append(g.Status.Conditions, is(v1alpha1.ConditionBGPEstablished, metav1.ConditionTrue, "Established", ""))
+	g.Status.Failures, g.Status.Unlisted = []v1alpha1.GatewayFailure{{Record: "frontend", Message: "not supported"}}, []string{"tenant-b"}
+	page := func() string {
+		var page strings.Builder
+		require.NoError(t, h.Status().Text(&page))
+		return page.String()
+	}
+	require.Regexp(t, `(?m)^g1 +Ready +nftables +1 +1 +1 of 1$`, page())
+	require.Contains(t, page(), "not supported")
+	h.Now = now.Add(time.Hour)
+	require.Regexp(t, `(?m)^g1 +Gone +nftables +- +- +-$`, page())
+	require.NotContains(t, page(), "not supported")
+	require.NotContains(t, page(), "tenant-b")
+	seconds, lease := int32(600), h.Leases["g1"]
+	lease.Spec.LeaseDurationSeconds = &seconds
+	h.Leases["g1"], h.Now = lease, now.Add(5*time.Minute)
+	require.Regexp(t, `(?m)^g1 +Ready `, page(), "its Lease lasts for ten minutes, and is renewed every two")
 }

@@ -18,7 +18,7 @@ import (
 type Pool struct {
 	PoolLine
 	Ranges []string `json:"ranges"`
-	// Tenants that may use it and Gateways that announce it; no Tenants are all.
+	// Tenants that may use it and Gateways that announce it, but for those that are gone; no Tenants are all.
 	Tenants  []string `json:"tenants,omitempty"`
 	Gateways []string `json:"gateways"`
 	// ByName: an address of it must be asked for.
@@ -54,7 +54,12 @@ func (h *Hub) PoolsNamed(names ...string) ([]Pool, error) {
 
 func (h *Hub) pool(p *v1alpha1.AddressPool) Pool {
 	silent := func(string, string, string, ...any) {}
-	out := Pool{PoolLine: poolLine(p, silent), Ranges: p.Spec.Addresses, Tenants: p.Spec.Tenants, ByName: p.Spec.AutoAssign != nil && !*p.Spec.AutoAssign, Priority: p.Spec.Priority, Reserved: p.Status.Reserved}
+	out := Pool{PoolLine: poolLine(p, silent), Ranges: p.Spec.Addresses, Tenants: p.Spec.Tenants, ByName: p.Spec.AutoAssign != nil && !*p.Spec.AutoAssign, Priority: p.Spec.Priority}
+	for _, r := range p.Status.Reserved {
+		if r.Until.After(h.Now) {
+			out.Reserved = append(out.Reserved, r)
+		}
+	}
 	chosen := selection.New()
 	chosen.SetPool(p.Name, nil, p.Spec.GatewaySelector)
 	for i := range h.Gateways {
@@ -62,7 +67,8 @@ func (h *Hub) pool(p *v1alpha1.AddressPool) Pool {
 	}
 	serves := chosen.Serving(p.Name)
 	for i := range h.Gateways {
-		if name := h.Gateways[i].Name; serves == nil || serves(name) {
+		name := h.Gateways[i].Name
+		if _, isGone := h.gone(name); !isGone && (serves == nil || serves(name)) {
 			out.Gateways = append(out.Gateways, name)
 		}
 	}

@@ -23,7 +23,7 @@ type Status struct {
 	Problems []Problem     `json:"problems"`
 }
 
-// GatewayLine is one gateway. Sessions are those by BGP that are established, of all.
+// GatewayLine is one gateway. Sessions are those by BGP that are established, of all. Of one that is gone there are no numbers.
 type GatewayLine struct {
 	Name      string `json:"name"`
 	State     string `json:"state"`
@@ -85,6 +85,9 @@ func (h *Hub) Status() Status {
 	say := func(severity, object, format string, args ...any) {
 		s.Problems = append(s.Problems, Problem{severity, plain.Line(object), plain.Line(fmt.Sprintf(format, args...))})
 	}
+	if outdated := Outdated(h.Elected, h.Now); outdated != "" {
+		say(Error, "hub", "%s", outdated)
+	}
 	working := 0
 	for i := range h.Gateways {
 		line := h.gatewayLine(&h.Gateways[i], say)
@@ -118,10 +121,13 @@ type sayer func(severity, object, format string, args ...any)
 func (h *Hub) stateOf(g *v1alpha1.Gateway) (state, says string) {
 	is := meta.FindStatusCondition(g.Status.Conditions, v1alpha1.ConditionReady)
 	_, isGone := h.gone(g.Name)
+	_, leased := h.Leases[g.Name]
 	switch {
 	case isGone:
 		return gone, ""
-	case is == nil:
+	case !leased:
+		return unknown, fmt.Sprintf("has no Lease in namespace %s, so that nobody knows whether it is there: is that the manager's namespace (--namespace)?", h.Namespace)
+	case is == nil, is.Reason == v1alpha1.ReasonNotHeard:
 		return unknown, "has not said yet how it is"
 	case is.Status != metav1.ConditionTrue:
 		return is.Reason, is.Reason + ": " + oneLine(is.Message)
@@ -131,6 +137,12 @@ func (h *Hub) stateOf(g *v1alpha1.Gateway) (state, says string) {
 		return ready, is.Reason + ": " + is.Message
 	}
 	return ready, ""
+}
+
+// Works tells whether a gateway is there, is ready, and does not drain.
+func (h *Hub) Works(g *v1alpha1.Gateway) bool {
+	state, _ := h.stateOf(g)
+	return state == ready
 }
 
 // oneLine is a message of several lines in one.
@@ -158,7 +170,7 @@ func (h *Hub) gatewayLine(g *v1alpha1.Gateway, say sayer) GatewayLine {
 	var says string
 	switch line.State, says = h.stateOf(g); line.State {
 	case gone:
-		line.Addresses = 0
+		line.Frontends, line.Addresses = 0, 0
 		since, _ := h.gone(g.Name)
 		say(Warning, object, "nothing has been heard of it for %s: is its manager running? Delete the Gateway object if it is not to come back", since)
 	case unknown:
@@ -172,19 +184,20 @@ func (h *Hub) gatewayLine(g *v1alpha1.Gateway, say sayer) GatewayLine {
 	default:
 		say(Error, object, "%s", says)
 	}
-	if line.State != gone {
-		sayLacking(g, says, object, say)
+	if line.State == gone {
+		return line // of what it said nobody knows whether it is so still
 	}
+	sayLacking(g, says, object, say)
 	for _, f := range g.Status.Failures {
 		say(Error, object, "%s", strings.TrimPrefix(fmt.Sprintf("%s: %s: %s", f.LoadBalancer, f.Record, f.Message), ": "))
 	}
 	for _, namespace := range g.Status.Unlisted {
 		say(Error, object, "more LoadBalancers of namespace %s are refused than are named here", namespace)
 	}
-	if refused := meta.FindStatusCondition(g.Status.Conditions, v1alpha1.ConditionHeartbeatsRefused); refused != nil && line.State != gone {
+	if refused := meta.FindStatusCondition(g.Status.Conditions, v1alpha1.ConditionHeartbeatsRefused); refused != nil {
 		say(Warning, object, "%s: %s", refused.Type, oneLine(refused.Message))
 	}
-	if conflict := meta.FindStatusCondition(g.Status.Conditions, v1alpha1.ConditionAddressConflict); conflict != nil && line.State != gone {
+	if conflict := meta.FindStatusCondition(g.Status.Conditions, v1alpha1.ConditionAddressConflict); conflict != nil {
 		say(Error, object, "%s: %s", conflict.Reason, conflict.Message)
 	}
 	if bgp := meta.FindStatusCondition(g.Status.Conditions, v1alpha1.ConditionBGPEstablished); bgp != nil {
@@ -195,7 +208,7 @@ func (h *Hub) gatewayLine(g *v1alpha1.Gateway, say sayer) GatewayLine {
 			}
 		}
 		line.Sessions = fmt.Sprintf("%d of %d", up, len(g.Status.BGPSessions))
-		if bgp.Status != metav1.ConditionTrue && line.State != gone {
+		if bgp.Status == metav1.ConditionFalse {
 			say(map[bool]string{true: Error, false: Warning}[up == 0], object, "%s: %s", bgp.Reason, bgp.Message)
 		}
 	}
@@ -209,7 +222,9 @@ func poolLine(p *v1alpha1.AddressPool, say sayer) PoolLine {
 	line := PoolLine{Name: p.Name, State: unknown, Free4: "-", Free6: "-"}
 	object := "addresspool " + p.Name
 	if c := meta.FindStatusCondition(p.Status.Conditions, v1alpha1.ConditionReady); c != nil {
-		line.State = ready
+		if c.ObservedGeneration >= p.Generation {
+			line.State = ready
+		}
 		if c.Status != metav1.ConditionTrue {
 			line.State = c.Reason
 			say(Error, object, "%s", c.Message)
@@ -246,10 +261,20 @@ func disabledBy(t *v1alpha1.Tenant) string {
 	return ""
 }
 
+// TenantState is how a tenant is, in a word. What its status says of an earlier generation is no answer yet.
+func TenantState(t *v1alpha1.Tenant) string {
+	switch {
+	case disabledBy(t) != "":
+		return "Disabled"
+	case t.DeletionTimestamp == nil && t.Status.ObservedGeneration < t.Generation:
+		return v1alpha1.TenantPending
+	}
+	return cmp.Or(t.Status.Phase, unknown)
+}
+
 func (h *Hub) tenantLine(t *v1alpha1.Tenant, say sayer) TenantLine {
-	line := TenantLine{Name: t.Name, State: cmp.Or(t.Status.Phase, unknown)}
+	line := TenantLine{Name: t.Name, State: TenantState(t)}
 	if field := disabledBy(t); field != "" {
-		line.State = "Disabled"
 		say(Warning, "tenant "+t.Name, "%s is set: nothing of it is served", field)
 	}
 	if t.Status.Phase == v1alpha1.TenantFailed {
@@ -293,6 +318,10 @@ func (s Status) Text(w io.Writer) error {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "GATEWAY\tSTATE\tBACKEND\tFRONTENDS\tADDRESSES\tBGP")
 	for _, g := range s.Gateways {
+		if g.State == gone {
+			fmt.Fprintf(table, "%s\t%s\t%s\t-\t-\t-\n", g.Name, g.State, g.Backend)
+			continue
+		}
 		fmt.Fprintf(table, "%s\t%s\t%s\t%d\t%d\t%s\n", g.Name, g.State, g.Backend, g.Frontends, g.Addresses, cmp.Or(g.Sessions, "-"))
 	}
 	fmt.Fprintln(table, "\nPOOL\tSTATE\tUSED4\tFREE4\tUSED6\tFREE6")

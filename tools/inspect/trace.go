@@ -8,7 +8,7 @@ import (
 	"slices"
 	"strings"
 
-	"k8s.io/apimachinery/pkg/api/meta"
+	corev1 "k8s.io/api/core/v1"
 
 	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/core/election"
@@ -60,7 +60,7 @@ func (h *Hub) Trace(to netip.AddrPort, protocol model.Protocol) Trace {
 	}
 	h.answerers(key.VIP, chosen, &t)
 	if len(t.Gateways) == 0 {
-		t.Ends = "no gateway answers for it: see 'kubelb status'"
+		t.Ends = cmp.Or(t.Ends, "no gateway answers for it: see 'kubelb status'")
 		return t
 	}
 	h.forwards(key, holders, &t)
@@ -108,8 +108,7 @@ func (h *Hub) answerers(address netip.Addr, chosen *selection.Selection, t *Trac
 	elects := false
 	for i := range h.Gateways {
 		g := &h.Gateways[i]
-		_, isGone := h.gone(g.Name)
-		if isGone || !meta.IsStatusConditionTrue(g.Status.Conditions, v1alpha1.ConditionReady) || serves != nil && !serves(g.Name) {
+		if state, _ := h.stateOf(g); state != ready && state != draining || serves != nil && !serves(g.Name) {
 			continue
 		}
 		if g.Status.Elects {
@@ -119,7 +118,7 @@ func (h *Hub) answerers(address netip.Addr, chosen *selection.Selection, t *Trac
 			}
 			continue
 		}
-		if !g.Spec.Draining {
+		if !g.Spec.Draining && h.unheard(g.Name, address) == "" {
 			t.Gateways, t.Of = append(t.Gateways, g.Name), append(t.Of, g.Name)
 		}
 	}
@@ -134,9 +133,30 @@ func (h *Hub) answerers(address netip.Addr, chosen *selection.Selection, t *Trac
 	}
 	slices.Sort(names)
 	t.Of = names
-	if winner := election.Winner(address, names, nil); winner != "" {
+	winner := election.Winner(address, names, nil)
+	switch why := h.unheard(winner, address); {
+	case winner == "":
+	case why != "":
+		t.Ends = fmt.Sprintf("gateway %s is to answer for it, and does not: %s", winner, why)
+	default:
 		t.Gateways = []string{winner}
 	}
+}
+
+// unheard is why nobody hears of addresses of this family from a gateway.
+func (h *Hub) unheard(gateway string, address netip.Addr) string {
+	family := map[bool]corev1.IPFamily{false: corev1.IPv4Protocol, true: corev1.IPv6Protocol}[address.Is6()]
+	for i := range h.Gateways {
+		if h.Gateways[i].Name != gateway {
+			continue
+		}
+		for _, s := range h.Gateways[i].Status.Silent {
+			if s.Family == family {
+				return s.Message
+			}
+		}
+	}
+	return ""
 }
 
 // forwards is what the gateway does with the packet.

@@ -35,7 +35,7 @@ There is no Secret in it, and of objects neither managed fields nor what kubectl
 			var h *inspect.Hub
 			var objects map[string][]byte
 			err := hub.ask(cmd.Context(), func(ctx context.Context, c client.Client) (err error) {
-				if h, err = inspect.Read(ctx, c, hub.namespace); err == nil {
+				if h, err = hub.readBy(ctx, c); err == nil {
 					objects, err = readObjects(ctx, c, hub.namespace)
 				}
 				return err

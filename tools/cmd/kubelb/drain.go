@@ -61,7 +61,7 @@ const lookEvery = 200 * time.Millisecond
 
 func (f *drainFlags) drain(ctx context.Context, hub client.Client, name string, out io.Writer) error {
 	if !f.undo && !f.force {
-		if err := requireAnother(ctx, hub, name); err != nil {
+		if err := f.requireAnother(ctx, hub, name); err != nil {
 			return err
 		}
 	}
@@ -100,17 +100,18 @@ func (f *drainFlags) drain(ctx context.Context, hub client.Client, name string, 
 }
 
 // requireAnother refuses to drain the only gateway that works.
-func requireAnother(ctx context.Context, hub client.Client, name string) error {
-	var list v1alpha1.GatewayList
-	if err := hub.List(ctx, &list); err != nil {
+func (f *drainFlags) requireAnother(ctx context.Context, hub client.Client, name string) error {
+	h, err := f.hub.readBy(ctx, hub)
+	if err != nil {
 		return err
 	}
 	var others []string
-	for _, g := range list.Items {
+	for i := range h.Gateways {
+		g := &h.Gateways[i]
 		if g.Name == name {
 			continue
 		}
-		if !g.Spec.Draining && meta.IsStatusConditionTrue(g.Status.Conditions, v1alpha1.ConditionReady) {
+		if h.Works(g) {
 			return nil
 		}
 		others = append(others, g.Name)

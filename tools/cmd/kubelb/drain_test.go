@@ -7,13 +7,15 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/manager/membership"
+	"kubelb.k8c.io/tools/inspect"
 )
 
 func gatewayNamed(name string, ready, drained metav1.ConditionStatus) *v1alpha1.Gateway {
@@ -21,18 +23,26 @@ func gatewayNamed(name string, ready, drained metav1.ConditionStatus) *v1alpha1.
 		{Type: v1alpha1.ConditionReady, Status: ready}, {Type: v1alpha1.ConditionDrained, Status: drained}}}}
 }
 
+// crashed is a gateway of which nothing has been heard for an hour.
+const crashed = "crashed"
+
 // hubOf holds gateways; obedient ones drain when they are told so.
 func hubOf(t *testing.T, obedient bool, gateways ...*v1alpha1.Gateway) client.Client {
 	t.Helper()
-	scheme := runtime.NewScheme()
-	require.NoError(t, v1alpha1.AddToScheme(scheme))
+	scheme, err := inspect.Scheme()
+	require.NoError(t, err)
 	b := fake.NewClientBuilder().WithScheme(scheme)
 	for _, g := range gateways {
-		b = b.WithObjects(g)
+		holder, renewed := g.Name, metav1.NowMicro()
+		if g.Name == crashed {
+			renewed = metav1.NewMicroTime(time.Now().Add(-time.Hour))
+		}
+		b = b.WithObjects(g, &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: "kubelb", Name: g.Name, Labels: map[string]string{membership.Label: g.Name}},
+			Spec: coordinationv1.LeaseSpec{HolderIdentity: &holder, RenewTime: &renewed}})
 	}
 	return interceptor.NewClient(b.Build(), interceptor.Funcs{Get: func(ctx context.Context, c client.WithWatch, key client.ObjectKey, o client.Object, opts ...client.GetOption) error {
 		err := c.Get(ctx, key, o, opts...)
-		if g := o.(*v1alpha1.Gateway); obedient && g.Spec.Draining {
+		if g, is := o.(*v1alpha1.Gateway); is && obedient && g.Spec.Draining {
 			g.Status = gatewayNamed("", metav1.ConditionTrue, metav1.ConditionTrue).Status
 		}
 		return err
@@ -49,18 +59,20 @@ func TestDrain(t *testing.T) {
 		gateways  []*v1alpha1.Gateway
 		out, fail string
 	}{
-		"one of two":           {obedient: true, gateways: []*v1alpha1.Gateway{ready("a"), ready("b")}, out: "gateway a answers for no address any more"},
-		"the only one":         {gateways: []*v1alpha1.Gateway{ready("a")}, fail: "there is no other gateway"},
-		"the only one that is": {gateways: []*v1alpha1.Gateway{ready("a"), gatewayNamed("b", metav1.ConditionFalse, metav1.ConditionFalse)}, fail: "no other gateway is ready (b)"},
-		"by force":             {flags: drainFlags{force: true}, obedient: true, gateways: []*v1alpha1.Gateway{ready("a")}, out: "answers for no address any more"},
-		"none":                 {gateways: []*v1alpha1.Gateway{ready("b")}, fail: `there is no gateway "a"`},
-		"one that does not":    {gateways: []*v1alpha1.Gateway{ready("a"), ready("b")}, out: "still answers for 3 addresses", fail: "still answers for 3 addresses after"},
-		"undone":               {flags: drainFlags{undo: true}, gateways: []*v1alpha1.Gateway{ready("a")}, out: "gateway a takes addresses again"},
+		"one of two":                 {obedient: true, gateways: []*v1alpha1.Gateway{ready("a"), ready("b")}, out: "gateway a answers for no address any more"},
+		"the only one":               {gateways: []*v1alpha1.Gateway{ready("a")}, fail: "there is no other gateway"},
+		"the only one that is":       {gateways: []*v1alpha1.Gateway{ready("a"), gatewayNamed("b", metav1.ConditionFalse, metav1.ConditionFalse)}, fail: "no other gateway is ready (b)"},
+		"the only one that is there": {gateways: []*v1alpha1.Gateway{ready("a"), ready(crashed)}, fail: "no other gateway is ready (crashed)"},
+		"by force":                   {flags: drainFlags{force: true}, obedient: true, gateways: []*v1alpha1.Gateway{ready("a")}, out: "answers for no address any more"},
+		"none":                       {gateways: []*v1alpha1.Gateway{ready("b")}, fail: `there is no gateway "a"`},
+		"one that does not":          {gateways: []*v1alpha1.Gateway{ready("a"), ready("b")}, out: "still answers for 3 addresses", fail: "still answers for 3 addresses after"},
+		"undone":                     {flags: drainFlags{undo: true}, gateways: []*v1alpha1.Gateway{ready("a")}, out: "gateway a takes addresses again"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 			defer cancel()
 			var out strings.Builder
+			c.flags.hub.namespace = "kubelb"
 			hub := hubOf(t, c.obedient, c.gateways...)
 			err := c.flags.drain(ctx, hub, "a", &out)
 			require.Contains(t, out.String(), c.out)

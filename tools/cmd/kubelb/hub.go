@@ -21,11 +21,12 @@ import (
 // clusterFlags say how a cluster is reached.
 type clusterFlags struct {
 	kubeconfig, context, which string
+	clock                      *hubClock
 }
 
 // add defines the flags; which says what cluster it is.
 func (f *clusterFlags) add(flags *pflag.FlagSet, which string) {
-	f.which = which
+	f.which, f.clock = which, &hubClock{}
 	flags.StringVar(&f.kubeconfig, "kubeconfig", "", "kubeconfig of "+which+"; empty takes it from where kubectl does")
 	flags.StringVar(&f.context, "context", "", "context in it; empty takes the current one")
 }
@@ -49,6 +50,7 @@ func (f *clusterFlags) connect() (client.Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", strings.TrimPrefix(f.which, "the "), err)
 	}
+	config.Wrap(f.clock.listen)
 	scheme, err := inspect.Scheme()
 	if err != nil {
 		return nil, err
@@ -75,10 +77,26 @@ func (f *hubFlags) ask(ctx context.Context, do func(context.Context, client.Clie
 
 func (f *hubFlags) read(ctx context.Context) (h *inspect.Hub, err error) {
 	err = f.ask(ctx, func(ctx context.Context, c client.Client) (err error) {
-		h, err = inspect.Read(ctx, c, f.namespace)
+		h, err = f.readBy(ctx, c)
 		return err
 	})
 	return h, err
+}
+
+// readBy reads everything by a client of this cluster.
+func (f *hubFlags) readBy(ctx context.Context, c client.Client) (*inspect.Hub, error) {
+	h, err := inspect.Read(ctx, c, f.namespace)
+	if err == nil {
+		h.Now = f.clock.now()
+	}
+	return h, err
+}
+
+// warnOutdated says beside a table why it is of before.
+func warnOutdated(cmd *cobra.Command, why string) {
+	if why != "" {
+		fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s\n", why)
+	}
 }
 
 // printAs writes what is not text.

@@ -28,6 +28,7 @@ tenants may use them, and which gateways announce them. Of pools that are named 
 			if output != "text" {
 				return printAs(cmd.OutOrStdout(), output, pools)
 			}
+			warnOutdated(cmd, inspect.Outdated(h.Elected, h.Now))
 			return inspect.PoolsText(cmd.OutOrStdout(), pools, len(names) > 0)
 		},
 	}

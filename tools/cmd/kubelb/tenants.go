@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -21,6 +22,7 @@ import (
 
 	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/manager/convert"
+	"kubelb.k8c.io/tools/inspect"
 )
 
 func tenantsCommand() *cobra.Command {
@@ -46,9 +48,15 @@ func tenantsListCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "list", Short: "Show tenants, what they use and what they may", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var list v1alpha1.TenantList
-			if err := hub.ask(cmd.Context(), func(ctx context.Context, c client.Client) error { return c.List(ctx, &list) }); err != nil {
+			var elected *coordinationv1.Lease
+			err := hub.ask(cmd.Context(), func(ctx context.Context, c client.Client) (err error) {
+				elected, err = inspect.ReadElected(ctx, c, hub.namespace)
+				return errors.Join(err, c.List(ctx, &list))
+			})
+			if err != nil {
 				return err
 			}
+			warnOutdated(cmd, inspect.Outdated(elected, hub.clock.now()))
 			if output != "text" {
 				return printAs(cmd.OutOrStdout(), output, list.Items)
 			}
@@ -68,7 +76,7 @@ func printTenants(out io.Writer, tenants []v1alpha1.Tenant) error {
 			used = *t.Status.Used
 		}
 		limits := t.Spec.Limits
-		fmt.Fprintln(w, strings.Join([]string{t.Name, t.Status.Phase, usedOf(used.LoadBalancers, limits.LoadBalancers), usedOf(used.Addresses, limits.Addresses), usedOf(used.Ports, convert.PortLimit(&t)),
+		fmt.Fprintln(w, strings.Join([]string{t.Name, inspect.TenantState(&t), usedOf(used.LoadBalancers, limits.LoadBalancers), usedOf(used.Addresses, limits.Addresses), usedOf(used.Ports, convert.PortLimit(&t)),
 			mostOf(used.EndpointsPerLoadBalancer, limits.EndpointsPerLoadBalancer), mostOf(used.ConnectionsPerPort, limits.ConnectionsPerPort),
 			mostOf(used.NewConnectionsPerSecondPerPort, limits.NewConnectionsPerSecondPerPort), strings.Join(t.Spec.BackendCIDRs, ",")}, "\t"))
 	}

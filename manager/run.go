@@ -345,7 +345,9 @@ func (o *options) announcer(mgr ctrl.Manager, g *gateway.Options, mayAnswer func
 	switch o.announce {
 	case announceNone:
 		g.Announcer = announce.None{}
-		return nil
+		var err error
+		g.Presence, err = o.member(mgr, changed, g.Log)
+		return err
 	case announceLayer2:
 		if len(interfaces) == 0 {
 			return errors.New("--announce-interfaces is required with --announce=layer2: name the interfaces of the clients' segment, or use --announce=bgp or none")
@@ -365,7 +367,7 @@ func (o *options) announcer(mgr ctrl.Manager, g *gateway.Options, mayAnswer func
 	default:
 		return errAnnounce(o.announce)
 	}
-	member, err := membership.New(mgr.GetConfig(), o.namespace, membership.Options{Name: o.name, Duration: o.lease, Lingers: !o.purge, Changed: changed, Log: g.Log})
+	member, err := o.member(mgr, changed, g.Log)
 	if err != nil {
 		return err
 	}
@@ -375,6 +377,11 @@ func (o *options) announcer(mgr ctrl.Manager, g *gateway.Options, mayAnswer func
 	}
 	g.Member, g.Heart = member, heartbeat.New(heartbeat.Options{Name: o.name, Epoch: epoch, Interfaces: interfaces, Reaches: member.Reaches, Idle: member.Idle, Log: g.Log})
 	return nil
+}
+
+// member keeps this gateway's Lease.
+func (o *options) member(mgr ctrl.Manager, changed func(), log *slog.Logger) (*membership.Member, error) {
+	return membership.New(mgr.GetConfig(), o.namespace, membership.Options{Name: o.name, Duration: o.lease, Lingers: !o.purge, Changed: changed, Log: log})
 }
 
 func parsePrefixes(text string) ([]netip.Prefix, error) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/backends/plugin"
 	"kubelb.k8c.io/core/model"
@@ -12,6 +13,9 @@ import (
 
 // countEvery is how often the dataplane's counters are read.
 const countEvery = 15 * time.Second
+
+// countedFor is for how long counters count that were read.
+const countedFor = 3 * countEvery
 
 // countRequest asks for the counters, which were asked for so long ago before.
 type countRequest struct {
@@ -62,8 +66,17 @@ func (g *Gateway) tally(stats dataplane.Stats, ago time.Duration, err error) {
 		return
 	}
 	g.departure.note(g.answering.answered() > 0, stats.Proxied, g.log)
+	g.read = time.Now()
 	g.use = useOf(g.hub.Snapshot().Frontends, stats.Frontends, g.metrics.last, ago)
 	g.metrics.add(stats, g.tenantOf)
+}
+
+// usedNow is what tenants use of their limits; nobody knows it while the dataplane does not say what it counts.
+func (g *Gateway) usedNow(now time.Time) []v1alpha1.GatewayTenantUse {
+	if now.Sub(g.read) > countedFor {
+		return nil
+	}
+	return g.use
 }
 
 // tenantOf is whose the frontend is; nobody's if empty.

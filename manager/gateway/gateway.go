@@ -50,6 +50,8 @@ type Options struct {
 	Conflicts func() []announce.Conflict
 	// Member is told of other gateways, and by its lease whether this one may answer; nil where it may always.
 	Member *membership.Member
+	// Presence keeps the Lease by which the controllers hear of this gateway, where Member does not: it stands for nothing.
+	Presence *membership.Member
 	// Elects: of the members one answers for each address; otherwise every gateway announces every address.
 	Elects bool
 	// Speaker is the announcer where that is by BGP, else nil. Passwords of its peers are in Secrets of the namespace.
@@ -153,8 +155,9 @@ type Gateway struct {
 	metrics   *metrics
 	vitals    *vitals
 	// counted is when the dataplane's counters were asked for last, by counts; counting: that is under way. use is what tenants use of
-	// their limits by that.
+	// their limits by those that were read last.
 	counted  time.Time
+	read     time.Time
 	counts   chan countRequest
 	counting bool
 	use      []v1alpha1.GatewayTenantUse
@@ -253,6 +256,9 @@ func (g *Gateway) run(ctx context.Context, ended <-chan *plugin.Process) error {
 		runs.Go(func() error { return g.options.Member.Run(runCtx) })
 		runs.Go(func() error { return g.answering.permit.run(runCtx) })
 		runs.Go(func() error { return g.options.Heart.Run(runCtx, g.options.SegmentKey(runCtx)) })
+	}
+	if g.options.Presence != nil {
+		runs.Go(func() error { return g.options.Presence.Run(runCtx) })
 	}
 	if g.routers != nil {
 		runs.Go(func() error { return g.routers.run(runCtx) })

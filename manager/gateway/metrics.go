@@ -53,7 +53,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		failed:    gauge("failed_records", "Records that the dataplane did not take."),
 		handedOver: gauge("handed_over_addresses",
 			"Addresses of which packets of unknown connections are sent to the gateway that answered for them before, by layer 2. By BGP gateways always ask one another."),
-		hub:         gauges("hub_reachable", "Whether the gateway reaches the hub's API: it renews its Lease. Without a Lease (--announce=none) it is not told."),
+		hub:         gauges("hub_reachable", "Whether the gateway reaches the hub's API: it renews its Lease."),
 		targets:     gauges("health_check_targets", "What is checked on tenants' nodes, by what was found: healthy, or unhealthy.", "state"),
 		backend:     gauges("backend_info", "The dataplane; always 1.", "backend", "version"),
 		sessions:    gauges("bgp_session_up", "Whether there is a BGP session with a router.", "peer"),

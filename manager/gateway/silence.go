@@ -10,7 +10,7 @@ import (
 	"kubelb.k8c.io/core/ipam"
 )
 
-// silentAfter is how long a gateway of which nobody hears at all may be about to begin, or to begin again.
+// silentAfter is how long a gateway of which nobody hears at all may be about to begin, or to begin again, as while its process starts.
 const silentAfter = 10 * time.Second
 
 // silence is of which families nobody hears from this gateway, and since when.
@@ -24,7 +24,7 @@ type silence struct {
 // that may be about to change.
 func (g *Gateway) silent(now time.Time) (out []v1alpha1.GatewaySilence) {
 	g.silence.next = time.Time{}
-	able := g.options.Announcer.Able() && g.MayAnswer()
+	able := g.options.Announcer.Able() && g.MayAnswer() && g.served
 	for _, f := range []ipam.Family{ipam.IPv4, ipam.IPv6} {
 		why := g.silenceOf(f, now)
 		if why == "" {
@@ -53,6 +53,8 @@ func (g *Gateway) silenceOf(f ipam.Family, now time.Time) string {
 			return "it may not answer for addresses: " + g.options.Member.Trouble().Error()
 		}
 		return "it may not answer for addresses: it does not hold its Lease, or another gateway may have taken over"
+	case !g.served:
+		return (*g.unready.Load()).Error() // it begins to answer once the dataplane holds everything
 	case g.routers != nil:
 		return g.routers.silent(f)
 	}

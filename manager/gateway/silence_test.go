@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"errors"
 	"log/slog"
 	"testing"
 	"time"
@@ -25,7 +26,9 @@ func (m mute) Silent(f ipam.Family) string { return m.why[f] }
 func TestAFamilyThatNobodyHearsOfIsNamedWithTheReason(t *testing.T) {
 	now := time.Now()
 	with := func(m mute) *Gateway {
-		return New(Options{Name: "g", Announcer: m, Log: slog.New(slog.DiscardHandler)}, nil, nil)
+		g := New(Options{Name: "g", Announcer: m, Log: slog.New(slog.DiscardHandler)}, nil, nil)
+		g.served = true
+		return g
 	}
 	g := with(mute{able: true, why: map[ipam.Family]string{ipam.IPv6: "no IPv6 on eth1"}})
 	require.Equal(t, []v1alpha1.GatewaySilence{{Family: corev1.IPv6Protocol, Message: "no IPv6 on eth1"}}, g.silent(now), "at once, since IPv4 is heard of")
@@ -57,11 +60,28 @@ func TestRoutersThatWereNotLookedForAreNotCalledMissing(t *testing.T) {
 // One that may not answer says nothing, however well its interfaces and routers are.
 func TestAGatewayThatMayNotAnswerIsSilentAndSaysWhy(t *testing.T) {
 	g, now, w := New(Options{Name: "g", Announcer: mute{able: true}, Log: slog.New(slog.DiscardHandler)}, nil, nil), time.Now(), &world{}
-	g.answering.permit = w.permit(false)
+	g.served, g.answering.permit = true, w.permit(false)
 	require.Empty(t, g.silent(now))
 	w.holds = false
 	require.Empty(t, g.silent(now), "it may have its Lease again in a moment")
 	silent := g.silent(now.Add(silentAfter))
 	require.Len(t, silent, 2)
 	require.Contains(t, silent[0].Message, "it does not hold its Lease")
+}
+
+// After its host was started again a gateway answers for nothing before its dataplane works, whatever its object says of the time before.
+func TestAGatewayWhoseDataplaneDoesNotStartIsSilentAndSaysWhy(t *testing.T) {
+	g, now := New(Options{Name: "g", Announcer: mute{able: true}, Log: slog.New(slog.DiscardHandler)}, nil, nil), time.Now()
+	g.problem = errors.New("module nf_tables: not loaded")
+	g.noteReadiness()
+	require.Empty(t, g.silent(now), "it may work in a moment")
+	silent := g.silent(now.Add(silentAfter))
+	require.Len(t, silent, 2)
+	require.Equal(t, "backend: module nf_tables: not loaded", silent[0].Message)
+	g.problem, g.served = nil, true
+	g.noteReadiness()
+	require.Empty(t, g.silent(now.Add(silentAfter)))
+	g.problem = errors.New("it is being started again")
+	g.noteReadiness()
+	require.Empty(t, g.silent(now.Add(2*silentAfter)), "what its dataplane holds goes on")
 }

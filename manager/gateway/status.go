@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -46,7 +47,7 @@ func (g *Gateway) publish() {
 		AnnouncedAddresses: g.answering.answered(),
 		Elects:             g.answering.elects,
 		Candidates:         g.answering.view.Candidates,
-		Tenants:            g.use,
+		Tenants:            g.usedNow(time.Now()),
 		HostAddresses:      g.hosts.published(),
 		Silent:             g.silent(time.Now()),
 	}
@@ -111,8 +112,8 @@ func (g *Gateway) knows() bool {
 
 func (g *Gateway) beside() beside {
 	b := beside{draining: g.draining(), mayAnswer: g.MayAnswer(), failed: len(g.fails), handedOver: len(g.answering.handover.formers), targets: g.targets, unhealthy: len(g.unhealthy)}
-	if g.options.Member != nil {
-		reaches := g.options.Member.Reaches()
+	if lease := cmp.Or(g.options.Member, g.options.Presence); lease != nil {
+		reaches := lease.Reaches()
 		b.hub = &reaches
 	}
 	return b

@@ -41,3 +41,10 @@ func TestUseIsToldInStepsOfTheLimit(t *testing.T) {
 	}
 	require.Equal(t, int32(3), steps(3.9, 5), "a small limit is told exactly")
 }
+
+func TestUseThatWasNotReadForLongIsNotTold(t *testing.T) {
+	now := time.Now()
+	g := &Gateway{use: []v1alpha1.GatewayTenantUse{{Tenant: "a"}}, read: now}
+	require.NotEmpty(t, g.usedNow(now.Add(2*countEvery)), "one answer may be late")
+	require.Empty(t, g.usedNow(now.Add(4*countEvery)), "the dataplane does not answer")
+}

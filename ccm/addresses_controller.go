@@ -42,7 +42,7 @@ type addressesReconciler struct {
 	events events.EventRecorder
 	// nodes tells Services what the hub does not know, leftOut Prometheus how much.
 	nodes   *nodesProblem
-	leftOut prometheus.Gauge
+	leftOut *prometheus.GaugeVec
 	// told is the last message about each node, by the node's name; unresolved: the name of one did not resolve. They belong to Reconcile.
 	told       map[string]string
 	unresolved bool
@@ -168,7 +168,7 @@ func (r *addressesReconciler) note(left map[string][]string, failed error) {
 	for _, node := range slices.Sorted(maps.Keys(left)) {
 		all = append(all, left[node]...)
 	}
-	r.leftOut.Set(float64(len(all)))
+	r.leftOut.WithLabelValues().Set(float64(len(all)))
 	switch {
 	case failed != nil:
 		r.nodes.set(translate.Problem{Reason: reasonHubRefused, Partial: true, Message: "the management cluster did not accept the nodes' addresses, and may have those of before: " + failed.Error()})

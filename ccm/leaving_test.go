@@ -37,7 +37,7 @@ func served(name string, change func(*corev1.Service)) *corev1.Service {
 func reconcilerOf(t *testing.T, tenant, hub client.Client) (*serviceReconciler, *events.FakeRecorder) {
 	t.Helper()
 	recorder := events.NewFakeRecorder(100)
-	return &serviceReconciler{tenant: tenant, hub: hub, events: recorder, config: Config{HubNamespace: "tenant-a"}, nodes: newNodesProblem()}, recorder
+	return &serviceReconciler{tenant: tenant, hub: hub, events: recorder, config: Config{HubNamespace: "tenant-a"}, nodes: newNodesProblem(), away: newAway(time.Now())}, recorder
 }
 
 func clusterOf(t *testing.T, objects ...client.Object) client.Client {
@@ -127,7 +127,7 @@ func TestAServiceThatWaitsForTheManagementClusterSaysWhy(t *testing.T) {
 	require.Empty(t, all(recorder), "once is no time")
 	refused.look(t.Context())
 	said := all(recorder)
-	require.Equal(t, 3, strings.Count(said, "SyncLoadBalancerFailed"), said)
+	require.Equal(t, 4, strings.Count(said, "SyncLoadBalancerFailed"), said)
 	refused.look(t.Context())
 	require.Empty(t, all(recorder), "it is said once")
 	for s, says := range map[*corev1.Service]string{leaves: "kubelb-ccm --release", changed: "kubelb-ccm --release", fresh: "it waits for an address"} {
@@ -136,7 +136,11 @@ func TestAServiceThatWaitsForTheManagementClusterSaysWhy(t *testing.T) {
 		require.Contains(t, condition.Message, says)
 		require.Contains(t, condition.Message, "the credentials have ended")
 	}
-	require.Equal(t, "Ready", meta.FindStatusCondition(get(t, tenant, goesOn).Status.Conditions, conditionReady).Reason, "its traffic goes on")
+	is := get(t, tenant, goesOn)
+	require.Len(t, is.Status.LoadBalancer.Ingress, 1, "its traffic goes on")
+	condition := meta.FindStatusCondition(is.Status.Conditions, conditionReady)
+	require.Equal(t, metav1.ConditionUnknown, condition.Status)
+	require.Regexp(t, "^nothing has been heard of the management cluster since .*Z: the credentials have ended, or were rotated or revoked. Until then it said: served$", condition.Message)
 	require.Empty(t, get(t, tenant, others).Status.Conditions)
 }
 

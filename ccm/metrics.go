@@ -9,9 +9,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/wait"
-	"k8s.io/client-go/discovery"
-	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/log"
 
@@ -22,30 +21,23 @@ import (
 // reporter tells Prometheus how the tenant is served. The replica that is elected tells it; others tell nothing.
 type reporter struct {
 	services client.Reader
-	hub      discovery.ServerVersionInterface
-	config   Config
+	// served is an error that says why the management cluster does not listen; nil if it does.
+	served func(context.Context) error
+	config Config
 
-	reachable prometheus.Gauge
+	// Both are empty in a replica that is not elected.
+	reachable *prometheus.GaugeVec
 	counts    *prometheus.GaugeVec
 }
 
-// reportEvery is how often the hub is asked whether it is there; reportTimeout is how long an answer may take.
-const (
-	reportEvery   = 15 * time.Second
-	reportTimeout = 5 * time.Second
-)
+// reportEvery is how often the hub is asked whether it listens. An answer may take credentialsTimeout.
+const reportEvery = 15 * time.Second
 
-func newReporter(services client.Reader, hub *rest.Config, config Config, r prometheus.Registerer) (*reporter, error) {
-	asking := rest.CopyConfig(hub)
-	asking.Timeout = reportTimeout
-	api, err := discovery.NewDiscoveryClientForConfig(asking)
-	if err != nil {
-		return nil, fmt.Errorf("management cluster: %w", err)
-	}
-	out := &reporter{services: services, hub: api, config: config,
-		reachable: prometheus.NewGauge(prometheus.GaugeOpts{Name: "kubelb_ccm_hub_reachable", Help: "Whether the management cluster's API answers."}),
+func newReporter(services client.Reader, served func(context.Context) error, config Config, r prometheus.Registerer) (*reporter, error) {
+	out := &reporter{services: services, served: served, config: config,
+		reachable: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "kubelb_ccm_hub_reachable", Help: "Whether the management cluster's API answers, and takes the CCM's credentials."}, nil),
 		counts: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "kubelb_ccm_services",
-			Help: "Services of type LoadBalancer that are KubeLB's, by whether they are served (ready) or wait for something (pending)."}, []string{"state"})}
+			Help: "Services of type LoadBalancer that are KubeLB's, by whether they are served (ready), wait for something (pending), or nobody knows since the management cluster is away (unknown)."}, []string{"state"})}
 	for _, c := range []prometheus.Collector{out.reachable, out.counts} {
 		if err := r.Register(c); err != nil {
 			return nil, fmt.Errorf("register metrics: %w", err)
@@ -54,9 +46,9 @@ func newReporter(services client.Reader, hub *rest.Config, config Config, r prom
 	return out, nil
 }
 
-func newLeftOut(r prometheus.Registerer) (prometheus.Gauge, error) {
-	leftOut := prometheus.NewGauge(prometheus.GaugeOpts{Name: "kubelb_ccm_node_addresses_left_out",
-		Help: "Addresses of nodes that the management cluster does not take, such as link-local ones."})
+func newLeftOut(r prometheus.Registerer) (*prometheus.GaugeVec, error) {
+	leftOut := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "kubelb_ccm_node_addresses_left_out",
+		Help: "Addresses of nodes that the management cluster does not take, such as link-local ones."}, nil)
 	if err := r.Register(leftOut); err != nil {
 		return nil, fmt.Errorf("register metrics: %w", err)
 	}
@@ -70,30 +62,34 @@ func (r *reporter) Start(ctx context.Context) error {
 }
 
 func (r *reporter) look(ctx context.Context) {
-	_, err := r.hub.ServerVersion()
+	err := r.served(ctx)
 	switch {
 	case apierrors.IsUnauthorized(err):
 		log.FromContext(ctx).Error(err, "the management cluster does not take the token: it has ended, or was rotated or revoked. A new kubeconfig helps", "run", kubeconfigCommand(r.config.HubNamespace))
 	case err != nil:
 		log.FromContext(ctx).Error(err, "the management cluster does not answer")
 	}
-	r.reachable.Set(map[bool]float64{true: 1}[err == nil])
+	r.reachable.WithLabelValues().Set(map[bool]float64{true: 1}[err == nil])
 	var services corev1.ServiceList
 	if err := r.services.List(ctx, &services); err != nil {
 		log.FromContext(ctx).Error(err, "count Services")
 		return
 	}
-	ready, pending := 0, 0
+	states := map[string]int{"ready": 0, "pending": 0, "unknown": 0}
 	for i := range services.Items {
 		s := &services.Items[i]
+		is := meta.FindStatusCondition(s.Status.Conditions, conditionReady)
 		switch {
 		case !translate.Owns(convert.Service(s), r.config.ClassRequired):
-		case meta.IsStatusConditionTrue(s.Status.Conditions, conditionReady):
-			ready++
+		case is != nil && is.Status == metav1.ConditionTrue:
+			states["ready"]++
+		case is != nil && is.Status == metav1.ConditionUnknown:
+			states["unknown"]++
 		default:
-			pending++
+			states["pending"]++
 		}
 	}
-	r.counts.WithLabelValues("ready").Set(float64(ready))
-	r.counts.WithLabelValues("pending").Set(float64(pending))
+	for state, n := range states {
+		r.counts.WithLabelValues(state).Set(float64(n))
+	}
 }

@@ -2,6 +2,7 @@ package ccm
 
 import (
 	"context"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -35,11 +36,13 @@ func (r *refusals) look(ctx context.Context) {
 	why := r.served(ctx)
 	if why == nil {
 		r.failed = 0
+		r.services.away.is(nil, time.Now())
 		return
 	}
-	if r.failed++; r.failed < refusedLooks {
+	if r.failed++; r.failed < refusedLooks || ctx.Err() != nil {
 		return
 	}
+	r.services.away.is(why, time.Now())
 	var services corev1.ServiceList
 	if err := r.services.tenant.List(ctx, &services); err != nil {
 		log.FromContext(ctx).Error(err, "look for Services that wait for the management cluster")
@@ -52,13 +55,16 @@ func (r *refusals) look(ctx context.Context) {
 	}
 }
 
-// tell says in the condition and an event why the Service waits, if it does: to be cleaned up after, or to be looked at for the first time. Of others the
-// controllers have said what there is to say.
+// tell says in the condition and an event why the Service waits, if it does: to be cleaned up after, or to be looked at for the first time. Of one that is
+// served it says that nobody knows it any more. Of others the controllers have said what there is to say.
 func (r *refusals) tell(ctx context.Context, service *corev1.Service, why error) error {
 	owned := service.DeletionTimestamp == nil && translate.Owns(convert.Service(service), r.services.config.ClassRequired)
+	known := meta.FindStatusCondition(service.Status.Conditions, conditionReady)
 	condition := metav1.Condition{Type: conditionReady, Status: metav1.ConditionFalse, Reason: reasonHubRefused, Message: "it waits for an address: " + why.Error()}
 	switch {
-	case owned && meta.FindStatusCondition(service.Status.Conditions, conditionReady) == nil:
+	case owned && known == nil:
+	case owned && known.Status == metav1.ConditionTrue:
+		condition = r.services.away.doubt(*known)
 	case !owned && r.services.config.was(service):
 		condition.Message = "it waits until the management cluster has let go of its addresses: " + why.Error() +
 			". If this cluster is not to be served from there any more, stop kubelb-ccm and run: kubelb-ccm --release"

@@ -190,7 +190,7 @@ func serve(ctx context.Context, o options, config Config, hubConfig *rest.Config
 		return err
 	}
 	nodes, events := newNodesProblem(), mgr.GetEventRecorder("kubelb-ccm")
-	services := &serviceReconciler{tenant: mgr.GetClient(), hub: hub.GetClient(), events: events, config: config, nodes: nodes}
+	services := &serviceReconciler{tenant: mgr.GetClient(), hub: hub.GetClient(), events: events, config: config, nodes: nodes, away: newAway(time.Now())}
 	if err := services.setUp(mgr, hub); err != nil {
 		return err
 	}
@@ -205,7 +205,7 @@ func serve(ctx context.Context, o options, config Config, hubConfig *rest.Config
 	if err := mgr.Add(&strangers{reader: mgr.GetAPIReader(), mapper: mgr.GetRESTMapper(), events: events, log: ctrl.Log.WithName("strangers"), told: map[types.UID]time.Time{}}); err != nil {
 		return err
 	}
-	report, err := newReporter(mgr.GetClient(), hubConfig, config, metrics.Registry)
+	report, err := newReporter(mgr.GetClient(), rights.served, config, metrics.Registry)
 	if err != nil {
 		return err
 	}

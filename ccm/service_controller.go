@@ -64,6 +64,7 @@ type serviceReconciler struct {
 	events events.EventRecorder
 	config Config
 	nodes  *nodesProblem
+	away   *away
 }
 
 // setUp lists what wakes a Service up: itself, its EndpointSlices and the nodes where its policy is Local, its LoadBalancer.
@@ -74,6 +75,7 @@ func (r *serviceReconciler) setUp(mgr ctrl.Manager, hub cluster.Cluster) error {
 		Watches(&corev1.Node{}, handler.EnqueueRequestsFromMapFunc(r.localServices), withPredicate(nodeMatters)).
 		WatchesRawSource(source.Kind(hub.GetCache(), &v1alpha1.LoadBalancer{}, handler.TypedEnqueueRequestsFromMapFunc(serviceOfLoadBalancer))).
 		WatchesRawSource(source.Channel(r.nodes.changed, handler.EnqueueRequestsFromMapFunc(r.servicesOfAllNodes))).
+		WatchesRawSource(source.Channel(r.away.changed, handler.EnqueueRequestsFromMapFunc(r.allServices))).
 		Complete(r)
 }
 
@@ -182,7 +184,7 @@ func (r *serviceReconciler) ensure(ctx context.Context, service *corev1.Service)
 		return r.pushFailed(ctx, service, err)
 	}
 	status, refusal := r.config.accept(lb.Status.LoadBalancer)
-	condition := mirror(lb, problems)
+	condition := r.away.doubt(mirror(lb, problems))
 	if refusal != nil {
 		condition = *refusal
 	}
@@ -367,7 +369,7 @@ func (r *serviceReconciler) publish(ctx context.Context, service *corev1.Service
 		r.event(service, corev1.EventTypeWarning, eventUnavailable, condition.Message)
 	case condition.Reason == v1alpha1.ReasonAddressConflict:
 		r.event(service, corev1.EventTypeWarning, condition.Reason, condition.Message)
-	case condition.Status == metav1.ConditionFalse && !waiting[condition.Reason]:
+	case condition.Status != metav1.ConditionTrue && !waiting[condition.Reason]:
 		r.event(service, corev1.EventTypeWarning, eventSyncFailed, condition.Message)
 	}
 	for _, p := range problems {
@@ -389,6 +391,8 @@ func (r *serviceReconciler) log(ctx context.Context, service *corev1.Service, co
 	switch {
 	case condition.Status == metav1.ConditionTrue:
 		logger.Info("the Service is served", of...)
+	case condition.Status == metav1.ConditionUnknown:
+		logger.Warn("it is not known whether the Service is served", of...)
 	case waiting[condition.Reason]:
 		logger.Info("the Service waits", of...)
 	default:

@@ -10,6 +10,7 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -104,6 +105,9 @@ func (r *tenantReconciler) Reconcile(ctx context.Context, req reconcile.Request)
 			left = min(left, again)
 		}
 		conditions, err = append(conditions, bounded), boundErr
+	} else if err != nil && meta.FindStatusCondition(tenant.Status.Conditions, v1alpha1.ConditionBounded) != nil {
+		conditions = append(conditions, metav1.Condition{Type: v1alpha1.ConditionBounded, Status: metav1.ConditionUnknown, Reason: "NotLooked",
+			Message: "whether the management cluster counts the tenant's objects is not looked at before the Tenant is Ready"})
 	}
 	if statusErr := r.setStatus(ctx, &tenant, phase, conditions...); err == nil {
 		err = statusErr

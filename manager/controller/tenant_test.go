@@ -13,6 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
@@ -238,4 +239,24 @@ func TestTheManagerGivesItselfItsRightsInATenantsNamespaceFirst(t *testing.T) {
 	require.NoError(t, h.Get(t.Context(), client.ObjectKey{Namespace: "tenant-a", Name: "kubelb-manager"}, &binding))
 	require.Equal(t, rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "kubelb-tenant-namespace"}, binding.RoleRef)
 	require.Equal(t, []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Namespace: "kubelb", Name: "kubelb-manager"}}, binding.Subjects)
+}
+
+// What was said of the tenant's objects before is not said of a tenant of which they were not looked at.
+func TestWhetherATenantIsBoundedIsUnknownWhileItHasFailed(t *testing.T) {
+	tenant := tenantA()
+	tenant.Status.Conditions = []metav1.Condition{{Type: v1alpha1.ConditionBounded, Status: metav1.ConditionTrue, Reason: "Counted"}}
+	there := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "tenant-a", Labels: map[string]string{"team": "shop"}}}
+	h := newTenantHub(t, time.Hour, tenant, there)
+	h.r.client = interceptor.NewClient(h.Client.(client.WithWatch), interceptor.Funcs{Get: func(ctx context.Context, c client.WithWatch, key client.ObjectKey, o client.Object, options ...client.GetOption) error {
+		if _, is := o.(*corev1.Namespace); is {
+			return errors.New("etcd is full")
+		}
+		return c.Get(ctx, key, o, options...)
+	}})
+	_, err := h.r.Reconcile(t.Context(), requestFor("a"))
+	require.Error(t, err)
+	var is v1alpha1.Tenant
+	require.NoError(t, h.Get(t.Context(), client.ObjectKey{Name: "a"}, &is))
+	require.Equal(t, v1alpha1.TenantFailed, is.Status.Phase)
+	require.Equal(t, metav1.ConditionUnknown, meta.FindStatusCondition(is.Status.Conditions, v1alpha1.ConditionBounded).Status)
 }

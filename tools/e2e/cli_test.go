@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -94,6 +95,20 @@ func TestTheCommandLineSaysHowTheHubIsAndWhatAServiceLacks(t *testing.T) {
 	}
 	out, status = kubelb(t, "bundle", "--file="+bundle)
 	require.NotZero(t, status, "an archive that is there is not written over: %s", out)
+
+	lease := func(renewed time.Time) {
+		applyToHub(t, fmt.Sprintf("apiVersion: coordination.k8s.io/v1\nkind: Lease\nmetadata: {namespace: kubelb, name: controller.kubelb.k8c.io}\nspec: {holderIdentity: host, leaseDurationSeconds: 15, renewTime: %q}\n",
+			renewed.UTC().Format("2006-01-02T15:04:05.000000Z")))
+	}
+	cleanUpHub(t, "kubelb|lease/controller.kubelb.k8c.io")
+	lease(time.Now().Add(-time.Hour))
+	for _, command := range [][]string{{"status"}, {"explain", "default/said"}, {"pools"}, {"tenants", "list"}} {
+		out, _ = kubelb(t, command...)
+		require.Contains(t, out, "no kubelb-manager has run the controllers for 1h0m", "%v", command)
+	}
+	lease(time.Now())
+	out, status = kubelb(t, "explain", "default/said")
+	require.Zero(t, status, out)
 
 	disable := func(is string) {
 		hubKubectl(t, "patch", "tenant", "a", "--type=merge", "-p", `{"spec":{"loadBalancer":{"disable":`+is+`}}}`)

@@ -61,7 +61,8 @@ func TestATenantThatIsDeletedIsToldSoAndItsClusterIsReleased(t *testing.T) {
 		}
 		return nil
 	})
-	t.Log(readyCondition(t, "leaves"))
+	comesToBe(t, "stays", "Unknown HubSilent")
+	t.Log(readyCondition(t, "leaves"), readyCondition(t, "stays"))
 	ccm.Kill()
 	out, err := lab.Tenant.Run(t.Context(), program, "--release", "--kubeconfig="+lab.Tenant.Kubeconfig)
 	require.NoError(t, err)

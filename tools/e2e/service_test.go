@@ -2,7 +2,9 @@ package e2e
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -572,6 +574,50 @@ spec: {addresses: [192.0.2.160-192.0.2.161, "2001:db8:c::160-2001:db8:c::161"], 
 		return nil
 	})
 	of("192.0.2.16", "2001:db8:c::16")
+	onlyGatewayCrashes(t, "named", func(selector string) { pool(", draining: true, gatewaySelector: {matchLabels: {" + selector + "}}") })
+}
+
+// onlyGatewayCrashes has the one gateway crash that a Service's pool chooses: what it has said counts no more, until it is back.
+func onlyGatewayCrashes(t *testing.T, name string, choose func(selector string)) {
+	t.Helper()
+	host, err := lab.AddGateway("lonely", 7)
+	require.NoError(t, err)
+	cleanUpHub(t, "gateways.kubelb.k8c.io/lonely", "kubelb|lease/lonely")
+	lonely, err := lab.StartGateway(host, "lonely", "--gateway-label=rack=two")
+	require.NoError(t, err)
+	becomes := func(path, want string) {
+		t.Helper()
+		eventually(t, 30*time.Second, func() error {
+			if got := hubKubectl(t, "get", "gateways.kubelb.k8c.io", "lonely", "--ignore-not-found", "-o", "jsonpath="+path); !regexp.MustCompile(want).MatchString(got) {
+				return fmt.Errorf("gateway lonely has %s %q, want %s", path, got, want)
+			}
+			return nil
+		})
+	}
+	becomes("{.status.candidates[*]}", "^gateway lonely$")
+	choose("rack: two")
+	becomes("{.status.announcedAddresses}", "^[2-9]$")
+	comesToBe(t, name, "True Ready")
+	address := externalIPs(t, name, 2)[0]
+	lonely.Kill()
+	comesToBe(t, name, "Unknown GatewaySilent")
+	require.Len(t, externalIPs(t, name, 2), 2, "it may be served still")
+	becomes(`{.status.conditions[?(@.type=="Ready")]['status','reason']}`, "^Unknown NotHeard$")
+	page, status := kubelb(t, "status")
+	require.Equal(t, 1, status, page)
+	require.Regexp(t, `(?m)^lonely +Gone +\S+ +- +- +-$`, page)
+	require.Contains(t, page, "GatewaySilent: "+address+" is not announced: gateway lonely: nothing has been heard of it since ")
+	explained, status := kubelb(t, "explain", "default/"+name)
+	require.Equal(t, 1, status, explained)
+	require.Contains(t, explained, "NO   its addresses are announced")
+	path, status := kubelb(t, "trace", net.JoinHostPort(address, "80"))
+	require.Equal(t, 1, status, path)
+	require.Contains(t, path, "no gateway answers for it")
+	t.Log(page, explained, path)
+	lonely, err = lab.StartGateway(host, "lonely", "--gateway-label=rack=two", "--announce=none")
+	require.NoError(t, err)
+	t.Cleanup(lonely.Stop)
+	comesToBe(t, name, "True Ready")
 }
 
 func TestTwoTenantsNeverShareAnAddress(t *testing.T) {

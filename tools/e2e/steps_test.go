@@ -161,7 +161,7 @@ func readyCondition(t *testing.T, name string) string {
 // before they are in another.
 func comesToBe(t *testing.T, name, want string) {
 	t.Helper()
-	eventually(t, 20*time.Second, func() error {
+	eventually(t, 40*time.Second, func() error {
 		if got := readyCondition(t, name); !strings.Contains(got, want) {
 			return fmt.Errorf("the condition of service %s is %q, want %q", name, got, want)
 		}

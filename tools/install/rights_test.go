@@ -345,6 +345,9 @@ func TestTheChartsAccountsSufficeForTheirWork(t *testing.T) {
 	kubectl(t, lab.Hub, "", "delete", "tenant", "a", "former", "--timeout=60s")
 	require.Empty(t, kubectl(t, lab.Hub, "", "get", "namespaces", "-l", "kubelb.k8c.io/managed-by=kubelb", "-o", "name"))
 
+	gateway.Kill()
+	kubectl(t, lab.Hub, "", "wait", "gateways.kubelb.k8c.io/one", "--for=condition=Ready=Unknown", "--timeout=40s")
+
 	// Tokens that last, for tenants with KubeLB's own CCM.
 	lab.Manager.Stop()
 	start("--tenant-token-lifetime=0")

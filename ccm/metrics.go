@@ -37,7 +37,7 @@ func newReporter(services client.Reader, served func(context.Context) error, con
 	out := &reporter{services: services, served: served, config: config,
 		reachable: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "kubelb_ccm_hub_reachable", Help: "Whether the management cluster's API answers, and takes the CCM's credentials."}, nil),
 		counts: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "kubelb_ccm_services",
-			Help: "Services of type LoadBalancer that are KubeLB's, by whether they are served (ready), wait for something (pending), or nobody knows since the management cluster is away (unknown)."}, []string{"state"})}
+			Help: "Services of type LoadBalancer that are KubeLB's, by whether they are served (ready), wait for something (pending), or nobody knows (unknown)."}, []string{"state"})}
 	for _, c := range []prometheus.Collector{out.reachable, out.counts} {
 		if err := r.Register(c); err != nil {
 			return nil, fmt.Errorf("register metrics: %w", err)

@@ -112,10 +112,14 @@ func (p *presence) look(ctx context.Context, now time.Time) error {
 		}
 		is := p.renewed(g, lease, now)
 		renewals[g.Name] = is
-		if !is.distrusted && now.Sub(is.seen) <= membership.Silence(lease, membership.SilentAfter) {
+		switch why := membership.Unwritten(lease); {
+		case is.distrusted, now.Sub(is.seen) > membership.Silence(lease, membership.SilentAfter):
+			unheard[g.Name] = sinceWhen(lease)
+		case why != "":
+			unheard[g.Name] = "it cannot write its Gateway object, which is of before: " + why
+		default:
 			continue
 		}
-		unheard[g.Name] = sinceWhen(lease)
 		if err := p.say(ctx, g, unheard[g.Name]); err != nil && !apierrors.IsConflict(err) && !apierrors.IsNotFound(err) {
 			errs = append(errs, fmt.Errorf("say of gateway %s that nothing is heard of it: %w", g.Name, err))
 		}
@@ -171,7 +175,7 @@ func sinceWhen(lease *coordinationv1.Lease) string {
 // say has the object of a gateway say that nothing is heard of it. The gateway says again how it is when it is back.
 func (p *presence) say(ctx context.Context, g *v1alpha1.Gateway, since string) error {
 	now := g.DeepCopy()
-	message := since + ": see whether its host is up, and whether its manager runs and reaches the API. Delete this object if the gateway is not to come back. All else in this status is of then"
+	message := since + ". See whether its host is up, and whether its manager runs and reaches the API; its log says more. Delete this object if the gateway is not to come back. All else in this status is of before"
 	changed := false
 	for _, kind := range []string{v1alpha1.ConditionReady, v1alpha1.ConditionBGPEstablished} {
 		before := meta.FindStatusCondition(now.Status.Conditions, kind)

@@ -197,3 +197,24 @@ func TestWithoutAnyGatewayNoDataplaneHoldsAnything(t *testing.T) {
 	require.Equal(t, metav1.ConditionFalse, is.Status)
 	require.Equal(t, "NoGateway", is.Reason)
 }
+
+// One that renews its Lease and cannot write its object is there; what its object says is of before all the same.
+func TestAGatewayThatCannotWriteItsObjectIsNotBelieved(t *testing.T) {
+	a := absenceOf(t, "g1")
+	a.after(0)
+	require.Equal(t, metav1.ConditionTrue, a.condition(v1alpha1.ConditionReady).Status)
+	says := func(annotations map[string]string) {
+		var lease coordinationv1.Lease
+		require.NoError(t, a.hub.Get(t.Context(), client.ObjectKey{Namespace: "kubelb", Name: "g1"}, &lease))
+		lease.Annotations = annotations
+		require.NoError(t, a.hub.Update(t.Context(), &lease))
+		a.after(time.Second, "g1")
+	}
+	says(map[string]string{"kubelb.k8c.io/unwritten": "status.failures: too many"})
+	for _, is := range []metav1.Condition{a.gateway("g1", v1alpha1.ConditionReady), a.condition(v1alpha1.ConditionReady)} {
+		require.Equal(t, metav1.ConditionUnknown, is.Status)
+		require.Contains(t, is.Message, "it cannot write its Gateway object, which is of before: status.failures: too many")
+	}
+	says(nil)
+	require.Equal(t, metav1.ConditionTrue, a.condition(v1alpha1.ConditionReady).Status)
+}

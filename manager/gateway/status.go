@@ -170,6 +170,10 @@ func (g *Gateway) writeStatus(ctx context.Context) error {
 	var latest *v1alpha1.GatewayStatus
 	retry := time.NewTimer(0)
 	defer retry.Stop()
+	unwritten := unwritten{}
+	if lease := cmp.Or(g.options.Member, g.options.Presence); lease != nil {
+		unwritten.lease = lease
+	}
 	for {
 		select {
 		case <-ctx.Done():
@@ -181,7 +185,9 @@ func (g *Gateway) writeStatus(ctx context.Context) error {
 		if latest == nil {
 			continue
 		}
-		if err := g.write(ctx, *latest); err != nil {
+		err := g.write(ctx, *latest)
+		unwritten.note(err, time.Now())
+		if err != nil {
 			if ctx.Err() == nil && !apierrors.IsConflict(err) {
 				g.log.Warn("write Gateway status", "error", err)
 			}
@@ -194,6 +200,35 @@ func (g *Gateway) writeStatus(ctx context.Context) error {
 			return nil
 		case <-time.After(statusPause):
 		}
+	}
+}
+
+// unwritten says on the gateway's Lease that its object is of before, where that cannot be written although the API is reached.
+type unwritten struct {
+	// lease is nil where there is none.
+	lease interface {
+		Reaches() bool
+		SayUnwritten(why string)
+	}
+	since time.Time
+}
+
+// unwrittenAfter is for how long it has to be tried in vain.
+const unwrittenAfter = 10 * time.Second
+
+// note takes note of what has become of a try.
+func (u *unwritten) note(err error, now time.Time) {
+	switch {
+	case u.lease == nil:
+	case err == nil:
+		u.since = time.Time{}
+		u.lease.SayUnwritten("")
+	case !u.lease.Reaches():
+		u.since = time.Time{}
+	case u.since.IsZero():
+		u.since = now
+	case now.Sub(u.since) >= unwrittenAfter:
+		u.lease.SayUnwritten(err.Error())
 	}
 }
 

@@ -24,6 +24,7 @@ import (
 	coordination "k8s.io/client-go/kubernetes/typed/coordination/v1"
 	"k8s.io/client-go/rest"
 
+	"kubelb.k8c.io/api/plain"
 	"kubelb.k8c.io/core/election"
 	"kubelb.k8c.io/manager/clock"
 )
@@ -33,6 +34,17 @@ const Label = "kubelb.k8c.io/gateway"
 
 // annotation holds what a gateway says of itself to its peers, as JSON.
 const annotation = "kubelb.k8c.io/view"
+
+// annotationUnwritten holds why a gateway, which reaches the API, cannot write its Gateway object.
+const annotationUnwritten = "kubelb.k8c.io/unwritten"
+
+// longestUnwritten is how many bytes of that are read, and shown.
+const longestUnwritten = 512
+
+// Unwritten is why the object of a gateway is of before, although the gateway renews its Lease; empty if it is not.
+func Unwritten(lease *coordinationv1.Lease) string {
+	return plain.Message(lease.Annotations[annotationUnwritten], longestUnwritten)
+}
 
 // DefaultDuration is how long a lease lasts that is not renewed.
 const DefaultDuration = time.Second
@@ -114,6 +126,8 @@ type Member struct {
 	lease  *coordinationv1.Lease
 	// waitsFor is who holds the Lease instead.
 	waitsFor string
+	// unwritten is why the gateway's object cannot be written.
+	unwritten string
 }
 
 // peer is another gateway's Lease as it was last seen.
@@ -180,6 +194,13 @@ func (m *Member) Say(s Said) {
 		default:
 		}
 	}
+}
+
+// SayUnwritten says on the Lease why the gateway's object cannot be written, from its next renewal on; empty if it can.
+func (m *Member) SayUnwritten(why string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.unwritten = plain.Message(why, longestUnwritten)
 }
 
 // Told tells whether the lease lasts, peers can know that the gateway acts upon the view, and what Peers says is newer than that. Then
@@ -295,7 +316,7 @@ func (m *Member) renew(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, m.options.Duration/2)
 	defer cancel()
 	m.mu.Lock()
-	said, lease := m.said, m.lease
+	said, lease, unwritten := m.said, m.lease, m.unwritten
 	m.mu.Unlock()
 	if lease == nil {
 		var err error
@@ -304,7 +325,7 @@ func (m *Member) renew(ctx context.Context) error {
 		}
 	}
 	lease = lease.DeepCopy()
-	if err := m.fill(lease, said); err != nil {
+	if err := m.fill(lease, said, unwritten); err != nil {
 		return err
 	}
 	asked := clock.Now()
@@ -363,12 +384,17 @@ func (m *Member) acquire(ctx context.Context) (*coordinationv1.Lease, error) {
 	return lease, nil
 }
 
-func (m *Member) fill(lease *coordinationv1.Lease, said Said) error {
+func (m *Member) fill(lease *coordinationv1.Lease, said Said, unwritten string) error {
 	text, err := json.Marshal(said)
 	if err != nil {
 		return err
 	}
 	metav1.SetMetaDataAnnotation(&lease.ObjectMeta, annotation, string(text))
+	if unwritten != "" {
+		metav1.SetMetaDataAnnotation(&lease.ObjectMeta, annotationUnwritten, unwritten)
+	} else {
+		delete(lease.Annotations, annotationUnwritten)
+	}
 	seconds, renewed := int32(m.options.Duration/time.Second), metav1.NowMicro()
 	if lease.Spec.HolderIdentity == nil || *lease.Spec.HolderIdentity != m.identity {
 		lease.Spec.AcquireTime = &renewed
@@ -456,7 +482,7 @@ func (m *Member) leave() error {
 		said.Reached = nil
 	}
 	nobody := ""
-	if err := m.fill(lease, said); err != nil {
+	if err := m.fill(lease, said, ""); err != nil {
 		return err
 	}
 	lease.Spec.HolderIdentity = &nobody

@@ -114,3 +114,17 @@ func TestALeaseThatIsForYearsEndsSoon(t *testing.T) {
 	m.see("b", leaseThatSays(`{"candidates":null}`, 1<<31-1))
 	require.LessOrEqual(t, m.peers["b"].gone, clock.Now()+LongestDuration+LongestDuration/margin)
 }
+
+func TestALeaseSaysWhyItsGatewaysObjectIsOfBefore(t *testing.T) {
+	m, lease := idleMember("a"), leaseThatSays("", 1)
+	says := func(why string) string {
+		m.SayUnwritten(why)
+		require.NoError(t, m.fill(lease, Said{}, m.unwritten))
+		return Unwritten(lease)
+	}
+	require.Equal(t, "status.failures: too many", says("status.failures: too many"))
+	require.LessOrEqual(t, len(says(strings.Repeat("x", 1000))), longestUnwritten)
+	require.Empty(t, says(""))
+	lease.Annotations[annotationUnwritten] = "\x1b[31m"
+	require.Equal(t, `\u001b[31m`, Unwritten(lease), "another one's text gives a terminal no orders")
+}

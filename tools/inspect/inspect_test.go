@@ -91,6 +91,11 @@ func TestFaultsAreNamedWithWhatToDo(t *testing.T) {
 		"no gateway":                {func(h *Hub) { h.Gateways = nil }, "there is no gateway", true, "gateways work", "there is no gateway: start a kubelb-manager"},
 		"a gateway that died":       {func(h *Hub) { h.Now = now.Add(time.Minute) }, "nothing has been heard of it for 1m0s", true, "gateways work", "g1 is gone"},
 		"a gateway without a Lease": {func(h *Hub) { h.Leases, h.Namespace = nil, "default" }, "it has no Lease in namespace default", true, "gateways work", "g1 has no Lease in namespace default"},
+		"a gateway that cannot write": {func(h *Hub) {
+			lease := h.Leases["g1"]
+			lease.Annotations = map[string]string{"kubelb.k8c.io/unwritten": "gateways.kubelb.k8c.io is forbidden"}
+			h.Leases["g1"] = lease
+		}, "it cannot write its Gateway object, which is of before: gateways.kubelb.k8c.io is forbidden", true, "gateways work", "g1 cannot write its Gateway object"},
 		"a gateway that has just come back": {func(h *Hub) {
 			h.Gateways[0].Status.Conditions[0] = is(v1alpha1.ConditionReady, metav1.ConditionUnknown, v1alpha1.ReasonNotHeard, "nothing has been heard of it")
 		}, "it has not said yet how it is", true, "gateways work", "g1 has not said yet how it is"},

@@ -13,6 +13,7 @@ import (
 
 	"kubelb.k8c.io/api/plain"
 	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/manager/membership"
 )
 
 // Status is a page about a management cluster.
@@ -121,12 +122,14 @@ type sayer func(severity, object, format string, args ...any)
 func (h *Hub) stateOf(g *v1alpha1.Gateway) (state, says string) {
 	is := meta.FindStatusCondition(g.Status.Conditions, v1alpha1.ConditionReady)
 	_, isGone := h.gone(g.Name)
-	_, leased := h.Leases[g.Name]
+	lease, leased := h.Leases[g.Name]
 	switch {
 	case isGone:
 		return gone, ""
 	case !leased:
 		return unknown, fmt.Sprintf("has no Lease in namespace %s, so that nobody knows whether it is there: is that the manager's namespace (--namespace)?", h.Namespace)
+	case membership.Unwritten(&lease) != "":
+		return unknown, "cannot write its Gateway object, which is of before: " + membership.Unwritten(&lease)
 	case is == nil, is.Reason == v1alpha1.ReasonNotHeard:
 		return unknown, "has not said yet how it is"
 	case is.Status != metav1.ConditionTrue:

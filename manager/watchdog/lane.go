@@ -1,0 +1,179 @@
+package watchdog
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"syscall"
+	"time"
+
+	"github.com/mdlayher/packet"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/net/bpf"
+	"golang.org/x/sys/unix"
+)
+
+// Names of the pair of virtual interfaces. What the far one sends arrives at the near one as if by a cable.
+const (
+	Near = "kubelb-watch"
+	far  = "kubelb-client"
+)
+
+// clientMAC is that of the client that tries. The far interface has another one, so that the host takes nothing of what is sent to the client for itself.
+var clientMAC = net.HardwareAddr{0x02, 0x6b, 0x75, 0x62, 0x65, 0x6c}
+
+// lane is how packets of tries come and go.
+type lane struct {
+	conn *packet.Conn
+	near net.HardwareAddr
+	// sources are the client's addresses, at most one of each family.
+	sources []netip.Addr
+}
+
+// openLane makes the pair anew, and gives the client those of the addresses whose family the host has. It needs CAP_NET_ADMIN and CAP_NET_RAW.
+func openLane(sources []netip.Addr) (_ *lane, err error) {
+	if err := removeLane(); err != nil {
+		return nil, err
+	}
+	pair := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: Near, MTU: 1500}, PeerName: far}
+	if err := netlink.LinkAdd(pair); err != nil {
+		return nil, fmt.Errorf("make the virtual interfaces %s and %s (needs CAP_NET_ADMIN and the kernel module veth): %w", Near, far, err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, removeLane())
+		}
+	}()
+	near, err := raise(Near)
+	if err != nil {
+		return nil, err
+	}
+	distant, err := raise(far)
+	if err != nil {
+		return nil, err
+	}
+	l := &lane{near: near.Attrs().HardwareAddr}
+	var problems []error
+	for _, source := range sources {
+		if err := leadTo(near, source); err != nil {
+			problems = append(problems, err)
+			continue
+		}
+		l.sources = append(l.sources, source)
+	}
+	if len(l.sources) == 0 {
+		return nil, errors.Join(problems...)
+	}
+	l.conn, err = listen(distant)
+	return l, err
+}
+
+func listen(on netlink.Link) (*packet.Conn, error) {
+	filter, err := bpf.Assemble(toClient())
+	if err != nil {
+		return nil, fmt.Errorf("filter of frames: %w", err)
+	}
+	a := on.Attrs()
+	conn, err := packet.Listen(&net.Interface{Index: a.Index, Name: a.Name, HardwareAddr: a.HardwareAddr}, packet.Raw, unix.ETH_P_ALL, &packet.Config{Filter: filter})
+	if err != nil {
+		return nil, fmt.Errorf("packet socket on %s (needs CAP_NET_RAW): %w", a.Name, err)
+	}
+	return conn, nil
+}
+
+// raise brings an interface up that has no address of its own.
+func raise(name string) (netlink.Link, error) {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return nil, fmt.Errorf("interface %s: %w", name, err)
+	}
+	// A kernel without IPv6 does not know of this.
+	_ = netlink.LinkSetIP6AddrGenMode(link, nl6AddrGenNone)
+	if err := netlink.LinkSetUp(link); err != nil {
+		return nil, fmt.Errorf("bring up %s: %w", name, err)
+	}
+	return link, nil
+}
+
+// nl6AddrGenNone is IN6_ADDR_GEN_MODE_NONE of linux/if_link.h: no link-local address.
+const nl6AddrGenNone = 1
+
+// leadTo has the host reach the client by the near interface.
+func leadTo(near netlink.Link, client netip.Addr) error {
+	network := &net.IPNet{IP: client.AsSlice(), Mask: net.CIDRMask(client.BitLen(), client.BitLen())}
+	index := near.Attrs().Index
+	if err := netlink.NeighSet(&netlink.Neigh{LinkIndex: index, IP: client.AsSlice(), HardwareAddr: clientMAC, State: netlink.NUD_PERMANENT}); err != nil {
+		return fmt.Errorf("neighbour %s on %s: %w", client, Near, err)
+	}
+	if err := netlink.RouteAdd(&netlink.Route{LinkIndex: index, Dst: network, Scope: netlink.SCOPE_LINK}); err != nil {
+		return fmt.Errorf("route to %s by %s: %w", client, Near, err)
+	}
+	return nil
+}
+
+// toClient lets the socket have what is sent to the client, and not what it sends itself.
+func toClient() []bpf.Instruction {
+	return []bpf.Instruction{
+		bpf.LoadAbsolute{Off: 0, Size: 4},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: 0x026b7562, SkipFalse: 3},
+		bpf.LoadAbsolute{Off: 4, Size: 2},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: 0x656c, SkipFalse: 1},
+		bpf.RetConstant{Val: maxFrame},
+		bpf.RetConstant{Val: 0},
+	}
+}
+
+// maxFrame is how much of a frame is read: an ICMP error with what it is about is shorter.
+const maxFrame = 256
+
+// send sends a segment to the near interface.
+func (l *lane) send(s tcpSegment) error {
+	_, err := l.conn.WriteTo(s.frame(clientMAC, l.near), &packet.Addr{HardwareAddr: l.near})
+	return err
+}
+
+// receive returns the next answer. It ends with an error when the lane is closed or the interfaces go.
+func (l *lane) receive() (answer, error) {
+	frame := make([]byte, maxFrame)
+	for {
+		n, _, err := l.conn.ReadFrom(frame)
+		if err != nil {
+			return answer{}, err
+		}
+		if a, ok := readAnswer(frame[:n]); ok {
+			return a, nil
+		}
+	}
+}
+
+// source is the client's address of the frontend's family; false if the client has none.
+func (l *lane) source(frontend netip.Addr) (netip.Addr, bool) {
+	for _, s := range l.sources {
+		if s.Is4() == frontend.Is4() {
+			return s, true
+		}
+	}
+	return netip.Addr{}, false
+}
+
+// stop has receive end.
+func (l *lane) stop() error { return l.conn.SetReadDeadline(time.Unix(1, 0)) }
+
+// close removes the pair.
+func (l *lane) close() error { return errors.Join(l.conn.Close(), removeLane()) }
+
+// removeLane removes the pair if it is there, as after a process that was killed.
+func removeLane() error {
+	link, err := netlink.LinkByName(Near)
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("interface %s: %w", Near, err)
+	}
+	if err := netlink.LinkDel(link); err != nil && !errors.Is(err, syscall.ENODEV) {
+		return fmt.Errorf("remove interface %s: %w", Near, err)
+	}
+	return nil
+}

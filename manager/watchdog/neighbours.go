@@ -1,0 +1,221 @@
+package watchdog
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"kubelb.k8c.io/core/phrase"
+)
+
+// Neighbours finds out whether anybody on a segment hears this host: by the kernel's own neighbour discovery (RFC 826, RFC 4861), of the hosts that it has
+// talked to. An interface may be up while the switch takes nothing from it.
+type Neighbours struct {
+	// Interfaces are those at which the gateway announces addresses.
+	Interfaces []string
+	// Tell is told why nobody hears this host, when that has changed; an empty text if somebody does or nobody knows.
+	Tell func(ctx context.Context, problem string)
+	// Failed is told why the kernel could not be asked.
+	Failed func(error)
+}
+
+const (
+	// lookEvery is how often neighbours are asked, and answersAfter when their answers are looked at: the kernel asks three times, a second apart.
+	lookEvery    = 10 * time.Second
+	answersAfter = 4 * time.Second
+	// silentAfter is how many times in a row none has to answer.
+	silentAfter = 2
+	// maxNeighbours of an interface are asked.
+	maxNeighbours = 16
+	// withoutRouter is of how many hosts none has to answer, where none of them is a router: a single one may have been turned off.
+	withoutRouter = 2
+)
+
+// neighbour is a host on a segment that has answered before.
+type neighbour struct {
+	index  int
+	mac    string
+	router bool
+	// seen is when it was known to be there last.
+	seen time.Time
+}
+
+// Run asks neighbours until ctx ends.
+func (n *Neighbours) Run(ctx context.Context) error {
+	known, silent, told := map[string]map[netip.Addr]*neighbour{}, map[string]int{}, ""
+	for ctx.Err() == nil {
+		var problems []string
+		for _, name := range n.Interfaces {
+			if known[name] == nil {
+				known[name] = map[netip.Addr]*neighbour{}
+			}
+			heard, err := n.look(ctx, name, known[name])
+			if err != nil {
+				n.Failed(err)
+			}
+			if silent[name]++; heard || err != nil {
+				silent[name] = 0
+			}
+			if silent[name] >= silentAfter {
+				problems = append(problems, fmt.Sprintf("none of the hosts that were there answers at interface %s any more (%s)", name, names(known[name])))
+			}
+		}
+		if problem := phrase.Few(problems, "; "); problem != told && ctx.Err() == nil {
+			told = problem
+			n.Tell(ctx, problem)
+		}
+		pause(ctx, lookEvery-answersAfter)
+	}
+	return nil
+}
+
+// look asks who is there at an interface. It returns false if those are silent that were there.
+func (n *Neighbours) look(ctx context.Context, name string, known map[netip.Addr]*neighbour) (heard bool, err error) {
+	link, err := netlink.LinkByName(name)
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		return true, nil // which is said elsewhere
+	}
+	if err != nil {
+		return false, err
+	}
+	if a := link.Attrs(); a.OperState == netlink.OperDown || a.OperState == netlink.OperLowerLayerDown {
+		return true, nil // so is this
+	}
+	index := link.Attrs().Index
+	table, err := neighboursOf(index)
+	if err != nil {
+		return false, err
+	}
+	routers, err := routersBy(index)
+	if err != nil {
+		return false, err
+	}
+	remember(known, table, routers, index)
+	for a := range known {
+		if err := probe(index, a, table[a]); err != nil {
+			return false, fmt.Errorf("ask for neighbour %s at %s: %w", a, name, err)
+		}
+	}
+	pause(ctx, answersAfter)
+	if table, err = neighboursOf(index); err != nil {
+		return false, err
+	}
+	return answered(known, table, time.Now()), nil
+}
+
+// remember adds the hosts of the kernel's table, and drops those that have been away longest.
+func remember(known map[netip.Addr]*neighbour, table map[netip.Addr]netlink.Neigh, routers map[netip.Addr]bool, index int) {
+	for a, k := range known {
+		if k.index != index {
+			delete(known, a) // another interface has the name now
+		}
+	}
+	for a, entry := range table {
+		if !isThere(entry) {
+			continue
+		}
+		if known[a] == nil {
+			known[a] = &neighbour{index: index}
+		}
+		known[a].mac = entry.HardwareAddr.String()
+	}
+	for a, k := range known {
+		k.router = routers[a]
+	}
+	ordered := slices.SortedFunc(maps.Keys(known), func(a, b netip.Addr) int {
+		return cmp.Or(compareBool(known[b].router, known[a].router), known[b].seen.Compare(known[a].seen), a.Compare(b))
+	})
+	for _, a := range ordered[min(len(ordered), maxNeighbours):] {
+		delete(known, a)
+	}
+}
+
+func compareBool(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case a:
+		return 1
+	}
+	return -1
+}
+
+// answered notes who is there, and returns false if nobody is of those that were there once, and these are enough to tell.
+func answered(known map[netip.Addr]*neighbour, table map[netip.Addr]netlink.Neigh, now time.Time) bool {
+	some, enough, were := false, false, map[string]bool{}
+	for a, k := range known {
+		switch {
+		case table[a].State&netlink.NUD_REACHABLE != 0:
+			k.seen, some = now, true
+		case !k.seen.IsZero():
+			were[k.mac] = true
+			enough = enough || k.router
+		}
+	}
+	return some || !enough && len(were) < withoutRouter
+}
+
+// isThere tells whether an entry of the table is of a host, which may have gone since.
+func isThere(n netlink.Neigh) bool {
+	const learned = netlink.NUD_REACHABLE | netlink.NUD_STALE | netlink.NUD_DELAY | netlink.NUD_PROBE
+	return n.State&learned != 0 && len(n.HardwareAddr) == 6 && n.HardwareAddr[0]&1 == 0 && !bytes.Equal(n.HardwareAddr, make(net.HardwareAddr, 6))
+}
+
+// probe has the kernel ask for a host: at the MAC that it has of it, else whoever has the address.
+func probe(index int, a netip.Addr, entry netlink.Neigh) error {
+	ask := &netlink.Neigh{LinkIndex: index, IP: a.AsSlice(), State: netlink.NUD_NONE, Flags: netlink.NTF_USE}
+	if isThere(entry) {
+		ask.State, ask.Flags, ask.HardwareAddr = netlink.NUD_PROBE, entry.Flags, entry.HardwareAddr
+	}
+	return netlink.NeighSet(ask)
+}
+
+// neighboursOf is the kernel's table of hosts at an interface.
+func neighboursOf(index int) (map[netip.Addr]netlink.Neigh, error) {
+	table := map[netip.Addr]netlink.Neigh{}
+	list, err := netlink.NeighList(index, netlink.FAMILY_ALL)
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		return nil, fmt.Errorf("list neighbours: %w", err)
+	}
+	for _, entry := range list {
+		if a, ok := netip.AddrFromSlice(entry.IP); ok && !a.Unmap().IsMulticast() {
+			table[a.Unmap()] = entry
+		}
+	}
+	return table, nil
+}
+
+// routersBy are the next hops of routes by an interface.
+func routersBy(index int) (map[netip.Addr]bool, error) {
+	routers := map[netip.Addr]bool{}
+	routes, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{LinkIndex: index}, netlink.RT_FILTER_OIF)
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		return nil, fmt.Errorf("list routes: %w", err)
+	}
+	for _, r := range routes {
+		if a, ok := netip.AddrFromSlice(r.Gw); ok {
+			routers[a.Unmap()] = true
+		}
+	}
+	return routers, nil
+}
+
+// names are the hosts that were there, in order.
+func names(known map[netip.Addr]*neighbour) string {
+	var all []string
+	for _, a := range slices.SortedFunc(maps.Keys(known), netip.Addr.Compare) {
+		if !known[a].seen.IsZero() {
+			all = append(all, a.String())
+		}
+	}
+	return phrase.Few(all, ", ")
+}

@@ -1,0 +1,182 @@
+package watchdog
+
+import (
+	"encoding/binary"
+	"net"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+)
+
+// Flags of a TCP header (RFC 9293 section 3.1).
+const (
+	flagFIN byte = 1 << iota
+	flagSYN
+	flagRST
+	_
+	flagACK
+)
+
+const (
+	ethernetHeader = 14
+	ipv4Header     = 20
+	ipv6Header     = 40
+	tcpHeader      = 20
+	etherTypeIPv4  = 0x0800
+	etherTypeIPv6  = 0x86dd
+	hopLimit       = 64
+	window         = 64240
+)
+
+// flow names a try: from the address that no host has to a frontend.
+type flow struct {
+	client, frontend netip.AddrPort
+}
+
+// tcpSegment is a TCP segment without data.
+type tcpSegment struct {
+	flow
+	seq, ack uint32
+	flags    byte
+}
+
+// frame is the segment in an Ethernet frame, as the client sends it.
+func (s tcpSegment) frame(from, to net.HardwareAddr) []byte {
+	b := append(append([]byte{}, to...), from...)
+	source, target := s.client.Addr().AsSlice(), s.frontend.Addr().AsSlice()
+	if s.client.Addr().Is4() {
+		b = binary.BigEndian.AppendUint16(b, etherTypeIPv4)
+		ip := []byte{0x45, 0, 0, ipv4Header + tcpHeader, 0, 0, 0x40, 0, hopLimit, unix.IPPROTO_TCP, 0, 0}
+		ip = append(append(ip, source...), target...)
+		binary.BigEndian.PutUint16(ip[10:], checksum(0, ip))
+		b = append(b, ip...)
+	} else {
+		b = binary.BigEndian.AppendUint16(b, etherTypeIPv6)
+		b = append(b, 0x60, 0, 0, 0, 0, tcpHeader, unix.IPPROTO_TCP, hopLimit)
+		b = append(append(b, source...), target...)
+	}
+	tcp := make([]byte, tcpHeader)
+	binary.BigEndian.PutUint16(tcp, s.client.Port())
+	binary.BigEndian.PutUint16(tcp[2:], s.frontend.Port())
+	binary.BigEndian.PutUint32(tcp[4:], s.seq)
+	binary.BigEndian.PutUint32(tcp[8:], s.ack)
+	tcp[12], tcp[13] = tcpHeader/4<<4, s.flags
+	binary.BigEndian.PutUint16(tcp[14:], window)
+	pseudo := append(append([]byte{}, source...), target...)
+	pseudo = append(pseudo, 0, unix.IPPROTO_TCP, 0, tcpHeader)
+	binary.BigEndian.PutUint16(tcp[16:], checksum(sum(0, pseudo), tcp))
+	return append(b, tcp...)
+}
+
+// sum adds 16-bit words (RFC 1071).
+func sum(so uint32, b []byte) uint32 {
+	for ; len(b) > 1; b = b[2:] {
+		so += uint32(binary.BigEndian.Uint16(b))
+	}
+	return so
+}
+
+func checksum(so uint32, b []byte) uint16 {
+	so = sum(so, b)
+	for so > 0xffff {
+		so = so>>16 + so&0xffff
+	}
+	return ^uint16(so)
+}
+
+// answer is what came back for a flow.
+type answer struct {
+	flow
+	// seq and flags are those of a TCP segment.
+	seq   uint32
+	flags byte
+	// data: it has some.
+	data bool
+	// unreachable: it is an ICMP error about the flow instead, from the address.
+	unreachable bool
+	from        netip.Addr
+}
+
+// readAnswer reads a frame to the client. It returns false for anything that is no answer to a try.
+func readAnswer(frame []byte) (answer, bool) {
+	if len(frame) < ethernetHeader {
+		return answer{}, false
+	}
+	p, ok := readPacket(frame[ethernetHeader:])
+	if !ok {
+		return answer{}, false
+	}
+	if p.protocol == unix.IPPROTO_TCP {
+		if len(p.payload) < tcpHeader {
+			return answer{}, false
+		}
+		return answer{flow: flow{client: netip.AddrPortFrom(p.target, binary.BigEndian.Uint16(p.payload[2:])), frontend: netip.AddrPortFrom(p.source, binary.BigEndian.Uint16(p.payload))},
+			seq: binary.BigEndian.Uint32(p.payload[4:]), flags: p.payload[13], data: len(p.payload) > int(p.payload[12]>>4)*4, from: p.source}, true
+	}
+	return readError(p)
+}
+
+// datagram is an IP packet.
+type datagram struct {
+	source, target netip.Addr
+	protocol       byte
+	payload        []byte
+}
+
+// readPacket reads an IP packet that may be cut off. One with IPv6 extension headers, which no answer has, is not understood.
+func readPacket(b []byte) (datagram, bool) {
+	if len(b) < 1 {
+		return datagram{}, false
+	}
+	switch b[0] >> 4 {
+	case 4:
+		length := int(b[0]&0xf) * 4
+		if length < ipv4Header || len(b) < length {
+			return datagram{}, false
+		}
+		// What is short has padding behind it (IEEE 802.3).
+		if whole := int(binary.BigEndian.Uint16(b[2:])); whole >= length && whole < len(b) {
+			b = b[:whole]
+		}
+		return datagram{netip.AddrFrom4([4]byte(b[12:16])), netip.AddrFrom4([4]byte(b[16:20])), b[9], b[length:]}, true
+	case 6:
+		if len(b) < ipv6Header {
+			return datagram{}, false
+		}
+		return datagram{netip.AddrFrom16([16]byte(b[8:24])), netip.AddrFrom16([16]byte(b[24:40])), b[6], b[ipv6Header:]}, true
+	}
+	return datagram{}, false
+}
+
+const (
+	icmpHeader               = 8
+	icmpUnreachable          = 3 // RFC 792
+	icmpTimeExceeded         = 11
+	icmpv6Unreachable        = 1 // RFC 4443
+	icmpv6TimeExceeded       = 3
+	icmpFragmentation        = 4 // a code, of packets that are too big
+	portsAtTheBeginning      = 4 // of a TCP header
+	protocolICMP             = unix.IPPROTO_ICMP
+	protocolICMPv6      byte = unix.IPPROTO_ICMPV6
+)
+
+// readError reads an ICMP error, which has the beginning of the packet that it is about.
+func readError(p datagram) (answer, bool) {
+	if len(p.payload) < icmpHeader {
+		return answer{}, false
+	}
+	kind, code := p.payload[0], p.payload[1]
+	switch {
+	case p.protocol == protocolICMP && (kind == icmpUnreachable && code != icmpFragmentation || kind == icmpTimeExceeded):
+	case p.protocol == protocolICMPv6 && (kind == icmpv6Unreachable || kind == icmpv6TimeExceeded):
+	default:
+		return answer{}, false
+	}
+	about, ok := readPacket(p.payload[icmpHeader:])
+	if !ok || about.protocol != unix.IPPROTO_TCP || len(about.payload) < portsAtTheBeginning {
+		return answer{}, false
+	}
+	client := netip.AddrPortFrom(about.source, binary.BigEndian.Uint16(about.payload))
+	frontend := netip.AddrPortFrom(about.target, binary.BigEndian.Uint16(about.payload[2:]))
+	return answer{flow: flow{client, frontend}, unreachable: true, from: p.source}, true
+}

@@ -1,0 +1,60 @@
+package watchdog
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// after is what is known of a frontend after outcomes, one letter each: a for answered, n for no answer.
+func after(outcomes string) *history {
+	h := &history{}
+	for _, o := range outcomes {
+		if o == 'a' {
+			h.note(Answered)
+		} else {
+			h.note(Unanswered)
+		}
+	}
+	return h
+}
+
+func TestAFrontendFailsWhenThreeOfItsLastTriesDid(t *testing.T) {
+	for outcomes, fails := range map[string]bool{
+		"": false, "a": false, "n": false, "nn": false, "nnn": true, "annn": true, "nan": false, "naan": false, "nanan": true,
+		"naaaaaaaaaaan": false, "nnaaaaaaaaaan": false,
+		"nnnaa": true, "nnnaaa": false,
+		// One of two endpoints fails.
+		"nananaaa": true, "nananaaaaaaa": true, "nananaaaaaaaa": false, "nnnanaaa": true, "nnnanaaaaaaaa": false,
+	} {
+		require.Equal(t, fails, after(outcomes).failing, outcomes)
+	}
+}
+
+func TestWhatHappensIsSaidInTheSameWordsAsLongAsItHappens(t *testing.T) {
+	h := after("nanan")
+	require.Equal(t, "some connections get no answer", h.says())
+	h = after("aaaaaaaaaaaannn")
+	require.Equal(t, "connections get no answer", h.says())
+	for range 20 {
+		h.note(Unanswered)
+		require.Equal(t, "connections get no answer", h.says())
+	}
+	h.note(Answered)
+	h.note(Unanswered)
+	require.Equal(t, "some connections get no answer", h.says())
+}
+
+func TestTenantsTakeTurnsAtTries(t *testing.T) {
+	now := time.Now()
+	var due []*watched
+	for n := range 1000 {
+		due = append(due, &watched{Frontend: Frontend{Tenant: "many"}, due: now.Add(-time.Hour + time.Duration(n)*time.Second)})
+	}
+	few := []*watched{{Frontend: Frontend{Tenant: "few"}, due: now}, {Frontend: Frontend{Tenant: "few"}, due: now.Add(time.Second)}}
+	first := inTurns(append(due, few...))[:perTick]
+	require.Contains(t, first, few[0])
+	require.Contains(t, first, few[1])
+	require.Equal(t, now.Add(-time.Hour), first[0].due, "who has waited longest is first")
+}

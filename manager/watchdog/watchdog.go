@@ -1,0 +1,572 @@
+package watchdog
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"slices"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"kubelb.k8c.io/core/phrase"
+)
+
+// Frontend is one to try.
+type Frontend struct {
+	netip.AddrPort
+	Tenant string
+	// KeepsClient: its nodes see the client's address. Those of a tenant may have a route to its clients and none to the client of tries.
+	KeepsClient bool
+	// Limited: it has a limit of connections, which may be why a client gets no answer.
+	Limited bool
+	// Endpoints are those that get its new connections.
+	Endpoints []netip.AddrPort
+}
+
+// Failure is a frontend that does not serve.
+type Failure struct {
+	netip.AddrPort
+	// Message says what happened to tries, and what the gateway hears from the endpoints by itself.
+	Message string
+}
+
+// Report is what is known of all frontends.
+type Report struct {
+	// Answered is how many were answered when they were tried last, Untried of how many nothing is known.
+	Answered, Untried int
+	// Problem is why none can be tried, empty if they are.
+	Problem string
+	// Failures are those that do not serve, by address and port.
+	Failures []Failure
+}
+
+// Options say what to try.
+type Options struct {
+	// Sources are the addresses that tries come from, one of each family at most. No host may have them.
+	Sources []netip.Addr
+	// Every is how often each frontend is tried while nothing is wrong with it.
+	Every time.Duration
+	// Frontends returns those that are to be tried now. It returns nil once ctx has ended.
+	Frontends func(ctx context.Context) []Frontend
+	// Tell is told what is known, when it has changed.
+	Tell func(context.Context, Report)
+	// Count is told of each try's outcome; nil for nobody.
+	Count func(Outcome)
+	Log   *slog.Logger
+}
+
+// Bounds of tries.
+const (
+	tick = 100 * time.Millisecond
+	// perTick is how many tries begin in a tick: 200 in a second.
+	perTick = 20
+	// againPerTenant is how many frontends of a tenant are tried again soon at a time; its others wait for their turn.
+	againPerTenant = 100
+	// asked is how many endpoints of each frontend that fails are asked by a connection of the host, askAtOnce of how many frontends at a time, of
+	// one tenant askPerTenant.
+	asked, askAtOnce, askPerTenant = 4, 16, 2
+	// Ports that tries come from.
+	firstPort, portsToUse = 20000, 40000
+	// waitingRoom is how many answers wait to be read.
+	waitingRoom = 1024
+)
+
+// times are those of tries.
+type times struct {
+	// again is how soon a frontend is tried again that has failed lately.
+	again time.Duration
+	// repeatAfter is when a SYN without an answer is repeated, as TCP does, and answerWithin for how long an answer is waited for.
+	repeatAfter, answerWithin time.Duration
+	// holdFor is for how long a connection is watched. A proxy accepts it before it has one to an endpoint, asks several of them for a second each, and then
+	// resets it.
+	holdFor time.Duration
+	// listEvery is how often the frontends to try are asked for.
+	listEvery time.Duration
+	// askWithin is for how long an endpoint is waited for.
+	askWithin time.Duration
+	// openAgain is the pause after the virtual interfaces could not be made, or went away.
+	openAgain time.Duration
+	// countEvery is how soon other numbers are told, if nothing else has changed.
+	countEvery time.Duration
+}
+
+func usualTimes() times {
+	return times{again: 2 * time.Second, repeatAfter: time.Second, answerWithin: 3 * time.Second, holdFor: 4 * time.Second, listEvery: 5 * time.Second, askWithin: time.Second, openAgain: 10 * time.Second, countEvery: 5 * time.Second}
+}
+
+// Watchdog tries frontends. Make one with New; Open comes before Run.
+type Watchdog struct {
+	options Options
+	times   times
+	lane    *lane
+
+	// All below is Run's.
+	watched map[netip.AddrPort]*watched
+	tries   map[flow]*try
+	port    uint16
+	// works tells of which tenants' nodes a try was answered ever that keeps the client; of all that do not, by the empty name.
+	works map[string]bool
+	told  Report
+	// toldAt is when that was; fresh: something was noted since.
+	toldAt time.Time
+	fresh  bool
+	// asking is of how many frontends of a tenant endpoints are being asked.
+	asking map[string]int
+	asks   chan question
+	heard  chan hearing
+}
+
+// watched is a frontend and what became of its tries.
+type watched struct {
+	Frontend
+	history history
+	due     time.Time
+	trying  bool
+	// endpoints is what the gateway heard of them itself when the frontend had begun to fail.
+	endpoints hearing
+	asking    bool
+}
+
+// try is a connection on its way.
+type try struct {
+	flow
+	of     *watched
+	seq    uint32
+	began  time.Time
+	again  bool
+	opened time.Time
+}
+
+// New makes a watchdog.
+func New(o Options) *Watchdog {
+	if o.Count == nil {
+		o.Count = func(Outcome) {}
+	}
+	return &Watchdog{options: o, times: usualTimes(), watched: map[netip.AddrPort]*watched{}, tries: map[flow]*try{}, works: map[string]bool{}, asking: map[string]int{}, port: uint16(rand.N(portsToUse))}
+}
+
+// Open makes the virtual interfaces, so that a dataplane which starts afterwards finds them.
+func (w *Watchdog) Open() (err error) {
+	w.lane, err = openLane(w.options.Sources)
+	return err
+}
+
+// Run tries frontends until ctx ends, and then removes the interfaces. While these cannot be made nothing is known.
+func (w *Watchdog) Run(ctx context.Context) error {
+	for ctx.Err() == nil {
+		err := w.again(ctx)
+		if ctx.Err() != nil {
+			return err
+		}
+		w.options.Log.Warn("frontends cannot be tried", "error", err)
+		w.forget(ctx, err)
+		pause(ctx, w.times.openAgain)
+	}
+	return nil
+}
+
+// again tries frontends until something fails.
+func (w *Watchdog) again(ctx context.Context) error {
+	if w.lane == nil {
+		if err := w.Open(); err != nil {
+			return err
+		}
+	}
+	err := w.watch(ctx)
+	err = errors.Join(err, w.lane.close())
+	w.lane = nil
+	return err
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
+
+// forget makes everything unknown, and tells why.
+func (w *Watchdog) forget(ctx context.Context, why error) {
+	untried := len(w.watched)
+	clear(w.watched)
+	clear(w.tries)
+	clear(w.works)
+	clear(w.asking)
+	w.tell(ctx, Report{Untried: untried, Problem: why.Error()})
+}
+
+// watch tries frontends until ctx ends or the lane fails.
+func (w *Watchdog) watch(ctx context.Context) error {
+	w.asks, w.heard = make(chan question, waitingRoom), make(chan hearing)
+	runs, ctx := errgroup.WithContext(ctx)
+	answers, lists := make(chan answer, waitingRoom), make(chan []Frontend)
+	runs.Go(func() error {
+		for {
+			a, err := w.lane.receive()
+			switch {
+			case ctx.Err() != nil:
+				return nil // it was told to stop
+			case err != nil:
+				return err
+			}
+			select {
+			case answers <- a:
+			case <-ctx.Done():
+				return nil
+			}
+		}
+	})
+	runs.Go(func() error {
+		for ctx.Err() == nil {
+			list := w.options.Frontends(ctx)
+			select {
+			case lists <- list:
+			case <-ctx.Done():
+			}
+			pause(ctx, w.times.listEvery)
+		}
+		return nil
+	})
+	runs.Go(func() error {
+		<-ctx.Done()
+		return w.lane.stop()
+	})
+	for range askAtOnce {
+		runs.Go(func() error { return w.askEndpoints(ctx) })
+	}
+	runs.Go(func() error {
+		ticker := time.NewTicker(tick)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return nil
+			case a := <-answers:
+				w.take(a, time.Now())
+			case list := <-lists:
+				w.want(list, time.Now())
+			case h := <-w.heard:
+				w.note(h)
+			case now := <-ticker.C:
+				w.expire(now)
+				if err := w.begin(now); err != nil {
+					return err
+				}
+				w.publish(ctx, now)
+			}
+		}
+	})
+	return runs.Wait()
+}
+
+// want takes over which frontends there are. One that stays keeps what is known of it.
+func (w *Watchdog) want(list []Frontend, now time.Time) {
+	wanted := make(map[netip.AddrPort]bool, len(list))
+	for _, f := range list {
+		wanted[f.AddrPort] = true
+		if is := w.watched[f.AddrPort]; is != nil && is.Tenant == f.Tenant && is.KeepsClient == f.KeepsClient {
+			is.Frontend = f
+			continue
+		}
+		// New ones are spread, so that not all of them are due at once for ever.
+		w.watched[f.AddrPort] = &watched{Frontend: f, due: now.Add(rand.N(w.options.Every / 2))}
+	}
+	maps.DeleteFunc(w.watched, func(a netip.AddrPort, _ *watched) bool { return !wanted[a] })
+	w.fresh = true
+}
+
+// begin begins the tries that are due.
+func (w *Watchdog) begin(now time.Time) error {
+	var due []*watched
+	for _, is := range w.watched {
+		if _, has := w.lane.source(is.Addr()); has && !is.trying && !now.Before(is.due) {
+			due = append(due, is)
+		}
+	}
+	for _, is := range inTurns(due)[:min(len(due), perTick)] {
+		if err := w.lane.send(w.dial(is, now).syn()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// inTurns orders frontends: of each tenant the one that has waited longest, then of each the next. However many a tenant has, others wait no longer.
+func inTurns(due []*watched) []*watched {
+	slices.SortFunc(due, func(a, b *watched) int { return a.due.Compare(b.due) })
+	turns, turn := map[string]int{}, make(map[*watched]int, len(due))
+	for _, is := range due {
+		turn[is] = turns[is.Tenant]
+		turns[is.Tenant]++
+	}
+	slices.SortStableFunc(due, func(a, b *watched) int { return turn[a] - turn[b] })
+	return due
+}
+
+// dial is a new try of a frontend.
+func (w *Watchdog) dial(is *watched, now time.Time) *try {
+	source, _ := w.lane.source(is.Addr())
+	w.port = (w.port + 1) % portsToUse
+	t := &try{flow: flow{netip.AddrPortFrom(source, firstPort+w.port), is.AddrPort}, of: is, seq: rand.Uint32(), began: now}
+	w.tries[t.flow] = t
+	is.trying = true
+	return t
+}
+
+func (t *try) syn() tcpSegment { return tcpSegment{flow: t.flow, seq: t.seq, flags: flagSYN} }
+
+// reset ends the connection without a trace.
+func (t *try) reset() tcpSegment { return tcpSegment{flow: t.flow, seq: t.seq + 1, flags: flagRST} }
+
+// take follows an answer.
+func (w *Watchdog) take(a answer, now time.Time) {
+	t := w.tries[a.flow]
+	switch {
+	case t == nil:
+	case a.unreachable:
+		w.end(t, Unreachable, now)
+	case a.flags&flagRST != 0 && t.opened.IsZero():
+		w.end(t, Refused, now)
+	case a.flags&flagRST != 0:
+		w.end(t, Reset, now)
+	case a.data && !t.opened.IsZero():
+		_ = w.lane.send(t.reset())
+		w.end(t, Answered, now)
+	case a.flags&flagFIN != 0 && !t.opened.IsZero():
+		_ = w.lane.send(t.reset())
+		w.end(t, Closed, now)
+	case a.flags&(flagSYN|flagACK) == flagSYN|flagACK && t.opened.IsZero():
+		t.opened = now
+		_ = w.lane.send(tcpSegment{flow: t.flow, seq: t.seq + 1, ack: a.seq + 1, flags: flagACK})
+	}
+}
+
+// expire ends tries whose time is over, and repeats SYNs.
+func (w *Watchdog) expire(now time.Time) {
+	for _, t := range w.tries {
+		switch waited := now.Sub(t.began); {
+		case !t.opened.IsZero() && now.Sub(t.opened) >= w.times.holdFor:
+			_ = w.lane.send(t.reset())
+			w.end(t, Answered, now)
+		case !t.opened.IsZero():
+		case waited >= w.times.answerWithin:
+			w.end(t, Unanswered, now)
+		case waited >= w.times.repeatAfter && !t.again:
+			t.again = true
+			_ = w.lane.send(t.syn())
+		}
+	}
+}
+
+// end notes what became of a try.
+func (w *Watchdog) end(t *try, o Outcome, now time.Time) {
+	delete(w.tries, t.flow)
+	is := t.of
+	is.trying = false
+	if w.watched[is.AddrPort] != is {
+		return // it is another one's by now
+	}
+	w.options.Count(o)
+	if o == Answered {
+		w.works[is.way()] = true
+	}
+	changed := is.history.note(o)
+	is.due = now.Add(w.options.Every)
+	if is.history.suspect() && w.suspects(is.Tenant) <= againPerTenant {
+		is.due = now.Add(w.times.again)
+	}
+	switch {
+	case !is.history.failing:
+		is.endpoints = hearing{}
+	case !is.asking && (changed || o != Answered && now.Sub(is.endpoints.at) >= w.options.Every):
+		w.ask(is)
+	}
+	w.fresh = true
+}
+
+// way is by what the frontend's answers come back: the tenant's nodes' routes, or any.
+func (f Frontend) way() string {
+	if f.KeepsClient {
+		return f.Tenant
+	}
+	return ""
+}
+
+// suspects is how many frontends of a tenant have failed lately.
+func (w *Watchdog) suspects(tenant string) (n int) {
+	for _, is := range w.watched {
+		if is.Tenant == tenant && is.history.suspect() {
+			n++
+		}
+	}
+	return n
+}
+
+// question is which endpoints of a frontend are to be asked.
+type question struct {
+	of        *watched
+	endpoints []netip.AddrPort
+}
+
+// hearing is what they answered to the gateway itself.
+type hearing struct {
+	of *watched
+	at time.Time
+	// asked is how many, silent are those that did not take a connection, with the reason. ends: one ended a connection at once.
+	asked  int
+	silent []string
+	ends   bool
+}
+
+// ask has some endpoints of a frontend be asked. Where too many are, that is for after its next try.
+func (w *Watchdog) ask(is *watched) {
+	if w.asking[is.Tenant] >= askPerTenant {
+		return
+	}
+	select {
+	case w.asks <- question{is, slices.Clone(is.Endpoints[:min(len(is.Endpoints), asked)])}:
+		is.asking = true
+		w.asking[is.Tenant]++
+	default:
+	}
+}
+
+// askEndpoints asks endpoints until ctx ends.
+func (w *Watchdog) askEndpoints(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case q := <-w.asks:
+			select {
+			case w.heard <- w.hear(ctx, q):
+			case <-ctx.Done():
+			}
+		}
+	}
+}
+
+// hear connects to endpoints by sockets of the host, in whose way no dataplane is.
+func (w *Watchdog) hear(ctx context.Context, q question) hearing {
+	h := hearing{of: q.of, at: time.Now(), asked: len(q.endpoints)}
+	errs, ends := make([]error, h.asked), make([]bool, h.asked)
+	var connecting errgroup.Group
+	for i, e := range q.endpoints {
+		connecting.Go(func() error {
+			ends[i], errs[i] = w.connect(ctx, e)
+			return nil
+		})
+	}
+	_ = connecting.Wait() // none returns an error
+	for i, err := range errs {
+		if err != nil {
+			h.silent = append(h.silent, fmt.Sprintf("%s (%s)", q.endpoints[i], cause(err)))
+		}
+		h.ends = h.ends || ends[i]
+	}
+	return h
+}
+
+// connect connects to an endpoint, and tells whether that ends the connection before a byte of data.
+func (w *Watchdog) connect(ctx context.Context, to netip.AddrPort) (ends bool, err error) {
+	conn, err := (&net.Dialer{Timeout: w.times.askWithin}).DialContext(ctx, "tcp", to.String())
+	if err != nil {
+		return false, err
+	}
+	defer conn.Close()
+	if err := conn.SetReadDeadline(time.Now().Add(w.times.holdFor)); err != nil {
+		return false, err
+	}
+	_, err = conn.Read(make([]byte, 1))
+	timeout, waited := errors.AsType[net.Error](err)
+	return err != nil && !(waited && timeout.Timeout()), nil
+}
+
+// cause is why a connection could not be made, in few words.
+func cause(err error) string {
+	if timeout, is := errors.AsType[net.Error](err); is && timeout.Timeout() {
+		return "no answer"
+	}
+	if number, is := errors.AsType[syscall.Errno](err); is {
+		return number.Error()
+	}
+	return err.Error()
+}
+
+// note takes over what endpoints answered.
+func (w *Watchdog) note(h hearing) {
+	h.of.asking, h.of.endpoints, w.fresh = false, h, true
+	if w.asking[h.of.Tenant]--; w.asking[h.of.Tenant] == 0 {
+		delete(w.asking, h.of.Tenant)
+	}
+}
+
+// publish tells what is known, if it has changed. Numbers change all the time, and are written to the API.
+func (w *Watchdog) publish(ctx context.Context, now time.Time) {
+	if !w.fresh {
+		return
+	}
+	r := w.report()
+	sameFailures := slices.Equal(r.Failures, w.told.Failures) && w.told.Problem == ""
+	if sameFailures && now.Sub(w.toldAt) < w.times.countEvery {
+		return
+	}
+	w.fresh = false
+	if sameFailures && r.Answered == w.told.Answered && r.Untried == w.told.Untried {
+		return
+	}
+	w.toldAt = now
+	w.tell(ctx, r)
+}
+
+func (w *Watchdog) report() (r Report) {
+	for _, is := range w.watched {
+		switch message, fails := w.failure(is); {
+		case fails:
+			r.Failures = append(r.Failures, Failure{is.AddrPort, message})
+		case is.history.answered():
+			r.Answered++
+		default:
+			r.Untried++
+		}
+	}
+	slices.SortFunc(r.Failures, func(a, b Failure) int { return a.AddrPort.Compare(b.AddrPort) })
+	return r
+}
+
+func (w *Watchdog) tell(ctx context.Context, r Report) {
+	w.told = r
+	w.options.Tell(ctx, r)
+}
+
+// failure is what is wrong with a frontend. Where no try was ever answered and the endpoints are well, the tries may be what does not work.
+func (w *Watchdog) failure(is *watched) (string, bool) {
+	h := is.endpoints
+	latest := is.history.latest()
+	ended := latest == Closed || latest == Reset
+	switch well := len(h.silent) == 0; {
+	case !is.history.failing, well && !w.works[is.way()]:
+		return "", false
+	case ended && h.at.IsZero(), ended && well && h.ends:
+		return "", false // its endpoints do so, too, or are still to be asked
+	}
+	message := is.history.says()
+	switch {
+	case h.asked == 0:
+	case len(h.silent) == 0:
+		message += "; its nodes answer the gateway itself"
+	default:
+		message += "; the gateway itself does not reach " + phrase.Few(h.silent, ", ")
+	}
+	if is.Limited {
+		message += "; it has a limit of connections, which may be the reason"
+	}
+	return message, true
+}

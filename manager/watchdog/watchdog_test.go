@@ -1,0 +1,190 @@
+package watchdog
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
+
+	"kubelb.k8c.io/manager/uplink/segment"
+)
+
+// testWriter writes what is logged to the test's log.
+type testWriter struct{ t *testing.T }
+
+func (w testWriter) Write(p []byte) (int, error) {
+	w.t.Log(string(bytes.TrimSpace(p)))
+	return len(p), nil
+}
+
+// watching tries frontends until the test ends, ten times as fast as usual. It returns what is told.
+func watching(t *testing.T, frontends ...Frontend) (latest func() Report, end func()) {
+	t.Helper()
+	reports := make(chan Report, 1000)
+	w := New(Options{Sources: []netip.Addr{client4, client6}, Every: 200 * time.Millisecond, Frontends: func(context.Context) []Frontend { return frontends },
+		Tell: func(_ context.Context, r Report) { reports <- r }, Log: slog.New(slog.NewTextHandler(testWriter{t}, nil))})
+	w.times = times{again: 100 * time.Millisecond, repeatAfter: 150 * time.Millisecond, answerWithin: 400 * time.Millisecond, holdFor: 250 * time.Millisecond, listEvery: 100 * time.Millisecond, askWithin: 300 * time.Millisecond, openAgain: 300 * time.Millisecond, countEvery: 100 * time.Millisecond}
+	require.NoError(t, w.Open())
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- w.Run(ctx) }()
+	end = func() {
+		cancel()
+		require.NoError(t, <-done)
+	}
+	var last Report
+	return func() Report {
+		for {
+			select {
+			case last = <-reports:
+			default:
+				return last
+			}
+		}
+	}, end
+}
+
+// host gives the test's host the addresses of frontends, and has it forward.
+func host(t *testing.T, s *segment.Segment) {
+	s.IP("link set lo up")
+	s.IP("address add " + vip4.String() + "/32 dev lo")
+	s.IP("address add " + vip6.String() + "/128 dev lo nodad")
+}
+
+// serves has somebody accept connections at an address until the test ends.
+func serves(t *testing.T, at netip.AddrPort, then func(*net.TCPConn)) Frontend {
+	t.Helper()
+	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at))
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, l.Close()) })
+	go func() {
+		for {
+			c, err := l.AcceptTCP()
+			if err != nil {
+				return
+			}
+			then(c)
+		}
+	}()
+	return Frontend{AddrPort: at, Tenant: "a", Endpoints: []netip.AddrPort{at}}
+}
+
+// nft changes the firewall of the test's host.
+func nft(t *testing.T, command string) {
+	t.Helper()
+	out, err := exec.Command("nft", strings.Fields(command)...).CombinedOutput()
+	require.NoError(t, err, "nft %s: %s", command, out)
+}
+
+func keeps(*net.TCPConn) {}
+
+func resets(c *net.TCPConn) {
+	_ = c.SetLinger(0)
+	_ = c.Close()
+}
+
+func greets(c *net.TCPConn) {
+	_, _ = c.Write([]byte("220 smtp\r\n"))
+	_ = c.Close()
+}
+
+func ends(c *net.TCPConn) { _ = c.Close() }
+
+// becomes waits until the report is one that a test expects.
+func becomes(t *testing.T, latest func() Report, says string, answered int, failures ...Failure) {
+	t.Helper()
+	var is Report
+	require.Eventually(t, func() bool {
+		is = latest()
+		if is.Answered != answered || len(is.Failures) != len(failures) {
+			return false
+		}
+		for i, f := range failures {
+			if is.Failures[i] != f {
+				return false
+			}
+		}
+		return true
+	}, 20*time.Second, 20*time.Millisecond, "%s: %+v", says, &is)
+}
+
+func TestAFrontendIsTriedAndWhatBecomesOfConnectionsIsTold(t *testing.T) {
+	segment.Run(t, segment.Options{}, func(s *segment.Segment) {
+		host(t, s)
+		var all []Frontend
+		for _, a := range []netip.Addr{vip4, vip6} {
+			all = append(all, serves(t, netip.AddrPortFrom(a, 80), keeps), serves(t, netip.AddrPortFrom(a, 81), greets))
+		}
+		// A proxy accepts connections, and ends them as it reaches no endpoint.
+		reset, ended := serves(t, netip.AddrPortFrom(vip4, 82), resets), serves(t, netip.AddrPortFrom(vip4, 84), ends)
+		reset.Endpoints, ended.Endpoints = all[0].Endpoints, []netip.AddrPort{netip.AddrPortFrom(vip4, 9)}
+		// Endpoints that do so themselves.
+		rude := []Frontend{serves(t, netip.AddrPortFrom(vip4, 85), resets), serves(t, netip.AddrPortFrom(vip4, 86), ends)}
+		closed := Frontend{AddrPort: netip.AddrPortFrom(vip4, 83), Tenant: "a", Endpoints: []netip.AddrPort{netip.AddrPortFrom(vip4, 83)}}
+		latest, end := watching(t, append(append(all, rude...), reset, closed, ended)...)
+		broken := []Failure{
+			{reset.AddrPort, "connections are accepted, and then reset; its nodes answer the gateway itself"},
+			{closed.AddrPort, "connections are refused; the gateway itself does not reach 203.0.113.1:83 (connection refused)"},
+			{ended.AddrPort, "connections are accepted, and then ended; the gateway itself does not reach 203.0.113.1:9 (connection refused)"}}
+		becomes(t, latest, "at first", 4, broken...)
+
+		nft(t, "add table inet fault")
+		nft(t, "add chain inet fault in { type filter hook prerouting priority -300; }")
+		nft(t, "add rule inet fault in iifname "+Near+" tcp dport 80 drop")
+		nft(t, "add rule inet fault in iifname "+Near+" ip daddr 203.0.113.1 tcp dport 81 reject with icmp admin-prohibited")
+		unanswered := "connections get no answer; its nodes answer the gateway itself"
+		becomes(t, latest, "behind a firewall", 1, Failure{all[0].AddrPort, unanswered}, Failure{all[1].AddrPort, "connections get an ICMP error; its nodes answer the gateway itself"}, broken[0], broken[1], broken[2], Failure{all[2].AddrPort, unanswered})
+
+		nft(t, "delete table inet fault")
+		becomes(t, latest, "without it again", 4, broken...)
+
+		end()
+		_, err := netlink.LinkByName(Near)
+		require.ErrorAs(t, err, &netlink.LinkNotFoundError{})
+	})
+}
+
+func TestWhereNoTryWasEverAnsweredTheTriesMayBeWhatFails(t *testing.T) {
+	segment.Run(t, segment.Options{}, func(s *segment.Segment) {
+		host(t, s)
+		nft(t, "add table inet fault")
+		nft(t, "add chain inet fault in { type filter hook prerouting priority -300; }")
+		nft(t, "add rule inet fault in iifname "+Near+" drop")
+		served := serves(t, netip.AddrPortFrom(vip4, 80), keeps)
+		other := serves(t, netip.AddrPortFrom(vip4, 81), keeps)
+		other.KeepsClient = true
+		latest, end := watching(t, served, other)
+		defer end()
+		require.Eventually(t, func() bool { return latest().Untried == 2 }, 10*time.Second, 20*time.Millisecond)
+		time.Sleep(3 * time.Second) // time for failsAt tries of both
+		require.Equal(t, Report{Untried: 2}, latest(), "the endpoints answer, and nobody knows why tries do not arrive")
+
+		nft(t, "delete table inet fault")
+		becomes(t, latest, "without the firewall", 2)
+		nft(t, "add table inet fault")
+		nft(t, "add chain inet fault in { type filter hook prerouting priority -300; }")
+		nft(t, "add rule inet fault in iifname "+Near+" drop")
+		unanswered := "connections get no answer; its nodes answer the gateway itself"
+		becomes(t, latest, "with it again", 0, Failure{served.AddrPort, unanswered}, Failure{other.AddrPort, unanswered})
+	})
+}
+
+func TestInterfacesThatAreTakenAwayAreMadeAnew(t *testing.T) {
+	segment.Run(t, segment.Options{}, func(s *segment.Segment) {
+		host(t, s)
+		latest, end := watching(t, serves(t, netip.AddrPortFrom(vip4, 80), keeps))
+		defer end()
+		becomes(t, latest, "at first", 1)
+		s.IP("link delete " + Near)
+		require.Eventually(t, func() bool { return strings.Contains(latest().Problem, "interface") || latest().Problem != "" }, 10*time.Second, 20*time.Millisecond, "nothing is known without them")
+		becomes(t, latest, "anew", 1)
+	})
+}

@@ -20,8 +20,8 @@ import (
 // Layer2 answers ARP requests (RFC 826) and neighbour solicitations (RFC 4861) for its addresses in user space: the
 // addresses are on no interface, and a frozen or departed gateway stops answering. A new address is announced by
 // gratuitous ARP or an unsolicited advertisement, several times, since either may be lost; so are all of them when a link comes up or has
-// another MAC, and now and then, since a switch forgets sooner where a MAC is than hosts forget the MAC. Once it has announced an address it
-// asks whether another host has it, too. It is a member of the multicast group in which hosts ask for each IPv6 address, so that switches that pass
+// another MAC, and now and then, since a switch forgets sooner where a MAC is than hosts forget the MAC. Once it has announced an address, and all the
+// time, it asks whether another host has it, too. It is a member of the multicast group in which hosts ask for each IPv6 address, so that switches that pass
 // multicast only to members pass the questions on.
 type Layer2 struct {
 	options Layer2Options
@@ -31,6 +31,8 @@ type Layer2 struct {
 	// asked are the groups in which hosts ask for IPv6 addresses, with the number of addresses of each.
 	asked map[netip.Addr]int
 	links map[string]*link
+	// askedLast is the address of which it was asked last who else has it.
+	askedLast netip.Addr
 	// claims are those of other hosts, by what they claim.
 	claims map[netip.Addr]*claim
 }
@@ -71,6 +73,8 @@ const (
 	announcementsPause = 700 * time.Millisecond
 	refreshes          = time.Minute // how often everything is announced again
 	refreshBatch       = 256
+	// It is asked who else has each address every askRound seconds, some addresses each second, but not more than maxAsks of them.
+	askRound, maxAsks = 25, 200
 )
 
 // Announce adds addresses and makes them known on every link.
@@ -230,6 +234,7 @@ func (l *Layer2) Run(ctx context.Context) error {
 		running.Go(func() { l.keep(ctx, k) })
 	}
 	running.Go(func() { every(ctx, refreshes, l.refresh) })
+	running.Go(func() { every(ctx, time.Second, l.askSome) })
 	running.Go(func() { every(ctx, claimChecks, l.follow) })
 	<-ctx.Done()
 	l.mu.Lock()
@@ -253,12 +258,30 @@ func every(ctx context.Context, period time.Duration, do func()) {
 	}
 }
 
-// refresh announces everything, and asks who else has it.
-func (l *Layer2) refresh() {
-	l.inBatches(func(batch []netip.Addr) {
-		l.announce(batch)
-		l.ask(batch)
+// refresh announces everything.
+func (l *Layer2) refresh() { l.inBatches(l.announce) }
+
+// askSome asks who else has some of the addresses: those that come after the ones of last time.
+func (l *Layer2) askSome() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	all := slices.SortedFunc(maps.Keys(l.owned), netip.Addr.Compare)
+	if len(all) == 0 {
+		return
+	}
+	at, _ := slices.BinarySearchFunc(all, l.askedLast, func(a, last netip.Addr) int {
+		if a.Compare(last) > 0 {
+			return 1
+		}
+		return -1
 	})
+	n := min((len(all)+askRound-1)/askRound, maxAsks, len(all))
+	some := make([]netip.Addr, n)
+	for i := range some {
+		some[i] = all[(at+i)%len(all)]
+	}
+	l.askedLast = some[n-1]
+	l.ask(some)
 }
 
 // inBatches does something with all addresses, in batches between which questions are answered.

@@ -61,7 +61,8 @@ type options struct {
 	lease                                                           time.Duration
 	whenAlone, routerID, purgeWith, drainWith                       string
 	stay                                                            bool
-	handover, drainTimeout                                          time.Duration
+	handover, drainTimeout, tryEvery                                time.Duration
+	tryFrom                                                         string
 	apiServer, apiServerCA, serviceAccount                          string
 	tokenLifetime                                                   time.Duration
 	forbidden, metricsAddress, probeAddress, logLevel, logFormat    string
@@ -102,6 +103,8 @@ func (o *options) register(flags *flag.FlagSet) {
 	flags.StringVar(&o.stateDir, "state-dir", "/var/lib/kubelb", "directory of this gateway's state. No other gateway may use it, and it has to survive restarts")
 	flags.StringVar(&o.name, "gateway-name", hostname, "name of this gateway and of its Gateway object")
 	flags.Var(o.labels, "gateway-label", "key=value for the Gateway object, by which AddressPools choose gateways (spec.gatewaySelector); may be given several times")
+	flags.DurationVar(&o.tryEvery, "try-every", 20*time.Second, "how often this gateway tries each TCP port that it answers for, as a client does, by the virtual interfaces kubelb-watch and kubelb-client. What fails is in the condition Served of LoadBalancers. At least 5s; 0: never")
+	flags.StringVar(&o.tryFrom, "try-from", "192.0.0.6,fd4b:7562:654c::6", "addresses that tries come from, one of each family at most, that no host has and no network routes. Nodes see them with forwarding transparent only")
 	flags.StringVar(&o.announce, "announce", announceLayer2, "how addresses are announced: layer2 (ARP and NDP, one gateway for each address), bgp (to the routers of BGPPeer objects, by every gateway) or none")
 	flags.StringVar(&o.routerID, "bgp-router-id", "", "BGP identifier of this gateway, an IPv4 address. Empty: its address towards the first router")
 	flags.BoolVar(&o.stay, "bgp-stay-on-exit", false, "when this gateway ends, leave its routes on routers with graceful restart, for a process that follows at once. Otherwise it withdraws them")
@@ -305,6 +308,9 @@ func (o *options) newGateway(mgr ctrl.Manager, forbidden []netip.Prefix, nodes b
 	needs := o.needs()
 	needs.HubTime = hostcheck.Seldom(hubTime(mgr.GetConfig()), hubTimeEvery)
 	options.HostChecks = needs.Checks
+	if options.TryEvery, options.TryFrom, err = o.tries(); err != nil {
+		return nil, err
+	}
 	options.Transit = &transit.Keeper{Interfaces: o.announceInterfaces(), Router: o.router, Forbidden: forbidden}
 	var g *gateway.Gateway
 	// Both are asked once the gateway runs.
@@ -313,6 +319,26 @@ func (o *options) newGateway(mgr ctrl.Manager, forbidden []netip.Prefix, nodes b
 	}
 	g = gateway.New(options, mgr.GetCache(), mgr.GetClient())
 	return g, nil
+}
+
+// oftenestTries is how often frontends are tried at most: nodes see a connection each time.
+const oftenestTries = 5 * time.Second
+
+// tries are how often frontends are tried, and from where.
+func (o *options) tries() (every time.Duration, from []netip.Addr, err error) {
+	if o.tryEvery != 0 && o.tryEvery < oftenestTries {
+		return 0, nil, fmt.Errorf("--try-every=%s: use %s or more, or 0 for never", o.tryEvery, oftenestTries)
+	}
+	families := map[bool]bool{}
+	for text := range strings.SplitSeq(o.tryFrom, ",") {
+		a, err := netip.ParseAddr(text)
+		if err != nil || families[a.Is4()] || a.Zone() != "" {
+			return 0, nil, fmt.Errorf("--try-from=%s: use an IPv4 address, an IPv6 address, or both separated by a comma", o.tryFrom)
+		}
+		families[a.Is4()] = true
+		from = append(from, a)
+	}
+	return o.tryEvery, from, nil
 }
 
 // backendOptionsFor are for the backend whose binary this is.
@@ -354,7 +380,7 @@ func (o *options) announcer(mgr ctrl.Manager, g *gateway.Options, mayAnswer func
 		}
 		g.Elects = true
 		layer2 := announce.NewLayer2(announce.Layer2Options{Interfaces: interfaces, Holds: mayAnswer, Changed: changed, Log: g.Log})
-		g.Announcer, g.Conflicts = layer2, layer2.Conflicts
+		g.Announcer, g.Conflicts, g.Segment = layer2, layer2.Conflicts, interfaces
 		ofHost := g.HostChecks
 		g.HostChecks = func(ctx context.Context) []dataplane.Check { return append(ofHost(ctx), layer2.Checks()...) }
 	case announceBGP:

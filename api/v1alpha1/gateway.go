@@ -112,9 +112,12 @@ type GatewayStatus struct {
 	// +listMapKey=address
 	// +kubebuilder:validation:MaxItems=100
 	Conflicts []AddressConflict `json:"conflicts,omitempty"`
+	// Tries is what came of trying the frontends that this gateway answers for, as a client does. It is not there if the gateway tries none.
+	// +optional
+	Tries *GatewayTries `json:"tries,omitempty"`
 	// Conditions: Ready says whether the dataplane runs and holds what it should, BGPEstablished whether there is a session with every
 	// router, Drained whether one that drains has let go of all addresses. AddressConflict is there while there are conflicts,
-	// BackendBusy while the dataplane works on something for long, HeartbeatsRefused while other gateways on the segment are not believed, and HostKernel, HostModules, HostSysctls and others of that kind while the host lacks something: they say what, and how to mend it.
+	// BackendBusy while the dataplane works on something for long, Served while nothing that it answers for is served, HeartbeatsRefused while other gateways on the segment are not believed, and HostKernel, HostModules, HostSysctls and others of that kind while the host lacks something: they say what, and how to mend it.
 	// +optional
 	// +listType=map
 	// +listMapKey=type
@@ -132,6 +135,29 @@ type GatewayBackend struct {
 	// Notes say how it works on this host, such as whether known flows take a fast path.
 	// +optional
 	Notes []string `json:"notes,omitempty"`
+}
+
+// GatewayTries counts a gateway's TCP frontends by what became of connections to them.
+type GatewayTries struct {
+	// Answered is how many were answered when they were tried last, within the last minute.
+	Answered int32 `json:"answered"`
+	// Untried is of how many nothing is known.
+	Untried int32 `json:"untried"`
+	// Failing is to how many connections fail.
+	Failing int32 `json:"failing"`
+	// Problem is why none can be tried.
+	// +optional
+	// +kubebuilder:validation:MaxLength=1024
+	Problem string `json:"problem,omitempty"`
+	// Failures are those that fail: of each LoadBalancer the first, of each tenant at most 20 LoadBalancers.
+	// +optional
+	// +kubebuilder:validation:MaxItems=1000
+	Failures []GatewayFailure `json:"failures,omitempty"`
+	// Unlisted are the namespaces that have more LoadBalancers which fail than failures names.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MaxItems=1000
+	Unlisted []string `json:"unlisted,omitempty"`
 }
 
 // GatewayBehind is a namespace whose LoadBalancers the dataplane holds up to another version than those of others.

@@ -89,6 +89,20 @@ const ConditionHeartbeatsRefused = "HeartbeatsRefused"
 // call, for how long, and for how long it may.
 const ConditionBackendBusy = "BackendBusy"
 
+// ConditionServed is there only while it is not true. Of a LoadBalancer: a gateway that answers for it tries its ports as a client does, and connections
+// fail. Of a Gateway: nothing of all that it answers for is served. The message says what happens.
+const ConditionServed = "Served"
+
+// Reasons of ConditionServed.
+const (
+	// ReasonConnectionsFail of a LoadBalancer: connections to it fail. If a gateway fails as a whole the reason is that of its own condition.
+	ReasonConnectionsFail = "ConnectionsFail"
+	// ReasonDataplaneSilent of a Gateway: its dataplane does not answer any more.
+	ReasonDataplaneSilent = "DataplaneSilent"
+	// ReasonSegmentSilent of a Gateway: none of the hosts on the clients' segment that it knows answers it any more.
+	ReasonSegmentSilent = "SegmentSilent"
+)
+
 // ConditionHostPrefix begins the type of each condition of a Gateway that says what its host lacks: HostModules, HostSysctls and so on. The
 // condition is there only while something is missing. Its message has a line for each missing thing, with the command that mends it.
 const ConditionHostPrefix = "Host"

@@ -34,11 +34,11 @@ func (r *loadBalancerReconciler) whereAnnouncedElsewhere(matters func(before, af
 	}
 }
 
-// gatewayMatters tells whether other pools choose the gateway, or it announces another family.
+// gatewayMatters tells whether other pools choose the gateway, it announces another family, or it serves nothing any more, or something again.
 func gatewayMatters(before, after client.Object) bool {
 	was, is := before.(*v1alpha1.Gateway), after.(*v1alpha1.Gateway)
 	sameFamily := func(a, b v1alpha1.GatewaySilence) bool { return a.Family == b.Family }
-	return !maps.Equal(was.Labels, is.Labels) || !slices.EqualFunc(was.Status.Silent, is.Status.Silent, sameFamily)
+	return !maps.Equal(was.Labels, is.Labels) || servesNothing(was) != servesNothing(is) || !slices.EqualFunc(was.Status.Silent, is.Status.Silent, sameFamily)
 }
 
 // poolMatters tells whether the pool chooses other gateways.

@@ -68,18 +68,29 @@ func (c *conditions) settled() bool {
 func (c *conditions) pending() {
 	c.set(v1alpha1.ConditionProgrammed, false, reasonWaitingForGateway, "the allocation has just changed")
 	c.set(v1alpha1.ConditionAnnounced, false, reasonWaitingForAnnouncement, "the allocation has just changed")
+	c.served("", "")
 	c.ready()
 }
 
 func (c *conditions) notServed() {
 	c.set(v1alpha1.ConditionProgrammed, false, reasonNotAccepted, "nothing to program")
 	c.set(v1alpha1.ConditionAnnounced, false, reasonNotAccepted, "nothing to announce")
+	c.served("", "")
 	c.ready()
+}
+
+// served says what gateways have heard that try the LoadBalancer's ports; nothing where no connection failed.
+func (c *conditions) served(reason, message string) {
+	if message == "" {
+		meta.RemoveStatusCondition(&c.lb.Status.Conditions, v1alpha1.ConditionServed)
+		return
+	}
+	c.set(v1alpha1.ConditionServed, false, reason, message)
 }
 
 // ready is the first of the other conditions that is not true.
 func (c *conditions) ready() {
-	for _, kind := range []string{v1alpha1.ConditionAccepted, v1alpha1.ConditionAddressAllocated, v1alpha1.ConditionProgrammed, v1alpha1.ConditionAnnounced} {
+	for _, kind := range []string{v1alpha1.ConditionAccepted, v1alpha1.ConditionAddressAllocated, v1alpha1.ConditionProgrammed, v1alpha1.ConditionAnnounced, v1alpha1.ConditionServed} {
 		if condition := meta.FindStatusCondition(c.lb.Status.Conditions, kind); condition != nil && condition.Status != metav1.ConditionTrue {
 			c.put(v1alpha1.ConditionReady, condition.Status, condition.Reason, condition.Message)
 			return

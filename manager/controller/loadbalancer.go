@@ -61,7 +61,7 @@ type loadBalancerReconciler struct {
 func (r *loadBalancerReconciler) setUp(mgr ctrl.Manager) error {
 	gateways := func(ctx context.Context, o client.Object) []reconcile.Request {
 		g := o.(*v1alpha1.Gateway)
-		return slices.Concat(r.waiting.taken(g), failing(g), r.conflicting(ctx, g))
+		return slices.Concat(r.waiting.taken(g), failing(g), r.conflicting(ctx, g), r.maybeFailing(ctx, g))
 	}
 	pools := func(context.Context, client.Object) []reconcile.Request { return r.waiting.addresses() }
 	return ctrl.NewControllerManagedBy(mgr).Named("loadbalancer").
@@ -109,6 +109,17 @@ func (r *loadBalancerReconciler) conflicting(ctx context.Context, g *v1alpha1.Ga
 		if slices.ContainsFunc(lbs.Items[i].Status.Addresses, func(a v1alpha1.AllocatedAddress) bool { return claimed(g, a.Address) }) {
 			out = append(out, reconcile.Request{NamespacedName: client.ObjectKeyFromObject(&lbs.Items[i])})
 		}
+	}
+	return out
+}
+
+// maybeFailing are those of namespaces of which the gateway does not name all that fail.
+func (r *loadBalancerReconciler) maybeFailing(ctx context.Context, g *v1alpha1.Gateway) (out []reconcile.Request) {
+	if g.Status.Tries == nil {
+		return nil
+	}
+	for _, namespace := range g.Status.Tries.Unlisted {
+		out = append(out, r.inNamespace(ctx, namespace)...)
 	}
 	return out
 }
@@ -340,6 +351,7 @@ func (r *loadBalancerReconciler) observe(ctx context.Context, lb *v1alpha1.LoadB
 	if c.isTrue(v1alpha1.ConditionProgrammed) && c.isTrue(v1alpha1.ConditionAnnounced) {
 		lb.Status.LoadBalancer = ingressOf(lb)
 	}
+	c.served(view.unserved())
 	c.ready()
 	if c.settled() {
 		r.waiting.forGateway(lb, false)
@@ -403,7 +415,7 @@ func (r *loadBalancerReconciler) write(ctx context.Context, before, lb *v1alpha1
 	if len(before.Status.LoadBalancer.Ingress) == 0 && len(lb.Status.LoadBalancer.Ingress) > 0 {
 		r.metrics.ready.Observe(time.Since(lb.CreationTimestamp.Time).Seconds())
 	}
-	for _, kind := range []string{v1alpha1.ConditionAccepted, v1alpha1.ConditionAddressAllocated, v1alpha1.ConditionProgrammed, v1alpha1.ConditionAnnounced} {
+	for _, kind := range []string{v1alpha1.ConditionAccepted, v1alpha1.ConditionAddressAllocated, v1alpha1.ConditionProgrammed, v1alpha1.ConditionAnnounced, v1alpha1.ConditionServed} {
 		was, is := meta.FindStatusCondition(before.Status.Conditions, kind), meta.FindStatusCondition(lb.Status.Conditions, kind)
 		if is != nil && worthAnEvent(is) && (was == nil || was.Message != is.Message) {
 			r.events.Eventf(lb, nil, corev1.EventTypeWarning, is.Reason, "Sync", "%s", plain.Note(is.Message))

@@ -270,6 +270,64 @@ func TestALoadBalancerThatNobodyHearsOfAnyMoreIsNotReady(t *testing.T) {
 	require.Equal(t, metav1.ConditionTrue, condition(v1alpha1.ConditionReady).Status)
 }
 
+// What a gateway believes of its dataplane is not all that there is to say.
+func TestWhatATryFindsIsSaidWhereItsServiceIs(t *testing.T) {
+	lb := recorded("web", 0)
+	lb.Spec = v1alpha1.LoadBalancerSpec{Type: corev1.ServiceTypeLoadBalancer, Ports: []v1alpha1.LoadBalancerPort{{Port: 80}},
+		Endpoints: []v1alpha1.LoadBalancerEndpoints{{Ports: []v1alpha1.EndpointPort{{Port: 30080}}}}}
+	tenant, gateway := &v1alpha1.Tenant{}, &v1alpha1.Gateway{Status: v1alpha1.GatewayStatus{AppliedResourceVersion: "1000000", AnnouncedResourceVersion: "1000000"}}
+	tenant.Name, gateway.Name = "a", "g"
+	c := fake.NewClientBuilder().WithScheme(schemeOf(t, coordinationv1.AddToScheme)).WithObjects(public(), tenant, lb, gateway).WithStatusSubresource(&v1alpha1.LoadBalancer{}).Build()
+	r, key := reconcilerOf(t, c), client.ObjectKeyFromObject(lb)
+	says := func(change func(*v1alpha1.GatewayStatus)) (served *metav1.Condition, ready metav1.Condition) {
+		t.Helper()
+		change(&gateway.Status)
+		require.NoError(t, c.Update(t.Context(), gateway))
+		for range 4 {
+			_, err := r.Reconcile(t.Context(), reconcile.Request{NamespacedName: key})
+			require.NoError(t, err)
+		}
+		require.NoError(t, c.Get(t.Context(), key, lb))
+		require.NotEmpty(t, lb.Status.LoadBalancer.Ingress, "the Service keeps its address")
+		return meta.FindStatusCondition(lb.Status.Conditions, v1alpha1.ConditionServed), *meta.FindStatusCondition(lb.Status.Conditions, v1alpha1.ConditionReady)
+	}
+	tries := func(tries *v1alpha1.GatewayTries) func(*v1alpha1.GatewayStatus) {
+		return func(s *v1alpha1.GatewayStatus) { s.Tries = tries }
+	}
+	for name, well := range map[string]func(*v1alpha1.GatewayStatus){"nothing is tried": tries(nil), "what is tried answers": tries(&v1alpha1.GatewayTries{Answered: 1})} {
+		served, ready := says(well)
+		require.Nil(t, served, name)
+		require.Equal(t, metav1.ConditionTrue, ready.Status, name)
+	}
+	drained(r)
+
+	named := &v1alpha1.GatewayTries{Failing: 1, Failures: []v1alpha1.GatewayFailure{{LoadBalancer: "tenant-a/web", Record: "frontend TCP 203.0.113.1:80", Message: "connections get no answer"}}}
+	served, ready := says(tries(named))
+	const message = "gateway g: frontend TCP 203.0.113.1:80: connections get no answer"
+	require.Equal(t, metav1.ConditionFalse, served.Status)
+	require.Equal(t, []string{v1alpha1.ReasonConnectionsFail, message}, []string{ready.Reason, ready.Message})
+	require.Equal(t, metav1.ConditionFalse, ready.Status)
+	require.Len(t, drained(r), 1, "an event says so once")
+	require.Contains(t, failing(gateway), reconcile.Request{NamespacedName: key}, "it is looked at when that changes")
+
+	served, _ = says(tries(&v1alpha1.GatewayTries{Failing: 9, Unlisted: []string{"tenant-a"}}))
+	require.Contains(t, served.Message, "this one may be among them")
+	require.Contains(t, r.maybeFailing(t.Context(), gateway), reconcile.Request{NamespacedName: key})
+
+	before := gateway.DeepCopy()
+	served, ready = says(func(s *v1alpha1.GatewayStatus) {
+		s.Tries = &v1alpha1.GatewayTries{}
+		s.Conditions = []metav1.Condition{{Type: v1alpha1.ConditionServed, Status: metav1.ConditionFalse, Reason: v1alpha1.ReasonSegmentSilent, Message: "nobody answers"}}
+	})
+	require.Equal(t, v1alpha1.ReasonSegmentSilent, served.Reason)
+	require.Equal(t, "gateway g: nobody answers", ready.Message)
+	require.True(t, gatewayMatters(before, gateway), "all are looked at")
+
+	served, ready = says(func(s *v1alpha1.GatewayStatus) { s.Conditions = nil })
+	require.Nil(t, served)
+	require.Equal(t, metav1.ConditionTrue, ready.Status)
+}
+
 // drained are the events so far.
 func drained(r *loadBalancerReconciler) (all []string) {
 	for {

@@ -38,6 +38,9 @@ type gatewayView struct {
 	unknown bool
 	// problems are why gateways take nothing at present.
 	problems []string
+	// broken are gateways at which connections to it fail, with what happens, by the reason of the first.
+	broken       []string
+	brokenReason string
 	// conflicts are those of its addresses that a host which is no gateway answers for as well.
 	conflicts []string
 }
@@ -58,6 +61,11 @@ func viewOf(gateways []v1alpha1.Gateway, silent map[string]string, pools []v1alp
 		view.heard = view.heard || problemOf(&gateways[i]) == ""
 	}
 	chosen := selectionOf(gateways, pools, lb)
+	for i := range gateways {
+		if silent[gateways[i].Name] == "" {
+			view.hear(&gateways[i], lb, answersFor(&gateways[i], grants, chosen))
+		}
+	}
 	view.announced = view.applied
 	for _, grant := range grants {
 		if address := grant.Address.String(); slices.ContainsFunc(gateways, func(g v1alpha1.Gateway) bool {
@@ -116,6 +124,58 @@ func (v *gatewayView) take(g *v1alpha1.Gateway, lb *v1alpha1.LoadBalancer) (refu
 	}
 	return refusal
 }
+
+// answersFor tells whether clients of one of the addresses reach the gateway, as it sees that itself. Versions do not matter: what is said of this is
+// written to the LoadBalancer, which is another version then.
+func answersFor(g *v1alpha1.Gateway, grants []ipam.Grant, chosen *selection.Selection) bool {
+	return slices.ContainsFunc(grants, func(grant ipam.Grant) bool {
+		serves := chosen.ServingAddress(grant.Address)
+		if g.Status.Elects {
+			return election.Winner(grant.Address, g.Status.Candidates, serves) == g.Name
+		}
+		return serves == nil || serves(g.Name)
+	})
+}
+
+// hear takes what a gateway heard when it tried the LoadBalancer's ports, which it does if it answers for them.
+func (v *gatewayView) hear(g *v1alpha1.Gateway, lb *v1alpha1.LoadBalancer, answers bool) {
+	fails := func(reason, format string, arguments ...any) {
+		v.brokenReason = cmp.Or(v.brokenReason, reason)
+		v.broken = append(v.broken, fmt.Sprintf("gateway %s: "+format, append([]any{g.Name}, arguments...)...))
+	}
+	if c := servedCondition(g); c != nil && answers {
+		fails(c.Reason, "%s", c.Message)
+		return
+	}
+	if g.Status.Tries == nil {
+		return
+	}
+	name := client.ObjectKeyFromObject(lb).String()
+	if i := slices.IndexFunc(g.Status.Tries.Failures, func(f v1alpha1.GatewayFailure) bool { return f.LoadBalancer == name }); i >= 0 {
+		f := g.Status.Tries.Failures[i]
+		fails(v1alpha1.ReasonConnectionsFail, "%s: %s", f.Record, f.Message)
+		return
+	}
+	if answers && slices.Contains(g.Status.Tries.Unlisted, lb.Namespace) {
+		fails(v1alpha1.ReasonConnectionsFail, "connections to so many LoadBalancers of namespace %s fail that this one may be among them; see those that are named", lb.Namespace)
+	}
+}
+
+// unserved is why connections fail at gateways that answer for it, with nothing where none does.
+func (v gatewayView) unserved() (reason, message string) {
+	return v.brokenReason, phrase.Few(v.broken, "; ")
+}
+
+// servedCondition says why the gateway serves nothing at all, nil if it does.
+func servedCondition(g *v1alpha1.Gateway) *metav1.Condition {
+	c := meta.FindStatusCondition(g.Status.Conditions, v1alpha1.ConditionServed)
+	if c == nil || c.Status == metav1.ConditionTrue {
+		return nil
+	}
+	return c
+}
+
+func servesNothing(g *v1alpha1.Gateway) bool { return servedCondition(g) != nil }
 
 // unanswered is why no gateway announces an address, of each gateway that might; it is empty if one does. silenced: it stays so until something is
 // changed, whatever gateways are about to do. unknown: one of which nothing is heard may announce it, and no other one is about to.

@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"slices"
 	"strings"
 	"sync"
 
@@ -62,9 +63,13 @@ func (w *waiting) addresses() []reconcile.Request {
 	return out
 }
 
-// failing are those that the gateway names as failing. Of a change of the gateway those of before are asked for, too.
+// failing are those that the gateway names as failing: its dataplane refuses them, or connections to them fail. Of a change of the gateway those of before are asked for, too.
 func failing(g *v1alpha1.Gateway) (out []reconcile.Request) {
-	for _, f := range g.Status.Failures {
+	failures := g.Status.Failures
+	if g.Status.Tries != nil {
+		failures = slices.Concat(failures, g.Status.Tries.Failures)
+	}
+	for _, f := range failures {
 		if namespace, name, found := strings.Cut(f.LoadBalancer, "/"); found {
 			out = append(out, reconcile.Request{NamespacedName: client.ObjectKey{Namespace: namespace, Name: name}})
 		}

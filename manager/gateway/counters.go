@@ -17,6 +17,9 @@ const countEvery = 15 * time.Second
 // countedFor is for how long counters count that were read.
 const countedFor = 3 * countEvery
 
+// countLimit is how long that may take.
+const countLimit = 15 * time.Second
+
 // countRequest asks for the counters, which were asked for so long ago before.
 type countRequest struct {
 	process *plugin.Process
@@ -26,8 +29,11 @@ type countRequest struct {
 // count has the dataplane's counters be read now and then. With many frontends that takes longer than anything else may have to wait.
 func (g *Gateway) count() {
 	every := countEvery
-	if g.departure.begun {
+	switch {
+	case g.departure.begun:
 		every = leftEvery
+	case !g.deaf.since.IsZero():
+		every = countAgainAfter
 	}
 	if !g.served || !g.host.running() || g.counting || time.Since(g.counted) < every {
 		return
@@ -44,11 +50,15 @@ func (g *Gateway) readCounters(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case request := <-g.counts:
-			limited, cancel := context.WithTimeout(ctx, countEvery)
+			askedAt := time.Now()
+			limited, cancel := context.WithTimeout(ctx, countLimit)
 			stats, err := request.process.Stats(limited)
 			description, failed := request.process.Describe(limited)
 			cancel()
 			g.send(ctx, func(g *Gateway) {
+				if request.process == g.host.process {
+					g.deaf.note(err, askedAt)
+				}
 				g.tally(stats, request.ago, err)
 				if failed == nil && request.process == g.host.process {
 					g.host.noteAnew(description.Notes)

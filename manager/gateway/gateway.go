@@ -36,6 +36,7 @@ import (
 	"kubelb.k8c.io/manager/probe"
 	"kubelb.k8c.io/manager/selection"
 	"kubelb.k8c.io/manager/transit"
+	"kubelb.k8c.io/manager/watchdog"
 )
 
 // Options are what a gateway needs to know.
@@ -82,6 +83,12 @@ type Options struct {
 	PurgeWith string
 	// HostChecks look at what the gateway needs of this host whatever its dataplane is; nil where nothing is looked at.
 	HostChecks func(context.Context) []dataplane.Check
+	// TryEvery is how often each frontend that this gateway answers for is tried, 0 for never; TryFrom are the addresses that tries come from,
+	// one of each family at most, which no host may have.
+	TryEvery time.Duration
+	TryFrom  []netip.Addr
+	// Segment are the interfaces at which somebody has to hear this gateway, as other hosts' answers show; none where that is not looked at.
+	Segment []string
 	// Transit keeps this host from forwarding what is no frontend's; nil leaves the host as it is.
 	Transit *transit.Keeper
 	// Metrics takes what Prometheus is told; nil for nobody.
@@ -138,6 +145,12 @@ type Gateway struct {
 	rechecks   chan *plugin.Process
 	rechecking bool
 	holders    *holders
+	// watchdog tries frontends, nil if nobody does; tried is what came of it.
+	watchdog *watchdog.Watchdog
+	tried    watchdog.Report
+	// deaf is how long the dataplane does not answer, unheard why nobody on the segment seems to hear this gateway.
+	deaf    deafness
+	unheard string
 	// inSync is told when the backend holds everything, leftovers are why former backends could not be purged, by name.
 	inSync    chan struct{}
 	leftovers map[string]string
@@ -202,6 +215,9 @@ func New(o Options, c cache.Cache, w client.Client) *Gateway {
 	g.holders = newHolders(filepath.Join(o.Backend.Config.StateDir, holdersFile))
 	g.vitals = newVitals(askHost, o.Addresses, g.Elect)
 	g.noteReadiness()
+	if o.TryEvery > 0 {
+		g.watchdog = g.newWatchdog()
+	}
 	if o.Speaker != nil {
 		g.routers = newRouters(o, c, g.Elect)
 	}
@@ -249,6 +265,14 @@ func (g *Gateway) run(ctx context.Context, ended <-chan *plugin.Process) error {
 		if err := g.watchNode(runCtx); err != nil {
 			return err
 		}
+	}
+	if g.watchdog != nil {
+		// Before the dataplane starts, which looks what interfaces there are. Run tries again if it fails.
+		if err := g.watchdog.Open(); err != nil {
+			g.log.Warn("frontends cannot be tried yet", "error", err)
+		}
+		runs.Go(func() error { return g.watchdog.Run(runCtx) })
+		runs.Go(func() error { return g.neighbours().Run(runCtx) })
 	}
 	runs.Go(func() error { return g.prober.Run(runCtx) })
 	runs.Go(func() error { return g.options.Announcer.Run(runCtx) })

@@ -22,7 +22,8 @@ type metrics struct {
 	starts                       prometheus.Counter
 	applies                      prometheus.Histogram
 	connections, packets, bytes  *prometheus.CounterVec
-	drops                        *prometheus.CounterVec
+	drops, tries                 *prometheus.CounterVec
+	failing                      prometheus.Gauge
 
 	// last are the dataplane's counters as they were read last, which begin anew with their frontend.
 	last      map[model.FrontendKey]dataplane.Counter
@@ -64,13 +65,15 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		packets:     counters("kubelb_tenant_packets_total", "Packets that were forwarded, where the dataplane counts them.", "tenant"),
 		bytes:       counters("kubelb_tenant_bytes_total", "Bytes that were forwarded, where the dataplane counts them.", "tenant"),
 		drops:       counters("kubelb_gateway_dropped_packets_total", "Packets that were dropped, or answered by the gateway itself.", "reason"),
+		tries:       counters("kubelb_gateway_tries_total", "Connections by which the gateway has tried its own frontends, by what became of them: answered, unanswered, refused, reset, closed, unreachable.", "outcome"),
+		failing:     gauge("failing_frontends", "Frontends to which connections fail, of those that the gateway answers for and can try."),
 		last:        map[model.FrontendKey]dataplane.Counter{}, lastDrops: map[string]uint64{},
 	}
 	if r == nil {
 		return m, nil
 	}
 	for _, c := range []prometheus.Collector{m.ready, m.draining, m.mayAnswer, m.frontends, m.addresses, m.conflicts, m.failed, m.handedOver, m.hub, m.targets, m.backend, m.sessions, m.detected,
-		m.starts, m.applies, m.connections, m.packets, m.bytes, m.drops} {
+		m.starts, m.applies, m.connections, m.packets, m.bytes, m.drops, m.tries, m.failing} {
 		if err := r.Register(c); err != nil {
 			return nil, fmt.Errorf("register metrics: %w", err)
 		}
@@ -108,6 +111,9 @@ func (m *metrics) show(s *v1alpha1.GatewayStatus, b beside) {
 	m.conflicts.Set(float64(len(s.Conflicts)))
 	m.failed.Set(float64(b.failed))
 	m.handedOver.Set(float64(b.handedOver))
+	if s.Tries != nil {
+		m.failing.Set(float64(s.Tries.Failing))
+	}
 	m.targets.WithLabelValues("healthy").Set(float64(b.targets - b.unhealthy))
 	m.targets.WithLabelValues("unhealthy").Set(float64(b.unhealthy))
 	if is := [2]string{s.Backend.Name, s.Backend.Version}; is != m.shownBackend {

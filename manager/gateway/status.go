@@ -50,6 +50,7 @@ func (g *Gateway) publish() {
 		Tenants:            g.usedNow(time.Now()),
 		HostAddresses:      g.hosts.published(),
 		Silent:             g.silent(time.Now()),
+		Tries:              g.tries(),
 	}
 	for _, f := range g.host.description.Features {
 		s.Backend.Features = append(s.Backend.Features, string(f))
@@ -80,6 +81,9 @@ func (g *Gateway) publish() {
 	s.Conditions = append([]metav1.Condition{ready}, hostConditions(g.lacking())...)
 	if slow, is := slowCondition(g.host.calling, time.Now()); is {
 		s.Conditions = append(s.Conditions, slow)
+	}
+	if nothing, is := g.servesNothing(); is {
+		s.Conditions = append(s.Conditions, nothing)
 	}
 	if g.draining() {
 		s.Conditions = append(s.Conditions, drainedCondition(s.AnnouncedAddresses))

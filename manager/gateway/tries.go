@@ -1,0 +1,156 @@
+package gateway
+
+import (
+	"context"
+	"net/netip"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"kubelb.k8c.io/api/plain"
+	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/core/model"
+	"kubelb.k8c.io/manager/watchdog"
+)
+
+func (g *Gateway) newWatchdog() *watchdog.Watchdog {
+	return watchdog.New(watchdog.Options{
+		Sources: g.options.TryFrom, Every: g.options.TryEvery, Frontends: g.toTry, Log: g.log,
+		Tell:  func(ctx context.Context, r watchdog.Report) { g.send(ctx, func(g *Gateway) { g.tried = r }) },
+		Count: func(o watchdog.Outcome) { g.metrics.tries.WithLabelValues(o.Word()).Inc() },
+	})
+}
+
+// toTry asks the loop which frontends can be tried now.
+func (g *Gateway) toTry(ctx context.Context) []watchdog.Frontend {
+	asked := make(chan []watchdog.Frontend, 1)
+	g.send(ctx, func(g *Gateway) { asked <- triable(g.hub.Snapshot(), g.options.TryFrom, g.isServed) })
+	select {
+	case list := <-asked:
+		return list
+	case <-ctx.Done():
+		return nil
+	}
+}
+
+// isServed tells whether clients reach the frontend here, by all that the gateway believes.
+func (g *Gateway) isServed(f model.Frontend) bool {
+	_, refused := g.unsupported[f.FrontendKey]
+	return g.held[f.FrontendKey] && g.answering.answers[f.VIP] && !refused
+}
+
+// triable are the frontends to which a connection from one of the addresses is to be answered, and whose answer comes by this gateway.
+func triable(s model.Snapshot, from []netip.Addr, served func(model.Frontend) bool) (list []watchdog.Frontend) {
+	pools := make(map[model.PoolID][]model.Endpoint, len(s.Pools))
+	for _, p := range s.Pools {
+		pools[p.ID] = p.Endpoints
+	}
+	for _, f := range s.Frontends {
+		if f.Protocol != model.TCP || f.Forwarding == model.Direct || !mayConnect(f, from) || !served(f) {
+			continue
+		}
+		var endpoints []netip.AddrPort
+		for _, e := range pools[f.Pool] {
+			if e.State == model.Active {
+				endpoints = append(endpoints, netip.AddrPortFrom(e.Address, f.TargetPort))
+			}
+		}
+		if len(endpoints) == 0 {
+			continue // connections are refused
+		}
+		list = append(list, watchdog.Frontend{AddrPort: netip.AddrPortFrom(f.VIP, f.Port), Tenant: f.Tenant, KeepsClient: f.Forwarding == model.Transparent,
+			Limited: f.MaxConnections > 0 || f.MaxNewPerSecond > 0, Endpoints: endpoints})
+	}
+	return list
+}
+
+// mayConnect tells whether the frontend's source ranges let one of the addresses in.
+func mayConnect(f model.Frontend, from []netip.Addr) bool {
+	if !f.Restricted {
+		return true
+	}
+	for _, source := range from {
+		for _, r := range f.SourceRanges {
+			if r.Contains(source) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// tries is what the Gateway object says of tries, nil if there are none.
+func (g *Gateway) tries() *v1alpha1.GatewayTries {
+	if g.watchdog == nil {
+		return nil
+	}
+	t := &v1alpha1.GatewayTries{Answered: int32(g.tried.Answered), Untried: int32(g.tried.Untried), Problem: plain.Message(g.tried.Problem, 1024)}
+	fails := map[string]failure{}
+	for _, f := range g.tried.Failures {
+		key := model.FrontendKey{VIP: f.Addr(), Protocol: model.TCP, Port: f.Port()}
+		owner, known := g.hub.Owner(key)
+		if !known || !g.answering.answers[key.VIP] {
+			continue // it has gone since
+		}
+		t.Failing++
+		fails["frontend "+key.String()] = failure{owner: owner.String(), message: f.Message}
+	}
+	t.Failures, t.Unlisted = listed(fails)
+	return t
+}
+
+// deafness is that of a dataplane which does not say what it counts.
+type deafness struct {
+	// since is when it was asked first of the times that it has not answered, zero if it has answered; last is what it said instead.
+	since time.Time
+	last  string
+}
+
+// deafAfter is how long that is waited for. Once is not enough: it may just have been busy.
+const deafAfter = countLimit + 10*time.Second
+
+// note takes over whether counters could be read that were asked for at a time.
+func (d *deafness) note(err error, askedAt time.Time) {
+	switch {
+	case err == nil:
+		*d = deafness{}
+		return
+	case d.since.IsZero():
+		d.since = askedAt
+	}
+	d.last = err.Error()
+}
+
+func (d *deafness) is(now time.Time) bool { return !d.since.IsZero() && now.Sub(d.since) >= deafAfter }
+
+// neighbours looks whether anybody hears this gateway.
+func (g *Gateway) neighbours() *watchdog.Neighbours {
+	return &watchdog.Neighbours{Interfaces: g.options.Segment,
+		Tell: func(ctx context.Context, problem string) {
+			if problem != "" {
+				g.log.Warn("nobody on the segment seems to hear this gateway", "reason", problem)
+			}
+			g.send(ctx, func(g *Gateway) { g.unheard = problem })
+		},
+		Failed: func(err error) {
+			g.log.Warn("it is not known whether anybody on the segment hears this gateway", "error", err)
+		}}
+}
+
+// servesNothing says why nothing that the gateway answers for is served, if that is so.
+func (g *Gateway) servesNothing() (metav1.Condition, bool) {
+	condition := metav1.Condition{Type: v1alpha1.ConditionServed, Status: metav1.ConditionFalse}
+	switch {
+	case g.unheard != "" && g.answering.answered() > 0:
+		condition.Reason, condition.Message = v1alpha1.ReasonSegmentSilent, "clients do not reach this gateway: "+g.unheard
+	case g.deaf.is(time.Now()):
+		condition.Reason, condition.Message = v1alpha1.ReasonDataplaneSilent, "the dataplane does not answer: "+g.deaf.last
+	default:
+		return condition, false
+	}
+	condition.Message = plain.Message(condition.Message, 1024)
+	return condition, true
+}
+
+// countAgainAfter is the pause before counters are read again that could not be read.
+const countAgainAfter = time.Second

@@ -87,6 +87,7 @@ func (h *Hub) Explain(lb *v1alpha1.LoadBalancer) Explanation {
 		{"gateways work", h.gatewaysWork},
 		{"a dataplane holds it", condition(v1alpha1.ConditionProgrammed)},
 		{"its addresses are announced", condition(v1alpha1.ConditionAnnounced)},
+		{"connections to it are answered", h.answered},
 		{"its status tells the tenant so", told},
 	} {
 		message, holds := step.look(lb)
@@ -208,6 +209,30 @@ func (h *Hub) gatewaysWork(*v1alpha1.LoadBalancer) (string, bool) {
 		return cmp.Or(strings.Join(not, "; "), "there is no gateway: start a kubelb-manager with the gateway role"), false
 	}
 	return strings.Join(works, ", "), true
+}
+
+// answered is what gateways hear that try what they answer for.
+func (h *Hub) answered(lb *v1alpha1.LoadBalancer) (string, bool) {
+	if c := meta.FindStatusCondition(lb.Status.Conditions, v1alpha1.ConditionServed); c != nil && c.Status != metav1.ConditionTrue {
+		return c.Reason + ": " + c.Message, false
+	}
+	if c := meta.FindStatusCondition(lb.Status.Conditions, v1alpha1.ConditionAnnounced); c != nil && c.Reason == v1alpha1.ReasonAddressConflict {
+		return c.Reason + ": " + c.Message, false
+	}
+	var says []string
+	for i := range h.Gateways {
+		t := h.Gateways[i].Status.Tries
+		switch state, _ := h.stateOf(&h.Gateways[i]); {
+		case state == gone:
+		case t == nil:
+			says = append(says, fmt.Sprintf("gateway %s does not try", h.Gateways[i].Name))
+		case t.Problem != "":
+			says = append(says, fmt.Sprintf("gateway %s cannot try: %s", h.Gateways[i].Name, t.Problem))
+		default:
+			says = append(says, fmt.Sprintf("gateway %s tries what it can: %d ports answered, %d of others failing, %d not known yet", h.Gateways[i].Name, t.Answered, t.Failing, t.Untried))
+		}
+	}
+	return "no failure is known; " + strings.Join(says, "; "), true
 }
 
 func told(lb *v1alpha1.LoadBalancer) (string, bool) {

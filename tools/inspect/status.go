@@ -197,6 +197,12 @@ func (h *Hub) gatewayLine(g *v1alpha1.Gateway, say sayer) GatewayLine {
 	for _, namespace := range g.Status.Unlisted {
 		say(Error, object, "more LoadBalancers of namespace %s are refused than are named here", namespace)
 	}
+	if nothing := meta.FindStatusCondition(g.Status.Conditions, v1alpha1.ConditionServed); nothing != nil {
+		say(Error, object, "%s: %s", nothing.Reason, oneLine(nothing.Message))
+	}
+	if t := g.Status.Tries; t != nil && t.Problem != "" {
+		say(Warning, object, "it cannot try what it answers for: %s", oneLine(t.Problem))
+	}
 	if refused := meta.FindStatusCondition(g.Status.Conditions, v1alpha1.ConditionHeartbeatsRefused); refused != nil {
 		say(Warning, object, "%s: %s", refused.Type, oneLine(refused.Message))
 	}

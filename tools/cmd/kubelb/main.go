@@ -30,6 +30,6 @@ func rootCommand() *cobra.Command {
 	// What is shown is in part what tenants have written.
 	root.SetOut(plain.Writer(os.Stdout))
 	root.SetErr(plain.Writer(os.Stderr))
-	root.AddCommand(statusCommand(), explainCommand(), traceCommand(), poolsCommand(), bundleCommand(), drainCommand(), tenantsCommand(), migrateCommand(), renderCommand())
+	root.AddCommand(statusCommand(), explainCommand(), checkCommand(), traceCommand(), poolsCommand(), bundleCommand(), drainCommand(), tenantsCommand(), migrateCommand(), renderCommand())
 	return root
 }

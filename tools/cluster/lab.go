@@ -303,6 +303,13 @@ func (l *Lab) AddHost(name string, addresses ...string) (*netlab.Namespace, erro
 	return ns, l.net.Plug(l.inside, name, netlab.Interface{Namespace: ns, Name: "eth0", Addresses: addresses})
 }
 
+// BlockPort has the switch of the clients' segment pass nothing to a port and take nothing from it, while the link there stays up, or ends that.
+func (l *Lab) BlockPort(ctx context.Context, port string, blocked bool) error {
+	state := map[bool]string{true: "0", false: "3"}[blocked] // BR_STATE_DISABLED and BR_STATE_FORWARDING of linux/if_bridge.h
+	_, err := run(ctx, l.outside, "", "bridge", "link", "set", "dev", port, "state", state)
+	return err
+}
+
 // plugInside plugs a host into the nodes' segment, with addresses of this last number.
 func (l *Lab) plugInside(host *netlab.Namespace, name string, number int) error {
 	return l.net.Plug(l.inside, name, netlab.Interface{Namespace: host, Name: "eth0", Addresses: []string{fmt.Sprintf("%s%d/24", nodes4, number), fmt.Sprintf("%s%d/64", nodes6, number)}})

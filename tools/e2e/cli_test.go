@@ -12,13 +12,21 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"kubelb.k8c.io/conformance/netlab"
 )
 
 // kubelb runs the command line on the hub and returns what it prints, with its exit status.
 func kubelb(t *testing.T, args ...string) (string, int) {
 	t.Helper()
+	return kubelbOn(t, lab.Hub.Namespace, args...)
+}
+
+// kubelbOn runs it on a host.
+func kubelbOn(t *testing.T, host *netlab.Namespace, args ...string) (string, int) {
+	t.Helper()
 	argv := append([]string{filepath.Join(os.Getenv("KUBELB_BIN"), "kubelb")}, args...)
-	out, err := lab.On(t.Context(), lab.Hub.Namespace, append(argv, "--kubeconfig="+lab.Hub.Kubeconfig)...)
+	out, err := lab.On(t.Context(), host, append(argv, "--kubeconfig="+lab.Hub.Kubeconfig)...)
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
 		return out, exit.ExitCode()

@@ -98,13 +98,17 @@ soak: deps build ## Judge every dataplane ROUNDS (20) times and keep the sum in 
 	@mkdir -p conformance/soak; set -e; for b in $(BACKENDS); do \
 		$(JUDGE) -v --rounds=$(or $(ROUNDS),20) --rounds-in=$(BIN)/soak/$$b --report=conformance/soak/$$b.yaml; done
 
-.PHONY: e2e
-e2e: deps build ## Test the whole path on real clusters with every dataplane (root; BACKEND=… for one of them, RUN=… for some tests, ROUNDS=… for those that have rounds).
-	@mkdir -p $(CACHE)
-	cd tools && GOWORK=off go vet ./... && GOWORK=off go test -c -o $(BIN)/e2e.test ./e2e
+E2E := $(addprefix e2e-,$(or $(BACKEND),$(BACKENDS)))
+.PHONY: e2e $(E2E)
+e2e: deps build ## Test the whole path on real clusters with every dataplane, two at a time (root; BACKEND=… for one of them, RUN=… for some tests, ROUNDS=… for those that have rounds).
+	@mkdir -p $(CACHE) && rm -f $(BIN)/e2e-*.log
+	cd tools && GOWORK=off go vet ./... && GOWORK=off go test -c -o $(BIN)/e2e.test ./e2e && kubernetes/build.sh > /dev/null
 	$(if $(RUN),,cd tools && KUBELB_BIN=$(BIN) GOWORK=off go test -count=1 ./preflight)
-	set -e; cd tools/e2e; for b in $(or $(BACKEND),$(BACKENDS)); do echo "== $$b"; \
-		KUBELB_KUBERNETES=$$(../kubernetes/build.sh) KUBELB_BIN=$(BIN) KUBELB_BACKEND=$$b $(if $(ROUNDS),KUBELB_ROUNDS=$(ROUNDS)) $(BIN)/e2e.test -test.v -test.timeout=20m $(if $(RUN),-test.run='$(RUN)'); done
+	$(MAKE) -j2 --no-print-directory $(E2E) || { echo "What failed:"; grep -hE -A20 '^[a-z]+: +--- FAIL' $(BIN)/e2e-*.log; exit 1; }
+
+$(E2E): e2e-%:
+	@set -o pipefail; cd tools/e2e && KUBELB_KUBERNETES=$$(../kubernetes/build.sh) KUBELB_BIN=$(BIN) KUBELB_BACKEND=$* $(if $(ROUNDS),KUBELB_ROUNDS=$(ROUNDS)) \
+		$(BIN)/e2e.test -test.v -test.timeout=25m $(if $(RUN),-test.run='$(RUN)') 2>&1 | sed -u 's/^/$*: /' | tee $(BIN)/e2e-$*.log
 
 .PHONY: guest
 guest: # Build what a kernel of KERNEL's architecture runs, into bin/guest.

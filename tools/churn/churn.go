@@ -49,6 +49,10 @@ type Result struct {
 	// Early and Late are medians over the second and the last quarter of the cycles, each taken when nothing but the one Service was there.
 	Early Sizes `json:"early"`
 	Late  Sizes `json:"late"`
+	// Tried is how many connections the gateway made to its own ports; Alarms are the failures that it said of them, all of them false: every Service
+	// has pods.
+	Tried  int      `json:"tried"`
+	Alarms []string `json:"alarms,omitempty"`
 	// Left is what was on the hosts after everything had been deleted.
 	Left []string `json:"left,omitempty"`
 }
@@ -99,6 +103,9 @@ func (r Result) Broke() error {
 	if r.Failed > 0 || r.Broken > 0 {
 		errs = append(errs, fmt.Errorf("%d requests failed, and the connection that is kept broke %d times:\n%s", r.Failed, r.Broken, strings.Join(r.Failures, "\n")))
 	}
+	for _, what := range r.Alarms {
+		errs = append(errs, fmt.Errorf("false alarm: %s", what))
+	}
 	for _, what := range r.Grown() {
 		errs = append(errs, fmt.Errorf("it grows: %s", what))
 	}
@@ -137,7 +144,7 @@ func (r *run) prepare(ctx context.Context) (err error) {
 	if _, err := r.lab.Hub.Kubectl(ctx, cluster.PoolManifest+"---\n"+cluster.TenantManifest, "apply", "-f", "-"); err != nil {
 		return err
 	}
-	if err := r.lab.StartManager("--purge-on-exit", "--log-level=warn"); err != nil {
+	if err := r.lab.StartManager("--purge-on-exit", "--log-level=warn", "--try-every=5s"); err != nil {
 		return err
 	}
 	if err := r.lab.StartCCM(ctx, "--log-level=warn"); err != nil {
@@ -189,7 +196,7 @@ func (r *run) churn(ctx context.Context) error {
 	if err := r.answered(ctx, address); err != nil {
 		return err
 	}
-	use := startUse(ctx, r.lab.Client, address)
+	use, alarms := startUse(ctx, r.lab.Client, address), r.listen(ctx)
 	began := time.Now()
 	for time.Since(began) < r.options.Duration && err == nil {
 		var s Sizes
@@ -201,6 +208,7 @@ func (r *run) churn(ctx context.Context) error {
 	}
 	r.result.Lasted = time.Since(began).Round(time.Second)
 	use.end(&r.result)
+	r.result.Alarms = alarms.end()
 	if err != nil {
 		return fmt.Errorf("cycle %d: %w", r.result.Cycles+1, err)
 	}
@@ -209,6 +217,9 @@ func (r *run) churn(ctx context.Context) error {
 		return fmt.Errorf("%d cycles in %s say nothing: churn longer", r.result.Cycles, r.result.Lasted)
 	}
 	r.result.Early, r.result.Late = medians(r.samples[quarter:2*quarter]), medians(r.samples[len(r.samples)-quarter:])
+	if r.result.Tried, err = r.tried(ctx); err != nil {
+		return err
+	}
 	r.result.Left, err = r.end(ctx)
 	return err
 }

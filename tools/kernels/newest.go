@@ -7,15 +7,18 @@ import (
 	"kubelb.k8c.io/conformance"
 )
 
-// newest returns of each kernel what counts: of its newest release, the last run of each case of each dataplane. What was found on another release of
-// the series is about another kernel.
+// on is a dataplane on a kernel.
+type on struct{ kernel, backend string }
+
+// newest returns of each dataplane on each kernel what counts: of the newest release that it was judged on, the last run of each case. What was found on
+// another release of the series is about another kernel.
 func newest(all []Result) []Result {
 	all = inOrder(all)
-	release := map[string]string{}
+	release := map[on]string{}
 	for _, r := range all {
-		release[r.Kernel] = r.Release
+		release[on{r.Kernel, r.Backend}] = r.Release
 	}
-	return lastRuns(slices.DeleteFunc(all, func(r Result) bool { return r.Release != release[r.Kernel] }))
+	return lastRuns(slices.DeleteFunc(all, func(r Result) bool { return r.Release != release[on{r.Kernel, r.Backend}] }))
 }
 
 // inOrder returns results by their days, and those of a day as the file has them.

@@ -10,7 +10,7 @@ import (
 	"kubelb.k8c.io/conformance"
 )
 
-// Table says in Markdown what came of judging dataplanes on kernels: on the newest release of each, by the last run of each case.
+// Table says in Markdown what came of judging dataplanes on kernels: on the newest release that each was judged on, by the last run of each case.
 func Table(all []Result, backends []string) string {
 	last := newest(all)
 	kernels := map[string]Result{}
@@ -26,13 +26,18 @@ func Table(all []Result, backends []string) string {
 	for _, kernel := range slices.SortedFunc(maps.Keys(kernels), compareSeries) {
 		cells := []string{kernel, kernels[kernel].Release, kernels[kernel].Date}
 		for _, backend := range backends {
-			counts := map[conformance.Outcome]int{}
+			counts, release := map[conformance.Outcome]int{}, kernels[kernel].Release
 			for _, r := range last {
 				if r.Kernel == kernel && r.Backend == backend {
 					counts[r.Outcome]++
+					release = r.Release
 				}
 			}
-			cells = append(cells, cell(counts))
+			text := cell(counts)
+			if release != kernels[kernel].Release {
+				text += " (" + release + ")"
+			}
+			cells = append(cells, text)
 		}
 		row(cells...)
 	}

@@ -34,7 +34,7 @@ func TestTheTableCountsTheLastResultOfEachCase(t *testing.T) {
 `, text)
 }
 
-func TestAKernelIsCountedByItsNewestReleaseAlone(t *testing.T) {
+func TestADataplaneIsCountedOnTheNewestReleaseThatItWasJudgedOn(t *testing.T) {
 	on := func(release, name, date string) Result {
 		return Result{Kernel: "6.12/amd64", Release: release, Backend: "ebpf", Case: name, Outcome: conformance.Passed, Date: date}
 	}
@@ -42,6 +42,10 @@ func TestAKernelIsCountedByItsNewestReleaseAlone(t *testing.T) {
 		"| 6.12/amd64 | 6.12.9 | 2026-11-02 | 1 passed |")
 	require.Contains(t, Table([]Result{on("6.12.8", "drain", "2026-11-02"), on("6.12.8", "direct", "2026-11-02"), on("6.12.9", "tcp-echo", "2026-11-02")}, []string{"ebpf"}),
 		"| 6.12/amd64 | 6.12.9 | 2026-11-02 | 1 passed |", "of one day it is the last in the file")
+	other := on("6.12.8", "drain", "2026-11-01")
+	other.Backend = "nftables"
+	require.Contains(t, Table([]Result{on("6.12.9", "tcp-echo", "2026-11-02"), other}, []string{"ebpf", "nftables"}),
+		"| 6.12/amd64 | 6.12.9 | 2026-11-02 | 1 passed | 1 passed (6.12.8) |", "a dataplane that was judged on an older release")
 }
 
 func TestARunReplacesAllThatWasKnownOfItsCase(t *testing.T) {

@@ -103,8 +103,8 @@ func (o *options) register(flags *flag.FlagSet) {
 	flags.StringVar(&o.stateDir, "state-dir", "/var/lib/kubelb", "directory of this gateway's state. No other gateway may use it, and it has to survive restarts")
 	flags.StringVar(&o.name, "gateway-name", hostname, "name of this gateway and of its Gateway object")
 	flags.Var(o.labels, "gateway-label", "key=value for the Gateway object, by which AddressPools choose gateways (spec.gatewaySelector); may be given several times")
-	flags.DurationVar(&o.tryEvery, "try-every", 20*time.Second, "how often this gateway tries each TCP port that it answers for, as a client does, by the virtual interfaces kubelb-watch and kubelb-client. What fails is in the condition Served of LoadBalancers. At least 5s; 0: never")
-	flags.StringVar(&o.tryFrom, "try-from", "192.0.0.6,fd4b:7562:654c::6", "addresses that tries come from, one of each family at most, that no host has and no network routes. Nodes see them with forwarding transparent only")
+	flags.DurationVar(&o.tryEvery, "try-every", 20*time.Second, "how long after a try of a TCP port this gateway tries it again. It connects as a client does, by the virtual interfaces kubelb-watch and kubelb-client. The condition Served of LoadBalancers names what fails. 5s or more; 0 turns tries off")
+	flags.StringVar(&o.tryFrom, "try-from", "192.0.0.6,fd4b:7562:654c::6", "source addresses of tries, separated by commas: one of each family at most. No host may have them, and no network may route them. Nodes see them with forwarding transparent, and pods in PROXY protocol headers")
 	flags.StringVar(&o.announce, "announce", announceLayer2, "how addresses are announced: layer2 (ARP and NDP, one gateway for each address), bgp (to the routers of BGPPeer objects, by every gateway) or none")
 	flags.StringVar(&o.routerID, "bgp-router-id", "", "BGP identifier of this gateway, an IPv4 address. Empty: its address towards the first router")
 	flags.BoolVar(&o.stay, "bgp-stay-on-exit", false, "when this gateway ends, leave its routes on routers with graceful restart, for a process that follows at once. Otherwise it withdraws them")
@@ -321,13 +321,13 @@ func (o *options) newGateway(mgr ctrl.Manager, forbidden []netip.Prefix, nodes b
 	return g, nil
 }
 
-// oftenestTries is how often frontends are tried at most: nodes see a connection each time.
-const oftenestTries = 5 * time.Second
+// shortestTryEvery is the least --try-every: nodes see a connection each time.
+const shortestTryEvery = 5 * time.Second
 
-// tries are how often frontends are tried, and from where.
+// tries returns the pause between tries of a frontend, 0 for no tries, and their source addresses.
 func (o *options) tries() (every time.Duration, from []netip.Addr, err error) {
-	if o.tryEvery != 0 && o.tryEvery < oftenestTries {
-		return 0, nil, fmt.Errorf("--try-every=%s: use %s or more, or 0 for never", o.tryEvery, oftenestTries)
+	if o.tryEvery != 0 && o.tryEvery < shortestTryEvery {
+		return 0, nil, fmt.Errorf("--try-every=%s: use %s or more, or 0 to turn tries off", o.tryEvery, shortestTryEvery)
 	}
 	families := map[bool]bool{}
 	for text := range strings.SplitSeq(o.tryFrom, ",") {

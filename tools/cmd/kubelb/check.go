@@ -12,12 +12,12 @@ func checkCommand() *cobra.Command {
 	var output, tenant string
 	cmd := &cobra.Command{
 		Use:   "check [NAME]",
-		Short: "Connect to LoadBalancers from this host, and show which answer",
-		Long: `Connect from this host to each TCP port of a LoadBalancer, or of all that there are, and say what happens. Each connection is watched
-for four seconds, and ended. UDP is not tried: only the Service knows what is an answer.
+		Short: "Connect to LoadBalancers from this host, and show which ones answer",
+		Long: `Connect from this host to each TCP port of one LoadBalancer, or of all, and say what happens. Each connection is watched
+for four seconds, and closed. UDP ports are not checked: what counts as an answer depends on the application.
 
-A failure is expected where connections are refused on purpose, as without any ready pod, or where source ranges may keep this host out.
-NAME is as for explain. The exit status is 1 when a connection fails that should not.`,
+A failure is expected if the Service has no ready pod, or if its source ranges may exclude this host. NAME is as for explain.
+The exit status is 1 if a connection fails unexpectedly.`,
 		Example: `  kubelb check
   kubelb check shop/web --tenant a`,
 		Args: cobra.MaximumNArgs(1),
@@ -44,7 +44,7 @@ NAME is as for explain. The exit status is 1 when a connection fails that should
 	}
 	hub.add(cmd.Flags())
 	addOutput(cmd, &output)
-	cmd.Flags().StringVar(&tenant, "tenant", "", "the tenant whose Service it is, or whose LoadBalancers are all checked")
+	cmd.Flags().StringVar(&tenant, "tenant", "", "the tenant of the Service. Without NAME: check all LoadBalancers of this tenant")
 	return cmd
 }
 

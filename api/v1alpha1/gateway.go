@@ -112,7 +112,7 @@ type GatewayStatus struct {
 	// +listMapKey=address
 	// +kubebuilder:validation:MaxItems=100
 	Conflicts []AddressConflict `json:"conflicts,omitempty"`
-	// Tries is what came of trying the frontends that this gateway answers for, as a client does. It is not there if the gateway tries none.
+	// Tries are the results of probing the TCP ports that this gateway answers for. Absent if the gateway does not probe.
 	// +optional
 	Tries *GatewayTries `json:"tries,omitempty"`
 	// Conditions: Ready says whether the dataplane runs and holds what it should, BGPEstablished whether there is a session with every
@@ -137,23 +137,23 @@ type GatewayBackend struct {
 	Notes []string `json:"notes,omitempty"`
 }
 
-// GatewayTries counts a gateway's TCP frontends by what became of connections to them.
+// GatewayTries counts the TCP ports that a gateway answers for and can probe.
 type GatewayTries struct {
-	// Answered is how many were answered when they were tried last, within the last minute.
+	// Answered counts ports whose last try was answered.
 	Answered int32 `json:"answered"`
-	// Untried is of how many nothing is known.
+	// Untried counts ports of which nothing is known yet.
 	Untried int32 `json:"untried"`
-	// Failing is to how many connections fail.
+	// Failing counts ports to which connections fail.
 	Failing int32 `json:"failing"`
-	// Problem is why none can be tried.
+	// Problem says why no port can be tried.
 	// +optional
 	// +kubebuilder:validation:MaxLength=1024
 	Problem string `json:"problem,omitempty"`
-	// Failures are those that fail: of each LoadBalancer the first, of each tenant at most 20 LoadBalancers.
+	// Failures has the first failing port of each LoadBalancer, and at most 20 LoadBalancers of each tenant.
 	// +optional
 	// +kubebuilder:validation:MaxItems=1000
 	Failures []GatewayFailure `json:"failures,omitempty"`
-	// Unlisted are the namespaces that have more LoadBalancers which fail than failures names.
+	// Unlisted has the namespaces with more failing LoadBalancers than failures has.
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=1000

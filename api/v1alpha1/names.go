@@ -89,17 +89,17 @@ const ConditionHeartbeatsRefused = "HeartbeatsRefused"
 // call, for how long, and for how long it may.
 const ConditionBackendBusy = "BackendBusy"
 
-// ConditionServed is there only while it is not true. Of a LoadBalancer: a gateway that answers for it tries its ports as a client does, and connections
-// fail. Of a Gateway: nothing of all that it answers for is served. The message says what happens.
+// ConditionServed is there only while it is not true. LoadBalancer: a gateway that answers for it probes its ports, and connections fail. Gateway: it
+// serves none of its addresses. The message says what happens.
 const ConditionServed = "Served"
 
 // Reasons of ConditionServed.
 const (
-	// ReasonConnectionsFail of a LoadBalancer: connections to it fail. If a gateway fails as a whole the reason is that of its own condition.
+	// ReasonConnectionsFail of a LoadBalancer: connections to it fail. If its gateway serves nothing at all, the reason is the gateway's instead.
 	ReasonConnectionsFail = "ConnectionsFail"
-	// ReasonDataplaneSilent of a Gateway: its dataplane does not answer any more.
+	// ReasonDataplaneSilent of a Gateway: its dataplane does not return its counters.
 	ReasonDataplaneSilent = "DataplaneSilent"
-	// ReasonSegmentSilent of a Gateway: none of the hosts on the clients' segment that it knows answers it any more.
+	// ReasonSegmentSilent of a Gateway: no host on the clients' segment that answered before answers it now.
 	ReasonSegmentSilent = "SegmentSilent"
 )
 

@@ -220,7 +220,7 @@ func TestAnAddressThatNobodyHearsOfIsNotAnnounced(t *testing.T) {
 		"the elected one has no IPv6":                  {[]v1alpha1.Gateway{gateway(winner, both(silent, elects("a", "b"))), gateway(other, elects("a", "b"))}, nil, false, true, "gateway " + winner + ": " + why},
 		"the one that is not elected has no IPv6":      {[]v1alpha1.Gateway{gateway(winner, elects("a", "b")), gateway(other, both(silent, elects("a", "b")))}, nil, true, false, ""},
 		"the elected one refuses it":                   {[]v1alpha1.Gateway{gateway(winner, both(failed, elects("a", "b"))), gateway(other, elects("a", "b"))}, nil, false, false, "gateway " + winner + ": frontend: table full"},
-		"none stands yet":                              {[]v1alpha1.Gateway{gateway("a", elects())}, nil, false, false, "no gateway stands for it yet"},
+		"none stands yet":                              {[]v1alpha1.Gateway{gateway("a", elects())}, nil, false, false, "no gateway is a candidate for it yet"},
 		"none stands, and the only one has no carrier": {[]v1alpha1.Gateway{gateway("a", both(silent, elects()))}, nil, false, true, "2001:db8:f::1 is not announced: gateway a: " + why},
 		"the pool chooses no gateway":                  {[]v1alpha1.Gateway{gateway("a", loud)}, labelled, false, true, "203.0.113.1 is not announced: no gateway has the labels that spec.gatewaySelector of AddressPool fast asks for"},
 		"there is none":                                {nil, nil, false, true, "there is no gateway"},
@@ -282,7 +282,7 @@ func TestALoadBalancerThatMayBeAmongTheRefusedOnesIsNotCalledServed(t *testing.T
 	require.False(t, view.applied)
 	require.False(t, view.announced)
 	require.Empty(t, view.failure, "nor refused: what was served stays so")
-	require.Contains(t, view.waitMessage(), "so many LoadBalancers of namespace tenant-a are refused")
+	require.Contains(t, view.waitMessage(), "more LoadBalancers of namespace tenant-a are refused")
 }
 
 func TestWhoWaitsIsToldWhyNoGatewayTakesIt(t *testing.T) {

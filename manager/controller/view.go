@@ -22,32 +22,33 @@ import (
 // gatewayView is what all gateways together say about one LoadBalancer.
 type gatewayView struct {
 	applied bool
-	// announced: of each of its addresses a gateway says so. Where none does, unanswered names the address and the reason.
+	// announced: each of its addresses is announced by a gateway. unanswered names the other addresses, with the reason.
 	announced  bool
 	unanswered []string
-	// silenced: for an address of those there is no gateway from which anybody would hear of it, until something is changed.
+	// silenced: for one of the unanswered addresses every gateway is silent, and no gateway is about to change that.
 	silenced bool
-	// failure is why the first of those refuses it that do, if none has applied it; undecided: some have not said anything yet.
+	// failure is the refusal of the first gateway that refuses it, empty if another gateway has applied it. undecided: some gateways have neither
+	// applied nor refused it.
 	failure   string
 	undecided bool
 	gateways  int
-	// unheard are why nobody knows what gateways do of which nothing is heard; heard: of one something is heard, and it takes changes.
+	// unheard names the gateways that have not renewed their Leases, with since when. heard: another gateway renews its Lease and takes changes.
 	unheard []string
 	heard   bool
-	// unknown: an address of those may be announced by a gateway of which nothing is heard.
+	// unknown: one of the unanswered addresses may be announced by a gateway in unheard.
 	unknown bool
-	// problems are why gateways take nothing at present.
+	// problems are the reasons why gateways take no changes at present.
 	problems []string
-	// broken are gateways at which connections to it fail, with what happens, by the reason of the first.
+	// broken names the gateways at which connections to it fail, with what happens. brokenReason is the condition's reason, from the first of them.
 	broken       []string
 	brokenReason string
-	// conflicts are those of its addresses that a host which is no gateway answers for as well.
+	// conflicts are its addresses that another host, which is no gateway, answers for as well.
 	conflicts []string
 }
 
-// viewOf compares versions: a gateway that has applied an equal or later one has this LoadBalancer as it stands. They are looked at
-// by name: what is said of them must not change with the order in which they come, since whatever is written has gateways answer anew.
-// silent are those of which nothing is heard, with since when.
+// viewOf compares versions: a gateway that has applied an equal or later version has this LoadBalancer as it stands. It sorts gateways by name, so
+// that messages do not depend on their order: each status that is written makes gateways answer anew. silent says of the gateways that have not
+// renewed their Leases since when, by name.
 func viewOf(gateways []v1alpha1.Gateway, silent map[string]string, pools []v1alpha1.AddressPool, lb *v1alpha1.LoadBalancer) gatewayView {
 	gateways = slices.SortedFunc(slices.Values(gateways), func(a, b v1alpha1.Gateway) int { return strings.Compare(a.Name, b.Name) })
 	view, grants := gatewayView{gateways: len(gateways)}, convert.Grants(lb)
@@ -100,11 +101,11 @@ func selectionOf(gateways []v1alpha1.Gateway, pools []v1alpha1.AddressPool, lb *
 	return chosen
 }
 
-// take takes what a gateway's dataplane has made of the LoadBalancer, and returns why it refuses it, empty if it does not.
+// take adds what a gateway's dataplane has made of the LoadBalancer. It returns the reason of a refusal, empty if there is none.
 func (v *gatewayView) take(g *v1alpha1.Gateway, lb *v1alpha1.LoadBalancer) (refusal string) {
-	// Of some that the gateway does not name it cannot be told whether they are served.
+	// The gateway does not name all refused LoadBalancers of this namespace: this one may be refused, too.
 	if slices.Contains(g.Status.Unlisted, lb.Namespace) {
-		refusal = fmt.Sprintf("so many LoadBalancers of namespace %s are refused that this one may be among them; see those that are", lb.Namespace)
+		refusal = fmt.Sprintf("more LoadBalancers of namespace %s are refused than it names, and this one may be among them", lb.Namespace)
 		v.problems = append(v.problems, fmt.Sprintf("gateway %s: %s", g.Name, refusal))
 	}
 	name := client.ObjectKeyFromObject(lb).String()
@@ -125,8 +126,8 @@ func (v *gatewayView) take(g *v1alpha1.Gateway, lb *v1alpha1.LoadBalancer) (refu
 	return refusal
 }
 
-// answersFor tells whether clients of one of the addresses reach the gateway, as it sees that itself. Versions do not matter: what is said of this is
-// written to the LoadBalancer, which is another version then.
+// answersFor tells whether the gateway answers for one of the addresses, by its own status. It does not compare versions: the condition that
+// follows is written to the LoadBalancer, and makes a new version.
 func answersFor(g *v1alpha1.Gateway, grants []ipam.Grant, chosen *selection.Selection) bool {
 	return slices.ContainsFunc(grants, func(grant ipam.Grant) bool {
 		serves := chosen.ServingAddress(grant.Address)
@@ -137,7 +138,7 @@ func answersFor(g *v1alpha1.Gateway, grants []ipam.Grant, chosen *selection.Sele
 	})
 }
 
-// hear takes what a gateway heard when it tried the LoadBalancer's ports, which it does if it answers for them.
+// hear adds the results of a gateway's tries of the LoadBalancer's ports. answers: the gateway answers for one of its addresses.
 func (v *gatewayView) hear(g *v1alpha1.Gateway, lb *v1alpha1.LoadBalancer, answers bool) {
 	fails := func(reason, format string, arguments ...any) {
 		v.brokenReason = cmp.Or(v.brokenReason, reason)
@@ -157,16 +158,16 @@ func (v *gatewayView) hear(g *v1alpha1.Gateway, lb *v1alpha1.LoadBalancer, answe
 		return
 	}
 	if answers && slices.Contains(g.Status.Tries.Unlisted, lb.Namespace) {
-		fails(v1alpha1.ReasonConnectionsFail, "connections to so many LoadBalancers of namespace %s fail that this one may be among them; see those that are named", lb.Namespace)
+		fails(v1alpha1.ReasonConnectionsFail, "connections to more LoadBalancers of namespace %s fail than it names, and this one may be among them", lb.Namespace)
 	}
 }
 
-// unserved is why connections fail at gateways that answer for it, with nothing where none does.
+// unserved is why connections to it fail, empty if no failure is known.
 func (v gatewayView) unserved() (reason, message string) {
 	return v.brokenReason, phrase.Few(v.broken, "; ")
 }
 
-// servedCondition says why the gateway serves nothing at all, nil if it does.
+// servedCondition says why the gateway serves none of its addresses, nil if nothing of the kind is known.
 func servedCondition(g *v1alpha1.Gateway) *metav1.Condition {
 	c := meta.FindStatusCondition(g.Status.Conditions, v1alpha1.ConditionServed)
 	if c == nil || c.Status == metav1.ConditionTrue {
@@ -177,8 +178,8 @@ func servedCondition(g *v1alpha1.Gateway) *metav1.Condition {
 
 func servesNothing(g *v1alpha1.Gateway) bool { return servedCondition(g) != nil }
 
-// unanswered is why no gateway announces an address, of each gateway that might; it is empty if one does. silenced: it stays so until something is
-// changed, whatever gateways are about to do. unknown: one of which nothing is heard may announce it, and no other one is about to.
+// unanswered says why no gateway announces an address: a reason for each gateway that could, none if a gateway announces it. silenced: this stays so
+// until somebody changes something. unknown: a gateway that has not renewed its Lease may announce it, and no other gateway is about to.
 func unanswered(gateways []v1alpha1.Gateway, silent map[string]string, refusals []string, grant ipam.Grant, serves func(string) bool, lb *v1alpha1.LoadBalancer) (why []string, silenced, unknown bool) {
 	if len(gateways) == 0 {
 		return []string{"there is no gateway"}, true, false
@@ -202,7 +203,7 @@ func unanswered(gateways []v1alpha1.Gateway, silent map[string]string, refusals 
 				continue
 			}
 			if winner == "" && says == "" {
-				silenced = false // it may stand in a moment
+				silenced = false // it may become a candidate in a moment
 				continue
 			}
 		}
@@ -212,7 +213,7 @@ func unanswered(gateways []v1alpha1.Gateway, silent map[string]string, refusals 
 				return nil, false, false
 			}
 			about = about || problemOf(g) == ""
-			says = cmp.Or(problemOf(g), "it is about to, or waits for another one to let go of it")
+			says = cmp.Or(problemOf(g), "it is about to announce it, or waits until another gateway withdraws it")
 		}
 		why = append(why, fmt.Sprintf("gateway %s: %s", g.Name, cmp.Or(refusals[i], says)))
 	}
@@ -220,12 +221,12 @@ func unanswered(gateways []v1alpha1.Gateway, silent map[string]string, refusals 
 	case !chosen:
 		return []string{fmt.Sprintf("no gateway has the labels that spec.gatewaySelector of AddressPool %s asks for", grant.Pool)}, true, false
 	case len(why) == 0:
-		return []string{"no gateway stands for it yet"}, false, false
+		return []string{"no gateway is a candidate for it yet"}, false, false
 	}
 	return why, silenced, unknown && !about
 }
 
-// silenceOf is why nobody hears of addresses of a family from a gateway.
+// silenceOf says why a gateway announces addresses of a family to nobody, empty if it announces them.
 func silenceOf(g *v1alpha1.Gateway, f ipam.Family) string {
 	for _, s := range g.Status.Silent {
 		if string(s.Family) == f.String() {
@@ -235,7 +236,7 @@ func silenceOf(g *v1alpha1.Gateway, f ipam.Family) string {
 	return ""
 }
 
-// announcedBy tells whether the gateway has announced what is its own of the LoadBalancer as it stands.
+// announcedBy tells whether the gateway has announced those addresses of the LoadBalancer, as it stands, that it answers for.
 func announcedBy(g *v1alpha1.Gateway, lb *v1alpha1.LoadBalancer) bool {
 	return applied(g, lb) && atLeast(g.Status.AnnouncedResourceVersion, lb.ResourceVersion)
 }
@@ -245,7 +246,7 @@ func applied(g *v1alpha1.Gateway, lb *v1alpha1.LoadBalancer) bool {
 	return atLeast(appliedIn(g, lb.Namespace), lb.ResourceVersion)
 }
 
-// appliedIn is up to which version the gateway's dataplane holds LoadBalancers of the namespace.
+// appliedIn is the version up to which the gateway's dataplane holds LoadBalancers of the namespace.
 func appliedIn(g *v1alpha1.Gateway, namespace string) string {
 	for _, b := range g.Status.Behind {
 		if b.Namespace == namespace {
@@ -260,7 +261,7 @@ func claimed(g *v1alpha1.Gateway, address string) bool {
 	return slices.ContainsFunc(g.Status.Conflicts, func(c v1alpha1.AddressConflict) bool { return c.Address == address })
 }
 
-// lost tells whether nobody knows any more what was held: what held it is not heard of, and what is heard of takes nothing.
+// lost tells whether it is unknown what dataplanes hold: some gateways have not renewed their Leases, and no other gateway takes changes.
 func (v gatewayView) lost() bool { return len(v.unheard) > 0 && !v.heard }
 
 func (v gatewayView) waitReason() string {
@@ -280,10 +281,10 @@ func (v gatewayView) waitMessage() string {
 	return fmt.Sprintf("none of %d gateways has taken it yet; see kubectl describe gateways.kubelb.k8c.io", v.gateways)
 }
 
-// announcement is what there is to say of addresses that a gateway answers for.
+// announcement is the reason and message of a condition Announced that is True.
 func (v gatewayView) announcement() (reason, message string) {
 	if len(v.conflicts) > 0 {
-		return v1alpha1.ReasonAddressConflict, fmt.Sprintf("another host on the gateways' segment answers for %s, too, and clients may reach that one: the management cluster's operator has to see to it", phrase.Few(v.conflicts, ", "))
+		return v1alpha1.ReasonAddressConflict, fmt.Sprintf("another host on the gateways' segment answers for %s, too, and clients may reach that host: the management cluster's operator has to remove the address there", phrase.Few(v.conflicts, ", "))
 	}
 	return reasonAnnounced, "a gateway answers for its addresses"
 }
@@ -292,7 +293,7 @@ func (v gatewayView) silence() string {
 	return cmp.Or(phrase.Few(v.unanswered, "; "), "no gateway answers for its addresses yet")
 }
 
-// problemOf is why the gateway takes nothing at present.
+// problemOf says why the gateway takes no changes at present, empty if it does.
 func problemOf(g *v1alpha1.Gateway) string {
 	if ready := meta.FindStatusCondition(g.Status.Conditions, v1alpha1.ConditionReady); ready != nil && ready.Status == metav1.ConditionFalse {
 		return ready.Message

@@ -21,7 +21,7 @@ func (g *Gateway) newWatchdog() *watchdog.Watchdog {
 	})
 }
 
-// toTry asks the loop which frontends can be tried now.
+// toTry asks the gateway's loop which frontends can be tried now.
 func (g *Gateway) toTry(ctx context.Context) []watchdog.Frontend {
 	asked := make(chan []watchdog.Frontend, 1)
 	g.send(ctx, func(g *Gateway) { asked <- triable(g.hub.Snapshot(), g.options.TryFrom, g.isServed) })
@@ -33,13 +33,13 @@ func (g *Gateway) toTry(ctx context.Context) []watchdog.Frontend {
 	}
 }
 
-// isServed tells whether clients reach the frontend here, by all that the gateway believes.
+// isServed tells whether, by the gateway's own state, its clients reach the frontend here: the dataplane holds it, and the gateway answers for its VIP.
 func (g *Gateway) isServed(f model.Frontend) bool {
 	_, refused := g.unsupported[f.FrontendKey]
 	return g.held[f.FrontendKey] && g.answering.answers[f.VIP] && !refused
 }
 
-// triable are the frontends to which a connection from one of the addresses is to be answered, and whose answer comes by this gateway.
+// triable returns the frontends that can be tried from the addresses: package watchdog says which ones cannot.
 func triable(s model.Snapshot, from []netip.Addr, served func(model.Frontend) bool) (list []watchdog.Frontend) {
 	pools := make(map[model.PoolID][]model.Endpoint, len(s.Pools))
 	for _, p := range s.Pools {
@@ -79,7 +79,7 @@ func mayConnect(f model.Frontend, from []netip.Addr) bool {
 	return false
 }
 
-// tries is what the Gateway object says of tries, nil if there are none.
+// tries is status.tries of the Gateway object, nil if tries are turned off.
 func (g *Gateway) tries() *v1alpha1.GatewayTries {
 	if g.watchdog == nil {
 		return nil
@@ -90,7 +90,7 @@ func (g *Gateway) tries() *v1alpha1.GatewayTries {
 		key := model.FrontendKey{VIP: f.Addr(), Protocol: model.TCP, Port: f.Port()}
 		owner, known := g.hub.Owner(key)
 		if !known || !g.answering.answers[key.VIP] {
-			continue // it has gone since
+			continue // it was deleted, or has moved to another gateway, since the report
 		}
 		t.Failing++
 		fails["frontend "+key.String()] = failure{owner: owner.String(), message: f.Message}
@@ -99,17 +99,17 @@ func (g *Gateway) tries() *v1alpha1.GatewayTries {
 	return t
 }
 
-// deafness is that of a dataplane which does not say what it counts.
+// deafness says whether the dataplane fails to return its counters.
 type deafness struct {
-	// since is when it was asked first of the times that it has not answered, zero if it has answered; last is what it said instead.
+	// since is when the first of the failed requests in a row was made, zero if the last request succeeded. last is the last error.
 	since time.Time
 	last  string
 }
 
-// deafAfter is how long that is waited for. Once is not enough: it may just have been busy.
+// deafAfter is how long requests have to fail. A single timeout is not enough: the dataplane may have been busy.
 const deafAfter = countLimit + 10*time.Second
 
-// note takes over whether counters could be read that were asked for at a time.
+// note records the result of a request that was made at askedAt.
 func (d *deafness) note(err error, askedAt time.Time) {
 	switch {
 	case err == nil:
@@ -123,21 +123,21 @@ func (d *deafness) note(err error, askedAt time.Time) {
 
 func (d *deafness) is(now time.Time) bool { return !d.since.IsZero() && now.Sub(d.since) >= deafAfter }
 
-// neighbours looks whether anybody hears this gateway.
+// neighbours finds out whether hosts on the segment still answer this gateway.
 func (g *Gateway) neighbours() *watchdog.Neighbours {
 	return &watchdog.Neighbours{Interfaces: g.options.Segment,
 		Tell: func(ctx context.Context, problem string) {
 			if problem != "" {
-				g.log.Warn("nobody on the segment seems to hear this gateway", "reason", problem)
+				g.log.Warn("no host on the segment answers this gateway", "reason", problem)
 			}
 			g.send(ctx, func(g *Gateway) { g.unheard = problem })
 		},
 		Failed: func(err error) {
-			g.log.Warn("it is not known whether anybody on the segment hears this gateway", "error", err)
+			g.log.Warn("it is not known whether hosts on the segment answer this gateway", "error", err)
 		}}
 }
 
-// servesNothing says why nothing that the gateway answers for is served, if that is so.
+// servesNothing is the Gateway's condition Served, and false while there is no such condition.
 func (g *Gateway) servesNothing() (metav1.Condition, bool) {
 	condition := metav1.Condition{Type: v1alpha1.ConditionServed, Status: metav1.ConditionFalse}
 	switch {
@@ -152,5 +152,5 @@ func (g *Gateway) servesNothing() (metav1.Condition, bool) {
 	return condition, true
 }
 
-// countAgainAfter is the pause before counters are read again that could not be read.
+// countAgainAfter is the pause after counters could not be read.
 const countAgainAfter = time.Second

@@ -1,10 +1,12 @@
-// Package watchdog tries a gateway's own frontends as a client does. Everything else that a gateway says of a frontend it says from what it has told its
-// dataplane; this package sends a SYN and waits for the answer.
+// Package watchdog probes a gateway's own TCP frontends: a try connects to one as a client does. The rest of a gateway's status says what its
+// dataplane was told. A try shows what happens to connections.
 //
-// The SYN comes from an address that no host has, by a pair of virtual interfaces. It enters the host's network as a client's packet does, passes the
-// dataplane, reaches an endpoint, and the answer takes the same way back. No socket of the host is involved: the host's own connections pass by some
-// dataplanes.
+// A try sends its SYN from an address that no host has, by a pair of virtual interfaces (veth). The SYN enters the host as a client's packet does, passes
+// the dataplane, and reaches an endpoint. The answer takes the same way back. No socket of the host is involved: some dataplanes do not see the host's
+// own connections.
 //
-// What cannot be tried is not tried: UDP, where only the Service knows what is an answer; frontends that are forwarded direct, whose answers go past the
-// gateway; frontends whose source ranges do not let the address in; frontends without an endpoint, which refuse connections on purpose.
+// Some frontends are not tried: UDP, since only the application knows what counts as an answer; forwarding direct, since answers bypass the gateway;
+// source ranges that exclude the address; frontends without an endpoint, which refuse connections on purpose.
+//
+// Neighbours finds out whether hosts on the clients' segment still answer this host.
 package watchdog

@@ -14,16 +14,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Names of the pair of virtual interfaces. What the far one sends arrives at the near one as if by a cable.
+// Names of the pair of virtual interfaces. Frames that the far one sends arrive at the near one, as by a cable.
 const (
 	Near = "kubelb-watch"
 	far  = "kubelb-client"
 )
 
-// clientMAC is that of the client that tries. The far interface has another one, so that the host takes nothing of what is sent to the client for itself.
+// clientMAC is the simulated client's. The far interface has another MAC, so that the host does not take frames to the client for its own.
 var clientMAC = net.HardwareAddr{0x02, 0x6b, 0x75, 0x62, 0x65, 0x6c}
 
-// lane is how packets of tries come and go.
+// lane is the pair of virtual interfaces, with a packet socket on the far one. A simulated client behind the pair sends tries.
 type lane struct {
 	conn *packet.Conn
 	near net.HardwareAddr
@@ -31,7 +31,8 @@ type lane struct {
 	sources []netip.Addr
 }
 
-// openLane makes the pair anew, and gives the client those of the addresses whose family the host has. It needs CAP_NET_ADMIN and CAP_NET_RAW.
+// openLane makes the pair anew. The client gets the addresses whose family the host supports; without any it is an error. It needs CAP_NET_ADMIN and
+// CAP_NET_RAW.
 func openLane(sources []netip.Addr) (_ *lane, err error) {
 	if err := removeLane(); err != nil {
 		return nil, err
@@ -82,13 +83,13 @@ func listen(on netlink.Link) (*packet.Conn, error) {
 	return conn, nil
 }
 
-// raise brings an interface up that has no address of its own.
+// raise brings an interface up without a link-local address.
 func raise(name string) (netlink.Link, error) {
 	link, err := netlink.LinkByName(name)
 	if err != nil {
 		return nil, fmt.Errorf("interface %s: %w", name, err)
 	}
-	// A kernel without IPv6 does not know of this.
+	// A kernel without IPv6 refuses this.
 	_ = netlink.LinkSetIP6AddrGenMode(link, nl6AddrGenNone)
 	if err := netlink.LinkSetUp(link); err != nil {
 		return nil, fmt.Errorf("bring up %s: %w", name, err)
@@ -99,7 +100,7 @@ func raise(name string) (netlink.Link, error) {
 // nl6AddrGenNone is IN6_ADDR_GEN_MODE_NONE of linux/if_link.h: no link-local address.
 const nl6AddrGenNone = 1
 
-// leadTo has the host reach the client by the near interface.
+// leadTo adds a route and a neighbour entry for the client, at the near interface.
 func leadTo(near netlink.Link, client netip.Addr) error {
 	network := &net.IPNet{IP: client.AsSlice(), Mask: net.CIDRMask(client.BitLen(), client.BitLen())}
 	index := near.Attrs().Index
@@ -112,7 +113,7 @@ func leadTo(near netlink.Link, client netip.Addr) error {
 	return nil
 }
 
-// toClient lets the socket have what is sent to the client, and not what it sends itself.
+// toClient is a filter that accepts frames to clientMAC, and not the socket's own.
 func toClient() []bpf.Instruction {
 	return []bpf.Instruction{
 		bpf.LoadAbsolute{Off: 0, Size: 4},
@@ -124,7 +125,7 @@ func toClient() []bpf.Instruction {
 	}
 }
 
-// maxFrame is how much of a frame is read: an ICMP error with what it is about is shorter.
+// maxFrame is how much of a frame is read, in bytes. An ICMP error with the headers of its packet is shorter.
 const maxFrame = 256
 
 // send sends a segment to the near interface.
@@ -133,7 +134,7 @@ func (l *lane) send(s tcpSegment) error {
 	return err
 }
 
-// receive returns the next answer. It ends with an error when the lane is closed or the interfaces go.
+// receive returns the next answer. It returns an error after stop, and when the interfaces go.
 func (l *lane) receive() (answer, error) {
 	frame := make([]byte, maxFrame)
 	for {
@@ -157,7 +158,7 @@ func (l *lane) source(frontend netip.Addr) (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
-// stop has receive end.
+// stop makes receive return.
 func (l *lane) stop() error { return l.conn.SetReadDeadline(time.Unix(1, 0)) }
 
 // close removes the pair.

@@ -17,35 +17,36 @@ import (
 	"kubelb.k8c.io/core/phrase"
 )
 
-// Neighbours finds out whether anybody on a segment hears this host: by the kernel's own neighbour discovery (RFC 826, RFC 4861), of the hosts that it has
-// talked to. An interface may be up while the switch takes nothing from it.
+// Neighbours finds out whether a segment still takes this host's frames: an interface may be up while the switch takes nothing from it. It has the
+// kernel probe the hosts in its neighbour table (RFC 826, RFC 4861).
 type Neighbours struct {
-	// Interfaces are those at which the gateway announces addresses.
+	// Interfaces are the interfaces on which the gateway announces addresses.
 	Interfaces []string
-	// Tell is told why nobody hears this host, when that has changed; an empty text if somebody does or nobody knows.
+	// Tell is called when the problem has changed. It is empty if a host answers, or if too few are known to tell.
 	Tell func(ctx context.Context, problem string)
-	// Failed is told why the kernel could not be asked.
+	// Failed is called when the kernel could not be asked.
 	Failed func(error)
 }
 
 const (
-	// lookEvery is how often neighbours are asked, and answersAfter when their answers are looked at: the kernel asks three times, a second apart.
+	// Neighbours are probed every lookEvery. The answers are read after answersAfter: the kernel sends three probes, a second apart.
 	lookEvery    = 10 * time.Second
 	answersAfter = 4 * time.Second
-	// silentAfter is how many times in a row none has to answer.
+	// An interface is silent if no neighbour answers silentAfter times in a row.
 	silentAfter = 2
-	// maxNeighbours of an interface are asked.
+	// maxNeighbours is how many neighbours of an interface are probed at most.
 	maxNeighbours = 16
-	// withoutRouter is of how many hosts none has to answer, where none of them is a router: a single one may have been turned off.
+	// withoutRouter is how many silent hosts it takes if none of them is a router: a single host may have been turned off.
 	withoutRouter = 2
 )
 
-// neighbour is a host on a segment that has answered before.
+// neighbour is a host on a segment.
 type neighbour struct {
+	// index is the interface's.
 	index  int
 	mac    string
 	router bool
-	// seen is when it was known to be there last.
+	// seen is when it answered last, zero if it has not answered yet.
 	seen time.Time
 }
 
@@ -66,7 +67,7 @@ func (n *Neighbours) Run(ctx context.Context) error {
 				silent[name] = 0
 			}
 			if silent[name] >= silentAfter {
-				problems = append(problems, fmt.Sprintf("none of the hosts that were there answers at interface %s any more (%s)", name, names(known[name])))
+				problems = append(problems, fmt.Sprintf("no host that answered before answers at interface %s now (%s)", name, names(known[name])))
 			}
 		}
 		if problem := phrase.Few(problems, "; "); problem != told && ctx.Err() == nil {
@@ -78,17 +79,17 @@ func (n *Neighbours) Run(ctx context.Context) error {
 	return nil
 }
 
-// look asks who is there at an interface. It returns false if those are silent that were there.
+// look probes the neighbours at an interface. It returns false if the interface is silent.
 func (n *Neighbours) look(ctx context.Context, name string, known map[netip.Addr]*neighbour) (heard bool, err error) {
 	link, err := netlink.LinkByName(name)
 	if errors.As(err, &netlink.LinkNotFoundError{}) {
-		return true, nil // which is said elsewhere
+		return true, nil // the Gateway's condition HostInterfaces says so
 	}
 	if err != nil {
 		return false, err
 	}
 	if a := link.Attrs(); a.OperState == netlink.OperDown || a.OperState == netlink.OperLowerLayerDown {
-		return true, nil // so is this
+		return true, nil // as above
 	}
 	index := link.Attrs().Index
 	table, err := neighboursOf(index)
@@ -112,7 +113,7 @@ func (n *Neighbours) look(ctx context.Context, name string, known map[netip.Addr
 	return answered(known, table, time.Now()), nil
 }
 
-// remember adds the hosts of the kernel's table, and drops those that have been away longest.
+// remember adds the hosts of the kernel's table. Of more than maxNeighbours it keeps routers, and then the hosts that answered last.
 func remember(known map[netip.Addr]*neighbour, table map[netip.Addr]netlink.Neigh, routers map[netip.Addr]bool, index int) {
 	for a, k := range known {
 		if k.index != index {
@@ -149,7 +150,7 @@ func compareBool(a, b bool) int {
 	return -1
 }
 
-// answered notes who is there, and returns false if nobody is of those that were there once, and these are enough to tell.
+// answered notes which neighbours answer. It returns false if none does, and enough of them answered before: a router, or withoutRouter hosts.
 func answered(known map[netip.Addr]*neighbour, table map[netip.Addr]netlink.Neigh, now time.Time) bool {
 	some, enough, were := false, false, map[string]bool{}
 	for a, k := range known {
@@ -164,13 +165,13 @@ func answered(known map[netip.Addr]*neighbour, table map[netip.Addr]netlink.Neig
 	return some || !enough && len(were) < withoutRouter
 }
 
-// isThere tells whether an entry of the table is of a host, which may have gone since.
+// isThere tells whether an entry of the table has the MAC of a host. The host may have gone since.
 func isThere(n netlink.Neigh) bool {
 	const learned = netlink.NUD_REACHABLE | netlink.NUD_STALE | netlink.NUD_DELAY | netlink.NUD_PROBE
 	return n.State&learned != 0 && len(n.HardwareAddr) == 6 && n.HardwareAddr[0]&1 == 0 && !bytes.Equal(n.HardwareAddr, make(net.HardwareAddr, 6))
 }
 
-// probe has the kernel ask for a host: at the MAC that it has of it, else whoever has the address.
+// probe has the kernel send a probe: to the MAC of the table's entry, or to all hosts if there is none.
 func probe(index int, a netip.Addr, entry netlink.Neigh) error {
 	ask := &netlink.Neigh{LinkIndex: index, IP: a.AsSlice(), State: netlink.NUD_NONE, Flags: netlink.NTF_USE}
 	if isThere(entry) {
@@ -209,7 +210,7 @@ func routersBy(index int) (map[netip.Addr]bool, error) {
 	return routers, nil
 }
 
-// names are the hosts that were there, in order.
+// names lists the hosts that have answered before, sorted.
 func names(known map[netip.Addr]*neighbour) string {
 	var all []string
 	for _, a := range slices.SortedFunc(maps.Keys(known), netip.Addr.Compare) {

@@ -28,7 +28,7 @@ const (
 	window         = 64240
 )
 
-// flow names a try: from the address that no host has to a frontend.
+// flow is the addresses and ports of a try.
 type flow struct {
 	client, frontend netip.AddrPort
 }
@@ -84,20 +84,20 @@ func checksum(so uint32, b []byte) uint16 {
 	return ^uint16(so)
 }
 
-// answer is what came back for a flow.
+// answer is a TCP segment of a flow, or an ICMP error about one.
 type answer struct {
 	flow
-	// seq and flags are those of a TCP segment.
+	// seq and flags are the TCP segment's.
 	seq   uint32
 	flags byte
-	// data: it has some.
+	// data: the segment has data.
 	data bool
-	// unreachable: it is an ICMP error about the flow instead, from the address.
+	// unreachable: it is an ICMP error. from is its sender.
 	unreachable bool
 	from        netip.Addr
 }
 
-// readAnswer reads a frame to the client. It returns false for anything that is no answer to a try.
+// readAnswer reads a frame to the client. It returns false if the frame cannot be an answer to a try.
 func readAnswer(frame []byte) (answer, bool) {
 	if len(frame) < ethernetHeader {
 		return answer{}, false
@@ -123,7 +123,7 @@ type datagram struct {
 	payload        []byte
 }
 
-// readPacket reads an IP packet that may be cut off. One with IPv6 extension headers, which no answer has, is not understood.
+// readPacket reads an IP packet, which may be truncated. It does not follow IPv6 extension headers, since no answer has any.
 func readPacket(b []byte) (datagram, bool) {
 	if len(b) < 1 {
 		return datagram{}, false
@@ -134,7 +134,7 @@ func readPacket(b []byte) (datagram, bool) {
 		if length < ipv4Header || len(b) < length {
 			return datagram{}, false
 		}
-		// What is short has padding behind it (IEEE 802.3).
+		// A short packet has padding behind it (IEEE 802.3).
 		if whole := int(binary.BigEndian.Uint16(b[2:])); whole >= length && whole < len(b) {
 			b = b[:whole]
 		}
@@ -160,7 +160,7 @@ const (
 	protocolICMPv6      byte = unix.IPPROTO_ICMPV6
 )
 
-// readError reads an ICMP error, which has the beginning of the packet that it is about.
+// readError reads an ICMP error. Its payload is the beginning of the packet that it reports.
 func readError(p datagram) (answer, bool) {
 	if len(p.payload) < icmpHeader {
 		return answer{}, false

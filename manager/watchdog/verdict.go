@@ -5,18 +5,19 @@ import (
 	"slices"
 )
 
-// Outcome is what became of a try.
+// Outcome is the result of a try.
 type Outcome uint8
 
-// The outcomes. Only Answered is a frontend that serves.
+// The outcomes. All but Answered are failures.
 const (
-	// Answered: the connection was there, and stayed for a moment.
+	// Answered: the connection was established, and stayed so or brought data.
 	Answered Outcome = iota
 	// Unanswered: nothing came back.
 	Unanswered
-	// Refused: a reset answered the SYN.
+	// Refused: the SYN was answered by a reset.
 	Refused
-	// Reset and Closed: the connection was there, and was reset or ended before a byte of data. Endpoints may do so, and a proxy that reaches none does.
+	// Reset and Closed: the connection was established, and reset or closed before a byte of data. Some endpoints do so, and so does a proxy that reaches no
+	// endpoint.
 	Reset
 	Closed
 	// Unreachable: an ICMP error came back.
@@ -48,24 +49,24 @@ func (o Outcome) Word() string {
 }
 
 const (
-	// remembered is how many of a frontend's last tries count. It fails if so many of them did: single packets get lost.
+	// A frontend fails if failsAt of its last remembered tries failed. Single packets get lost.
 	remembered = 12
 	failsAt    = 3
-	// wellAfter is how many tries in a row have to be answered until it is well again; where some were answered meanwhile, as one of several endpoints
-	// may be what fails, more.
+	// A failing frontend is well again after wellAfter answered tries in a row; after wellAfterSome if only some of its tries failed, since one of
+	// several endpoints may fail.
 	wellAfter     = 3
 	wellAfterSome = 8
 )
 
-// history is what became of a frontend's last tries.
+// history has the outcomes of a frontend's last tries.
 type history struct {
 	// last are the outcomes, the latest one last.
 	last []Outcome
-	// failing: it has begun to fail, and is not well again. some: not all tries have failed since.
+	// failing: the frontend fails, and is not well again yet. some: only some of its tries have failed since.
 	failing, some bool
 }
 
-// note adds an outcome, and tells whether the frontend has begun to fail by it, or is well again.
+// note adds an outcome, and tells whether failing has changed.
 func (h *history) note(o Outcome) (changed bool) {
 	h.last = append(h.last, o)
 	h.last = h.last[max(0, len(h.last)-remembered):]
@@ -84,7 +85,7 @@ func (h *history) note(o Outcome) (changed bool) {
 	return false
 }
 
-// suspect tells whether a try has failed lately, so that more are to be made soon.
+// suspect tells whether one of the last tries failed, so that the next one is made soon.
 func (h *history) suspect() bool { return h.failed() > 0 }
 
 // answered tells whether the last try was answered, and nothing is wrong.
@@ -108,7 +109,7 @@ func (h *history) answeredInARow() (n int) {
 	return n
 }
 
-// latest is how the last try failed that did.
+// latest is the outcome of the last failed try, Answered if none failed.
 func (h *history) latest() Outcome {
 	latest := Answered
 	for _, o := range h.last {
@@ -119,7 +120,7 @@ func (h *history) latest() Outcome {
 	return latest
 }
 
-// says is what happens to connections. It says the same as long as the same happens, since it is written to the API.
+// says what happens to connections. The text changes only if that does, since each text is written to the API.
 func (h *history) says() string {
 	if h.some {
 		return fmt.Sprintf("some connections %s", h.latest())

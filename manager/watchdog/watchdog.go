@@ -18,46 +18,46 @@ import (
 	"kubelb.k8c.io/core/phrase"
 )
 
-// Frontend is one to try.
+// Frontend is a TCP frontend to try.
 type Frontend struct {
 	netip.AddrPort
 	Tenant string
-	// KeepsClient: its nodes see the client's address. Those of a tenant may have a route to its clients and none to the client of tries.
+	// KeepsClient: its nodes see the client's address. They may have a route to the tenant's clients, and none to the source of tries.
 	KeepsClient bool
-	// Limited: it has a limit of connections, which may be why a client gets no answer.
+	// Limited: it has a limit of connections. The limit may be the reason why a try fails.
 	Limited bool
-	// Endpoints are those that get its new connections.
+	// Endpoints get its new connections.
 	Endpoints []netip.AddrPort
 }
 
 // Failure is a frontend that does not serve.
 type Failure struct {
 	netip.AddrPort
-	// Message says what happened to tries, and what the gateway hears from the endpoints by itself.
+	// Message says what happens to connections, and whether the host reaches the endpoints by its own connections.
 	Message string
 }
 
 // Report is what is known of all frontends.
 type Report struct {
-	// Answered is how many were answered when they were tried last, Untried of how many nothing is known.
+	// Answered counts frontends whose last try was answered, Untried those of which nothing is known.
 	Answered, Untried int
-	// Problem is why none can be tried, empty if they are.
+	// Problem says why no frontend can be tried, empty if they can.
 	Problem string
-	// Failures are those that do not serve, by address and port.
+	// Failures are the frontends that fail, sorted by address and port.
 	Failures []Failure
 }
 
 // Options say what to try.
 type Options struct {
-	// Sources are the addresses that tries come from, one of each family at most. No host may have them.
+	// Sources are the source addresses of tries, one of each family at most. No host may have them.
 	Sources []netip.Addr
-	// Every is how often each frontend is tried while nothing is wrong with it.
+	// Every is the pause between tries of a frontend while nothing is wrong with it.
 	Every time.Duration
-	// Frontends returns those that are to be tried now. It returns nil once ctx has ended.
+	// Frontends returns the frontends to try now. It returns nil once ctx has ended.
 	Frontends func(ctx context.Context) []Frontend
-	// Tell is told what is known, when it has changed.
+	// Tell is called with each report that differs from the one before.
 	Tell func(context.Context, Report)
-	// Count is told of each try's outcome; nil for nobody.
+	// Count is called with the outcome of each try; it may be nil.
 	Count func(Outcome)
 	Log   *slog.Logger
 }
@@ -65,35 +65,35 @@ type Options struct {
 // Bounds of tries.
 const (
 	tick = 100 * time.Millisecond
-	// perTick is how many tries begin in a tick: 200 in a second.
+	// perTick is the number of tries that begin in a tick: 200 a second.
 	perTick = 20
-	// againPerTenant is how many frontends of a tenant are tried again soon at a time; its others wait for their turn.
+	// againPerTenant bounds the frontends of a tenant that are tried again after times.again. Its others are tried again after Options.Every.
 	againPerTenant = 100
-	// asked is how many endpoints of each frontend that fails are asked by a connection of the host, askAtOnce of how many frontends at a time, of
-	// one tenant askPerTenant.
+	// While a frontend fails, the host connects to at most asked of its endpoints itself: for askAtOnce frontends at a time, and for askPerTenant of
+	// a tenant.
 	asked, askAtOnce, askPerTenant = 4, 16, 2
-	// Ports that tries come from.
+	// Tries use portsToUse source ports from firstPort on.
 	firstPort, portsToUse = 20000, 40000
-	// waitingRoom is how many answers wait to be read.
+	// waitingRoom is the length of the queues of answers and of questions.
 	waitingRoom = 1024
 )
 
-// times are those of tries.
+// times are the periods and timeouts of tries.
 type times struct {
-	// again is how soon a frontend is tried again that has failed lately.
+	// again is the pause before the next try of a frontend that has failed lately.
 	again time.Duration
-	// repeatAfter is when a SYN without an answer is repeated, as TCP does, and answerWithin for how long an answer is waited for.
+	// A SYN without an answer is repeated after repeatAfter, as TCP does. After answerWithin the try has failed.
 	repeatAfter, answerWithin time.Duration
-	// holdFor is for how long a connection is watched. A proxy accepts it before it has one to an endpoint, asks several of them for a second each, and then
-	// resets it.
+	// holdFor is how long an established connection is watched. A proxy accepts it before it reaches an endpoint, tries several endpoints for a second
+	// each, and then resets it.
 	holdFor time.Duration
-	// listEvery is how often the frontends to try are asked for.
+	// listEvery is the pause between calls of Options.Frontends.
 	listEvery time.Duration
-	// askWithin is for how long an endpoint is waited for.
+	// askWithin is the timeout of the host's own connection to an endpoint.
 	askWithin time.Duration
-	// openAgain is the pause after the virtual interfaces could not be made, or went away.
+	// openAgain is the pause after the virtual interfaces could not be made, or have gone.
 	openAgain time.Duration
-	// countEvery is how soon other numbers are told, if nothing else has changed.
+	// countEvery is the least pause between reports in which only numbers differ.
 	countEvery time.Duration
 }
 
@@ -107,29 +107,29 @@ type Watchdog struct {
 	times   times
 	lane    *lane
 
-	// All below is Run's.
+	// The fields below belong to Run.
 	watched map[netip.AddrPort]*watched
 	tries   map[flow]*try
 	port    uint16
-	// works tells of which tenants' nodes a try was answered ever that keeps the client; of all that do not, by the empty name.
+	// works has the keys (see Frontend.way) for which a try was ever answered.
 	works map[string]bool
 	told  Report
-	// toldAt is when that was; fresh: something was noted since.
+	// toldAt is when told was reported. fresh: something may have changed since.
 	toldAt time.Time
 	fresh  bool
-	// asking is of how many frontends of a tenant endpoints are being asked.
+	// asking counts the frontends of each tenant whose endpoints are being asked.
 	asking map[string]int
 	asks   chan question
 	heard  chan hearing
 }
 
-// watched is a frontend and what became of its tries.
+// watched is a frontend, with the results of its tries.
 type watched struct {
 	Frontend
 	history history
 	due     time.Time
 	trying  bool
-	// endpoints is what the gateway heard of them itself when the frontend had begun to fail.
+	// endpoints is what they answered to the host itself, once the frontend had begun to fail.
 	endpoints hearing
 	asking    bool
 }
@@ -158,7 +158,7 @@ func (w *Watchdog) Open() (err error) {
 	return err
 }
 
-// Run tries frontends until ctx ends, and then removes the interfaces. While these cannot be made nothing is known.
+// Run tries frontends until ctx ends, and then removes the interfaces. While the interfaces cannot be made, its reports have a Problem.
 func (w *Watchdog) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		err := w.again(ctx)
@@ -192,7 +192,7 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-// forget makes everything unknown, and tells why.
+// forget drops all results, and reports why.
 func (w *Watchdog) forget(ctx context.Context, why error) {
 	untried := len(w.watched)
 	clear(w.watched)
@@ -212,7 +212,7 @@ func (w *Watchdog) watch(ctx context.Context) error {
 			a, err := w.lane.receive()
 			switch {
 			case ctx.Err() != nil:
-				return nil // it was told to stop
+				return nil // stop was called
 			case err != nil:
 				return err
 			}
@@ -266,7 +266,7 @@ func (w *Watchdog) watch(ctx context.Context) error {
 	return runs.Wait()
 }
 
-// want takes over which frontends there are. One that stays keeps what is known of it.
+// want replaces the list of frontends. A frontend that stays keeps its results.
 func (w *Watchdog) want(list []Frontend, now time.Time) {
 	wanted := make(map[netip.AddrPort]bool, len(list))
 	for _, f := range list {
@@ -275,7 +275,7 @@ func (w *Watchdog) want(list []Frontend, now time.Time) {
 			is.Frontend = f
 			continue
 		}
-		// New ones are spread, so that not all of them are due at once for ever.
+		// The first tries of new frontends are spread, since frontends that are due together stay together.
 		w.watched[f.AddrPort] = &watched{Frontend: f, due: now.Add(rand.N(w.options.Every / 2))}
 	}
 	maps.DeleteFunc(w.watched, func(a netip.AddrPort, _ *watched) bool { return !wanted[a] })
@@ -298,7 +298,8 @@ func (w *Watchdog) begin(now time.Time) error {
 	return nil
 }
 
-// inTurns orders frontends: of each tenant the one that has waited longest, then of each the next. However many a tenant has, others wait no longer.
+// inTurns orders frontends: first the one of each tenant that has been due longest, then the next one of each. So other tenants do not wait longer
+// for a tenant with many frontends.
 func inTurns(due []*watched) []*watched {
 	slices.SortFunc(due, func(a, b *watched) int { return a.due.Compare(b.due) })
 	turns, turn := map[string]int{}, make(map[*watched]int, len(due))
@@ -310,7 +311,7 @@ func inTurns(due []*watched) []*watched {
 	return due
 }
 
-// dial is a new try of a frontend.
+// dial makes a new try of a frontend.
 func (w *Watchdog) dial(is *watched, now time.Time) *try {
 	source, _ := w.lane.source(is.Addr())
 	w.port = (w.port + 1) % portsToUse
@@ -322,10 +323,10 @@ func (w *Watchdog) dial(is *watched, now time.Time) *try {
 
 func (t *try) syn() tcpSegment { return tcpSegment{flow: t.flow, seq: t.seq, flags: flagSYN} }
 
-// reset ends the connection without a trace.
+// reset is the segment that ends the connection at once.
 func (t *try) reset() tcpSegment { return tcpSegment{flow: t.flow, seq: t.seq + 1, flags: flagRST} }
 
-// take follows an answer.
+// take handles an answer.
 func (w *Watchdog) take(a answer, now time.Time) {
 	t := w.tries[a.flow]
 	switch {
@@ -348,7 +349,7 @@ func (w *Watchdog) take(a answer, now time.Time) {
 	}
 }
 
-// expire ends tries whose time is over, and repeats SYNs.
+// expire ends tries that are over, and repeats SYNs.
 func (w *Watchdog) expire(now time.Time) {
 	for _, t := range w.tries {
 		switch waited := now.Sub(t.began); {
@@ -365,13 +366,13 @@ func (w *Watchdog) expire(now time.Time) {
 	}
 }
 
-// end notes what became of a try.
+// end records the outcome of a try, and decides when the next one is due.
 func (w *Watchdog) end(t *try, o Outcome, now time.Time) {
 	delete(w.tries, t.flow)
 	is := t.of
 	is.trying = false
 	if w.watched[is.AddrPort] != is {
-		return // it is another one's by now
+		return // the frontend was replaced meanwhile
 	}
 	w.options.Count(o)
 	if o == Answered {
@@ -391,7 +392,8 @@ func (w *Watchdog) end(t *try, o Outcome, now time.Time) {
 	w.fresh = true
 }
 
-// way is by what the frontend's answers come back: the tenant's nodes' routes, or any.
+// way is the key of Watchdog.works. Frontends with one key get their answers by the same route: KeepsClient frontends of a tenant by the tenant's nodes,
+// all others by the gateway's own address.
 func (f Frontend) way() string {
 	if f.KeepsClient {
 		return f.Tenant
@@ -399,7 +401,7 @@ func (f Frontend) way() string {
 	return ""
 }
 
-// suspects is how many frontends of a tenant have failed lately.
+// suspects counts the frontends of a tenant with a failed try lately.
 func (w *Watchdog) suspects(tenant string) (n int) {
 	for _, is := range w.watched {
 		if is.Tenant == tenant && is.history.suspect() {
@@ -409,23 +411,24 @@ func (w *Watchdog) suspects(tenant string) (n int) {
 	return n
 }
 
-// question is which endpoints of a frontend are to be asked.
+// question names the endpoints of a frontend to which the host is to connect itself.
 type question struct {
 	of        *watched
 	endpoints []netip.AddrPort
 }
 
-// hearing is what they answered to the gateway itself.
+// hearing is the result of a question.
 type hearing struct {
 	of *watched
 	at time.Time
-	// asked is how many, silent are those that did not take a connection, with the reason. ends: one ended a connection at once.
+	// asked counts the endpoints. silent are the endpoints that took no connection, with the reason. ends: an endpoint ended its connection before a byte
+	// of data.
 	asked  int
 	silent []string
 	ends   bool
 }
 
-// ask has some endpoints of a frontend be asked. Where too many are, that is for after its next try.
+// ask queues a question about a frontend. If too many are being asked, it does nothing, and the next failed try calls it again.
 func (w *Watchdog) ask(is *watched) {
 	if w.asking[is.Tenant] >= askPerTenant {
 		return
@@ -438,7 +441,7 @@ func (w *Watchdog) ask(is *watched) {
 	}
 }
 
-// askEndpoints asks endpoints until ctx ends.
+// askEndpoints answers questions until ctx ends.
 func (w *Watchdog) askEndpoints(ctx context.Context) error {
 	for {
 		select {
@@ -453,7 +456,7 @@ func (w *Watchdog) askEndpoints(ctx context.Context) error {
 	}
 }
 
-// hear connects to endpoints by sockets of the host, in whose way no dataplane is.
+// hear connects to endpoints by sockets of the host. Such connections do not pass the dataplane.
 func (w *Watchdog) hear(ctx context.Context, q question) hearing {
 	h := hearing{of: q.of, at: time.Now(), asked: len(q.endpoints)}
 	errs, ends := make([]error, h.asked), make([]bool, h.asked)
@@ -474,7 +477,7 @@ func (w *Watchdog) hear(ctx context.Context, q question) hearing {
 	return h
 }
 
-// connect connects to an endpoint, and tells whether that ends the connection before a byte of data.
+// connect connects to an endpoint, and tells whether the endpoint ends the connection before a byte of data.
 func (w *Watchdog) connect(ctx context.Context, to netip.AddrPort) (ends bool, err error) {
 	conn, err := (&net.Dialer{Timeout: w.times.askWithin}).DialContext(ctx, "tcp", to.String())
 	if err != nil {
@@ -500,7 +503,7 @@ func cause(err error) string {
 	return err.Error()
 }
 
-// note takes over what endpoints answered.
+// note records the result of a question.
 func (w *Watchdog) note(h hearing) {
 	h.of.asking, h.of.endpoints, w.fresh = false, h, true
 	if w.asking[h.of.Tenant]--; w.asking[h.of.Tenant] == 0 {
@@ -508,7 +511,7 @@ func (w *Watchdog) note(h hearing) {
 	}
 }
 
-// publish tells what is known, if it has changed. Numbers change all the time, and are written to the API.
+// publish reports what has changed. Numbers change all the time and each report is written to the API, so numbers alone wait for countEvery.
 func (w *Watchdog) publish(ctx context.Context, now time.Time) {
 	if !w.fresh {
 		return
@@ -546,7 +549,7 @@ func (w *Watchdog) tell(ctx context.Context, r Report) {
 	w.options.Tell(ctx, r)
 }
 
-// failure is what is wrong with a frontend. Where no try was ever answered and the endpoints are well, the tries may be what does not work.
+// failure says what is wrong with a frontend. If no try was ever answered and the endpoints answer, the tries themselves may not work: no failure.
 func (w *Watchdog) failure(is *watched) (string, bool) {
 	h := is.endpoints
 	latest := is.history.latest()
@@ -555,7 +558,7 @@ func (w *Watchdog) failure(is *watched) (string, bool) {
 	case !is.history.failing, well && !w.works[is.way()]:
 		return "", false
 	case ended && h.at.IsZero(), ended && well && h.ends:
-		return "", false // its endpoints do so, too, or are still to be asked
+		return "", false // the endpoints end connections themselves, or have not been asked yet
 	}
 	message := is.history.says()
 	switch {

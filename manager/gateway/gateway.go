@@ -83,11 +83,11 @@ type Options struct {
 	PurgeWith string
 	// HostChecks look at what the gateway needs of this host whatever its dataplane is; nil where nothing is looked at.
 	HostChecks func(context.Context) []dataplane.Check
-	// TryEvery is how often each frontend that this gateway answers for is tried, 0 for never; TryFrom are the addresses that tries come from,
-	// one of each family at most, which no host may have.
+	// TryEvery is the pause between tries of a frontend that this gateway answers for, 0 for no tries. TryFrom are the source addresses of tries, one
+	// of each family at most. No host may have them.
 	TryEvery time.Duration
 	TryFrom  []netip.Addr
-	// Segment are the interfaces at which somebody has to hear this gateway, as other hosts' answers show; none where that is not looked at.
+	// Segment are the interfaces on which hosts have to answer this gateway; none if that is not to be found out.
 	Segment []string
 	// Transit keeps this host from forwarding what is no frontend's; nil leaves the host as it is.
 	Transit *transit.Keeper
@@ -145,10 +145,10 @@ type Gateway struct {
 	rechecks   chan *plugin.Process
 	rechecking bool
 	holders    *holders
-	// watchdog tries frontends, nil if nobody does; tried is what came of it.
+	// watchdog tries frontends, nil if tries are turned off. tried is its last report.
 	watchdog *watchdog.Watchdog
 	tried    watchdog.Report
-	// deaf is how long the dataplane does not answer, unheard why nobody on the segment seems to hear this gateway.
+	// deaf says whether the dataplane fails to return its counters. unheard says that no host on the segment answers, empty if one does.
 	deaf    deafness
 	unheard string
 	// inSync is told when the backend holds everything, leftovers are why former backends could not be purged, by name.

@@ -97,21 +97,21 @@ func (h *Hub) try(ctx context.Context, lb *v1alpha1.LoadBalancer, port string) (
 	var protocol, at string
 	_, _ = fmt.Sscan(port, &protocol, &at)
 	if protocol != string(corev1.ProtocolTCP) {
-		return Untried, "only the Service knows what is an answer by " + protocol
+		return Untried, "what counts as an answer by " + protocol + " depends on the application"
 	}
 	outcome, accepted := connects(ctx, at)
 	unserved := meta.FindStatusCondition(lb.Status.Conditions, v1alpha1.ConditionServed)
 	switch {
 	case accepted && unserved != nil && unserved.Status != metav1.ConditionTrue:
 		// A kernel takes connections in the name of a proxy that hangs.
-		return Fails, "a connection was there, but " + unserved.Message
+		return Fails, "the connection was accepted, but " + unserved.Message
 	case outcome == "":
 		return Answers, ""
 	case accepted && h.tried():
-		return Answers, outcome + ", as its endpoints do by themselves: gateways that try it know of no failure"
+		return Answers, outcome + "; gateways try it and know of no failure: its pods may do so themselves"
 	}
 	if reason := h.expected(lb); reason != "" {
-		return Expected, outcome + ", as is to be expected: " + reason
+		return Expected, outcome + ", as expected: " + reason
 	}
 	return Fails, outcome
 }
@@ -157,7 +157,7 @@ func (h *Hub) expected(lb *v1alpha1.LoadBalancer) string {
 		return reason
 	}
 	if ranges := convert.LoadBalancer(lb).SourceRanges; len(ranges) > 0 {
-		return "source ranges let in " + phrase.Few(ranges, ", ") + " alone, and this host may be none of these"
+		return "source ranges admit only " + phrase.Few(ranges, ", ") + ", and may exclude this host"
 	}
 	return ""
 }

@@ -211,7 +211,7 @@ func (h *Hub) gatewaysWork(*v1alpha1.LoadBalancer) (string, bool) {
 	return strings.Join(works, ", "), true
 }
 
-// answered is what gateways hear that try what they answer for.
+// answered is what gateways know from trying their own ports.
 func (h *Hub) answered(lb *v1alpha1.LoadBalancer) (string, bool) {
 	if c := meta.FindStatusCondition(lb.Status.Conditions, v1alpha1.ConditionServed); c != nil && c.Status != metav1.ConditionTrue {
 		return c.Reason + ": " + c.Message, false
@@ -229,7 +229,7 @@ func (h *Hub) answered(lb *v1alpha1.LoadBalancer) (string, bool) {
 		case t.Problem != "":
 			says = append(says, fmt.Sprintf("gateway %s cannot try: %s", h.Gateways[i].Name, t.Problem))
 		default:
-			says = append(says, fmt.Sprintf("gateway %s tries what it can: %d ports answered, %d of others failing, %d not known yet", h.Gateways[i].Name, t.Answered, t.Failing, t.Untried))
+			says = append(says, fmt.Sprintf("gateway %s has tried its ports: %d answered, %d failing, %d not known yet", h.Gateways[i].Name, t.Answered, t.Failing, t.Untried))
 		}
 	}
 	return "no failure is known; " + strings.Join(says, "; "), true

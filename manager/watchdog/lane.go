@@ -20,10 +20,10 @@ const (
 	far  = "kubelb-client"
 )
 
-// clientMAC is the simulated client's. The far interface has another MAC, so that the host does not take frames to the client for its own.
+// clientMAC is that of the client that tries. The far interface has another one, so that the host takes nothing of what is sent to the client for itself.
 var clientMAC = net.HardwareAddr{0x02, 0x6b, 0x75, 0x62, 0x65, 0x6c}
 
-// lane is the pair of virtual interfaces, with a packet socket on the far one. A simulated client behind the pair sends tries.
+// lane is how packets of tries come and go.
 type lane struct {
 	conn *packet.Conn
 	near net.HardwareAddr
@@ -158,7 +158,7 @@ func (l *lane) source(frontend netip.Addr) (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
-// stop makes receive return.
+// stop has receive end.
 func (l *lane) stop() error { return l.conn.SetReadDeadline(time.Unix(1, 0)) }
 
 // close removes the pair.

@@ -111,10 +111,10 @@ type Watchdog struct {
 	watched map[netip.AddrPort]*watched
 	tries   map[flow]*try
 	port    uint16
-	// works has the keys (see Frontend.way) for which a try was ever answered.
+	// works tells of which tenants' nodes a try was answered ever that keeps the client; of all that do not, by the empty name.
 	works map[string]bool
 	told  Report
-	// toldAt is when told was reported. fresh: something may have changed since.
+	// toldAt is when that was; fresh: something was noted since.
 	toldAt time.Time
 	fresh  bool
 	// asking counts the frontends of each tenant whose endpoints are being asked.
@@ -392,8 +392,7 @@ func (w *Watchdog) end(t *try, o Outcome, now time.Time) {
 	w.fresh = true
 }
 
-// way is the key of Watchdog.works. Frontends with one key get their answers by the same route: KeepsClient frontends of a tenant by the tenant's nodes,
-// all others by the gateway's own address.
+// way is by what the frontend's answers come back: the tenant's nodes' routes, or any.
 func (f Frontend) way() string {
 	if f.KeepsClient {
 		return f.Tenant

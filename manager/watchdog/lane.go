@@ -27,6 +27,8 @@ var clientMAC = net.HardwareAddr{0x02, 0x6b, 0x75, 0x62, 0x65, 0x6c}
 type lane struct {
 	conn *packet.Conn
 	near net.HardwareAddr
+	// index is the near interface's number.
+	index int
 	// sources are the client's addresses, at most one of each family.
 	sources []netip.Addr
 }
@@ -54,7 +56,7 @@ func openLane(sources []netip.Addr) (_ *lane, err error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &lane{near: near.Attrs().HardwareAddr}
+	l := &lane{near: near.Attrs().HardwareAddr, index: near.Attrs().Index}
 	var problems []error
 	for _, source := range sources {
 		if err := leadTo(near, source); err != nil {
@@ -161,20 +163,42 @@ func (l *lane) source(frontend netip.Addr) (netip.Addr, bool) {
 // stop has receive end.
 func (l *lane) stop() error { return l.conn.SetReadDeadline(time.Unix(1, 0)) }
 
-// close removes the pair.
-func (l *lane) close() error { return errors.Join(l.conn.Close(), removeLane()) }
+// close removes the pair, and leaves one alone that another process has made since.
+func (l *lane) close() error {
+	err := l.conn.Close()
+	link, missing := netlink.LinkByIndex(l.index)
+	if missing != nil {
+		return errors.Join(err, unlessGone(missing))
+	}
+	return errors.Join(err, remove(link))
+}
 
-// removeLane removes the pair if it is there, as after a process that was killed.
+// removeLane removes the pair if it is there, as after a process that was killed. One of its interfaces may have another name by now.
 func removeLane() error {
-	link, err := netlink.LinkByName(Near)
+	for _, name := range []string{Near, far} {
+		link, err := netlink.LinkByName(name)
+		if err == nil {
+			err = remove(link)
+		}
+		if unlessGone(err) != nil {
+			return fmt.Errorf("interface %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// remove removes an interface; if it is one of a pair, the other one goes with it.
+func remove(link netlink.Link) error {
+	if err := netlink.LinkDel(link); err != nil && !errors.Is(err, syscall.ENODEV) {
+		return fmt.Errorf("remove interface %s: %w", link.Attrs().Name, err)
+	}
+	return nil
+}
+
+// unlessGone is the error, unless it says that there is no such interface.
+func unlessGone(err error) error {
 	if errors.As(err, &netlink.LinkNotFoundError{}) {
 		return nil
 	}
-	if err != nil {
-		return fmt.Errorf("interface %s: %w", Near, err)
-	}
-	if err := netlink.LinkDel(link); err != nil && !errors.Is(err, syscall.ENODEV) {
-		return fmt.Errorf("remove interface %s: %w", Near, err)
-	}
-	return nil
+	return err
 }

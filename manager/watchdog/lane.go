@@ -1,6 +1,7 @@
 package watchdog
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net"
@@ -21,12 +22,16 @@ const (
 )
 
 // clientMAC is that of the client that tries. The far interface has another one, so that the host takes nothing of what is sent to the client for itself.
-var clientMAC = net.HardwareAddr{0x02, 0x6b, 0x75, 0x62, 0x65, 0x6c}
+// The interfaces are made with addresses, since udev gives another one to an interface that has a random one (MACAddressPolicy of systemd.link).
+var (
+	clientMAC = net.HardwareAddr{0x02, 0x6b, 0x75, 0x62, 0x65, 0x6c}
+	watchMAC  = net.HardwareAddr{0x02, 0x6b, 0x75, 0x62, 0x65, 0x77}
+	farMAC    = net.HardwareAddr{0x02, 0x6b, 0x75, 0x62, 0x65, 0x66}
+)
 
 // lane is how packets of tries come and go.
 type lane struct {
 	conn *packet.Conn
-	near net.HardwareAddr
 	// index is the near interface's number.
 	index int
 	// sources are the client's addresses, at most one of each family.
@@ -39,7 +44,7 @@ func openLane(sources []netip.Addr) (_ *lane, err error) {
 	if err := removeLane(); err != nil {
 		return nil, err
 	}
-	pair := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: Near, MTU: 1500}, PeerName: far}
+	pair := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: Near, MTU: 1500, HardwareAddr: watchMAC}, PeerName: far, PeerHardwareAddr: farMAC}
 	if err := netlink.LinkAdd(pair); err != nil {
 		return nil, fmt.Errorf("make the virtual interfaces %s and %s (needs CAP_NET_ADMIN and the kernel module veth): %w", Near, far, err)
 	}
@@ -56,7 +61,7 @@ func openLane(sources []netip.Addr) (_ *lane, err error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &lane{near: near.Attrs().HardwareAddr, index: near.Attrs().Index}
+	l := &lane{index: near.Attrs().Index}
 	var problems []error
 	for _, source := range sources {
 		if err := leadTo(near, source); err != nil {
@@ -132,7 +137,7 @@ const maxFrame = 256
 
 // send sends a segment to the near interface.
 func (l *lane) send(s tcpSegment) error {
-	_, err := l.conn.WriteTo(s.frame(clientMAC, l.near), &packet.Addr{HardwareAddr: l.near})
+	_, err := l.conn.WriteTo(s.frame(clientMAC, watchMAC), &packet.Addr{HardwareAddr: watchMAC})
 	return err
 }
 
@@ -158,6 +163,28 @@ func (l *lane) source(frontend netip.Addr) (netip.Addr, bool) {
 		}
 	}
 	return netip.Addr{}, false
+}
+
+// check says what has been taken from the near interface, so that no frontend would seem to answer.
+func (l *lane) check() error {
+	link, err := netlink.LinkByIndex(l.index)
+	if err != nil {
+		return fmt.Errorf("interface %s: %w", Near, err)
+	}
+	a := link.Attrs()
+	switch {
+	case a.Flags&net.FlagUp == 0:
+		return fmt.Errorf("interface %s is down", a.Name)
+	case !bytes.Equal(a.HardwareAddr, watchMAC):
+		return fmt.Errorf("interface %s has the MAC address %s, and had %s", a.Name, a.HardwareAddr, watchMAC)
+	}
+	for _, source := range l.sources {
+		routes, err := netlink.RouteGet(source.AsSlice())
+		if err != nil || len(routes) != 1 || routes[0].LinkIndex != l.index {
+			return errors.Join(fmt.Errorf("no route leads to %s by %s any more", source, a.Name), err)
+		}
+	}
+	return nil
 }
 
 // stop has receive end.

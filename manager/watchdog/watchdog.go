@@ -225,6 +225,9 @@ func (w *Watchdog) watch(ctx context.Context) error {
 	})
 	runs.Go(func() error {
 		for ctx.Err() == nil {
+			if err := w.lane.check(); err != nil {
+				return err
+			}
 			list := w.options.Frontends(ctx)
 			select {
 			case lists <- list:

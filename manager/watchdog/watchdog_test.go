@@ -177,14 +177,20 @@ func TestWhereNoTryWasEverAnsweredTheTriesMayBeWhatFails(t *testing.T) {
 	})
 }
 
-func TestInterfacesThatAreTakenAwayAreMadeAnew(t *testing.T) {
+func TestInterfacesThatSomebodyHasChangedAreMadeAnew(t *testing.T) {
 	segment.Run(t, segment.Options{}, func(s *segment.Segment) {
 		host(t, s)
-		latest, end := watching(t, serves(t, netip.AddrPortFrom(vip4, 80), keeps))
+		latest, end := watching(t, serves(t, netip.AddrPortFrom(vip4, 80), keeps), serves(t, netip.AddrPortFrom(vip6, 80), keeps))
 		defer end()
-		becomes(t, latest, "at first", 1)
-		s.IP("link delete " + Near)
-		require.Eventually(t, func() bool { return strings.Contains(latest().Problem, "interface") || latest().Problem != "" }, 10*time.Second, 20*time.Millisecond, "nothing is known without them")
-		becomes(t, latest, "anew", 1)
+		for change, problem := range map[string]string{"link delete " + Near: "", "link set " + Near + " down": "is down", "route delete " + client4.String() + "/32": "no route leads to 192.0.0.6",
+			"-6 route delete " + client6.String() + "/128": "no route leads to fd4b:7562:654c::6", "link set " + Near + " address 02:00:00:00:00:09": "has the MAC address 02:00:00:00:00:09"} {
+			becomes(t, latest, "before "+change, 2)
+			s.IP(change)
+			require.Eventually(t, func() bool {
+				is := latest()
+				return is.Problem != "" && strings.Contains(is.Problem, problem)
+			}, 10*time.Second, 20*time.Millisecond, "nothing is known after %s", change)
+		}
+		becomes(t, latest, "anew", 2)
 	})
 }

@@ -111,8 +111,8 @@ type Watchdog struct {
 	watched map[netip.AddrPort]*watched
 	tries   map[flow]*try
 	port    uint16
-	// works tells of which tenants' nodes a try was answered ever that keeps the client; of all that do not, by the empty name.
-	works map[string]bool
+	// works are the ways by which a try was answered ever.
+	works map[way]bool
 	told  Report
 	// toldAt is when that was; fresh: something was noted since.
 	toldAt time.Time
@@ -149,7 +149,7 @@ func New(o Options) *Watchdog {
 	if o.Count == nil {
 		o.Count = func(Outcome) {}
 	}
-	return &Watchdog{options: o, times: usualTimes(), watched: map[netip.AddrPort]*watched{}, tries: map[flow]*try{}, works: map[string]bool{}, asking: map[string]int{}, port: uint16(rand.N(portsToUse))}
+	return &Watchdog{options: o, times: usualTimes(), watched: map[netip.AddrPort]*watched{}, tries: map[flow]*try{}, works: map[way]bool{}, asking: map[string]int{}, port: uint16(rand.N(portsToUse))}
 }
 
 // Open makes the virtual interfaces, so that a dataplane which starts afterwards finds them.
@@ -395,12 +395,18 @@ func (w *Watchdog) end(t *try, o Outcome, now time.Time) {
 	w.fresh = true
 }
 
-// way is by what the frontend's answers come back: the tenant's nodes' routes, or any.
-func (f Frontend) way() string {
+// way is how answers come back: by the routes and firewalls of a family, and by those of the tenant's nodes where they see the client, else of none.
+type way struct {
+	v4     bool
+	tenant string
+}
+
+func (f Frontend) way() way {
+	w := way{v4: f.Addr().Is4()}
 	if f.KeepsClient {
-		return f.Tenant
+		w.tenant = f.Tenant
 	}
-	return ""
+	return w
 }
 
 // suspects counts the frontends of a tenant with a failed try lately.

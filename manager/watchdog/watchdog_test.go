@@ -177,6 +177,20 @@ func TestWhereNoTryWasEverAnsweredTheTriesMayBeWhatFails(t *testing.T) {
 	})
 }
 
+func TestATryOfOneFamilySaysNothingOfTheOtherOne(t *testing.T) {
+	segment.Run(t, segment.Options{}, func(s *segment.Segment) {
+		host(t, s)
+		nft(t, "add table inet fault")
+		nft(t, "add chain inet fault in { type filter hook prerouting priority -300; }")
+		nft(t, "add rule inet fault in iifname "+Near+" meta nfproto ipv6 drop")
+		latest, end := watching(t, serves(t, netip.AddrPortFrom(vip4, 80), keeps), serves(t, netip.AddrPortFrom(vip6, 80), keeps))
+		defer end()
+		becomes(t, latest, "the IPv4 frontend", 1)
+		time.Sleep(3 * time.Second) // time for failsAt tries of both
+		require.Equal(t, Report{Answered: 1, Untried: 1}, latest(), "the endpoint answers, and a firewall may drop tries alone")
+	})
+}
+
 func TestInterfacesThatSomebodyHasChangedAreMadeAnew(t *testing.T) {
 	segment.Run(t, segment.Options{}, func(s *segment.Segment) {
 		host(t, s)

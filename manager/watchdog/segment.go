@@ -87,9 +87,9 @@ func checksum(so uint32, b []byte) uint16 {
 // answer is a TCP segment of a flow, or an ICMP error about one.
 type answer struct {
 	flow
-	// seq and flags are the TCP segment's.
-	seq   uint32
-	flags byte
+	// seq, ack and flags are those of a TCP segment; of an ICMP error seq is that of the segment that it is about.
+	seq, ack uint32
+	flags    byte
 	// data: the segment has data.
 	data bool
 	// unreachable: it is an ICMP error. from is its sender.
@@ -111,7 +111,7 @@ func readAnswer(frame []byte) (answer, bool) {
 			return answer{}, false
 		}
 		return answer{flow: flow{client: netip.AddrPortFrom(p.target, binary.BigEndian.Uint16(p.payload[2:])), frontend: netip.AddrPortFrom(p.source, binary.BigEndian.Uint16(p.payload))},
-			seq: binary.BigEndian.Uint32(p.payload[4:]), flags: p.payload[13], data: len(p.payload) > int(p.payload[12]>>4)*4, from: p.source}, true
+			seq: binary.BigEndian.Uint32(p.payload[4:]), ack: binary.BigEndian.Uint32(p.payload[8:]), flags: p.payload[13], data: len(p.payload) > int(p.payload[12]>>4)*4, from: p.source}, true
 	}
 	return readError(p)
 }
@@ -155,7 +155,7 @@ const (
 	icmpv6Unreachable        = 1 // RFC 4443
 	icmpv6TimeExceeded       = 3
 	icmpFragmentation        = 4 // a code, of packets that are too big
-	portsAtTheBeginning      = 4 // of a TCP header
+	beginning                = 8 // of a TCP header: the ports and the sequence number, which are in each error
 	protocolICMP             = unix.IPPROTO_ICMP
 	protocolICMPv6      byte = unix.IPPROTO_ICMPV6
 )
@@ -173,10 +173,10 @@ func readError(p datagram) (answer, bool) {
 		return answer{}, false
 	}
 	about, ok := readPacket(p.payload[icmpHeader:])
-	if !ok || about.protocol != unix.IPPROTO_TCP || len(about.payload) < portsAtTheBeginning {
+	if !ok || about.protocol != unix.IPPROTO_TCP || len(about.payload) < beginning {
 		return answer{}, false
 	}
 	client := netip.AddrPortFrom(about.source, binary.BigEndian.Uint16(about.payload))
 	frontend := netip.AddrPortFrom(about.target, binary.BigEndian.Uint16(about.payload[2:]))
-	return answer{flow: flow{client, frontend}, unreachable: true, from: p.source}, true
+	return answer{flow: flow{client, frontend}, seq: binary.BigEndian.Uint32(about.payload[4:]), unreachable: true, from: p.source}, true
 }

@@ -33,8 +33,8 @@ func TestAnAnswerIsReadAsWhoSentIt(t *testing.T) {
 
 func TestAnICMPErrorIsReadAsThatOfTheTryThatItIsAbout(t *testing.T) {
 	router := netip.MustParseAddr("198.51.100.1")
-	syn := tcpSegment{flow: flows()[0], flags: flagSYN}.frame(clientMAC, nearMAC)
-	about := syn[ethernetHeader : ethernetHeader+ipv4Header+portsAtTheBeginning]
+	syn := tcpSegment{flow: flows()[0], seq: 9, flags: flagSYN}.frame(clientMAC, nearMAC)
+	about := syn[ethernetHeader : ethernetHeader+ipv4Header+beginning]
 	icmp := func(kind, code byte) []byte {
 		frame := tcpSegment{flow: flow{netip.AddrPortFrom(router, 0), flows()[0].client}}.frame(nearMAC, clientMAC)[:ethernetHeader+ipv4Header]
 		frame[ethernetHeader+3] = byte(ipv4Header + icmpHeader + len(about))
@@ -43,7 +43,7 @@ func TestAnICMPErrorIsReadAsThatOfTheTryThatItIsAbout(t *testing.T) {
 	}
 	a, ok := readAnswer(icmp(icmpUnreachable, 13))
 	require.True(t, ok)
-	require.Equal(t, answer{flow: flows()[0], unreachable: true, from: router}, a)
+	require.Equal(t, answer{flow: flows()[0], seq: 9, unreachable: true, from: router}, a)
 	_, ok = readAnswer(icmp(icmpUnreachable, icmpFragmentation))
 	require.False(t, ok, "a packet was too big")
 	_, ok = readAnswer(icmp(0, 0))

@@ -137,8 +137,10 @@ type watched struct {
 // try is a connection on its way.
 type try struct {
 	flow
-	of     *watched
-	seq    uint32
+	of  *watched
+	seq uint32
+	// theirs is the frontend's next sequence number, once the connection is open.
+	theirs uint32
 	began  time.Time
 	again  bool
 	opened time.Time
@@ -329,11 +331,23 @@ func (t *try) syn() tcpSegment { return tcpSegment{flow: t.flow, seq: t.seq, fla
 // reset is the segment that ends the connection at once.
 func (t *try) reset() tcpSegment { return tcpSegment{flow: t.flow, seq: t.seq + 1, flags: flagRST} }
 
+// isTo tells whether the answer is to what the try has sent. Any host whose packets this one forwards may send something to the client, in anybody's
+// name, but knows no sequence numbers.
+func (a answer) isTo(t *try) bool {
+	switch {
+	case a.unreachable:
+		return a.seq == t.seq || a.seq == t.seq+1
+	case a.flags&flagRST != 0 && !t.opened.IsZero():
+		return a.seq == t.theirs
+	}
+	return a.flags&flagACK != 0 && a.ack == t.seq+1
+}
+
 // take handles an answer.
 func (w *Watchdog) take(a answer, now time.Time) {
 	t := w.tries[a.flow]
 	switch {
-	case t == nil:
+	case t == nil || !a.isTo(t):
 	case a.unreachable:
 		w.end(t, Unreachable, now)
 	case a.flags&flagRST != 0 && t.opened.IsZero():
@@ -347,7 +361,7 @@ func (w *Watchdog) take(a answer, now time.Time) {
 		_ = w.lane.send(t.reset())
 		w.end(t, Closed, now)
 	case a.flags&(flagSYN|flagACK) == flagSYN|flagACK && t.opened.IsZero():
-		t.opened = now
+		t.opened, t.theirs = now, a.seq+1
 		_ = w.lane.send(tcpSegment{flow: t.flow, seq: t.seq + 1, ack: a.seq + 1, flags: flagACK})
 	}
 }

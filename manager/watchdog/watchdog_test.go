@@ -3,6 +3,7 @@ package watchdog
 import (
 	"bytes"
 	"context"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -84,7 +85,8 @@ func nft(t *testing.T, command string) {
 	require.NoError(t, err, "nft %s: %s", command, out)
 }
 
-func keeps(*net.TCPConn) {}
+// keeps keeps a connection until the client ends it. Without anybody who reads it the garbage collector would.
+func keeps(c *net.TCPConn) { go io.Copy(io.Discard, c) }
 
 func resets(c *net.TCPConn) {
 	_ = c.SetLinger(0)

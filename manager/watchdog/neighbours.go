@@ -34,6 +34,8 @@ const (
 	answersAfter = 4 * time.Second
 	// An interface is silent if no neighbour answers silentAfter times in a row.
 	silentAfter = 2
+	// together is how much earlier than the last host that answered others have answered that were there with it.
+	together = 3 * lookEvery
 	// maxNeighbours is how many neighbours of an interface are probed at most.
 	maxNeighbours = 16
 	// withoutRouter is how many silent hosts it takes if none of them is a router: a single host may have been turned off.
@@ -150,22 +152,38 @@ func compareBool(a, b bool) int {
 	return -1
 }
 
-// answered notes which neighbours answer. It returns false if none does, and enough of them answered before: a router, or withoutRouter hosts.
+// answered notes who is there, and returns false if nobody is any more, and those are enough to tell that were there last.
 func answered(known map[netip.Addr]*neighbour, table map[netip.Addr]netlink.Neigh, now time.Time) bool {
 	some, enough, were := false, false, map[string]bool{}
 	for a, k := range known {
-		switch {
-		case table[a].State&netlink.NUD_REACHABLE != 0:
+		if table[a].State&netlink.NUD_REACHABLE != 0 {
 			k.seen, some = now, true
-		case !k.seen.IsZero():
-			were[k.mac] = true
-			enough = enough || k.router
 		}
+	}
+	for _, a := range lastOnes(known) {
+		were[known[a].mac] = true
+		enough = enough || known[a].router
 	}
 	return some || !enough && len(were) < withoutRouter
 }
 
-// isThere tells whether an entry of the table has the MAC of a host. The host may have gone since.
+// lastOnes are the hosts that were there at about the same time as the last one, in order. Others had gone before, while the segment worked.
+func lastOnes(known map[netip.Addr]*neighbour) (all []netip.Addr) {
+	var last time.Time
+	for _, k := range known {
+		if k.seen.After(last) {
+			last = k.seen
+		}
+	}
+	for _, a := range slices.SortedFunc(maps.Keys(known), netip.Addr.Compare) {
+		if k := known[a]; !k.seen.IsZero() && last.Sub(k.seen) <= together {
+			all = append(all, a)
+		}
+	}
+	return all
+}
+
+// isThere tells whether an entry of the table is of a host, which may have gone since.
 func isThere(n netlink.Neigh) bool {
 	const learned = netlink.NUD_REACHABLE | netlink.NUD_STALE | netlink.NUD_DELAY | netlink.NUD_PROBE
 	return n.State&learned != 0 && len(n.HardwareAddr) == 6 && n.HardwareAddr[0]&1 == 0 && !bytes.Equal(n.HardwareAddr, make(net.HardwareAddr, 6))
@@ -210,13 +228,11 @@ func routersBy(index int) (map[netip.Addr]bool, error) {
 	return routers, nil
 }
 
-// names lists the hosts that have answered before, sorted.
+// names lists the hosts that answered last.
 func names(known map[netip.Addr]*neighbour) string {
 	var all []string
-	for _, a := range slices.SortedFunc(maps.Keys(known), netip.Addr.Compare) {
-		if !known[a].seen.IsZero() {
-			all = append(all, a.String())
-		}
+	for _, a := range lastOnes(known) {
+		all = append(all, a.String())
 	}
 	return phrase.Few(all, ", ")
 }

@@ -149,15 +149,15 @@ func readPacket(b []byte) (datagram, bool) {
 }
 
 const (
-	icmpHeader               = 8
-	icmpUnreachable          = 3 // RFC 792
-	icmpTimeExceeded         = 11
-	icmpv6Unreachable        = 1 // RFC 4443
-	icmpv6TimeExceeded       = 3
-	icmpFragmentation        = 4 // a code, of packets that are too big
-	beginning                = 8 // of a TCP header: the ports and the sequence number, which are in each error
-	protocolICMP             = unix.IPPROTO_ICMP
-	protocolICMPv6      byte = unix.IPPROTO_ICMPV6
+	icmpHeader              = 8
+	icmpUnreachable         = 3 // RFC 792
+	icmpTimeExceeded        = 11
+	icmpv6Unreachable       = 1 // RFC 4443
+	icmpv6TimeExceeded      = 3
+	icmpFragmentation       = 4 // a code, of packets that are too big
+	beginning               = 8 // of a TCP header: the ports and the sequence number, which are in each error
+	protocolICMP            = unix.IPPROTO_ICMP
+	protocolICMPv6     byte = unix.IPPROTO_ICMPV6
 )
 
 // readError reads an ICMP error. Its payload is the beginning of the packet that it reports.

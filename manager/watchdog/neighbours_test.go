@@ -1,0 +1,50 @@
+package watchdog
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
+)
+
+// onSegment are hosts that were there so long ago; names that begin with r are routers.
+func onSegment(ago map[string]time.Duration, now time.Time) map[netip.Addr]*neighbour {
+	known := map[netip.Addr]*neighbour{}
+	for name, d := range ago {
+		known[addressOf(name)] = &neighbour{mac: name, router: name[0] == 'r', seen: now.Add(-d)}
+	}
+	return known
+}
+
+func addressOf(name string) netip.Addr {
+	return netip.AddrFrom4([4]byte{198, 51, 100, name[len(name)-1]})
+}
+
+func TestHostsThatHadGoneOneByOneSayNothingOfTheSegment(t *testing.T) {
+	now := time.Now()
+	for says, c := range map[string]struct {
+		ago    map[string]time.Duration
+		silent bool
+	}{
+		"nobody was ever there":                    {},
+		"one host, which may have been turned off": {ago: map[string]time.Duration{"h1": lookEvery}},
+		"a router":                         {ago: map[string]time.Duration{"r1": lookEvery}, silent: true},
+		"two hosts":                        {ago: map[string]time.Duration{"h1": lookEvery, "h2": lookEvery}, silent: true},
+		"two hosts at about the same time": {ago: map[string]time.Duration{"h1": lookEvery, "h2": 2 * lookEvery}, silent: true},
+		"one was turned off today, the other yesterday":      {ago: map[string]time.Duration{"h1": lookEvery, "h2": 24 * time.Hour}},
+		"a host, and a router that was turned off yesterday": {ago: map[string]time.Duration{"h1": lookEvery, "r2": 24 * time.Hour}},
+	} {
+		known := onSegment(c.ago, now)
+		require.Equal(t, !c.silent, answered(known, nil, now), says)
+		table := map[netip.Addr]netlink.Neigh{addressOf("h1"): {State: netlink.NUD_REACHABLE}}
+		known[addressOf("h1")] = &neighbour{mac: "h1"}
+		require.True(t, answered(known, table, now), "%s, and one is there", says)
+	}
+}
+
+func TestOnlyHostsAreNamedThatWereThereLast(t *testing.T) {
+	now := time.Now()
+	require.Equal(t, "198.51.100.49, 198.51.100.50", names(onSegment(map[string]time.Duration{"h1": lookEvery, "h2": lookEvery, "h3": 24 * time.Hour}, now)))
+}

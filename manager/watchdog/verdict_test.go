@@ -58,3 +58,21 @@ func TestTenantsTakeTurnsAtTries(t *testing.T) {
 	require.Contains(t, first, few[1])
 	require.Equal(t, now.Add(-time.Hour), first[0].due, "who has waited longest is first")
 }
+
+func TestAProcessThatStoodStillHasMissedNoAnswer(t *testing.T) {
+	began := time.Now()
+	w := New(Options{Every: time.Minute})
+	is := &watched{Frontend: Frontend{AddrPort: flows()[0].frontend}}
+	w.watched[is.AddrPort] = is
+	w.tries[flows()[0]] = &try{flow: flows()[0], of: is, began: began, again: true}
+	w.expire(began.Add(tick))
+	again := began.Add(time.Minute)
+	w.expire(again)
+	require.Empty(t, is.history.last, "the answer may wait to be read")
+	for after := tick; after < w.times.answerWithin-tick; after += tick {
+		w.expire(again.Add(after))
+	}
+	require.Empty(t, is.history.last)
+	w.expire(again.Add(w.times.answerWithin))
+	require.Equal(t, []Outcome{Unanswered}, is.history.last)
+}

@@ -65,6 +65,8 @@ type Options struct {
 // Bounds of tries.
 const (
 	tick = 100 * time.Millisecond
+	// standstill is the time between two ticks from which on this process has stood still, as on a host that has too much to do.
+	standstill = 5 * tick
 	// perTick is the number of tries that begin in a tick: 200 a second.
 	perTick = 20
 	// againPerTenant bounds the frontends of a tenant that are tried again after times.again. Its others are tried again after Options.Every.
@@ -111,6 +113,8 @@ type Watchdog struct {
 	watched map[netip.AddrPort]*watched
 	tries   map[flow]*try
 	port    uint16
+	// ticked is the last tick.
+	ticked time.Time
 	// works are the ways by which a try was answered ever.
 	works map[way]bool
 	told  Report
@@ -366,8 +370,24 @@ func (w *Watchdog) take(a answer, now time.Time) {
 	}
 }
 
+// excuse gives tries the time again for which this process stood still: answers have come that nobody has read.
+func (w *Watchdog) excuse(now time.Time) {
+	stood := now.Sub(w.ticked)
+	first := w.ticked.IsZero()
+	if w.ticked = now; first || stood < standstill {
+		return
+	}
+	for _, t := range w.tries {
+		t.began = t.began.Add(stood)
+		if !t.opened.IsZero() {
+			t.opened = t.opened.Add(stood)
+		}
+	}
+}
+
 // expire ends tries that are over, and repeats SYNs.
 func (w *Watchdog) expire(now time.Time) {
+	w.excuse(now)
 	for _, t := range w.tries {
 		switch waited := now.Sub(t.began); {
 		case !t.opened.IsZero() && now.Sub(t.opened) >= w.times.holdFor:

@@ -1,6 +1,7 @@
 package watchdog
 
 import (
+	"context"
 	"testing"
 	"time"
 
@@ -75,4 +76,21 @@ func TestAProcessThatStoodStillHasMissedNoAnswer(t *testing.T) {
 	require.Empty(t, is.history.last)
 	w.expire(again.Add(w.times.answerWithin))
 	require.Equal(t, []Outcome{Unanswered}, is.history.last)
+}
+
+func TestHoweverOftenFrontendsFailThatIsToldOnceASecond(t *testing.T) {
+	var told []Report
+	w := New(Options{Every: time.Minute, Tell: func(_ context.Context, r Report) { told = append(told, r) }})
+	w.works[Frontend{AddrPort: flows()[0].frontend}.way()] = true
+	is := &watched{Frontend: Frontend{AddrPort: flows()[0].frontend}}
+	w.watched[is.AddrPort] = is
+	began := time.Now()
+	for n := range 101 {
+		is.history.failing, w.fresh = n%4 < 2, true
+		w.publish(t.Context(), began.Add(time.Duration(n)*tick))
+	}
+	require.LessOrEqual(t, len(told), 11)
+	require.NotEmpty(t, told)
+	w.publish(t.Context(), began.Add(time.Minute))
+	require.Len(t, told[len(told)-1].Failures, 1, "the last state is told in the end")
 }

@@ -95,12 +95,12 @@ type times struct {
 	askWithin time.Duration
 	// openAgain is the pause after the virtual interfaces could not be made, or have gone.
 	openAgain time.Duration
-	// countEvery is the least pause between reports in which only numbers differ.
-	countEvery time.Duration
+	// tellEvery is the least pause between reports. countEvery is the least pause between reports in which only numbers differ.
+	tellEvery, countEvery time.Duration
 }
 
 func usualTimes() times {
-	return times{again: 2 * time.Second, repeatAfter: time.Second, answerWithin: 3 * time.Second, holdFor: 4 * time.Second, listEvery: 5 * time.Second, askWithin: time.Second, openAgain: 10 * time.Second, countEvery: 5 * time.Second}
+	return times{again: 2 * time.Second, repeatAfter: time.Second, answerWithin: 3 * time.Second, holdFor: 4 * time.Second, listEvery: 5 * time.Second, askWithin: time.Second, openAgain: 10 * time.Second, tellEvery: time.Second, countEvery: 5 * time.Second}
 }
 
 // Watchdog tries frontends. Make one with New; Open comes before Run.
@@ -118,9 +118,9 @@ type Watchdog struct {
 	// works are the ways by which a try was answered ever.
 	works map[way]bool
 	told  Report
-	// toldAt is when that was; fresh: something was noted since.
-	toldAt time.Time
-	fresh  bool
+	// toldAt is when that was, lookedAt when it was last compared with the present. fresh: something was noted since.
+	toldAt, lookedAt time.Time
+	fresh            bool
 	// asking counts the frontends of each tenant whose endpoints are being asked.
 	asking map[string]int
 	asks   chan question
@@ -553,11 +553,12 @@ func (w *Watchdog) note(h hearing) {
 	}
 }
 
-// publish reports what has changed. Numbers change all the time and each report is written to the API, so numbers alone wait for countEvery.
+// publish reports what has changed. Tenants change it as often as they like, and each report is written to the API.
 func (w *Watchdog) publish(ctx context.Context, now time.Time) {
-	if !w.fresh {
+	if !w.fresh || now.Sub(w.lookedAt) < w.times.tellEvery {
 		return
 	}
+	w.lookedAt = now
 	r := w.report()
 	sameFailures := slices.Equal(r.Failures, w.told.Failures) && w.told.Problem == ""
 	if sameFailures && now.Sub(w.toldAt) < w.times.countEvery {

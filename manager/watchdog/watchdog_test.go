@@ -32,7 +32,7 @@ func watching(t *testing.T, frontends ...Frontend) (latest func() Report, end fu
 	reports := make(chan Report, 1000)
 	w := New(Options{Sources: []netip.Addr{client4, client6}, Every: 200 * time.Millisecond, Frontends: func(context.Context) []Frontend { return frontends },
 		Tell: func(_ context.Context, r Report) { reports <- r }, Log: slog.New(slog.NewTextHandler(testWriter{t}, nil))})
-	w.times = times{again: 100 * time.Millisecond, repeatAfter: 150 * time.Millisecond, answerWithin: 400 * time.Millisecond, holdFor: 250 * time.Millisecond, listEvery: 100 * time.Millisecond, askWithin: 300 * time.Millisecond, openAgain: 300 * time.Millisecond, countEvery: 100 * time.Millisecond}
+	w.times = times{again: 100 * time.Millisecond, repeatAfter: 150 * time.Millisecond, answerWithin: 400 * time.Millisecond, holdFor: 250 * time.Millisecond, listEvery: 100 * time.Millisecond, askWithin: 300 * time.Millisecond, openAgain: 300 * time.Millisecond, tellEvery: tick, countEvery: 100 * time.Millisecond}
 	require.NoError(t, w.Open())
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)

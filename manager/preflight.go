@@ -140,7 +140,7 @@ func (o *options) dataplaneChecks(ctx context.Context) ([]dataplane.Check, error
 
 // needs are the gateway's own.
 func (o *options) needs() hostcheck.Needs {
-	return hostcheck.Needs{Interfaces: o.announceInterfaces(), Answers: o.announce == announceLayer2, Packets: o.announce != announceNone, StateDir: o.stateDir}
+	return hostcheck.Needs{Interfaces: o.announceInterfaces(), Answers: o.announce == announceLayer2, Packets: o.announce != announceNone, Tries: o.tryEvery > 0, StateDir: o.stateDir}
 }
 
 // ports is where the gateway listens.

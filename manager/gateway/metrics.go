@@ -23,7 +23,7 @@ type metrics struct {
 	applies                      prometheus.Histogram
 	connections, packets, bytes  *prometheus.CounterVec
 	drops, tries                 *prometheus.CounterVec
-	failing                      prometheus.Gauge
+	failing                      *prometheus.GaugeVec
 
 	// last are the dataplane's counters as they were read last, which begin anew with their frontend.
 	last      map[model.FrontendKey]dataplane.Counter
@@ -66,7 +66,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		bytes:       counters("kubelb_tenant_bytes_total", "Bytes that were forwarded, where the dataplane counts them.", "tenant"),
 		drops:       counters("kubelb_gateway_dropped_packets_total", "Packets that were dropped, or answered by the gateway itself.", "reason"),
 		tries:       counters("kubelb_gateway_tries_total", "Connections by which the gateway has tried its own frontends, by what became of them: answered, unanswered, refused, reset, closed, unreachable.", "outcome"),
-		failing:     gauge("failing_frontends", "Frontends to which connections fail, of those that the gateway answers for and can try."),
+		failing:     gauges("failing_frontends", "Frontends to which connections fail, of those that the gateway answers for and can try."),
 		last:        map[model.FrontendKey]dataplane.Counter{}, lastDrops: map[string]uint64{},
 	}
 	if r == nil {
@@ -111,8 +111,9 @@ func (m *metrics) show(s *v1alpha1.GatewayStatus, b beside) {
 	m.conflicts.Set(float64(len(s.Conflicts)))
 	m.failed.Set(float64(b.failed))
 	m.handedOver.Set(float64(b.handedOver))
-	if s.Tries != nil {
-		m.failing.Set(float64(s.Tries.Failing))
+	m.failing.Reset() // nobody knows it while nothing can be tried
+	if s.Tries != nil && s.Tries.Problem == "" {
+		m.failing.WithLabelValues().Set(float64(s.Tries.Failing))
 	}
 	m.targets.WithLabelValues("healthy").Set(float64(b.targets - b.unhealthy))
 	m.targets.WithLabelValues("unhealthy").Set(float64(b.unhealthy))

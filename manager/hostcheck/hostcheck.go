@@ -23,6 +23,8 @@ type Needs struct {
 	Answers bool
 	// Packets: it sends and hears frames of its own on them.
 	Packets bool
+	// Tries: it tries what it answers for, by a pair of virtual interfaces.
+	Tries bool
 	// Ports are where it is going to listen. A gateway that listens already gives none.
 	Ports []Port
 	// StateDir is where it keeps what has to outlive it; empty where it keeps nothing.
@@ -47,6 +49,9 @@ func (n Needs) Checks(ctx context.Context) []dataplane.Check {
 		if _, err := net.InterfaceByName(name); err == nil {
 			checks = append(checks, reversePathCheck(host, name))
 		}
+	}
+	if n.Tries {
+		checks = append(checks, host.Modules().Check("veth", "VETH", tryPair(), "trying the ports that this gateway answers for"))
 	}
 	checks = append(checks, host.RouterAdvertisements()...)
 	if n.StateDir != "" {

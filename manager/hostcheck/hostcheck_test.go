@@ -63,3 +63,17 @@ func TestAClockThatIsFarFromTheManagementClustersIsNamed(t *testing.T) {
 	require.Equal(t, "no route", check.Found)
 	require.Len(t, clockCheck(t.Context(), nil), 1, "there is no cluster to ask")
 }
+
+func TestAHostIsAskedForVirtualInterfacesIfTheGatewayTriesItsPorts(t *testing.T) {
+	subjects := func(n Needs) (all []string) {
+		for _, c := range n.Checks(t.Context()) {
+			all = append(all, c.Subject)
+		}
+		return all
+	}
+	require.Contains(t, subjects(Needs{Tries: true}), "module veth")
+	require.NotContains(t, subjects(Needs{}), "module veth")
+	check := Needs{Tries: true}.Checks(t.Context())[0]
+	require.Equal(t, dataplane.CheckOK, check.State, "other tests make such pairs here")
+	require.False(t, check.Required(), "the gateway serves without them")
+}

@@ -57,7 +57,7 @@ func (g *Gateway) readCounters(ctx context.Context) error {
 			cancel()
 			g.send(ctx, func(g *Gateway) {
 				if request.process == g.host.process {
-					g.deaf.note(err, askedAt)
+					g.noteDeafness(err, askedAt)
 				}
 				g.tally(stats, request.ago, err)
 				if failed == nil && request.process == g.host.process {

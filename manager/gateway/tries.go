@@ -121,6 +121,14 @@ func (d *deafness) note(err error, askedAt time.Time) {
 	d.last = err.Error()
 }
 
+// noteDeafness takes over whether counters could be read. A call that takes long, as of many changes, keeps them waiting by right: BackendBusy says so,
+// and at its deadline the backend is started again.
+func (g *Gateway) noteDeafness(err error, askedAt time.Time) {
+	if err == nil || g.host.calling == nil {
+		g.deaf.note(err, askedAt)
+	}
+}
+
 func (d *deafness) is(now time.Time) bool { return !d.since.IsZero() && now.Sub(d.since) >= deafAfter }
 
 // neighbours finds out whether hosts on the segment still answer this gateway.

@@ -62,3 +62,15 @@ func TestADataplaneThatDoesNotAnswerForAWhileServesNothingThatIsKnown(t *testing
 	d.note(errors.New("a dump was interrupted"), after(time.Hour))
 	require.False(t, d.is(after(time.Hour+time.Second)))
 }
+
+func TestADataplaneIsNotSilentThatWorksOnACall(t *testing.T) {
+	late, began := errors.New("deadline exceeded"), time.Now().Add(-time.Minute)
+	g := &Gateway{host: &host{calling: &call{name: "Apply of 4000 records", began: began, limit: 2 * time.Minute}}}
+	g.noteDeafness(late, began)
+	_, silent := g.servesNothing()
+	require.False(t, silent, "counters wait for their turn")
+	g.host.calling = nil
+	g.noteDeafness(late, began)
+	_, silent = g.servesNothing()
+	require.True(t, silent)
+}

@@ -522,6 +522,9 @@ func (w *Watchdog) hear(ctx context.Context, q question) hearing {
 // connect connects to an endpoint, and tells whether the endpoint ends the connection before a byte of data.
 func (w *Watchdog) connect(ctx context.Context, to netip.AddrPort) (ends bool, err error) {
 	conn, err := (&net.Dialer{Timeout: w.times.askWithin}).DialContext(ctx, "tcp", to.String())
+	if errors.Is(err, syscall.ECONNRESET) {
+		return true, nil // the connection was there before that was seen; else it is refused
+	}
 	if err != nil {
 		return false, err
 	}

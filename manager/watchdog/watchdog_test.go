@@ -75,6 +75,7 @@ func serves(t *testing.T, at netip.AddrPort, then func(*net.TCPConn)) Frontend {
 			then(c)
 		}
 	}()
+	at = netip.AddrPortFrom(at.Addr(), l.Addr().(*net.TCPAddr).AddrPort().Port())
 	return Frontend{AddrPort: at, Tenant: "a", Endpoints: []netip.AddrPort{at}}
 }
 
@@ -152,6 +153,16 @@ func TestAFrontendIsTriedAndWhatBecomesOfConnectionsIsTold(t *testing.T) {
 		_, err := netlink.LinkByName(Near)
 		require.ErrorAs(t, err, &netlink.LinkNotFoundError{})
 	})
+}
+
+func TestAnEndpointThatResetsAtOnceHasAnswered(t *testing.T) {
+	w := New(Options{Every: time.Second})
+	at := serves(t, netip.MustParseAddrPort("127.0.0.1:0"), resets).AddrPort
+	for range 500 {
+		ends, err := w.connect(t.Context(), at)
+		require.NoError(t, err)
+		require.True(t, ends)
+	}
 }
 
 func TestWhereNoTryWasEverAnsweredTheTriesMayBeWhatFails(t *testing.T) {

@@ -20,6 +20,7 @@ import (
 
 	"kubelb.k8c.io/api/plain"
 	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/core/model"
 	"kubelb.k8c.io/core/phrase"
 	"kubelb.k8c.io/manager/convert"
 )
@@ -107,8 +108,8 @@ func (h *Hub) try(ctx context.Context, lb *v1alpha1.LoadBalancer, port string) (
 		return Fails, "the connection was accepted, but " + unserved.Message
 	case outcome == "":
 		return Answers, ""
-	case accepted && h.tried():
-		return Answers, outcome + "; gateways try it and know of no failure: its pods may do so themselves"
+	case accepted && h.tried(lb):
+		return Answers, outcome + ", as its endpoints do by themselves: gateways that try it know of no failure"
 	}
 	if reason := h.expected(lb); reason != "" {
 		return Expected, outcome + ", as expected: " + reason
@@ -116,22 +117,26 @@ func (h *Hub) try(ctx context.Context, lb *v1alpha1.LoadBalancer, port string) (
 	return Fails, outcome
 }
 
-// tried tells whether gateways try what they answer for, and compare it with what endpoints do.
-func (h *Hub) tried() bool {
-	return slices.ContainsFunc(h.Gateways, func(g v1alpha1.Gateway) bool { return g.Status.Tries != nil && g.Status.Tries.Problem == "" })
+// tried tells whether gateways try the LoadBalancer, and compare what they find with what its endpoints do. Whether source ranges let tries in they alone
+// know.
+func (h *Hub) tried(lb *v1alpha1.LoadBalancer) bool {
+	l := convert.LoadBalancer(lb)
+	return l.Forwarding != model.Direct.String() && len(l.SourceRanges) == 0 && slices.ContainsFunc(h.Gateways, func(g v1alpha1.Gateway) bool { return g.Status.Tries != nil && g.Status.Tries.Problem == "" })
 }
 
 // connects is what is wrong with connections, empty if nothing, and whether they are accepted.
 func connects(ctx context.Context, to string) (wrong string, accepted bool) {
 	conn, err := (&net.Dialer{Timeout: connectWithin}).DialContext(ctx, "tcp", to)
-	if err != nil {
-		return plainCause(err), false
+	if err == nil {
+		defer conn.Close()
+		_ = conn.SetReadDeadline(time.Now().Add(watchFor))
+		_, err = conn.Read(make([]byte, 1))
 	}
-	defer conn.Close()
-	_ = conn.SetReadDeadline(time.Now().Add(watchFor))
-	switch _, err = conn.Read(make([]byte, 1)); {
-	case errors.Is(err, syscall.ECONNRESET):
+	switch {
+	case errors.Is(err, syscall.ECONNRESET): // which may be said of the connection's beginning already
 		return "the connection was accepted, and then reset", true
+	case conn == nil:
+		return plainCause(err), false
 	case errors.Is(err, io.EOF):
 		return "the connection was accepted, and ended before a byte of data", true
 	}

@@ -275,7 +275,7 @@ func TestWhatATryFindsIsSaidWhereItsServiceIs(t *testing.T) {
 	lb := recorded("web", 0)
 	lb.Spec = v1alpha1.LoadBalancerSpec{Type: corev1.ServiceTypeLoadBalancer, Ports: []v1alpha1.LoadBalancerPort{{Port: 80}},
 		Endpoints: []v1alpha1.LoadBalancerEndpoints{{Ports: []v1alpha1.EndpointPort{{Port: 30080}}}}}
-	tenant, gateway := &v1alpha1.Tenant{}, &v1alpha1.Gateway{Status: v1alpha1.GatewayStatus{AppliedResourceVersion: "1000000", AnnouncedResourceVersion: "1000000"}}
+	tenant, gateway := &v1alpha1.Tenant{}, &v1alpha1.Gateway{Status: v1alpha1.GatewayStatus{AppliedResourceVersion: "1000000", AnnouncedResourceVersion: "1000000", AnnouncedAddresses: 1}}
 	tenant.Name, gateway.Name = "a", "g"
 	c := fake.NewClientBuilder().WithScheme(schemeOf(t, coordinationv1.AddToScheme)).WithObjects(public(), tenant, lb, gateway).WithStatusSubresource(&v1alpha1.LoadBalancer{}).Build()
 	r, key := reconcilerOf(t, c), client.ObjectKeyFromObject(lb)
@@ -326,6 +326,30 @@ func TestWhatATryFindsIsSaidWhereItsServiceIs(t *testing.T) {
 	served, ready = says(func(s *v1alpha1.GatewayStatus) { s.Conditions = nil })
 	require.Nil(t, served)
 	require.Equal(t, metav1.ConditionTrue, ready.Status)
+}
+
+// One whose dataplane hangs while it drains is not why connections fail that come to another one.
+func TestAGatewayThatServesNothingCountsWhereItAnswers(t *testing.T) {
+	lb := recorded("web", 0)
+	lb.Status.Addresses = []v1alpha1.AllocatedAddress{{Address: "203.0.113.1", Pool: "public"}}
+	silent := metav1.Condition{Type: v1alpha1.ConditionServed, Status: metav1.ConditionFalse, Reason: v1alpha1.ReasonDataplaneSilent, Message: "it hangs"}
+	gateway := func(name string, elects bool, announced int32, candidates []string, conditions ...metav1.Condition) v1alpha1.Gateway {
+		return v1alpha1.Gateway{ObjectMeta: metav1.ObjectMeta{Name: name}, Status: v1alpha1.GatewayStatus{Elects: elects, AnnouncedAddresses: announced, Candidates: candidates, Conditions: conditions,
+			AppliedResourceVersion: "1000000", AnnouncedResourceVersion: "1000000"}}
+	}
+	broken := func(gateways ...v1alpha1.Gateway) []string { return viewOf(gateways, nil, nil, lb).broken }
+	well := gateway("b", false, 1, nil)
+	answers, drained := gateway("a", false, 1, nil, silent), gateway("a", false, 0, nil, silent)
+	require.Equal(t, []string{"gateway a: it hangs"}, broken(answers, well))
+	require.Empty(t, broken(drained, well))
+	require.True(t, gatewayMatters(&answers, &drained), "all are looked at")
+
+	answers, drained = gateway("a", true, 1, []string{"a"}, silent), gateway("a", true, 0, []string{"b"}, silent)
+	require.Equal(t, []string{"gateway a: it hangs"}, broken(answers, gateway("b", true, 0, []string{"a"})))
+	require.Empty(t, broken(drained, gateway("b", true, 1, []string{"b"})))
+	require.True(t, gatewayMatters(&answers, &drained), "all are looked at")
+	before, after := gateway("b", true, 1, []string{"a", "b"}), gateway("b", true, 2, []string{"b"})
+	require.False(t, gatewayMatters(&before, &after))
 }
 
 // drained are the events so far.

@@ -134,7 +134,7 @@ func answersFor(g *v1alpha1.Gateway, grants []ipam.Grant, chosen *selection.Sele
 		if g.Status.Elects {
 			return election.Winner(grant.Address, g.Status.Candidates, serves) == g.Name
 		}
-		return serves == nil || serves(g.Name)
+		return g.Status.AnnouncedAddresses > 0 && (serves == nil || serves(g.Name))
 	})
 }
 

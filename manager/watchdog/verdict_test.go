@@ -2,6 +2,7 @@ package watchdog
 
 import (
 	"context"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -93,4 +94,15 @@ func TestHoweverOftenFrontendsFailThatIsToldOnceASecond(t *testing.T) {
 	require.NotEmpty(t, told)
 	w.publish(t.Context(), began.Add(time.Minute))
 	require.Len(t, told[len(told)-1].Failures, 1, "the last state is told in the end")
+}
+
+func TestNodesThatWereNotAskedAreNotSaidToAnswer(t *testing.T) {
+	w := New(Options{Every: time.Minute})
+	is := &watched{Frontend: Frontend{AddrPort: flows()[0].frontend, Endpoints: make([]netip.AddrPort, asked)}, history: *after("nnn"), endpoints: hearing{asked: asked, at: time.Now()}}
+	w.works[is.way()] = true
+	message, _ := w.failure(is)
+	require.Equal(t, "connections get no answer; its nodes answer the gateway itself", message)
+	is.Endpoints = make([]netip.AddrPort, 100)
+	message, _ = w.failure(is)
+	require.Equal(t, "connections get no answer; of its nodes 4 were asked, which answer the gateway itself", message)
 }

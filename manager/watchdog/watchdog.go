@@ -609,6 +609,8 @@ func (w *Watchdog) failure(is *watched) (string, bool) {
 	message := is.history.says()
 	switch {
 	case h.asked == 0:
+	case len(h.silent) == 0 && h.asked < len(is.Endpoints):
+		message += fmt.Sprintf("; of its nodes %d were asked, which answer the gateway itself", h.asked)
 	case len(h.silent) == 0:
 		message += "; its nodes answer the gateway itself"
 	default:

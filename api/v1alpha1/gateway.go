@@ -145,7 +145,7 @@ type GatewayTries struct {
 	Untried int32 `json:"untried"`
 	// Failing counts ports to which connections fail.
 	Failing int32 `json:"failing"`
-	// Problem says why no port can be tried.
+	// Problem is why none can be tried, or why answers are lost.
 	// +optional
 	// +kubebuilder:validation:MaxLength=1024
 	Problem string `json:"problem,omitempty"`

@@ -155,6 +155,12 @@ func (l *lane) receive() (answer, error) {
 	}
 }
 
+// overrun tells whether packets to the client were dropped since it was asked last, as more came than were read.
+func (l *lane) overrun() bool {
+	stats, err := l.conn.Stats()
+	return err == nil && stats.Drops > 0
+}
+
 // source is the client's address of the frontend's family; false if the client has none.
 func (l *lane) source(frontend netip.Addr) (netip.Addr, bool) {
 	for _, s := range l.sources {

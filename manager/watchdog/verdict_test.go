@@ -106,3 +106,25 @@ func TestNodesThatWereNotAskedAreNotSaidToAnswer(t *testing.T) {
 	message, _ = w.failure(is)
 	require.Equal(t, "connections get no answer; of its nodes 4 were asked, which answer the gateway itself", message)
 }
+
+func TestATryWhoseAnswerMayBeLostSaysNothing(t *testing.T) {
+	began := time.Now()
+	var told []Report
+	w := New(Options{Every: time.Minute, Tell: func(_ context.Context, r Report) { told = append(told, r) }})
+	is := &watched{Frontend: Frontend{AddrPort: flows()[0].frontend}, trying: true}
+	w.watched[is.AddrPort] = is
+	w.tries[flows()[0]] = &try{flow: flows()[0], of: is, began: began, again: true}
+	w.overrun, w.fresh = began.Add(tick), true
+	w.expire(began.Add(w.times.answerWithin))
+	require.Empty(t, is.history.last)
+	require.Empty(t, w.tries)
+	require.False(t, is.trying)
+	w.publish(t.Context(), began.Add(time.Second))
+	require.Contains(t, told[0].Problem, "some answers are lost")
+	w.fresh = true
+	w.publish(t.Context(), began.Add(30*time.Second))
+	require.Len(t, told, 1, "nothing has changed")
+	w.fresh = true
+	w.publish(t.Context(), began.Add(2*time.Minute))
+	require.Empty(t, told[1].Problem)
+}

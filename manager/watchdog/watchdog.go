@@ -41,7 +41,7 @@ type Failure struct {
 type Report struct {
 	// Answered counts frontends whose last try was answered, Untried those of which nothing is known.
 	Answered, Untried int
-	// Problem says why no frontend can be tried, empty if they can.
+	// Problem is why none can be tried, or why answers are lost; empty if all are tried.
 	Problem string
 	// Failures are the frontends that fail, sorted by address and port.
 	Failures []Failure
@@ -113,8 +113,8 @@ type Watchdog struct {
 	watched map[netip.AddrPort]*watched
 	tries   map[flow]*try
 	port    uint16
-	// ticked is the last tick.
-	ticked time.Time
+	// ticked is the last tick, overrun the last one before which answers may have been lost.
+	ticked, overrun time.Time
 	// works are the ways by which a try was answered ever.
 	works map[way]bool
 	told  Report
@@ -264,6 +264,9 @@ func (w *Watchdog) watch(ctx context.Context) error {
 			case h := <-w.heard:
 				w.note(h)
 			case now := <-ticker.C:
+				if w.lane.overrun() {
+					w.overrun, w.fresh = now, true
+				}
 				w.expire(now)
 				if err := w.begin(now); err != nil {
 					return err
@@ -394,6 +397,8 @@ func (w *Watchdog) expire(now time.Time) {
 			_ = w.lane.send(t.reset())
 			w.end(t, Answered, now)
 		case !t.opened.IsZero():
+		case waited >= w.times.answerWithin && !t.began.After(w.overrun):
+			w.drop(t, now)
 		case waited >= w.times.answerWithin:
 			w.end(t, Unanswered, now)
 		case waited >= w.times.repeatAfter && !t.again:
@@ -403,7 +408,13 @@ func (w *Watchdog) expire(now time.Time) {
 	}
 }
 
-// end records the outcome of a try, and decides when the next one is due.
+// drop ends a try whose answer may have been lost on its last way, which says nothing of the frontend.
+func (w *Watchdog) drop(t *try, now time.Time) {
+	delete(w.tries, t.flow)
+	t.of.trying, t.of.due = false, now.Add(w.times.again)
+}
+
+// end notes what became of a try.
 func (w *Watchdog) end(t *try, o Outcome, now time.Time) {
 	delete(w.tries, t.flow)
 	is := t.of
@@ -563,7 +574,10 @@ func (w *Watchdog) publish(ctx context.Context, now time.Time) {
 	}
 	w.lookedAt = now
 	r := w.report()
-	sameFailures := slices.Equal(r.Failures, w.told.Failures) && w.told.Problem == ""
+	if now.Sub(w.overrun) < w.options.Every {
+		r.Problem = "some answers are lost: more packets come for the addresses that tries come from than can be read"
+	}
+	sameFailures := slices.Equal(r.Failures, w.told.Failures) && w.told.Problem == r.Problem
 	if sameFailures && now.Sub(w.toldAt) < w.times.countEvery {
 		return
 	}

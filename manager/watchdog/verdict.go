@@ -85,9 +85,6 @@ func (h *history) note(o Outcome) (changed bool) {
 	return false
 }
 
-// suspect tells whether one of the last tries failed, so that the next one is made soon.
-func (h *history) suspect() bool { return h.failed() > 0 }
-
 // answered tells whether the last try was answered, and nothing is wrong.
 func (h *history) answered() bool {
 	return !h.failing && len(h.last) > 0 && h.last[len(h.last)-1] == Answered
@@ -120,7 +117,10 @@ func (h *history) latest() Outcome {
 	return latest
 }
 
-// says what happens to connections. The text changes only if that does, since each text is written to the API.
+// ended tells whether the last try that failed was accepted before.
+func (h *history) ended() bool { return h.latest() == Closed || h.latest() == Reset }
+
+// says is what happens to connections. It says the same as long as the same happens, since it is written to the API.
 func (h *history) says() string {
 	if h.some {
 		return fmt.Sprintf("some connections %s", h.latest())

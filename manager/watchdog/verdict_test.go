@@ -128,3 +128,20 @@ func TestATryWhoseAnswerMayBeLostSaysNothing(t *testing.T) {
 	w.publish(t.Context(), began.Add(2*time.Minute))
 	require.Empty(t, told[1].Problem)
 }
+
+func TestWhoEndsConnectionsByItselfIsTriedNoOftenerThanOthers(t *testing.T) {
+	now := time.Now()
+	w := New(Options{Every: time.Minute})
+	is := &watched{Frontend: Frontend{AddrPort: flows()[0].frontend}}
+	w.watched[is.AddrPort] = is
+	ends := func(o Outcome) time.Duration {
+		w.end(&try{flow: flows()[0], of: is}, o, now)
+		return is.due.Sub(now)
+	}
+	for range failsAt {
+		require.Equal(t, w.times.again, ends(Closed), "it may be what fails")
+	}
+	is.endpoints = hearing{at: now, asked: 1, ends: true}
+	require.Equal(t, time.Minute, ends(Closed))
+	require.Equal(t, w.times.again, ends(Unanswered), "which its endpoints do not do")
+}

@@ -428,7 +428,7 @@ func (w *Watchdog) end(t *try, o Outcome, now time.Time) {
 	}
 	changed := is.history.note(o)
 	is.due = now.Add(w.options.Every)
-	if is.history.suspect() && w.suspects(is.Tenant) <= againPerTenant {
+	if is.suspect() && w.suspects(is.Tenant) <= againPerTenant {
 		is.due = now.Add(w.times.again)
 	}
 	switch {
@@ -439,6 +439,14 @@ func (w *Watchdog) end(t *try, o Outcome, now time.Time) {
 	}
 	w.fresh = true
 }
+
+// endsItself tells whether its endpoints end connections that nobody uses, as its tries show.
+func (is *watched) endsItself() bool {
+	return is.history.ended() && len(is.endpoints.silent) == 0 && is.endpoints.ends
+}
+
+// suspect tells whether a try has failed lately, so that more are to be made soon.
+func (is *watched) suspect() bool { return is.history.failed() > 0 && !is.endsItself() }
 
 // way is how answers come back: by the routes and firewalls of a family, and by those of the tenant's nodes where they see the client, else of none.
 type way struct {
@@ -457,7 +465,7 @@ func (f Frontend) way() way {
 // suspects counts the frontends of a tenant with a failed try lately.
 func (w *Watchdog) suspects(tenant string) (n int) {
 	for _, is := range w.watched {
-		if is.Tenant == tenant && is.history.suspect() {
+		if is.Tenant == tenant && is.suspect() {
 			n++
 		}
 	}
@@ -612,13 +620,11 @@ func (w *Watchdog) tell(ctx context.Context, r Report) {
 // failure says what is wrong with a frontend. If no try was ever answered and the endpoints answer, the tries themselves may not work: no failure.
 func (w *Watchdog) failure(is *watched) (string, bool) {
 	h := is.endpoints
-	latest := is.history.latest()
-	ended := latest == Closed || latest == Reset
 	switch well := len(h.silent) == 0; {
 	case !is.history.failing, well && !w.works[is.way()]:
 		return "", false
-	case ended && h.at.IsZero(), ended && well && h.ends:
-		return "", false // the endpoints end connections themselves, or have not been asked yet
+	case is.history.ended() && h.at.IsZero(), is.endsItself():
+		return "", false // its endpoints are still to be asked, or do so, too
 	}
 	message := is.history.says()
 	switch {

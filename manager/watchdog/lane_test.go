@@ -1,8 +1,13 @@
 package watchdog
 
 import (
+	"context"
+	"log/slog"
 	"net/netip"
+	"os"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
@@ -35,5 +40,23 @@ func TestWhatAKilledProcessLeftIsRemovedUnderAnotherNameToo(t *testing.T) {
 		present, err := openLane([]netip.Addr{client4})
 		require.NoError(t, err)
 		require.NoError(t, present.close())
+	})
+}
+
+func TestWhyNothingCanBeTriedIsLoggedOnce(t *testing.T) {
+	segment.Run(t, segment.Options{}, func(*segment.Segment) {
+		require.NoError(t, os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("1"), 0o644))
+		var log strings.Builder
+		ctx, cancel := context.WithCancel(t.Context())
+		told := 0
+		w := New(Options{Sources: []netip.Addr{client6}, Every: time.Second, Log: slog.New(slog.NewTextHandler(&log, nil)), Tell: func(_ context.Context, r Report) {
+			require.Contains(t, r.Problem, client6.String())
+			if told++; told == 3 {
+				cancel()
+			}
+		}})
+		w.times.openAgain = tick
+		_ = w.Run(ctx)
+		require.Equal(t, 1, strings.Count(log.String(), "cannot be tried"), log.String())
 	})
 }

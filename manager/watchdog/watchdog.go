@@ -171,7 +171,9 @@ func (w *Watchdog) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return err
 		}
-		w.options.Log.Warn("frontends cannot be tried", "error", err)
+		if err.Error() != w.told.Problem { // each retry would say the same
+			w.options.Log.Warn("frontends cannot be tried", "error", err)
+		}
 		w.forget(ctx, err)
 		pause(ctx, w.times.openAgain)
 	}

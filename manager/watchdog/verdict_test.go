@@ -82,7 +82,7 @@ func TestAProcessThatStoodStillHasMissedNoAnswer(t *testing.T) {
 func TestHoweverOftenFrontendsFailThatIsToldOnceASecond(t *testing.T) {
 	var told []Report
 	w := New(Options{Every: time.Minute, Tell: func(_ context.Context, r Report) { told = append(told, r) }})
-	w.works[Frontend{AddrPort: flows()[0].frontend}.way()] = true
+	w.works[true] = true
 	is := &watched{Frontend: Frontend{AddrPort: flows()[0].frontend}}
 	w.watched[is.AddrPort] = is
 	began := time.Now()
@@ -99,7 +99,7 @@ func TestHoweverOftenFrontendsFailThatIsToldOnceASecond(t *testing.T) {
 func TestNodesThatWereNotAskedAreNotSaidToAnswer(t *testing.T) {
 	w := New(Options{Every: time.Minute})
 	is := &watched{Frontend: Frontend{AddrPort: flows()[0].frontend, Endpoints: make([]netip.AddrPort, asked)}, history: *after("nnn"), endpoints: hearing{asked: asked, at: time.Now()}}
-	w.works[is.way()] = true
+	w.works[true] = true
 	message, _ := w.failure(is)
 	require.Equal(t, "connections get no answer; its nodes answer the gateway itself", message)
 	is.Endpoints = make([]netip.AddrPort, 100)
@@ -144,4 +144,32 @@ func TestWhoEndsConnectionsByItselfIsTriedNoOftenerThanOthers(t *testing.T) {
 	is.endpoints = hearing{at: now, asked: 1, ends: true}
 	require.Equal(t, time.Minute, ends(Closed))
 	require.Equal(t, w.times.again, ends(Unanswered), "which its endpoints do not do")
+}
+
+func TestWhatLetsInItsClientsAloneIsNotSaidToFail(t *testing.T) {
+	w := New(Options{Every: time.Minute})
+	add := func(at int, keeps bool) *watched {
+		is := &watched{Frontend: Frontend{AddrPort: netip.AddrPortFrom(flows()[0].frontend.Addr(), uint16(at)), Tenant: "a", KeepsClient: keeps}}
+		w.watched[is.AddrPort] = is
+		return is
+	}
+	ends := func(is *watched, o Outcome) {
+		for range failsAt {
+			w.end(&try{flow: flow{frontend: is.AddrPort}, of: is}, o, time.Now())
+		}
+	}
+	fails := func(is *watched) bool {
+		is.endpoints.silent = []string{"198.51.100.11:30080 (no answer)"}
+		_, fails := w.failure(is)
+		return fails
+	}
+	open, policed, rewritten := add(80, true), add(81, true), add(82, false)
+	ends(open, Answered)
+	ends(policed, Unanswered)
+	ends(rewritten, Unanswered)
+	require.False(t, fails(policed), "a NetworkPolicy may let in clients and not this host")
+	require.True(t, fails(rewritten), "its nodes see this host alone")
+	ends(policed, Answered)
+	ends(policed, Unanswered)
+	require.True(t, fails(policed), "it let in tries before")
 }

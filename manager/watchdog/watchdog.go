@@ -115,8 +115,8 @@ type Watchdog struct {
 	port    uint16
 	// ticked is the last tick, overrun the last one before which answers may have been lost.
 	ticked, overrun time.Time
-	// works are the ways by which a try was answered ever.
-	works map[way]bool
+	// works tells of which families a try was answered ever, IPv4 if true, where nodes do not see who tries.
+	works map[bool]bool
 	told  Report
 	// toldAt is when that was, lookedAt when it was last compared with the present. fresh: something was noted since.
 	toldAt, lookedAt time.Time
@@ -133,7 +133,9 @@ type watched struct {
 	history history
 	due     time.Time
 	trying  bool
-	// endpoints is what they answered to the host itself, once the frontend had begun to fail.
+	// works: a try was answered ever.
+	works bool
+	// endpoints is what the gateway heard of them itself when the frontend had begun to fail.
 	endpoints hearing
 	asking    bool
 }
@@ -155,7 +157,7 @@ func New(o Options) *Watchdog {
 	if o.Count == nil {
 		o.Count = func(Outcome) {}
 	}
-	return &Watchdog{options: o, times: usualTimes(), watched: map[netip.AddrPort]*watched{}, tries: map[flow]*try{}, works: map[way]bool{}, asking: map[string]int{}, port: uint16(rand.N(portsToUse))}
+	return &Watchdog{options: o, times: usualTimes(), watched: map[netip.AddrPort]*watched{}, tries: map[flow]*try{}, works: map[bool]bool{}, asking: map[string]int{}, port: uint16(rand.N(portsToUse))}
 }
 
 // Open makes the virtual interfaces, so that a dataplane which starts afterwards finds them.
@@ -426,7 +428,8 @@ func (w *Watchdog) end(t *try, o Outcome, now time.Time) {
 	}
 	w.options.Count(o)
 	if o == Answered {
-		w.works[is.way()] = true
+		is.works = true
+		w.works[is.Addr().Is4()] = w.works[is.Addr().Is4()] || !is.KeepsClient
 	}
 	changed := is.history.note(o)
 	is.due = now.Add(w.options.Every)
@@ -450,18 +453,14 @@ func (is *watched) endsItself() bool {
 // suspect tells whether a try has failed lately, so that more are to be made soon.
 func (is *watched) suspect() bool { return is.history.failed() > 0 && !is.endsItself() }
 
-// way is how answers come back: by the routes and firewalls of a family, and by those of the tenant's nodes where they see the client, else of none.
-type way struct {
-	v4     bool
-	tenant string
-}
-
-func (f Frontend) way() way {
-	w := way{v4: f.Addr().Is4()}
-	if f.KeepsClient {
-		w.tenant = f.Tenant
+// maySay tells whether tries say anything of the frontend that was not answered. Where none was ever answered and its endpoints are well, tries may be what
+// fails: the routes and firewalls of a family. Where endpoints see the client, they may let in those of the frontend alone, and neither the client of
+// tries nor this host.
+func (w *Watchdog) maySay(is *watched) bool {
+	if is.KeepsClient {
+		return is.works
 	}
-	return w
+	return len(is.endpoints.silent) > 0 || w.works[is.Addr().Is4()]
 }
 
 // suspects counts the frontends of a tenant with a failed try lately.
@@ -619,11 +618,11 @@ func (w *Watchdog) tell(ctx context.Context, r Report) {
 	w.options.Tell(ctx, r)
 }
 
-// failure says what is wrong with a frontend. If no try was ever answered and the endpoints answer, the tries themselves may not work: no failure.
+// failure is what is wrong with a frontend.
 func (w *Watchdog) failure(is *watched) (string, bool) {
 	h := is.endpoints
-	switch well := len(h.silent) == 0; {
-	case !is.history.failing, well && !w.works[is.way()]:
+	switch {
+	case !is.history.failing, !w.maySay(is):
 		return "", false
 	case is.history.ended() && h.at.IsZero(), is.endsItself():
 		return "", false // its endpoints are still to be asked, or do so, too

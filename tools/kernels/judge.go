@@ -232,6 +232,10 @@ func (j Judge) steps(k Kernel, work string) []guest.Step {
 			default:
 				step.Args = []string{programs + "/kubelb-conformance", "--backend=" + backend, "--case=" + name, fmt.Sprintf("--patience=%g", j.Patience),
 					"--switch-to=" + strings.Join(others, ","), "--report=" + reports + "/" + step.Name, "-v"}
+				if backend == "envoy" && j.Patience > 1 {
+					// Envoy forgets UDP sessions after a minute without a packet, in which a case goes on by one step here.
+					step.Args = append(step.Args, "--backend-option=udp-idle-timeout="+(time.Duration(j.Patience*float64(time.Minute))).String())
+				}
 			}
 			steps = append(steps, step)
 		}

@@ -66,7 +66,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		bytes:       counters("kubelb_tenant_bytes_total", "Bytes that were forwarded, where the dataplane counts them.", "tenant"),
 		drops:       counters("kubelb_gateway_dropped_packets_total", "Packets that were dropped, or answered by the gateway itself.", "reason"),
 		tries:       counters("kubelb_gateway_tries_total", "Connections by which the gateway has tried its own frontends, by what became of them: answered, unanswered, refused, reset, closed, unreachable.", "outcome"),
-		failing:     gauges("failing_frontends", "Frontends to which connections fail, of those that the gateway answers for and can try."),
+		failing:     gauges("failing_frontends", "Frontends to which connections fail, of those that the gateway answers for and can try, by whether their nodes answer the gateway itself: answer, or fail. Of frontends with a limit of connections the limit may be the reason, so that they are among fail.", "nodes"),
 		last:        map[model.FrontendKey]dataplane.Counter{}, lastDrops: map[string]uint64{},
 	}
 	if r == nil {
@@ -96,6 +96,8 @@ type beside struct {
 	hub                *bool
 	failed, handedOver int
 	targets, unhealthy int
+	// failing are frontends to which connections fail whose nodes answer the gateway itself.
+	failing int
 }
 
 // show takes over what the Gateway object says, and what there is beside.
@@ -113,7 +115,8 @@ func (m *metrics) show(s *v1alpha1.GatewayStatus, b beside) {
 	m.handedOver.Set(float64(b.handedOver))
 	m.failing.Reset() // nobody knows it while nothing can be tried
 	if s.Tries != nil && s.Tries.Problem == "" {
-		m.failing.WithLabelValues().Set(float64(s.Tries.Failing))
+		m.failing.WithLabelValues("answer").Set(float64(b.failing))
+		m.failing.WithLabelValues("fail").Set(float64(int(s.Tries.Failing) - b.failing))
 	}
 	m.targets.WithLabelValues("healthy").Set(float64(b.targets - b.unhealthy))
 	m.targets.WithLabelValues("unhealthy").Set(float64(b.unhealthy))

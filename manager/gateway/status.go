@@ -115,7 +115,7 @@ func (g *Gateway) knows() bool {
 }
 
 func (g *Gateway) beside() beside {
-	b := beside{draining: g.draining(), mayAnswer: g.MayAnswer(), failed: len(g.fails), handedOver: len(g.answering.handover.formers), targets: g.targets, unhealthy: len(g.unhealthy)}
+	b := beside{failing: g.failingBeyondNodes(), draining: g.draining(), mayAnswer: g.MayAnswer(), failed: len(g.fails), handedOver: len(g.answering.handover.formers), targets: g.targets, unhealthy: len(g.unhealthy)}
 	if lease := cmp.Or(g.options.Member, g.options.Presence); lease != nil {
 		reaches := lease.Reaches()
 		b.hub = &reaches

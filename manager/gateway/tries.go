@@ -86,17 +86,35 @@ func (g *Gateway) tries() *v1alpha1.GatewayTries {
 	}
 	t := &v1alpha1.GatewayTries{Answered: int32(g.tried.Answered), Untried: int32(g.tried.Untried), Problem: plain.Message(g.tried.Problem, 1024)}
 	fails := map[string]failure{}
-	for _, f := range g.tried.Failures {
-		key := model.FrontendKey{VIP: f.Addr(), Protocol: model.TCP, Port: f.Port()}
-		owner, known := g.hub.Owner(key)
-		if !known || !g.answering.answers[key.VIP] {
-			continue // it was deleted, or has moved to another gateway, since the report
-		}
-		t.Failing++
+	for key, f := range g.failing() {
+		owner, _ := g.hub.Owner(key)
 		fails["frontend "+key.String()] = failure{owner: owner.String(), message: f.Message}
 	}
+	t.Failing = int32(len(fails))
 	t.Failures, t.Unlisted = listed(fails)
 	return t
+}
+
+// failing are the frontends of the last report to which connections fail, without those that were deleted, or have moved to another gateway, since.
+func (g *Gateway) failing() map[model.FrontendKey]watchdog.Failure {
+	failing := map[model.FrontendKey]watchdog.Failure{}
+	for _, f := range g.tried.Failures {
+		key := model.FrontendKey{VIP: f.Addr(), Protocol: model.TCP, Port: f.Port()}
+		if _, known := g.hub.Owner(key); known && g.answering.answers[key.VIP] {
+			failing[key] = f
+		}
+	}
+	return failing
+}
+
+// failingBeyondNodes is how many of these fail though their nodes answer the gateway itself.
+func (g *Gateway) failingBeyondNodes() (n int) {
+	for _, f := range g.failing() {
+		if f.NodesAnswer {
+			n++
+		}
+	}
+	return n
 }
 
 // deafness says whether the dataplane fails to return its counters.

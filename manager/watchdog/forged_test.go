@@ -18,6 +18,7 @@ func forged(from netip.AddrPort, port uint16, flags byte) []byte {
 }
 
 func TestAHostCannotEndTriesInTheNameOfAFrontend(t *testing.T) {
+	t.Parallel()
 	segment.Run(t, segment.Options{}, func(s *segment.Segment) {
 		s.IP("link set lo up")
 		s.Plug("uplink", nearMAC.String())

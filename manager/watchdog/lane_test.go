@@ -16,6 +16,7 @@ import (
 )
 
 func TestTheInterfacesOfAnotherProcessAreLeftAlone(t *testing.T) {
+	t.Parallel()
 	segment.Run(t, segment.Options{}, func(*segment.Segment) {
 		former, err := openLane([]netip.Addr{client4})
 		require.NoError(t, err)
@@ -31,6 +32,7 @@ func TestTheInterfacesOfAnotherProcessAreLeftAlone(t *testing.T) {
 }
 
 func TestWhatAKilledProcessLeftIsRemovedUnderAnotherNameToo(t *testing.T) {
+	t.Parallel()
 	segment.Run(t, segment.Options{}, func(s *segment.Segment) {
 		for _, name := range []string{Near, far} {
 			_, err := openLane([]netip.Addr{client4})
@@ -44,6 +46,7 @@ func TestWhatAKilledProcessLeftIsRemovedUnderAnotherNameToo(t *testing.T) {
 }
 
 func TestWhyNothingCanBeTriedIsLoggedOnce(t *testing.T) {
+	t.Parallel()
 	segment.Run(t, segment.Options{}, func(*segment.Segment) {
 		require.NoError(t, os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("1"), 0o644))
 		var log strings.Builder

@@ -35,6 +35,8 @@ type Failure struct {
 	netip.AddrPort
 	// Message says what happens to connections, and whether the host reaches the endpoints by its own connections.
 	Message string
+	// NodesAnswer: the endpoints that were asked answer the host itself, and the frontend has no limit of connections. So the reason is not the tenant's.
+	NodesAnswer bool
 }
 
 // Report is what is known of all frontends.
@@ -215,38 +217,10 @@ func (w *Watchdog) forget(ctx context.Context, why error) {
 // watch tries frontends until ctx ends or the lane fails.
 func (w *Watchdog) watch(ctx context.Context) error {
 	w.asks, w.heard = make(chan question, waitingRoom), make(chan hearing)
-	runs, ctx := errgroup.WithContext(ctx)
 	answers, lists := make(chan answer, waitingRoom), make(chan []Frontend)
-	runs.Go(func() error {
-		for {
-			a, err := w.lane.receive()
-			switch {
-			case ctx.Err() != nil:
-				return nil // stop was called
-			case err != nil:
-				return err
-			}
-			select {
-			case answers <- a:
-			case <-ctx.Done():
-				return nil
-			}
-		}
-	})
-	runs.Go(func() error {
-		for ctx.Err() == nil {
-			if err := w.lane.check(); err != nil {
-				return err
-			}
-			list := w.options.Frontends(ctx)
-			select {
-			case lists <- list:
-			case <-ctx.Done():
-			}
-			pause(ctx, w.times.listEvery)
-		}
-		return nil
-	})
+	runs, ctx := errgroup.WithContext(ctx)
+	runs.Go(func() error { return w.receive(ctx, answers) })
+	runs.Go(func() error { return w.list(ctx, lists) })
 	runs.Go(func() error {
 		<-ctx.Done()
 		return w.lane.stop()
@@ -254,32 +228,68 @@ func (w *Watchdog) watch(ctx context.Context) error {
 	for range askAtOnce {
 		runs.Go(func() error { return w.askEndpoints(ctx) })
 	}
-	runs.Go(func() error {
-		ticker := time.NewTicker(tick)
-		defer ticker.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				return nil
-			case a := <-answers:
-				w.take(a, time.Now())
-			case list := <-lists:
-				w.want(list, time.Now())
-			case h := <-w.heard:
-				w.note(h)
-			case now := <-ticker.C:
-				if w.lane.overrun() {
-					w.overrun, w.fresh = now, true
-				}
-				w.expire(now)
-				if err := w.begin(now); err != nil {
-					return err
-				}
-				w.publish(ctx, now)
-			}
-		}
-	})
+	runs.Go(func() error { return w.loop(ctx, answers, lists) })
 	return runs.Wait()
+}
+
+// receive hands answers to the loop until ctx ends.
+func (w *Watchdog) receive(ctx context.Context, answers chan<- answer) error {
+	for {
+		a, err := w.lane.receive()
+		switch {
+		case ctx.Err() != nil:
+			return nil // stop was called
+		case err != nil:
+			return err
+		}
+		select {
+		case answers <- a:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// list hands the frontends to try to the loop, again and again until ctx ends, as long as the lane is as it was made.
+func (w *Watchdog) list(ctx context.Context, lists chan<- []Frontend) error {
+	for ctx.Err() == nil {
+		if err := w.lane.check(); err != nil {
+			return err
+		}
+		select {
+		case lists <- w.options.Frontends(ctx):
+		case <-ctx.Done():
+		}
+		pause(ctx, w.times.listEvery)
+	}
+	return nil
+}
+
+// loop owns all that is known, until ctx ends.
+func (w *Watchdog) loop(ctx context.Context, answers <-chan answer, lists <-chan []Frontend) error {
+	ticker := time.NewTicker(tick)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case a := <-answers:
+			w.take(a, time.Now())
+		case list := <-lists:
+			w.want(list, time.Now())
+		case h := <-w.heard:
+			w.note(h)
+		case now := <-ticker.C:
+			if w.lane.overrun() {
+				w.overrun, w.fresh = now, true
+			}
+			w.expire(now)
+			if err := w.begin(now); err != nil {
+				return err
+			}
+			w.publish(ctx, now)
+		}
+	}
 }
 
 // want replaces the list of frontends. A frontend that stays keeps its results.
@@ -488,6 +498,8 @@ type hearing struct {
 	asked  int
 	silent []string
 	ends   bool
+	// refused: each endpoint that was asked refused the connection.
+	refused bool
 }
 
 // ask queues a question about a frontend. If too many are being asked, it does nothing, and the next failed try calls it again.
@@ -530,6 +542,7 @@ func (w *Watchdog) hear(ctx context.Context, q question) hearing {
 		})
 	}
 	_ = connecting.Wait() // none returns an error
+	h.refused = !slices.ContainsFunc(errs, func(err error) bool { return !errors.Is(err, syscall.ECONNREFUSED) })
 	for i, err := range errs {
 		if err != nil {
 			h.silent = append(h.silent, fmt.Sprintf("%s (%s)", q.endpoints[i], cause(err)))
@@ -602,7 +615,7 @@ func (w *Watchdog) report() (r Report) {
 	for _, is := range w.watched {
 		switch message, fails := w.failure(is); {
 		case fails:
-			r.Failures = append(r.Failures, Failure{is.AddrPort, message})
+			r.Failures = append(r.Failures, Failure{is.AddrPort, message, is.endpoints.asked > 0 && len(is.endpoints.silent) == 0 && !is.Limited})
 		case is.history.answered():
 			r.Answered++
 		default:
@@ -636,6 +649,9 @@ func (w *Watchdog) failure(is *watched) (string, bool) {
 		message += "; its nodes answer the gateway itself"
 	default:
 		message += "; the gateway itself does not reach " + phrase.Few(h.silent, ", ")
+	}
+	if h.asked > 0 && h.refused {
+		message += ": nodes refuse connections to a Service that has no ready pod"
 	}
 	if is.Limited {
 		message += "; it has a limit of connections, which may be the reason"

@@ -7,10 +7,8 @@ import (
 	"log/slog"
 	"maps"
 	"math/rand/v2"
-	"net"
 	"net/netip"
 	"slices"
-	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -140,18 +138,6 @@ type watched struct {
 	// endpoints is what the gateway heard of them itself when the frontend had begun to fail.
 	endpoints hearing
 	asking    bool
-}
-
-// try is a connection on its way.
-type try struct {
-	flow
-	of  *watched
-	seq uint32
-	// theirs is the frontend's next sequence number, once the connection is open.
-	theirs uint32
-	began  time.Time
-	again  bool
-	opened time.Time
 }
 
 // New makes a watchdog.
@@ -337,97 +323,6 @@ func inTurns(due []*watched) []*watched {
 	return due
 }
 
-// dial makes a new try of a frontend.
-func (w *Watchdog) dial(is *watched, now time.Time) *try {
-	source, _ := w.lane.source(is.Addr())
-	w.port = (w.port + 1) % portsToUse
-	t := &try{flow: flow{netip.AddrPortFrom(source, firstPort+w.port), is.AddrPort}, of: is, seq: rand.Uint32(), began: now}
-	w.tries[t.flow] = t
-	is.trying = true
-	return t
-}
-
-func (t *try) syn() tcpSegment { return tcpSegment{flow: t.flow, seq: t.seq, flags: flagSYN} }
-
-// reset is the segment that ends the connection at once.
-func (t *try) reset() tcpSegment { return tcpSegment{flow: t.flow, seq: t.seq + 1, flags: flagRST} }
-
-// isTo tells whether the answer is to what the try has sent. Any host whose packets this one forwards may send something to the client, in anybody's
-// name, but knows no sequence numbers.
-func (a answer) isTo(t *try) bool {
-	switch {
-	case a.unreachable:
-		return a.seq == t.seq || a.seq == t.seq+1
-	case a.flags&flagRST != 0 && !t.opened.IsZero():
-		return a.seq == t.theirs
-	}
-	return a.flags&flagACK != 0 && a.ack == t.seq+1
-}
-
-// take handles an answer.
-func (w *Watchdog) take(a answer, now time.Time) {
-	t := w.tries[a.flow]
-	switch {
-	case t == nil || !a.isTo(t):
-	case a.unreachable:
-		w.end(t, Unreachable, now)
-	case a.flags&flagRST != 0 && t.opened.IsZero():
-		w.end(t, Refused, now)
-	case a.flags&flagRST != 0:
-		w.end(t, Reset, now)
-	case a.data && !t.opened.IsZero():
-		_ = w.lane.send(t.reset())
-		w.end(t, Answered, now)
-	case a.flags&flagFIN != 0 && !t.opened.IsZero():
-		_ = w.lane.send(t.reset())
-		w.end(t, Closed, now)
-	case a.flags&(flagSYN|flagACK) == flagSYN|flagACK && t.opened.IsZero():
-		t.opened, t.theirs = now, a.seq+1
-		_ = w.lane.send(tcpSegment{flow: t.flow, seq: t.seq + 1, ack: a.seq + 1, flags: flagACK})
-	}
-}
-
-// excuse gives tries the time again for which this process stood still: answers have come that nobody has read.
-func (w *Watchdog) excuse(now time.Time) {
-	stood := now.Sub(w.ticked)
-	first := w.ticked.IsZero()
-	if w.ticked = now; first || stood < standstill {
-		return
-	}
-	for _, t := range w.tries {
-		t.began = t.began.Add(stood)
-		if !t.opened.IsZero() {
-			t.opened = t.opened.Add(stood)
-		}
-	}
-}
-
-// expire ends tries that are over, and repeats SYNs.
-func (w *Watchdog) expire(now time.Time) {
-	w.excuse(now)
-	for _, t := range w.tries {
-		switch waited := now.Sub(t.began); {
-		case !t.opened.IsZero() && now.Sub(t.opened) >= w.times.holdFor:
-			_ = w.lane.send(t.reset())
-			w.end(t, Answered, now)
-		case !t.opened.IsZero():
-		case waited >= w.times.answerWithin && !t.began.After(w.overrun):
-			w.drop(t, now)
-		case waited >= w.times.answerWithin:
-			w.end(t, Unanswered, now)
-		case waited >= w.times.repeatAfter && !t.again:
-			t.again = true
-			_ = w.lane.send(t.syn())
-		}
-	}
-}
-
-// drop ends a try whose answer may have been lost on its last way, which says nothing of the frontend.
-func (w *Watchdog) drop(t *try, now time.Time) {
-	delete(w.tries, t.flow)
-	t.of.trying, t.of.due = false, now.Add(w.times.again)
-}
-
 // end notes what became of a try.
 func (w *Watchdog) end(t *try, o Outcome, now time.Time) {
 	delete(w.tries, t.flow)
@@ -481,112 +376,6 @@ func (w *Watchdog) suspects(tenant string) (n int) {
 		}
 	}
 	return n
-}
-
-// question names the endpoints of a frontend to which the host is to connect itself.
-type question struct {
-	of        *watched
-	endpoints []netip.AddrPort
-}
-
-// hearing is the result of a question.
-type hearing struct {
-	of *watched
-	at time.Time
-	// asked counts the endpoints. silent are the endpoints that took no connection, with the reason. ends: an endpoint ended its connection before a byte
-	// of data.
-	asked  int
-	silent []string
-	ends   bool
-	// refused: each endpoint that was asked refused the connection.
-	refused bool
-}
-
-// ask queues a question about a frontend. If too many are being asked, it does nothing, and the next failed try calls it again.
-func (w *Watchdog) ask(is *watched) {
-	if w.asking[is.Tenant] >= askPerTenant {
-		return
-	}
-	select {
-	case w.asks <- question{is, slices.Clone(is.Endpoints[:min(len(is.Endpoints), asked)])}:
-		is.asking = true
-		w.asking[is.Tenant]++
-	default:
-	}
-}
-
-// askEndpoints answers questions until ctx ends.
-func (w *Watchdog) askEndpoints(ctx context.Context) error {
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case q := <-w.asks:
-			select {
-			case w.heard <- w.hear(ctx, q):
-			case <-ctx.Done():
-			}
-		}
-	}
-}
-
-// hear connects to endpoints by sockets of the host. Such connections do not pass the dataplane.
-func (w *Watchdog) hear(ctx context.Context, q question) hearing {
-	h := hearing{of: q.of, at: time.Now(), asked: len(q.endpoints)}
-	errs, ends := make([]error, h.asked), make([]bool, h.asked)
-	var connecting errgroup.Group
-	for i, e := range q.endpoints {
-		connecting.Go(func() error {
-			ends[i], errs[i] = w.connect(ctx, e)
-			return nil
-		})
-	}
-	_ = connecting.Wait() // none returns an error
-	h.refused = !slices.ContainsFunc(errs, func(err error) bool { return !errors.Is(err, syscall.ECONNREFUSED) })
-	for i, err := range errs {
-		if err != nil {
-			h.silent = append(h.silent, fmt.Sprintf("%s (%s)", q.endpoints[i], cause(err)))
-		}
-		h.ends = h.ends || ends[i]
-	}
-	return h
-}
-
-// connect connects to an endpoint, and tells whether the endpoint ends the connection before a byte of data.
-func (w *Watchdog) connect(ctx context.Context, to netip.AddrPort) (ends bool, err error) {
-	conn, err := (&net.Dialer{Timeout: w.times.askWithin}).DialContext(ctx, "tcp", to.String())
-	if errors.Is(err, syscall.ECONNRESET) {
-		return true, nil // the connection was there before that was seen; else it is refused
-	}
-	if err != nil {
-		return false, err
-	}
-	defer conn.Close()
-	if err := conn.SetReadDeadline(time.Now().Add(w.times.holdFor)); err != nil {
-		return false, err
-	}
-	_, err = conn.Read(make([]byte, 1))
-	timeout, waited := errors.AsType[net.Error](err)
-	return err != nil && !(waited && timeout.Timeout()), nil
-}
-
-// cause is why a connection could not be made, in few words.
-func cause(err error) string {
-	if timeout, is := errors.AsType[net.Error](err); is && timeout.Timeout() {
-		return "no answer"
-	}
-	if number, is := errors.AsType[syscall.Errno](err); is {
-		return number.Error()
-	}
-	return err.Error()
-}
-
-// note records the result of a question.
-func (w *Watchdog) note(h hearing) {
-	h.of.asking, h.of.endpoints, w.fresh = false, h, true
-	if w.asking[h.of.Tenant]--; w.asking[h.of.Tenant] == 0 {
-		delete(w.asking, h.of.Tenant)
-	}
 }
 
 // publish reports what has changed. Tenants change it as often as they like, and each report is written to the API.

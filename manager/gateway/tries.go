@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"time"
 
@@ -85,10 +86,18 @@ func (g *Gateway) tries() *v1alpha1.GatewayTries {
 		return nil
 	}
 	t := &v1alpha1.GatewayTries{Answered: int32(g.tried.Answered), Untried: int32(g.tried.Untried), Problem: plain.Message(g.tried.Problem, 1024)}
-	fails := map[string]failure{}
-	for key, f := range g.failing() {
+	failing, fails, of := g.failing(), map[string]failure{}, map[model.ObjectName]int{}
+	for key := range failing {
 		owner, _ := g.hub.Owner(key)
-		fails["frontend "+key.String()] = failure{owner: owner.String(), message: f.Message}
+		of[owner]++
+	}
+	for key, f := range failing {
+		owner, _ := g.hub.Owner(key)
+		message := f.Message
+		if others := of[owner] - 1; others > 0 { // of each LoadBalancer one is named
+			message = fmt.Sprintf("%s; %d of its other ports fail, too", message, others)
+		}
+		fails["frontend "+key.String()] = failure{owner: owner.String(), message: message}
 	}
 	t.Failing = int32(len(fails))
 	t.Failures, t.Unlisted = listed(fails)

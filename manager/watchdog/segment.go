@@ -92,9 +92,9 @@ type answer struct {
 	flags    byte
 	// data: the segment has data.
 	data bool
-	// unreachable: it is an ICMP error. from is its sender.
-	unreachable bool
-	from        netip.Addr
+	// unreachable: it is an ICMP error. noPort: it says that nobody listens at the port, as nodes do for a Service without a ready pod. from is its sender.
+	unreachable, noPort bool
+	from                netip.Addr
 }
 
 // readAnswer reads a frame to the client. It returns false if the frame cannot be an answer to a try.
@@ -155,6 +155,8 @@ const (
 	icmpv6Unreachable       = 1 // RFC 4443
 	icmpv6TimeExceeded      = 3
 	icmpFragmentation       = 4 // a code, of packets that are too big
+	icmpNoPort              = 3 // codes of a port at which nobody listens
+	icmpv6NoPort            = 4
 	beginning               = 8 // of a TCP header: the ports and the sequence number, which are in each error
 	protocolICMP            = unix.IPPROTO_ICMP
 	protocolICMPv6     byte = unix.IPPROTO_ICMPV6
@@ -166,9 +168,12 @@ func readError(p datagram) (answer, bool) {
 		return answer{}, false
 	}
 	kind, code := p.payload[0], p.payload[1]
+	noPort := false
 	switch {
 	case p.protocol == protocolICMP && (kind == icmpUnreachable && code != icmpFragmentation || kind == icmpTimeExceeded):
+		noPort = kind == icmpUnreachable && code == icmpNoPort
 	case p.protocol == protocolICMPv6 && (kind == icmpv6Unreachable || kind == icmpv6TimeExceeded):
+		noPort = kind == icmpv6Unreachable && code == icmpv6NoPort
 	default:
 		return answer{}, false
 	}
@@ -178,5 +183,5 @@ func readError(p datagram) (answer, bool) {
 	}
 	client := netip.AddrPortFrom(about.source, binary.BigEndian.Uint16(about.payload))
 	frontend := netip.AddrPortFrom(about.target, binary.BigEndian.Uint16(about.payload[2:]))
-	return answer{flow: flow{client, frontend}, seq: binary.BigEndian.Uint32(about.payload[4:]), unreachable: true, from: p.source}, true
+	return answer{flow: flow{client, frontend}, seq: binary.BigEndian.Uint32(about.payload[4:]), unreachable: true, noPort: noPort, from: p.source}, true
 }

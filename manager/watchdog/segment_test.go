@@ -44,6 +44,8 @@ func TestAnICMPErrorIsReadAsThatOfTheTryThatItIsAbout(t *testing.T) {
 	a, ok := readAnswer(icmp(icmpUnreachable, 13))
 	require.True(t, ok)
 	require.Equal(t, answer{flow: flows()[0], seq: 9, unreachable: true, from: router}, a)
+	a, ok = readAnswer(icmp(icmpUnreachable, icmpNoPort))
+	require.True(t, ok && a.noPort, "nodes say so of a Service without a ready pod")
 	_, ok = readAnswer(icmp(icmpUnreachable, icmpFragmentation))
 	require.False(t, ok, "a packet was too big")
 	_, ok = readAnswer(icmp(0, 0))

@@ -50,6 +50,8 @@ func (w *Watchdog) take(a answer, now time.Time) {
 	t := w.tries[a.flow]
 	switch {
 	case t == nil || !a.isTo(t):
+	case a.noPort:
+		w.end(t, Refused, now)
 	case a.unreachable:
 		w.end(t, Unreachable, now)
 	case a.flags&flagRST != 0 && t.opened.IsZero():

@@ -101,7 +101,7 @@ func TestNodesThatWereNotAskedAreNotSaidToAnswer(t *testing.T) {
 	is := &watched{Frontend: Frontend{AddrPort: flows()[0].frontend, Endpoints: make([]netip.AddrPort, asked)}, history: *after("nnn"), endpoints: hearing{asked: asked, at: time.Now()}}
 	w.works[true] = true
 	message, _ := w.failure(is)
-	require.Equal(t, "connections get no answer; its nodes answer the gateway itself", message)
+	require.Equal(t, "connections get no answer; its nodes answer the gateway itself, so that its dataplane, or a firewall of its host, is the reason", message)
 	is.Endpoints = make([]netip.AddrPort, 100)
 	message, _ = w.failure(is)
 	require.Equal(t, "connections get no answer; of its nodes 4 were asked, which answer the gateway itself", message)

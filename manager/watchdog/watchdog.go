@@ -426,7 +426,7 @@ func (w *Watchdog) failure(is *watched) (string, bool) {
 	switch {
 	case !is.history.failing, !w.maySay(is):
 		return "", false
-	case is.history.ended() && h.at.IsZero(), is.endsItself():
+	case h.at.IsZero() && (is.history.ended() || is.asking), is.endsItself():
 		return "", false // its endpoints are still to be asked, or do so, too
 	}
 	message := is.history.says()
@@ -435,12 +435,11 @@ func (w *Watchdog) failure(is *watched) (string, bool) {
 	case len(h.silent) == 0 && h.asked < len(is.Endpoints):
 		message += fmt.Sprintf("; of its nodes %d were asked, which answer the gateway itself", h.asked)
 	case len(h.silent) == 0:
-		message += "; its nodes answer the gateway itself"
+		message += "; its nodes answer the gateway itself, so that its dataplane, or a firewall of its host, is the reason"
+	case h.refused:
+		message += "; its nodes refuse the gateway itself, too, as they do if the Service has no ready pod"
 	default:
 		message += "; the gateway itself does not reach " + phrase.Few(h.silent, ", ")
-	}
-	if h.asked > 0 && h.refused {
-		message += ": nodes refuse connections to a Service that has no ready pod"
 	}
 	if is.Limited {
 		message += "; it has a limit of connections, which may be the reason"

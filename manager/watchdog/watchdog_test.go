@@ -135,17 +135,17 @@ func TestAFrontendIsTriedAndWhatBecomesOfConnectionsIsTold(t *testing.T) {
 		closed := Frontend{AddrPort: netip.AddrPortFrom(vip4, 83), Tenant: "a", Endpoints: []netip.AddrPort{netip.AddrPortFrom(vip4, 83)}}
 		latest, end := watching(t, append(append(all, rude...), reset, closed, ended)...)
 		broken := []Failure{
-			{reset.AddrPort, "connections are accepted, and then reset; its nodes answer the gateway itself", true},
-			{closed.AddrPort, "connections are refused; the gateway itself does not reach 203.0.113.1:83 (connection refused): nodes refuse connections to a Service that has no ready pod", false},
-			{ended.AddrPort, "connections are accepted, and then ended; the gateway itself does not reach 203.0.113.1:9 (connection refused): nodes refuse connections to a Service that has no ready pod", false}}
+			{reset.AddrPort, "connections are accepted, and then reset; its nodes answer the gateway itself, so that its dataplane, or a firewall of its host, is the reason", true},
+			{closed.AddrPort, "connections are refused; its nodes refuse the gateway itself, too, as they do if the Service has no ready pod", false},
+			{ended.AddrPort, "connections are accepted, and then ended; its nodes refuse the gateway itself, too, as they do if the Service has no ready pod", false}}
 		becomes(t, latest, "at first", 4, broken...)
 
 		nft(t, "add table inet fault")
 		nft(t, "add chain inet fault in { type filter hook prerouting priority -300; }")
 		nft(t, "add rule inet fault in iifname "+Near+" tcp dport 80 drop")
 		nft(t, "add rule inet fault in iifname "+Near+" ip daddr 203.0.113.1 tcp dport 81 reject with icmp admin-prohibited")
-		unanswered := "connections get no answer; its nodes answer the gateway itself"
-		becomes(t, latest, "behind a firewall", 1, Failure{all[0].AddrPort, unanswered, true}, Failure{all[1].AddrPort, "connections get an ICMP error; its nodes answer the gateway itself", true}, broken[0], broken[1], broken[2], Failure{all[2].AddrPort, unanswered, true})
+		unanswered := "connections get no answer; its nodes answer the gateway itself, so that its dataplane, or a firewall of its host, is the reason"
+		becomes(t, latest, "behind a firewall", 1, Failure{all[0].AddrPort, unanswered, true}, Failure{all[1].AddrPort, "connections get an ICMP error; its nodes answer the gateway itself, so that its dataplane, or a firewall of its host, is the reason", true}, broken[0], broken[1], broken[2], Failure{all[2].AddrPort, unanswered, true})
 
 		nft(t, "delete table inet fault")
 		becomes(t, latest, "without it again", 4, broken...)
@@ -187,7 +187,7 @@ func TestWhereNoTryWasEverAnsweredTheTriesMayBeWhatFails(t *testing.T) {
 		nft(t, "add table inet fault")
 		nft(t, "add chain inet fault in { type filter hook prerouting priority -300; }")
 		nft(t, "add rule inet fault in iifname "+Near+" drop")
-		unanswered := "connections get no answer; its nodes answer the gateway itself"
+		unanswered := "connections get no answer; its nodes answer the gateway itself, so that its dataplane, or a firewall of its host, is the reason"
 		becomes(t, latest, "with it again", 0, Failure{served.AddrPort, unanswered, true}, Failure{other.AddrPort, unanswered, true})
 	})
 }

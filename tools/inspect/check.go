@@ -108,6 +108,8 @@ func (h *Hub) try(ctx context.Context, lb *v1alpha1.LoadBalancer, port string) (
 		return Fails, "the connection was accepted, but " + unserved.Message
 	case outcome == "":
 		return Answers, ""
+	case outcome == noRoute:
+		return Untried, noRoute
 	case accepted && h.tried(lb):
 		return Answers, outcome + ", as its endpoints do by themselves: gateways that try it know of no failure"
 	}
@@ -135,6 +137,8 @@ func connects(ctx context.Context, to string) (wrong string, accepted bool) {
 	switch {
 	case errors.Is(err, syscall.ECONNRESET): // which may be said of the connection's beginning already
 		return "the connection was accepted, and then reset", true
+	case errors.Is(err, syscall.ENETUNREACH):
+		return noRoute, false
 	case conn == nil:
 		return plainCause(err), false
 	case errors.Is(err, io.EOF):
@@ -142,6 +146,9 @@ func connects(ctx context.Context, to string) (wrong string, accepted bool) {
 	}
 	return "", true
 }
+
+// noRoute is said of the host that checks, not of the LoadBalancer.
+const noRoute = "this host has no route to the address"
 
 func plainCause(err error) string {
 	if timeout, is := errors.AsType[net.Error](err); is && timeout.Timeout() {

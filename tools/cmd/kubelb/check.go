@@ -16,8 +16,10 @@ func checkCommand() *cobra.Command {
 		Long: `Connect from this host to each TCP port of one LoadBalancer, or of all, and say what happens. Each connection is watched
 for four seconds, and closed. UDP ports are not checked: what counts as an answer depends on the application.
 
-A failure is expected if the Service has no ready pod, or if its source ranges may exclude this host. NAME is as for explain.
-The exit status is 1 if a connection fails unexpectedly.`,
+This host needs the management cluster's API and a route to the addresses. A gateway's own host reaches no LoadBalancer.
+
+A failure is expected if the Service has externalTrafficPolicy Local and no ready pod, or if its source ranges may exclude this host.
+NAME is as for explain. The exit status is 1 if a connection fails unexpectedly.`,
 		Example: `  kubelb check
   kubelb check shop/web --tenant a`,
 		Args: cobra.MaximumNArgs(1),

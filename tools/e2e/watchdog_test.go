@@ -155,3 +155,20 @@ func TestWhatFailsBehindAnAddressIsSaidWithinAMinute(t *testing.T) {
 		})
 	}
 }
+
+// Nobody has to see it: the dataplane notices by itself.
+func TestADataplaneThatIsEmptiedByHandIsFilledAgain(t *testing.T) {
+	onlyWith(t, "nftables")
+	ips := serve(t, "emptied")
+	for _, family := range []string{"ip", "ip6"} {
+		_, err := lab.OnGateway(t.Context(), "nft", "flush", "table", family, "kubelb")
+		require.NoError(t, err)
+		_, err = lab.OnGateway(t.Context(), "nft", "delete", "table", family, "kubelb")
+		require.NoError(t, err)
+	}
+	began := time.Now()
+	for _, ip := range ips {
+		reachesPods(t, ip, 80, 1)
+	}
+	t.Logf("served again within %s", time.Since(began).Round(time.Millisecond))
+}

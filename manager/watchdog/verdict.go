@@ -3,6 +3,7 @@ package watchdog
 import (
 	"fmt"
 	"slices"
+	"time"
 )
 
 // Outcome is the result of a try.
@@ -64,16 +65,21 @@ type history struct {
 	last []Outcome
 	// failing: the frontend fails, and is not well again yet. some: only some of its tries have failed since.
 	failing, some bool
+	// since is when the first of the failures among last was noted.
+	since time.Time
 }
 
 // note adds an outcome, and tells whether failing has changed.
-func (h *history) note(o Outcome) (changed bool) {
+func (h *history) note(o Outcome, now time.Time, failsFor time.Duration) (changed bool) {
+	if o != Answered && h.failed() == 0 {
+		h.since = now
+	}
 	h.last = append(h.last, o)
 	h.last = h.last[max(0, len(h.last)-remembered):]
 	row := h.answeredInARow()
 	switch {
 	case !h.failing:
-		h.failing = h.failed() >= failsAt
+		h.failing = h.failed() >= failsAt && now.Sub(h.since) >= failsFor
 		h.some = h.failing && slices.Contains(h.last[len(h.last)-failsAt:], Answered)
 		return h.failing
 	case row >= wellAfterSome || row >= wellAfter && !h.some:

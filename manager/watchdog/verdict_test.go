@@ -11,15 +11,31 @@ import (
 
 // after is what is known of a frontend after outcomes, one letter each: a for answered, n for no answer.
 func after(outcomes string) *history {
-	h := &history{}
+	h, now := &history{}, time.Time{}
 	for _, o := range outcomes {
+		now = now.Add(5 * time.Second)
 		if o == 'a' {
-			h.note(Answered)
+			h.note(Answered, now, usualTimes().failsFor)
 		} else {
-			h.note(Unanswered)
+			h.note(Unanswered, now, usualTimes().failsFor)
 		}
 	}
 	return h
+}
+
+// Nodes refuse the connections of a Service that has just been changed until their kube-proxy knows of it. An hour of changes had five alarms by that.
+func TestAFrontendThatIsRefusedForAFewSecondsDoesNotFail(t *testing.T) {
+	h, changed := &history{}, time.Now()
+	refused := func(after time.Duration) bool {
+		h.note(Refused, changed.Add(after), usualTimes().failsFor)
+		return h.failing
+	}
+	for after := range 4 {
+		require.False(t, refused(time.Duration(after)*usualTimes().again))
+	}
+	h.note(Answered, changed.Add(7*time.Second), usualTimes().failsFor)
+	require.False(t, h.failing)
+	require.True(t, refused(9*time.Second), "it goes on")
 }
 
 func TestAFrontendFailsWhenThreeOfItsLastTriesDid(t *testing.T) {
@@ -40,11 +56,11 @@ func TestWhatHappensIsSaidInTheSameWordsAsLongAsItHappens(t *testing.T) {
 	h = after("aaaaaaaaaaaannn")
 	require.Equal(t, "connections get no answer", h.says())
 	for range 20 {
-		h.note(Unanswered)
+		h.note(Unanswered, time.Now(), 0)
 		require.Equal(t, "connections get no answer", h.says())
 	}
-	h.note(Answered)
-	h.note(Unanswered)
+	h.note(Answered, time.Now(), 0)
+	h.note(Unanswered, time.Now(), 0)
 	require.Equal(t, "some connections get no answer", h.says())
 }
 
@@ -148,6 +164,7 @@ func TestWhoEndsConnectionsByItselfIsTriedNoOftenerThanOthers(t *testing.T) {
 
 func TestWhatLetsInItsClientsAloneIsNotSaidToFail(t *testing.T) {
 	w := New(Options{Every: time.Minute})
+	w.times.failsFor = 0
 	add := func(at int, keeps bool) *watched {
 		is := &watched{Frontend: Frontend{AddrPort: netip.AddrPortFrom(flows()[0].frontend.Addr(), uint16(at)), Tenant: "a", KeepsClient: keeps}}
 		w.watched[is.AddrPort] = is

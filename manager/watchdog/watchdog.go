@@ -82,6 +82,8 @@ const (
 
 // times are the periods and timeouts of tries.
 type times struct {
+	// failsFor is how long tries have to fail: nodes that have yet to learn of a changed Service refuse its connections for some seconds.
+	failsFor time.Duration
 	// again is the pause before the next try of a frontend that has failed lately.
 	again time.Duration
 	// A SYN without an answer is repeated after repeatAfter, as TCP does. After answerWithin the try has failed.
@@ -100,7 +102,7 @@ type times struct {
 }
 
 func usualTimes() times {
-	return times{again: 2 * time.Second, repeatAfter: time.Second, answerWithin: 3 * time.Second, holdFor: 4 * time.Second, listEvery: 5 * time.Second, askWithin: time.Second, openAgain: 10 * time.Second, tellEvery: time.Second, countEvery: 5 * time.Second}
+	return times{failsFor: 8 * time.Second, again: 2 * time.Second, repeatAfter: time.Second, answerWithin: 3 * time.Second, holdFor: 4 * time.Second, listEvery: 5 * time.Second, askWithin: time.Second, openAgain: 10 * time.Second, tellEvery: time.Second, countEvery: 5 * time.Second}
 }
 
 // Watchdog tries frontends. Make one with New; Open comes before Run.
@@ -336,7 +338,7 @@ func (w *Watchdog) end(t *try, o Outcome, now time.Time) {
 		is.works = true
 		w.works[is.Addr().Is4()] = w.works[is.Addr().Is4()] || !is.KeepsClient
 	}
-	changed := is.history.note(o)
+	changed := is.history.note(o, now, w.times.failsFor)
 	is.due = now.Add(w.options.Every)
 	if is.suspect() && w.suspects(is.Tenant) <= againPerTenant {
 		is.due = now.Add(w.times.again)

@@ -78,7 +78,7 @@ func (r *run) end(ctx context.Context) (left []string, err error) {
 	r.lab.Manager.Stop()
 	for name, command := range map[string]string{
 		"tables": "nft list tables | grep kubelb; true", "pinned objects": "find /sys/fs/bpf -name '*kubelb*'", "addresses": "ip -o address | grep -E '192.0.2.2[0-4][0-9]|2001:db8:c::2[0-4]'; true",
-		"interfaces": "ip -o link | grep kubelb; true",
+		"interfaces": "ip -o link 2>/dev/null | grep kubelb; true",
 		"rules":      "ip rule; ip -6 rule | grep -v -E 'lookup (local|main|default)'; true",
 	} {
 		text, listErr := r.lab.OnGateway(ctx, "sh", "-c", command)

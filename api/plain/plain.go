@@ -68,6 +68,14 @@ func Message(text string, most int) string {
 // Note is a message for an event.
 func Note(text string) string { return Message(text, MaxNote) }
 
+// NotTrue is the condition of the type, if there is one and it is False or Unknown; else nil.
+func NotTrue(conditions []metav1.Condition, kind string) *metav1.Condition {
+	if c := meta.FindStatusCondition(conditions, kind); c != nil && c.Status != metav1.ConditionTrue {
+		return c
+	}
+	return nil
+}
+
 // SetCondition sets a condition whose message the schema takes.
 func SetCondition(conditions *[]metav1.Condition, c metav1.Condition) {
 	c.Message = Message(c.Message, MaxCondition)

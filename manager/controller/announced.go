@@ -34,13 +34,18 @@ func (r *loadBalancerReconciler) whereAnnouncedElsewhere(matters func(before, af
 	}
 }
 
-// gatewayMatters tells whether other pools choose the gateway, it announces another family, it serves nothing any more, or something again, or it serves
-// nothing and answers for other addresses.
+// gatewayMatters tells whether pools choose the gateway anew, it announces another family, it begins or ends to serve nothing, or it serves nothing and
+// answers for other addresses.
 func gatewayMatters(before, after client.Object) bool {
 	was, is := before.(*v1alpha1.Gateway), after.(*v1alpha1.Gateway)
 	sameFamily := func(a, b v1alpha1.GatewaySilence) bool { return a.Family == b.Family }
-	moved := !slices.Equal(was.Status.Candidates, is.Status.Candidates) || was.Status.AnnouncedAddresses != is.Status.AnnouncedAddresses
-	return !maps.Equal(was.Labels, is.Labels) || servesNothing(was) != servesNothing(is) || servesNothing(is) && moved || !slices.EqualFunc(was.Status.Silent, is.Status.Silent, sameFamily)
+	switch {
+	case !maps.Equal(was.Labels, is.Labels), !slices.EqualFunc(was.Status.Silent, is.Status.Silent, sameFamily), servesNothing(was) != servesNothing(is):
+		return true
+	case !servesNothing(is):
+		return false
+	}
+	return !slices.Equal(was.Status.Candidates, is.Status.Candidates) || was.Status.AnnouncedAddresses != is.Status.AnnouncedAddresses
 }
 
 // poolMatters tells whether the pool chooses other gateways.

@@ -91,7 +91,7 @@ func (c *conditions) served(reason, message string) {
 // ready is the first of the other conditions that is not true.
 func (c *conditions) ready() {
 	for _, kind := range []string{v1alpha1.ConditionAccepted, v1alpha1.ConditionAddressAllocated, v1alpha1.ConditionProgrammed, v1alpha1.ConditionAnnounced, v1alpha1.ConditionServed} {
-		if condition := meta.FindStatusCondition(c.lb.Status.Conditions, kind); condition != nil && condition.Status != metav1.ConditionTrue {
+		if condition := plain.NotTrue(c.lb.Status.Conditions, kind); condition != nil {
 			c.put(v1alpha1.ConditionReady, condition.Status, condition.Reason, condition.Message)
 			return
 		}

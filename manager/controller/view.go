@@ -11,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"kubelb.k8c.io/api/plain"
 	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/core/election"
 	"kubelb.k8c.io/core/ipam"
@@ -169,11 +170,7 @@ func (v gatewayView) unserved() (reason, message string) {
 
 // servedCondition says why the gateway serves none of its addresses, nil if nothing of the kind is known.
 func servedCondition(g *v1alpha1.Gateway) *metav1.Condition {
-	c := meta.FindStatusCondition(g.Status.Conditions, v1alpha1.ConditionServed)
-	if c == nil || c.Status == metav1.ConditionTrue {
-		return nil
-	}
-	return c
+	return plain.NotTrue(g.Status.Conditions, v1alpha1.ConditionServed)
 }
 
 func servesNothing(g *v1alpha1.Gateway) bool { return servedCondition(g) != nil }
@@ -196,7 +193,7 @@ func unanswered(gateways []v1alpha1.Gateway, silent map[string]string, refusals 
 			why = append(why, fmt.Sprintf("gateway %s: %s", g.Name, since))
 			continue
 		}
-		says := silenceOf(g, ipam.FamilyOf(grant.Address))
+		says := convert.Silence(g, ipam.FamilyOf(grant.Address))
 		if g.Status.Elects {
 			winner := election.Winner(grant.Address, g.Status.Candidates, serves)
 			if winner != "" && winner != g.Name {
@@ -224,16 +221,6 @@ func unanswered(gateways []v1alpha1.Gateway, silent map[string]string, refusals 
 		return []string{"no gateway is a candidate for it yet"}, false, false
 	}
 	return why, silenced, unknown && !about
-}
-
-// silenceOf says why a gateway announces addresses of a family to nobody, empty if it announces them.
-func silenceOf(g *v1alpha1.Gateway, f ipam.Family) string {
-	for _, s := range g.Status.Silent {
-		if string(s.Family) == f.String() {
-			return s.Message
-		}
-	}
-	return ""
 }
 
 // announcedBy tells whether the gateway has announced those addresses of the LoadBalancer, as it stands, that it answers for.

@@ -380,3 +380,13 @@ func (a *annotations) address(text string) netip.Addr {
 	}
 	return address.Unmap()
 }
+
+// Silence says why a gateway announces addresses of a family to nobody, empty if it announces them.
+func Silence(g *v1alpha1.Gateway, f ipam.Family) string {
+	for _, s := range g.Status.Silent {
+		if string(s.Family) == f.String() {
+			return s.Message
+		}
+	}
+	return ""
+}

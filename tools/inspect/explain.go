@@ -213,7 +213,7 @@ func (h *Hub) gatewaysWork(*v1alpha1.LoadBalancer) (string, bool) {
 
 // answered is what gateways know from trying their own ports.
 func (h *Hub) answered(lb *v1alpha1.LoadBalancer) (string, bool) {
-	if c := meta.FindStatusCondition(lb.Status.Conditions, v1alpha1.ConditionServed); c != nil && c.Status != metav1.ConditionTrue {
+	if c := plain.NotTrue(lb.Status.Conditions, v1alpha1.ConditionServed); c != nil {
 		return c.Reason + ": " + c.Message, false
 	}
 	if c := meta.FindStatusCondition(lb.Status.Conditions, v1alpha1.ConditionAnnounced); c != nil && c.Reason == v1alpha1.ReasonAddressConflict {

@@ -8,10 +8,9 @@ import (
 	"slices"
 	"strings"
 
-	corev1 "k8s.io/api/core/v1"
-
 	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/core/election"
+	"kubelb.k8c.io/core/ipam"
 	"kubelb.k8c.io/core/model"
 	"kubelb.k8c.io/core/translate"
 	"kubelb.k8c.io/manager/convert"
@@ -145,15 +144,9 @@ func (h *Hub) answerers(address netip.Addr, chosen *selection.Selection, t *Trac
 
 // unheard is why nobody hears of addresses of this family from a gateway.
 func (h *Hub) unheard(gateway string, address netip.Addr) string {
-	family := map[bool]corev1.IPFamily{false: corev1.IPv4Protocol, true: corev1.IPv6Protocol}[address.Is6()]
 	for i := range h.Gateways {
-		if h.Gateways[i].Name != gateway {
-			continue
-		}
-		for _, s := range h.Gateways[i].Status.Silent {
-			if s.Family == family {
-				return s.Message
-			}
+		if h.Gateways[i].Name == gateway {
+			return convert.Silence(&h.Gateways[i], ipam.FamilyOf(address))
 		}
 	}
 	return ""

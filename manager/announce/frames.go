@@ -111,18 +111,7 @@ func icmp6Frame(fromMAC, mac net.HardwareAddr, from, to netip.Addr, icmp []byte)
 // checksum is that of ICMPv6, over the pseudo header (RFC 8200 section 8.1).
 func checksum(from, to netip.Addr, icmp []byte) uint16 {
 	b := append(append(from.AsSlice(), to.AsSlice()...), 0, 0, byte(len(icmp)>>8), byte(len(icmp)), 0, 0, 0, unix.IPPROTO_ICMPV6)
-	b = append(b, icmp...)
-	if len(b)%2 == 1 {
-		b = append(b, 0)
-	}
-	var sum uint32
-	for i := 0; i < len(b); i += 2 {
-		sum += uint32(binary.BigEndian.Uint16(b[i:]))
-	}
-	for sum > 0xffff {
-		sum = sum&0xffff + sum>>16
-	}
-	return ^uint16(sum)
+	return uplink.Checksum(append(b, icmp...))
 }
 
 // answerARP is the answer to a request for an address of ours; nil for none. Whoever says that it has one is heeded.

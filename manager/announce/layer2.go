@@ -31,8 +31,8 @@ type Layer2 struct {
 	// asked are the groups in which hosts ask for IPv6 addresses, with the number of addresses of each.
 	asked map[netip.Addr]int
 	links map[string]*link
-	// askedLast is the address of which it was asked last who else has it.
-	askedLast netip.Addr
+	// toAsk are the addresses whose other holders are still to be asked for in this round.
+	toAsk []netip.Addr
 	// claims are those of other hosts, by what they claim.
 	claims map[netip.Addr]*claim
 }
@@ -73,7 +73,7 @@ const (
 	announcementsPause = 700 * time.Millisecond
 	refreshes          = time.Minute // how often everything is announced again
 	refreshBatch       = 256
-	// It is asked who else has each address every askRound seconds, some addresses each second, but not more than maxAsks of them.
+	// Other holders of each address are asked for every askRound seconds: of some addresses each second, of maxAsks at most.
 	askRound, maxAsks = 25, 200
 )
 
@@ -261,27 +261,16 @@ func every(ctx context.Context, period time.Duration, do func()) {
 // refresh announces everything.
 func (l *Layer2) refresh() { l.inBatches(l.announce) }
 
-// askSome asks who else has some of the addresses: those that come after the ones of last time.
+// askSome asks for other holders of some addresses, in rounds over all of them.
 func (l *Layer2) askSome() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	all := slices.SortedFunc(maps.Keys(l.owned), netip.Addr.Compare)
-	if len(all) == 0 {
-		return
+	if l.toAsk = l.still(l.toAsk); len(l.toAsk) == 0 {
+		l.toAsk = slices.Collect(maps.Keys(l.owned))
 	}
-	at, _ := slices.BinarySearchFunc(all, l.askedLast, func(a, last netip.Addr) int {
-		if a.Compare(last) > 0 {
-			return 1
-		}
-		return -1
-	})
-	n := min((len(all)+askRound-1)/askRound, maxAsks, len(all))
-	some := make([]netip.Addr, n)
-	for i := range some {
-		some[i] = all[(at+i)%len(all)]
-	}
-	l.askedLast = some[n-1]
-	l.ask(some)
+	n := min((len(l.owned)+askRound-1)/askRound, maxAsks, len(l.toAsk))
+	l.ask(l.toAsk[:n])
+	l.toAsk = l.toAsk[n:]
 }
 
 // inBatches does something with all addresses, in batches between which questions are answered.

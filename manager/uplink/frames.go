@@ -1,6 +1,7 @@
 package uplink
 
 import (
+	"encoding/binary"
 	"fmt"
 	"net"
 
@@ -33,4 +34,19 @@ func Listen(s State, etherType int, filter []bpf.Instruction) (*packet.Conn, err
 		return nil, fmt.Errorf("filter of frames: %w", err)
 	}
 	return packet.Listen(&net.Interface{Index: s.Index, HardwareAddr: s.MAC}, packet.Raw, etherType, &packet.Config{Filter: assembled})
+}
+
+// Checksum is that of the internet protocols (RFC 1071).
+func Checksum(b []byte) uint16 {
+	var sum uint32
+	for ; len(b) > 1; b = b[2:] {
+		sum += uint32(binary.BigEndian.Uint16(b))
+	}
+	if len(b) == 1 {
+		sum += uint32(b[0]) << 8
+	}
+	for sum > 0xffff {
+		sum = sum>>16 + sum&0xffff
+	}
+	return ^uint16(sum)
 }

@@ -6,6 +6,8 @@ import (
 	"net/netip"
 
 	"golang.org/x/sys/unix"
+
+	"kubelb.k8c.io/manager/uplink"
 )
 
 // Flags of a TCP header (RFC 9293 section 3.1).
@@ -48,7 +50,7 @@ func (s tcpSegment) frame(from, to net.HardwareAddr) []byte {
 		b = binary.BigEndian.AppendUint16(b, etherTypeIPv4)
 		ip := []byte{0x45, 0, 0, ipv4Header + tcpHeader, 0, 0, 0x40, 0, hopLimit, unix.IPPROTO_TCP, 0, 0}
 		ip = append(append(ip, source...), target...)
-		binary.BigEndian.PutUint16(ip[10:], checksum(0, ip))
+		binary.BigEndian.PutUint16(ip[10:], uplink.Checksum(ip))
 		b = append(b, ip...)
 	} else {
 		b = binary.BigEndian.AppendUint16(b, etherTypeIPv6)
@@ -64,24 +66,8 @@ func (s tcpSegment) frame(from, to net.HardwareAddr) []byte {
 	binary.BigEndian.PutUint16(tcp[14:], window)
 	pseudo := append(append([]byte{}, source...), target...)
 	pseudo = append(pseudo, 0, unix.IPPROTO_TCP, 0, tcpHeader)
-	binary.BigEndian.PutUint16(tcp[16:], checksum(sum(0, pseudo), tcp))
+	binary.BigEndian.PutUint16(tcp[16:], uplink.Checksum(append(pseudo, tcp...)))
 	return append(b, tcp...)
-}
-
-// sum adds 16-bit words (RFC 1071).
-func sum(so uint32, b []byte) uint32 {
-	for ; len(b) > 1; b = b[2:] {
-		so += uint32(binary.BigEndian.Uint16(b))
-	}
-	return so
-}
-
-func checksum(so uint32, b []byte) uint16 {
-	so = sum(so, b)
-	for so > 0xffff {
-		so = so>>16 + so&0xffff
-	}
-	return ^uint16(so)
 }
 
 // answer is a TCP segment of a flow, or an ICMP error about one.
@@ -92,9 +78,8 @@ type answer struct {
 	flags    byte
 	// data: the segment has data.
 	data bool
-	// unreachable: it is an ICMP error. noPort: it says that nobody listens at the port, as nodes do for a Service without a ready pod. from is its sender.
+	// unreachable: it is an ICMP error. noPort: it says that nobody listens at the port, as nodes do for a Service without a ready pod.
 	unreachable, noPort bool
-	from                netip.Addr
 }
 
 // readAnswer reads a frame to the client. It returns false if the frame cannot be an answer to a try.
@@ -111,7 +96,7 @@ func readAnswer(frame []byte) (answer, bool) {
 			return answer{}, false
 		}
 		return answer{flow: flow{client: netip.AddrPortFrom(p.target, binary.BigEndian.Uint16(p.payload[2:])), frontend: netip.AddrPortFrom(p.source, binary.BigEndian.Uint16(p.payload))},
-			seq: binary.BigEndian.Uint32(p.payload[4:]), ack: binary.BigEndian.Uint32(p.payload[8:]), flags: p.payload[13], data: len(p.payload) > int(p.payload[12]>>4)*4, from: p.source}, true
+			seq: binary.BigEndian.Uint32(p.payload[4:]), ack: binary.BigEndian.Uint32(p.payload[8:]), flags: p.payload[13], data: len(p.payload) > int(p.payload[12]>>4)*4}, true
 	}
 	return readError(p)
 }
@@ -183,5 +168,5 @@ func readError(p datagram) (answer, bool) {
 	}
 	client := netip.AddrPortFrom(about.source, binary.BigEndian.Uint16(about.payload))
 	frontend := netip.AddrPortFrom(about.target, binary.BigEndian.Uint16(about.payload[2:]))
-	return answer{flow: flow{client, frontend}, seq: binary.BigEndian.Uint32(about.payload[4:]), unreachable: true, noPort: noPort, from: p.source}, true
+	return answer{flow: flow{client, frontend}, seq: binary.BigEndian.Uint32(about.payload[4:]), unreachable: true, noPort: noPort}, true
 }

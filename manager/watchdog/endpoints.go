@@ -4,13 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"slices"
 	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"kubelb.k8c.io/manager/connect"
 )
 
 // question names the endpoints of a frontend to which the host is to connect itself.
@@ -67,7 +68,10 @@ func (w *Watchdog) hear(ctx context.Context, q question) hearing {
 	var connecting errgroup.Group
 	for i, e := range q.endpoints {
 		connecting.Go(func() error {
-			ends[i], errs[i] = w.connect(ctx, e)
+			accepted, err := connect.Try(ctx, e.String(), w.times.askWithin, w.times.holdFor)
+			if ends[i] = accepted && err != nil; !accepted {
+				errs[i] = err
+			}
 			return nil
 		})
 	}
@@ -75,40 +79,11 @@ func (w *Watchdog) hear(ctx context.Context, q question) hearing {
 	h.refused = !slices.ContainsFunc(errs, func(err error) bool { return !errors.Is(err, syscall.ECONNREFUSED) })
 	for i, err := range errs {
 		if err != nil {
-			h.silent = append(h.silent, fmt.Sprintf("%s (%s)", q.endpoints[i], cause(err)))
+			h.silent = append(h.silent, fmt.Sprintf("%s (%s)", q.endpoints[i], connect.Cause(err)))
 		}
 		h.ends = h.ends || ends[i]
 	}
 	return h
-}
-
-// connect connects to an endpoint, and tells whether the endpoint ends the connection before a byte of data.
-func (w *Watchdog) connect(ctx context.Context, to netip.AddrPort) (ends bool, err error) {
-	conn, err := (&net.Dialer{Timeout: w.times.askWithin}).DialContext(ctx, "tcp", to.String())
-	if errors.Is(err, syscall.ECONNRESET) {
-		return true, nil // the connection was there before that was seen; else it is refused
-	}
-	if err != nil {
-		return false, err
-	}
-	defer conn.Close()
-	if err := conn.SetReadDeadline(time.Now().Add(w.times.holdFor)); err != nil {
-		return false, err
-	}
-	_, err = conn.Read(make([]byte, 1))
-	timeout, waited := errors.AsType[net.Error](err)
-	return err != nil && !(waited && timeout.Timeout()), nil
-}
-
-// cause is why a connection could not be made, in few words.
-func cause(err error) string {
-	if timeout, is := errors.AsType[net.Error](err); is && timeout.Timeout() {
-		return "no answer"
-	}
-	if number, is := errors.AsType[syscall.Errno](err); is {
-		return number.Error()
-	}
-	return err.Error()
 }
 
 // note records the result of a question.

@@ -17,7 +17,7 @@ import (
 
 // Names of the pair of virtual interfaces. Frames that the far one sends arrive at the near one, as by a cable.
 const (
-	Near = "kubelb-watch"
+	near = "kubelb-watch"
 	far  = "kubelb-client"
 )
 
@@ -44,27 +44,27 @@ func openLane(sources []netip.Addr) (_ *lane, err error) {
 	if err := removeLane(); err != nil {
 		return nil, err
 	}
-	pair := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: Near, MTU: 1500, HardwareAddr: watchMAC}, PeerName: far, PeerHardwareAddr: farMAC}
+	pair := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: near, MTU: 1500, HardwareAddr: watchMAC}, PeerName: far, PeerHardwareAddr: farMAC}
 	if err := netlink.LinkAdd(pair); err != nil {
-		return nil, fmt.Errorf("make the virtual interfaces %s and %s (needs CAP_NET_ADMIN and the kernel module veth): %w", Near, far, err)
+		return nil, fmt.Errorf("make the virtual interfaces %s and %s (needs CAP_NET_ADMIN and the kernel module veth): %w", near, far, err)
 	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, removeLane())
 		}
 	}()
-	near, err := raise(Near)
+	hostEnd, err := raise(near)
 	if err != nil {
 		return nil, err
 	}
-	distant, err := raise(far)
+	clientEnd, err := raise(far)
 	if err != nil {
 		return nil, err
 	}
-	l := &lane{index: near.Attrs().Index}
+	l := &lane{index: hostEnd.Attrs().Index}
 	var problems []error
 	for _, source := range sources {
-		if err := leadTo(near, source); err != nil {
+		if err := leadTo(hostEnd, source); err != nil {
 			problems = append(problems, err)
 			continue
 		}
@@ -73,7 +73,7 @@ func openLane(sources []netip.Addr) (_ *lane, err error) {
 	if len(l.sources) == 0 {
 		return nil, errors.Join(problems...)
 	}
-	l.conn, err = listen(distant)
+	l.conn, err = listen(clientEnd)
 	return l, err
 }
 
@@ -108,14 +108,14 @@ func raise(name string) (netlink.Link, error) {
 const nl6AddrGenNone = 1
 
 // leadTo adds a route and a neighbour entry for the client, at the near interface.
-func leadTo(near netlink.Link, client netip.Addr) error {
+func leadTo(link netlink.Link, client netip.Addr) error {
 	network := &net.IPNet{IP: client.AsSlice(), Mask: net.CIDRMask(client.BitLen(), client.BitLen())}
-	index := near.Attrs().Index
+	index := link.Attrs().Index
 	if err := netlink.NeighSet(&netlink.Neigh{LinkIndex: index, IP: client.AsSlice(), HardwareAddr: clientMAC, State: netlink.NUD_PERMANENT}); err != nil {
-		return fmt.Errorf("neighbour %s on %s: %w", client, Near, err)
+		return fmt.Errorf("neighbour %s on %s: %w", client, near, err)
 	}
 	if err := netlink.RouteAdd(&netlink.Route{LinkIndex: index, Dst: network, Scope: netlink.SCOPE_LINK}); err != nil {
-		return fmt.Errorf("route to %s by %s: %w", client, Near, err)
+		return fmt.Errorf("route to %s by %s: %w", client, near, err)
 	}
 	return nil
 }
@@ -175,7 +175,7 @@ func (l *lane) source(frontend netip.Addr) (netip.Addr, bool) {
 func (l *lane) check() error {
 	link, err := netlink.LinkByIndex(l.index)
 	if err != nil {
-		return fmt.Errorf("interface %s: %w", Near, err)
+		return fmt.Errorf("interface %s: %w", near, err)
 	}
 	a := link.Attrs()
 	switch {
@@ -208,7 +208,7 @@ func (l *lane) close() error {
 
 // removeLane removes the pair if it is there, as after a process that was killed. One of its interfaces may have another name by now.
 func removeLane() error {
-	for _, name := range []string{Near, far} {
+	for _, name := range []string{near, far} {
 		link, err := netlink.LinkByName(name)
 		if err == nil {
 			err = remove(link)

@@ -23,10 +23,10 @@ func TestTheInterfacesOfAnotherProcessAreLeftAlone(t *testing.T) {
 		present, err := openLane([]netip.Addr{client4})
 		require.NoError(t, err)
 		require.NoError(t, former.close())
-		_, err = netlink.LinkByName(Near)
+		_, err = netlink.LinkByName(near)
 		require.NoError(t, err, "those of the process that has come since")
 		require.NoError(t, present.close())
-		_, err = netlink.LinkByName(Near)
+		_, err = netlink.LinkByName(near)
 		require.ErrorAs(t, err, &netlink.LinkNotFoundError{})
 	})
 }
@@ -34,7 +34,7 @@ func TestTheInterfacesOfAnotherProcessAreLeftAlone(t *testing.T) {
 func TestWhatAKilledProcessLeftIsRemovedUnderAnotherNameToo(t *testing.T) {
 	t.Parallel()
 	segment.Run(t, segment.Options{}, func(s *segment.Segment) {
-		for _, name := range []string{Near, far} {
+		for _, name := range []string{near, far} {
 			_, err := openLane([]netip.Addr{client4})
 			require.NoError(t, err)
 			s.IP("link set " + name + " name renamed")

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"k8s.io/apimachinery/pkg/util/wait"
 
 	"kubelb.k8c.io/core/phrase"
 )
@@ -55,7 +56,7 @@ type neighbour struct {
 // Run asks neighbours until ctx ends.
 func (n *Neighbours) Run(ctx context.Context) error {
 	known, silent, told := map[string]map[netip.Addr]*neighbour{}, map[string]int{}, ""
-	for ctx.Err() == nil {
+	wait.UntilWithContext(ctx, func(ctx context.Context) {
 		var problems []string
 		for _, name := range n.Interfaces {
 			if known[name] == nil {
@@ -76,8 +77,7 @@ func (n *Neighbours) Run(ctx context.Context) error {
 			told = problem
 			n.Tell(ctx, problem)
 		}
-		pause(ctx, lookEvery-answersAfter)
-	}
+	}, lookEvery-answersAfter)
 	return nil
 }
 

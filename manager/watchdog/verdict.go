@@ -114,13 +114,12 @@ func (h *history) answeredInARow() (n int) {
 
 // latest is the outcome of the last failed try, Answered if none failed.
 func (h *history) latest() Outcome {
-	latest := Answered
-	for _, o := range h.last {
+	for _, o := range slices.Backward(h.last) {
 		if o != Answered {
-			latest = o
+			return o
 		}
 	}
-	return latest
+	return Answered
 }
 
 // ended tells whether the last try that failed was accepted before.

@@ -86,6 +86,22 @@ func nft(t *testing.T, command string) {
 	require.NoError(t, err, "nft %s: %s", command, out)
 }
 
+// firewall applies rules to what comes by the near interface.
+func firewall(t *testing.T, rules ...string) {
+	t.Helper()
+	nft(t, "add table inet fault")
+	nft(t, "add chain inet fault in { type filter hook prerouting priority -300; }")
+	for _, rule := range rules {
+		nft(t, "add rule inet fault in iifname "+near+" "+rule)
+	}
+}
+
+// mend removes the firewall.
+func mend(t *testing.T) {
+	t.Helper()
+	nft(t, "delete table inet fault")
+}
+
 // keeps keeps a connection until the client ends it. Without anybody who reads it the garbage collector would.
 func keeps(c *net.TCPConn) { go io.Copy(io.Discard, c) }
 
@@ -140,39 +156,24 @@ func TestAFrontendIsTriedAndWhatBecomesOfConnectionsIsTold(t *testing.T) {
 			{ended.AddrPort, "connections are accepted, and then ended; its nodes refuse the gateway itself, too, as they do if the Service has no ready pod", false}}
 		becomes(t, latest, "at first", 4, broken...)
 
-		nft(t, "add table inet fault")
-		nft(t, "add chain inet fault in { type filter hook prerouting priority -300; }")
-		nft(t, "add rule inet fault in iifname "+Near+" tcp dport 80 drop")
-		nft(t, "add rule inet fault in iifname "+Near+" ip daddr 203.0.113.1 tcp dport 81 reject with icmp admin-prohibited")
+		firewall(t, "tcp dport 80 drop", "ip daddr 203.0.113.1 tcp dport 81 reject with icmp admin-prohibited")
 		unanswered := "connections get no answer; its nodes answer the gateway itself, so that its dataplane, or a firewall of its host, is the reason"
 		becomes(t, latest, "behind a firewall", 1, Failure{all[0].AddrPort, unanswered, true}, Failure{all[1].AddrPort, "connections get an ICMP error; its nodes answer the gateway itself, so that its dataplane, or a firewall of its host, is the reason", true}, broken[0], broken[1], broken[2], Failure{all[2].AddrPort, unanswered, true})
 
-		nft(t, "delete table inet fault")
+		mend(t)
 		becomes(t, latest, "without it again", 4, broken...)
 
 		end()
-		_, err := netlink.LinkByName(Near)
+		_, err := netlink.LinkByName(near)
 		require.ErrorAs(t, err, &netlink.LinkNotFoundError{})
 	})
-}
-
-func TestAnEndpointThatResetsAtOnceHasAnswered(t *testing.T) {
-	w := New(Options{Every: time.Second})
-	at := serves(t, netip.MustParseAddrPort("127.0.0.1:0"), resets).AddrPort
-	for range 500 {
-		ends, err := w.connect(t.Context(), at)
-		require.NoError(t, err)
-		require.True(t, ends)
-	}
 }
 
 func TestWhereNoTryWasEverAnsweredTheTriesMayBeWhatFails(t *testing.T) {
 	t.Parallel()
 	segment.Run(t, segment.Options{}, func(s *segment.Segment) {
 		host(t, s)
-		nft(t, "add table inet fault")
-		nft(t, "add chain inet fault in { type filter hook prerouting priority -300; }")
-		nft(t, "add rule inet fault in iifname "+Near+" drop")
+		firewall(t, "drop")
 		served := serves(t, netip.AddrPortFrom(vip4, 80), keeps)
 		other := serves(t, netip.AddrPortFrom(vip4, 81), keeps)
 		other.KeepsClient = true
@@ -182,11 +183,9 @@ func TestWhereNoTryWasEverAnsweredTheTriesMayBeWhatFails(t *testing.T) {
 		time.Sleep(3 * time.Second) // time for failsAt tries of both
 		require.Equal(t, Report{Untried: 2}, latest(), "the endpoints answer, and nobody knows why tries do not arrive")
 
-		nft(t, "delete table inet fault")
+		mend(t)
 		becomes(t, latest, "without the firewall", 2)
-		nft(t, "add table inet fault")
-		nft(t, "add chain inet fault in { type filter hook prerouting priority -300; }")
-		nft(t, "add rule inet fault in iifname "+Near+" drop")
+		firewall(t, "drop")
 		unanswered := "connections get no answer; its nodes answer the gateway itself, so that its dataplane, or a firewall of its host, is the reason"
 		becomes(t, latest, "with it again", 0, Failure{served.AddrPort, unanswered, true}, Failure{other.AddrPort, unanswered, true})
 	})
@@ -196,9 +195,7 @@ func TestATryOfOneFamilySaysNothingOfTheOtherOne(t *testing.T) {
 	t.Parallel()
 	segment.Run(t, segment.Options{}, func(s *segment.Segment) {
 		host(t, s)
-		nft(t, "add table inet fault")
-		nft(t, "add chain inet fault in { type filter hook prerouting priority -300; }")
-		nft(t, "add rule inet fault in iifname "+Near+" meta nfproto ipv6 drop")
+		firewall(t, "meta nfproto ipv6 drop")
 		latest, end := watching(t, serves(t, netip.AddrPortFrom(vip4, 80), keeps), serves(t, netip.AddrPortFrom(vip6, 80), keeps))
 		defer end()
 		becomes(t, latest, "the IPv4 frontend", 1)
@@ -213,8 +210,8 @@ func TestInterfacesThatSomebodyHasChangedAreMadeAnew(t *testing.T) {
 		host(t, s)
 		latest, end := watching(t, serves(t, netip.AddrPortFrom(vip4, 80), keeps), serves(t, netip.AddrPortFrom(vip6, 80), keeps))
 		defer end()
-		for change, problem := range map[string]string{"link delete " + Near: "", "link set " + Near + " down": "is down", "route delete " + client4.String() + "/32": "no route leads to 192.0.0.6",
-			"-6 route delete " + client6.String() + "/128": "no route leads to fd4b:7562:654c::6", "link set " + Near + " address 02:00:00:00:00:09": "has the MAC address 02:00:00:00:00:09"} {
+		for change, problem := range map[string]string{"link delete " + near: "", "link set " + near + " down": "is down", "route delete " + client4.String() + "/32": "no route leads to 192.0.0.6",
+			"-6 route delete " + client6.String() + "/128": "no route leads to fd4b:7562:654c::6", "link set " + near + " address 02:00:00:00:00:09": "has the MAC address 02:00:00:00:00:09"} {
 			becomes(t, latest, "before "+change, 2)
 			s.IP(change)
 			require.Eventually(t, func() bool {

@@ -15,13 +15,12 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/meta"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"kubelb.k8c.io/api/plain"
 	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/core/model"
 	"kubelb.k8c.io/core/phrase"
+	"kubelb.k8c.io/manager/connect"
 	"kubelb.k8c.io/manager/convert"
 )
 
@@ -57,21 +56,16 @@ const atOnce = 64
 
 // Check connects to each TCP port of each address of the LoadBalancers.
 func (h *Hub) Check(ctx context.Context, lbs []*v1alpha1.LoadBalancer) []Check {
-	var checks []Check
+	var all []port
+	for _, lb := range lbs {
+		all = append(all, portsOf(lb)...)
+	}
+	checks := make([]Check, len(all))
 	var runs errgroup.Group
 	runs.SetLimit(atOnce)
-	of := map[string]*v1alpha1.LoadBalancer{}
-	for _, lb := range lbs {
-		of[nameOf(lb)] = lb
-		checks = append(checks, ports(lb)...)
-	}
-	for i := range checks {
-		c := &checks[i]
-		if c.Result != "" {
-			continue
-		}
+	for i, p := range all {
 		runs.Go(func() error {
-			c.Result, c.Message = h.try(ctx, of[c.LoadBalancer], c.Port)
+			checks[i] = h.check(ctx, p)
 			return nil
 		})
 	}
@@ -79,41 +73,55 @@ func (h *Hub) Check(ctx context.Context, lbs []*v1alpha1.LoadBalancer) []Check {
 	return checks
 }
 
-// ports are the checks of a LoadBalancer that are to be made.
-func ports(lb *v1alpha1.LoadBalancer) (checks []Check) {
+// port is one of a LoadBalancer, at one of its addresses; at is empty if it has none.
+type port struct {
+	of       *v1alpha1.LoadBalancer
+	protocol corev1.Protocol
+	at       string
+}
+
+func portsOf(lb *v1alpha1.LoadBalancer) (all []port) {
 	if len(lb.Status.Addresses) == 0 {
-		return []Check{{LoadBalancer: nameOf(lb), Result: Fails, Message: "it has no address: see kubelb explain"}}
+		return []port{{of: lb}}
 	}
 	for _, a := range lb.Status.Addresses {
 		for _, p := range lb.Spec.Ports {
-			port := net.JoinHostPort(a.Address, strconv.Itoa(int(p.Port)))
-			checks = append(checks, Check{LoadBalancer: nameOf(lb), Port: fmt.Sprintf("%s %s", cmp.Or(p.Protocol, corev1.ProtocolTCP), port)})
+			all = append(all, port{lb, cmp.Or(p.Protocol, corev1.ProtocolTCP), net.JoinHostPort(a.Address, strconv.Itoa(int(p.Port)))})
 		}
 	}
-	return checks
+	return all
 }
 
-// try connects to a port, whose name begins with its protocol.
-func (h *Hub) try(ctx context.Context, lb *v1alpha1.LoadBalancer, port string) (CheckResult, string) {
-	var protocol, at string
-	_, _ = fmt.Sscan(port, &protocol, &at)
-	if protocol != string(corev1.ProtocolTCP) {
-		return Untried, "what counts as an answer by " + protocol + " depends on the application"
+func (h *Hub) check(ctx context.Context, p port) Check {
+	c := Check{LoadBalancer: nameOf(p.of)}
+	if p.at == "" {
+		c.Result, c.Message = Fails, "it has no address: see kubelb explain"
+		return c
 	}
-	outcome, accepted := connects(ctx, at)
-	unserved := meta.FindStatusCondition(lb.Status.Conditions, v1alpha1.ConditionServed)
+	c.Port = fmt.Sprintf("%s %s", p.protocol, p.at)
+	c.Result, c.Message = h.try(ctx, p)
+	return c
+}
+
+// try connects to a port.
+func (h *Hub) try(ctx context.Context, p port) (CheckResult, string) {
+	if p.protocol != corev1.ProtocolTCP {
+		return Untried, fmt.Sprintf("what counts as an answer by %s depends on the application", p.protocol)
+	}
+	outcome, accepted := connects(ctx, p.at)
+	unserved := plain.NotTrue(p.of.Status.Conditions, v1alpha1.ConditionServed)
 	switch {
-	case accepted && unserved != nil && unserved.Status != metav1.ConditionTrue:
+	case accepted && unserved != nil:
 		// A kernel takes connections in the name of a proxy that hangs.
 		return Fails, "the connection was accepted, but " + unserved.Message
 	case outcome == "":
 		return Answers, ""
 	case outcome == noRoute:
 		return Untried, noRoute
-	case accepted && h.tried(lb):
+	case accepted && h.tried(p.of):
 		return Answers, outcome + ", as its endpoints do by themselves: gateways that try it know of no failure"
 	}
-	if reason := h.expected(lb); reason != "" {
+	if reason := h.expected(p.of); reason != "" {
 		return Expected, outcome + ", as expected: " + reason
 	}
 	return Fails, outcome
@@ -128,19 +136,14 @@ func (h *Hub) tried(lb *v1alpha1.LoadBalancer) bool {
 
 // connects is what is wrong with connections, empty if nothing, and whether they are accepted.
 func connects(ctx context.Context, to string) (wrong string, accepted bool) {
-	conn, err := (&net.Dialer{Timeout: connectWithin}).DialContext(ctx, "tcp", to)
-	if err == nil {
-		defer conn.Close()
-		_ = conn.SetReadDeadline(time.Now().Add(watchFor))
-		_, err = conn.Read(make([]byte, 1))
-	}
+	accepted, err := connect.Try(ctx, to, connectWithin, watchFor)
 	switch {
-	case errors.Is(err, syscall.ECONNRESET): // which may be said of the connection's beginning already
+	case errors.Is(err, syscall.ECONNRESET):
 		return "the connection was accepted, and then reset", true
-	case errors.Is(err, syscall.ENETUNREACH):
+	case errors.Is(err, syscall.ENETUNREACH) && !accepted:
 		return noRoute, false
-	case conn == nil:
-		return plainCause(err), false
+	case !accepted:
+		return connect.Cause(err), false
 	case errors.Is(err, io.EOF):
 		return "the connection was accepted, and ended before a byte of data", true
 	}
@@ -149,16 +152,6 @@ func connects(ctx context.Context, to string) (wrong string, accepted bool) {
 
 // noRoute is said of the host that checks, not of the LoadBalancer.
 const noRoute = "this host has no route to the address"
-
-func plainCause(err error) string {
-	if timeout, is := errors.AsType[net.Error](err); is && timeout.Timeout() {
-		return "no answer"
-	}
-	if number, is := errors.AsType[syscall.Errno](err); is {
-		return number.Error()
-	}
-	return err.Error()
-}
 
 // expected is why connections may fail though all works.
 func (h *Hub) expected(lb *v1alpha1.LoadBalancer) string {

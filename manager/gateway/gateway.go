@@ -6,6 +6,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -95,6 +96,9 @@ type Options struct {
 	Metrics prometheus.Registerer
 	Log     *slog.Logger
 }
+
+// lease is what keeps this gateway's Lease, nil if nothing does.
+func (o Options) lease() *membership.Member { return cmp.Or(o.Member, o.Presence) }
 
 // Gateway is a runnable of the manager. Make one with New.
 type Gateway struct {
@@ -331,6 +335,18 @@ func (g *Gateway) send(ctx context.Context, e event) {
 	select {
 	case g.events <- e:
 	case <-ctx.Done():
+	}
+}
+
+// asked has the loop answer a question. It returns false if ctx ends before.
+func asked[T any](ctx context.Context, g *Gateway, question func(*Gateway) T) (answer T, is bool) {
+	answers := make(chan T, 1)
+	g.send(ctx, func(g *Gateway) { answers <- question(g) })
+	select {
+	case answer = <-answers:
+		return answer, true
+	case <-ctx.Done():
+		return answer, false
 	}
 }
 

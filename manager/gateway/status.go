@@ -1,7 +1,6 @@
 package gateway
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -18,8 +17,10 @@ import (
 
 	"kubelb.k8c.io/api/plain"
 	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/core/model"
 	"kubelb.k8c.io/core/translate"
 	"kubelb.k8c.io/manager/heartbeat"
+	"kubelb.k8c.io/manager/watchdog"
 )
 
 // maxBehind is how many namespaces the Gateway object names as behind.
@@ -40,6 +41,7 @@ func (g *Gateway) applied() (version string, behind []v1alpha1.GatewayBehind) {
 
 // publish hands the present state to the writer; only the newest counts.
 func (g *Gateway) publish() {
+	failing := g.failing()
 	s := v1alpha1.GatewayStatus{
 		Backend:            v1alpha1.GatewayBackend{Name: g.host.description.Name, Version: g.host.description.Version, Notes: g.host.description.Notes},
 		Generation:         g.host.generation.String(),
@@ -50,7 +52,7 @@ func (g *Gateway) publish() {
 		Tenants:            g.usedNow(time.Now()),
 		HostAddresses:      g.hosts.published(),
 		Silent:             g.silent(time.Now()),
-		Tries:              g.tries(),
+		Tries:              g.tries(failing),
 	}
 	for _, f := range g.host.description.Features {
 		s.Backend.Features = append(s.Backend.Features, string(f))
@@ -100,7 +102,7 @@ func (g *Gateway) publish() {
 		s.BGPSessions = g.routers.sessions()
 		s.Conditions = append(s.Conditions, sessionsCondition(s.BGPSessions, g.routers.hasLooked()))
 	}
-	g.metrics.show(&s, g.beside())
+	g.metrics.show(&s, g.beside(failing))
 	select {
 	case <-g.status:
 	default:
@@ -114,9 +116,9 @@ func (g *Gateway) knows() bool {
 	return asked && g.host.running() && g.host.calling == nil
 }
 
-func (g *Gateway) beside() beside {
-	b := beside{failing: g.failingBeyondNodes(), draining: g.draining(), mayAnswer: g.MayAnswer(), failed: len(g.fails), handedOver: len(g.answering.handover.formers), targets: g.targets, unhealthy: len(g.unhealthy)}
-	if lease := cmp.Or(g.options.Member, g.options.Presence); lease != nil {
+func (g *Gateway) beside(failing map[model.FrontendKey]watchdog.Failure) beside {
+	b := beside{failing: beyondNodes(failing), draining: g.draining(), mayAnswer: g.MayAnswer(), failed: len(g.fails), handedOver: len(g.answering.handover.formers), targets: g.targets, unhealthy: len(g.unhealthy)}
+	if lease := g.options.lease(); lease != nil {
 		reaches := lease.Reaches()
 		b.hub = &reaches
 	}
@@ -175,7 +177,7 @@ func (g *Gateway) writeStatus(ctx context.Context) error {
 	retry := time.NewTimer(0)
 	defer retry.Stop()
 	unwritten := unwritten{}
-	if lease := cmp.Or(g.options.Member, g.options.Presence); lease != nil {
+	if lease := g.options.lease(); lease != nil {
 		unwritten.lease = lease
 	}
 	for {

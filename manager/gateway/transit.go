@@ -26,18 +26,15 @@ func (g *Gateway) keepTransit(ctx context.Context) error {
 	}
 	type wanted struct{ endpoints, direct []netip.Addr }
 	for {
-		asked := make(chan wanted, 1)
-		g.send(ctx, func(g *Gateway) {
+		w, is := asked(ctx, g, func(g *Gateway) wanted {
 			endpoints, direct := g.hub.Addresses()
-			asked <- wanted{endpoints, direct}
+			return wanted{endpoints, direct}
 		})
-		select {
-		case <-ctx.Done():
+		if !is {
 			return nil
-		case w := <-asked:
-			checks := transitChecks(g.options.Transit.Keep(w.endpoints, w.direct))
-			g.send(ctx, func(g *Gateway) { g.transitChecks = checks })
 		}
+		checks := transitChecks(g.options.Transit.Keep(w.endpoints, w.direct))
+		g.send(ctx, func(g *Gateway) { g.transitChecks = checks })
 		if !g.awaitMove(ctx) {
 			return nil
 		}

@@ -24,14 +24,8 @@ func (g *Gateway) newWatchdog() *watchdog.Watchdog {
 
 // toTry asks the gateway's loop which frontends can be tried now.
 func (g *Gateway) toTry(ctx context.Context) []watchdog.Frontend {
-	asked := make(chan []watchdog.Frontend, 1)
-	g.send(ctx, func(g *Gateway) { asked <- triable(g.hub.Snapshot(), g.options.TryFrom, g.isServed) })
-	select {
-	case list := <-asked:
-		return list
-	case <-ctx.Done():
-		return nil
-	}
+	list, _ := asked(ctx, g, func(g *Gateway) []watchdog.Frontend { return triable(g.hub.Snapshot(), g.options.TryFrom, g.isServed) })
+	return list
 }
 
 // isServed tells whether, by the gateway's own state, its clients reach the frontend here: the dataplane holds it, and the gateway answers for its VIP.
@@ -81,12 +75,12 @@ func mayConnect(f model.Frontend, from []netip.Addr) bool {
 }
 
 // tries is status.tries of the Gateway object, nil if tries are turned off.
-func (g *Gateway) tries() *v1alpha1.GatewayTries {
+func (g *Gateway) tries(failing map[model.FrontendKey]watchdog.Failure) *v1alpha1.GatewayTries {
 	if g.watchdog == nil {
 		return nil
 	}
 	t := &v1alpha1.GatewayTries{Answered: int32(g.tried.Answered), Untried: int32(g.tried.Untried), Problem: plain.Message(g.tried.Problem, 1024)}
-	failing, fails, of := g.failing(), map[string]failure{}, map[model.ObjectName]int{}
+	fails, of := map[string]failure{}, map[model.ObjectName]int{}
 	for key := range failing {
 		owner, _ := g.hub.Owner(key)
 		of[owner]++
@@ -116,9 +110,9 @@ func (g *Gateway) failing() map[model.FrontendKey]watchdog.Failure {
 	return failing
 }
 
-// failingBeyondNodes is how many of these fail though their nodes answer the gateway itself.
-func (g *Gateway) failingBeyondNodes() (n int) {
-	for _, f := range g.failing() {
+// beyondNodes is how many of these fail though their nodes answer the gateway itself.
+func beyondNodes(failing map[model.FrontendKey]watchdog.Failure) (n int) {
+	for _, f := range failing {
 		if f.NodesAnswer {
 			n++
 		}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/util/wait"
 
 	"kubelb.k8c.io/api/v1alpha1"
 )
@@ -30,16 +31,12 @@ func (r *run) listen(ctx context.Context) *listener {
 	l := &listener{stop: stop, done: make(chan struct{}), alarms: map[string]bool{}}
 	go func() {
 		defer close(l.done)
-		for ctx.Err() == nil {
+		wait.UntilWithContext(ctx, func(ctx context.Context) {
 			var lbs v1alpha1.LoadBalancerList
 			if err := r.hub.List(ctx, &lbs); err == nil {
 				l.hear(lbs.Items)
 			}
-			select {
-			case <-ctx.Done():
-			case <-time.After(listenEvery):
-			}
-		}
+		}, listenEvery)
 	}()
 	return l
 }
@@ -61,7 +58,7 @@ func (l *listener) end() []string {
 
 // tried is how many connections the gateway made to its own ports.
 func (r *run) tried(ctx context.Context) (n int, err error) {
-	page, err := r.lab.OnGateway(ctx, "curl", "-sS", "--max-time", "5", "http://127.0.0.1:9443/metrics")
+	page, err := r.metrics(ctx, r.lab.Gateway, managerMetrics)
 	if err != nil {
 		return 0, err
 	}

@@ -37,8 +37,8 @@ func (r *run) sizes(ctx context.Context) (Sizes, error) {
 	for name, page := range map[string]struct {
 		on   *netlab.Namespace
 		port int
-	}{"manager": {r.lab.Gateway, 9443}, "ccm": {r.lab.Tenant.Namespace, 9445}} {
-		text, err := r.lab.On(ctx, page.on, "curl", "-sS", "--max-time", "5", fmt.Sprintf("http://127.0.0.1:%d/metrics", page.port))
+	}{"manager": {r.lab.Gateway, managerMetrics}, "ccm": {r.lab.Tenant.Namespace, 9445}} {
+		text, err := r.metrics(ctx, page.on, page.port)
 		if err != nil {
 			return nil, err
 		}
@@ -63,6 +63,14 @@ func (r *run) sizes(ctx context.Context) (Sizes, error) {
 		out[name] = count
 	}
 	return out, nil
+}
+
+// managerMetrics is the port of the manager's metrics.
+const managerMetrics = 9443
+
+// metrics are those that a process serves to its own host.
+func (r *run) metrics(ctx context.Context, on *netlab.Namespace, port int) (string, error) {
+	return r.lab.On(ctx, on, "curl", "-sS", "--max-time", "5", fmt.Sprintf("http://127.0.0.1:%d/metrics", port))
 }
 
 // end deletes the last Service and ends everything, and tells what is left on the gateway then.

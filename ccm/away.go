@@ -14,7 +14,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 )
 
-// reasonHubSilent is that of a Service of which the management cluster has said that it is served, and does not say so any more.
+// reasonHubSilent of a Service's condition: the management cluster said that the Service is served, and does not answer now.
 const reasonHubSilent = "HubSilent"
 
 // away is since when the management cluster does not listen, and why: what it has said is of then.
@@ -70,7 +70,7 @@ func (a *away) doubt(c metav1.Condition) metav1.Condition {
 	return metav1.Condition{Type: c.Type, Status: metav1.ConditionUnknown, Reason: reasonHubSilent, Message: fmt.Sprintf("%s. Until then it said: %s", a.why, c.Message)}
 }
 
-// allServices are those that may be served.
+// allServices are the Services of type LoadBalancer.
 func (r *serviceReconciler) allServices(ctx context.Context, _ client.Object) []reconcile.Request {
 	return r.servicesOf(ctx, func(corev1.ServiceExternalTrafficPolicy) bool { return true })
 }

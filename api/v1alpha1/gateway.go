@@ -141,7 +141,7 @@ type GatewayBackend struct {
 type GatewayTries struct {
 	// Answered counts ports whose last try was answered.
 	Answered int32 `json:"answered"`
-	// Untried counts ports of which nothing is known yet.
+	// Untried counts the other ports: not tried yet, or not often enough to tell.
 	Untried int32 `json:"untried"`
 	// Failing counts ports to which connections fail.
 	Failing int32 `json:"failing"`

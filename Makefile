@@ -104,7 +104,7 @@ e2e: deps build ## Test the whole path on real clusters with every dataplane, tw
 	@mkdir -p $(CACHE) && rm -f $(BIN)/e2e-*.log
 	cd tools && GOWORK=off go vet ./... && GOWORK=off go test -c -o $(BIN)/e2e.test ./e2e && kubernetes/build.sh > /dev/null
 	$(if $(RUN),,cd tools && KUBELB_BIN=$(BIN) GOWORK=off go test -count=1 ./preflight)
-	$(MAKE) -j2 --no-print-directory $(E2E) || { echo "What failed:"; grep -hE -A20 '^[a-z]+: +--- FAIL' $(BIN)/e2e-*.log; exit 1; }
+	$(MAKE) -j2 --no-print-directory $(E2E) || { echo "What failed:"; grep -hE -A20 '^[a-z]+: +(Error Trace:|[a-z_]+_test.go:[0-9]+: not within )' $(BIN)/e2e-*.log | cut -c1-400; grep -hE '^[a-z]+: +--- FAIL' $(BIN)/e2e-*.log; exit 1; }
 
 $(E2E): e2e-%:
 	@set -o pipefail; cd tools/e2e && KUBELB_KUBERNETES=$$(../kubernetes/build.sh) KUBELB_BIN=$(BIN) KUBELB_BACKEND=$* $(if $(ROUNDS),KUBELB_ROUNDS=$(ROUNDS)) \

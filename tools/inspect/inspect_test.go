@@ -151,7 +151,7 @@ func TestFaultsAreNamedWithWhatToDo(t *testing.T) {
 			h.LoadBalancers[0].Status.Addresses = append(h.LoadBalancers[0].Status.Addresses, v1alpha1.AllocatedAddress{Address: "2001:db8:f::1"})
 		}, "", false, "its tenant's nodes are known", "no node that takes traffic has an IPv6 address: connections to 2001:db8:f::1 are refused"},
 		"no controller":        {func(h *Hub) { h.LoadBalancers[0].Status = v1alpha1.LoadBalancerStatus{} }, "no controller has looked at it", true, "a controller has seen it", "no kubelb-manager with the controller role runs"},
-		"a change on its way":  {func(h *Hub) { h.LoadBalancers[0].Generation = 2 }, "", false, "it is accepted", "generation 1 of 2"},
+		"a change on its way":  {func(h *Hub) { h.LoadBalancers[0].Generation = 2 }, "warning: loadbalancer tenant-a/uid-1 (Service shop/web): it is Ready as it was before its last change (generation 1 of 2)", false, "it is accepted", "generation 1 of 2"},
 		"one that goes":        {func(h *Hub) { h.LoadBalancers[0].DeletionTimestamp = &metav1.Time{Time: now} }, "", false, "it is not being deleted", "goes when gateways have let go of it"},
 		"a gateway that rests": {func(h *Hub) { h.Gateways[0].Spec.Draining = true }, "it is told to drain", true, "", ""},
 	} {

@@ -1,6 +1,8 @@
 package v1alpha1
 
 import (
+	"slices"
+
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
@@ -101,7 +103,7 @@ type GatewayStatus struct {
 	// +kubebuilder:validation:MaxItems=1100
 	Failures []GatewayFailure `json:"failures,omitempty"`
 	// Unlisted are the namespaces that have more LoadBalancers which the dataplane could not take than failures names: whether it holds
-	// another one of theirs cannot be told.
+	// another one of theirs cannot be told. "*" stands for all namespaces, if there are more than 1000.
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=1000
@@ -153,7 +155,7 @@ type GatewayTries struct {
 	// +optional
 	// +kubebuilder:validation:MaxItems=1000
 	Failures []GatewayFailure `json:"failures,omitempty"`
-	// Unlisted has the namespaces with more failing LoadBalancers than failures has.
+	// Unlisted has the namespaces with more failing LoadBalancers than failures has. "*" stands for all namespaces, if there are more than 1000.
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=1000
@@ -247,4 +249,17 @@ type GatewayList struct {
 	metav1.TypeMeta `json:",inline"`
 	metav1.ListMeta `json:"metadata,omitempty"`
 	Items           []Gateway `json:"items"`
+}
+
+// AllNamespaces stands in unlisted for more namespaces than there is room for.
+const AllNamespaces = "*"
+
+// NamesNotAll tells whether LoadBalancers of a namespace may be refused that failures does not name.
+func (s *GatewayStatus) NamesNotAll(namespace string) bool { return contains(s.Unlisted, namespace) }
+
+// NamesNotAll tells whether LoadBalancers of a namespace may fail that failures does not name.
+func (t *GatewayTries) NamesNotAll(namespace string) bool { return contains(t.Unlisted, namespace) }
+
+func contains(unlisted []string, namespace string) bool {
+	return slices.Contains(unlisted, namespace) || slices.Contains(unlisted, AllNamespaces)
 }

@@ -3,6 +3,7 @@ package controller
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -216,10 +217,10 @@ func TestAnAddressThatNobodyHearsOfIsNotAnnounced(t *testing.T) {
 		"two tell none":                                {[]v1alpha1.Gateway{gateway("a", silent), gateway("b", silent)}, nil, false, true, "2001:db8:f::1 is not announced: gateway a: " + why + "; gateway b: " + why},
 		"another one tells some":                       {[]v1alpha1.Gateway{gateway("a", silent), gateway("b", loud)}, nil, true, false, ""},
 		"another one may be about to":                  {[]v1alpha1.Gateway{gateway("a", silent), gateway("b", behind)}, nil, false, false, "gateway b: it is about to"},
-		"another one refuses it":                       {[]v1alpha1.Gateway{gateway("a", silent), gateway("b", failed)}, nil, false, false, "gateway b: frontend: table full"},
+		"another one refuses it":                       {[]v1alpha1.Gateway{gateway("a", silent), gateway("b", failed)}, nil, false, true, "gateway b: frontend: table full"},
 		"the elected one has no IPv6":                  {[]v1alpha1.Gateway{gateway(winner, both(silent, elects("a", "b"))), gateway(other, elects("a", "b"))}, nil, false, true, "gateway " + winner + ": " + why},
 		"the one that is not elected has no IPv6":      {[]v1alpha1.Gateway{gateway(winner, elects("a", "b")), gateway(other, both(silent, elects("a", "b")))}, nil, true, false, ""},
-		"the elected one refuses it":                   {[]v1alpha1.Gateway{gateway(winner, both(failed, elects("a", "b"))), gateway(other, elects("a", "b"))}, nil, false, false, "gateway " + winner + ": frontend: table full"},
+		"the elected one refuses it":                   {[]v1alpha1.Gateway{gateway(winner, both(failed, elects("a", "b"))), gateway(other, elects("a", "b"))}, nil, false, true, "gateway " + winner + ": frontend: table full"},
 		"none stands yet":                              {[]v1alpha1.Gateway{gateway("a", elects())}, nil, false, false, "no gateway is a candidate for it yet"},
 		"none stands, and the only one has no carrier": {[]v1alpha1.Gateway{gateway("a", both(silent, elects()))}, nil, false, true, "2001:db8:f::1 is not announced: gateway a: " + why},
 		"the pool chooses no gateway":                  {[]v1alpha1.Gateway{gateway("a", loud)}, labelled, false, true, "203.0.113.1 is not announced: no gateway has the labels that spec.gatewaySelector of AddressPool fast asks for"},
@@ -281,8 +282,53 @@ func TestALoadBalancerThatMayBeAmongTheRefusedOnesIsNotCalledServed(t *testing.T
 	view := viewOf([]v1alpha1.Gateway{g}, nil, nil, webAt10())
 	require.False(t, view.applied)
 	require.False(t, view.announced)
-	require.Empty(t, view.failure, "nor refused: what was served stays so")
-	require.Contains(t, view.waitMessage(), "more LoadBalancers of namespace tenant-a are refused")
+	require.Empty(t, view.failure, "nor refused")
+	require.Equal(t, []string{"gateway gw: more LoadBalancers of namespace tenant-a are refused than it names, and this one may be among them"}, view.unlisted)
+	g.Status.Unlisted = []string{v1alpha1.AllNamespaces}
+	require.NotEmpty(t, viewOf([]v1alpha1.Gateway{g}, nil, nil, webAt10()).unlisted, "there are more namespaces than can be named")
+	g.Status.Failures = []v1alpha1.GatewayFailure{{LoadBalancer: "tenant-a/web", Record: "frontend", Message: "table full"}}
+	view = viewOf([]v1alpha1.Gateway{g}, nil, nil, webAt10())
+	require.Equal(t, "gateway gw: frontend: table full", view.failure, "it is named")
+	require.Empty(t, view.unlisted)
+}
+
+// Of what was served before nobody knows either whether it is among them: it is not said to be served.
+func TestWhatMayBeRefusedIsUnknownUntilItIsKnown(t *testing.T) {
+	a := absenceOf(t, "g1", "g2")
+	a.after(0)
+	require.Equal(t, metav1.ConditionTrue, a.condition(v1alpha1.ConditionReady).Status)
+	say := func(name string, change func(*v1alpha1.GatewayStatus)) (before, after *v1alpha1.Gateway) {
+		t.Helper()
+		after = &v1alpha1.Gateway{}
+		require.NoError(t, a.hub.Get(t.Context(), client.ObjectKey{Name: name}, after))
+		before = after.DeepCopy()
+		change(&after.Status)
+		require.NoError(t, a.hub.Status().Update(t.Context(), after))
+		return before, after
+	}
+	elects := func(s *v1alpha1.GatewayStatus) { s.Elects, s.Candidates = true, []string{"g1"} }
+	say("g1", elects)
+	say("g2", elects)
+	_, g1 := say("g1", func(s *v1alpha1.GatewayStatus) { s.Unlisted = []string{"tenant-a"} })
+	web := reconcile.Request{NamespacedName: client.ObjectKey{Namespace: "tenant-a", Name: "web"}}
+	require.Contains(t, a.r.maybeFailing(t.Context(), g1), web, "it is looked at when that changes")
+	require.Equal(t, metav1.ConditionTrue, a.condition(v1alpha1.ConditionProgrammed).Status, "the other gateway has it")
+	for _, kind := range []string{v1alpha1.ConditionAnnounced, v1alpha1.ConditionReady} {
+		is := a.condition(kind)
+		require.Equal(t, metav1.ConditionUnknown, is.Status, "the one that answers for its address may have refused it: %s", kind)
+		require.Equal(t, "MaybeRefused", is.Reason)
+	}
+	_, g2 := say("g2", func(s *v1alpha1.GatewayStatus) { s.Unlisted = []string{v1alpha1.AllNamespaces} })
+	require.Contains(t, a.r.maybeFailing(t.Context(), g2), web)
+	for _, kind := range []string{v1alpha1.ConditionProgrammed, v1alpha1.ConditionAnnounced, v1alpha1.ConditionReady} {
+		require.Equal(t, metav1.ConditionUnknown, a.condition(kind).Status, kind)
+	}
+	require.Contains(t, a.condition(v1alpha1.ConditionProgrammed).Message, "gateway g1: more LoadBalancers of namespace tenant-a are refused than it names, and this one may be among them")
+	require.Contains(t, strings.Join(drained(a.r), "\n"), "MaybeRefused", "an event says so")
+	for _, name := range []string{"g1", "g2"} {
+		say(name, func(s *v1alpha1.GatewayStatus) { s.Unlisted = nil })
+	}
+	require.Equal(t, metav1.ConditionTrue, a.condition(v1alpha1.ConditionReady).Status)
 }
 
 func TestWhoWaitsIsToldWhyNoGatewayTakesIt(t *testing.T) {

@@ -24,6 +24,7 @@ const (
 	reasonDataplaneRefused       = "DataplaneRefused"
 	reasonNoGateway              = "NoGateway"
 	reasonGatewaySilent          = "GatewaySilent"
+	reasonMaybeRefused           = "MaybeRefused"
 )
 
 // conditions sets the conditions of one LoadBalancer.

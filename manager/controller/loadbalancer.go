@@ -113,12 +113,16 @@ func (r *loadBalancerReconciler) conflicting(ctx context.Context, g *v1alpha1.Ga
 	return out
 }
 
-// maybeFailing are those of namespaces of which the gateway does not name all that fail.
+// maybeFailing are those of namespaces of which the gateway does not name all that fail, or are refused.
 func (r *loadBalancerReconciler) maybeFailing(ctx context.Context, g *v1alpha1.Gateway) (out []reconcile.Request) {
-	if g.Status.Tries == nil {
-		return nil
+	unlisted := g.Status.Unlisted
+	if g.Status.Tries != nil {
+		unlisted = slices.Concat(unlisted, g.Status.Tries.Unlisted)
 	}
-	for _, namespace := range g.Status.Tries.Unlisted {
+	if slices.Contains(unlisted, v1alpha1.AllNamespaces) {
+		return r.inNamespace(ctx, "")
+	}
+	for _, namespace := range unlisted {
 		out = append(out, r.inNamespace(ctx, namespace)...)
 	}
 	return out
@@ -331,6 +335,8 @@ func (r *loadBalancerReconciler) observe(ctx context.Context, lb *v1alpha1.LoadB
 		c.set(v1alpha1.ConditionProgrammed, true, reasonProgrammed, "a gateway's dataplane holds it")
 	case view.failure != "" && !(view.undecided && c.holds(v1alpha1.ConditionProgrammed)):
 		c.set(v1alpha1.ConditionProgrammed, false, reasonDataplaneRefused, view.failure)
+	case len(view.unlisted) > 0 && !(view.undecided && c.holds(v1alpha1.ConditionProgrammed)):
+		c.put(v1alpha1.ConditionProgrammed, metav1.ConditionUnknown, reasonMaybeRefused, "nobody knows whether a dataplane holds it: "+phrase.Few(view.unlisted, "; "))
 	case view.lost():
 		c.put(v1alpha1.ConditionProgrammed, metav1.ConditionUnknown, reasonGatewaySilent, "nobody knows whether a dataplane holds it: "+phrase.Few(slices.Concat(view.unheard, view.problems), "; "))
 	case !c.isTrue(v1alpha1.ConditionProgrammed) || view.gateways == 0:
@@ -340,8 +346,8 @@ func (r *loadBalancerReconciler) observe(ctx context.Context, lb *v1alpha1.LoadB
 	case view.announced && c.isTrue(v1alpha1.ConditionProgrammed):
 		reason, message := view.announcement()
 		c.set(v1alpha1.ConditionAnnounced, true, reason, message)
-	case view.unknown:
-		c.put(v1alpha1.ConditionAnnounced, metav1.ConditionUnknown, reasonGatewaySilent, view.silence())
+	case view.unknown != "":
+		c.put(v1alpha1.ConditionAnnounced, metav1.ConditionUnknown, view.unknown, view.silence())
 	case view.silenced:
 		// Of this nothing stays true: nobody hears of an address, and no gateway is about to change that.
 		c.set(v1alpha1.ConditionAnnounced, false, reasonNotAnnounced, view.silence())

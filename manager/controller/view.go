@@ -32,12 +32,14 @@ type gatewayView struct {
 	// applied nor refused it.
 	failure   string
 	undecided bool
-	gateways  int
+	// unlisted names the gateways that may have refused it: they name only some of the refused LoadBalancers of its namespace, and not this one.
+	unlisted []string
+	gateways int
 	// unheard names the gateways that have not renewed their Leases, with since when. heard: another gateway renews its Lease and takes changes.
 	unheard []string
 	heard   bool
-	// unknown: one of the unanswered addresses may be announced by a gateway in unheard.
-	unknown bool
+	// unknown is the reason if one of the unanswered addresses may be announced, by a gateway in unheard or unlisted.
+	unknown string
 	// problems are the reasons why gateways take no changes at present.
 	problems []string
 	// broken names the gateways at which connections to it fail, with what happens. brokenReason is the condition's reason, from the first of them.
@@ -53,7 +55,7 @@ type gatewayView struct {
 func viewOf(gateways []v1alpha1.Gateway, silent map[string]string, pools []v1alpha1.AddressPool, lb *v1alpha1.LoadBalancer) gatewayView {
 	gateways = slices.SortedFunc(slices.Values(gateways), func(a, b v1alpha1.Gateway) int { return strings.Compare(a.Name, b.Name) })
 	view, grants := gatewayView{gateways: len(gateways)}, convert.Grants(lb)
-	refusals := make([]string, len(gateways))
+	refusals := make([]refusal, len(gateways))
 	for i := range gateways {
 		if since := silent[gateways[i].Name]; since != "" {
 			view.unheard = append(view.unheard, fmt.Sprintf("gateway %s: %s", gateways[i].Name, since))
@@ -79,7 +81,7 @@ func viewOf(gateways []v1alpha1.Gateway, silent map[string]string, pools []v1alp
 		if len(why) == 0 {
 			continue
 		}
-		view.announced, view.silenced, view.unknown = false, view.silenced || silenced, view.unknown || unknown
+		view.announced, view.silenced, view.unknown = false, view.silenced || silenced, cmp.Or(view.unknown, unknown)
 		view.unanswered = append(view.unanswered, fmt.Sprintf("%s is not announced: %s", grant.Address, phrase.Few(why, "; ")))
 	}
 	if view.applied {
@@ -102,29 +104,37 @@ func selectionOf(gateways []v1alpha1.Gateway, pools []v1alpha1.AddressPool, lb *
 	return chosen
 }
 
-// take adds what a gateway's dataplane has made of the LoadBalancer. It returns the reason of a refusal, empty if there is none.
-func (v *gatewayView) take(g *v1alpha1.Gateway, lb *v1alpha1.LoadBalancer) (refusal string) {
-	// The gateway does not name all refused LoadBalancers of this namespace: this one may be refused, too.
-	if slices.Contains(g.Status.Unlisted, lb.Namespace) {
-		refusal = fmt.Sprintf("more LoadBalancers of namespace %s are refused than it names, and this one may be among them", lb.Namespace)
-		v.problems = append(v.problems, fmt.Sprintf("gateway %s: %s", g.Name, refusal))
-	}
+// refusal is why a gateway's dataplane does not hold a LoadBalancer, empty if it is not known to have refused it. maybe: the gateway does not say which
+// LoadBalancers are refused, and this one may be among them.
+type refusal struct {
+	why   string
+	maybe bool
+}
+
+func (r refusal) known() bool { return r.why != "" && !r.maybe }
+
+// take adds what a gateway's dataplane has made of the LoadBalancer, and returns whether it was refused.
+func (v *gatewayView) take(g *v1alpha1.Gateway, lb *v1alpha1.LoadBalancer) (refused refusal) {
 	name := client.ObjectKeyFromObject(lb).String()
-	if i := slices.IndexFunc(g.Status.Failures, func(f v1alpha1.GatewayFailure) bool { return f.LoadBalancer == name }); i >= 0 {
-		refusal = g.Status.Failures[i].Record + ": " + g.Status.Failures[i].Message
-		v.failure = cmp.Or(v.failure, fmt.Sprintf("gateway %s: %s", g.Name, refusal))
+	switch i := slices.IndexFunc(g.Status.Failures, func(f v1alpha1.GatewayFailure) bool { return f.LoadBalancer == name }); {
+	case i >= 0:
+		refused.why = g.Status.Failures[i].Record + ": " + g.Status.Failures[i].Message
+		v.failure = cmp.Or(v.failure, fmt.Sprintf("gateway %s: %s", g.Name, refused.why))
+	case g.Status.NamesNotAll(lb.Namespace):
+		refused = refusal{fmt.Sprintf("more LoadBalancers of namespace %s are refused than it names, and this one may be among them", lb.Namespace), true}
+		v.unlisted = append(v.unlisted, fmt.Sprintf("gateway %s: %s", g.Name, refused.why))
 	}
 	if problem := problemOf(g); problem != "" {
 		v.problems = append(v.problems, fmt.Sprintf("gateway %s: %s", g.Name, problem))
 	}
 	switch {
-	case refusal != "":
+	case refused.why != "":
 	case applied(g, lb):
 		v.applied = true
 	default:
 		v.undecided = true
 	}
-	return refusal
+	return refused
 }
 
 // answersFor tells whether the gateway answers for one of the addresses, by its own status. It does not compare versions: the condition that
@@ -158,7 +168,7 @@ func (v *gatewayView) hear(g *v1alpha1.Gateway, lb *v1alpha1.LoadBalancer, answe
 		fails(v1alpha1.ReasonConnectionsFail, "%s: %s", f.Record, f.Message)
 		return
 	}
-	if answers && slices.Contains(g.Status.Tries.Unlisted, lb.Namespace) {
+	if answers && g.Status.Tries.NamesNotAll(lb.Namespace) {
 		fails(v1alpha1.ReasonConnectionsFail, "connections to more LoadBalancers of namespace %s fail than it names, and this one may be among them", lb.Namespace)
 	}
 }
@@ -176,10 +186,11 @@ func servedCondition(g *v1alpha1.Gateway) *metav1.Condition {
 func servesNothing(g *v1alpha1.Gateway) bool { return servedCondition(g) != nil }
 
 // unanswered says why no gateway announces an address: a reason for each gateway that could, none if a gateway announces it. silenced: this stays so
-// until somebody changes something. unknown: a gateway that has not renewed its Lease may announce it, and no other gateway is about to.
-func unanswered(gateways []v1alpha1.Gateway, silent map[string]string, refusals []string, grant ipam.Grant, serves func(string) bool, lb *v1alpha1.LoadBalancer) (why []string, silenced, unknown bool) {
+// until somebody changes something. unknown is the reason if a gateway may announce it of which nobody knows whether it does, and no other gateway is
+// about to.
+func unanswered(gateways []v1alpha1.Gateway, silent map[string]string, refusals []refusal, grant ipam.Grant, serves func(string) bool, lb *v1alpha1.LoadBalancer) (why []string, silenced bool, unknown string) {
 	if len(gateways) == 0 {
-		return []string{"there is no gateway"}, true, false
+		return []string{"there is no gateway"}, true, ""
 	}
 	silenced, chosen, about := true, false, false
 	for i := range gateways {
@@ -189,7 +200,7 @@ func unanswered(gateways []v1alpha1.Gateway, silent map[string]string, refusals 
 		}
 		chosen = true
 		if since := silent[g.Name]; since != "" {
-			unknown = true
+			unknown = reasonGatewaySilent
 			why = append(why, fmt.Sprintf("gateway %s: %s", g.Name, since))
 			continue
 		}
@@ -204,23 +215,29 @@ func unanswered(gateways []v1alpha1.Gateway, silent map[string]string, refusals 
 				continue
 			}
 		}
-		silenced = silenced && says != ""
-		if refusals[i] == "" && says == "" {
+		silenced = silenced && (says != "" || refusals[i].known())
+		switch {
+		case says != "":
+		case refusals[i].maybe:
+			unknown = cmp.Or(unknown, reasonMaybeRefused)
+		case refusals[i].why == "":
 			if announcedBy(g, lb) {
-				return nil, false, false
+				return nil, false, ""
 			}
 			about = about || problemOf(g) == ""
 			says = cmp.Or(problemOf(g), "it is about to announce it, or waits until another gateway withdraws it")
 		}
-		why = append(why, fmt.Sprintf("gateway %s: %s", g.Name, cmp.Or(refusals[i], says)))
+		why = append(why, fmt.Sprintf("gateway %s: %s", g.Name, cmp.Or(refusals[i].why, says)))
 	}
 	switch {
 	case !chosen:
-		return []string{fmt.Sprintf("no gateway has the labels that spec.gatewaySelector of AddressPool %s asks for", grant.Pool)}, true, false
+		return []string{fmt.Sprintf("no gateway has the labels that spec.gatewaySelector of AddressPool %s asks for", grant.Pool)}, true, ""
 	case len(why) == 0:
-		return []string{"no gateway is a candidate for it yet"}, false, false
+		return []string{"no gateway is a candidate for it yet"}, false, ""
+	case about:
+		return why, silenced, ""
 	}
-	return why, silenced, unknown && !about
+	return why, silenced, unknown
 }
 
 // announcedBy tells whether the gateway has announced those addresses of the LoadBalancer, as it stands, that it answers for.

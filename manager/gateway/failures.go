@@ -18,7 +18,7 @@ const (
 )
 
 // listed is what the Gateway object says of records that failed, of each tenant some: of each LoadBalancer the first one, and pools behind them.
-// Unlisted are the namespaces of which more LoadBalancers fail.
+// Unlisted are the namespaces of which more LoadBalancers fail; where those are too many as well, it is any.
 func listed(fails map[string]failure) (failures []v1alpha1.GatewayFailure, unlisted []string) {
 	of, named := map[string][]v1alpha1.GatewayFailure{}, map[string]bool{}
 	for _, record := range slices.Sorted(maps.Keys(fails)) { // which has frontends before pools
@@ -39,9 +39,12 @@ func listed(fails map[string]failure) (failures []v1alpha1.GatewayFailure, unlis
 		some = some[:min(len(some), share, maxFailures-len(failures))]
 		failures = append(failures, some...)
 		more := slices.ContainsFunc(of[namespace][len(some):], func(f v1alpha1.GatewayFailure) bool { return f.LoadBalancer != "" })
-		if more && len(unlisted) < maxFailures {
+		if more {
 			unlisted = append(unlisted, namespace)
 		}
+	}
+	if len(unlisted) > maxFailures {
+		unlisted = []string{v1alpha1.AllNamespaces}
 	}
 	return failures, unlisted
 }

@@ -51,6 +51,13 @@ func TestATenantWithManyFailuresHidesNobodyElses(t *testing.T) {
 	require.LessOrEqual(t, len(failures), maxFailures)
 	require.Len(t, named(failures), 202, "each is told of some")
 	require.Len(t, unlisted, 202)
+
+	for i := range maxFailures {
+		fail(fmt.Sprintf("tenant-%d", i+200), 2)
+	}
+	failures, unlisted = listed(fails)
+	require.Len(t, failures, maxFailures)
+	require.Equal(t, []string{v1alpha1.AllNamespaces}, unlisted, "there are more than can be named")
 }
 
 func TestPoolsOfATenantThatFailHideNobodyElses(t *testing.T) {

@@ -30,6 +30,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
+	"kubelb.k8c.io/api/faults"
 	"kubelb.k8c.io/api/plain"
 	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/ccm/convert"
@@ -62,6 +63,8 @@ type serviceReconciler struct {
 	tenant client.Client
 	hub    client.Client
 	events events.EventRecorder
+	// faults are those of Services that events have told of.
+	faults faults.Told
 	config Config
 	nodes  *nodesProblem
 	away   *away
@@ -140,6 +143,7 @@ func (r *serviceReconciler) reconcile(ctx context.Context, req reconcile.Request
 	var service corev1.Service
 	err := r.tenant.Get(ctx, req.NamespacedName, &service)
 	if apierrors.IsNotFound(err) {
+		r.faults.End(req.NamespacedName)
 		_, err := r.deleteFromHub(ctx, req.NamespacedName, "")
 		return reconcile.Result{}, err
 	}
@@ -356,28 +360,52 @@ func (r *serviceReconciler) publish(ctx context.Context, service *corev1.Service
 	if err := r.tenant.Status().Patch(ctx, service, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})); err != nil {
 		return client.IgnoreNotFound(err)
 	}
-	if len(service.Status.LoadBalancer.Ingress) > 0 && !equality.Semantic.DeepEqual(before.Status.LoadBalancer, service.Status.LoadBalancer) {
+	ensured := len(service.Status.LoadBalancer.Ingress) > 0 && !equality.Semantic.DeepEqual(before.Status.LoadBalancer, service.Status.LoadBalancer)
+	if ensured {
 		r.event(service, corev1.EventTypeNormal, eventEnsured, "Ensured load balancer")
 	}
 	changed := known == nil || known.Reason != condition.Reason || known.Message != condition.Message
 	if changed || !equality.Semantic.DeepEqual(before.Status.LoadBalancer, service.Status.LoadBalancer) {
 		r.log(ctx, service, condition)
 	}
-	switch {
-	case !changed:
-	case condition.Reason == translate.ReasonNoNodes, condition.Reason == translate.ReasonNoNodesOfFamily:
-		r.event(service, corev1.EventTypeWarning, eventUnavailable, condition.Message)
-	case condition.Reason == v1alpha1.ReasonAddressConflict:
-		r.event(service, corev1.EventTypeWarning, condition.Reason, condition.Message)
-	case condition.Status != metav1.ConditionTrue && !waiting[condition.Reason]:
-		r.event(service, corev1.EventTypeWarning, eventSyncFailed, condition.Message)
+	if changed {
+		r.tell(service, known, condition, problems, ensured)
+	}
+	return nil
+}
+
+// tell tells in events what is wrong with a Service, or that it is over; not if another event has just told that it is served (ensured).
+func (r *serviceReconciler) tell(service *corev1.Service, known *metav1.Condition, condition metav1.Condition, problems []translate.Problem, ensured bool) {
+	key := client.ObjectKeyFromObject(service)
+	reason := faultOf(condition)
+	if reason != "" {
+		r.event(service, corev1.EventTypeWarning, reason, condition.Message)
+		r.faults.Begin(key)
 	}
 	for _, p := range problems {
-		if changed && p.Partial {
+		if p.Partial {
 			r.event(service, corev1.EventTypeWarning, eventSyncFailed, p.Message)
 		}
 	}
-	return nil
+	if reason != "" || condition.Status != metav1.ConditionTrue {
+		return
+	}
+	if told := r.faults.End(key); !ensured && (told || known != nil && faultOf(*known) != "") {
+		r.event(service, corev1.EventTypeNormal, faults.Reason, faults.Note(condition.Message))
+	}
+}
+
+// faultOf is the reason of the event that tells of a condition, empty if it says of nothing that is wrong, or only of a while.
+func faultOf(c metav1.Condition) string {
+	switch {
+	case c.Reason == translate.ReasonNoNodes, c.Reason == translate.ReasonNoNodesOfFamily:
+		return eventUnavailable
+	case c.Reason == v1alpha1.ReasonAddressConflict:
+		return c.Reason
+	case c.Status != metav1.ConditionTrue && !waiting[c.Reason]:
+		return eventSyncFailed
+	}
+	return ""
 }
 
 // log writes a line for operators: how the Service is served, or a warning that says why it is not.
@@ -447,6 +475,7 @@ func (r *serviceReconciler) clearStatus(ctx context.Context, service *corev1.Ser
 	before := service.DeepCopy()
 	service.Status.LoadBalancer = corev1.LoadBalancerStatus{}
 	meta.RemoveStatusCondition(&service.Status.Conditions, conditionReady)
+	r.faults.End(client.ObjectKeyFromObject(service))
 	if equality.Semantic.DeepEqual(before.Status, service.Status) {
 		return nil
 	}

@@ -25,6 +25,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
+	"kubelb.k8c.io/api/faults"
 	"kubelb.k8c.io/api/plain"
 	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/core/ipam"
@@ -38,6 +39,8 @@ import (
 type loadBalancerReconciler struct {
 	client client.Client
 	events events.EventRecorder
+	// faults are those that events have told of.
+	faults faults.Told
 	// reader asks the API server itself; namespace is where the gateways' Leases are.
 	reader    client.Reader
 	namespace string
@@ -409,7 +412,7 @@ func worthAnEvent(c *metav1.Condition) bool {
 	return c.Status != metav1.ConditionTrue
 }
 
-// write updates the status where it differs and tells in an event what changed for the worse.
+// write updates the status where it differs, and tells in an event what changed for the worse, or that it is over.
 func (r *loadBalancerReconciler) write(ctx context.Context, before, lb *v1alpha1.LoadBalancer) error {
 	if equality.Semantic.DeepEqual(before.Status, lb.Status) {
 		return nil
@@ -421,12 +424,25 @@ func (r *loadBalancerReconciler) write(ctx context.Context, before, lb *v1alpha1
 	if len(before.Status.LoadBalancer.Ingress) == 0 && len(lb.Status.LoadBalancer.Ingress) > 0 {
 		r.metrics.ready.Observe(time.Since(lb.CreationTimestamp.Time).Seconds())
 	}
+	r.tell(before, lb)
+	return nil
+}
+
+func (r *loadBalancerReconciler) tell(before, lb *v1alpha1.LoadBalancer) {
+	key := client.ObjectKeyFromObject(lb)
 	for _, kind := range []string{v1alpha1.ConditionAccepted, v1alpha1.ConditionAddressAllocated, v1alpha1.ConditionProgrammed, v1alpha1.ConditionAnnounced, v1alpha1.ConditionServed} {
 		was, is := meta.FindStatusCondition(before.Status.Conditions, kind), meta.FindStatusCondition(lb.Status.Conditions, kind)
 		if is != nil && worthAnEvent(is) && (was == nil || was.Message != is.Message) {
+			r.faults.Begin(key)
 			r.events.Eventf(lb, nil, corev1.EventTypeWarning, is.Reason, "Sync", "%s", plain.Note(is.Message))
-			return nil
+			return
 		}
 	}
-	return nil
+	was, is := meta.FindStatusCondition(before.Status.Conditions, v1alpha1.ConditionReady), meta.FindStatusCondition(lb.Status.Conditions, v1alpha1.ConditionReady)
+	if is == nil || is.Status != metav1.ConditionTrue || worthAnEvent(is) {
+		return
+	}
+	if told := r.faults.End(key); told || was != nil && worthAnEvent(was) {
+		r.events.Eventf(lb, nil, corev1.EventTypeNormal, faults.Reason, "Sync", "%s", plain.Note(faults.Note(is.Message)))
+	}
 }

@@ -20,6 +20,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
+	"kubelb.k8c.io/api/faults"
 	"kubelb.k8c.io/api/plain"
 	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/core/translate"
@@ -223,6 +224,7 @@ func TestAnAddressThatAnotherHostHasIsToldOfWhereItsServiceIs(t *testing.T) {
 	require.NoError(t, c.Update(t.Context(), gateway))
 	require.Empty(t, r.conflicting(t.Context(), gateway))
 	require.Equal(t, "Ready", says().Reason)
+	require.Equal(t, []string{"Normal Ready served again"}, drained(r))
 }
 
 func TestAStatusIsWrittenHoweverLongWhatATenantWroteIs(t *testing.T) {
@@ -265,9 +267,18 @@ func TestALoadBalancerThatNobodyHearsOfAnyMoreIsNotReady(t *testing.T) {
 	}
 	require.NotEmpty(t, lb.Status.LoadBalancer.Ingress, "the Service keeps its address")
 	require.Contains(t, strings.Join(drained(r), "\n"), "NotAnnounced", "an event says so")
-	gateway.Status.Silent = nil
+	gateway.Status.Silent, gateway.Status.AnnouncedResourceVersion = nil, ""
+	require.NoError(t, c.Update(t.Context(), gateway))
+	require.Equal(t, "WaitingForAnnouncement", condition(v1alpha1.ConditionReady).Reason)
+	require.Empty(t, drained(r), "it is not over yet")
+	gateway.Status.AnnouncedResourceVersion = "1000000"
 	require.NoError(t, c.Update(t.Context(), gateway))
 	require.Equal(t, metav1.ConditionTrue, condition(v1alpha1.ConditionReady).Status)
+	require.Equal(t, []string{"Normal Ready served again"}, drained(r))
+	lb.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
+	require.NoError(t, c.Update(t.Context(), lb))
+	require.Equal(t, metav1.ConditionTrue, condition(v1alpha1.ConditionReady).Status)
+	require.Empty(t, drained(r), "a change is no fault")
 }
 
 // What a gateway believes of its dataplane is not all that there is to say.
@@ -299,7 +310,7 @@ func TestWhatATryFindsIsSaidWhereItsServiceIs(t *testing.T) {
 		require.Nil(t, served, name)
 		require.Equal(t, metav1.ConditionTrue, ready.Status, name)
 	}
-	drained(r)
+	require.Empty(t, drained(r), "that it is served for the first time is no end of anything")
 
 	named := &v1alpha1.GatewayTries{Failing: 1, Failures: []v1alpha1.GatewayFailure{{LoadBalancer: "tenant-a/web", Record: "frontend TCP 203.0.113.1:80", Message: "connections get no answer"}}}
 	served, ready := says(tries(named))
@@ -326,6 +337,14 @@ func TestWhatATryFindsIsSaidWhereItsServiceIs(t *testing.T) {
 	served, ready = says(func(s *v1alpha1.GatewayStatus) { s.Conditions = nil })
 	require.Nil(t, served)
 	require.Equal(t, metav1.ConditionTrue, ready.Status)
+	told := drained(r)
+	require.Equal(t, "Normal Ready served again", told[len(told)-1])
+
+	says(tries(named))
+	r.faults = faults.Told{}
+	drained(r)
+	says(tries(nil))
+	require.Equal(t, []string{"Normal Ready served again"}, drained(r), "a process that has just begun knows from the status what was told")
 }
 
 // One whose dataplane hangs while it drains is not why connections fail that come to another one.

@@ -78,6 +78,16 @@ type GatewayStatus struct {
 	// +optional
 	// +kubebuilder:validation:MaxItems=1000
 	Candidates []string `json:"candidates,omitempty"`
+	// WithoutIPv4 are those of the candidates that answer for no IPv4 address, since their interfaces do not carry IPv4.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MaxItems=1000
+	WithoutIPv4 []string `json:"withoutIPv4,omitempty"`
+	// WithoutIPv6 are those that answer for no IPv6 address.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MaxItems=1000
+	WithoutIPv6 []string `json:"withoutIPv6,omitempty"`
 	// BGPSessions are those with the routers that BGPPeer objects name, where addresses are announced by BGP.
 	// +optional
 	// +listType=map

@@ -679,6 +679,16 @@ func (in *GatewayStatus) DeepCopyInto(out *GatewayStatus) {
 		*out = make([]string, len(*in))
 		copy(*out, *in)
 	}
+	if in.WithoutIPv4 != nil {
+		in, out := &in.WithoutIPv4, &out.WithoutIPv4
+		*out = make([]string, len(*in))
+		copy(*out, *in)
+	}
+	if in.WithoutIPv6 != nil {
+		in, out := &in.WithoutIPv6, &out.WithoutIPv6
+		*out = make([]string, len(*in))
+		copy(*out, *in)
+	}
 	if in.BGPSessions != nil {
 		in, out := &in.BGPSessions, &out.BGPSessions
 		*out = make([]BGPSession, len(*in))

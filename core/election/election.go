@@ -11,12 +11,18 @@ import (
 	"hash/fnv"
 	"net/netip"
 	"slices"
+
+	"kubelb.k8c.io/core/ipam"
 )
 
 // View is what a gateway decides by.
 type View struct {
 	// Candidates are the names of the gateways that may answer, sorted.
 	Candidates []string `json:"candidates"`
+	// Without4 and Without6 are those of the candidates, sorted, that carry no IPv4 or no IPv6: they answer for no address of the family. Each
+	// candidate says so of itself, by its name in its own view.
+	Without4 []string `json:"without4,omitempty"`
+	Without6 []string `json:"without6,omitempty"`
 	// Configuration stands for everything else that decides: which gateways serve which addresses. What gateways of different
 	// configurations answer for cannot be known.
 	Configuration string `json:"configuration,omitempty"`
@@ -24,7 +30,26 @@ type View struct {
 
 // Equal tells whether two views lead to the same choices.
 func (v View) Equal(o View) bool {
-	return v.Configuration == o.Configuration && slices.Equal(v.Candidates, o.Candidates)
+	return v.Configuration == o.Configuration && slices.Equal(v.Candidates, o.Candidates) && slices.Equal(v.Without4, o.Without4) && slices.Equal(v.Without6, o.Without6)
+}
+
+// Without are the candidates that carry nothing of a family.
+func (v *View) Without(f ipam.Family) *[]string {
+	if f == ipam.IPv4 {
+		return &v.Without4
+	}
+	return &v.Without6
+}
+
+// Winner is the candidate that answers for the address by the view, "" if there is none; serves is as Winner has it.
+func (v View) Winner(address netip.Addr, serves func(string) bool) string {
+	without := *v.Without(ipam.FamilyOf(address))
+	if len(without) == 0 {
+		return Winner(address, v.Candidates, serves)
+	}
+	return Winner(address, v.Candidates, func(name string) bool {
+		return !slices.Contains(without, name) && (serves == nil || serves(name))
+	})
 }
 
 // Winner is the candidate that answers for the address, "" if there is none. serves says which candidates serve it at all; nil
@@ -66,7 +91,7 @@ func (p Peer) stranger(own View) bool {
 
 // wins tells whether the peer has published a view of the same configuration by which the address is its own.
 func (p Peer) wins(address netip.Addr, own View, serves func(string) bool) bool {
-	return p.View.Configuration == own.Configuration && Winner(address, p.View.Candidates, serves) == p.Name
+	return p.View.Configuration == own.Configuration && p.View.Winner(address, serves) == p.Name
 }
 
 // Acts tells whether a gateway that wins the address by the own view may have it by now: it is this one (self), or a peer that has published a

@@ -11,7 +11,6 @@ import (
 	"sync"
 	"time"
 
-	"kubelb.k8c.io/backends/dataplane/preflight"
 	"kubelb.k8c.io/core/ipam"
 	"kubelb.k8c.io/core/phrase"
 	"kubelb.k8c.io/manager/uplink"
@@ -49,8 +48,8 @@ type Layer2Options struct {
 	Changed func()
 	Log     *slog.Logger
 
-	// disabled tells whether an interface has no IPv6; nil asks the kernel.
-	disabled func(string) bool
+	// lackOf is why an interface carries nothing of a family; nil asks the kernel.
+	lackOf func(string, uplink.State, ipam.Family) (string, error)
 }
 
 // NewLayer2 answers on the named interfaces.
@@ -61,8 +60,8 @@ func NewLayer2(o Layer2Options) *Layer2 {
 	if o.Changed == nil {
 		o.Changed = func() {}
 	}
-	if o.disabled == nil {
-		o.disabled = disabled
+	if o.lackOf == nil {
+		o.lackOf = lackOf
 	}
 	return &Layer2{options: o, owned: map[netip.Addr]bool{}, asked: map[netip.Addr]int{}, links: map[string]*link{}, claims: map[netip.Addr]*claim{}}
 }
@@ -73,6 +72,7 @@ const (
 	announcementsPause = 700 * time.Millisecond
 	refreshes          = time.Minute // how often everything is announced again
 	refreshBatch       = 256
+	familyChecks       = time.Second // how often it is looked which families interfaces carry
 	// Other holders of each address are asked for every askRound seconds: of some addresses each second, of maxAsks at most.
 	askRound, maxAsks = 25, 200
 )
@@ -186,8 +186,7 @@ func (l *Layer2) able() bool {
 	return false
 }
 
-// Silent is why nothing is said of addresses of a family: no interface is up, or has the family. An interface whose IPv6 is turned off drops what comes
-// in for an address, whoever answers for it.
+// Silent is why nothing is said of addresses of a family: no interface is up, or carries the family.
 func (l *Layer2) Silent(f ipam.Family) string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -198,22 +197,14 @@ func (l *Layer2) Silent(f ipam.Family) string {
 			why = append(why, "interface "+name+" is not there")
 		case !k.up():
 			why = append(why, "interface "+name+" is down, or has no carrier")
-		case f == ipam.IPv6 && l.options.disabled(name):
-			why = append(why, fmt.Sprintf("IPv6 is turned off on interface %s; run: %s", name, preflight.SetSysctl(ipv6Setting(name), "0")))
+		case k.lacks[f] != "":
+			why = append(why, k.lacks[f])
 		default:
 			return ""
 		}
 	}
 	return phrase.Few(why, "; ")
 }
-
-// disabled tells whether an interface has no IPv6 (ip-sysctl.rst). A kernel without any has no such setting.
-func disabled(name string) bool {
-	value, err := preflight.Host{}.SysctlValue(ipv6Setting(name))
-	return err != nil || value == "1"
-}
-
-func ipv6Setting(name string) string { return "net/ipv6/conf/" + name + "/disable_ipv6" }
 
 // Run answers until ctx ends. An interface that is not there is an error at the beginning only: one that goes later is waited for,
 // and harms no other.
@@ -227,6 +218,7 @@ func (l *Layer2) Run(ctx context.Context) error {
 			}
 			return fmt.Errorf("announce on interface %s (needs CAP_NET_RAW): %w", name, err)
 		}
+		l.lookAt(k, k.state)
 		links = append(links, k)
 	}
 	var running sync.WaitGroup
@@ -236,6 +228,7 @@ func (l *Layer2) Run(ctx context.Context) error {
 	running.Go(func() { every(ctx, refreshes, l.refresh) })
 	running.Go(func() { every(ctx, time.Second, l.askSome) })
 	running.Go(func() { every(ctx, claimChecks, l.follow) })
+	running.Go(func() { every(ctx, familyChecks, l.lookAtFamilies) })
 	<-ctx.Done()
 	l.mu.Lock()
 	l.owned, l.asked = map[netip.Addr]bool{}, map[netip.Addr]int{}

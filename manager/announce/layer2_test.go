@@ -2,6 +2,7 @@ package announce
 
 import (
 	"encoding/hex"
+	"errors"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -186,15 +187,33 @@ func TestAQuestionForOnesOwnAddressTellsNobodyWhereItIs(t *testing.T) {
 }
 
 func TestAnInterfaceWithoutIPv6IsSilentOfIPv6Addresses(t *testing.T) {
-	off := map[string]bool{"test0": true}
-	l := NewLayer2(Layer2Options{Interfaces: []string{"test0", "test1"}, Log: slog.New(slog.DiscardHandler), disabled: func(name string) bool { return off[name] }})
+	changes, off := 0, map[string]string{"test0": "IPv6 is turned off on interface test0"}
+	l := NewLayer2(Layer2Options{Interfaces: []string{"test0", "test1"}, Log: slog.New(slog.DiscardHandler), Changed: func() { changes++ },
+		lackOf: func(name string, _ uplink.State, f ipam.Family) (string, error) {
+			if off[name] == "?" {
+				return "", errors.New("interrupted")
+			}
+			return map[ipam.Family]string{ipam.IPv6: off[name]}[f], nil
+		}})
 	require.Equal(t, "interface test0 is not there; interface test1 is not there", l.Silent(ipam.IPv4))
 	l.links["test0"] = testLink()
 	require.Contains(t, l.Silent(ipam.IPv4), "interface test0 is down, or has no carrier")
 	l.links["test0"].sockets = &sockets{}
+	l.lookAtFamilies()
+	require.Equal(t, 1, changes)
 	require.Empty(t, l.Silent(ipam.IPv4))
-	require.Contains(t, l.Silent(ipam.IPv6), "IPv6 is turned off on interface test0; run: sysctl -w net.ipv6.conf.test0.disable_ipv6=0")
+	require.Equal(t, "IPv6 is turned off on interface test0; interface test1 is not there", l.Silent(ipam.IPv6))
 	l.links["test1"] = testLink()
-	l.links["test1"].sockets = &sockets{}
+	l.links["test1"].name, l.links["test1"].sockets = "test1", &sockets{}
+	l.lookAtFamilies()
+	require.Equal(t, 1, changes)
 	require.Empty(t, l.Silent(ipam.IPv6), "the other one has it")
+	off["test0"], off["test1"] = "?", "off"
+	l.lookAtFamilies()
+	require.Equal(t, 2, changes, "the election is to follow")
+	require.Equal(t, "IPv6 is turned off on interface test0; off", l.Silent(ipam.IPv6), "what cannot be found out is as before")
+	off["test0"] = ""
+	l.lookAtFamilies()
+	require.Equal(t, 3, changes)
+	require.Empty(t, l.Silent(ipam.IPv6))
 }

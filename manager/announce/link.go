@@ -25,6 +25,8 @@ type link struct {
 	// state is what the interface is. sockets are nil while it is not there, or they failed.
 	state   uplink.State
 	sockets *sockets
+	// lacks are why it carries nothing of a family.
+	lacks lacks
 	// noted are groups to look at: they are to be joined, or left. wake tells keep of them.
 	noted map[netip.Addr]bool
 	wake  chan struct{}
@@ -34,7 +36,7 @@ type link struct {
 }
 
 func newLink(name string) *link {
-	return &link{name: name, noted: map[netip.Addr]bool{}, wake: make(chan struct{}, 1), unjoined: map[netip.Addr]bool{}}
+	return &link{name: name, lacks: lacks{}, noted: map[netip.Addr]bool{}, wake: make(chan struct{}, 1), unjoined: map[netip.Addr]bool{}}
 }
 
 // up tells whether anything can be heard and said on the link.
@@ -317,7 +319,7 @@ func (l *Layer2) Checks() (checks []dataplane.Check) {
 		case k.problem != "":
 			check.Found = fmt.Sprintf("%d groups of IPv6 addresses are not joined: %s", len(k.unjoined), k.problem)
 			check.Advice = "enable IPv6 at the interface, and add gateways if there are more groups than one may join"
-		case l.options.disabled(name):
+		case disabled(name):
 			check.Found, check.Command = "IPv6 is disabled there, so that the kernel tells switches of no group", preflight.SetSysctl(ipv6Setting(name), "0")
 		default:
 			continue

@@ -9,11 +9,13 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
+	"kubelb.k8c.io/core/ipam"
 	"kubelb.k8c.io/manager/uplink"
 	"kubelb.k8c.io/manager/uplink/segment"
 )
@@ -225,4 +227,47 @@ func TestAddressesOfOneGroupAreAskedForInItUntilTheLastOneLeaves(t *testing.T) {
 		require.Equal(t, c.noted, l.links["test0"].noted[group])
 	}
 	require.Empty(t, l.asked)
+}
+
+// Which families an interface carries comes and goes while it is up: the kernel says so, and the gateway follows.
+func TestAnInterfaceIsSilentOfAFamilyThatItDoesNotCarry(t *testing.T) {
+	segment.Run(t, segment.Options{}, func(s *segment.Segment) {
+		s.Plug("uplink", uplinkMAC.String())
+		l := answering(t)
+		becomes := func(f ipam.Family, why string) {
+			t.Helper()
+			require.Eventually(t, func() bool {
+				is := l.Silent(f)
+				return why == "" && is == "" || why != "" && strings.Contains(is, why)
+			}, 2*soon, 10*time.Millisecond, "%q", why)
+		}
+		sysctl := func(name, value string) {
+			t.Helper()
+			require.NoError(t, os.WriteFile("/proc/sys/net/ipv6/conf/uplink/"+name, []byte(value), 0))
+		}
+		const unnumbered = "interface uplink has no IPv4 address, and no IPv4 route leads out of it"
+		becomes(ipam.IPv4, unnumbered)
+		s.IP("route add 203.0.113.0/24 dev uplink table 7")
+		becomes(ipam.IPv4, "")
+		s.IP("route delete 203.0.113.0/24 dev uplink table 7")
+		becomes(ipam.IPv4, unnumbered)
+		s.IP("address add 203.0.113.2/24 dev uplink")
+		becomes(ipam.IPv4, "")
+
+		becomes(ipam.IPv6, "")
+		sysctl("disable_ipv6", "1")
+		becomes(ipam.IPv6, "IPv6 is turned off on interface uplink; run: sysctl -w net.ipv6.conf.uplink.disable_ipv6=0")
+		require.Empty(t, l.Silent(ipam.IPv4))
+		sysctl("disable_ipv6", "0")
+		becomes(ipam.IPv6, "")
+		s.IP("-6 address flush dev uplink")
+		s.IP("-6 address add 2001:db8::2/64 dev uplink nodad")
+		becomes(ipam.IPv6, "interface uplink has no link-local IPv6 address")
+		s.IP("-6 address add fe80::2/64 dev uplink nodad")
+		becomes(ipam.IPv6, "")
+		s.IP("link set uplink mtu 1000")
+		becomes(ipam.IPv6, "the MTU of interface uplink is 1000 bytes, and IPv6 needs 1280")
+		s.IP("link set uplink mtu 1500")
+		becomes(ipam.IPv6, "")
+	})
 }

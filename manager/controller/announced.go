@@ -13,6 +13,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/manager/convert"
 )
 
 // whereAnnouncedElsewhere wakes up all LoadBalancers when addresses may be announced by others than before, or by nobody. What else gateways say wakes up
@@ -45,7 +46,7 @@ func gatewayMatters(before, after client.Object) bool {
 	case !servesNothing(is):
 		return false
 	}
-	return !slices.Equal(was.Status.Candidates, is.Status.Candidates) || was.Status.AnnouncedAddresses != is.Status.AnnouncedAddresses
+	return !convert.Election(was).Equal(convert.Election(is)) || was.Status.AnnouncedAddresses != is.Status.AnnouncedAddresses
 }
 
 // poolMatters tells whether the pool chooses other gateways.

@@ -13,7 +13,6 @@ import (
 
 	"kubelb.k8c.io/api/plain"
 	"kubelb.k8c.io/api/v1alpha1"
-	"kubelb.k8c.io/core/election"
 	"kubelb.k8c.io/core/ipam"
 	"kubelb.k8c.io/core/phrase"
 	"kubelb.k8c.io/manager/convert"
@@ -143,7 +142,7 @@ func answersFor(g *v1alpha1.Gateway, grants []ipam.Grant, chosen *selection.Sele
 	return slices.ContainsFunc(grants, func(grant ipam.Grant) bool {
 		serves := chosen.ServingAddress(grant.Address)
 		if g.Status.Elects {
-			return election.Winner(grant.Address, g.Status.Candidates, serves) == g.Name
+			return convert.Election(g).Winner(grant.Address, serves) == g.Name
 		}
 		return g.Status.AnnouncedAddresses > 0 && (serves == nil || serves(g.Name))
 	})
@@ -206,7 +205,7 @@ func unanswered(gateways []v1alpha1.Gateway, silent map[string]string, refusals 
 		}
 		says := convert.Silence(g, ipam.FamilyOf(grant.Address))
 		if g.Status.Elects {
-			winner := election.Winner(grant.Address, g.Status.Candidates, serves)
+			winner := convert.Election(g).Winner(grant.Address, serves)
 			if winner != "" && winner != g.Name {
 				continue
 			}

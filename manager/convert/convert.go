@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 
 	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/core/election"
 	"kubelb.k8c.io/core/ipam"
 	"kubelb.k8c.io/core/model"
 	"kubelb.k8c.io/core/translate"
@@ -379,6 +380,11 @@ func (a *annotations) address(text string) netip.Addr {
 		return netip.IPv4Unspecified()
 	}
 	return address.Unmap()
+}
+
+// Election is by what a gateway, as its status says, finds the one that answers for an address.
+func Election(g *v1alpha1.Gateway) election.View {
+	return election.View{Candidates: g.Status.Candidates, Without4: g.Status.WithoutIPv4, Without6: g.Status.WithoutIPv6}
 }
 
 // Silence says why a gateway announces addresses of a family to nobody, empty if it announces them.

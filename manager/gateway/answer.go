@@ -10,6 +10,7 @@ import (
 
 	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/core/election"
+	"kubelb.k8c.io/core/ipam"
 	"kubelb.k8c.io/manager/membership"
 )
 
@@ -29,7 +30,9 @@ type answering struct {
 	known     string
 	waiting   int
 	candidacy candidacy
-	view      election.View
+	// carries is when this gateway stands for addresses of a family that its interfaces may carry or not.
+	carries map[ipam.Family]*candidacy
+	view    election.View
 	// untold are addresses about which others are to be asked than the backend has been told.
 	// telling are those that it is being told.
 	untold, telling map[netip.Addr]bool
@@ -70,10 +73,13 @@ func (g *Gateway) elect(ctx context.Context) {
 		slices.Sort(candidates)
 	}
 	a.view.Candidates = candidates
+	for _, f := range []ipam.Family{ipam.IPv4, ipam.IPv6} {
+		*a.view.Without(f) = g.without(f, peers, able, known, now)
+	}
 	told := a.member.Told(a.view)
 	decided := g.decide(ctx, fmt.Sprint(holds, told, a.view, peers), func(address netip.Addr) (string, bool) {
 		serves := g.selection.ServingAddress(address)
-		name := election.Winner(address, candidates, serves)
+		name := a.view.Winner(address, serves)
 		// One that is to have it and does not know that yet knows nobody to ask, either: who had it before has it still.
 		if election.Acts(name, g.options.Name, address, a.view, peers, serves) {
 			a.handover.take(address, name, g.options.Name, now)
@@ -88,6 +94,28 @@ func (g *Gateway) elect(ctx context.Context) {
 	g.beginAnew(kept)
 	// It says what it acts upon after it has let go of what is not its own by that.
 	a.member.Say(membership.Said{View: a.view, Candidate: candidate, Leaving: g.draining(), Serves: able, Reached: g.reached(works)})
+}
+
+// without are the candidates that carry nothing of a family, as they say themselves. This one stands for the family again as it stands at all: after it
+// was able to for a while.
+func (g *Gateway) without(f ipam.Family, peers []election.Peer, able, known bool, now time.Time) (without []string) {
+	a := &g.answering
+	others := 0
+	for _, p := range peers {
+		switch {
+		case !slices.Contains(a.view.Candidates, p.Name):
+		case slices.Contains(*p.View.Without(f), p.Name):
+			without = append(without, p.Name)
+		default:
+			others++
+		}
+	}
+	stands := a.carries[f].stands(able && g.options.Announcer.Silent(f) == "", others > 0 || !known, a.permit.alone(), now)
+	if !stands && slices.Contains(a.view.Candidates, g.options.Name) {
+		without = append(without, g.options.Name)
+	}
+	slices.Sort(without)
+	return without
 }
 
 // beginAnew follows when nothing is answered for any more since what the gateway had was not kept. With a lease it may look again.
@@ -194,7 +222,15 @@ func (g *Gateway) decide(ctx context.Context, known string, holder func(netip.Ad
 
 // undecided tells whether something may change by the passing of time alone.
 func (a *answering) undecided() bool {
-	return a.elects && (a.waiting > 0 || !a.candidacy.stood)
+	if !a.elects {
+		return false
+	}
+	for _, c := range a.carries {
+		if !c.stood && !c.since.IsZero() {
+			return true
+		}
+	}
+	return a.waiting > 0 || !a.candidacy.stood
 }
 
 // answered is the number of addresses that are answered for.

@@ -288,3 +288,53 @@ func TestAGatewayThatComesBackStandsAfterItWasWellForAWhileAndLaterEachTime(t *t
 	require.False(t, c.stands(false, true, false, now))
 	require.Equal(t, 2*returnAfter, c.wait(), "what was long ago counts no more")
 }
+
+func TestAGatewayAnswersForAddressesOfTheFamiliesThatItsInterfacesCarry(t *testing.T) {
+	four, six, both := netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("2001:db8:f::1"), []string{"g", "other"}
+	for election.Winner(four, both, nil) != "other" {
+		four = four.Next()
+	}
+	for election.Winner(six, both, nil) != "g" {
+		six = six.Next()
+	}
+	h := &hub{}
+	h.take()
+	g := h.gateway()
+	b, why := board{}, map[ipam.Family]string{ipam.IPv6: "IPv6 is turned off"}
+	g.options.Announcer = mute{b, true, why}
+	for _, a := range []netip.Addr{four, six} {
+		g.note(model.Delta{UpsertFrontends: []model.Frontend{{FrontendKey: model.FrontendKey{VIP: a, Protocol: model.TCP, Port: 80}}}}, nil)
+	}
+	elections(t, g)
+	require.Equal(t, board{four: true}, b)
+	require.Equal(t, []string{"g"}, h.said.Without6, "others are told")
+	require.Empty(t, h.said.Without4)
+	require.False(t, g.answering.undecided(), "nothing changes by itself")
+
+	delete(why, ipam.IPv6)
+	elections(t, g)
+	require.Equal(t, board{four: true, six: true}, b, "nobody else stands")
+	require.Empty(t, h.said.Without6)
+
+	// Another one stands that would have the IPv4 address by its name, and carries IPv6 alone.
+	other := election.Peer{Name: "other", View: election.View{Candidates: both, Without4: []string{"other"}}}
+	h.candidates, h.peers = []string{"other"}, []election.Peer{other}
+	elections(t, g)
+	require.Equal(t, board{four: true, six: true}, b)
+	require.Equal(t, []string{"other"}, h.said.Without4)
+
+	why[ipam.IPv6] = "it has gone"
+	g.elect(t.Context())
+	require.Equal(t, board{four: true}, b, "it lets go at once")
+	require.Equal(t, []string{"g"}, h.said.Without6)
+
+	delete(why, ipam.IPv6)
+	elections(t, g)
+	require.Equal(t, board{four: true}, b, "one that comes back waits a while")
+	require.True(t, g.answering.undecided())
+	g.answering.carries[ipam.IPv6].since = time.Now().Add(-2 * returnAfter)
+	elections(t, g)
+	require.Equal(t, board{four: true, six: true}, b)
+	require.True(t, h.said.Candidate, "it was one all the time")
+	require.False(t, g.answering.undecided())
+}

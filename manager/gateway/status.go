@@ -49,6 +49,8 @@ func (g *Gateway) publish() {
 		AnnouncedAddresses: g.answering.answered(),
 		Elects:             g.answering.elects,
 		Candidates:         g.answering.view.Candidates,
+		WithoutIPv4:        g.answering.view.Without4,
+		WithoutIPv6:        g.answering.view.Without6,
 		Tenants:            g.usedNow(time.Now()),
 		HostAddresses:      g.hosts.published(),
 		Silent:             g.silent(time.Now()),

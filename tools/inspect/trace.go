@@ -103,7 +103,7 @@ func (h *Hub) selection(address netip.Addr, t *Trace) *selection.Selection {
 // answerers are the gateways to which packets come: one where they elect, all that serve the pool where each announces.
 func (h *Hub) answerers(address netip.Addr, chosen *selection.Selection, t *Trace) {
 	serves := chosen.ServingAddress(address)
-	candidates := map[string]bool{}
+	candidates, without := map[string]bool{}, map[string]bool{}
 	elects := false
 	for i := range h.Gateways {
 		g := &h.Gateways[i]
@@ -112,8 +112,12 @@ func (h *Hub) answerers(address netip.Addr, chosen *selection.Selection, t *Trac
 		}
 		if g.Status.Elects {
 			elects = true
-			for _, c := range g.Status.Candidates {
+			view := convert.Election(g)
+			for _, c := range view.Candidates {
 				candidates[c] = true
+			}
+			for _, c := range *view.Without(ipam.FamilyOf(address)) {
+				without[c] = true
 			}
 			continue
 		}
@@ -131,6 +135,10 @@ func (h *Hub) answerers(address netip.Addr, chosen *selection.Selection, t *Trac
 		}
 	}
 	slices.Sort(names)
+	// Without any that carries the family one is named that does not, with the reason.
+	if able := slices.DeleteFunc(slices.Clone(names), func(name string) bool { return without[name] }); len(able) > 0 {
+		names = able
+	}
 	t.Of = names
 	winner := election.Winner(address, names, nil)
 	switch why := h.unheard(winner, address); {

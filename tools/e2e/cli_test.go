@@ -73,19 +73,25 @@ func TestTheCommandLineSaysHowTheHubIsAndWhatAServiceLacks(t *testing.T) {
 	require.Contains(t, out, "no LoadBalancer that has the address serves UDP port 80")
 
 	limit := limitsOfTenant(t)
-	for _, fault := range []struct{ name, annotations, spec, step, why string }{
-		{"a tenant that has all that it may have", "", "", "it has addresses", "LimitReached"},
-		{"no such pool", "kubelb.k8c.io/address-pool: none", "", "it has addresses", "there is no AddressPool none"},
-		{"an address that is taken", `kubelb.k8c.io/requested-addresses: "` + externalIPs(t, "said", 2)[0] + `"`, "", "it has addresses", "is held by another LoadBalancer"},
-		{"no pod on any node", "", "externalTrafficPolicy: Local, ", "its tenant's nodes are known", "no node has a ready pod of the Service"},
+	for _, fault := range []struct {
+		name, annotations, spec, step, why string
+		status                             int
+	}{
+		{"a tenant that has all that it may have", "", "", "it has addresses", "LimitReached", 1},
+		{"no such pool", "kubelb.k8c.io/address-pool: none", "", "it has addresses", "there is no AddressPool none", 1},
+		{"an address that is taken", `kubelb.k8c.io/requested-addresses: "` + externalIPs(t, "said", 2)[0] + `"`, "", "it has addresses", "is held by another LoadBalancer", 1},
+		{"no pod on any node", "", "externalTrafficPolicy: Local, ", "its status tells the tenant so", "no node has a ready pod of the Service", 0},
 	} {
 		limit(map[bool]string{true: `{"loadBalancers":1}`, false: "null"}[fault.why == "LimitReached"])
 		apply(t, "apiVersion: v1\nkind: Service\nmetadata: {name: unsaid, annotations: {"+fault.annotations+"}}\n"+
 			"spec: {type: LoadBalancer, "+fault.spec+"selector: {app: nobody}, ports: [{port: 80}]}\n")
 		eventually(t, 20*time.Second, func() error {
 			out, status = kubelb(t, "explain", "default/unsaid")
-			if status != 1 || !strings.Contains(out, fault.why) || !strings.Contains(out, fault.step) {
+			if status != fault.status || !strings.Contains(out, fault.why) || !strings.Contains(out, fault.step) {
 				return errors.New(out)
+			}
+			if page, whole := kubelb(t, "status"); whole != fault.status {
+				return fmt.Errorf("kubelb status ends with %d:\n%s", whole, page)
 			}
 			return nil
 		})

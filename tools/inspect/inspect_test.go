@@ -144,12 +144,12 @@ func TestFaultsAreNamedWithWhatToDo(t *testing.T) {
 		"a disabled tenant":  {func(h *Hub) { h.Tenants[0].Spec.LoadBalancer.Disable = true }, "spec.loadBalancer.disable is set", false, "its tenant is served", "spec.loadBalancer.disable of Tenant a is set"},
 		"no networks":        {func(h *Hub) { h.Tenants[0].Spec.BackendCIDRs = nil }, "", false, "its tenant is served", "spec.backendCIDRs of Tenant a is empty"},
 		"a malformed object": {func(h *Hub) { h.set(v1alpha1.ConditionAccepted, "InvalidSourceRange", `"everybody" is not a CIDR`) }, "InvalidSourceRange", true, "it is accepted", `"everybody" is not a CIDR`},
-		"a CCM that is away": {func(h *Hub) { h.Addresses = nil }, "", false, "its tenant's nodes are known", "the tenant's CCM writes it; is it running?"},
-		"no nodes":           {func(h *Hub) { h.Addresses[0].Spec.Addresses = nil }, "", false, "its tenant's nodes are known", "the tenant has no node"},
-		"no local pod":       {func(h *Hub) { h.LoadBalancers[0].Spec.Endpoints[0].LocalAddresses = &[]v1alpha1.EndpointAddress{} }, "", false, "its tenant's nodes are known", "no node has a ready pod"},
+		"a CCM that is away": {func(h *Hub) { h.Addresses = nil }, "error: loadbalancer tenant-a/uid-1 (Service shop/web): there is no Addresses object", true, "its tenant's nodes are known", "the tenant's CCM writes it; is it running?"},
+		"no nodes":           {func(h *Hub) { h.Addresses[0].Spec.Addresses = nil }, "error: loadbalancer tenant-a/uid-1 (Service shop/web): Addresses tenant-a/default is empty", true, "its tenant's nodes are known", "the tenant has no node"},
+		"no local pod":       {func(h *Hub) { h.LoadBalancers[0].Spec.Endpoints[0].LocalAddresses = &[]v1alpha1.EndpointAddress{} }, "no problems", false, "", ""},
 		"no node of a family": {func(h *Hub) {
 			h.LoadBalancers[0].Status.Addresses = append(h.LoadBalancers[0].Status.Addresses, v1alpha1.AllocatedAddress{Address: "2001:db8:f::1"})
-		}, "", false, "its tenant's nodes are known", "no node that takes traffic has an IPv6 address: connections to 2001:db8:f::1 are refused"},
+		}, "no node that takes traffic has an IPv6 address", true, "its tenant's nodes are known", "no node that takes traffic has an IPv6 address: connections to 2001:db8:f::1 are refused"},
 		"no controller":        {func(h *Hub) { h.LoadBalancers[0].Status = v1alpha1.LoadBalancerStatus{} }, "no controller has looked at it", true, "a controller has seen it", "no kubelb-manager with the controller role runs"},
 		"a change on its way":  {func(h *Hub) { h.LoadBalancers[0].Generation = 2 }, "warning: loadbalancer tenant-a/uid-1 (Service shop/web): it is Ready as it was before its last change (generation 1 of 2)", false, "it is accepted", "generation 1 of 2"},
 		"one that goes":        {func(h *Hub) { h.LoadBalancers[0].DeletionTimestamp = &metav1.Time{Time: now} }, "", false, "it is not being deleted", "goes when gateways have let go of it"},
@@ -174,6 +174,23 @@ func TestFaultsAreNamedWithWhatToDo(t *testing.T) {
 			require.Contains(t, last.Message, c.stops)
 		})
 	}
+}
+
+// Pods are the tenant's own: that there are none is said, and no fault of the load balancer.
+func TestConnectionsThatAreRefusedAsTheyShouldBeAreNoFault(t *testing.T) {
+	h := healthy()
+	h.LoadBalancers[0].Spec.Endpoints[0].LocalAddresses = &[]v1alpha1.EndpointAddress{}
+	e := h.Explain(&h.LoadBalancers[0])
+	require.True(t, e.Served())
+	said := map[string]string{}
+	for _, step := range e.Steps {
+		said[step.What] = step.Message
+	}
+	for _, step := range []string{"its tenant's nodes are known", "connections to it are answered"} {
+		require.Equal(t, "externalTrafficPolicy is Local, and no node has a ready pod of the Service: connections are refused until one has", said[step])
+	}
+	require.False(t, h.Status().Broken())
+	require.Equal(t, "Ready", h.Status().Tenants[0].State)
 }
 
 func TestALoadBalancerIsFoundByAllItsNames(t *testing.T) {

@@ -195,6 +195,10 @@ func (h *Hub) gatewayLine(g *v1alpha1.Gateway, say sayer) GatewayLine {
 		say(Error, object, "%s", strings.TrimPrefix(fmt.Sprintf("%s: %s: %s", f.LoadBalancer, f.Record, f.Message), ": "))
 	}
 	for _, namespace := range g.Status.Unlisted {
+		if namespace == v1alpha1.AllNamespaces {
+			say(Error, object, "LoadBalancers of more namespaces are refused than it names")
+			continue
+		}
 		say(Error, object, "more LoadBalancers of namespace %s are refused than are named here", namespace)
 	}
 	if nothing := meta.FindStatusCondition(g.Status.Conditions, v1alpha1.ConditionServed); nothing != nil {
@@ -305,6 +309,9 @@ func (h *Hub) tenantLine(t *v1alpha1.Tenant, say sayer) TenantLine {
 			say(Warning, nameOf(lb), "it is Ready as it was before its last change (generation %d of %d): the change is on its way, or no gateway takes it", c.ObservedGeneration, lb.Generation)
 		case c != nil && c.Status == metav1.ConditionTrue:
 			line.Ready++
+			if why, known := h.nodesKnown(lb); !known {
+				say(Error, nameOf(lb), "%s", why)
+			}
 		case disabledBy(t) != "":
 		case c == nil:
 			say(Error, nameOf(lb), "no controller has looked at it: is a kubelb-manager with the controller role running?")

@@ -129,6 +129,7 @@ func (t *table) adopt(c *nft.Conn) error {
 	if err := t.adoptTimeouts(c); err != nil {
 		return err
 	}
+	t.state.retired = true // as may be
 	return t.state.adopt(func(set string) ([]nft.SetElement, error) { return c.GetSetElements(t.sets[set]) })
 }
 

@@ -352,16 +352,22 @@ func (t *table) addStats(c *nft.Conn, stats *dataplane.Stats) error {
 	return nil
 }
 
-// Watch reports when the tables are gone, keeps the fast path and direct flows at the host's interfaces, and looks for connections that have ended.
+// Watch reports when the tables are gone, keeps the fast path and direct flows at the host's interfaces, looks for connections that have ended, and
+// forgets clients of frontends that have gone.
 func (b *Backend) Watch(ctx context.Context, report func(dataplane.Fault)) error {
 	var listening sync.WaitGroup
 	defer listening.Wait()
 	listening.Go(func() {
 		b.routes.Listen(ctx, func(err error) { report(dataplane.Fault{Time: time.Now(), Message: err.Error()}) })
 	})
+	sweeps := map[*table]*sweep{}
+	defer endSweeps(sweeps)
 	var looked time.Time
 	return dataplane.WatchBy(ctx, endsInterval, func(now time.Time) {
 		if err := b.dropEnded((*table).dropEnded); err != nil {
+			report(dataplane.Fault{Time: now, Message: err.Error()})
+		}
+		if err := b.sweepClients(now, sweeps); err != nil {
 			report(dataplane.Fault{Time: now, Message: err.Error()})
 		}
 		if now.Sub(looked) < dataplane.WatchInterval {

@@ -35,6 +35,8 @@ type state struct {
 	lastDirect uint32
 	// anew: there was no table before this process made it.
 	anew bool
+	// retired: a number has ceased to be a frontend's, and may have clients.
+	retired bool
 }
 
 // poolState is a pool as the kernel holds it.
@@ -391,7 +393,10 @@ func (s *state) planFrontend(f model.Frontend) (*plan, error) {
 	case !existed && s.anew:
 		out.begun = []model.FrontendKey{f.FrontendKey}
 	}
-	out.commit = func() { s.frontends[f.FrontendKey] = next }
+	out.commit = func() {
+		s.frontends[f.FrontendKey] = next
+		s.retired = s.retired || old.number != 0 && old.number != next.number
+	}
 	return out, nil
 }
 
@@ -469,7 +474,10 @@ func (s *state) planFrontendGone(k model.FrontendKey) *plan {
 	planLimits(out, k.VIP, key, old.limits, nil)
 	planRangesGone(out, key, old, &frontendState{})
 	s.planForwarding(out, k, old, &frontendState{})
-	out.commit = func() { delete(s.frontends, k) }
+	out.commit = func() {
+		delete(s.frontends, k)
+		s.retired = s.retired || old.number != 0
+	}
 	return out
 }
 

@@ -47,6 +47,8 @@ func (a *apply) run(ctx context.Context) error {
 	if err := a.refuseFirst(); err != nil {
 		return err
 	}
+	a.affinity.forget(was, a.state.frontends)
+	a.eachTouched(a.affinity.narrow)
 	for key := range a.touched {
 		a.state.pending[key] = true
 	}
@@ -65,7 +67,17 @@ func (a *apply) run(ctx context.Context) error {
 			return err
 		}
 	}
+	a.eachTouched(a.affinity.set)
 	return a.open()
+}
+
+// eachTouched tells of all that Envoy is told of, and that is there.
+func (a *apply) eachTouched(tell func(model.Frontend, model.Pool)) {
+	for key := range a.touched {
+		if f, there := a.state.frontends[key]; there {
+			tell(f, a.state.pools[f.Pool])
+		}
+	}
 }
 
 func (a *apply) fail(e dataplane.RecordError, err error) {

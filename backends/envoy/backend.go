@@ -25,11 +25,13 @@ const Version = "0.1.0"
 
 // Backend implements dataplane.Dataplane. Its zero value is ready.
 type Backend struct {
-	dir     supervisor.Dir
-	state   *store
-	xds     *xds
-	guard   *guard
-	serving bool
+	dir   supervisor.Dir
+	state *store
+	xds   *xds
+	guard *guard
+	// affinity knows the clients of frontends.
+	affinity *affinity
+	serving  bool
 	// closed is true from the first Close on: nothing is done then but what Close does.
 	closed     bool
 	departures departures
@@ -42,7 +44,7 @@ type Backend struct {
 	// stop ends the sweeper when it is closed.
 	stop chan struct{}
 	// noted is what is wrong with what is kept. Describe waits for no other call.
-	noted atomic.Pointer[string]
+	noted atomic.Pointer[[]string]
 	// mu keeps the sweeper and Watch out while a call runs.
 	mu         sync.Mutex
 	generation dataplane.Generation
@@ -57,11 +59,11 @@ var _ dataplane.Dataplane = (*Backend)(nil)
 // Describe tells name, version and features, and what is wrong with what is kept.
 func (b *Backend) Describe(context.Context) (dataplane.Description, error) {
 	var notes []string
-	if note := b.noted.Load(); note != nil && *note != "" {
-		notes = []string{*note}
+	if noted := b.noted.Load(); noted != nil {
+		notes = *noted
 	}
 	return dataplane.Description{Name: "envoy", Version: Version, Notes: notes, Features: []dataplane.Feature{
-		dataplane.SourceRanges, dataplane.Affinity, dataplane.Weights, dataplane.Drain, dataplane.ICMPEcho, dataplane.PathMTU, dataplane.ProxyProtocol, dataplane.Transparent, dataplane.IdleTimeout, dataplane.Handover, dataplane.Limits}}, nil
+		dataplane.SourceRanges, dataplane.Affinity, dataplane.AffinityTimeout, dataplane.Weights, dataplane.Drain, dataplane.ICMPEcho, dataplane.PathMTU, dataplane.ProxyProtocol, dataplane.Transparent, dataplane.IdleTimeout, dataplane.Handover, dataplane.Limits}}, nil
 }
 
 // Configure takes over what an earlier process left, and sees that an Envoy runs.
@@ -89,6 +91,7 @@ func (b *Backend) Configure(ctx context.Context, config dataplane.Config) error 
 	if b.state, err = openStore(filepath.Join(string(b.dir), "state.journal")); err != nil {
 		return err
 	}
+	b.affinity = openAffinity(string(b.dir), b.state.frontends)
 	b.noteState()
 	b.guard, b.xds, b.departures = newGuard(b.table, config.Uplinks), newXDS(), newDepartures()
 	b.listening, b.lingering, b.assigned = map[model.FrontendKey]bool{}, map[model.FrontendKey]bool{}, map[model.FrontendKey]map[string]bool{}
@@ -99,8 +102,13 @@ func (b *Backend) Configure(ctx context.Context, config dataplane.Config) error 
 }
 
 func (b *Backend) noteState() {
-	note := b.state.note()
-	b.noted.Store(&note)
+	var notes []string
+	for _, note := range []string{b.state.note(), b.affinity.note()} {
+		if note != "" {
+			notes = append(notes, note)
+		}
+	}
+	b.noted.Store(&notes)
 }
 
 // takeOver serves what an earlier process served, or nothing yet: an Envoy that runs keeps what it has.
@@ -108,6 +116,7 @@ func (b *Backend) takeOver() error {
 	var all []guarded
 	for _, f := range b.state.frontends {
 		all = append(all, b.state.guarded(f, !b.state.empty(f)))
+		b.affinity.set(f, b.state.pools[f.Pool])
 	}
 	if _, err := b.push(slices.Collect(maps.Keys(b.state.frontends)), nil); err != nil {
 		return err
@@ -124,7 +133,7 @@ func (b *Backend) serve() error {
 	}
 	b.serving, b.stop = true, make(chan struct{})
 	go b.sweep(b.stop)
-	return b.xds.serve(b.dir.XDS())
+	return b.xds.serve(b.dir.XDS(), b.affinity.serve)
 }
 
 // runEnvoy sees that the Envoy runs that is wanted.
@@ -223,6 +232,7 @@ func (b *Backend) faults() []dataplane.Fault {
 	if b.closed {
 		return nil
 	}
+	b.noteState()
 	var faults []dataplane.Fault
 	for _, err := range []error{b.problem(), b.guard.echo.cover(), b.guard.asking.cover()} {
 		if err != nil {
@@ -264,7 +274,7 @@ func (b *Backend) Close(ctx context.Context, purge bool) error {
 			close(b.stop)
 		}
 		b.xds.close()
-		if err := errors.Join(b.state.close(), b.guard.asking.close()); err != nil {
+		if err := errors.Join(b.state.close(), b.affinity.close(), b.guard.asking.close()); err != nil {
 			return err
 		}
 	}

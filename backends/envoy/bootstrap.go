@@ -12,7 +12,7 @@ import (
 const launchHeader = "kubelb-launch"
 
 // bootstrapText is Envoy's configuration: everything else comes over one stream from the plugin's socket. Statistics are those that
-// the plugin reads.
+// the plugin reads. The plugin is a cluster of its own for questions about clients, so that many of them do not keep resources waiting.
 var bootstrapText = template.Must(template.New("bootstrap").Parse(`node: {id: kubelb, cluster: kubelb}
 admin:
   address: {pipe: {path: "{{.Admin}}", mode: 384}}
@@ -36,6 +36,14 @@ static_resources:
       envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
         "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
         explicit_http_config: {http2_protocol_options: {}}
+  - name: {{.Affinity}}
+    connect_timeout: 1s
+    load_assignment: {cluster_name: {{.Affinity}}, endpoints: [{lb_endpoints: [{endpoint: {address: {pipe: {path: "{{.XDS}}"}}}}]}]}
+    circuit_breakers: {thresholds: [{max_requests: {{.Questions}}, max_pending_requests: {{.Questions}}}]}
+    typed_extension_protocol_options:
+      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
+        "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
+        explicit_http_config: {http2_protocol_options: {}}
 stats_config:
   stats_matcher: {inclusion_list: {patterns: [{prefix: "listener_manager."}, {prefix: "cluster_manager."}, {prefix: "control_plane."}, {safe_regex: {regex: "(tcp|udp)\\.(TCP|UDP) .*\\.downstream_(cx_total|sess_total|sess_active)"}}]}}
 `))
@@ -43,6 +51,9 @@ stats_config:
 // bootstrapFor is the text for an Envoy that shares the directory.
 func bootstrapFor(d supervisor.Dir) (string, error) {
 	var text strings.Builder
-	err := bootstrapText.Execute(&text, struct{ Admin, XDS, Header, Launch string }{d.Admin(), d.XDS(), launchHeader, supervisor.LaunchMark})
+	err := bootstrapText.Execute(&text, struct {
+		Admin, XDS, Header, Launch, Affinity string
+		Questions                            int
+	}{d.Admin(), d.XDS(), launchHeader, supervisor.LaunchMark, affinityCluster, mostQuestions})
 	return text.String(), err
 }

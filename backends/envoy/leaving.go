@@ -82,8 +82,7 @@ func (b *Backend) removeDeparted(now time.Time) {
 		}
 		if f, ok := b.state.frontends[key]; ok && due {
 			p := b.state.pools[f.Pool]
-			name := assignmentName(f, p)
-			changed[name] = renderAssignment(name, f.TargetPort, p, b.departures.note(f, p, now))
+			changed[assignmentName(f, p)] = renderAssignment(f, p, b.departures.note(f, p, now))
 		}
 	}
 	if len(changed) > 0 {

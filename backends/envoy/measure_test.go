@@ -19,6 +19,7 @@ import (
 	"github.com/envoyproxy/go-control-plane/pkg/cache/types"
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
@@ -219,7 +220,7 @@ func TestMeasureOneListenerForAll(t *testing.T) {
 	output, err := exec.Command("go", "build", "-o", binaries+"/", "./cmd/kubelb-envoy").CombinedOutput()
 	require.NoError(t, err, string(output))
 	x := newXDS()
-	require.NoError(t, x.serve(dir.XDS()))
+	require.NoError(t, x.serve(dir.XDS(), func(*grpc.Server) {}))
 	defer x.close()
 	text, err := bootstrapFor(dir)
 	require.NoError(t, err)

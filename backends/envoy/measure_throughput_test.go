@@ -111,8 +111,8 @@ func startByHand(t *testing.T, b *bench, vip netip.Addr) {
 	}, 5*time.Second, 20*time.Millisecond)
 }
 
-// clients is how many work at the same time.
-const clients = 8
+// workers is how many work at the same time.
+const workers = 8
 
 // connections counts connections, each with one question and its answer.
 func connections(b *bench, to netip.AddrPort, long time.Duration) int64 {
@@ -147,7 +147,7 @@ func work(long time.Duration, client func(time.Time) int64) int64 {
 	var sum atomic.Int64
 	var all sync.WaitGroup
 	until := time.Now().Add(long)
-	for range clients {
+	for range workers {
 		all.Go(func() { sum.Add(client(until)) })
 	}
 	all.Wait()

@@ -63,7 +63,7 @@ func TestRenderedTextIsTheGoldenOneAndEnvoyAcceptsIt(t *testing.T) {
 // placement is by priority: which endpoints are there, and which of them are healthy.
 func placement(p model.Pool, leaving map[netip.AddrPort]time.Time) map[uint32]map[string]bool {
 	out := map[uint32]map[string]bool{}
-	for _, locality := range renderAssignment("x", 30080, p, leaving).Endpoints {
+	for _, locality := range renderAssignment(frontend(model.TCP, "203.0.113.1", 80, "a/p"), p, leaving).Endpoints {
 		out[locality.Priority] = map[string]bool{}
 		for _, e := range locality.LbEndpoints {
 			out[locality.Priority][e.GetEndpoint().Address.GetSocketAddress().Address] = e.HealthStatus == core.HealthStatus_HEALTHY

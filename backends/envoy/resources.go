@@ -56,7 +56,7 @@ type resources struct {
 // render makes the resources of a frontend.
 func render(f model.Frontend, p model.Pool, t timeouts, leaving map[netip.AddrPort]time.Time) resources {
 	name := f.FrontendKey.String()
-	return resources{cluster: renderCluster(name, f, p), assignment: renderAssignment(assignmentName(f, p), f.TargetPort, p, leaving), listener: renderListener(name, f, t)}
+	return resources{cluster: renderCluster(name, f, p), assignment: renderAssignment(f, p, leaving), listener: renderListener(name, f, t)}
 }
 
 // assignmentName tells assignments for different clusters of one frontend apart. Envoy asks for an assignment by name, and only
@@ -65,6 +65,9 @@ func assignmentName(f model.Frontend, p model.Pool) string {
 	name := fmt.Sprintf("%s|%d", f.FrontendKey, rowsFor(p))
 	if f.ProxyProtocol {
 		name += "|proxy"
+	}
+	if f.AffinityTimeout > 0 {
+		name += "|affinity"
 	}
 	if f.MaxConnections > 0 {
 		name += fmt.Sprintf("|at most %d", f.MaxConnections)
@@ -86,7 +89,7 @@ func renderCluster(name string, f model.Frontend, p model.Pool) *cluster.Cluster
 		return &cluster.CircuitBreakers_Thresholds{Priority: priority, MaxConnections: number(connections), MaxPendingRequests: number(unlimited),
 			MaxRequests: number(unlimited), MaxRetries: number(unlimited)}
 	}
-	return &cluster.Cluster{
+	out := &cluster.Cluster{
 		TransportSocket:      transportSocket(f.ProxyProtocol),
 		Name:                 name,
 		ClusterDiscoveryType: &cluster.Cluster_Type{Type: cluster.Cluster_EDS},
@@ -103,6 +106,10 @@ func renderCluster(name string, f model.Frontend, p model.Pool) *cluster.Cluster
 			everything(core.RoutingPriority_DEFAULT), everything(core.RoutingPriority_HIGH)}},
 		UpstreamConnectionOptions: &cluster.UpstreamConnectionOptions{TcpKeepalive: keepalive()},
 	}
+	if f.AffinityTimeout > 0 {
+		out.LbPolicy, out.LbConfig, out.LoadBalancingPolicy = 0, nil, rememberedOrHashed(f.Protocol, rowsFor(p))
+	}
+	return out
 }
 
 // transportSocket sends a PROXY protocol header before the first byte of each connection, if asked to.
@@ -120,13 +127,14 @@ func transportSocket(proxyProtocol bool) *core.TransportSocket {
 func keepalive() *core.TcpKeepalive { return &core.TcpKeepalive{KeepaliveTime: number(keepaliveIdle)} }
 
 // renderAssignment puts the endpoints that get new flows first. What drains is healthy, since its flows go on, but of a
-// lower priority, so that no new one meets it. leaving are endpoints that are no more, but linger.
-func renderAssignment(name string, port uint16, p model.Pool, leaving map[netip.AddrPort]time.Time) *endpoint.ClusterLoadAssignment {
-	out := &endpoint.ClusterLoadAssignment{ClusterName: name}
+// lower priority, so that no new one meets it. leaving are endpoints that are no more, but linger. Sessions of UDP about which Envoy asks do
+// not move away from an unhealthy endpoint, but end with one that it does not know.
+func renderAssignment(f model.Frontend, p model.Pool, leaving map[netip.AddrPort]time.Time) *endpoint.ClusterLoadAssignment {
+	out := &endpoint.ClusterLoadAssignment{ClusterName: assignmentName(f, p)}
 	serving := servingState(p)
 	var first, later []*endpoint.LbEndpoint
 	for _, e := range p.Endpoints {
-		lb := lbEndpoint(netip.AddrPortFrom(e.Address, port), uint32(e.Weight), core.HealthStatus_HEALTHY)
+		lb := lbEndpoint(netip.AddrPortFrom(e.Address, f.TargetPort), uint32(e.Weight), core.HealthStatus_HEALTHY)
 		switch {
 		case e.State == serving:
 			first = append(first, lb)
@@ -136,6 +144,10 @@ func renderAssignment(name string, port uint16, p model.Pool, leaving map[netip.
 		default:
 			later = append(later, lb)
 		}
+	}
+	if f.AffinityTimeout > 0 && f.Protocol == model.UDP {
+		later = slices.DeleteFunc(later, isUnhealthy)
+		leaving = nil
 	}
 	for _, at := range slices.SortedFunc(maps.Keys(leaving), netip.AddrPort.Compare) {
 		later = append(later, lbEndpoint(at, 1, core.HealthStatus_UNHEALTHY))
@@ -147,6 +159,8 @@ func renderAssignment(name string, port uint16, p model.Pool, leaving map[netip.
 	}
 	return out
 }
+
+func isUnhealthy(e *endpoint.LbEndpoint) bool { return e.HealthStatus == core.HealthStatus_UNHEALTHY }
 
 func lbEndpoint(at netip.AddrPort, weight uint32, health core.HealthStatus) *endpoint.LbEndpoint {
 	return &endpoint.LbEndpoint{
@@ -207,7 +221,7 @@ func tcpFilters(name string, f model.Frontend, t timeouts) []*listener.Filter {
 	}
 	if f.AffinityTimeout > 0 {
 		proxy.HashPolicy = []*envoytype.HashPolicy{{PolicySpecifier: &envoytype.HashPolicy_SourceIp_{SourceIp: &envoytype.HashPolicy_SourceIp{}}}}
-		return []*listener.Filter{filter("tcp_proxy", proxy)}
+		return []*listener.Filter{filter(connectionFilter, askAboutConnection(name)), filter("tcp_proxy", proxy)}
 	}
 	proxy.HashPolicy = []*envoytype.HashPolicy{{PolicySpecifier: &envoytype.HashPolicy_FilterState_{FilterState: &envoytype.HashPolicy_FilterState{Key: flowKey}}}}
 	flow := &setfilterstate.Config{OnNewConnection: []*filterstate.FilterStateValue{{
@@ -235,6 +249,7 @@ func renderUDPProxy(name string, f model.Frontend, t timeouts) *udpproxy.UdpProx
 	}
 	if f.AffinityTimeout > 0 {
 		out.HashPolicies = []*udpproxy.UdpProxyConfig_HashPolicy{{PolicySpecifier: &udpproxy.UdpProxyConfig_HashPolicy_SourceIp{SourceIp: true}}}
+		out.SessionFilters = []*udpproxy.UdpProxyConfig_SessionFilter{{Name: sessionFilter, ConfigType: &udpproxy.UdpProxyConfig_SessionFilter_TypedConfig{TypedConfig: packed(askAboutSession(name))}}}
 	}
 	return out
 }

@@ -52,6 +52,9 @@ func (a *apply) run(ctx context.Context) error {
 	for key := range a.touched {
 		a.state.pending[key] = true
 	}
+	for key := range a.cut {
+		a.departures.forget(key)
+	}
 	refused, err := a.pushAndWait(ctx)
 	if err != nil {
 		return err

@@ -38,6 +38,28 @@ func (d Dir) bootstrap(launch int) string {
 	return filepath.Join(string(d), fmt.Sprintf("bootstrap-%d.yaml", launch))
 }
 
+// sharedMemory is the memory through which Envoys that replace each other find each other, by ten times their base id. Envoy never removes it.
+func sharedMemory(base uint64) string { return fmt.Sprintf("/dev/shm/envoy_shared_memory_%d", 10*base) }
+
+// removeShared removes the shared memory of the Envoys that were launched last.
+func (d Dir) removeShared() error {
+	text, err := os.ReadFile(d.baseID())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	base, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 32)
+	if err != nil {
+		return fmt.Errorf("base id in %s: %w", d.baseID(), err)
+	}
+	if err := os.Remove(sharedMemory(base)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
 // longestSocketPath is what the kernel takes as the path of a Unix socket (unix(7)).
 const longestSocketPath = 107
 

@@ -246,6 +246,7 @@ func (s *supervisor) launch(w Wanted, identity string, before *envoy) (*envoy, e
 		args = append(args, "--concurrency", strconv.Itoa(w.Concurrency))
 	}
 	if before == nil {
+		s.removeShared()
 		args = append(args, "--use-dynamic-base-id", "--base-id-path", s.Dir.baseID())
 	} else {
 		base, err := os.ReadFile(s.Dir.baseID())
@@ -344,5 +345,13 @@ func (s *supervisor) end() {
 				_ = e.cmd.Process.Kill()
 			}
 		}
+	}
+	s.removeShared()
+}
+
+// removeShared removes the memory that Envoys of before shared, to which none will come any more.
+func (s *supervisor) removeShared() {
+	if err := s.Dir.removeShared(); err != nil {
+		fmt.Fprintln(os.Stderr, "kubelb-envoy: remove what Envoy left:", err)
 	}
 }

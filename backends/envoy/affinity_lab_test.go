@@ -1,0 +1,275 @@
+package envoy
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"kubelb.k8c.io/conformance/lab"
+	"kubelb.k8c.io/core/model"
+)
+
+// networks are the protocols, and the names that package net has for them.
+var networks = map[string]model.Protocol{"tcp": model.TCP, "udp": model.UDP}
+
+// remembering is a frontend of a family whose clients are remembered for an hour.
+func remembering(v4 bool, protocol model.Protocol, port uint16) model.Frontend {
+	f := web(protocol, port)
+	f.VIP, f.AffinityTimeout = lab.VIP(v4, 1), time.Hour
+	return f
+}
+
+// poolOf is a pool of a family with the first endpoints, of different weights.
+func poolOf(v4 bool, id string, endpoints int) model.Pool {
+	p := model.Pool{ID: model.PoolID("t/" + id), Tenant: "t"}
+	for i := range endpoints {
+		a := lab.EndpointAddress(v4, i)
+		p.Endpoints = append(p.Endpoints, model.Endpoint{ID: a.String(), Address: a, Weight: uint16(1 + i%3)})
+	}
+	return p
+}
+
+// met is which endpoint each client meets on a new flow.
+func (b *bench) met(t *testing.T, network string, to netip.AddrPort, clients []lab.From) (out []netip.Addr) {
+	t.Helper()
+	answers, err := b.A.AskMany(network, to, clients)
+	require.NoError(t, err)
+	for _, a := range answers {
+		out = append(out, a.Endpoint)
+	}
+	return out
+}
+
+// kept is for how many clients there is room in what the plugin has written.
+func (b *bench) kept(t *testing.T, v4 bool) int {
+	t.Helper()
+	family := map[bool]string{true: "ipv4", false: "ipv6"}[v4]
+	info, err := os.Stat(filepath.Join(b.state, "envoy", "clients-"+family))
+	require.NoError(t, err)
+	return (int(info.Size()) - len(clientsFormat)) / entrySize
+}
+
+// Where the plugin is away Envoy decides: nobody is refused, nobody waits, and whom nobody knew meets the same endpoint afterwards.
+func TestNewClientsMeetTheSameEndpointWithThePluginAndWithoutIt(t *testing.T) {
+	b := startPlugin(t)
+	b.serve(t, 30080)
+	for _, v4 := range []bool{true, false} {
+		clients, err := b.Clients(v4, 60)
+		require.NoError(t, err)
+		for _, endpoints := range []int{3, mostEndpointsSmall + 2} {
+			b.apply(t, []model.Pool{poolOf(v4, "p", endpoints)})
+			for network, protocol := range networks {
+				what := fmt.Sprintf("IPv4 %v, %s, %d endpoints", v4, network, endpoints)
+				f := remembering(v4, protocol, 80)
+				b.apply(t, nil, f)
+				before := b.kept(t, v4)
+				b.plugin.Stop()
+				begin := time.Now()
+				alone := b.met(t, network, addrPort(f), clients)
+				require.Less(t, time.Since(begin), 5*time.Second, "%s: nobody waits for a plugin that is away", what)
+				require.Equal(t, before, b.kept(t, v4), what)
+				b.start(t)
+				require.Equal(t, alone, b.met(t, network, addrPort(f), clients), what)
+				require.Equal(t, len(clients), b.kept(t, v4), "%s: the plugin was asked", what)
+				slices.SortFunc(alone, netip.Addr.Compare)
+				require.Greater(t, len(slices.Compact(alone)), 2, what)
+				// The next one begins with clients that nobody knows.
+				f.AffinityTimeout = 0
+				b.apply(t, nil, f)
+			}
+		}
+	}
+	require.NoError(t, b.plugin.Close(t.Context(), true))
+}
+
+func TestTheServerMaySpeakFirst(t *testing.T) {
+	b := startPlugin(t)
+	require.NoError(t, b.Nodes[0].Do(func() error {
+		l, err := net.Listen("tcp", ":30080")
+		if err != nil {
+			return err
+		}
+		t.Cleanup(func() { l.Close() })
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				_, _ = c.Write([]byte("hello"))
+				defer c.Close()
+			}
+		}()
+		return nil
+	}))
+	f := remembering(true, model.TCP, 80)
+	b.apply(t, []model.Pool{pool("p", 0)}, f)
+	c, err := b.A.Dial("tcp", addrPort(f), lab.From{})
+	require.NoError(t, err)
+	defer c.Close()
+	require.NoError(t, c.SetReadDeadline(time.Now().Add(2*time.Second)))
+	said := make([]byte, 5)
+	_, err = c.Read(said)
+	require.NoError(t, err)
+	require.Equal(t, "hello", string(said))
+	require.NoError(t, b.plugin.Close(t.Context(), true))
+}
+
+func TestTheFirstDatagramsWaitForTheAnswer(t *testing.T) {
+	b := startPlugin(t)
+	b.serve(t, 30080)
+	f := remembering(true, model.UDP, 80)
+	b.apply(t, []model.Pool{pool("p", 0, 1, 2, 3)}, f)
+	for _, size := range []int{1, 1400, 65000} {
+		c, err := b.A.Dial("udp", addrPort(f), lab.From{})
+		require.NoError(t, err)
+		require.NoError(t, c.SetDeadline(time.Now().Add(3*time.Second)))
+		sent := slices.Repeat([]byte{'x'}, size)
+		for range 2 {
+			_, err = c.Write(sent)
+			require.NoError(t, err)
+		}
+		echoed := make([]byte, 1<<16)
+		for range 2 {
+			n, err := c.Read(echoed)
+			require.NoError(t, err, "%d bytes", size)
+			require.Equal(t, sent, echoed[:n])
+		}
+		require.NoError(t, c.Close())
+	}
+	require.NoError(t, b.plugin.Close(t.Context(), true))
+}
+
+// A session, unlike a connection, has a client that does not hear of an endpoint's end.
+func TestASessionLeavesAnEndpointThatIsUnhealthyOrGone(t *testing.T) {
+	b := startPlugin(t)
+	b.serve(t, 30080)
+	f := remembering(true, model.UDP, 80)
+	b.apply(t, []model.Pool{pool("p", 0)}, f)
+	c, err := b.A.Dial("udp", addrPort(f), lab.From{})
+	require.NoError(t, err)
+	defer c.Close()
+	meets := func(endpoint int) {
+		t.Helper()
+		answer, err := lab.Who(c, 1)
+		require.NoError(t, err)
+		require.Equal(t, lab.EndpointAddress(true, endpoint), answer.Endpoint)
+	}
+	meets(0)
+	both := pool("p", 0, 1)
+	b.apply(t, []model.Pool{both})
+	meets(0)
+	both.Endpoints[0].State = model.Draining
+	b.apply(t, []model.Pool{both})
+	meets(0)
+	both.Endpoints[0].State = model.Unhealthy
+	b.apply(t, []model.Pool{both})
+	meets(1)
+	both.Endpoints[0].State = model.Active
+	b.apply(t, []model.Pool{both})
+	meets(1)
+	b.apply(t, []model.Pool{pool("p", 0)})
+	meets(0)
+	require.NoError(t, b.plugin.Close(t.Context(), true))
+}
+
+func TestAClientIsAnsweredByAnotherEndpointThanRememberedWhereThatRefuses(t *testing.T) {
+	b := startPlugin(t)
+	servers := map[int]*lab.Server{}
+	for i := range 3 {
+		var err error
+		servers[i], err = b.Nodes[i].Serve(30080)
+		require.NoError(t, err)
+		t.Cleanup(func() { servers[i].Close() })
+	}
+	f := remembering(true, model.TCP, 80)
+	clients, err := b.Clients(true, 20)
+	require.NoError(t, err)
+	b.apply(t, []model.Pool{pool("p", 0)}, f)
+	for _, at := range b.met(t, "tcp", addrPort(f), clients) {
+		require.Equal(t, lab.EndpointAddress(true, 0), at)
+	}
+	b.apply(t, []model.Pool{pool("p", 0, 1, 2)})
+	require.NoError(t, servers[0].Close())
+	answered := 0
+	for _, from := range clients {
+		if answer, err := b.A.Ask("tcp", addrPort(f), from); err == nil {
+			require.NotEqual(t, lab.EndpointAddress(true, 0), answer.Endpoint)
+			answered++
+		}
+	}
+	// Those whose hash leads to the dead one as well have to wait until it is found unhealthy.
+	require.Greater(t, answered, 5)
+	require.NoError(t, b.plugin.Close(t.Context(), true))
+}
+
+func TestAPluginThatHangsKeepsAConnectionWaitingForASecond(t *testing.T) {
+	b := startPlugin(t)
+	b.serve(t, 30080)
+	tcp, udp := remembering(true, model.TCP, 80), remembering(true, model.UDP, 80)
+	b.apply(t, []model.Pool{pool("p", 0)}, tcp, udp)
+	for network := range networks {
+		_, err := b.A.Ask(network, addrPort(tcp), lab.From{})
+		require.NoError(t, err)
+	}
+	pid := processOf(t, string(b.binary))
+	require.NoError(t, syscall.Kill(pid, syscall.SIGSTOP))
+	t.Cleanup(func() { _ = syscall.Kill(pid, syscall.SIGCONT) })
+	for network := range networks {
+		begin := time.Now()
+		_, err := b.A.Ask(network, addrPort(tcp), lab.From{})
+		require.NoError(t, err)
+		require.InDelta(t, askTimeout.Seconds(), time.Since(begin).Seconds(), 0.5, network)
+	}
+	require.NoError(t, syscall.Kill(pid, syscall.SIGCONT))
+	require.NoError(t, b.plugin.Close(t.Context(), true))
+}
+
+// processOf is the number of the process that runs the binary.
+func processOf(t *testing.T, binary string) int {
+	t.Helper()
+	found, err := filepath.Glob("/proc/[0-9]*/exe")
+	require.NoError(t, err)
+	for _, path := range found {
+		if runs, err := os.Readlink(path); err == nil && runs == binary {
+			var pid int
+			_, err := fmt.Sscanf(path, "/proc/%d/exe", &pid)
+			require.NoError(t, err)
+			return pid
+		}
+	}
+	require.Fail(t, "no process runs "+binary)
+	return 0
+}
+
+func TestEnvoysLeaveNoSharedMemory(t *testing.T) {
+	shared := func() []string {
+		found, err := filepath.Glob("/dev/shm/envoy_shared_memory_*")
+		require.NoError(t, err)
+		return found
+	}
+	before := shared()
+	b := startPlugin(t)
+	b.serve(t, 30080)
+	b.apply(t, []model.Pool{pool("p", 0)}, web(model.TCP, 80))
+	require.Len(t, shared(), len(before)+1)
+	for range 2 {
+		pid := envoyOf(t, b.state)
+		require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
+		require.Eventually(t, func() bool {
+			_, err := b.A.Ask("tcp", addrPort(web(model.TCP, 80)), lab.From{})
+			return err == nil
+		}, 5*time.Second, 20*time.Millisecond)
+		require.Len(t, shared(), len(before)+1, "that of the one that was killed is gone")
+	}
+	require.NoError(t, b.plugin.Close(t.Context(), true))
+	require.ElementsMatch(t, before, shared())
+}

@@ -273,3 +273,45 @@ func TestEnvoysLeaveNoSharedMemory(t *testing.T) {
 	require.NoError(t, b.plugin.Close(t.Context(), true))
 	require.ElementsMatch(t, before, shared())
 }
+
+func TestAffinityGoesTogetherWithOtherWishes(t *testing.T) {
+	b := startPlugin(t)
+	b.serve(t, 30080)
+	require.NoError(t, b.NodesAnswerBy(0))
+	for i := range b.Nodes {
+		server, err := b.Nodes[i].ServeProxied(30081)
+		require.NoError(t, err)
+		t.Cleanup(func() { server.Close() })
+	}
+	clients, err := b.Clients(true, 10)
+	require.NoError(t, err)
+	for name, wish := range map[string]func(*model.Frontend){
+		"transparent":    func(f *model.Frontend) { f.Forwarding = model.Transparent },
+		"PROXY protocol": func(f *model.Frontend) { f.ProxyProtocol, f.TargetPort = true, 30081 },
+		"bounded":        func(f *model.Frontend) { f.MaxConnections = 1 },
+		"idle timeout":   func(f *model.Frontend) { f.IdleTimeout = time.Minute },
+	} {
+		for network, protocol := range networks {
+			f := remembering(true, protocol, 90)
+			wish(&f)
+			if f.ProxyProtocol && protocol == model.UDP || f.MaxConnections > 0 && protocol == model.UDP {
+				continue
+			}
+			b.apply(t, []model.Pool{pool("p", 3)}, f)
+			for _, endpoints := range [][]int{{3}, {0, 1, 2, 3}} {
+				b.apply(t, []model.Pool{pool("p", endpoints...)})
+				answers, err := b.A.AskMany(network, addrPort(f), clients)
+				require.NoError(t, err, "%s %s", name, network)
+				for i, answer := range answers {
+					require.Equal(t, lab.EndpointAddress(true, 3), answer.Endpoint, "%s %s", name, network)
+					if f.ProxyProtocol || f.Forwarding == model.Transparent {
+						require.Equal(t, clients[i].Address, answer.Client.Addr(), "%s %s", name, network)
+					}
+				}
+			}
+			f.AffinityTimeout = 0
+			b.apply(t, nil, f)
+		}
+	}
+	require.NoError(t, b.plugin.Close(t.Context(), true))
+}

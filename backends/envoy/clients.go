@@ -21,8 +21,9 @@ type clients struct {
 	// oldest and newest are the places of those seen longest ago and last, or nowhere.
 	oldest, newest int32
 	file           *os.File
-	// unkept is why the file does not have all that is remembered; nil if it has.
-	unkept error
+	// unkept is why the file does not have all that is remembered, nil if it has; retryAt is when all of it is written again then.
+	unkept  error
+	retryAt time.Time
 }
 
 // client is an address that has come to a frontend.
@@ -82,7 +83,9 @@ func (c *clients) begin() {
 	if err == nil {
 		_, err = c.file.WriteAt([]byte(clientsFormat), 0)
 	}
-	c.unkept = err
+	if err != nil {
+		c.unkept = errors.Join(err, c.close())
+	}
 }
 
 // restore takes over what a file says. Damage makes a wrong endpoint at most, which is used only if it is one of the frontend's.
@@ -177,17 +180,26 @@ func (c *clients) unlink(place int32) {
 
 // write has the file say what is at a place.
 func (c *clients) write(place int32) {
+	first, last := place, place+1
+	if c.unkept != nil {
+		if time.Now().Before(c.retryAt) {
+			return
+		}
+		first, last = 0, int32(len(c.entries))
+	}
 	if c.file == nil {
 		return
 	}
-	_, err := c.file.WriteAt(c.entries[place].encode(), int64(len(clientsFormat))+int64(place)*entrySize)
-	if err != nil {
-		c.unkept = err
+	var text []byte
+	for _, e := range c.entries[first:last] {
+		text = e.append(text)
 	}
+	_, c.unkept = c.file.WriteAt(text, int64(len(clientsFormat))+int64(first)*entrySize)
+	c.retryAt = time.Now().Add(retryKeep)
 }
 
-func (e entry) encode() []byte {
-	out := binary.BigEndian.AppendUint64(make([]byte, 0, entrySize), uint64(e.frontend))
+func (e entry) append(to []byte) []byte {
+	out := binary.BigEndian.AppendUint64(to, uint64(e.frontend))
 	out = append(append(out, e.address[:]...), e.endpoint[:]...)
 	return binary.BigEndian.AppendUint64(out, uint64(e.seen))
 }

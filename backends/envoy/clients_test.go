@@ -125,7 +125,7 @@ func TestAFullDiskLosesNoClientWhileTheProcessRuns(t *testing.T) {
 		path := filepath.Join(d.Dir, "clients")
 		all := func(identity) bool { return true }
 		c := openClients(path, 256, all)
-		d.Fill(t)
+		free := d.Fill(t)
 		for n := range byte(200) {
 			c.remember(clientOf(1, n), anEndpoint(n), after(int(n)))
 		}
@@ -134,6 +134,11 @@ func TestAFullDiskLosesNoClientWhileTheProcessRuns(t *testing.T) {
 		endpoint, found := c.find(clientOf(1, 199), began)
 		require.True(t, found)
 		require.Equal(t, anEndpoint(199), endpoint)
+		free()
+		c.retryAt = time.Time{}
+		c.remember(clientOf(1, 200), anEndpoint(200), after(200))
+		require.NoError(t, c.unkept)
+		require.Len(t, openClients(path, 256, all).places, 201, "once there is room all of them are written")
 	})
 }
 

@@ -63,6 +63,27 @@ func residentKB(t *testing.T, pid int) int {
 	return 0
 }
 
+// What affinity takes of Envoy's memory.
+func TestMeasureMemoryOfAffinity(t *testing.T) {
+	measuring(t)
+	for network, protocol := range networks {
+		var each []float64
+		for _, timeout := range []time.Duration{0, time.Hour} {
+			b := startPlugin(t)
+			s := many(1000)
+			for i := range s.Frontends {
+				s.Frontends[i].Protocol, s.Frontends[i].AffinityTimeout = protocol, timeout
+			}
+			b.apply(t, s.Pools[:10], s.Frontends[:10]...)
+			few := residentKB(t, envoyOf(t, b.state))
+			b.apply(t, s.Pools[10:], s.Frontends[10:]...)
+			each = append(each, float64(residentKB(t, envoyOf(t, b.state))-few)/990)
+			require.NoError(t, b.plugin.Close(t.Context(), true))
+		}
+		t.Logf("%s: %.1f kB for each frontend, with affinity %.1f kB", network, each[0], each[1])
+	}
+}
+
 func TestMeasureScale(t *testing.T) {
 	measuring(t)
 	b := startPlugin(t)

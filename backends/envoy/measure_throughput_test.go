@@ -53,25 +53,45 @@ func TestMeasureThroughput(t *testing.T) {
 		name string
 		work func(*bench, netip.AddrPort, time.Duration) int64
 	}{{"connections", connections}, {"requests", requests}} {
-		var ratios []float64
-		var sums [2]float64
-		var last [2]float64
-		for round := range 200 {
-			const turn = 250 * time.Millisecond
-			// Who is first changes from round to round.
-			for i := range 2 {
-				which := (round + i) % 2
-				last[which] = float64(kind.work(b, []netip.AddrPort{ours, theirs}[which], turn)) / turn.Seconds()
-			}
-			ratios = append(ratios, last[0]/last[1])
-			sums[0] += last[0]
-			sums[1] += last[1]
-		}
-		slices.Sort(ratios)
-		t.Logf("%s a second: %.0f, with an Envoy and a file written by hand %.0f: %.3f; the ratio of a turn has the median %.3f (%.3f to %.3f)", kind.name,
-			sums[0]/float64(len(ratios)), sums[1]/float64(len(ratios)), sums[0]/sums[1], ratios[len(ratios)/2], ratios[0], ratios[len(ratios)-1])
+		compare(t, b, kind.name, "with an Envoy and a file written by hand", kind.work, [2]netip.AddrPort{ours, theirs})
 	}
 	require.NoError(t, b.plugin.Close(t.Context(), true))
+}
+
+// A frontend with affinity, and one without, on one pool, from one client.
+func TestMeasureAffinity(t *testing.T) {
+	measuring(t)
+	b := startPlugin(t)
+	b.serve(t, 30080)
+	for network, protocol := range networks {
+		plain, sticky := web(protocol, 80), web(protocol, 81)
+		sticky.AffinityTimeout = time.Hour
+		b.apply(t, []model.Pool{pool("p", 0, 1, 2, 3)}, plain, sticky)
+		compare(t, b, network+" flows", "without affinity", flows(network), [2]netip.AddrPort{addrPort(sticky), addrPort(plain)})
+	}
+	require.NoError(t, b.plugin.Close(t.Context(), true))
+}
+
+// compare has two places work in turns, and logs what they do in a second.
+func compare(t *testing.T, b *bench, what, second string, work func(*bench, netip.AddrPort, time.Duration) int64, to [2]netip.AddrPort) {
+	t.Helper()
+	var ratios []float64
+	var sums [2]float64
+	var last [2]float64
+	for round := range 200 {
+		const turn = 250 * time.Millisecond
+		// Who is first changes from round to round.
+		for i := range 2 {
+			which := (round + i) % 2
+			last[which] = float64(work(b, to[which], turn)) / turn.Seconds()
+		}
+		ratios = append(ratios, last[0]/last[1])
+		sums[0] += last[0]
+		sums[1] += last[1]
+	}
+	slices.Sort(ratios)
+	t.Logf("%s a second: %.0f, %s %.0f: %.3f; the ratio of a turn has the median %.3f (%.3f to %.3f)", what,
+		sums[0]/float64(len(ratios)), second, sums[1]/float64(len(ratios)), sums[0]/sums[1], ratios[len(ratios)/2], ratios[0], ratios[len(ratios)-1])
 }
 
 func startByHand(t *testing.T, b *bench, vip netip.Addr) {
@@ -116,16 +136,23 @@ const workers = 8
 
 // connections counts connections, each with one question and its answer.
 func connections(b *bench, to netip.AddrPort, long time.Duration) int64 {
-	return work(long, func(until time.Time) (n int64) {
-		for time.Now().Before(until) {
-			answers, err := b.A.AskTimes(20, "tcp", to)
-			if err != nil {
-				return n
+	return flows("tcp")(b, to, long)
+}
+
+// flows counts new flows, each with one question and its answer.
+func flows(network string) func(*bench, netip.AddrPort, time.Duration) int64 {
+	return func(b *bench, to netip.AddrPort, long time.Duration) int64 {
+		return work(long, func(until time.Time) (n int64) {
+			for time.Now().Before(until) {
+				answers, err := b.A.AskTimes(20, network, to)
+				if err != nil {
+					return n
+				}
+				n += int64(len(answers))
 			}
-			n += int64(len(answers))
-		}
-		return n
-	})
+			return n
+		})
+	}
 }
 
 // requests counts lines that come back on connections that stay.

@@ -309,6 +309,9 @@ func TestAffinityGoesTogetherWithOtherWishes(t *testing.T) {
 					}
 				}
 			}
+			if protocol == model.TCP && !f.ProxyProtocol {
+				require.NoError(t, b.A.Transfer(addrPort(f), 1<<20), "%s: what a client sends at once waits for the answer", name)
+			}
 			f.AffinityTimeout = 0
 			b.apply(t, nil, f)
 		}

@@ -10,20 +10,29 @@ import (
 )
 
 // What frontends take of Envoy's memory, in kB: each for itself, and for each endpoint of its pool, since Envoy shares nothing between frontends
-// (RESULTS.md).
+// (RESULTS.md). With affinity the plugin has the table as well, and knows the endpoints.
 const (
-	kBOfFrontend   = 65
-	kBOfLargeTable = 72
-	kBOfEndpoint   = 2.2
+	kBOfFrontend      = 65
+	kBOfLargeTable    = 72
+	kBOfEndpoint      = 2.2
+	kBOfAffinity      = 10
+	kBOfOwnLargeTable = 131
+	kBOfOwnEndpoint   = 0.2
 )
 
-// memoryOf is how much of Envoy's memory frontends take that have so many endpoints each.
-func memoryOf(frontends, endpoints int) shares.Holding {
-	each := kBOfFrontend + kBOfEndpoint*float64(endpoints)
+// memoryOf is how much of Envoy's memory, and the plugin's, a frontend takes with so many endpoints.
+func memoryOf(f model.Frontend, endpoints int) int {
+	kB := kBOfFrontend + kBOfEndpoint*float64(endpoints)
 	if endpoints > mostEndpointsSmall {
-		each += kBOfLargeTable
+		kB += kBOfLargeTable
 	}
-	return shares.Holding{int(each * float64(frontends))}
+	if f.AffinityTimeout > 0 {
+		kB += kBOfAffinity + kBOfOwnEndpoint*float64(endpoints)
+		if endpoints > mostEndpointsSmall {
+			kB += kBOfOwnLargeTable
+		}
+	}
+	return int(kB)
 }
 
 // memory is how many kB frontends may take: what the option says, or a third of what this process may use, or of all that the host has. Another Envoy runs
@@ -53,13 +62,21 @@ func (b *Backend) shares() *shares.Shares {
 }
 
 func (s *store) memoryOf(f model.Frontend) shares.Holding {
-	return memoryOf(1, len(s.pools[f.Pool].Endpoints))
+	return shares.Holding{memoryOf(f, len(s.pools[f.Pool].Endpoints))}
+}
+
+// memoryOfUsers is what all frontends of the pool take with so many endpoints.
+func (s *store) memoryOfUsers(pool model.PoolID, endpoints int) shares.Holding {
+	kB := 0
+	for key := range s.usersOf[pool] {
+		kB += memoryOf(s.frontends[key], endpoints)
+	}
+	return shares.Holding{kB}
 }
 
 // takePool counts the pool's endpoints at each frontend that uses it, and refuses more of them than its tenant's share.
 func (a *apply) takePool(p model.Pool) error {
-	users := len(a.state.usersOf[p.ID])
-	return a.shares.Take(p.Tenant, memoryOf(users, len(p.Endpoints)), memoryOf(users, len(a.state.pools[p.ID].Endpoints)))
+	return a.shares.Take(p.Tenant, a.state.memoryOfUsers(p.ID, len(p.Endpoints)), a.state.memoryOfUsers(p.ID, len(a.state.pools[p.ID].Endpoints)))
 }
 
 // takeFrontend is the same for a frontend.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -54,6 +55,16 @@ func TestOneTenantDoesNotFillEnvoysMemory(t *testing.T) {
 	require.NoError(t, take(endpoints("hostile", 10)), "fewer endpoints")
 	require.NoError(t, serve("hostile", 2000), "leave room for ports")
 	require.Equal(t, shares.Holding{(n + 1) * 87}, b.shares().Of("hostile"))
+}
+
+func TestAffinityTakesMemoryOfThePluginAsWell(t *testing.T) {
+	f := frontend(model.TCP, "203.0.113.1", 80, "a/p")
+	for endpoints, more := range map[int]int{3: 11, 10: 12, 11: 143, 1000: 341} {
+		plain := f
+		plain.AffinityTimeout = 0
+		f.AffinityTimeout = time.Hour
+		require.InDelta(t, more, memoryOf(f, endpoints)-memoryOf(plain, endpoints), 1, "%d endpoints", endpoints)
+	}
 }
 
 func TestMemoryIsAThirdOfWhatThereIs(t *testing.T) {

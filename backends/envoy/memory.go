@@ -15,7 +15,7 @@ const (
 	kBOfFrontend      = 65
 	kBOfLargeTable    = 72
 	kBOfEndpoint      = 2.2
-	kBOfAffinity      = 10
+	kBOfAffinity      = 12
 	kBOfOwnLargeTable = 131
 	kBOfOwnEndpoint   = 0.2
 )

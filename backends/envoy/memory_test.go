@@ -59,7 +59,7 @@ func TestOneTenantDoesNotFillEnvoysMemory(t *testing.T) {
 
 func TestAffinityTakesMemoryOfThePluginAsWell(t *testing.T) {
 	f := frontend(model.TCP, "203.0.113.1", 80, "a/p")
-	for endpoints, more := range map[int]int{3: 11, 10: 12, 11: 143, 1000: 341} {
+	for endpoints, more := range map[int]int{3: 13, 10: 14, 11: 145, 1000: 343} {
 		plain := f
 		plain.AffinityTimeout = 0
 		f.AffinityTimeout = time.Hour

@@ -76,24 +76,30 @@ func openAffinity(dir string, frontends map[model.FrontendKey]model.Frontend) *a
 
 // set has clients of the frontend get the endpoints that Envoy has for it now.
 func (a *affinity) set(f model.Frontend, p model.Pool) {
-	a.put(f, newChoice(f, p, func(netip.Addr) bool { return true }))
+	a.change(f, p, func(*choice, netip.Addr) bool { return true })
 }
 
 // narrow leaves the endpoints that Envoy has for the frontend whether it has heard of the pool already or not.
 func (a *affinity) narrow(f model.Frontend, p model.Pool) {
+	is := identityOf(f)
+	a.change(f, p, func(before *choice, endpoint netip.Addr) bool {
+		return before != nil && before.identity == is && before.port == f.TargetPort && before.serving[endpoint]
+	})
+}
+
+// change replaces what the clients of the frontend may get by the pool's endpoints that may be used after what was before.
+func (a *affinity) change(f model.Frontend, p model.Pool, may func(before *choice, endpoint netip.Addr) bool) {
 	a.mu.Lock()
 	before := a.choices[f.FrontendKey]
 	a.mu.Unlock()
-	a.put(f, newChoice(f, p, func(endpoint netip.Addr) bool {
-		return before != nil && before.identity == identityOf(f) && before.port == f.TargetPort && before.serving[endpoint]
-	}))
-}
-
-func (a *affinity) put(f model.Frontend, c *choice) {
+	var next *choice
+	if f.AffinityTimeout > 0 {
+		next = newChoice(f, p, func(endpoint netip.Addr) bool { return may(before, endpoint) })
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if f.AffinityTimeout > 0 {
-		a.choices[f.FrontendKey] = c
+	if next != nil {
+		a.choices[f.FrontendKey] = next
 	} else {
 		delete(a.choices, f.FrontendKey)
 	}

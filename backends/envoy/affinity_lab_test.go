@@ -250,30 +250,6 @@ func processOf(t *testing.T, binary string) int {
 	return 0
 }
 
-func TestEnvoysLeaveNoSharedMemory(t *testing.T) {
-	shared := func() []string {
-		found, err := filepath.Glob("/dev/shm/envoy_shared_memory_*")
-		require.NoError(t, err)
-		return found
-	}
-	before := shared()
-	b := startPlugin(t)
-	b.serve(t, 30080)
-	b.apply(t, []model.Pool{pool("p", 0)}, web(model.TCP, 80))
-	require.Len(t, shared(), len(before)+1)
-	for range 2 {
-		pid := envoyOf(t, b.state)
-		require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
-		require.Eventually(t, func() bool {
-			_, err := b.A.Ask("tcp", addrPort(web(model.TCP, 80)), lab.From{})
-			return err == nil
-		}, 5*time.Second, 20*time.Millisecond)
-		require.Len(t, shared(), len(before)+1, "that of the one that was killed is gone")
-	}
-	require.NoError(t, b.plugin.Close(t.Context(), true))
-	require.ElementsMatch(t, before, shared())
-}
-
 func TestAffinityGoesTogetherWithOtherWishes(t *testing.T) {
 	b := startPlugin(t)
 	b.serve(t, 30080)

@@ -440,6 +440,30 @@ func envoyOf(t *testing.T, state string) int {
 	return pid
 }
 
+func TestEnvoysLeaveNoSharedMemory(t *testing.T) {
+	b := startPlugin(t)
+	b.serve(t, 30080)
+	b.apply(t, []model.Pool{pool("p", 0)}, web(model.TCP, 80))
+	shared := func() string {
+		base, err := os.ReadFile(filepath.Join(b.state, "envoy", "base-id"))
+		require.NoError(t, err)
+		return "/dev/shm/envoy_shared_memory_" + strings.TrimSpace(string(base)) + "0"
+	}
+	first := shared()
+	require.FileExists(t, first)
+	require.NoError(t, syscall.Kill(envoyOf(t, b.state), syscall.SIGKILL))
+	require.Eventually(t, func() bool {
+		_, err := b.A.Ask("tcp", addrPort(web(model.TCP, 80)), lab.From{})
+		return err == nil
+	}, 5*time.Second, 20*time.Millisecond)
+	require.NoFileExists(t, first, "that of the one that was killed")
+	second := shared()
+	require.NotEqual(t, first, second)
+	require.FileExists(t, second)
+	require.NoError(t, b.plugin.Close(t.Context(), true))
+	require.NoFileExists(t, second)
+}
+
 func TestEnvoyMayOpenAsManyFilesAsTheHostAllows(t *testing.T) {
 	var usual syscall.Rlimit
 	require.NoError(t, syscall.Getrlimit(syscall.RLIMIT_NOFILE, &usual))

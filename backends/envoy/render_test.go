@@ -31,13 +31,15 @@ func example() model.Snapshot {
 	six := netip.MustParseAddr("2001:db8:1::11")
 	sticky := frontend(model.TCP, "203.0.113.1", 443, "a/v4")
 	sticky.AffinityTimeout, sticky.Restricted, sticky.SourceRanges = time.Hour, true, []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
+	sessions := frontend(model.UDP, "203.0.113.1", 443, "a/v4")
+	sessions.AffinityTimeout = time.Hour
 	return model.Snapshot{
 		Pools: []model.Pool{
 			{ID: "a/v4", Tenant: "a", Endpoints: []model.Endpoint{endpointAddress(11, model.Active), endpointAddress(12, model.Unhealthy), endpointAddress(13, model.Draining)}},
 			{ID: "a/v6", Tenant: "a", Endpoints: []model.Endpoint{{ID: six.String(), Address: six, Weight: 3}}},
 			{ID: "a/none", Tenant: "a"},
 		},
-		Frontends: []model.Frontend{frontend(model.TCP, "203.0.113.1", 80, "a/v4"), frontend(model.UDP, "203.0.113.1", 80, "a/v4"), sticky,
+		Frontends: []model.Frontend{frontend(model.TCP, "203.0.113.1", 80, "a/v4"), frontend(model.UDP, "203.0.113.1", 80, "a/v4"), sticky, sessions,
 			frontend(model.TCP, "2001:db8:f::1", 80, "a/v6"), frontend(model.TCP, "203.0.113.2", 80, "a/none")},
 	}
 }
@@ -62,8 +64,12 @@ func TestRenderedTextIsTheGoldenOneAndEnvoyAcceptsIt(t *testing.T) {
 
 // placement is by priority: which endpoints are there, and which of them are healthy.
 func placement(p model.Pool, leaving map[netip.AddrPort]time.Time) map[uint32]map[string]bool {
+	return placementOf(frontend(model.TCP, "203.0.113.1", 80, "a/p"), p, leaving)
+}
+
+func placementOf(f model.Frontend, p model.Pool, leaving map[netip.AddrPort]time.Time) map[uint32]map[string]bool {
 	out := map[uint32]map[string]bool{}
-	for _, locality := range renderAssignment(frontend(model.TCP, "203.0.113.1", 80, "a/p"), p, leaving).Endpoints {
+	for _, locality := range renderAssignment(f, p, leaving).Endpoints {
 		out[locality.Priority] = map[string]bool{}
 		for _, e := range locality.LbEndpoints {
 			out[locality.Priority][e.GetEndpoint().Address.GetSocketAddress().Address] = e.HealthStatus == core.HealthStatus_HEALTHY
@@ -90,6 +96,10 @@ func TestNewFlowsMeetTheServingEndpointsOnly(t *testing.T) {
 	left := map[netip.AddrPort]time.Time{netip.MustParseAddrPort(b + ":30080"): time.Now()}
 	require.Equal(t, map[uint32]map[string]bool{0: {a: true}, 1: {b: false}}, placement(pool(endpointAddress(11, model.Active)), left), "what has left lingers as unhealthy")
 	require.Equal(t, map[uint32]map[string]bool{0: {b: false}}, placement(pool(), left), "priorities begin at 0")
+	sessions := frontend(model.UDP, "203.0.113.1", 80, "a/p")
+	sessions.AffinityTimeout = time.Hour
+	unhealthy := pool(endpointAddress(11, model.Active), endpointAddress(12, model.Unhealthy), endpointAddress(13, model.Draining))
+	require.Equal(t, map[uint32]map[string]bool{0: {a: true}, 1: {c: true}}, placementOf(sessions, unhealthy, left), "sessions with affinity would stay with what is unhealthy or has left")
 }
 
 func TestEndpointsAndPoolsAreNotInTheListener(t *testing.T) {

@@ -171,5 +171,6 @@ func FuzzClients(f *testing.F) {
 			is, _ := next.find(who, time.Unix(0, -1<<63))
 			require.Equal(t, was, is)
 		}
+		require.NoError(t, next.close())
 	})
 }

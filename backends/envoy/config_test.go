@@ -36,7 +36,7 @@ func TestAnEnvoyThatIsMissingOrTooOldIsRefusedWithWhatToDo(t *testing.T) {
 	_, err := findEnvoy(t.Context(), "/nowhere/envoy")
 	require.ErrorContains(t, err, "install one, or name it by --backend-option envoy-path=/path/to/envoy")
 	_, err = findEnvoy(t.Context(), script(t, "envoy  version: dc2d3098ae5641555f15c71d5bb5ce0060a8015c/1.36.2/Clean/RELEASE/BoringSSL"))
-	require.ErrorContains(t, err, "is Envoy 1.36.2; the Envoy backend needs 1.40 or later")
+	require.ErrorContains(t, err, "is Envoy 1.36.2; the Envoy backend needs 1.39 or later")
 	_, err = findEnvoy(t.Context(), script(t, "nginx version: 1.27"))
 	require.ErrorContains(t, err, "does not say which version of Envoy it is")
 	_, err = findEnvoy(t.Context(), "/bin/false")

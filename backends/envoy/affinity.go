@@ -20,156 +20,157 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// mostClients is how many clients of each family are remembered.
-const mostClients = 131072
+// maxClients is how many clients of each family are remembered.
+const maxClients = 131072
 
-// affinity tells Envoy which endpoint a client has that comes to a frontend with affinity. Envoy asks before it connects, for each TCP
-// connection and each UDP session. Where it gets no answer it hashes the client's address, by which clients that are not remembered
-// get their endpoint here as well.
+// affinity chooses the endpoint of each client of a frontend with session affinity. Envoy asks for it before it connects, once for each TCP
+// connection and each UDP session. Without an answer Envoy hashes the client's address. A client that is not remembered gets its endpoint by
+// the same hash here.
 type affinity struct {
-	mu      sync.Mutex
-	choices map[model.FrontendKey]*choice
-	v4, v6  *clients
+	mu        sync.Mutex
+	frontends map[model.FrontendKey]*affinityFrontend
+	v4, v6    *clientTable
 }
 
-// choice is what a client of a frontend may get. It never changes.
-type choice struct {
-	identity identity
-	timeout  time.Duration
-	port     uint16
-	// endpoints are those that get new flows, serving the same by address.
+// affinityFrontend is a frontend with affinity and the endpoints of its new flows. It is immutable.
+type affinityFrontend struct {
+	id      frontendID
+	timeout time.Duration
+	port    uint16
+	// endpoints get new flows. serving holds their addresses.
 	endpoints []model.Endpoint
 	serving   map[netip.Addr]bool
-	// table is made when it is needed first.
+	// table is computed at its first use.
 	table func() maglev
 }
 
-func newChoice(f model.Frontend, p model.Pool, may func(netip.Addr) bool) *choice {
-	c := &choice{identity: identityOf(f), timeout: f.AffinityTimeout, port: f.TargetPort, serving: map[netip.Addr]bool{}}
+func newAffinityFrontend(f model.Frontend, p model.Pool, include func(netip.Addr) bool) *affinityFrontend {
+	a := &affinityFrontend{id: idOf(f), timeout: f.AffinityTimeout, port: f.TargetPort, serving: map[netip.Addr]bool{}}
 	serving, rows := servingState(p), rowsFor(p)
 	for _, e := range p.Endpoints {
-		if e.State == serving && may(e.Address) {
-			c.endpoints, c.serving[e.Address] = append(c.endpoints, e), true
+		if e.State == serving && include(e.Address) {
+			a.endpoints, a.serving[e.Address] = append(a.endpoints, e), true
 		}
 	}
-	c.table = sync.OnceValue(func() maglev { return newMaglev(c.endpoints, c.port, rows) })
-	return c
+	a.table = sync.OnceValue(func() maglev { return newMaglev(a.endpoints, a.port, rows) })
+	return a
 }
 
-// identityOf is the frontend as its clients know it: another tenant's is another one.
-func identityOf(f model.Frontend) identity {
+// idOf hashes the frontend's key and its tenant. If another tenant gets the address and port, the ID changes.
+func idOf(f model.Frontend) frontendID {
 	sum := sha256.Sum256([]byte(f.FrontendKey.String() + " " + f.Tenant))
-	return max(identity(binary.BigEndian.Uint64(sum[:])), 1)
+	return max(frontendID(binary.BigEndian.Uint64(sum[:])), 1)
 }
 
-// openAffinity remembers the clients of an earlier process, of the frontends that there are.
+// openAffinity reads the clients that an earlier process remembered. It drops clients of other frontends than these.
 func openAffinity(dir string, frontends map[model.FrontendKey]model.Frontend) *affinity {
-	known := map[identity]bool{}
+	known := map[frontendID]bool{}
 	for _, f := range frontends {
-		known[identityOf(f)] = f.AffinityTimeout > 0
+		known[idOf(f)] = f.AffinityTimeout > 0
 	}
-	open := func(family string) *clients {
-		return openClients(filepath.Join(dir, "clients-"+family), mostClients, func(i identity) bool { return known[i] })
+	open := func(family string) *clientTable {
+		return openClientTable(filepath.Join(dir, "clients-"+family), maxClients, func(id frontendID) bool { return known[id] })
 	}
-	return &affinity{choices: map[model.FrontendKey]*choice{}, v4: open("ipv4"), v6: open("ipv6")}
+	return &affinity{frontends: map[model.FrontendKey]*affinityFrontend{}, v4: open("ipv4"), v6: open("ipv6")}
 }
 
-// set has clients of the frontend get the endpoints that Envoy has for it now.
-func (a *affinity) set(f model.Frontend, p model.Pool) {
-	a.change(f, p, func(*choice, netip.Addr) bool { return true })
+// setEndpoints uses all serving endpoints of the pool for clients of the frontend. It is called after Envoy has taken them over.
+func (a *affinity) setEndpoints(f model.Frontend, p model.Pool) {
+	a.replace(f, p, func(*affinityFrontend, netip.Addr) bool { return true })
 }
 
-// narrow leaves the endpoints that Envoy has for the frontend whether it has heard of the pool already or not.
-func (a *affinity) narrow(f model.Frontend, p model.Pool) {
-	is := identityOf(f)
-	a.change(f, p, func(before *choice, endpoint netip.Addr) bool {
-		return before != nil && before.identity == is && before.port == f.TargetPort && before.serving[endpoint]
+// restrictEndpoints uses the endpoints that are in the former pool and in this one. While Envoy takes the pool over it may have either.
+func (a *affinity) restrictEndpoints(f model.Frontend, p model.Pool) {
+	id := idOf(f)
+	a.replace(f, p, func(before *affinityFrontend, endpoint netip.Addr) bool {
+		return before != nil && before.id == id && before.port == f.TargetPort && before.serving[endpoint]
 	})
 }
 
-// change replaces what the clients of the frontend may get by the pool's endpoints that may be used after what was before.
-func (a *affinity) change(f model.Frontend, p model.Pool, may func(before *choice, endpoint netip.Addr) bool) {
+// replace replaces the frontend's endpoints by those of the pool that include selects, and removes a frontend without affinity.
+func (a *affinity) replace(f model.Frontend, p model.Pool, include func(before *affinityFrontend, endpoint netip.Addr) bool) {
 	a.mu.Lock()
-	before := a.choices[f.FrontendKey]
+	before := a.frontends[f.FrontendKey]
 	a.mu.Unlock()
-	var next *choice
+	var next *affinityFrontend
 	if f.AffinityTimeout > 0 {
-		next = newChoice(f, p, func(endpoint netip.Addr) bool { return may(before, endpoint) })
+		next = newAffinityFrontend(f, p, func(endpoint netip.Addr) bool { return include(before, endpoint) })
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if next != nil {
-		a.choices[f.FrontendKey] = next
+		a.frontends[f.FrontendKey] = next
 	} else {
-		delete(a.choices, f.FrontendKey)
+		delete(a.frontends, f.FrontendKey)
 	}
 }
 
-// forget forgets the clients of frontends that are no more, have no affinity any longer, or are another tenant's.
-func (a *affinity) forget(was, now map[model.FrontendKey]model.Frontend) {
-	gone := map[identity]bool{}
+// forgetRemoved forgets the clients of each frontend that was deleted, lost its affinity, or passed to another tenant.
+func (a *affinity) forgetRemoved(before, after map[model.FrontendKey]model.Frontend) {
+	removed := map[frontendID]bool{}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for key, before := range was {
-		after, there := now[key]
-		if before.AffinityTimeout == 0 || there && after.AffinityTimeout > 0 && after.Tenant == before.Tenant {
+	for key, old := range before {
+		next, exists := after[key]
+		if old.AffinityTimeout == 0 || exists && next.AffinityTimeout > 0 && next.Tenant == old.Tenant {
 			continue
 		}
-		gone[identityOf(before)] = true
-		delete(a.choices, key)
+		removed[idOf(old)] = true
+		delete(a.frontends, key)
 	}
-	if len(gone) > 0 {
-		a.v4.forget(gone)
-		a.v6.forget(gone)
+	if len(removed) > 0 {
+		a.v4.forget(removed)
+		a.v6.forget(removed)
 	}
 }
 
-// endpointFor returns the endpoint of a client that comes to the frontend at that time, if the frontend has affinity and endpoints.
-func (a *affinity) endpointFor(key model.FrontendKey, from netip.Addr, now time.Time) (at netip.AddrPort, found bool) {
-	var proposed netip.Addr
-	var by *choice
+// endpointFor returns the endpoint of a client and remembers it. found is false if the frontend has no affinity or no endpoints.
+func (a *affinity) endpointFor(key model.FrontendKey, client netip.Addr, now time.Time) (at netip.AddrPort, found bool) {
+	var hashed netip.Addr
+	var hashedBy *affinityFrontend
 	for {
 		a.mu.Lock()
-		c := a.choices[key]
-		if c == nil || len(c.endpoints) == 0 {
+		f := a.frontends[key]
+		if f == nil || len(f.endpoints) == 0 {
 			a.mu.Unlock()
 			return at, false
 		}
-		endpoint, known := a.remembered(c, from, now)
-		// Another connection of the client may have come first, and the endpoints may be others, while the table was made.
-		if !known && by == c {
-			endpoint, known = proposed, true
+		endpoint, known := a.remembered(f, client, now)
+		// The table is computed without the lock: meanwhile another connection of the client may be remembered, or the endpoints may change.
+		if !known && hashedBy == f {
+			endpoint, known = hashed, true
 		}
 		if known {
-			a.of(from).remember(client{c.identity, from.As16()}, endpoint.As16(), now)
+			a.tableFor(client).remember(clientKey{f.id, client.As16()}, endpoint.As16(), now)
 			a.mu.Unlock()
-			return netip.AddrPortFrom(endpoint, c.port), true
+			return netip.AddrPortFrom(endpoint, f.port), true
 		}
 		a.mu.Unlock()
-		proposed, by = c.table().find(from), c
+		hashed, hashedBy = f.table().find(client), f
 	}
 }
 
-// remembered returns the client's endpoint if it is within the timeout and still gets new flows. The caller holds the lock.
-func (a *affinity) remembered(c *choice, from netip.Addr, now time.Time) (netip.Addr, bool) {
-	found, known := a.of(from).find(client{c.identity, from.As16()}, now.Add(-c.timeout))
+// remembered returns the client's endpoint if the timeout has not passed and the endpoint still gets new flows. The caller holds the lock.
+func (a *affinity) remembered(f *affinityFrontend, client netip.Addr, now time.Time) (netip.Addr, bool) {
+	found, known := a.tableFor(client).find(clientKey{f.id, client.As16()}, now.Add(-f.timeout))
 	endpoint := netip.AddrFrom16(found).Unmap()
-	return endpoint, known && c.serving[endpoint]
+	return endpoint, known && f.serving[endpoint]
 }
 
-func (a *affinity) of(from netip.Addr) *clients {
-	if from.Is4() {
+// tableFor is the table of the client's family.
+func (a *affinity) tableFor(client netip.Addr) *clientTable {
+	if client.Is4() {
 		return a.v4
 	}
 	return a.v6
 }
 
-// note is for the operator: why clients are not kept. It is empty if they are.
+// note tells the operator why clients are not written to disk. It is empty if they are.
 func (a *affinity) note() string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if err := errors.Join(a.v4.unkept, a.v6.unkept); err != nil {
-		return fmt.Sprintf("clients with affinity are not all kept: %v; after a restart of this plugin some are treated as new", err)
+	if err := errors.Join(a.v4.writeErr, a.v6.writeErr); err != nil {
+		return fmt.Sprintf("some clients with session affinity are not written to disk: %v; after a restart of this plugin they are treated as new", err)
 	}
 	return ""
 }
@@ -180,71 +181,70 @@ func (a *affinity) close() error {
 	return errors.Join(a.v4.close(), a.v6.close())
 }
 
-// What Envoy asks with about a TCP connection, and where it finds the answer.
+// Keys of the request about a TCP connection (descriptor), and of the answer for both protocols (metadata).
 const (
-	entryFrontend = "frontend"
-	entryClient   = "client"
-	fieldEndpoint = "endpoint"
+	descriptorFrontend = "frontend"
+	descriptorClient   = "client"
+	metadataEndpoint   = "endpoint"
 )
 
-// answer is for Envoy's load balancer, nil if it is to decide alone.
-func (a *affinity) answer(protocol model.Protocol, frontend netip.AddrPort, from netip.Addr) *structpb.Struct {
+// metadataFor is the dynamic metadata that names the endpoint to Envoy's load balancer, nil if Envoy chooses.
+func (a *affinity) metadataFor(protocol model.Protocol, frontend netip.AddrPort, client netip.Addr) *structpb.Struct {
 	key := model.FrontendKey{VIP: frontend.Addr().Unmap(), Protocol: protocol, Port: frontend.Port()}
-	at, found := a.endpointFor(key, from.Unmap(), time.Now())
+	at, found := a.endpointFor(key, client.Unmap(), time.Now())
 	if !found {
 		return nil
 	}
-	return &structpb.Struct{Fields: map[string]*structpb.Value{fieldEndpoint: structpb.NewStringValue(at.String())}}
+	return &structpb.Struct{Fields: map[string]*structpb.Value{metadataEndpoint: structpb.NewStringValue(at.String())}}
 }
 
-// serve answers at the server. Envoy has two kinds of filters that ask before there is an endpoint, one for each protocol: neither limits or refuses
-// anything here.
-func (a *affinity) serve(s *grpc.Server) {
-	ratelimit.RegisterRateLimitServiceServer(s, tcpClients{affinity: a})
-	auth.RegisterAuthorizationServer(s, udpClients{affinity: a})
+// register adds the services that Envoy's filters call: rate limiting for TCP, external authorization for UDP. Both always allow the flow.
+func (a *affinity) register(s *grpc.Server) {
+	ratelimit.RegisterRateLimitServiceServer(s, rateLimitService{affinity: a})
+	auth.RegisterAuthorizationServer(s, authorizationService{affinity: a})
 }
 
-// tcpClients answers about connections.
-type tcpClients struct {
+// rateLimitService answers about TCP connections.
+type rateLimitService struct {
 	ratelimit.UnimplementedRateLimitServiceServer
 	*affinity
 }
 
 // ShouldRateLimit implements ratelimit.RateLimitServiceServer.
-func (t tcpClients) ShouldRateLimit(_ context.Context, r *ratelimit.RateLimitRequest) (*ratelimit.RateLimitResponse, error) {
+func (s rateLimitService) ShouldRateLimit(_ context.Context, r *ratelimit.RateLimitRequest) (*ratelimit.RateLimitResponse, error) {
 	out := &ratelimit.RateLimitResponse{OverallCode: ratelimit.RateLimitResponse_OK}
 	for _, d := range r.GetDescriptors() {
-		said := map[string]string{}
+		values := map[string]string{}
 		for _, e := range d.GetEntries() {
-			said[e.GetKey()] = e.GetValue()
+			values[e.GetKey()] = e.GetValue()
 		}
-		frontend, unclear := netip.ParseAddrPort(said[entryFrontend])
-		from, unknown := netip.ParseAddr(said[entryClient])
-		if unclear == nil && unknown == nil {
-			out.DynamicMetadata = t.answer(model.TCP, frontend, from)
+		frontend, frontendErr := netip.ParseAddrPort(values[descriptorFrontend])
+		client, clientErr := netip.ParseAddr(values[descriptorClient])
+		if frontendErr == nil && clientErr == nil {
+			out.DynamicMetadata = s.metadataFor(model.TCP, frontend, client)
 		}
 	}
 	return out, nil
 }
 
-// udpClients answers about sessions.
-type udpClients struct {
+// authorizationService answers about UDP sessions.
+type authorizationService struct {
 	auth.UnimplementedAuthorizationServer
 	*affinity
 }
 
 // Check implements auth.AuthorizationServer.
-func (u udpClients) Check(_ context.Context, r *auth.CheckRequest) (*auth.CheckResponse, error) {
+func (s authorizationService) Check(_ context.Context, r *auth.CheckRequest) (*auth.CheckResponse, error) {
 	out := &auth.CheckResponse{Status: &status.Status{}}
-	frontend, unclear := addressOf(r.GetAttributes().GetDestination())
-	from, unknown := addressOf(r.GetAttributes().GetSource())
-	if unclear == nil && unknown == nil {
-		out.DynamicMetadata = u.answer(model.UDP, frontend, from.Addr())
+	frontend, frontendErr := peerAddress(r.GetAttributes().GetDestination())
+	client, clientErr := peerAddress(r.GetAttributes().GetSource())
+	if frontendErr == nil && clientErr == nil {
+		out.DynamicMetadata = s.metadataFor(model.UDP, frontend, client.Addr())
 	}
 	return out, nil
 }
 
-func addressOf(p *auth.AttributeContext_Peer) (netip.AddrPort, error) {
+func peerAddress(p *auth.AttributeContext_Peer) (netip.AddrPort, error) {
 	at := p.GetAddress().GetSocketAddress()
 	address, err := netip.ParseAddr(at.GetAddress())
 	return netip.AddrPortFrom(address, uint16(at.GetPortValue())), err

@@ -17,17 +17,17 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// networks are the protocols, and the names that package net has for them.
+// networks maps the names of package net to protocols.
 var networks = map[string]model.Protocol{"tcp": model.TCP, "udp": model.UDP}
 
-// remembering is a frontend of a family whose clients are remembered for an hour.
-func remembering(v4 bool, protocol model.Protocol, port uint16) model.Frontend {
+// affinityFrontendOf is a frontend of a family with an affinity timeout of an hour.
+func affinityFrontendOf(v4 bool, protocol model.Protocol, port uint16) model.Frontend {
 	f := web(protocol, port)
 	f.VIP, f.AffinityTimeout = lab.VIP(v4, 1), time.Hour
 	return f
 }
 
-// poolOf is a pool of a family with the first endpoints, of different weights.
+// poolOf is a pool with the first endpoints of a family, with weights from 1 to 3.
 func poolOf(v4 bool, id string, endpoints int) model.Pool {
 	p := model.Pool{ID: model.PoolID("t/" + id), Tenant: "t"}
 	for i := range endpoints {
@@ -37,8 +37,8 @@ func poolOf(v4 bool, id string, endpoints int) model.Pool {
 	return p
 }
 
-// met is which endpoint each client meets on a new flow.
-func (b *bench) met(t *testing.T, network string, to netip.AddrPort, clients []lab.From) (out []netip.Addr) {
+// endpointsOf are the endpoints that answer a new flow of each client.
+func (b *bench) endpointsOf(t *testing.T, network string, to netip.AddrPort, clients []lab.From) (out []netip.Addr) {
 	t.Helper()
 	answers, err := b.A.AskMany(network, to, clients)
 	require.NoError(t, err)
@@ -48,8 +48,8 @@ func (b *bench) met(t *testing.T, network string, to netip.AddrPort, clients []l
 	return out
 }
 
-// kept is for how many clients there is room in what the plugin has written.
-func (b *bench) kept(t *testing.T, v4 bool) int {
+// clientsOnDisk is the number of slots in the file that the plugin has written.
+func (b *bench) clientsOnDisk(t *testing.T, v4 bool) int {
 	t.Helper()
 	family := map[bool]string{true: "ipv4", false: "ipv6"}[v4]
 	info, err := os.Stat(filepath.Join(b.state, "envoy", "clients-"+family))
@@ -57,7 +57,8 @@ func (b *bench) kept(t *testing.T, v4 bool) int {
 	return (int(info.Size()) - len(clientsFormat)) / entrySize
 }
 
-// Where the plugin is away Envoy decides: nobody is refused, nobody waits, and whom nobody knew meets the same endpoint afterwards.
+// While the plugin is away Envoy chooses the endpoint alone: no client is refused or waits. A client that is not remembered gets the same endpoint
+// once the plugin runs again.
 func TestNewClientsMeetTheSameEndpointWithThePluginAndWithoutIt(t *testing.T) {
 	b := startPlugin(t)
 	b.serve(t, 30080)
@@ -68,20 +69,20 @@ func TestNewClientsMeetTheSameEndpointWithThePluginAndWithoutIt(t *testing.T) {
 			b.apply(t, []model.Pool{poolOf(v4, "p", endpoints)})
 			for network, protocol := range networks {
 				what := fmt.Sprintf("IPv4 %v, %s, %d endpoints", v4, network, endpoints)
-				f := remembering(v4, protocol, 80)
+				f := affinityFrontendOf(v4, protocol, 80)
 				b.apply(t, nil, f)
-				before := b.kept(t, v4)
+				before := b.clientsOnDisk(t, v4)
 				b.plugin.Stop()
 				begin := time.Now()
-				alone := b.met(t, network, addrPort(f), clients)
-				require.Less(t, time.Since(begin), 5*time.Second, "%s: nobody waits for a plugin that is away", what)
-				require.Equal(t, before, b.kept(t, v4), what)
+				alone := b.endpointsOf(t, network, addrPort(f), clients)
+				require.Less(t, time.Since(begin), 5*time.Second, "%s: no client waits for a plugin that is away", what)
+				require.Equal(t, before, b.clientsOnDisk(t, v4), what)
 				b.start(t)
-				require.Equal(t, alone, b.met(t, network, addrPort(f), clients), what)
-				require.Equal(t, len(clients), b.kept(t, v4), "%s: the plugin was asked", what)
+				require.Equal(t, alone, b.endpointsOf(t, network, addrPort(f), clients), what)
+				require.Equal(t, len(clients), b.clientsOnDisk(t, v4), "%s: the plugin was asked", what)
 				slices.SortFunc(alone, netip.Addr.Compare)
 				require.Greater(t, len(slices.Compact(alone)), 2, what)
-				// The next one begins with clients that nobody knows.
+				// The next round begins with clients that are not remembered.
 				f.AffinityTimeout = 0
 				b.apply(t, nil, f)
 			}
@@ -110,23 +111,23 @@ func TestTheServerMaySpeakFirst(t *testing.T) {
 		}()
 		return nil
 	}))
-	f := remembering(true, model.TCP, 80)
+	f := affinityFrontendOf(true, model.TCP, 80)
 	b.apply(t, []model.Pool{pool("p", 0)}, f)
 	c, err := b.A.Dial("tcp", addrPort(f), lab.From{})
 	require.NoError(t, err)
 	defer c.Close()
 	require.NoError(t, c.SetReadDeadline(time.Now().Add(2*time.Second)))
-	said := make([]byte, 5)
-	_, err = c.Read(said)
+	received := make([]byte, 5)
+	_, err = c.Read(received)
 	require.NoError(t, err)
-	require.Equal(t, "hello", string(said))
+	require.Equal(t, "hello", string(received))
 	require.NoError(t, b.plugin.Close(t.Context(), true))
 }
 
 func TestTheFirstDatagramsWaitForTheAnswer(t *testing.T) {
 	b := startPlugin(t)
 	b.serve(t, 30080)
-	f := remembering(true, model.UDP, 80)
+	f := affinityFrontendOf(true, model.UDP, 80)
 	b.apply(t, []model.Pool{pool("p", 0, 1, 2, 3)}, f)
 	for _, size := range []int{1, 1400, 65000} {
 		c, err := b.A.Dial("udp", addrPort(f), lab.From{})
@@ -148,11 +149,11 @@ func TestTheFirstDatagramsWaitForTheAnswer(t *testing.T) {
 	require.NoError(t, b.plugin.Close(t.Context(), true))
 }
 
-// A session, unlike a connection, has a client that does not hear of an endpoint's end.
+// A TCP client notices that its endpoint is gone, by a reset. A UDP client does not.
 func TestASessionLeavesAnEndpointThatIsUnhealthyOrGone(t *testing.T) {
 	b := startPlugin(t)
 	b.serve(t, 30080)
-	f := remembering(true, model.UDP, 80)
+	f := affinityFrontendOf(true, model.UDP, 80)
 	b.apply(t, []model.Pool{pool("p", 0)}, f)
 	c, err := b.A.Dial("udp", addrPort(f), lab.From{})
 	require.NoError(t, err)
@@ -190,11 +191,11 @@ func TestAClientIsAnsweredByAnotherEndpointThanRememberedWhereThatRefuses(t *tes
 		require.NoError(t, err)
 		t.Cleanup(func() { servers[i].Close() })
 	}
-	f := remembering(true, model.TCP, 80)
+	f := affinityFrontendOf(true, model.TCP, 80)
 	clients, err := b.Clients(true, 20)
 	require.NoError(t, err)
 	b.apply(t, []model.Pool{pool("p", 0)}, f)
-	for _, at := range b.met(t, "tcp", addrPort(f), clients) {
+	for _, at := range b.endpointsOf(t, "tcp", addrPort(f), clients) {
 		require.Equal(t, lab.EndpointAddress(true, 0), at)
 	}
 	b.apply(t, []model.Pool{pool("p", 0, 1, 2)})
@@ -206,7 +207,7 @@ func TestAClientIsAnsweredByAnotherEndpointThanRememberedWhereThatRefuses(t *tes
 			answered++
 		}
 	}
-	// Those whose hash leads to the dead one as well have to wait until it is found unhealthy.
+	// A client whose hash is the dead endpoint waits until health checks find that.
 	require.Greater(t, answered, 5)
 	require.NoError(t, b.plugin.Close(t.Context(), true))
 }
@@ -214,7 +215,7 @@ func TestAClientIsAnsweredByAnotherEndpointThanRememberedWhereThatRefuses(t *tes
 func TestAPluginThatHangsKeepsAConnectionWaitingForASecond(t *testing.T) {
 	b := startPlugin(t)
 	b.serve(t, 30080)
-	tcp, udp := remembering(true, model.TCP, 80), remembering(true, model.UDP, 80)
+	tcp, udp := affinityFrontendOf(true, model.TCP, 80), affinityFrontendOf(true, model.UDP, 80)
 	b.apply(t, []model.Pool{pool("p", 0)}, tcp, udp)
 	for network := range networks {
 		_, err := b.A.Ask(network, addrPort(tcp), lab.From{})
@@ -227,13 +228,13 @@ func TestAPluginThatHangsKeepsAConnectionWaitingForASecond(t *testing.T) {
 		begin := time.Now()
 		_, err := b.A.Ask(network, addrPort(tcp), lab.From{})
 		require.NoError(t, err)
-		require.InDelta(t, askTimeout.Seconds(), time.Since(begin).Seconds(), 0.5, network)
+		require.InDelta(t, affinityRequestTimeout.Seconds(), time.Since(begin).Seconds(), 0.5, network)
 	}
 	require.NoError(t, syscall.Kill(pid, syscall.SIGCONT))
 	require.NoError(t, b.plugin.Close(t.Context(), true))
 }
 
-// processOf is the number of the process that runs the binary.
+// processOf is the ID of the process that runs the binary.
 func processOf(t *testing.T, binary string) int {
 	t.Helper()
 	found, err := filepath.Glob("/proc/[0-9]*/exe")
@@ -261,15 +262,15 @@ func TestAffinityGoesTogetherWithOtherWishes(t *testing.T) {
 	}
 	clients, err := b.Clients(true, 10)
 	require.NoError(t, err)
-	for name, wish := range map[string]func(*model.Frontend){
+	for name, change := range map[string]func(*model.Frontend){
 		"transparent":    func(f *model.Frontend) { f.Forwarding = model.Transparent },
 		"PROXY protocol": func(f *model.Frontend) { f.ProxyProtocol, f.TargetPort = true, 30081 },
 		"bounded":        func(f *model.Frontend) { f.MaxConnections = 1 },
 		"idle timeout":   func(f *model.Frontend) { f.IdleTimeout = time.Minute },
 	} {
 		for network, protocol := range networks {
-			f := remembering(true, protocol, 90)
-			wish(&f)
+			f := affinityFrontendOf(true, protocol, 90)
+			change(&f)
 			if f.ProxyProtocol && protocol == model.UDP || f.MaxConnections > 0 && protocol == model.UDP {
 				continue
 			}
@@ -286,7 +287,7 @@ func TestAffinityGoesTogetherWithOtherWishes(t *testing.T) {
 				}
 			}
 			if protocol == model.TCP && !f.ProxyProtocol {
-				require.NoError(t, b.A.Transfer(addrPort(f), 1<<20), "%s: what a client sends at once waits for the answer", name)
+				require.NoError(t, b.A.Transfer(addrPort(f), 1<<20), "%s: bytes that a client sends at once wait for the answer", name)
 			}
 			f.AffinityTimeout = 0
 			b.apply(t, nil, f)

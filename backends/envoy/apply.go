@@ -47,8 +47,8 @@ func (a *apply) run(ctx context.Context) error {
 	if err := a.refuseFirst(); err != nil {
 		return err
 	}
-	a.affinity.forget(was, a.state.frontends)
-	a.eachTouched(a.affinity.narrow)
+	a.affinity.forgetRemoved(was, a.state.frontends)
+	a.forEachTouched(a.affinity.restrictEndpoints)
 	for key := range a.touched {
 		a.state.pending[key] = true
 	}
@@ -70,15 +70,15 @@ func (a *apply) run(ctx context.Context) error {
 			return err
 		}
 	}
-	a.eachTouched(a.affinity.set)
+	a.forEachTouched(a.affinity.setEndpoints)
 	return a.open()
 }
 
-// eachTouched tells of all that Envoy is told of, and that is there.
-func (a *apply) eachTouched(tell func(model.Frontend, model.Pool)) {
+// forEachTouched calls do with each frontend that this call changes and does not delete, and with its pool.
+func (a *apply) forEachTouched(do func(model.Frontend, model.Pool)) {
 	for key := range a.touched {
-		if f, there := a.state.frontends[key]; there {
-			tell(f, a.state.pools[f.Pool])
+		if f, exists := a.state.frontends[key]; exists {
+			do(f, a.state.pools[f.Pool])
 		}
 	}
 }

@@ -29,7 +29,7 @@ type Backend struct {
 	state *store
 	xds   *xds
 	guard *guard
-	// affinity knows the clients of frontends.
+	// affinity chooses endpoints for clients of frontends with session affinity.
 	affinity *affinity
 	serving  bool
 	// closed is true from the first Close on: nothing is done then but what Close does.
@@ -43,7 +43,7 @@ type Backend struct {
 	assigned map[model.FrontendKey]map[string]bool
 	// stop ends the sweeper when it is closed.
 	stop chan struct{}
-	// noted is what is wrong with what is kept. Describe waits for no other call.
+	// noted are the notes for Describe on what cannot be written to disk. Describe waits for no other call.
 	noted atomic.Pointer[[]string]
 	// mu keeps the sweeper and Watch out while a call runs.
 	mu         sync.Mutex
@@ -56,7 +56,7 @@ type Backend struct {
 
 var _ dataplane.Dataplane = (*Backend)(nil)
 
-// Describe tells name, version and features, and what is wrong with what is kept.
+// Describe returns name, version and features, and notes on what cannot be written to disk.
 func (b *Backend) Describe(context.Context) (dataplane.Description, error) {
 	var notes []string
 	if noted := b.noted.Load(); noted != nil {
@@ -116,7 +116,7 @@ func (b *Backend) takeOver() error {
 	var all []guarded
 	for _, f := range b.state.frontends {
 		all = append(all, b.state.guarded(f, !b.state.empty(f)))
-		b.affinity.set(f, b.state.pools[f.Pool])
+		b.affinity.setEndpoints(f, b.state.pools[f.Pool])
 	}
 	if _, err := b.push(slices.Collect(maps.Keys(b.state.frontends)), nil); err != nil {
 		return err
@@ -133,7 +133,7 @@ func (b *Backend) serve() error {
 	}
 	b.serving, b.stop = true, make(chan struct{})
 	go b.sweep(b.stop)
-	return b.xds.serve(b.dir.XDS(), b.affinity.serve)
+	return b.xds.serve(b.dir.XDS(), b.affinity.register)
 }
 
 // runEnvoy sees that the Envoy runs that is wanted.

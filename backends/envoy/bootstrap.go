@@ -12,7 +12,7 @@ import (
 const launchHeader = "kubelb-launch"
 
 // bootstrapText is Envoy's configuration: everything else comes over one stream from the plugin's socket. Statistics are those that
-// the plugin reads. The plugin is a cluster of its own for questions about clients, so that many of them do not keep resources waiting.
+// the plugin reads. Affinity requests go to the same socket by their own cluster, so that many of them do not delay resources.
 var bootstrapText = template.Must(template.New("bootstrap").Parse(`node: {id: kubelb, cluster: kubelb}
 admin:
   address: {pipe: {path: "{{.Admin}}", mode: 384}}
@@ -39,7 +39,7 @@ static_resources:
   - name: {{.Affinity}}
     connect_timeout: 1s
     load_assignment: {cluster_name: {{.Affinity}}, endpoints: [{lb_endpoints: [{endpoint: {address: {pipe: {path: "{{.XDS}}"}}}}]}]}
-    circuit_breakers: {thresholds: [{max_requests: {{.Questions}}, max_pending_requests: {{.Questions}}}]}
+    circuit_breakers: {thresholds: [{max_requests: {{.MaxAffinityRequests}}, max_pending_requests: {{.MaxAffinityRequests}}}]}
     typed_extension_protocol_options:
       envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
         "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
@@ -53,7 +53,7 @@ func bootstrapFor(d supervisor.Dir) (string, error) {
 	var text strings.Builder
 	err := bootstrapText.Execute(&text, struct {
 		Admin, XDS, Header, Launch, Affinity string
-		Questions                            int
-	}{d.Admin(), d.XDS(), launchHeader, supervisor.LaunchMark, affinityCluster, mostQuestions})
+		MaxAffinityRequests                  int
+	}{d.Admin(), d.XDS(), launchHeader, supervisor.LaunchMark, affinityCluster, maxAffinityRequests})
 	return text.String(), err
 }

@@ -123,8 +123,8 @@ func findEnvoy(ctx context.Context, option string) (string, error) {
 	return "", fmt.Errorf("no Envoy in any of %v: %s", candidates, installEnvoy)
 }
 
-// oldest is the oldest minor version of Envoy 1 that understands what it is told here (1.38 has no filter that asks about UDP sessions). One that
-// is older than 1.40 loses datagrams, for a second or two, when it is replaced.
+// oldest is the oldest minor version of Envoy 1 that accepts this configuration: 1.38 has no UDP session filter ext_authz. Before 1.40 Envoy loses
+// datagrams for a second or two when it is replaced.
 const oldest = 39
 
 // versionTimeout is how long a binary may take to say its version.

@@ -456,7 +456,7 @@ func TestEnvoysLeaveNoSharedMemory(t *testing.T) {
 		_, err := b.A.Ask("tcp", addrPort(web(model.TCP, 80)), lab.From{})
 		return err == nil
 	}, 5*time.Second, 20*time.Millisecond)
-	require.NoFileExists(t, first, "that of the one that was killed")
+	require.NoFileExists(t, first, "the shared memory of the killed Envoy")
 	second := shared()
 	require.NotEqual(t, first, second)
 	require.FileExists(t, second)

@@ -10,64 +10,66 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// maglev is the table by which Envoy finds the endpoint of a hash. It is the same here, so that a client whom nobody remembers meets one
-// endpoint, whether Envoy is told of it or finds it alone, and at whichever gateway.
+// maglev is the hash table by which Envoy's Maglev policy chooses an endpoint ("Maglev: A Fast and Reliable Software Network Load Balancer", section
+// 3.4, with weights). It has the same rows as Envoy's. So a client that is not remembered gets the same endpoint from the plugin, from Envoy alone, and
+// at each gateway.
 type maglev struct {
 	endpoints []netip.Addr
-	rows      []uint16 // each is the number of an endpoint
+	rows      []uint16 // indexes of endpoints
 }
 
-// turn is an endpoint on its way through the table.
-type turn struct {
-	name               string
-	endpoint           netip.Addr
+// maglevEndpoint is an endpoint while the table is filled.
+type maglevEndpoint struct {
+	name    string
+	address netip.Addr
+	// offset and skip give its permutation of the rows; next is how many rows of the permutation it has tried.
 	offset, skip, next uint64
-	// weight is the endpoint's share of all weights, due what it has to reach until it takes the next row.
-	weight, due float64
+	// weight is its share of the sum of all weights. It takes a row in each round in which round * weight reaches target.
+	weight, target float64
 }
 
-// newMaglev fills as many rows as given, a prime number. There must be an endpoint.
+// newMaglev fills a table. rows is a prime number; there is at least one endpoint.
 func newMaglev(endpoints []model.Endpoint, port uint16, rows uint64) maglev {
-	turns, most := turnsOf(endpoints, port, rows)
+	all, maxWeight := maglevEndpoints(endpoints, port, rows)
 	m := maglev{rows: make([]uint16, rows)}
 	taken := make([]bool, rows)
-	for _, t := range turns {
-		m.endpoints = append(m.endpoints, t.endpoint)
+	for _, e := range all {
+		m.endpoints = append(m.endpoints, e.address)
 	}
 	for filled, round := uint64(0), 1.0; filled < rows; round++ {
-		for i := range turns {
-			t := &turns[i]
-			if filled == rows || round*t.weight < t.due {
+		for i := range all {
+			e := &all[i]
+			if filled == rows || round*e.weight < e.target {
 				continue
 			}
-			t.due += most
-			m.rows[t.take(taken)] = uint16(i)
+			e.target += maxWeight
+			m.rows[e.takeRow(taken)] = uint16(i)
 			filled++
 		}
 	}
 	return m
 }
 
-// turnsOf are the endpoints in the order of their names, and the largest weight.
-func turnsOf(endpoints []model.Endpoint, port uint16, rows uint64) (turns []turn, most float64) {
-	var all float64
+// maglevEndpoints returns the endpoints, sorted by name, and their largest weight.
+func maglevEndpoints(endpoints []model.Endpoint, port uint16, rows uint64) (out []maglevEndpoint, maxWeight float64) {
+	var sum float64
 	for _, e := range endpoints {
-		all += float64(e.Weight)
+		sum += float64(e.Weight)
 	}
 	for _, e := range endpoints {
-		t := turn{name: netip.AddrPortFrom(e.Address, port).String(), endpoint: e.Address, weight: float64(e.Weight) / all}
-		t.offset, t.skip = seeded(t.name, 0)%rows, seeded(t.name, 1)%(rows-1)+1
-		turns, most = append(turns, t), max(most, t.weight)
+		m := maglevEndpoint{name: netip.AddrPortFrom(e.Address, port).String(), address: e.Address, weight: float64(e.Weight) / sum}
+		m.offset, m.skip = hashWithSeed(m.name, 0)%rows, hashWithSeed(m.name, 1)%(rows-1)+1
+		out, maxWeight = append(out, m), max(maxWeight, m.weight)
 	}
-	slices.SortFunc(turns, func(a, b turn) int { return cmp.Compare(a.name, b.name) })
-	return turns, most
+	slices.SortFunc(out, func(a, b maglevEndpoint) int { return cmp.Compare(a.name, b.name) })
+	return out, maxWeight
 }
 
-// take returns the endpoint's next row that is free.
-func (t *turn) take(taken []bool) uint64 {
+// takeRow takes the first free row of the endpoint's permutation, and returns it.
+func (e *maglevEndpoint) takeRow(taken []bool) uint64 {
 	for {
-		row := (t.offset + t.skip*t.next) % uint64(len(taken))
-		t.next++
+		row := (e.offset + e.skip*e.next) % uint64(len(taken))
+		e.next++
 		if !taken[row] {
 			taken[row] = true
 			return row
@@ -80,7 +82,7 @@ func (m maglev) find(client netip.Addr) netip.Addr {
 	return m.endpoints[m.rows[xxhash.Sum64String(client.String())%uint64(len(m.rows))]]
 }
 
-func seeded(text string, seed uint64) uint64 {
+func hashWithSeed(text string, seed uint64) uint64 {
 	d := xxhash.NewWithSeed(seed)
 	_, _ = d.WriteString(text) // it never fails
 	return d.Sum64()

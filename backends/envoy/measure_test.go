@@ -63,7 +63,7 @@ func residentKB(t *testing.T, pid int) int {
 	return 0
 }
 
-// What affinity takes of Envoy's memory.
+// The memory of Envoy for a frontend, without affinity and with it.
 func TestMeasureMemoryOfAffinity(t *testing.T) {
 	measuring(t)
 	for network, protocol := range networks {

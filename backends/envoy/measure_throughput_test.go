@@ -58,7 +58,7 @@ func TestMeasureThroughput(t *testing.T) {
 	require.NoError(t, b.plugin.Close(t.Context(), true))
 }
 
-// A frontend with affinity, and one without, on one pool, from one client.
+// New flows to a frontend with affinity and to one without, on one pool, from one client address.
 func TestMeasureAffinity(t *testing.T) {
 	measuring(t)
 	b := startPlugin(t)
@@ -72,7 +72,7 @@ func TestMeasureAffinity(t *testing.T) {
 	require.NoError(t, b.plugin.Close(t.Context(), true))
 }
 
-// compare has two places work in turns, and logs what they do in a second.
+// compare runs work against two addresses in turns, and logs the rates per second and their ratio.
 func compare(t *testing.T, b *bench, what, second string, work func(*bench, netip.AddrPort, time.Duration) int64, to [2]netip.AddrPort) {
 	t.Helper()
 	var ratios []float64
@@ -80,7 +80,7 @@ func compare(t *testing.T, b *bench, what, second string, work func(*bench, neti
 	var last [2]float64
 	for round := range 200 {
 		const turn = 250 * time.Millisecond
-		// Who is first changes from round to round.
+		// The order changes from round to round.
 		for i := range 2 {
 			which := (round + i) % 2
 			last[which] = float64(work(b, to[which], turn)) / turn.Seconds()
@@ -131,7 +131,7 @@ func startByHand(t *testing.T, b *bench, vip netip.Addr) {
 	}, 5*time.Second, 20*time.Millisecond)
 }
 
-// workers is how many work at the same time.
+// workers is the number of concurrent goroutines that send traffic.
 const workers = 8
 
 // connections counts connections, each with one question and its answer.

@@ -9,27 +9,27 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// What frontends take of Envoy's memory, in kB: each for itself, and for each endpoint of its pool, since Envoy shares nothing between frontends
-// (RESULTS.md). With affinity the plugin has the table as well, and knows the endpoints.
+// Memory of a frontend in kB, as measured (RESULTS.md): a constant, the larger Maglev table beyond mostEndpointsSmall, and each endpoint of its pool.
+// Envoy shares nothing between frontends. With affinity the filter adds to Envoy's memory, and the plugin has a table and the endpoints as well.
 const (
-	kBOfFrontend      = 65
-	kBOfLargeTable    = 72
-	kBOfEndpoint      = 2.2
-	kBOfAffinity      = 12
-	kBOfOwnLargeTable = 131
-	kBOfOwnEndpoint   = 0.2
+	kBOfFrontend       = 65
+	kBOfLargeTable     = 72
+	kBOfEndpoint       = 2.2
+	kBOfAffinity       = 12
+	kBOfPluginTable    = 131
+	kBOfPluginEndpoint = 0.2
 )
 
-// memoryOf is how much of Envoy's memory, and the plugin's, a frontend takes with so many endpoints.
+// memoryOf is the memory of a frontend with so many endpoints, in kB, in Envoy and in the plugin.
 func memoryOf(f model.Frontend, endpoints int) int {
 	kB := kBOfFrontend + kBOfEndpoint*float64(endpoints)
 	if endpoints > mostEndpointsSmall {
 		kB += kBOfLargeTable
 	}
 	if f.AffinityTimeout > 0 {
-		kB += kBOfAffinity + kBOfOwnEndpoint*float64(endpoints)
+		kB += kBOfAffinity + kBOfPluginEndpoint*float64(endpoints)
 		if endpoints > mostEndpointsSmall {
-			kB += kBOfOwnLargeTable
+			kB += kBOfPluginTable
 		}
 	}
 	return int(kB)

@@ -64,10 +64,10 @@ func TestRenderedTextIsTheGoldenOneAndEnvoyAcceptsIt(t *testing.T) {
 
 // placement is by priority: which endpoints are there, and which of them are healthy.
 func placement(p model.Pool, leaving map[netip.AddrPort]time.Time) map[uint32]map[string]bool {
-	return placementOf(frontend(model.TCP, "203.0.113.1", 80, "a/p"), p, leaving)
+	return placementFor(frontend(model.TCP, "203.0.113.1", 80, "a/p"), p, leaving)
 }
 
-func placementOf(f model.Frontend, p model.Pool, leaving map[netip.AddrPort]time.Time) map[uint32]map[string]bool {
+func placementFor(f model.Frontend, p model.Pool, leaving map[netip.AddrPort]time.Time) map[uint32]map[string]bool {
 	out := map[uint32]map[string]bool{}
 	for _, locality := range renderAssignment(f, p, leaving).Endpoints {
 		out[locality.Priority] = map[string]bool{}
@@ -99,7 +99,7 @@ func TestNewFlowsMeetTheServingEndpointsOnly(t *testing.T) {
 	sessions := frontend(model.UDP, "203.0.113.1", 80, "a/p")
 	sessions.AffinityTimeout = time.Hour
 	unhealthy := pool(endpointAddress(11, model.Active), endpointAddress(12, model.Unhealthy), endpointAddress(13, model.Draining))
-	require.Equal(t, map[uint32]map[string]bool{0: {a: true}, 1: {c: true}}, placementOf(sessions, unhealthy, left), "sessions with affinity would stay with what is unhealthy or has left")
+	require.Equal(t, map[uint32]map[string]bool{0: {a: true}, 1: {c: true}}, placementFor(sessions, unhealthy, left), "sessions with affinity would stay with an unhealthy or removed endpoint")
 }
 
 func TestEndpointsAndPoolsAreNotInTheListener(t *testing.T) {

@@ -107,7 +107,7 @@ func renderCluster(name string, f model.Frontend, p model.Pool) *cluster.Cluster
 		UpstreamConnectionOptions: &cluster.UpstreamConnectionOptions{TcpKeepalive: keepalive()},
 	}
 	if f.AffinityTimeout > 0 {
-		out.LbPolicy, out.LbConfig, out.LoadBalancingPolicy = 0, nil, rememberedOrHashed(f.Protocol, rowsFor(p))
+		out.LbPolicy, out.LbConfig, out.LoadBalancingPolicy = 0, nil, affinityPolicy(f.Protocol, rowsFor(p))
 	}
 	return out
 }
@@ -127,8 +127,8 @@ func transportSocket(proxyProtocol bool) *core.TransportSocket {
 func keepalive() *core.TcpKeepalive { return &core.TcpKeepalive{KeepaliveTime: number(keepaliveIdle)} }
 
 // renderAssignment puts the endpoints that get new flows first. What drains is healthy, since its flows go on, but of a
-// lower priority, so that no new one meets it. leaving are endpoints that are no more, but linger. Sessions of UDP about which Envoy asks do
-// not move away from an unhealthy endpoint, but end with one that it does not know.
+// lower priority, so that no new one meets it. leaving are endpoints that are no more, but linger. A UDP session
+// with affinity stays with an unhealthy endpoint, and ends when its endpoint is removed. So unhealthy endpoints are left out for it.
 func renderAssignment(f model.Frontend, p model.Pool, leaving map[netip.AddrPort]time.Time) *endpoint.ClusterLoadAssignment {
 	out := &endpoint.ClusterLoadAssignment{ClusterName: assignmentName(f, p)}
 	serving := servingState(p)
@@ -221,7 +221,7 @@ func tcpFilters(name string, f model.Frontend, t timeouts) []*listener.Filter {
 	}
 	if f.AffinityTimeout > 0 {
 		proxy.HashPolicy = []*envoytype.HashPolicy{{PolicySpecifier: &envoytype.HashPolicy_SourceIp_{SourceIp: &envoytype.HashPolicy_SourceIp{}}}}
-		return []*listener.Filter{filter(connectionFilter, askAboutConnection(name)), filter("tcp_proxy", proxy)}
+		return []*listener.Filter{filter(connectionFilterName, connectionAffinityFilter(name)), filter("tcp_proxy", proxy)}
 	}
 	proxy.HashPolicy = []*envoytype.HashPolicy{{PolicySpecifier: &envoytype.HashPolicy_FilterState_{FilterState: &envoytype.HashPolicy_FilterState{Key: flowKey}}}}
 	flow := &setfilterstate.Config{OnNewConnection: []*filterstate.FilterStateValue{{
@@ -249,7 +249,7 @@ func renderUDPProxy(name string, f model.Frontend, t timeouts) *udpproxy.UdpProx
 	}
 	if f.AffinityTimeout > 0 {
 		out.HashPolicies = []*udpproxy.UdpProxyConfig_HashPolicy{{PolicySpecifier: &udpproxy.UdpProxyConfig_HashPolicy_SourceIp{SourceIp: true}}}
-		out.SessionFilters = []*udpproxy.UdpProxyConfig_SessionFilter{{Name: sessionFilter, ConfigType: &udpproxy.UdpProxyConfig_SessionFilter_TypedConfig{TypedConfig: packed(askAboutSession(name))}}}
+		out.SessionFilters = []*udpproxy.UdpProxyConfig_SessionFilter{{Name: sessionFilterName, ConfigType: &udpproxy.UdpProxyConfig_SessionFilter_TypedConfig{TypedConfig: packed(sessionAffinityFilter(name))}}}
 	}
 	return out
 }

@@ -75,9 +75,9 @@ func newXDS() *xds {
 	return x
 }
 
-// serve listens at the path, and serves more there. Before it is called nothing is served: a plugin that knows nothing yet would take everything
-// away from an Envoy that runs.
-func (x *xds) serve(path string, more func(*grpc.Server)) error {
+// serve listens at the path. register adds further services to the server. Before serve is called nothing is served: a plugin that knows nothing yet
+// would take everything away from an Envoy that runs.
+func (x *xds) serve(path string, register func(*grpc.Server)) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
@@ -89,9 +89,9 @@ func (x *xds) serve(path string, more func(*grpc.Server)) error {
 	for kind, c := range x.caches {
 		mux.Caches[kind] = c
 	}
-	x.server = grpc.NewServer(grpc.MaxConcurrentStreams(mostQuestions), grpc.StreamInterceptor(endWhenSuperseded))
+	x.server = grpc.NewServer(grpc.MaxConcurrentStreams(maxAffinityRequests), grpc.StreamInterceptor(endWhenSuperseded))
 	discovery.RegisterAggregatedDiscoveryServiceServer(x.server, server.NewServer(context.Background(), mux, callbacks{x}))
-	more(x.server)
+	register(x.server)
 	go func() {
 		defer close(x.done)
 		_ = x.server.Serve(listener) // it ends when close stops the server

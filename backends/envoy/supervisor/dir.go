@@ -38,11 +38,11 @@ func (d Dir) bootstrap(launch int) string {
 	return filepath.Join(string(d), fmt.Sprintf("bootstrap-%d.yaml", launch))
 }
 
-// sharedMemory is the memory through which Envoys that replace each other find each other, by ten times their base id. Envoy never removes it.
+// sharedMemory is the file by which Envoy processes of a hot restart find each other. Envoy names it by ten times its base ID, and never removes it.
 func sharedMemory(base uint64) string { return fmt.Sprintf("/dev/shm/envoy_shared_memory_%d", 10*base) }
 
-// removeShared removes the shared memory of the Envoys that were launched last.
-func (d Dir) removeShared() error {
+// removeSharedMemory removes the shared memory of the Envoy processes that were launched last.
+func (d Dir) removeSharedMemory() error {
 	text, err := os.ReadFile(d.baseID())
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil

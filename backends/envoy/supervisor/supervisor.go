@@ -246,7 +246,7 @@ func (s *supervisor) launch(w Wanted, identity string, before *envoy) (*envoy, e
 		args = append(args, "--concurrency", strconv.Itoa(w.Concurrency))
 	}
 	if before == nil {
-		s.removeShared()
+		s.removeSharedMemory()
 		args = append(args, "--use-dynamic-base-id", "--base-id-path", s.Dir.baseID())
 	} else {
 		base, err := os.ReadFile(s.Dir.baseID())
@@ -346,12 +346,12 @@ func (s *supervisor) end() {
 			}
 		}
 	}
-	s.removeShared()
+	s.removeSharedMemory()
 }
 
-// removeShared removes the memory that Envoys of before shared, to which none will come any more.
-func (s *supervisor) removeShared() {
-	if err := s.Dir.removeShared(); err != nil {
-		fmt.Fprintln(os.Stderr, "kubelb-envoy: remove what Envoy left:", err)
+// removeSharedMemory removes the shared memory of former Envoy processes. It is called while no Envoy runs.
+func (s *supervisor) removeSharedMemory() {
+	if err := s.Dir.removeSharedMemory(); err != nil {
+		fmt.Fprintln(os.Stderr, "kubelb-envoy: remove the shared memory of Envoy:", err)
 	}
 }

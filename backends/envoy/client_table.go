@@ -1,0 +1,223 @@
+package envoy
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/binary"
+	"errors"
+	"io/fs"
+	"os"
+	"slices"
+	"time"
+)
+
+// clientTable remembers the endpoint of each client, up to its capacity. If it is full it forgets the least recently seen client. A file has
+// a copy of each slot, so that the next process remembers the clients. The file is not synced: it survives the process, and need not survive
+// the host.
+type clientTable struct {
+	capacity  int
+	entries   []clientEntry // by slot
+	slots     map[clientKey]int32
+	freeSlots []int32
+	// oldest and newest are the slots of the least and the most recently seen client, or noSlot.
+	oldest, newest int32
+	file           *os.File
+	// writeErr is why the file is incomplete, nil if it is complete. From retryAt on the whole file is written again.
+	writeErr error
+	retryAt  time.Time
+}
+
+// clientKey is a client address of a frontend.
+type clientKey struct {
+	frontend frontendID
+	address  [16]byte
+}
+
+// frontendID identifies a frontend of one tenant. It is never 0.
+type frontendID uint64
+
+// clientEntry is the content of a slot. In a free slot the frontend is 0.
+type clientEntry struct {
+	clientKey
+	endpoint     [16]byte
+	seen         int64 // nanoseconds since 1970
+	older, newer int32 // slots: the entries are a list, sorted by seen
+}
+
+// noSlot is the end of the list.
+const noSlot = -1
+
+// The file begins with clientsFormat. Then it has for each slot: frontend, client address, endpoint, seen.
+const (
+	clientsFormat = "clients of the Envoy backend, format 1\n"
+	entrySize     = 8 + 16 + 16 + 8 // bytes
+)
+
+func newClientTable(capacity int) *clientTable {
+	return &clientTable{capacity: capacity, slots: map[clientKey]int32{}, oldest: noSlot, newest: noSlot}
+}
+
+// openClientTable reads the clients of known frontends from the file. If the file cannot be read or opened, the table works without it.
+func openClientTable(path string, capacity int, known func(frontendID) bool) *clientTable {
+	c := newClientTable(capacity)
+	content, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		c.writeErr = err
+		return c
+	}
+	if c.file, err = os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600); err != nil {
+		c.writeErr = err
+		return c
+	}
+	saved, ours := bytes.CutPrefix(content, []byte(clientsFormat))
+	if !ours {
+		c.resetFile()
+		return c
+	}
+	c.restore(saved, known)
+	return c
+}
+
+// resetFile makes the file an empty one of this format.
+func (c *clientTable) resetFile() {
+	err := c.file.Truncate(0)
+	if err == nil {
+		_, err = c.file.WriteAt([]byte(clientsFormat), 0)
+	}
+	if err != nil {
+		c.writeErr = errors.Join(err, c.close())
+	}
+}
+
+// restore reads saved entries. A damaged entry may name a wrong endpoint: it is used only if it is an endpoint of the frontend.
+func (c *clientTable) restore(saved []byte, known func(frontendID) bool) {
+	var used []int32
+	for slot := int32(0); len(saved) >= entrySize && int(slot) < c.capacity; slot++ {
+		e := decodeEntry(saved[:entrySize])
+		saved = saved[entrySize:]
+		if _, duplicate := c.slots[e.clientKey]; duplicate || e.frontend == 0 || !known(e.frontend) {
+			c.entries, c.freeSlots = append(c.entries, clientEntry{}), append(c.freeSlots, slot)
+			continue
+		}
+		c.entries, used = append(c.entries, e), append(used, slot)
+		c.slots[e.clientKey] = slot
+	}
+	slices.SortFunc(used, func(a, b int32) int { return cmp.Compare(c.entries[a].seen, c.entries[b].seen) })
+	for _, slot := range used {
+		c.link(slot)
+	}
+}
+
+// find returns the client's endpoint if the client was seen at since or later.
+func (c *clientTable) find(key clientKey, since time.Time) (endpoint [16]byte, found bool) {
+	slot, known := c.slots[key]
+	if !known || c.entries[slot].seen < since.UnixNano() {
+		return endpoint, false
+	}
+	return c.entries[slot].endpoint, true
+}
+
+// remember stores the client's endpoint and that the client is seen now. If the table is full it forgets the least recently seen client.
+func (c *clientTable) remember(key clientKey, endpoint [16]byte, now time.Time) {
+	slot, known := c.slots[key]
+	switch {
+	case known:
+		c.unlink(slot)
+	case len(c.freeSlots) > 0:
+		slot = c.freeSlots[len(c.freeSlots)-1]
+		c.freeSlots = c.freeSlots[:len(c.freeSlots)-1]
+	case len(c.entries) < c.capacity:
+		slot = int32(len(c.entries))
+		c.entries = append(c.entries, clientEntry{})
+	default:
+		slot = c.oldest
+		delete(c.slots, c.entries[slot].clientKey)
+		c.unlink(slot)
+	}
+	c.slots[key] = slot
+	c.entries[slot] = clientEntry{clientKey: key, endpoint: endpoint, seen: now.UnixNano()}
+	c.link(slot)
+	c.write(slot)
+}
+
+// forget forgets all clients of the frontends.
+func (c *clientTable) forget(frontends map[frontendID]bool) {
+	for i := range c.entries {
+		if slot := int32(i); frontends[c.entries[i].frontend] {
+			delete(c.slots, c.entries[i].clientKey)
+			c.unlink(slot)
+			c.entries[i] = clientEntry{}
+			c.freeSlots = append(c.freeSlots, slot)
+			c.write(slot)
+		}
+	}
+}
+
+// link adds a slot to the list as the newest.
+func (c *clientTable) link(slot int32) {
+	e := &c.entries[slot]
+	e.older, e.newer = c.newest, noSlot
+	if c.newest == noSlot {
+		c.oldest = slot
+	} else {
+		c.entries[c.newest].newer = slot
+	}
+	c.newest = slot
+}
+
+// unlink removes a slot from the list.
+func (c *clientTable) unlink(slot int32) {
+	e := c.entries[slot]
+	if e.older == noSlot {
+		c.oldest = e.newer
+	} else {
+		c.entries[e.older].newer = e.newer
+	}
+	if e.newer == noSlot {
+		c.newest = e.older
+	} else {
+		c.entries[e.newer].older = e.older
+	}
+}
+
+// write writes a slot to the file, or all slots after a failure. For retryKeep after a failure it writes nothing.
+func (c *clientTable) write(slot int32) {
+	first, end := slot, slot+1
+	if c.writeErr != nil {
+		if time.Now().Before(c.retryAt) {
+			return
+		}
+		first, end = 0, int32(len(c.entries))
+	}
+	if c.file == nil {
+		return
+	}
+	var content []byte
+	for _, e := range c.entries[first:end] {
+		content = e.append(content)
+	}
+	_, c.writeErr = c.file.WriteAt(content, int64(len(clientsFormat))+int64(first)*entrySize)
+	c.retryAt = time.Now().Add(retryKeep)
+}
+
+func (e clientEntry) append(to []byte) []byte {
+	out := binary.BigEndian.AppendUint64(to, uint64(e.frontend))
+	out = append(append(out, e.address[:]...), e.endpoint[:]...)
+	return binary.BigEndian.AppendUint64(out, uint64(e.seen))
+}
+
+func decodeEntry(b []byte) clientEntry {
+	e := clientEntry{clientKey: clientKey{frontend: frontendID(binary.BigEndian.Uint64(b))}, seen: int64(binary.BigEndian.Uint64(b[40:]))}
+	copy(e.address[:], b[8:])
+	copy(e.endpoint[:], b[24:])
+	return e
+}
+
+func (c *clientTable) close() error {
+	if c.file == nil {
+		return nil
+	}
+	f := c.file
+	c.file = nil
+	return f.Close()
+}

@@ -1,0 +1,176 @@
+package envoy
+
+import (
+	"net/netip"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"kubelb.k8c.io/backends/statefile/smalldisk"
+)
+
+// clientOf is the n-th client of a frontend, endpointBytes the address of the n-th endpoint.
+func clientOf(frontend frontendID, n byte) clientKey {
+	return clientKey{frontend, netip.AddrFrom4([4]byte{192, 0, 2, n}).As16()}
+}
+func endpointBytes(n byte) [16]byte { return netip.AddrFrom4([4]byte{198, 51, 100, n}).As16() }
+
+// start is the earliest time at which a client of these tests is seen.
+var start = time.Unix(1_800_000_000, 0)
+
+func after(seconds int) time.Time { return start.Add(time.Duration(seconds) * time.Second) }
+
+// requireClients requires that the table has exactly these clients of frontend 1, each with the endpoint of the same number.
+func requireClients(t *testing.T, c *clientTable, numbers ...byte) {
+	t.Helper()
+	require.Len(t, c.slots, len(numbers))
+	for _, n := range numbers {
+		endpoint, found := c.find(clientOf(1, n), start)
+		require.True(t, found, "client %d", n)
+		require.Equal(t, endpointBytes(n), endpoint, "client %d", n)
+	}
+	var order []int64
+	for slot := c.oldest; slot != noSlot; slot = c.entries[slot].newer {
+		order = append(order, c.entries[slot].seen)
+	}
+	require.Len(t, order, len(numbers), "all are in the order in which they were seen")
+	require.IsIncreasing(t, append([]int64{0}, order...))
+}
+
+func TestAClientIsRememberedSinceItWasSeenLast(t *testing.T) {
+	c := newClientTable(10)
+	c.remember(clientOf(1, 7), endpointBytes(7), after(10))
+	_, found := c.find(clientOf(1, 7), after(10))
+	require.True(t, found)
+	_, found = c.find(clientOf(1, 7), after(11))
+	require.False(t, found, "it was seen before")
+	c.remember(clientOf(1, 7), endpointBytes(7), after(11))
+	_, found = c.find(clientOf(1, 7), after(11))
+	require.True(t, found, "it was seen again")
+	_, found = c.find(clientOf(2, 7), start)
+	require.False(t, found, "it is a client of another frontend")
+}
+
+func TestMoreClientsThanThereIsRoomForTakeThePlacesOfThoseSeenLongestAgo(t *testing.T) {
+	c := newClientTable(3)
+	for n := range byte(3) {
+		c.remember(clientOf(1, n), endpointBytes(n), after(int(n)))
+	}
+	requireClients(t, c, 0, 1, 2)
+	c.remember(clientOf(1, 0), endpointBytes(0), after(3))
+	c.remember(clientOf(1, 3), endpointBytes(3), after(4))
+	requireClients(t, c, 2, 0, 3)
+	for n := range byte(200) {
+		c.remember(clientOf(1, n), endpointBytes(n), after(10+int(n)))
+	}
+	requireClients(t, c, 197, 198, 199)
+	require.Len(t, c.entries, 3, "the table does not grow beyond its capacity")
+}
+
+func TestTheClientsOfAFrontendAreForgottenAndLeaveRoom(t *testing.T) {
+	c := newClientTable(4)
+	for n := range byte(2) {
+		c.remember(clientOf(1, n), endpointBytes(n), after(2*int(n)))
+		c.remember(clientOf(2, n), endpointBytes(n), after(2*int(n)+1))
+	}
+	c.forget(map[frontendID]bool{2: true})
+	requireClients(t, c, 0, 1)
+	c.remember(clientOf(1, 2), endpointBytes(2), after(8))
+	c.remember(clientOf(1, 3), endpointBytes(3), after(9))
+	requireClients(t, c, 0, 1, 2, 3)
+	c.forget(map[frontendID]bool{1: true})
+	requireClients(t, c)
+}
+
+func TestASuccessorRemembersTheClients(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "clients")
+	all := func(frontendID) bool { return true }
+	first := openClientTable(path, 4, all)
+	for n := range byte(5) {
+		first.remember(clientOf(1, n), endpointBytes(n), after(int(n)))
+	}
+	first.remember(clientOf(1, 2), endpointBytes(2), after(8))
+	require.NoError(t, first.writeErr)
+	// The process is killed: it does not close the file.
+	next := openClientTable(path, 4, all)
+	requireClients(t, next, 1, 3, 4, 2)
+	next.remember(clientOf(2, 9), endpointBytes(9), after(9))
+	next.forget(map[frontendID]bool{1: true})
+	require.NoError(t, next.close())
+	last := openClientTable(path, 4, all)
+	require.Len(t, last.slots, 1, "forgotten clients are not in the file")
+	endpoint, found := last.find(clientOf(2, 9), start)
+	require.True(t, found)
+	require.Equal(t, endpointBytes(9), endpoint)
+	require.Empty(t, openClientTable(path, 4, func(i frontendID) bool { return i == 1 }).slots, "frontend 2 was deleted")
+	require.Len(t, openClientTable(path, 4, all).slots, 1)
+}
+
+func TestWhatIsNoFileOfClientsIsMadeOne(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "clients")
+	all := func(frontendID) bool { return true }
+	require.NoError(t, os.WriteFile(path, []byte("a file of another format, which is longer than the first line of this format"), 0o600))
+	c := openClientTable(path, 4, all)
+	require.NoError(t, c.writeErr)
+	requireClients(t, c)
+	c.remember(clientOf(1, 1), endpointBytes(1), after(1))
+	requireClients(t, openClientTable(path, 4, all), 1)
+}
+
+func TestAFullDiskLosesNoClientWhileTheProcessRuns(t *testing.T) {
+	smalldisk.Run(t, func(t *testing.T, d smalldisk.Disk) {
+		path := filepath.Join(d.Dir, "clients")
+		all := func(frontendID) bool { return true }
+		c := openClientTable(path, 256, all)
+		free := d.Fill(t)
+		for n := range byte(200) {
+			c.remember(clientOf(1, n), endpointBytes(n), after(int(n)))
+		}
+		require.ErrorContains(t, c.writeErr, "no space left on device")
+		require.Len(t, c.slots, 200)
+		endpoint, found := c.find(clientOf(1, 199), start)
+		require.True(t, found)
+		require.Equal(t, endpointBytes(199), endpoint)
+		free()
+		c.retryAt = time.Time{}
+		c.remember(clientOf(1, 200), endpointBytes(200), after(200))
+		require.NoError(t, c.writeErr)
+		require.Len(t, openClientTable(path, 256, all).slots, 201, "once there is room all of them are written")
+	})
+}
+
+// A process survives any content of the file, and the next process reads what it writes.
+func FuzzClients(f *testing.F) {
+	path := filepath.Join(f.TempDir(), "clients")
+	c := openClientTable(path, 8, func(frontendID) bool { return true })
+	for n := range byte(6) {
+		c.remember(clientOf(frontendID(n%2+1), n), endpointBytes(n), after(int(n)))
+	}
+	good, err := os.ReadFile(path)
+	require.NoError(f, err)
+	for _, saved := range [][]byte{good, good[:len(good)-5], append(good, good[len(clientsFormat):]...), nil, []byte(clientsFormat)} {
+		f.Add(saved)
+	}
+	f.Fuzz(func(t *testing.T, saved []byte) {
+		path := filepath.Join(t.TempDir(), "clients")
+		require.NoError(t, os.WriteFile(path, saved, 0o600))
+		all := func(frontendID) bool { return true }
+		first := openClientTable(path, 8, all)
+		for n := range byte(10) {
+			first.remember(clientOf(frontendID(n%3+1), n), endpointBytes(n), after(int(n)))
+		}
+		first.forget(map[frontendID]bool{2: true})
+		require.NoError(t, first.close())
+		next := openClientTable(path, 8, all)
+		require.Equal(t, len(first.slots), len(next.slots))
+		for key := range first.slots {
+			was, _ := first.find(key, time.Unix(0, -1<<63))
+			is, _ := next.find(key, time.Unix(0, -1<<63))
+			require.Equal(t, was, is)
+		}
+		require.NoError(t, next.close())
+	})
+}

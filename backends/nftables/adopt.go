@@ -129,7 +129,7 @@ func (t *table) adopt(c *nft.Conn) error {
 	if err := t.adoptTimeouts(c); err != nil {
 		return err
 	}
-	t.state.retired = true // as may be
+	t.state.staleClients = true // an earlier process may have left some
 	return t.state.adopt(func(set string) ([]nft.SetElement, error) { return c.GetSetElements(t.sets[set]) })
 }
 

@@ -353,14 +353,14 @@ func (t *table) addStats(c *nft.Conn, stats *dataplane.Stats) error {
 }
 
 // Watch reports when the tables are gone, keeps the fast path and direct flows at the host's interfaces, looks for connections that have ended, and
-// forgets clients of frontends that have gone.
+// deletes clients of former frontends.
 func (b *Backend) Watch(ctx context.Context, report func(dataplane.Fault)) error {
 	var listening sync.WaitGroup
 	defer listening.Wait()
 	listening.Go(func() {
 		b.routes.Listen(ctx, func(err error) { report(dataplane.Fault{Time: time.Now(), Message: err.Error()}) })
 	})
-	sweeps := map[*table]*sweep{}
+	sweeps := map[*table]*clientSweep{}
 	defer endSweeps(sweeps)
 	var looked time.Time
 	return dataplane.WatchBy(ctx, endsInterval, func(now time.Time) {

@@ -35,8 +35,8 @@ type state struct {
 	lastDirect uint32
 	// anew: there was no table before this process made it.
 	anew bool
-	// retired: a number has ceased to be a frontend's, and may have clients.
-	retired bool
+	// staleClients: the kernel's map may have clients of a number that no frontend has.
+	staleClients bool
 }
 
 // poolState is a pool as the kernel holds it.
@@ -395,7 +395,7 @@ func (s *state) planFrontend(f model.Frontend) (*plan, error) {
 	}
 	out.commit = func() {
 		s.frontends[f.FrontendKey] = next
-		s.retired = s.retired || old.number != 0 && old.number != next.number
+		s.staleClients = s.staleClients || old.number != 0 && old.number != next.number
 	}
 	return out, nil
 }
@@ -476,7 +476,7 @@ func (s *state) planFrontendGone(k model.FrontendKey) *plan {
 	s.planForwarding(out, k, old, &frontendState{})
 	out.commit = func() {
 		delete(s.frontends, k)
-		s.retired = s.retired || old.number != 0
+		s.staleClients = s.staleClients || old.number != 0
 	}
 	return out
 }

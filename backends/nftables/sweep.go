@@ -16,39 +16,37 @@ import (
 	"kubelb.k8c.io/backends/nftables/elements"
 )
 
-// A frontend with affinity that goes leaves its clients behind, each until its timeout: up to a day. The kernel finds them by number and client alone,
-// and who they are only the kernel knows. So Watch sweeps: it reads the map in small parts, notes the clients whose number is no frontend's, and then
-// deletes those in small transactions. Numbers are not given again by the same process, but may be by the next one: whose a number is counts when its
-// clients are deleted.
+// A frontend with affinity that is deleted leaves its clients in the kernel's map, each until its timeout: a day at most. A key of the map is the
+// frontend's number and the client's address, and only the kernel knows the addresses. So Watch sweeps the map: it reads the keys in small parts, notes
+// stale clients (no frontend has their number), and deletes them in small transactions. A process does not use a number twice, but the next process may:
+// so a stale client is checked again when it is deleted.
 
 const (
-	// sweepEvery is the pause between two sweeps, where frontends with affinity have gone.
-	sweepEvery = time.Minute
-	// sweepFor is for how long one step reads: the kernel goes through the map from its beginning for each part.
-	sweepFor = 10 * time.Millisecond
-	// sweepDeletes is how many clients one step deletes, by so many transactions at most.
-	sweepDeletes, sweepTransactions = 2000, 32
-	// sweepSpares is for how long those stay at most that are left to the kernel, which would forget some of them while the sweep goes on: one of a
-	// million clients takes a quarter of an hour.
-	sweepSpares = 15 * time.Minute
+	// sweepInterval is the pause between two sweeps. A sweep needs a reason: state.staleClients.
+	sweepInterval = time.Minute
+	// sweepReadTime is how long one step reads. For each part the kernel walks the map from its beginning.
+	sweepReadTime = 10 * time.Millisecond
+	// One step deletes at most so many clients, in at most so many transactions.
+	maxSweepDeletes, maxSweepTransactions = 2000, 32
+	// Clients that expire within sweepMinTimeout are left to the kernel: a sweep of a million clients takes about as long.
+	sweepMinTimeout = 15 * time.Minute
 )
 
-// sweep is that of one table. It belongs to Watch.
-type sweep struct {
-	// dump is what is still to be read, nil if that is nothing.
+// clientSweep is the state of one table's sweep: it reads while dump is set, then deletes stale, then waits since ended. It belongs to Watch.
+type clientSweep struct {
 	dump *clientDump
-	// living are the numbers of frontends as it began, stale clients of others.
-	living map[uint32]bool
-	stale  []clientKey
-	ended  time.Time
+	// inUse are the numbers of the table's frontends at the start of the sweep.
+	inUse map[uint32]bool
+	stale []clientKey
+	ended time.Time
 }
 
-// clientKey is a key of the map: a number and an address. Of one of IPv4 the end is not used.
+// clientKey is a key of the map: the frontend's number and the client's address, which for IPv4 is followed by zeros.
 type clientKey [4 + 16]byte
 
 func (k clientKey) number() uint32 { return binary.NativeEndian.Uint32(k[:]) }
 
-// keyLength is that of a client's key.
+// keyLength is the length of the map's keys in bytes.
 func (t *table) keyLength() int {
 	if t.layout.v4 {
 		return 4 + 4
@@ -57,43 +55,44 @@ func (t *table) keyLength() int {
 }
 
 // sweepClients takes the next step of each table's sweep.
-func (b *Backend) sweepClients(now time.Time, sweeps map[*table]*sweep) (err error) {
+func (b *Backend) sweepClients(now time.Time, sweeps map[*table]*clientSweep) (err error) {
 	b.busy.Lock()
 	tables := slices.Clone(b.tables)
 	b.busy.Unlock()
 	for _, t := range tables {
 		if sweeps[t] == nil {
-			sweeps[t] = &sweep{}
+			sweeps[t] = &clientSweep{}
 		}
-		if failed := b.sweepOf(t, sweeps[t], now); failed != nil {
+		if failed := b.sweepStep(t, sweeps[t], now); failed != nil {
 			sweeps[t].end(now)
-			err = errors.Join(err, fmt.Errorf("forget clients of frontends that have gone, in table %s: %w", t.layout.name, failed))
+			err = errors.Join(err, fmt.Errorf("delete clients of former frontends from table %s: %w", t.layout.name, failed))
 		}
 	}
 	return err
 }
 
-func endSweeps(sweeps map[*table]*sweep) {
+func endSweeps(sweeps map[*table]*clientSweep) {
 	for _, s := range sweeps {
 		s.end(time.Time{})
 	}
 }
 
-func (b *Backend) sweepOf(t *table, s *sweep, now time.Time) error {
+// sweepStep reads for sweepReadTime, or deletes up to maxSweepDeletes clients, or starts a sweep if one is due.
+func (b *Backend) sweepStep(t *table, s *clientSweep, now time.Time) error {
 	switch {
 	case s.dump != nil:
 		return s.read(t.keyLength(), now)
 	case len(s.stale) > 0:
-		n := min(len(s.stale), sweepDeletes)
+		n := min(len(s.stale), maxSweepDeletes)
 		err := b.deleteClients(t, s.stale[:n])
 		if s.stale = s.stale[n:]; len(s.stale) == 0 {
 			s.end(now)
 		}
 		return err
-	case now.Sub(s.ended) < sweepEvery:
+	case now.Sub(s.ended) < sweepInterval:
 		return nil
 	}
-	if s.living = b.livingIfRetired(t); s.living == nil {
+	if s.inUse = b.startSweep(t); s.inUse == nil {
 		return nil
 	}
 	var err error
@@ -101,19 +100,19 @@ func (b *Backend) sweepOf(t *table, s *sweep, now time.Time) error {
 	return err
 }
 
-// livingIfRetired are the numbers whose clients are to stay, nil if no frontend with affinity has gone.
-func (b *Backend) livingIfRetired(t *table) map[uint32]bool {
+// startSweep returns the numbers whose clients stay, or nil if there are no stale clients.
+func (b *Backend) startSweep(t *table) map[uint32]bool {
 	b.busy.Lock()
 	defer b.busy.Unlock()
-	if !t.state.retired {
+	if !t.state.staleClients {
 		return nil
 	}
-	t.state.retired = false
-	return t.state.numbers()
+	t.state.staleClients = false
+	return t.state.affinityNumbers()
 }
 
-// numbers are those of the frontends with affinity.
-func (s *state) numbers() map[uint32]bool {
+// affinityNumbers are the numbers of the frontends with affinity.
+func (s *state) affinityNumbers() map[uint32]bool {
 	out := map[uint32]bool{}
 	for _, f := range s.frontends {
 		if f.number != 0 {
@@ -123,22 +122,22 @@ func (s *state) numbers() map[uint32]bool {
 	return out
 }
 
-// read reads for a moment.
-func (s *sweep) read(length int, now time.Time) error {
-	for began := time.Now(); time.Since(began) < sweepFor; {
+// read reads parts of the dump for sweepReadTime, and notes stale clients.
+func (s *clientSweep) read(length int, now time.Time) error {
+	for began := time.Now(); time.Since(began) < sweepReadTime; {
 		clients, more, err := s.dump.next()
 		if err != nil {
 			return err
 		}
 		for _, c := range clients {
-			if len(c.key) == length && c.stays > sweepSpares && !s.living[binary.NativeEndian.Uint32(c.key)] {
+			if len(c.key) == length && c.expires > sweepMinTimeout && !s.inUse[binary.NativeEndian.Uint32(c.key)] {
 				s.stale = append(s.stale, clientKey(append(c.key, make([]byte, len(clientKey{})-length)...)))
 			}
 		}
 		if !more {
 			s.dump.close()
-			s.dump, s.living = nil, nil
-			// While the kernel gives the map more room, or others change it, it may tell of one client twice, and of another one not at all.
+			s.dump, s.inUse = nil, nil
+			// If the map is resized or changed during the dump, the kernel may list one client twice, and leave out another one.
 			slices.SortFunc(s.stale, func(a, b clientKey) int { return bytes.Compare(a[:], b[:]) })
 			if s.stale = slices.Compact(s.stale); len(s.stale) == 0 {
 				s.end(now)
@@ -149,36 +148,36 @@ func (s *sweep) read(length int, now time.Time) error {
 	return nil
 }
 
-// end waits for the next time.
-func (s *sweep) end(now time.Time) {
+// end stops the sweep. The next one starts after sweepInterval.
+func (s *clientSweep) end(now time.Time) {
 	if s.dump != nil {
 		s.dump.close()
 	}
-	*s = sweep{ended: now}
+	*s = clientSweep{ended: now}
 }
 
-// deleteClients deletes those of the clients whose number is no frontend's now.
+// deleteClients deletes clients, unless a frontend has their number by now.
 func (b *Backend) deleteClients(t *table, keys []clientKey) error {
 	b.busy.Lock()
 	defer b.busy.Unlock()
 	if !slices.Contains(b.tables, t) {
 		return nil // it was purged
 	}
-	living := t.state.numbers()
-	var gone []nft.SetElement
+	inUse := t.state.affinityNumbers()
+	var stale []nft.SetElement
 	for _, key := range keys {
-		if !living[key.number()] {
-			gone = append(gone, nft.SetElement{Key: slices.Clone(key[:t.keyLength()])})
+		if !inUse[key.number()] {
+			stale = append(stale, nft.SetElement{Key: slices.Clone(key[:t.keyLength()])})
 		}
 	}
-	t.state.retired = true // what was missed, or is left, is for the next sweep
-	transactions := sweepTransactions
-	return t.deleteThere(gone, &transactions)
+	t.state.staleClients = true // another sweep finds those that this one has missed or left
+	transactions := maxSweepTransactions
+	return t.deleteExisting(stale, &transactions)
 }
 
-// deleteThere deletes clients, by so many transactions at most. The kernel refuses all of them for one that is not there any more: then it is asked for
-// halves.
-func (t *table) deleteThere(clients []nft.SetElement, transactions *int) error {
+// deleteExisting deletes those of the clients that exist, in at most so many transactions. If one client has expired, the kernel refuses the whole
+// transaction: then each half is tried by itself.
+func (t *table) deleteExisting(clients []nft.SetElement, transactions *int) error {
 	if len(clients) == 0 || *transactions == 0 {
 		return nil
 	}
@@ -200,15 +199,16 @@ func (t *table) deleteThere(clients []nft.SetElement, transactions *int) error {
 		return nil
 	}
 	half := len(clients) / 2
-	return errors.Join(t.deleteThere(clients[:half], transactions), t.deleteThere(clients[half:], transactions))
+	return errors.Join(t.deleteExisting(clients[:half], transactions), t.deleteExisting(clients[half:], transactions))
 }
 
-// clientDump reads a map's keys part by part, which the library does at once.
+// clientDump reads a map's elements part by part (NFT_MSG_GETSETELEM). The nftables library reads all of them at once.
 type clientDump struct {
 	fd     int
 	buffer []byte
 }
 
+// dumpClients asks the kernel for the map of clients. The caller closes the dump.
 func dumpClients(t *table) (*clientDump, error) {
 	encoder := netlink.NewAttributeEncoder()
 	encoder.String(unix.NFTA_SET_ELEM_LIST_TABLE, t.nft.Name)
@@ -240,7 +240,7 @@ func dumpClients(t *table) (*clientDump, error) {
 
 func (d *clientDump) close() { _ = unix.Close(d.fd) }
 
-// next reads one part. The kernel has it ready.
+// next reads one part. It does not block, since the kernel prepares the next part before it is read.
 func (d *clientDump) next() (clients []client, more bool, err error) {
 	n, _, err := unix.Recvfrom(d.fd, d.buffer, unix.MSG_DONTWAIT)
 	if err != nil {
@@ -256,9 +256,9 @@ func (d *clientDump) next() (clients []client, more bool, err error) {
 		case unix.NLMSG_DONE:
 			return clients, false, nil
 		case unix.NLMSG_ERROR:
-			return nil, false, refusalIn(body)
+			return nil, false, netlinkError(body)
 		}
-		if clients, err = clientsIn(clients, body); err != nil {
+		if clients, err = appendClients(clients, body); err != nil {
 			return nil, false, fmt.Errorf("read clients: %w", err)
 		}
 		rest = rest[min(len(rest), (length+unix.NLMSG_ALIGNTO-1)&^(unix.NLMSG_ALIGNTO-1)):]
@@ -266,21 +266,22 @@ func (d *clientDump) next() (clients []client, more bool, err error) {
 	return clients, true, nil
 }
 
-func refusalIn(body []byte) error {
+// netlinkError is the error in the body of an NLMSG_ERROR message.
+func netlinkError(body []byte) error {
 	if len(body) < 4 {
 		return errors.New("read clients: a message is cut off")
 	}
 	return fmt.Errorf("read clients: %w", unix.Errno(-int32(binary.NativeEndian.Uint32(body))))
 }
 
-// client is an element of the map: its key, and for how long it stays.
+// client is an element of the map: its key, and the time until it expires.
 type client struct {
-	key   []byte
-	stays time.Duration
+	key     []byte
+	expires time.Duration
 }
 
-// clientsIn appends the elements of a message.
-func clientsIn(clients []client, body []byte) ([]client, error) {
+// appendClients appends the elements of a message.
+func appendClients(clients []client, body []byte) ([]client, error) {
 	const header = 4 // struct nfgenmsg
 	if len(body) < header {
 		return nil, errors.New("a message is cut off")
@@ -310,7 +311,7 @@ func (c *client) decode(element *netlink.AttributeDecoder) error {
 	for element.Next() {
 		switch element.Type() {
 		case unix.NFTA_SET_ELEM_EXPIRATION:
-			c.stays = time.Duration(min(element.Uint64(), uint64(longestTimeout/time.Millisecond))) * time.Millisecond
+			c.expires = time.Duration(min(element.Uint64(), uint64(longestTimeout/time.Millisecond))) * time.Millisecond
 		case unix.NFTA_SET_ELEM_KEY:
 			element.Nested(func(key *netlink.AttributeDecoder) error {
 				for key.Next() {

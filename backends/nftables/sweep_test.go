@@ -17,8 +17,8 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// remembers has a table remember clients of a frontend's number, from an address on, for a while.
-func (g *gateway) remembers(number uint32, first netip.Addr, n int, stays time.Duration) {
+// addClients adds n clients of a frontend's number with successive addresses and this timeout to the kernel's map.
+func (g *gateway) addClients(number uint32, first netip.Addr, n int, timeout time.Duration) {
 	g.Helper()
 	g.do(func() error {
 		c, err := elements.Connect()
@@ -28,7 +28,7 @@ func (g *gateway) remembers(number uint32, first netip.Addr, n int, stays time.D
 		t := g.tableFor(first)
 		var clients []nft.SetElement
 		for range n {
-			clients = append(clients, nft.SetElement{Key: append(mark(number), first.AsSlice()...), Val: mark(1), Timeout: stays})
+			clients = append(clients, nft.SetElement{Key: append(mark(number), first.AsSlice()...), Val: mark(1), Timeout: timeout})
 			first = first.Next()
 		}
 		for chunk := range slices.Chunk(clients, elements.PerMessage) {
@@ -40,10 +40,10 @@ func (g *gateway) remembers(number uint32, first netip.Addr, n int, stays time.D
 	})
 }
 
-// remembered is of how many clients each number has, by the kernel.
-func (g *gateway) remembered(v4 bool) map[uint32]int {
+// clientsOfNumbers is how many clients of each number the kernel's map has.
+func (g *gateway) clientsOfNumbers(v4 bool) map[uint32]int {
 	g.Helper()
-	of := map[uint32]int{}
+	count := map[uint32]int{}
 	g.do(func() error {
 		d, err := dumpClients(g.tableFor(lab.VIP(v4, 1)))
 		if err != nil {
@@ -56,16 +56,16 @@ func (g *gateway) remembered(v4 bool) map[uint32]int {
 				return err
 			}
 			for _, c := range clients {
-				of[binary.NativeEndian.Uint32(c.key)]++
+				count[binary.NativeEndian.Uint32(c.key)]++
 			}
 		}
 		return nil
 	})
-	return of
+	return count
 }
 
-// sweepUntilIdle takes steps of sweeps until all have ended, and returns how many.
-func (g *gateway) sweepUntilIdle(now time.Time, sweeps map[*table]*sweep) (steps int) {
+// sweepUntilIdle takes steps until no sweep runs, and returns their number.
+func (g *gateway) sweepUntilIdle(now time.Time, sweeps map[*table]*clientSweep) (steps int) {
 	g.Helper()
 	for {
 		g.do(func() error { return g.sweepClients(now, sweeps) })
@@ -81,17 +81,17 @@ func (g *gateway) sweepUntilIdle(now time.Time, sweeps map[*table]*sweep) (steps
 	}
 }
 
-// sweepUntilNothingIsFound has sweeps follow one another, as one that has found something is followed by another one.
-func (g *gateway) sweepUntilNothingIsFound(now time.Time, sweeps map[*table]*sweep) time.Time {
+// sweepUntilNothingIsStale runs sweeps until one finds no stale clients. It returns the time of the last one.
+func (g *gateway) sweepUntilNothingIsStale(now time.Time, sweeps map[*table]*clientSweep) time.Time {
 	g.Helper()
 	for range 10 {
-		now = now.Add(sweepEvery)
+		now = now.Add(sweepInterval)
 		g.sweepUntilIdle(now, sweeps)
-		if !slices.ContainsFunc(g.tables, func(t *table) bool { return t.state.retired }) {
+		if !slices.ContainsFunc(g.tables, func(t *table) bool { return t.state.staleClients }) {
 			return now
 		}
 	}
-	require.FailNow(g, "sweeps find something again and again")
+	require.FailNow(g, "each sweep finds stale clients")
 	return now
 }
 
@@ -105,69 +105,69 @@ func stickyFrontends(v4 bool, ports ...uint16) (out []model.Frontend) {
 	return out
 }
 
-func TestClientsOfAFrontendThatHasGoneAreForgotten(t *testing.T) {
+func TestClientsOfADeletedFrontendAreDeleted(t *testing.T) {
 	g := newGateway(t)
 	pools := []model.Pool{labPool("all", true, 0), labPool("six", false, 0)}
 	sticky := slices.Concat(stickyFrontends(true, 80, 81), stickyFrontends(false, 80, 81))
 	g.apply(model.Snapshot{Pools: pools, Frontends: sticky})
 	number := func(f model.Frontend) uint32 { return g.tableFor(f.VIP).state.frontends[f.FrontendKey].number }
-	stays, goes, of := map[bool]uint32{}, map[bool]uint32{}, map[bool]netip.Addr{true: netip.MustParseAddr("10.0.0.0"), false: netip.MustParseAddr("2001:db8:aaaa::")}
+	kept, deleted, first := map[bool]uint32{}, map[bool]uint32{}, map[bool]netip.Addr{true: netip.MustParseAddr("10.0.0.0"), false: netip.MustParseAddr("2001:db8:aaaa::")}
 	for i, v4 := range []bool{true, false} {
-		stays[v4], goes[v4] = number(sticky[2*i]), number(sticky[2*i+1])
-		g.remembers(stays[v4], of[v4], 3000, time.Hour)
-		g.remembers(goes[v4], of[v4], 5000, time.Hour)
+		kept[v4], deleted[v4] = number(sticky[2*i]), number(sticky[2*i+1])
+		g.addClients(kept[v4], first[v4], 3000, time.Hour)
+		g.addClients(deleted[v4], first[v4], 5000, time.Hour)
 	}
-	sweeps, now := map[*table]*sweep{}, time.Now()
-	require.Equal(t, 1, g.sweepUntilIdle(now, sweeps), "nothing has gone, and nothing is read")
+	sweeps, now := map[*table]*clientSweep{}, time.Now()
+	require.Equal(t, 1, g.sweepUntilIdle(now, sweeps), "no frontend was deleted, and nothing is read")
 	g.apply(model.Snapshot{Pools: pools, Frontends: []model.Frontend{sticky[0], sticky[2]}})
 	for _, v4 := range []bool{true, false} {
-		require.Greater(t, g.remembered(v4)[goes[v4]], 4000, "of some the kernel does not tell while it gives the map more room")
+		require.Greater(t, g.clientsOfNumbers(v4)[deleted[v4]], 4000, "the kernel leaves some out while it resizes the map")
 	}
 	require.Greater(t, g.sweepUntilIdle(now, sweeps), 3)
-	now = g.sweepUntilNothingIsFound(now, sweeps)
+	now = g.sweepUntilNothingIsStale(now, sweeps)
 	for _, v4 := range []bool{true, false} {
-		require.Equal(t, map[uint32]int{stays[v4]: 3000}, g.remembered(v4))
+		require.Equal(t, map[uint32]int{kept[v4]: 3000}, g.clientsOfNumbers(v4))
 	}
-	require.Equal(t, 1, g.sweepUntilIdle(now.Add(time.Hour), sweeps), "it is done")
+	require.Equal(t, 1, g.sweepUntilIdle(now.Add(time.Hour), sweeps), "no sweep is due")
 
-	// A frontend that has affinity no more forgets its clients, too, and not before the next time.
+	// The clients of a frontend that loses its affinity are deleted as well, once the next sweep is due.
 	plain := sticky[0]
 	plain.AffinityTimeout = 0
 	g.apply(model.Snapshot{Pools: pools, Frontends: []model.Frontend{plain, sticky[2]}})
-	require.Equal(t, 1, g.sweepUntilIdle(now.Add(sweepEvery-time.Second), sweeps))
-	g.sweepUntilNothingIsFound(now, sweeps)
-	require.Empty(t, g.remembered(true))
-	require.Equal(t, map[uint32]int{stays[false]: 3000}, g.remembered(false))
+	require.Equal(t, 1, g.sweepUntilIdle(now.Add(sweepInterval-time.Second), sweeps))
+	g.sweepUntilNothingIsStale(now, sweeps)
+	require.Empty(t, g.clientsOfNumbers(true))
+	require.Equal(t, map[uint32]int{kept[false]: 3000}, g.clientsOfNumbers(false))
 
-	// What an earlier process has left behind is forgotten as well.
-	g.remembers(goes[false], of[false], 10, time.Hour)
+	// Clients that an earlier process has left are deleted as well.
+	g.addClients(deleted[false], first[false], 10, time.Hour)
 	g.restart()
 	var reports []string
 	g.do(func() error { return g.watchFor(6*endsInterval, &reports) })
 	require.Empty(t, reports)
-	require.Equal(t, map[uint32]int{stays[false]: 3000}, g.remembered(false))
+	require.Equal(t, map[uint32]int{kept[false]: 3000}, g.clientsOfNumbers(false))
 }
 
-// Between being read and being deleted a client may go, and its number be another frontend's.
-func TestASweepDeletesNoClientThatSomebodyHasNow(t *testing.T) {
+// Between the reading and the deletion of a client, the client may expire, and another frontend may get its number.
+func TestASweepKeepsAClientWhoseNumberAnotherFrontendHasNow(t *testing.T) {
 	g := newGateway(t)
 	pools := []model.Pool{labPool("all", true, 0)}
 	sticky := stickyFrontends(true, 80, 81)
 	g.apply(model.Snapshot{Pools: pools, Frontends: sticky[:1]})
 	four := g.tableFor(lab.VIP(true, 1))
 	first := netip.MustParseAddr("10.0.0.0")
-	g.remembers(7, first, 200, time.Hour)
-	g.remembers(8, first, 100, time.Hour)
-	g.remembers(9, first, 100, sweepSpares-time.Second)
-	require.Eventually(t, func() bool { return g.remembered(true)[7] == 200 && g.remembered(true)[8] == 100 }, 5*time.Second, 10*time.Millisecond, "the map has room")
-	four.state.retired = true
-	sweeps, now := map[*table]*sweep{}, time.Now()
+	g.addClients(7, first, 200, time.Hour)
+	g.addClients(8, first, 100, time.Hour)
+	g.addClients(9, first, 100, sweepMinTimeout-time.Second)
+	require.Eventually(t, func() bool { return g.clientsOfNumbers(true)[7] == 200 && g.clientsOfNumbers(true)[8] == 100 }, 5*time.Second, 10*time.Millisecond, "the kernel has resized the map")
+	four.state.staleClients = true
+	sweeps, now := map[*table]*clientSweep{}, time.Now()
 	for range 100 {
 		if g.do(func() error { return g.sweepClients(now, sweeps) }); len(sweeps[four].stale) > 0 {
 			break
 		}
 	}
-	require.Equal(t, 300, len(sweeps[four].stale), "those that the kernel forgets soon are left to it")
+	require.Equal(t, 300, len(sweeps[four].stale), "clients that expire soon are left to the kernel")
 	four.state.lastNumber = 7
 	g.apply(model.Snapshot{Pools: pools, Frontends: sticky})
 	require.EqualValues(t, 8, four.state.frontends[sticky[1].FrontendKey].number)
@@ -179,18 +179,18 @@ func TestASweepDeletesNoClientThatSomebodyHasNow(t *testing.T) {
 			}
 		}
 		transactions := 1
-		return four.deleteThere(others, &transactions)
+		return four.deleteExisting(others, &transactions)
 	})
-	require.Equal(t, map[uint32]int{7: 100, 8: 100, 9: 100}, g.remembered(true))
+	require.Equal(t, map[uint32]int{7: 100, 8: 100, 9: 100}, g.clientsOfNumbers(true))
 	g.sweepUntilIdle(now, sweeps)
-	require.True(t, four.state.retired, "one step asks the kernel for a few halves")
-	require.NotZero(t, g.remembered(true)[7])
-	g.sweepUntilNothingIsFound(now, sweeps)
-	require.Equal(t, map[uint32]int{8: 100, 9: 100}, g.remembered(true))
+	require.True(t, four.state.staleClients, "one step makes a bounded number of transactions")
+	require.NotZero(t, g.clientsOfNumbers(true)[7])
+	g.sweepUntilNothingIsStale(now, sweeps)
+	require.Equal(t, map[uint32]int{8: 100, 9: 100}, g.clientsOfNumbers(true))
 }
 
-// However many clients are to be forgotten, and the kernel gives the map more room meanwhile: each step is a small one.
-func TestManyClientsAreForgottenInSmallSteps(t *testing.T) {
+// Each step is small, however many clients are stale, and while the kernel resizes the map.
+func TestManyStaleClientsAreDeletedInSmallSteps(t *testing.T) {
 	g := newGateway(t)
 	pools := []model.Pool{labPool("all", true, 0)}
 	sticky := stickyFrontends(true, 80, 81)
@@ -199,17 +199,17 @@ func TestManyClientsAreForgottenInSmallSteps(t *testing.T) {
 	living := four.state.frontends[sticky[0].FrontendKey].number
 	const many = 30_000
 	for _, number := range []uint32{living, living + 1} {
-		g.remembers(number, netip.MustParseAddr("10.0.0.0"), many, time.Hour)
+		g.addClients(number, netip.MustParseAddr("10.0.0.0"), many, time.Hour)
 	}
 	g.apply(model.Snapshot{Pools: pools, Frontends: sticky[:1]})
-	require.True(t, four.state.retired)
-	g.sweepUntilNothingIsFound(time.Now(), map[*table]*sweep{})
-	require.Equal(t, map[uint32]int{living: many}, g.remembered(true))
+	require.True(t, four.state.staleClients)
+	g.sweepUntilNothingIsStale(time.Now(), map[*table]*clientSweep{})
+	require.Equal(t, map[uint32]int{living: many}, g.clientsOfNumbers(true))
 }
 
-func TestAnAnswerThatIsCutOffIsNoKey(t *testing.T) {
+func TestATruncatedNetlinkMessageIsAnError(t *testing.T) {
 	for _, body := range []string{"", "\x02\x00\x00", "\x02\x00\x00\x00\xff\xff\x03\x80", strings.Repeat("\xff", 64)} {
-		clients, err := clientsIn(nil, []byte(body))
+		clients, err := appendClients(nil, []byte(body))
 		require.Empty(t, clients)
 		require.Error(t, err, fmt.Sprintf("%x", body))
 	}

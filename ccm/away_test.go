@@ -72,7 +72,7 @@ func TestWhetherAServiceIsServedIsUnknownWhileTheManagementClusterIsAway(t *test
 	failed = nil
 	looks.look(t.Context())
 	require.Equal(t, metav1.ConditionTrue, is().Status)
-	require.Equal(t, "Normal Ready served again", all(recorder), "it is over")
+	require.Equal(t, "Normal Ready served again", all(recorder), "it has recovered")
 	counted(1, 1, 0, 0)
 }
 

@@ -63,8 +63,8 @@ type serviceReconciler struct {
 	tenant client.Client
 	hub    client.Client
 	events events.EventRecorder
-	// faults are those of Services that events have told of.
-	faults faults.Told
+	// faults holds the Services with a fault that an event has reported.
+	faults faults.Tracker
 	config Config
 	nodes  *nodesProblem
 	away   *away
@@ -143,7 +143,7 @@ func (r *serviceReconciler) reconcile(ctx context.Context, req reconcile.Request
 	var service corev1.Service
 	err := r.tenant.Get(ctx, req.NamespacedName, &service)
 	if apierrors.IsNotFound(err) {
-		r.faults.End(req.NamespacedName)
+		r.faults.Remove(req.NamespacedName)
 		_, err := r.deleteFromHub(ctx, req.NamespacedName, "")
 		return reconcile.Result{}, err
 	}
@@ -369,18 +369,19 @@ func (r *serviceReconciler) publish(ctx context.Context, service *corev1.Service
 		r.log(ctx, service, condition)
 	}
 	if changed {
-		r.tell(service, known, condition, problems, ensured)
+		r.emitEvents(service, known, condition, problems, ensured)
 	}
 	return nil
 }
 
-// tell tells in events what is wrong with a Service, or that it is over; not if another event has just told that it is served (ensured).
-func (r *serviceReconciler) tell(service *corev1.Service, known *metav1.Condition, condition metav1.Condition, problems []translate.Problem, ensured bool) {
+// emitEvents emits Warning events for a fault of a Service and for its problems, or a Normal event for its recovery. ensured: the event EnsuredLoadBalancer
+// has just reported the recovery.
+func (r *serviceReconciler) emitEvents(service *corev1.Service, known *metav1.Condition, condition metav1.Condition, problems []translate.Problem, ensured bool) {
 	key := client.ObjectKeyFromObject(service)
-	reason := faultOf(condition)
+	reason := faultEventReason(condition)
 	if reason != "" {
 		r.event(service, corev1.EventTypeWarning, reason, condition.Message)
-		r.faults.Begin(key)
+		r.faults.Add(key)
 	}
 	for _, p := range problems {
 		if p.Partial {
@@ -390,13 +391,13 @@ func (r *serviceReconciler) tell(service *corev1.Service, known *metav1.Conditio
 	if reason != "" || condition.Status != metav1.ConditionTrue {
 		return
 	}
-	if told := r.faults.End(key); !ensured && (told || known != nil && faultOf(*known) != "") {
-		r.event(service, corev1.EventTypeNormal, faults.Reason, faults.Note(condition.Message))
+	if reported := r.faults.Remove(key); !ensured && (reported || known != nil && faultEventReason(*known) != "") {
+		r.event(service, corev1.EventTypeNormal, faults.RecoveryReason, faults.RecoveryMessage(condition.Message))
 	}
 }
 
-// faultOf is the reason of the event that tells of a condition, empty if it says of nothing that is wrong, or only of a while.
-func faultOf(c metav1.Condition) string {
+// faultEventReason is the reason of the Warning event for a condition, empty if the condition reports no fault or only that something is waited for.
+func faultEventReason(c metav1.Condition) string {
 	switch {
 	case c.Reason == translate.ReasonNoNodes, c.Reason == translate.ReasonNoNodesOfFamily:
 		return eventUnavailable
@@ -475,7 +476,7 @@ func (r *serviceReconciler) clearStatus(ctx context.Context, service *corev1.Ser
 	before := service.DeepCopy()
 	service.Status.LoadBalancer = corev1.LoadBalancerStatus{}
 	meta.RemoveStatusCondition(&service.Status.Conditions, conditionReady)
-	r.faults.End(client.ObjectKeyFromObject(service))
+	r.faults.Remove(client.ObjectKeyFromObject(service))
 	if equality.Semantic.DeepEqual(before.Status, service.Status) {
 		return nil
 	}

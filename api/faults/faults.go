@@ -1,5 +1,4 @@
-// Package faults remembers of which objects an event has told that something is wrong, so that another event tells when it is over: in between
-// an object may only wait.
+// Package faults pairs events: a Warning event reports a fault of an object, and a Normal event later reports that the object has recovered.
 package faults
 
 import (
@@ -8,18 +7,18 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// Reason is that of the event that tells the end.
-const Reason = "Ready"
+// RecoveryReason is the reason of the event that reports a recovery.
+const RecoveryReason = "Ready"
 
-// Told are the objects with a fault that was told. Its zero value is ready, and it is safe for concurrent use. A process that has just begun has
-// told nothing: what stands in an object's status counts as well.
-type Told struct {
+// Tracker holds the objects with a reported fault. Its zero value is empty and ready. It is safe for concurrent use. It does not know faults that
+// an earlier process has reported: those are in the conditions of the object.
+type Tracker struct {
 	mu      sync.Mutex // guards objects
 	objects map[types.NamespacedName]bool
 }
 
-// Begin notes that a fault of the object was told.
-func (t *Told) Begin(object types.NamespacedName) {
+// Add notes that an event has reported a fault of the object.
+func (t *Tracker) Add(object types.NamespacedName) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.objects == nil {
@@ -28,19 +27,19 @@ func (t *Told) Begin(object types.NamespacedName) {
 	t.objects[object] = true
 }
 
-// End forgets the object, and reports whether a fault of it was told.
-func (t *Told) End(object types.NamespacedName) bool {
+// Remove removes the object, and tells whether it had a reported fault.
+func (t *Tracker) Remove(object types.NamespacedName) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	was := t.objects[object]
+	reported := t.objects[object]
 	delete(t.objects, object)
-	return was
+	return reported
 }
 
-// Note is what the event says where the condition Ready is True again with a message.
-func Note(message string) string {
-	if message == "served" {
+// RecoveryMessage is the message of the recovery event. ready is the message of the condition Ready.
+func RecoveryMessage(ready string) string {
+	if ready == "served" {
 		return "served again"
 	}
-	return message
+	return ready
 }

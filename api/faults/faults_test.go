@@ -7,14 +7,14 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-func TestAFaultThatWasToldEndsOnce(t *testing.T) {
-	var told Told
+func TestAReportedFaultEndsOnce(t *testing.T) {
+	var tracker Tracker
 	web, other := types.NamespacedName{Namespace: "shop", Name: "web"}, types.NamespacedName{Namespace: "shop", Name: "other"}
-	require.False(t, told.End(web), "nothing was told")
-	told.Begin(web)
-	told.Begin(web)
-	require.False(t, told.End(other))
-	require.True(t, told.End(web))
-	require.False(t, told.End(web))
-	require.Empty(t, told.objects)
+	require.False(t, tracker.Remove(web), "no fault was reported")
+	tracker.Add(web)
+	tracker.Add(web)
+	require.False(t, tracker.Remove(other))
+	require.True(t, tracker.Remove(web))
+	require.False(t, tracker.Remove(web))
+	require.Empty(t, tracker.objects)
 }

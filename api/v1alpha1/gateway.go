@@ -78,12 +78,12 @@ type GatewayStatus struct {
 	// +optional
 	// +kubebuilder:validation:MaxItems=1000
 	Candidates []string `json:"candidates,omitempty"`
-	// WithoutIPv4 are those of the candidates that answer for no IPv4 address, since their interfaces do not carry IPv4.
+	// WithoutIPv4 names the candidates that answer for no IPv4 address, since their interfaces do not carry IPv4.
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=1000
 	WithoutIPv4 []string `json:"withoutIPv4,omitempty"`
-	// WithoutIPv6 are those that answer for no IPv6 address.
+	// WithoutIPv6 names the candidates that answer for no IPv6 address, since their interfaces do not carry IPv6.
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=1000
@@ -112,8 +112,8 @@ type GatewayStatus struct {
 	// +optional
 	// +kubebuilder:validation:MaxItems=1100
 	Failures []GatewayFailure `json:"failures,omitempty"`
-	// Unlisted are the namespaces that have more LoadBalancers which the dataplane could not take than failures names: whether it holds
-	// another one of theirs cannot be told. "*" stands for all namespaces, if there are more than 1000.
+	// Unlisted are the namespaces with more refused LoadBalancers than failures names: any other LoadBalancer of such a namespace may be refused, too.
+	// "*" stands for all namespaces, if there are more than 1000.
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=1000
@@ -261,15 +261,19 @@ type GatewayList struct {
 	Items           []Gateway `json:"items"`
 }
 
-// AllNamespaces stands in unlisted for more namespaces than there is room for.
+// AllNamespaces is the only element of unlisted if there are more namespaces than it may list. It stands for every namespace.
 const AllNamespaces = "*"
 
-// NamesNotAll tells whether LoadBalancers of a namespace may be refused that failures does not name.
-func (s *GatewayStatus) NamesNotAll(namespace string) bool { return contains(s.Unlisted, namespace) }
+// FailuresTruncated tells whether the dataplane may have refused LoadBalancers of the namespace that Failures does not name.
+func (s *GatewayStatus) FailuresTruncated(namespace string) bool {
+	return unlistedHas(s.Unlisted, namespace)
+}
 
-// NamesNotAll tells whether LoadBalancers of a namespace may fail that failures does not name.
-func (t *GatewayTries) NamesNotAll(namespace string) bool { return contains(t.Unlisted, namespace) }
+// FailuresTruncated tells whether connections to LoadBalancers of the namespace may fail that Failures does not name.
+func (t *GatewayTries) FailuresTruncated(namespace string) bool {
+	return unlistedHas(t.Unlisted, namespace)
+}
 
-func contains(unlisted []string, namespace string) bool {
+func unlistedHas(unlisted []string, namespace string) bool {
 	return slices.Contains(unlisted, namespace) || slices.Contains(unlisted, AllNamespaces)
 }

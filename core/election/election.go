@@ -19,10 +19,10 @@ import (
 type View struct {
 	// Candidates are the names of the gateways that may answer, sorted.
 	Candidates []string `json:"candidates"`
-	// Without4 and Without6 are those of the candidates, sorted, that carry no IPv4 or no IPv6: they answer for no address of the family. Each
-	// candidate says so of itself, by its name in its own view.
-	Without4 []string `json:"without4,omitempty"`
-	Without6 []string `json:"without6,omitempty"`
+	// WithoutIPv4 and WithoutIPv6 name the candidates whose interfaces do not carry the family, sorted. They answer for no address of the family. A
+	// candidate reports it by its own name in its own view.
+	WithoutIPv4 []string `json:"withoutIPv4,omitempty"`
+	WithoutIPv6 []string `json:"withoutIPv6,omitempty"`
 	// Configuration stands for everything else that decides: which gateways serve which addresses. What gateways of different
 	// configurations answer for cannot be known.
 	Configuration string `json:"configuration,omitempty"`
@@ -30,20 +30,21 @@ type View struct {
 
 // Equal tells whether two views lead to the same choices.
 func (v View) Equal(o View) bool {
-	return v.Configuration == o.Configuration && slices.Equal(v.Candidates, o.Candidates) && slices.Equal(v.Without4, o.Without4) && slices.Equal(v.Without6, o.Without6)
+	return v.Configuration == o.Configuration && slices.Equal(v.Candidates, o.Candidates) && slices.Equal(v.WithoutIPv4, o.WithoutIPv4) && slices.Equal(v.WithoutIPv6, o.WithoutIPv6)
 }
 
-// Without are the candidates that carry nothing of a family.
-func (v *View) Without(f ipam.Family) *[]string {
+// WithoutFamily is the list of candidates whose interfaces do not carry the family, to read or to set.
+func (v *View) WithoutFamily(f ipam.Family) *[]string {
 	if f == ipam.IPv4 {
-		return &v.Without4
+		return &v.WithoutIPv4
 	}
-	return &v.Without6
+	return &v.WithoutIPv6
 }
 
-// Winner is the candidate that answers for the address by the view, "" if there is none; serves is as Winner has it.
+// Winner is the candidate that answers for the address by this view, "" if there is none. It is the winner among the candidates that carry the address's
+// family; serves selects among them as in the function Winner.
 func (v View) Winner(address netip.Addr, serves func(string) bool) string {
-	without := *v.Without(ipam.FamilyOf(address))
+	without := *v.WithoutFamily(ipam.FamilyOf(address))
 	if len(without) == 0 {
 		return Winner(address, v.Candidates, serves)
 	}

@@ -69,19 +69,19 @@ func TestTheOrderOfCandidatesDoesNotMatterAndThoseThatDoNotServeAreNone(t *testi
 	}
 }
 
-func TestWhoCarriesNothingOfAFamilyAnswersForNoneOfItsAddresses(t *testing.T) {
+func TestAGatewayWithoutAFamilyAnswersForNoneOfItsAddresses(t *testing.T) {
 	all := View{Candidates: gateways(4)}
 	some := all
-	*some.Without(ipam.IPv6) = []string{"gateway-1", "gateway-2"}
+	*some.WithoutFamily(ipam.IPv6) = []string{"gateway-1", "gateway-2"}
 	if all.Equal(some) {
-		t.Error("they lead to other choices")
+		t.Error("the views lead to different choices")
 	}
 	for _, a := range addresses(2000) {
 		before, after := all.Winner(a, nil), some.Winner(a, nil)
 		switch {
-		case a.Is6() && slices.Contains(some.Without6, after):
+		case a.Is6() && slices.Contains(some.WithoutIPv6, after):
 			t.Errorf("%s is %s's", a, after)
-		case before != after && (a.Is4() || !slices.Contains(some.Without6, before)):
+		case before != after && (a.Is4() || !slices.Contains(some.WithoutIPv6, before)):
 			t.Errorf("%s moves from %s to %s", a, before, after)
 		}
 		serves := func(name string) bool { return name == "gateway-1" || name == "gateway-3" }
@@ -89,7 +89,7 @@ func TestWhoCarriesNothingOfAFamilyAnswersForNoneOfItsAddresses(t *testing.T) {
 			t.Errorf("%s is %s's", a, got)
 		}
 	}
-	some.Without6 = all.Candidates
+	some.WithoutIPv6 = all.Candidates
 	if got := some.Winner(netip.MustParseAddr("2001:db8::1"), nil); got != "" {
 		t.Error(got)
 	}
@@ -124,11 +124,11 @@ type fleet struct {
 	answers   map[string]map[netip.Addr]bool
 	config    map[string]int
 	newest    int
-	no6       map[string]bool // it carries no IPv6
+	noIPv6    map[string]bool
 }
 
 func newFleet(n int, r *rand.Rand) *fleet {
-	f := &fleet{names: gateways(n), addresses: addresses(40), alive: map[string]bool{}, published: map[string]View{}, answers: map[string]map[netip.Addr]bool{}, config: map[string]int{}, no6: map[string]bool{}}
+	f := &fleet{names: gateways(n), addresses: addresses(40), alive: map[string]bool{}, published: map[string]View{}, answers: map[string]map[netip.Addr]bool{}, config: map[string]int{}, noIPv6: map[string]bool{}}
 	for _, name := range f.names {
 		f.alive[name] = r.IntN(2) == 0
 		f.answers[name] = map[netip.Addr]bool{}
@@ -140,7 +140,7 @@ func (f *fleet) step(r *rand.Rand) {
 	name := f.names[r.IntN(len(f.names))]
 	switch r.IntN(9) {
 	case 8:
-		f.no6[name] = !f.no6[name]
+		f.noIPv6[name] = !f.noIPv6[name]
 	case 0:
 		f.alive[name] = !f.alive[name]
 	case 1: // its lease ends: it answers no more, and peers do not count it
@@ -159,7 +159,7 @@ func (f *fleet) step(r *rand.Rand) {
 				candidates = append(candidates, other)
 			}
 		}
-		f.act(name, candidates, func(other string) bool { return f.no6[other] != (r.IntN(4) == 0) })
+		f.act(name, candidates, func(other string) bool { return f.noIPv6[other] != (r.IntN(4) == 0) })
 	}
 }
 
@@ -167,7 +167,7 @@ func (f *fleet) act(name string, candidates []string, without func(string) bool)
 	own := View{Candidates: candidates, Configuration: fmt.Sprint(f.config[name])}
 	for _, other := range candidates {
 		if without(other) {
-			own.Without6 = append(own.Without6, other)
+			own.WithoutIPv6 = append(own.WithoutIPv6, other)
 		}
 	}
 	// By each configuration another gateway serves nothing.
@@ -195,7 +195,7 @@ func (f *fleet) act(name string, candidates []string, without func(string) bool)
 func (f *fleet) settle() {
 	var candidates []string
 	f.alive[f.names[0]], f.alive[f.names[1]] = true, true
-	f.no6[f.names[0]], f.no6[f.names[1]] = false, false
+	f.noIPv6[f.names[0]], f.noIPv6[f.names[1]] = false, false
 	for _, name := range f.names {
 		if f.config[name] = f.newest; f.alive[name] {
 			candidates = append(candidates, name)
@@ -203,7 +203,7 @@ func (f *fleet) settle() {
 	}
 	for range 2 {
 		for _, name := range f.names {
-			f.act(name, candidates, func(other string) bool { return f.no6[other] })
+			f.act(name, candidates, func(other string) bool { return f.noIPv6[other] })
 		}
 	}
 }

@@ -12,28 +12,29 @@ import (
 	"kubelb.k8c.io/manager/uplink"
 )
 
-// leastMTU is that of IPv6 (RFC 8200 section 5).
-const leastMTU = 1280
+// minMTU is the smallest MTU in bytes with which a link carries IPv6 (RFC 8200 section 5).
+const minMTU = 1280
 
-// lackOf is why an interface carries no packets of a family to clients and back, empty if it does. Whether packets to a VIP come in depends on no
-// address, but for answers the kernel has to find neighbours there.
-func lackOf(name string, is uplink.State, f ipam.Family) (string, error) {
+// unsupportedFamily is why an interface does not carry a family, empty if it does. An interface receives packets to a VIP without an address of its own,
+// but to send answers the kernel has to resolve neighbours there.
+func unsupportedFamily(name string, is uplink.State, f ipam.Family) (string, error) {
 	if is.Index == 0 {
-		return "", nil // which is said as it is
+		return "", nil // Silent reports a missing interface itself
 	}
 	if f == ipam.IPv4 {
-		return lackOfIPv4(name, is.Index)
+		return unsupportedIPv4(name, is.Index)
 	}
-	return lackOfIPv6(name, is)
+	return unsupportedIPv6(name, is)
 }
 
-// lackOfIPv6: the kernel asks for neighbours from a link-local address alone (RFC 4861 section 4.3 would let it use others).
-func lackOfIPv6(name string, is uplink.State) (string, error) {
+// unsupportedIPv6 is why an interface does not carry IPv6. For an answer from a VIP, which is no address of the interface, Linux sends neighbour
+// solicitations from the interface's link-local address (RFC 4861 section 4.3 allows any of its addresses).
+func unsupportedIPv6(name string, is uplink.State) (string, error) {
 	switch {
-	case disabled(name) && is.MTU < leastMTU:
-		return fmt.Sprintf("the MTU of interface %s is %d bytes, and IPv6 needs %d; run: ip link set %s mtu %d", name, is.MTU, leastMTU, name, leastMTU), nil
-	case disabled(name):
-		return fmt.Sprintf("IPv6 is turned off on interface %s; run: %s", name, preflight.SetSysctl(ipv6Setting(name), "0")), nil
+	case ipv6Disabled(name) && is.MTU < minMTU:
+		return fmt.Sprintf("the MTU of interface %s is %d bytes, and IPv6 needs %d; run: ip link set %s mtu %d", name, is.MTU, minMTU, name, minMTU), nil
+	case ipv6Disabled(name):
+		return fmt.Sprintf("IPv6 is turned off on interface %s; run: %s", name, preflight.SetSysctl(disableIPv6Sysctl(name), "0")), nil
 	}
 	addresses, err := addressesOf(is.Index, netlink.FAMILY_V6)
 	if err != nil {
@@ -44,13 +45,13 @@ func lackOfIPv6(name string, is uplink.State) (string, error) {
 		return "", nil
 	}
 	if len(linkLocal) > 0 {
-		return fmt.Sprintf("another host has the link-local IPv6 address %s of interface %s: give one of them another one", linkLocal[0].IP, name), nil
+		return fmt.Sprintf("another host has the link-local IPv6 address %s of interface %s: change one of the two addresses", linkLocal[0].IP, name), nil
 	}
-	return fmt.Sprintf("interface %s has no link-local IPv6 address, without which it finds no neighbours: add one (ip -6 address add fe80::…/64 dev %s)", name, name), nil
+	return fmt.Sprintf("interface %s has no link-local IPv6 address, which neighbour solicitations need: add one (ip -6 address add fe80::…/64 dev %s)", name, name), nil
 }
 
-// lackOfIPv4: an interface without an address of its own (unnumbered) has routes.
-func lackOfIPv4(name string, index int) (string, error) {
+// unsupportedIPv4 is why an interface does not carry IPv4. An unnumbered interface carries it by a route.
+func unsupportedIPv4(name string, index int) (string, error) {
 	addresses, err := addressesOf(index, netlink.FAMILY_V4)
 	if err != nil || len(addresses) > 0 {
 		return "", err
@@ -73,20 +74,17 @@ func addressesOf(index, family int) ([]netlink.Addr, error) {
 	return addresses, nil
 }
 
-// disabled tells whether an interface has no IPv6 (ip-sysctl.rst). A kernel without any has no such setting, and neither has an interface whose MTU
-// is too small.
-func disabled(name string) bool {
-	value, err := preflight.Host{}.SysctlValue(ipv6Setting(name))
+// ipv6Disabled tells whether an interface has no IPv6 (disable_ipv6 in ip-sysctl.rst). The setting does not exist if the kernel has no IPv6, or if the
+// interface's MTU is too small.
+func ipv6Disabled(name string) bool {
+	value, err := preflight.Host{}.SysctlValue(disableIPv6Sysctl(name))
 	return err != nil || value == "1"
 }
 
-func ipv6Setting(name string) string { return "net/ipv6/conf/" + name + "/disable_ipv6" }
+func disableIPv6Sysctl(name string) string { return "net/ipv6/conf/" + name + "/disable_ipv6" }
 
-// lacks are why an interface carries nothing of a family, by family.
-type lacks map[ipam.Family]string
-
-// lookAtFamilies finds out which families the links carry now, and tells if that is not as before. Of what cannot be found out nothing changes.
-func (l *Layer2) lookAtFamilies() {
+// checkFamilies finds out which families the links carry, and reports a change to options.Changed. After an error the former result stays.
+func (l *Layer2) checkFamilies() {
 	l.mu.Lock()
 	states := map[*link]uplink.State{}
 	for _, k := range l.links {
@@ -95,27 +93,27 @@ func (l *Layer2) lookAtFamilies() {
 	l.mu.Unlock()
 	changed := false
 	for k, is := range states {
-		changed = l.lookAt(k, is) || changed
+		changed = l.checkFamiliesOf(k, is) || changed
 	}
 	if changed {
 		l.options.Changed()
 	}
 }
 
-// lookAt asks the kernel, which may take a while, and tells whether the link's lacks are others than before.
-func (l *Layer2) lookAt(k *link, is uplink.State) (changed bool) {
+// checkFamiliesOf tells whether the families of a link have changed. It asks the kernel without the lock, since that may take a while.
+func (l *Layer2) checkFamiliesOf(k *link, is uplink.State) (changed bool) {
 	for _, f := range []ipam.Family{ipam.IPv4, ipam.IPv6} {
-		lack, err := l.options.lackOf(k.name, is, f)
+		reason, err := l.options.unsupportedFamily(k.name, is, f)
 		if err != nil {
-			l.options.Log.Debug("look what an interface carries", "interface", k.name, "family", f.String(), "error", err)
+			l.options.Log.Debug("find out whether an interface carries a family", "interface", k.name, "family", f.String(), "error", err)
 			continue
 		}
 		l.mu.Lock()
-		differs := k.lacks[f] != lack
-		k.lacks[f] = lack
+		differs := k.unsupported[f] != reason
+		k.unsupported[f] = reason
 		l.mu.Unlock()
 		if differs {
-			l.options.Log.Info("what an interface carries is not as before", "interface", k.name, "family", f.String(), "lack", lack)
+			l.options.Log.Info("an interface carries a family, or does not any more", "interface", k.name, "family", f.String(), "unsupported", reason)
 		}
 		changed = changed || differs
 	}

@@ -48,8 +48,8 @@ type Layer2Options struct {
 	Changed func()
 	Log     *slog.Logger
 
-	// lackOf is why an interface carries nothing of a family; nil asks the kernel.
-	lackOf func(string, uplink.State, ipam.Family) (string, error)
+	// unsupportedFamily is why an interface does not carry a family, "" if it does; nil asks the kernel.
+	unsupportedFamily func(string, uplink.State, ipam.Family) (string, error)
 }
 
 // NewLayer2 answers on the named interfaces.
@@ -60,8 +60,8 @@ func NewLayer2(o Layer2Options) *Layer2 {
 	if o.Changed == nil {
 		o.Changed = func() {}
 	}
-	if o.lackOf == nil {
-		o.lackOf = lackOf
+	if o.unsupportedFamily == nil {
+		o.unsupportedFamily = unsupportedFamily
 	}
 	return &Layer2{options: o, owned: map[netip.Addr]bool{}, asked: map[netip.Addr]int{}, links: map[string]*link{}, claims: map[netip.Addr]*claim{}}
 }
@@ -72,7 +72,7 @@ const (
 	announcementsPause = 700 * time.Millisecond
 	refreshes          = time.Minute // how often everything is announced again
 	refreshBatch       = 256
-	familyChecks       = time.Second // how often it is looked which families interfaces carry
+	familyInterval     = time.Second // how often it finds out which families interfaces carry
 	// Other holders of each address are asked for every askRound seconds: of some addresses each second, of maxAsks at most.
 	askRound, maxAsks = 25, 200
 )
@@ -186,7 +186,7 @@ func (l *Layer2) able() bool {
 	return false
 }
 
-// Silent is why nothing is said of addresses of a family: no interface is up, or carries the family.
+// Silent is why no address of a family is announced, empty if an interface is up and carries the family.
 func (l *Layer2) Silent(f ipam.Family) string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -197,8 +197,8 @@ func (l *Layer2) Silent(f ipam.Family) string {
 			why = append(why, "interface "+name+" is not there")
 		case !k.up():
 			why = append(why, "interface "+name+" is down, or has no carrier")
-		case k.lacks[f] != "":
-			why = append(why, k.lacks[f])
+		case k.unsupported[f] != "":
+			why = append(why, k.unsupported[f])
 		default:
 			return ""
 		}
@@ -218,7 +218,7 @@ func (l *Layer2) Run(ctx context.Context) error {
 			}
 			return fmt.Errorf("announce on interface %s (needs CAP_NET_RAW): %w", name, err)
 		}
-		l.lookAt(k, k.state)
+		l.checkFamiliesOf(k, k.state)
 		links = append(links, k)
 	}
 	var running sync.WaitGroup
@@ -228,7 +228,7 @@ func (l *Layer2) Run(ctx context.Context) error {
 	running.Go(func() { every(ctx, refreshes, l.refresh) })
 	running.Go(func() { every(ctx, time.Second, l.askSome) })
 	running.Go(func() { every(ctx, claimChecks, l.follow) })
-	running.Go(func() { every(ctx, familyChecks, l.lookAtFamilies) })
+	running.Go(func() { every(ctx, familyInterval, l.checkFamilies) })
 	<-ctx.Done()
 	l.mu.Lock()
 	l.owned, l.asked = map[netip.Addr]bool{}, map[netip.Addr]int{}

@@ -189,7 +189,7 @@ func TestAQuestionForOnesOwnAddressTellsNobodyWhereItIs(t *testing.T) {
 func TestAnInterfaceWithoutIPv6IsSilentOfIPv6Addresses(t *testing.T) {
 	changes, off := 0, map[string]string{"test0": "IPv6 is turned off on interface test0"}
 	l := NewLayer2(Layer2Options{Interfaces: []string{"test0", "test1"}, Log: slog.New(slog.DiscardHandler), Changed: func() { changes++ },
-		lackOf: func(name string, _ uplink.State, f ipam.Family) (string, error) {
+		unsupportedFamily: func(name string, _ uplink.State, f ipam.Family) (string, error) {
 			if off[name] == "?" {
 				return "", errors.New("interrupted")
 			}
@@ -199,21 +199,21 @@ func TestAnInterfaceWithoutIPv6IsSilentOfIPv6Addresses(t *testing.T) {
 	l.links["test0"] = testLink()
 	require.Contains(t, l.Silent(ipam.IPv4), "interface test0 is down, or has no carrier")
 	l.links["test0"].sockets = &sockets{}
-	l.lookAtFamilies()
+	l.checkFamilies()
 	require.Equal(t, 1, changes)
 	require.Empty(t, l.Silent(ipam.IPv4))
 	require.Equal(t, "IPv6 is turned off on interface test0; interface test1 is not there", l.Silent(ipam.IPv6))
 	l.links["test1"] = testLink()
 	l.links["test1"].name, l.links["test1"].sockets = "test1", &sockets{}
-	l.lookAtFamilies()
+	l.checkFamilies()
 	require.Equal(t, 1, changes)
-	require.Empty(t, l.Silent(ipam.IPv6), "the other one has it")
+	require.Empty(t, l.Silent(ipam.IPv6), "the other interface carries it")
 	off["test0"], off["test1"] = "?", "off"
-	l.lookAtFamilies()
-	require.Equal(t, 2, changes, "the election is to follow")
-	require.Equal(t, "IPv6 is turned off on interface test0; off", l.Silent(ipam.IPv6), "what cannot be found out is as before")
+	l.checkFamilies()
+	require.Equal(t, 2, changes, "the gateway elects anew")
+	require.Equal(t, "IPv6 is turned off on interface test0; off", l.Silent(ipam.IPv6), "after an error the former reason stays")
 	off["test0"] = ""
-	l.lookAtFamilies()
+	l.checkFamilies()
 	require.Equal(t, 3, changes)
 	require.Empty(t, l.Silent(ipam.IPv6))
 }

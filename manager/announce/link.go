@@ -15,6 +15,7 @@ import (
 
 	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/backends/dataplane/preflight"
+	"kubelb.k8c.io/core/ipam"
 	"kubelb.k8c.io/manager/descriptor"
 	"kubelb.k8c.io/manager/uplink"
 )
@@ -25,8 +26,8 @@ type link struct {
 	// state is what the interface is. sockets are nil while it is not there, or they failed.
 	state   uplink.State
 	sockets *sockets
-	// lacks are why it carries nothing of a family.
-	lacks lacks
+	// unsupported is why the interface does not carry a family, "" if it does.
+	unsupported map[ipam.Family]string
 	// noted are groups to look at: they are to be joined, or left. wake tells keep of them.
 	noted map[netip.Addr]bool
 	wake  chan struct{}
@@ -36,7 +37,7 @@ type link struct {
 }
 
 func newLink(name string) *link {
-	return &link{name: name, lacks: lacks{}, noted: map[netip.Addr]bool{}, wake: make(chan struct{}, 1), unjoined: map[netip.Addr]bool{}}
+	return &link{name: name, unsupported: map[ipam.Family]string{}, noted: map[netip.Addr]bool{}, wake: make(chan struct{}, 1), unjoined: map[netip.Addr]bool{}}
 }
 
 // up tells whether anything can be heard and said on the link.
@@ -319,8 +320,8 @@ func (l *Layer2) Checks() (checks []dataplane.Check) {
 		case k.problem != "":
 			check.Found = fmt.Sprintf("%d groups of IPv6 addresses are not joined: %s", len(k.unjoined), k.problem)
 			check.Advice = "enable IPv6 at the interface, and add gateways if there are more groups than one may join"
-		case disabled(name):
-			check.Found, check.Command = "IPv6 is disabled there, so that the kernel tells switches of no group", preflight.SetSysctl(ipv6Setting(name), "0")
+		case ipv6Disabled(name):
+			check.Found, check.Command = "IPv6 is disabled there, so that the kernel tells switches of no group", preflight.SetSysctl(disableIPv6Sysctl(name), "0")
 		default:
 			continue
 		}

@@ -229,7 +229,7 @@ func TestAddressesOfOneGroupAreAskedForInItUntilTheLastOneLeaves(t *testing.T) {
 	require.Empty(t, l.asked)
 }
 
-// Which families an interface carries comes and goes while it is up: the kernel says so, and the gateway follows.
+// The families that an interface carries change while it is up, and the gateway follows.
 func TestAnInterfaceIsSilentOfAFamilyThatItDoesNotCarry(t *testing.T) {
 	segment.Run(t, segment.Options{}, func(s *segment.Segment) {
 		s.Plug("uplink", uplinkMAC.String())

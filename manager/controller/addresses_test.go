@@ -290,17 +290,17 @@ func TestALoadBalancerThatMayBeAmongTheRefusedOnesIsNotCalledServed(t *testing.T
 	require.False(t, view.applied)
 	require.False(t, view.announced)
 	require.Empty(t, view.failure, "nor refused")
-	require.Equal(t, []string{"gateway gw: more LoadBalancers of namespace tenant-a are refused than it names, and this one may be among them"}, view.unlisted)
+	require.Equal(t, []string{"gateway gw: more LoadBalancers of namespace tenant-a are refused than it names, and this one may be among them"}, view.maybeRefused)
 	g.Status.Unlisted = []string{v1alpha1.AllNamespaces}
-	require.NotEmpty(t, viewOf([]v1alpha1.Gateway{g}, nil, nil, webAt10()).unlisted, "there are more namespaces than can be named")
+	require.NotEmpty(t, viewOf([]v1alpha1.Gateway{g}, nil, nil, webAt10()).maybeRefused, "it stands for all namespaces")
 	g.Status.Failures = []v1alpha1.GatewayFailure{{LoadBalancer: "tenant-a/web", Record: "frontend", Message: "table full"}}
 	view = viewOf([]v1alpha1.Gateway{g}, nil, nil, webAt10())
 	require.Equal(t, "gateway gw: frontend: table full", view.failure, "it is named")
-	require.Empty(t, view.unlisted)
+	require.Empty(t, view.maybeRefused)
 }
 
-// Of what was served before nobody knows either whether it is among them: it is not said to be served.
-func TestWhatMayBeRefusedIsUnknownUntilItIsKnown(t *testing.T) {
+// A LoadBalancer that was served before may be among the refused ones as well: its conditions are Unknown then.
+func TestALoadBalancerThatMayBeRefusedIsUnknown(t *testing.T) {
 	a := absenceOf(t, "g1", "g2")
 	a.after(0)
 	require.Equal(t, metav1.ConditionTrue, a.condition(v1alpha1.ConditionReady).Status)
@@ -318,11 +318,11 @@ func TestWhatMayBeRefusedIsUnknownUntilItIsKnown(t *testing.T) {
 	say("g2", elects)
 	_, g1 := say("g1", func(s *v1alpha1.GatewayStatus) { s.Unlisted = []string{"tenant-a"} })
 	web := reconcile.Request{NamespacedName: client.ObjectKey{Namespace: "tenant-a", Name: "web"}}
-	require.Contains(t, a.r.maybeFailing(t.Context(), g1), web, "it is looked at when that changes")
+	require.Contains(t, a.r.maybeFailing(t.Context(), g1), web, "a change of unlisted reconciles it")
 	require.Equal(t, metav1.ConditionTrue, a.condition(v1alpha1.ConditionProgrammed).Status, "the other gateway has it")
 	for _, kind := range []string{v1alpha1.ConditionAnnounced, v1alpha1.ConditionReady} {
 		is := a.condition(kind)
-		require.Equal(t, metav1.ConditionUnknown, is.Status, "the one that answers for its address may have refused it: %s", kind)
+		require.Equal(t, metav1.ConditionUnknown, is.Status, "the gateway that answers for its address may have refused it: %s", kind)
 		require.Equal(t, "MaybeRefused", is.Reason)
 	}
 	_, g2 := say("g2", func(s *v1alpha1.GatewayStatus) { s.Unlisted = []string{v1alpha1.AllNamespaces} })

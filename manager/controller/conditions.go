@@ -31,10 +31,10 @@ const (
 type conditions struct{ lb *v1alpha1.LoadBalancer }
 
 func (c *conditions) set(kind string, is bool, reason, message string) {
-	c.put(kind, map[bool]metav1.ConditionStatus{false: metav1.ConditionFalse, true: metav1.ConditionTrue}[is], reason, message)
+	c.setStatus(kind, map[bool]metav1.ConditionStatus{false: metav1.ConditionFalse, true: metav1.ConditionTrue}[is], reason, message)
 }
 
-func (c *conditions) put(kind string, status metav1.ConditionStatus, reason, message string) {
+func (c *conditions) setStatus(kind string, status metav1.ConditionStatus, reason, message string) {
 	plain.SetCondition(&c.lb.Status.Conditions, metav1.Condition{Type: kind, Status: status, Reason: reason, Message: message, ObservedGeneration: c.lb.Generation})
 }
 
@@ -93,7 +93,7 @@ func (c *conditions) served(reason, message string) {
 func (c *conditions) ready() {
 	for _, kind := range []string{v1alpha1.ConditionAccepted, v1alpha1.ConditionAddressAllocated, v1alpha1.ConditionProgrammed, v1alpha1.ConditionAnnounced, v1alpha1.ConditionServed} {
 		if condition := plain.NotTrue(c.lb.Status.Conditions, kind); condition != nil {
-			c.put(v1alpha1.ConditionReady, condition.Status, condition.Reason, condition.Message)
+			c.setStatus(v1alpha1.ConditionReady, condition.Status, condition.Reason, condition.Message)
 			return
 		}
 	}

@@ -39,8 +39,8 @@ import (
 type loadBalancerReconciler struct {
 	client client.Client
 	events events.EventRecorder
-	// faults are those that events have told of.
-	faults faults.Told
+	// faults holds the LoadBalancers with a fault that an event has reported.
+	faults faults.Tracker
 	// reader asks the API server itself; namespace is where the gateways' Leases are.
 	reader    client.Reader
 	namespace string
@@ -116,7 +116,7 @@ func (r *loadBalancerReconciler) conflicting(ctx context.Context, g *v1alpha1.Ga
 	return out
 }
 
-// maybeFailing are those of namespaces of which the gateway does not name all that fail, or are refused.
+// maybeFailing requests the LoadBalancers of namespaces of which the gateway does not name all failing or refused LoadBalancers.
 func (r *loadBalancerReconciler) maybeFailing(ctx context.Context, g *v1alpha1.Gateway) (out []reconcile.Request) {
 	unlisted := g.Status.Unlisted
 	if g.Status.Tries != nil {
@@ -338,10 +338,10 @@ func (r *loadBalancerReconciler) observe(ctx context.Context, lb *v1alpha1.LoadB
 		c.set(v1alpha1.ConditionProgrammed, true, reasonProgrammed, "a gateway's dataplane holds it")
 	case view.failure != "" && !(view.undecided && c.holds(v1alpha1.ConditionProgrammed)):
 		c.set(v1alpha1.ConditionProgrammed, false, reasonDataplaneRefused, view.failure)
-	case len(view.unlisted) > 0 && !(view.undecided && c.holds(v1alpha1.ConditionProgrammed)):
-		c.put(v1alpha1.ConditionProgrammed, metav1.ConditionUnknown, reasonMaybeRefused, "nobody knows whether a dataplane holds it: "+phrase.Few(view.unlisted, "; "))
+	case len(view.maybeRefused) > 0 && !(view.undecided && c.holds(v1alpha1.ConditionProgrammed)):
+		c.setStatus(v1alpha1.ConditionProgrammed, metav1.ConditionUnknown, reasonMaybeRefused, "nobody knows whether a dataplane holds it: "+phrase.Few(view.maybeRefused, "; "))
 	case view.lost():
-		c.put(v1alpha1.ConditionProgrammed, metav1.ConditionUnknown, reasonGatewaySilent, "nobody knows whether a dataplane holds it: "+phrase.Few(slices.Concat(view.unheard, view.problems), "; "))
+		c.setStatus(v1alpha1.ConditionProgrammed, metav1.ConditionUnknown, reasonGatewaySilent, "nobody knows whether a dataplane holds it: "+phrase.Few(slices.Concat(view.unheard, view.problems), "; "))
 	case !c.isTrue(v1alpha1.ConditionProgrammed) || view.gateways == 0:
 		c.set(v1alpha1.ConditionProgrammed, false, view.waitReason(), view.waitMessage())
 	}
@@ -349,8 +349,8 @@ func (r *loadBalancerReconciler) observe(ctx context.Context, lb *v1alpha1.LoadB
 	case view.announced && c.isTrue(v1alpha1.ConditionProgrammed):
 		reason, message := view.announcement()
 		c.set(v1alpha1.ConditionAnnounced, true, reason, message)
-	case view.unknown != "":
-		c.put(v1alpha1.ConditionAnnounced, metav1.ConditionUnknown, view.unknown, view.silence())
+	case view.unknownReason != "":
+		c.setStatus(v1alpha1.ConditionAnnounced, metav1.ConditionUnknown, view.unknownReason, view.silence())
 	case view.silenced:
 		// Of this nothing stays true: nobody hears of an address, and no gateway is about to change that.
 		c.set(v1alpha1.ConditionAnnounced, false, reasonNotAnnounced, view.silence())
@@ -412,7 +412,7 @@ func worthAnEvent(c *metav1.Condition) bool {
 	return c.Status != metav1.ConditionTrue
 }
 
-// write updates the status where it differs, and tells in an event what changed for the worse, or that it is over.
+// write updates the status if it differs, and emits an event for a new fault or a recovery.
 func (r *loadBalancerReconciler) write(ctx context.Context, before, lb *v1alpha1.LoadBalancer) error {
 	if equality.Semantic.DeepEqual(before.Status, lb.Status) {
 		return nil
@@ -424,16 +424,17 @@ func (r *loadBalancerReconciler) write(ctx context.Context, before, lb *v1alpha1
 	if len(before.Status.LoadBalancer.Ingress) == 0 && len(lb.Status.LoadBalancer.Ingress) > 0 {
 		r.metrics.ready.Observe(time.Since(lb.CreationTimestamp.Time).Seconds())
 	}
-	r.tell(before, lb)
+	r.emitEvent(before, lb)
 	return nil
 }
 
-func (r *loadBalancerReconciler) tell(before, lb *v1alpha1.LoadBalancer) {
+// emitEvent emits a Warning event for the first condition with a new fault, or a Normal event if the LoadBalancer has become Ready after a fault.
+func (r *loadBalancerReconciler) emitEvent(before, lb *v1alpha1.LoadBalancer) {
 	key := client.ObjectKeyFromObject(lb)
 	for _, kind := range []string{v1alpha1.ConditionAccepted, v1alpha1.ConditionAddressAllocated, v1alpha1.ConditionProgrammed, v1alpha1.ConditionAnnounced, v1alpha1.ConditionServed} {
 		was, is := meta.FindStatusCondition(before.Status.Conditions, kind), meta.FindStatusCondition(lb.Status.Conditions, kind)
 		if is != nil && worthAnEvent(is) && (was == nil || was.Message != is.Message) {
-			r.faults.Begin(key)
+			r.faults.Add(key)
 			r.events.Eventf(lb, nil, corev1.EventTypeWarning, is.Reason, "Sync", "%s", plain.Note(is.Message))
 			return
 		}
@@ -442,7 +443,7 @@ func (r *loadBalancerReconciler) tell(before, lb *v1alpha1.LoadBalancer) {
 	if is == nil || is.Status != metav1.ConditionTrue || worthAnEvent(is) {
 		return
 	}
-	if told := r.faults.End(key); told || was != nil && worthAnEvent(was) {
-		r.events.Eventf(lb, nil, corev1.EventTypeNormal, faults.Reason, "Sync", "%s", plain.Note(faults.Note(is.Message)))
+	if reported := r.faults.Remove(key); reported || was != nil && worthAnEvent(was) {
+		r.events.Eventf(lb, nil, corev1.EventTypeNormal, faults.RecoveryReason, "Sync", "%s", plain.Note(faults.RecoveryMessage(is.Message)))
 	}
 }

@@ -278,7 +278,7 @@ func TestALoadBalancerThatNobodyHearsOfAnyMoreIsNotReady(t *testing.T) {
 	lb.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
 	require.NoError(t, c.Update(t.Context(), lb))
 	require.Equal(t, metav1.ConditionTrue, condition(v1alpha1.ConditionReady).Status)
-	require.Empty(t, drained(r), "a change is no fault")
+	require.Empty(t, drained(r), "a change of the spec is no fault")
 }
 
 // What a gateway believes of its dataplane is not all that there is to say.
@@ -310,7 +310,7 @@ func TestWhatATryFindsIsSaidWhereItsServiceIs(t *testing.T) {
 		require.Nil(t, served, name)
 		require.Equal(t, metav1.ConditionTrue, ready.Status, name)
 	}
-	require.Empty(t, drained(r), "that it is served for the first time is no end of anything")
+	require.Empty(t, drained(r), "to be served for the first time is no recovery")
 
 	named := &v1alpha1.GatewayTries{Failing: 1, Failures: []v1alpha1.GatewayFailure{{LoadBalancer: "tenant-a/web", Record: "frontend TCP 203.0.113.1:80", Message: "connections get no answer"}}}
 	served, ready := says(tries(named))
@@ -341,10 +341,10 @@ func TestWhatATryFindsIsSaidWhereItsServiceIs(t *testing.T) {
 	require.Equal(t, "Normal Ready served again", told[len(told)-1])
 
 	says(tries(named))
-	r.faults = faults.Told{}
+	r.faults = faults.Tracker{}
 	drained(r)
 	says(tries(nil))
-	require.Equal(t, []string{"Normal Ready served again"}, drained(r), "a process that has just begun knows from the status what was told")
+	require.Equal(t, []string{"Normal Ready served again"}, drained(r), "a new process knows the fault from the status")
 }
 
 // One whose dataplane hangs while it drains is not why connections fail that come to another one.

@@ -31,14 +31,14 @@ type gatewayView struct {
 	// applied nor refused it.
 	failure   string
 	undecided bool
-	// unlisted names the gateways that may have refused it: they name only some of the refused LoadBalancers of its namespace, and not this one.
-	unlisted []string
-	gateways int
+	// maybeRefused says of each gateway that may have refused it why: the gateway names only some refused LoadBalancers of its namespace, and not this one.
+	maybeRefused []string
+	gateways     int
 	// unheard names the gateways that have not renewed their Leases, with since when. heard: another gateway renews its Lease and takes changes.
 	unheard []string
 	heard   bool
-	// unknown is the reason if one of the unanswered addresses may be announced, by a gateway in unheard or unlisted.
-	unknown string
+	// unknownReason is set if one of the unanswered addresses may be announced by a gateway in unheard or maybeRefused.
+	unknownReason string
 	// problems are the reasons why gateways take no changes at present.
 	problems []string
 	// broken names the gateways at which connections to it fail, with what happens. brokenReason is the condition's reason, from the first of them.
@@ -80,7 +80,7 @@ func viewOf(gateways []v1alpha1.Gateway, silent map[string]string, pools []v1alp
 		if len(why) == 0 {
 			continue
 		}
-		view.announced, view.silenced, view.unknown = false, view.silenced || silenced, cmp.Or(view.unknown, unknown)
+		view.announced, view.silenced, view.unknownReason = false, view.silenced || silenced, cmp.Or(view.unknownReason, unknown)
 		view.unanswered = append(view.unanswered, fmt.Sprintf("%s is not announced: %s", grant.Address, phrase.Few(why, "; ")))
 	}
 	if view.applied {
@@ -103,8 +103,8 @@ func selectionOf(gateways []v1alpha1.Gateway, pools []v1alpha1.AddressPool, lb *
 	return chosen
 }
 
-// refusal is why a gateway's dataplane does not hold a LoadBalancer, empty if it is not known to have refused it. maybe: the gateway does not say which
-// LoadBalancers are refused, and this one may be among them.
+// refusal is why a gateway's dataplane has refused a LoadBalancer, or may have refused it. Its zero value says that it has not. maybe: the gateway does
+// not name all refused LoadBalancers, so that this one may be among them.
 type refusal struct {
 	why   string
 	maybe bool
@@ -119,9 +119,9 @@ func (v *gatewayView) take(g *v1alpha1.Gateway, lb *v1alpha1.LoadBalancer) (refu
 	case i >= 0:
 		refused.why = g.Status.Failures[i].Record + ": " + g.Status.Failures[i].Message
 		v.failure = cmp.Or(v.failure, fmt.Sprintf("gateway %s: %s", g.Name, refused.why))
-	case g.Status.NamesNotAll(lb.Namespace):
+	case g.Status.FailuresTruncated(lb.Namespace):
 		refused = refusal{fmt.Sprintf("more LoadBalancers of namespace %s are refused than it names, and this one may be among them", lb.Namespace), true}
-		v.unlisted = append(v.unlisted, fmt.Sprintf("gateway %s: %s", g.Name, refused.why))
+		v.maybeRefused = append(v.maybeRefused, fmt.Sprintf("gateway %s: %s", g.Name, refused.why))
 	}
 	if problem := problemOf(g); problem != "" {
 		v.problems = append(v.problems, fmt.Sprintf("gateway %s: %s", g.Name, problem))
@@ -167,7 +167,7 @@ func (v *gatewayView) hear(g *v1alpha1.Gateway, lb *v1alpha1.LoadBalancer, answe
 		fails(v1alpha1.ReasonConnectionsFail, "%s: %s", f.Record, f.Message)
 		return
 	}
-	if answers && g.Status.Tries.NamesNotAll(lb.Namespace) {
+	if answers && g.Status.Tries.FailuresTruncated(lb.Namespace) {
 		fails(v1alpha1.ReasonConnectionsFail, "connections to more LoadBalancers of namespace %s fail than it names, and this one may be among them", lb.Namespace)
 	}
 }
@@ -185,8 +185,8 @@ func servedCondition(g *v1alpha1.Gateway) *metav1.Condition {
 func servesNothing(g *v1alpha1.Gateway) bool { return servedCondition(g) != nil }
 
 // unanswered says why no gateway announces an address: a reason for each gateway that could, none if a gateway announces it. silenced: this stays so
-// until somebody changes something. unknown is the reason if a gateway may announce it of which nobody knows whether it does, and no other gateway is
-// about to.
+// until somebody changes something. unknown is set if a gateway may announce it, but its
+// status does not tell, and no other gateway is about to: it is the reason of the condition.
 func unanswered(gateways []v1alpha1.Gateway, silent map[string]string, refusals []refusal, grant ipam.Grant, serves func(string) bool, lb *v1alpha1.LoadBalancer) (why []string, silenced bool, unknown string) {
 	if len(gateways) == 0 {
 		return []string{"there is no gateway"}, true, ""

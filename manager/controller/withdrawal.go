@@ -113,7 +113,7 @@ func (r *loadBalancerReconciler) forget(key client.ObjectKey) {
 	r.waiting.forGateway(&v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name}}, false)
 	r.waiting.forAddress(key, false)
 	r.pace.forget(key)
-	r.faults.End(key)
+	r.faults.Remove(key)
 }
 
 // freed wakes up those that wait for an address.

@@ -382,9 +382,9 @@ func (a *annotations) address(text string) netip.Addr {
 	return address.Unmap()
 }
 
-// Election is by what a gateway, as its status says, finds the one that answers for an address.
+// Election is the view of the election in the status of a gateway. By it the gateway finds which candidate answers for an address.
 func Election(g *v1alpha1.Gateway) election.View {
-	return election.View{Candidates: g.Status.Candidates, Without4: g.Status.WithoutIPv4, Without6: g.Status.WithoutIPv6}
+	return election.View{Candidates: g.Status.Candidates, WithoutIPv4: g.Status.WithoutIPv4, WithoutIPv6: g.Status.WithoutIPv6}
 }
 
 // Silence says why a gateway announces addresses of a family to nobody, empty if it announces them.

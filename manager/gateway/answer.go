@@ -30,9 +30,9 @@ type answering struct {
 	known     string
 	waiting   int
 	candidacy candidacy
-	// carries is when this gateway stands for addresses of a family that its interfaces may carry or not.
-	carries map[ipam.Family]*candidacy
-	view    election.View
+	// families decides for each family whether this gateway stands for its addresses: it does after its interfaces have carried the family for a while.
+	families map[ipam.Family]*candidacy
+	view     election.View
 	// untold are addresses about which others are to be asked than the backend has been told.
 	// telling are those that it is being told.
 	untold, telling map[netip.Addr]bool
@@ -74,7 +74,7 @@ func (g *Gateway) elect(ctx context.Context) {
 	}
 	a.view.Candidates = candidates
 	for _, f := range []ipam.Family{ipam.IPv4, ipam.IPv6} {
-		*a.view.Without(f) = g.without(f, peers, able, known, now)
+		*a.view.WithoutFamily(f) = g.candidatesWithout(f, peers, able, known, now)
 	}
 	told := a.member.Told(a.view)
 	decided := g.decide(ctx, fmt.Sprint(holds, told, a.view, peers), func(address netip.Addr) (string, bool) {
@@ -96,21 +96,21 @@ func (g *Gateway) elect(ctx context.Context) {
 	a.member.Say(membership.Said{View: a.view, Candidate: candidate, Leaving: g.draining(), Serves: able, Reached: g.reached(works)})
 }
 
-// without are the candidates that carry nothing of a family, as they say themselves. This one stands for the family again as it stands at all: after it
-// was able to for a while.
-func (g *Gateway) without(f ipam.Family, peers []election.Peer, able, known bool, now time.Time) (without []string) {
+// candidatesWithout names the candidates that do not stand for addresses of the family: other candidates by their own views, this gateway by its
+// interfaces. After a loss this gateway stands for the family again as it does for election: after a while.
+func (g *Gateway) candidatesWithout(f ipam.Family, peers []election.Peer, able, known bool, now time.Time) (without []string) {
 	a := &g.answering
 	others := 0
 	for _, p := range peers {
 		switch {
 		case !slices.Contains(a.view.Candidates, p.Name):
-		case slices.Contains(*p.View.Without(f), p.Name):
+		case slices.Contains(*p.View.WithoutFamily(f), p.Name):
 			without = append(without, p.Name)
 		default:
 			others++
 		}
 	}
-	stands := a.carries[f].stands(able && g.options.Announcer.Silent(f) == "", others > 0 || !known, a.permit.alone(), now)
+	stands := a.families[f].stands(able && g.options.Announcer.Silent(f) == "", others > 0 || !known, a.permit.alone(), now)
 	if !stands && slices.Contains(a.view.Candidates, g.options.Name) {
 		without = append(without, g.options.Name)
 	}
@@ -220,12 +220,12 @@ func (g *Gateway) decide(ctx context.Context, known string, holder func(netip.Ad
 	return true
 }
 
-// undecided tells whether something may change by the passing of time alone.
+// undecided tells whether the election may change by the passing of time alone.
 func (a *answering) undecided() bool {
 	if !a.elects {
 		return false
 	}
-	for _, c := range a.carries {
+	for _, c := range a.families {
 		if !c.stood && !c.since.IsZero() {
 			return true
 		}

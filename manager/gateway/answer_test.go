@@ -307,34 +307,34 @@ func TestAGatewayAnswersForAddressesOfTheFamiliesThatItsInterfacesCarry(t *testi
 	}
 	elections(t, g)
 	require.Equal(t, board{four: true}, b)
-	require.Equal(t, []string{"g"}, h.said.Without6, "others are told")
-	require.Empty(t, h.said.Without4)
+	require.Equal(t, []string{"g"}, h.said.WithoutIPv6, "others are told")
+	require.Empty(t, h.said.WithoutIPv4)
 	require.False(t, g.answering.undecided(), "nothing changes by itself")
 
 	delete(why, ipam.IPv6)
 	elections(t, g)
-	require.Equal(t, board{four: true, six: true}, b, "nobody else stands")
-	require.Empty(t, h.said.Without6)
+	require.Equal(t, board{four: true, six: true}, b, "there is no other candidate")
+	require.Empty(t, h.said.WithoutIPv6)
 
-	// Another one stands that would have the IPv4 address by its name, and carries IPv6 alone.
-	other := election.Peer{Name: "other", View: election.View{Candidates: both, Without4: []string{"other"}}}
+	// Another candidate would win the IPv4 address, but carries IPv6 alone.
+	other := election.Peer{Name: "other", View: election.View{Candidates: both, WithoutIPv4: []string{"other"}}}
 	h.candidates, h.peers = []string{"other"}, []election.Peer{other}
 	elections(t, g)
 	require.Equal(t, board{four: true, six: true}, b)
-	require.Equal(t, []string{"other"}, h.said.Without4)
+	require.Equal(t, []string{"other"}, h.said.WithoutIPv4)
 
-	why[ipam.IPv6] = "it has gone"
+	why[ipam.IPv6] = "IPv6 is turned off again"
 	g.elect(t.Context())
 	require.Equal(t, board{four: true}, b, "it lets go at once")
-	require.Equal(t, []string{"g"}, h.said.Without6)
+	require.Equal(t, []string{"g"}, h.said.WithoutIPv6)
 
 	delete(why, ipam.IPv6)
 	elections(t, g)
-	require.Equal(t, board{four: true}, b, "one that comes back waits a while")
+	require.Equal(t, board{four: true}, b, "it waits after a loss")
 	require.True(t, g.answering.undecided())
-	g.answering.carries[ipam.IPv6].since = time.Now().Add(-2 * returnAfter)
+	g.answering.families[ipam.IPv6].since = time.Now().Add(-2 * returnAfter)
 	elections(t, g)
 	require.Equal(t, board{four: true, six: true}, b)
-	require.True(t, h.said.Candidate, "it was one all the time")
+	require.True(t, h.said.Candidate, "it has remained a candidate")
 	require.False(t, g.answering.undecided())
 }

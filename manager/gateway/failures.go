@@ -17,8 +17,8 @@ const (
 	maxMessage          = 256
 )
 
-// listed is what the Gateway object says of records that failed, of each tenant some: of each LoadBalancer the first one, and pools behind them.
-// Unlisted are the namespaces of which more LoadBalancers fail; where those are too many as well, it is any.
+// listed selects the failed records that the Gateway object names: for each tenant some, and for each LoadBalancer the first one, frontends before
+// pools. unlisted are the namespaces with more failing LoadBalancers, or v1alpha1.AllNamespaces if there are more than maxFailures of them.
 func listed(fails map[string]failure) (failures []v1alpha1.GatewayFailure, unlisted []string) {
 	of, named := map[string][]v1alpha1.GatewayFailure{}, map[string]bool{}
 	for _, record := range slices.Sorted(maps.Keys(fails)) { // which has frontends before pools

@@ -57,7 +57,7 @@ func TestATenantWithManyFailuresHidesNobodyElses(t *testing.T) {
 	}
 	failures, unlisted = listed(fails)
 	require.Len(t, failures, maxFailures)
-	require.Equal(t, []string{v1alpha1.AllNamespaces}, unlisted, "there are more than can be named")
+	require.Equal(t, []string{v1alpha1.AllNamespaces}, unlisted, "there are more namespaces than unlisted may name")
 }
 
 func TestPoolsOfATenantThatFailHideNobodyElses(t *testing.T) {

@@ -210,7 +210,7 @@ func New(o Options, c cache.Cache, w client.Client) *Gateway {
 		pools: map[string]ipam.Pool{}, external: map[string][]ipam.Range{}, selection: selection.New(), fails: map[string]failure{}, backlog: backlog.New(), unsupported: map[model.FrontendKey]dataplane.RecordError{}, postponed: postponed{}, status: make(chan v1alpha1.GatewayStatus, 1), inSync: make(chan struct{}, 1),
 		departure: departure{done: make(chan struct{}, 1)}, silence: silence{since: map[ipam.Family]time.Time{}},
 		unhealthy: map[translate.Target]bool{}, held: map[model.FrontendKey]bool{}, vips: map[netip.Addr]int{}, between: map[netip.Addr]bool{}, poke: make(chan struct{}, 1), counts: make(chan countRequest, 1), rechecks: make(chan *plugin.Process, 1), moved: make(chan struct{}, 1),
-		answering: answering{elects: o.Elects, carries: map[ipam.Family]*candidacy{ipam.IPv4: {}, ipam.IPv6: {}}, answers: map[netip.Addr]bool{}, untold: map[netip.Addr]bool{},
+		answering: answering{elects: o.Elects, families: map[ipam.Family]*candidacy{ipam.IPv4: {}, ipam.IPv6: {}}, answers: map[netip.Addr]bool{}, untold: map[netip.Addr]bool{},
 			handover: newHandover(o.Handover), ring: newRing(o.Name, o.Handover)}}
 	if o.Member != nil {
 		g.answering.member = o.Member

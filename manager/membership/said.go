@@ -43,9 +43,9 @@ func readSaid(text string) (Said, error) {
 
 func (s Said) bounded() error {
 	switch {
-	case max(len(s.Candidates), len(s.Without4), len(s.Without6)) > mostCandidates:
-		return fmt.Errorf("candidates: %d, at most %d are heeded", max(len(s.Candidates), len(s.Without4), len(s.Without6)), mostCandidates)
-	case slices.ContainsFunc(slices.Concat(s.Candidates, s.Without4, s.Without6), func(name string) bool { return name == "" || len(name) > longestName }):
+	case max(len(s.Candidates), len(s.WithoutIPv4), len(s.WithoutIPv6)) > mostCandidates:
+		return fmt.Errorf("candidates: %d, at most %d are heeded", max(len(s.Candidates), len(s.WithoutIPv4), len(s.WithoutIPv6)), mostCandidates)
+	case slices.ContainsFunc(slices.Concat(s.Candidates, s.WithoutIPv4, s.WithoutIPv6), func(name string) bool { return name == "" || len(name) > longestName }):
 		return fmt.Errorf("candidates: a name has 1 to %d characters", longestName)
 	case len(s.Configuration) > longestDigest:
 		return errors.New("configuration: it is no digest")

@@ -43,7 +43,7 @@ func FuzzWhatAGatewaySaysOfItself(f *testing.F) {
 	f.Add(`{"candidates":null,"reached":["","::ffff:192.0.2.2","fe80::1%eth0","127.0.0.1","224.0.0.1","255.255.255.255","::"]}`, int32(-1))
 	f.Add(`{"candidates":["","a","",""],"configuration":"c"}`, int32(2147483647))
 	f.Add(`{"candidates":["b"],"candidate":"yes"}`, int32(0))
-	f.Add(`{"candidates":["a","b"],"without4":["b"],"without6":["a","","c"],"configuration":"c","candidate":true}`, int32(1))
+	f.Add(`{"candidates":["a","b"],"withoutIPv4":["b"],"withoutIPv6":["a","","c"],"configuration":"c","candidate":true}`, int32(1))
 	f.Add(`null`, int32(1))
 	f.Add(strings.Repeat("[", 20000), int32(1))
 	own := election.View{Candidates: []string{"a", "b"}, Configuration: "c"}

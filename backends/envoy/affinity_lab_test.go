@@ -59,7 +59,7 @@ func (b *bench) clientsOnDisk(t *testing.T, v4 bool) int {
 
 // While the plugin is away Envoy chooses the endpoint alone: no client is refused or waits. A client that is not remembered gets the same endpoint
 // once the plugin runs again.
-func TestNewClientsMeetTheSameEndpointWithThePluginAndWithoutIt(t *testing.T) {
+func TestNewClientsGetTheSameEndpointWithThePluginAndWithoutIt(t *testing.T) {
 	b := startPlugin(t)
 	b.serve(t, 30080)
 	for _, v4 := range []bool{true, false} {
@@ -149,8 +149,8 @@ func TestTheFirstDatagramsWaitForTheAnswer(t *testing.T) {
 	require.NoError(t, b.plugin.Close(t.Context(), true))
 }
 
-// A TCP client notices that its endpoint is gone, by a reset. A UDP client does not.
-func TestASessionLeavesAnEndpointThatIsUnhealthyOrGone(t *testing.T) {
+// A UDP client does not notice that its endpoint is gone.
+func TestAUDPSessionLeavesAnUnhealthyOrRemovedEndpoint(t *testing.T) {
 	b := startPlugin(t)
 	b.serve(t, 30080)
 	f := affinityFrontendOf(true, model.UDP, 80)
@@ -182,7 +182,7 @@ func TestASessionLeavesAnEndpointThatIsUnhealthyOrGone(t *testing.T) {
 	require.NoError(t, b.plugin.Close(t.Context(), true))
 }
 
-func TestAClientIsAnsweredByAnotherEndpointThanRememberedWhereThatRefuses(t *testing.T) {
+func TestAClientGetsAnotherEndpointIfItsOwnRefuses(t *testing.T) {
 	b := startPlugin(t)
 	servers := map[int]*lab.Server{}
 	for i := range 3 {
@@ -212,7 +212,7 @@ func TestAClientIsAnsweredByAnotherEndpointThanRememberedWhereThatRefuses(t *tes
 	require.NoError(t, b.plugin.Close(t.Context(), true))
 }
 
-func TestAPluginThatHangsKeepsAConnectionWaitingForASecond(t *testing.T) {
+func TestAFlowWaitsASecondForAPluginThatHangs(t *testing.T) {
 	b := startPlugin(t)
 	b.serve(t, 30080)
 	tcp, udp := affinityFrontendOf(true, model.TCP, 80), affinityFrontendOf(true, model.UDP, 80)
@@ -251,7 +251,7 @@ func processOf(t *testing.T, binary string) int {
 	return 0
 }
 
-func TestAffinityGoesTogetherWithOtherWishes(t *testing.T) {
+func TestAffinityWorksWithOtherSettings(t *testing.T) {
 	b := startPlugin(t)
 	b.serve(t, 30080)
 	require.NoError(t, b.NodesAnswerBy(0))

@@ -56,7 +56,7 @@ func (a affinityTest) endpointsOfAll(f model.Frontend, at time.Time) (met []byte
 	return met
 }
 
-func TestAClientStaysWhateverJoinsAndWhateverPoolItIs(t *testing.T) {
+func TestAClientKeepsItsEndpointWhenEndpointsJoinOrThePoolChanges(t *testing.T) {
 	a := newAffinityTest(t)
 	f := sticky(model.TCP, "a/p")
 	a.setEndpoints(f, activePool("a/p", 11))
@@ -115,7 +115,7 @@ func TestClientsAreForgottenWithTheirFrontend(t *testing.T) {
 	require.NotEqual(t, before, a.endpointsOfAll(other, after(1)), "clients of another tenant do not get the endpoints, even before the former clients are forgotten")
 }
 
-func TestEnvoyDecidesWhereNothingIsKnown(t *testing.T) {
+func TestWithoutAffinityOrEndpointsThereIsNoAnswer(t *testing.T) {
 	a := newAffinityTest(t)
 	f := sticky(model.TCP, "a/p")
 	require.Zero(t, a.endpointOf(f, 1, after(0)), "no such frontend")
@@ -129,7 +129,7 @@ func TestEnvoyDecidesWhereNothingIsKnown(t *testing.T) {
 }
 
 // While Envoy takes over another pool, it may have the former endpoints or the new ones.
-func TestWhileEnvoyIsToldOfAPoolClientsGetEndpointsThatItHasInAnyCase(t *testing.T) {
+func TestWhileEnvoyTakesOverAPoolClientsGetEndpointsOfBothPools(t *testing.T) {
 	a := newAffinityTest(t)
 	f := sticky(model.TCP, "a/p")
 	a.setEndpoints(f, activePool("a/p", 11, 12))
@@ -150,7 +150,7 @@ func TestWhileEnvoyIsToldOfAPoolClientsGetEndpointsThatItHasInAnyCase(t *testing
 	require.Zero(t, a.endpointOf(other, 1, after(101)), "another tenant had the former endpoints")
 }
 
-func TestConnectionsThatAClientOpensAtOnceMeetOneEndpoint(t *testing.T) {
+func TestConcurrentConnectionsOfAClientGetOneEndpoint(t *testing.T) {
 	a := newAffinityTest(t)
 	f := sticky(model.TCP, "a/p")
 	for round := range 20 {

@@ -40,7 +40,7 @@ func requireClients(t *testing.T, c *clientTable, numbers ...byte) {
 	require.IsIncreasing(t, append([]int64{0}, order...))
 }
 
-func TestAClientIsRememberedSinceItWasSeenLast(t *testing.T) {
+func TestAClientIsFoundUntilItsTimeoutAfterItWasLastSeen(t *testing.T) {
 	c := newClientTable(10)
 	c.remember(clientOf(1, 7), endpointBytes(7), after(10))
 	_, found := c.find(clientOf(1, 7), after(10))
@@ -54,7 +54,7 @@ func TestAClientIsRememberedSinceItWasSeenLast(t *testing.T) {
 	require.False(t, found, "it is a client of another frontend")
 }
 
-func TestMoreClientsThanThereIsRoomForTakeThePlacesOfThoseSeenLongestAgo(t *testing.T) {
+func TestAFullTableForgetsTheLeastRecentlySeenClient(t *testing.T) {
 	c := newClientTable(3)
 	for n := range byte(3) {
 		c.remember(clientOf(1, n), endpointBytes(n), after(int(n)))
@@ -70,7 +70,7 @@ func TestMoreClientsThanThereIsRoomForTakeThePlacesOfThoseSeenLongestAgo(t *test
 	require.Len(t, c.entries, 3, "the table does not grow beyond its capacity")
 }
 
-func TestTheClientsOfAFrontendAreForgottenAndLeaveRoom(t *testing.T) {
+func TestSlotsOfForgottenClientsAreUsedAgain(t *testing.T) {
 	c := newClientTable(4)
 	for n := range byte(2) {
 		c.remember(clientOf(1, n), endpointBytes(n), after(2*int(n)))
@@ -85,7 +85,7 @@ func TestTheClientsOfAFrontendAreForgottenAndLeaveRoom(t *testing.T) {
 	requireClients(t, c)
 }
 
-func TestASuccessorRemembersTheClients(t *testing.T) {
+func TestTheNextProcessRemembersTheClients(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "clients")
 	all := func(frontendID) bool { return true }
 	first := openClientTable(path, 4, all)
@@ -109,7 +109,7 @@ func TestASuccessorRemembersTheClients(t *testing.T) {
 	require.Len(t, openClientTable(path, 4, all).slots, 1)
 }
 
-func TestWhatIsNoFileOfClientsIsMadeOne(t *testing.T) {
+func TestAFileOfAnotherFormatIsReplaced(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "clients")
 	all := func(frontendID) bool { return true }
 	require.NoError(t, os.WriteFile(path, []byte("a file of another format, which is longer than the first line of this format"), 0o600))

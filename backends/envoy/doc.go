@@ -9,7 +9,7 @@
 // Packets for a VIP, which is on no interface, are brought to Envoy's sockets by marks and a routing rule (guard.go). The
 // same rules refuse what nobody serves, and enforce source ranges for TCP and UDP.
 //
-// Clients of frontends with affinity are remembered by the plugin (clients.go), which Envoy asks for their endpoints (affinity.go, asked.go).
+// The plugin remembers the clients of frontends with affinity (client_table.go). Envoy asks it for their endpoints (affinity.go, affinity_filters.go).
 //
 // What a proxy cannot do: a connection is accepted before its endpoint is known to answer, endpoints see the gateway's
 // address, and connections end with Envoy itself.

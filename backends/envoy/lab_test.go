@@ -440,7 +440,7 @@ func envoyOf(t *testing.T, state string) int {
 	return pid
 }
 
-func TestEnvoysLeaveNoSharedMemory(t *testing.T) {
+func TestEnvoyLeavesNoSharedMemory(t *testing.T) {
 	b := startPlugin(t)
 	b.serve(t, 30080)
 	b.apply(t, []model.Pool{pool("p", 0)}, web(model.TCP, 80))

@@ -57,7 +57,7 @@ func TestOneTenantDoesNotFillEnvoysMemory(t *testing.T) {
 	require.Equal(t, shares.Holding{(n + 1) * 87}, b.shares().Of("hostile"))
 }
 
-func TestAffinityTakesMemoryOfThePluginAsWell(t *testing.T) {
+func TestMemoryOfAFrontendIncludesAffinity(t *testing.T) {
 	f := frontend(model.TCP, "203.0.113.1", 80, "a/p")
 	for endpoints, more := range map[int]int{3: 13, 10: 14, 11: 145, 1000: 343} {
 		plain := f

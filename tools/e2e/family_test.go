@@ -10,7 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// A gateway loses IPv6 at the clients' segment, and nothing else: nobody is sent there, and nobody is told that it announces what it does not.
+// A gateway loses only IPv6 at the clients' segment. Another gateway takes over its IPv6 addresses; without one, `Announced` is False.
 func TestAGatewayThatLosesIPv6LeavesItsIPv6AddressesToAnotherOne(t *testing.T) {
 	alikeWithAll(t)
 	ips := serve(t, "lost")
@@ -63,8 +63,8 @@ func TestAGatewayThatLosesIPv6LeavesItsIPv6AddressesToAnotherOne(t *testing.T) {
 	require.Zero(t, status, path)
 	require.Regexp(t, `(?m)^gateway +gateway, of gateway$`, path)
 	eventually(t, 20*time.Second, func() error {
-		if said := events(t, "lost"); !strings.Contains(said, "Ready: served again") {
-			return fmt.Errorf("the Service's events say nothing of that:\n%s", said)
+		if events := events(t, "lost"); !strings.Contains(events, "Ready: served again") {
+			return fmt.Errorf("no event of the Service reports the recovery:\n%s", events)
 		}
 		return nil
 	})

@@ -165,8 +165,8 @@ func (h *Hub) nodesKnown(lb *v1alpha1.LoadBalancer) (string, bool) {
 		return fmt.Sprintf("there is no Addresses object %s/%s: the tenant's CCM writes it; is it running?", lb.Namespace, name), false
 	case len(h.Addresses[i].Spec.Addresses) == 0:
 		return fmt.Sprintf("Addresses %s/%s is empty: the tenant has no node that may take traffic (is one labelled %s?)", lb.Namespace, name, "node.kubernetes.io/exclude-from-external-load-balancers"), false
-	case refusesFor(lb) != "":
-		return refusesFor(lb), true
+	case noLocalPods(lb) != "":
+		return noLocalPods(lb), true
 	}
 	targets := h.Addresses[i].Spec.Addresses
 	if endpoint.LocalAddresses != nil {
@@ -181,8 +181,9 @@ func (h *Hub) nodesKnown(lb *v1alpha1.LoadBalancer) (string, bool) {
 	return fmt.Sprintf("%d addresses of nodes", len(targets)), true
 }
 
-// refusesFor is why connections are refused as they should be, empty if they should not: pods are the tenant's own.
-func refusesFor(lb *v1alpha1.LoadBalancer) string {
+// noLocalPods says that no node has a ready pod with externalTrafficPolicy Local, empty if one has. Connections are refused then, which is no fault of
+// the load balancer: the tenant runs the pods.
+func noLocalPods(lb *v1alpha1.LoadBalancer) string {
 	if e := lb.Spec.Endpoints; len(e) > 0 && e[0].LocalAddresses != nil && len(*e[0].LocalAddresses) == 0 {
 		return "externalTrafficPolicy is Local, and no node has a ready pod of the Service: connections are refused until one has"
 	}
@@ -227,7 +228,7 @@ func (h *Hub) answered(lb *v1alpha1.LoadBalancer) (string, bool) {
 	if c := meta.FindStatusCondition(lb.Status.Conditions, v1alpha1.ConditionAnnounced); c != nil && c.Reason == v1alpha1.ReasonAddressConflict {
 		return c.Reason + ": " + c.Message, false
 	}
-	if why := refusesFor(lb); why != "" {
+	if why := noLocalPods(lb); why != "" {
 		return why, true
 	}
 	var says []string

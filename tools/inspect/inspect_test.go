@@ -176,18 +176,18 @@ func TestFaultsAreNamedWithWhatToDo(t *testing.T) {
 	}
 }
 
-// Pods are the tenant's own: that there are none is said, and no fault of the load balancer.
-func TestConnectionsThatAreRefusedAsTheyShouldBeAreNoFault(t *testing.T) {
+// The tenant runs the pods: explain says that no node has a ready pod, and it is no fault of the load balancer.
+func TestAServiceWithoutLocalPodsIsNoFault(t *testing.T) {
 	h := healthy()
 	h.LoadBalancers[0].Spec.Endpoints[0].LocalAddresses = &[]v1alpha1.EndpointAddress{}
 	e := h.Explain(&h.LoadBalancers[0])
 	require.True(t, e.Served())
-	said := map[string]string{}
+	messages := map[string]string{}
 	for _, step := range e.Steps {
-		said[step.What] = step.Message
+		messages[step.What] = step.Message
 	}
 	for _, step := range []string{"its tenant's nodes are known", "connections to it are answered"} {
-		require.Equal(t, "externalTrafficPolicy is Local, and no node has a ready pod of the Service: connections are refused until one has", said[step])
+		require.Equal(t, "externalTrafficPolicy is Local, and no node has a ready pod of the Service: connections are refused until one has", messages[step])
 	}
 	require.False(t, h.Status().Broken())
 	require.Equal(t, "Ready", h.Status().Tenants[0].State)

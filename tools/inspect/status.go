@@ -196,7 +196,7 @@ func (h *Hub) gatewayLine(g *v1alpha1.Gateway, say sayer) GatewayLine {
 	}
 	for _, namespace := range g.Status.Unlisted {
 		if namespace == v1alpha1.AllNamespaces {
-			say(Error, object, "LoadBalancers of more namespaces are refused than it names")
+			say(Error, object, "LoadBalancers of more namespaces are refused than are named here")
 			continue
 		}
 		say(Error, object, "more LoadBalancers of namespace %s are refused than are named here", namespace)

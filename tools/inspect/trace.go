@@ -116,7 +116,7 @@ func (h *Hub) answerers(address netip.Addr, chosen *selection.Selection, t *Trac
 			for _, c := range view.Candidates {
 				candidates[c] = true
 			}
-			for _, c := range *view.Without(ipam.FamilyOf(address)) {
+			for _, c := range *view.WithoutFamily(ipam.FamilyOf(address)) {
 				without[c] = true
 			}
 			continue
@@ -135,9 +135,9 @@ func (h *Hub) answerers(address netip.Addr, chosen *selection.Selection, t *Trac
 		}
 	}
 	slices.Sort(names)
-	// Without any that carries the family one is named that does not, with the reason.
-	if able := slices.DeleteFunc(slices.Clone(names), func(name string) bool { return without[name] }); len(able) > 0 {
-		names = able
+	// If no candidate carries the family, the trace names one that does not, with the reason.
+	if capable := slices.DeleteFunc(slices.Clone(names), func(name string) bool { return without[name] }); len(capable) > 0 {
+		names = capable
 	}
 	t.Of = names
 	winner := election.Winner(address, names, nil)

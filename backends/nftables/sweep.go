@@ -65,6 +65,7 @@ func (b *Backend) sweepClients(now time.Time, sweeps map[*table]*clientSweep) (e
 		}
 		if failed := b.sweepStep(t, sweeps[t], now); failed != nil {
 			sweeps[t].end(now)
+			b.sweepAgain(t)
 			err = errors.Join(err, fmt.Errorf("delete clients of former frontends from table %s: %w", t.layout.name, failed))
 		}
 	}
@@ -109,6 +110,13 @@ func (b *Backend) startSweep(t *table) map[uint32]bool {
 	}
 	t.state.staleClients = false
 	return t.state.affinityNumbers()
+}
+
+// sweepAgain has another sweep follow one that failed.
+func (b *Backend) sweepAgain(t *table) {
+	b.busy.Lock()
+	defer b.busy.Unlock()
+	t.state.staleClients = true
 }
 
 // affinityNumbers are the numbers of the frontends with affinity.

@@ -214,3 +214,21 @@ func TestATruncatedNetlinkMessageIsAnError(t *testing.T) {
 		require.Error(t, err, fmt.Sprintf("%x", body))
 	}
 }
+
+func TestASweepThatFailsIsFollowedByAnotherOne(t *testing.T) {
+	g := newGateway(t)
+	sticky := stickyFrontends(true, 80, 81)
+	g.apply(model.Snapshot{Pools: []model.Pool{labPool("all", true, 0)}, Frontends: sticky})
+	four := g.tableFor(lab.VIP(true, 1))
+	g.addClients(four.state.frontends[sticky[1].FrontendKey].number, netip.MustParseAddr("10.0.0.0"), 100, time.Hour)
+	g.apply(model.Snapshot{Pools: []model.Pool{labPool("all", true, 0)}, Frontends: sticky[:1]})
+	sweeps, now := map[*table]*clientSweep{}, time.Now()
+	g.do(func() error { return g.sweepClients(now, sweeps) })
+	sweeps[four].dump.buffer = make([]byte, 8) // the kernel's answer does not fit
+	g.do(func() error {
+		require.Error(t, g.sweepClients(now, sweeps))
+		return nil
+	})
+	g.sweepUntilNothingIsStale(now, sweeps)
+	require.Empty(t, g.clientsOfNumbers(true))
+}

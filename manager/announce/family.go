@@ -28,7 +28,8 @@ func unsupportedFamily(name string, is uplink.State, f ipam.Family) (string, err
 }
 
 // unsupportedIPv6 is why an interface does not carry IPv6. For an answer from a VIP, which is no address of the interface, Linux sends neighbour
-// solicitations from the interface's link-local address (RFC 4861 section 4.3 allows any of its addresses).
+// solicitations from the interface's link-local address (RFC 4861 section 4.3 allows any of its addresses). Answers that leave by
+// another interface need none here.
 func unsupportedIPv6(name string, is uplink.State) (string, error) {
 	switch {
 	case ipv6Disabled(name) && is.MTU < minMTU:
@@ -44,26 +45,65 @@ func unsupportedIPv6(name string, is uplink.State) (string, error) {
 	if slices.ContainsFunc(linkLocal, func(a netlink.Addr) bool { return a.Flags&unix.IFA_F_DADFAILED == 0 }) {
 		return "", nil
 	}
+	if routes, err := egressOf(is.Index, netlink.FAMILY_V6); err != nil || routes.byOthers() {
+		return "", err
+	}
 	if len(linkLocal) > 0 {
 		return fmt.Sprintf("another host has the link-local IPv6 address %s of interface %s: change one of the two addresses", linkLocal[0].IP, name), nil
 	}
 	return fmt.Sprintf("interface %s has no link-local IPv6 address, which neighbour solicitations need: add one (ip -6 address add fe80::…/64 dev %s)", name, name), nil
 }
 
-// unsupportedIPv4 is why an interface does not carry IPv4. An unnumbered interface carries it by a route.
+// unsupportedIPv4 is why an interface does not carry IPv4. An unnumbered interface carries it by a route. It also does if answers leave by another
+// interface and rp_filter is 0: with 1 and 2 the kernel drops packets that arrive at an interface without an address (ip-sysctl.rst).
 func unsupportedIPv4(name string, index int) (string, error) {
 	addresses, err := addressesOf(index, netlink.FAMILY_V4)
 	if err != nil || len(addresses) > 0 {
 		return "", err
 	}
-	routes, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{LinkIndex: index, Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_OIF|netlink.RT_FILTER_TABLE)
-	if err != nil {
-		return "", fmt.Errorf("list IPv4 routes: %w", err)
-	}
-	if len(routes) > 0 {
-		return "", nil
+	routes, err := egressOf(index, netlink.FAMILY_V4)
+	if err != nil || routes.any || routes.byOthers() && !filtersReversePath(name) {
+		return "", err
 	}
 	return fmt.Sprintf("interface %s has no IPv4 address, and no IPv4 route leads out of it: add an address of the clients' network", name), nil
+}
+
+// egress is which routes of a family lead out of an interface: any route, a default route; and whether a default route leads out of another interface.
+type egress struct{ any, isDefault, otherDefault bool }
+
+// byOthers tells whether answers to clients leave by other interfaces.
+func (e egress) byOthers() bool { return e.otherDefault && !e.isDefault }
+
+func egressOf(index, family int) (e egress, err error) {
+	all := &netlink.Route{Table: unix.RT_TABLE_UNSPEC}
+	err = netlink.RouteListFilteredIter(family, all, netlink.RT_FILTER_TABLE, func(r netlink.Route) bool {
+		here := r.LinkIndex == index || slices.ContainsFunc(r.MultiPath, func(hop *netlink.NexthopInfo) bool { return hop.LinkIndex == index })
+		e.any = e.any || here
+		if r.Type == unix.RTN_UNICAST && isDefault(r) {
+			e.isDefault, e.otherDefault = e.isDefault || here, e.otherDefault || !here
+		}
+		return !e.any || !e.isDefault
+	})
+	if err != nil {
+		return egress{}, fmt.Errorf("list routes: %w", err)
+	}
+	return e, nil
+}
+
+func isDefault(r netlink.Route) bool {
+	if r.Dst == nil {
+		return true
+	}
+	bits, _ := r.Dst.Mask.Size()
+	return bits == 0
+}
+
+// filtersReversePath tells whether rp_filter is on: the larger of the interface's setting and that of all counts (ip-sysctl.rst).
+func filtersReversePath(name string) bool {
+	return slices.ContainsFunc([]string{name, "all"}, func(of string) bool {
+		value, err := preflight.Host{}.SysctlValue("net/ipv4/conf/" + of + "/rp_filter")
+		return err == nil && value != "0"
+	})
 }
 
 func addressesOf(index, family int) ([]netlink.Addr, error) {

@@ -251,6 +251,11 @@ func TestAnInterfaceIsSilentOfAFamilyThatItDoesNotCarry(t *testing.T) {
 		becomes(ipam.IPv4, "")
 		s.IP("route delete 203.0.113.0/24 dev uplink table 7")
 		becomes(ipam.IPv4, unnumbered)
+		s.Plug("other", otherMAC.String())
+		s.IP("route add 203.0.113.0/24 nexthop dev uplink nexthop dev other")
+		becomes(ipam.IPv4, "")
+		s.IP("route delete 203.0.113.0/24")
+		becomes(ipam.IPv4, unnumbered)
 		s.IP("address add 203.0.113.2/24 dev uplink")
 		becomes(ipam.IPv4, "")
 
@@ -270,4 +275,42 @@ func TestAnInterfaceIsSilentOfAFamilyThatItDoesNotCarry(t *testing.T) {
 		s.IP("link set uplink mtu 1500")
 		becomes(ipam.IPv6, "")
 	})
+}
+
+// Packets come in by an interface without any address, and answers leave by another one.
+func TestAnInterfaceCarriesAFamilyWhoseAnswersLeaveByAnotherOne(t *testing.T) {
+	segment.Run(t, segment.Options{}, func(s *segment.Segment) {
+		for _, name := range []string{"all", "default"} {
+			require.NoError(t, os.WriteFile("/proc/sys/net/ipv4/conf/"+name+"/rp_filter", []byte("0"), 0))
+		}
+		s.Plug("uplink", uplinkMAC.String())
+		s.Plug("other", otherMAC.String())
+		s.IP("-6 address flush dev uplink")
+		index := interfaceIndex(t, "uplink")
+		lacks := func(f ipam.Family) string {
+			t.Helper()
+			lack, err := unsupportedFamily("uplink", uplink.State{Index: index, MTU: 1500}, f)
+			require.NoError(t, err)
+			return lack
+		}
+		require.Contains(t, lacks(ipam.IPv4), "has no IPv4 address")
+		require.Contains(t, lacks(ipam.IPv6), "has no link-local IPv6 address")
+		s.IP("route add default dev other")
+		s.IP("-6 route add default dev other")
+		require.Empty(t, lacks(ipam.IPv4))
+		require.Empty(t, lacks(ipam.IPv6))
+		s.IP("-6 route add default dev uplink metric 1")
+		require.Contains(t, lacks(ipam.IPv6), "has no link-local IPv6 address", "answers leave by it")
+		for _, strict := range []string{"1", "2"} {
+			require.NoError(t, os.WriteFile("/proc/sys/net/ipv4/conf/uplink/rp_filter", []byte(strict), 0))
+			require.Contains(t, lacks(ipam.IPv4), "has no IPv4 address", "the kernel drops what comes in")
+		}
+	})
+}
+
+func interfaceIndex(t *testing.T, name string) int {
+	t.Helper()
+	is, err := net.InterfaceByName(name)
+	require.NoError(t, err)
+	return is.Index
 }

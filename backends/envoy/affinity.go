@@ -56,10 +56,12 @@ func newAffinityFrontend(f model.Frontend, p model.Pool, include func(netip.Addr
 	return a
 }
 
-// idOf hashes the frontend's key and its tenant. If another tenant gets the address and port, the ID changes.
+// idOf hashes the tenant into the first bits, and the frontend's key with the tenant into the others. If another tenant gets the address and port,
+// the ID changes.
 func idOf(f model.Frontend) frontendID {
-	sum := sha256.Sum256([]byte(f.FrontendKey.String() + " " + f.Tenant))
-	return max(frontendID(binary.BigEndian.Uint64(sum[:])), 1)
+	tenant, frontend := sha256.Sum256([]byte(f.Tenant)), sha256.Sum256([]byte(f.FrontendKey.String()+" "+f.Tenant))
+	first, last := frontendID(binary.BigEndian.Uint64(tenant[:])), frontendID(binary.BigEndian.Uint64(frontend[:]))
+	return max(first>>frontendBits<<frontendBits|last&(1<<frontendBits-1), 1)
 }
 
 // openAffinity reads the clients that an earlier process remembered. It drops clients of other frontends than these.

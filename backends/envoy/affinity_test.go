@@ -184,3 +184,38 @@ func TestMaglevGivesEachEndpointItsShare(t *testing.T) {
 		require.InDelta(t, maglevSmall*share/8, rows[x], 3, "endpoint %d", x)
 	}
 }
+
+// A tenant with many clients, or with made-up ones, makes no other tenant's clients new ones.
+func TestClientsOfATenantAreNotForgottenForThoseOfAnotherOne(t *testing.T) {
+	a := affinityTest{&affinity{frontends: map[model.FrontendKey]*affinityFrontend{}, v4: newClientTable(300), v6: newClientTable(300)}, t}
+	many, few, late := sticky(model.UDP, "b/p"), sticky(model.TCP, "a/p"), sticky(model.TCP, "c/p")
+	many.Tenant, few.Tenant, late.Tenant, late.Port = "b", "a", "c", 81
+	ask := func(f model.Frontend, network byte, clients int, at time.Time) {
+		t.Helper()
+		for n := range clients {
+			_, found := a.endpointFor(f.FrontendKey, netip.AddrFrom4([4]byte{10, network, byte(n >> 8), byte(n)}), at)
+			require.True(t, found)
+		}
+	}
+	keeps := func(f model.Frontend, endpoint byte, at time.Time) {
+		t.Helper()
+		a.setEndpoints(f, activePool(f.Pool, endpoint, endpoint+1, endpoint+2))
+		for n, met := range a.endpointsOfAll(f, at) {
+			require.Equal(t, endpoint, met, "client %d was forgotten", n)
+		}
+	}
+	a.setEndpoints(many, activePool("b/p", 21, 22))
+	a.setEndpoints(few, activePool("a/p", 11))
+	a.endpointsOfAll(few, after(0))
+	ask(many, 0, 2000, after(1))
+	keeps(few, 11, after(2))
+	// A tenant that comes later gets its share from the tenant with the most clients.
+	a.setEndpoints(late, activePool("c/p", 31))
+	a.endpointsOfAll(late, after(3))
+	ask(many, 0, 2000, after(3))
+	keeps(late, 31, after(4))
+	a.setEndpoints(few, activePool("a/p", 11))
+	ask(few, 1, 250, after(5))
+	keeps(late, 31, after(6))
+	require.Len(t, a.v4.slots, 300)
+}

@@ -11,17 +11,16 @@ import (
 	"time"
 )
 
-// clientTable remembers the endpoint of each client, up to its capacity. If it is full it forgets the least recently seen client. A file has
-// a copy of each slot, so that the next process remembers the clients. The file is not synced: it survives the process, and need not survive
-// the host.
+// clientTable remembers the endpoint of each client, up to its capacity. Each tenant with clients has an equal share of the slots, and more while
+// other tenants do not need theirs. A file has a copy of each slot, so that the next process remembers the clients. The file is not synced: it
+// survives the process, and need not survive the host.
 type clientTable struct {
 	capacity  int
 	entries   []clientEntry // by slot
 	slots     map[clientKey]int32
 	freeSlots []int32
-	// oldest and newest are the slots of the least and the most recently seen client, or noSlot.
-	oldest, newest int32
-	file           *os.File
+	tenants   map[tenantID]*clientList
+	file      *os.File
 	// writeErr is why the file is incomplete, nil if it is complete. From retryAt on the whole file is written again.
 	writeErr error
 	retryAt  time.Time
@@ -33,8 +32,23 @@ type clientKey struct {
 	address  [16]byte
 }
 
-// frontendID identifies a frontend of one tenant. It is never 0.
+// frontendID identifies a frontend of one tenant. It is never 0. Its first bits are the tenant's.
 type frontendID uint64
+
+// tenantID identifies a tenant. Two tenants may have the same one, as it has 24 bits: they have one share together.
+type tenantID uint32
+
+// frontendBits is how many bits of a frontendID tell apart the frontends of a tenant.
+const frontendBits = 40
+
+func (f frontendID) tenant() tenantID { return tenantID(f >> frontendBits) }
+
+// clientList is the clients of a tenant, sorted by when they were seen.
+type clientList struct {
+	// oldest and newest are the slots of the least and the most recently seen client, or noSlot.
+	oldest, newest int32
+	length         int
+}
 
 // clientEntry is the content of a slot. In a free slot the frontend is 0.
 type clientEntry struct {
@@ -54,7 +68,7 @@ const (
 )
 
 func newClientTable(capacity int) *clientTable {
-	return &clientTable{capacity: capacity, slots: map[clientKey]int32{}, oldest: noSlot, newest: noSlot}
+	return &clientTable{capacity: capacity, slots: map[clientKey]int32{}, tenants: map[tenantID]*clientList{}}
 }
 
 // openClientTable reads the clients of known frontends from the file. If the file cannot be read or opened, the table works without it.
@@ -117,7 +131,7 @@ func (c *clientTable) find(key clientKey, since time.Time) (endpoint [16]byte, f
 	return c.entries[slot].endpoint, true
 }
 
-// remember stores the client's endpoint and that the client is seen now. If the table is full it forgets the least recently seen client.
+// remember stores the client's endpoint and that the client is seen now. If the table is full another client is forgotten.
 func (c *clientTable) remember(key clientKey, endpoint [16]byte, now time.Time) {
 	slot, known := c.slots[key]
 	switch {
@@ -130,7 +144,7 @@ func (c *clientTable) remember(key clientKey, endpoint [16]byte, now time.Time) 
 		slot = int32(len(c.entries))
 		c.entries = append(c.entries, clientEntry{})
 	default:
-		slot = c.oldest
+		slot = c.victim(key.frontend.tenant())
 		delete(c.slots, c.entries[slot].clientKey)
 		c.unlink(slot)
 	}
@@ -138,6 +152,23 @@ func (c *clientTable) remember(key clientKey, endpoint [16]byte, now time.Time) 
 	c.entries[slot] = clientEntry{clientKey: key, endpoint: endpoint, seen: now.UnixNano()}
 	c.link(slot)
 	c.write(slot)
+}
+
+// victim returns the slot whose client is forgotten for a new client of the tenant: the least recently seen client of the tenant itself if the
+// tenant has its share, and otherwise of the tenant with the most clients, which has more than its share.
+func (c *clientTable) victim(newcomer tenantID) int32 {
+	list, tenants := c.tenants[newcomer], len(c.tenants)
+	if list == nil {
+		list, tenants = &clientList{}, tenants+1
+	}
+	if list.length*tenants < c.capacity {
+		for _, other := range c.tenants {
+			if other.length > list.length {
+				list = other
+			}
+		}
+	}
+	return list.oldest
 }
 
 // forget forgets all clients of the frontends.
@@ -153,30 +184,40 @@ func (c *clientTable) forget(frontends map[frontendID]bool) {
 	}
 }
 
-// link adds a slot to the list as the newest.
+// link adds a slot to its tenant's list as the newest.
 func (c *clientTable) link(slot int32) {
 	e := &c.entries[slot]
-	e.older, e.newer = c.newest, noSlot
-	if c.newest == noSlot {
-		c.oldest = slot
-	} else {
-		c.entries[c.newest].newer = slot
+	list := c.tenants[e.frontend.tenant()]
+	if list == nil {
+		list = &clientList{oldest: noSlot, newest: noSlot}
+		c.tenants[e.frontend.tenant()] = list
 	}
-	c.newest = slot
+	e.older, e.newer = list.newest, noSlot
+	if list.newest == noSlot {
+		list.oldest = slot
+	} else {
+		c.entries[list.newest].newer = slot
+	}
+	list.newest = slot
+	list.length++
 }
 
-// unlink removes a slot from the list.
+// unlink removes a slot from its tenant's list.
 func (c *clientTable) unlink(slot int32) {
 	e := c.entries[slot]
+	list := c.tenants[e.frontend.tenant()]
 	if e.older == noSlot {
-		c.oldest = e.newer
+		list.oldest = e.newer
 	} else {
 		c.entries[e.older].newer = e.newer
 	}
 	if e.newer == noSlot {
-		c.newest = e.older
+		list.newest = e.older
 	} else {
 		c.entries[e.newer].older = e.older
+	}
+	if list.length--; list.length == 0 {
+		delete(c.tenants, e.frontend.tenant())
 	}
 }
 

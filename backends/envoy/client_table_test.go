@@ -33,8 +33,11 @@ func requireClients(t *testing.T, c *clientTable, numbers ...byte) {
 		require.Equal(t, endpointBytes(n), endpoint, "client %d", n)
 	}
 	var order []int64
-	for slot := c.oldest; slot != noSlot; slot = c.entries[slot].newer {
-		order = append(order, c.entries[slot].seen)
+	if list := c.tenants[frontendID(1).tenant()]; list != nil {
+		require.Equal(t, len(numbers), list.length)
+		for slot := list.oldest; slot != noSlot; slot = c.entries[slot].newer {
+			order = append(order, c.entries[slot].seen)
+		}
 	}
 	require.Len(t, order, len(numbers), "all are in the order in which they were seen")
 	require.IsIncreasing(t, append([]int64{0}, order...))

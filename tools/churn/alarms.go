@@ -4,56 +4,102 @@ import (
 	"bufio"
 	"context"
 	"fmt"
-	"maps"
-	"slices"
+	"net"
 	"strings"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/util/wait"
 
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
-// listener hears what is said of connections that fail.
+// listener hears what is said of connections that fail, and has a client try them at once.
 type listener struct {
-	stop   context.CancelFunc
-	done   chan struct{}
-	alarms map[string]bool
+	stop context.CancelFunc
+	done chan struct{}
+	// heard are LoadBalancers, by name and when it began. denied are messages about LoadBalancers to which the client connected, confirmed the others.
+	heard             map[string]bool
+	denied, confirmed []string
 }
 
-// listenEvery is how often it looks.
-const listenEvery = time.Second
+const (
+	// listenEvery is how often it looks.
+	listenEvery = time.Second
+	// confirmTries is how often the client connects to each port: of two nodes one may be at fault.
+	confirmTries = 10
+)
 
-// listen hears until it is ended. The hub's API may be slow for a while: who looks again in a second misses nothing that lasts.
+// listen hears until it is ended. The hub's API may be slow for a while: a look that fails misses nothing that lasts.
 func (r *run) listen(ctx context.Context) *listener {
 	ctx, stop := context.WithCancel(ctx)
-	l := &listener{stop: stop, done: make(chan struct{}), alarms: map[string]bool{}}
+	l := &listener{stop: stop, done: make(chan struct{}), heard: map[string]bool{}}
 	go func() {
 		defer close(l.done)
 		wait.UntilWithContext(ctx, func(ctx context.Context) {
 			var lbs v1alpha1.LoadBalancerList
 			if err := r.hub.List(ctx, &lbs); err == nil {
-				l.hear(lbs.Items)
+				l.hear(ctx, lbs.Items, r.lab.Client.DialContext)
 			}
 		}, listenEvery)
 	}()
 	return l
 }
 
-func (l *listener) hear(lbs []v1alpha1.LoadBalancer) {
+type dialer func(ctx context.Context, network, address string) (net.Conn, error)
+
+func (l *listener) hear(ctx context.Context, lbs []v1alpha1.LoadBalancer, dial dialer) {
 	for _, lb := range lbs {
-		if c := meta.FindStatusCondition(lb.Status.Conditions, v1alpha1.ConditionServed); c != nil {
-			l.alarms[fmt.Sprintf("%s: %s: %s", lb.Name, c.LastTransitionTime.Format(time.TimeOnly), c.Message)] = true
+		c := meta.FindStatusCondition(lb.Status.Conditions, v1alpha1.ConditionServed)
+		if c == nil {
+			continue
 		}
+		key := lb.Name + ": " + c.LastTransitionTime.Format(time.TimeOnly)
+		if l.heard[key] {
+			continue
+		}
+		l.heard[key] = true
+		if err := refused(ctx, &lb, dial); err != nil {
+			l.confirmed = append(l.confirmed, fmt.Sprintf("%s: %s; the client: %v", key, c.Message, err))
+			continue
+		}
+		l.denied = append(l.denied, key+": "+c.Message)
 	}
 }
 
-// end returns what was heard.
-func (l *listener) end() []string {
+// refused is how a client fails to connect to the LoadBalancer, nil if it never does.
+func refused(ctx context.Context, lb *v1alpha1.LoadBalancer, dial dialer) error {
+	for _, address := range lb.Status.Addresses {
+		for _, port := range lb.Spec.Ports {
+			if port.Protocol == corev1.ProtocolUDP {
+				continue
+			}
+			for range confirmTries {
+				if err := connects(ctx, net.JoinHostPort(address.Address, fmt.Sprint(port.Port)), dial); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+func connects(ctx context.Context, address string, dial dialer) error {
+	ctx, cancel := context.WithTimeout(ctx, mostWait)
+	defer cancel()
+	conn, err := dial(ctx, "tcp", address)
+	if err != nil {
+		return err
+	}
+	return conn.Close()
+}
+
+// end returns what was heard: what a client did not find so, and what it did.
+func (l *listener) end() (alarms, confirmed []string) {
 	l.stop()
 	<-l.done
-	return slices.Sorted(maps.Keys(l.alarms))
+	return l.denied, l.confirmed
 }
 
 // tried is how many connections the gateway made to its own ports.

@@ -49,10 +49,11 @@ type Result struct {
 	// Early and Late are medians over the second and the last quarter of the cycles, each taken when nothing but the one Service was there.
 	Early Sizes `json:"early"`
 	Late  Sizes `json:"late"`
-	// Tried is how many connections the gateway made to its own ports; Alarms are the failures that it said of them, all of them false: every Service
-	// has pods.
-	Tried  int      `json:"tried"`
-	Alarms []string `json:"alarms,omitempty"`
+	// Tried is how many connections the gateway made to its own ports. Of the LoadBalancers that it said to fail, Alarms are those to which a client
+	// connected all the same, and Confirmed those to which it did not.
+	Tried     int      `json:"tried"`
+	Alarms    []string `json:"alarms,omitempty"`
+	Confirmed []string `json:"confirmed,omitempty"`
 	// Left is what was on the hosts after everything had been deleted.
 	Left []string `json:"left,omitempty"`
 }
@@ -208,7 +209,7 @@ func (r *run) churn(ctx context.Context) error {
 	}
 	r.result.Lasted = time.Since(began).Round(time.Second)
 	use.end(&r.result)
-	r.result.Alarms = alarms.end()
+	r.result.Alarms, r.result.Confirmed = alarms.end()
 	if err != nil {
 		return fmt.Errorf("cycle %d: %w", r.result.Cycles+1, err)
 	}

@@ -1,12 +1,18 @@
 package churn
 
 import (
+	"context"
+	"errors"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"kubelb.k8c.io/api/v1alpha1"
 )
 
 func TestAKeptConnectionThatBreaksIsAFailure(t *testing.T) {
@@ -63,4 +69,29 @@ func TestWhatGrowsIsNamed(t *testing.T) {
 
 func TestMediansAreOfEachSize(t *testing.T) {
 	require.Equal(t, Sizes{"a": 2, "b": 5}, medians([]Sizes{{"a": 1, "b": 5}, {"a": 9, "b": 5}, {"a": 2, "b": 4}}))
+}
+
+func TestAnAlarmIsFalseIfAClientConnectsAllTheSame(t *testing.T) {
+	failing := func(name, address string) v1alpha1.LoadBalancer {
+		lb := v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: v1alpha1.LoadBalancerSpec{Ports: []v1alpha1.LoadBalancerPort{{Port: 80}, {Port: 53, Protocol: corev1.ProtocolUDP}}}}
+		lb.Status.Addresses = []v1alpha1.AllocatedAddress{{Address: address}}
+		lb.Status.Conditions = []metav1.Condition{{Type: v1alpha1.ConditionServed, Status: metav1.ConditionFalse, Message: "refused"}}
+		return lb
+	}
+	dials := map[string]int{}
+	dial := func(_ context.Context, network, address string) (net.Conn, error) {
+		if dials[network+" "+address]++; address == "192.0.2.2:80" && dials[network+" "+address] == confirmTries {
+			return nil, errors.New("connection refused")
+		}
+		here, there := net.Pipe()
+		t.Cleanup(func() { there.Close() })
+		return here, nil
+	}
+	l := &listener{heard: map[string]bool{}}
+	for range 2 {
+		l.hear(t.Context(), []v1alpha1.LoadBalancer{failing("a", "192.0.2.1"), failing("b", "192.0.2.2"), {ObjectMeta: metav1.ObjectMeta{Name: "c"}}}, dial)
+	}
+	require.Equal(t, []string{"a: 00:00:00: refused"}, l.denied)
+	require.Equal(t, []string{"b: 00:00:00: refused; the client: connection refused"}, l.confirmed)
+	require.Equal(t, map[string]int{"tcp 192.0.2.1:80": confirmTries, "tcp 192.0.2.2:80": confirmTries}, dials, "each alarm is looked at once")
 }

@@ -59,8 +59,8 @@ func run(ctx context.Context, args []string, env func(string) string, stdout io.
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(stdout, "%d cycles in %s: %d Services, %d changes, %d requests, %d failed, the connection that is kept broke %d times, %d tries of the gateway, %d false alarms\nearly: %s\nlate: %s\n",
-			r.Cycles, r.Lasted, r.Services, r.Changes, r.Requests, r.Failed, r.Broken, r.Tried, len(r.Alarms), r.Early, r.Late)
+		fmt.Fprintf(stdout, "%d cycles in %s: %d Services, %d changes, %d requests, %d failed, the connection that is kept broke %d times, %d tries of the gateway, %d false alarms, %d that a client confirmed\nearly: %s\nlate: %s\n",
+			r.Cycles, r.Lasted, r.Services, r.Changes, r.Requests, r.Failed, r.Broken, r.Tried, len(r.Alarms), len(r.Confirmed), r.Early, r.Late)
 		if err := errors.Join(results.Add(*file, r), r.Broke()); err != nil {
 			return err
 		}

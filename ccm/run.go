@@ -212,6 +212,13 @@ func serve(ctx context.Context, o options, config Config, hubConfig *rest.Config
 	if err := errors.Join(mgr.Add(report), mgr.Add(&refusals{services: services, served: rights.served})); err != nil {
 		return err
 	}
+	lease, err := newLease(hubConfig, config.HubNamespace, ctrl.Log.WithName("lease"))
+	if err != nil {
+		return err
+	}
+	if err := mgr.Add(lease); err != nil {
+		return err
+	}
 	if keys != nil {
 		if err := mgr.Add(keys); err != nil {
 			return err

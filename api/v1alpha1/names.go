@@ -25,7 +25,7 @@ const (
 	// AnnotationTokenExpires of a kubeconfig's Secret tells until when its token is good (RFC 3339); it is not there for a token that lasts.
 	AnnotationTokenExpires = "kubelb.k8c.io/token-expires"
 
-	// CCMName names the ServiceAccount, Role, RoleBinding and, for tokens that last, token Secret of a tenant's CCM in its namespace.
+	// CCMName names the ServiceAccount, Role, RoleBinding, Lease and, for tokens that last, token Secret of a tenant's CCM in its namespace.
 	CCMName = "kubelb-ccm"
 	// CCMKubeconfigSecret holds the CCM's kubeconfig under CCMKubeconfigKey.
 	CCMKubeconfigSecret = "kubelb-ccm-kubeconfig"
@@ -70,6 +70,18 @@ const ConditionBGPEstablished = "BGPEstablished"
 
 // ConditionBounded of a Tenant: the API server refuses more objects than there may be in its namespace.
 const ConditionBounded = "Bounded"
+
+// ConditionConnected of a Tenant: its CCM renews the Lease CCMName in the tenant's namespace. It is not there as long as the Lease was never renewed, as
+// by KubeLB's own CCM.
+const ConditionConnected = "Connected"
+
+// Reasons of ConditionConnected, which is True or Unknown.
+const (
+	// ReasonCCMHeard: the Lease is renewed.
+	ReasonCCMHeard = "CCMHeard"
+	// ReasonCCMSilent: it is not renewed any more. What the tenant's cluster has changed since is not known.
+	ReasonCCMSilent = "CCMSilent"
+)
 
 // QuotaName names the ResourceQuota in a tenant's namespace.
 const QuotaName = "kubelb"

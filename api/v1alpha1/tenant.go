@@ -194,7 +194,8 @@ type TenantStatus struct {
 	// Used is what the tenant's LoadBalancers have at present.
 	// +optional
 	Used *TenantUse `json:"used,omitempty"`
-	// Conditions are Ready, and Bounded, which says whether the API server counts the tenant's objects.
+	// Conditions are Ready; Bounded, which says whether the API server counts the tenant's objects; and Connected, which says whether the tenant's CCM is
+	// heard.
 	// +optional
 	// +listType=map
 	// +listMapKey=type

@@ -56,12 +56,17 @@ func SetUp(mgr ctrl.Manager, o Options) error {
 	if err := mgr.Add(heard); err != nil {
 		return err
 	}
-	tenants := &tenantReconciler{client: mgr.GetClient(), reader: mgr.GetAPIReader(), addresses: book, fences: limits, looked: map[string]look{}, namespace: o.Namespace,
-		credentials: credentials{server: o.APIServer, ca: o.APIServerCA, lifetime: o.TokenLifetime}, presence: heard}
 	numbers, err := newMetrics(o.Metrics)
 	if err != nil {
 		return err
 	}
+	tenantsTold := make(chan event.GenericEvent)
+	ccms := &contacts{client: mgr.GetClient(), reader: mgr.GetAPIReader(), changed: tenantsTold, log: mgr.GetLogger(), metrics: numbers}
+	if err := mgr.Add(ccms); err != nil {
+		return err
+	}
+	tenants := &tenantReconciler{client: mgr.GetClient(), reader: mgr.GetAPIReader(), addresses: book, fences: limits, looked: map[string]look{}, namespace: o.Namespace,
+		credentials: credentials{server: o.APIServer, ca: o.APIServerCA, lifetime: o.TokenLifetime}, presence: heard, contacts: ccms, told: tenantsTold}
 	if o.ServiceAccount != "" {
 		tenants.self = &types.NamespacedName{Namespace: o.Namespace, Name: o.ServiceAccount}
 		if err := mgr.Add(&confinement{client: mgr.GetClient(), reader: mgr.GetAPIReader(), log: mgr.GetLogger(), metrics: numbers, said: map[string]string{}}); err != nil {

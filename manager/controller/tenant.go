@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
@@ -16,7 +17,10 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"kubelb.k8c.io/api/plain"
 	"kubelb.k8c.io/api/v1alpha1"
@@ -42,6 +46,9 @@ type tenantReconciler struct {
 	fences *fences
 	// presence tells of which gateways nothing is heard, whatever their objects say.
 	presence *presence
+	// contacts tell whether the tenant's CCM is heard; told is asked for the tenants of which they say something else than before.
+	contacts *contacts
+	told     <-chan event.GenericEvent
 	// namespace is the manager's own, where it is tried whether objects are counted; trial belongs to Reconcile, of which one runs at a time.
 	namespace string
 	trial     trial
@@ -51,6 +58,7 @@ func (r *tenantReconciler) setUp(mgr ctrl.Manager) error {
 	return ctrl.NewControllerManagedBy(mgr).Named("tenant").For(&v1alpha1.Tenant{}).
 		Watches(&v1alpha1.LoadBalancer{}, afterBursts(tenantItself)).Watches(&v1alpha1.Addresses{}, afterBursts(tenantItself)).
 		Watches(&v1alpha1.Gateway{}, useChanged()).
+		WatchesRawSource(source.Channel(r.told, &handler.EnqueueRequestForObject{})).
 		Owns(&corev1.Namespace{}).
 		Complete(r)
 }
@@ -231,6 +239,7 @@ func (r *tenantReconciler) setStatus(ctx context.Context, tenant *v1alpha1.Tenan
 		condition.ObservedGeneration = tenant.Generation
 		plain.SetCondition(&tenant.Status.Conditions, condition)
 	}
+	r.contacts.say(tenant)
 	if equality.Semantic.DeepEqual(before, &tenant.Status) {
 		return nil
 	}
@@ -355,6 +364,9 @@ func (r *tenantReconciler) ensure(ctx context.Context, tenant *v1alpha1.Tenant) 
 	if err != nil {
 		return metav1.Condition{}, err
 	}
+	if err := r.ensureLease(ctx, tenant); err != nil {
+		return metav1.Condition{}, err
+	}
 	return r.ensureCredentials(ctx, tenant, account)
 }
 
@@ -369,6 +381,8 @@ func ccmRules() []rbacv1.PolicyRule {
 		{APIGroups: group, Resources: []string{"routes", "syncsecrets"}, Verbs: []string{"get", "list", "watch", "delete"}},
 		// It renews its token by itself. For how long one may last the policy tokens.kubelb.k8c.io says.
 		{APIGroups: []string{""}, Resources: []string{"serviceaccounts/token"}, ResourceNames: []string{v1alpha1.CCMName}, Verbs: []string{"create"}},
+		// It renews its Lease, so that it is known to be there. What it may write there the policy leases.kubelb.k8c.io says.
+		{APIGroups: []string{coordinationv1.GroupName}, Resources: []string{"leases"}, ResourceNames: []string{v1alpha1.CCMName}, Verbs: []string{"get", "patch"}},
 	}
 }
 

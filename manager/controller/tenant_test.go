@@ -10,6 +10,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 	authenticationv1 "k8s.io/api/authentication/v1"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -35,9 +36,10 @@ type tenantHub struct {
 }
 
 func newTenantHub(t *testing.T, lifetime time.Duration, objects ...client.Object) *tenantHub {
-	scheme := schemeOf(t, corev1.AddToScheme, rbacv1.AddToScheme, authenticationv1.AddToScheme)
+	scheme := schemeOf(t, coordinationv1.AddToScheme, corev1.AddToScheme, rbacv1.AddToScheme, authenticationv1.AddToScheme)
 	h := &tenantHub{}
-	h.Client = fake.NewClientBuilder().WithScheme(scheme).WithObjects(objects...).WithStatusSubresource(&v1alpha1.Tenant{}).WithInterceptorFuncs(interceptor.Funcs{
+	h.Client = fake.NewClientBuilder().WithScheme(scheme).WithObjects(objects...).WithStatusSubresource(&v1alpha1.Tenant{}).
+		WithIndex(&coordinationv1.Lease{}, metav1.ObjectNameField, func(o client.Object) []string { return []string{o.GetName()} }).WithInterceptorFuncs(interceptor.Funcs{
 		Create: func(ctx context.Context, c client.WithWatch, o client.Object, options ...client.CreateOption) error {
 			o.SetUID(types.UID(fmt.Sprintf("uid-%s-%d", o.GetName(), time.Now().UnixNano())))
 			return c.Create(ctx, o, options...)
@@ -116,7 +118,7 @@ func TestATenantsCCMMayDeleteWhatItCannotMake(t *testing.T) {
 func TestATenantsTokenIsRenewedInTheSecondHalfOfItsLife(t *testing.T) {
 	h := newTenantHub(t, time.Hour, tenantA())
 	require.Equal(t, v1alpha1.TenantReady, h.look(t).Status.Phase)
-	for _, o := range []client.Object{&corev1.ServiceAccount{}, &rbacv1.Role{}, &rbacv1.RoleBinding{}} {
+	for _, o := range []client.Object{&corev1.ServiceAccount{}, &rbacv1.Role{}, &rbacv1.RoleBinding{}, &coordinationv1.Lease{}} {
 		require.NoError(t, h.Get(t.Context(), client.ObjectKey{Namespace: "tenant-a", Name: v1alpha1.CCMName}, o))
 		require.Equal(t, v1alpha1.ManagedByKubeLB, o.GetLabels()[v1alpha1.LabelManagedBy], "%T", o)
 	}

@@ -74,6 +74,13 @@ func TestAHostileTenantGetsNowhere(t *testing.T) {
 		{"T22", "give an operator's terminal orders by a name", strings.Replace(evil, "{name: default}", `{name: "no\x1b[2J"}`, 1), []string{"create", "-f", "-"}, "addressesReference.name"},
 		{"T22", "give an operator's terminal orders by a key", mine("evil", `sharingKey: "\x1b]0;root\x07"`), []string{"create", "-f", "-"}, "sharingKey"},
 		{"T22", "give an operator's terminal orders by a port", strings.ReplaceAll(evil, "name: http", `name: "\x1b[31m"`), []string{"create", "-f", "-"}, "name"},
+		{"T1", "renew another tenant's Lease", "", []string{"-n", victim, "patch", "lease", "kubelb-ccm", "--type=merge", "-p", "{}"}, "forbidden"},
+		{"T1", "make a Lease", leaseNamed(ns, "more"), []string{"create", "-f", "-"}, "forbidden"},
+		{"T1", "take its Lease away", "", []string{"-n", ns, "delete", "lease", "kubelb-ccm"}, "forbidden"},
+		{"T10", "have its Lease belong to another object", "", patchLease(ns, `{"metadata":{"ownerReferences":[{"apiVersion":"v1","kind":"Namespace","name":"kubelb","uid":"00000000-0000-0000-0000-000000000000"}]}}`), "leave its metadata as they are"},
+		{"T21", "keep its namespace by a finalizer on its Lease", "", patchLease(ns, `{"metadata":{"finalizers":["example.com/for-ever"]}}`), "leave its metadata as they are"},
+		{"T23", "fill the hub's memory with its Lease", "", patchLease(ns, `{"metadata":{"annotations":{"a":"`+strings.Repeat("a", 20000)+`"}}}`), "leave its metadata as they are"},
+		{"T23", "fill the hub's memory with its own name", "", patchLease(ns, `{"spec":{"holderIdentity":"`+strings.Repeat("a", 254)+`"}}`), "at most 253 characters"},
 		{"T11", "read Secrets", "", []string{"-n", "kubelb", "get", "secrets"}, "forbidden"},
 		{"T11", "read its own namespace's Secrets", "", []string{"-n", ns, "get", "secrets"}, "forbidden"},
 	} {
@@ -191,6 +198,16 @@ func TestAServiceThatIsMadeAnewHasTheAddressThatItAskedFor(t *testing.T) {
 	require.Regexp(t, `(?m)^192\.0\.2\.239 +kept for tenant a until `, pools)
 	apply(t, asking)
 	require.Equal(t, []string{address}, externalIPs(t, "asks", 1))
+}
+
+// leaseNamed is one that nobody holds.
+func leaseNamed(namespace, name string) string {
+	return fmt.Sprintf("apiVersion: coordination.k8s.io/v1\nkind: Lease\nmetadata: {namespace: %s, name: %s}\n", namespace, name)
+}
+
+// patchLease is what changes a tenant's Lease.
+func patchLease(namespace, patch string) []string {
+	return []string{"-n", namespace, "patch", "lease", "kubelb-ccm", "--type=merge", "-p", patch}
 }
 
 // manyAddresses are none of the tenant's.

@@ -114,6 +114,46 @@ func TestTheCCMWorksWithATenantsCredentialsAlone(t *testing.T) {
 	require.NoError(t, err)
 }
 
+// A CCM that is gone can say nothing of that: the hub says since when it knows no better.
+func TestATenantSaysThatNothingIsHeardOfItsCCM(t *testing.T) {
+	alikeWithAll(t)
+	apply(t, service("unheard", "ports: [{port: 80}]"))
+	cleanUp(t, "service/unheard")
+	externalIPs(t, "unheard", 2)
+	hubKubectl(t, "wait", "tenant/a", "--for=condition=Connected", "--timeout=60s")
+	out, _ := kubelb(t, "status")
+	require.NotContains(t, out, "its CCM")
+
+	lab.CCM.Kill()
+	killed, back := time.Now(), false
+	t.Cleanup(func() {
+		if !back {
+			require.NoError(t, lab.StartCCM(contextAfter(t)))
+		}
+	})
+	// As if it had promised less: two minutes are long.
+	hubKubectl(t, "-n", "tenant-a", "patch", "lease", "kubelb-ccm", "--type=merge", "-p", `{"spec":{"leaseDurationSeconds":20}}`)
+	hubKubectl(t, "wait", "tenant/a", "--for=jsonpath={.status.conditions[?(@.type==\"Connected\")].reason}=CCMSilent", "--timeout=60s")
+	t.Logf("the Tenant says so %s after its CCM was killed", time.Since(killed))
+	const since = `nothing has been heard of its CCM since \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ: Services and nodes that changed since are not known here`
+	out, _ = kubelb(t, "status")
+	require.Regexp(t, `(?m)^warning: tenant a: `+since+`$`, out)
+	eventually(t, 10*time.Second, func() error {
+		if out, status := kubelb(t, "explain", "default/unheard", "--tenant=a"); status != 0 || !regexp.MustCompile(`(?m)^  yes +its tenant's nodes are known +\d+ addresses of nodes; `+since+`$`).MatchString(out) {
+			return errors.New(out)
+		}
+		return nil
+	})
+
+	back = true
+	require.NoError(t, lab.StartCCM(t.Context()))
+	began := time.Now()
+	hubKubectl(t, "wait", "tenant/a", "--for=condition=Connected", "--timeout=60s")
+	t.Logf("it says that it is heard again %s after it was started", time.Since(began))
+	out, _ = kubelb(t, "status")
+	require.NotContains(t, out, "its CCM")
+}
+
 // T21: what a tenant could write before there was the policy, or where it is not installed.
 func TestATenantGoesWhateverFinalizersItsObjectsHave(t *testing.T) {
 	alikeWithAll(t)

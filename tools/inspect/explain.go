@@ -82,7 +82,7 @@ func (h *Hub) Explain(lb *v1alpha1.LoadBalancer) Explanation {
 		{"its tenant is served", h.tenantServed},
 		{"a controller has seen it", h.seen},
 		{"it is accepted", condition(v1alpha1.ConditionAccepted)},
-		{"its tenant's nodes are known", h.nodesKnown},
+		{"its tenant's nodes are known", h.nodesKnownSince},
 		{"it has addresses", allocated},
 		{"gateways work", h.gatewaysWork},
 		{"a dataplane holds it", condition(v1alpha1.ConditionProgrammed)},
@@ -148,6 +148,19 @@ func condition(kind string) func(*v1alpha1.LoadBalancer) (string, bool) {
 		}
 		return c.Message, true
 	}
+}
+
+// nodesKnownSince adds to what is known of the nodes that it is of before, where that is so.
+func (h *Hub) nodesKnownSince(lb *v1alpha1.LoadBalancer) (string, bool) {
+	message, holds := h.nodesKnown(lb)
+	i := slices.IndexFunc(h.Tenants, func(t v1alpha1.Tenant) bool { return v1alpha1.TenantNamespacePrefix+t.Name == lb.Namespace })
+	if i < 0 {
+		return message, holds
+	}
+	if silent := ccmSilent(&h.Tenants[i]); silent != "" {
+		message += "; " + silent
+	}
+	return message, holds
 }
 
 func (h *Hub) nodesKnown(lb *v1alpha1.LoadBalancer) (string, bool) {

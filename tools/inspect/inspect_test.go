@@ -193,6 +193,27 @@ func TestAServiceWithoutLocalPodsIsNoFault(t *testing.T) {
 	require.Equal(t, "Ready", h.Status().Tenants[0].State)
 }
 
+// Traffic goes on without a CCM, as of what it wrote last.
+func TestACCMThatIsGoneIsAWarningAndARemark(t *testing.T) {
+	const since = "nothing has been heard of its CCM since 2026-01-02T12:00:05Z: Services and nodes that changed since are not known here"
+	h := healthy()
+	h.Tenants[0].Status.Conditions = append(h.Tenants[0].Status.Conditions, is(v1alpha1.ConditionConnected, metav1.ConditionUnknown, v1alpha1.ReasonCCMSilent, since))
+	s := h.Status()
+	require.Equal(t, []Problem{{Warning, "tenant a", since}}, s.Problems)
+	require.False(t, s.Broken())
+	e := h.Explain(&h.LoadBalancers[0])
+	require.True(t, e.Served())
+	require.Contains(t, e.Steps, Step{"its tenant's nodes are known", true, "1 addresses of nodes; " + since})
+
+	h.Tenants[0].Spec.Revoked = true
+	for _, p := range h.Status().Problems {
+		require.NotContains(t, p.Message, since, "it has no credentials, and is not expected")
+	}
+	h = healthy()
+	h.Tenants[0].Status.Conditions = append(h.Tenants[0].Status.Conditions, is(v1alpha1.ConditionConnected, metav1.ConditionTrue, v1alpha1.ReasonCCMHeard, "it renews its Lease"))
+	require.Empty(t, h.Status().Problems)
+}
+
 func TestALoadBalancerIsFoundByAllItsNames(t *testing.T) {
 	h := healthy()
 	for _, name := range []string{"uid-1", "tenant-a/uid-1", "shop/web"} {

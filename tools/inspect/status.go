@@ -285,6 +285,14 @@ func TenantState(t *v1alpha1.Tenant) string {
 	return cmp.Or(t.Status.Phase, unknown)
 }
 
+// ccmSilent says since when nothing is heard of a tenant's CCM; empty if it is heard, or never was, as KubeLB's own. Traffic goes on without it.
+func ccmSilent(t *v1alpha1.Tenant) string {
+	if c := plain.NotTrue(t.Status.Conditions, v1alpha1.ConditionConnected); c != nil && !t.Spec.Revoked {
+		return c.Message
+	}
+	return ""
+}
+
 func (h *Hub) tenantLine(t *v1alpha1.Tenant, say sayer) TenantLine {
 	line := TenantLine{Name: t.Name, State: TenantState(t)}
 	if field := disabledBy(t); field != "" {
@@ -296,6 +304,9 @@ func (h *Hub) tenantLine(t *v1alpha1.Tenant, say sayer) TenantLine {
 				say(Error, "tenant "+t.Name, "%s: %s", c.Reason, c.Message)
 			}
 		}
+	}
+	if silent := ccmSilent(t); silent != "" {
+		say(Warning, "tenant "+t.Name, "%s", silent)
 	}
 	for i := range h.LoadBalancers {
 		lb := &h.LoadBalancers[i]

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/clientcmd/api"
 
@@ -171,6 +172,8 @@ func TestTheManagersAccountReachesNoNamespaceButItsOwnAndTenants(t *testing.T) {
 		{"change what a tenant may target", tenantThatMayTarget("0.0.0.0/0"), []string{"patch", "--dry-run=server", "--type=merge", "--patch-file=/dev/stdin", "tenant", "a"}, "ValidatingAdmissionPolicy 'specs.kubelb.k8c.io'"},
 		{"change what a tenant may target as a whole", tenantThatMayTarget("0.0.0.0/0"), replace, byRBAC},
 		{"write a gateway's Lease", lease("kubelb", "one"), create, byPolicy},
+		{"read the Leases of all namespaces", "", []string{"get", "leases", "-A"}, byRBAC},
+		{"write another program's Lease", "", []string{"-n", "kube-system", "patch", "lease", "kubelb-ccm", "--type=merge", "-p", "{}"}, byRBAC},
 		{"bind more to itself in its own namespace", binding("kubelb", "kubelb-manager", "Role/kubelb-manager", "kubelb-gateway", "kubelb"), replace, byPolicy},
 	})
 }
@@ -214,6 +217,9 @@ func TestTheManagersAccountHasInATenantsNamespaceWhatItGives(t *testing.T) {
 		{"write another Role", role("more", ""), create, byPolicy},
 		{"bind the tenant's Role to another account", binding("tenant-a", "kubelb-ccm", "Role/kubelb-ccm", "operator", "kube-system"), create, byPolicy},
 		{"give its rights to another account", strings.Replace(own, "name: kubelb-manager, namespace: kubelb}", "name: kubelb-gateway, namespace: kubelb}", 1), replace, byPolicy},
+		{"make another Lease", lease("tenant-a", "more"), create, byPolicy},
+		{"write another Lease", "", []string{"-n", "tenant-a", "patch", "lease", "more", "--type=merge", "-p", "{}"}, byRBAC},
+		{"read all Leases of the namespace", "", []string{"-n", "tenant-a", "get", "leases"}, byRBAC},
 		{"run a pod", "", []string{"-n", "tenant-a", "run", "x", "--image=x", "--dry-run=server"}, byRBAC},
 	})
 }
@@ -331,6 +337,9 @@ func TestTheChartsAccountsSufficeForTheirWork(t *testing.T) {
 	_, err = lab.Hub.KubectlAs(t.Context(), file, loadBalancerOfHub, "create", "-f", "-")
 	require.NoError(t, err)
 	kubectl(t, lab.Hub, "", "-n", "tenant-a", "wait", "loadbalancer/web", "--for=condition=Ready", "--timeout=30s")
+	_, err = lab.Hub.KubectlAs(t.Context(), file, "", "-n", "tenant-a", "patch", "lease", "kubelb-ccm", "--type=merge", "-p", fmt.Sprintf(`{"spec":{"renewTime":%q}}`, time.Now().UTC().Format(metav1.RFC3339Micro)))
+	require.NoError(t, err)
+	kubectl(t, lab.Hub, "", "wait", "tenant/a", "--for=condition=Connected", "--timeout=20s")
 	kubectl(t, lab.Hub, "", "wait", "gateways.kubelb.k8c.io/one", "--for=condition=Ready", "--timeout=10s")
 	require.Equal(t, "one", kubectl(t, lab.Hub, "", "-n", ns, "get", "lease", "one", "-o", "jsonpath={.metadata.labels.kubelb\\.k8c\\.io/gateway}"))
 	require.NotEmpty(t, kubectl(t, lab.Hub, "", "-n", ns, "get", "lease", "controller.kubelb.k8c.io", "-o", "jsonpath={.spec.holderIdentity}"))

@@ -1,0 +1,215 @@
+package controller
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/go-logr/logr"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+
+	"kubelb.k8c.io/api/plain"
+	"kubelb.k8c.io/api/v1alpha1"
+)
+
+// contacts tells of which tenants' CCMs nothing is heard: they do not renew the Leases in their tenants' namespaces any more. Tenants write the times in
+// these, so that a Lease counts from when it was seen to change, by the own clock.
+type contacts struct {
+	client client.Client
+	// reader asks the API server itself: Leases change too often to be watched for this.
+	reader client.Reader
+	// changed is told of the Tenants whose condition is to change.
+	changed chan<- event.GenericEvent
+	log     logr.Logger
+	metrics *metrics
+
+	// looked is when the Leases were read last. It belongs to look.
+	looked time.Time
+	mu     sync.Mutex // guards heard
+	// heard are the tenants' Leases that were ever renewed as they were seen last, by the tenants' names; nil before the first look.
+	heard map[string]contact
+}
+
+// contact is a renewal of a Lease, and when it was first seen.
+type contact struct {
+	renewal string
+	seen    time.Time
+	// patience is until when it counts as there all the same.
+	patience time.Time
+	// distrusted: its CCM was silent before this process saw it, and is until there is another renewal.
+	distrusted bool
+	silent     bool
+}
+
+const (
+	// contactInterval is how often the Leases are read: all of them by one request.
+	contactInterval = 10 * time.Second
+	// ccmSilentAfter is for how long a CCM may not renew its Lease, unless leaseDurationSeconds says less, down to ccmSilentEarliest.
+	ccmSilentAfter, ccmSilentEarliest = 2 * time.Minute, 20 * time.Second
+	// ccmBackWithin is how long CCMs have to renew their Leases after nobody has looked, as when the API was away for them as well.
+	ccmBackWithin = 75 * time.Second
+)
+
+// Start looks again and again until the context ends.
+func (c *contacts) Start(ctx context.Context) error {
+	wait.UntilWithContext(ctx, func(ctx context.Context) {
+		if err := c.look(ctx, time.Now()); err != nil && ctx.Err() == nil {
+			c.log.Error(err, "look which tenants' CCMs are there")
+		}
+	}, contactInterval)
+	return nil
+}
+
+// look reads the Leases, and asks for the Tenants that do not say how it is.
+func (c *contacts) look(ctx context.Context, now time.Time) error {
+	var leases coordinationv1.LeaseList
+	if err := c.reader.List(ctx, &leases, client.MatchingFields{metav1.ObjectNameField: v1alpha1.CCMName}); err != nil {
+		return fmt.Errorf("read the Leases of tenants' CCMs: %w", err)
+	}
+	var tenants v1alpha1.TenantList
+	if err := c.client.List(ctx, &tenants, client.UnsafeDisableDeepCopy); err != nil {
+		return fmt.Errorf("read the Tenants: %w", err)
+	}
+	of := map[string]*coordinationv1.Lease{}
+	for i := range leases.Items {
+		of[leases.Items[i].Namespace] = &leases.Items[i]
+	}
+	missed := now.Sub(c.looked) > 3*contactInterval
+	heard := map[string]contact{}
+	for i := range tenants.Items {
+		t := &tenants.Items[i]
+		if lease := of[namespaceOf(t)]; lease != nil && lease.Spec.RenewTime != nil && mayConnect(t) {
+			heard[t.Name] = c.judge(t, lease, now, missed)
+		}
+	}
+	c.looked = now
+	c.mu.Lock()
+	c.heard = heard
+	c.mu.Unlock()
+	c.show(heard)
+	return c.tell(ctx, tenants.Items, heard)
+}
+
+// mayConnect: of a tenant whose credentials are taken nobody expects to hear.
+func mayConnect(t *v1alpha1.Tenant) bool { return !t.Spec.Revoked && t.DeletionTimestamp == nil }
+
+// judge is the contact with a tenant's CCM as it is now. missed: nobody has looked for a while.
+func (c *contacts) judge(t *v1alpha1.Tenant, lease *coordinationv1.Lease, now time.Time, missed bool) contact {
+	renewed := lease.Spec.RenewTime.Time
+	renewal := fmt.Sprintf("%s/%d", lease.UID, renewed.UnixMicro())
+	is, known := c.heard[t.Name]
+	switch {
+	case !known:
+		is = contact{renewal: renewal, seen: now, patience: now.Add(ccmBackWithin), distrusted: saidOfCCM(t) == v1alpha1.ReasonCCMSilent}
+		if renewed.Before(now) {
+			is.seen = renewed
+		}
+	case is.renewal != renewal:
+		is = contact{renewal: renewal, seen: now}
+	case missed && !is.silent:
+		is.patience = now.Add(ccmBackWithin)
+	}
+	is.silent = is.distrusted || now.Sub(is.seen) > ccmSilence(lease) && now.After(is.patience)
+	return is
+}
+
+// ccmSilence is for how long a CCM need not renew its Lease.
+func ccmSilence(lease *coordinationv1.Lease) time.Duration {
+	if s := lease.Spec.LeaseDurationSeconds; s != nil {
+		return min(max(time.Duration(*s)*time.Second, ccmSilentEarliest), ccmSilentAfter)
+	}
+	return ccmSilentAfter
+}
+
+// saidOfCCM is the reason of the Tenant's condition; empty if it has none.
+func saidOfCCM(t *v1alpha1.Tenant) string {
+	if is := meta.FindStatusCondition(t.Status.Conditions, v1alpha1.ConditionConnected); is != nil {
+		return is.Reason
+	}
+	return ""
+}
+
+// tell asks for the Tenants that do not say how it is.
+func (c *contacts) tell(ctx context.Context, tenants []v1alpha1.Tenant, heard map[string]contact) error {
+	for i := range tenants {
+		name, reason := tenants[i].Name, ""
+		if is, known := heard[name]; known {
+			reason = is.reason()
+		}
+		if saidOfCCM(&tenants[i]) == reason {
+			continue
+		}
+		select {
+		case c.changed <- event.GenericEvent{Object: &v1alpha1.Tenant{ObjectMeta: metav1.ObjectMeta{Name: name}}}:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+func (c contact) reason() string {
+	if c.silent {
+		return v1alpha1.ReasonCCMSilent
+	}
+	return v1alpha1.ReasonCCMHeard
+}
+
+// show tells Prometheus of the CCMs that were ever heard.
+func (c *contacts) show(heard map[string]contact) {
+	c.metrics.connected.Reset()
+	for name, is := range heard {
+		n := 1.0
+		if is.silent {
+			n = 0
+		}
+		c.metrics.connected.WithLabelValues(name).Set(n)
+	}
+}
+
+// say has the status of a Tenant say whether its CCM is heard, as of the last look. Before the first one it stays as it is.
+func (c *contacts) say(t *v1alpha1.Tenant) {
+	if c == nil {
+		return
+	}
+	c.mu.Lock()
+	is, known := c.heard[t.Name]
+	looked := c.heard != nil
+	c.mu.Unlock()
+	condition := metav1.Condition{Type: v1alpha1.ConditionConnected, Status: metav1.ConditionTrue, Reason: v1alpha1.ReasonCCMHeard, ObservedGeneration: t.Generation,
+		Message: "the tenant's CCM renews its Lease"}
+	switch before := meta.FindStatusCondition(t.Status.Conditions, v1alpha1.ConditionConnected); {
+	case !mayConnect(t), looked && !known:
+		meta.RemoveStatusCondition(&t.Status.Conditions, v1alpha1.ConditionConnected)
+		return
+	case !looked:
+		return
+	case is.silent && is.distrusted && before != nil && before.Reason == v1alpha1.ReasonCCMSilent:
+		// Who has said so knew since when.
+		condition.Status, condition.Reason, condition.Message = before.Status, before.Reason, before.Message
+	case is.silent:
+		condition.Status, condition.Reason = metav1.ConditionUnknown, v1alpha1.ReasonCCMSilent
+		condition.Message = fmt.Sprintf("nothing has been heard of its CCM since %s: Services and nodes that changed since are not known here", is.seen.UTC().Format(time.RFC3339))
+	}
+	plain.SetCondition(&t.Status.Conditions, condition)
+}
+
+// ensureLease makes the Lease that the tenant's CCM renews. No tenant may make one. What is in it is the tenant's.
+func (r *tenantReconciler) ensureLease(ctx context.Context, tenant *v1alpha1.Tenant) error {
+	lease := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: namespaceOf(tenant), Name: v1alpha1.CCMName, Labels: map[string]string{v1alpha1.LabelManagedBy: v1alpha1.ManagedByKubeLB}}}
+	err := r.reader.Get(ctx, client.ObjectKeyFromObject(lease), lease)
+	if apierrors.IsNotFound(err) {
+		err = r.client.Create(ctx, lease)
+	}
+	if err != nil && !apierrors.IsAlreadyExists(err) {
+		return fmt.Errorf("Lease %s: %w", client.ObjectKeyFromObject(lease), err)
+	}
+	return nil
+}

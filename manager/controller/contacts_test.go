@@ -1,0 +1,262 @@
+package controller
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/go-logr/logr"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/stretchr/testify/require"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+
+	"kubelb.k8c.io/api/v1alpha1"
+)
+
+// contactHub is a hub with Tenant a, and who looks whether the tenant's CCM is there.
+type contactHub struct {
+	*tenantHub
+	t     *testing.T
+	now   time.Time
+	asked chan event.GenericEvent
+}
+
+func contactHubOf(t *testing.T, more ...client.Object) *contactHub {
+	t.Helper()
+	h := &contactHub{tenantHub: newTenantHub(t, time.Hour, append(more, tenantA())...), t: t, now: time.Date(2026, 1, 2, 12, 0, 0, 0, time.FixedZone("", 3600))}
+	h.r.trial.at = time.Now().Add(time.Hour) // nobody counts objects here
+	h.begin()
+	h.look(t)
+	return h
+}
+
+// begin has another process be the controllers'.
+func (h *contactHub) begin() {
+	numbers, err := newMetrics(nil)
+	require.NoError(h.t, err)
+	h.asked = make(chan event.GenericEvent, 10)
+	h.r.contacts = &contacts{client: h.Client, reader: h.Client, changed: h.asked, log: logr.Discard(), metrics: numbers}
+}
+
+// renew has the CCM write a time into its Lease.
+func (h *contactHub) renew(at time.Time) {
+	h.t.Helper()
+	h.change(func(s *coordinationv1.LeaseSpec) { s.RenewTime = &metav1.MicroTime{Time: at} })
+}
+
+func (h *contactHub) change(change func(*coordinationv1.LeaseSpec)) {
+	h.t.Helper()
+	var lease coordinationv1.Lease
+	require.NoError(h.t, h.Get(h.t.Context(), client.ObjectKey{Namespace: "tenant-a", Name: v1alpha1.CCMName}, &lease))
+	change(&lease.Spec)
+	require.NoError(h.t, h.Update(h.t.Context(), &lease))
+}
+
+// after lets time pass, looks as often as is due, and reconciles the Tenants for which it is asked. It returns what the Tenant says, and how often it was written.
+func (h *contactHub) after(passed time.Duration) (says *metav1.Condition, written int) {
+	h.t.Helper()
+	for end := h.now.Add(passed); ; {
+		require.NoError(h.t, h.r.contacts.look(h.t.Context(), h.now))
+		for len(h.asked) > 0 {
+			before := h.tenant().ResourceVersion
+			_, err := h.r.Reconcile(h.t.Context(), requestFor((<-h.asked).Object.GetName()))
+			require.NoError(h.t, err)
+			if h.tenant().ResourceVersion != before {
+				written++
+			}
+		}
+		if !h.now.Before(end) {
+			break
+		}
+		h.now = h.now.Add(min(contactInterval, end.Sub(h.now)))
+	}
+	return meta.FindStatusCondition(h.tenant().Status.Conditions, v1alpha1.ConditionConnected), written
+}
+
+func (h *contactHub) tenant() *v1alpha1.Tenant {
+	h.t.Helper()
+	var tenant v1alpha1.Tenant
+	require.NoError(h.t, h.Get(h.t.Context(), client.ObjectKey{Name: "a"}, &tenant))
+	return &tenant
+}
+
+// shown is what Prometheus is told of tenants' CCMs, by how many there are and by a's.
+func (h *contactHub) shown() (int, float64) {
+	n := testutil.CollectAndCount(h.r.contacts.metrics.connected)
+	if n == 0 {
+		return 0, -1
+	}
+	return n, testutil.ToFloat64(h.r.contacts.metrics.connected.WithLabelValues("a"))
+}
+
+func TestATenantSaysSinceWhenNothingIsHeardOfItsCCM(t *testing.T) {
+	h := contactHubOf(t)
+	says, written := h.after(time.Hour)
+	require.Nil(t, says, "nobody has ever renewed it, as KubeLB's own CCM does not")
+	require.Zero(t, written)
+	n, _ := h.shown()
+	require.Zero(t, n)
+
+	h.renew(h.now)
+	says, written = h.after(0)
+	require.Equal(t, metav1.ConditionTrue, says.Status)
+	require.Equal(t, v1alpha1.ReasonCCMHeard, says.Reason)
+	require.Equal(t, 1, written)
+	for range 20 {
+		h.renew(h.now)
+		says, written = h.after(30 * time.Second)
+		require.Equal(t, metav1.ConditionTrue, says.Status)
+		require.Zero(t, written, "a renewal costs no write")
+	}
+	_, is := h.shown()
+	require.Equal(t, 1.0, is)
+
+	h.renew(h.now)
+	_, written = h.after(0)
+	require.Zero(t, written)
+	since := h.now
+	says, _ = h.after(2 * time.Minute)
+	require.Equal(t, metav1.ConditionTrue, says.Status, "it may be a moment")
+	says, written = h.after(contactInterval)
+	require.Equal(t, metav1.ConditionUnknown, says.Status)
+	require.Equal(t, v1alpha1.ReasonCCMSilent, says.Reason)
+	require.Equal(t, 1, written)
+	message := "nothing has been heard of its CCM since " + since.UTC().Format(time.RFC3339) + ": Services and nodes that changed since are not known here"
+	require.Equal(t, message, says.Message)
+	n, is = h.shown()
+	require.Equal(t, 1, n)
+	require.Zero(t, is)
+
+	says, written = h.after(time.Hour)
+	require.Equal(t, message, says.Message)
+	require.Zero(t, written, "it is said once")
+	h.begin()
+	says, written = h.after(time.Hour)
+	require.Equal(t, message, says.Message, "other controllers know no better")
+	require.Zero(t, written)
+
+	h.renew(h.now)
+	says, written = h.after(0)
+	require.Equal(t, metav1.ConditionTrue, says.Status)
+	require.Equal(t, 1, written)
+	require.NoError(t, h.Delete(t.Context(), &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: "tenant-a", Name: v1alpha1.CCMName}}))
+	says, _ = h.after(contactInterval)
+	require.Nil(t, says, "who deletes the Lease says that no CCM is to be expected that renews it")
+	h.look(t)
+	require.NoError(t, h.Get(t.Context(), client.ObjectKey{Namespace: "tenant-a", Name: v1alpha1.CCMName}, &coordinationv1.Lease{}), "a CCM may come")
+}
+
+// The clock of a tenant's cluster may be wrong, or its CCM in other hands.
+func TestATimeOfATenantCountsForNothing(t *testing.T) {
+	for name, off := range map[string]time.Duration{"ahead": 1000 * time.Hour, "behind": -1000 * time.Hour} {
+		t.Run(name, func(t *testing.T) {
+			h := contactHubOf(t)
+			h.renew(h.now.Add(off))
+			h.after(0)
+			for range 10 {
+				h.renew(h.now.Add(off))
+				says, _ := h.after(30 * time.Second)
+				require.Equal(t, metav1.ConditionTrue, says.Status)
+			}
+			h.begin()
+			says, _ := h.after(30 * time.Second)
+			require.Equal(t, metav1.ConditionTrue, says.Status, "other controllers give it a moment")
+			h.renew(h.now.Add(off))
+			h.after(0)
+			since := h.now
+			says, _ = h.after(ccmSilentAfter + contactInterval)
+			require.Equal(t, metav1.ConditionUnknown, says.Status)
+			require.Contains(t, says.Message, since.UTC().Format(time.RFC3339))
+		})
+	}
+	h := contactHubOf(t)
+	h.renew(h.now)
+	h.after(0)
+	for seconds, silent := range map[int32]bool{1: false, 1 << 30: true} {
+		h.renew(h.now)
+		h.change(func(s *coordinationv1.LeaseSpec) { s.LeaseDurationSeconds = &seconds })
+		h.after(0)
+		says, _ := h.after(map[bool]time.Duration{false: ccmSilentEarliest, true: ccmSilentAfter + contactInterval}[silent])
+		require.Equal(t, silent, says.Status == metav1.ConditionUnknown, "a lease of %d seconds", seconds)
+	}
+}
+
+// CCMs reach the API no earlier than the manager does.
+func TestCCMsHaveAMomentToRenewTheirLeasesOnceTheAPIIsBack(t *testing.T) {
+	h := contactHubOf(t)
+	h.renew(h.now)
+	h.after(contactInterval)
+	away := errors.New("no answer")
+	h.r.contacts.reader = interceptor.NewClient(h.Client.(client.WithWatch), interceptor.Funcs{List: func(context.Context, client.WithWatch, client.ObjectList, ...client.ListOption) error { return away }})
+	for range 60 {
+		h.now = h.now.Add(contactInterval)
+		require.ErrorIs(t, h.r.contacts.look(t.Context(), h.now), away)
+	}
+	require.Empty(t, h.asked)
+	h.r.contacts.reader = h.Client
+	says, written := h.after(ccmBackWithin - contactInterval)
+	require.Equal(t, metav1.ConditionTrue, says.Status)
+	require.Zero(t, written)
+	says, _ = h.after(2 * contactInterval)
+	require.Equal(t, metav1.ConditionUnknown, says.Status, "and it has not taken it")
+}
+
+func TestOfATenantWithoutCredentialsNobodyExpectsToHear(t *testing.T) {
+	h := contactHubOf(t)
+	h.renew(h.now)
+	h.after(0)
+	tenant := h.tenant()
+	tenant.Spec.Revoked = true
+	require.NoError(t, h.Update(t.Context(), tenant))
+	h.look(t)
+	says, written := h.after(time.Hour)
+	require.Nil(t, says)
+	require.Zero(t, written)
+	n, _ := h.shown()
+	require.Zero(t, n)
+	tenant = h.tenant()
+	tenant.Spec.Revoked = false
+	require.NoError(t, h.Update(t.Context(), tenant))
+	h.look(t)
+	says, _ = h.after(ccmBackWithin + contactInterval)
+	require.Equal(t, v1alpha1.ReasonCCMSilent, says.Reason, "it has not got the new kubeconfig")
+}
+
+func TestToLookAtTheCCMsOfAThousandTenantsIsOneRequestAndNoWrite(t *testing.T) {
+	const tenants = 1000
+	now := time.Now()
+	var objects []client.Object
+	for i := range tenants {
+		name := fmt.Sprintf("t%d", i)
+		tenant := &v1alpha1.Tenant{ObjectMeta: metav1.ObjectMeta{Name: name}, Status: v1alpha1.TenantStatus{Conditions: []metav1.Condition{{Type: v1alpha1.ConditionConnected, Status: metav1.ConditionTrue, Reason: v1alpha1.ReasonCCMHeard}}}}
+		lease := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: namespaceOf(tenant), Name: v1alpha1.CCMName}, Spec: coordinationv1.LeaseSpec{RenewTime: &metav1.MicroTime{Time: now}}}
+		objects = append(objects, tenant, lease)
+	}
+	h := contactHubOf(t, objects...)
+	requests := 0
+	h.r.contacts.reader = interceptor.NewClient(h.Client.(client.WithWatch), interceptor.Funcs{
+		List: func(ctx context.Context, c client.WithWatch, list client.ObjectList, options ...client.ListOption) error {
+			requests++
+			return c.List(ctx, list, options...)
+		},
+		Get: func(context.Context, client.WithWatch, client.ObjectKey, client.Object, ...client.GetOption) error {
+			return errors.New("one by one")
+		},
+	})
+	began := time.Now()
+	for range 5 {
+		require.NoError(t, h.r.contacts.look(t.Context(), now))
+	}
+	t.Logf("a look at %d tenants takes %s, of which most is the fake API server's", tenants, time.Since(began)/5)
+	require.Equal(t, 5, requests)
+	require.Empty(t, h.asked, "nothing is to be written")
+	n, _ := h.shown()
+	require.Equal(t, tenants, n)
+}

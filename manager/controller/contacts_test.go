@@ -174,9 +174,21 @@ func TestATimeOfATenantCountsForNothing(t *testing.T) {
 			says, _ = h.after(ccmSilentAfter + contactInterval)
 			require.Equal(t, metav1.ConditionUnknown, says.Status)
 			require.Contains(t, says.Message, since.UTC().Format(time.RFC3339))
+			h.begin()
+			h.after(0)
+			h.look(t)
+			require.Equal(t, says.Message, meta.FindStatusCondition(h.tenant().Status.Conditions, v1alpha1.ConditionConnected).Message, "who has said so knew since when")
 		})
 	}
 	h := contactHubOf(t)
+	h.renew(h.now.Add(1000 * time.Hour))
+	h.after(0)
+	h.begin()
+	began := h.now
+	says, _ := h.after(ccmSilentAfter + contactInterval)
+	require.Equal(t, v1alpha1.ReasonCCMSilent, says.Reason, "a time to come lasts no longer for controllers that have not seen it written")
+	require.Contains(t, says.Message, began.UTC().Format(time.RFC3339))
+
 	h.renew(h.now)
 	h.after(0)
 	for seconds, silent := range map[int32]bool{1: false, 1 << 30: true} {

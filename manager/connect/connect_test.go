@@ -1,30 +1,20 @@
 package connect
 
 import (
-	"net"
+	"net/netip"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"kubelb.k8c.io/manager/connect/connecttest"
 )
 
 func TestAnEndpointThatResetsAtOnceHasAnswered(t *testing.T) {
-	l, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, l.Close()) })
-	go func() {
-		for {
-			c, err := l.AcceptTCP()
-			if err != nil {
-				return
-			}
-			_ = c.SetLinger(0)
-			_ = c.Close()
-		}
-	}()
+	at := connecttest.Serve(t, netip.MustParseAddrPort("127.0.0.1:0"), connecttest.Reset)
 	for range 500 {
-		accepted, err := Try(t.Context(), l.Addr().String(), time.Second, time.Second)
+		accepted, err := Try(t.Context(), at.String(), time.Second, time.Second)
 		require.ErrorIs(t, err, syscall.ECONNRESET)
 		require.True(t, accepted)
 	}

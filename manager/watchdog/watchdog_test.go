@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
 
+	"kubelb.k8c.io/manager/connect/connecttest"
 	"kubelb.k8c.io/manager/uplink/segment"
 )
 
@@ -63,19 +64,7 @@ func host(t *testing.T, s *segment.Segment) {
 // serves has somebody accept connections at an address until the test ends.
 func serves(t *testing.T, at netip.AddrPort, then func(*net.TCPConn)) Frontend {
 	t.Helper()
-	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at))
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, l.Close()) })
-	go func() {
-		for {
-			c, err := l.AcceptTCP()
-			if err != nil {
-				return
-			}
-			then(c)
-		}
-	}()
-	at = netip.AddrPortFrom(at.Addr(), l.Addr().(*net.TCPAddr).AddrPort().Port())
+	at = connecttest.Serve(t, at, then)
 	return Frontend{AddrPort: at, Tenant: "a", Endpoints: []netip.AddrPort{at}}
 }
 
@@ -104,11 +93,6 @@ func mend(t *testing.T) {
 
 // keeps keeps a connection until the client ends it. Without anybody who reads it the garbage collector would.
 func keeps(c *net.TCPConn) { go io.Copy(io.Discard, c) }
-
-func resets(c *net.TCPConn) {
-	_ = c.SetLinger(0)
-	_ = c.Close()
-}
 
 func greets(c *net.TCPConn) {
 	_, _ = c.Write([]byte("220 smtp\r\n"))
@@ -144,10 +128,10 @@ func TestAFrontendIsTriedAndWhatBecomesOfConnectionsIsTold(t *testing.T) {
 			all = append(all, serves(t, netip.AddrPortFrom(a, 80), keeps), serves(t, netip.AddrPortFrom(a, 81), greets))
 		}
 		// A proxy accepts connections, and ends them as it reaches no endpoint.
-		reset, ended := serves(t, netip.AddrPortFrom(vip4, 82), resets), serves(t, netip.AddrPortFrom(vip4, 84), ends)
+		reset, ended := serves(t, netip.AddrPortFrom(vip4, 82), connecttest.Reset), serves(t, netip.AddrPortFrom(vip4, 84), ends)
 		reset.Endpoints, ended.Endpoints = all[0].Endpoints, []netip.AddrPort{netip.AddrPortFrom(vip4, 9)}
 		// Endpoints that do so themselves.
-		rude := []Frontend{serves(t, netip.AddrPortFrom(vip4, 85), resets), serves(t, netip.AddrPortFrom(vip4, 86), ends)}
+		rude := []Frontend{serves(t, netip.AddrPortFrom(vip4, 85), connecttest.Reset), serves(t, netip.AddrPortFrom(vip4, 86), ends)}
 		closed := Frontend{AddrPort: netip.AddrPortFrom(vip4, 83), Tenant: "a", Endpoints: []netip.AddrPort{netip.AddrPortFrom(vip4, 83)}}
 		latest, end := watching(t, append(append(all, rude...), reset, closed, ended)...)
 		broken := []Failure{

@@ -1,36 +1,18 @@
 package inspect
 
 import (
-	"net"
+	"net/netip"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 	corev1 "k8s.io/api/core/v1"
 
 	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/manager/connect/connecttest"
 )
 
-// resetting is the port of somebody who accepts connections and resets them, as a proxy does that reaches no endpoint.
-func resetting(t *testing.T) int32 {
-	t.Helper()
-	l, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, l.Close()) })
-	go func() {
-		for {
-			c, err := l.AcceptTCP()
-			if err != nil {
-				return
-			}
-			_ = c.SetLinger(0)
-			_ = c.Close()
-		}
-	}()
-	return int32(l.Addr().(*net.TCPAddr).Port)
-}
-
 func TestAConnectionThatIsResetIsNoAnswerWhereNoGatewayTriesIt(t *testing.T) {
-	port := resetting(t)
+	port := int32(connecttest.Serve(t, netip.MustParseAddrPort("127.0.0.1:0"), connecttest.Reset).Port())
 	for says, c := range map[string]struct {
 		change func(*v1alpha1.LoadBalancerSpec)
 		result CheckResult

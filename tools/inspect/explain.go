@@ -108,16 +108,25 @@ func notDeleted(lb *v1alpha1.LoadBalancer) (string, bool) {
 
 func (h *Hub) tenantServed(lb *v1alpha1.LoadBalancer) (string, bool) {
 	name := strings.TrimPrefix(lb.Namespace, v1alpha1.TenantNamespacePrefix)
-	i := slices.IndexFunc(h.Tenants, func(t v1alpha1.Tenant) bool { return v1alpha1.TenantNamespacePrefix+t.Name == lb.Namespace })
+	t := h.tenantOf(lb)
 	switch {
-	case i < 0:
+	case t == nil:
 		return fmt.Sprintf("there is no Tenant %s, whose namespace %s would be: create it, or the LoadBalancer in another namespace", name, lb.Namespace), false
-	case disabledBy(&h.Tenants[i]) != "":
-		return fmt.Sprintf("%s of Tenant %s is set", disabledBy(&h.Tenants[i]), name), false
-	case len(h.Tenants[i].Spec.BackendCIDRs) == 0:
+	case disabledBy(t) != "":
+		return fmt.Sprintf("%s of Tenant %s is set", disabledBy(t), name), false
+	case len(t.Spec.BackendCIDRs) == 0:
 		return fmt.Sprintf("spec.backendCIDRs of Tenant %s is empty: no address of its nodes is allowed as a target; add their networks", name), false
 	}
-	return fmt.Sprintf("Tenant %s may target %s", name, strings.Join(h.Tenants[i].Spec.BackendCIDRs, ", ")), true
+	return fmt.Sprintf("Tenant %s may target %s", name, strings.Join(t.Spec.BackendCIDRs, ", ")), true
+}
+
+// tenantOf is the LoadBalancer's Tenant, nil if there is none.
+func (h *Hub) tenantOf(lb *v1alpha1.LoadBalancer) *v1alpha1.Tenant {
+	i := slices.IndexFunc(h.Tenants, func(t v1alpha1.Tenant) bool { return v1alpha1.TenantNamespacePrefix+t.Name == lb.Namespace })
+	if i < 0 {
+		return nil
+	}
+	return &h.Tenants[i]
 }
 
 func (h *Hub) seen(lb *v1alpha1.LoadBalancer) (string, bool) {
@@ -144,23 +153,24 @@ func condition(kind string) func(*v1alpha1.LoadBalancer) (string, bool) {
 		case c.Status != metav1.ConditionTrue:
 			return c.Reason + ": " + c.Message, false
 		case c.ObservedGeneration < lb.Generation:
-			return fmt.Sprintf("as it was before its last change (generation %d of %d): the change is on its way, or no gateway takes it", c.ObservedGeneration, lb.Generation), false
+			return beforeLastChange(c, lb), false
 		}
 		return c.Message, true
 	}
 }
 
-// nodesKnownSince adds to what is known of the nodes that it is of before, where that is so.
+// nodesKnownSince is nodesKnown, with a remark if the tenant's CCM is silent: the nodes may be others by now.
 func (h *Hub) nodesKnownSince(lb *v1alpha1.LoadBalancer) (string, bool) {
 	message, holds := h.nodesKnown(lb)
-	i := slices.IndexFunc(h.Tenants, func(t v1alpha1.Tenant) bool { return v1alpha1.TenantNamespacePrefix+t.Name == lb.Namespace })
-	if i < 0 {
-		return message, holds
-	}
-	if silent := ccmSilent(&h.Tenants[i]); silent != "" {
-		message += "; " + silent
+	if t := h.tenantOf(lb); t != nil && ccmSilent(t) != "" {
+		message += "; " + ccmSilent(t)
 	}
 	return message, holds
+}
+
+// beforeLastChange says that a condition is about an earlier generation of the LoadBalancer.
+func beforeLastChange(c *metav1.Condition, lb *v1alpha1.LoadBalancer) string {
+	return fmt.Sprintf("as it was before its last change (generation %d of %d): the change is on its way, or no gateway takes it", c.ObservedGeneration, lb.Generation)
 }
 
 func (h *Hub) nodesKnown(lb *v1alpha1.LoadBalancer) (string, bool) {

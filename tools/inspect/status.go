@@ -317,7 +317,7 @@ func (h *Hub) tenantLine(t *v1alpha1.Tenant, say sayer) TenantLine {
 		c := meta.FindStatusCondition(lb.Status.Conditions, v1alpha1.ConditionReady)
 		switch {
 		case c != nil && c.Status == metav1.ConditionTrue && c.ObservedGeneration < lb.Generation:
-			say(Warning, nameOf(lb), "it is Ready as it was before its last change (generation %d of %d): the change is on its way, or no gateway takes it", c.ObservedGeneration, lb.Generation)
+			say(Warning, nameOf(lb), "it is Ready %s", beforeLastChange(c, lb))
 		case c != nil && c.Status == metav1.ConditionTrue:
 			line.Ready++
 			if why, known := h.nodesKnown(lb); !known {

@@ -41,18 +41,27 @@ func (d Dir) bootstrap(launch int) string {
 // sharedMemory is the file by which Envoy processes of a hot restart find each other. Envoy names it by ten times its base ID, and never removes it.
 func sharedMemory(base uint64) string { return fmt.Sprintf("/dev/shm/envoy_shared_memory_%d", 10*base) }
 
+// base reads the base ID of the Envoy processes that were launched last, by which those of a hot restart find each other.
+func (d Dir) base() (uint64, error) {
+	text, err := os.ReadFile(d.baseID())
+	if err != nil {
+		return 0, err
+	}
+	base, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 32)
+	if err != nil {
+		return 0, fmt.Errorf("base id in %s: %w", d.baseID(), err)
+	}
+	return base, nil
+}
+
 // removeSharedMemory removes the shared memory of the Envoy processes that were launched last.
 func (d Dir) removeSharedMemory() error {
-	text, err := os.ReadFile(d.baseID())
+	base, err := d.base()
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
 		return err
-	}
-	base, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 32)
-	if err != nil {
-		return fmt.Errorf("base id in %s: %w", d.baseID(), err)
 	}
 	if err := os.Remove(sharedMemory(base)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err

@@ -249,12 +249,12 @@ func (s *supervisor) launch(w Wanted, identity string, before *envoy) (*envoy, e
 		s.removeSharedMemory()
 		args = append(args, "--use-dynamic-base-id", "--base-id-path", s.Dir.baseID())
 	} else {
-		base, err := os.ReadFile(s.Dir.baseID())
+		base, err := s.Dir.base()
 		if err != nil {
 			return nil, fmt.Errorf("which Envoy to replace: %w", err)
 		}
 		e.epoch = before.epoch + 1
-		args = append(args, "--base-id", strings.TrimSpace(string(base)), "--restart-epoch", strconv.Itoa(e.epoch))
+		args = append(args, "--base-id", strconv.FormatUint(base, 10), "--restart-epoch", strconv.Itoa(e.epoch))
 	}
 	e.cmd = exec.Command(w.Envoy, args...)
 	e.cmd.Stderr = os.Stderr

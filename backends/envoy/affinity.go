@@ -138,7 +138,7 @@ func (a *affinity) endpointFor(key model.FrontendKey, client netip.Addr, now tim
 			return at, false
 		}
 		endpoint, known := a.remembered(f, client, now)
-		// The table is computed without the lock: meanwhile another connection of the client may be remembered, or the endpoints may change.
+		// The table is computed without the lock. So another connection of the client may be remembered first, or the endpoints may change.
 		if !known && hashedBy == f {
 			endpoint, known = hashed, true
 		}

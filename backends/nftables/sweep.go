@@ -178,7 +178,7 @@ func (b *Backend) deleteClients(t *table, keys []clientKey) error {
 			stale = append(stale, nft.SetElement{Key: slices.Clone(key[:t.keyLength()])})
 		}
 	}
-	t.state.staleClients = true // another sweep finds those that this one has missed or left
+	t.state.staleClients = true // the next sweep looks for clients that this sweep missed or left
 	transactions := maxSweepTransactions
 	return t.deleteExisting(stale, &transactions)
 }

@@ -19,8 +19,8 @@ import (
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
-// contacts tells of which tenants' CCMs nothing is heard: they do not renew the Leases in their tenants' namespaces any more. Tenants write the times in
-// these, so that a Lease counts from when it was seen to change, by the own clock.
+// contacts tells which CCMs are silent. A CCM is silent if it has ceased to renew the Lease in its tenant's namespace. The tenant writes the times of
+// the Lease. So a renewal counts from when this process saw it, by its own clock.
 type contacts struct {
 	client client.Client
 	// reader asks the API server itself: Leases change too often to be watched for this.

@@ -169,17 +169,13 @@ func (a *affinity) tableFor(client netip.Addr) *clientTable {
 
 // note tells the operator why clients are not written to disk. It is empty if they are.
 func (a *affinity) note() string {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if err := errors.Join(a.v4.writeErr, a.v6.writeErr); err != nil {
+	if err := errors.Join(a.v4.problem(), a.v6.problem()); err != nil {
 		return fmt.Sprintf("some clients with session affinity are not written to disk: %v; after a restart of this plugin they are treated as new", err)
 	}
 	return ""
 }
 
 func (a *affinity) close() error {
-	a.mu.Lock()
-	defer a.mu.Unlock()
 	return errors.Join(a.v4.close(), a.v6.close())
 }
 

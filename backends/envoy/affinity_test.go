@@ -34,7 +34,9 @@ type affinityTest struct {
 }
 
 func newAffinityTest(t *testing.T) affinityTest {
-	return affinityTest{openAffinity(t.TempDir(), nil), t}
+	a := openAffinity(t.TempDir(), nil)
+	t.Cleanup(func() { require.NoError(t, a.close()) })
+	return affinityTest{a, t}
 }
 
 // endpointOf is the last byte of the address of the n-th client's endpoint, 0 if there is no answer.

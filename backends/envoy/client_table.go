@@ -20,10 +20,9 @@ type clientTable struct {
 	slots     map[clientKey]int32
 	freeSlots []int32
 	tenants   map[tenantID]*clientList
-	file      *os.File
-	// writeErr is why the file is incomplete, nil if it is complete. From retryAt on the whole file is written again.
-	writeErr error
-	retryAt  time.Time
+	// file is nil if there is none; openErr is why.
+	file    *clientFile
+	openErr error
 }
 
 // clientKey is a client address of a frontend.
@@ -76,31 +75,32 @@ func openClientTable(path string, capacity int, known func(frontendID) bool) *cl
 	c := newClientTable(capacity)
 	content, err := os.ReadFile(path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		c.writeErr = err
+		c.openErr = err
 		return c
 	}
-	if c.file, err = os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600); err != nil {
-		c.writeErr = err
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		c.openErr = err
 		return c
 	}
-	saved, ours := bytes.CutPrefix(content, []byte(clientsFormat))
-	if !ours {
-		c.resetFile()
+	if saved, ours := bytes.CutPrefix(content, []byte(clientsFormat)); ours {
+		c.restore(saved, known)
+	} else if err := resetFile(f); err != nil {
+		c.openErr = errors.Join(err, f.Close())
 		return c
 	}
-	c.restore(saved, known)
+	c.file = &clientFile{path: path, file: f}
+	c.file.start()
 	return c
 }
 
 // resetFile makes the file an empty one of this format.
-func (c *clientTable) resetFile() {
-	err := c.file.Truncate(0)
-	if err == nil {
-		_, err = c.file.WriteAt([]byte(clientsFormat), 0)
+func resetFile(f *os.File) error {
+	if err := f.Truncate(0); err != nil {
+		return err
 	}
-	if err != nil {
-		c.writeErr = errors.Join(err, c.close())
-	}
+	_, err := f.WriteAt([]byte(clientsFormat), 0)
+	return err
 }
 
 // restore reads saved entries. A damaged entry may name a wrong endpoint: it is used only if it is an endpoint of the frontend.
@@ -221,24 +221,19 @@ func (c *clientTable) unlink(slot int32) {
 	}
 }
 
-// write writes a slot to the file, or all slots after a failure. For retryKeep after a failure it writes nothing.
+// write has a slot written to the file.
 func (c *clientTable) write(slot int32) {
-	first, end := slot, slot+1
-	if c.writeErr != nil {
-		if time.Now().Before(c.retryAt) {
-			return
-		}
-		first, end = 0, int32(len(c.entries))
+	if c.file != nil {
+		c.file.put(slot, c.entries[slot])
 	}
+}
+
+// problem is why the file is incomplete, nil if it is complete, or soon will be.
+func (c *clientTable) problem() error {
 	if c.file == nil {
-		return
+		return c.openErr
 	}
-	var content []byte
-	for _, e := range c.entries[first:end] {
-		content = e.append(content)
-	}
-	_, c.writeErr = c.file.WriteAt(content, int64(len(clientsFormat))+int64(first)*entrySize)
-	c.retryAt = time.Now().Add(retryKeep)
+	return c.file.problem(time.Now())
 }
 
 func (e clientEntry) append(to []byte) []byte {
@@ -258,7 +253,5 @@ func (c *clientTable) close() error {
 	if c.file == nil {
 		return nil
 	}
-	f := c.file
-	c.file = nil
-	return f.Close()
+	return c.file.close()
 }

@@ -43,6 +43,33 @@ func requireClients(t *testing.T, c *clientTable, numbers ...byte) {
 	require.IsIncreasing(t, append([]int64{0}, order...))
 }
 
+// unwritten is how many slots wait to be written, and whether some are written now.
+func unwritten(c *clientTable) (waiting int, writing bool) {
+	c.file.mu.Lock()
+	defer c.file.mu.Unlock()
+	return len(c.file.pending), !c.file.writing.IsZero()
+}
+
+// requireWritten waits until the file has all slots.
+func requireWritten(t testing.TB, c *clientTable) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		waiting, writing := unwritten(c)
+		return waiting == 0 && !writing
+	}, 3*retryKeep, time.Millisecond)
+	require.NoError(t, c.problem())
+}
+
+// openTestTable opens a table until the test ends.
+func openTestTable(t testing.TB, path string, capacity int, known func(frontendID) bool) *clientTable {
+	t.Helper()
+	c := openClientTable(path, capacity, known)
+	t.Cleanup(func() { require.NoError(t, c.close()) })
+	return c
+}
+
+func allFrontends(frontendID) bool { return true }
+
 func TestAClientIsFoundUntilItsTimeoutAfterItWasLastSeen(t *testing.T) {
 	c := newClientTable(10)
 	c.remember(clientOf(1, 7), endpointBytes(7), after(10))
@@ -90,68 +117,113 @@ func TestSlotsOfForgottenClientsAreUsedAgain(t *testing.T) {
 
 func TestTheNextProcessRemembersTheClients(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "clients")
-	all := func(frontendID) bool { return true }
-	first := openClientTable(path, 4, all)
+	first := openTestTable(t, path, 4, allFrontends)
 	for n := range byte(5) {
 		first.remember(clientOf(1, n), endpointBytes(n), after(int(n)))
 	}
 	first.remember(clientOf(1, 2), endpointBytes(2), after(8))
-	require.NoError(t, first.writeErr)
+	requireWritten(t, first)
 	// The process is killed: it does not close the file.
-	next := openClientTable(path, 4, all)
+	next := openClientTable(path, 4, allFrontends)
 	requireClients(t, next, 1, 3, 4, 2)
 	next.remember(clientOf(2, 9), endpointBytes(9), after(9))
 	next.forget(map[frontendID]bool{1: true})
 	require.NoError(t, next.close())
-	last := openClientTable(path, 4, all)
+	last := openTestTable(t, path, 4, allFrontends)
 	require.Len(t, last.slots, 1, "forgotten clients are not in the file")
 	endpoint, found := last.find(clientOf(2, 9), start)
 	require.True(t, found)
 	require.Equal(t, endpointBytes(9), endpoint)
-	require.Empty(t, openClientTable(path, 4, func(i frontendID) bool { return i == 1 }).slots, "frontend 2 was deleted")
-	require.Len(t, openClientTable(path, 4, all).slots, 1)
+	require.Empty(t, openTestTable(t, path, 4, func(i frontendID) bool { return i == 1 }).slots, "frontend 2 was deleted")
+	require.Len(t, openTestTable(t, path, 4, allFrontends).slots, 1)
 }
 
 func TestAFileOfAnotherFormatIsReplaced(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "clients")
-	all := func(frontendID) bool { return true }
 	require.NoError(t, os.WriteFile(path, []byte("a file of another format, which is longer than the first line of this format"), 0o600))
-	c := openClientTable(path, 4, all)
-	require.NoError(t, c.writeErr)
+	c := openTestTable(t, path, 4, allFrontends)
+	require.NoError(t, c.problem())
 	requireClients(t, c)
 	c.remember(clientOf(1, 1), endpointBytes(1), after(1))
-	requireClients(t, openClientTable(path, 4, all), 1)
+	requireWritten(t, c)
+	requireClients(t, openTestTable(t, path, 4, allFrontends), 1)
+}
+
+func TestAFileThatCannotBeOpenedIsReported(t *testing.T) {
+	dir := t.TempDir()
+	c := openTestTable(t, dir, 4, allFrontends)
+	require.ErrorContains(t, c.problem(), "is a directory")
+	c.remember(clientOf(1, 1), endpointBytes(1), after(1))
+	requireClients(t, c, 1)
 }
 
 func TestAFullDiskLosesNoClientWhileTheProcessRuns(t *testing.T) {
 	smalldisk.Run(t, func(t *testing.T, d smalldisk.Disk) {
 		path := filepath.Join(d.Dir, "clients")
-		all := func(frontendID) bool { return true }
-		c := openClientTable(path, 256, all)
+		c := openClientTable(path, 256, allFrontends)
 		free := d.Fill(t)
 		for n := range byte(200) {
 			c.remember(clientOf(1, n), endpointBytes(n), after(int(n)))
 		}
-		require.ErrorContains(t, c.writeErr, "no space left on device")
+		require.Eventually(t, func() bool { return c.problem() != nil }, retryKeep, time.Millisecond)
+		require.ErrorContains(t, c.problem(), "no space left on device")
 		require.Len(t, c.slots, 200)
 		endpoint, found := c.find(clientOf(1, 199), start)
 		require.True(t, found)
 		require.Equal(t, endpointBytes(199), endpoint)
 		free()
-		c.retryAt = time.Time{}
 		c.remember(clientOf(1, 200), endpointBytes(200), after(200))
-		require.NoError(t, c.writeErr)
-		require.Len(t, openClientTable(path, 256, all).slots, 201, "once there is room all of them are written")
+		requireWritten(t, c)
+		require.NoError(t, c.close())
+		last := openClientTable(path, 256, allFrontends)
+		require.Len(t, last.slots, 201, "once there is room all of them are written")
+		require.NoError(t, last.close())
 	})
+}
+
+// stalledDisk answers no write before the channel is closed.
+type stalledDisk struct {
+	*os.File
+	answers chan struct{}
+}
+
+func (d stalledDisk) WriteAt(b []byte, at int64) (int, error) {
+	<-d.answers
+	return d.File.WriteAt(b, at)
+}
+
+func TestADiskThatDoesNotAnswerHoldsUpNoConnection(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "clients")
+	opened := openClientTable(path, 4, allFrontends)
+	require.NoError(t, opened.close())
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	require.NoError(t, err)
+	disk := stalledDisk{f, make(chan struct{})}
+	c := newClientTable(4)
+	c.file = &clientFile{path: path, file: disk}
+	c.file.start()
+	for n := range byte(9) {
+		c.remember(clientOf(1, n), endpointBytes(n), after(int(n)))
+	}
+	requireClients(t, c, 5, 6, 7, 8)
+	waiting, _ := unwritten(c)
+	require.LessOrEqual(t, waiting, 4, "what waits does not grow beyond the table")
+	require.Eventually(t, func() bool { return c.problem() != nil }, 3*retryKeep, 10*time.Millisecond)
+	require.ErrorContains(t, c.problem(), path+": the disk has not answered for ")
+	close(disk.answers)
+	requireWritten(t, c)
+	requireClients(t, openTestTable(t, path, 4, allFrontends), 5, 6, 7, 8)
+	require.NoError(t, c.close())
 }
 
 // A process survives any content of the file, and the next process reads what it writes.
 func FuzzClients(f *testing.F) {
 	path := filepath.Join(f.TempDir(), "clients")
-	c := openClientTable(path, 8, func(frontendID) bool { return true })
+	c := openClientTable(path, 8, allFrontends)
 	for n := range byte(6) {
 		c.remember(clientOf(frontendID(n%2+1), n), endpointBytes(n), after(int(n)))
 	}
+	require.NoError(f, c.close())
 	good, err := os.ReadFile(path)
 	require.NoError(f, err)
 	for _, saved := range [][]byte{good, good[:len(good)-5], append(good, good[len(clientsFormat):]...), nil, []byte(clientsFormat)} {
@@ -160,14 +232,13 @@ func FuzzClients(f *testing.F) {
 	f.Fuzz(func(t *testing.T, saved []byte) {
 		path := filepath.Join(t.TempDir(), "clients")
 		require.NoError(t, os.WriteFile(path, saved, 0o600))
-		all := func(frontendID) bool { return true }
-		first := openClientTable(path, 8, all)
+		first := openClientTable(path, 8, allFrontends)
 		for n := range byte(10) {
 			first.remember(clientOf(frontendID(n%3+1), n), endpointBytes(n), after(int(n)))
 		}
 		first.forget(map[frontendID]bool{2: true})
 		require.NoError(t, first.close())
-		next := openClientTable(path, 8, all)
+		next := openClientTable(path, 8, allFrontends)
 		require.Equal(t, len(first.slots), len(next.slots))
 		for key := range first.slots {
 			was, _ := first.find(key, time.Unix(0, -1<<63))

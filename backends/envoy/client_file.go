@@ -1,0 +1,106 @@
+package envoy
+
+import (
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+)
+
+// clientFile writes the slots of a clientTable to its file, in a goroutine of its own: connections wait for no disk. After a failure it tries again
+// every retryKeep.
+type clientFile struct {
+	path string
+	file interface {
+		io.WriterAt
+		io.Closer
+	}
+
+	mu      sync.Mutex // guards these
+	pending map[int32]clientEntry
+	// writing is since when the goroutine writes, zero if it does not. err is why it failed last, nil if it did not.
+	writing time.Time
+	err     error
+
+	// changed has an item if pending may have some.
+	changed       chan struct{}
+	stop, stopped chan struct{}
+}
+
+// start starts the goroutine. It ends with close.
+func (f *clientFile) start() {
+	f.pending = map[int32]clientEntry{}
+	f.changed, f.stop, f.stopped = make(chan struct{}, 1), make(chan struct{}), make(chan struct{})
+	go f.run()
+}
+
+// put has a slot written.
+func (f *clientFile) put(slot int32, e clientEntry) {
+	f.mu.Lock()
+	f.pending[slot] = e
+	f.mu.Unlock()
+	select {
+	case f.changed <- struct{}{}:
+	default:
+	}
+}
+
+func (f *clientFile) run() {
+	defer close(f.stopped)
+	for {
+		changed, retry := f.changed, (<-chan time.Time)(nil)
+		if err := f.flush(); err != nil {
+			changed, retry = nil, time.After(retryKeep)
+		}
+		select {
+		case <-changed:
+		case <-retry:
+		case <-f.stop:
+			_ = f.flush() // problem reported what fails, while anyone could read it
+			return
+		}
+	}
+}
+
+// flush writes the pending slots. After an error the slots that were not written are pending again.
+func (f *clientFile) flush() error {
+	f.mu.Lock()
+	batch := f.pending
+	f.pending, f.writing = map[int32]clientEntry{}, time.Now()
+	f.mu.Unlock()
+	var err error
+	for _, slot := range slices.Sorted(maps.Keys(batch)) {
+		if _, err = f.file.WriteAt(batch[slot].append(nil), int64(len(clientsFormat))+int64(slot)*entrySize); err != nil {
+			break
+		}
+		delete(batch, slot)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	maps.Copy(batch, f.pending)
+	f.pending, f.writing, f.err = batch, time.Time{}, err
+	return err
+}
+
+// problem is why some slots are not in the file, nil if all are, or soon will be.
+func (f *clientFile) problem(now time.Time) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if since := now.Sub(f.writing); !f.writing.IsZero() && since > retryKeep {
+		return fmt.Errorf("write %s: the disk has not answered for %s", f.path, since.Round(time.Second))
+	}
+	return f.err
+}
+
+// close writes the pending slots, if it can, and closes the file. A disk that does not answer is waited for, for retryKeep.
+func (f *clientFile) close() error {
+	close(f.stop)
+	select {
+	case <-f.stopped:
+		return f.file.Close()
+	case <-time.After(retryKeep):
+		return nil // the write ends with the process
+	}
+}

@@ -3,6 +3,7 @@ package announce
 import (
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -28,8 +29,9 @@ func unsupportedFamily(name string, is uplink.State, f ipam.Family) (string, err
 }
 
 // unsupportedIPv6 is why an interface does not carry IPv6. For an answer from a VIP, which is no address of the interface, Linux sends neighbour
-// solicitations from the interface's link-local address (RFC 4861 section 4.3 allows any of its addresses). Answers that leave by
-// another interface need none here.
+// solicitations from the interface's link-local address (RFC 4861 section 4.3 allows any of its addresses). Clients need
+// another route than that of link-local addresses: Linux removes the other addresses and routes while IPv6 is turned off, and does not bring them back.
+// Answers that leave by another interface need neither.
 func unsupportedIPv6(name string, is uplink.State) (string, error) {
 	switch {
 	case ipv6Disabled(name) && is.MTU < minMTU:
@@ -41,34 +43,44 @@ func unsupportedIPv6(name string, is uplink.State) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	linkLocal := slices.DeleteFunc(addresses, func(a netlink.Addr) bool { return !a.IP.IsLinkLocalUnicast() })
-	if slices.ContainsFunc(linkLocal, func(a netlink.Addr) bool { return a.Flags&unix.IFA_F_DADFAILED == 0 }) {
-		return "", nil
-	}
-	if routes, err := egressOf(is.Index, netlink.FAMILY_V6); err != nil || routes.byOthers() {
+	routes, err := egressOf(is.Index, netlink.FAMILY_V6)
+	if err != nil || routes.byOthers() {
 		return "", err
 	}
-	if len(linkLocal) > 0 {
+	linkLocal := slices.DeleteFunc(addresses, func(a netlink.Addr) bool { return !a.IP.IsLinkLocalUnicast() })
+	usable := slices.ContainsFunc(linkLocal, func(a netlink.Addr) bool { return a.Flags&unix.IFA_F_DADFAILED == 0 })
+	switch {
+	case len(linkLocal) == 0:
+		return fmt.Sprintf("interface %s has no link-local IPv6 address, which neighbour solicitations need: add one (ip -6 address add fe80::…/64 dev %s)", name, name), nil
+	case !usable:
 		return fmt.Sprintf("another host has the link-local IPv6 address %s of interface %s: change one of the two addresses", linkLocal[0].IP, name), nil
+	case !routes.any:
+		return fmt.Sprintf("no IPv6 route to clients leads out of interface %s: add an address of the clients' network (ip -6 address add …/64 dev %s), or a route", name, name), nil
 	}
-	return fmt.Sprintf("interface %s has no link-local IPv6 address, which neighbour solicitations need: add one (ip -6 address add fe80::…/64 dev %s)", name, name), nil
+	return "", nil
 }
 
 // unsupportedIPv4 is why an interface does not carry IPv4. An unnumbered interface carries it by a route. It also does if answers leave by another
 // interface and rp_filter is 0: with 1 and 2 the kernel drops packets that arrive at an interface without an address (ip-sysctl.rst).
 func unsupportedIPv4(name string, index int) (string, error) {
 	addresses, err := addressesOf(index, netlink.FAMILY_V4)
-	if err != nil || len(addresses) > 0 {
+	if err != nil {
 		return "", err
 	}
 	routes, err := egressOf(index, netlink.FAMILY_V4)
-	if err != nil || routes.any || routes.byOthers() && !filtersReversePath(name) {
+	switch {
+	case err != nil || routes.any:
 		return "", err
+	case routes.byOthers() && (len(addresses) > 0 || !filtersReversePath(name)):
+		return "", nil
+	case len(addresses) > 0:
+		return fmt.Sprintf("no IPv4 route to clients leads out of interface %s: add one", name), nil
 	}
 	return fmt.Sprintf("interface %s has no IPv4 address, and no IPv4 route leads out of it: add an address of the clients' network", name), nil
 }
 
-// egress is which routes of a family lead out of an interface: any route, a default route; and whether a default route leads out of another interface.
+// egress is which routes of a family lead out of an interface: any to others than link-local addresses, a default route; and whether a default route
+// leads out of another interface.
 type egress struct{ any, isDefault, otherDefault bool }
 
 // byOthers tells whether answers to clients leave by other interfaces.
@@ -77,9 +89,12 @@ func (e egress) byOthers() bool { return e.otherDefault && !e.isDefault }
 func egressOf(index, family int) (e egress, err error) {
 	all := &netlink.Route{Table: unix.RT_TABLE_UNSPEC}
 	err = netlink.RouteListFilteredIter(family, all, netlink.RT_FILTER_TABLE, func(r netlink.Route) bool {
+		if r.Type != unix.RTN_UNICAST || isLinkLocal(r) {
+			return true
+		}
 		here := r.LinkIndex == index || slices.ContainsFunc(r.MultiPath, func(hop *netlink.NexthopInfo) bool { return hop.LinkIndex == index })
 		e.any = e.any || here
-		if r.Type == unix.RTN_UNICAST && isDefault(r) {
+		if isDefault(r) {
 			e.isDefault, e.otherDefault = e.isDefault || here, e.otherDefault || !here
 		}
 		return !e.any || !e.isDefault
@@ -88,6 +103,11 @@ func egressOf(index, family int) (e egress, err error) {
 		return egress{}, fmt.Errorf("list routes: %w", err)
 	}
 	return e, nil
+}
+
+// isLinkLocal tells whether a route leads to IPv6 link-local addresses. A VIP's client has no such address: an answer could not say on which link it is.
+func isLinkLocal(r netlink.Route) bool {
+	return r.Dst != nil && r.Dst.IP.To4() == nil && r.Dst.IP.IsLinkLocalUnicast()
 }
 
 func isDefault(r netlink.Route) bool {
@@ -122,6 +142,17 @@ func ipv6Disabled(name string) bool {
 }
 
 func disableIPv6Sysctl(name string) string { return "net/ipv6/conf/" + name + "/disable_ipv6" }
+
+// recheckFamilies does checkFamilies if the kernel's routes, addresses or interfaces may have changed since. Sysctls that change alone are noticed within
+// a minute.
+func (l *Layer2) recheckFamilies() {
+	from := time.Now()
+	if !l.routes.Due(from) {
+		return
+	}
+	l.checkFamilies()
+	l.routes.Asked(from)
+}
 
 // checkFamilies finds out which families the links carry, and reports a change to options.Changed. After an error the former result stays.
 func (l *Layer2) checkFamilies() {

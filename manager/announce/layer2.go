@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"kubelb.k8c.io/backends/dataplane/routes"
 	"kubelb.k8c.io/core/ipam"
 	"kubelb.k8c.io/core/phrase"
 	"kubelb.k8c.io/manager/uplink"
@@ -34,6 +35,9 @@ type Layer2 struct {
 	toAsk []netip.Addr
 	// claims are those of other hosts, by what they claim.
 	claims map[netip.Addr]*claim
+
+	// routes tells when the families that the links carry may have changed.
+	routes routes.Changes
 }
 
 var _ Announcer = (*Layer2)(nil)
@@ -72,7 +76,7 @@ const (
 	announcementsPause = 700 * time.Millisecond
 	refreshes          = time.Minute // how often everything is announced again
 	refreshBatch       = 256
-	familyInterval     = time.Second // how often it finds out which families interfaces carry
+	familyInterval     = time.Second // how often it finds out which families interfaces carry, if that may have changed
 	// Other holders of each address are asked for every askRound seconds: of some addresses each second, of maxAsks at most.
 	askRound, maxAsks = 25, 200
 )
@@ -228,7 +232,10 @@ func (l *Layer2) Run(ctx context.Context) error {
 	running.Go(func() { every(ctx, refreshes, l.refresh) })
 	running.Go(func() { every(ctx, time.Second, l.askSome) })
 	running.Go(func() { every(ctx, claimChecks, l.follow) })
-	running.Go(func() { every(ctx, familyInterval, l.checkFamilies) })
+	running.Go(func() { every(ctx, familyInterval, l.recheckFamilies) })
+	running.Go(func() {
+		l.routes.Listen(ctx, func(err error) { l.options.Log.Warn("notice changes of routes within a minute only", "error", err) })
+	})
 	<-ctx.Done()
 	l.mu.Lock()
 	l.owned, l.asked = map[netip.Addr]bool{}, map[netip.Addr]int{}

@@ -203,6 +203,7 @@ func (l *Layer2) put(k *link, s uplink.State, o *sockets) {
 	}
 	changed := able != l.able()
 	l.mu.Unlock()
+	l.routes.Note() // a check that runs may have seen the former state
 	if before.sockets != nil && before.sockets != o {
 		before.sockets.close()
 	}

@@ -259,11 +259,16 @@ func TestAnInterfaceIsSilentOfAFamilyThatItDoesNotCarry(t *testing.T) {
 		s.IP("address add 203.0.113.2/24 dev uplink")
 		becomes(ipam.IPv4, "")
 
+		const unrouted = "no IPv6 route to clients leads out of interface uplink"
+		becomes(ipam.IPv6, unrouted)
+		s.IP("-6 address add 2001:db8::2/64 dev uplink nodad")
 		becomes(ipam.IPv6, "")
 		sysctl("disable_ipv6", "1")
 		becomes(ipam.IPv6, "IPv6 is turned off on interface uplink; run: sysctl -w net.ipv6.conf.uplink.disable_ipv6=0")
 		require.Empty(t, l.Silent(ipam.IPv4))
 		sysctl("disable_ipv6", "0")
+		becomes(ipam.IPv6, unrouted)
+		s.IP("-6 route add default dev uplink")
 		becomes(ipam.IPv6, "")
 		s.IP("-6 address flush dev uplink")
 		s.IP("-6 address add 2001:db8::2/64 dev uplink nodad")
@@ -273,7 +278,7 @@ func TestAnInterfaceIsSilentOfAFamilyThatItDoesNotCarry(t *testing.T) {
 		s.IP("link set uplink mtu 1000")
 		becomes(ipam.IPv6, "the MTU of interface uplink is 1000 bytes, and IPv6 needs 1280")
 		s.IP("link set uplink mtu 1500")
-		becomes(ipam.IPv6, "")
+		becomes(ipam.IPv6, unrouted)
 	})
 }
 

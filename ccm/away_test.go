@@ -32,7 +32,8 @@ func TestWhetherAServiceIsServedIsUnknownWhileTheManagementClusterIsAway(t *test
 		require.NoError(t, hub.Get(t.Context(), client.ObjectKeyFromObject(lb), lb))
 		lb.Status.Conditions, lb.Status.LoadBalancer = said, web.Status.LoadBalancer
 		require.NoError(t, hub.Update(t.Context(), lb))
-		require.NoError(t, r.ensure(t.Context(), get(t, tenant, web)))
+		_, err := r.ensure(t.Context(), get(t, tenant, web))
+		require.NoError(t, err)
 		service := get(t, tenant, web)
 		require.Len(t, service.Status.LoadBalancer.Ingress, 1)
 		return *meta.FindStatusCondition(service.Status.Conditions, conditionReady)

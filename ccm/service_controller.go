@@ -68,6 +68,7 @@ type serviceReconciler struct {
 	config Config
 	nodes  *nodesProblem
 	away   *away
+	lag    lag
 }
 
 // setUp lists what wakes a Service up: itself, its EndpointSlices and the nodes where its policy is Local, its LoadBalancer.
@@ -144,6 +145,7 @@ func (r *serviceReconciler) reconcile(ctx context.Context, req reconcile.Request
 	err := r.tenant.Get(ctx, req.NamespacedName, &service)
 	if apierrors.IsNotFound(err) {
 		r.faults.Remove(req.NamespacedName)
+		r.lag.forget(req.NamespacedName)
 		_, err := r.deleteFromHub(ctx, req.NamespacedName, "")
 		return reconcile.Result{}, err
 	}
@@ -151,48 +153,51 @@ func (r *serviceReconciler) reconcile(ctx context.Context, req reconcile.Request
 		return reconcile.Result{}, err
 	}
 	if service.DeletionTimestamp == nil && translate.Owns(convert.Service(&service), r.config.ClassRequired) {
-		return reconcile.Result{}, r.ensure(ctx, &service)
+		again, err := r.ensure(ctx, &service)
+		return reconcile.Result{RequeueAfter: again}, err
 	}
+	r.lag.forget(req.NamespacedName)
 	return reconcile.Result{}, r.cleanUp(ctx, &service)
 }
 
 // ensure keeps the order that others rely on: the finalizer before anything on the hub, an earlier namesake's
-// LoadBalancer gone before the new one, the status last.
-func (r *serviceReconciler) ensure(ctx context.Context, service *corev1.Service) error {
+// LoadBalancer gone before the new one, the status last. It is to be done again after that time, if it is not 0.
+func (r *serviceReconciler) ensure(ctx context.Context, service *corev1.Service) (again time.Duration, err error) {
 	if err := r.setFinalizer(ctx, service, true); err != nil {
-		return err
+		return 0, err
 	}
 	gone, err := r.deleteFromHub(ctx, client.ObjectKeyFromObject(service), string(service.UID))
 	if err != nil || !gone {
-		return err
+		return 0, err
 	}
 	wished, problems, err := r.wish(ctx, service)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if problem, refused := translate.Refused(problems); refused {
 		kept, err := r.retain(ctx, wished, problems)
 		if err != nil {
-			return err
+			return 0, err
 		}
 		if !kept {
 			if _, err := r.deleteFromHub(ctx, client.ObjectKeyFromObject(service), ""); err != nil {
-				return err
+				return 0, err
 			}
 			condition := metav1.Condition{Type: conditionReady, Status: metav1.ConditionFalse, Reason: problem.Reason, Message: problem.Message}
-			return r.publish(ctx, service, &corev1.LoadBalancerStatus{}, condition, nil)
+			return 0, r.publish(ctx, service, &corev1.LoadBalancerStatus{}, condition, nil)
 		}
 	}
 	lb, err := r.push(ctx, service, wished)
 	if err != nil {
-		return r.pushFailed(ctx, service, err)
+		return 0, r.pushFailed(ctx, service, err)
 	}
 	status, refusal := r.config.accept(lb.Status.LoadBalancer)
-	condition := r.away.doubt(mirror(lb, problems))
+	condition, again := r.lag.note(service, lb, mirror(lb, problems), time.Now())
+	condition = r.away.doubt(condition)
 	if refusal != nil {
 		condition = *refusal
 	}
-	return r.publish(ctx, service, &status, condition, problems)
+	return again, r.publish(ctx, service, &status, condition, problems)
 }
 
 // retain is retain with what is on the hub. Where nothing is, nothing is kept.
@@ -345,13 +350,13 @@ func mirror(lb *v1alpha1.LoadBalancer, problems []translate.Problem) metav1.Cond
 }
 
 // publish writes status and condition, where they differ, and tells in events what changed. A nil status leaves the
-// Service's addresses as they are.
+// Service's addresses as they are. A condition without a generation is of the Service's present one.
 func (r *serviceReconciler) publish(ctx context.Context, service *corev1.Service, status *corev1.LoadBalancerStatus, condition metav1.Condition, problems []translate.Problem) error {
 	before := service.DeepCopy()
 	if status != nil {
 		service.Status.LoadBalancer = *status.DeepCopy()
 	}
-	condition.ObservedGeneration = service.Generation
+	condition.ObservedGeneration = cmp.Or(condition.ObservedGeneration, service.Generation)
 	known := meta.FindStatusCondition(before.Status.Conditions, conditionReady)
 	plain.SetCondition(&service.Status.Conditions, condition)
 	if equality.Semantic.DeepEqual(before.Status, service.Status) {

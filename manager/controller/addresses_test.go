@@ -160,6 +160,22 @@ func TestALoadBalancerIsAnnouncedWhenTheGatewayOfEachOfItsAddressesSaysSo(t *tes
 	require.False(t, view.announced, "the other one does not answer for that address")
 }
 
+// The gateway that answers lags behind one that does not.
+func TestALoadBalancerIsReadyAsOfTheGenerationThatTheGatewayOfItsAddressHas(t *testing.T) {
+	lb := webAt10()
+	lb.Generation = 2
+	c := &conditions{lb: lb}
+	c.set(v1alpha1.ConditionAccepted, true, reasonAccepted, "")
+	c.set(v1alpha1.ConditionAddressAllocated, true, "Allocated", "")
+	c.set(v1alpha1.ConditionProgrammed, true, "Programmed", "")
+	c.set(v1alpha1.ConditionAnnounced, true, "Announced", "")
+	meta.FindStatusCondition(lb.Status.Conditions, v1alpha1.ConditionAnnounced).ObservedGeneration = 1
+	c.ready()
+	ready := meta.FindStatusCondition(lb.Status.Conditions, v1alpha1.ConditionReady)
+	require.Equal(t, metav1.ConditionTrue, ready.Status)
+	require.EqualValues(t, 1, ready.ObservedGeneration)
+}
+
 func TestAnAddressIsAnnouncedByAGatewayThatItsPoolChooses(t *testing.T) {
 	gateway := func(name, backend string, elects bool) v1alpha1.Gateway {
 		return v1alpha1.Gateway{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"backend": backend}}, Status: v1alpha1.GatewayStatus{

@@ -106,6 +106,7 @@ func (c *conditions) ready() {
 		reason, message = accepted.Reason, "served, but: "+accepted.Message
 	}
 	c.set(v1alpha1.ConditionReady, true, reason, message)
+	// The gateway that answers may be behind another one, whose dataplane holds the object already.
 	programmed := meta.FindStatusCondition(c.lb.Status.Conditions, v1alpha1.ConditionProgrammed)
-	meta.FindStatusCondition(c.lb.Status.Conditions, v1alpha1.ConditionReady).ObservedGeneration = programmed.ObservedGeneration
+	meta.FindStatusCondition(c.lb.Status.Conditions, v1alpha1.ConditionReady).ObservedGeneration = min(programmed.ObservedGeneration, announced.ObservedGeneration)
 }

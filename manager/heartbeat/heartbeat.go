@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math"
 	"net"
 	"sync"
@@ -31,6 +32,10 @@ const (
 	Silence  = 3 * Interval
 	// clockSkew is how far the gateways' clocks may be apart.
 	clockSkew = time.Minute
+	// mostGateways is how many gateways are known at most.
+	mostGateways = 1000
+	// forgottenAfter is after which silence a gateway may be forgotten: its old frames are refused by their time from then on.
+	forgottenAfter = 2 * clockSkew
 	// retry is how often an interface that is not there is looked for.
 	retry = time.Second
 	// joinEvery is how often it is seen to that this host is a member of the group.
@@ -76,8 +81,8 @@ type Heart struct {
 	refused map[string]Refusal
 	// running are the interfaces that are up and have a carrier.
 	running map[string]bool
-	// listening since when, and the last time that somebody looked; by clock.Now.
-	since, looked time.Duration
+	// listening since when, and the last time that somebody looked; by clock.Now. swept is when hasRoom forgot gateways last.
+	since, looked, swept time.Duration
 }
 
 // beat is what was heard of a gateway last. Its lease was over by free at the latest.
@@ -346,10 +351,29 @@ func (h *Heart) take(frame []byte, at time.Time, since time.Duration) error {
 	now.free = now.at - time.Duration(idle)
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if !h.hasRoom(name, since) {
+		return fmt.Errorf("%d other gateways are heard already", mostGateways)
+	}
 	if at.Sub(time.Unix(0, now.sent)).Abs() > clockSkew {
 		return h.refuse(name, reasonClock, since)
 	}
 	return h.heed(name, now)
+}
+
+// hasRoom tells whether a gateway is known, or may become so. Who has the key can make up any number of them. mu is held.
+func (h *Heart) hasRoom(name string, now time.Duration) bool {
+	_, heard := h.heard[name]
+	_, refused := h.refused[name]
+	if heard || refused || len(h.heard)+len(h.refused) < mostGateways {
+		return true
+	}
+	if now-h.swept < time.Second {
+		return false
+	}
+	h.swept = now
+	maps.DeleteFunc(h.heard, func(_ string, b beat) bool { return now-b.at > forgottenAfter })
+	maps.DeleteFunc(h.refused, func(_ string, r Refusal) bool { return now-r.at > refusedFor })
+	return len(h.heard)+len(h.refused) < mostGateways
 }
 
 // heed takes a beat that is signed and of now; mu is held.

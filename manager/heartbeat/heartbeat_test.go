@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/hex"
+	"fmt"
 	"io"
 	"log/slog"
 	"math"
@@ -187,6 +188,29 @@ func TestNoOldFrameIsEverHeardAgain(t *testing.T) {
 		}
 		require.Positive(t, heard)
 	}
+}
+
+// A gateway that somebody else has taken over makes up others.
+func TestNoMoreThanAThousandGatewaysAreKnown(t *testing.T) {
+	h, wall, since := listened("a"), time.Now(), clock.Now()
+	honest := heart("honest", "secret", true)
+	require.NoError(t, h.take(honest.frame(mac, wall), wall, since))
+	madeUp := func(n int, skew time.Duration) []byte {
+		return heart(fmt.Sprintf("made-up-%d", n), "secret", true).frame(mac, wall.Add(skew))
+	}
+	for n := range mostGateways + 500 {
+		err := h.take(madeUp(n, time.Duration(n%2)*2*clockSkew), wall, since)
+		require.Equal(t, n >= mostGateways-1, err != nil && err.Error() == "1000 other gateways are heard already", "gateway %d: %v", n, err)
+	}
+	require.Equal(t, mostGateways, len(h.heard)+len(h.refused))
+	require.NoError(t, h.take(honest.frame(mac, wall), wall, since), "a gateway that is known is heard on")
+
+	// The others fall silent.
+	old := madeUp(0, 0)
+	wall, since = wall.Add(forgottenAfter+time.Second), since+forgottenAfter+time.Second
+	require.NoError(t, h.take(heart("new", "secret", true).frame(mac, wall), wall, since))
+	require.Len(t, h.heard, 1)
+	require.ErrorContains(t, h.take(old, wall, since), "clock", "an old frame of a forgotten gateway")
 }
 
 func TestARefusalIsSaidOnceAndIsNamedUntilTheGatewayIsHeard(t *testing.T) {

@@ -46,7 +46,9 @@ func (g *Gateway) tell(ctx context.Context) error {
 	}
 	g.log.Info("backend in sync", "backend", g.host.description.Name, "records", g.syncing.records, "sent", g.syncing.sent, "failed", len(g.fails))
 	g.backlog.Reached(g.syncing.version)
-	g.syncing, g.backoff, g.problem, g.served, g.starting = nil, 0, nil, true, false
+	g.syncing, g.backoff, g.problem, g.starting = nil, 0, nil, false
+	g.programmed = true
+	g.serveFiltered()
 	select {
 	case g.inSync <- struct{}{}:
 	default:

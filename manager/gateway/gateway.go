@@ -36,7 +36,6 @@ import (
 	"kubelb.k8c.io/manager/membership"
 	"kubelb.k8c.io/manager/probe"
 	"kubelb.k8c.io/manager/selection"
-	"kubelb.k8c.io/manager/transit"
 	"kubelb.k8c.io/manager/watchdog"
 )
 
@@ -91,7 +90,7 @@ type Options struct {
 	// Segment are the interfaces on which hosts have to answer this gateway; none if that is not to be found out.
 	Segment []string
 	// Transit keeps this host from forwarding what is no frontend's; nil leaves the host as it is.
-	Transit *transit.Keeper
+	Transit Filter
 	// Metrics takes what Prometheus is told; nil for nobody.
 	Metrics prometheus.Registerer
 	Log     *slog.Logger
@@ -142,9 +141,11 @@ type Gateway struct {
 	// hostChecks are the outcome of HostChecks, lacked are the lines about what this host lacks that were logged.
 	hostChecks []dataplane.Check
 	lacked     map[string]bool
-	// transitChecks say why strangers are not kept out, moved is told when frontends and endpoints have changed.
+	// transitChecks say why strangers are not kept out, moved is told when frontends and endpoints have changed, filterNow when the first one is due
+	// that knows of the dataplane.
 	transitChecks []dataplane.Check
 	moved         chan struct{}
+	filterNow     chan struct{}
 	// rechecks take the backend that is to be asked again what this host lacks; rechecking: that is under way.
 	rechecks   chan *plugin.Process
 	rechecking bool
@@ -166,8 +167,9 @@ type Gateway struct {
 	// targets is how many are checked, unhealthy are those of them that do not take traffic.
 	targets   int
 	unhealthy map[translate.Target]bool
-	// served: the dataplane has held everything since this process began.
-	served    bool
+	// programmed: the dataplane has held everything since this process began. served: and strangers are kept out, of whom the filter tells it apart.
+	programmed, served bool
+
 	answering answering
 	metrics   *metrics
 	vitals    *vitals
@@ -209,7 +211,7 @@ func New(o Options, c cache.Cache, w client.Client) *Gateway {
 	g := &Gateway{options: o, cache: c, client: w, log: o.Log.With("gateway", o.Name), events: make(chan event, 4096), hub: translate.NewHub(),
 		pools: map[string]ipam.Pool{}, external: map[string][]ipam.Range{}, selection: selection.New(), fails: map[string]failure{}, backlog: backlog.New(), unsupported: map[model.FrontendKey]dataplane.RecordError{}, postponed: postponed{}, status: make(chan v1alpha1.GatewayStatus, 1), inSync: make(chan struct{}, 1),
 		departure: departure{done: make(chan struct{}, 1)}, silence: silence{since: map[ipam.Family]time.Time{}},
-		unhealthy: map[translate.Target]bool{}, held: map[model.FrontendKey]bool{}, vips: map[netip.Addr]int{}, between: map[netip.Addr]bool{}, poke: make(chan struct{}, 1), counts: make(chan countRequest, 1), rechecks: make(chan *plugin.Process, 1), moved: make(chan struct{}, 1),
+		unhealthy: map[translate.Target]bool{}, held: map[model.FrontendKey]bool{}, vips: map[netip.Addr]int{}, between: map[netip.Addr]bool{}, poke: make(chan struct{}, 1), counts: make(chan countRequest, 1), rechecks: make(chan *plugin.Process, 1), moved: make(chan struct{}, 1), filterNow: make(chan struct{}, 1),
 		answering: answering{elects: o.Elects, families: map[ipam.Family]*candidacy{ipam.IPv4: {}, ipam.IPv6: {}}, answers: map[netip.Addr]bool{}, untold: map[netip.Addr]bool{},
 			handover: newHandover(o.Handover), ring: newRing(o.Name, o.Handover)}}
 	if o.Member != nil {

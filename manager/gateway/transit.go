@@ -8,6 +8,14 @@ import (
 	"kubelb.k8c.io/backends/dataplane"
 )
 
+// Filter keeps a host from forwarding between segments what is no frontend's. Its functions are not called concurrently.
+type Filter interface {
+	// Keep brings it to what endpoints there are, and which VIPs are forwarded direct. Both are sorted.
+	Keep(endpoints, direct []netip.Addr) error
+	// End removes it.
+	End() error
+}
+
 // transitPause is how long a change of frontends and endpoints waits after another one before strangers are kept from them.
 const transitPause = time.Second
 
@@ -24,20 +32,38 @@ func (g *Gateway) keepTransit(ctx context.Context) error {
 	if g.options.Transit == nil {
 		return nil
 	}
-	type wanted struct{ endpoints, direct []netip.Addr }
+	type wanted struct {
+		endpoints, direct []netip.Addr
+		programmed        bool
+	}
 	for {
 		w, is := asked(ctx, g, func(g *Gateway) wanted {
 			endpoints, direct := g.hub.Addresses()
-			return wanted{endpoints, direct}
+			return wanted{endpoints, direct, g.programmed}
 		})
 		if !is {
 			return nil
 		}
 		checks := transitChecks(g.options.Transit.Keep(w.endpoints, w.direct))
-		g.send(ctx, func(g *Gateway) { g.transitChecks = checks })
+		g.send(ctx, func(g *Gateway) {
+			g.transitChecks = checks
+			g.served = g.served || w.programmed
+		})
 		if !g.awaitMove(ctx) {
 			return nil
 		}
+	}
+}
+
+// serveFiltered has a gateway serve whose dataplane holds everything: at once, or for the first time once the filter of strangers knows of the
+// dataplane. The filter drops the dataplane's connections if it was made when nothing on the host tracked connections.
+func (g *Gateway) serveFiltered() {
+	if g.served = g.served || g.options.Transit == nil; g.served {
+		return
+	}
+	select {
+	case g.filterNow <- struct{}{}:
+	default:
 	}
 }
 
@@ -46,11 +72,14 @@ func (g *Gateway) awaitMove(ctx context.Context) bool {
 	select {
 	case <-ctx.Done():
 		return false
+	case <-g.filterNow:
+		return true
 	case <-time.After(transitPause):
 	}
 	select {
 	case <-ctx.Done():
 		return false
+	case <-g.filterNow:
 	case <-g.moved:
 	case <-time.After(recheckEvery):
 	}

@@ -1,0 +1,86 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// A gateway loses only IPv6 at the clients' segment. Another gateway takes over its IPv6 addresses; without one, `Announced` is False.
+func TestAGatewayThatLosesIPv6LeavesItsIPv6AddressesToAnotherOne(t *testing.T) {
+	alikeWithAll(t)
+	ips := serve(t, "lost")
+	host, err := lab.AddGateway("spare", 6)
+	require.NoError(t, err)
+	cleanUpHub(t, "gateways.kubelb.k8c.io/spare", "kubelb|lease/spare")
+	spare, err := lab.StartGateway(host, "spare")
+	require.NoError(t, err)
+	t.Cleanup(spare.Stop)
+	drain := func(is bool) error {
+		_, err := lab.Hub.Kubectl(contextAfter(t), "", "patch", "gateways.kubelb.k8c.io", "gateway", "--type=merge", "-p", fmt.Sprintf(`{"spec":{"draining":%t}}`, is))
+		return err
+	}
+	t.Cleanup(func() { require.NoError(t, drain(false)) })
+	says := func(gateway, path, want string) {
+		t.Helper()
+		eventually(t, 30*time.Second, func() error {
+			if got := hubGet(t, "default", "gateways.kubelb.k8c.io/"+gateway, path); !regexp.MustCompile(want).MatchString(got) {
+				return fmt.Errorf("gateway %s has %s %q, want %s", gateway, path, got, want)
+			}
+			return nil
+		})
+	}
+	ipv6 := func(on bool) {
+		t.Helper()
+		_, err := lab.On(t.Context(), host, "sh", "-c", "echo "+map[bool]string{true: "0", false: "1"}[on]+" > /proc/sys/net/ipv6/conf/clients/disable_ipv6")
+		require.NoError(t, err)
+	}
+	require.NoError(t, drain(true))
+	announces(t, "spare", "2 of 2")
+	comesToBe(t, "lost", "True Ready")
+
+	ipv6(false)
+	announces(t, "spare", "1 of 2")
+	comesToBe(t, "lost", "False NotAnnounced")
+	page, status := kubelb(t, "status")
+	require.Equal(t, 1, status, page)
+	require.Contains(t, page, ips[1]+" is not announced: ")
+	require.Contains(t, page, "gateway spare: IPv6 is turned off on interface clients; run: sysctl -w net.ipv6.conf.clients.disable_ipv6=0")
+	reachesPods(t, ips[0], 80, 1)
+
+	require.NoError(t, drain(false))
+	says("gateway", "{.status.withoutIPv6[*]}", "^spare$")
+	says("gateway", "{.status.candidates[*]}", "^gateway spare$")
+	comesToBe(t, "lost", "True Ready")
+	for _, ip := range ips {
+		reachesPods(t, ip, 80, 1)
+	}
+	eventually(t, 20*time.Second, func() error { // a loaded machine may lose a Lease for a moment
+		path, _ := kubelb(t, "trace", "["+ips[1]+"]:80")
+		if !regexp.MustCompile(`(?m)^gateway +gateway, of gateway$`).MatchString(path) {
+			return errors.New(path)
+		}
+		return nil
+	})
+	eventually(t, 20*time.Second, func() error {
+		if events := events(t, "lost"); !strings.Contains(events, "Ready: served again") {
+			return fmt.Errorf("no event of the Service reports the recovery:\n%s", events)
+		}
+		return nil
+	})
+
+	ipv6(true)
+	says("spare", "{.status.silent[*].message}", "^no IPv6 route to clients leads out of interface clients: ")
+	_, err = lab.On(t.Context(), host, "ip", "-6", "address", "add", "2001:db8:c::6/64", "dev", "clients")
+	require.NoError(t, err)
+	says("gateway", "{.status.withoutIPv6}", "^$")
+	says("spare", "{.status.silent}", "^$")
+	for _, ip := range ips {
+		reachesPods(t, ip, 80, 1)
+	}
+}

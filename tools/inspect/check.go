@@ -18,7 +18,6 @@ import (
 
 	"kubelb.k8c.io/api/plain"
 	"kubelb.k8c.io/api/v1alpha1"
-	"kubelb.k8c.io/core/model"
 	"kubelb.k8c.io/core/phrase"
 	"kubelb.k8c.io/manager/connect"
 	"kubelb.k8c.io/manager/convert"
@@ -118,20 +117,14 @@ func (h *Hub) try(ctx context.Context, p port) (CheckResult, string) {
 		return Answers, ""
 	case outcome == noRoute:
 		return Untried, noRoute
-	case accepted && h.tried(p.of):
-		return Answers, outcome + ", as its endpoints do by themselves: gateways that try it know of no failure"
 	}
 	if reason := h.expected(p.of); reason != "" {
 		return Expected, outcome + ", as expected: " + reason
 	}
+	if accepted {
+		return h.ended(p, outcome)
+	}
 	return Fails, outcome
-}
-
-// tried tells whether gateways try the LoadBalancer, and compare what they find with what its endpoints do. Whether source ranges let tries in they alone
-// know.
-func (h *Hub) tried(lb *v1alpha1.LoadBalancer) bool {
-	l := convert.LoadBalancer(lb)
-	return l.Forwarding != model.Direct.String() && len(l.SourceRanges) == 0 && slices.ContainsFunc(h.Gateways, func(g v1alpha1.Gateway) bool { return g.Status.Tries != nil && g.Status.Tries.Problem == "" })
 }
 
 // connects is what is wrong with connections, empty if nothing, and whether they are accepted.

@@ -3,16 +3,33 @@ package inspect
 import (
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/manager/connect/connecttest"
 )
 
+// resetting is a healthy hub, and what a check says of its LoadBalancer whose connections are accepted, and then reset.
+func resetting(t *testing.T, change func(*Hub)) Check {
+	t.Helper()
+	h := healthy()
+	h.Gateways[0].Status.Tries = &v1alpha1.GatewayTries{Answered: 1}
+	lb := &h.LoadBalancers[0]
+	lb.Status.Addresses[0].Address = "127.0.0.1"
+	port := connecttest.Serve(t, netip.MustParseAddrPort("127.0.0.1:0"), connecttest.Reset).Port()
+	lb.Spec.Ports = []v1alpha1.LoadBalancerPort{{Port: int32(port), Protocol: corev1.ProtocolTCP}}
+	change(h)
+	checks := h.Check(t.Context(), []*v1alpha1.LoadBalancer{lb})
+	require.Len(t, checks, 1)
+	return checks[0]
+}
+
 func TestAConnectionThatIsResetIsNoAnswerWhereNoGatewayTriesIt(t *testing.T) {
-	port := int32(connecttest.Serve(t, netip.MustParseAddrPort("127.0.0.1:0"), connecttest.Reset).Port())
 	for says, c := range map[string]struct {
 		change func(*v1alpha1.LoadBalancerSpec)
 		result CheckResult
@@ -21,14 +38,117 @@ func TestAConnectionThatIsResetIsNoAnswerWhereNoGatewayTriesIt(t *testing.T) {
 		"answers go past it":   {func(s *v1alpha1.LoadBalancerSpec) { s.Forwarding = "direct" }, Fails},
 		"it has source ranges": {func(s *v1alpha1.LoadBalancerSpec) { s.LoadBalancerSourceRanges = []string{"127.0.0.0/8"} }, Expected},
 	} {
-		h := healthy()
-		h.Gateways[0].Status.Tries = &v1alpha1.GatewayTries{Answered: 1}
-		lb := &h.LoadBalancers[0]
-		lb.Status.Addresses[0].Address = "127.0.0.1"
-		lb.Spec.Ports = []v1alpha1.LoadBalancerPort{{Port: port, Protocol: corev1.ProtocolTCP}}
-		c.change(&lb.Spec)
-		checks := h.Check(t.Context(), []*v1alpha1.LoadBalancer{lb})
-		require.Len(t, checks, 1)
-		require.Equal(t, c.result, checks[0].Result, "%s: %s", says, checks[0].Message)
+		check := resetting(t, func(h *Hub) { c.change(&h.LoadBalancers[0].Spec) })
+		require.Equal(t, c.result, check.Result, "%s: %s", says, check.Message)
 	}
+}
+
+// elsewhere has the pool of the LoadBalancer choose gateways that are labelled site=two, of which there is none yet.
+func elsewhere(h *Hub) {
+	h.Pools[0].Spec.Addresses = []string{"127.0.0.0/28"}
+	h.Pools[0].Spec.GatewaySelector = &metav1.LabelSelector{MatchLabels: map[string]string{"site": "two"}}
+}
+
+// second adds a gateway that is like the first.
+func (h *Hub) second() *v1alpha1.Gateway {
+	g := h.Gateways[0].DeepCopy()
+	g.Name = "g2"
+	h.Gateways, h.Leases["g2"] = append(h.Gateways, *g), h.Leases["g1"]
+	return &h.Gateways[1]
+}
+
+// crash has nothing heard of a gateway for an hour.
+func (h *Hub) crash(name string) {
+	renewed := metav1.NewMicroTime(now.Add(-time.Hour))
+	h.Leases[name] = coordinationv1.Lease{Spec: coordinationv1.LeaseSpec{RenewTime: &renewed}}
+}
+
+func TestOnlyAGatewayThatWorksAndHasTriedThePortMakesAResetAnAnswer(t *testing.T) {
+	for says, c := range map[string]struct {
+		change func(*Hub)
+		result CheckResult
+		why    string
+	}{
+		"its manager has died":    {func(h *Hub) { h.crash("g1") }, Fails, "no gateway that works answers for the address; gateway g1 is gone"},
+		"it has no Lease":         {func(h *Hub) { h.Leases = nil }, Fails, "gateway g1 has no Lease"},
+		"it drains":               {func(h *Hub) { h.Gateways[0].Spec.Draining = true }, Fails, "no gateway that works answers for the address"},
+		"its object is of before": {func(h *Hub) { h.Gateways[0].Status.Conditions[0].Reason = v1alpha1.ReasonNotHeard }, Fails, "gateway g1 has not said yet how it is"},
+		"its dataplane has failed": {func(h *Hub) {
+			h.Gateways[0].Status.Conditions[0] = is(v1alpha1.ConditionReady, metav1.ConditionFalse, "BackendFailed", "gone")
+		}, Fails, "BackendFailed"},
+		"the pool chooses another one":      {elsewhere, Fails, "no gateway that works answers for the address"},
+		"another one is elected, and tries": {electsAnother, Answers, "gateways that try it know of no failure"},
+		"another one is elected, and died": {func(h *Hub) {
+			h.second()
+			h.crash("g2")
+			h.Gateways[0].Status.Elects, h.Gateways[0].Status.Candidates = true, []string{"g2"}
+		}, Fails, "gateway g2 is gone"},
+		"another one died, and a router may still send to it": {func(h *Hub) { h.second(); h.crash("g2") }, Untried, "gateway g2 is gone"},
+		"it does not try": {func(h *Hub) { h.Gateways[0].Status.Tries = nil }, Fails, "gateway g1 does not try"},
+		"it cannot try":   {func(h *Hub) { h.Gateways[0].Status.Tries.Problem = "no kubelb-watch" }, Fails, "gateway g1 cannot try: no kubelb-watch"},
+		"it knows of a failure that no controller has noted": {func(h *Hub) {
+			h.Gateways[0].Status.Tries.Failures = []v1alpha1.GatewayFailure{{LoadBalancer: "tenant-a/uid-1", Record: "frontend TCP 127.0.0.1:80", Message: "connections are refused"}}
+		}, Fails, "gateway g1: frontend TCP 127.0.0.1:80: connections are refused"},
+		"it names no more failures": {func(h *Hub) { h.Gateways[0].Status.Tries.Unlisted = []string{"tenant-a"} }, Fails, "more failures in namespace tenant-a"},
+		"ports are untried":         {func(h *Hub) { h.Gateways[0].Status.Tries.Untried = 2 }, Untried, "gateway g1 may not have tried it: it has not tried 2 of its ports yet"},
+		"connections are limited": {func(h *Hub) {
+			limit := int32(10)
+			h.Tenants[0].Spec.Limits.ConnectionsPerPort = &limit
+		}, Untried, "Tenant a has a limit of connections, which may be the reason"},
+		"it was announced just now": {func(h *Hub) {
+			for i := range h.LoadBalancers[0].Status.Conditions {
+				h.LoadBalancers[0].Status.Conditions[i].LastTransitionTime = metav1.NewTime(now.Add(-time.Second))
+			}
+		}, Untried, "it has been announced for less than 20s"},
+		"it was changed just now": {func(h *Hub) { h.LoadBalancers[0].Generation = 2 }, Untried, "its gateways may not have taken the change yet"},
+		"nobody announces it":     {func(h *Hub) { h.set(v1alpha1.ConditionAnnounced, "NotAnnounced", "no router") }, Untried, "nobody says that it is announced"},
+	} {
+		t.Run(says, func(t *testing.T) {
+			check := resetting(t, c.change)
+			require.Equal(t, c.result, check.Result, check.Message)
+			require.Contains(t, check.Message, "the connection was accepted, and then reset")
+			require.Contains(t, check.Message, c.why)
+		})
+	}
+}
+
+// electsAnother has the gateways elect a second one, which the pool chooses and which tries; the first one does not try.
+func electsAnother(h *Hub) {
+	elsewhere(h)
+	h.second().Labels = map[string]string{"site": "two"}
+	h.Gateways[0].Status.Tries = nil
+	for i := range h.Gateways {
+		h.Gateways[i].Status.Elects, h.Gateways[i].Status.Candidates = true, []string{"g1", "g2"}
+	}
+}
+
+func TestExplainCountsNoTriesOfGatewaysThatAreNotHeardOrNotChosen(t *testing.T) {
+	tried := func(change func(*Hub)) (string, bool) {
+		h := healthy()
+		h.Gateways[0].Status.Tries = &v1alpha1.GatewayTries{Answered: 7}
+		h.LoadBalancers[0].Status.Addresses[0].Address = "127.0.0.1"
+		change(h)
+		return h.answered(&h.LoadBalancers[0])
+	}
+	const seven = "gateway g1 has tried its ports: 7 answered, 0 failing, 0 not known yet"
+	says, holds := tried(func(*Hub) {})
+	require.True(t, holds)
+	require.Equal(t, "no failure is known; "+seven, says)
+
+	says, holds = tried(func(h *Hub) { h.second(); delete(h.Leases, "g2") })
+	require.True(t, holds)
+	require.Contains(t, says, seven+"; gateway g2 has no Lease")
+	require.NotContains(t, says, "gateway g2 has tried")
+
+	says, holds = tried(func(h *Hub) { h.Leases = nil })
+	require.False(t, holds, says)
+	require.Contains(t, says, "nobody knows: gateway g1 has no Lease")
+
+	says, holds = tried(func(h *Hub) {
+		elsewhere(h)
+		h.second().Labels = map[string]string{"site": "two"}
+		h.crash("g2")
+	})
+	require.False(t, holds, "the gateway that has tried serves other pools")
+	require.Equal(t, "nobody knows: gateway g2 is gone", says)
 }

@@ -254,18 +254,9 @@ func (h *Hub) answered(lb *v1alpha1.LoadBalancer) (string, bool) {
 	if why := noLocalPods(lb); why != "" {
 		return why, true
 	}
-	var says []string
-	for i := range h.Gateways {
-		t := h.Gateways[i].Status.Tries
-		switch state, _ := h.stateOf(&h.Gateways[i]); {
-		case state == gone:
-		case t == nil:
-			says = append(says, fmt.Sprintf("gateway %s does not try", h.Gateways[i].Name))
-		case t.Problem != "":
-			says = append(says, fmt.Sprintf("gateway %s cannot try: %s", h.Gateways[i].Name, t.Problem))
-		default:
-			says = append(says, fmt.Sprintf("gateway %s has tried its ports: %d answered, %d failing, %d not known yet", h.Gateways[i].Name, t.Answered, t.Failing, t.Untried))
-		}
+	says, known := h.triedBy(lb)
+	if !known {
+		return "nobody knows: " + cmp.Or(strings.Join(says, "; "), "its address pool chooses no gateway that is there"), false
 	}
 	return "no failure is known; " + strings.Join(says, "; "), true
 }

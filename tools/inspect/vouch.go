@@ -1,0 +1,183 @@
+package inspect
+
+import (
+	"cmp"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/core/model"
+	"kubelb.k8c.io/core/phrase"
+	"kubelb.k8c.io/manager/convert"
+)
+
+// countedAfter is how long after a LoadBalancer was announced the gateways' numbers of ports include it: they list their ports every five seconds, and
+// report numbers every five seconds.
+const countedAfter = 20 * time.Second
+
+// ended judges a connection that was accepted, and ended before a byte of data. Its endpoints may do so by themselves, and a proxy does so if it does not
+// reach them. This host cannot tell; gateways can, by their tries.
+func (h *Hub) ended(p port, outcome string) (CheckResult, string) {
+	if convert.LoadBalancer(p.of).Forwarding == model.Direct.String() {
+		return Fails, outcome // gateways do not try it
+	}
+	const notKnown = "; it is not known whether its endpoints do so by themselves: "
+	failing, unsure := h.doubts(p)
+	switch {
+	case len(failing) > 0:
+		return Fails, outcome + notKnown + phrase.Few(slices.Concat(failing, unsure), "; ")
+	case len(unsure) > 0:
+		return Untried, outcome + notKnown + phrase.Few(unsure, "; ")
+	}
+	return Answers, outcome + ", as its endpoints do by themselves: gateways that try it know of no failure"
+}
+
+// doubts are the reasons why gateways do not know whether a port's endpoints end connections by themselves. failing: no gateway looks, or one knows of a
+// failure. unsure: gateways look, and may not have tried this port, or the connection may have gone another way.
+func (h *Hub) doubts(p port) (failing, unsure []string) {
+	address, err := p.address()
+	if err != nil {
+		return []string{err.Error()}, nil
+	}
+	var way Trace
+	chosen := h.selection(address, &way)
+	h.answerers(address, chosen, &way)
+	if len(way.Gateways) == 0 {
+		failing = append(failing, "no gateway that works answers for the address")
+	}
+	serves := chosen.ServingAddress(address)
+	for i := range h.Gateways {
+		g := &h.Gateways[i]
+		state, says := h.stateOf(g)
+		works := state == ready || state == draining
+		switch {
+		case slices.Contains(way.Gateways, g.Name) && works:
+			fails, doubts := triedIn(g, p.of)
+			failing, unsure = append(failing, fails...), append(unsure, doubts...)
+		case slices.Contains(way.Gateways, g.Name):
+			failing = append(failing, unheardState(g, state, says))
+		case !works && !g.Status.Elects && (serves == nil || serves(g.Name)):
+			unsure = append(unsure, unheardState(g, state, says)) // a router may still send it connections
+		}
+	}
+	return failing, append(unsure, h.ownDoubts(p.of)...)
+}
+
+// triedIn are the doubts about a gateway that works and answers for the LoadBalancer.
+func triedIn(g *v1alpha1.Gateway, lb *v1alpha1.LoadBalancer) (failing, unsure []string) {
+	if why := cmp.Or(notTrying(g), knownFailure(g, lb)); why != "" {
+		return []string{why}, nil
+	}
+	if n := g.Status.Tries.Untried; n > 0 {
+		return nil, []string{fmt.Sprintf("gateway %s may not have tried it: it has not tried %d of its ports yet", g.Name, n)}
+	}
+	return nil, nil
+}
+
+func (p port) address() (netip.Addr, error) {
+	host, _, err := net.SplitHostPort(p.at)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	return netip.ParseAddr(host)
+}
+
+// ownDoubts are those that lie in the LoadBalancer itself.
+func (h *Hub) ownDoubts(lb *v1alpha1.LoadBalancer) (unsure []string) {
+	if t := h.tenantOf(lb); t != nil {
+		if limits := convert.Tenant(t); limits.ConnectionsPerPort > 0 || limits.NewConnectionsPerSecondPerPort > 0 {
+			unsure = append(unsure, fmt.Sprintf("Tenant %s has a limit of connections, which may be the reason", t.Name))
+		}
+	}
+	c := meta.FindStatusCondition(lb.Status.Conditions, v1alpha1.ConditionAnnounced)
+	switch {
+	case c == nil || c.Status != metav1.ConditionTrue:
+		unsure = append(unsure, "nobody says that it is announced")
+	case c.ObservedGeneration < lb.Generation:
+		unsure = append(unsure, "it was changed, and its gateways may not have taken the change yet")
+	case h.Now.Sub(c.LastTransitionTime.Time) < countedAfter:
+		unsure = append(unsure, fmt.Sprintf("it has been announced for less than %s, and no gateway may have tried it yet", countedAfter))
+	}
+	return unsure
+}
+
+// unheardState says why the word of a gateway does not count.
+func unheardState(g *v1alpha1.Gateway, state, says string) string {
+	if state == gone {
+		return "gateway " + g.Name + " is gone"
+	}
+	return "gateway " + g.Name + " " + says
+}
+
+// notTrying says why a gateway does not try its ports, empty if it does.
+func notTrying(g *v1alpha1.Gateway) string {
+	switch t := g.Status.Tries; {
+	case t == nil:
+		return fmt.Sprintf("gateway %s does not try", g.Name)
+	case t.Problem != "":
+		return fmt.Sprintf("gateway %s cannot try: %s", g.Name, oneLine(t.Problem))
+	}
+	return ""
+}
+
+// knownFailure says what a gateway knows of failures of the LoadBalancer, empty if nothing. The LoadBalancer's condition has it a moment later, and not at all
+// without the controllers.
+func knownFailure(g *v1alpha1.Gateway, lb *v1alpha1.LoadBalancer) string {
+	t := g.Status.Tries
+	if t == nil {
+		return ""
+	}
+	for _, f := range t.Failures {
+		if f.LoadBalancer == lb.Namespace+"/"+lb.Name {
+			return fmt.Sprintf("gateway %s: %s: %s", g.Name, f.Record, f.Message)
+		}
+	}
+	if t.FailuresTruncated(lb.Namespace) {
+		return fmt.Sprintf("gateway %s knows of more failures in namespace %s than it names", g.Name, lb.Namespace)
+	}
+	return ""
+}
+
+// serving are the gateways that the pools of the LoadBalancer's addresses choose.
+func (h *Hub) serving(lb *v1alpha1.LoadBalancer) (out []*v1alpha1.Gateway) {
+	chosen := h.selection(netip.Addr{}, &Trace{})
+	for i := range h.Gateways {
+		g := &h.Gateways[i]
+		if slices.ContainsFunc(convert.VIPs(lb), func(address netip.Addr) bool {
+			serves := chosen.ServingAddress(address)
+			return serves == nil || serves(g.Name)
+		}) {
+			out = append(out, g)
+		}
+	}
+	return out
+}
+
+// triedBy says what each gateway that serves the LoadBalancer has tried. known is false if nothing is heard of any of them.
+func (h *Hub) triedBy(lb *v1alpha1.LoadBalancer) (says []string, known bool) {
+	var lost []string
+	for _, g := range h.serving(lb) {
+		state, why := h.stateOf(g)
+		switch {
+		case state == gone:
+			lost = append(lost, unheardState(g, state, why))
+		case state == unknown:
+			says = append(says, unheardState(g, state, why))
+		case notTrying(g) != "":
+			says, known = append(says, notTrying(g)), true
+		default:
+			t := g.Status.Tries
+			says, known = append(says, fmt.Sprintf("gateway %s has tried its ports: %d answered, %d failing, %d not known yet", g.Name, t.Answered, t.Failing, t.Untried)), true
+		}
+	}
+	if !known {
+		says = append(says, lost...)
+	}
+	return says, known
+}

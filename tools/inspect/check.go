@@ -154,6 +154,9 @@ func (h *Hub) expected(lb *v1alpha1.LoadBalancer) string {
 	if reason, known := h.nodesKnown(lb); !known {
 		return reason
 	}
+	if reason := noLocalPods(lb); reason != "" {
+		return reason
+	}
 	if ranges := convert.LoadBalancer(lb).SourceRanges; len(ranges) > 0 {
 		return "source ranges admit only " + phrase.Few(ranges, ", ") + ", and may exclude this host"
 	}

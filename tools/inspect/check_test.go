@@ -43,6 +43,12 @@ func TestAConnectionThatIsResetIsNoAnswerWhereNoGatewayTriesIt(t *testing.T) {
 	}
 }
 
+func TestAFailureIsExpectedWhileNoNodeHasAReadyPod(t *testing.T) {
+	check := resetting(t, func(h *Hub) { h.LoadBalancers[0].Spec.Endpoints[0].LocalAddresses = &[]v1alpha1.EndpointAddress{} })
+	require.Equal(t, Expected, check.Result, check.Message)
+	require.Contains(t, check.Message, "as expected: externalTrafficPolicy is Local, and no node has a ready pod of the Service")
+}
+
 // elsewhere has the pool of the LoadBalancer choose gateways that are labelled site=two, of which there is none yet.
 func elsewhere(h *Hub) {
 	h.Pools[0].Spec.Addresses = []string{"127.0.0.0/28"}

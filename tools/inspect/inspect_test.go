@@ -1,7 +1,9 @@
 package inspect
 
 import (
+	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -140,7 +142,7 @@ func TestFaultsAreNamedWithWhatToDo(t *testing.T) {
 		"an overlapping pool": {func(h *Hub) {
 			h.Pools[0].Status.Conditions[0] = is(v1alpha1.ConditionReady, metav1.ConditionFalse, "Overlap", "overlaps AddressPool other")
 		}, "addresspool public: overlaps AddressPool other", true, "", ""},
-		"no such tenant":     {func(h *Hub) { h.Tenants = nil }, "", false, "its tenant is served", "there is no Tenant a"},
+		"no such tenant":     {func(h *Hub) { h.Tenants = nil }, "error: namespace tenant-a: 1 LoadBalancers belong to no Tenant, so that no gateway is to serve them", true, "its tenant is served", "there is no Tenant a"},
 		"a disabled tenant":  {func(h *Hub) { h.Tenants[0].Spec.LoadBalancer.Disable = true }, "spec.loadBalancer.disable is set", false, "its tenant is served", "spec.loadBalancer.disable of Tenant a is set"},
 		"no networks":        {func(h *Hub) { h.Tenants[0].Spec.BackendCIDRs = nil }, "", false, "its tenant is served", "spec.backendCIDRs of Tenant a is empty"},
 		"a malformed object": {func(h *Hub) { h.set(v1alpha1.ConditionAccepted, "InvalidSourceRange", `"everybody" is not a CIDR`) }, "InvalidSourceRange", true, "it is accepted", `"everybody" is not a CIDR`},
@@ -368,4 +370,56 @@ func TestNothingIsSaidOfWhatAGatewayDoesThatIsGone(t *testing.T) {
 	lease.Spec.LeaseDurationSeconds = &seconds
 	h.Leases["g1"], h.Now = lease, now.Add(5*time.Minute)
 	require.Regexp(t, `(?m)^g1 +Ready `, page(), "its Lease lasts for ten minutes, and is renewed every two")
+}
+
+// A gateway that cannot write its object, or has no Lease, has a status of before.
+func TestNothingThatAGatewayInStateUnknownHasSaidBeforeIsSaidAsIfItHeld(t *testing.T) {
+	conditions := []metav1.Condition{
+		is(v1alpha1.ConditionReady, metav1.ConditionTrue, "InSync", ""), is("HostSysctls", metav1.ConditionFalse, "Missing", "net.ipv4.ip_forward is 0"),
+		is(v1alpha1.ConditionServed, metav1.ConditionFalse, v1alpha1.ReasonSegmentSilent, "no host answers"), is(v1alpha1.ConditionHeartbeatsRefused, metav1.ConditionTrue, "NotBelieved", "g2"),
+		is(v1alpha1.ConditionAddressConflict, metav1.ConditionTrue, "AnotherHostAnswers", "203.0.113.1"), is(v1alpha1.ConditionBGPEstablished, metav1.ConditionFalse, "SessionDown", "tor"),
+	}
+	for name, silence := range map[string]func(*Hub){
+		"without a Lease": func(h *Hub) { h.Leases = nil },
+		"that cannot write": func(h *Hub) {
+			lease := h.Leases["g1"]
+			lease.Annotations = map[string]string{"kubelb.k8c.io/unwritten": "forbidden"}
+			h.Leases["g1"] = lease
+		},
+		"that has just come back": func(h *Hub) { h.Gateways[0].Status.Conditions[0].Reason = v1alpha1.ReasonNotHeard },
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := healthy()
+			status := &h.Gateways[0].Status
+			status.Conditions, status.Tries = slices.Clone(conditions), &v1alpha1.GatewayTries{Problem: "no kubelb-watch"}
+			status.BGPSessions = []v1alpha1.BGPSession{{Peer: "tor", State: v1alpha1.BGPEstablished}}
+			status.Failures, status.Unlisted = []v1alpha1.GatewayFailure{{Record: "frontend", Message: "not supported"}}, []string{"tenant-b"}
+			require.Len(t, h.Status().Problems, 8, "all of it is said while the gateway is heard")
+			silence(h)
+			s := h.Status()
+			var page strings.Builder
+			require.NoError(t, s.Text(&page))
+			require.Regexp(t, `(?m)^g1 +Unknown +nftables +- +- +-$`, page.String())
+			require.Len(t, s.Problems, 2, "that no gateway works, and why it is unknown: %v", s.Problems)
+			require.Nil(t, s.Gateways[0].Frontends)
+			require.Nil(t, s.Gateways[0].Addresses)
+		})
+	}
+}
+
+func TestLoadBalancersWithoutATenantAreAnErrorOfTheirNamespace(t *testing.T) {
+	h := healthy()
+	for i, namespace := range []string{"tenant-x", "tenant-x", "tenant-x", "tenant-x", "tenant-x", "tenant-x", "default"} {
+		lb := v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: fmt.Sprintf("uid-%d", i+10)}}
+		if i == 0 {
+			lb.Labels = h.LoadBalancers[0].Labels
+		}
+		h.LoadBalancers = append(h.LoadBalancers, lb)
+	}
+	s := h.Status()
+	require.True(t, s.Broken())
+	require.Equal(t, []Problem{
+		{Error, "namespace default", "1 LoadBalancers belong to no Tenant, so that no gateway is to serve them: delete them, as the namespace is no tenant's (uid-16)"},
+		{Error, "namespace tenant-x", "6 LoadBalancers belong to no Tenant, so that no gateway is to serve them: create Tenant x, or delete them (uid-10 (Service shop/web), uid-11, uid-12, uid-13, uid-14, and 1 more)"},
+	}, s.Problems)
 }

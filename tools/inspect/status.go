@@ -4,7 +4,9 @@ import (
 	"cmp"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 
@@ -13,6 +15,7 @@ import (
 
 	"kubelb.k8c.io/api/plain"
 	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/core/phrase"
 	"kubelb.k8c.io/manager/membership"
 )
 
@@ -24,13 +27,14 @@ type Status struct {
 	Problems []Problem     `json:"problems"`
 }
 
-// GatewayLine is one gateway. Sessions are those by BGP that are established, of all. Of one that is gone there are no numbers.
+// GatewayLine is one gateway. Sessions are those by BGP that are established, of all. There are no numbers of a gateway that is gone, or whose object is of
+// before.
 type GatewayLine struct {
 	Name      string `json:"name"`
 	State     string `json:"state"`
 	Backend   string `json:"backend"`
-	Frontends int32  `json:"frontends"`
-	Addresses int32  `json:"addresses"`
+	Frontends *int32 `json:"frontends,omitempty"`
+	Addresses *int32 `json:"addresses,omitempty"`
 	Sessions  string `json:"sessions,omitempty"`
 }
 
@@ -112,6 +116,7 @@ func (h *Hub) Status() Status {
 	for i := range h.Tenants {
 		s.Tenants = append(s.Tenants, h.tenantLine(&h.Tenants[i], say))
 	}
+	h.sayOrphans(say)
 	slices.SortStableFunc(s.Problems, func(a, b Problem) int { return cmp.Compare(a.Severity, b.Severity) })
 	return s
 }
@@ -168,16 +173,18 @@ func sayLacking(g *v1alpha1.Gateway, said, object string, say sayer) {
 }
 
 func (h *Hub) gatewayLine(g *v1alpha1.Gateway, say sayer) GatewayLine {
-	line := GatewayLine{Name: g.Name, Backend: g.Status.Backend.Name, Frontends: g.Status.Frontends, Addresses: g.Status.AnnouncedAddresses}
+	line := GatewayLine{Name: g.Name, Backend: g.Status.Backend.Name}
 	object := "gateway " + g.Name
 	var says string
+	// Nobody knows whether the numbers and faults in the object of a gateway that is gone or unknown still hold.
 	switch line.State, says = h.stateOf(g); line.State {
 	case gone:
-		line.Frontends, line.Addresses = 0, 0
 		since, _ := h.gone(g.Name)
 		say(Warning, object, "nothing has been heard of it for %s: is its manager running? Delete the Gateway object if it is not to come back", since)
+		return line
 	case unknown:
 		say(Warning, object, "it %s", says)
+		return line
 	case draining:
 		say(Warning, object, "it is told to drain, and answers for %d addresses; 'kubelb drain %s --undo' takes that back", g.Status.AnnouncedAddresses, g.Name)
 	case ready:
@@ -187,9 +194,7 @@ func (h *Hub) gatewayLine(g *v1alpha1.Gateway, say sayer) GatewayLine {
 	default:
 		say(Error, object, "%s", says)
 	}
-	if line.State == gone {
-		return line // of what it said nobody knows whether it is so still
-	}
+	line.Frontends, line.Addresses = &g.Status.Frontends, &g.Status.AnnouncedAddresses
 	sayLacking(g, says, object, say)
 	for _, f := range g.Status.Failures {
 		say(Error, object, "%s", strings.TrimPrefix(fmt.Sprintf("%s: %s: %s", f.LoadBalancer, f.Record, f.Message), ": "))
@@ -342,16 +347,37 @@ func nameOf(lb *v1alpha1.LoadBalancer) string {
 	return out
 }
 
+// sayOrphans says which LoadBalancers belong to no Tenant, an error for each namespace.
+func (h *Hub) sayOrphans(say sayer) {
+	orphans := map[string][]string{}
+	for i := range h.LoadBalancers {
+		if lb := &h.LoadBalancers[i]; h.tenantOf(lb) == nil {
+			orphans[lb.Namespace] = append(orphans[lb.Namespace], strings.TrimPrefix(nameOf(lb), "loadbalancer "+lb.Namespace+"/"))
+		}
+	}
+	for _, namespace := range slices.Sorted(maps.Keys(orphans)) {
+		names, mend := orphans[namespace], "delete them, as the namespace is no tenant's"
+		if tenant, is := strings.CutPrefix(namespace, v1alpha1.TenantNamespacePrefix); is {
+			mend = fmt.Sprintf("create Tenant %s, or delete them", tenant)
+		}
+		say(Error, "namespace "+namespace, "%d LoadBalancers belong to no Tenant, so that no gateway is to serve them: %s (%s)", len(names), mend, phrase.Few(names, ", "))
+	}
+}
+
+// count is a number, or a dash if nobody knows it.
+func count(n *int32) string {
+	if n == nil {
+		return "-"
+	}
+	return strconv.Itoa(int(*n))
+}
+
 // Text writes the page.
 func (s Status) Text(w io.Writer) error {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "GATEWAY\tSTATE\tBACKEND\tFRONTENDS\tADDRESSES\tBGP")
 	for _, g := range s.Gateways {
-		if g.State == gone {
-			fmt.Fprintf(table, "%s\t%s\t%s\t-\t-\t-\n", g.Name, g.State, g.Backend)
-			continue
-		}
-		fmt.Fprintf(table, "%s\t%s\t%s\t%d\t%d\t%s\n", g.Name, g.State, g.Backend, g.Frontends, g.Addresses, cmp.Or(g.Sessions, "-"))
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\n", g.Name, g.State, g.Backend, count(g.Frontends), count(g.Addresses), cmp.Or(g.Sessions, "-"))
 	}
 	fmt.Fprintln(table, "\nPOOL\tSTATE\tUSED4\tFREE4\tUSED6\tFREE6")
 	for _, p := range s.Pools {

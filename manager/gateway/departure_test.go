@@ -136,3 +136,35 @@ func TestAGatewayEndsAtOnceThatIsNotToWaitOrHasNotServed(t *testing.T) {
 	g.Depart(t.Context())
 	require.True(t, g.departure.told.Load())
 }
+
+func TestAGatewayThatHasDrainedSaysThatOthersAreThereOnlyIfItKnowsSo(t *testing.T) {
+	const let, all, notAll = "it answers for no address any more; ", "all of its addresses have another gateway that works", "not all of its addresses are known to have another gateway that works"
+	works := membership.Other{Name: "other", Present: true, Serves: true}
+	for name, c := range map[string]struct {
+		fellows fellows
+		rack    string
+		others  string
+	}{
+		"another one works":                       {neighbours{works}, "1", all},
+		"another one works, and is not chosen":    {neighbours{works}, "2", notAll},
+		"another one drains":                      {neighbours{{Name: "other", Present: true, Serves: true, Leaving: true}}, "1", notAll},
+		"there is no other one":                   {neighbours{}, "1", notAll},
+		"without a Lease nobody knows of another": {nil, "1", notAll},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := New(Options{Name: "g", Announcer: board{}, Log: slog.New(slog.DiscardHandler)}, nil, nil)
+			ranges, err := ipam.ParseRanges([]string{"203.0.113.0/24"}, false)
+			require.NoError(t, err)
+			g.selection.SetPool("pool", ranges, &metav1.LabelSelector{MatchLabels: map[string]string{"rack": "1"}})
+			g.selection.SetGateway("other", map[string]string{"rack": c.rack})
+			g.answering.member = c.fellows
+			address := netip.MustParseAddr("203.0.113.1")
+			g.answering.answers[address] = true
+			require.Equal(t, metav1.ConditionFalse, g.drainedCondition().Status)
+			g.answering.answers[address] = false
+			drained := g.drainedCondition()
+			require.Equal(t, metav1.ConditionTrue, drained.Status)
+			require.Equal(t, let+c.others+"; connections that it has go on", drained.Message)
+		})
+	}
+}

@@ -90,7 +90,7 @@ func (g *Gateway) publish() {
 		s.Conditions = append(s.Conditions, nothing)
 	}
 	if g.draining() {
-		s.Conditions = append(s.Conditions, drainedCondition(s.AnnouncedAddresses))
+		s.Conditions = append(s.Conditions, g.drainedCondition())
 	}
 	if s.Conflicts = g.conflicts(); len(s.Conflicts) > 0 {
 		s.Conditions = append(s.Conditions, conflictCondition(s.Conflicts))
@@ -127,11 +127,16 @@ func (g *Gateway) beside(failing map[model.FrontendKey]watchdog.Failure) beside 
 	return b
 }
 
-func drainedCondition(answered int32) metav1.Condition {
-	if answered > 0 {
+// drainedCondition says whether one that drains answers still. Whether others do in its place is another matter: a pool may choose none of them.
+func (g *Gateway) drainedCondition() metav1.Condition {
+	if answered := g.answering.answered(); answered > 0 {
 		return metav1.Condition{Type: v1alpha1.ConditionDrained, Status: metav1.ConditionFalse, Reason: "Draining", Message: fmt.Sprintf("it still answers for %d addresses", answered)}
 	}
-	return metav1.Condition{Type: v1alpha1.ConditionDrained, Status: metav1.ConditionTrue, Reason: "Drained", Message: "other gateways answer for all addresses; connections that it has go on"}
+	others := "not all of its addresses are known to have another gateway that works"
+	if g.isReplaced() {
+		others = "all of its addresses have another gateway that works"
+	}
+	return metav1.Condition{Type: v1alpha1.ConditionDrained, Status: metav1.ConditionTrue, Reason: "Drained", Message: "it answers for no address any more; " + others + "; connections that it has go on"}
 }
 
 func (g *Gateway) conflicts() (out []v1alpha1.AddressConflict) {

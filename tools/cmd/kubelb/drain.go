@@ -17,6 +17,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/core/phrase"
+	"kubelb.k8c.io/tools/inspect"
 )
 
 type drainFlags struct {
@@ -34,6 +36,7 @@ func drainCommand() *cobra.Command {
 gateway has go on, as long as it runs: other gateways send their packets there, or serve them themselves where packets
 reach the nodes unchanged. Then its manager can be stopped, and its host restarted.
 
+It is refused if no other gateway that works answers for addresses in use, as those of a pool that chooses this gateway alone.
 It waits until the gateway answers for nothing any more. --undo takes it back.`,
 		Example: `  kubelb drain gateway-1
   kubelb drain gateway-1 --undo`,
@@ -51,7 +54,7 @@ It waits until the gateway answers for nothing any more. --undo takes it back.`,
 	f := cmd.Flags()
 	flags.hub.add(f)
 	f.BoolVar(&flags.undo, "undo", false, "have the gateway take addresses again")
-	f.BoolVar(&flags.force, "force", false, "drain it even if no other gateway is ready")
+	f.BoolVar(&flags.force, "force", false, "drain it even if no other gateway answers for its addresses")
 	f.DurationVar(&flags.timeout, "timeout", time.Minute, "how long to wait")
 	return cmd
 }
@@ -99,26 +102,42 @@ func (f *drainFlags) drain(ctx context.Context, hub client.Client, name string, 
 	}
 }
 
-// requireAnother refuses to drain the only gateway that works.
+// requireAnother refuses to drain the only gateway that works, of all or of those that a pool with addresses in use chooses.
 func (f *drainFlags) requireAnother(ctx context.Context, hub client.Client, name string) error {
 	h, err := f.hub.readBy(ctx, hub)
 	if err != nil {
 		return err
 	}
-	var others []string
+	var working, others []string
 	for i := range h.Gateways {
-		g := &h.Gateways[i]
-		if g.Name == name {
-			continue
+		switch g := &h.Gateways[i]; {
+		case g.Name == name:
+		case h.Works(g):
+			working = append(working, g.Name)
+		default:
+			others = append(others, g.Name)
 		}
-		if h.Works(g) {
-			return nil
-		}
-		others = append(others, g.Name)
 	}
 	slices.Sort(others)
-	if len(others) == 0 {
+	switch {
+	case len(working) > 0:
+		return refuseToBereave(h, name)
+	case len(others) == 0:
 		return errors.New("there is no other gateway: all addresses would be without an answer. Start another one first, or use --force")
 	}
 	return fmt.Errorf("no other gateway is ready (%s): all addresses would be without an answer. Mend one first, or use --force", strings.Join(others, ", "))
+}
+
+// refuseToBereave names the pools whose addresses would be without an answer, though another gateway works.
+func refuseToBereave(h *inspect.Hub, name string) error {
+	bereft := h.BereftBy(name)
+	if len(bereft) == 0 {
+		return nil
+	}
+	var pools, names []string
+	for _, b := range bereft {
+		pools, names = append(pools, b.String()), append(names, b.Pool)
+	}
+	return fmt.Errorf("no other gateway that works answers for these addresses, which are in use: %s. 'kubelb pools %s' shows which gateways the pools choose; "+
+		"'kubectl label gateways.kubelb.k8c.io GATEWAY KEY=VALUE' has them choose another one. Mend that first, or use --force", phrase.Few(pools, "; "), strings.Join(names, " "))
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
@@ -84,6 +85,68 @@ func TestDrain(t *testing.T) {
 			var g v1alpha1.Gateway
 			require.NoError(t, hub.Get(t.Context(), client.ObjectKey{Name: "a"}, &g))
 			require.Equal(t, !c.flags.undo, g.Spec.Draining)
+		})
+	}
+}
+
+// chosenBy is a pool that chooses gateways by the label rack, and a LoadBalancer that has addresses of it.
+func chosenBy(rack string) []client.Object {
+	addresses := []v1alpha1.AllocatedAddress{{Address: "203.0.113.1", Pool: "p"}, {Address: "2001:db8::1", Pool: "p"}}
+	return []client.Object{
+		&v1alpha1.AddressPool{ObjectMeta: metav1.ObjectMeta{Name: "p"}, Spec: v1alpha1.AddressPoolSpec{Addresses: []string{"203.0.113.0/28", "2001:db8::/124"},
+			GatewaySelector: &metav1.LabelSelector{MatchLabels: map[string]string{"rack": rack}}}},
+		&v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Namespace: "tenant-a", Name: "one"}, Status: v1alpha1.LoadBalancerStatus{Addresses: addresses}},
+		&v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Namespace: "tenant-a", Name: "two"}, Status: v1alpha1.LoadBalancerStatus{Addresses: addresses[:1]}},
+	}
+}
+
+func TestAGatewayIsNotDrainedThatAPoolWithAddressesInUseChoosesAlone(t *testing.T) {
+	in := func(rack, name string, ready metav1.ConditionStatus) *v1alpha1.Gateway {
+		g := gatewayNamed(name, ready, metav1.ConditionFalse)
+		g.Labels = map[string]string{"rack": rack}
+		return g
+	}
+	well := metav1.ConditionTrue
+	deaf := in("1", "b", well)
+	deaf.Status.Silent = []v1alpha1.GatewaySilence{{Family: corev1.IPv6Protocol, Message: "no IPv6 on eth1"}}
+	none := chosenBy("1")[:1]
+	for name, c := range map[string]struct {
+		flags    drainFlags
+		gateways []*v1alpha1.Gateway
+		objects  []client.Object
+		fails    []string
+	}{
+		"the other one is not chosen": {gateways: []*v1alpha1.Gateway{in("1", "a", well), in("2", "b", well)}, objects: chosenBy("1"),
+			fails: []string{"AddressPool p (203.0.113.1, 2001:db8::1) chooses gateways with rack=1", "'kubelb pools p'", "'kubectl label gateways.kubelb.k8c.io GATEWAY KEY=VALUE'", "--force"}},
+		"the other one that is chosen does not work": {gateways: []*v1alpha1.Gateway{in("1", "a", well), in("1", "b", metav1.ConditionFalse), in("2", "c", well)}, objects: chosenBy("1"),
+			fails: []string{"AddressPool p (203.0.113.1, 2001:db8::1)"}},
+		"nobody hears the other one of a family": {gateways: []*v1alpha1.Gateway{in("1", "a", well), deaf}, objects: chosenBy("1"),
+			fails: []string{"AddressPool p (2001:db8::1) chooses gateways with rack=1; nobody hears gateway b: no IPv6 on eth1"}},
+		"another one is chosen, too":   {gateways: []*v1alpha1.Gateway{in("1", "a", well), in("1", "b", well)}, objects: chosenBy("1")},
+		"it is not chosen itself":      {gateways: []*v1alpha1.Gateway{in("2", "a", well), in("2", "b", well)}, objects: chosenBy("1")},
+		"the pool has nothing in use":  {gateways: []*v1alpha1.Gateway{in("1", "a", well), in("2", "b", well)}, objects: none},
+		"it is the only one, by force": {flags: drainFlags{force: true}, gateways: []*v1alpha1.Gateway{in("1", "a", well), in("2", "b", well)}, objects: chosenBy("1")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+			defer cancel()
+			c.flags.hub.namespace = "kubelb"
+			hub := hubOf(t, true, c.gateways...)
+			for _, o := range c.objects {
+				require.NoError(t, hub.Create(t.Context(), o))
+			}
+			var out strings.Builder
+			err := c.flags.drain(ctx, hub, "a", &out)
+			if c.fails == nil {
+				require.NoError(t, err)
+				return
+			}
+			for _, says := range c.fails {
+				require.ErrorContains(t, err, says)
+			}
+			var g v1alpha1.Gateway
+			require.NoError(t, hub.Get(t.Context(), client.ObjectKey{Name: "a"}, &g))
+			require.False(t, g.Spec.Draining, "it is not told to drain")
 		})
 	}
 }

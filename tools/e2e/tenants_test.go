@@ -117,9 +117,7 @@ func TestTheCCMWorksWithATenantsCredentialsAlone(t *testing.T) {
 // A CCM that is gone can say nothing of that: the hub says since when it knows no better.
 func TestATenantSaysThatNothingIsHeardOfItsCCM(t *testing.T) {
 	alikeWithAll(t)
-	apply(t, service("unheard", "ports: [{port: 80}]"))
-	cleanUp(t, "service/unheard")
-	externalIPs(t, "unheard", 2)
+	serve(t, "unheard")
 	hubKubectl(t, "wait", "tenant/a", "--for=condition=Connected", "--timeout=60s")
 	out, _ := kubelb(t, "status")
 	require.NotContains(t, out, "its CCM")

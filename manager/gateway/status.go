@@ -42,7 +42,7 @@ func (g *Gateway) applied() (version string, behind []v1alpha1.GatewayBehind) {
 // publish hands the present state to the writer; only the newest counts.
 func (g *Gateway) publish() {
 	failing := g.failing()
-	s := v1alpha1.GatewayStatus{
+	s := report{told: g.served, GatewayStatus: v1alpha1.GatewayStatus{
 		Backend:            v1alpha1.GatewayBackend{Name: g.host.description.Name, Version: g.host.description.Version, Notes: g.host.description.Notes},
 		Generation:         g.host.generation.String(),
 		Frontends:          int32(len(g.held)),
@@ -55,13 +55,13 @@ func (g *Gateway) publish() {
 		HostAddresses:      g.hosts.published(),
 		Silent:             g.silent(time.Now()),
 		Tries:              g.tries(failing),
-	}
+	}}
 	for _, f := range g.host.description.Features {
 		s.Backend.Features = append(s.Backend.Features, string(f))
 	}
 	s.Failures, s.Unlisted = listed(g.fails)
 	for _, name := range slices.Sorted(maps.Keys(g.leftovers)) {
-		s.Failures = append(s.Failures, v1alpha1.GatewayFailure{Record: "backend " + name, Message: plain.Message(g.leftovers[name], 1024)})
+		s.Failures = append(s.Failures, v1alpha1.GatewayFailure{Record: leftRecord + name, Message: plain.Message(g.leftovers[name], 1024)})
 	}
 	ready := metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: "InSync", Message: "the dataplane holds the model"}
 	switch {
@@ -104,7 +104,7 @@ func (g *Gateway) publish() {
 		s.BGPSessions = g.routers.sessions()
 		s.Conditions = append(s.Conditions, sessionsCondition(s.BGPSessions, g.routers.hasLooked()))
 	}
-	g.metrics.show(&s, g.beside(failing))
+	g.metrics.show(&s.GatewayStatus, g.beside(failing))
 	select {
 	case <-g.status:
 	default:
@@ -180,7 +180,7 @@ const statusPause = 100 * time.Millisecond
 
 // writeStatus writes the newest status, again and again, until ctx ends. An API server that is away delays nothing else.
 func (g *Gateway) writeStatus(ctx context.Context) error {
-	var latest *v1alpha1.GatewayStatus
+	var latest *report
 	retry := time.NewTimer(0)
 	defer retry.Stop()
 	unwritten := unwritten{}
@@ -245,7 +245,7 @@ func (u *unwritten) note(err error, now time.Time) {
 	}
 }
 
-func (g *Gateway) write(ctx context.Context, s v1alpha1.GatewayStatus) error {
+func (g *Gateway) write(ctx context.Context, s report) error {
 	object := &v1alpha1.Gateway{ObjectMeta: metav1.ObjectMeta{Name: g.options.Name, Labels: g.options.Labels}}
 	err := g.client.Get(ctx, client.ObjectKeyFromObject(object), object)
 	if apierrors.IsNotFound(err) {
@@ -263,14 +263,8 @@ func (g *Gateway) write(ctx context.Context, s v1alpha1.GatewayStatus) error {
 	for _, c := range s.Conditions {
 		plain.SetCondition(&conditions, c)
 	}
-	// While the backend is away the dataplane goes on: what it held, it holds.
-	if s.AppliedResourceVersion == "" {
-		s.AppliedResourceVersion, s.Behind = before.AppliedResourceVersion, before.Behind
-	}
-	if s.AnnouncedResourceVersion == "" {
-		s.AnnouncedResourceVersion = before.AnnouncedResourceVersion
-	}
-	object.Status, object.Status.Conditions = s, conditions
+	s.carryOver(*before)
+	object.Status, object.Status.Conditions = s.GatewayStatus, conditions
 	if equality.Semantic.DeepEqual(before, &object.Status) {
 		return nil
 	}

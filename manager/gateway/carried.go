@@ -1,0 +1,48 @@
+package gateway
+
+import (
+	"slices"
+	"strings"
+
+	"kubelb.k8c.io/api/v1alpha1"
+)
+
+// report is a status that the writer is to write.
+type report struct {
+	v1alpha1.GatewayStatus
+	// told: this process has told the dataplane everything once. Before that it does not know all that the dataplane refuses.
+	told bool
+}
+
+// leftRecord is how the record of a former backend begins that could not be purged.
+const leftRecord = "backend "
+
+// carryOver takes over from the object what the report does not know. While the backend is away the dataplane goes on: what it held, it holds. What it
+// refused, it does not hold, and a version without its refusals would say that it does.
+func (r *report) carryOver(before v1alpha1.GatewayStatus) {
+	if r.AppliedResourceVersion == "" {
+		r.AppliedResourceVersion, r.Behind = before.AppliedResourceVersion, before.Behind
+		if !r.told {
+			isLeft := func(f v1alpha1.GatewayFailure) bool { return strings.HasPrefix(f.Record, leftRecord) }
+			refused := slices.DeleteFunc(slices.Clone(before.Failures), isLeft)
+			left := slices.DeleteFunc(slices.Clone(r.Failures), func(f v1alpha1.GatewayFailure) bool { return !isLeft(f) })
+			r.Failures, r.Unlisted = append(refused, left...), before.Unlisted
+		}
+	}
+	if r.AnnouncedResourceVersion == "" {
+		r.AnnouncedResourceVersion = before.AnnouncedResourceVersion
+		if !r.told {
+			r.keepSilence(before.Silent)
+		}
+	}
+}
+
+// keepSilence keeps what was said of families of which this process says nothing yet.
+func (r *report) keepSilence(before []v1alpha1.GatewaySilence) {
+	for _, s := range before {
+		if !slices.ContainsFunc(r.Silent, func(o v1alpha1.GatewaySilence) bool { return o.Family == s.Family }) {
+			r.Silent = append(r.Silent, s)
+		}
+	}
+	slices.SortFunc(r.Silent, func(a, b v1alpha1.GatewaySilence) int { return strings.Compare(string(a.Family), string(b.Family)) })
+}

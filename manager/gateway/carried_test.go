@@ -1,0 +1,102 @@
+package gateway
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/manager/probe"
+)
+
+// left gives the Gateway object the status that a former process wrote last.
+func (h *onHost) left(s v1alpha1.GatewayStatus) {
+	h.t.Helper()
+	object := &v1alpha1.Gateway{ObjectMeta: metav1.ObjectMeta{Name: "g"}}
+	require.NoError(h.t, h.client.Create(h.t.Context(), object))
+	object.Status = s
+	require.NoError(h.t, h.client.Status().Update(h.t.Context(), object))
+}
+
+func (h *onHost) written() v1alpha1.GatewayStatus {
+	h.t.Helper()
+	var object v1alpha1.Gateway
+	require.NoError(h.t, h.client.Get(h.t.Context(), types.NamespacedName{Name: "g"}, &object))
+	return object.Status
+}
+
+// runs has the gateway work, and write its object, until end is called.
+func (h *onHost) runs() (end func()) {
+	h.prober = probe.New(probe.DefaultConfig(), func(probe.Result) {})
+	ctx, cancel := context.WithCancel(h.t.Context())
+	ended := make(chan error, 2)
+	go func() { ended <- h.loop(ctx, func() bool { return true }, nil) }()
+	go func() { ended <- h.writeStatus(ctx) }()
+	return func() {
+		cancel()
+		require.NoError(h.t, <-ended)
+		require.NoError(h.t, <-ended)
+	}
+}
+
+func refusedBefore() v1alpha1.GatewayStatus {
+	return v1alpha1.GatewayStatus{AppliedResourceVersion: "10", AnnouncedResourceVersion: "10", Unlisted: []string{"tenant-b"},
+		Failures: []v1alpha1.GatewayFailure{{LoadBalancer: "tenant-a/x", Record: "frontend TCP 203.0.113.1:80", Message: "full"}, {Record: "backend ebpf", Message: "busy"}},
+		Silent:   []v1alpha1.GatewaySilence{{Family: corev1.IPv6Protocol, Message: "no router is told of it"}}}
+}
+
+func TestANewProcessKeepsWhatWasRefusedUntilItKnowsWhatTheDataplaneHolds(t *testing.T) {
+	h := newOnHost(t)
+	h.has(moduleFile)
+	h.has(sysctlFile)
+	h.left(refusedBefore())
+	h.has(hangFile("Configure")) // the backend starts for a second
+	end := h.runs()
+	defer end()
+	require.Eventually(t, func() bool {
+		ready := meta.FindStatusCondition(h.written().Conditions, v1alpha1.ConditionReady)
+		return ready != nil && ready.Reason == "BackendRestarting"
+	}, 20*time.Second, 10*time.Millisecond)
+	time.Sleep(time.Second)
+	now, before := h.written(), refusedBefore()
+	require.Equal(t, "10", now.AppliedResourceVersion, "what the dataplane held, it holds")
+	require.Equal(t, before.Failures[:1], now.Failures, "and what it refused, it does not; of former backends this process knows")
+	require.Equal(t, before.Unlisted, now.Unlisted)
+	require.Equal(t, before.AnnouncedResourceVersion, now.AnnouncedResourceVersion)
+	require.Equal(t, before.Silent, now.Silent, "nobody hears of IPv6 addresses yet")
+
+	h.hasNoMore(hangFile("Configure"))
+	require.Eventually(t, func() bool {
+		now = h.written()
+		return meta.IsStatusConditionTrue(now.Conditions, v1alpha1.ConditionReady)
+	}, 20*time.Second, 10*time.Millisecond)
+	require.Empty(t, now.Failures, "this dataplane holds everything")
+	require.Empty(t, now.Unlisted)
+	require.Empty(t, now.Silent)
+}
+
+func TestAVersionIsNeverOfAnotherTimeThanItsRefusals(t *testing.T) {
+	before := refusedBefore()
+	of := func(told bool, version string) report {
+		own := v1alpha1.GatewayFailure{LoadBalancer: "tenant-a/y", Record: "frontend TCP 203.0.113.2:80", Message: "full"}
+		r := report{told: told, GatewayStatus: v1alpha1.GatewayStatus{AppliedResourceVersion: version, Failures: []v1alpha1.GatewayFailure{own, {Record: "backend nft", Message: "busy"}}}}
+		r.carryOver(before)
+		return r
+	}
+	records := func(r report) (all []string) {
+		for _, f := range r.Failures {
+			all = append(all, f.Record)
+		}
+		return all
+	}
+	const x, y, left = "frontend TCP 203.0.113.1:80", "frontend TCP 203.0.113.2:80", "backend nft"
+	require.Equal(t, []string{x, left}, records(of(false, "")), "a version of before, and what was refused then")
+	require.Equal(t, []string{y, left}, records(of(false, "11")), "this process knows for whom the dataplane is behind")
+	require.Equal(t, []string{y, left}, records(of(true, "")), "it knows all refusals")
+}

@@ -233,6 +233,14 @@ func (a *answering) undecided() bool {
 	return a.waiting > 0 || !a.candidacy.stood
 }
 
+// decided tells whether all that is held was looked at, and nothing waits.
+func (a *answering) decided() bool { return a.known != "" && a.waiting == 0 && len(a.fresh) == 0 }
+
+// announces tells whether all that is held, and is this gateway's, is announced. Without its Lease a gateway may keep what it has, and take nothing new.
+func (g *Gateway) announces() bool {
+	return g.served && g.MayAnswer() && g.options.Announcer.Able() && g.answering.decided()
+}
+
 // answered is the number of addresses that are answered for.
 func (a *answering) answered() (n int32) {
 	for _, answers := range a.answers {

@@ -78,7 +78,7 @@ func (g *Gateway) publish() {
 	// those who lack nothing, however long it takes until it has all.
 	if g.knows() {
 		s.AppliedResourceVersion, s.Behind = g.applied()
-		if g.served && g.answering.waiting == 0 && g.options.Announcer.Able() {
+		if g.announces() {
 			s.AnnouncedResourceVersion = s.AppliedResourceVersion
 		}
 	}

@@ -195,6 +195,7 @@ func (b *Backlog) put(name string, version uint64, r *record) {
 		t = &tenant{name: name, dealt: b.turn, held: version}
 		b.tenants[name] = t
 	}
+	t.held = min(t.held, version) // a dataplane that began anew holds less than it did
 	r.tenant, r.added, r.cost = t, b.added, b.price(r)
 	r.suspect = b.suspect(r)
 	var before *record

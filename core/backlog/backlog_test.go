@@ -245,6 +245,22 @@ func TestWhoIsBehindIsNamedWithTheVersionThatHeHas(t *testing.T) {
 	}
 }
 
+func TestADataplaneThatBeganAnewHoldsNothingOfWhoLacksSomething(t *testing.T) {
+	b := New()
+	b.Add(service("a", 1, 50), 3)
+	b.Next(20)
+	b.Clear()
+	b.Add(service("a", 1, 50), 0)
+	b.Add(service("a", 2, 1), 4)
+	if got := behind(b); len(got) != 1 || got["a"] != 0 {
+		t.Errorf("what it held before says nothing of what it holds now: %v", got)
+	}
+	b.Reached(4)
+	if got := behind(b); got["a"] != 4 {
+		t.Errorf("%v", got)
+	}
+}
+
 func TestATenantsPoolGoesWhateverOthersHave(t *testing.T) {
 	b, d := New(), dataplane(t)
 	first := service("a", 1, 1)

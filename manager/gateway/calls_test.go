@@ -24,6 +24,9 @@ import (
 // hangFile has the next call of that name not return while it is there, as a bug would, or a kernel.
 func hangFile(name string) string { return "hang-" + name }
 
+// endFile has the process end when it is told of a change.
+const endFile = "end"
+
 func (n *needy) hang(config dataplane.Config, name string) {
 	for has(config, hangFile(name)) {
 		time.Sleep(10 * time.Millisecond)
@@ -37,6 +40,9 @@ func (n *needy) Applied(ctx context.Context) (dataplane.Applied, error) {
 
 func (n *needy) Apply(ctx context.Context, c dataplane.Change) (dataplane.Result, error) {
 	n.hang(n.config, "Apply")
+	if has(n.config, endFile) {
+		os.Exit(1)
+	}
 	return n.Fake.Apply(ctx, c)
 }
 

@@ -215,7 +215,7 @@ func (w *stage) served(vip netip.Addr, tenant string) bool {
 func (w *stage) tell() {
 	d, before := w.flush()
 	if w.ended {
-		w.g.goOnFrom(w.digests(), before)
+		w.g.goOnFrom(w.digests(), 0)
 		w.ended = false
 	} else {
 		w.g.take(d, before)

@@ -48,7 +48,8 @@ func (g *Gateway) program(ctx context.Context, d model.Delta, before uint64) err
 		if err := g.host.start(ctx); err != nil {
 			return err
 		}
-		due = true
+		// What the former process was told last may have come to nothing, and nobody was told what came since.
+		due, before = true, 0
 	}
 	if !due {
 		g.take(d, before)
@@ -58,7 +59,8 @@ func (g *Gateway) program(ctx context.Context, d model.Delta, before uint64) err
 	return g.tell(ctx)
 }
 
-// resync has the dataplane be told the difference to what it holds, and nothing else. It holds at least what it was told before.
+// resync has the dataplane be told the difference to what it holds, and nothing else. Of a tenant that lacks nothing by the backlog it holds all up to the
+// version before.
 func (g *Gateway) resync(ctx context.Context, before uint64) error {
 	held, err := g.host.holds(ctx)
 	if err != nil {

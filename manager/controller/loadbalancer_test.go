@@ -343,7 +343,7 @@ func TestWhatATryFindsIsSaidWhereItsServiceIs(t *testing.T) {
 	says(tries(named))
 	r.faults = faults.Tracker{}
 	drained(r)
-	says(tries(nil))
+	says(tries(&v1alpha1.GatewayTries{Answered: 1}))
 	require.Equal(t, []string{"Normal Ready served again"}, drained(r), "a new process knows the fault from the status")
 }
 

@@ -153,6 +153,7 @@ type Gateway struct {
 	// watchdog tries frontends, nil if tries are turned off. tried is its last report.
 	watchdog *watchdog.Watchdog
 	tried    watchdog.Report
+	former   formerTries
 	// deaf says whether the dataplane fails to return its counters. unheard says that no host on the segment answers, empty if one does.
 	deaf    deafness
 	unheard string
@@ -398,8 +399,7 @@ func (g *Gateway) loop(ctx context.Context, synced func() bool, ended <-chan *pl
 		}
 		g.drain()
 		gathering = false
-		if g.synced = g.synced || synced(); !g.synced {
-			// Nothing is sent before everything is known: an empty model would empty the dataplane.
+		if !g.isSynced(synced) {
 			timer.Reset(gather)
 			continue
 		}
@@ -410,6 +410,15 @@ func (g *Gateway) loop(ctx context.Context, synced func() bool, ended <-chan *pl
 			timer.Reset(gather)
 		}
 	}
+}
+
+// isSynced tells whether everything is known. Nothing is sent before: an empty model would empty the dataplane.
+func (g *Gateway) isSynced(synced func() bool) bool {
+	if !g.synced && synced() {
+		g.synced = true
+		g.drain() // what came since the last look is of the first lists, too
+	}
+	return g.synced
 }
 
 // drain takes all events that are there.

@@ -17,21 +17,37 @@ import (
 func (g *Gateway) newWatchdog() *watchdog.Watchdog {
 	return watchdog.New(watchdog.Options{
 		Sources: g.options.TryFrom, Every: g.options.TryEvery, Frontends: g.toTry, Log: g.log,
-		Tell:  func(ctx context.Context, r watchdog.Report) { g.send(ctx, func(g *Gateway) { g.tried = r }) },
+		Tell: func(ctx context.Context, r watchdog.Report) {
+			g.send(ctx, func(g *Gateway) { g.tried = r; g.former.told(r) })
+		},
 		Count: func(o watchdog.Outcome) { g.metrics.tries.WithLabelValues(o.Word()).Inc() },
 	})
 }
 
 // toTry asks the gateway's loop which frontends can be tried now.
 func (g *Gateway) toTry(ctx context.Context) []watchdog.Frontend {
-	list, _ := asked(ctx, g, func(g *Gateway) []watchdog.Frontend { return triable(g.hub.Snapshot(), g.options.TryFrom, g.isServed) })
+	list, _ := asked(ctx, g, (*Gateway).triableNow)
+	return list
+}
+
+// triableNow are the frontends that can be tried, but for those of other gateways. While their clients do not reach them here, what is known of them stays.
+func (g *Gateway) triableNow() []watchdog.Frontend {
+	elsewhere := g.elsewhere()
+	list := triable(g.hub.Snapshot(), g.options.TryFrom, func(f model.Frontend) bool { return !elsewhere(f.VIP) })
+	for i, f := range list {
+		key := keyOf(f.AddrPort)
+		list[i].Paused, list[i].Former = !g.isServed(key), g.failedBefore(key)
+	}
+	if g.flushed > 0 { // else the hub has not been read
+		g.former.keep(list, elsewhere, time.Now())
+	}
 	return list
 }
 
 // isServed tells whether, by the gateway's own state, its clients reach the frontend here: the dataplane holds it, and the gateway answers for its VIP.
-func (g *Gateway) isServed(f model.Frontend) bool {
-	_, refused := g.unsupported[f.FrontendKey]
-	return g.held[f.FrontendKey] && g.answering.answers[f.VIP] && !refused
+func (g *Gateway) isServed(key model.FrontendKey) bool {
+	_, refused := g.unsupported[key]
+	return g.held[key] && g.answering.answers[key.VIP] && !refused
 }
 
 // triable returns the frontends that can be tried from the addresses: package watchdog says which ones cannot.
@@ -89,22 +105,30 @@ func (g *Gateway) tries(failing map[model.FrontendKey]watchdog.Failure) *v1alpha
 		owner, _ := g.hub.Owner(key)
 		message := f.Message
 		if others := of[owner] - 1; others > 0 { // of each LoadBalancer one is named
-			message = fmt.Sprintf("%s; %d of its other ports fail, too", message, others)
+			message += fmt.Sprintf(othersFail, others)
 		}
-		fails["frontend "+key.String()] = failure{owner: owner.String(), message: message}
+		fails[frontendRecord+key.String()] = failure{owner: owner.String(), message: message}
 	}
 	t.Failing = int32(len(fails))
 	t.Failures, t.Unlisted = listed(fails)
 	return t
 }
 
-// failing are the frontends of the last report to which connections fail, without those that were deleted, or have moved to another gateway, since.
+// failing are the frontends to which connections fail by the last report, or failed before and were not tried since. Without those that were deleted, or
+// have moved to another gateway.
 func (g *Gateway) failing() map[model.FrontendKey]watchdog.Failure {
-	failing := map[model.FrontendKey]watchdog.Failure{}
+	failing, elsewhere := map[model.FrontendKey]watchdog.Failure{}, g.elsewhere()
+	if g.hasLeft() {
+		return failing
+	}
+	for key := range g.former.failures {
+		if message := g.failedBefore(key); message != "" && !elsewhere(key.VIP) {
+			failing[key] = watchdog.Failure{AddrPort: netip.AddrPortFrom(key.VIP, key.Port), Message: message}
+		}
+	}
 	for _, f := range g.tried.Failures {
-		key := model.FrontendKey{VIP: f.Addr(), Protocol: model.TCP, Port: f.Port()}
-		if _, known := g.hub.Owner(key); known && g.answering.answers[key.VIP] {
-			failing[key] = f
+		if _, known := g.hub.Owner(keyOf(f.AddrPort)); known && !elsewhere(f.Addr()) {
+			failing[keyOf(f.AddrPort)] = f
 		}
 	}
 	return failing

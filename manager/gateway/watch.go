@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	toolscache "k8s.io/client-go/tools/cache"
@@ -114,6 +115,7 @@ func gatewayChanged(o client.Object, gone bool) event {
 		}
 		if o.GetName() == g.options.Name {
 			g.wished = !gone && o.(*v1alpha1.Gateway).Spec.Draining
+			g.former.learn(o.(*v1alpha1.Gateway).Status.Tries, time.Now())
 		}
 		if gone {
 			g.selection.DeleteGateway(o.GetName())

@@ -3,17 +3,15 @@ package watchdog
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
-
-	"kubelb.k8c.io/core/phrase"
 )
 
 // Frontend is a TCP frontend to try.
@@ -26,6 +24,10 @@ type Frontend struct {
 	Limited bool
 	// Endpoints get its new connections.
 	Endpoints []netip.AddrPort
+	// Paused: it is not to be tried now, as clients do not reach it here. If it is known to fail, that stays so.
+	Paused bool
+	// Former is the message of its failure by an earlier process, empty for none.
+	Former string
 }
 
 // Failure is a frontend that does not serve.
@@ -137,6 +139,8 @@ type watched struct {
 	trying  bool
 	// works: a try was answered ever.
 	works bool
+	// former is why it failed before what is known of tries began, empty once tries tell.
+	former string
 	// endpoints is what the gateway heard of them itself when the frontend had begun to fail.
 	endpoints hearing
 	asking    bool
@@ -192,14 +196,20 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-// forget drops all results, and reports why.
+// forget drops what is known of tries, but for failures: nobody has seen that they have ended. It reports why.
 func (w *Watchdog) forget(ctx context.Context, why error) {
-	untried := len(w.watched)
-	clear(w.watched)
+	for _, is := range w.watched {
+		is.Former, _ = w.failure(is)
+	}
 	clear(w.tries)
 	clear(w.works)
 	clear(w.asking)
-	w.tell(ctx, Report{Untried: untried, Problem: why.Error()})
+	for at, is := range w.watched {
+		w.watched[at] = w.begins(is.Frontend, time.Now())
+	}
+	r := w.report()
+	r.Problem = why.Error()
+	w.tell(ctx, r)
 }
 
 // watch tries frontends until ctx ends or the lane fails.
@@ -280,27 +290,43 @@ func (w *Watchdog) loop(ctx context.Context, answers <-chan answer, lists <-chan
 	}
 }
 
-// want replaces the list of frontends. A frontend that stays keeps its results.
+// want replaces the list of frontends. A frontend that stays keeps its results; one that is paused, or is so no more, keeps its failure.
 func (w *Watchdog) want(list []Frontend, now time.Time) {
 	wanted := make(map[netip.AddrPort]bool, len(list))
 	for _, f := range list {
-		wanted[f.AddrPort] = true
-		if is := w.watched[f.AddrPort]; is != nil && is.Tenant == f.Tenant && is.KeepsClient == f.KeepsClient {
+		is := w.watched[f.AddrPort]
+		same := is != nil && is.Tenant == f.Tenant && is.KeepsClient == f.KeepsClient
+		if same {
+			f.Former, _ = w.failure(is)
+		}
+		wanted[f.AddrPort] = !f.Paused || f.Former != ""
+		if same && is.Paused == f.Paused {
 			is.Frontend = f
 			continue
 		}
-		// The first tries of new frontends are spread, since frontends that are due together stay together.
-		w.watched[f.AddrPort] = &watched{Frontend: f, due: now.Add(rand.N(w.options.Every / 2))}
+		w.watched[f.AddrPort] = w.begins(f, now)
 	}
 	maps.DeleteFunc(w.watched, func(a netip.AddrPort, _ *watched) bool { return !wanted[a] })
 	w.fresh = true
+}
+
+// begins is a frontend of which no try is known. The first tries are spread, since frontends that are due together stay together. One that failed before
+// fails until tries tell: it was tried then, so that tries did arrive, unless its nodes were the reason.
+func (w *Watchdog) begins(f Frontend, now time.Time) *watched {
+	is := &watched{Frontend: f, former: f.Former, due: now.Add(rand.N(w.options.Every / 2))}
+	if is.former != "" {
+		is.history.failing, is.history.some = true, strings.HasPrefix(is.former, someFail)
+		is.works = is.KeepsClient || !nodesFail(is.former)
+		w.works[is.Addr().Is4()] = w.works[is.Addr().Is4()] || is.works && !is.KeepsClient
+	}
+	return is
 }
 
 // begin begins the tries that are due.
 func (w *Watchdog) begin(now time.Time) error {
 	var due []*watched
 	for _, is := range w.watched {
-		if _, has := w.lane.source(is.Addr()); has && !is.trying && !now.Before(is.due) {
+		if _, has := w.lane.source(is.Addr()); has && !is.Paused && !is.trying && !now.Before(is.due) {
 			due = append(due, is)
 		}
 	}
@@ -345,7 +371,7 @@ func (w *Watchdog) end(t *try, o Outcome, now time.Time) {
 	}
 	switch {
 	case !is.history.failing:
-		is.endpoints = hearing{}
+		is.endpoints, is.former = hearing{}, ""
 	case !is.asking && (changed || o != Answered && now.Sub(is.endpoints.at) >= w.options.Every):
 		w.ask(is)
 	}
@@ -358,7 +384,9 @@ func (is *watched) endsItself() bool {
 }
 
 // suspect tells whether a try has failed lately, so that more are to be made soon.
-func (is *watched) suspect() bool { return is.history.failed() > 0 && !is.endsItself() }
+func (is *watched) suspect() bool {
+	return is.former != "" || is.history.failed() > 0 && !is.endsItself()
+}
 
 // maySay tells whether tries say anything of the frontend that was not answered. Where none was ever answered and its endpoints are well, tries may be what
 // fails: the routes and firewalls of a family. Where endpoints see the client, they may let in those of the frontend alone, and neither the client of
@@ -406,7 +434,7 @@ func (w *Watchdog) report() (r Report) {
 	for _, is := range w.watched {
 		switch message, fails := w.failure(is); {
 		case fails:
-			r.Failures = append(r.Failures, Failure{is.AddrPort, message, is.endpoints.asked > 0 && len(is.endpoints.silent) == 0 && !is.Limited})
+			r.Failures = append(r.Failures, Failure{is.AddrPort, message, is.nodesAnswer() && !is.Limited})
 		case is.history.answered():
 			r.Answered++
 		default:
@@ -420,31 +448,4 @@ func (w *Watchdog) report() (r Report) {
 func (w *Watchdog) tell(ctx context.Context, r Report) {
 	w.told = r
 	w.options.Tell(ctx, r)
-}
-
-// failure is what is wrong with a frontend.
-func (w *Watchdog) failure(is *watched) (string, bool) {
-	h := is.endpoints
-	switch {
-	case !is.history.failing, !w.maySay(is):
-		return "", false
-	case h.at.IsZero() && (is.history.ended() || is.asking), is.endsItself():
-		return "", false // its endpoints are still to be asked, or do so, too
-	}
-	message := is.history.says()
-	switch {
-	case h.asked == 0:
-	case len(h.silent) == 0 && h.asked < len(is.Endpoints):
-		message += fmt.Sprintf("; of its nodes %d were asked, which answer the gateway itself", h.asked)
-	case len(h.silent) == 0:
-		message += "; its nodes answer the gateway itself, so that its dataplane, or a firewall of its host, is the reason"
-	case h.refused:
-		message += "; its nodes refuse the gateway itself, too, as they do if the Service has no ready pod"
-	default:
-		message += "; the gateway itself does not reach " + phrase.Few(h.silent, ", ")
-	}
-	if is.Limited {
-		message += "; it has a limit of connections, which may be the reason"
-	}
-	return message, true
 }

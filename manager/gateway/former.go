@@ -1,0 +1,112 @@
+package gateway
+
+import (
+	"net/netip"
+	"regexp"
+	"strings"
+	"time"
+
+	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/core/model"
+	"kubelb.k8c.io/manager/watchdog"
+)
+
+// formerTries are the ports to which connections failed when the former process of this gateway wrote its object last. The object names them until the
+// watchdog does: a new process has seen nothing yet that is better.
+type formerTries struct {
+	// failures is nil until the object has been read.
+	failures map[model.FrontendKey]formerFailure
+	at       time.Time
+}
+
+type formerFailure struct{ loadBalancer, message string }
+
+// formerFor is how long they are remembered while another gateway answers for their addresses.
+const formerFor = 10 * time.Minute
+
+const (
+	frontendRecord = "frontend "
+	othersFail     = "; %d of its other ports fail, too"
+)
+
+// ofOthers is othersFail at the end of a message. It is said anew.
+var ofOthers = regexp.MustCompile(`; \d+ of its other ports fail, too$`)
+
+// learn reads the object as the former process left it. What is written later is this process's own.
+func (p *formerTries) learn(tries *v1alpha1.GatewayTries, now time.Time) {
+	if p.failures != nil {
+		return
+	}
+	p.failures, p.at = map[model.FrontendKey]formerFailure{}, now
+	if tries == nil {
+		return
+	}
+	for _, f := range tries.Failures {
+		at, err := netip.ParseAddrPort(strings.TrimPrefix(f.Record, frontendRecord+model.TCP.String()+" "))
+		if err == nil {
+			p.failures[keyOf(at)] = formerFailure{f.LoadBalancer, ofOthers.ReplaceAllString(f.Message, "")}
+		}
+	}
+}
+
+// told forgets what the watchdog knows by now.
+func (p *formerTries) told(r watchdog.Report) {
+	for _, f := range r.Failures {
+		delete(p.failures, keyOf(f.AddrPort))
+	}
+}
+
+// keep forgets what cannot be tried here any more. What another gateway answers for may come back in a moment.
+func (p *formerTries) keep(list []watchdog.Frontend, elsewhere func(netip.Addr) bool, now time.Time) {
+	listed := make(map[model.FrontendKey]bool, len(list))
+	for _, f := range list {
+		listed[keyOf(f.AddrPort)] = true
+	}
+	for key := range p.failures {
+		if !listed[key] && (!elsewhere(key.VIP) || now.Sub(p.at) > formerFor) {
+			delete(p.failures, key)
+		}
+	}
+}
+
+// keyOf is the frontend of a TCP port.
+func keyOf(at netip.AddrPort) model.FrontendKey {
+	return model.FrontendKey{VIP: at.Addr(), Protocol: model.TCP, Port: at.Port()}
+}
+
+// failedBefore is what the former process said of a frontend, empty for nothing. A LoadBalancer that has the address now and did not then is another one.
+func (g *Gateway) failedBefore(key model.FrontendKey) string {
+	before := g.former.failures[key]
+	if owner, known := g.hub.Owner(key); !known || owner.String() != before.loadBalancer {
+		return ""
+	}
+	return before.message
+}
+
+// elsewhere returns whether another gateway is to answer for an address, as far as this one knows.
+func (g *Gateway) elsewhere() func(netip.Addr) bool {
+	known := map[netip.Addr]bool{}
+	return func(address netip.Addr) bool {
+		is, has := known[address]
+		if !has {
+			is = g.isAnothers(address)
+			known[address] = is
+		}
+		return is
+	}
+}
+
+func (g *Gateway) isAnothers(address netip.Addr) bool {
+	serves := g.selection.ServingAddress(address)
+	if !g.answering.elects {
+		return serves != nil && !serves(g.options.Name)
+	}
+	winner := g.answering.view.Winner(address, serves)
+	return winner != "" && winner != g.options.Name
+}
+
+// hasLeft tells whether clients reach other gateways, if any, for each address: this one drains where nobody is elected. One that ends may be back in a
+// moment, and where nobody takes over its clients have no other.
+func (g *Gateway) hasLeft() bool {
+	return !g.answering.elects && g.draining() && (!g.departure.begun || g.isReplaced())
+}

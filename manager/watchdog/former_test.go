@@ -1,0 +1,138 @@
+package watchdog
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+const (
+	ofTheDataplane = "connections get no answer; its nodes answer the gateway itself, so that its dataplane, or a firewall of its host, is the reason"
+	ofTheNodes     = "connections get no answer; its nodes refuse the gateway itself, too, as they do if the Service has no ready pod"
+)
+
+// desk is a watchdog whose tries a test ends itself.
+type desk struct {
+	*Watchdog
+	now time.Time
+}
+
+func newDesk() *desk {
+	d := &desk{New(Options{Every: time.Minute, Tell: func(context.Context, Report) {}}), time.Now()}
+	d.asks = make(chan question, waitingRoom)
+	return d
+}
+
+func port(number uint16) Frontend {
+	return Frontend{AddrPort: netip.AddrPortFrom(flows()[0].frontend.Addr(), number), Tenant: "a", Endpoints: []netip.AddrPort{netip.MustParseAddrPort("198.51.100.11:30080")}}
+}
+
+// tried has tries of a port end, five seconds after one another.
+func (d *desk) tried(number uint16, outcomes ...Outcome) {
+	is := d.watched[port(number).AddrPort]
+	for _, o := range outcomes {
+		d.now = d.now.Add(5 * time.Second)
+		d.end(&try{flow: flow{frontend: is.AddrPort}, of: is}, o, d.now)
+	}
+}
+
+// hears has the nodes of a port be heard, of which some are silent.
+func (d *desk) hears(number uint16, silent ...string) {
+	d.note(hearing{of: d.watched[port(number).AddrPort], at: d.now, asked: 1, silent: silent, refused: len(silent) > 0})
+}
+
+func failed(message string, at Frontend) []Failure {
+	return []Failure{{at.AddrPort, message, message == ofTheDataplane}}
+}
+
+func TestAFrontendThatFailedBeforeFailsUntilItsTriesTellOtherwise(t *testing.T) {
+	d, is := newDesk(), port(80)
+	is.Former = ofTheDataplane
+	d.want([]Frontend{is, port(81)}, d.now)
+	require.Equal(t, Report{Failures: failed(ofTheDataplane, is), Untried: 1}, d.report(), "nobody has seen that it ended")
+	d.tried(80, Unanswered)
+	require.Equal(t, failed(ofTheDataplane, is), d.report().Failures, "its nodes are still to be asked")
+	d.hears(80)
+	d.tried(80, Unanswered, Unanswered)
+	require.Equal(t, failed(ofTheDataplane, is), d.report().Failures, "tries arrived before, though none of this process was answered")
+	d.tried(81, Unanswered, Unanswered, Unanswered)
+	d.hears(81)
+	require.Len(t, d.report().Failures, 2, "another port's fault is said, too")
+	d.tried(80, Answered, Answered)
+	require.Len(t, d.report().Failures, 2)
+	d.tried(80, Answered)
+	require.Equal(t, failed(ofTheDataplane, port(81)), d.report().Failures)
+	require.Equal(t, 1, d.report().Answered)
+}
+
+func TestAFrontendThatFailedByItsNodesMayNowBeOneThatTriesDoNotReach(t *testing.T) {
+	d, is := newDesk(), port(80)
+	is.Former = ofTheNodes
+	d.want([]Frontend{is}, d.now)
+	d.tried(80, Unanswered)
+	d.hears(80, "198.51.100.11:30080 (refused)")
+	require.Equal(t, failed(ofTheNodes, is), d.report().Failures)
+	d.tried(80, Unanswered, Unanswered)
+	d.hears(80)
+	require.Equal(t, Report{Untried: 1}, d.report(), "no try was ever answered, as far as anybody knows")
+}
+
+func TestWhatSomeConnectionsMetIsOverAfterMoreTries(t *testing.T) {
+	d, is := newDesk(), port(80)
+	is.Former = "some connections get no answer"
+	d.want([]Frontend{is}, d.now)
+	d.tried(80, Answered, Answered, Answered)
+	require.Len(t, d.report().Failures, 1, "one of several nodes may fail")
+	d.tried(80, Answered, Answered, Answered, Answered, Answered)
+	require.Equal(t, Report{Answered: 1}, d.report())
+}
+
+func TestAFailureOutlastsTheInterfacesThatFoundIt(t *testing.T) {
+	d := newDesk()
+	d.want([]Frontend{port(80), port(81), port(82)}, d.now)
+	d.tried(80, Answered, Unanswered, Unanswered, Unanswered)
+	d.hears(80)
+	d.tried(81, Answered)
+	require.Equal(t, Report{Failures: failed(ofTheDataplane, port(80)), Answered: 1, Untried: 1}, d.report())
+	for range 2 {
+		d.forget(t.Context(), errors.New("kubelb-watch is down"))
+		require.Equal(t, Report{Failures: failed(ofTheDataplane, port(80)), Untried: 2, Problem: "kubelb-watch is down"}, d.told)
+	}
+	d.want([]Frontend{port(80), port(81), port(82)}, d.now)
+	d.tried(80, Unanswered)
+	d.hears(80)
+	require.Equal(t, failed(ofTheDataplane, port(80)), d.report().Failures, "it is not forgotten that tries arrived")
+}
+
+func TestAFrontendThatNobodyReachesHereKeepsItsFailureAndIsNotTried(t *testing.T) {
+	d := newDesk()
+	d.want([]Frontend{port(80), port(81)}, d.now)
+	d.tried(80, Answered, Unanswered, Unanswered, Unanswered)
+	d.hears(80)
+	d.tried(81, Answered)
+	on := &try{of: d.watched[port(80).AddrPort]}
+	paused := []Frontend{port(80), port(81)}
+	paused[0].Paused, paused[1].Paused = true, true
+	d.want(paused, d.now)
+	require.Equal(t, Report{Failures: failed(ofTheDataplane, port(80))}, d.report(), "of the other one nothing is known that lasts")
+	d.end(on, Unanswered, d.now)
+	d.lane = &lane{sources: []netip.Addr{client4}}
+	require.NoError(t, d.begin(d.now.Add(time.Hour)), "nothing is sent")
+	require.Empty(t, d.tries)
+
+	d.want([]Frontend{port(80), port(81)}, d.now)
+	require.Equal(t, Report{Failures: failed(ofTheDataplane, port(80)), Untried: 1}, d.report())
+	d.tried(80, Answered, Answered, Answered)
+	require.Equal(t, Report{Answered: 1, Untried: 1}, d.report())
+
+	d.tried(80, Unanswered, Unanswered, Unanswered)
+	d.hears(80)
+	another := port(80)
+	another.Tenant, another.Paused = "b", true
+	d.want([]Frontend{another}, d.now)
+	require.Equal(t, Report{}, d.report(), "it is another tenant's now")
+}

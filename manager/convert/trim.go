@@ -17,8 +17,12 @@ var read = []string{
 	v1alpha1.AnnotationSharingKey, v1alpha1.AnnotationAddressPool, v1alpha1.AnnotationHealthCheckNodePort, v1alpha1.AnnotationForwarding, v1alpha1.AnnotationProxyProtocol,
 }
 
-// maxHostname is kept of a host name, which no target has: a message quotes it.
-const maxHostname = 64
+const (
+	// maxHostname is kept of a host name, which no target has: a message quotes it.
+	maxHostname = 64
+	// maxFinalizers are kept: KubeLB has three, and nothing bounds the list of an object.
+	maxFinalizers = 8
+)
 
 // Cached has a cache keep of what tenants write what is looked at, however much there is besides. An object from it cannot be written back,
 // but for its status.
@@ -51,7 +55,7 @@ func trim(o any) (any, error) {
 
 func trimmedMeta(m *metav1.ObjectMeta) metav1.ObjectMeta {
 	out := metav1.ObjectMeta{Namespace: m.Namespace, Name: m.Name, UID: m.UID, ResourceVersion: m.ResourceVersion, Generation: m.Generation,
-		CreationTimestamp: m.CreationTimestamp, DeletionTimestamp: m.DeletionTimestamp, Finalizers: m.Finalizers}
+		CreationTimestamp: m.CreationTimestamp, DeletionTimestamp: m.DeletionTimestamp, Finalizers: trimmedFinalizers(m.Finalizers)}
 	for _, label := range []string{v1alpha1.LabelOriginNamespace, v1alpha1.LabelOriginName, v1alpha1.LabelTenant} {
 		if value, has := m.Labels[label]; has {
 			metav1.SetMetaDataLabel(&out, label, value)
@@ -60,6 +64,17 @@ func trimmedMeta(m *metav1.ObjectMeta) metav1.ObjectMeta {
 	for _, annotation := range read {
 		if value, has := m.Annotations[annotation]; has {
 			metav1.SetMetaDataAnnotation(&out, annotation, value)
+		}
+	}
+	return out
+}
+
+// trimmedFinalizers are KubeLB's own, each once, since nobody asks the cache for others. Who removes one reads the object from the API server.
+func trimmedFinalizers(list []string) (out []string) {
+	for _, f := range list {
+		ours := strings.HasPrefix(f, v1alpha1.GroupVersion.Group+"/")
+		if ours && (len(out) < maxFinalizers || f == v1alpha1.CleanupFinalizer) && !slices.Contains(out, f) {
+			out = append(out, f)
 		}
 	}
 	return out

@@ -2,6 +2,8 @@ package convert
 
 import (
 	"encoding/json"
+	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -37,4 +39,29 @@ func TestWhatTheCacheKeepsOfATenantsObjectIsWhatIsLookedAt(t *testing.T) {
 	require.Equal(t, whole, is, "it means the same")
 	require.Equal(t, "7", lb.ResourceVersion)
 	require.Equal(t, []string{v1alpha1.CleanupFinalizer}, lb.Finalizers)
+}
+
+// The policies refuse such lists, but an operator may have taken them away.
+func TestTheCacheKeepsFewFinalizersHoweverManyAnObjectHas(t *testing.T) {
+	cleanup := v1alpha1.CleanupFinalizer
+	var others []string
+	for i := range 60_000 {
+		others = append(others, fmt.Sprintf("kubelb.k8c.io/more-%d", i))
+	}
+	for what, c := range map[string]struct{ has, kept []string }{
+		"none":                       {nil, nil},
+		"the one of KubeLB":          {[]string{cleanup}, []string{cleanup}},
+		"the same again and again":   {slices.Repeat([]string{cleanup}, 60_000), []string{cleanup}},
+		"an operator's beside it":    {[]string{"example.com/backup", cleanup}, []string{cleanup}},
+		"it behind many of its kind": {append(slices.Clone(others), cleanup), append(slices.Clone(others[:maxFinalizers]), cleanup)},
+	} {
+		t.Run(what, func(t *testing.T) {
+			lb, err := trim(&v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Finalizers: c.has}})
+			require.NoError(t, err)
+			require.Equal(t, c.kept, lb.(*v1alpha1.LoadBalancer).Finalizers)
+			nodes, err := trim(&v1alpha1.Addresses{ObjectMeta: metav1.ObjectMeta{Finalizers: c.has}})
+			require.NoError(t, err)
+			require.Equal(t, c.kept, nodes.(*v1alpha1.Addresses).Finalizers)
+		})
+	}
 }

@@ -70,6 +70,7 @@ func TestAHostileTenantGetsNowhere(t *testing.T) {
 		{"T10", "make an object that nobody can delete", with(evil, "finalizers: [example.com/for-ever]"), []string{"create", "-f", "-"}, "metadata.finalizers"},
 		{"T10", "free an address that gateways still serve", strings.Replace(asItStands, finalizers, "", 1), []string{"replace", "-f", "-"}, "metadata.finalizers"},
 		{"T23", "fill the hub's memory with host names", strings.Replace(evil, "{addressesReference: {name: default}, ", "{addresses: ["+strings.Repeat("{hostname: "+strings.Repeat("h", 250)+"}, ", 100)+"], ", 1), []string{"create", "-f", "-"}, "host names of at most 16384 characters together"},
+		{"T23", "fill the caches with a finalizer that it repeats", with(evil, "finalizers: ["+strings.Repeat("kubelb.k8c.io/cleanup, ", 60_000)+"]"), []string{"create", "-f", "-"}, "metadata.finalizers"},
 		{"T21", "keep its namespace by a finalizer on its nodes' addresses", strings.Replace(hubAddresses(ns), "name: default}", "name: more, finalizers: [kubelb.k8c.io/cleanup]}", 1), []string{"create", "-f", "-"}, "objects of this kind have none"},
 		{"T22", "give an operator's terminal orders by a name", strings.Replace(evil, "{name: default}", `{name: "no\x1b[2J"}`, 1), []string{"create", "-f", "-"}, "addressesReference.name"},
 		{"T22", "give an operator's terminal orders by a key", mine("evil", `sharingKey: "\x1b]0;root\x07"`), []string{"create", "-f", "-"}, "sharingKey"},

@@ -39,6 +39,9 @@ var (
 	gateway = &user.DefaultInfo{Name: "system:serviceaccount:kubelb:kubelb-gateway", Extra: map[string][]string{"authentication.kubernetes.io/node-name": {"one"}}}
 )
 
+// plurals are the resources of kinds.
+var plurals = map[string]string{"LoadBalancer": "loadbalancers", "Addresses": "addresses", "Tenant": "tenants", "Gateway": "gateways", "Lease": "leases", "ResourceQuota": "resourcequotas"}
+
 // server is the part of an API server that judges what is written: the field manager and the policies.
 type server struct {
 	plugin *validating.Plugin
@@ -50,6 +53,7 @@ func newServer(t *testing.T, replacements ...string) *server {
 	t.Helper()
 	objects := []runtime.Object{
 		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "kubelb"}},
+		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "kube-system"}},
 		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "tenant-a", Labels: map[string]string{"kubelb.k8c.io/managed-by": "kubelb"}}},
 	}
 	for _, text := range documents(t, policyfiles.Files) {
@@ -171,12 +175,13 @@ func (s *server) write(t *testing.T, as user.Info, old, o runtime.Object, subres
 	}
 	o = fields.UpdateNoErrors(before, o.DeepCopyObject(), "kubectl")
 	is := o.(metav1.Object)
-	plural, _ := meta.UnsafeGuessKindToResource(kind)
+	plural, has := plurals[kind.Kind]
+	require.True(t, has, kind.Kind)
 	var oldObject runtime.Object
 	if old != nil {
 		oldObject = old
 	}
-	attributes := admission.NewAttributesRecord(o, oldObject, kind, is.GetNamespace(), is.GetName(), plural, subresource, operation, nil, false, as)
+	attributes := admission.NewAttributesRecord(o, oldObject, kind, is.GetNamespace(), is.GetName(), kind.GroupVersion().WithResource(plural), subresource, operation, nil, false, as)
 	return o, s.plugin.Validate(t.Context(), attributes, admission.NewObjectInterfacesFromScheme(scheme.Scheme))
 }
 

@@ -105,6 +105,8 @@ type Gateway struct {
 	cache   cache.Cache
 	client  client.Client
 	log     *slog.Logger
+	// unlabelled: it was logged that the Gateway object does not get its labels. It belongs to what writes the status.
+	unlabelled bool
 
 	events chan event
 	prober *probe.Prober

@@ -271,7 +271,8 @@ func (g *Gateway) write(ctx context.Context, s report) error {
 	return g.client.Status().Update(ctx, object)
 }
 
-// label gives the Gateway object the labels that it is to have. Others, which somebody else has given it, stay.
+// label gives the Gateway object the labels that it is to have. Others, which somebody else has given it, stay. Where a policy leaves changes of
+// labels to operators, the gateway goes on with those that its object has: it is chosen by these.
 func (g *Gateway) label(ctx context.Context, object *v1alpha1.Gateway) error {
 	labels := maps.Clone(object.Labels)
 	if labels == nil {
@@ -281,6 +282,17 @@ func (g *Gateway) label(ctx context.Context, object *v1alpha1.Gateway) error {
 	if maps.Equal(labels, object.Labels) {
 		return nil
 	}
+	has := object.Labels
 	object.Labels = labels
-	return g.client.Update(ctx, object)
+	err := g.client.Update(ctx, object)
+	if !apierrors.IsForbidden(err) {
+		g.unlabelled = false
+		return err
+	}
+	object.Labels = has
+	if !g.unlabelled {
+		g.log.Warn("the Gateway object does not get the labels of --gateway-label: write them with kubectl label", "labels", g.options.Labels, "error", err)
+	}
+	g.unlabelled = true
+	return nil
 }

@@ -1,0 +1,52 @@
+package policies
+
+import (
+	"maps"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+const ofGateway = "apiVersion: kubelb.k8c.io/v1alpha1\nkind: Gateway\nmetadata: {name: one, labels: {site: north, rack: \"7\"}}\nspec: {}"
+
+func labelled(more map[string]string, less ...string) func(metav1.Object) {
+	return func(o metav1.Object) {
+		labels := maps.Clone(o.GetLabels())
+		maps.Copy(labels, more)
+		for _, key := range less {
+			delete(labels, key)
+		}
+		o.SetLabels(labels)
+	}
+}
+
+// T18: pools choose gateways by labels, so that a gateway which writes its own has any tenant's connections.
+func TestAGatewaysAccountChoosesNoPoolForItself(t *testing.T) {
+	const refused = "metadata.labels"
+	s := newServer(t)
+	one := object(t, ofGateway)
+	_, err := s.create(t, gateway, one)
+	require.NoError(t, err, "it makes its Gateway with its labels")
+	_, err = s.update(t, gateway, one, one)
+	require.NoError(t, err)
+	for what, change := range map[string]func(metav1.Object){
+		"take a label of other gateways": labelled(map[string]string{"tenant": "b"}),
+		"have another value":             labelled(map[string]string{"site": "south"}),
+		"have an empty value":            labelled(map[string]string{"site": ""}),
+		"take a label away":              labelled(nil, "site"),
+		"take all labels away":           func(o metav1.Object) { o.SetLabels(nil) },
+	} {
+		_, err := s.update(t, gateway, one, changed(one, change))
+		require.ErrorContains(t, err, refused, what)
+	}
+
+	// An upgrade of the chart gives all gateways the labels that it has now.
+	s = newServer(t, "dyn({})", `dyn({"site":"south","tier":""})`)
+	_, err = s.update(t, gateway, one, changed(one, labelled(map[string]string{"site": "south", "tier": ""})))
+	require.NoError(t, err)
+	_, err = s.update(t, gateway, one, changed(one, labelled(map[string]string{"site": "east"})))
+	require.ErrorContains(t, err, refused)
+	_, err = s.update(t, gateway, one, changed(one, labelled(map[string]string{"site": "south"}, "rack")))
+	require.ErrorContains(t, err, refused)
+}

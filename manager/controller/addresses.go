@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/util/workqueue"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
@@ -71,19 +72,14 @@ func (b *addressBook) load(ctx context.Context) error {
 	if b.loaded {
 		return nil
 	}
+	records, err := b.records(ctx)
+	if err != nil {
+		return err
+	}
 	b.book, b.unsettled = ipam.NewAllocator(), map[string]time.Time{}
 	b.setPools(found)
-	var lbs v1alpha1.LoadBalancerList
-	if err := b.reader.List(ctx, &lbs); err != nil {
-		return fmt.Errorf("read the allocations on record: %w", err)
-	}
-	// The oldest keeps an address that two claim, which only foreign writes to a status can bring about.
-	slices.SortFunc(lbs.Items, func(x, y v1alpha1.LoadBalancer) int {
-		return cmp.Or(x.CreationTimestamp.Compare(y.CreationTimestamp.Time), cmp.Compare(x.UID, y.UID))
-	})
-	for i := range lbs.Items {
-		asks := convert.LoadBalancer(&lbs.Items[i])
-		for _, conflict := range b.book.Adopt(asks.ObjectName.String(), asks.Claim(), convert.Grants(&lbs.Items[i])) {
+	for _, r := range records {
+		for _, conflict := range b.book.Adopt(r.holder, r.Claim, r.Grants) {
 			log.FromContext(ctx).Error(conflict, "address on record twice: the older LoadBalancer keeps it")
 		}
 	}
@@ -97,6 +93,36 @@ func (b *addressBook) load(ctx context.Context) error {
 	}
 	b.loaded = true
 	return nil
+}
+
+// record is what the status of a LoadBalancer says that it has.
+type record struct {
+	holder  string
+	created metav1.Time
+	uid     types.UID
+	ipam.Holding
+}
+
+// records reads what stands in all statuses, the oldest LoadBalancer first. Nothing else of the LoadBalancers is kept: all of them together may be larger
+// than this process.
+func (b *addressBook) records(ctx context.Context) (out []record, err error) {
+	begin := func() { out = nil }
+	err = eachPage(ctx, b.reader, func() *v1alpha1.LoadBalancerList { return &v1alpha1.LoadBalancerList{} }, begin, func(page *v1alpha1.LoadBalancerList) error {
+		for i := range page.Items {
+			lb := &page.Items[i]
+			asks := convert.LoadBalancer(lb)
+			out = append(out, record{asks.ObjectName.String(), lb.CreationTimestamp, lb.UID, ipam.Holding{Claim: asks.Claim(), Grants: convert.Grants(lb)}})
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the allocations on record: %w", err)
+	}
+	// The oldest keeps an address that two claim, which only foreign writes to a status can bring about.
+	slices.SortFunc(out, func(x, y record) int {
+		return cmp.Or(x.created.Compare(y.created.Time), cmp.Compare(x.uid, y.uid))
+	})
+	return out, nil
 }
 
 // setPools takes over what was judged. mu is held.

@@ -23,20 +23,25 @@ const (
 // Ours go at once, but for that of LoadBalancers, whose addresses gateways have to let go of first. Another's is heeded for a while: a tenant
 // cannot write one where the policy is installed, so that it may be an operator's.
 func (r *tenantReconciler) release(ctx context.Context, namespace string, now time.Time) error {
-	for _, list := range []client.ObjectList{&v1alpha1.LoadBalancerList{}, &v1alpha1.AddressesList{}} {
-		if err := r.reader.List(ctx, list, client.InNamespace(namespace)); err != nil {
+	do := func(list client.ObjectList) error { return r.releaseEach(ctx, list, now) }
+	for _, anew := range []func() client.ObjectList{func() client.ObjectList { return &v1alpha1.LoadBalancerList{} }, func() client.ObjectList { return &v1alpha1.AddressesList{} }} {
+		if err := eachPage(ctx, r.reader, anew, func() {}, do, client.InNamespace(namespace)); err != nil {
 			return fmt.Errorf("look for finalizers in namespace %s: %w", namespace, err)
 		}
-		for _, o := range objectsOf(list) {
-			left := heeded(o, now)
-			if len(left) == len(o.GetFinalizers()) {
-				continue
-			}
-			before := o.DeepCopyObject().(client.Object)
-			o.SetFinalizers(left)
-			if err := patch(ctx, r.client, o, before); client.IgnoreNotFound(err) != nil {
-				return fmt.Errorf("remove finalizers of %T %s: %w", o, client.ObjectKeyFromObject(o), err)
-			}
+	}
+	return nil
+}
+
+func (r *tenantReconciler) releaseEach(ctx context.Context, list client.ObjectList, now time.Time) error {
+	for _, o := range objectsOf(list) {
+		left := heeded(o, now)
+		if len(left) == len(o.GetFinalizers()) {
+			continue
+		}
+		before := o.DeepCopyObject().(client.Object)
+		o.SetFinalizers(left)
+		if err := patch(ctx, r.client, o, before); client.IgnoreNotFound(err) != nil {
+			return fmt.Errorf("remove finalizers of %T %s: %w", o, client.ObjectKeyFromObject(o), err)
 		}
 	}
 	return nil

@@ -300,7 +300,7 @@ func remains(namespace *corev1.Namespace) (why []string) {
 // deleteLoadBalancers reports whether some are still there.
 func (r *tenantReconciler) deleteLoadBalancers(ctx context.Context, namespace string) (bool, error) {
 	var lbs v1alpha1.LoadBalancerList
-	if err := r.client.List(ctx, &lbs, client.InNamespace(namespace)); err != nil {
+	if err := r.client.List(ctx, &lbs, client.InNamespace(namespace), client.UnsafeDisableDeepCopy); err != nil {
 		return false, err
 	}
 	for i := range lbs.Items {

@@ -1,0 +1,116 @@
+package controller
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"kubelb.k8c.io/api/v1alpha1"
+)
+
+// apiServer has so many LoadBalancers, and makes each one when it is asked for: as large as a tenant may write it.
+type apiServer struct {
+	client.Reader
+	lbs int
+	// expire says at which requests it does not have the version of the list any more.
+	expire func(request int) bool
+	// requests are how many it was asked, largest how many objects one answer had, live the most that was not garbage when it was asked.
+	requests, largest int
+	live              int64
+}
+
+func (s *apiServer) List(ctx context.Context, list client.ObjectList, options ...client.ListOption) error {
+	lbs, is := list.(*v1alpha1.LoadBalancerList)
+	if !is {
+		return s.Reader.List(ctx, list, options...)
+	}
+	s.requests++
+	s.live = max(s.live, heap())
+	if s.expire != nil && s.expire(s.requests) {
+		return apierrors.NewResourceExpired("the provided continue parameter is too old")
+	}
+	var o client.ListOptions
+	o.ApplyOptions(options)
+	first, _ := strconv.Atoi(o.Continue)
+	for i := first; i < s.lbs && (o.Limit == 0 || i < first+int(o.Limit)); i++ {
+		lbs.Items = append(lbs.Items, largest(i))
+	}
+	if s.largest = max(s.largest, len(lbs.Items)); first+len(lbs.Items) < s.lbs {
+		lbs.Continue = strconv.Itoa(first + len(lbs.Items))
+	}
+	return nil
+}
+
+// largest is a LoadBalancer with 203.0.113.N that has as many targets as the schema allows, and half a megabyte of what no cache keeps.
+func largest(i int) v1alpha1.LoadBalancer {
+	lb := recorded(fmt.Sprintf("lb-%03d", i), 0, fmt.Sprintf("203.0.113.%d", i+1))
+	lb.Annotations = map[string]string{"more": strings.Repeat("x", 1<<19)}
+	targets := make([]v1alpha1.EndpointAddress, 5000)
+	for n := range targets {
+		targets[n].IP = fmt.Sprintf("198.51.%d.%d", n>>8, n&255)
+	}
+	lb.Spec.Endpoints = []v1alpha1.LoadBalancerEndpoints{{Addresses: targets}}
+	return *lb
+}
+
+// heap is how many bytes are reachable.
+func heap() int64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}
+
+func bookOfServer(t *testing.T, s *apiServer) *addressBook {
+	s.Reader = bookOf(t, public()).reader
+	return &addressBook{reader: s}
+}
+
+func TestTheBookIsFilledByPagesOfWhichOnlyGrantsAndClaimsAreKept(t *testing.T) {
+	s := &apiServer{lbs: 60}
+	book := bookOfServer(t, s)
+	before := heap()
+	require.NoError(t, book.load(t.Context()))
+	require.LessOrEqual(t, s.largest, pageSize)
+	require.Equal(t, "203.0.113.60", book.book.Held("tenant-a/lb-059")[0].Address.String())
+	require.Less(t, s.live-before, int64(2<<20), "when a page is asked for, those before are garbage: one LoadBalancer has more than half a megabyte")
+	require.Less(t, heap()-before, int64(1<<20))
+}
+
+func TestAListThatTheAPIServerDoesNotHaveAnyMoreIsReadFromItsBeginning(t *testing.T) {
+	s := &apiServer{lbs: 50, expire: func(request int) bool { return request == 3 }}
+	book := bookOfServer(t, s)
+	require.NoError(t, book.load(t.Context()))
+	require.Equal(t, 3+3, s.requests)
+	records, err := book.records(t.Context())
+	require.NoError(t, err)
+	require.Len(t, records, s.lbs, "each once")
+	require.Equal(t, "203.0.113.1", book.book.Held("tenant-a/lb-000")[0].Address.String())
+}
+
+func TestNoAddressIsGivenBeforeAllThatIsOnRecordWasRead(t *testing.T) {
+	s := &apiServer{lbs: 50, expire: func(request int) bool { return request%3 == 0 }}
+	book := bookOfServer(t, s)
+	require.ErrorContains(t, book.load(t.Context()), "read the allocations on record: the provided continue parameter is too old")
+	require.Equal(t, mostReadings*3, s.requests, "it is not asked for ever")
+	require.False(t, book.loaded)
+	s.expire = nil
+	require.NoError(t, book.load(t.Context()))
+	require.Len(t, book.book.Held("tenant-a/lb-049"), 1)
+}
+
+func TestTheObjectsOfATenantThatGoesAreReadByPages(t *testing.T) {
+	s := &apiServer{lbs: 50}
+	s.Reader = bookOf(t).reader
+	r := &tenantReconciler{reader: s}
+	require.NoError(t, r.release(t.Context(), "tenant-a", largest(0).CreationTimestamp.Time))
+	require.Equal(t, 3, s.requests)
+	require.Equal(t, pageSize, s.largest)
+}

@@ -13,7 +13,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/util/workqueue"
@@ -296,15 +295,13 @@ func (r *poolReconciler) Reconcile(ctx context.Context, _ reconcile.Request) (re
 	}
 	var errs []error
 	for i := range list.Items {
-		if err := r.count(ctx, &list.Items[i]); !apierrors.IsConflict(err) {
-			errs = append(errs, err)
-		}
+		errs = append(errs, r.count(ctx, &list.Items[i]))
 	}
 	result := reconcile.Result{}
 	if !next.IsZero() {
 		result.RequeueAfter = max(time.Until(next), time.Millisecond)
 	}
-	return result, errors.Join(append(errs, r.tell(ctx, list.Items))...)
+	return unlessConflict(ctx, result, errors.Join(append(errs, r.tell(ctx, list.Items))...))
 }
 
 // tell brings the numbers for Prometheus up to date.

@@ -135,8 +135,14 @@ func (r *loadBalancerReconciler) ofTenant(ctx context.Context, o client.Object) 
 	return r.inNamespace(ctx, v1alpha1.TenantNamespacePrefix+o.GetName())
 }
 
-// Reconcile goes from acceptance over allocation to readiness, and writes what it found in one status update.
+// Reconcile implements reconcile.Reconciler.
 func (r *loadBalancerReconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+	result, err := r.reconcile(ctx, req)
+	return unlessConflict(ctx, result, err)
+}
+
+// reconcile goes from acceptance over allocation to readiness, and writes what it found in one status update.
+func (r *loadBalancerReconciler) reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
 	if err := r.addresses.load(ctx); err != nil {
 		return reconcile.Result{}, err
 	}

@@ -11,7 +11,6 @@ import (
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
@@ -226,11 +225,9 @@ func (r *targetReconciler) Reconcile(ctx context.Context, _ reconcile.Request) (
 	var errs []error
 	for _, a := range s.addresses {
 		held := slices.DeleteFunc(s.claims.ToHold(a), func(address netip.Addr) bool { return s.hosts[address] != "" })
-		if err := r.hold(ctx, a, held); err != nil && !apierrors.IsConflict(err) {
-			errs = append(errs, err)
-		}
+		errs = append(errs, r.hold(ctx, a, held))
 	}
-	return reconcile.Result{}, errors.Join(append(errs, r.wake(ctx, s))...)
+	return unlessConflict(ctx, reconcile.Result{}, errors.Join(append(errs, r.wake(ctx, s))...))
 }
 
 // hold has on record what an object's tenant was the first to list.

@@ -69,8 +69,14 @@ func tenantItself(o client.Object) reconcile.Request {
 	return reconcile.Request{NamespacedName: client.ObjectKey{Name: name}}
 }
 
-// Reconcile brings everything of the tenant into being, in the order in which one needs the other.
+// Reconcile implements reconcile.Reconciler.
 func (r *tenantReconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+	result, err := r.reconcile(ctx, req)
+	return unlessConflict(ctx, result, err)
+}
+
+// reconcile brings everything of the tenant into being, in the order in which one needs the other.
+func (r *tenantReconciler) reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
 	var tenant v1alpha1.Tenant
 	if err := r.client.Get(ctx, req.NamespacedName, &tenant); err != nil {
 		return reconcile.Result{}, client.IgnoreNotFound(err)
@@ -95,6 +101,9 @@ func (r *tenantReconciler) Reconcile(ctx context.Context, req reconcile.Request)
 		return r.revoke(ctx, &tenant)
 	}
 	left, condition, err := r.keep(ctx, &tenant)
+	if apierrors.IsConflict(err) {
+		return reconcile.Result{}, err // nothing has failed that a status should name
+	}
 	phase := v1alpha1.TenantReady
 	switch {
 	case err != nil:
@@ -105,6 +114,9 @@ func (r *tenantReconciler) Reconcile(ctx context.Context, req reconcile.Request)
 	conditions := []metav1.Condition{condition}
 	if phase == v1alpha1.TenantReady {
 		bounded, again, boundErr := r.bound(ctx, &tenant, time.Now())
+		if apierrors.IsConflict(boundErr) {
+			return reconcile.Result{}, boundErr
+		}
 		if bounded.Reason == reasonCounting && tenant.Status.Phase != v1alpha1.TenantReady {
 			phase = v1alpha1.TenantPending
 			conditions[0].Status, conditions[0].Reason, conditions[0].Message = metav1.ConditionFalse, reasonCounting, bounded.Message
@@ -200,6 +212,9 @@ func (r *tenantReconciler) revoke(ctx context.Context, tenant *v1alpha1.Tenant) 
 	delete(r.looked, tenant.Name)
 	if err := r.removeCredentials(ctx, tenant); err != nil {
 		err = fmt.Errorf("revoke the credentials of Tenant %s: %w", tenant.Name, err)
+		if apierrors.IsConflict(err) {
+			return reconcile.Result{}, err
+		}
 		return reconcile.Result{}, errors.Join(err, r.setStatus(ctx, tenant, v1alpha1.TenantFailed, metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse,
 			Reason: "ReconciliationFailed", Message: err.Error()}))
 	}

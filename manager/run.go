@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/KimMachineGun/automemlimit/memlimit"
 	"github.com/go-logr/logr"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
@@ -184,6 +185,7 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	ctrl.SetLogger(logr.FromSlogHandler(handler))
 	klog.SetLogger(logr.FromSlogHandler(handler))
+	o.limitMemory(memlimit.FromCgroup, slog.New(handler))
 	return o.serve(ctx, slog.New(handler), level)
 }
 

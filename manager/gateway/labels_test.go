@@ -35,7 +35,7 @@ func TestAGatewayThatMayNotChangeItsLabelsWritesItsStatus(t *testing.T) {
 	var log strings.Builder
 	g := &Gateway{options: Options{Name: "g", Labels: map[string]string{"site": "south"}}, client: hub, log: slog.New(slog.NewTextHandler(&log, nil))}
 	stands := func(frontends int32) *v1alpha1.Gateway {
-		require.NoError(t, g.write(t.Context(), v1alpha1.GatewayStatus{Frontends: frontends}))
+		require.NoError(t, g.write(t.Context(), report{GatewayStatus: v1alpha1.GatewayStatus{Frontends: frontends}, told: true}))
 		var is v1alpha1.Gateway
 		require.NoError(t, hub.Get(t.Context(), client.ObjectKeyFromObject(object), &is))
 		require.Equal(t, frontends, is.Status.Frontends)

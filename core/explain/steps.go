@@ -65,7 +65,12 @@ func (e *explanation) pools(pools []AddressPool) {
 			e.fence.VIPs = append(e.fence.VIPs, ipam.Range{First: g.Address, Last: g.Address})
 		}
 	}
-	used := translate.UsedByTargets(e.targets(), e.tenants, e.fence)
+	var all []ipam.Range
+	for _, p := range pools {
+		ranges, _ := ipam.ParseRanges(p.Addresses, p.AvoidNetworkAddresses) // what cannot be read is named below
+		all = append(all, ranges...)
+	}
+	used := translate.UsedByTargets(slices.Values(e.targets()), e.tenants, e.fence, all)
 	for _, p := range pools {
 		ranges, err := ipam.ParseRanges(p.Addresses, p.AvoidNetworkAddresses)
 		if err != nil {

@@ -70,18 +70,35 @@ func (c *Claims) DeleteTenant(name string) {
 // SetAddresses replaces what an object lists.
 func (c *Claims) SetAddresses(a Addresses) { c.replace(a, func(netip.Addr) {}) }
 
-// replace replaces what an object lists. Of each address for which that differs from before it tells first; of some it tells twice.
-func (c *Claims) replace(a Addresses, differs func(netip.Addr)) {
-	held := map[netip.Addr]bool{}
+// Differing are the addresses of which SetAddresses would change what the object says. Whose node another address is stays as it is.
+func (c *Claims) Differing(a Addresses) (differ []netip.Addr) {
+	was, is := c.objects[a.ObjectName], a.entries()
+	for address, onRecord := range is {
+		if before, listed := was[address]; !listed || before != onRecord {
+			differ = append(differ, address)
+		}
+	}
+	for address := range was {
+		if _, still := is[address]; !still {
+			differ = append(differ, address)
+		}
+	}
+	return differ
+}
+
+// entries are the addresses that the object lists, and whether each is on record there.
+func (a Addresses) entries() map[netip.Addr]bool {
+	held, is := map[netip.Addr]bool{}, map[netip.Addr]bool{}
 	for _, address := range a.Held {
 		held[address] = true
 	}
-	is := map[netip.Addr]bool{}
-	for _, entry := range a.List {
-		if address, err := netip.ParseAddr(entry.IP); err == nil {
-			is[address] = held[address]
-		}
-	}
+	eachAddress(a.List, func(address netip.Addr) { is[address] = held[address] })
+	return is
+}
+
+// replace replaces what an object lists. Of each address for which that differs from before it tells first; of some it tells twice.
+func (c *Claims) replace(a Addresses, differs func(netip.Addr)) {
+	is := a.entries()
 	was := c.objects[a.ObjectName]
 	for address, onRecord := range was {
 		if now, still := is[address]; !still || now != onRecord {

@@ -1,11 +1,14 @@
 package translate
 
 import (
+	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
 	"testing"
 
+	"kubelb.k8c.io/core/ipam"
 	"kubelb.k8c.io/core/model"
 )
 
@@ -160,4 +163,46 @@ func TestHostsOfTheManagementClusterAreNeverTargets(t *testing.T) {
 	expectTargets(t, h, "old", "198.51.100.11")
 	h.SetHosts(nil)
 	expectTargets(t, h, "old", "198.51.100.1 198.51.100.11 198.51.100.2")
+}
+
+func TestWhatWouldChangeIsKnownBeforeItChanges(t *testing.T) {
+	c, is := NewClaims(), addressesOf("tenant-a", "198.51.100.11", "198.51.100.12", "198.51.100.13")
+	c.SetAddresses(is)
+	if differ := c.Differing(is); len(differ) > 0 {
+		t.Errorf("it is as before, and not: %v", differ)
+	}
+	to := addressesOf("tenant-a", "198.51.100.12", "198.51.100.13", "198.51.100.14", "no address")
+	to.Held = []netip.Addr{netip.MustParseAddr("198.51.100.13"), netip.MustParseAddr("198.51.100.99")}
+	differ := c.Differing(to)
+	slices.SortFunc(differ, netip.Addr.Compare)
+	if got := fmt.Sprint(differ); got != "[198.51.100.11 198.51.100.13 198.51.100.14]" {
+		t.Errorf("one goes, one is on record, and one comes, and not: %s", got)
+	}
+	if got := len(c.Differing(to)); got != 3 {
+		t.Errorf("to ask changes nothing: %d", got)
+	}
+}
+
+func TestAddressesThatNoPoolMayCoverAreKeptOfItsRangesAlone(t *testing.T) {
+	network := netip.MustParsePrefix("198.51.0.0/16")
+	list := addressesOf("tenant-a")
+	for i := range 5000 {
+		list.List = append(list.List, Address{IP: netip.AddrFrom4([4]byte{198, 51, byte(i >> 8), byte(i)}).String()})
+	}
+	ranges, err := ipam.ParseRanges([]string{"198.51.3.7/32"}, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	used := UsedByTargets(slices.Values([]Addresses{list}), map[string]Tenant{"tenant-a": {Name: "a", BackendCIDRs: []netip.Prefix{network}}}, Fence{}, ranges)
+	if want := (Used{netip.MustParseAddr("198.51.3.7"): "a node of Tenant a"}); !maps.Equal(used, want) {
+		t.Errorf("%v, and not %v", used, want)
+	}
+}
+
+func TestAListTellsWhatIsRefusedAndHowManyEndpointsItMakes(t *testing.T) {
+	tenant := Tenant{Name: "a", BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("2001:db8::/64")}}
+	problems, endpoints := Judge(addressesOf("tenant-a", "198.51.100.1", "2001:db8::1", "2001:db8::2", "192.0.2.1"), tenant, Fence{})
+	if endpoints != 2 || len(problems) != 1 || problems[0].Reason != ReasonEndpointRefused {
+		t.Errorf("%d endpoints, %v", endpoints, problems)
+	}
 }

@@ -444,6 +444,22 @@ func JudgeAddresses(a Addresses, tenant Tenant, fence Fence) ([]Problem, []ipam.
 	return r.problems, families(r.good)
 }
 
+// Judge is CheckAddresses, and also tells how many endpoints a LoadBalancer has by this list, of the family that has more.
+func Judge(a Addresses, tenant Tenant, fence Fence) (problems []Problem, endpoints int) {
+	r := resolve(a, tenant, fence)
+	return r.problems, inLargerFamily(r.good)
+}
+
+func inLargerFamily(targets []netip.Addr) int {
+	four := 0
+	for _, a := range targets {
+		if a.Is4() {
+			four++
+		}
+	}
+	return max(four, len(targets)-four)
+}
+
 // refusedTargets are the first entries of a list that are no targets, and how many there are. What is said of each is longer than the entry: to keep that
 // of all would cost more memory than the list does.
 type refusedTargets struct {
@@ -489,7 +505,7 @@ func targets(field string, list []Address, tenant Tenant, fence Fence) (good []n
 func CountTargets(list []Address, tenant Tenant, fence Fence) int {
 	good, _ := targets("", list, tenant, fence)
 	kept, _ := bound(good, tenant.EndpointsPerLoadBalancer)
-	return max(len(ofFamily(kept, true)), len(ofFamily(kept, false)))
+	return inLargerFamily(kept)
 }
 
 // mostOfItsOwn is how many endpoints of each family a LoadBalancer may have that it shares with no other one; 0 means no limit.

@@ -2,6 +2,7 @@ package translate
 
 import (
 	"fmt"
+	"iter"
 	"net/netip"
 	"slices"
 
@@ -12,15 +13,19 @@ import (
 // Used says whose an address is that no AddressPool may cover: a host of the management cluster, a router, or a node that a tenant targets.
 type Used map[netip.Addr]string
 
-// UsedByTargets are the targets of the lists that pass the fence. The fence's VIPs are the addresses of pools that were there before the targets.
-func UsedByTargets(lists []Addresses, tenants map[string]Tenant, fence Fence) Used {
+// UsedByTargets are the targets in these ranges that the lists have and that pass the fence. The fence's VIPs are the addresses of pools that were there
+// before the targets. Only what lies in the ranges takes memory: tenants may list millions of targets.
+func UsedByTargets(lists iter.Seq[Addresses], tenants map[string]Tenant, fence Fence, ranges []ipam.Range) Used {
 	used := Used{}
-	for _, list := range lists {
+	for list := range lists {
 		tenant, known := tenants[list.Namespace]
 		if !known {
 			continue
 		}
 		for _, a := range list.List {
+			if listed, err := netip.ParseAddr(a.IP); err != nil || !in(ranges, listed) {
+				continue
+			}
 			address, err := fence.Check(a.IP, tenant)
 			if before := used[address]; err == nil && (before == "" || tenant.Name < before) {
 				used[address] = tenant.Name
@@ -33,16 +38,20 @@ func UsedByTargets(lists []Addresses, tenants map[string]Tenant, fence Fence) Us
 	return used
 }
 
+func in(ranges []ipam.Range, address netip.Addr) bool {
+	return slices.ContainsFunc(ranges, func(r ipam.Range) bool { return r.Contains(address) })
+}
+
 // In names the addresses that lie in the ranges, and whose they are, in their order.
 func (u Used) In(ranges []ipam.Range) (named []string) {
-	var in []netip.Addr
+	var covered []netip.Addr
 	for address := range u {
-		if slices.ContainsFunc(ranges, func(r ipam.Range) bool { return r.Contains(address) }) {
-			in = append(in, address)
+		if in(ranges, address) {
+			covered = append(covered, address)
 		}
 	}
-	slices.SortFunc(in, netip.Addr.Compare)
-	for _, address := range in {
+	slices.SortFunc(covered, netip.Addr.Compare)
+	for _, address := range covered {
 		named = append(named, fmt.Sprintf("%s (%s)", address, u[address]))
 	}
 	return named

@@ -373,9 +373,13 @@ func (r *loadBalancerReconciler) addressesHandler() handler.EventHandler {
 // refusedIn tells what of the addresses cannot be used, and of which families the others are.
 func (r *loadBalancerReconciler) refusedIn(ctx context.Context, a *v1alpha1.Addresses) string {
 	tenant, err := r.tenantOf(ctx, a.Namespace)
-	fence, fenceErr := r.fences.of(ctx)
-	if err != nil || fenceErr != nil || tenant == nil {
+	if err != nil || tenant == nil {
 		return ""
 	}
-	return fmt.Sprint(translate.JudgeAddresses(convert.Addresses(a), *tenant, fence))
+	judged := ""
+	// What cannot be looked at is refused as before; the reconciler comes upon the error, too.
+	_ = r.fences.with(ctx, func(fence translate.Fence) {
+		judged = fmt.Sprint(translate.JudgeAddresses(convert.Addresses(a), *tenant, fence))
+	})
+	return judged
 }

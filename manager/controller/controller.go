@@ -78,6 +78,6 @@ func SetUp(mgr ctrl.Manager, o Options) error {
 	lbs := &loadBalancerReconciler{client: mgr.GetClient(), events: mgr.GetEventRecorder("kubelb-manager"), fences: limits, reader: mgr.GetAPIReader(), namespace: o.Namespace,
 		presence: heard, gatewaysSilent: gatewaysSilent, addresses: book, poolsChanged: poolsChanged, targetsChanged: targetsChanged, metrics: numbers,
 		waiting: waiting{gateway: map[client.ObjectKey]string{}, address: map[client.ObjectKey]bool{}}, pace: newPace()}
-	targets := &targetReconciler{client: mgr.GetClient(), fences: limits, changed: targetsChanged}
+	targets := &targetReconciler{client: mgr.GetClient(), fences: limits, changed: targetsChanged, tenants: tenantsTold}
 	return errors.Join(tenants.setUp(mgr), pools.setUp(mgr), targets.setUp(mgr), lbs.setUp(mgr))
 }

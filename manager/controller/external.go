@@ -15,8 +15,8 @@ import (
 // usedAddresses are what no pool may cover.
 type usedAddresses interface {
 	usedByHosts(ctx context.Context) (translate.Used, error)
-	// usedByTargets is while these ranges are external.
-	usedByTargets(ctx context.Context, external []ipam.Range) (translate.Used, error)
+	// usedByTargets is of those in the ranges, while the external ones are external.
+	usedByTargets(ctx context.Context, external, ranges []ipam.Range) (translate.Used, error)
 }
 
 // judged are the pools as they stand, the oldest first, with what is wrong with them.
@@ -67,8 +67,14 @@ func (b *addressBook) keepFromUsed(ctx context.Context, j *judged, external []ip
 		if j.hosts, err = b.used.usedByHosts(ctx); err != nil {
 			return err
 		}
-		if slices.ContainsFunc(j.pools, isFresh) {
-			if targets, err = b.used.usedByTargets(ctx, external); err != nil {
+		var fresh []ipam.Range
+		for _, pool := range j.pools {
+			if isFresh(pool) {
+				fresh = append(fresh, pool.Ranges...)
+			}
+		}
+		if len(fresh) > 0 {
+			if targets, err = b.used.usedByTargets(ctx, external, fresh); err != nil {
 				return err
 			}
 		}

@@ -15,6 +15,7 @@ import (
 
 	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/core/ipam"
+	"kubelb.k8c.io/core/translate"
 )
 
 // external is a hub with a pool, a tenant whose nodes are 198.51.100.11 and .12, a gateway and a router.
@@ -86,12 +87,12 @@ func (e *external) says(status metav1.ConditionStatus, reason, message string) {
 
 // refused says why the tenant may not target an address; nil means that it may.
 func (e *external) refused(address string) error {
-	fence, err := e.book.used.(*fences).of(e.Context())
-	require.NoError(e, err)
-	tenants, err := e.book.used.(*fences).look(e.Context())
-	require.NoError(e, err)
-	_, err = fence.Check(address, tenants.tenants["tenant-a"])
-	return err
+	f := e.book.used.(*fences)
+	require.NoError(e, f.look(e.Context()))
+	tenant, _ := f.tenantOf("tenant-a")
+	var why error
+	require.NoError(e, f.with(e.Context(), func(fence translate.Fence) { _, why = fence.Check(address, tenant) }))
+	return why
 }
 
 func TestAPoolThatCoversNodesIsNotReadyAndTheNodesStayTargets(t *testing.T) {

@@ -225,7 +225,7 @@ func (c *cluster) settle() {
 		_, err := c.targets.Reconcile(c.now, reconcile.Request{})
 		_, errPools := c.pools.Reconcile(c.now, reconcile.Request{})
 		require.NoError(c, errors.Join(err, errPools))
-		for len(c.targets.refused) > 0 && len(c.lbs.targetsChanged) > 0 {
+		for len(c.lbs.targetsChanged) > 0 {
 			<-c.lbs.targetsChanged
 		}
 		var lbs v1alpha1.LoadBalancerList

@@ -77,6 +77,9 @@ func (r *loadBalancerReconciler) setUp(mgr ctrl.Manager) error {
 		}))).
 		WatchesRawSource(source.Channel(r.poolsChanged, handler.EnqueueRequestsFromMapFunc(pools))).
 		WatchesRawSource(source.Channel(r.targetsChanged, handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, o client.Object) []reconcile.Request {
+			if o.GetName() != "" {
+				return []reconcile.Request{{NamespacedName: client.ObjectKeyFromObject(o)}}
+			}
 			return r.inNamespace(ctx, o.GetNamespace())
 		}))).
 		Watches(&v1alpha1.Addresses{}, r.addressesHandler()).
@@ -265,12 +268,9 @@ func (r *loadBalancerReconciler) check(ctx context.Context, lb *v1alpha1.LoadBal
 			addresses = &a
 		}
 	}
-	fence, err := r.fences.of(ctx)
-	if err != nil {
-		return converted, limits, nil, err
-	}
-	problems := translate.Check(&converted, tenant, addresses, fence)
-	return converted, limits, problems, nil
+	var problems []translate.Problem
+	err = r.fences.with(ctx, func(fence translate.Fence) { problems = translate.Check(&converted, tenant, addresses, fence) })
+	return converted, limits, problems, err
 }
 
 func (r *loadBalancerReconciler) tenantOf(ctx context.Context, namespace string) (*translate.Tenant, error) {

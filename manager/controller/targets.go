@@ -1,14 +1,12 @@
 package controller
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
-	"sync"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -20,149 +18,10 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"kubelb.k8c.io/api/v1alpha1"
-	"kubelb.k8c.io/core/ipam"
 	"kubelb.k8c.io/core/translate"
 	"kubelb.k8c.io/manager/convert"
 	"kubelb.k8c.io/manager/hubhosts"
 )
-
-// fences are what tenants may not target, as it was seen last.
-type fences struct {
-	client client.Client
-	// addresses tell which are external.
-	addresses *addressBook
-	// forbidden are the operator's networks.
-	forbidden []netip.Prefix
-	// nodes: Nodes can be read.
-	nodes bool
-
-	mu sync.Mutex // guards those below, which are replaced and never changed
-	// claims are nil before the first look.
-	claims *translate.Claims
-	hosts  map[netip.Addr]string
-}
-
-// usedByHosts are addresses of the management cluster's hosts, and of routers.
-func (f *fences) usedByHosts(ctx context.Context) (translate.Used, error) {
-	used, err := f.hostsNow(ctx)
-	if err != nil {
-		return nil, err
-	}
-	var peers v1alpha1.BGPPeerList
-	if err := f.client.List(ctx, &peers, client.UnsafeDisableDeepCopy); err != nil {
-		return nil, fmt.Errorf("look at which routers there are: %w", err)
-	}
-	for i := range peers.Items {
-		for _, a := range hubhosts.Parsed([]string{peers.Items[i].Spec.Address}) {
-			used[a] = "the router of BGPPeer " + peers.Items[i].Name
-		}
-	}
-	return used, nil
-}
-
-// usedByTargets are addresses that tenants target, while the ranges are external.
-func (f *fences) usedByTargets(ctx context.Context, external []ipam.Range) (translate.Used, error) {
-	s, err := f.look(ctx)
-	if err != nil {
-		return nil, err
-	}
-	lists, err := f.lists(ctx, s)
-	if err != nil {
-		return nil, err
-	}
-	return translate.UsedByTargets(lists, s.tenants, translate.Fence{Forbidden: f.forbidden, VIPs: external, Hosts: s.hosts, Claims: s.claims}), nil
-}
-
-// lists are all targets that tenants name: in Addresses, and in LoadBalancers themselves.
-func (f *fences) lists(ctx context.Context, s seen) ([]translate.Addresses, error) {
-	var lbs v1alpha1.LoadBalancerList
-	if err := f.client.List(ctx, &lbs, client.UnsafeDisableDeepCopy); err != nil {
-		return nil, fmt.Errorf("look at what tenants target: %w", err)
-	}
-	lists := slices.Clone(s.addresses)
-	for i := range lbs.Items {
-		if own := convert.LoadBalancer(&lbs.Items[i]).OwnTargets(); len(own.List) > 0 {
-			lists = append(lists, own)
-		}
-	}
-	return lists, nil
-}
-
-// of returns the fence as of the last look, which is now if there was none.
-func (f *fences) of(ctx context.Context) (translate.Fence, error) {
-	f.mu.Lock()
-	looked := f.claims != nil
-	f.mu.Unlock()
-	if !looked {
-		if _, err := f.look(ctx); err != nil {
-			return translate.Fence{}, err
-		}
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return translate.Fence{Forbidden: f.forbidden, VIPs: f.addresses.ranges(), Hosts: f.hosts, Claims: f.claims}, nil
-}
-
-// seen is what a look at the management cluster found.
-type seen struct {
-	tenants   map[string]translate.Tenant
-	addresses []translate.Addresses
-	claims    *translate.Claims
-	hosts     map[netip.Addr]string
-}
-
-// hostsNow reads which hosts the management cluster has, gateways and Nodes, and tells what each address is called.
-func (f *fences) hostsNow(ctx context.Context) (map[netip.Addr]string, error) {
-	var gateways v1alpha1.GatewayList
-	var nodes corev1.NodeList
-	err := f.client.List(ctx, &gateways, client.UnsafeDisableDeepCopy)
-	if f.nodes {
-		err = errors.Join(err, f.client.List(ctx, &nodes, client.UnsafeDisableDeepCopy))
-	}
-	if err != nil {
-		return nil, fmt.Errorf("look at which hosts there are: %w", err)
-	}
-	hosts := map[netip.Addr]string{}
-	for i := range nodes.Items {
-		for _, a := range hubhosts.OfNode(&nodes.Items[i]) {
-			hosts[a] = "Node " + nodes.Items[i].Name
-		}
-	}
-	for i := range gateways.Items {
-		for _, a := range hubhosts.Parsed(gateways.Items[i].Status.HostAddresses) {
-			hosts[a] = "gateway " + gateways.Items[i].Name
-		}
-	}
-	return hosts, nil
-}
-
-// look reads who lists which nodes, and which hosts there are.
-func (f *fences) look(ctx context.Context) (seen, error) {
-	var tenants v1alpha1.TenantList
-	var addresses v1alpha1.AddressesList
-	if err := errors.Join(f.client.List(ctx, &tenants, client.UnsafeDisableDeepCopy), f.client.List(ctx, &addresses, client.UnsafeDisableDeepCopy)); err != nil {
-		return seen{}, fmt.Errorf("look at what tenants may target: %w", err)
-	}
-	hosts, err := f.hostsNow(ctx)
-	if err != nil {
-		return seen{}, err
-	}
-	s := seen{tenants: map[string]translate.Tenant{}, claims: translate.NewClaims(), hosts: hosts}
-	for i := range tenants.Items {
-		t := convert.Tenant(&tenants.Items[i])
-		s.tenants[t.Namespace()] = t
-		s.claims.SetTenant(t)
-	}
-	for i := range addresses.Items {
-		a := convert.Addresses(&addresses.Items[i])
-		s.addresses = append(s.addresses, a)
-		s.claims.SetAddresses(a)
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.claims, f.hosts = s.claims, s.hosts
-	return s, nil
-}
 
 // targetReconciler keeps the fences up to date, has on record which nodes are whose where only that tells, and wakes up LoadBalancers of which
 // another target is refused than before.
@@ -170,8 +29,8 @@ type targetReconciler struct {
 	client  client.Client
 	fences  *fences
 	changed chan<- event.GenericEvent
-	// refused is what was refused at the last look, by namespace.
-	refused map[string]string
+	// tenants is asked for those whose endpoints were counted anew; nil for nobody.
+	tenants chan<- event.GenericEvent
 }
 
 func (r *targetReconciler) setUp(mgr ctrl.Manager) error {
@@ -195,15 +54,20 @@ var addressesDiffer = predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool
 // ownTargetsDiffer lets through what changes the targets that stand in a LoadBalancer itself. Most LoadBalancers have none, and no change of one
 // has all tenants' targets looked at.
 var ownTargetsDiffer = predicate.Funcs{
-	CreateFunc: func(e event.CreateEvent) bool { return len(ownTargets(e.Object)) > 0 },
-	DeleteFunc: func(e event.DeleteEvent) bool { return len(ownTargets(e.Object)) > 0 },
+	CreateFunc: func(e event.CreateEvent) bool { return listsOwn(e.Object) },
+	DeleteFunc: func(e event.DeleteEvent) bool { return listsOwn(e.Object) },
 	UpdateFunc: func(e event.UpdateEvent) bool {
-		return e.ObjectOld.GetGeneration() != e.ObjectNew.GetGeneration() && !slices.Equal(ownTargets(e.ObjectOld), ownTargets(e.ObjectNew))
+		return e.ObjectOld.GetGeneration() != e.ObjectNew.GetGeneration() && !sameTargets(e.ObjectOld, e.ObjectNew)
 	},
 }
 
-func ownTargets(o client.Object) []translate.Address {
-	return convert.LoadBalancer(o.(*v1alpha1.LoadBalancer)).OwnTargets().List
+func listsOwn(o client.Object) bool {
+	own := ownTargets(o.(*v1alpha1.LoadBalancer))
+	return len(own[0])+len(own[1]) > 0
+}
+
+func sameTargets(before, after client.Object) bool {
+	return slices.EqualFunc(ownTargets(before.(*v1alpha1.LoadBalancer)), ownTargets(after.(*v1alpha1.LoadBalancer)), slices.Equal[[]v1alpha1.EndpointAddress])
 }
 
 func hostAddresses(o client.Object) []netip.Addr {
@@ -216,18 +80,87 @@ func hostAddresses(o client.Object) []netip.Addr {
 	return nil
 }
 
-// Reconcile looks at all at once: whose an address is depends on what others list.
+// Reconcile looks at all at once, since whose an address is depends on what others list, and then at the lists of targets for which something differs.
+// Tenants take turns at that.
 func (r *targetReconciler) Reconcile(ctx context.Context, _ reconcile.Request) (reconcile.Result, error) {
-	s, err := r.fences.look(ctx)
-	if err != nil {
+	if err := r.fences.look(ctx); err != nil {
 		return reconcile.Result{}, err
 	}
+	next, more := r.fences.turn()
 	var errs []error
-	for _, a := range s.addresses {
-		held := slices.DeleteFunc(s.claims.ToHold(a), func(address netip.Addr) bool { return s.hosts[address] != "" })
-		errs = append(errs, r.hold(ctx, a, held))
+	counted := map[string]bool{}
+	for _, key := range next {
+		if err := r.judge(ctx, key); err != nil {
+			r.fences.again(key)
+			errs = append(errs, err)
+		}
+		counted[key.Namespace] = true
 	}
-	return unlessConflict(ctx, reconcile.Result{}, errors.Join(append(errs, r.wake(ctx, s))...))
+	for namespace := range counted {
+		errs = append(errs, r.tell(ctx, namespace))
+	}
+	result := reconcile.Result{}
+	if more {
+		result.RequeueAfter = time.Millisecond
+	}
+	return unlessConflict(ctx, result, errors.Join(errs...))
+}
+
+// judge finds out what of a list cannot be used, and has on record what its tenant was the first to list.
+func (r *targetReconciler) judge(ctx context.Context, key listKey) error {
+	a, endpoints, err := r.read(ctx, key)
+	if client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("read targets of %s: %w", key, err)
+	}
+	if err != nil {
+		return nil // the next look forgets it
+	}
+	tenant, known := r.fences.tenantOf(key.Namespace)
+	var refused string
+	var usable int
+	var held []netip.Addr
+	err = r.fences.with(ctx, func(fence translate.Fence) {
+		if known {
+			problems, n := translate.Judge(a, tenant, fence)
+			refused, usable = fmt.Sprint(key.Name, problems), n
+			if len(endpoints) < len(a.List) {
+				usable = translate.CountTargets(endpoints, tenant, fence)
+			}
+		}
+		if !key.own {
+			held = slices.DeleteFunc(fence.Claims.ToHold(a), func(address netip.Addr) bool { return fence.Hosts[address] != "" })
+		}
+	})
+	if err != nil {
+		return err
+	}
+	if !key.own {
+		if err := r.hold(ctx, a, held); err != nil {
+			return err
+		}
+	}
+	if !r.fences.judged(key, refused, usable) || !known {
+		return nil
+	}
+	return r.wake(ctx, key)
+}
+
+// read returns a list, and the part of it by which endpoints are counted.
+func (r *targetReconciler) read(ctx context.Context, key listKey) (translate.Addresses, []translate.Address, error) {
+	if key.own {
+		var lb v1alpha1.LoadBalancer
+		if err := r.client.Get(ctx, key.ObjectKey, &lb, client.UnsafeDisableDeepCopy); err != nil {
+			return translate.Addresses{}, nil, err
+		}
+		is := convert.LoadBalancer(&lb)
+		return is.OwnTargets(), is.Addresses, nil
+	}
+	var object v1alpha1.Addresses
+	if err := r.client.Get(ctx, key.ObjectKey, &object, client.UnsafeDisableDeepCopy); err != nil {
+		return translate.Addresses{}, nil, err
+	}
+	a := convert.Addresses(&object)
+	return a, a.List, nil
 }
 
 // hold has on record what an object's tenant was the first to list.
@@ -246,48 +179,29 @@ func (r *targetReconciler) hold(ctx context.Context, a translate.Addresses, held
 	return client.IgnoreNotFound(r.client.Status().Update(ctx, &object))
 }
 
-// wake tells of namespaces in which something else is refused than at the last look. At the first one all are looked at anyway.
-func (r *targetReconciler) wake(ctx context.Context, s seen) error {
-	refused, err := r.refusedNow(ctx, s)
-	if err != nil {
-		return err
+// wake tells of a LoadBalancer, or of all of a namespace, that something else is refused than before.
+func (r *targetReconciler) wake(ctx context.Context, key listKey) error {
+	of := metav1.ObjectMeta{Namespace: key.Namespace}
+	if key.own {
+		of.Name = key.Name
 	}
-	before := r.refused
-	if r.refused = refused; before == nil {
-		return nil
-	}
-	for namespace := range s.tenants {
-		if refused[namespace] == before[namespace] {
-			continue
-		}
-		select {
-		case r.changed <- event.GenericEvent{Object: &v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Namespace: namespace}}}:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	return nil
+	return send(ctx, r.changed, &v1alpha1.LoadBalancer{ObjectMeta: of})
 }
 
-// refusedNow says what is refused in each namespace, of what is listed for all LoadBalancers and of what single ones have.
-func (r *targetReconciler) refusedNow(ctx context.Context, s seen) (map[string]string, error) {
-	fence, err := r.fences.of(ctx)
-	if err != nil {
-		return nil, err
+// tell asks for the tenant of the namespace if its status says how many endpoints its LoadBalancers have.
+func (r *targetReconciler) tell(ctx context.Context, namespace string) error {
+	tenant, known := r.fences.tenantOf(namespace)
+	if r.tenants == nil || !known || tenant.EndpointsPerLoadBalancer == 0 {
+		return nil
 	}
-	lists, err := r.fences.lists(ctx, s)
-	if err != nil {
-		return nil, err
+	return send(ctx, r.tenants, &v1alpha1.Tenant{ObjectMeta: metav1.ObjectMeta{Name: tenant.Name}})
+}
+
+func send(ctx context.Context, to chan<- event.GenericEvent, o client.Object) error {
+	select {
+	case to <- event.GenericEvent{Object: o}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
-	// A cache has no order.
-	slices.SortFunc(lists, func(a, b translate.Addresses) int {
-		return cmp.Or(strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name))
-	})
-	refused := map[string]string{}
-	for _, list := range lists {
-		if tenant, known := s.tenants[list.Namespace]; known {
-			refused[list.Namespace] += fmt.Sprint(list.Name, translate.CheckAddresses(list, tenant, fence))
-		}
-	}
-	return refused, nil
 }

@@ -57,10 +57,10 @@ func TestWhoListsANodeFirstHasItOnRecordAndOthersAreToldThatTheyMayNot(t *testin
 	require.Equal(t, "tenant-old", (<-changed).Object.GetNamespace())
 	require.Empty(t, changed)
 	for ip, why := range map[string]string{"198.51.100.1": "gateway g1", "198.51.100.2": "Node n1", "198.51.100.11": "another tenant's node"} {
-		require.Contains(t, r.refused["tenant-old"], ip+" is ")
-		require.Contains(t, r.refused["tenant-old"], why)
+		require.Contains(t, r.fences.refusedIn("tenant-old"), ip+" is ")
+		require.Contains(t, r.fences.refusedIn("tenant-old"), why)
 	}
-	require.Equal(t, "default[]", r.refused["tenant-young"])
+	require.Equal(t, "default[]", r.fences.refusedIn("tenant-young"))
 }
 
 func TestOnlyTargetsOfItsOwnHaveALoadBalancerLookedAtWithAllOthers(t *testing.T) {

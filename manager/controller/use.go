@@ -13,8 +13,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"kubelb.k8c.io/api/v1alpha1"
-	"kubelb.k8c.io/core/translate"
-	"kubelb.k8c.io/manager/convert"
 )
 
 // use is what the tenant has of that which limits bound.
@@ -23,11 +21,16 @@ func (r *tenantReconciler) use(ctx context.Context, tenant *v1alpha1.Tenant) (*v
 	used := &v1alpha1.TenantUse{LoadBalancers: has.LoadBalancers, Addresses: has.Addresses, Ports: has.Ports}
 	limits := tenant.Spec.Limits
 	if limits.EndpointsPerLoadBalancer != nil {
-		most, err := r.mostEndpoints(ctx, tenant)
+		most, known, err := r.mostEndpoints(ctx, tenant)
 		if err != nil {
 			return nil, err
 		}
-		used.EndpointsPerLoadBalancer = &most
+		if used.EndpointsPerLoadBalancer = &most; !known {
+			used.EndpointsPerLoadBalancer = nil
+			if before := tenant.Status.Used; before != nil {
+				used.EndpointsPerLoadBalancer = before.EndpointsPerLoadBalancer
+			}
+		}
 	}
 	if limits.ConnectionsPerPort == nil && limits.NewConnectionsPerSecondPerPort == nil {
 		return used, nil
@@ -62,34 +65,41 @@ func most(gateways []v1alpha1.Gateway, tenant string, of func(v1alpha1.GatewayTe
 	return highest
 }
 
-// mostEndpoints is how many endpoints of one family the LoadBalancer has that has the most of them.
-func (r *tenantReconciler) mostEndpoints(ctx context.Context, tenant *v1alpha1.Tenant) (most int32, err error) {
+// mostEndpoints is how many endpoints of one family the LoadBalancer has that has the most of them. They were counted when the lists were looked at; known
+// is false while one of these waits for that, after which the tenant is asked for again.
+func (r *tenantReconciler) mostEndpoints(ctx context.Context, tenant *v1alpha1.Tenant) (most int32, known bool, err error) {
 	var shared v1alpha1.AddressesList
 	var lbs v1alpha1.LoadBalancerList
 	for _, list := range []client.ObjectList{&shared, &lbs} {
 		if err := r.client.List(ctx, list, client.InNamespace(namespaceOf(tenant)), client.UnsafeDisableDeepCopy); err != nil {
-			return 0, fmt.Errorf("count the endpoints of Tenant %s: %w", tenant.Name, err)
+			return 0, false, fmt.Errorf("count the endpoints of Tenant %s: %w", tenant.Name, err)
 		}
 	}
-	is := convert.Tenant(tenant)
-	fence, err := r.fences.of(ctx)
-	if err != nil {
-		return 0, err
-	}
-	count := func(list []translate.Address) int32 { return int32(translate.CountTargets(list, is, fence)) }
-	of := map[string]int32{}
+	there := map[listKey]bool{}
 	for i := range shared.Items {
-		of[shared.Items[i].Name] = count(convert.Addresses(&shared.Items[i]).List)
+		there[listKey{client.ObjectKeyFromObject(&shared.Items[i]), false}] = true
 	}
+	counted := r.fences.endpoints(namespaceOf(tenant))
+	known = true
 	for i := range lbs.Items {
-		lb := convert.LoadBalancer(&lbs.Items[i])
-		if lb.Reference != nil {
-			most = max(most, of[lb.Reference.Name])
-		} else {
-			most = max(most, count(lb.Addresses))
-		}
+		key, own := endpointsOf(&lbs.Items[i])
+		n, is := counted[key]
+		most, known = max(most, n), known && (is || !own && !there[key])
 	}
-	return most, nil
+	return min(most, *tenant.Spec.Limits.EndpointsPerLoadBalancer), known, nil
+}
+
+// endpointsOf names the list that a LoadBalancer has its endpoints from. own tells whether that is its own, and is not empty.
+func endpointsOf(lb *v1alpha1.LoadBalancer) (key listKey, own bool) {
+	key = listKey{client.ObjectKeyFromObject(lb), true}
+	if len(lb.Spec.Endpoints) == 0 {
+		return key, false
+	}
+	if reference := lb.Spec.Endpoints[0].AddressesReference; reference != nil {
+		key.own, key.Name = false, reference.Name
+		return key, false
+	}
+	return key, len(lb.Spec.Endpoints[0].Addresses) > 0
 }
 
 // useChanged asks for the tenants of which a gateway says something else than before.

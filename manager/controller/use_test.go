@@ -6,6 +6,8 @@ import (
 	"github.com/stretchr/testify/require"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"kubelb.k8c.io/api/v1alpha1"
 )
@@ -39,10 +41,25 @@ func TestATenantUsesWhatItsLargestLoadBalancerAndItsBusiestPortHave(t *testing.T
 			busyGateway("g2", v1alpha1.GatewayTenantUse{Tenant: "a", ConnectionsPerPort: number(60)}),
 			busyGateway("g3", v1alpha1.GatewayTenantUse{Tenant: "a", ConnectionsPerPort: number(100)})).Build()}
 	r.fences = &fences{client: r.client, addresses: book}
+	told := make(chan event.GenericEvent, 1)
+	targets := &targetReconciler{client: r.client, fences: r.fences, changed: make(chan event.GenericEvent, 10), tenants: told}
+	look := func() {
+		_, err := targets.Reconcile(t.Context(), reconcile.Request{})
+		require.NoError(t, err)
+	}
 	used, err := r.use(t.Context(), tenant)
 	require.NoError(t, err)
 	require.Equal(t, &v1alpha1.TenantUse{}, used, "it has no limit of any of that")
 	tenant.Spec.Limits = v1alpha1.TenantLimits{EndpointsPerLoadBalancer: number(10), ConnectionsPerPort: number(100), NewConnectionsPerSecondPerPort: number(20)}
+	tenant.Status.Used = &v1alpha1.TenantUse{EndpointsPerLoadBalancer: number(7)}
+	used, err = r.use(t.Context(), tenant)
+	require.NoError(t, err)
+	require.Equal(t, number(7), used.EndpointsPerLoadBalancer, "as it was, until they are counted")
+	require.NoError(t, r.client.Create(t.Context(), tenant))
+	look()
+	require.Equal(t, "a", (<-told).Object.GetName(), "they are counted")
+	look()
+	require.Empty(t, told, "nothing was counted anew")
 	used, err = r.use(t.Context(), tenant)
 	require.NoError(t, err)
 	require.Equal(t, &v1alpha1.TenantUse{EndpointsPerLoadBalancer: number(3), ConnectionsPerPort: number(60), NewConnectionsPerSecondPerPort: number(5)}, used)

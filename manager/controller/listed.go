@@ -1,0 +1,202 @@
+package controller
+
+import (
+	"hash/maphash"
+	"net/netip"
+	"slices"
+
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"kubelb.k8c.io/api/v1alpha1"
+)
+
+// listsInTurn is how many lists of a tenant are looked at before those of others: 5,000 targets take two milliseconds.
+const listsInTurn = 20
+
+// listKey names a list of targets: that of Addresses, or a LoadBalancer's own.
+type listKey struct {
+	client.ObjectKey
+	own bool
+}
+
+// list is what is remembered of a list of targets. What it lists stands in the cache.
+type list struct {
+	listKey
+	version string
+	// sum is of what it lists, mentions are hashes of its addresses, sorted: some that it does not list have the same.
+	sum      uint64
+	mentions []uint32
+	// refused says what of it cannot be used, endpoints is how many can, as of the last time that it was looked at.
+	refused   string
+	endpoints int32
+	// isNew: it was never looked at. quiet: nobody waits for what is found the first time.
+	isNew, quiet bool
+	// waits: it stands in line, since it lists something else (changed) or something changed elsewhere (asked).
+	waits, changed, asked bool
+	there                 bool
+}
+
+// take takes over what was found, and tells whether that is news. A LoadBalancer may have been looked at in between, when its targets had changed and
+// not what tenants may have.
+func (l *list) take(refused string, endpoints int32) (news bool) {
+	news = (!l.quiet || l.asked) && (l.isNew || l.refused != refused || l.changed && l.asked)
+	l.refused, l.endpoints = refused, endpoints
+	l.isNew, l.quiet, l.changed, l.asked = false, false, false, false
+	return news
+}
+
+// lists remember all lists of targets, and which of them have to be looked at anew, in turns of the namespaces.
+type lists struct {
+	seed maphash.Seed
+	of   map[string]map[listKey]*list
+	line map[string][]*list
+	// first: nobody was told anything yet.
+	first bool
+}
+
+func newLists() lists {
+	return lists{seed: maphash.MakeSeed(), of: map[string]map[listKey]*list{}, line: map[string][]*list{}, first: true}
+}
+
+// note remembers what a list has, and reports whether that differs.
+func (s *lists) note(key listKey, version string, held []string, targets ...[]v1alpha1.EndpointAddress) bool {
+	of := s.of[key.Namespace]
+	if of == nil {
+		of = map[listKey]*list{}
+		s.of[key.Namespace] = of
+	}
+	l, known := of[key]
+	if !known {
+		l = &list{listKey: key, isNew: true, quiet: s.first}
+		of[key] = l
+	}
+	l.there = true
+	if known && l.version == version {
+		return false
+	}
+	l.version = version
+	sum := s.sum(held, targets)
+	if known && l.sum == sum {
+		return false
+	}
+	l.sum, l.mentions, l.changed = sum, s.mentions(targets), true
+	s.wait(l)
+	return true
+}
+
+func (s *lists) sum(held []string, targets [][]v1alpha1.EndpointAddress) uint64 {
+	var h maphash.Hash
+	h.SetSeed(s.seed)
+	text := func(t string) {
+		h.WriteString(t)
+		h.WriteByte(0)
+	}
+	for _, address := range held {
+		text(address)
+	}
+	for _, list := range targets {
+		text("")
+		for i := range list {
+			text(list[i].IP)
+			text(list[i].Hostname)
+		}
+	}
+	return h.Sum64()
+}
+
+func (s *lists) mentions(targets [][]v1alpha1.EndpointAddress) (hashes []uint32) {
+	for _, list := range targets {
+		hashes = slices.Grow(hashes, len(list))
+		for i := range list {
+			if address, err := netip.ParseAddr(list[i].IP); err == nil {
+				hashes = append(hashes, s.hash(address))
+			}
+		}
+	}
+	slices.Sort(hashes)
+	return slices.Clip(slices.Compact(hashes))
+}
+
+func (s *lists) hash(address netip.Addr) uint32 {
+	bytes := address.As16()
+	return uint32(maphash.Bytes(s.seed, bytes[:]))
+}
+
+// sweep forgets the lists that were not noted since the last time, and returns which they are.
+func (s *lists) sweep() (gone []listKey) {
+	for namespace, of := range s.of {
+		for key, l := range of {
+			if !l.there {
+				gone = append(gone, key)
+				delete(of, key)
+			}
+			l.there = false
+		}
+		if len(of) == 0 {
+			delete(s.of, namespace)
+		}
+	}
+	s.first = false
+	return gone
+}
+
+// wait puts a list in line.
+func (s *lists) wait(l *list) {
+	if !l.waits {
+		l.waits = true
+		s.line[l.Namespace] = append(s.line[l.Namespace], l)
+	}
+}
+
+// turn takes the next ones of each namespace, and reports whether more wait.
+func (s *lists) turn() (next []listKey, more bool) {
+	for namespace, line := range s.line {
+		n := min(len(line), listsInTurn)
+		for _, l := range line[:n] {
+			l.waits = false
+			next = append(next, l.listKey)
+		}
+		if s.line[namespace] = line[n:]; len(line) == n {
+			delete(s.line, namespace)
+		}
+	}
+	return next, len(s.line) > 0
+}
+
+// searched are addresses by their hashes, which are sorted.
+type searched struct {
+	hashes []uint32
+	of     map[uint32][]netip.Addr
+}
+
+func (s *lists) search(addresses []netip.Addr) searched {
+	out := searched{of: map[uint32][]netip.Addr{}}
+	for _, address := range addresses {
+		hash := s.hash(address)
+		if out.of[hash] == nil {
+			out.hashes = append(out.hashes, hash)
+		}
+		out.of[hash] = append(out.of[hash], address)
+	}
+	slices.Sort(out.hashes)
+	return out
+}
+
+// mentioned are the searched addresses that the list has, and maybe some that have the same hash.
+func (l *list) mentioned(s searched) (found []netip.Addr) {
+	rest := l.mentions
+	for _, hash := range s.hashes {
+		i := 0
+		if len(rest) > 16*len(s.hashes) {
+			i, _ = slices.BinarySearch(rest, hash)
+		} else {
+			for i < len(rest) && rest[i] < hash {
+				i++
+			}
+		}
+		if rest = rest[i:]; len(rest) > 0 && rest[0] == hash {
+			found = append(found, s.of[hash]...)
+		}
+	}
+	return found
+}

@@ -57,7 +57,7 @@ func TestThatSomebodyElseWroteMeanwhileIsNoErrorOfAController(t *testing.T) {
 	c := busy(fake.NewClientBuilder().WithScheme(schemeOf(t, corev1.AddToScheme, coordinationv1.AddToScheme, rbacv1.AddToScheme)).WithObjects(objects...).
 		WithStatusSubresource(&v1alpha1.LoadBalancer{}, &v1alpha1.Tenant{}, &v1alpha1.AddressPool{}, &v1alpha1.Addresses{}).Build())
 	lbs := reconcilerOf(t, c)
-	tenants := &tenantReconciler{client: c, reader: c, looked: map[string]look{}, addresses: lbs.addresses, fences: lbs.fences}
+	tenants := &tenantReconciler{client: c, reader: c, addresses: lbs.addresses, fences: lbs.fences}
 	numbers, err := newMetrics(nil)
 	require.NoError(t, err)
 	pools := &poolReconciler{client: c, addresses: lbs.addresses, changed: make(chan event.GenericEvent, 1), metrics: numbers}

@@ -65,7 +65,7 @@ func SetUp(mgr ctrl.Manager, o Options) error {
 	if err := mgr.Add(ccms); err != nil {
 		return err
 	}
-	tenants := &tenantReconciler{client: mgr.GetClient(), reader: mgr.GetAPIReader(), addresses: book, fences: limits, looked: map[string]look{}, namespace: o.Namespace,
+	tenants := &tenantReconciler{client: mgr.GetClient(), reader: mgr.GetAPIReader(), addresses: book, fences: limits, namespace: o.Namespace,
 		credentials: credentials{server: o.APIServer, ca: o.APIServerCA, lifetime: o.TokenLifetime}, presence: heard, contacts: ccms, told: tenantsTold}
 	if o.ServiceAccount != "" {
 		tenants.self = &types.NamespacedName{Namespace: o.Namespace, Name: o.ServiceAccount}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -31,8 +32,10 @@ const (
 	reasonCounting = "Counting"
 )
 
-// trial is of a quota in the manager's own namespace: since when it is waited for, or when it is made again, and the pause before that.
+// trial is of a quota in the manager's own namespace: since when it is waited for, or when it is made again, and the pause before that. One worker of the
+// controller tries at a time, for all tenants.
 type trial struct {
+	mu        sync.Mutex // guards those below, and the quota
 	counts    bool
 	since, at time.Time
 	pause     time.Duration
@@ -41,6 +44,8 @@ type trial struct {
 // counts tells whether objects of tenants are counted, and if not, when to look again.
 func (r *tenantReconciler) counts(ctx context.Context, now time.Time) (bool, time.Duration, error) {
 	t := &r.trial
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	if left := t.at.Sub(now); t.counts || left > 0 {
 		return t.counts, left, nil
 	}

@@ -79,7 +79,7 @@ func TestATenantThatCannotGoYetSaysWhatKeepsIt(t *testing.T) {
 		}
 		return c.List(ctx, list, options...)
 	}})
-	r := &tenantReconciler{client: server, reader: server, addresses: &addressBook{reader: server}, looked: map[string]look{}, fences: &fences{client: server}}
+	r := &tenantReconciler{client: server, reader: server, addresses: &addressBook{reader: server}, fences: &fences{client: server}}
 	message := func() string {
 		_, _ = r.Reconcile(t.Context(), reconcile.Request{NamespacedName: client.ObjectKey{Name: "a"}})
 		var is v1alpha1.Tenant

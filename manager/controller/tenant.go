@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
@@ -16,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
@@ -38,8 +40,8 @@ type tenantReconciler struct {
 	credentials credentials
 	// self is the account that the manager has to give its rights in each tenant's namespace; nil if it has them already.
 	self *types.NamespacedName
-	// looked is what was found right, and when, by the tenant's name. It belongs to Reconcile, of which one runs at a time.
-	looked map[string]look
+	// looked is what was found right, and when, by the tenant's name.
+	looked looks
 	// addresses tell what the tenant has.
 	addresses *addressBook
 	// fences say what may be a target.
@@ -49,7 +51,7 @@ type tenantReconciler struct {
 	// contacts tell whether the tenant's CCM is heard; told is asked for the tenants of which they say something else than before.
 	contacts *contacts
 	told     <-chan event.GenericEvent
-	// namespace is the manager's own, where it is tried whether objects are counted; trial belongs to Reconcile, of which one runs at a time.
+	// namespace is the manager's own, where it is tried whether objects are counted.
 	namespace string
 	trial     trial
 }
@@ -60,8 +62,13 @@ func (r *tenantReconciler) setUp(mgr ctrl.Manager) error {
 		Watches(&v1alpha1.Gateway{}, useChanged()).
 		WatchesRawSource(source.Channel(r.told, &handler.EnqueueRequestForObject{})).
 		Owns(&corev1.Namespace{}).
+		// A tenant waits in line once, whatever it changes, so that tenants take turns by themselves. Workers overlap while they wait for the API server.
+		WithOptions(controller.Options{MaxConcurrentReconciles: tenantWorkers}).
 		Complete(r)
 }
+
+// tenantWorkers is how many tenants are looked at at the same time.
+const tenantWorkers = 4
 
 // tenantItself asks for the tenant in whose namespace the object is.
 func tenantItself(o client.Object) reconcile.Request {
@@ -149,6 +156,34 @@ type look struct {
 	condition  metav1.Condition
 }
 
+// looks are the last ones at tenants. They are shared by the controller's workers.
+type looks struct {
+	mu sync.Mutex // guards of
+	of map[string]look
+}
+
+func (l *looks) get(tenant string) (look, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	is, known := l.of[tenant]
+	return is, known
+}
+
+func (l *looks) set(tenant string, is look) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.of == nil {
+		l.of = map[string]look{}
+	}
+	l.of[tenant] = is
+}
+
+func (l *looks) forget(tenant string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.of, tenant)
+}
+
 // keep has the tenant's namespace and credentials be there. What is in the namespace is not watched: it is looked at now and then, and when
 // the Tenant has changed. It returns when to look again.
 func (r *tenantReconciler) keep(ctx context.Context, tenant *v1alpha1.Tenant) (time.Duration, metav1.Condition, error) {
@@ -159,10 +194,10 @@ func (r *tenantReconciler) keep(ctx context.Context, tenant *v1alpha1.Tenant) (t
 	}
 	every := r.credentials.lookEvery()
 	now, rotated := time.Now(), tenant.Annotations[v1alpha1.AnnotationRotated]
-	if before, is := r.looked[tenant.Name]; is && !made && before.generation == tenant.Generation && before.rotated == rotated && now.Before(before.at.Add(every)) {
+	if before, is := r.looked.get(tenant.Name); is && !made && before.generation == tenant.Generation && before.rotated == rotated && now.Before(before.at.Add(every)) {
 		return before.at.Add(every).Sub(now), before.condition, nil
 	}
-	delete(r.looked, tenant.Name)
+	r.looked.forget(tenant.Name)
 	fresh, err := r.enter(ctx, tenant)
 	if err != nil {
 		return 0, failed, err
@@ -179,7 +214,7 @@ func (r *tenantReconciler) keep(ctx context.Context, tenant *v1alpha1.Tenant) (t
 	case condition.Status != metav1.ConditionTrue:
 		return soon, condition, nil
 	}
-	r.looked[tenant.Name] = look{at: now, generation: tenant.Generation, rotated: rotated, condition: condition}
+	r.looked.set(tenant.Name, look{at: now, generation: tenant.Generation, rotated: rotated, condition: condition})
 	return every, condition, nil
 }
 
@@ -209,7 +244,7 @@ const (
 
 // revoke removes the credentials. With the ServiceAccount every token of it ends, whoever has one.
 func (r *tenantReconciler) revoke(ctx context.Context, tenant *v1alpha1.Tenant) (reconcile.Result, error) {
-	delete(r.looked, tenant.Name)
+	r.looked.forget(tenant.Name)
 	if err := r.removeCredentials(ctx, tenant); err != nil {
 		err = fmt.Errorf("revoke the credentials of Tenant %s: %w", tenant.Name, err)
 		if apierrors.IsConflict(err) {
@@ -283,7 +318,7 @@ func (r *tenantReconciler) cleanUp(ctx context.Context, tenant *v1alpha1.Tenant)
 		return reconcile.Result{}, err
 	}
 	r.addresses.prolong(namespace.Name, time.Now())
-	delete(r.looked, tenant.Name)
+	r.looked.forget(tenant.Name)
 	if namespace.DeletionTimestamp == nil {
 		if _, err := r.enter(ctx, tenant); err != nil {
 			return reconcile.Result{}, err

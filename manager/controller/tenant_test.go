@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -57,7 +59,7 @@ func newTenantHub(t *testing.T, lifetime time.Duration, objects ...client.Object
 			return nil
 		},
 	}).Build()
-	h.r = &tenantReconciler{client: h.Client, reader: h.Client, looked: map[string]look{}, addresses: &addressBook{reader: h.Client},
+	h.r = &tenantReconciler{client: h.Client, reader: h.Client, addresses: &addressBook{reader: h.Client},
 		credentials: credentials{server: "https://hub.example.com:6443", lifetime: lifetime}}
 	return h
 }
@@ -65,7 +67,7 @@ func newTenantHub(t *testing.T, lifetime time.Duration, objects ...client.Object
 // look has the tenant looked at, whenever that was done last.
 func (h *tenantHub) look(t *testing.T) *v1alpha1.Tenant {
 	t.Helper()
-	clear(h.r.looked)
+	clear(h.r.looked.of)
 	for range 2 {
 		_, err := h.r.Reconcile(t.Context(), requestFor("a"))
 		require.NoError(t, err)
@@ -261,4 +263,38 @@ func TestWhetherATenantIsBoundedIsUnknownWhileItHasFailed(t *testing.T) {
 	require.NoError(t, h.Get(t.Context(), client.ObjectKey{Name: "a"}, &is))
 	require.Equal(t, v1alpha1.TenantFailed, is.Status.Phase)
 	require.Equal(t, metav1.ConditionUnknown, meta.FindStatusCondition(is.Status.Conditions, v1alpha1.ConditionBounded).Status)
+}
+
+// One worker for each tenant here: the race detector sees what they share.
+func TestTenantsAreLookedAtAtTheSameTime(t *testing.T) {
+	const tenants = 2 * tenantWorkers
+	var objects []client.Object
+	for i := range tenants {
+		objects = append(objects, &v1alpha1.Tenant{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprint(i), UID: types.UID(fmt.Sprint(i))}})
+	}
+	h := newTenantHub(t, 0, objects...)
+	var met sync.WaitGroup
+	met.Add(tenants)
+	h.r.client = interceptor.NewClient(h.Client.(client.WithWatch), interceptor.Funcs{Create: func(ctx context.Context, c client.WithWatch, o client.Object, options ...client.CreateOption) error {
+		if _, is := o.(*corev1.Namespace); is { // each waits for all others, as for an API server that is late
+			met.Done()
+			met.Wait()
+		}
+		return c.Create(ctx, o, options...)
+	}})
+	h.r.namespace = "kubelb"
+	h.r.fences = &fences{client: h.Client, addresses: h.r.addresses}
+	require.Greater(t, tenantWorkers, 1)
+	var all errgroup.Group
+	for i := range tenants {
+		all.Go(func() error {
+			for range 2 {
+				if _, err := h.r.Reconcile(t.Context(), requestFor(fmt.Sprint(i))); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	require.NoError(t, all.Wait())
 }

@@ -81,6 +81,8 @@ func TestAHostileTenantGetsNowhere(t *testing.T) {
 		{"T10", "have its Lease belong to another object", "", patchLease(ns, `{"metadata":{"ownerReferences":[{"apiVersion":"v1","kind":"Namespace","name":"kubelb","uid":"00000000-0000-0000-0000-000000000000"}]}}`), "leave its metadata as they are"},
 		{"T21", "keep its namespace by a finalizer on its Lease", "", patchLease(ns, `{"metadata":{"finalizers":["example.com/for-ever"]}}`), "leave its metadata as they are"},
 		{"T23", "fill the hub's memory with its Lease", "", patchLease(ns, `{"metadata":{"annotations":{"a":"`+strings.Repeat("a", 20000)+`"}}}`), "leave its metadata as they are"},
+		{"T23", "fill the hub's memory with the fields of its Lease", fieldsOfLease(30_000), []string{"-n", ns, "patch", "lease", "kubelb-ccm", "--type=json", "--patch-file=/dev/stdin"}, "metadata.managedFields"},
+		{"T23", "fill etcd with the fields of its objects", with(evil, "managedFields: [{manager: x, operation: Apply, apiVersion: kubelb.k8c.io/v1alpha1, fieldsType: FieldsV1, fieldsV1: {f:metadata: {f:annotations: {"+manyFields(30_000)+"}}}}]"), []string{"create", "-f", "-"}, "metadata.managedFields"},
 		{"T23", "fill the hub's memory with its own name", "", patchLease(ns, `{"spec":{"holderIdentity":"`+strings.Repeat("a", 254)+`"}}`), "at most 253 characters"},
 		{"T11", "read Secrets", "", []string{"-n", "kubelb", "get", "secrets"}, "forbidden"},
 		{"T11", "read its own namespace's Secrets", "", []string{"-n", ns, "get", "secrets"}, "forbidden"},
@@ -209,6 +211,20 @@ func leaseNamed(namespace, name string) string {
 // patchLease is what changes a tenant's Lease.
 func patchLease(namespace, patch string) []string {
 	return []string{"-n", namespace, "patch", "lease", "kubelb-ccm", "--type=merge", "-p", patch}
+}
+
+// fieldsOfLease adds to what the API server notes of the fields of a Lease.
+func fieldsOfLease(n int) string {
+	return `[{"op":"add","path":"/metadata/managedFields/-","value":{"manager":"x","operation":"Apply","apiVersion":"coordination.k8s.io/v1","fieldsType":"FieldsV1","fieldsV1":{"f:metadata":{"f:annotations":{` +
+		manyFields(n) + `}}}}}]`
+}
+
+func manyFields(n int) string {
+	var fields []string
+	for i := range n {
+		fields = append(fields, fmt.Sprintf(`"f:%040d": {}`, i))
+	}
+	return strings.Join(fields, ", ")
 }
 
 // manyAddresses are none of the tenant's.

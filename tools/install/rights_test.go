@@ -172,6 +172,10 @@ func TestTheManagersAccountReachesNoNamespaceButItsOwnAndTenants(t *testing.T) {
 		{"change what a tenant may target", tenantThatMayTarget("0.0.0.0/0"), []string{"patch", "--dry-run=server", "--type=merge", "--patch-file=/dev/stdin", "tenant", "a"}, "ValidatingAdmissionPolicy 'specs.kubelb.k8c.io'"},
 		{"change what a tenant may target as a whole", tenantThatMayTarget("0.0.0.0/0"), replace, byRBAC},
 		{"write a gateway's Lease", lease("kubelb", "one"), create, byPolicy},
+		{"keep all gateways from being started, by a quota", resourceQuota("kubelb", "stop", "pods: 0"), create, byPolicy},
+		{"keep all gateways from being started, by the quota that it tries", resourceQuota("kubelb", "kubelb-trial", "count/pods: 0"), create, byPolicy},
+		{"have a Tenant deleted that it may not delete", ownedTenant, []string{"patch", "--dry-run=server", "--type=merge", "--patch-file=/dev/stdin", "tenant", "a"}, "ValidatingAdmissionPolicy 'specs.kubelb.k8c.io'"},
+		{"keep a Tenant from being deleted", "", []string{"patch", "--dry-run=server", "--type=merge", "-p", `{"metadata":{"finalizers":["kubelb.k8c.io/cleanup","example.com/for-ever"]}}`, "tenant", "a"}, "ValidatingAdmissionPolicy 'specs.kubelb.k8c.io'"},
 		{"read the Leases of all namespaces", "", []string{"get", "leases", "-A"}, byRBAC},
 		{"write another program's Lease", "", []string{"-n", "kube-system", "patch", "lease", "kubelb-ccm", "--type=merge", "-p", "{}"}, byRBAC},
 		{"bind more to itself in its own namespace", binding("kubelb", "kubelb-manager", "Role/kubelb-manager", "kubelb-gateway", "kubelb"), replace, byPolicy},
@@ -180,6 +184,13 @@ func TestTheManagersAccountReachesNoNamespaceButItsOwnAndTenants(t *testing.T) {
 
 func tenantThatMayTarget(network string) string {
 	return "apiVersion: kubelb.k8c.io/v1alpha1\nkind: Tenant\nmetadata: {name: a}\nspec: {backendCIDRs: [" + network + "]}\n"
+}
+
+// ownedTenant belongs to an object that is not there, so that the garbage collector deletes it.
+const ownedTenant = "metadata: {ownerReferences: [{apiVersion: v1, kind: Namespace, name: kubelb, uid: 00000000-0000-0000-0000-000000000000}]}\n"
+
+func resourceQuota(namespace, name, hard string) string {
+	return fmt.Sprintf("apiVersion: v1\nkind: ResourceQuota\nmetadata: {name: %s, namespace: %s}\nspec: {hard: {%s}}\n", name, namespace, hard)
 }
 
 // accountNamed is a service account.
@@ -218,6 +229,8 @@ func TestTheManagersAccountHasInATenantsNamespaceWhatItGives(t *testing.T) {
 		{"bind the tenant's Role to another account", binding("tenant-a", "kubelb-ccm", "Role/kubelb-ccm", "operator", "kube-system"), create, byPolicy},
 		{"give its rights to another account", strings.Replace(own, "name: kubelb-manager, namespace: kubelb}", "name: kubelb-gateway, namespace: kubelb}", 1), replace, byPolicy},
 		{"make another Lease", lease("tenant-a", "more"), create, byPolicy},
+		{"make another quota", resourceQuota("tenant-a", "stop", "count/loadbalancers.kubelb.k8c.io: 0"), create, byPolicy},
+		{"bound more of a tenant than its objects", resourceQuota("tenant-a", "kubelb", "count/serviceaccounts: 0"), create, byPolicy},
 		{"write another Lease", "", []string{"-n", "tenant-a", "patch", "lease", "more", "--type=merge", "-p", "{}"}, byRBAC},
 		{"read all Leases of the namespace", "", []string{"-n", "tenant-a", "get", "leases"}, byRBAC},
 		{"run a pod", "", []string{"-n", "tenant-a", "run", "x", "--image=x", "--dry-run=server"}, byRBAC},
@@ -234,7 +247,7 @@ func gateway(name, spec string) string {
 
 // T18: whoever has taken over a gateway has that gateway, and no other one.
 func TestAGatewaysAccountHasItsOwnObjectsAlone(t *testing.T) {
-	newHub(t, "kubelb")
+	newHub(t, "kubelb", "--set", "gateway.labels.site=north")
 	kubectl(t, lab.Hub, gateway("one", "draining: true")+"---\n"+gateway("two", "")+"---\n"+lease("kubelb", "one")+"---\n"+lease("kubelb", "two")+"---\n"+lease("kubelb", "controller.kubelb.k8c.io"), "create", "-f", "-")
 	kubectl(t, lab.Hub, "", "-n", "kubelb", "create", "secret", "generic", "password", "--from-literal=password=x")
 	kubectl(t, lab.Hub, "", "-n", "kubelb", "create", "secret", "generic", "kubelb-gateways", "--from-literal=heartbeat=x")
@@ -252,6 +265,7 @@ func TestAGatewaysAccountHasItsOwnObjectsAlone(t *testing.T) {
 		{"write another gateway's status", statusOf("two"), status, byPolicy},
 		{"write another gateway's labels", strings.Replace(gateway("two", ""), "name: two", "name: two, labels: {site: mine}", 1), replace, byPolicy},
 		{"make a gateway of another name", gateway("three", ""), create, byPolicy},
+		{"take a label by which another pool chooses gateways", strings.Replace(gateway("one", "draining: true"), "name: one", "name: one, labels: {site: mine}", 1), replace, byPolicy},
 		{"take itself back from a drain", gateway("one", "draining: false"), replace, byPolicy},
 		{"write another gateway's Lease", lease("kubelb", "two"), replace, byPolicy},
 		{"make another gateway's Lease", lease("kubelb", "three"), create, byPolicy},
@@ -263,7 +277,7 @@ func TestAGatewaysAccountHasItsOwnObjectsAlone(t *testing.T) {
 	})
 	honest := []attempt{
 		{"write its own status", statusOf("one"), status, ""},
-		{"write its own labels", strings.Replace(gateway("one", "draining: true"), "name: one", "name: one, labels: {site: mine}", 1), replace, ""},
+		{"write the labels of the chart", strings.Replace(gateway("one", "draining: true"), "name: one", "name: one, labels: {site: north}", 1), replace, ""},
 		{"write its own Lease", lease("kubelb", "one"), replace, ""},
 		{"read the heartbeats' key", "", []string{"-n", "kubelb", "get", "secret", "kubelb-gateways"}, ""},
 	}

@@ -173,7 +173,7 @@ func (s *server) write(t *testing.T, as user.Info, old, o runtime.Object, subres
 			t.Fatal(err)
 		}
 	}
-	o = fields.UpdateNoErrors(before, o.DeepCopyObject(), "kubectl")
+	o = fields.UpdateNoErrors(before, o.DeepCopyObject(), as.GetName())
 	is := o.(metav1.Object)
 	plural, has := plurals[kind.Kind]
 	require.True(t, has, kind.Kind)

@@ -49,8 +49,10 @@ type contact struct {
 }
 
 const (
-	// contactInterval is how often the Leases are read: all of them by one request.
+	// contactInterval is how often the Leases are read.
 	contactInterval = 10 * time.Second
+	// leasesAtOnce are read by one request: more than of other objects (pageSize), since they are read all the time, and a policy keeps each small.
+	leasesAtOnce = 200
 	// ccmSilentAfter is for how long a CCM may not renew its Lease, unless leaseDurationSeconds says less, down to ccmSilentEarliest.
 	ccmSilentAfter, ccmSilentEarliest = 2 * time.Minute, 20 * time.Second
 	// ccmBackWithin is how long CCMs have to renew their Leases after nobody has looked, as when the API was away for them as well.
@@ -69,17 +71,13 @@ func (c *contacts) Start(ctx context.Context) error {
 
 // look reads the Leases, and asks for the Tenants that do not say how it is.
 func (c *contacts) look(ctx context.Context, now time.Time) error {
-	var leases coordinationv1.LeaseList
-	if err := c.reader.List(ctx, &leases, client.MatchingFields{metav1.ObjectNameField: v1alpha1.CCMName}); err != nil {
+	of, err := c.leases(ctx)
+	if err != nil {
 		return fmt.Errorf("read the Leases of tenants' CCMs: %w", err)
 	}
 	var tenants v1alpha1.TenantList
 	if err := c.client.List(ctx, &tenants, client.UnsafeDisableDeepCopy); err != nil {
 		return fmt.Errorf("read the Tenants: %w", err)
-	}
-	of := map[string]*coordinationv1.Lease{}
-	for i := range leases.Items {
-		of[leases.Items[i].Namespace] = &leases.Items[i]
 	}
 	missed := now.Sub(c.looked) > 3*contactInterval
 	heard := map[string]contact{}
@@ -95,6 +93,20 @@ func (c *contacts) look(ctx context.Context, now time.Time) error {
 	c.mu.Unlock()
 	c.show(heard)
 	return c.tell(ctx, tenants.Items, heard)
+}
+
+// leases are those of tenants' CCMs as they stand, by their namespaces. Tenants write them: what is kept of each is what is looked at, and so few are
+// in memory whole that no number of them fills it.
+func (c *contacts) leases(ctx context.Context) (map[string]*coordinationv1.Lease, error) {
+	var of map[string]*coordinationv1.Lease
+	err := eachPage(ctx, c.reader, func() *coordinationv1.LeaseList { return &coordinationv1.LeaseList{} }, func() { of = map[string]*coordinationv1.Lease{} }, func(page *coordinationv1.LeaseList) error {
+		for _, lease := range page.Items {
+			of[lease.Namespace] = &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{UID: lease.UID},
+				Spec: coordinationv1.LeaseSpec{LeaseDurationSeconds: lease.Spec.LeaseDurationSeconds, RenewTime: lease.Spec.RenewTime}}
+		}
+		return nil
+	}, client.MatchingFields{metav1.ObjectNameField: v1alpha1.CCMName}, client.Limit(leasesAtOnce))
+	return of, err
 }
 
 // mayConnect: of a tenant whose credentials are taken nobody expects to hear.

@@ -2,8 +2,11 @@ package controller
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -241,7 +244,7 @@ func TestOfATenantWithoutCredentialsNobodyExpectsToHear(t *testing.T) {
 	require.Equal(t, v1alpha1.ReasonCCMSilent, says.Reason, "it has not got the new kubeconfig")
 }
 
-func TestToLookAtTheCCMsOfAThousandTenantsIsOneRequestAndNoWrite(t *testing.T) {
+func TestToLookAtTheCCMsOfAThousandTenantsTakesFewRequestsAndNoWrite(t *testing.T) {
 	const tenants = 1000
 	now := time.Now()
 	var objects []client.Object
@@ -256,7 +259,7 @@ func TestToLookAtTheCCMsOfAThousandTenantsIsOneRequestAndNoWrite(t *testing.T) {
 	h.r.contacts.reader = interceptor.NewClient(h.Client.(client.WithWatch), interceptor.Funcs{
 		List: func(ctx context.Context, c client.WithWatch, list client.ObjectList, options ...client.ListOption) error {
 			requests++
-			return c.List(ctx, list, options...)
+			return inPages(ctx, c, list, options...)
 		},
 		Get: func(context.Context, client.WithWatch, client.ObjectKey, client.Object, ...client.GetOption) error {
 			return errors.New("one by one")
@@ -267,8 +270,45 @@ func TestToLookAtTheCCMsOfAThousandTenantsIsOneRequestAndNoWrite(t *testing.T) {
 		require.NoError(t, h.r.contacts.look(t.Context(), now))
 	}
 	t.Logf("a look at %d tenants takes %s, of which most is the fake API server's", tenants, time.Since(began)/5)
-	require.Equal(t, 5, requests)
+	require.Equal(t, 5*(1+tenants/leasesAtOnce), requests, "tenant a has one, too")
 	require.Empty(t, h.asked, "nothing is to be written")
 	n, _ := h.shown()
 	require.Equal(t, tenants, n)
+}
+
+// inPages lists as an API server does that is asked for a part, which the fake one does not.
+func inPages(ctx context.Context, c client.Reader, list client.ObjectList, options ...client.ListOption) error {
+	var asked client.ListOptions
+	asked.ApplyOptions(options)
+	leases := list.(*coordinationv1.LeaseList)
+	if err := c.List(ctx, leases, options...); err != nil || asked.Limit == 0 {
+		return err
+	}
+	from, _ := strconv.Atoi(asked.Continue)
+	end := min(from+int(asked.Limit), len(leases.Items))
+	leases.Continue = ""
+	if end < len(leases.Items) {
+		leases.Continue = strconv.Itoa(end)
+	}
+	leases.Items = leases.Items[from:end]
+	return nil
+}
+
+// T23: a tenant writes its Lease, and a policy may be missing.
+func TestOfALeaseThatIsReadWithOthersLittleIsKept(t *testing.T) {
+	long := strings.Repeat("x", 100_000)
+	renewed, seconds := metav1.NewMicroTime(time.Now()), int32(60)
+	h := contactHubOf(t, &coordinationv1.Lease{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "tenant-b", Name: v1alpha1.CCMName, UID: "uid", Annotations: map[string]string{"a": long},
+			ManagedFields: []metav1.ManagedFieldsEntry{{Manager: "x", Operation: metav1.ManagedFieldsOperationApply, APIVersion: "coordination.k8s.io/v1", FieldsType: "FieldsV1", FieldsV1: metav1.NewFieldsV1(`{"f:` + long + `":{}}`)}}},
+		Spec: coordinationv1.LeaseSpec{HolderIdentity: &long, RenewTime: &renewed, LeaseDurationSeconds: &seconds},
+	})
+	kept, err := h.r.contacts.leases(t.Context())
+	require.NoError(t, err)
+	text, err := json.Marshal(kept["tenant-b"])
+	require.NoError(t, err)
+	require.Less(t, len(text), 300)
+	require.Equal(t, "uid", string(kept["tenant-b"].UID))
+	require.True(t, renewed.Truncate(time.Microsecond).Equal(kept["tenant-b"].Spec.RenewTime.Time))
+	require.Equal(t, seconds, *kept["tenant-b"].Spec.LeaseDurationSeconds)
 }

@@ -2,6 +2,7 @@ package controller
 
 import (
 	"context"
+	"slices"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -17,7 +18,8 @@ const (
 )
 
 // eachPage reads a kind from the API server itself. It gives the pages of one version of the list to do, each in a list of its own from anew. If the API
-// server does not have that version any more, it begins again, and calls begin before that as before the first page.
+// server does not have that version any more, it begins again, and calls begin before that as before the first page. A limit among the options counts instead of
+// pageSize.
 func eachPage[L client.ObjectList](ctx context.Context, reader client.Reader, anew func() L, begin func(), do func(L) error, options ...client.ListOption) error {
 	var err error
 	for range mostReadings {
@@ -32,7 +34,7 @@ func eachPage[L client.ObjectList](ctx context.Context, reader client.Reader, an
 func pages[L client.ObjectList](ctx context.Context, reader client.Reader, anew func() L, do func(L) error, options []client.ListOption) error {
 	for next := ""; ; {
 		page := anew()
-		if err := reader.List(ctx, page, append(options[:len(options):len(options)], client.Limit(pageSize), client.Continue(next))...); err != nil {
+		if err := reader.List(ctx, page, slices.Concat([]client.ListOption{client.Limit(pageSize)}, options, []client.ListOption{client.Continue(next)})...); err != nil {
 			return err
 		}
 		if err := do(page); err != nil {

@@ -2,6 +2,8 @@ package policies
 
 import (
 	"maps"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -49,4 +51,32 @@ func TestAGatewaysAccountChoosesNoPoolForItself(t *testing.T) {
 	require.ErrorContains(t, err, refused)
 	_, err = s.update(t, gateway, one, changed(one, labelled(map[string]string{"site": "south"}, "rack")))
 	require.ErrorContains(t, err, refused)
+}
+
+// T18: the caches of the controllers and of all gateways have every Gateway as it is.
+func TestAGatewaysAccountWritesNothingThatItHasNoUseFor(t *testing.T) {
+	s := newServer(t)
+	for what, change := range map[string]func(metav1.Object){
+		"a finalizer":            finalizers("example.com/for-ever"),
+		"one finalizer repeated": finalizers(slices.Repeat([]string{"example.com/for-ever"}, 60_000)...),
+		"an owner": func(o metav1.Object) {
+			o.SetOwnerReferences([]metav1.OwnerReference{{APIVersion: "v1", Kind: "Namespace", Name: "kubelb", UID: "00000000-0000-0000-0000-000000000000"}})
+		},
+		"an annotation": func(o metav1.Object) { o.SetAnnotations(map[string]string{"a": strings.Repeat("a", 200_000)}) },
+	} {
+		for _, text := range []string{ofGateway, gatewaysLease} {
+			o := object(t, text)
+			if what == "an annotation" && text == gatewaysLease {
+				continue // by these gateways tell others what they see
+			}
+			_, err := s.update(t, gateway, o, changed(o, change))
+			require.ErrorContains(t, err, "leave finalizers, owners and other annotations", what)
+			_, err = s.create(t, gateway, changed(o, change))
+			require.ErrorContains(t, err, "leave finalizers, owners and other annotations", what)
+			// What an operator has written stays, and keeps the gateway from nothing.
+			kept := changed(o, change)
+			_, err = s.update(t, gateway, kept, kept)
+			require.NoError(t, err, what)
+		}
+	}
 }

@@ -70,7 +70,7 @@ func (c *Claims) DeleteTenant(name string) {
 // SetAddresses replaces what an object lists.
 func (c *Claims) SetAddresses(a Addresses) { c.replace(a, func(netip.Addr) {}) }
 
-// Differing are the addresses of which SetAddresses would change what the object says. Whose node another address is stays as it is.
+// Differing returns the addresses for which the object now says something else than at the last SetAddresses. Other addresses keep their owners.
 func (c *Claims) Differing(a Addresses) (differ []netip.Addr) {
 	was, is := c.objects[a.ObjectName], a.entries()
 	for address, onRecord := range is {

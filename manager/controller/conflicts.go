@@ -12,8 +12,8 @@ import (
 // conflictRetry is when to look again at an object that somebody else has just changed: by then the cache has the change.
 const conflictRetry = 200 * time.Millisecond
 
-// unlessConflict returns what a reconciler returns. That somebody else wrote meanwhile is no error: who changes an object all the time would have one
-// logged for each change.
+// unlessConflict returns the result of a reconciler. A conflict with a concurrent write is no error: otherwise a tenant that changes an object all the time
+// would have an error logged for each change.
 func unlessConflict(ctx context.Context, result reconcile.Result, err error) (reconcile.Result, error) {
 	if !isConflict(err) {
 		return result, err

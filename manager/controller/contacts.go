@@ -95,8 +95,8 @@ func (c *contacts) look(ctx context.Context, now time.Time) error {
 	return c.tell(ctx, tenants.Items, heard)
 }
 
-// leases are those of tenants' CCMs as they stand, by their namespaces. Tenants write them: what is kept of each is what is looked at, and so few are
-// in memory whole that no number of them fills it.
+// leases returns the Leases of tenants' CCMs, by namespace. Tenants write them. So only the fields that judge reads are kept, and only one page at a
+// time is in memory whole.
 func (c *contacts) leases(ctx context.Context) (map[string]*coordinationv1.Lease, error) {
 	var of map[string]*coordinationv1.Lease
 	err := eachPage(ctx, c.reader, func() *coordinationv1.LeaseList { return &coordinationv1.LeaseList{} }, func() { of = map[string]*coordinationv1.Lease{} }, func(page *coordinationv1.LeaseList) error {
@@ -109,7 +109,7 @@ func (c *contacts) leases(ctx context.Context) (map[string]*coordinationv1.Lease
 	return of, err
 }
 
-// mayConnect: of a tenant whose credentials are taken nobody expects to hear.
+// mayConnect tells whether the tenant's CCM has credentials.
 func mayConnect(t *v1alpha1.Tenant) bool { return !t.Spec.Revoked && t.DeletionTimestamp == nil }
 
 // judge is the contact with a tenant's CCM as it is now. missed: nobody has looked for a while.
@@ -158,10 +158,8 @@ func (c *contacts) tell(ctx context.Context, tenants []v1alpha1.Tenant, heard ma
 		if saidOfCCM(&tenants[i]) == reason {
 			continue
 		}
-		select {
-		case c.changed <- event.GenericEvent{Object: &v1alpha1.Tenant{ObjectMeta: metav1.ObjectMeta{Name: name}}}:
-		case <-ctx.Done():
-			return ctx.Err()
+		if err := send(ctx, c.changed, &v1alpha1.Tenant{ObjectMeta: metav1.ObjectMeta{Name: name}}); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -49,8 +49,13 @@ func (f *fences) with(ctx context.Context, do func(translate.Fence)) error {
 	external := f.addresses.ranges()
 	f.mu.RLock()
 	defer f.mu.RUnlock()
-	do(translate.Fence{Forbidden: f.forbidden, VIPs: external, Hosts: f.hosts, Claims: f.claims})
+	do(f.fence(external))
 	return nil
+}
+
+// fence is the fence as of the last look, while these ranges are external. mu is held, and as long as the fence is used.
+func (f *fences) fence(external []ipam.Range) translate.Fence {
+	return translate.Fence{Forbidden: f.forbidden, VIPs: external, Hosts: f.hosts, Claims: f.claims}
 }
 
 func (f *fences) lookOnce(ctx context.Context) error {
@@ -100,8 +105,8 @@ func (f *fences) lookNow(ctx context.Context) error {
 	differ := f.noteAddresses(addresses.Items)
 	for i := range lbs.Items {
 		lb := &lbs.Items[i]
-		if own := ownTargets(lb); len(own[0])+len(own[1]) > 0 {
-			f.lists.note(listKey{client.ObjectKeyFromObject(lb), true}, versionOf(lb), nil, own...)
+		if listsOwn(lb) {
+			f.lists.note(listKey{client.ObjectKeyFromObject(lb), true}, versionOf(lb), nil, ownTargets(lb)...)
 		}
 	}
 	for _, gone := range f.lists.sweep() {
@@ -338,8 +343,7 @@ func (f *fences) usedByTargets(ctx context.Context, external, ranges []ipam.Rang
 	}
 	f.mu.RLock()
 	defer f.mu.RUnlock()
-	fence := translate.Fence{Forbidden: f.forbidden, VIPs: external, Hosts: f.hosts, Claims: f.claims}
-	return translate.UsedByTargets(targetsOf(addresses.Items, lbs.Items), f.tenants, fence, ranges), nil
+	return translate.UsedByTargets(targetsOf(addresses.Items, lbs.Items), f.tenants, f.fence(external), ranges), nil
 }
 
 // targetsOf are all targets that tenants name, in Addresses, and in LoadBalancers themselves. They are converted one list after another: all of them
@@ -352,7 +356,7 @@ func targetsOf(addresses []v1alpha1.Addresses, lbs []v1alpha1.LoadBalancer) iter
 			}
 		}
 		for i := range lbs {
-			if own := ownTargets(&lbs[i]); len(own[0])+len(own[1]) > 0 && !yield(convert.LoadBalancer(&lbs[i]).OwnTargets()) {
+			if listsOwn(&lbs[i]) && !yield(convert.LoadBalancer(&lbs[i]).OwnTargets()) {
 				return
 			}
 		}

@@ -197,6 +197,7 @@ func (r *targetReconciler) tell(ctx context.Context, namespace string) error {
 	return send(ctx, r.tenants, &v1alpha1.Tenant{ObjectMeta: metav1.ObjectMeta{Name: tenant.Name}})
 }
 
+// send tells of an object, and waits until that is heard.
 func send(ctx context.Context, to chan<- event.GenericEvent, o client.Object) error {
 	select {
 	case to <- event.GenericEvent{Object: o}:

@@ -10,7 +10,7 @@ import (
 // report is a status that the writer is to write.
 type report struct {
 	v1alpha1.GatewayStatus
-	// told: this process has told the dataplane everything once. Before that it does not know all that the dataplane refuses.
+	// told: this process has told the dataplane everything once, and serves. Before that it does not know all that the dataplane refuses.
 	told bool
 }
 

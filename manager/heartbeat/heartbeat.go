@@ -372,7 +372,7 @@ func (h *Heart) hasRoom(name string, now time.Duration) bool {
 	}
 	h.swept = now
 	maps.DeleteFunc(h.heard, func(_ string, b beat) bool { return now-b.at > forgottenAfter })
-	maps.DeleteFunc(h.refused, func(_ string, r Refusal) bool { return now-r.at > refusedFor })
+	h.forgetRefusals(now)
 	return len(h.heard)+len(h.refused) < mostGateways
 }
 

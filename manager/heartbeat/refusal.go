@@ -62,11 +62,16 @@ func (h *Heart) note(err error) {
 	}
 }
 
+// forgetRefusals forgets refusals that do not count any more. mu is held.
+func (h *Heart) forgetRefusals(now time.Duration) {
+	maps.DeleteFunc(h.refused, func(_ string, r Refusal) bool { return now-r.at > refusedFor })
+}
+
 // Refused are the gateways whose heartbeats are refused now, by name.
 func (h *Heart) Refused() (refused []Refusal) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	now := clock.Now()
-	maps.DeleteFunc(h.refused, func(_ string, r Refusal) bool { return now-r.at > refusedFor })
+	h.forgetRefusals(now)
 	return slices.SortedFunc(maps.Values(h.refused), func(a, b Refusal) int { return cmp.Compare(a.Gateway, b.Gateway) })
 }

@@ -108,19 +108,20 @@ func (f *drainFlags) requireAnother(ctx context.Context, hub client.Client, name
 	if err != nil {
 		return err
 	}
-	var working, others []string
+	var others []string
+	working := false
 	for i := range h.Gateways {
 		switch g := &h.Gateways[i]; {
 		case g.Name == name:
 		case h.Works(g):
-			working = append(working, g.Name)
+			working = true
 		default:
 			others = append(others, g.Name)
 		}
 	}
 	slices.Sort(others)
 	switch {
-	case len(working) > 0:
+	case working:
 		return refuseToBereave(h, name)
 	case len(others) == 0:
 		return errors.New("there is no other gateway: all addresses would be without an answer. Start another one first, or use --force")

@@ -89,9 +89,9 @@ packets: ## Send PACKETS (10,000,000) random and mutated packets through the eBP
 	set -o pipefail; cd backends/ebpf && KUBELB_COVERAGE=1 KUBELB_PACKETS=$(or $(PACKETS),10000000) GOWORK=off go test -count=1 -timeout=60m -v . | grep -vE '^ *(=== |--- PASS)'
 
 .PHONY: report
-report: ## Keep the reports of the last make conformance, and write the READMEs' tables anew.
+report: ## Keep the reports of the last make conformance, and write the tables of docs/status.md and conformance/README.md anew.
 	@set -e; for b in $(BACKENDS); do cp $(BIN)/conformance-$$b.yaml conformance/reports/$$b.yaml; done
-	cd conformance && GOWORK=off go test -count=1 -run=Readme . -golden
+	cd conformance && GOWORK=off go test -count=1 -run='StatusPage|Readme' . -golden
 
 .PHONY: soak
 soak: deps build ## Judge every dataplane ROUNDS (20) times and keep the sum in conformance/soak; goes on where it stopped (bin/soak).

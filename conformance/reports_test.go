@@ -15,11 +15,12 @@ import (
 	"kubelb.k8c.io/conformance/broken"
 )
 
-var golden = flag.Bool("golden", false, "write the tables in the READMEs anew")
+var golden = flag.Bool("golden", false, "write the tables in the documents anew")
 
-const readme = "../README.md"
+// matrixDocument is where the table of features is.
+const matrixDocument = "../docs/status.md"
 
-var matrixInReadme = regexp.MustCompile(`(?s)(<!-- matrix: make report -->\n).*?(<!-- end of matrix -->)`)
+var matrixInDocument = regexp.MustCompile(`(?s)(<!-- matrix: make report -->\n).*?(<!-- end of matrix -->)`)
 
 func committedReports(t *testing.T) []Report {
 	t.Helper()
@@ -50,13 +51,13 @@ func TestCommittedReportsAreOfTheCasesThereAre(t *testing.T) {
 	}
 }
 
-func TestTheReadmeShowsWhatTheReportsSay(t *testing.T) {
-	text, err := os.ReadFile(readme)
+func TestTheStatusPageShowsWhatTheReportsSay(t *testing.T) {
+	text, err := os.ReadFile(matrixDocument)
 	require.NoError(t, err)
-	require.True(t, matrixInReadme.Match(text))
-	want := matrixInReadme.ReplaceAll(text, []byte("${1}"+Matrix(committedReports(t))+"${2}"))
+	require.True(t, matrixInDocument.Match(text))
+	want := matrixInDocument.ReplaceAll(text, []byte("${1}"+Matrix(committedReports(t))+"${2}"))
 	if *golden {
-		require.NoError(t, os.WriteFile(readme, want, 0o644))
+		require.NoError(t, os.WriteFile(matrixDocument, want, 0o644))
 		return
 	}
 	require.Equal(t, string(want), string(text), "run 'make report'")

@@ -19,11 +19,17 @@ KERNEL     ?= 6.12/amd64
 GUEST       = $(if $(filter running,$(KERNEL)),$(shell go env GOARCH),$(notdir $(KERNEL)))
 CACHE      := $(or $(KUBELB_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/kubelb)
 
+# The groups of 'make help'. A target with a comment that begins with ## is in one of them.
+HELP_build   := build demo images clean help
+HELP_test    := verify lint unit wasm fuzz test conformance e2e install-test fleet packets kernels kernels-smoke vuln licences
+HELP_measure := bench bench-scale bench-envoy bench-core drill drills churn soak
+HELP_develop := generate golden tidy report kernels-table drill-tables
+
 .PHONY: help
 help: ## Show this help.
 	@echo "KubeLB: layer-4 load balancers for fleets of Kubernetes clusters."
-	@echo
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@$(foreach group,build test measure develop,echo; echo "To $(group):"; for target in $(HELP_$(group)); do grep -hE "^$$target:.*## " $(MAKEFILE_LIST); done | \
+		awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}';)
 
 .PHONY: build
 build: ## Build every binary into bin/.

@@ -142,7 +142,13 @@ kernels-table: ## Write the table of kernels in docs/dataplanes.md anew, from to
 GUEST_MODULES := nf_conntrack,nf_tables,nft_ct,nft_chain_nat,nft_nat,nft_masq,nft_redir,nft_hash,nft_numgen,nft_limit,nft_reject_inet,nft_fib_inet,nft_connlimit,nft_fwd_netdev,bridge,veth
 .PHONY: kernels-smoke
 kernels-smoke: guest ## Boot Debian's 6.12, where connection tracking is a module, and run a few cases of nftables and eBPF there (root, minutes).
+	$(MAKE) -j2 --no-print-directory smoke-boots smoke-cases
+
+.PHONY: smoke-boots smoke-cases
+smoke-boots:
 	cd tools && KUBELB_GUEST=$(BIN)/guest GOWORK=off go test -count=1 ./kernels
+
+smoke-cases:
 	$(BIN)/kernels --kernel=6.12/amd64 --programs=$(BIN)/guest --modules=$(GUEST_MODULES) --backend=nftables,ebpf --case=packet-fixtures,tcp-echo,udp-reply,direct
 
 .PHONY: images

@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"kubelb.k8c.io/tools/kernels/guest"
 )
 
@@ -54,12 +56,30 @@ const complete = "complete"
 // archive has.
 func (c Cache) Kernel(ctx context.Context, spec Spec, refresh bool) (Kernel, error) {
 	dir := filepath.Join(c.Dir, spec.Series+"-"+spec.Arch)
+	unlock, err := c.lock()
+	if err != nil {
+		return Kernel{}, err
+	}
+	defer unlock()
 	if refresh || !exists(filepath.Join(dir, complete)) {
 		if err := c.fetch(ctx, spec, dir); err != nil {
 			return Kernel{}, fmt.Errorf("kernel %s: %w", spec, err)
 		}
 	}
 	return open(spec, dir)
+}
+
+// lock waits until no other process fetches into the cache. The kernel ends the lock with the process.
+func (c Cache) lock() (unlock func(), err error) {
+	f, err := os.OpenFile(filepath.Join(c.Dir, ".lock"), os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
+	}
+	return func() { f.Close() }, nil
 }
 
 func exists(path string) bool {
@@ -160,6 +180,11 @@ var userlandPackages = []string{"nftables", "netbase", "busybox-static"}
 // Userland returns a directory with nft, and all that it needs, for the architecture.
 func (c Cache) Userland(ctx context.Context, arch string) (string, error) {
 	dir := filepath.Join(c.Dir, "userland-"+arch+"-"+strings.Join(userlandPackages, "-"))
+	unlock, err := c.lock()
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
 	if exists(filepath.Join(dir, complete)) {
 		return dir, nil
 	}

@@ -21,8 +21,8 @@ type Claims struct {
 	// named are the namespaces of tenants by the networks that their operators named, lengths how many of those have so many bits.
 	named   map[namedNetwork]map[string]bool
 	lengths map[int]int
-	// listed is who lists an address, in how many of its objects, and whether it is on record there.
-	listed  map[netip.Addr]map[string]listing
+	// listed is who lists an address, in how many of its objects, and whether it is on record there. Mostly that is one.
+	listed  map[netip.Addr][]listing
 	objects map[model.ObjectName]map[netip.Addr]bool
 }
 
@@ -31,11 +31,14 @@ type namedNetwork struct {
 	prefix  netip.Prefix
 }
 
-type listing struct{ objects, held int }
+type listing struct {
+	namespace     string
+	objects, held int32
+}
 
 // NewClaims returns those of no tenant.
 func NewClaims() *Claims {
-	return &Claims{tenants: map[string]Tenant{}, named: map[namedNetwork]map[string]bool{}, lengths: map[int]int{}, listed: map[netip.Addr]map[string]listing{},
+	return &Claims{tenants: map[string]Tenant{}, named: map[namedNetwork]map[string]bool{}, lengths: map[int]int{}, listed: map[netip.Addr][]listing{},
 		objects: map[model.ObjectName]map[netip.Addr]bool{}}
 }
 
@@ -67,9 +70,6 @@ func (c *Claims) DeleteTenant(name string) {
 	delete(c.tenants, namespace)
 }
 
-// SetAddresses replaces what an object lists.
-func (c *Claims) SetAddresses(a Addresses) { c.replace(a, func(netip.Addr) {}) }
-
 // Differing returns the addresses for which the object now says something else than at the last SetAddresses. Other addresses keep their owners.
 func (c *Claims) Differing(a Addresses) (differ []netip.Addr) {
 	was, is := c.objects[a.ObjectName], a.entries()
@@ -96,19 +96,17 @@ func (a Addresses) entries() map[netip.Addr]bool {
 	return is
 }
 
-// replace replaces what an object lists. Of each address for which that differs from before it tells first; of some it tells twice.
-func (c *Claims) replace(a Addresses, differs func(netip.Addr)) {
+// SetAddresses replaces what an object lists.
+func (c *Claims) SetAddresses(a Addresses) {
 	is := a.entries()
 	was := c.objects[a.ObjectName]
 	for address, onRecord := range was {
 		if now, still := is[address]; !still || now != onRecord {
-			differs(address)
 			c.count(address, a.Namespace, -1, onRecord)
 		}
 	}
 	for address, onRecord := range is {
 		if before, was := was[address]; !was || before != onRecord {
-			differs(address)
 			c.count(address, a.Namespace, 1, onRecord)
 		}
 	}
@@ -117,23 +115,33 @@ func (c *Claims) replace(a Addresses, differs func(netip.Addr)) {
 	}
 }
 
-func (c *Claims) count(address netip.Addr, namespace string, change int, held bool) {
+func (c *Claims) count(address netip.Addr, namespace string, change int32, held bool) {
 	by := c.listed[address]
-	if by == nil {
-		by = map[string]listing{}
-		c.listed[address] = by
+	i := slices.IndexFunc(by, func(l listing) bool { return l.namespace == namespace })
+	if i < 0 {
+		i, by = len(by), append(by, listing{namespace: namespace})
 	}
-	l := by[namespace]
+	l := &by[i]
 	l.objects += change
 	if held {
 		l.held += change
 	}
-	if by[namespace] = l; l.objects == 0 {
-		delete(by, namespace)
+	if l.objects == 0 {
+		by = slices.Delete(by, i, i+1)
 	}
-	if len(by) == 0 {
+	if c.listed[address] = by; len(by) == 0 {
 		delete(c.listed, address)
 	}
+}
+
+// listing is what a namespace's objects say of the address.
+func (c *Claims) listing(address netip.Addr, namespace string) listing {
+	for _, l := range c.listed[address] {
+		if l.namespace == namespace {
+			return l
+		}
+	}
+	return listing{}
 }
 
 // Rival returns the name of the tenant whose node the address is, if it is not this one's.
@@ -156,11 +164,10 @@ func (c *Claims) Rival(tenant Tenant, address netip.Addr) (name string, is bool)
 	if is {
 		return name, true
 	}
-	by := c.listed[address]
-	mine := standing{tenant, by[tenant.Namespace()]}
-	for namespace, l := range by {
-		other, known := c.tenants[namespace]
-		if !known || namespace == tenant.Namespace() || other.Network != tenant.Network || precision(other, address) < own {
+	mine := standing{tenant, c.listing(address, tenant.Namespace())}
+	for _, l := range c.listed[address] {
+		other, known := c.tenants[l.namespace]
+		if !known || l.namespace == tenant.Namespace() || other.Network != tenant.Network || precision(other, address) < own {
 			continue
 		}
 		if theirs := (standing{other, l}); theirs.before(mine) && (!is || other.Name < name) {
@@ -188,7 +195,7 @@ type standing struct {
 }
 
 func (s standing) before(o standing) bool {
-	has := func(n int) int { return min(n, 1) }
+	has := func(n int32) int32 { return min(n, 1) }
 	return cmp.Or(cmp.Compare(has(o.objects), has(s.objects)), cmp.Compare(has(o.held), has(s.held)), cmp.Compare(s.tenant.Created, o.tenant.Created), cmp.Compare(s.tenant.Name, o.tenant.Name)) < 0
 }
 

@@ -67,7 +67,10 @@ type Hub struct {
 
 // entry is a LoadBalancer with what its last translation took hold of.
 type entry struct {
-	lb LoadBalancer
+	// lb is without its targets, which are in own and local. Its Local says only whether it has such a list.
+	lb         LoadBalancer
+	own, local Packed
+	mentions   hashes
 	// source is what it refers to, nil for nothing.
 	source    *source
 	dirty     bool
@@ -101,6 +104,7 @@ type source struct {
 	resolved  *resolution
 	referring map[*entry]bool
 	pools     map[*pool]bool
+	mentions  hashes
 }
 
 // NewHub returns an empty hub.
@@ -213,10 +217,9 @@ func (h *Hub) SetAddresses(a Addresses) {
 	} else if slices.Equal(s.object.List, a.List) && slices.Equal(s.object.Held, a.Held) {
 		return
 	}
-	before := s.object
 	s.object = &a
 	h.list(a)
-	h.mentions.source(s, before, &a)
+	h.mentions.source(s)
 	h.markSource(s)
 }
 
@@ -227,8 +230,8 @@ func (h *Hub) DeleteAddresses(name model.ObjectName) {
 		return
 	}
 	h.list(Addresses{ObjectName: name})
-	h.mentions.source(s, s.object, nil)
 	s.object = nil
+	h.mentions.source(s)
 	h.markSource(s)
 	h.markReferring(s)
 	h.dropUnused(s)
@@ -242,17 +245,41 @@ func (h *Hub) markReferring(s *source) {
 
 // SetLoadBalancer adds or replaces a LoadBalancer. Most changes of the object are of its status, and nothing to what is forwarded.
 func (h *Hub) SetLoadBalancer(lb LoadBalancer) {
+	lb, own, local := lb.packed()
 	e := h.lbs[lb.ObjectName]
 	if e == nil {
 		e = &entry{}
 		h.lbs[lb.ObjectName] = e
-	} else if reflect.DeepEqual(e.lb, lb) {
+	} else if e.own == own && e.local == local && reflect.DeepEqual(e.lb, lb) {
 		return
 	}
-	h.mentions.entry(e, &e.lb, &lb)
 	e.lb = lb
+	if e.own != own || e.local != local {
+		e.own, e.local = own, local
+		h.mentions.entry(e)
+	}
 	h.refer(e)
 	h.markLB(e)
+}
+
+// packed takes the targets out of a LoadBalancer.
+func (lb LoadBalancer) packed() (slim LoadBalancer, own, local Packed) {
+	own, lb.Addresses = Pack(lb.Addresses), nil
+	if lb.Local != nil {
+		local, lb.Local = Pack(*lb.Local), &[]Address{}
+	}
+	return lb, own, local
+}
+
+// whole is the LoadBalancer with its targets.
+func (e *entry) whole() *LoadBalancer {
+	lb := e.lb
+	lb.Addresses = e.own.Unpack()
+	if lb.Local != nil {
+		local := e.local.Unpack()
+		lb.Local = &local
+	}
+	return &lb
 }
 
 // refer keeps the entry with the source that its LoadBalancer refers to.
@@ -278,7 +305,8 @@ func (h *Hub) DeleteLoadBalancer(name model.ObjectName) {
 	if e == nil {
 		return
 	}
-	h.mentions.entry(e, &e.lb, nil)
+	e.own, e.local = "", ""
+	h.mentions.entry(e)
 	e.lb.Reference = nil
 	h.refer(e)
 	h.release(e)
@@ -470,7 +498,8 @@ func (h *Hub) translate(e *entry) {
 	if t, known := h.tenants[lb.Namespace]; known {
 		tenant = &t
 	}
-	t := read(lb, tenant, e.source != nil && e.source.object != nil, h.fence)
+	t := read(e.whole(), tenant, e.source != nil && e.source.object != nil, h.fence)
+	t.lb = lb // whose targets have been read
 	e.read = t
 	if _, refused := Refused(t.problems); refused {
 		return

@@ -519,7 +519,8 @@ func bound(targets []netip.Addr, most uint32) (kept []netip.Addr, beyond int) {
 		return targets, 0
 	}
 	four, six := ofFamily(targets, true), ofFamily(targets, false)
-	kept = append(four[:min(int(most), len(four))], six[:min(int(most), len(six))]...)
+	// In a list of its own: what is kept would have the whole list stay in memory.
+	kept = slices.Concat(four[:min(int(most), len(four))], six[:min(int(most), len(six))])
 	return kept, len(targets) - len(kept)
 }
 

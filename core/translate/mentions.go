@@ -1,69 +1,117 @@
 package translate
 
 import (
+	"hash/maphash"
 	"maps"
 	"net/netip"
+	"slices"
 )
 
-// mentions are the Addresses objects that list an address, and the LoadBalancers that have it as a target of their own. They are translated anew when
-// the address gets another owner.
+// mentions know which lists of targets have an address: Addresses objects, and LoadBalancers with targets of their own. They are translated anew when
+// the address gets another owner. Of each list they keep four bytes for each target, since a tenant may have millions of targets.
 type mentions struct {
-	sources map[netip.Addr]map[*source]bool
-	entries map[netip.Addr]map[*entry]bool
-	// namespaces are how many times an address is mentioned in each.
-	namespaces map[netip.Addr]map[string]int
+	seed    maphash.Seed
+	sources map[string]map[*source]bool // by namespace
+	entries map[string]map[*entry]bool  // by namespace
 }
+
+// hashes are those of the addresses of a list, sorted. Some addresses that it does not have, have the same.
+type hashes []uint32
 
 func newMentions() mentions {
-	return mentions{map[netip.Addr]map[*source]bool{}, map[netip.Addr]map[*entry]bool{}, map[netip.Addr]map[string]int{}}
+	return mentions{maphash.MakeSeed(), map[string]map[*source]bool{}, map[string]map[*entry]bool{}}
 }
 
-// source notes that an object lists what is given, and no more what it listed before.
-func (m mentions) source(s *source, before, after *Addresses) {
-	change := func(a *Addresses, by int, index func(map[netip.Addr]map[*source]bool, netip.Addr, *source)) {
-		if a == nil {
-			return
-		}
-		eachAddress(a.List, func(address netip.Addr) {
-			index(m.sources, address, s)
-			m.count(address, s.name.Namespace, by)
-		})
-	}
-	change(before, -1, remove)
-	change(after, 1, add)
+func (m mentions) hash(a netip.Addr) uint32 {
+	bytes := a.As16()
+	return uint32(maphash.Bytes(m.seed, bytes[:]))
 }
 
-// entry notes the same of a LoadBalancer.
-func (m mentions) entry(e *entry, before, after *LoadBalancer) {
-	change := func(lb *LoadBalancer, by int, index func(map[netip.Addr]map[*entry]bool, netip.Addr, *entry)) {
-		if lb == nil {
-			return
-		}
-		do := func(address netip.Addr) {
-			index(m.entries, address, e)
-			m.count(address, lb.Namespace, by)
-		}
-		eachAddress(lb.Addresses, do)
-		if lb.Local != nil {
-			eachAddress(*lb.Local, do)
-		}
-	}
-	change(before, -1, remove)
-	change(after, 1, add)
+// of are the hashes of what each gives.
+func (m mentions) of(each func(do func(netip.Addr))) (out hashes) {
+	each(func(address netip.Addr) { out = append(out, m.hash(address)) })
+	slices.Sort(out)
+	return slices.Clone(slices.Compact(out)) // without the room to grow
 }
 
-func (m mentions) count(address netip.Addr, namespace string, by int) {
-	of := m.namespaces[address]
-	if of == nil {
-		of = map[string]int{}
-		m.namespaces[address] = of
+// source notes what the object lists.
+func (m mentions) source(s *source) {
+	s.mentions = nil
+	if s.object != nil {
+		s.mentions = m.of(func(do func(netip.Addr)) { eachAddress(s.object.List, do) })
 	}
-	if of[namespace] += by; of[namespace] == 0 {
-		delete(of, namespace)
+	note(m.sources, s.name.Namespace, s, len(s.mentions) > 0)
+}
+
+// entry notes the LoadBalancer's own targets.
+func (m mentions) entry(e *entry) {
+	e.mentions = m.of(func(do func(netip.Addr)) {
+		e.own.Each(do)
+		e.local.Each(do)
+	})
+	note(m.entries, e.lb.Namespace, e, len(e.mentions) > 0)
+}
+
+func note[T comparable](of map[string]map[T]bool, namespace string, what T, is bool) {
+	if is {
+		add(of, namespace, what)
+		return
 	}
-	if len(of) == 0 {
-		delete(m.namespaces, address)
+	remove(of, namespace, what)
+}
+
+// searched are addresses by their hashes.
+type searched struct {
+	hashes hashes
+	of     map[uint32][]netip.Addr
+}
+
+func (m mentions) search(addresses []netip.Addr) searched {
+	out := searched{of: map[uint32][]netip.Addr{}}
+	for _, address := range addresses {
+		hash := m.hash(address)
+		out.of[hash] = append(out.of[hash], address)
 	}
+	out.hashes = slices.Sorted(maps.Keys(out.of))
+	return out
+}
+
+// in are the searched addresses that the list has, and maybe some that have the same hash.
+func (s searched) in(list hashes) (found []netip.Addr) {
+	for _, hash := range s.hashes {
+		i := 0
+		if len(list) > 16*len(s.hashes) {
+			i, _ = slices.BinarySearch(list, hash)
+		} else {
+			for i < len(list) && list[i] < hash {
+				i++
+			}
+		}
+		if list = list[i:]; len(list) > 0 && list[0] == hash {
+			found = append(found, s.of[hash]...)
+		}
+	}
+	return found
+}
+
+// within are all that a namespace's lists have.
+func (m mentions) within(namespace string, s searched) map[netip.Addr]bool {
+	found := map[netip.Addr]bool{}
+	if len(s.hashes) == 0 {
+		return found
+	}
+	note := func(list hashes) {
+		for _, address := range s.in(list) {
+			found[address] = true
+		}
+	}
+	for source := range m.sources[namespace] {
+		note(source.mentions)
+	}
+	for entry := range m.entries[namespace] {
+		note(entry.mentions)
+	}
+	return found
 }
 
 func eachAddress(list []Address, do func(netip.Addr)) {
@@ -89,56 +137,73 @@ func (h *Hub) SetHosts(hosts map[netip.Addr]string) {
 			changed = append(changed, address)
 		}
 	}
-	for _, address := range changed {
-		h.markMentioning(address, func(string) bool { return true })
+	if len(changed) == 0 {
+		return
 	}
-}
-
-// standpoint is a tenant's, by its namespace, towards an address that it mentions.
-type standpoint struct {
-	address   netip.Addr
-	namespace string
+	s := h.mentions.search(changed)
+	for namespace := range h.mentions.sources {
+		h.markMentioning(namespace, s)
+	}
+	for namespace := range h.mentions.entries {
+		h.markMentioning(namespace, s)
+	}
 }
 
 // list replaces what an object lists. Only who may target an address since then, or may no more, is translated anew: not all who mention what a tenant
-// lists, which costs that tenant one write.
+// lists, which costs that tenant one write. It looks at the lists of those tenants alone that may have an address for which the object says something else
+// than before: of the same network, and with that in their backendCIDRs.
 func (h *Hub) list(a Addresses) {
-	before := map[standpoint]bool{}
-	h.claims.replace(a, func(address netip.Addr) {
-		for namespace := range h.mentions.namespaces[address] {
-			at := standpoint{address, namespace}
-			if _, noted := before[at]; !noted {
-				before[at] = h.isAnothers(at)
+	by, known := h.tenants[a.Namespace]
+	differing := h.claims.Differing(a)
+	if !known || len(differing) == 0 {
+		h.claims.SetAddresses(a)
+		return
+	}
+	before := map[string]map[netip.Addr]bool{} // by namespace: whether it is another tenant's
+	for namespace, tenant := range h.tenants {
+		if tenant.Network != by.Network {
+			continue
+		}
+		mentioned := h.mentions.within(namespace, h.mentions.search(tenant.mayHave(differing)))
+		for address := range mentioned {
+			_, mentioned[address] = h.claims.Rival(tenant, address)
+		}
+		before[namespace] = mentioned
+	}
+	h.claims.SetAddresses(a)
+	for namespace, was := range before {
+		var passed []netip.Addr
+		for address, anothers := range was {
+			if _, is := h.claims.Rival(h.tenants[namespace], address); is != anothers {
+				passed = append(passed, address)
 			}
 		}
-	})
-	for at, was := range before {
-		if h.isAnothers(at) != was {
-			h.markMentioning(at.address, func(namespace string) bool { return namespace == at.namespace })
+		if len(passed) > 0 {
+			h.markMentioning(namespace, h.mentions.search(passed))
 		}
 	}
 }
 
-// isAnothers tells whether the address is another tenant's node.
-func (h *Hub) isAnothers(at standpoint) bool {
-	tenant, known := h.tenants[at.namespace]
-	if !known {
-		return false
-	}
-	_, is := h.claims.Rival(tenant, at.address)
-	return is
-}
-
-// markMentioning marks what mentions the address, in the namespaces concerned, to be translated anew: who may target it has changed.
-func (h *Hub) markMentioning(address netip.Addr, concerned func(namespace string) bool) {
-	for s := range h.mentions.sources[address] {
-		if concerned(s.name.Namespace) {
-			h.markSource(s)
+// mayHave are the addresses in networks that the operator lets the tenant have. All others are refused whoever has them.
+func (t Tenant) mayHave(addresses []netip.Addr) (out []netip.Addr) {
+	for _, address := range addresses {
+		if precision(t, address) >= 0 {
+			out = append(out, address)
 		}
 	}
-	for e := range h.mentions.entries[address] {
-		if concerned(e.lb.Namespace) {
-			h.markLB(e)
+	return out
+}
+
+// markMentioning marks what mentions one of the addresses, in the namespace, to be translated anew: who may target it has changed.
+func (h *Hub) markMentioning(namespace string, s searched) {
+	for source := range h.mentions.sources[namespace] {
+		if len(s.in(source.mentions)) > 0 {
+			h.markSource(source)
+		}
+	}
+	for entry := range h.mentions.entries[namespace] {
+		if len(s.in(entry.mentions)) > 0 {
+			h.markLB(entry)
 		}
 	}
 }

@@ -167,6 +167,15 @@ type LoadBalancerEndpoints struct {
 	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=256
 	Ports []EndpointPort `json:"ports,omitempty"`
+
+	// Packed is no part of the API: it has no name in JSON. The manager's cache keeps addresses and localAddresses there, in less memory.
+	Packed PackedTargets `json:"-"`
+}
+
+// PackedTargets are addresses and localAddresses of an object of this resource version.
+type PackedTargets struct {
+	ResourceVersion  string
+	Addresses, Local string
 }
 
 // AddressesReference names an Addresses object. It is a core ObjectReference whose values have an alphabet and a length.

@@ -105,8 +105,11 @@ func (f *fences) lookNow(ctx context.Context) error {
 	differ := f.noteAddresses(addresses.Items)
 	for i := range lbs.Items {
 		lb := &lbs.Items[i]
-		if listsOwn(lb) {
-			f.lists.note(listKey{client.ObjectKeyFromObject(lb), true}, versionOf(lb), nil, ownTargets(lb)...)
+		if convert.HasOwnTargets(lb) {
+			f.lists.note(listKey{client.ObjectKeyFromObject(lb), true}, versionOf(lb), nil, func() []translate.Packed {
+				own, local := convert.OwnTargets(lb)
+				return []translate.Packed{own, local}
+			})
 		}
 	}
 	for _, gone := range f.lists.sweep() {
@@ -133,7 +136,9 @@ func versionOf(o client.Object) string { return string(o.GetUID()) + "/" + o.Get
 func (f *fences) noteAddresses(items []v1alpha1.Addresses) (differ []translate.Addresses) {
 	for i := range items {
 		a := &items[i]
-		if f.lists.note(listKey{client.ObjectKeyFromObject(a), false}, versionOf(a), a.Status.Held, a.Spec.Addresses) {
+		if f.lists.note(listKey{client.ObjectKeyFromObject(a), false}, versionOf(a), a.Status.Held, func() []translate.Packed {
+			return []translate.Packed{translate.Pack(convert.Addresses(a).List)}
+		}) {
 			differ = append(differ, convert.Addresses(a))
 		}
 	}
@@ -356,23 +361,11 @@ func targetsOf(addresses []v1alpha1.Addresses, lbs []v1alpha1.LoadBalancer) iter
 			}
 		}
 		for i := range lbs {
-			if listsOwn(&lbs[i]) && !yield(convert.LoadBalancer(&lbs[i]).OwnTargets()) {
+			if convert.HasOwnTargets(&lbs[i]) && !yield(convert.LoadBalancer(&lbs[i]).OwnTargets()) {
 				return
 			}
 		}
 	}
-}
-
-// ownTargets are the two lists of targets that stand in a LoadBalancer itself.
-func ownTargets(lb *v1alpha1.LoadBalancer) [][]v1alpha1.EndpointAddress {
-	own := make([][]v1alpha1.EndpointAddress, 2)
-	if len(lb.Spec.Endpoints) > 0 {
-		own[0] = lb.Spec.Endpoints[0].Addresses
-		if local := lb.Spec.Endpoints[0].LocalAddresses; local != nil {
-			own[1] = *local
-		}
-	}
-	return own
 }
 
 // hostsNow reads which hosts the management cluster has, gateways and Nodes, and tells what each address is called.

@@ -7,7 +7,7 @@ import (
 
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/core/translate"
 )
 
 // listsInTurn is how many lists of a tenant are looked at before those of others: 5,000 targets take two milliseconds.
@@ -58,23 +58,24 @@ func newLists() lists {
 	return lists{seed: maphash.MakeSeed(), of: map[string]map[listKey]*list{}, line: map[string][]*list{}, first: true}
 }
 
-// note remembers what a list has, and reports whether that differs.
-func (s *lists) note(key listKey, version string, held []string, targets ...[]v1alpha1.EndpointAddress) bool {
-	of := s.of[key.Namespace]
-	if of == nil {
-		of = map[listKey]*list{}
-		s.of[key.Namespace] = of
+// note remembers what a list has, and reports whether that differs. It asks for the targets if the version is another one.
+func (s *lists) note(key listKey, version string, held []string, of func() []translate.Packed) bool {
+	all := s.of[key.Namespace]
+	if all == nil {
+		all = map[listKey]*list{}
+		s.of[key.Namespace] = all
 	}
-	l, known := of[key]
+	l, known := all[key]
 	if !known {
 		l = &list{listKey: key, isNew: true, quiet: s.first}
-		of[key] = l
+		all[key] = l
 	}
 	l.there = true
 	if known && l.version == version {
 		return false
 	}
 	l.version = version
+	targets := of()
 	sum := s.sum(held, targets)
 	if known && l.sum == sum {
 		return false
@@ -84,37 +85,29 @@ func (s *lists) note(key listKey, version string, held []string, targets ...[]v1
 	return true
 }
 
-func (s *lists) sum(held []string, targets [][]v1alpha1.EndpointAddress) uint64 {
+func (s *lists) sum(held []string, targets []translate.Packed) uint64 {
 	var h maphash.Hash
 	h.SetSeed(s.seed)
 	text := func(t string) {
+		maphash.WriteComparable(&h, len(t))
 		h.WriteString(t)
-		h.WriteByte(0)
 	}
 	for _, address := range held {
 		text(address)
 	}
+	maphash.WriteComparable(&h, len(held))
 	for _, list := range targets {
-		text("")
-		for i := range list {
-			text(list[i].IP)
-			text(list[i].Hostname)
-		}
+		text(string(list))
 	}
 	return h.Sum64()
 }
 
-func (s *lists) mentions(targets [][]v1alpha1.EndpointAddress) (hashes []uint32) {
+func (s *lists) mentions(targets []translate.Packed) (hashes []uint32) {
 	for _, list := range targets {
-		hashes = slices.Grow(hashes, len(list))
-		for i := range list {
-			if address, err := netip.ParseAddr(list[i].IP); err == nil {
-				hashes = append(hashes, s.hash(address))
-			}
-		}
+		list.Each(func(address netip.Addr) { hashes = append(hashes, s.hash(address)) })
 	}
 	slices.Sort(hashes)
-	return slices.Clip(slices.Compact(hashes))
+	return slices.Clone(slices.Compact(hashes)) // without the room to grow
 }
 
 func (s *lists) hash(address netip.Addr) uint32 {

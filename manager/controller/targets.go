@@ -61,13 +61,12 @@ var ownTargetsDiffer = predicate.Funcs{
 	},
 }
 
-func listsOwn(o client.Object) bool {
-	own := ownTargets(o.(*v1alpha1.LoadBalancer))
-	return len(own[0])+len(own[1]) > 0
-}
+func listsOwn(o client.Object) bool { return convert.HasOwnTargets(o.(*v1alpha1.LoadBalancer)) }
 
 func sameTargets(before, after client.Object) bool {
-	return slices.EqualFunc(ownTargets(before.(*v1alpha1.LoadBalancer)), ownTargets(after.(*v1alpha1.LoadBalancer)), slices.Equal[[]v1alpha1.EndpointAddress])
+	ownBefore, localBefore := convert.OwnTargets(before.(*v1alpha1.LoadBalancer))
+	own, local := convert.OwnTargets(after.(*v1alpha1.LoadBalancer))
+	return own == ownBefore && local == localBefore
 }
 
 func hostAddresses(o client.Object) []netip.Addr {

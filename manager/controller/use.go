@@ -13,6 +13,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/manager/convert"
 )
 
 // use is what the tenant has of that which limits bound.
@@ -99,7 +100,8 @@ func endpointsOf(lb *v1alpha1.LoadBalancer) (key listKey, own bool) {
 		key.own, key.Name = false, reference.Name
 		return key, false
 	}
-	return key, len(lb.Spec.Endpoints[0].Addresses) > 0
+	addresses, _ := convert.OwnTargets(lb)
+	return key, addresses != ""
 }
 
 // useChanged asks for the tenants of which a gateway says something else than before.

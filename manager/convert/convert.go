@@ -121,13 +121,14 @@ func endpoints(lb *v1alpha1.LoadBalancer, out *translate.LoadBalancer) {
 	for _, p := range e.Ports {
 		out.EndpointPorts = append(out.EndpointPorts, translate.Port{Name: p.Name, Number: p.Port, Protocol: string(p.Protocol)})
 	}
-	out.Addresses = addresses(e.Addresses)
+	own, local := OwnTargets(lb)
+	out.Addresses = own.Unpack()
 	if e.AddressesReference != nil {
 		out.Reference = &model.ObjectName{Namespace: e.AddressesReference.Namespace, Name: e.AddressesReference.Name}
 	}
 	if e.LocalAddresses != nil {
-		local := addresses(*e.LocalAddresses)
-		out.Local = &local
+		list := local.Unpack()
+		out.Local = &list
 	}
 }
 

@@ -22,6 +22,11 @@ const (
 	maxHostname = 64
 	// maxFinalizers are kept: KubeLB has three, and nothing bounds the list of an object.
 	maxFinalizers = 8
+	// maxAnnotation is more characters than any annotation has that can be read, but for source ranges. Of a longer one the beginning is kept, and a
+	// character that makes it unreadable.
+	maxAnnotation = 1024
+	keptOfLonger  = 64
+	unreadable    = "\x00"
 )
 
 // Cached has a cache keep of what tenants write what is looked at, however much there is besides. An object from it cannot be written back,
@@ -39,13 +44,9 @@ func trim(o any) (any, error) {
 			object.Spec.Endpoints = slices.Clone(object.Spec.Endpoints[:1])
 		}
 		for i := range object.Spec.Endpoints {
-			e := &object.Spec.Endpoints[i]
-			e.Name = ""
-			trimAddresses(e.Addresses)
-			if e.LocalAddresses != nil {
-				trimAddresses(*e.LocalAddresses)
-			}
+			object.Spec.Endpoints[i].Name = ""
 		}
+		pack(object)
 	case *v1alpha1.Addresses:
 		object.ObjectMeta = trimmedMeta(&object.ObjectMeta)
 		trimAddresses(object.Spec.Addresses)
@@ -63,10 +64,28 @@ func trimmedMeta(m *metav1.ObjectMeta) metav1.ObjectMeta {
 	}
 	for _, annotation := range read {
 		if value, has := m.Annotations[annotation]; has {
-			metav1.SetMetaDataAnnotation(&out, annotation, value)
+			metav1.SetMetaDataAnnotation(&out, annotation, trimmedAnnotation(annotation, value))
 		}
 	}
 	return out
+}
+
+// trimmedAnnotation means what the annotation means. A tenant may write 16384 characters into each.
+func trimmedAnnotation(key, value string) string {
+	if len(value) <= keptOfLonger {
+		return value
+	}
+	if key == v1alpha1.AnnotationSourceRanges {
+		parts := strings.Split(value, ",")
+		for i := range parts {
+			parts[i] = strings.TrimSpace(parts[i])
+		}
+		return strings.Join(parts, ",")
+	}
+	if trimmed := strings.TrimSpace(value); len(trimmed) <= maxAnnotation {
+		return strings.Clone(trimmed)
+	}
+	return value[:keptOfLonger] + unreadable
 }
 
 // trimmedFinalizers are KubeLB's own, each once, since nobody asks the cache for others. Who removes one reads the object from the API server.

@@ -32,13 +32,76 @@ func TestWhatTheCacheKeepsOfATenantsObjectIsWhatIsLookedAt(t *testing.T) {
 	require.NoError(t, err)
 	require.NotContains(t, string(text), long)
 	is := LoadBalancer(kept.(*v1alpha1.LoadBalancer))
-	for _, list := range [][]v1alpha1.EndpointAddress{lb.Spec.Endpoints[0].Addresses, *lb.Spec.Endpoints[0].LocalAddresses} {
-		require.Equal(t, "198.51.100.11", list[0].IP)
-	}
+	require.Equal(t, "198.51.100.11", is.Addresses[0].IP)
 	whole.Addresses[0].Hostname, whole.Addresses[1].Hostname, (*whole.Local)[0].Hostname = "", long[:maxHostname], ""
 	require.Equal(t, whole, is, "it means the same")
 	require.Equal(t, "7", lb.ResourceVersion)
 	require.Equal(t, []string{v1alpha1.CleanupFinalizer}, lb.Finalizers)
+}
+
+func TestTheCacheKeepsTargetsInFewBytes(t *testing.T) {
+	lb := &v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{ResourceVersion: "7"}, Spec: v1alpha1.LoadBalancerSpec{Endpoints: []v1alpha1.LoadBalancerEndpoints{{}}}}
+	e := &lb.Spec.Endpoints[0]
+	for i := range 5000 {
+		e.Addresses = append(e.Addresses, v1alpha1.EndpointAddress{IP: fmt.Sprintf("10.0.%d.%d", i>>8, i&255)})
+	}
+	read := lb.DeepCopy()
+	for range 2 { // a cache may ask twice
+		_, err := trim(lb)
+		require.NoError(t, err)
+		require.Nil(t, e.Addresses)
+		require.Len(t, e.Packed.Addresses, 5*5000)
+		require.Nil(t, e.LocalAddresses, "which is another wish than an empty list")
+		require.Equal(t, LoadBalancer(read), LoadBalancer(lb.DeepCopy()))
+	}
+	text, err := json.Marshal(lb)
+	require.NoError(t, err)
+	require.Less(t, len(text), 1000, "no client sees it, and a write of a status does not carry it")
+
+	none, err := json.Marshal(v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{ResourceVersion: "8"}, Spec: v1alpha1.LoadBalancerSpec{Endpoints: []v1alpha1.LoadBalancerEndpoints{{}}}})
+	require.NoError(t, err)
+	require.NoError(t, json.Unmarshal(none, lb), "as the answer to a write does")
+	require.Empty(t, LoadBalancer(lb).Addresses, "this version has none")
+	require.False(t, HasOwnTargets(lb))
+}
+
+func TestTheCacheKeepsOfAnAnnotationWhatItSays(t *testing.T) {
+	blanks, junk := strings.Repeat(" ", 8000), strings.Repeat("x", 16384)
+	key := strings.Repeat("é", 253)
+	of := func(annotations map[string]string) *v1alpha1.LoadBalancer {
+		return &v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Annotations: annotations}}
+	}
+	for what, annotations := range map[string]map[string]string{
+		"ranges between blanks":      {v1alpha1.AnnotationSourceRanges: blanks + "192.0.2.0/24," + blanks + "2001:db8::/32"},
+		"an address after blanks":    {v1alpha1.AnnotationRequestedAddresses: blanks + "203.0.113.1"},
+		"a key with blanks in it":    {v1alpha1.AnnotationSharingKey: blanks + "a   b"},
+		"the longest key":            {v1alpha1.AnnotationSharingKey: key},
+		"no number":                  {v1alpha1.AnnotationHealthCheckNodePort: " 5"},
+		"a number that is too large": {v1alpha1.AnnotationAffinityTimeout: "99999999"},
+	} {
+		t.Run(what, func(t *testing.T) {
+			lb := of(annotations)
+			want := LoadBalancer(lb.DeepCopy())
+			_, err := trim(lb)
+			require.NoError(t, err)
+			require.Equal(t, want, LoadBalancer(lb))
+			for _, value := range lb.Annotations {
+				require.Less(t, len(value), 600)
+			}
+		})
+	}
+	for _, annotation := range read {
+		if annotation == v1alpha1.AnnotationSourceRanges {
+			continue // of which there may be 128
+		}
+		lb := of(map[string]string{annotation: junk})
+		_, refuses := interpret(lb, lb.Annotations)
+		_, err := trim(lb)
+		require.NoError(t, err)
+		require.Less(t, len(lb.Annotations[annotation]), 100, annotation)
+		_, slips := interpret(lb, lb.Annotations)
+		require.Len(t, slips, len(refuses), "%s: it is refused as before", annotation)
+	}
 }
 
 // The policies refuse such lists, but an operator may have taken them away.

@@ -54,7 +54,7 @@ func (w *wasi) answer(t *testing.T, input []byte) (string, uint32) {
 	return out.String(), 0
 }
 
-// Under 5 MB, and under 1.5 MB as a web server sends it.
+// Under 5.1 MB, and under 1.5 MB as a web server sends it.
 func TestTheModuleIsSmall(t *testing.T) {
 	for _, name := range []string{"core.wasm", "core_js.wasm"} {
 		binary, err := os.ReadFile(filepath.Join(built, name))
@@ -66,7 +66,7 @@ func TestTheModuleIsSmall(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, w.Close())
 		t.Logf("%s: %d bytes, %d gzipped", name, len(binary), zipped.Len())
-		require.Less(t, len(binary), 5_000_000)
+		require.Less(t, len(binary), 5_100_000)
 		require.Less(t, zipped.Len(), 1_500_000)
 	}
 }

@@ -391,6 +391,24 @@ func comparePools(a, b *pool) int { return cmp.Compare(a.id, b.id) }
 
 func compareFrontends(a, b *frontend) int { return a.key.Compare(b.key) }
 
+// Frontend returns a frontend as of the last Flush.
+func (h *Hub) Frontend(key model.FrontendKey) (model.Frontend, bool) {
+	f := h.frontends[key]
+	if f == nil || f.served == nil {
+		return model.Frontend{}, false
+	}
+	return *f.served, true
+}
+
+// Pool returns a pool as of the last Flush.
+func (h *Hub) Pool(id model.PoolID) (model.Pool, bool) {
+	p := h.pools[id]
+	if p == nil || p.served == nil {
+		return model.Pool{}, false
+	}
+	return *p.served, true
+}
+
 // Owner returns the LoadBalancer that the frontend was served for as of the last Flush.
 func (h *Hub) Owner(key model.FrontendKey) (model.ObjectName, bool) {
 	f := h.frontends[key]

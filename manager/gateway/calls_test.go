@@ -125,7 +125,7 @@ func TestElectionsAndEventsGoOnWhileABackendHangs(t *testing.T) {
 	h.answering.answers[one] = true
 	announced.Announce(one)
 	h.has(hangFile("Applied"))
-	h.retryAt = time.Now() // it is asked what it holds
+	h.host.stop() // it is started again, and asked what it holds
 	ctx, end := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- h.loop(ctx, func() bool { return true }, nil) }()

@@ -136,6 +136,7 @@ type Gateway struct {
 	lost    bool
 	status  chan report
 	synced  bool
+	// retryAt is when a backend that has ended is started again, or records that failed are sent again.
 	retryAt time.Time
 	backoff time.Duration
 	// problem is why the backend holds nothing new, until it does again.
@@ -204,6 +205,8 @@ type failure struct {
 	// owner is the LoadBalancer of a frontend, tenant whose a pool is.
 	owner, tenant string
 	message       string
+	// of names the record.
+	of dataplane.RecordError
 }
 
 // event changes the loop's state.

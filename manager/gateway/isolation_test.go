@@ -219,6 +219,9 @@ func (w *stage) tell() {
 		w.ended = false
 	} else {
 		w.g.take(d, before)
+		if rapid.IntRange(0, 9).Draw(w.T, "time to retry") == 0 {
+			w.g.retry(before)
+		}
 	}
 	if err := w.g.tell(w.Context()); err != nil {
 		w.ended = true

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 	"time"
 
 	"kubelb.k8c.io/backends/dataplane"
@@ -18,7 +20,7 @@ const (
 	firstBatchCost = 4000
 )
 
-// retryFailed is how often records that the dataplane refused are sent again.
+// retryFailed is how often records that the dataplane refused are sent again, and no others.
 const retryFailed = 30 * time.Second
 
 // leastBackoff is how long a backend that ends is left alone at least, from its second end on.
@@ -37,7 +39,7 @@ func (g *Gateway) restartLater() {
 }
 
 // program brings the dataplane closer to the model by one batch. The delta is to what it was to hold at the version before; a backend that does
-// not run, or is due, is brought to the model anew.
+// not run is brought to the model anew.
 func (g *Gateway) program(ctx context.Context, d model.Delta, before uint64) error {
 	due := !g.retryAt.IsZero() && !time.Now().Before(g.retryAt)
 	if !g.host.running() {
@@ -49,14 +51,41 @@ func (g *Gateway) program(ctx context.Context, d model.Delta, before uint64) err
 			return err
 		}
 		// What the former process was told last may have come to nothing, and nobody was told what came since.
-		due, before = true, 0
+		if err := g.resync(ctx, 0); err != nil {
+			return err
+		}
+		return g.tell(ctx)
 	}
-	if !due {
-		g.take(d, before)
-	} else if err := g.resync(ctx, before); err != nil {
-		return err
+	g.take(d, before)
+	if due {
+		g.retry(before)
 	}
 	return g.tell(ctx)
+}
+
+// retry has the dataplane be told again of what failed, as the model has it at the version before. What it holds besides is not compared: that a tenant's
+// records fail costs nobody else anything. A feature that the backend does not have it has no sooner than as another process.
+func (g *Gateway) retry(before uint64) {
+	g.retryAt = time.Time{}
+	var d model.Delta
+	for _, record := range slices.Sorted(maps.Keys(g.fails)) {
+		f := g.fails[record]
+		if f.of.Pool != "" {
+			if p, is := g.hub.Pool(f.of.Pool); is {
+				d.UpsertPools = append(d.UpsertPools, p)
+			} else {
+				d.DeletePools = append(d.DeletePools, f.of.Pool)
+			}
+			continue
+		}
+		frontend, is := g.hub.Frontend(f.of.Frontend)
+		if !is {
+			d.DeleteFrontends = append(d.DeleteFrontends, f.of.Frontend)
+		} else if _, lacks := g.host.description.Lacks(frontend); !lacks {
+			d.UpsertFrontends = append(d.UpsertFrontends, frontend)
+		}
+	}
+	g.take(d, before)
 }
 
 // resync has the dataplane be told the difference to what it holds, and nothing else. Of a tenant that lacks nothing by the backlog it holds all up to the
@@ -156,7 +185,7 @@ func (g *Gateway) note(sent model.Delta, failed []dataplane.RecordError) {
 		delete(g.fails, e.Record())
 	}
 	for _, e := range failed {
-		f := failure{message: e.Message}
+		f := failure{message: e.Message, of: dataplane.RecordError{Pool: e.Pool, Frontend: e.Frontend}}
 		if owner, ok := g.hub.Owner(e.Frontend); ok && e.Pool == "" {
 			f.owner = owner.String()
 		}

@@ -382,7 +382,7 @@ func (o *options) announcer(mgr ctrl.Manager, g *gateway.Options, mayAnswer func
 		}
 		g.Elects = true
 		layer2 := announce.NewLayer2(announce.Layer2Options{Interfaces: interfaces, Holds: mayAnswer, Changed: changed, Log: g.Log})
-		g.Announcer, g.Conflicts, g.Segment = layer2, layer2.Conflicts, interfaces
+		g.Announcer, g.Conflicts, g.SetTenant, g.Segment = layer2, layer2.Conflicts, layer2.SetTenant, interfaces
 		ofHost := g.HostChecks
 		g.HostChecks = func(ctx context.Context) []dataplane.Check { return append(ofHost(ctx), layer2.Checks()...) }
 	case announceBGP:

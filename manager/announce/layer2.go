@@ -28,6 +28,8 @@ type Layer2 struct {
 
 	mu    sync.Mutex // guards all below, and of links what they say
 	owned map[netip.Addr]bool
+	// tenants are whose the IPv6 addresses are, owned or not.
+	tenants map[netip.Addr]string
 	// asked are the groups in which hosts ask for IPv6 addresses, with the number of addresses of each.
 	asked map[netip.Addr]int
 	links map[string]*link
@@ -67,7 +69,7 @@ func NewLayer2(o Layer2Options) *Layer2 {
 	if o.unsupportedFamily == nil {
 		o.unsupportedFamily = unsupportedFamily
 	}
-	return &Layer2{options: o, owned: map[netip.Addr]bool{}, asked: map[netip.Addr]int{}, links: map[string]*link{}, claims: map[netip.Addr]*claim{}}
+	return &Layer2{options: o, owned: map[netip.Addr]bool{}, tenants: map[netip.Addr]string{}, asked: map[netip.Addr]int{}, links: map[string]*link{}, claims: map[netip.Addr]*claim{}}
 }
 
 // announcements is how often a new address is announced, and the pause between.

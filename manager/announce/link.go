@@ -243,37 +243,6 @@ func (l *Layer2) serve(k *link, c *packet.Conn, answer func(*link, []byte) []byt
 	}
 }
 
-// joinGroups joins and leaves the groups that were noted, and tries those again that could not be joined.
-func (l *Layer2) joinGroups(k *link) {
-	if k.sockets == nil {
-		return // all are noted when there are sockets
-	}
-	l.mu.Lock()
-	var left []netip.Addr
-	joined := maps.Clone(k.unjoined)
-	for group := range k.noted {
-		if l.asked[group] > 0 {
-			joined[group] = true
-			continue
-		}
-		left = append(left, group)
-		delete(joined, group)
-	}
-	clear(k.noted)
-	l.mu.Unlock()
-	for _, group := range left {
-		k.sockets.groups.Leave(group)
-	}
-	unjoined := map[netip.Addr]bool{}
-	var problem error
-	for group := range joined {
-		if err := k.sockets.groups.Join(group); err != nil {
-			unjoined[group], problem = true, err
-		}
-	}
-	l.noteUnjoined(k, unjoined, problem)
-}
-
 // noteUnjoined notes the groups that could not be joined, and says so once.
 func (l *Layer2) noteUnjoined(k *link, groups map[netip.Addr]bool, problem error) {
 	l.mu.Lock()

@@ -72,3 +72,20 @@ func TestADecisionThatWasGivenUpHasAnnouncedNothing(t *testing.T) {
 	require.Len(t, b, 1)
 	require.True(t, g.announces())
 }
+
+func TestWhoAnnouncesIsToldWhoseAnAddressIs(t *testing.T) {
+	g, _ := teller(t, takesAll)
+	is, address := map[netip.Addr]string{}, ports("a", 1, 1).UpsertFrontends[0].VIP
+	g.options.SetTenant = func(a netip.Addr, tenant string) { is[a] = tenant }
+	for _, tenant := range []string{"a", "b"} {
+		g.take(ports(tenant, 1, 2), 0)
+		require.NoError(t, g.tell(t.Context()))
+		require.Equal(t, map[netip.Addr]string{address: tenant}, is)
+	}
+	var gone model.Delta
+	for _, f := range ports("b", 1, 2).UpsertFrontends {
+		gone.DeleteFrontends = append(gone.DeleteFrontends, f.FrontendKey)
+	}
+	g.withdraw(gone)
+	require.Empty(t, is[address])
+}

@@ -49,6 +49,8 @@ type Options struct {
 	Announcer announce.Announcer
 	// Conflicts are addresses that the announcer has and another host says are its own; nil where nobody hears of that.
 	Conflicts func() []announce.Conflict
+	// SetTenant is told whose an address is before that is announced, and with an empty tenant that it is nobody's; nil where nobody shares anything.
+	SetTenant func(address netip.Addr, tenant string)
 	// Member is told of other gateways, and by its lease whether this one may answer; nil where it may always.
 	Member *membership.Member
 	// Presence keeps the Lease by which the controllers hear of this gateway, where Member does not: it stands for nothing.

@@ -229,9 +229,16 @@ func (g *Gateway) withdraw(d model.Delta) {
 // forget ends to answer for an address that the dataplane does not hold any more.
 func (g *Gateway) forget(address netip.Addr) {
 	g.options.Announcer.Withdraw(address)
+	g.setTenant(address, "")
 	delete(g.answering.answers, address)
 	g.answering.handover.forget(address)
 	g.answering.ring.forget(address)
+}
+
+func (g *Gateway) setTenant(address netip.Addr, tenant string) {
+	if g.options.SetTenant != nil {
+		g.options.SetTenant(address, tenant)
+	}
 }
 
 // announce notes the addresses of frontends that the dataplane has confirmed: they may be answered for, once all of an address are there.
@@ -240,7 +247,11 @@ func (g *Gateway) announce(d model.Delta) {
 	for _, f := range d.UpsertFrontends {
 		vips[f.VIP] = true
 		_, failed := g.fails[dataplane.RecordError{Frontend: f.FrontendKey}.Record()]
-		if failed || g.held[f.FrontendKey] {
+		if failed {
+			continue
+		}
+		g.setTenant(f.VIP, f.Tenant)
+		if g.held[f.FrontendKey] {
 			continue
 		}
 		g.held[f.FrontendKey] = true

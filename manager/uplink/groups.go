@@ -48,6 +48,9 @@ func NewGroups(index int) *Groups {
 // Len is how many groups are joined.
 func (g *Groups) Len() int { return len(g.joined) }
 
+// Has tells whether the group is joined.
+func (g *Groups) Has(group netip.Addr) bool { return g.joined[group] != nil }
+
 // Join joins a group, unless that is done.
 func (g *Groups) Join(group netip.Addr) error {
 	if g.joined[group] != nil {

@@ -102,3 +102,13 @@ func TestTheRoomsAreThoseOfTheMaps(t *testing.T) {
 		require.Equal(t, room, spec.Maps[name].MaxEntries, name)
 	}
 }
+
+// Clients of all tenants are in one map. The kernel forgets one that it has not seen for long, whose it is, so that there is always room for the next one.
+func TestTheMemoryOfClientsIsBoundedAndAlwaysTakesTheNextOne(t *testing.T) {
+	spec, err := bpf.LoadTc()
+	require.NoError(t, err)
+	clients := spec.Maps[mapClients]
+	require.Equal(t, ebpf.LRUHash, clients.Type)
+	require.EqualValues(t, 131_072, clients.MaxEntries, "docs/limits.md says so")
+	require.Zero(t, clients.Flags, "one list of all processors: else each would have a part of the room, and forget clients before all is used")
+}

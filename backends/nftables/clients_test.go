@@ -1,0 +1,57 @@
+package nftables
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	nft "github.com/google/nftables"
+	"github.com/stretchr/testify/require"
+)
+
+// described is the layout of a table that is not made.
+func described(f family) layout {
+	return layout{family: f, protocols: func() *nft.Set { return &nft.Set{} }}
+}
+
+// The kernel ends a rule that finds no room for a client, and goes on with the next rule. Clients of all tenants are in one map.
+func TestAClientForWhichThereIsNoRoomIsForwardedAllTheSame(t *testing.T) {
+	for _, f := range families {
+		l := described(f)
+		for _, set := range l.sets() {
+			if set.name == mapClients {
+				require.EqualValues(t, 1_048_576, set.set.Size, "docs/limits.md says so")
+				require.True(t, set.set.HasTimeout, "a client that does not come back leaves")
+			}
+		}
+		remembers := 0
+		for _, c := range l.affinityChains(time.Minute) {
+			for i, rule := range c.rules {
+				for _, s := range rule {
+					if strings.HasPrefix(s.text, "update @"+mapClients) {
+						remembers++
+						require.Len(t, rule, 1, "nothing else is left out with it")
+						require.Equal(t, "jump forward_to_node", c.rules[i+1][0].text)
+					}
+				}
+			}
+		}
+		require.Equal(t, 2, remembers, "a client that is new, and one that is known")
+	}
+}
+
+// So the rate of new connections of a tenant bounds how many of its clients are remembered.
+func TestAConnectionBeyondALimitHasNoClientRemembered(t *testing.T) {
+	l := described(families[0])
+	var admit, choose *chain
+	for _, c := range l.baseChains() {
+		switch c.name {
+		case "admit":
+			admit = &c
+		case "prerouting":
+			choose = &c
+		}
+	}
+	require.Less(t, admit.priority, choose.priority, "limits come first")
+	require.Contains(t, choose.rules[0][1].text, mapAffinities)
+}

@@ -51,7 +51,7 @@ func kept[T kruntime.Object](t *testing.T, o T) T {
 
 // What the controllers need besides, in bytes: the program without tenants, and the moment in which a replica becomes the leader (docs/install.md).
 const (
-	ofProgram  = 50 << 20
+	ofProgram  = 50_000_000
 	ofANewBook = 114_000_000
 )
 

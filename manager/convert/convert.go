@@ -121,14 +121,18 @@ func endpoints(lb *v1alpha1.LoadBalancer, out *translate.LoadBalancer) {
 	for _, p := range e.Ports {
 		out.EndpointPorts = append(out.EndpointPorts, translate.Port{Name: p.Name, Number: p.Port, Protocol: string(p.Protocol)})
 	}
-	own, local := OwnTargets(lb)
-	out.Addresses = own.Unpack()
+	if out.Addresses = addresses(e.Addresses); isPacked(lb) {
+		out.Addresses = translate.Packed(e.Packed.Addresses).Unpack()
+	}
 	if e.AddressesReference != nil {
 		out.Reference = &model.ObjectName{Namespace: e.AddressesReference.Namespace, Name: e.AddressesReference.Name}
 	}
 	if e.LocalAddresses != nil {
-		list := local.Unpack()
-		out.Local = &list
+		local := addresses(*e.LocalAddresses)
+		if isPacked(lb) {
+			local = translate.Packed(e.Packed.Local).Unpack()
+		}
+		out.Local = &local
 	}
 }
 

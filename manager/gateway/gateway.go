@@ -156,9 +156,10 @@ type Gateway struct {
 	watchdog *watchdog.Watchdog
 	tried    watchdog.Report
 	former   formerTries
-	// deaf says whether the dataplane fails to return its counters. unheard says that no host on the segment answers, empty if one does.
-	deaf    deafness
-	unheard string
+	// deaf says whether the dataplane fails to return its counters, segment whether hosts on the segment answer.
+	deaf     deafness
+	segment  watchdog.Segment
+	formerly formerServed
 	// inSync is told when the backend holds everything, leftovers are why former backends could not be purged, by name.
 	inSync    chan struct{}
 	leftovers map[string]string

@@ -116,6 +116,7 @@ func gatewayChanged(o client.Object, gone bool) event {
 		if o.GetName() == g.options.Name {
 			g.wished = !gone && o.(*v1alpha1.Gateway).Spec.Draining
 			g.former.learn(o.(*v1alpha1.Gateway).Status.Tries, time.Now())
+			g.formerly.learn(o.(*v1alpha1.Gateway).Status.Conditions)
 		}
 		if gone {
 			g.selection.DeleteGateway(o.GetName())

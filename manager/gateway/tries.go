@@ -31,10 +31,12 @@ func (g *Gateway) toTry(ctx context.Context) []watchdog.Frontend {
 // triableNow are the frontends that can be tried, but for those of other gateways. While their clients do not reach them here, what is known of them stays.
 func (g *Gateway) triableNow() []watchdog.Frontend {
 	elsewhere := g.elsewhere()
+	g.inherit(time.Now())
 	list := triable(g.hub.Snapshot(), g.options.TryFrom, func(f model.Frontend) bool { return !elsewhere(f.VIP) })
 	for i, f := range list {
 		key := keyOf(f.AddrPort)
 		list[i].Paused, list[i].Former = !g.isServed(key), g.failedBefore(key)
+		list[i].Moved = list[i].Former != "" && g.former.failures[key].moved
 	}
 	if g.flushed > 0 { // else the hub has not been read
 		g.former.keep(list, elsewhere, time.Now())
@@ -119,6 +121,7 @@ func (g *Gateway) failing() map[model.FrontendKey]watchdog.Failure {
 	if g.hasLeft() {
 		return failing
 	}
+	g.inherit(time.Now())
 	for key := range g.former.failures {
 		if message := g.failedBefore(key); message != "" && !elsewhere(key.VIP) {
 			failing[key] = watchdog.Failure{AddrPort: netip.AddrPortFrom(key.VIP, key.Port), Message: message}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -149,13 +150,9 @@ func TestAClusterThatIsReleasedBearsNoMarksOfKubeLB(t *testing.T) {
 	now, class := metav1.Now(), "example.com/lb"
 	leaves, stays := served("leaves", func(s *corev1.Service) { s.DeletionTimestamp = &now }), served("stays", nil)
 	others := served("others", func(s *corev1.Service) { s.Spec.LoadBalancerClass, s.Status.Conditions = &class, nil })
-	holder, seconds, renewed := "node_1", int32(15), metav1.NewMicroTime(now.Time)
-	lease := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: "kubelb", Name: v1alpha1.CCMLease},
-		Spec: coordinationv1.LeaseSpec{HolderIdentity: &holder, LeaseDurationSeconds: &seconds, RenewTime: &renewed}}
-	c := clusterOf(t, leaves, stays, others, lease)
+	c := clusterOf(t, leaves, stays, others)
 	var out strings.Builder
-	require.ErrorContains(t, release(t.Context(), c, Config{}, now.Time, &out), "kubelb-ccm runs as node_1: stop it first")
-	require.NoError(t, release(t.Context(), c, Config{}, now.Add(time.Minute), &out))
+	require.NoError(t, release(t.Context(), c, Config{}, &out))
 	require.Equal(t, "Service shop/leaves is released.\nService shop/stays is released.\n", out.String())
 	var gone corev1.Service
 	require.True(t, apierrors.IsNotFound(c.Get(t.Context(), client.ObjectKeyFromObject(leaves), &gone)))
@@ -164,4 +161,66 @@ func TestAClusterThatIsReleasedBearsNoMarksOfKubeLB(t *testing.T) {
 	require.Empty(t, is.Status.LoadBalancer.Ingress)
 	require.Empty(t, is.Status.Conditions)
 	require.NotEmpty(t, get(t, c, others).Finalizers, "another controller's")
+}
+
+// electionLease is the Lease of a CCM that is elected, or was, renewed at a time of its host's clock.
+func electionLease(renewed time.Time) *coordinationv1.Lease {
+	holder, seconds, at := "node_1", int32(15), metav1.NewMicroTime(renewed)
+	return &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: "kubelb", Name: v1alpha1.CCMLease},
+		Spec: coordinationv1.LeaseSpec{HolderIdentity: &holder, LeaseDurationSeconds: &seconds, RenewTime: &at}}
+}
+
+func TestAClusterIsNotReleasedUnderACCMThatRunsWhateverTheClocksSay(t *testing.T) {
+	for name, off := range map[string]time.Duration{"right": 0, "a day ahead": 24 * time.Hour, "a day behind": -24 * time.Hour} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				stays := served("stays", nil)
+				lease := electionLease(time.Now().Add(off))
+				c := clusterOf(t, stays, lease)
+				time.AfterFunc(14*time.Second, func() {
+					at := metav1.NewMicroTime(time.Now().Add(off))
+					lease.Spec.RenewTime = &at
+					_ = c.Update(t.Context(), lease)
+				})
+				var out strings.Builder
+				require.EqualError(t, release(t.Context(), c, Config{}, &out), "kubelb-ccm runs as node_1: stop it first (Lease kubelb/"+v1alpha1.CCMLease+")")
+				require.Equal(t, "kubelb-ccm has run as node_1 (Lease kubelb/"+v1alpha1.CCMLease+"). Waiting 15s to see whether it still renews this Lease.\n", out.String())
+				require.NotEmpty(t, get(t, c, stays).Finalizers)
+			})
+		})
+	}
+}
+
+func TestAClusterIsReleasedOnceItsCCMHasNotRenewedItsLeaseForAsLongAsItLasts(t *testing.T) {
+	for name, c := range map[string]struct {
+		off   time.Duration
+		after func(*coordinationv1.LeaseSpec)
+		waits time.Duration
+	}{
+		"the clock of this host is right":        {off: -time.Second, waits: 16 * time.Second},
+		"the clock of this host is a day behind": {off: 24 * time.Hour, waits: 16 * time.Second},
+		"the CCM gives the Lease back":           {after: func(s *coordinationv1.LeaseSpec) { *s.HolderIdentity = "" }, waits: 6 * time.Second},
+		"the Lease says that it lasts for years": {after: func(*coordinationv1.LeaseSpec) {}, waits: longestLease},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				lease := electionLease(time.Now().Add(c.off))
+				if c.waits == longestLease {
+					*lease.Spec.LeaseDurationSeconds = 1 << 30
+				}
+				cluster := clusterOf(t, served("stays", nil), lease)
+				if c.after != nil {
+					time.AfterFunc(5*time.Second, func() {
+						c.after(&lease.Spec)
+						_ = cluster.Update(t.Context(), lease)
+					})
+				}
+				began := time.Now()
+				var out strings.Builder
+				require.NoError(t, release(t.Context(), cluster, Config{}, &out))
+				require.Equal(t, c.waits, time.Since(began))
+				require.Contains(t, out.String(), "Service shop/stays is released.\n")
+			})
+		})
+	}
 }

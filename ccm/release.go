@@ -4,10 +4,14 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"kubelb.k8c.io/api/v1alpha1"
@@ -30,13 +34,13 @@ func (o *options) runRelease(ctx context.Context, out io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("tenant cluster: %w", err)
 	}
-	return release(ctx, c, Config{ClassRequired: o.useClass}, time.Now(), out)
+	return release(ctx, c, Config{ClassRequired: o.useClass}, out)
 }
 
 // release takes KubeLB's marks off the Services of this cluster: the finalizer, the condition and the external addresses. It asks no management cluster.
 // A CCM that runs would put them back.
-func release(ctx context.Context, c client.Client, config Config, now time.Time, out io.Writer) error {
-	if err := refuseRunning(ctx, c, now); err != nil {
+func release(ctx context.Context, c client.Client, config Config, out io.Writer) error {
+	if err := refuseRunning(ctx, c, out); err != nil {
 		return err
 	}
 	var services corev1.ServiceList
@@ -61,20 +65,72 @@ func release(ctx context.Context, c client.Client, config Config, now time.Time,
 	return nil
 }
 
-// refuseRunning is an error that names a CCM which holds the Lease of their election, in whatever namespace.
-func refuseRunning(ctx context.Context, c client.Client, now time.Time) error {
-	var leases coordinationv1.LeaseList
-	if err := c.List(ctx, &leases); err != nil {
-		return fmt.Errorf("tenant cluster: look whether a kubelb-ccm runs: %w", err)
+const (
+	// lookAtLeases is how often --release looks whether a CCM renews the Lease of the election: as often as a CCM that runs does.
+	lookAtLeases = 2 * time.Second
+	// leaseUnlessSaid is how long a Lease lasts that does not say so, and longestLease how long one is watched at most.
+	leaseUnlessSaid, longestLease = 15 * time.Second, 2 * time.Minute
+)
+
+// refuseRunning is an error that names a CCM which renews the Lease of their election, in whatever namespace. It watches Leases that somebody holds for as
+// long as they last, by the own monotonic clock: the clock of this host, or of the CCM's, may be wrong.
+func refuseRunning(ctx context.Context, c client.Client, out io.Writer) error {
+	before, err := heldLeases(ctx, c)
+	if err != nil || len(before) == 0 {
+		return err
 	}
-	for i := range leases.Items {
-		lease, s := &leases.Items[i], leases.Items[i].Spec
-		if lease.Name != v1alpha1.CCMLease || s.HolderIdentity == nil || *s.HolderIdentity == "" || s.RenewTime == nil || s.LeaseDurationSeconds == nil {
-			continue
+	lasts := time.Duration(0)
+	for _, name := range slices.SortedFunc(maps.Keys(before), func(a, b types.NamespacedName) int { return strings.Compare(a.String(), b.String()) }) {
+		lease := before[name]
+		lasts = max(lasts, lastsFor(&lease))
+		fmt.Fprintf(out, "kubelb-ccm has run as %s (Lease %s). Waiting %s to see whether it still renews this Lease.\n", *lease.Spec.HolderIdentity, name, lastsFor(&lease))
+	}
+	for began := time.Now(); time.Since(began) < lasts; {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(lookAtLeases):
 		}
-		if now.Sub(s.RenewTime.Time) <= time.Duration(*s.LeaseDurationSeconds)*time.Second {
-			return fmt.Errorf("kubelb-ccm runs as %s: stop it first (Lease %s)", *s.HolderIdentity, client.ObjectKeyFromObject(lease))
+		now, err := heldLeases(ctx, c)
+		if err != nil {
+			return err
+		}
+		for name, lease := range now {
+			if was := before[name]; !sameRenewal(&was, &lease) {
+				return fmt.Errorf("kubelb-ccm runs as %s: stop it first (Lease %s)", *lease.Spec.HolderIdentity, name)
+			}
+		}
+		if len(now) == 0 {
+			return nil // given back
 		}
 	}
 	return nil
+}
+
+// heldLeases are the Leases of CCMs' elections that somebody holds.
+func heldLeases(ctx context.Context, c client.Client) (map[types.NamespacedName]coordinationv1.Lease, error) {
+	var leases coordinationv1.LeaseList
+	if err := c.List(ctx, &leases); err != nil {
+		return nil, fmt.Errorf("tenant cluster: look whether a kubelb-ccm runs: %w", err)
+	}
+	held := map[types.NamespacedName]coordinationv1.Lease{}
+	for _, lease := range leases.Items {
+		if s := lease.Spec; lease.Name == v1alpha1.CCMLease && s.HolderIdentity != nil && *s.HolderIdentity != "" && s.RenewTime != nil {
+			held[client.ObjectKeyFromObject(&lease)] = lease
+		}
+	}
+	return held, nil
+}
+
+func lastsFor(lease *coordinationv1.Lease) time.Duration {
+	if s := lease.Spec.LeaseDurationSeconds; s != nil && *s > 0 {
+		return min(time.Duration(*s)*time.Second, longestLease)
+	}
+	return leaseUnlessSaid
+}
+
+// sameRenewal tells whether nobody has renewed or taken a Lease since. now is held by somebody.
+func sameRenewal(before, now *coordinationv1.Lease) bool {
+	holder := before.Spec.HolderIdentity
+	return before.UID == now.UID && holder != nil && *holder == *now.Spec.HolderIdentity && before.Spec.RenewTime.Equal(now.Spec.RenewTime)
 }

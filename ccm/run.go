@@ -64,7 +64,7 @@ func (o *options) register(flags *flag.FlagSet, env func(string) string) {
 	flags.StringVar(&o.acceptAddresses, "accept-addresses", "", "networks, separated by commas, that external addresses may be of; others that the management cluster gives do not come into a Service's status, since pods' traffic to them would go to that Service. Empty accepts all but loopback, link-local and multicast")
 	flags.BoolVar(&o.broad, "allow-broad-credentials", false, "work with credentials that may do more on the management cluster than a tenant's; whoever takes them from this cluster has other tenants as well")
 	flags.BoolVar(&o.check, "check", false, "say whether the management cluster is reached with the right credentials, and end")
-	flags.BoolVar(&o.release, "release", false, "take KubeLB's finalizer, condition and external addresses off the Services of this cluster, without asking the management cluster, and end: for a cluster that is not served any more. Stop kubelb-ccm first")
+	flags.BoolVar(&o.release, "release", false, "take KubeLB's finalizer, condition and external addresses off the Services of this cluster, without asking the management cluster, and end: for a cluster that is not served any more. Stop kubelb-ccm first: this command waits as long as a Lease of its leader election lasts (15s) to see that nobody renews it")
 	flags.StringVar(&o.nodeAddressType, "node-address-type", "InternalIP", "which node addresses take traffic: InternalIP, ExternalIP or Hostname (resolved here)")
 	flags.BoolVar(&o.useClass, "use-loadbalancer-class", false, "serve only Services with loadBalancerClass kubelb; otherwise also those without a class")
 	flags.BoolVar(&o.leaderElection, "enable-leader-election", true, "let one of several replicas work at a time")

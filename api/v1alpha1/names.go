@@ -71,8 +71,8 @@ const ConditionBGPEstablished = "BGPEstablished"
 // ConditionBounded of a Tenant: the API server refuses more objects than there may be in its namespace.
 const ConditionBounded = "Bounded"
 
-// ConditionConnected of a Tenant: its CCM renews the Lease CCMName in the tenant's namespace. It is not there as long as the Lease was never renewed, as
-// by KubeLB's own CCM.
+// ConditionConnected of a Tenant: its CCM renews the Lease CCMName in the tenant's namespace. It is not there as long as the controllers have seen no
+// renewal: KubeLB's own CCM renews no Lease.
 const ConditionConnected = "Connected"
 
 // Reasons of ConditionConnected, which is True or Unknown.

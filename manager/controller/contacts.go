@@ -3,6 +3,7 @@ package controller
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"sync"
 	"time"
 
@@ -11,6 +12,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/event"
@@ -20,7 +22,8 @@ import (
 )
 
 // contacts tells which CCMs are silent. A CCM is silent if it has ceased to renew the Lease in its tenant's namespace. The tenant writes the times of
-// the Lease. So a renewal counts from when this process saw it, by its own clock.
+// the Lease. So a renewal counts from when this process saw it, by its own clock. A CCM counts as heard once a renewal was seen: by this process, or by
+// the former one, if the Tenant says so.
 type contacts struct {
 	client client.Client
 	// reader asks the API server itself: Leases change too often to be watched for this.
@@ -33,15 +36,19 @@ type contacts struct {
 	// looked is when the Leases were read last. It belongs to look.
 	looked time.Time
 	mu     sync.Mutex // guards heard
-	// heard are the tenants' Leases that were ever renewed as they were seen last, by the tenants' names; nil before the first look.
+	// heard are the tenants' Leases as they were seen last, by the tenants' names; nil before the first look.
 	heard map[string]contact
 }
 
 // contact is a renewal of a Lease, and when it was first seen.
 type contact struct {
+	lease types.UID
+	// renewal is empty if the Lease was never renewed.
 	renewal string
 	seen    time.Time
-	// patience is until when it counts as there all the same.
+	// unseen: nobody saw the renewal happen. It is known from the Lease alone, and may be long ago.
+	unseen bool
+	// patience is until when its CCM is not silent.
 	patience time.Time
 	// distrusted: its CCM was silent before this process saw it, and is until there is another renewal.
 	distrusted bool
@@ -83,7 +90,7 @@ func (c *contacts) look(ctx context.Context, now time.Time) error {
 	heard := map[string]contact{}
 	for i := range tenants.Items {
 		t := &tenants.Items[i]
-		if lease := of[namespaceOf(t)]; lease != nil && lease.Spec.RenewTime != nil && mayConnect(t) {
+		if lease := of[namespaceOf(t)]; lease != nil && mayConnect(t) {
 			heard[t.Name] = c.judge(t, lease, now, missed)
 		}
 	}
@@ -114,22 +121,30 @@ func mayConnect(t *v1alpha1.Tenant) bool { return !t.Spec.Revoked && t.DeletionT
 
 // judge is the contact with a tenant's CCM as it is now. missed: nobody has looked for a while.
 func (c *contacts) judge(t *v1alpha1.Tenant, lease *coordinationv1.Lease, now time.Time, missed bool) contact {
-	renewed := lease.Spec.RenewTime.Time
-	renewal := fmt.Sprintf("%s/%d", lease.UID, renewed.UnixMicro())
 	is, known := c.heard[t.Name]
+	if lease.Spec.RenewTime == nil {
+		return contact{lease: lease.UID}
+	}
+	renewed := lease.Spec.RenewTime.Time
+	renewal := strconv.FormatInt(renewed.UnixMicro(), 10)
 	switch {
-	case !known:
-		is = contact{renewal: renewal, seen: now, patience: now.Add(ccmBackWithin), distrusted: saidOfCCM(t) == v1alpha1.ReasonCCMSilent}
-		if renewed.Before(now) {
-			is.seen = renewed
-		}
+	case !known, is.lease != lease.UID, missed && is.renewal != renewal:
+		said := saidOfCCM(t)
+		is = contact{lease: lease.UID, renewal: renewal, seen: earlier(renewed, now), unseen: said != v1alpha1.ReasonCCMHeard, patience: now.Add(ccmBackWithin), distrusted: said == v1alpha1.ReasonCCMSilent}
 	case is.renewal != renewal:
-		is = contact{renewal: renewal, seen: now}
+		is = contact{lease: lease.UID, renewal: renewal, seen: now}
 	case missed && !is.silent:
 		is.patience = now.Add(ccmBackWithin)
 	}
 	is.silent = is.distrusted || now.Sub(is.seen) > ccmSilence(lease) && now.After(is.patience)
 	return is
+}
+
+func earlier(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
 }
 
 // ccmSilence is for how long a CCM need not renew its Lease.
@@ -151,11 +166,9 @@ func saidOfCCM(t *v1alpha1.Tenant) string {
 // tell asks for the Tenants that do not say how it is.
 func (c *contacts) tell(ctx context.Context, tenants []v1alpha1.Tenant, heard map[string]contact) error {
 	for i := range tenants {
-		name, reason := tenants[i].Name, ""
-		if is, known := heard[name]; known {
-			reason = is.reason()
-		}
-		if saidOfCCM(&tenants[i]) == reason {
+		name := tenants[i].Name
+		is := heard[name]
+		if is.isOpen() || saidOfCCM(&tenants[i]) == is.reason() {
 			continue
 		}
 		if err := send(ctx, c.changed, &v1alpha1.Tenant{ObjectMeta: metav1.ObjectMeta{Name: name}}); err != nil {
@@ -165,17 +178,27 @@ func (c *contacts) tell(ctx context.Context, tenants []v1alpha1.Tenant, heard ma
 	return nil
 }
 
+// isOpen tells whether it is not known yet whether the CCM is there: it may renew its Lease in a moment.
+func (c contact) isOpen() bool { return c.unseen && !c.silent }
+
+// reason is that of the Tenant's condition, empty for no condition.
 func (c contact) reason() string {
-	if c.silent {
+	switch {
+	case c.renewal == "":
+		return ""
+	case c.silent:
 		return v1alpha1.ReasonCCMSilent
 	}
 	return v1alpha1.ReasonCCMHeard
 }
 
-// show tells Prometheus of the CCMs that were ever heard.
+// show tells Prometheus of the CCMs that are heard, or were.
 func (c *contacts) show(heard map[string]contact) {
 	c.metrics.connected.Reset()
 	for name, is := range heard {
+		if is.isOpen() || is.reason() == "" {
+			continue
+		}
 		n := 1.0
 		if is.silent {
 			n = 0
@@ -184,22 +207,22 @@ func (c *contacts) show(heard map[string]contact) {
 	}
 }
 
-// say has the status of a Tenant say whether its CCM is heard, as of the last look. Before the first one it stays as it is.
+// say has the status of a Tenant say whether its CCM is heard, as of the last look. It stays as it is before the first look, and while nobody knows.
 func (c *contacts) say(t *v1alpha1.Tenant) {
 	if c == nil {
 		return
 	}
 	c.mu.Lock()
-	is, known := c.heard[t.Name]
+	is := c.heard[t.Name]
 	looked := c.heard != nil
 	c.mu.Unlock()
 	condition := metav1.Condition{Type: v1alpha1.ConditionConnected, Status: metav1.ConditionTrue, Reason: v1alpha1.ReasonCCMHeard, ObservedGeneration: t.Generation,
 		Message: "the tenant's CCM renews its Lease"}
 	switch before := meta.FindStatusCondition(t.Status.Conditions, v1alpha1.ConditionConnected); {
-	case !mayConnect(t), looked && !known:
+	case !mayConnect(t), looked && is.reason() == "":
 		meta.RemoveStatusCondition(&t.Status.Conditions, v1alpha1.ConditionConnected)
 		return
-	case !looked:
+	case !looked, is.isOpen():
 		return
 	case is.silent && is.distrusted && before != nil && before.Reason == v1alpha1.ReasonCCMSilent:
 		// Who has said so knew since when.

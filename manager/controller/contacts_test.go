@@ -37,6 +37,7 @@ func contactHubOf(t *testing.T, more ...client.Object) *contactHub {
 	h.r.trial.at = time.Now().Add(time.Hour) // nobody counts objects here
 	h.begin()
 	h.look(t)
+	h.after(0)
 	return h
 }
 
@@ -201,6 +202,87 @@ func TestATimeOfATenantCountsForNothing(t *testing.T) {
 		says, _ := h.after(map[bool]time.Duration{false: ccmSilentEarliest, true: ccmSilentAfter + contactInterval}[silent])
 		require.Equal(t, silent, says.Status == metav1.ConditionUnknown, "a lease of %d seconds", seconds)
 	}
+}
+
+// requireNothingSaid requires that neither the Tenant nor Prometheus says whether the CCM is there.
+func (h *contactHub) requireNothingSaid(written int, says *metav1.Condition) {
+	h.t.Helper()
+	require.Nil(h.t, says)
+	require.Zero(h.t, written)
+	n, _ := h.shown()
+	require.Zero(h.t, n)
+}
+
+// A Lease may have been restored from a backup, or its CCM have ended while no controllers ran.
+func TestNoTenantIsConnectedOfWhoseCCMNobodyHasSeenARenewal(t *testing.T) {
+	for name, age := range map[string]time.Duration{"old": time.Hour, "young": time.Second} {
+		for found, begin := range map[string]func(*contactHub){
+			"by another process": func(h *contactHub) { h.begin() },
+			"as another Lease": func(h *contactHub) {
+				var lease coordinationv1.Lease
+				require.NoError(h.t, h.Get(h.t.Context(), client.ObjectKey{Namespace: "tenant-a", Name: v1alpha1.CCMName}, &lease))
+				require.NoError(h.t, h.Delete(h.t.Context(), &lease))
+				lease.UID, lease.ResourceVersion = "restored", ""
+				require.NoError(h.t, h.Create(h.t.Context(), &lease))
+			},
+			"after the API was away": func(h *contactHub) { h.now = h.now.Add(time.Hour) },
+		} {
+			t.Run(name+", found "+found, func(t *testing.T) {
+				h := contactHubOf(t)
+				begin(h)
+				renewed := h.now.Add(-age)
+				h.renew(renewed)
+				says, written := h.after(30 * time.Second)
+				h.requireNothingSaid(written, says)
+				h.renew(h.now)
+				says, _ = h.after(contactInterval)
+				require.Equal(t, metav1.ConditionTrue, says.Status, "this renewal was seen")
+			})
+			t.Run(name+" and never renewed, found "+found, func(t *testing.T) {
+				h := contactHubOf(t)
+				begin(h)
+				renewed := h.now.Add(-age)
+				h.renew(renewed)
+				says, written := h.after(ccmBackWithin)
+				h.requireNothingSaid(written, says)
+				says, _ = h.after(ccmSilentAfter)
+				require.Equal(t, metav1.ConditionUnknown, says.Status)
+				require.Contains(t, says.Message, renewed.UTC().Format(time.RFC3339), "since when is what the Lease says")
+				_, is := h.shown()
+				require.Zero(t, is)
+			})
+		}
+	}
+}
+
+func TestATenantStaysConnectedWhileOtherControllersWaitForARenewal(t *testing.T) {
+	h := contactHubOf(t)
+	h.renew(h.now)
+	h.after(0)
+	h.begin()
+	h.now = h.now.Add(time.Hour)
+	says, written := h.after(ccmBackWithin)
+	require.Equal(t, metav1.ConditionTrue, says.Status, "the former process has heard it")
+	require.Zero(t, written)
+	_, is := h.shown()
+	require.Equal(t, 1.0, is, "Prometheus is told what the Tenant says")
+	says, _ = h.after(contactInterval)
+	require.Equal(t, metav1.ConditionUnknown, says.Status)
+}
+
+func TestACCMThatWasSilentStaysSoUntilARenewalOfItIsSeen(t *testing.T) {
+	h := contactHubOf(t)
+	h.renew(h.now)
+	says, _ := h.after(time.Hour)
+	silent := says.Message
+	h.now = h.now.Add(time.Hour) // without the API
+	h.renew(h.now.Add(-30 * time.Minute))
+	says, written := h.after(30 * time.Second)
+	require.Equal(t, silent, says.Message, "it may have renewed its Lease once, and have ended")
+	require.Zero(t, written)
+	h.renew(h.now)
+	says, _ = h.after(contactInterval)
+	require.Equal(t, metav1.ConditionTrue, says.Status)
 }
 
 // CCMs reach the API no earlier than the manager does.

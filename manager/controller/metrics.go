@@ -39,7 +39,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 			Help: "How long LoadBalancers were there when they were first served, to the second.", Buckets: []float64{1, 2, 5, 10, 30, 60, 300, 900, 3600}}),
 		policies: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "kubelb_admission_policy_in_force", Help: "Whether a ValidatingAdmissionPolicy of the chart is there, bound, and denies (1) or not (0)."},
 			[]string{"policy"}),
-		connected: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "kubelb_tenant_ccm_connected", Help: "Whether the tenant's CCM renews its Lease (1) or has ceased to (0)."},
+		connected: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "kubelb_tenant_ccm_connected", Help: "Whether the tenant's CCM renews its Lease (1) or has ceased to (0). Absent if no renewal was seen."},
 			[]string{"tenant"}),
 	}
 	if r == nil {

@@ -93,7 +93,15 @@ func (g *Gateway) elect(ctx context.Context) {
 	}
 	g.beginAnew(kept)
 	// It says what it acts upon after it has let go of what is not its own by that.
-	a.member.Say(membership.Said{View: a.view, Candidate: candidate, Leaving: g.draining(), Serves: able, Reached: g.reached(works)})
+	a.member.Say(membership.Said{View: a.view, Candidate: candidate, Leaving: g.draining(), Serves: able, Unheard: g.unheardFamilies(), Reached: g.reached(works)})
+}
+
+// unheardFamilies are those of whose addresses nobody would hear from this gateway, or not for a while, or it is not known yet.
+func (g *Gateway) unheardFamilies() membership.Unheard {
+	is := func(f ipam.Family) bool {
+		return g.isUnheard(f) || g.answering.elects && !g.answering.families[f].stood || g.routers != nil && !g.routers.hasLooked()
+	}
+	return membership.Unheard{IPv4: is(ipam.IPv4), IPv6: is(ipam.IPv6)}
 }
 
 // candidatesWithout names the candidates that do not stand for addresses of the family: other candidates by their own views, this gateway by its
@@ -135,7 +143,7 @@ func (g *Gateway) answerForAll(ctx context.Context) {
 	permitted, digest, now := kept && g.MayAnswer(), g.selection.Digest(), time.Now()
 	if a.member != nil {
 		// Gateways that elect need to know that this one has nothing that they might have.
-		a.member.Say(membership.Said{View: election.View{Configuration: digest}, Leaving: g.draining(), Serves: g.served && permitted && g.options.Announcer.Able(), Reached: g.reached(g.served)})
+		a.member.Say(membership.Said{View: election.View{Configuration: digest}, Leaving: g.draining(), Serves: g.served && permitted && g.options.Announcer.Able(), Unheard: g.unheardFamilies(), Reached: g.reached(g.served)})
 		a.ring.choose(g.selection, now)
 	}
 	gone := g.draining() && now.Sub(g.drainedSince) >= Notice

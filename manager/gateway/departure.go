@@ -6,6 +6,9 @@ import (
 	"slices"
 	"sync/atomic"
 	"time"
+
+	"kubelb.k8c.io/core/ipam"
+	"kubelb.k8c.io/manager/membership"
 )
 
 // departure is how a gateway goes that is told to end. What it waits for are connections that its dataplane's processes have, where those
@@ -70,19 +73,23 @@ func (g *Gateway) seeOff() {
 	}
 }
 
-// isReplaced tells whether others that stay, and work, may answer for each address that is held.
+// isReplaced tells whether others that stay, and work, may answer for each address that is held. Of a family of which nobody hears from this gateway,
+// nobody needs to hear from others.
 func (g *Gateway) isReplaced() bool {
 	if g.answering.member == nil {
 		return false
 	}
-	var staying []string
+	var staying []membership.Other
 	for _, o := range g.answering.member.Others() {
 		if stays(o) && o.Serves {
-			staying = append(staying, o.Name)
+			staying = append(staying, o)
 		}
 	}
+	unheard := map[ipam.Family]bool{ipam.IPv4: g.isUnheard(ipam.IPv4), ipam.IPv6: g.isUnheard(ipam.IPv6)}
 	for address := range g.answering.answers {
-		if !slices.ContainsFunc(staying, everyoneUnless(g.selection.ServingAddress(address))) {
+		family, serves := ipam.FamilyOf(address), everyoneUnless(g.selection.ServingAddress(address))
+		takesOver := func(o membership.Other) bool { return serves(o.Name) && (unheard[family] || !o.Unheard.Of(family)) }
+		if !slices.ContainsFunc(staying, takesOver) {
 			return false
 		}
 	}

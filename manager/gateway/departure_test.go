@@ -130,6 +130,39 @@ func TestAGatewayThatNobodyReplacesEndsAtOnce(t *testing.T) {
 	}
 }
 
+func TestAGatewayThatIsHeardOfOneFamilyReplacesAnotherForThatFamilyOnly(t *testing.T) {
+	v4, v6 := netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("2001:db8:f::1")
+	var own mute
+	replaced := func(others neighbours, addresses ...netip.Addr) bool {
+		g := New(Options{Name: "g", Announcer: own, Log: slog.New(slog.DiscardHandler)}, nil, nil)
+		g.answering.member = others
+		for _, a := range addresses {
+			g.answering.answers[a] = true
+		}
+		return g.isReplaced()
+	}
+	only4 := membership.Other{Name: "four", Present: true, Serves: true, Unheard: membership.Unheard{IPv6: true}}
+	only6 := membership.Other{Name: "six", Present: true, Serves: true, Unheard: membership.Unheard{IPv4: true}}
+	require.True(t, replaced(neighbours{only4}, v4))
+	require.False(t, replaced(neighbours{only4}, v4, v6), "nobody would hear of the IPv6 address")
+	require.False(t, replaced(neighbours{only6}, v4, v6))
+	require.True(t, replaced(neighbours{only4, only6}, v4, v6))
+
+	own.why = map[ipam.Family]string{ipam.IPv6: "IPv6 is turned off"}
+	require.True(t, replaced(neighbours{only4}, v4, v6), "nobody hears of the IPv6 address now, either")
+	require.False(t, replaced(neighbours{only6}, v4, v6))
+}
+
+func TestAGatewaySaysForWhichFamiliesItCannotTakeOver(t *testing.T) {
+	o := Options{Name: "g", Announcer: mute{why: map[ipam.Family]string{ipam.IPv6: "IPv6 is turned off"}}, Log: slog.New(slog.DiscardHandler)}
+	require.Equal(t, membership.Unheard{IPv6: true}, New(o, nil, nil).unheardFamilies())
+	o.Elects = true
+	g := New(o, nil, nil)
+	require.Equal(t, membership.Unheard{IPv4: true, IPv6: true}, g.unheardFamilies(), "it stands for neither yet")
+	g.answering.families[ipam.IPv4].stood = true
+	require.Equal(t, membership.Unheard{IPv6: true}, g.unheardFamilies())
+}
+
 func TestAGatewayEndsAtOnceThatIsNotToWaitOrHasNotServed(t *testing.T) {
 	leave(t, Options{}, neighbours{{Name: "other", Present: true, Serves: true}}).requireEnd(t)
 	g := New(Options{Name: "g", Announcer: board{}, DrainTimeout: time.Hour, Log: slog.New(slog.DiscardHandler)}, nil, nil)

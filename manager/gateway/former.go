@@ -19,7 +19,11 @@ type formerTries struct {
 	at       time.Time
 }
 
-type formerFailure struct{ loadBalancer, message string }
+// formerFailure is of another gateway if it has moved here.
+type formerFailure struct {
+	loadBalancer, message string
+	moved                 bool
+}
 
 // formerFor is how long they are remembered while another gateway answers for their addresses.
 const formerFor = 10 * time.Minute
@@ -37,16 +41,22 @@ func (p *formerTries) learn(tries *v1alpha1.GatewayTries, now time.Time) {
 	if p.failures != nil {
 		return
 	}
-	p.failures, p.at = map[model.FrontendKey]formerFailure{}, now
+	p.failures, p.at = failuresOf(tries), now
+}
+
+// failuresOf are the failing ports that status.tries of a Gateway names.
+func failuresOf(tries *v1alpha1.GatewayTries) map[model.FrontendKey]formerFailure {
+	failures := map[model.FrontendKey]formerFailure{}
 	if tries == nil {
-		return
+		return failures
 	}
 	for _, f := range tries.Failures {
 		at, err := netip.ParseAddrPort(strings.TrimPrefix(f.Record, frontendRecord+model.TCP.String()+" "))
 		if err == nil {
-			p.failures[keyOf(at)] = formerFailure{f.LoadBalancer, ofOthers.ReplaceAllString(f.Message, "")}
+			failures[keyOf(at)] = formerFailure{loadBalancer: f.LoadBalancer, message: ofOthers.ReplaceAllString(f.Message, "")}
 		}
 	}
+	return failures
 }
 
 // told forgets what the watchdog knows by now.
@@ -74,7 +84,7 @@ func keyOf(at netip.AddrPort) model.FrontendKey {
 	return model.FrontendKey{VIP: at.Addr(), Protocol: model.TCP, Port: at.Port()}
 }
 
-// failedBefore is what the former process said of a frontend, empty for nothing. A LoadBalancer that has the address now and did not then is another one.
+// failedBefore is what the former process, or the former gateway of the address, said of a frontend, empty for nothing. A LoadBalancer that has the address now and did not then is another one.
 func (g *Gateway) failedBefore(key model.FrontendKey) string {
 	before := g.former.failures[key]
 	if owner, known := g.hub.Owner(key); !known || owner.String() != before.loadBalancer {

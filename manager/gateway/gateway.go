@@ -159,9 +159,11 @@ type Gateway struct {
 	watchdog *watchdog.Watchdog
 	tried    watchdog.Report
 	former   formerTries
-	// deaf says whether the dataplane fails to return its counters. unheard says that no host on the segment answers, empty if one does.
-	deaf    deafness
-	unheard string
+	others   othersTries
+	// deaf says whether the dataplane fails to return its counters, segment whether hosts on the segment answer.
+	deaf     deafness
+	segment  watchdog.Segment
+	formerly formerServed
 	// inSync is told when the backend holds everything, leftovers are why former backends could not be purged, by name.
 	inSync    chan struct{}
 	leftovers map[string]string
@@ -217,7 +219,7 @@ type event func(*Gateway)
 // New returns a gateway that reads the hub through the cache and writes its own object with the client.
 func New(o Options, c cache.Cache, w client.Client) *Gateway {
 	g := &Gateway{options: o, cache: c, client: w, log: o.Log.With("gateway", o.Name), events: make(chan event, 4096), hub: translate.NewHub(),
-		pools: map[string]ipam.Pool{}, external: map[string][]ipam.Range{}, selection: selection.New(), fails: map[string]failure{}, backlog: backlog.New(), unsupported: map[model.FrontendKey]dataplane.RecordError{}, postponed: postponed{}, status: make(chan report, 1), inSync: make(chan struct{}, 1),
+		pools: map[string]ipam.Pool{}, external: map[string][]ipam.Range{}, selection: selection.New(), others: othersTries{}, fails: map[string]failure{}, backlog: backlog.New(), unsupported: map[model.FrontendKey]dataplane.RecordError{}, postponed: postponed{}, status: make(chan report, 1), inSync: make(chan struct{}, 1),
 		departure: departure{done: make(chan struct{}, 1)}, silence: silence{since: map[ipam.Family]time.Time{}},
 		unhealthy: map[translate.Target]bool{}, held: map[model.FrontendKey]bool{}, vips: map[netip.Addr]int{}, between: map[netip.Addr]bool{}, poke: make(chan struct{}, 1), counts: make(chan countRequest, 1), rechecks: make(chan *plugin.Process, 1), moved: make(chan struct{}, 1), filterNow: make(chan struct{}, 1),
 		answering: answering{elects: o.Elects, families: map[ipam.Family]*candidacy{ipam.IPv4: {}, ipam.IPv6: {}}, answers: map[netip.Addr]bool{}, untold: map[netip.Addr]bool{},

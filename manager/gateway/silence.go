@@ -55,8 +55,16 @@ func (g *Gateway) silenceOf(f ipam.Family, now time.Time) string {
 		return "it may not answer for addresses: it does not hold its Lease, or another gateway may have taken over"
 	case !g.served:
 		return (*g.unready.Load()).Error() // it begins to answer once the dataplane holds everything
-	case g.routers != nil:
+	}
+	return g.unheardBecause(f)
+}
+
+// unheardBecause is why no router or host would hear of addresses of a family, empty if one would, or it is not known yet.
+func (g *Gateway) unheardBecause(f ipam.Family) string {
+	if g.routers != nil {
 		return g.routers.silent(f)
 	}
 	return g.options.Announcer.Silent(f)
 }
+
+func (g *Gateway) isUnheard(f ipam.Family) bool { return g.unheardBecause(f) != "" }

@@ -6,8 +6,6 @@ import (
 	"net/netip"
 	"time"
 
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-
 	"kubelb.k8c.io/api/plain"
 	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/core/model"
@@ -33,10 +31,12 @@ func (g *Gateway) toTry(ctx context.Context) []watchdog.Frontend {
 // triableNow are the frontends that can be tried, but for those of other gateways. While their clients do not reach them here, what is known of them stays.
 func (g *Gateway) triableNow() []watchdog.Frontend {
 	elsewhere := g.elsewhere()
+	g.inherit(time.Now())
 	list := triable(g.hub.Snapshot(), g.options.TryFrom, func(f model.Frontend) bool { return !elsewhere(f.VIP) })
 	for i, f := range list {
 		key := keyOf(f.AddrPort)
 		list[i].Paused, list[i].Former = !g.isServed(key), g.failedBefore(key)
+		list[i].Moved = list[i].Former != "" && g.former.failures[key].moved
 	}
 	if g.flushed > 0 { // else the hub has not been read
 		g.former.keep(list, elsewhere, time.Now())
@@ -121,6 +121,7 @@ func (g *Gateway) failing() map[model.FrontendKey]watchdog.Failure {
 	if g.hasLeft() {
 		return failing
 	}
+	g.inherit(time.Now())
 	for key := range g.former.failures {
 		if message := g.failedBefore(key); message != "" && !elsewhere(key.VIP) {
 			failing[key] = watchdog.Failure{AddrPort: netip.AddrPortFrom(key.VIP, key.Port), Message: message}
@@ -143,67 +144,3 @@ func beyondNodes(failing map[model.FrontendKey]watchdog.Failure) (n int) {
 	}
 	return n
 }
-
-// deafness says whether the dataplane fails to return its counters.
-type deafness struct {
-	// since is when the first of the failed requests in a row was made, zero if the last request succeeded. last is the last error.
-	since time.Time
-	last  string
-}
-
-// deafAfter is how long requests have to fail. A single timeout is not enough: the dataplane may have been busy.
-const deafAfter = countLimit + 10*time.Second
-
-// note records the result of a request that was made at askedAt.
-func (d *deafness) note(err error, askedAt time.Time) {
-	switch {
-	case err == nil:
-		*d = deafness{}
-		return
-	case d.since.IsZero():
-		d.since = askedAt
-	}
-	d.last = err.Error()
-}
-
-// noteDeafness takes over whether counters could be read. A call that takes long, as of many changes, keeps them waiting by right: BackendBusy says so,
-// and at its deadline the backend is started again.
-func (g *Gateway) noteDeafness(err error, askedAt time.Time) {
-	if err == nil || g.host.calling == nil {
-		g.deaf.note(err, askedAt)
-	}
-}
-
-func (d *deafness) is(now time.Time) bool { return !d.since.IsZero() && now.Sub(d.since) >= deafAfter }
-
-// neighbours finds out whether hosts on the segment still answer this gateway.
-func (g *Gateway) neighbours() *watchdog.Neighbours {
-	return &watchdog.Neighbours{Interfaces: g.options.Segment,
-		Tell: func(ctx context.Context, problem string) {
-			if problem != "" {
-				g.log.Warn("no host on the segment answers this gateway", "reason", problem)
-			}
-			g.send(ctx, func(g *Gateway) { g.unheard = problem })
-		},
-		Failed: func(err error) {
-			g.log.Warn("it is not known whether hosts on the segment answer this gateway", "error", err)
-		}}
-}
-
-// servesNothing is the Gateway's condition Served, and false while there is no such condition.
-func (g *Gateway) servesNothing() (metav1.Condition, bool) {
-	condition := metav1.Condition{Type: v1alpha1.ConditionServed, Status: metav1.ConditionFalse}
-	switch {
-	case g.unheard != "" && g.answering.answered() > 0:
-		condition.Reason, condition.Message = v1alpha1.ReasonSegmentSilent, "clients do not reach this gateway: "+g.unheard
-	case g.deaf.is(time.Now()):
-		condition.Reason, condition.Message = v1alpha1.ReasonDataplaneSilent, "the dataplane does not answer: "+g.deaf.last
-	default:
-		return condition, false
-	}
-	condition.Message = plain.Message(condition.Message, 1024)
-	return condition, true
-}
-
-// countAgainAfter is the pause after counters could not be read.
-const countAgainAfter = time.Second

@@ -1,10 +1,8 @@
 package gateway
 
 import (
-	"errors"
 	"net/netip"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -47,30 +45,4 @@ func TestOnlyFrontendsAreTriedThatAreToAnswer(t *testing.T) {
 
 func isNot(key model.FrontendKey) func(model.Frontend) bool {
 	return func(f model.Frontend) bool { return f.FrontendKey != key }
-}
-
-func TestADataplaneThatDoesNotAnswerForAWhileServesNothingThatIsKnown(t *testing.T) {
-	began := time.Now()
-	after := func(d time.Duration) time.Time { return began.Add(d) }
-	var d deafness
-	d.note(errors.New("deadline exceeded"), began)
-	require.False(t, d.is(after(countLimit)), "once it may have been busy")
-	d.note(errors.New("deadline exceeded"), after(countLimit+time.Second))
-	require.True(t, d.is(after(2*countLimit+time.Second)))
-	d.note(nil, after(time.Minute))
-	require.False(t, d.is(after(2*time.Minute)))
-	d.note(errors.New("a dump was interrupted"), after(time.Hour))
-	require.False(t, d.is(after(time.Hour+time.Second)))
-}
-
-func TestADataplaneIsNotSilentThatWorksOnACall(t *testing.T) {
-	late, began := errors.New("deadline exceeded"), time.Now().Add(-time.Minute)
-	g := &Gateway{host: &host{calling: &call{name: "Apply of 4000 records", began: began, limit: 2 * time.Minute}}}
-	g.noteDeafness(late, began)
-	_, silent := g.servesNothing()
-	require.False(t, silent, "counters wait for their turn")
-	g.host.calling = nil
-	g.noteDeafness(late, began)
-	_, silent = g.servesNothing()
-	require.True(t, silent)
 }

@@ -6,7 +6,6 @@ import (
 	"maps"
 	"slices"
 	"strconv"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	toolscache "k8s.io/client-go/tools/cache"
@@ -56,6 +55,9 @@ func (g *Gateway) watch(ctx context.Context) (func() bool, error) {
 			UpdateFunc: func(before, o any) {
 				// The status of gateways changes all the time, and most of it is nothing to other gateways.
 				if was, ok := before.(*v1alpha1.Gateway); ok && sameToOthers(was, o.(*v1alpha1.Gateway)) {
+					if is := o.(*v1alpha1.Gateway); !sameTries(was, is) {
+						g.send(ctx, triesChanged(is, false))
+					}
 					return
 				}
 				send(o, false)
@@ -113,9 +115,10 @@ func gatewayChanged(o client.Object, gone bool) event {
 		if g.routers != nil {
 			g.routers.look()
 		}
+		triesChanged(o.(*v1alpha1.Gateway), gone)(g)
 		if o.GetName() == g.options.Name {
 			g.wished = !gone && o.(*v1alpha1.Gateway).Spec.Draining
-			g.former.learn(o.(*v1alpha1.Gateway).Status.Tries, time.Now())
+			g.formerly.learn(o.(*v1alpha1.Gateway).Status.Conditions)
 		}
 		if gone {
 			g.selection.DeleteGateway(o.GetName())

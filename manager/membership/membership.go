@@ -26,6 +26,7 @@ import (
 
 	"kubelb.k8c.io/api/plain"
 	"kubelb.k8c.io/core/election"
+	"kubelb.k8c.io/core/ipam"
 	"kubelb.k8c.io/manager/clock"
 )
 
@@ -98,13 +99,24 @@ type Said struct {
 	Leaving bool `json:"leaving,omitempty"`
 	// Serves: its dataplane holds everything, and it may answer, so that it can take over from others.
 	Serves bool `json:"serves,omitempty"`
+	// Unheard are the address families of whose addresses nobody hears from it, so that it cannot take over these.
+	Unheard
 	// Reached are its own addresses on the segment, at which its dataplane takes packets of connections that it knows. There are none
 	// while its dataplane or its link does not work.
 	Reached []netip.Addr `json:"reached,omitempty"`
 }
 
+// Unheard are address families.
+type Unheard struct {
+	IPv4 bool `json:"unheardIPv4,omitempty"`
+	IPv6 bool `json:"unheardIPv6,omitempty"`
+}
+
+// Of tells whether the family is one of them.
+func (u Unheard) Of(f ipam.Family) bool { return f == ipam.IPv4 && u.IPv4 || f == ipam.IPv6 && u.IPv6 }
+
 func (s Said) equal(o Said) bool {
-	return s.View.Equal(o.View) && s.Candidate == o.Candidate && s.Leaving == o.Leaving && s.Serves == o.Serves && slices.Equal(s.Reached, o.Reached)
+	return s.View.Equal(o.View) && s.Candidate == o.Candidate && s.Leaving == o.Leaving && s.Serves == o.Serves && s.Unheard == o.Unheard && slices.Equal(s.Reached, o.Reached)
 }
 
 // Member keeps a gateway's Lease. It is safe for concurrent use.
@@ -238,8 +250,9 @@ type Other struct {
 	Present bool
 	// Leaving: it has left in good order, or is about to.
 	Leaving bool
-	// Serves: it can take over.
-	Serves bool
+	// Serves: it can take over addresses, but for those of families in Unheard.
+	Serves  bool
+	Unheard Unheard
 }
 
 // Others are the other gateways that have a Lease, by name, whether it lasts or not.
@@ -248,7 +261,7 @@ func (m *Member) Others() (others []Other) {
 	defer m.mu.Unlock()
 	for _, name := range slices.Sorted(maps.Keys(m.peers)) {
 		p := m.peers[name]
-		others = append(others, Other{Name: name, Reached: p.said.Reached, Present: !p.departed && p.gone > clock.Now(), Leaving: p.departed || p.said.Leaving, Serves: p.said.Serves})
+		others = append(others, Other{Name: name, Reached: p.said.Reached, Present: !p.departed && p.gone > clock.Now(), Leaving: p.departed || p.said.Leaving, Serves: p.said.Serves, Unheard: p.said.Unheard})
 	}
 	return others
 }

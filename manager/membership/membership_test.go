@@ -154,11 +154,11 @@ func TestAMemberThatLeavesIsGoneAtOnce(t *testing.T) {
 	a, _, _ := s.member(t, "a", "1")
 	b, _, leave := s.member(t, "b", "1")
 	at := []netip.Addr{netip.MustParseAddr("192.0.2.2")}
-	b.Say(Said{Reached: at})
+	b.Say(Said{Reached: at, Unheard: Unheard{IPv6: true}})
 	is := func(o Other) func() bool {
 		return func() bool { others := a.Others(); return len(others) == 1 && reflect.DeepEqual(others[0], o) }
 	}
-	within(t, soon, is(Other{Name: "b", Reached: at, Present: true}), "b is seen")
+	within(t, soon, is(Other{Name: "b", Reached: at, Present: true, Unheard: Unheard{IPv6: true}}), "b is seen, and whose addresses it cannot take over")
 	b.Say(Said{Reached: at, Leaving: true})
 	within(t, soon, is(Other{Name: "b", Reached: at, Present: true, Leaving: true}), "b is about to leave")
 	leave()

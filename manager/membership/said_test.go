@@ -44,6 +44,7 @@ func FuzzWhatAGatewaySaysOfItself(f *testing.F) {
 	f.Add(`{"candidates":["","a","",""],"configuration":"c"}`, int32(2147483647))
 	f.Add(`{"candidates":["b"],"candidate":"yes"}`, int32(0))
 	f.Add(`{"candidates":["a","b"],"withoutIPv4":["b"],"withoutIPv6":["a","","c"],"configuration":"c","candidate":true}`, int32(1))
+	f.Add(`{"candidates":null,"serves":true,"unheardIPv4":true,"unheardIPv6":false}`, int32(1))
 	f.Add(`null`, int32(1))
 	f.Add(strings.Repeat("[", 20000), int32(1))
 	own := election.View{Candidates: []string{"a", "b"}, Configuration: "c"}

@@ -22,7 +22,7 @@ func nodesFail(message string) bool {
 // nodesAnswer tells whether the endpoints that were asked answer the host itself.
 func (is *watched) nodesAnswer() bool {
 	if is.former != "" {
-		return strings.Contains(is.former, nodesAnswer)
+		return !is.Moved && strings.Contains(is.former, nodesAnswer)
 	}
 	return is.endpoints.asked > 0 && len(is.endpoints.silent) == 0
 }

@@ -81,6 +81,37 @@ func TestAFrontendThatFailedByItsNodesMayNowBeOneThatTriesDoNotReach(t *testing.
 	require.Equal(t, Report{Untried: 1}, d.report(), "no try was ever answered, as far as anybody knows")
 }
 
+func TestAFrontendThatFailedAtAnotherGatewayFailsUntilItsFirstTryHere(t *testing.T) {
+	const elsewhere = "at gateway g2, which answered for the address before: " + ofTheDataplane
+	d, is := newDesk(), port(80)
+	is.Former, is.Moved = elsewhere, true
+	require.Empty(t, d.report().Failures)
+	d.want([]Frontend{is, port(81)}, d.now)
+	fails := []Failure{{AddrPort: is.AddrPort, Message: elsewhere}}
+	require.Equal(t, Report{Failures: fails, Untried: 1}, d.report(), "what its nodes do is not known here")
+	d.want([]Frontend{port(80), port(81)}, d.now)
+	d.tried(80, Unanswered)
+	require.Equal(t, fails, d.report().Failures, "its nodes are still to be asked")
+	d.hears(80)
+	require.Equal(t, Report{Untried: 2}, d.report(), "tries may not arrive at all here, though they did there")
+	d.tried(81, Unanswered, Unanswered, Unanswered)
+	d.hears(81)
+	require.Equal(t, Report{Untried: 2}, d.report(), "that says nothing of other ports")
+	d.tried(81, Answered, Answered, Answered)
+	require.Equal(t, failed(ofTheDataplane, is), d.report().Failures, "tries do arrive, and this one was not answered")
+
+	d = newDesk()
+	d.want([]Frontend{port(80)}, d.now)
+	d.tried(80, Answered)
+	d.want([]Frontend{is}, d.now)
+	require.Equal(t, fails, d.report().Failures, "it was answered before it failed there")
+	d.forget(t.Context(), errors.New("kubelb-watch is down"))
+	require.Equal(t, fails, d.told.Failures)
+	d.want([]Frontend{port(80)}, d.now)
+	d.tried(80, Answered, Answered, Answered)
+	require.Equal(t, Report{Answered: 1}, d.report())
+}
+
 func TestWhatSomeConnectionsMetIsOverAfterMoreTries(t *testing.T) {
 	d, is := newDesk(), port(80)
 	is.Former = "some connections get no answer"

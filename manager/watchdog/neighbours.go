@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -23,8 +24,8 @@ import (
 type Neighbours struct {
 	// Interfaces are the interfaces on which the gateway announces addresses.
 	Interfaces []string
-	// Tell is called when the problem has changed. It is empty if a host answers, or if too few are known to tell.
-	Tell func(ctx context.Context, problem string)
+	// Tell is called when what is known has changed.
+	Tell func(context.Context, Segment)
 	// Failed is called when the kernel could not be asked.
 	Failed func(error)
 }
@@ -43,6 +44,24 @@ const (
 	withoutRouter = 2
 )
 
+// Segment is what is known of the hosts on a segment.
+type Segment struct {
+	// Problem says at which interfaces no host answers. It is empty if a host answers, or if too few are known to tell.
+	Problem string
+	// Known are the interfaces at which a host has answered since Run began, or which are down. Of others nothing is known.
+	Known []string
+}
+
+// silentAt is the problem of an interface, with the hosts that answered before.
+const silentAt = "no host that answered before answers at interface %s now"
+
+// MayLast tells whether a problem of an earlier process may last: it names one of the interfaces, and nothing is known of this one since.
+func MayLast(problem string, interfaces []string, now Segment) bool {
+	return slices.ContainsFunc(interfaces, func(name string) bool {
+		return strings.Contains(problem, fmt.Sprintf(silentAt, name)) && !slices.Contains(now.Known, name)
+	})
+}
+
 // neighbour is a host on a segment.
 type neighbour struct {
 	// index is the interface's.
@@ -55,9 +74,10 @@ type neighbour struct {
 
 // Run asks neighbours until ctx ends.
 func (n *Neighbours) Run(ctx context.Context) error {
-	known, silent, told := map[string]map[netip.Addr]*neighbour{}, map[string]int{}, ""
+	known, silent, told := map[string]map[netip.Addr]*neighbour{}, map[string]int{}, Segment{}
 	wait.UntilWithContext(ctx, func(ctx context.Context) {
 		var problems []string
+		now := Segment{Known: slices.Clone(told.Known)}
 		for _, name := range n.Interfaces {
 			if known[name] == nil {
 				known[name] = map[netip.Addr]*neighbour{}
@@ -66,51 +86,65 @@ func (n *Neighbours) Run(ctx context.Context) error {
 			if err != nil {
 				n.Failed(err)
 			}
-			if silent[name]++; heard || err != nil {
+			if silent[name]++; heard != nobody || err != nil {
 				silent[name] = 0
 			}
 			if silent[name] >= silentAfter {
-				problems = append(problems, fmt.Sprintf("no host that answered before answers at interface %s now (%s)", name, names(known[name])))
+				problems = append(problems, fmt.Sprintf(silentAt+" (%s)", name, names(known[name])))
+			}
+			if heard == somebody && !slices.Contains(now.Known, name) {
+				now.Known = append(now.Known, name)
 			}
 		}
-		if problem := phrase.Few(problems, "; "); problem != told && ctx.Err() == nil {
-			told = problem
-			n.Tell(ctx, problem)
+		now.Problem = phrase.Few(problems, "; ")
+		if (now.Problem != told.Problem || len(now.Known) != len(told.Known)) && ctx.Err() == nil {
+			told = now
+			n.Tell(ctx, now)
 		}
 	}, lookEvery-answersAfter)
 	return nil
 }
 
-// look probes the neighbours at an interface. It returns false if the interface is silent.
-func (n *Neighbours) look(ctx context.Context, name string, known map[netip.Addr]*neighbour) (heard bool, err error) {
+// answering is who answers at an interface.
+type answering uint8
+
+const (
+	// tooFew: nobody answers, and too few hosts are known for that to be a problem.
+	tooFew answering = iota
+	somebody
+	nobody
+)
+
+// look probes the neighbours at an interface. One that is down counts as answering: it is another condition that says so.
+func (n *Neighbours) look(ctx context.Context, name string, known map[netip.Addr]*neighbour) (heard answering, err error) {
 	link, err := netlink.LinkByName(name)
 	if errors.As(err, &netlink.LinkNotFoundError{}) {
-		return true, nil // the Gateway's condition HostInterfaces says so
+		return somebody, nil // the Gateway's condition HostInterfaces says so
 	}
 	if err != nil {
-		return false, err
+		return tooFew, err
 	}
 	if a := link.Attrs(); a.OperState == netlink.OperDown || a.OperState == netlink.OperLowerLayerDown {
-		return true, nil // as above
+		return somebody, nil // as above
 	}
 	index := link.Attrs().Index
 	table, err := neighboursOf(index)
 	if err != nil {
-		return false, err
+		return tooFew, err
 	}
 	routers, err := routersBy(index)
 	if err != nil {
-		return false, err
+		return tooFew, err
 	}
 	remember(known, table, routers, index)
 	for a := range known {
 		if err := probe(index, a, table[a]); err != nil {
-			return false, fmt.Errorf("ask for neighbour %s at %s: %w", a, name, err)
+			return tooFew, fmt.Errorf("ask for neighbour %s at %s: %w", a, name, err)
 		}
 	}
 	pause(ctx, answersAfter)
 	if table, err = neighboursOf(index); err != nil {
-		return false, err
+		return tooFew, err
 	}
 	return answered(known, table, time.Now()), nil
 }
@@ -152,8 +186,8 @@ func compareBool(a, b bool) int {
 	return -1
 }
 
-// answered notes who is there, and returns false if nobody is any more, and those are enough to tell that were there last.
-func answered(known map[netip.Addr]*neighbour, table map[netip.Addr]netlink.Neigh, now time.Time) bool {
+// answered notes who is there. It returns nobody if those are enough to tell that were there last.
+func answered(known map[netip.Addr]*neighbour, table map[netip.Addr]netlink.Neigh, now time.Time) answering {
 	some, enough, were := false, false, map[string]bool{}
 	for a, k := range known {
 		if table[a].State&netlink.NUD_REACHABLE != 0 {
@@ -164,7 +198,13 @@ func answered(known map[netip.Addr]*neighbour, table map[netip.Addr]netlink.Neig
 		were[known[a].mac] = true
 		enough = enough || known[a].router
 	}
-	return some || !enough && len(were) < withoutRouter
+	switch {
+	case some:
+		return somebody
+	case enough || len(were) >= withoutRouter:
+		return nobody
+	}
+	return tooFew
 }
 
 // lastOnes are the hosts that were there at about the same time as the last one, in order. Others had gone before, while the segment worked.

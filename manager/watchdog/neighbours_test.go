@@ -37,11 +37,21 @@ func TestHostsThatHadGoneOneByOneSayNothingOfTheSegment(t *testing.T) {
 		"a host, and a router that was turned off yesterday": {ago: map[string]time.Duration{"h1": lookEvery, "r2": 24 * time.Hour}},
 	} {
 		known := onSegment(c.ago, now)
-		require.Equal(t, !c.silent, answered(known, nil, now), says)
+		require.Equal(t, map[bool]answering{true: nobody, false: tooFew}[c.silent], answered(known, nil, now), says)
 		table := map[netip.Addr]netlink.Neigh{addressOf("h1"): {State: netlink.NUD_REACHABLE}}
 		known[addressOf("h1")] = &neighbour{mac: "h1"}
-		require.True(t, answered(known, table, now), "%s, and one is there", says)
+		require.Equal(t, somebody, answered(known, table, now), "%s, and one is there", says)
 	}
+}
+
+func TestAProblemOfAnEarlierProcessLastsUntilAHostAnswersThere(t *testing.T) {
+	const problem = "no host that answered before answers at interface eth1 now (198.51.100.1)"
+	interfaces := []string{"eth0", "eth1", "eth10"}
+	require.True(t, MayLast(problem, interfaces, Segment{}), "nothing is known yet")
+	require.True(t, MayLast(problem, interfaces, Segment{Known: []string{"eth0", "eth10"}}), "hosts answer elsewhere")
+	require.False(t, MayLast(problem, interfaces, Segment{Known: []string{"eth1"}}))
+	require.False(t, MayLast(problem, []string{"eth0"}, Segment{}), "the gateway uses the interface no more")
+	require.False(t, MayLast("", interfaces, Segment{}))
 }
 
 func TestOnlyHostsAreNamedThatWereThereLast(t *testing.T) {

@@ -125,7 +125,7 @@ func (h *history) latest() Outcome {
 // ended tells whether the last try that failed was accepted before.
 func (h *history) ended() bool { return h.latest() == Closed || h.latest() == Reset }
 
-// someFail is how a message begins where some connections are answered.
+// someFail is in a message where some connections are answered.
 const someFail = "some connections"
 
 // says is what happens to connections. It says the same as long as the same happens, since it is written to the API.

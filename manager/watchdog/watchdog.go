@@ -26,8 +26,10 @@ type Frontend struct {
 	Endpoints []netip.AddrPort
 	// Paused: it is not to be tried now, as clients do not reach it here. If it is known to fail, that stays so.
 	Paused bool
-	// Former is the message of its failure by an earlier process, empty for none.
+	// Former is the message of its failure by an earlier process, empty for none. Moved: it failed at another gateway, so that nothing is known of whether
+	// tries arrive here.
 	Former string
+	Moved  bool
 }
 
 // Failure is a frontend that does not serve.
@@ -199,7 +201,7 @@ func pause(ctx context.Context, d time.Duration) {
 // forget drops what is known of tries, but for failures: nobody has seen that they have ended. It reports why.
 func (w *Watchdog) forget(ctx context.Context, why error) {
 	for _, is := range w.watched {
-		is.Former, _ = w.failure(is)
+		is.Frontend = w.withFailure(is.Frontend, is)
 	}
 	clear(w.tries)
 	clear(w.works)
@@ -296,8 +298,11 @@ func (w *Watchdog) want(list []Frontend, now time.Time) {
 	for _, f := range list {
 		is := w.watched[f.AddrPort]
 		same := is != nil && is.Tenant == f.Tenant && is.KeepsClient == f.KeepsClient
+		if same && f.Former != "" {
+			_, same = w.failure(is) // a failure that has moved here is not to be taken for well by earlier tries
+		}
 		if same {
-			f.Former, _ = w.failure(is)
+			f = w.withFailure(f, is)
 		}
 		wanted[f.AddrPort] = !f.Paused || f.Former != ""
 		if same && is.Paused == f.Paused {
@@ -310,13 +315,20 @@ func (w *Watchdog) want(list []Frontend, now time.Time) {
 	w.fresh = true
 }
 
+// withFailure is the frontend with the failure that is known.
+func (w *Watchdog) withFailure(f Frontend, is *watched) Frontend {
+	f.Former, _ = w.failure(is)
+	f.Moved = is.former != "" && is.Moved
+	return f
+}
+
 // begins is a frontend of which no try is known. The first tries are spread, since frontends that are due together stay together. One that failed before
-// fails until tries tell: it was tried then, so that tries did arrive, unless its nodes were the reason.
+// fails until tries tell: it was tried then, so that tries did arrive, unless its nodes were the reason, or it was elsewhere.
 func (w *Watchdog) begins(f Frontend, now time.Time) *watched {
 	is := &watched{Frontend: f, former: f.Former, due: now.Add(rand.N(w.options.Every / 2))}
 	if is.former != "" {
-		is.history.failing, is.history.some = true, strings.HasPrefix(is.former, someFail)
-		is.works = is.KeepsClient || !nodesFail(is.former)
+		is.history.failing, is.history.some = true, strings.Contains(is.former, someFail)
+		is.works = !is.Moved && (is.KeepsClient || !nodesFail(is.former))
 		w.works[is.Addr().Is4()] = w.works[is.Addr().Is4()] || is.works && !is.KeepsClient
 	}
 	return is

@@ -224,10 +224,10 @@ func allocated(lb *v1alpha1.LoadBalancer) (string, bool) {
 	return strings.Join(all, ", "), len(all) > 0
 }
 
-func (h *Hub) gatewaysWork(*v1alpha1.LoadBalancer) (string, bool) {
+// gatewaysWork tells whether gateways work of those that the pools of the LoadBalancer's addresses choose.
+func (h *Hub) gatewaysWork(lb *v1alpha1.LoadBalancer) (string, bool) {
 	var works, not []string
-	for i := range h.Gateways {
-		g := &h.Gateways[i]
+	for _, g := range h.serving(lb) {
 		switch state, why := h.stateOf(g); {
 		case state == ready || state == draining:
 			works = append(works, g.Name)
@@ -237,10 +237,26 @@ func (h *Hub) gatewaysWork(*v1alpha1.LoadBalancer) (string, bool) {
 			not = append(not, g.Name+" "+why)
 		}
 	}
-	if len(works) == 0 {
-		return cmp.Or(strings.Join(not, "; "), "there is no gateway: start a kubelb-manager with the gateway role"), false
+	switch {
+	case len(works) > 0:
+		return strings.Join(works, ", "), true
+	case len(h.Gateways) == 0:
+		return "there is no gateway: start a kubelb-manager with the gateway role", false
+	case len(not) == 0:
+		return "its address pools choose none of the gateways: " + h.choices(lb) + "; label one: kubectl label gateways.kubelb.k8c.io GATEWAY KEY=VALUE", false
 	}
-	return strings.Join(works, ", "), true
+	return strings.Join(not, "; "), false
+}
+
+// choices says by which labels the pools of the LoadBalancer's addresses choose gateways.
+func (h *Hub) choices(lb *v1alpha1.LoadBalancer) string {
+	var all []string
+	for _, a := range lb.Status.Addresses {
+		if says := fmt.Sprintf("AddressPool %s chooses gateways with %s", a.Pool, h.selectorOf(a.Pool)); !slices.Contains(all, says) {
+			all = append(all, says)
+		}
+	}
+	return strings.Join(all, ", ")
 }
 
 // answered is what gateways know from trying their own ports.

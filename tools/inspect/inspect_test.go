@@ -216,6 +216,25 @@ func TestACCMThatIsGoneIsAWarningAndARemark(t *testing.T) {
 	require.Empty(t, h.Status().Problems)
 }
 
+func TestOnlyGatewaysThatThePoolChoosesCountAsWorkingForALoadBalancer(t *testing.T) {
+	h := healthy()
+	other := h.Gateways[0].DeepCopy()
+	other.Name, other.Labels = "g2", map[string]string{"site": "two"}
+	h.Gateways, h.Leases["g2"] = append(h.Gateways, *other), h.Leases["g1"]
+	step := func() Step {
+		steps := h.Explain(&h.LoadBalancers[0]).Steps
+		return steps[slices.IndexFunc(steps, func(s Step) bool { return s.What == "gateways work" })]
+	}
+	require.Equal(t, Step{"gateways work", true, "g1, g2"}, step())
+	h.Pools[0].Spec.GatewaySelector = &metav1.LabelSelector{MatchLabels: map[string]string{"site": "two"}}
+	require.Equal(t, Step{"gateways work", true, "g2"}, step())
+	delete(h.Leases, "g2")
+	require.False(t, step().Holds, "g1 works, and is not chosen")
+	require.Contains(t, step().Message, "g2 has no Lease")
+	h.Pools[0].Spec.GatewaySelector.MatchLabels["site"] = "three"
+	require.Equal(t, Step{"gateways work", false, "its address pools choose none of the gateways: AddressPool public chooses gateways with site=three; label one: kubectl label gateways.kubelb.k8c.io GATEWAY KEY=VALUE"}, step())
+}
+
 func TestALoadBalancerIsFoundByAllItsNames(t *testing.T) {
 	h := healthy()
 	for _, name := range []string{"uid-1", "tenant-a/uid-1", "shop/web"} {
@@ -323,9 +342,19 @@ func TestPoolsSayWhoHasTheirAddresses(t *testing.T) {
 		{Address: "203.0.113.10", Tenant: "b", Until: metav1.NewTime(now.Add(-time.Minute))}}
 	require.Contains(t, text("public"), "\n203.0.113.9  kept for tenant b until 2027-01-15T08:01:00Z\n")
 	require.NotContains(t, text("public"), "203.0.113.10", "nobody has taken it off the record")
+	lease := h.Leases["g1"]
+	h.Leases = nil
+	require.Regexp(t, `unasked +all +g1\(Unknown\) +203.0.113.0/28`, text("public"), "nobody knows whether it is there")
+	pools, err := h.PoolsNamed("public")
+	require.NoError(t, err)
+	require.Empty(t, pools[0].Gateways)
+	require.Equal(t, []PoolGateway{{"g1", "Unknown"}}, pools[0].OtherGateways)
+	h.Leases = map[string]coordinationv1.Lease{"g1": lease}
+	h.Gateways[0].Status.Conditions[0] = is(v1alpha1.ConditionReady, metav1.ConditionFalse, "BackendFailed", "no nf_tables")
+	require.Regexp(t, `unasked +all +g1\(BackendFailed\) +203.0.113.0/28`, text("public"))
 	h.Now = now.Add(30 * time.Second)
 	require.Regexp(t, `unasked +all +none +203.0.113.0/28`, text("public"), "the gateway is gone")
-	_, err := h.PoolsNamed("public", "none")
+	_, err = h.PoolsNamed("public", "none")
 	require.ErrorContains(t, err, "there is no AddressPool none: 'kubelb pools' lists them")
 }
 

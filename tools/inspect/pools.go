@@ -18,9 +18,11 @@ import (
 type Pool struct {
 	PoolLine
 	Ranges []string `json:"ranges"`
-	// Tenants that may use it and Gateways that announce it, but for those that are gone; no Tenants are all.
-	Tenants  []string `json:"tenants,omitempty"`
-	Gateways []string `json:"gateways"`
+	// Tenants that may use it; none are all. Gateways that it chooses, and that are ready. OtherGateways are those that it chooses and that are neither
+	// ready nor gone: nobody knows whether they announce it.
+	Tenants       []string      `json:"tenants,omitempty"`
+	Gateways      []string      `json:"gateways"`
+	OtherGateways []PoolGateway `json:"otherGateways,omitempty"`
 	// ByName: an address of it must be asked for.
 	ByName   bool  `json:"byName,omitempty"`
 	Priority int32 `json:"priority,omitempty"`
@@ -28,6 +30,12 @@ type Pool struct {
 	Held []Held `json:"held"`
 	// Reserved are kept for tenants that had asked for them.
 	Reserved []v1alpha1.ReservedAddress `json:"reserved,omitempty"`
+}
+
+// PoolGateway is a gateway that is not ready, with its state as in GatewayLine.
+type PoolGateway struct {
+	Name  string `json:"name"`
+	State string `json:"state"`
 }
 
 // Held is an address and the LoadBalancers that have it, more than one where they share it.
@@ -68,8 +76,15 @@ func (h *Hub) pool(p *v1alpha1.AddressPool) Pool {
 	serves := chosen.Serving(p.Name)
 	for i := range h.Gateways {
 		name := h.Gateways[i].Name
-		if _, isGone := h.gone(name); !isGone && (serves == nil || serves(name)) {
+		if serves != nil && !serves(name) {
+			continue
+		}
+		switch state, _ := h.stateOf(&h.Gateways[i]); state {
+		case ready:
 			out.Gateways = append(out.Gateways, name)
+		case gone:
+		default:
+			out.OtherGateways = append(out.OtherGateways, PoolGateway{name, state})
 		}
 	}
 	by := map[netip.Addr][]string{}
@@ -94,12 +109,16 @@ func PoolsText(w io.Writer, pools []Pool, held bool) error {
 	fmt.Fprintln(table, "POOL\tSTATE\tUSED4\tFREE4\tUSED6\tFREE6\tPRIORITY\tGIVEN\tTENANTS\tGATEWAYS\tADDRESSES")
 	list := func(names []string, none string) string { return cmp.Or(strings.Join(names, ","), none) }
 	for _, p := range pools {
+		gateways := slices.Clone(p.Gateways)
+		for _, g := range p.OtherGateways {
+			gateways = append(gateways, fmt.Sprintf("%s(%s)", g.Name, g.State))
+		}
 		given := "unasked"
 		if p.ByName {
 			given = "by name"
 		}
 		fmt.Fprintf(table, "%s\t%s\t%d\t%s\t%d\t%s\t%d\t%s\t%s\t%s\t%s\n", p.Name, p.State, p.Used4, p.Free4, p.Used6, p.Free6, p.Priority, given,
-			list(p.Tenants, "all"), list(p.Gateways, "none"), list(p.Ranges, "none"))
+			list(p.Tenants, "all"), list(gateways, "none"), list(p.Ranges, "none"))
 	}
 	if held {
 		fmt.Fprintln(table, "\nADDRESS\tHELD BY")

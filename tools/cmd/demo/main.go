@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"kubelb.k8c.io/conformance/netlab"
 	"kubelb.k8c.io/tools/cluster"
 )
 
@@ -79,8 +80,12 @@ func run(ctx context.Context, args []string, env func(string) string, stdout io.
 		fmt.Fprintln(stdout, "\nremoving everything ...")
 		err = errors.Join(err, lab.Close())
 	}()
-	d := demo{lab: lab, out: stdout, began: began, kubectl: filepath.Join(kubernetes, "kubectl")}
+	d := demo{lab: lab, out: stdout, began: began, kubectl: filepath.Join(kubernetes, "kubectl"), kubelb: filepath.Join(products, "kubelb")}
 	if err := d.walkThrough(ctx); err != nil || *once {
+		return err
+	}
+	// kubelb check needs a host that reaches the management cluster's API, and the external addresses as clients do.
+	if d.operator, err = lab.AddGateway("operator", operatorNumber); err != nil {
 		return err
 	}
 	d.usage()
@@ -88,11 +93,16 @@ func run(ctx context.Context, args []string, env func(string) string, stdout io.
 	return nil
 }
 
+// operatorNumber is the last number of the addresses of the operator's host.
+const operatorNumber = 101
+
 type demo struct {
-	lab     *cluster.Lab
-	out     io.Writer
-	began   time.Time
-	kubectl string
+	lab   *cluster.Lab
+	out   io.Writer
+	began time.Time
+	// kubectl and kubelb are the paths of these programs.
+	kubectl, kubelb string
+	operator        *netlab.Namespace
 }
 
 func (d demo) step(format string, args ...any) {
@@ -191,4 +201,8 @@ func (d demo) usage() {
 		fmt.Fprintf(d.out, "  kubectl on the %-9s %s ip netns exec %s %s --kubeconfig %s get all -A\n", c.Name+":", enter, c.Namespace.Name, d.kubectl, c.Kubeconfig)
 	}
 	fmt.Fprintf(d.out, "  logs:                    %s/*.log\n", filepath.Clean(d.lab.Dir))
+	fmt.Fprintf(d.out, "\nHow the load balancer is, why a Service is served or not, and whether connections to it are answered:\n")
+	for _, command := range []string{"status", "explain default/shop --tenant=" + cluster.TenantName, "check default/shop --tenant=" + cluster.TenantName} {
+		fmt.Fprintf(d.out, "  %s ip netns exec %s %s %s --kubeconfig %s\n", enter, d.operator.Name, d.kubelb, command, d.lab.Hub.Kubeconfig)
+	}
 }

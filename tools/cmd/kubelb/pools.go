@@ -13,7 +13,7 @@ func poolsCommand() *cobra.Command {
 		Use:   "pools [NAME...]",
 		Short: "Show address pools, and who has the addresses of those that are named",
 		Long: `Show address pools: how many addresses are used and free, whether a LoadBalancer that names no pool is given them (unasked), which
-tenants may use them, and which gateways announce them. Of pools that are named it shows each address that somebody has, and who.`,
+tenants may use them, and which gateways are to announce them: those that are there, with their states unless they are Ready. Of pools that are named it shows each address that somebody has, and who.`,
 		Example: `  kubelb pools
   kubelb pools public`,
 		RunE: func(cmd *cobra.Command, names []string) error {

@@ -140,21 +140,23 @@ func (w *writing) end(t *testing.T) (changes int, each time.Duration) {
 	return w.changes, time.Since(w.began) / time.Duration(max(1, w.changes))
 }
 
-// noticed is what another tenant notices: how long a new Service of it takes to its first answer, and a new connection to its answer.
-type noticed struct{ services, connections []time.Duration }
+// noticed is what another tenant notices: how long a new Service of it takes to its first answer, and a new connection until it is open. A connection
+// of the client to itself passes no gateway: it shows how busy the machine is.
+type noticed struct{ services, connections, own []time.Duration }
 
 func notice(t *testing.T, when, quick string, n int) (out noticed) {
 	ctx, stop := context.WithCancel(t.Context())
+	own := listenOnClient(t)
 	var failed error
 	connecting := sync.WaitGroup{}
 	connecting.Go(func() {
 		for ctx.Err() == nil && failed == nil {
-			began := time.Now()
-			var conn net.Conn
-			if conn, failed = lab.Client.Dial(t.Context(), net.Dialer{Timeout: 10 * time.Second}, "tcp", net.JoinHostPort(quick, "80")); failed == nil {
-				out.connections = append(out.connections, time.Since(began))
-				failed = conn.Close()
+			var through, self time.Duration
+			through, failed = opened(t, net.JoinHostPort(quick, "80"))
+			if failed == nil {
+				self, failed = opened(t, own)
 			}
+			out.connections, out.own = append(out.connections, through), append(out.own, self)
 			time.Sleep(10 * time.Millisecond)
 		}
 	})
@@ -166,7 +168,38 @@ func notice(t *testing.T, when, quick string, n int) (out noticed) {
 	require.NoError(t, failed)
 	slices.Sort(out.services)
 	slices.Sort(out.connections)
+	slices.Sort(out.own)
 	return out
+}
+
+// listenOnClient accepts connections on the client's own host, and returns its address.
+func listenOnClient(t *testing.T) string {
+	var listener net.Listener
+	require.NoError(t, lab.Client.Do(func() (err error) {
+		listener, err = net.Listen("tcp", "127.0.0.1:0")
+		return err
+	}))
+	t.Cleanup(func() { listener.Close() })
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			conn.Close()
+		}
+	}()
+	return listener.Addr().String()
+}
+
+// opened is how long the client takes to open a connection.
+func opened(t *testing.T, to string) (time.Duration, error) {
+	began := time.Now()
+	conn, err := lab.Client.Dial(t.Context(), net.Dialer{Timeout: 10 * time.Second}, "tcp", to)
+	if err != nil {
+		return 0, err
+	}
+	return time.Since(began), conn.Close()
 }
 
 // served is how long a Service takes from its creation to its first answer.
@@ -188,6 +221,6 @@ func (n noticed) String() string {
 	at := func(all []time.Duration, percent int) time.Duration {
 		return all[(len(all)-1)*percent/100].Round(time.Microsecond)
 	}
-	return fmt.Sprintf("%d Services served after %v (median), %v (99th percentile); %d connections open after %v, %v", len(n.services), at(n.services, 50), at(n.services, 99),
-		len(n.connections), at(n.connections, 50), at(n.connections, 99))
+	return fmt.Sprintf("%d Services served after %v (median), %v (99th percentile); %d connections open after %v, %v; as many of the client to itself after %v, %v",
+		len(n.services), at(n.services, 50), at(n.services, 99), len(n.connections), at(n.connections, 50), at(n.connections, 99), at(n.own, 50), at(n.own, 99))
 }

@@ -117,7 +117,7 @@ func TestTheCommandLineSaysHowTheHubIsAndWhatAServiceLacks(t *testing.T) {
 			renewed.UTC().Format("2006-01-02T15:04:05.000000Z")))
 	}
 	cleanUpHub(t, "kubelb|lease/controller.kubelb.k8c.io")
-	lease(time.Now().Add(-time.Hour))
+	lease(time.Now().Add(-time.Hour - 10*time.Second)) // the hub says its time in whole seconds
 	for _, command := range [][]string{{"status"}, {"explain", "default/said"}, {"pools"}, {"tenants", "list"}} {
 		out, _ = kubelb(t, command...)
 		require.Contains(t, out, "no kubelb-manager has run the controllers for 1h0m", "%v", command)

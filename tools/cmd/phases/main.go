@@ -1,0 +1,48 @@
+// Command phases runs targets of make one after the other, also after one has failed, and says at the end how long each took, what passed, and how to
+// run each failed test alone. Targets that are joined by + run side by side.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"syscall"
+
+	"kubelb.k8c.io/tools/phases"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Args[1:]); err != nil && !errors.Is(err, flag.ErrHelp) {
+		fmt.Fprintln(os.Stderr, "phases:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string) error {
+	flags := flag.NewFlagSet("phases", flag.ContinueOnError)
+	dir := flags.String("dir", ".", "where the Makefile is")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	groups, err := phases.Parse(flags.Args())
+	if err != nil {
+		return err
+	}
+	runner := phases.Runner{Out: os.Stdout, Command: func(ctx context.Context, p phases.Phase) *exec.Cmd {
+		return exec.CommandContext(ctx, "make", append([]string{"--no-print-directory", "-C", *dir}, p...)...)
+	}}
+	passed := phases.Sum(os.Stdout, runner.Run(ctx, groups))
+	switch {
+	case ctx.Err() != nil:
+		return errors.New("interrupted")
+	case !passed:
+		return errors.New("not all phases passed")
+	}
+	return nil
+}

@@ -86,12 +86,12 @@ func (c *contacts) look(ctx context.Context, now time.Time) error {
 	if err := c.client.List(ctx, &tenants, client.UnsafeDisableDeepCopy); err != nil {
 		return fmt.Errorf("read the Tenants: %w", err)
 	}
-	missed := now.Sub(c.looked) > 3*contactInterval
+	since := now.Sub(c.looked)
 	heard := map[string]contact{}
 	for i := range tenants.Items {
 		t := &tenants.Items[i]
 		if lease := of[namespaceOf(t)]; lease != nil && mayConnect(t) {
-			heard[t.Name] = c.judge(t, lease, now, missed)
+			heard[t.Name] = c.judge(t, lease, now, since)
 		}
 	}
 	c.looked = now
@@ -119,8 +119,8 @@ func (c *contacts) leases(ctx context.Context) (map[string]*coordinationv1.Lease
 // mayConnect tells whether the tenant's CCM has credentials.
 func mayConnect(t *v1alpha1.Tenant) bool { return !t.Spec.Revoked && t.DeletionTimestamp == nil }
 
-// judge is the contact with a tenant's CCM as it is now. missed: nobody has looked for a while.
-func (c *contacts) judge(t *v1alpha1.Tenant, lease *coordinationv1.Lease, now time.Time, missed bool) contact {
+// judge is the contact with a tenant's CCM as it is now. since is how long ago the Leases were read before.
+func (c *contacts) judge(t *v1alpha1.Tenant, lease *coordinationv1.Lease, now time.Time, since time.Duration) contact {
 	is, known := c.heard[t.Name]
 	if lease.Spec.RenewTime == nil {
 		return contact{lease: lease.UID}
@@ -128,12 +128,12 @@ func (c *contacts) judge(t *v1alpha1.Tenant, lease *coordinationv1.Lease, now ti
 	renewed := lease.Spec.RenewTime.Time
 	renewal := strconv.FormatInt(renewed.UnixMicro(), 10)
 	switch {
-	case !known, is.lease != lease.UID, missed && is.renewal != renewal:
+	case !known, is.lease != lease.UID, is.renewal != renewal && since > ccmSilentAfter:
 		said := saidOfCCM(t)
 		is = contact{lease: lease.UID, renewal: renewal, seen: earlier(renewed, now), unseen: said != v1alpha1.ReasonCCMHeard, patience: now.Add(ccmBackWithin), distrusted: said == v1alpha1.ReasonCCMSilent}
 	case is.renewal != renewal:
 		is = contact{lease: lease.UID, renewal: renewal, seen: now}
-	case missed && !is.silent:
+	case since > 3*contactInterval && !is.silent:
 		is.patience = now.Add(ccmBackWithin)
 	}
 	is.silent = is.distrusted || now.Sub(is.seen) > ccmSilence(lease) && now.After(is.patience)

@@ -285,6 +285,20 @@ func TestACCMThatWasSilentStaysSoUntilARenewalOfItIsSeen(t *testing.T) {
 	require.Equal(t, metav1.ConditionTrue, says.Status)
 }
 
+// Where the API is slow, the Leases are read seldom.
+func TestACCMThatWasSilentIsHeardAgainHoweverSeldomItsLeaseIsRead(t *testing.T) {
+	for _, seldom := range []time.Duration{contactInterval, 4 * contactInterval, ccmSilentAfter} {
+		h := contactHubOf(t)
+		h.renew(h.now)
+		says, _ := h.after(time.Hour)
+		require.Equal(t, v1alpha1.ReasonCCMSilent, says.Reason)
+		h.now = h.now.Add(seldom)
+		h.renew(h.now)
+		says, _ = h.after(0)
+		require.Equal(t, metav1.ConditionTrue, says.Status, "read every %s", seldom)
+	}
+}
+
 // CCMs reach the API no earlier than the manager does.
 func TestCCMsHaveAMomentToRenewTheirLeasesOnceTheAPIIsBack(t *testing.T) {
 	h := contactHubOf(t)

@@ -43,6 +43,7 @@ import (
 	"kubelb.k8c.io/manager/controller"
 	"kubelb.k8c.io/manager/convert"
 	"kubelb.k8c.io/manager/gateway"
+	"kubelb.k8c.io/manager/gateway/redirect"
 	"kubelb.k8c.io/manager/heartbeat"
 	"kubelb.k8c.io/manager/hostcheck"
 	"kubelb.k8c.io/manager/hubhosts"
@@ -369,7 +370,7 @@ func errAnnounce(value string) error {
 // announcer adds what announces addresses, and what says whether it may.
 func (o *options) announcer(mgr ctrl.Manager, g *gateway.Options, mayAnswer func() bool, changed func()) error {
 	interfaces := o.announceInterfaces()
-	g.Addresses = func() []netip.Addr { return gateway.OwnAddresses(interfaces) }
+	g.Addresses = func() []netip.Addr { return redirect.OwnAddresses(interfaces) }
 	switch o.announce {
 	case announceNone:
 		g.Announcer = announce.None{}

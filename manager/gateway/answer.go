@@ -11,6 +11,7 @@ import (
 	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/core/election"
 	"kubelb.k8c.io/core/ipam"
+	"kubelb.k8c.io/manager/gateway/redirect"
 	"kubelb.k8c.io/manager/membership"
 )
 
@@ -33,12 +34,12 @@ type answering struct {
 	// families decides for each family whether this gateway stands for its addresses: it does after its interfaces have carried the family for a while.
 	families map[ipam.Family]*candidacy
 	view     election.View
-	// untold are addresses about which others are to be asked than the backend has been told.
-	// telling are those that it is being told.
-	untold, telling map[netip.Addr]bool
-	// Whom this gateway asks about connections that it does not know: handover where one gateway answers for each address, else ring.
-	handover handover
-	ring     ring
+	// redirects are by layer2 where one gateway answers for each address, else by bgp. The other one is nil.
+	redirects redirect.Strategy
+	layer2    *redirect.Layer2
+	bgp       *redirect.BGP
+	// pending are redirects that the dataplane does not have yet.
+	pending redirect.Pending
 }
 
 // fellows are the other gateways as this one knows them by their Leases, and knows that they know it.
@@ -47,6 +48,17 @@ type fellows interface {
 	Others() []membership.Other
 	Say(membership.Said)
 	Told(election.View) bool
+}
+
+// redirectBy chooses the strategy of redirects. alive returns those of the addresses at which a host answers.
+func (a *answering) redirectBy(o Options, alive func([]netip.Addr) []netip.Addr) {
+	if o.Elects {
+		a.layer2 = redirect.NewLayer2(o.Handover, alive)
+		a.redirects = a.layer2
+		return
+	}
+	a.bgp = redirect.NewBGP(o.Name, o.Handover, alive)
+	a.redirects = a.bgp
 }
 
 // elect brings what is answered for to what this gateway and its peers know now.
@@ -82,7 +94,7 @@ func (g *Gateway) elect(ctx context.Context) {
 		name := a.view.Winner(address, serves)
 		// One that is to have it and does not know that yet knows nobody to ask, either: who had it before has it still.
 		if election.Acts(name, g.options.Name, address, a.view, peers, serves) {
-			a.handover.take(address, name, g.options.Name, now)
+			a.layer2.SetOwner(address, name, g.options.Name, now)
 		}
 		return name, holds
 	}, func(address netip.Addr) bool {
@@ -144,10 +156,10 @@ func (g *Gateway) answerForAll(ctx context.Context) {
 	if a.member != nil {
 		// Gateways that elect need to know that this one has nothing that they might have.
 		a.member.Say(membership.Said{View: election.View{Configuration: digest}, Leaving: g.draining(), Serves: g.served && permitted && g.options.Announcer.Able(), Unheard: g.unheardFamilies(), Reached: g.reached(g.served)})
-		a.ring.choose(g.selection, now)
+		a.bgp.Select(g.selection, now)
 	}
 	gone := g.draining() && now.Sub(g.drainedSince) >= Notice
-	chosen := now.Sub(a.ring.since) >= Notice
+	chosen := now.Sub(a.bgp.SelectedSince()) >= Notice
 	decided := g.decide(ctx, fmt.Sprint(permitted, gone, digest, chosen), func(address netip.Addr) (string, bool) {
 		serving := g.selection.ServingAddress(address)
 		// Others get a moment to know that this one may be asked.
@@ -205,7 +217,7 @@ func (g *Gateway) decide(ctx context.Context, known string, holder func(netip.Ad
 		a.answers[address] = false
 	}
 	if a.member != nil {
-		g.handOver(ctx)
+		g.applyRedirects(ctx)
 	}
 	if a.decisions != decision {
 		a.known = ""
@@ -213,7 +225,7 @@ func (g *Gateway) decide(ctx context.Context, known string, holder func(netip.Ad
 		return false
 	}
 	claimed = slices.DeleteFunc(claimed, func(address netip.Addr) bool {
-		waits := g.isBeingTold(address)
+		waits := g.awaitsRedirect(address)
 		if waits {
 			a.waiting++
 		}
@@ -308,4 +320,12 @@ func (c *candidacy) stands(able, others, alone bool, now time.Time) bool {
 
 func (c *candidacy) wait() time.Duration {
 	return min(returnAfter<<min(c.failures, 10), returnAtMost)
+}
+
+// orAll replaces a selector that is nil by one that selects every gateway.
+func orAll(serves func(string) bool) func(string) bool {
+	if serves == nil {
+		return func(string) bool { return true }
+	}
+	return serves
 }

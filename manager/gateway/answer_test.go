@@ -139,8 +139,8 @@ func (h *hub) Told(election.View) bool                  { return true }
 
 // gateway is one whose dataplane works, and which has no lease yet.
 func (h *hub) gateway() *Gateway {
-	g := New(Options{Name: "g", Announcer: board{}, Elects: true, Log: slog.New(slog.DiscardHandler)}, nil, nil)
-	g.served, g.host, g.answering.handover = true, &host{}, newHandover(time.Minute)
+	g := New(Options{Name: "g", Announcer: board{}, Elects: true, Handover: time.Minute, Log: slog.New(slog.DiscardHandler)}, nil, nil)
+	g.served, g.host = true, &host{}
 	g.answering.member = h
 	h.verdict = heartbeat.Alone
 	g.answering.permit = &permit{lease: h, segment: h, changed: g.Elect, log: g.log}
@@ -248,7 +248,7 @@ func TestWhoHadAnAddressIsWhoActedUponThat(t *testing.T) {
 		h.candidates, h.peers = nil, nil
 		elections(t, g)
 		require.True(t, h.said.Candidate)
-		require.Equal(t, former, g.answering.handover.formers[address].name)
+		require.Equal(t, former, g.answering.layer2.FormerOf(address))
 	}
 }
 

@@ -81,13 +81,13 @@ func (g *Gateway) isReplaced() bool {
 	}
 	var staying []membership.Other
 	for _, o := range g.answering.member.Others() {
-		if stays(o) && o.Serves {
+		if o.Present && !o.Leaving && o.Serves {
 			staying = append(staying, o)
 		}
 	}
 	unheard := map[ipam.Family]bool{ipam.IPv4: g.isUnheard(ipam.IPv4), ipam.IPv6: g.isUnheard(ipam.IPv6)}
 	for address := range g.answering.answers {
-		family, serves := ipam.FamilyOf(address), everyoneUnless(g.selection.ServingAddress(address))
+		family, serves := ipam.FamilyOf(address), orAll(g.selection.ServingAddress(address))
 		takesOver := func(o membership.Other) bool { return serves(o.Name) && (unheard[family] || !o.Unheard.Of(family)) }
 		if !slices.ContainsFunc(staying, takesOver) {
 			return false

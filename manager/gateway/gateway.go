@@ -32,6 +32,7 @@ import (
 	"kubelb.k8c.io/core/translate"
 	"kubelb.k8c.io/manager/announce"
 	"kubelb.k8c.io/manager/bgp"
+	"kubelb.k8c.io/manager/gateway/redirect"
 	"kubelb.k8c.io/manager/heartbeat"
 	"kubelb.k8c.io/manager/membership"
 	"kubelb.k8c.io/manager/probe"
@@ -180,7 +181,8 @@ type Gateway struct {
 
 	answering answering
 	metrics   *metrics
-	vitals    *vitals
+	// reachability tells which hosts of failed gateways answer.
+	reachability *redirect.Reachability
 	// counted is when the dataplane's counters were asked for last, by counts; counting: that is under way. use is what tenants use of
 	// their limits by those that were read last.
 	counted  time.Time
@@ -222,14 +224,14 @@ func New(o Options, c cache.Cache, w client.Client) *Gateway {
 		pools: map[string]ipam.Pool{}, external: map[string][]ipam.Range{}, selection: selection.New(), others: othersTries{}, fails: map[string]failure{}, backlog: backlog.New(), unsupported: map[model.FrontendKey]dataplane.RecordError{}, postponed: postponed{}, status: make(chan report, 1), inSync: make(chan struct{}, 1),
 		departure: departure{done: make(chan struct{}, 1)}, silence: silence{since: map[ipam.Family]time.Time{}},
 		unhealthy: map[translate.Target]bool{}, held: map[model.FrontendKey]bool{}, vips: map[netip.Addr]int{}, between: map[netip.Addr]bool{}, poke: make(chan struct{}, 1), counts: make(chan countRequest, 1), rechecks: make(chan *plugin.Process, 1), moved: make(chan struct{}, 1), filterNow: make(chan struct{}, 1),
-		answering: answering{elects: o.Elects, families: map[ipam.Family]*candidacy{ipam.IPv4: {}, ipam.IPv6: {}}, answers: map[netip.Addr]bool{}, untold: map[netip.Addr]bool{},
-			handover: newHandover(o.Handover), ring: newRing(o.Name, o.Handover)}}
+		answering: answering{elects: o.Elects, families: map[ipam.Family]*candidacy{ipam.IPv4: {}, ipam.IPv6: {}}, answers: map[netip.Addr]bool{}}}
 	if o.Member != nil {
 		g.answering.member = o.Member
 		g.answering.permit = &permit{lease: o.Member, segment: o.Heart, keepWhenAlone: o.KeepWhenAlone, shared: !o.Elects, changed: g.Elect, log: g.log}
 	}
 	g.holders = newHolders(filepath.Join(o.Backend.Config.StateDir, holdersFile))
-	g.vitals = newVitals(askHost, o.Addresses, g.Elect)
+	g.reachability = redirect.NewReachability(redirect.AskHost, o.Addresses, g.Elect)
+	g.answering.redirectBy(o, g.reachability.Alive)
 	g.noteReadiness()
 	if o.TryEvery > 0 {
 		g.watchdog = g.newWatchdog()
@@ -303,7 +305,7 @@ func (g *Gateway) run(ctx context.Context, ended <-chan *plugin.Process) error {
 	if g.routers != nil {
 		runs.Go(func() error { return g.routers.run(runCtx) })
 	}
-	runs.Go(func() error { return g.vitals.run(runCtx) })
+	runs.Go(func() error { return g.reachability.Run(runCtx) })
 	runs.Go(func() error { return g.writeStatus(runCtx) })
 	runs.Go(func() error { return g.readCounters(runCtx) })
 	runs.Go(func() error { return g.watchHost(runCtx) })
@@ -445,13 +447,11 @@ func (g *Gateway) drain() {
 // pause is how long nothing needs to be done unless something happens.
 func (g *Gateway) pause() time.Duration {
 	pause := countEvery
-	if g.answering.undecided() || g.draining() && time.Since(g.drainedSince) < 2*Notice || time.Since(g.answering.ring.since) < 2*Notice {
+	if g.answering.undecided() || g.draining() && time.Since(g.drainedSince) < 2*Notice || g.answering.bgp != nil && time.Since(g.answering.bgp.SelectedSince()) < 2*Notice {
 		pause = returnAfter / 20
 	}
-	for _, ends := range []time.Time{g.answering.handover.ends(), g.answering.ring.ends()} {
-		if !ends.IsZero() {
-			pause = min(pause, max(time.Millisecond, time.Until(ends)))
-		}
+	if ends := g.answering.redirects.Expires(); !ends.IsZero() {
+		pause = min(pause, max(time.Millisecond, time.Until(ends)))
 	}
 	if !g.retryAt.IsZero() {
 		pause = min(pause, max(0, time.Until(g.retryAt)))

@@ -74,7 +74,7 @@ func (g *Gateway) answererOf(address netip.Addr, other string) string {
 		return g.answering.view.Winner(address, serves)
 	}
 	names := []string{g.options.Name, other}
-	if i := slices.IndexFunc(names, everyoneUnless(serves)); i >= 0 {
+	if i := slices.IndexFunc(names, orAll(serves)); i >= 0 {
 		return names[i]
 	}
 	return ""

@@ -167,7 +167,7 @@ func (g *Gateway) supported(d model.Delta) (model.Delta, []dataplane.RecordError
 			continue
 		}
 		delete(g.unsupported, f.FrontendKey)
-		kept = append(kept, g.facing(f))
+		kept = append(kept, g.withRedirect(f))
 	}
 	d.UpsertFrontends = kept
 	// One that was served before is about to leave the dataplane; without this its address would still be answered for.
@@ -231,8 +231,7 @@ func (g *Gateway) forget(address netip.Addr) {
 	g.options.Announcer.Withdraw(address)
 	g.setTenant(address, "")
 	delete(g.answering.answers, address)
-	g.answering.handover.forget(address)
-	g.answering.ring.forget(address)
+	g.answering.redirects.Forget(address)
 }
 
 func (g *Gateway) setTenant(address netip.Addr, tenant string) {

@@ -42,12 +42,12 @@ func TestABackendThatBeganAnewIsNotSaidToHoldWhatItWasNotToldYet(t *testing.T) {
 	one := netip.MustParseAddr("203.0.113.9")
 	for name, comes := range map[string]func(h *onHost){
 		"it ended when it was told of that": func(h *onHost) {
-			h.asks("busy", 400, 3, many...)
+			h.asks("busy", 250, 3, many...)
 			h.asks("a", 1, 4, one)
 			h.work(h.t.Context())
 		},
 		"that came while it was left alone": func(h *onHost) {
-			h.asks("busy", 400, 3, many...)
+			h.asks("busy", 250, 3, many...)
 			h.work(h.t.Context())
 			h.retryAt = time.Now().Add(time.Hour)
 			h.asks("a", 1, 4, one)

@@ -119,7 +119,7 @@ func (g *Gateway) knows() bool {
 }
 
 func (g *Gateway) beside(failing map[model.FrontendKey]watchdog.Failure) beside {
-	b := beside{failing: beyondNodes(failing), draining: g.draining(), mayAnswer: g.MayAnswer(), failed: len(g.fails), handedOver: len(g.answering.handover.formers), targets: g.targets, unhealthy: len(g.unhealthy)}
+	b := beside{failing: beyondNodes(failing), draining: g.draining(), mayAnswer: g.MayAnswer(), failed: len(g.fails), handedOver: g.answering.redirects.Former(), targets: g.targets, unhealthy: len(g.unhealthy)}
 	if lease := g.options.lease(); lease != nil {
 		reaches := lease.Reaches()
 		b.hub = &reaches

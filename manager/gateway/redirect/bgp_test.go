@@ -1,4 +1,4 @@
-package gateway
+package redirect
 
 import (
 	"fmt"
@@ -34,7 +34,7 @@ func others(names string) (out []membership.Other) {
 // circle is a ring with what its gateway serves.
 type circle struct {
 	*testing.T
-	ring
+	*BGP
 	selection *selection.Selection
 	addresses map[netip.Addr]bool
 	dead      []netip.Addr
@@ -42,7 +42,10 @@ type circle struct {
 }
 
 func newCircle(t *testing.T, self string, addresses ...netip.Addr) *circle {
-	c := &circle{T: t, ring: newRing(self, time.Minute), selection: selection.New(), addresses: map[netip.Addr]bool{}, now: time.Now()}
+	c := &circle{T: t, selection: selection.New(), addresses: map[netip.Addr]bool{}, now: time.Now()}
+	c.BGP = NewBGP(self, time.Minute, func(addresses []netip.Addr) []netip.Addr {
+		return slices.DeleteFunc(slices.Clone(addresses), func(a netip.Addr) bool { return slices.Contains(c.dead, a) })
+	})
 	for _, a := range addresses {
 		c.addresses[a] = true
 	}
@@ -51,12 +54,10 @@ func newCircle(t *testing.T, self string, addresses ...netip.Addr) *circle {
 
 // sees looks at the others, tells the dataplane of what has changed, and returns that.
 func (c *circle) sees(others []membership.Other) []netip.Addr {
-	c.choose(c.selection, c.now)
-	changed := c.look(others, func(addresses []netip.Addr) []netip.Addr {
-		return slices.DeleteFunc(slices.Clone(addresses), func(a netip.Addr) bool { return slices.Contains(c.dead, a) })
-	}, c.addresses, c.now)
+	c.Select(c.selection, c.now)
+	changed := c.Update(others, c.addresses, c.now)
 	for _, a := range changed {
-		c.tell(a)
+		c.Send(a)
 	}
 	return changed
 }
@@ -91,7 +92,7 @@ func TestOneThatIsGoneIsAskedForAWhileAsLongAsItsHostIsThere(t *testing.T) {
 	c := newCircle(t, "a", one)
 	c.sees(others("b c"))
 	require.Empty(t, c.sees(others("B c")), "its dataplane works on")
-	require.Equal(t, c.now.Add(time.Minute), c.ends())
+	require.Equal(t, c.now.Add(time.Minute), c.Expires())
 	c.dead = []netip.Addr{where("b")}
 	require.Equal(t, []netip.Addr{one}, c.sees(others("B c")))
 	c.mustAsk(one, "c", 1)
@@ -101,11 +102,11 @@ func TestOneThatIsGoneIsAskedForAWhileAsLongAsItsHostIsThere(t *testing.T) {
 	c.now = c.now.Add(time.Minute)
 	require.Equal(t, []netip.Addr{one}, c.sees(others("B c")), "long enough")
 	c.mustAsk(one, "c", 1)
-	require.Zero(t, c.ends())
+	require.Zero(t, c.Expires())
 	c.sees(others("b c"))
 	c.mustAsk(one, "b", 2)
 	c.sees([]membership.Other{{Name: "b", Reached: []netip.Addr{where("b")}, Present: true, Leaving: true}})
-	require.NotZero(t, c.ends(), "it is about to leave")
+	require.NotZero(t, c.Expires(), "it is about to leave")
 }
 
 func TestOneThatHasNoAddressOfTheFamilyIsNotAsked(t *testing.T) {
@@ -129,11 +130,11 @@ func TestOneThatAPoolDoesNotChooseAnyMoreIsAskedForAWhile(t *testing.T) {
 	c.selection.SetPool("pool", ranges, &metav1.LabelSelector{MatchLabels: map[string]string{"set": "new"}})
 	require.Equal(t, []netip.Addr{in}, c.sees(others("b c")))
 	c.mustAsk(in, "b", 2)
-	require.Equal(t, c.now.Add(time.Minute), c.ends())
+	require.Equal(t, c.now.Add(time.Minute), c.Expires())
 	c.now = c.now.Add(time.Minute)
 	require.Equal(t, []netip.Addr{in}, c.sees(others("b c")))
 	c.mustAsk(in, "c", 1)
-	require.Zero(t, c.ends())
+	require.Zero(t, c.Expires())
 }
 
 func TestWithoutHandoverNobodyIsAsked(t *testing.T) {

@@ -18,6 +18,7 @@ import (
 	"kubelb.k8c.io/backends/plugin"
 	"kubelb.k8c.io/manager/bfd"
 	"kubelb.k8c.io/manager/gateway"
+	"kubelb.k8c.io/manager/gateway/driver"
 	"kubelb.k8c.io/manager/hostcheck"
 )
 
@@ -135,7 +136,7 @@ func (o *options) dataplaneChecks(ctx context.Context) ([]dataplane.Check, error
 		return nil, err
 	}
 	defer process.Stop()
-	return gateway.Preflight(ctx, process, o.backendOptionsFor(path))
+	return driver.Preflight(ctx, process, o.backendOptionsFor(path))
 }
 
 // needs are the gateway's own.

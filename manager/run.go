@@ -43,6 +43,7 @@ import (
 	"kubelb.k8c.io/manager/controller"
 	"kubelb.k8c.io/manager/convert"
 	"kubelb.k8c.io/manager/gateway"
+	"kubelb.k8c.io/manager/gateway/driver"
 	"kubelb.k8c.io/manager/gateway/redirect"
 	"kubelb.k8c.io/manager/heartbeat"
 	"kubelb.k8c.io/manager/hostcheck"
@@ -345,8 +346,8 @@ func (o *options) tries() (every time.Duration, from []netip.Addr, err error) {
 }
 
 // backendOptionsFor are for the backend whose binary this is.
-func (o *options) backendOptionsFor(path string) gateway.BackendOptions {
-	return gateway.BackendOptions{Path: path, Checksum: o.checksum, Config: dataplane.Config{Node: o.name, StateDir: o.stateDir, Options: o.backendOptions}}
+func (o *options) backendOptionsFor(path string) driver.Backend {
+	return driver.Backend{Path: path, Checksum: o.checksum, Config: dataplane.Config{Node: o.name, StateDir: o.stateDir, Options: o.backendOptions}}
 }
 
 // announceInterfaces are the interfaces that the flag names.

@@ -11,6 +11,7 @@ import (
 	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/core/election"
 	"kubelb.k8c.io/core/ipam"
+	"kubelb.k8c.io/manager/announce"
 	"kubelb.k8c.io/manager/gateway/redirect"
 	"kubelb.k8c.io/manager/membership"
 )
@@ -18,9 +19,12 @@ import (
 // answering is which addresses this gateway answers for, of those that its dataplane holds. By ARP and NDP the gateways elect one for each
 // address; otherwise every gateway announces every address. Without a member it does so whatever becomes of the hub's API.
 type answering struct {
-	elects bool
-	member fellows
-	permit *permit
+	elects    bool
+	announcer announce.Announcer
+	// setTenant is told whose an address is. It may be nil.
+	setTenant func(address netip.Addr, tenant string)
+	member    fellows
+	permit    *permit
 	// for each address that is held: whether it is answered for.
 	answers map[netip.Addr]bool
 	// fresh are those that have come since it was decided last, by what was known then; waiting is how many are this gateway's and
@@ -50,6 +54,30 @@ type fellows interface {
 	Told(election.View) bool
 }
 
+// SetTenant implements driver.Addresses.
+func (a *answering) SetTenant(address netip.Addr, tenant string) {
+	if a.setTenant != nil {
+		a.setTenant(address, tenant)
+	}
+}
+
+// Add implements driver.Addresses: the address may be answered for, once that is decided.
+func (a *answering) Add(address netip.Addr) {
+	if _, known := a.answers[address]; known {
+		return
+	}
+	a.answers[address] = false
+	a.fresh = append(a.fresh, address)
+}
+
+// Remove implements driver.Addresses: the address is not answered for any more.
+func (a *answering) Remove(address netip.Addr) {
+	a.announcer.Withdraw(address)
+	a.SetTenant(address, "")
+	delete(a.answers, address)
+	a.redirects.Forget(address)
+}
+
 // redirectBy chooses the strategy of redirects. alive returns those of the addresses at which a host answers.
 func (a *answering) redirectBy(o Options, alive func([]netip.Addr) []netip.Addr) {
 	if o.Elects {
@@ -75,7 +103,7 @@ func (g *Gateway) elect(ctx context.Context) {
 	peers, candidates, known := a.member.Peers()
 	now := time.Now()
 	a.view = election.View{Configuration: g.selection.Digest()}
-	works := g.served && g.options.Announcer.Able()
+	works := g.served && g.answering.announcer.Able()
 	// Without a lease nobody knows who else stands; one that had a lease and lost what it had by it has failed. Beside those that go by
 	// another configuration, as another version may, one does not begin to stand: they would let go of what it could not take.
 	able := works && kept && (a.candidacy.stood || !election.Strangers(a.view, peers))
@@ -130,7 +158,7 @@ func (g *Gateway) candidatesWithout(f ipam.Family, peers []election.Peer, able, 
 			others++
 		}
 	}
-	stands := a.families[f].stands(able && g.options.Announcer.Silent(f) == "", others > 0 || !known, a.permit.alone(), now)
+	stands := a.families[f].stands(able && g.answering.announcer.Silent(f) == "", others > 0 || !known, a.permit.alone(), now)
 	if !stands && slices.Contains(a.view.Candidates, g.options.Name) {
 		without = append(without, g.options.Name)
 	}
@@ -155,7 +183,7 @@ func (g *Gateway) answerForAll(ctx context.Context) {
 	permitted, digest, now := kept && g.MayAnswer(), g.selection.Digest(), time.Now()
 	if a.member != nil {
 		// Gateways that elect need to know that this one has nothing that they might have.
-		a.member.Say(membership.Said{View: election.View{Configuration: digest}, Leaving: g.draining(), Serves: g.served && permitted && g.options.Announcer.Able(), Unheard: g.unheardFamilies(), Reached: g.reached(g.served)})
+		a.member.Say(membership.Said{View: election.View{Configuration: digest}, Leaving: g.draining(), Serves: g.served && permitted && g.answering.announcer.Able(), Unheard: g.unheardFamilies(), Reached: g.reached(g.served)})
 		a.bgp.Select(g.selection, now)
 	}
 	gone := g.draining() && now.Sub(g.drainedSince) >= Notice
@@ -179,7 +207,7 @@ func (g *Gateway) answerForAll(ctx context.Context) {
 
 // reached are the own addresses for connections that this gateway knows, as long as it works.
 func (g *Gateway) reached(works bool) []netip.Addr {
-	if !works || !slices.Contains(g.host.description.Features, dataplane.Handover) {
+	if !works || !slices.Contains(g.driver.Description().Features, dataplane.Handover) {
 		return nil
 	}
 	return g.options.Addresses()
@@ -211,7 +239,7 @@ func (g *Gateway) decide(ctx context.Context, known string, holder func(netip.Ad
 		}
 	}
 	if len(gone) > 0 {
-		g.options.Announcer.Withdraw(gone...)
+		a.announcer.Withdraw(gone...)
 	}
 	for _, address := range gone {
 		a.answers[address] = false
@@ -235,7 +263,7 @@ func (g *Gateway) decide(ctx context.Context, known string, holder func(netip.Ad
 		a.answers[address] = true
 	}
 	if len(claimed) > 0 {
-		g.options.Announcer.Announce(claimed...)
+		a.announcer.Announce(claimed...)
 	}
 	return true
 }
@@ -258,7 +286,7 @@ func (a *answering) decided() bool { return a.known != "" && a.waiting == 0 && l
 
 // announces tells whether all that is held, and is this gateway's, is announced. Without its Lease a gateway may keep what it has, and take nothing new.
 func (g *Gateway) announces() bool {
-	return g.served && g.MayAnswer() && g.options.Announcer.Able() && g.answering.decided()
+	return g.served && g.MayAnswer() && g.answering.announcer.Able() && g.answering.decided()
 }
 
 // answered is the number of addresses that are answered for.

@@ -10,10 +10,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/core/election"
 	"kubelb.k8c.io/core/ipam"
-	"kubelb.k8c.io/core/model"
 	"kubelb.k8c.io/manager/heartbeat"
 	"kubelb.k8c.io/manager/membership"
 )
@@ -41,12 +39,9 @@ func TestAnAddressIsAnsweredForWhileItIsThisGatewaysAndNobodyElseHasIt(t *testin
 	b := board{}
 	g := New(Options{Name: "g", Announcer: b, Elects: true, Log: slog.New(slog.DiscardHandler)}, nil, nil)
 	one, two, three := netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("203.0.113.2"), netip.MustParseAddr("203.0.113.3")
-	frontend := func(a netip.Addr) model.Frontend {
-		return model.Frontend{FrontendKey: model.FrontendKey{VIP: a, Protocol: model.TCP, Port: 80}}
-	}
 	serve := func(addresses ...netip.Addr) {
 		for _, a := range addresses {
-			g.announce(model.Delta{UpsertFrontends: []model.Frontend{frontend(a)}})
+			g.answering.Add(a)
 		}
 	}
 	asked := 0
@@ -83,44 +78,10 @@ func TestAnAddressIsAnsweredForWhileItIsThisGatewaysAndNobodyElseHasIt(t *testin
 	require.Equal(t, 2, asked, "whether the new one is mine, and may be claimed")
 	g.decide(t.Context(), "view 2", mine(two), of())
 	require.Equal(t, board{two: true}, b)
-	g.withdraw(model.Delta{DeleteFrontends: []model.FrontendKey{frontend(two).FrontendKey}})
+	g.answering.Remove(two)
 	require.Empty(t, maps.Collect(maps.All(b)))
 	g.decide(t.Context(), "view 3", mine(one, two, three), of(one, two, three))
 	require.Equal(t, board{one: true, three: true}, b)
-}
-
-func TestAnAddressWhoseFrontendsAreExchangedIsAnsweredForOnlyIfTheDataplaneTakesTheNewOnes(t *testing.T) {
-	address := netip.MustParseAddr("203.0.113.1")
-	port := func(number uint16) model.Frontend {
-		return model.Frontend{FrontendKey: model.FrontendKey{VIP: address, Protocol: model.TCP, Port: number}}
-	}
-	exchange := model.Delta{DeleteFrontends: []model.FrontendKey{port(80).FrontendKey}, UpsertFrontends: []model.Frontend{port(81)}}
-	refused := []dataplane.RecordError{{Frontend: port(81).FrontendKey, Message: "no"}}
-	for name, c := range map[string]struct {
-		program  func(*Gateway)
-		answered bool
-	}{
-		"taken":                          {func(g *Gateway) { g.note(exchange, nil) }, true},
-		"refused":                        {func(g *Gateway) { g.note(exchange, refused) }, false},
-		"not known, as the backend ends": {func(*Gateway) {}, true},
-		"gone when the backend is back": {func(g *Gateway) {
-			g.withdraw(model.Delta{DeleteFrontends: []model.FrontendKey{port(81).FrontendKey}})
-			g.note(model.Delta{}, nil)
-		}, false},
-	} {
-		t.Run(name, func(t *testing.T) {
-			b := board{}
-			g := New(Options{Name: "g", Announcer: b, Log: slog.New(slog.DiscardHandler)}, nil, nil)
-			g.note(model.Delta{UpsertFrontends: []model.Frontend{port(80)}}, nil)
-			g.elect(t.Context())
-			require.Equal(t, board{address: true}, b)
-			g.withdraw(exchange)
-			require.Equal(t, board{address: true}, b, "the new one comes in a moment")
-			c.program(g)
-			g.elect(t.Context())
-			require.Equal(t, c.answered, b[address])
-		})
-	}
 }
 
 // hub is what a gateway has of others by the hub's API: its lease, and theirs.
@@ -140,7 +101,7 @@ func (h *hub) Told(election.View) bool                  { return true }
 // gateway is one whose dataplane works, and which has no lease yet.
 func (h *hub) gateway() *Gateway {
 	g := New(Options{Name: "g", Announcer: board{}, Elects: true, Handover: time.Minute, Log: slog.New(slog.DiscardHandler)}, nil, nil)
-	g.served, g.host = true, &host{}
+	g.served = true
 	g.answering.member = h
 	h.verdict = heartbeat.Alone
 	g.answering.permit = &permit{lease: h, segment: h, changed: g.Elect, log: g.log}
@@ -241,7 +202,7 @@ func TestWhoHadAnAddressIsWhoActedUponThat(t *testing.T) {
 		h := &hub{candidates: []string{"a", "b"}, peers: []election.Peer{acting("a", "a", "b"), acting("b", "a", "b")}}
 		h.take()
 		g := h.gateway()
-		g.note(model.Delta{UpsertFrontends: []model.Frontend{{FrontendKey: model.FrontendKey{VIP: address, Protocol: model.TCP, Port: 80}}}}, nil)
+		g.answering.Add(address)
 		elections(t, g)
 		h.candidates, h.peers = []string{"b"}, []election.Peer{b}
 		elections(t, g)
@@ -301,9 +262,9 @@ func TestAGatewayAnswersForAddressesOfTheFamiliesThatItsInterfacesCarry(t *testi
 	h.take()
 	g := h.gateway()
 	b, why := board{}, map[ipam.Family]string{ipam.IPv6: "IPv6 is turned off"}
-	g.options.Announcer = mute{b, true, why}
+	g.answering.announcer = mute{b, true, why}
 	for _, a := range []netip.Addr{four, six} {
-		g.note(model.Delta{UpsertFrontends: []model.Frontend{{FrontendKey: model.FrontendKey{VIP: a, Protocol: model.TCP, Port: 80}}}}, nil)
+		g.answering.Add(a)
 	}
 	elections(t, g)
 	require.Equal(t, board{four: true}, b)
@@ -337,4 +298,22 @@ func TestAGatewayAnswersForAddressesOfTheFamiliesThatItsInterfacesCarry(t *testi
 	require.Equal(t, board{four: true, six: true}, b)
 	require.True(t, h.said.Candidate, "it has remained a candidate")
 	require.False(t, g.answering.undecided())
+}
+
+// A decision that waits for the backend is not carried out after a later one.
+func TestADecisionThatWaitedIsGivenUpForALaterOne(t *testing.T) {
+	b := board{}
+	g := New(Options{Name: "g", Announcer: b, Elects: true, Log: slog.New(slog.DiscardHandler)}, nil, nil)
+	one := netip.MustParseAddr("203.0.113.1")
+	g.answering.answers[one] = false
+	is := func(netip.Addr) (string, bool) { return "g", true }
+	isNot := func(netip.Addr) (string, bool) { return "other", true }
+	may := func(netip.Addr) bool {
+		// Meanwhile another one is elected.
+		g.answering.answers[one] = false
+		require.True(t, g.decide(t.Context(), "later", isNot, func(netip.Addr) bool { return true }))
+		return true
+	}
+	require.False(t, g.decide(t.Context(), "earlier", is, may))
+	require.Empty(t, b)
 }

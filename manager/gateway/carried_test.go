@@ -12,7 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"kubelb.k8c.io/api/v1alpha1"
-	"kubelb.k8c.io/manager/probe"
+	"kubelb.k8c.io/manager/gateway/driver/drivertest"
 )
 
 // left gives the Gateway object the status that a former process wrote last.
@@ -33,10 +33,9 @@ func (h *onHost) written() v1alpha1.GatewayStatus {
 
 // runs has the gateway work, and write its object, until end is called.
 func (h *onHost) runs() (end func()) {
-	h.prober = probe.New(probe.DefaultConfig(), func(probe.Result) {})
 	ctx, cancel := context.WithCancel(h.t.Context())
 	ended := make(chan error, 2)
-	go func() { ended <- h.loop(ctx, func() bool { return true }, nil) }()
+	go func() { ended <- h.loop(ctx, func() bool { return true }) }()
 	go func() { ended <- h.writeStatus(ctx) }()
 	return func() {
 		cancel()
@@ -53,10 +52,9 @@ func refusedBefore() v1alpha1.GatewayStatus {
 
 func TestANewProcessKeepsWhatWasRefusedUntilItKnowsWhatTheDataplaneHolds(t *testing.T) {
 	h := newOnHost(t)
-	h.has(moduleFile)
-	h.has(sysctlFile)
+	h.Has(drivertest.Module, drivertest.Sysctl)
 	h.left(refusedBefore())
-	h.has(hangFile("Configure")) // the backend starts for a second
+	h.Has(drivertest.Hang("Configure")) // the backend starts for a second
 	end := h.runs()
 	defer end()
 	require.Eventually(t, func() bool {
@@ -71,7 +69,7 @@ func TestANewProcessKeepsWhatWasRefusedUntilItKnowsWhatTheDataplaneHolds(t *test
 	require.Equal(t, before.AnnouncedResourceVersion, now.AnnouncedResourceVersion)
 	require.Equal(t, before.Silent, now.Silent, "nobody hears of IPv6 addresses yet")
 
-	h.hasNoMore(hangFile("Configure"))
+	h.HasNoMore(drivertest.Hang("Configure"))
 	require.Eventually(t, func() bool {
 		now = h.written()
 		return meta.IsStatusConditionTrue(now.Conditions, v1alpha1.ConditionReady)

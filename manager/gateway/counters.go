@@ -6,9 +6,9 @@ import (
 
 	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/backends/dataplane"
-	"kubelb.k8c.io/backends/plugin"
 	"kubelb.k8c.io/core/model"
 	"kubelb.k8c.io/core/translate"
+	"kubelb.k8c.io/manager/gateway/driver"
 )
 
 // countEvery is how often the dataplane's counters are read.
@@ -22,7 +22,7 @@ const countLimit = 15 * time.Second
 
 // countRequest asks for the counters, which were asked for so long ago before.
 type countRequest struct {
-	process *plugin.Process
+	process driver.Process
 	ago     time.Duration
 }
 
@@ -35,10 +35,10 @@ func (g *Gateway) count() {
 	case !g.deaf.since.IsZero():
 		every = countAgainAfter
 	}
-	if !g.served || !g.host.running() || g.counting || time.Since(g.counted) < every {
+	if !g.served || !g.driver.Running() || g.counting || time.Since(g.counted) < every {
 		return
 	}
-	request := countRequest{g.host.process, time.Since(g.counted)}
+	request := countRequest{g.driver.Process(), time.Since(g.counted)}
 	g.counted, g.counting = time.Now(), true
 	g.counts <- request
 }
@@ -56,12 +56,12 @@ func (g *Gateway) readCounters(ctx context.Context) error {
 			description, failed := request.process.Describe(limited)
 			cancel()
 			g.send(ctx, func(g *Gateway) {
-				if request.process == g.host.process {
-					g.noteDeafness(err, askedAt)
+				if request.process == g.driver.Process() {
+					g.noteDeafness(err, askedAt, g.driver.Calling() != nil)
 				}
 				g.tally(stats, request.ago, err)
-				if failed == nil && request.process == g.host.process {
-					g.host.noteAnew(description.Notes)
+				if failed == nil {
+					g.driver.SetNotes(request.process, description.Notes)
 				}
 			})
 		}

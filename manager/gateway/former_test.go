@@ -11,6 +11,7 @@ import (
 	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/core/election"
 	"kubelb.k8c.io/core/model"
+	"kubelb.k8c.io/manager/gateway/driver/drivertest"
 	"kubelb.k8c.io/manager/watchdog"
 )
 
@@ -35,8 +36,7 @@ func again(t *testing.T) *onHost {
 
 // says are the failing ports that the object names once the gateway has read the hub.
 func (h *onHost) says() []v1alpha1.GatewayFailure {
-	h.hub.Flush()
-	h.flushed = h.seen
+	h.driver.Sync(h.t.Context(), h.hub.Flush().Model, h.seen)
 	return h.tries(h.failing()).Failures
 }
 
@@ -52,7 +52,10 @@ func TestAPortThatFailedFailsUntilANewProcessHasTriedIt(t *testing.T) {
 	require.Equal(t, unanswered, list[0].Former)
 	require.Empty(t, list[1].Former)
 
-	h.held[keyOf(at)], h.answering.answers[vip] = true, true
+	h.Has(drivertest.Module)
+	h.works()
+	require.True(t, h.driver.Serves(keyOf(at)))
+	h.answering.answers[vip] = true
 	require.Equal(t, named, h.says())
 	require.False(t, h.triableNow()[0].Paused)
 	h.tried = watchdog.Report{Problem: "kubelb-watch cannot be made"}

@@ -13,8 +13,6 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
-	"path/filepath"
-	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -26,12 +24,12 @@ import (
 	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/backends/plugin"
-	"kubelb.k8c.io/core/backlog"
 	"kubelb.k8c.io/core/ipam"
 	"kubelb.k8c.io/core/model"
 	"kubelb.k8c.io/core/translate"
 	"kubelb.k8c.io/manager/announce"
 	"kubelb.k8c.io/manager/bgp"
+	"kubelb.k8c.io/manager/gateway/driver"
 	"kubelb.k8c.io/manager/gateway/redirect"
 	"kubelb.k8c.io/manager/heartbeat"
 	"kubelb.k8c.io/manager/membership"
@@ -45,7 +43,7 @@ type Options struct {
 	Name string
 	// Labels are for the Gateway object, by which AddressPools choose gateways.
 	Labels    map[string]string
-	Backend   BackendOptions
+	Backend   driver.Backend
 	Forbidden []netip.Prefix
 	Announcer announce.Announcer
 	// Conflicts are addresses that the announcer has and another host says are its own; nil where nobody hears of that.
@@ -96,7 +94,9 @@ type Options struct {
 	Transit Filter
 	// Metrics takes what Prometheus is told; nil for nobody.
 	Metrics prometheus.Registerer
-	Log     *slog.Logger
+	// Load starts the plugin. Nil starts a process.
+	Load func(plugin.Options) (driver.Process, error)
+	Log  *slog.Logger
 }
 
 // lease is what keeps this gateway's Lease, nil if nothing does.
@@ -114,36 +114,19 @@ type Gateway struct {
 	events chan event
 	prober *probe.Prober
 	hub    *translate.Hub
-	host   *host
+	driver *driver.Driver
 	pools  map[string]ipam.Pool
 	// external are pools' ranges that no target may lie in.
 	external map[string][]ipam.Range
 	hosts    hosts
 	// selection is which gateways serve which pools.
 	selection *selection.Selection
-	// seen is the highest resourceVersion of a LoadBalancer, flushed that of those which are in the backlog, or were.
-	seen, flushed uint64
-	// starting: the backend is being started, and brought to the model anew.
-	starting bool
-	// behind: events have come while the backend was called, which it has not been told of.
-	behind bool
-	fails  map[string]failure
-	// backlog is what the dataplane is still to be told, by apply. Of that it does not support some, or refuses it where another tenant was, and
-	// is not told others before a time.
-	backlog     *backlog.Backlog
-	apply       func(context.Context, model.Delta) ([]dataplane.RecordError, error)
-	unsupported map[model.FrontendKey]dataplane.RecordError
-	postponed   postponed
-	// syncing is nil when the dataplane was told all that it did not hold; lost: it was not where it should have been.
-	syncing *syncing
-	lost    bool
-	status  chan report
-	synced  bool
-	// retryAt is when a backend that has ended is started again, or records that failed are sent again.
-	retryAt time.Time
-	backoff time.Duration
-	// problem is why the backend holds nothing new, until it does again.
-	problem error
+	// seen is the highest resourceVersion of a LoadBalancer.
+	seen uint64
+	// changedDuringCall: events have come while the plugin was called, which it was not sent.
+	changedDuringCall bool
+	status            chan report
+	synced            bool
 	// hostChecks are the outcome of HostChecks, lacked are the lines about what this host lacks that were logged.
 	hostChecks []dataplane.Check
 	lacked     map[string]bool
@@ -152,10 +135,6 @@ type Gateway struct {
 	transitChecks []dataplane.Check
 	moved         chan struct{}
 	filterNow     chan struct{}
-	// rechecks take the backend that is to be asked again what this host lacks; rechecking: that is under way.
-	rechecks   chan *plugin.Process
-	rechecking bool
-	holders    *holders
 	// watchdog tries frontends, nil if tries are turned off. tried is its last report.
 	watchdog *watchdog.Watchdog
 	tried    watchdog.Report
@@ -165,19 +144,11 @@ type Gateway struct {
 	deaf     deafness
 	segment  watchdog.Segment
 	formerly formerServed
-	// inSync is told when the backend holds everything, leftovers are why former backends could not be purged, by name.
-	inSync    chan struct{}
-	leftovers map[string]string
-	// held are the frontends that the dataplane holds, vips how many of them each address has.
-	// between are addresses all of whose frontends are being exchanged, which are answered for meanwhile.
-	held    map[model.FrontendKey]bool
-	vips    map[netip.Addr]int
-	between map[netip.Addr]bool
 	// targets is how many are checked, unhealthy are those of them that do not take traffic.
 	targets   int
 	unhealthy map[translate.Target]bool
-	// programmed: the dataplane has held everything since this process began. served: and strangers are kept out, of whom the filter tells it apart.
-	programmed, served bool
+	// served: the dataplane has held everything since this process began, and strangers are kept out, of whom the filter tells it apart.
+	served bool
 
 	answering answering
 	metrics   *metrics
@@ -206,32 +177,24 @@ type Gateway struct {
 	abandoned atomic.Bool
 }
 
-// failure is a record that the dataplane did not take.
-type failure struct {
-	// owner is the LoadBalancer of a frontend, tenant whose a pool is.
-	owner, tenant string
-	message       string
-	// of names the record.
-	of dataplane.RecordError
-}
-
 // event changes the loop's state.
 type event func(*Gateway)
 
 // New returns a gateway that reads the hub through the cache and writes its own object with the client.
 func New(o Options, c cache.Cache, w client.Client) *Gateway {
 	g := &Gateway{options: o, cache: c, client: w, log: o.Log.With("gateway", o.Name), events: make(chan event, 4096), hub: translate.NewHub(),
-		pools: map[string]ipam.Pool{}, external: map[string][]ipam.Range{}, selection: selection.New(), others: othersTries{}, fails: map[string]failure{}, backlog: backlog.New(), unsupported: map[model.FrontendKey]dataplane.RecordError{}, postponed: postponed{}, status: make(chan report, 1), inSync: make(chan struct{}, 1),
+		pools: map[string]ipam.Pool{}, external: map[string][]ipam.Range{}, selection: selection.New(), others: othersTries{}, status: make(chan report, 1), metrics: newMetrics(),
 		departure: departure{done: make(chan struct{}, 1)}, silence: silence{since: map[ipam.Family]time.Time{}},
-		unhealthy: map[translate.Target]bool{}, held: map[model.FrontendKey]bool{}, vips: map[netip.Addr]int{}, between: map[netip.Addr]bool{}, poke: make(chan struct{}, 1), counts: make(chan countRequest, 1), rechecks: make(chan *plugin.Process, 1), moved: make(chan struct{}, 1), filterNow: make(chan struct{}, 1),
-		answering: answering{elects: o.Elects, families: map[ipam.Family]*candidacy{ipam.IPv4: {}, ipam.IPv6: {}}, answers: map[netip.Addr]bool{}}}
+		unhealthy: map[translate.Target]bool{}, poke: make(chan struct{}, 1), counts: make(chan countRequest, 1), moved: make(chan struct{}, 1), filterNow: make(chan struct{}, 1),
+		answering: answering{elects: o.Elects, announcer: o.Announcer, setTenant: o.SetTenant, families: map[ipam.Family]*candidacy{ipam.IPv4: {}, ipam.IPv6: {}}, answers: map[netip.Addr]bool{}}}
 	if o.Member != nil {
 		g.answering.member = o.Member
 		g.answering.permit = &permit{lease: o.Member, segment: o.Heart, keepWhenAlone: o.KeepWhenAlone, shared: !o.Elects, changed: g.Elect, log: g.log}
 	}
-	g.holders = newHolders(filepath.Join(o.Backend.Config.StateDir, holdersFile))
 	g.reachability = redirect.NewReachability(redirect.AskHost, o.Addresses, g.Elect)
 	g.answering.redirectBy(o, g.reachability.Alive)
+	g.driver = driver.New(driver.Options{Backend: o.Backend, Load: o.Load, Model: g.hub, Addresses: &g.answering, Observer: g.metrics, Redirect: g.answering.redirects.Send,
+		InSync: g.serveFiltered, Log: g.log})
 	g.noteReadiness()
 	if o.TryEvery > 0 {
 		g.watchdog = g.newWatchdog()
@@ -250,14 +213,11 @@ const gather = 15 * time.Millisecond
 
 // Start works until ctx ends.
 func (g *Gateway) Start(ctx context.Context) (err error) {
-	if g.metrics, err = newMetrics(g.options.Metrics); err != nil {
+	if err := g.metrics.register(g.options.Metrics); err != nil {
 		return err
 	}
-	ended := make(chan *plugin.Process, 4)
-	g.host = &host{options: g.options.Backend, holders: g.holders, limits: defaultLimits(), log: g.log, metrics: g.metrics, epoch: strconv.FormatInt(time.Now().UnixNano(), 36), ended: ended}
-	g.apply = g.host.apply
-	defer g.host.stop()
-	err = g.run(ctx, ended)
+	defer g.driver.Stop()
+	err = g.run(ctx)
 	// One that fails, or whose process does, starts again; what its dataplane holds stays.
 	if (g.options.PurgeOnExit || g.abandoned.Load()) && g.departure.told.Load() {
 		err = errors.Join(err, g.purge())
@@ -265,7 +225,7 @@ func (g *Gateway) Start(ctx context.Context) (err error) {
 	return err
 }
 
-func (g *Gateway) run(ctx context.Context, ended <-chan *plugin.Process) error {
+func (g *Gateway) run(ctx context.Context) error {
 	runs, runCtx := errgroup.WithContext(ctx)
 	g.prober = probe.New(g.options.Probe, func(r probe.Result) {
 		g.send(runCtx, func(g *Gateway) { g.setHealth(r) })
@@ -309,10 +269,9 @@ func (g *Gateway) run(ctx context.Context, ended <-chan *plugin.Process) error {
 	runs.Go(func() error { return g.writeStatus(runCtx) })
 	runs.Go(func() error { return g.readCounters(runCtx) })
 	runs.Go(func() error { return g.watchHost(runCtx) })
-	runs.Go(func() error { return g.askAgain(runCtx) })
+	runs.Go(func() error { return g.driver.Run(runCtx, g.post) })
 	runs.Go(func() error { return g.keepTransit(runCtx) })
-	runs.Go(func() error { return g.purgePredecessors(runCtx) })
-	runs.Go(func() error { return g.loop(runCtx, synced, ended) })
+	runs.Go(func() error { return g.loop(runCtx, synced) })
 	return runs.Wait()
 }
 
@@ -325,8 +284,8 @@ func (g *Gateway) Ready(*http.Request) error { return *g.unready.Load() }
 func (g *Gateway) noteReadiness() {
 	var unready error
 	switch {
-	case g.problem != nil:
-		unready = fmt.Errorf("backend: %w", g.problem)
+	case g.driver.Problem() != nil:
+		unready = fmt.Errorf("backend: %w", g.driver.Problem())
 	case !g.served:
 		unready = errStarting
 	}
@@ -352,6 +311,9 @@ func (g *Gateway) send(ctx context.Context, e event) {
 	}
 }
 
+// post hands a function to the loop.
+func (g *Gateway) post(ctx context.Context, f func()) { g.send(ctx, func(*Gateway) { f() }) }
+
 // asked has the loop answer a question. It returns false if ctx ends before.
 func asked[T any](ctx context.Context, g *Gateway, question func(*Gateway) T) (answer T, is bool) {
 	answers := make(chan T, 1)
@@ -367,24 +329,18 @@ func asked[T any](ctx context.Context, g *Gateway, question func(*Gateway) T) (a
 func (g *Gateway) purge() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	// One that was told to end before it had begun has to remove what another process left.
-	if !g.host.running() {
-		if err := g.host.start(ctx); err != nil {
-			return fmt.Errorf("purge: %w", err)
-		}
-	}
-	if err := g.host.process.Close(ctx, true); err != nil {
+	if err := g.driver.Purge(ctx); err != nil {
 		return err
 	}
 	if err := g.endTransit(); err != nil {
 		return err
 	}
-	return g.holders.strike(g.options.Backend.name())
+	return g.driver.Forget()
 }
 
-func (g *Gateway) loop(ctx context.Context, synced func() bool, ended <-chan *plugin.Process) error {
-	g.host.meanwhile = g.meanwhile
-	defer func() { g.host.meanwhile = nil }()
+func (g *Gateway) loop(ctx context.Context, synced func() bool) error {
+	g.driver.DuringCall(g.duringCall)
+	defer g.driver.DuringCall(nil)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	gathering := false
@@ -400,12 +356,10 @@ func (g *Gateway) loop(ctx context.Context, synced func() bool, ended <-chan *pl
 			}
 			continue
 		case <-g.poke:
-		case process := <-ended:
-			if process != g.host.process {
+		case process := <-g.driver.Ended():
+			if !g.driver.HasEnded(process) {
 				continue
 			}
-			g.log.Warn("backend ended or lost its state; starting it again")
-			g.restartLater()
 		case <-timer.C:
 		}
 		g.drain()
@@ -417,7 +371,7 @@ func (g *Gateway) loop(ctx context.Context, synced func() bool, ended <-chan *pl
 		g.work(ctx)
 		g.count()
 		g.seeOff()
-		if timer.Reset(g.pause()); g.behind {
+		if timer.Reset(g.pause()); g.changedDuringCall {
 			timer.Reset(gather)
 		}
 	}
@@ -453,8 +407,8 @@ func (g *Gateway) pause() time.Duration {
 	if ends := g.answering.redirects.Expires(); !ends.IsZero() {
 		pause = min(pause, max(time.Millisecond, time.Until(ends)))
 	}
-	if !g.retryAt.IsZero() {
-		pause = min(pause, max(0, time.Until(g.retryAt)))
+	if at := g.driver.RetryAt(); !at.IsZero() {
+		pause = min(pause, max(0, time.Until(at)))
 	}
 	if !g.draining() && !g.cordon.from.IsZero() {
 		pause = min(pause, max(time.Millisecond, time.Until(g.cordon.from)))
@@ -465,7 +419,7 @@ func (g *Gateway) pause() time.Duration {
 	if !g.silence.next.IsZero() {
 		pause = min(pause, max(time.Millisecond, time.Until(g.silence.next)))
 	}
-	if !g.backlog.Empty() && g.host.running() {
+	if g.driver.HasWork() {
 		pause = 0
 	}
 	return pause
@@ -475,8 +429,8 @@ func (g *Gateway) pause() time.Duration {
 func (g *Gateway) work(ctx context.Context) {
 	g.noteDraining(time.Now())
 	g.noteHosts(time.Now())
-	changes, before := g.hub.Flush(), g.flushed
-	g.flushed, g.behind = g.seen, false
+	changes := g.hub.Flush()
+	g.changedDuringCall = false
 	if !changes.Model.Empty() {
 		g.noteMoved()
 	}
@@ -488,18 +442,39 @@ func (g *Gateway) work(ctx context.Context) {
 	for _, t := range changes.NewTargets {
 		g.prober.Watch(t)
 	}
-	g.withdraw(changes.Model)
-	if err := g.program(ctx, changes.Model, before); err != nil {
-		if g.problem == nil || g.problem.Error() != err.Error() { // each retry would say the same
-			g.log.Error("backend", "error", err)
-		}
-		g.problem = err
-		g.restartLater()
-	}
+	g.driver.Sync(ctx, changes.Model, g.seen)
 	g.noteReadiness()
-	g.recheck()
+	g.driver.Recheck()
 	g.elect(ctx)
 	g.publish()
+}
+
+// duringCallEvery is how often the gateway looks after itself while the plugin is called.
+const duringCallEvery = 250 * time.Millisecond
+
+// duringCall does what cannot wait while the plugin is called: it takes events, elects and publishes. What it hears of the model is sent to the plugin
+// later.
+func (g *Gateway) duringCall(ctx context.Context, done <-chan struct{}) {
+	ticker := time.NewTicker(duringCallEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-done:
+			return
+		case <-ctx.Done():
+			return
+		case e := <-g.events:
+			e(g)
+			g.changedDuringCall = true
+			continue
+		case <-g.poke:
+		case <-ticker.C:
+		}
+		g.noteDraining(time.Now())
+		g.elect(ctx)
+		g.publish()
+		g.seeOff()
+	}
 }
 
 // setHealth takes over what the prober found out. It may still speak of a target that is not checked any more.

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -33,8 +34,8 @@ type metrics struct {
 	shownPeers   map[string]bool
 }
 
-// newMetrics registers them; nil registers nowhere.
-func newMetrics(r prometheus.Registerer) (*metrics, error) {
+// newMetrics returns metrics that are not registered yet.
+func newMetrics() *metrics {
 	gauge := func(name, help string) prometheus.Gauge {
 		return prometheus.NewGauge(prometheus.GaugeOpts{Name: "kubelb_gateway_" + name, Help: help})
 	}
@@ -44,7 +45,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 	counters := func(name, help string, labels ...string) *prometheus.CounterVec {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
 	}
-	m := &metrics{
+	return &metrics{
 		ready:     gauge("ready", "Whether the dataplane runs and holds what it should."),
 		draining:  gauge("draining", "Whether an operator has told the gateway to drain."),
 		mayAnswer: gauge("may_answer", "Whether the gateway may answer for addresses: it holds its Lease, or goes on without the hub's API."),
@@ -69,17 +70,27 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		failing:     gauges("failing_frontends", "Frontends to which connections fail, of those that the gateway answers for and can try, by whether their nodes answer the gateway itself: answer, or fail. Of frontends with a limit of connections the limit may be the reason, so that they are among fail.", "nodes"),
 		last:        map[model.FrontendKey]dataplane.Counter{}, lastDrops: map[string]uint64{},
 	}
+}
+
+// register has the metrics be gathered; nil gathers nothing.
+func (m *metrics) register(r prometheus.Registerer) error {
 	if r == nil {
-		return m, nil
+		return nil
 	}
 	for _, c := range []prometheus.Collector{m.ready, m.draining, m.mayAnswer, m.frontends, m.addresses, m.conflicts, m.failed, m.handedOver, m.hub, m.targets, m.backend, m.sessions, m.detected,
 		m.starts, m.applies, m.connections, m.packets, m.bytes, m.drops, m.tries, m.failing} {
 		if err := r.Register(c); err != nil {
-			return nil, fmt.Errorf("register metrics: %w", err)
+			return fmt.Errorf("register metrics: %w", err)
 		}
 	}
-	return m, nil
+	return nil
 }
+
+// Started implements driver.Observer.
+func (m *metrics) Started() { m.starts.Inc() }
+
+// Applied implements driver.Observer.
+func (m *metrics) Applied(took time.Duration) { m.applies.Observe(took.Seconds()) }
 
 func set(g prometheus.Gauge, is bool) {
 	if is {

@@ -17,8 +17,8 @@ import (
 
 func TestMetricsAreWellNamedAndSayWhatTheGatewaySays(t *testing.T) {
 	r := prometheus.NewPedanticRegistry()
-	m, err := newMetrics(r)
-	require.NoError(t, err)
+	m := newMetrics()
+	require.NoError(t, m.register(r))
 	status := v1alpha1.GatewayStatus{Backend: v1alpha1.GatewayBackend{Name: "nftables", Version: "1"}, Frontends: 4, AnnouncedAddresses: 2,
 		Conflicts:   []v1alpha1.AddressConflict{{Address: "192.0.2.1"}, {Address: "192.0.2.2"}, {Address: "192.0.2.3"}},
 		Conditions:  []metav1.Condition{{Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue}},
@@ -56,8 +56,7 @@ kubelb_gateway_ready 1
 }
 
 func TestATenantsCountersNeverGoBack(t *testing.T) {
-	m, err := newMetrics(nil)
-	require.NoError(t, err)
+	m := newMetrics()
 	key := model.FrontendKey{VIP: netip.MustParseAddr("203.0.113.1"), Protocol: model.TCP, Port: 80}
 	stranger := model.FrontendKey{VIP: netip.MustParseAddr("203.0.113.2"), Protocol: model.TCP, Port: 80}
 	read := func(connections, dropped uint64) {

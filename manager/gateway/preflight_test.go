@@ -2,12 +2,10 @@ package gateway
 
 import (
 	"context"
-	"errors"
 	"log/slog"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -19,138 +17,72 @@ import (
 
 	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/backends/dataplane"
-	"kubelb.k8c.io/backends/dataplane/preflight"
 	"kubelb.k8c.io/backends/plugin"
+	"kubelb.k8c.io/manager/gateway/driver"
+	"kubelb.k8c.io/manager/gateway/driver/drivertest"
+	"kubelb.k8c.io/manager/probe"
 )
 
-// TestMain serves needy where this binary is started as a backend's.
-func TestMain(m *testing.M) {
-	if os.Getenv("KUBELB_DATAPLANE") != "" {
-		plugin.Serve(&needy{})
-		return
-	}
-	os.Exit(m.Run())
-}
-
-// needy is a dataplane whose host has a module, and a sysctl, if their files are in the directory that its options name. It cannot tell with a
-// file mute.
-type needy struct {
-	dataplane.Fake
-	config dataplane.Config
-}
-
-const hostOption = "host"
-
-// Files of needy's host.
-const (
-	moduleFile, sysctlFile, muteFile = "module", "proc/sys/it", "mute"
-)
-
-func has(config dataplane.Config, file string) bool {
-	_, err := os.Stat(filepath.Join(config.Options[hostOption], file))
-	return err == nil
-}
-
-func (n *needy) Preflight(_ context.Context, config dataplane.Config) ([]dataplane.Check, error) {
-	n.hang(config, "Preflight")
-	if has(config, muteFile) {
-		return nil, errors.New("netlink dump interrupted")
-	}
-	checks := []dataplane.Check{
-		{Group: dataplane.GroupModules, Subject: "module", Found: "not loaded", Command: "modprobe it"},
-		{Group: dataplane.GroupSysctls, Subject: "sysctl it", Found: "is 0", Command: "sysctl -w it=1", Costs: "forwarding: direct"},
-	}
-	for i, file := range []string{moduleFile, sysctlFile} {
-		checks[i].State = dataplane.CheckMissing
-		if has(config, file) {
-			checks[i].State, checks[i].Found = dataplane.CheckOK, "it is there"
-		}
-	}
-	return checks, nil
-}
-
-// Configure fails as a kernel does that lacks the module.
-func (n *needy) Configure(ctx context.Context, config dataplane.Config) error {
-	if !has(config, moduleFile) {
-		return errors.New("conn.Receive: netlink receive: no such file or directory")
-	}
-	n.config = config
-	n.hang(config, "Configure")
-	return n.Fake.Configure(ctx, config)
-}
-
-// onHost is a gateway with needy as its backend, and what it logs.
+// onHost is a gateway whose plugin runs in the test's own process, and what it logs.
 type onHost struct {
 	*Gateway
+	*drivertest.Host
 	t   *testing.T
-	dir string
 	log strings.Builder
+	// broken is why the plugin does not start.
+	broken error
 }
 
-func newOnHost(t *testing.T) *onHost {
+func newOnHost(t *testing.T) *onHost { return newOnHostWith(t, Options{Announcer: board{}}) }
+
+func newOnHostWith(t *testing.T, o Options) *onHost {
 	t.Helper()
-	self, err := os.Executable()
-	require.NoError(t, err)
 	scheme := runtime.NewScheme()
 	require.NoError(t, v1alpha1.AddToScheme(scheme))
 	hub := fake.NewClientBuilder().WithScheme(scheme).WithStatusSubresource(&v1alpha1.Gateway{}).Build()
-	h := &onHost{t: t, dir: t.TempDir()}
-	// A socket's path may have no more than 107 bytes.
-	state, err := os.MkdirTemp("", "kubelb-")
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, os.RemoveAll(state)) })
-	h.Gateway = New(Options{Name: "g", Announcer: board{}, Log: slog.New(slog.NewTextHandler(&h.log, nil)), Backend: BackendOptions{Path: self,
-		Config: dataplane.Config{Node: "g", StateDir: state, Options: map[string]string{hostOption: h.dir}}}}, nil, hub)
-	h.metrics, err = newMetrics(nil)
-	require.NoError(t, err)
-	h.host = &host{options: h.options.Backend, holders: h.holders, limits: defaultLimits(), log: h.Gateway.log, metrics: h.metrics, epoch: "test", ended: make(chan *plugin.Process, 4),
-		found: findings{host: preflight.Host{Root: h.dir}}}
-	h.apply = h.host.apply
-	t.Cleanup(h.host.stop)
+	h := &onHost{Host: drivertest.NewHost(t), t: t}
+	o.Name, o.Log = "g", slog.New(slog.NewTextHandler(&h.log, nil))
+	o.Backend = driver.Backend{Path: "kubelb-backend-fake", Config: dataplane.Config{Node: "g", StateDir: t.TempDir(), Options: drivertest.Options(h.Dir)}}
+	o.Load = func(plugin.Options) (driver.Process, error) {
+		if h.broken != nil {
+			return nil, h.broken
+		}
+		return h.Host.Start(), nil
+	}
+	h.Gateway = New(o, nil, hub)
+	h.prober = probe.New(probe.DefaultConfig(), func(probe.Result) {})
+	t.Cleanup(h.driver.Stop)
 	return h
 }
 
-// has the host have something from now on.
-func (h *onHost) has(file string) {
-	path := filepath.Join(h.dir, file)
-	require.NoError(h.t, os.MkdirAll(filepath.Dir(path), 0o700))
-	require.NoError(h.t, os.WriteFile(path, nil, 0o600))
-}
-
-func (h *onHost) hasNoMore(file string) {
-	require.NoError(h.t, os.Remove(filepath.Join(h.dir, file)))
-}
-
-// passes has the last question to the backend be so long ago.
-func (h *onHost) passes(d time.Duration) { h.host.found.asked = time.Now().Add(-d) }
-
-// answered are the conditions after the backend has been asked again, which it is to be now.
-func (h *onHost) answered() []metav1.Condition {
+// works has the gateway do what it does for a change, once its plugin may be started if it does not run.
+func (h *onHost) works() {
 	h.t.Helper()
-	h.conditions()
-	ctx, end := context.WithCancel(h.t.Context())
-	ended := make(chan error)
-	go func() { ended <- h.askAgain(ctx) }()
-	select {
-	case e := <-h.events:
-		e(h.Gateway)
-	case <-time.After(10 * time.Second):
-		require.Fail(h.t, "the backend was not asked")
+	if at := h.driver.RetryAt(); !h.driver.Running() && !at.IsZero() {
+		time.Sleep(time.Until(at))
 	}
-	end()
-	require.NoError(h.t, <-ended)
-	return h.conditions()
+	h.work(h.t.Context())
 }
 
-// conditions returns the Gateway object's conditions after the gateway has tried to start its backend, or to go on.
+// conditions returns the Gateway object's conditions after that.
 func (h *onHost) conditions() []metav1.Condition {
 	h.t.Helper()
-	h.retryAt = time.Time{}
-	h.work(h.t.Context())
+	h.works()
 	require.NoError(h.t, h.write(h.t.Context(), <-h.status))
 	var object v1alpha1.Gateway
 	require.NoError(h.t, h.client.Get(h.t.Context(), types.NamespacedName{Name: "g"}, &object))
 	return object.Status.Conditions
+}
+
+func requireReady(t *testing.T, conditions []metav1.Condition) {
+	t.Helper()
+	ready := meta.FindStatusCondition(conditions, v1alpha1.ConditionReady)
+	require.Equal(t, metav1.ConditionTrue, ready.Status, ready.Message)
+}
+
+// lacks is a check of something that is missing, which costs that.
+func lacks(costs string) dataplane.Check {
+	return dataplane.Check{Group: dataplane.GroupModules, Subject: "module", State: dataplane.CheckMissing, Found: "not loaded", Costs: costs}
 }
 
 func TestTheGatewaySaysWhatItsHostLacksAndHowToMendItUntilItIsMended(t *testing.T) {
@@ -169,7 +101,7 @@ func TestTheGatewaySaysWhatItsHostLacksAndHowToMendItUntilItIsMended(t *testing.
 	}
 	require.Equal(t, 1, strings.Count(h.log.String(), "level=ERROR"), "what each retry says is logged once: %s", h.log.String())
 
-	h.has(moduleFile)
+	h.Has(drivertest.Module)
 	conditions := h.conditions()
 	require.True(t, meta.IsStatusConditionTrue(conditions, v1alpha1.ConditionReady))
 	require.Nil(t, meta.FindStatusCondition(conditions, "HostModules"))
@@ -177,25 +109,11 @@ func TestTheGatewaySaysWhatItsHostLacksAndHowToMendItUntilItIsMended(t *testing.
 	require.Equal(t, v1alpha1.ReasonHostLimits, limits.Reason)
 	require.Equal(t, "sysctl it: is 0; does not work: forwarding: direct; run: sysctl -w it=1", limits.Message)
 
-	h.has(sysctlFile)
-	require.NotNil(t, meta.FindStatusCondition(h.conditions(), "HostSysctls"), "the backend is asked now and then alone")
-	h.passes(recheckSeldom)
-	conditions = h.answered()
-	require.Len(t, conditions, 1)
-	require.True(t, meta.IsStatusConditionTrue(conditions, v1alpha1.ConditionReady))
-}
-
-func TestABackendThatStartsInSpiteOfACheckIsNotKeptFromIt(t *testing.T) {
-	h := newOnHost(t)
-	h.has(moduleFile)
-	h.host.found.checks = []dataplane.Check{{Group: dataplane.GroupModules, Subject: "module", State: dataplane.CheckMissing}}
-	require.True(t, meta.IsStatusConditionTrue(h.conditions(), v1alpha1.ConditionReady))
 }
 
 func TestWhatTheGatewayItselfNeedsIsWatchedToo(t *testing.T) {
 	h := newOnHost(t)
-	h.has(moduleFile)
-	h.has(sysctlFile)
+	h.Has(drivertest.Module, drivertest.Sysctl)
 	down := dataplane.Check{Group: dataplane.GroupInterfaces, Subject: "interface eth0", State: dataplane.CheckMissing, Found: "is down", Command: "ip link set dev eth0 up"}
 	h.options.HostChecks = func(context.Context) []dataplane.Check { return []dataplane.Check{down} }
 	ctx, end := context.WithCancel(t.Context())
@@ -227,4 +145,33 @@ func TestEachGroupWithSomethingMissingHasOneCondition(t *testing.T) {
 		"HostModules Missing c: gone\nb: gone; does not work: something",
 		"HostSysctls Limited a: gone; does not work: something",
 	}, said)
+}
+
+func TestTheHostIsLookedAtOftenWhileTheGatewayDoesNotWork(t *testing.T) {
+	for about, c := range map[string]struct {
+		check dataplane.Check
+		pause time.Duration
+	}{
+		"something required is missing": {lacks(""), hostCheckSoon},
+		"a feature is missing":          {lacks("clients with asymmetric routes"), hostCheckEvery},
+		"nothing is missing":            {dataplane.Check{State: dataplane.CheckOK}, hostCheckEvery},
+	} {
+		t.Run(about, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				looks := make(chan time.Time)
+				g := New(Options{Log: slog.New(slog.DiscardHandler), HostChecks: func(context.Context) []dataplane.Check {
+					looks <- time.Now()
+					return []dataplane.Check{c.check}
+				}}, nil, nil)
+				ctx, end := context.WithCancel(t.Context())
+				ended := make(chan error)
+				go func() { ended <- g.watchHost(ctx) }()
+				first := <-looks
+				require.Equal(t, c.pause, (<-looks).Sub(first))
+				synctest.Wait()
+				end()
+				require.NoError(t, <-ended)
+			})
+		})
+	}
 }

@@ -37,11 +37,11 @@ func (d *deafness) note(err error, askedAt time.Time) {
 
 // noteDeafness takes over whether counters could be read. A call that takes long, as of many changes, keeps them waiting by right: BackendBusy says so,
 // and at its deadline the backend is started again.
-func (g *Gateway) noteDeafness(err error, askedAt time.Time) {
+func (g *Gateway) noteDeafness(err error, askedAt time.Time, calling bool) {
 	if err == nil {
 		g.formerly.dataplane = ""
 	}
-	if err == nil || g.host.calling == nil {
+	if err == nil || !calling {
 		g.deaf.note(err, askedAt)
 	}
 }

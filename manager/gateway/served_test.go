@@ -11,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/manager/gateway/driver/drivertest"
 	"kubelb.k8c.io/manager/watchdog"
 )
 
@@ -30,12 +31,11 @@ func TestADataplaneThatDoesNotAnswerForAWhileServesNothingThatIsKnown(t *testing
 
 func TestADataplaneIsNotSilentThatWorksOnACall(t *testing.T) {
 	late, began := errors.New("deadline exceeded"), time.Now().Add(-time.Minute)
-	g := &Gateway{host: &host{calling: &call{name: "Apply of 4000 records", began: began, limit: 2 * time.Minute}}}
-	g.noteDeafness(late, began)
+	var g Gateway
+	g.noteDeafness(late, began, true)
 	_, silent := g.servesNothing()
 	require.False(t, silent, "counters wait for their turn")
-	g.host.calling = nil
-	g.noteDeafness(late, began)
+	g.noteDeafness(late, began, false)
 	_, silent = g.servesNothing()
 	require.True(t, silent)
 }
@@ -86,12 +86,11 @@ func TestASegmentThatWasSilentIsSoUntilAHostAnswersANewProcess(t *testing.T) {
 func TestADataplaneThatWasSilentIsSoUntilItAnswersANewProcess(t *testing.T) {
 	const silent = unanswering + "context deadline exceeded"
 	h := newOnHost(t)
-	h.has(moduleFile)
-	h.has(sysctlFile)
+	h.Has(drivertest.Module, drivertest.Sysctl)
 	left := leftServingNothing(v1alpha1.ReasonDataplaneSilent, silent)
 	h.left(left.Status)
 	gatewayChanged(left, false)(h.Gateway)
-	h.noteDeafness(errors.New("deadline exceeded"), time.Now())
+	h.noteDeafness(errors.New("deadline exceeded"), time.Now(), false)
 	end := h.runs()
 	says := func() *metav1.Condition {
 		return meta.FindStatusCondition(h.written().Conditions, v1alpha1.ConditionServed)
@@ -99,7 +98,7 @@ func TestADataplaneThatWasSilentIsSoUntilItAnswersANewProcess(t *testing.T) {
 	require.Eventually(t, func() bool { return meta.IsStatusConditionTrue(h.written().Conditions, v1alpha1.ConditionReady) }, 20*time.Second, 10*time.Millisecond)
 	require.NotNil(t, says(), "it has taken the model, and nobody has read its counters")
 	require.Equal(t, silent, says().Message)
-	h.send(t.Context(), func(g *Gateway) { g.noteDeafness(nil, time.Now()) })
+	h.send(t.Context(), func(g *Gateway) { g.noteDeafness(nil, time.Now(), false) })
 	require.Eventually(t, func() bool { return says() == nil }, 20*time.Second, 10*time.Millisecond)
 	end()
 }

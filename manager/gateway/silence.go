@@ -24,7 +24,7 @@ type silence struct {
 // that may be about to change.
 func (g *Gateway) silent(now time.Time) (out []v1alpha1.GatewaySilence) {
 	g.silence.next = time.Time{}
-	able := g.options.Announcer.Able() && g.MayAnswer() && g.served
+	able := g.answering.announcer.Able() && g.MayAnswer() && g.served
 	for _, f := range []ipam.Family{ipam.IPv4, ipam.IPv6} {
 		why := g.silenceOf(f, now)
 		if why == "" {
@@ -64,7 +64,7 @@ func (g *Gateway) unheardBecause(f ipam.Family) string {
 	if g.routers != nil {
 		return g.routers.silent(f)
 	}
-	return g.options.Announcer.Silent(f)
+	return g.answering.announcer.Silent(f)
 }
 
 func (g *Gateway) isUnheard(f ipam.Family) bool { return g.unheardBecause(f) != "" }

@@ -11,6 +11,7 @@ import (
 
 	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/core/ipam"
+	"kubelb.k8c.io/manager/gateway/driver/drivertest"
 )
 
 // mute is an announcer that nobody hears, of some families.
@@ -71,17 +72,21 @@ func TestAGatewayThatMayNotAnswerIsSilentAndSaysWhy(t *testing.T) {
 
 // After its host was started again a gateway answers for nothing before its dataplane works, whatever its object says of the time before.
 func TestAGatewayWhoseDataplaneDoesNotStartIsSilentAndSaysWhy(t *testing.T) {
-	g, now := New(Options{Name: "g", Announcer: mute{able: true}, Log: slog.New(slog.DiscardHandler)}, nil, nil), time.Now()
-	g.problem = errors.New("module nf_tables: not loaded")
-	g.noteReadiness()
-	require.Empty(t, g.silent(now), "it may work in a moment")
-	silent := g.silent(now.Add(silentAfter))
+	h := newOnHostWith(t, Options{Announcer: mute{able: true}})
+	h.broken = errors.New("module nf_tables: not loaded")
+	h.works()
+	now := time.Now()
+	require.Empty(t, h.silent(now), "it may work in a moment")
+	silent := h.silent(now.Add(silentAfter))
 	require.Len(t, silent, 2)
 	require.Equal(t, "backend: module nf_tables: not loaded", silent[0].Message)
-	g.problem, g.served = nil, true
-	g.noteReadiness()
-	require.Empty(t, g.silent(now.Add(silentAfter)))
-	g.problem = errors.New("it is being started again")
-	g.noteReadiness()
-	require.Empty(t, g.silent(now.Add(2*silentAfter)), "what its dataplane holds goes on")
+	h.broken = nil
+	h.Has(drivertest.Module)
+	h.works()
+	require.Empty(t, h.silent(now.Add(silentAfter)))
+	h.broken = errors.New("it does not start again")
+	h.driver.Stop()
+	h.works()
+	require.Error(t, h.Ready(nil))
+	require.Empty(t, h.silent(now.Add(2*silentAfter)), "what its dataplane holds goes on")
 }

@@ -19,6 +19,7 @@ import (
 	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/core/model"
 	"kubelb.k8c.io/core/translate"
+	"kubelb.k8c.io/manager/gateway/driver"
 	"kubelb.k8c.io/manager/heartbeat"
 	"kubelb.k8c.io/manager/watchdog"
 )
@@ -29,23 +30,24 @@ const maxBehind = 1000
 // applied is up to which version the dataplane holds LoadBalancers, and the namespaces that are behind. With more of those than can be named
 // nothing is said: what was said before still holds.
 func (g *Gateway) applied() (version string, behind []v1alpha1.GatewayBehind) {
-	of, known := g.backlog.Behind()
+	of, known := g.driver.Behind()
 	if len(of) > maxBehind || !known {
 		return "", nil
 	}
 	for _, tenant := range slices.Sorted(maps.Keys(of)) {
 		behind = append(behind, v1alpha1.GatewayBehind{Namespace: translate.Tenant{Name: tenant}.Namespace(), ResourceVersion: strconv.FormatUint(of[tenant], 10)})
 	}
-	return strconv.FormatUint(g.flushed, 10), behind
+	return strconv.FormatUint(g.driver.Version(), 10), behind
 }
 
 // publish hands the present state to the writer; only the newest counts.
 func (g *Gateway) publish() {
 	failing := g.failing()
+	backend := g.driver.Description()
 	s := report{told: g.served, GatewayStatus: v1alpha1.GatewayStatus{
-		Backend:            v1alpha1.GatewayBackend{Name: g.host.description.Name, Version: g.host.description.Version, Notes: g.host.description.Notes},
-		Generation:         g.host.generation.String(),
-		Frontends:          int32(len(g.held)),
+		Backend:            v1alpha1.GatewayBackend{Name: backend.Name, Version: backend.Version, Notes: backend.Notes},
+		Generation:         g.driver.Generation().String(),
+		Frontends:          int32(g.driver.Held()),
 		AnnouncedAddresses: g.answering.answered(),
 		Elects:             g.answering.elects,
 		Candidates:         g.answering.view.Candidates,
@@ -56,34 +58,35 @@ func (g *Gateway) publish() {
 		Silent:             g.silent(time.Now()),
 		Tries:              g.tries(failing),
 	}}
-	for _, f := range g.host.description.Features {
+	for _, f := range backend.Features {
 		s.Backend.Features = append(s.Backend.Features, string(f))
 	}
-	s.Failures, s.Unlisted = listed(g.fails)
-	for _, name := range slices.Sorted(maps.Keys(g.leftovers)) {
-		s.Failures = append(s.Failures, v1alpha1.GatewayFailure{Record: leftRecord + name, Message: plain.Message(g.leftovers[name], 1024)})
+	s.Failures, s.Unlisted = listed(g.driver.Failures())
+	unpurged := g.driver.Unpurged()
+	for _, name := range slices.Sorted(maps.Keys(unpurged)) {
+		s.Failures = append(s.Failures, v1alpha1.GatewayFailure{Record: leftRecord + name, Message: plain.Message(unpurged[name], 1024)})
 	}
 	ready := metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: "InSync", Message: "the dataplane holds the model"}
 	switch {
-	case g.problem != nil:
-		ready.Status, ready.Reason, ready.Message = metav1.ConditionFalse, "BackendFailed", plain.Message(g.problem.Error(), 1024)
-	case !g.host.running() || g.starting:
+	case g.driver.Problem() != nil:
+		ready.Status, ready.Reason, ready.Message = metav1.ConditionFalse, "BackendFailed", plain.Message(g.driver.Problem().Error(), 1024)
+	case !g.driver.Running() || g.driver.Resyncing():
 		ready.Status, ready.Reason, ready.Message = metav1.ConditionFalse, "BackendRestarting", "the backend's process is being started again"
-	case len(g.fails) > 0:
-		ready.Reason, ready.Message = "SomeRecordsFailed", fmt.Sprintf("%d records could not be taken, see failures", len(g.fails))
-	case len(g.leftovers) > 0:
+	case len(g.driver.Failures()) > 0:
+		ready.Reason, ready.Message = "SomeRecordsFailed", fmt.Sprintf("%d records could not be taken, see failures", len(g.driver.Failures()))
+	case len(unpurged) > 0:
 		ready.Reason, ready.Message = "FormerBackendLeft", "a former backend could not be purged, see failures"
 	}
 	// While it is called, or away, the dataplane holds what it held, which stands in the object. Once it is known what it lacks, that is true of
 	// those who lack nothing, however long it takes until it has all.
-	if g.knows() {
+	if g.driver.Knows() {
 		s.AppliedResourceVersion, s.Behind = g.applied()
 		if g.announces() {
 			s.AnnouncedResourceVersion = s.AppliedResourceVersion
 		}
 	}
 	s.Conditions = append([]metav1.Condition{ready}, hostConditions(g.lacking())...)
-	if slow, is := slowCondition(g.host.calling, time.Now()); is {
+	if slow, is := slowCondition(g.driver.Calling(), time.Now()); is {
 		s.Conditions = append(s.Conditions, slow)
 	}
 	if nothing, is := g.servesNothing(); is {
@@ -112,14 +115,25 @@ func (g *Gateway) publish() {
 	g.status <- s
 }
 
-// knows tells whether the gateway knows now what the dataplane holds, and for whom.
-func (g *Gateway) knows() bool {
-	asked := g.syncing != nil || g.problem == nil && !g.starting
-	return asked && g.host.running() && g.host.calling == nil
+// reasonSlow is that of the condition about a call that takes long.
+const reasonSlow = "CallTakesLong"
+
+// slowAfter is from when on a call of a plugin is named in a condition.
+const slowAfter = 10 * time.Second
+
+// slowCondition names a call that takes long; it is there only while that is so.
+func slowCondition(c *driver.Call, now time.Time) (metav1.Condition, bool) {
+	if c == nil || now.Sub(c.Began) < slowAfter {
+		return metav1.Condition{}, false
+	}
+	return metav1.Condition{Type: v1alpha1.ConditionBackendBusy, Status: metav1.ConditionTrue, Reason: reasonSlow,
+		// In tens of seconds: each other text would be another write.
+		Message: fmt.Sprintf("the backend has worked on %s for more than %s; it may take %s, then it is started again. What the dataplane holds goes on; later changes wait",
+			c.Name, now.Sub(c.Began).Truncate(slowAfter), c.Limit)}, true
 }
 
 func (g *Gateway) beside(failing map[model.FrontendKey]watchdog.Failure) beside {
-	b := beside{failing: beyondNodes(failing), draining: g.draining(), mayAnswer: g.MayAnswer(), failed: len(g.fails), handedOver: g.answering.redirects.Former(), targets: g.targets, unhealthy: len(g.unhealthy)}
+	b := beside{failing: beyondNodes(failing), draining: g.draining(), mayAnswer: g.MayAnswer(), failed: len(g.driver.Failures()), handedOver: g.answering.redirects.Former(), targets: g.targets, unhealthy: len(g.unhealthy)}
 	if lease := g.options.lease(); lease != nil {
 		reaches := lease.Reaches()
 		b.hub = &reaches

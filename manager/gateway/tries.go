@@ -9,6 +9,7 @@ import (
 	"kubelb.k8c.io/api/plain"
 	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/core/model"
+	"kubelb.k8c.io/manager/gateway/driver"
 	"kubelb.k8c.io/manager/watchdog"
 )
 
@@ -38,7 +39,7 @@ func (g *Gateway) triableNow() []watchdog.Frontend {
 		list[i].Paused, list[i].Former = !g.isServed(key), g.failedBefore(key)
 		list[i].Moved = list[i].Former != "" && g.former.failures[key].moved
 	}
-	if g.flushed > 0 { // else the hub has not been read
+	if g.driver.Version() > 0 { // else the hub has not been read
 		g.former.keep(list, elsewhere, time.Now())
 	}
 	return list
@@ -46,8 +47,7 @@ func (g *Gateway) triableNow() []watchdog.Frontend {
 
 // isServed tells whether, by the gateway's own state, its clients reach the frontend here: the dataplane holds it, and the gateway answers for its VIP.
 func (g *Gateway) isServed(key model.FrontendKey) bool {
-	_, refused := g.unsupported[key]
-	return g.held[key] && g.answering.answers[key.VIP] && !refused
+	return g.driver.Serves(key) && g.answering.answers[key.VIP]
 }
 
 // triable returns the frontends that can be tried from the addresses: package watchdog says which ones cannot.
@@ -96,7 +96,7 @@ func (g *Gateway) tries(failing map[model.FrontendKey]watchdog.Failure) *v1alpha
 		return nil
 	}
 	t := &v1alpha1.GatewayTries{Answered: int32(g.tried.Answered), Untried: int32(g.tried.Untried), Problem: plain.Message(g.tried.Problem, 1024)}
-	fails, of := map[string]failure{}, map[model.ObjectName]int{}
+	fails, of := map[string]driver.Failure{}, map[model.ObjectName]int{}
 	for key := range failing {
 		owner, _ := g.hub.Owner(key)
 		of[owner]++
@@ -107,7 +107,7 @@ func (g *Gateway) tries(failing map[model.FrontendKey]watchdog.Failure) *v1alpha
 		if others := of[owner] - 1; others > 0 { // of each LoadBalancer one is named
 			message += fmt.Sprintf(othersFail, others)
 		}
-		fails[frontendRecord+key.String()] = failure{owner: owner.String(), message: message}
+		fails[frontendRecord+key.String()] = driver.Failure{Owner: owner.String(), Message: message}
 	}
 	t.Failing = int32(len(fails))
 	t.Failures, t.Unlisted = listed(fails)

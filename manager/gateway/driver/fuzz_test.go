@@ -1,4 +1,4 @@
-package gateway
+package driver
 
 import (
 	"os"
@@ -14,15 +14,15 @@ func FuzzBackendsFile(f *testing.F) {
 		f.Add([]byte(text))
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {
-		h, own := newHolders(filepath.Join(t.TempDir(), holdersFile)), holder{Path: "/usr/bin/kubelb-backend-envoy"}
-		require.NoError(t, os.WriteFile(h.path, text, 0o600))
-		before, damaged := h.read()
+		i, own := newInstalledBackends(filepath.Join(t.TempDir(), installedFile)), installedBackend{Path: "/usr/bin/kubelb-backend-envoy"}
+		require.NoError(t, os.WriteFile(i.path, text, 0o600))
+		before, damaged := i.read()
 		if damaged != nil {
 			require.ErrorIs(t, damaged, errDamaged)
-			require.ErrorContains(t, damaged, h.path)
+			require.ErrorContains(t, damaged, i.path)
 		}
-		require.NoError(t, h.during("envoy", own, func() error { return nil }))
-		all, err := h.read()
+		require.NoError(t, i.recordWhile("envoy", own, func() error { return nil }))
+		all, err := i.read()
 		require.NoError(t, err)
 		require.Equal(t, own, all["envoy"])
 		for name, other := range before {
@@ -32,9 +32,9 @@ func FuzzBackendsFile(f *testing.F) {
 		}
 		if damaged != nil {
 			require.Len(t, all, 1)
-			require.Len(t, h.checks(), 1, "a file that was set aside is named")
+			require.Len(t, i.checks(), 1, "a file that was set aside is named")
 		} else {
-			require.Empty(t, h.checks())
+			require.Empty(t, i.checks())
 		}
 	})
 }

@@ -43,6 +43,7 @@ import (
 	"kubelb.k8c.io/manager/controller"
 	"kubelb.k8c.io/manager/convert"
 	"kubelb.k8c.io/manager/gateway"
+	"kubelb.k8c.io/manager/gateway/drain"
 	"kubelb.k8c.io/manager/gateway/driver"
 	"kubelb.k8c.io/manager/gateway/redirect"
 	"kubelb.k8c.io/manager/heartbeat"
@@ -214,7 +215,7 @@ func (o *options) serve(ctx context.Context, log *slog.Logger, level *slog.Level
 	maps.Copy(known.ByObject, hubhosts.Cached())
 	maps.Copy(known.ByObject, convert.Cached())
 	if o.purgeWith != "" {
-		maps.Copy(known.ByObject, gateway.WatchDaemonSet(o.namespace, o.purgeWith))
+		maps.Copy(known.ByObject, drain.CachedDaemonSet(o.namespace, o.purgeWith))
 	}
 	mgr, err := ctrl.NewManager(config, ctrl.Options{
 		Scheme: scheme, Cache: known, Metrics: server.Options{BindAddress: o.metricsAddress, ExtraHandlers: operation.DebugHandlers(level)}, HealthProbeBindAddress: o.probeAddress,
@@ -259,15 +260,15 @@ func (o *options) serve(ctx context.Context, log *slog.Logger, level *slog.Level
 	if err := errors.Join(mgr.Add(g), mgr.AddReadyzCheck("gateway", g.Ready)); err != nil {
 		return err
 	}
-	return untilDeparted(ctx, g, mgr)
+	return untilShutdown(ctx, g, mgr)
 }
 
-// untilDeparted runs the manager until ctx ends and its gateway has departed. All of it goes on meanwhile.
-func untilDeparted(ctx context.Context, g *gateway.Gateway, mgr ctrl.Manager) error {
+// untilShutdown runs the manager until ctx ends and its gateway has shut down. All of it goes on meanwhile.
+func untilShutdown(ctx context.Context, g *gateway.Gateway, mgr ctrl.Manager) error {
 	working, end := context.WithCancel(context.WithoutCancel(ctx))
 	defer end()
 	defer context.AfterFunc(ctx, func() {
-		g.Depart(working)
+		g.Shutdown(working)
 		end()
 	})()
 	return mgr.Start(working)
@@ -392,7 +393,7 @@ func (o *options) announcer(mgr ctrl.Manager, g *gateway.Options, mayAnswer func
 		if o.routerID != "" && (err != nil || !id.Is4()) {
 			return fmt.Errorf("--bgp-router-id=%s: use an IPv4 address", o.routerID)
 		}
-		g.Speaker = bgp.NewSpeaker(bgp.Options{Name: o.name, RouterID: id, StayWhenEnded: o.stay, Notice: gateway.Notice, Changed: changed, Log: g.Log})
+		g.Speaker = bgp.NewSpeaker(bgp.Options{Name: o.name, RouterID: id, StayWhenEnded: o.stay, Notice: drain.Notice, Changed: changed, Log: g.Log})
 		g.Announcer = g.Speaker
 	default:
 		return errAnnounce(o.announce)

@@ -12,6 +12,7 @@ import (
 	"kubelb.k8c.io/core/election"
 	"kubelb.k8c.io/core/ipam"
 	"kubelb.k8c.io/manager/announce"
+	"kubelb.k8c.io/manager/gateway/drain"
 	"kubelb.k8c.io/manager/gateway/redirect"
 	"kubelb.k8c.io/manager/membership"
 )
@@ -107,7 +108,7 @@ func (g *Gateway) elect(ctx context.Context) {
 	// Without a lease nobody knows who else stands; one that had a lease and lost what it had by it has failed. Beside those that go by
 	// another configuration, as another version may, one does not begin to stand: they would let go of what it could not take.
 	able := works && kept && (a.candidacy.stood || !election.Strangers(a.view, peers))
-	candidate := !g.draining() && a.candidacy.stands(able, len(candidates) > 0 || !known, a.permit.alone(), now)
+	candidate := !g.drain.Draining() && a.candidacy.stands(able, len(candidates) > 0 || !known, a.permit.alone(), now)
 	if candidate {
 		candidates = append(candidates, g.options.Name)
 		slices.Sort(candidates)
@@ -133,7 +134,7 @@ func (g *Gateway) elect(ctx context.Context) {
 	}
 	g.beginAnew(kept)
 	// It says what it acts upon after it has let go of what is not its own by that.
-	a.member.Say(membership.Said{View: a.view, Candidate: candidate, Leaving: g.draining(), Serves: able, Unheard: g.unheardFamilies(), Reached: g.reached(works)})
+	a.member.Say(membership.Said{View: a.view, Candidate: candidate, Leaving: g.drain.Draining(), Serves: able, Unheard: g.unheardFamilies(), Reached: g.reached(works)})
 }
 
 // unheardFamilies are those of whose addresses nobody would hear from this gateway, or not for a while, or it is not known yet.
@@ -173,9 +174,6 @@ func (g *Gateway) beginAnew(kept bool) {
 	}
 }
 
-// Notice is how long before it withdraws a gateway says that it leaves, where others are sent its connections without asking for them.
-const Notice = time.Second
-
 // answerForAll answers for every address that the pools have this gateway serve, as other gateways do, as long as it may answer at all.
 func (g *Gateway) answerForAll(ctx context.Context) {
 	a := &g.answering
@@ -183,11 +181,11 @@ func (g *Gateway) answerForAll(ctx context.Context) {
 	permitted, digest, now := kept && g.MayAnswer(), g.selection.Digest(), time.Now()
 	if a.member != nil {
 		// Gateways that elect need to know that this one has nothing that they might have.
-		a.member.Say(membership.Said{View: election.View{Configuration: digest}, Leaving: g.draining(), Serves: g.served && permitted && g.answering.announcer.Able(), Unheard: g.unheardFamilies(), Reached: g.reached(g.served)})
+		a.member.Say(membership.Said{View: election.View{Configuration: digest}, Leaving: g.drain.Draining(), Serves: g.served && permitted && g.answering.announcer.Able(), Unheard: g.unheardFamilies(), Reached: g.reached(g.served)})
 		a.bgp.Select(g.selection, now)
 	}
-	gone := g.draining() && now.Sub(g.drainedSince) >= Notice
-	chosen := now.Sub(a.bgp.SelectedSince()) >= Notice
+	gone := g.drain.Over(now)
+	chosen := now.Sub(a.bgp.SelectedSince()) >= drain.Notice
 	decided := g.decide(ctx, fmt.Sprint(permitted, gone, digest, chosen), func(address netip.Addr) (string, bool) {
 		serving := g.selection.ServingAddress(address)
 		// Others get a moment to know that this one may be asked.
@@ -348,6 +346,29 @@ func (c *candidacy) stands(able, others, alone bool, now time.Time) bool {
 
 func (c *candidacy) wait() time.Duration {
 	return min(returnAfter<<min(c.failures, 10), returnAtMost)
+}
+
+// isReplaced tells whether others that stay, and work, may answer for each address that is held. Of a family of which nobody hears from this gateway,
+// nobody needs to hear from others.
+func (g *Gateway) isReplaced() bool {
+	if g.answering.member == nil {
+		return false
+	}
+	var staying []membership.Other
+	for _, o := range g.answering.member.Others() {
+		if o.Present && !o.Leaving && o.Serves {
+			staying = append(staying, o)
+		}
+	}
+	unheard := map[ipam.Family]bool{ipam.IPv4: g.isUnheard(ipam.IPv4), ipam.IPv6: g.isUnheard(ipam.IPv6)}
+	for address := range g.answering.answers {
+		family, serves := ipam.FamilyOf(address), orAll(g.selection.ServingAddress(address))
+		takesOver := func(o membership.Other) bool { return serves(o.Name) && (unheard[family] || !o.Unheard.Of(family)) }
+		if !slices.ContainsFunc(staying, takesOver) {
+			return false
+		}
+	}
+	return len(staying) > 0
 }
 
 // orAll replaces a selector that is nil by one that selects every gateway.

@@ -8,6 +8,7 @@ import (
 	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/core/model"
 	"kubelb.k8c.io/core/translate"
+	"kubelb.k8c.io/manager/gateway/drain"
 	"kubelb.k8c.io/manager/gateway/driver"
 )
 
@@ -30,8 +31,8 @@ type countRequest struct {
 func (g *Gateway) count() {
 	every := countEvery
 	switch {
-	case g.departure.begun:
-		every = leftEvery
+	case g.drain.Shutdown.Begun():
+		every = drain.LookEvery
 	case !g.deaf.since.IsZero():
 		every = countAgainAfter
 	}
@@ -75,7 +76,7 @@ func (g *Gateway) tally(stats dataplane.Stats, ago time.Duration, err error) {
 		g.log.Warn("read the dataplane's counters", "error", err)
 		return
 	}
-	g.departure.note(g.answering.answered() > 0, stats.Proxied, g.log)
+	g.drain.Shutdown.NoteConnections(g.answering.answered() > 0, stats.Proxied)
 	g.read = time.Now()
 	g.use = useOf(g.hub.Snapshot().Frontends, stats.Frontends, g.metrics.last, ago)
 	g.metrics.add(stats, g.tenantOf)

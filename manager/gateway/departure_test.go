@@ -23,6 +23,9 @@ func (n neighbours) Others() []membership.Other             { return n }
 func (neighbours) Say(membership.Said)                      {}
 func (neighbours) Told(election.View) bool                  { return true }
 
+// looks in a row without a connection end a shutdown.
+const looks = 3
+
 // leaver is a gateway that has served an address and is told to end.
 type leaver struct {
 	*Gateway
@@ -39,7 +42,7 @@ func leave(t *testing.T, o Options, fellows neighbours) *leaver {
 	l.answering.answers[l.address] = true
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() {
-		l.Depart(ctx)
+		l.Shutdown(ctx)
 		close(l.ended)
 	}()
 	t.Cleanup(func() {
@@ -57,8 +60,8 @@ func (l *leaver) hears() *leaver {
 
 // looks has the gateway count what is left of its connections, and judge by that.
 func (l *leaver) looks(left uint64) {
-	l.departure.note(l.answering.answered() > 0, left, l.log)
-	l.seeOff()
+	l.drain.Shutdown.NoteConnections(l.answering.answered() > 0, left)
+	l.drain.Shutdown.Finish(l.isReplaced)
 }
 
 func (l *leaver) requireEnd(t *testing.T) {
@@ -81,19 +84,19 @@ func (l *leaver) requireNoEnd(t *testing.T) {
 
 func TestAGatewayThatIsToldToEndWaitsUntilOthersHaveItsAddressesAndItsConnectionsHaveEnded(t *testing.T) {
 	l := leave(t, Options{DrainTimeout: time.Hour}, neighbours{{Name: "other", Present: true, Serves: true}}).hears()
-	l.noteDraining(time.Now())
-	require.True(t, l.draining(), "it says that it leaves")
-	for range 2 * idleLooks {
+	l.drain.Update(time.Now(), l.isReplaced)
+	require.True(t, l.drain.Draining(), "it says that it leaves")
+	for range 2 * looks {
 		l.looks(0)
 	}
 	l.requireNoEnd(t) // It still answers for an address.
 	l.answering.answers[l.address] = false
-	for range 2 * idleLooks {
+	for range 2 * looks {
 		l.looks(7)
 	}
 	l.looks(0)
 	l.looks(1) // A client that has just heard.
-	for range idleLooks - 1 {
+	for range looks - 1 {
 		l.looks(0)
 	}
 	l.requireNoEnd(t)
@@ -124,7 +127,7 @@ func TestAGatewayThatNobodyReplacesEndsAtOnce(t *testing.T) {
 			l.selection.SetPool("pool", ranges, only)
 			l.selection.SetGateway("g", only.MatchLabels)
 			l.selection.SetGateway("other", only.MatchLabels)
-			l.seeOff()
+			l.drain.Shutdown.Finish(l.isReplaced)
 			l.requireEnd(t)
 		})
 	}
@@ -166,8 +169,8 @@ func TestAGatewaySaysForWhichFamiliesItCannotTakeOver(t *testing.T) {
 func TestAGatewayEndsAtOnceThatIsNotToWaitOrHasNotServed(t *testing.T) {
 	leave(t, Options{}, neighbours{{Name: "other", Present: true, Serves: true}}).requireEnd(t)
 	g := New(Options{Name: "g", Announcer: board{}, DrainTimeout: time.Hour, Log: slog.New(slog.DiscardHandler)}, nil, nil)
-	g.Depart(t.Context())
-	require.True(t, g.departure.told.Load())
+	g.Shutdown(t.Context())
+	require.True(t, g.drain.Shutdown.Told())
 }
 
 func TestAGatewayThatHasDrainedSaysThatOthersAreThereOnlyIfItKnowsSo(t *testing.T) {

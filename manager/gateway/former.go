@@ -118,5 +118,5 @@ func (g *Gateway) isAnothers(address netip.Addr) bool {
 // hasLeft tells whether clients reach other gateways, if any, for each address: this one drains where nobody is elected. One that ends may be back in a
 // moment, and where nobody takes over its clients have no other.
 func (g *Gateway) hasLeft() bool {
-	return !g.answering.elects && g.draining() && (!g.departure.begun || g.isReplaced())
+	return !g.answering.elects && g.drain.Draining() && (!g.drain.Shutdown.Begun() || g.isReplaced())
 }

@@ -84,7 +84,10 @@ func TestWhatFailedBeforeIsForgottenWhereItIsNoLongerThisGatewaysToTry(t *testin
 		"another gateway answers for it": func(h *onHost) {
 			h.answering.elects, h.answering.view = true, election.View{Candidates: []string{"other"}}
 		},
-		"this gateway drains, and others have it": func(h *onHost) { h.drainedSince = time.Now() },
+		"this gateway drains, and others have it": func(h *onHost) {
+			h.drain.Request(true)
+			h.drain.Update(time.Now(), h.isReplaced)
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := again(t)
@@ -113,8 +116,8 @@ func TestAPortThatAnotherGatewayHadForAMomentIsNotTakenForWell(t *testing.T) {
 
 func TestAProcessThatEndsKeepsAFailureWhereNobodyTakesOver(t *testing.T) {
 	h := again(t)
-	h.departure.begun = true
-	h.noteDraining(time.Now())
-	require.True(t, h.draining())
+	h.drain.Shutdown.Begin()
+	h.drain.Update(time.Now(), h.isReplaced)
+	require.True(t, h.drain.Draining())
 	require.Len(t, h.says(), 1, "the next one reads it")
 }

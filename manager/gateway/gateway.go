@@ -29,6 +29,7 @@ import (
 	"kubelb.k8c.io/core/translate"
 	"kubelb.k8c.io/manager/announce"
 	"kubelb.k8c.io/manager/bgp"
+	"kubelb.k8c.io/manager/gateway/drain"
 	"kubelb.k8c.io/manager/gateway/driver"
 	"kubelb.k8c.io/manager/gateway/redirect"
 	"kubelb.k8c.io/manager/heartbeat"
@@ -70,9 +71,9 @@ type Options struct {
 	// KeepWhenAlone: without the API, and without another gateway on the segment, it goes on to answer.
 	KeepWhenAlone bool
 	Probe         probe.Config
-	// DrainTimeout is how long Depart waits for connections to end, at most; 0 for not at all.
+	// DrainTimeout is how long Shutdown waits for connections to end, at most; 0 for not at all.
 	DrainTimeout time.Duration
-	// PurgeOnExit removes everything from the dataplane when the gateway ends that has departed: it leaves for good.
+	// PurgeOnExit removes everything from the dataplane when the gateway ends after Shutdown: it leaves for good.
 	PurgeOnExit bool
 	// HostAddresses are all addresses of this host; nil where none are known. Nodes: the management cluster's Nodes can be read. Neither is ever
 	// a target.
@@ -80,7 +81,7 @@ type Options struct {
 	Nodes         bool
 	// DrainWithNode names the Node that this gateway drains with when it is cordoned; empty for none.
 	DrainWithNode string
-	// PurgeWith names the DaemonSet whose deletion means the same; empty for none. The cache is to know of it, see WatchDaemonSet.
+	// PurgeWith names the DaemonSet whose deletion means the same; empty for none. The cache is to know of it, see drain.CachedDaemonSet.
 	PurgeWith string
 	// HostChecks look at what the gateway needs of this host whatever its dataplane is; nil where nothing is looked at.
 	HostChecks func(context.Context) []dataplane.Check
@@ -164,17 +165,11 @@ type Gateway struct {
 	// routers is there where addresses are announced by BGP.
 	routers *routers
 	silence silence
-	// drainedSince is since when this gateway drains, zero while it does not; wished is that the operator wishes so.
-	drainedSince time.Time
-	wished       bool
-	cordon       cordon
-	departure    departure
+	drain   *drain.State
 	// poke wakes up the loop: what it answers for may have changed.
 	poke chan struct{}
 	// unready is why the gateway is of no use, nil when it is. Other goroutines ask.
 	unready atomic.Pointer[error]
-	// abandoned: the DaemonSet is deleted that PurgeWith names.
-	abandoned atomic.Bool
 }
 
 // event changes the loop's state.
@@ -182,9 +177,9 @@ type event func(*Gateway)
 
 // New returns a gateway that reads the hub through the cache and writes its own object with the client.
 func New(o Options, c cache.Cache, w client.Client) *Gateway {
-	g := &Gateway{options: o, cache: c, client: w, log: o.Log.With("gateway", o.Name), events: make(chan event, 4096), hub: translate.NewHub(),
+	g := &Gateway{options: o, cache: c, client: w, log: o.Log.With("gateway", o.Name), drain: drain.New(o.Log.With("gateway", o.Name)), events: make(chan event, 4096), hub: translate.NewHub(),
 		pools: map[string]ipam.Pool{}, external: map[string][]ipam.Range{}, selection: selection.New(), others: othersTries{}, status: make(chan report, 1), metrics: newMetrics(),
-		departure: departure{done: make(chan struct{}, 1)}, silence: silence{since: map[ipam.Family]time.Time{}},
+		silence:   silence{since: map[ipam.Family]time.Time{}},
 		unhealthy: map[translate.Target]bool{}, poke: make(chan struct{}, 1), counts: make(chan countRequest, 1), moved: make(chan struct{}, 1), filterNow: make(chan struct{}, 1),
 		answering: answering{elects: o.Elects, announcer: o.Announcer, setTenant: o.SetTenant, families: map[ipam.Family]*candidacy{ipam.IPv4: {}, ipam.IPv6: {}}, answers: map[netip.Addr]bool{}}}
 	if o.Member != nil {
@@ -219,7 +214,7 @@ func (g *Gateway) Start(ctx context.Context) (err error) {
 	defer g.driver.Stop()
 	err = g.run(ctx)
 	// One that fails, or whose process does, starts again; what its dataplane holds stays.
-	if (g.options.PurgeOnExit || g.abandoned.Load()) && g.departure.told.Load() {
+	if (g.options.PurgeOnExit || g.drain.Decommissioned()) && g.drain.Shutdown.Told() {
 		err = errors.Join(err, g.purge())
 	}
 	return err
@@ -235,12 +230,14 @@ func (g *Gateway) run(ctx context.Context) error {
 		return err
 	}
 	if g.options.PurgeWith != "" {
-		if err := g.watchDaemonSet(runCtx); err != nil {
+		if err := drain.WatchDaemonSet(runCtx, g.cache, g.options.PurgeWith, g.decommission); err != nil {
 			return err
 		}
 	}
 	if g.options.DrainWithNode != "" {
-		if err := g.watchNode(runCtx); err != nil {
+		if err := drain.WatchNode(runCtx, g.cache, g.options.DrainWithNode, func(cordoned bool) {
+			g.send(runCtx, func(g *Gateway) { g.drain.Cordon(cordoned) })
+		}); err != nil {
 			return err
 		}
 	}
@@ -273,6 +270,28 @@ func (g *Gateway) run(ctx context.Context) error {
 	runs.Go(func() error { return g.keepTransit(runCtx) })
 	runs.Go(func() error { return g.loop(runCtx, synced) })
 	return runs.Wait()
+}
+
+// Shutdown has the gateway drain before it ends: others take over, and then it waits for the connections that would end with it, for DrainTimeout at
+// most. It waits for nothing where nobody takes over, and before it has served.
+func (g *Gateway) Shutdown(ctx context.Context) {
+	g.drain.Shutdown.Tell()
+	if g.options.DrainTimeout == 0 || g.Ready(nil) != nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, g.options.DrainTimeout)
+	defer cancel()
+	g.send(ctx, func(g *Gateway) { g.drain.Shutdown.Begin() })
+	if !g.drain.Shutdown.Wait(ctx) {
+		g.log.Warn("ends, though connections may be left: clients had all the time that they get", "drain-timeout", g.options.DrainTimeout)
+	}
+}
+
+// decommission notes that the DaemonSet is deleted that PurgeWith names.
+func (g *Gateway) decommission() {
+	if g.drain.Decommission() {
+		g.log.Info("the DaemonSet is deleted: this gateway's dataplane will be, too, when it ends", "daemonset", g.options.PurgeWith)
+	}
 }
 
 // errStarting is why a gateway is not ready that has just begun.
@@ -362,7 +381,7 @@ func (g *Gateway) loop(ctx context.Context, synced func() bool) error {
 			}
 		case <-timer.C:
 		}
-		g.drain()
+		g.takeEvents()
 		gathering = false
 		if !g.isSynced(synced) {
 			timer.Reset(gather)
@@ -370,7 +389,7 @@ func (g *Gateway) loop(ctx context.Context, synced func() bool) error {
 		}
 		g.work(ctx)
 		g.count()
-		g.seeOff()
+		g.drain.Shutdown.Finish(g.isReplaced)
 		if timer.Reset(g.pause()); g.changedDuringCall {
 			timer.Reset(gather)
 		}
@@ -381,13 +400,13 @@ func (g *Gateway) loop(ctx context.Context, synced func() bool) error {
 func (g *Gateway) isSynced(synced func() bool) bool {
 	if !g.synced && synced() {
 		g.synced = true
-		g.drain() // what came since the last look is of the first lists, too
+		g.takeEvents() // what came since the last look is of the first lists, too
 	}
 	return g.synced
 }
 
-// drain takes all events that are there.
-func (g *Gateway) drain() {
+// takeEvents takes all events that are there.
+func (g *Gateway) takeEvents() {
 	for {
 		select {
 		case e := <-g.events:
@@ -401,7 +420,7 @@ func (g *Gateway) drain() {
 // pause is how long nothing needs to be done unless something happens.
 func (g *Gateway) pause() time.Duration {
 	pause := countEvery
-	if g.answering.undecided() || g.draining() && time.Since(g.drainedSince) < 2*Notice || g.answering.bgp != nil && time.Since(g.answering.bgp.SelectedSince()) < 2*Notice {
+	if g.answering.undecided() || g.drain.Draining() && g.drain.For(time.Now()) < 2*drain.Notice || g.answering.bgp != nil && time.Since(g.answering.bgp.SelectedSince()) < 2*drain.Notice {
 		pause = returnAfter / 20
 	}
 	if ends := g.answering.redirects.Expires(); !ends.IsZero() {
@@ -410,12 +429,7 @@ func (g *Gateway) pause() time.Duration {
 	if at := g.driver.RetryAt(); !at.IsZero() {
 		pause = min(pause, max(0, time.Until(at)))
 	}
-	if !g.draining() && !g.cordon.from.IsZero() {
-		pause = min(pause, max(time.Millisecond, time.Until(g.cordon.from)))
-	}
-	if g.departure.begun {
-		pause = min(pause, leftEvery)
-	}
+	pause = g.drain.Pause(pause, time.Now())
 	if !g.silence.next.IsZero() {
 		pause = min(pause, max(time.Millisecond, time.Until(g.silence.next)))
 	}
@@ -427,7 +441,7 @@ func (g *Gateway) pause() time.Duration {
 
 // work brings backend, prober and announcer to the present model and publishes what came of it.
 func (g *Gateway) work(ctx context.Context) {
-	g.noteDraining(time.Now())
+	g.drain.Update(time.Now(), g.isReplaced)
 	g.noteHosts(time.Now())
 	changes := g.hub.Flush()
 	g.changedDuringCall = false
@@ -470,10 +484,10 @@ func (g *Gateway) duringCall(ctx context.Context, done <-chan struct{}) {
 		case <-g.poke:
 		case <-ticker.C:
 		}
-		g.noteDraining(time.Now())
+		g.drain.Update(time.Now(), g.isReplaced)
 		g.elect(ctx)
 		g.publish()
-		g.seeOff()
+		g.drain.Shutdown.Finish(g.isReplaced)
 	}
 }
 

@@ -73,7 +73,7 @@ func TestElectionsAndEventsGoOnWhileABackendHangs(t *testing.T) {
 		})
 		return calling == "Applied"
 	}, 20*time.Second, 10*time.Millisecond)
-	hears(func(g *Gateway) { g.wished = true })
+	hears(func(g *Gateway) { g.drain.Request(true) })
 	require.Eventually(t, func() bool { return !announced.has(one) }, 20*time.Second, 10*time.Millisecond, "it drains, and lets go of its address")
 	hears(func(g *Gateway) { require.NotNil(t, g.driver.Calling(), "all that was while the backend hung") })
 	hears(func(g *Gateway) { g.driver.Calling().Began = g.driver.Calling().Began.Add(-42 * time.Second) })

@@ -99,7 +99,7 @@ func (g *Gateway) unheard() string {
 
 // isToAnswer tells whether the gateway answers for addresses, is about to, or did until it was told to end: its next process is to know.
 func (g *Gateway) isToAnswer() bool {
-	return g.answering.answered() > 0 || !g.served || g.departure.begun
+	return g.answering.answered() > 0 || !g.served || g.drain.Shutdown.Begun()
 }
 
 // servesNothing is the Gateway's condition Served, and false while there is no such condition.

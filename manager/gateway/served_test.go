@@ -74,7 +74,8 @@ func TestASegmentThatWasSilentIsSoUntilAHostAnswersANewProcess(t *testing.T) {
 	require.Equal(t, silent, says())
 	h.segment = watchdog.Segment{Known: []string{"eth0"}}
 	require.Equal(t, silent, says(), "a host has answered elsewhere")
-	h.answering.answers, h.departure.begun = map[netip.Addr]bool{}, true
+	h.answering.answers = map[netip.Addr]bool{}
+	h.drain.Shutdown.Begin()
 	require.Equal(t, silent, says(), "it ends, and its next process reads it")
 	h.segment = watchdog.Segment{Known: []string{"eth0", "eth1"}}
 	require.Empty(t, says())

@@ -46,7 +46,7 @@ func (g *Gateway) silent(now time.Time) (out []v1alpha1.GatewaySilence) {
 // silenceOf is why nobody hears of addresses of a family.
 func (g *Gateway) silenceOf(f ipam.Family, now time.Time) string {
 	switch {
-	case g.draining() && now.Sub(g.drainedSince) >= Notice:
+	case g.drain.Over(now):
 		return "it drains, and answers for no address"
 	case !g.MayAnswer():
 		if g.options.Member != nil && g.options.Member.Trouble() != nil {

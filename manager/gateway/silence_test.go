@@ -11,6 +11,7 @@ import (
 
 	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/core/ipam"
+	"kubelb.k8c.io/manager/gateway/drain"
 	"kubelb.k8c.io/manager/gateway/driver/drivertest"
 )
 
@@ -41,11 +42,11 @@ func TestAFamilyThatNobodyHearsOfIsNamedWithTheReason(t *testing.T) {
 
 	g = with(mute{able: true})
 	require.Empty(t, g.silent(now))
-	g.wished = true
-	g.noteDraining(now)
-	require.True(t, g.draining())
+	g.drain.Request(true)
+	g.drain.Update(now, g.isReplaced)
+	require.True(t, g.drain.Draining())
 	require.Empty(t, g.silent(now), "others get a moment")
-	require.Len(t, g.silent(now.Add(2*Notice)), 2, "it answers for nothing")
+	require.Len(t, g.silent(now.Add(2*drain.Notice)), 2, "it answers for nothing")
 }
 
 // Before the BGPPeers were looked at nobody knows that there is none.

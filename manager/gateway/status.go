@@ -92,7 +92,7 @@ func (g *Gateway) publish() {
 	if nothing, is := g.servesNothing(); is {
 		s.Conditions = append(s.Conditions, nothing)
 	}
-	if g.draining() {
+	if g.drain.Draining() {
 		s.Conditions = append(s.Conditions, g.drainedCondition())
 	}
 	if s.Conflicts = g.conflicts(); len(s.Conflicts) > 0 {
@@ -133,7 +133,7 @@ func slowCondition(c *driver.Call, now time.Time) (metav1.Condition, bool) {
 }
 
 func (g *Gateway) beside(failing map[model.FrontendKey]watchdog.Failure) beside {
-	b := beside{failing: beyondNodes(failing), draining: g.draining(), mayAnswer: g.MayAnswer(), failed: len(g.driver.Failures()), handedOver: g.answering.redirects.Former(), targets: g.targets, unhealthy: len(g.unhealthy)}
+	b := beside{failing: beyondNodes(failing), draining: g.drain.Draining(), mayAnswer: g.MayAnswer(), failed: len(g.driver.Failures()), handedOver: g.answering.redirects.Former(), targets: g.targets, unhealthy: len(g.unhealthy)}
 	if lease := g.options.lease(); lease != nil {
 		reaches := lease.Reaches()
 		b.hub = &reaches

@@ -117,7 +117,7 @@ func gatewayChanged(o client.Object, gone bool) event {
 		}
 		triesChanged(o.(*v1alpha1.Gateway), gone)(g)
 		if o.GetName() == g.options.Name {
-			g.wished = !gone && o.(*v1alpha1.Gateway).Spec.Draining
+			g.drain.Request(!gone && o.(*v1alpha1.Gateway).Spec.Draining)
 			g.formerly.learn(o.(*v1alpha1.Gateway).Status.Conditions)
 		}
 		if gone {

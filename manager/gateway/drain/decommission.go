@@ -1,4 +1,4 @@
-package gateway
+package drain
 
 import (
 	"context"
@@ -19,31 +19,26 @@ func daemonSet() *metav1.PartialObjectMetadata {
 	return o
 }
 
-// WatchDaemonSet has a cache know of that one, and of no other DaemonSet.
-func WatchDaemonSet(namespace, name string) map[client.Object]cache.ByObject {
+// CachedDaemonSet has a cache know of that DaemonSet, and of no other one.
+func CachedDaemonSet(namespace, name string) map[client.Object]cache.ByObject {
 	only := cache.Config{FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, name)}
 	return map[client.Object]cache.ByObject{daemonSet(): {Namespaces: map[string]cache.Config{namespace: only}}}
 }
 
-// watchDaemonSet takes note when the DaemonSet is deleted. It is not waited for: without the right to read it the gateway works all
-// the same, and leaves what it holds when it ends.
-func (g *Gateway) watchDaemonSet(ctx context.Context) error {
-	informer, err := g.cache.GetInformer(ctx, daemonSet(), cache.BlockUntilSynced(false))
+// WatchDaemonSet calls deleted when the DaemonSet that the cache knows of is deleted. It does not wait for the first read: without the right to read
+// DaemonSets the gateway works all the same, and leaves what its dataplane holds when it ends.
+func WatchDaemonSet(ctx context.Context, c cache.Cache, name string, deleted func()) error {
+	informer, err := c.GetInformer(ctx, daemonSet(), cache.BlockUntilSynced(false))
 	if err != nil {
-		return fmt.Errorf("watch DaemonSet %s: %w", g.options.PurgeWith, err)
-	}
-	abandon := func() {
-		if !g.abandoned.Swap(true) {
-			g.log.Info("the DaemonSet is deleted: this gateway's dataplane will be, too, when it ends", "daemonset", g.options.PurgeWith)
-		}
+		return fmt.Errorf("watch DaemonSet %s: %w", name, err)
 	}
 	_, err = informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
 		UpdateFunc: func(_, o any) {
 			if is, ok := o.(client.Object); ok && is.GetDeletionTimestamp() != nil {
-				abandon()
+				deleted()
 			}
 		},
-		DeleteFunc: func(any) { abandon() },
+		DeleteFunc: func(any) { deleted() },
 	})
 	return err
 }

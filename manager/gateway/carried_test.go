@@ -36,7 +36,7 @@ func (h *onHost) runs() (end func()) {
 	ctx, cancel := context.WithCancel(h.t.Context())
 	ended := make(chan error, 2)
 	go func() { ended <- h.loop(ctx, func() bool { return true }) }()
-	go func() { ended <- h.writeStatus(ctx) }()
+	go func() { ended <- h.writer.Run(ctx) }()
 	return func() {
 		cancel()
 		require.NoError(h.t, <-ended)
@@ -77,24 +77,4 @@ func TestANewProcessKeepsWhatWasRefusedUntilItKnowsWhatTheDataplaneHolds(t *test
 	require.Empty(t, now.Failures, "this dataplane holds everything")
 	require.Empty(t, now.Unlisted)
 	require.Empty(t, now.Silent)
-}
-
-func TestAVersionIsNeverOfAnotherTimeThanItsRefusals(t *testing.T) {
-	before := refusedBefore()
-	of := func(told bool, version string) report {
-		own := v1alpha1.GatewayFailure{LoadBalancer: "tenant-a/y", Record: "frontend TCP 203.0.113.2:80", Message: "full"}
-		r := report{told: told, GatewayStatus: v1alpha1.GatewayStatus{AppliedResourceVersion: version, Failures: []v1alpha1.GatewayFailure{own, {Record: "backend nft", Message: "busy"}}}}
-		r.carryOver(before)
-		return r
-	}
-	records := func(r report) (all []string) {
-		for _, f := range r.Failures {
-			all = append(all, f.Record)
-		}
-		return all
-	}
-	const x, y, left = "frontend TCP 203.0.113.1:80", "frontend TCP 203.0.113.2:80", "backend nft"
-	require.Equal(t, []string{x, left}, records(of(false, "")), "a version of before, and what was refused then")
-	require.Equal(t, []string{y, left}, records(of(false, "11")), "this process knows for whom the dataplane is behind")
-	require.Equal(t, []string{y, left}, records(of(true, "")), "it knows all refusals")
 }

@@ -4,22 +4,13 @@ import (
 	"context"
 	"time"
 
-	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/core/model"
 	"kubelb.k8c.io/core/translate"
 	"kubelb.k8c.io/manager/gateway/drain"
 	"kubelb.k8c.io/manager/gateway/driver"
+	"kubelb.k8c.io/manager/gateway/report"
 )
-
-// countEvery is how often the dataplane's counters are read.
-const countEvery = 15 * time.Second
-
-// countedFor is for how long counters count that were read.
-const countedFor = 3 * countEvery
-
-// countLimit is how long that may take.
-const countLimit = 15 * time.Second
 
 // countRequest asks for the counters, which were asked for so long ago before.
 type countRequest struct {
@@ -29,22 +20,19 @@ type countRequest struct {
 
 // count has the dataplane's counters be read now and then. With many frontends that takes longer than anything else may have to wait.
 func (g *Gateway) count() {
-	every := countEvery
-	switch {
-	case g.drain.Shutdown.Begun():
+	every := report.CountEvery
+	if g.drain.Shutdown.Begun() {
 		every = drain.LookEvery
-	case !g.deaf.since.IsZero():
-		every = countAgainAfter
 	}
-	if !g.served || !g.driver.Running() || g.counting || time.Since(g.counted) < every {
+	if !g.served || !g.driver.Running() {
 		return
 	}
-	request := countRequest{g.driver.Process(), time.Since(g.counted)}
-	g.counted, g.counting = time.Now(), true
-	g.counts <- request
+	if ago, is := g.counters.Ask(every, time.Now()); is {
+		g.counts <- countRequest{g.driver.Process(), ago}
+	}
 }
 
-// readCounters reads them, and what the backend notes, each time that it is asked to, until ctx ends.
+// readCounters reads them, and what the plugin notes, each time that it is asked to, until ctx ends.
 func (g *Gateway) readCounters(ctx context.Context) error {
 	for {
 		select {
@@ -52,13 +40,13 @@ func (g *Gateway) readCounters(ctx context.Context) error {
 			return nil
 		case request := <-g.counts:
 			askedAt := time.Now()
-			limited, cancel := context.WithTimeout(ctx, countLimit)
+			limited, cancel := context.WithTimeout(ctx, report.CountLimit)
 			stats, err := request.process.Stats(limited)
 			description, failed := request.process.Describe(limited)
 			cancel()
 			g.send(ctx, func(g *Gateway) {
 				if request.process == g.driver.Process() {
-					g.noteDeafness(err, askedAt, g.driver.Calling() != nil)
+					g.noteAnswer(err, askedAt)
 				}
 				g.tally(stats, request.ago, err)
 				if failed == nil {
@@ -69,25 +57,24 @@ func (g *Gateway) readCounters(ctx context.Context) error {
 	}
 }
 
+// noteAnswer takes over whether the dataplane has answered a request for its counters.
+func (g *Gateway) noteAnswer(err error, askedAt time.Time) {
+	if err == nil {
+		g.serving.NoteDataplaneAnswers()
+	}
+	g.counters.NoteAnswer(err, askedAt, g.driver.Calling() != nil)
+}
+
 // tally takes over the counters.
 func (g *Gateway) tally(stats dataplane.Stats, ago time.Duration, err error) {
-	g.counting = false
+	g.counters.Answered()
 	if err != nil {
 		g.log.Warn("read the dataplane's counters", "error", err)
 		return
 	}
 	g.drain.Shutdown.NoteConnections(g.answering.answered() > 0, stats.Proxied)
-	g.read = time.Now()
-	g.use = useOf(g.hub.Snapshot().Frontends, stats.Frontends, g.metrics.last, ago)
-	g.metrics.add(stats, g.tenantOf)
-}
-
-// usedNow is what tenants use of their limits; nobody knows it while the dataplane does not say what it counts.
-func (g *Gateway) usedNow(now time.Time) []v1alpha1.GatewayTenantUse {
-	if now.Sub(g.read) > countedFor {
-		return nil
-	}
-	return g.use
+	g.counters.Take(g.hub.Snapshot().Frontends, stats.Frontends, g.metrics.Last(), ago, time.Now())
+	g.metrics.Add(stats, g.tenantOf)
 }
 
 // tenantOf is whose the frontend is; nobody's if empty.

@@ -21,7 +21,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/backends/plugin"
 	"kubelb.k8c.io/core/ipam"
@@ -32,6 +31,7 @@ import (
 	"kubelb.k8c.io/manager/gateway/drain"
 	"kubelb.k8c.io/manager/gateway/driver"
 	"kubelb.k8c.io/manager/gateway/redirect"
+	"kubelb.k8c.io/manager/gateway/report"
 	"kubelb.k8c.io/manager/heartbeat"
 	"kubelb.k8c.io/manager/membership"
 	"kubelb.k8c.io/manager/probe"
@@ -103,14 +103,20 @@ type Options struct {
 // lease is what keeps this gateway's Lease, nil if nothing does.
 func (o Options) lease() *membership.Member { return cmp.Or(o.Member, o.Presence) }
 
+// reportedOn is the Lease that says that the Gateway object cannot be written, nil for none.
+func (o Options) reportedOn() report.Lease {
+	if lease := o.lease(); lease != nil {
+		return lease
+	}
+	return nil
+}
+
 // Gateway is a runnable of the manager. Make one with New.
 type Gateway struct {
 	options Options
 	cache   cache.Cache
 	client  client.Client
 	log     *slog.Logger
-	// unlabelled: it was logged that the Gateway object does not get its labels. It belongs to what writes the status.
-	unlabelled bool
 
 	events chan event
 	prober *probe.Prober
@@ -126,7 +132,6 @@ type Gateway struct {
 	seen uint64
 	// changedDuringCall: events have come while the plugin was called, which it was not sent.
 	changedDuringCall bool
-	status            chan report
 	synced            bool
 	// hostChecks are the outcome of HostChecks, lacked are the lines about what this host lacks that were logged.
 	hostChecks []dataplane.Check
@@ -136,15 +141,14 @@ type Gateway struct {
 	transitChecks []dataplane.Check
 	moved         chan struct{}
 	filterNow     chan struct{}
-	// watchdog tries frontends, nil if tries are turned off. tried is its last report.
+	// watchdog tries frontends, nil if tries are turned off.
 	watchdog *watchdog.Watchdog
-	tried    watchdog.Report
-	former   formerTries
-	others   othersTries
-	// deaf says whether the dataplane fails to return its counters, segment whether hosts on the segment answer.
-	deaf     deafness
-	segment  watchdog.Segment
-	formerly formerServed
+	tries    *report.Tries
+	serving  *report.Served
+	silence  report.Silence
+	counters report.Counters
+	metrics  *report.Metrics
+	writer   *report.Writer
 	// targets is how many are checked, unhealthy are those of them that do not take traffic.
 	targets   int
 	unhealthy map[translate.Target]bool
@@ -152,19 +156,11 @@ type Gateway struct {
 	served bool
 
 	answering answering
-	metrics   *metrics
 	// reachability tells which hosts of failed gateways answer.
 	reachability *redirect.Reachability
-	// counted is when the dataplane's counters were asked for last, by counts; counting: that is under way. use is what tenants use of
-	// their limits by those that were read last.
-	counted  time.Time
-	read     time.Time
-	counts   chan countRequest
-	counting bool
-	use      []v1alpha1.GatewayTenantUse
+	counts       chan countRequest
 	// routers is there where addresses are announced by BGP.
 	routers *routers
-	silence silence
 	drain   *drain.State
 	// poke wakes up the loop: what it answers for may have changed.
 	poke chan struct{}
@@ -178,8 +174,7 @@ type event func(*Gateway)
 // New returns a gateway that reads the hub through the cache and writes its own object with the client.
 func New(o Options, c cache.Cache, w client.Client) *Gateway {
 	g := &Gateway{options: o, cache: c, client: w, log: o.Log.With("gateway", o.Name), drain: drain.New(o.Log.With("gateway", o.Name)), events: make(chan event, 4096), hub: translate.NewHub(),
-		pools: map[string]ipam.Pool{}, external: map[string][]ipam.Range{}, selection: selection.New(), others: othersTries{}, status: make(chan report, 1), metrics: newMetrics(),
-		silence:   silence{since: map[ipam.Family]time.Time{}},
+		pools: map[string]ipam.Pool{}, external: map[string][]ipam.Range{}, selection: selection.New(), metrics: report.NewMetrics(),
 		unhealthy: map[translate.Target]bool{}, poke: make(chan struct{}, 1), counts: make(chan countRequest, 1), moved: make(chan struct{}, 1), filterNow: make(chan struct{}, 1),
 		answering: answering{elects: o.Elects, announcer: o.Announcer, setTenant: o.SetTenant, families: map[ipam.Family]*candidacy{ipam.IPv4: {}, ipam.IPv6: {}}, answers: map[netip.Addr]bool{}}}
 	if o.Member != nil {
@@ -190,6 +185,8 @@ func New(o Options, c cache.Cache, w client.Client) *Gateway {
 	g.answering.redirectBy(o, g.reachability.Alive)
 	g.driver = driver.New(driver.Options{Backend: o.Backend, Load: o.Load, Model: g.hub, Addresses: &g.answering, Observer: g.metrics, Redirect: g.answering.redirects.Send,
 		InSync: g.serveFiltered, Log: g.log})
+	g.tries, g.serving = report.NewTries(o.Name, o.TryEvery > 0, g.hub.Owner, g), report.NewServed(o.Segment, o.TryEvery > 0)
+	g.writer = report.NewWriter(w, o.Name, o.Labels, o.reportedOn(), g.log)
 	g.noteReadiness()
 	if o.TryEvery > 0 {
 		g.watchdog = g.newWatchdog()
@@ -208,7 +205,7 @@ const gather = 15 * time.Millisecond
 
 // Start works until ctx ends.
 func (g *Gateway) Start(ctx context.Context) (err error) {
-	if err := g.metrics.register(g.options.Metrics); err != nil {
+	if err := g.metrics.Register(g.options.Metrics); err != nil {
 		return err
 	}
 	defer g.driver.Stop()
@@ -263,7 +260,7 @@ func (g *Gateway) run(ctx context.Context) error {
 		runs.Go(func() error { return g.routers.run(runCtx) })
 	}
 	runs.Go(func() error { return g.reachability.Run(runCtx) })
-	runs.Go(func() error { return g.writeStatus(runCtx) })
+	runs.Go(func() error { return g.writer.Run(runCtx) })
 	runs.Go(func() error { return g.readCounters(runCtx) })
 	runs.Go(func() error { return g.watchHost(runCtx) })
 	runs.Go(func() error { return g.driver.Run(runCtx, g.post) })
@@ -419,7 +416,7 @@ func (g *Gateway) takeEvents() {
 
 // pause is how long nothing needs to be done unless something happens.
 func (g *Gateway) pause() time.Duration {
-	pause := countEvery
+	pause := report.CountEvery
 	if g.answering.undecided() || g.drain.Draining() && g.drain.For(time.Now()) < 2*drain.Notice || g.answering.bgp != nil && time.Since(g.answering.bgp.SelectedSince()) < 2*drain.Notice {
 		pause = returnAfter / 20
 	}
@@ -430,8 +427,8 @@ func (g *Gateway) pause() time.Duration {
 		pause = min(pause, max(0, time.Until(at)))
 	}
 	pause = g.drain.Pause(pause, time.Now())
-	if !g.silence.next.IsZero() {
-		pause = min(pause, max(time.Millisecond, time.Until(g.silence.next)))
+	if at := g.silence.Next(); !at.IsZero() {
+		pause = min(pause, max(time.Millisecond, time.Until(at)))
 	}
 	if g.driver.HasWork() {
 		pause = 0

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"kubelb.k8c.io/backends/dataplane"
@@ -36,4 +37,18 @@ func (g *Gateway) watchHost(ctx context.Context) error {
 		case <-time.After(pause):
 		}
 	}
+}
+
+// lacking is what this host lacks, for the dataplane and for the gateway. What is new is logged.
+func (g *Gateway) lacking() []dataplane.Check {
+	lacking := dataplane.Lacking(slices.Concat(g.driver.Checks(), g.hostChecks, g.transitChecks, g.driver.InstalledChecks()))
+	known := g.lacked
+	g.lacked = map[string]bool{}
+	for _, c := range lacking {
+		line := c.String()
+		if g.lacked[line] = true; !known[line] {
+			g.log.Warn("this host lacks something", "group", c.Group, "required", c.Required(), "lacks", line)
+		}
+	}
+	return lacking
 }

@@ -78,12 +78,12 @@ func TestElectionsAndEventsGoOnWhileABackendHangs(t *testing.T) {
 	hears(func(g *Gateway) { require.NotNil(t, g.driver.Calling(), "all that was while the backend hung") })
 	hears(func(g *Gateway) { g.driver.Calling().Began = g.driver.Calling().Began.Add(-42 * time.Second) })
 	require.Eventually(t, func() bool {
-		busy := meta.FindStatusCondition((<-h.status).Conditions, v1alpha1.ConditionBackendBusy)
+		busy := meta.FindStatusCondition((<-h.writer.Newest()).Conditions, v1alpha1.ConditionBackendBusy)
 		return busy != nil && busy.Message == "the backend has worked on Applied for more than 40s; it may take 2m0s, then it is started again. What the dataplane holds goes on; later changes wait"
 	}, 20*time.Second, time.Millisecond)
 	h.HasNoMore(drivertest.Hang("Applied"))
 	require.Eventually(t, func() bool {
-		s := <-h.status
+		s := <-h.writer.Newest()
 		return s.AppliedResourceVersion != "" && meta.FindStatusCondition(s.Conditions, v1alpha1.ConditionBackendBusy) == nil
 	}, 20*time.Second, time.Millisecond)
 	end()

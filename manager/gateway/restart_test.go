@@ -5,7 +5,6 @@ import (
 	"net/netip"
 	"testing"
 
-	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/stretchr/testify/require"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -37,6 +36,20 @@ func versionFor(s v1alpha1.GatewayStatus, tenant string) string {
 	return s.AppliedResourceVersion
 }
 
+// ready is the metric.
+func (h *onHost) ready() float64 {
+	h.t.Helper()
+	families, err := h.gathered.Gather()
+	require.NoError(h.t, err)
+	for _, f := range families {
+		if f.GetName() == "kubelb_gateway_ready" {
+			return f.GetMetric()[0].GetGauge().GetValue()
+		}
+	}
+	require.Fail(h.t, "there is no such metric")
+	return 0
+}
+
 func TestABackendThatBeganAnewIsNotSaidToHoldWhatItWasNotToldYet(t *testing.T) {
 	many := []netip.Addr{netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("203.0.113.2"), netip.MustParseAddr("203.0.113.3"), netip.MustParseAddr("203.0.113.4")}
 	one := netip.MustParseAddr("203.0.113.9")
@@ -66,7 +79,7 @@ func TestABackendThatBeganAnewIsNotSaidToHoldWhatItWasNotToldYet(t *testing.T) {
 			key := model.FrontendKey{VIP: one, Protocol: model.TCP, Port: 1}
 			for rounds := 0; ; rounds++ {
 				h.works()
-				s := (<-h.status).GatewayStatus
+				s := (<-h.writer.Newest()).GatewayStatus
 				if !h.driver.HasWork() {
 					require.NotZero(t, rounds, "there is a time to look at")
 					requireReady(t, s.Conditions)
@@ -76,7 +89,7 @@ func TestABackendThatBeganAnewIsNotSaidToHoldWhatItWasNotToldYet(t *testing.T) {
 				}
 				ready := meta.FindStatusCondition(s.Conditions, v1alpha1.ConditionReady)
 				require.Equal(t, metav1.ConditionFalse, ready.Status, "it does not hold the model: %s", ready.Message)
-				require.Zero(t, testutil.ToFloat64(h.metrics.ready))
+				require.Zero(t, h.ready())
 				if !h.driver.Serves(key) {
 					require.Equal(t, "0", versionFor(s, "a"), "after %d batches", rounds+1)
 				}
@@ -95,20 +108,18 @@ func TestAnObjectSaysWhichTenantsAreBehindAndUpToWhere(t *testing.T) {
 	h.asks("hostile", 250, 4, many...)
 	h.asks("a", 2, 4, netip.MustParseAddr("203.0.113.9"))
 	h.works()
-	version, behind := h.applied()
-	require.Equal(t, "4", version)
-	require.Equal(t, []v1alpha1.GatewayBehind{{Namespace: "tenant-hostile", ResourceVersion: "3"}}, behind)
+	s := <-h.writer.Newest()
+	require.Equal(t, "4", s.AppliedResourceVersion)
+	require.Equal(t, []v1alpha1.GatewayBehind{{Namespace: "tenant-hostile", ResourceVersion: "3"}}, s.Behind)
 	for h.driver.HasWork() {
 		h.works()
 	}
-	_, behind = h.applied()
-	require.Empty(t, behind)
-	for i := range 2 * maxBehind {
+	require.Empty(t, (<-h.writer.Newest()).Behind)
+	for i := range 2000 {
 		h.asks(fmt.Sprint("t", i), 1, 5, netip.AddrFrom4([4]byte{198, 18, byte(i / 256), byte(i)}))
 	}
 	h.works()
-	version, _ = h.applied()
-	require.Empty(t, version, "what cannot be named keeps the former version")
+	require.Empty(t, (<-h.writer.Newest()).AppliedResourceVersion, "what cannot be named keeps the former version")
 }
 
 func TestWhoLacksNothingIsToldSoWhileAnotherTenantsRecordsAreOnTheirWay(t *testing.T) {
@@ -122,12 +133,12 @@ func TestWhoLacksNothingIsToldSoWhileAnotherTenantsRecordsAreOnTheirWay(t *testi
 	require.Error(t, h.driver.Problem())
 	h.HasNoMore(drivertest.End)
 	h.works()
-	s := <-h.status
+	s := <-h.writer.Newest()
 	require.False(t, meta.IsStatusConditionTrue(s.Conditions, v1alpha1.ConditionReady))
 	require.Equal(t, "4", s.AppliedResourceVersion)
 	require.Equal(t, []v1alpha1.GatewayBehind{{Namespace: "tenant-hostile", ResourceVersion: "0"}}, s.Behind)
 
 	require.True(t, h.driver.HasEnded(h.driver.Process()))
 	h.publish()
-	require.Empty(t, (<-h.status).AppliedResourceVersion, "what was told last may not have come to anything")
+	require.Empty(t, (<-h.writer.Newest()).AppliedResourceVersion, "what was told last may not have come to anything")
 }

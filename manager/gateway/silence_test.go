@@ -13,6 +13,7 @@ import (
 	"kubelb.k8c.io/core/ipam"
 	"kubelb.k8c.io/manager/gateway/drain"
 	"kubelb.k8c.io/manager/gateway/driver/drivertest"
+	"kubelb.k8c.io/manager/gateway/report"
 )
 
 // mute is an announcer that nobody hears, of some families.
@@ -37,8 +38,8 @@ func TestAFamilyThatNobodyHearsOfIsNamedWithTheReason(t *testing.T) {
 
 	g = with(mute{why: map[ipam.Family]string{ipam.IPv4: "eth1 is down", ipam.IPv6: "eth1 is down"}})
 	require.Empty(t, g.silent(now), "a gateway that has just begun may be heard in a moment")
-	require.Equal(t, now.Add(silentAfter), g.silence.next, "and looks again")
-	require.Len(t, g.silent(now.Add(silentAfter)), 2)
+	require.Equal(t, now.Add(report.SilentAfter), g.silence.Next(), "and looks again")
+	require.Len(t, g.silent(now.Add(report.SilentAfter)), 2)
 
 	g = with(mute{able: true})
 	require.Empty(t, g.silent(now))
@@ -66,7 +67,7 @@ func TestAGatewayThatMayNotAnswerIsSilentAndSaysWhy(t *testing.T) {
 	require.Empty(t, g.silent(now))
 	w.holds = false
 	require.Empty(t, g.silent(now), "it may have its Lease again in a moment")
-	silent := g.silent(now.Add(silentAfter))
+	silent := g.silent(now.Add(report.SilentAfter))
 	require.Len(t, silent, 2)
 	require.Contains(t, silent[0].Message, "it does not hold its Lease")
 }
@@ -78,16 +79,16 @@ func TestAGatewayWhoseDataplaneDoesNotStartIsSilentAndSaysWhy(t *testing.T) {
 	h.works()
 	now := time.Now()
 	require.Empty(t, h.silent(now), "it may work in a moment")
-	silent := h.silent(now.Add(silentAfter))
+	silent := h.silent(now.Add(report.SilentAfter))
 	require.Len(t, silent, 2)
 	require.Equal(t, "backend: module nf_tables: not loaded", silent[0].Message)
 	h.broken = nil
 	h.Has(drivertest.Module)
 	h.works()
-	require.Empty(t, h.silent(now.Add(silentAfter)))
+	require.Empty(t, h.silent(now.Add(report.SilentAfter)))
 	h.broken = errors.New("it does not start again")
 	h.driver.Stop()
 	h.works()
 	require.Error(t, h.Ready(nil))
-	require.Empty(t, h.silent(now.Add(2*silentAfter)), "what its dataplane holds goes on")
+	require.Empty(t, h.silent(now.Add(2*report.SilentAfter)), "what its dataplane holds goes on")
 }

@@ -1,4 +1,4 @@
-package gateway
+package report
 
 import (
 	"fmt"
@@ -12,7 +12,7 @@ import (
 )
 
 func TestOfEachLoadBalancerTheFirstRecordIsListedThatFailed(t *testing.T) {
-	failures, unlisted := listed(map[string]driver.Failure{
+	failures, unlisted := List(map[string]driver.Failure{
 		"frontend TCP 203.0.113.1:80": {Owner: "tenant-a/web", Message: "full"}, "frontend TCP 203.0.113.1:443": {Owner: "tenant-a/web", Message: "full"},
 		"pool a/one": {Tenant: "a", Message: strings.Repeat("x", 1000)}})
 	require.Equal(t, []v1alpha1.GatewayFailure{{LoadBalancer: "tenant-a/web", Record: "frontend TCP 203.0.113.1:443", Message: "full"},
@@ -38,14 +38,14 @@ func TestATenantWithManyFailuresHidesNobodyElses(t *testing.T) {
 	}
 	fail("tenant-a", 10_000)
 	fail("tenant-b", maxFailuresOfTenant)
-	failures, unlisted := listed(fails)
+	failures, unlisted := List(fails)
 	require.Equal(t, map[string]int{"tenant-a": maxFailuresOfTenant, "tenant-b": maxFailuresOfTenant}, named(failures))
 	require.Equal(t, []string{"tenant-a"}, unlisted)
 
 	for i := range 200 {
 		fail(fmt.Sprintf("tenant-%d", i), 10)
 	}
-	failures, unlisted = listed(fails)
+	failures, unlisted = List(fails)
 	require.LessOrEqual(t, len(failures), maxFailures)
 	require.Len(t, named(failures), 202, "each is told of some")
 	require.Len(t, unlisted, 202)
@@ -53,7 +53,7 @@ func TestATenantWithManyFailuresHidesNobodyElses(t *testing.T) {
 	for i := range maxFailures {
 		fail(fmt.Sprintf("tenant-%d", i+200), 2)
 	}
-	failures, unlisted = listed(fails)
+	failures, unlisted = List(fails)
 	require.Len(t, failures, maxFailures)
 	require.Equal(t, []string{v1alpha1.AllNamespaces}, unlisted, "there are more namespaces than unlisted may name")
 }
@@ -63,7 +63,7 @@ func TestPoolsOfATenantThatFailHideNobodyElses(t *testing.T) {
 	for i := range 2 * maxFailures {
 		fails[fmt.Sprint("pool hostile/", i)] = driver.Failure{Tenant: "hostile", Message: "full"}
 	}
-	failures, unlisted := listed(fails)
+	failures, unlisted := List(fails)
 	require.Len(t, failures, maxFailuresOfTenant+1)
 	require.Contains(t, failures, v1alpha1.GatewayFailure{Record: "pool innocent/p", Message: "full"})
 	require.Empty(t, unlisted, "none of their LoadBalancers has failed")

@@ -1,4 +1,4 @@
-package gateway
+package report
 
 import (
 	"maps"
@@ -18,9 +18,9 @@ const (
 	maxMessage          = 256
 )
 
-// listed selects the failed records that the Gateway object names: for each tenant some, and for each LoadBalancer the first one, frontends before
+// List selects the failed records that the Gateway object names: for each tenant some, and for each LoadBalancer the first one, frontends before
 // pools. unlisted are the namespaces with more failing LoadBalancers, or v1alpha1.AllNamespaces if there are more than maxFailures of them.
-func listed(fails map[string]driver.Failure) (failures []v1alpha1.GatewayFailure, unlisted []string) {
+func List(fails map[string]driver.Failure) (failures []v1alpha1.GatewayFailure, unlisted []string) {
 	of, named := map[string][]v1alpha1.GatewayFailure{}, map[string]bool{}
 	for _, record := range slices.Sorted(maps.Keys(fails)) { // which has frontends before pools
 		f := fails[record]

@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -27,8 +28,9 @@ import (
 type onHost struct {
 	*Gateway
 	*drivertest.Host
-	t   *testing.T
-	log strings.Builder
+	t        *testing.T
+	log      strings.Builder
+	gathered *prometheus.Registry
 	// broken is why the plugin does not start.
 	broken error
 }
@@ -40,7 +42,7 @@ func newOnHostWith(t *testing.T, o Options) *onHost {
 	scheme := runtime.NewScheme()
 	require.NoError(t, v1alpha1.AddToScheme(scheme))
 	hub := fake.NewClientBuilder().WithScheme(scheme).WithStatusSubresource(&v1alpha1.Gateway{}).Build()
-	h := &onHost{Host: drivertest.NewHost(t), t: t}
+	h := &onHost{Host: drivertest.NewHost(t), t: t, gathered: prometheus.NewRegistry()}
 	o.Name, o.Log = "g", slog.New(slog.NewTextHandler(&h.log, nil))
 	o.Backend = driver.Backend{Path: "kubelb-backend-fake", Config: dataplane.Config{Node: "g", StateDir: t.TempDir(), Options: drivertest.Options(h.Dir)}}
 	o.Load = func(plugin.Options) (driver.Process, error) {
@@ -51,6 +53,7 @@ func newOnHostWith(t *testing.T, o Options) *onHost {
 	}
 	h.Gateway = New(o, nil, hub)
 	h.prober = probe.New(probe.DefaultConfig(), func(probe.Result) {})
+	require.NoError(t, h.metrics.Register(h.gathered))
 	t.Cleanup(h.driver.Stop)
 	return h
 }
@@ -68,7 +71,7 @@ func (h *onHost) works() {
 func (h *onHost) conditions() []metav1.Condition {
 	h.t.Helper()
 	h.works()
-	require.NoError(h.t, h.write(h.t.Context(), <-h.status))
+	require.NoError(h.t, h.writer.Write(h.t.Context(), <-h.writer.Newest()))
 	var object v1alpha1.Gateway
 	require.NoError(h.t, h.client.Get(h.t.Context(), types.NamespacedName{Name: "g"}, &object))
 	return object.Status.Conditions
@@ -127,24 +130,6 @@ func TestWhatTheGatewayItselfNeedsIsWatchedToo(t *testing.T) {
 	require.True(t, meta.IsStatusConditionTrue(conditions, v1alpha1.ConditionReady), "the dataplane works")
 	h.hostChecks = nil
 	require.Nil(t, meta.FindStatusCondition(h.conditions(), "HostInterfaces"))
-}
-
-func TestEachGroupWithSomethingMissingHasOneCondition(t *testing.T) {
-	missing := func(group dataplane.Group, subject, costs string) dataplane.Check {
-		return dataplane.Check{Group: group, Subject: subject, State: dataplane.CheckMissing, Found: "gone", Costs: costs}
-	}
-	conditions := hostConditions(dataplane.Lacking([]dataplane.Check{
-		missing(dataplane.GroupSysctls, "a", "something"), missing(dataplane.GroupModules, "b", "something"), missing(dataplane.GroupModules, "c", ""),
-		missing("Moons", "d", ""), {Group: dataplane.GroupClock, State: dataplane.CheckUnknown}, {Group: dataplane.GroupPorts, State: dataplane.CheckOK}}))
-	var said []string
-	for _, c := range conditions {
-		said = append(said, c.Type+" "+c.Reason+" "+c.Message)
-	}
-	require.Equal(t, []string{
-		"HostKernel Missing d: gone", // of a group that this manager does not know
-		"HostModules Missing c: gone\nb: gone; does not work: something",
-		"HostSysctls Limited a: gone; does not work: something",
-	}, said)
 }
 
 func TestTheHostIsLookedAtOftenWhileTheGatewayDoesNotWork(t *testing.T) {

@@ -1,4 +1,4 @@
-package gateway
+package report
 
 import (
 	"errors"
@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/manager/heartbeat"
 )
 
@@ -29,22 +30,40 @@ func (s *slate) SayUnwritten(why string) { s.says = why }
 
 func TestAGatewayWhoseObjectCannotBeWrittenSaysSoOnItsLease(t *testing.T) {
 	lease, now := &slate{reaches: true}, time.Now()
-	u := unwritten{lease: lease}
+	f := writeFailure{lease: lease}
 	refused := errors.New("status.failures: too many")
-	u.note(refused, now)
+	f.note(refused, now)
 	require.Empty(t, lease.says, "it may be a moment")
-	u.note(refused, now.Add(unwrittenAfter))
+	f.note(refused, now.Add(unwrittenAfter))
 	require.Equal(t, "status.failures: too many", lease.says)
-	u.note(nil, now.Add(2*unwrittenAfter))
+	f.note(nil, now.Add(2*unwrittenAfter))
 	require.Empty(t, lease.says)
 
 	lease.reaches = false
-	u.note(refused, now)
-	u.note(refused, now.Add(time.Hour))
+	f.note(refused, now)
+	f.note(refused, now.Add(time.Hour))
 	require.Empty(t, lease.says, "the API is away, which the Lease tells")
 	lease.reaches = true
-	u.note(refused, now.Add(time.Hour))
+	f.note(refused, now.Add(time.Hour))
 	require.Empty(t, lease.says, "it is just back")
-	without := unwritten{}
+	without := writeFailure{}
 	without.note(refused, now)
+}
+
+func TestEachGroupWithSomethingMissingHasOneCondition(t *testing.T) {
+	missing := func(group dataplane.Group, subject, costs string) dataplane.Check {
+		return dataplane.Check{Group: group, Subject: subject, State: dataplane.CheckMissing, Found: "gone", Costs: costs}
+	}
+	conditions := hostConditions(dataplane.Lacking([]dataplane.Check{
+		missing(dataplane.GroupSysctls, "a", "something"), missing(dataplane.GroupModules, "b", "something"), missing(dataplane.GroupModules, "c", ""),
+		missing("Moons", "d", ""), {Group: dataplane.GroupClock, State: dataplane.CheckUnknown}, {Group: dataplane.GroupPorts, State: dataplane.CheckOK}}))
+	var said []string
+	for _, c := range conditions {
+		said = append(said, c.Type+" "+c.Reason+" "+c.Message)
+	}
+	require.Equal(t, []string{
+		"HostKernel Missing d: gone", // of a group that this manager does not know
+		"HostModules Missing c: gone\nb: gone; does not work: something",
+		"HostSysctls Limited a: gone; does not work: something",
+	}, said)
 }

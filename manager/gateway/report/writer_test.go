@@ -1,4 +1,4 @@
-package gateway
+package report
 
 import (
 	"context"
@@ -33,9 +33,9 @@ func TestAGatewayThatMayNotChangeItsLabelsWritesItsStatus(t *testing.T) {
 		},
 	}).Build()
 	var log strings.Builder
-	g := &Gateway{options: Options{Name: "g", Labels: map[string]string{"site": "south"}}, client: hub, log: slog.New(slog.NewTextHandler(&log, nil))}
+	w := NewWriter(hub, "g", map[string]string{"site": "south"}, nil, slog.New(slog.NewTextHandler(&log, nil)))
 	stands := func(frontends int32) *v1alpha1.Gateway {
-		require.NoError(t, g.write(t.Context(), report{GatewayStatus: v1alpha1.GatewayStatus{Frontends: frontends}, told: true}))
+		require.NoError(t, w.Write(t.Context(), Report{GatewayStatus: v1alpha1.GatewayStatus{Frontends: frontends}, Served: true}))
 		var is v1alpha1.Gateway
 		require.NoError(t, hub.Get(t.Context(), client.ObjectKeyFromObject(object), &is))
 		require.Equal(t, frontends, is.Status.Frontends)

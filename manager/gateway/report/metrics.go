@@ -1,4 +1,4 @@
-package gateway
+package report
 
 import (
 	"fmt"
@@ -13,8 +13,8 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// metrics are what a gateway tells Prometheus. Labels are bounded: by tenants, routers and reasons, never by Services.
-type metrics struct {
+// Metrics are what a gateway tells Prometheus. Labels are bounded: by tenants, routers and reasons, never by Services.
+type Metrics struct {
 	ready, draining, mayAnswer   prometheus.Gauge
 	frontends, addresses, failed prometheus.Gauge
 	conflicts, handedOver        prometheus.Gauge
@@ -34,8 +34,8 @@ type metrics struct {
 	shownPeers   map[string]bool
 }
 
-// newMetrics returns metrics that are not registered yet.
-func newMetrics() *metrics {
+// NewMetrics returns metrics that are not registered yet.
+func NewMetrics() *Metrics {
 	gauge := func(name, help string) prometheus.Gauge {
 		return prometheus.NewGauge(prometheus.GaugeOpts{Name: "kubelb_gateway_" + name, Help: help})
 	}
@@ -45,7 +45,7 @@ func newMetrics() *metrics {
 	counters := func(name, help string, labels ...string) *prometheus.CounterVec {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
 	}
-	return &metrics{
+	return &Metrics{
 		ready:     gauge("ready", "Whether the dataplane runs and holds what it should."),
 		draining:  gauge("draining", "Whether an operator has told the gateway to drain."),
 		mayAnswer: gauge("may_answer", "Whether the gateway may answer for addresses: it holds its Lease, or goes on without the hub's API."),
@@ -72,8 +72,8 @@ func newMetrics() *metrics {
 	}
 }
 
-// register has the metrics be gathered; nil gathers nothing.
-func (m *metrics) register(r prometheus.Registerer) error {
+// Register has the metrics be gathered; nil gathers nothing.
+func (m *Metrics) Register(r prometheus.Registerer) error {
 	if r == nil {
 		return nil
 	}
@@ -87,10 +87,13 @@ func (m *metrics) register(r prometheus.Registerer) error {
 }
 
 // Started implements driver.Observer.
-func (m *metrics) Started() { m.starts.Inc() }
+func (m *Metrics) Started() { m.starts.Inc() }
 
 // Applied implements driver.Observer.
-func (m *metrics) Applied(took time.Duration) { m.applies.Observe(took.Seconds()) }
+func (m *Metrics) Applied(took time.Duration) { m.applies.Observe(took.Seconds()) }
+
+// Tried counts a try.
+func (m *Metrics) Tried(outcome string) { m.tries.WithLabelValues(outcome).Inc() }
 
 func set(g prometheus.Gauge, is bool) {
 	if is {
@@ -100,37 +103,39 @@ func set(g prometheus.Gauge, is bool) {
 	}
 }
 
-// beside is what a gateway knows of itself that its object does not say as a number.
-type beside struct {
-	draining, mayAnswer bool
-	// hub tells whether its API is reached; nil where nobody knows.
-	hub                *bool
-	failed, handedOver int
-	targets, unhealthy int
-	// failing are frontends to which connections fail whose nodes answer the gateway itself.
-	failing int
+// Figures are numbers that the Gateway object does not have.
+type Figures struct {
+	Draining, MayAnswer bool
+	// Hub tells whether its API is reached; nil where nobody knows.
+	Hub *bool
+	// Failed are records, HandedOver addresses that are redirected to their former gateways.
+	Failed, HandedOver int
+	// Targets are checked, Unhealthy some of them.
+	Targets, Unhealthy int
+	// Failing are frontends to which connections fail though their nodes answer the gateway itself.
+	Failing int
 }
 
-// show takes over what the Gateway object says, and what there is beside.
-func (m *metrics) show(s *v1alpha1.GatewayStatus, b beside) {
+// Show takes over what the Gateway object says, and the figures.
+func (m *Metrics) Show(s *v1alpha1.GatewayStatus, f Figures) {
 	set(m.ready, meta.IsStatusConditionPresentAndEqual(s.Conditions, v1alpha1.ConditionReady, metav1.ConditionTrue))
-	set(m.draining, b.draining)
-	set(m.mayAnswer, b.mayAnswer)
-	if b.hub != nil {
-		set(m.hub.WithLabelValues(), *b.hub)
+	set(m.draining, f.Draining)
+	set(m.mayAnswer, f.MayAnswer)
+	if f.Hub != nil {
+		set(m.hub.WithLabelValues(), *f.Hub)
 	}
 	m.frontends.Set(float64(s.Frontends))
 	m.addresses.Set(float64(s.AnnouncedAddresses))
 	m.conflicts.Set(float64(len(s.Conflicts)))
-	m.failed.Set(float64(b.failed))
-	m.handedOver.Set(float64(b.handedOver))
+	m.failed.Set(float64(f.Failed))
+	m.handedOver.Set(float64(f.HandedOver))
 	m.failing.Reset() // nobody knows it while nothing can be tried
 	if s.Tries != nil && s.Tries.Problem == "" {
-		m.failing.WithLabelValues("answer").Set(float64(b.failing))
-		m.failing.WithLabelValues("fail").Set(float64(int(s.Tries.Failing) - b.failing))
+		m.failing.WithLabelValues("answer").Set(float64(f.Failing))
+		m.failing.WithLabelValues("fail").Set(float64(int(s.Tries.Failing) - f.Failing))
 	}
-	m.targets.WithLabelValues("healthy").Set(float64(b.targets - b.unhealthy))
-	m.targets.WithLabelValues("unhealthy").Set(float64(b.unhealthy))
+	m.targets.WithLabelValues("healthy").Set(float64(f.Targets - f.Unhealthy))
+	m.targets.WithLabelValues("unhealthy").Set(float64(f.Unhealthy))
 	if is := [2]string{s.Backend.Name, s.Backend.Version}; is != m.shownBackend {
 		m.backend.Reset()
 		m.backend.WithLabelValues(is[:]...).Set(1)
@@ -152,8 +157,11 @@ func (m *metrics) show(s *v1alpha1.GatewayStatus, b beside) {
 	}
 }
 
-// add counts what has passed since the dataplane was asked last. A counter that is lower than it was belongs to another frontend.
-func (m *metrics) add(stats dataplane.Stats, tenantOf func(model.FrontendKey) string) {
+// Last are the dataplane's counters that were added last.
+func (m *Metrics) Last() map[model.FrontendKey]dataplane.Counter { return m.last }
+
+// Add counts what has passed since the dataplane was asked last. A counter that is lower than it was belongs to another frontend.
+func (m *Metrics) Add(stats dataplane.Stats, tenantOf func(model.FrontendKey) string) {
 	since := func(is, was uint64) float64 {
 		if is < was {
 			return float64(is)

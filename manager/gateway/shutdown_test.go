@@ -12,6 +12,7 @@ import (
 
 	"kubelb.k8c.io/core/election"
 	"kubelb.k8c.io/core/ipam"
+	"kubelb.k8c.io/manager/gateway/report"
 	"kubelb.k8c.io/manager/membership"
 )
 
@@ -196,9 +197,9 @@ func TestAGatewayThatHasDrainedSaysThatOthersAreThereOnlyIfItKnowsSo(t *testing.
 			g.answering.member = c.fellows
 			address := netip.MustParseAddr("203.0.113.1")
 			g.answering.answers[address] = true
-			require.Equal(t, metav1.ConditionFalse, g.drainedCondition().Status)
+			require.Equal(t, metav1.ConditionFalse, report.Drained(g.answering.answered(), g.isReplaced()).Status)
 			g.answering.answers[address] = false
-			drained := g.drainedCondition()
+			drained := report.Drained(g.answering.answered(), g.isReplaced())
 			require.Equal(t, metav1.ConditionTrue, drained.Status)
 			require.Equal(t, let+c.others+"; connections that it has go on", drained.Message)
 		})

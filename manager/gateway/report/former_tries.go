@@ -1,4 +1,4 @@
-package gateway
+package report
 
 import (
 	"net/netip"
@@ -59,8 +59,8 @@ func failuresOf(tries *v1alpha1.GatewayTries) map[model.FrontendKey]formerFailur
 	return failures
 }
 
-// told forgets what the watchdog knows by now.
-func (p *formerTries) told(r watchdog.Report) {
+// forget forgets what the watchdog knows by now.
+func (p *formerTries) forget(r watchdog.Report) {
 	for _, f := range r.Failures {
 		delete(p.failures, keyOf(f.AddrPort))
 	}
@@ -82,41 +82,4 @@ func (p *formerTries) keep(list []watchdog.Frontend, elsewhere func(netip.Addr) 
 // keyOf is the frontend of a TCP port.
 func keyOf(at netip.AddrPort) model.FrontendKey {
 	return model.FrontendKey{VIP: at.Addr(), Protocol: model.TCP, Port: at.Port()}
-}
-
-// failedBefore is what the former process, or the former gateway of the address, said of a frontend, empty for nothing. A LoadBalancer that has the address now and did not then is another one.
-func (g *Gateway) failedBefore(key model.FrontendKey) string {
-	before := g.former.failures[key]
-	if owner, known := g.hub.Owner(key); !known || owner.String() != before.loadBalancer {
-		return ""
-	}
-	return before.message
-}
-
-// elsewhere returns whether another gateway is to answer for an address, as far as this one knows.
-func (g *Gateway) elsewhere() func(netip.Addr) bool {
-	known := map[netip.Addr]bool{}
-	return func(address netip.Addr) bool {
-		is, has := known[address]
-		if !has {
-			is = g.isAnothers(address)
-			known[address] = is
-		}
-		return is
-	}
-}
-
-func (g *Gateway) isAnothers(address netip.Addr) bool {
-	serves := g.selection.ServingAddress(address)
-	if !g.answering.elects {
-		return serves != nil && !serves(g.options.Name)
-	}
-	winner := g.answering.view.Winner(address, serves)
-	return winner != "" && winner != g.options.Name
-}
-
-// hasLeft tells whether clients reach other gateways, if any, for each address: this one drains where nobody is elected. One that ends may be back in a
-// moment, and where nobody takes over its clients have no other.
-func (g *Gateway) hasLeft() bool {
-	return !g.answering.elects && g.drain.Draining() && (!g.drain.Shutdown.Begun() || g.isReplaced())
 }

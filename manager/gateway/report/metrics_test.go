@@ -1,4 +1,4 @@
-package gateway
+package report
 
 import (
 	"net/netip"
@@ -17,13 +17,13 @@ import (
 
 func TestMetricsAreWellNamedAndSayWhatTheGatewaySays(t *testing.T) {
 	r := prometheus.NewPedanticRegistry()
-	m := newMetrics()
-	require.NoError(t, m.register(r))
+	m := NewMetrics()
+	require.NoError(t, m.Register(r))
 	status := v1alpha1.GatewayStatus{Backend: v1alpha1.GatewayBackend{Name: "nftables", Version: "1"}, Frontends: 4, AnnouncedAddresses: 2,
 		Conflicts:   []v1alpha1.AddressConflict{{Address: "192.0.2.1"}, {Address: "192.0.2.2"}, {Address: "192.0.2.3"}},
 		Conditions:  []metav1.Condition{{Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue}},
 		BGPSessions: []v1alpha1.BGPSession{{Peer: "a", State: v1alpha1.BGPEstablished, BFD: "Up"}, {Peer: "b", State: v1alpha1.BGPDown}}}
-	m.show(&status, beside{mayAnswer: true, failed: 1, targets: 5, unhealthy: 2})
+	m.Show(&status, Figures{MayAnswer: true, Failed: 1, Targets: 5, Unhealthy: 2})
 	m.drops.WithLabelValues("refused").Add(1)
 	require.Equal(t, 3.0, testutil.ToFloat64(m.conflicts))
 	require.Zero(t, testutil.CollectAndCount(m.hub), "nobody knows whether the hub is reached")
@@ -46,7 +46,7 @@ kubelb_gateway_ready 1
 	status.BGPSessions, status.Conflicts = status.BGPSessions[1:], nil
 	status.Conditions[0].Status = metav1.ConditionFalse
 	reached := true
-	m.show(&status, beside{draining: true, hub: &reached})
+	m.Show(&status, Figures{Draining: true, Hub: &reached})
 	require.Zero(t, testutil.ToFloat64(m.ready))
 	require.Zero(t, testutil.ToFloat64(m.conflicts))
 	require.Equal(t, 1.0, testutil.ToFloat64(m.draining))
@@ -56,11 +56,11 @@ kubelb_gateway_ready 1
 }
 
 func TestATenantsCountersNeverGoBack(t *testing.T) {
-	m := newMetrics()
+	m := NewMetrics()
 	key := model.FrontendKey{VIP: netip.MustParseAddr("203.0.113.1"), Protocol: model.TCP, Port: 80}
 	stranger := model.FrontendKey{VIP: netip.MustParseAddr("203.0.113.2"), Protocol: model.TCP, Port: 80}
 	read := func(connections, dropped uint64) {
-		m.add(dataplane.Stats{Frontends: map[model.FrontendKey]dataplane.Counter{key: {Connections: connections, Bytes: 10 * connections}, stranger: {Connections: 1000}},
+		m.Add(dataplane.Stats{Frontends: map[model.FrontendKey]dataplane.Counter{key: {Connections: connections, Bytes: 10 * connections}, stranger: {Connections: 1000}},
 			Drops: map[string]uint64{"refused": dropped}}, func(k model.FrontendKey) string {
 			return map[model.FrontendKey]string{key: "a"}[k]
 		})

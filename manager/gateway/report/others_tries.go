@@ -1,9 +1,7 @@
-package gateway
+package report
 
 import (
 	"fmt"
-	"net/netip"
-	"slices"
 	"strings"
 	"time"
 
@@ -48,38 +46,6 @@ func (o othersTries) learn(gateway string, tries *v1alpha1.GatewayTries, now tim
 	}
 }
 
-// inherit takes over the failures of ports whose addresses have moved here from gateways that name them.
-func (g *Gateway) inherit(now time.Time) {
-	if g.former.failures == nil {
-		return // its own object was not read yet
-	}
-	for port, f := range g.others {
-		switch answers := g.answererOf(port.VIP, port.gateway); {
-		case !f.until.IsZero() && now.After(f.until):
-			delete(g.others, port)
-		case answers == g.options.Name && f.theirs:
-			g.former.take(port, f.formerFailure)
-			delete(g.others, port)
-		case answers != "":
-			f.theirs = answers == port.gateway
-		}
-	}
-}
-
-// answererOf is the gateway that is to answer for an address, as far as this one knows, empty for none. Where nobody is elected it may be several: this
-// one counts, and then the other one.
-func (g *Gateway) answererOf(address netip.Addr, other string) string {
-	serves := g.selection.ServingAddress(address)
-	if g.answering.elects {
-		return g.answering.view.Winner(address, serves)
-	}
-	names := []string{g.options.Name, other}
-	if i := slices.IndexFunc(names, orAll(serves)); i >= 0 {
-		return names[i]
-	}
-	return ""
-}
-
 // atGateway is how the message of a failure begins that has moved.
 const atGateway = "at gateway "
 
@@ -92,31 +58,4 @@ func (p *formerTries) take(from othersPort, f formerFailure) {
 		f.message = fmt.Sprintf("%s%s, which answered for the address before: %s", atGateway, from.gateway, f.message)
 	}
 	p.failures[from.FrontendKey] = f
-}
-
-// triesChanged takes over what a gateway says of its tries.
-func triesChanged(o *v1alpha1.Gateway, gone bool) event {
-	return func(g *Gateway) {
-		tries := o.Status.Tries
-		if gone {
-			tries = nil
-		}
-		switch {
-		case o.Name == g.options.Name:
-			g.former.learn(tries, time.Now())
-		case g.watchdog != nil:
-			g.others.learn(o.Name, tries, time.Now())
-		}
-	}
-}
-
-// sameTries tells whether two versions of a Gateway name the same failing ports.
-func sameTries(a, b *v1alpha1.Gateway) bool {
-	of := func(g *v1alpha1.Gateway) []v1alpha1.GatewayFailure {
-		if g.Status.Tries == nil {
-			return nil
-		}
-		return g.Status.Tries.Failures
-	}
-	return slices.Equal(of(a), of(b))
 }

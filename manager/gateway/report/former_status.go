@@ -1,4 +1,4 @@
-package gateway
+package report
 
 import (
 	"slices"
@@ -7,22 +7,12 @@ import (
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
-// report is a status that the writer is to write.
-type report struct {
-	v1alpha1.GatewayStatus
-	// told: this process has told the dataplane everything once, and serves. Before that it does not know all that the dataplane refuses.
-	told bool
-}
-
-// leftRecord is how the record of a former backend begins that could not be purged.
-const leftRecord = "backend "
-
 // carryOver takes over from the object what the report does not know. While the backend is away the dataplane goes on: what it held, it holds. What it
 // refused, it does not hold, and a version without its refusals would say that it does.
-func (r *report) carryOver(before v1alpha1.GatewayStatus) {
+func (r *Report) carryOver(before v1alpha1.GatewayStatus) {
 	if r.AppliedResourceVersion == "" {
 		r.AppliedResourceVersion, r.Behind = before.AppliedResourceVersion, before.Behind
-		if !r.told {
+		if !r.Served {
 			isLeft := func(f v1alpha1.GatewayFailure) bool { return strings.HasPrefix(f.Record, leftRecord) }
 			refused := slices.DeleteFunc(slices.Clone(before.Failures), isLeft)
 			left := slices.DeleteFunc(slices.Clone(r.Failures), func(f v1alpha1.GatewayFailure) bool { return !isLeft(f) })
@@ -31,14 +21,14 @@ func (r *report) carryOver(before v1alpha1.GatewayStatus) {
 	}
 	if r.AnnouncedResourceVersion == "" {
 		r.AnnouncedResourceVersion = before.AnnouncedResourceVersion
-		if !r.told {
+		if !r.Served {
 			r.keepSilence(before.Silent)
 		}
 	}
 }
 
 // keepSilence keeps what was said of families of which this process says nothing yet.
-func (r *report) keepSilence(before []v1alpha1.GatewaySilence) {
+func (r *Report) keepSilence(before []v1alpha1.GatewaySilence) {
 	for _, s := range before {
 		if !slices.ContainsFunc(r.Silent, func(o v1alpha1.GatewaySilence) bool { return o.Family == s.Family }) {
 			r.Silent = append(r.Silent, s)

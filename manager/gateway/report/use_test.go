@@ -1,4 +1,4 @@
-package gateway
+package report
 
 import (
 	"net/netip"
@@ -44,7 +44,7 @@ func TestUseIsToldInStepsOfTheLimit(t *testing.T) {
 
 func TestUseThatWasNotReadForLongIsNotTold(t *testing.T) {
 	now := time.Now()
-	g := &Gateway{use: []v1alpha1.GatewayTenantUse{{Tenant: "a"}}, read: now}
-	require.NotEmpty(t, g.usedNow(now.Add(2*countEvery)), "one answer may be late")
-	require.Empty(t, g.usedNow(now.Add(4*countEvery)), "the dataplane does not answer")
+	c := Counters{use: []v1alpha1.GatewayTenantUse{{Tenant: "a"}}, read: now}
+	require.NotEmpty(t, c.Use(now.Add(2*CountEvery)), "one answer may be late")
+	require.Empty(t, c.Use(now.Add(4*CountEvery)), "the dataplane does not answer")
 }

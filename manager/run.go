@@ -45,6 +45,7 @@ import (
 	"kubelb.k8c.io/manager/gateway"
 	"kubelb.k8c.io/manager/gateway/drain"
 	"kubelb.k8c.io/manager/gateway/driver"
+	"kubelb.k8c.io/manager/gateway/ownership"
 	"kubelb.k8c.io/manager/gateway/redirect"
 	"kubelb.k8c.io/manager/heartbeat"
 	"kubelb.k8c.io/manager/hostcheck"
@@ -302,7 +303,7 @@ func (o *options) newGateway(mgr ctrl.Manager, forbidden []netip.Prefix, nodes b
 		return nil, err
 	}
 	options := gateway.Options{
-		Name: o.name, Labels: o.labels, Forbidden: forbidden, HostAddresses: hubhosts.Own, Nodes: nodes, KeepWhenAlone: o.whenAlone == aloneKeep,
+		Name: o.name, Labels: o.labels, Forbidden: forbidden, HostAddresses: hubhosts.Own, Nodes: nodes, Wake: gateway.NewWake(),
 		Secrets: mgr.GetAPIReader(), Namespace: o.namespace, Handover: o.handover,
 		SegmentKey: func(ctx context.Context) []byte {
 			return membership.WaitForKey(ctx, mgr.GetAPIReader(), o.namespace, o.stateDir, log)
@@ -317,13 +318,10 @@ func (o *options) newGateway(mgr ctrl.Manager, forbidden []netip.Prefix, nodes b
 		return nil, err
 	}
 	options.Transit = &transit.Keeper{Interfaces: o.announceInterfaces(), Router: o.router, Forbidden: forbidden}
-	var g *gateway.Gateway
-	// Both are asked once the gateway runs.
-	if err := o.announcer(mgr, &options, func() bool { return g.MayAnswer() }, func() { g.Elect() }); err != nil {
+	if err := o.announcer(mgr, &options); err != nil {
 		return nil, err
 	}
-	g = gateway.New(options, mgr.GetCache(), mgr.GetClient())
-	return g, nil
+	return gateway.New(options, mgr.GetCache(), mgr.GetClient()), nil
 }
 
 // shortestTryEvery is the least --try-every: nodes see a connection each time.
@@ -369,36 +367,47 @@ func errAnnounce(value string) error {
 	return fmt.Errorf("--announce=%s: use layer2, bgp or none", value)
 }
 
-// announcer adds what announces addresses, and what says whether it may.
-func (o *options) announcer(mgr ctrl.Manager, g *gateway.Options, mayAnswer func() bool, changed func()) error {
+// announcer adds what announces addresses. What says whether it may is made before.
+func (o *options) announcer(mgr ctrl.Manager, g *gateway.Options) error {
 	interfaces := o.announceInterfaces()
 	g.Addresses = func() []netip.Addr { return redirect.OwnAddresses(interfaces) }
 	switch o.announce {
 	case announceNone:
 		g.Announcer = announce.None{}
-		var err error
-		g.Presence, err = o.member(mgr, changed, g.Log)
+		presence, err := o.member(mgr, g)
+		g.Presence = presence
 		return err
 	case announceLayer2:
 		if len(interfaces) == 0 {
 			return errors.New("--announce-interfaces is required with --announce=layer2: name the interfaces of the clients' segment, or use --announce=bgp or none")
 		}
 		g.Elects = true
-		layer2 := announce.NewLayer2(announce.Layer2Options{Interfaces: interfaces, Holds: mayAnswer, Changed: changed, Log: g.Log})
-		g.Announcer, g.Conflicts, g.SetTenant, g.Segment = layer2, layer2.Conflicts, layer2.SetTenant, interfaces
-		ofHost := g.HostChecks
-		g.HostChecks = func(ctx context.Context) []dataplane.Check { return append(ofHost(ctx), layer2.Checks()...) }
 	case announceBGP:
-		id, err := netip.ParseAddr(o.routerID)
-		if o.routerID != "" && (err != nil || !id.Is4()) {
+		if id, err := netip.ParseAddr(o.routerID); o.routerID != "" && (err != nil || !id.Is4()) {
 			return fmt.Errorf("--bgp-router-id=%s: use an IPv4 address", o.routerID)
 		}
-		g.Speaker = bgp.NewSpeaker(bgp.Options{Name: o.name, RouterID: id, StayWhenEnded: o.stay, Notice: drain.Notice, Changed: changed, Log: g.Log})
-		g.Announcer = g.Speaker
 	default:
 		return errAnnounce(o.announce)
 	}
-	member, err := o.member(mgr, changed, g.Log)
+	if err := o.join(mgr, g); err != nil {
+		return err
+	}
+	if o.announce == announceBGP {
+		id, _ := netip.ParseAddr(o.routerID) // which was looked at above
+		g.Speaker = bgp.NewSpeaker(bgp.Options{Name: o.name, RouterID: id, StayWhenEnded: o.stay, Notice: drain.Notice, Changed: g.Wake.Up, Log: g.Log})
+		g.Announcer = g.Speaker
+		return nil
+	}
+	layer2 := announce.NewLayer2(announce.Layer2Options{Interfaces: interfaces, Holds: g.Right.MayAnswer, Changed: g.Wake.Up, Log: g.Log})
+	g.Announcer, g.Conflicts, g.SetTenant, g.Segment = layer2, layer2.Conflicts, layer2.SetTenant, interfaces
+	ofHost := g.HostChecks
+	g.HostChecks = func(ctx context.Context) []dataplane.Check { return append(ofHost(ctx), layer2.Checks()...) }
+	return nil
+}
+
+// join adds what knows the other gateways, and says whether this one may answer.
+func (o *options) join(mgr ctrl.Manager, g *gateway.Options) error {
+	member, err := o.member(mgr, g)
 	if err != nil {
 		return err
 	}
@@ -406,13 +415,15 @@ func (o *options) announcer(mgr ctrl.Manager, g *gateway.Options, mayAnswer func
 	if err != nil {
 		g.Log.Warn("heartbeats may be refused after a restart if the clock is put back before", "error", err)
 	}
-	g.Member, g.Heart = member, heartbeat.New(heartbeat.Options{Name: o.name, Epoch: epoch, Interfaces: interfaces, Reaches: member.Reaches, Idle: member.Idle, Log: g.Log})
+	heart := heartbeat.New(heartbeat.Options{Name: o.name, Epoch: epoch, Interfaces: o.announceInterfaces(), Reaches: member.Reaches, Idle: member.Idle, Log: g.Log})
+	g.Member, g.Heart = member, heart
+	g.Right = ownership.NewRight(ownership.RightOptions{Lease: member, Segment: heart, KeepWhenAlone: o.whenAlone == aloneKeep, Shared: !g.Elects, Changed: g.Wake.Up, Log: g.Log.With("gateway", o.name)})
 	return nil
 }
 
 // member keeps this gateway's Lease.
-func (o *options) member(mgr ctrl.Manager, changed func(), log *slog.Logger) (*membership.Member, error) {
-	return membership.New(mgr.GetConfig(), o.namespace, membership.Options{Name: o.name, Duration: o.lease, Lingers: !o.purge, Changed: changed, Log: log})
+func (o *options) member(mgr ctrl.Manager, g *gateway.Options) (*membership.Member, error) {
+	return membership.New(mgr.GetConfig(), o.namespace, membership.Options{Name: o.name, Duration: o.lease, Lingers: !o.purge, Changed: g.Wake.Up, Log: g.Log})
 }
 
 func parsePrefixes(text string) ([]netip.Prefix, error) {

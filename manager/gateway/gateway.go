@@ -6,13 +6,13 @@
 package gateway
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -30,10 +30,10 @@ import (
 	"kubelb.k8c.io/manager/bgp"
 	"kubelb.k8c.io/manager/gateway/drain"
 	"kubelb.k8c.io/manager/gateway/driver"
+	"kubelb.k8c.io/manager/gateway/ownership"
 	"kubelb.k8c.io/manager/gateway/redirect"
 	"kubelb.k8c.io/manager/gateway/report"
 	"kubelb.k8c.io/manager/heartbeat"
-	"kubelb.k8c.io/manager/membership"
 	"kubelb.k8c.io/manager/probe"
 	"kubelb.k8c.io/manager/selection"
 	"kubelb.k8c.io/manager/watchdog"
@@ -51,10 +51,11 @@ type Options struct {
 	Conflicts func() []announce.Conflict
 	// SetTenant is told whose an address is before that is announced, and with an empty tenant that it is nobody's; nil where nobody shares anything.
 	SetTenant func(address netip.Addr, tenant string)
-	// Member is told of other gateways, and by its lease whether this one may answer; nil where it may always.
-	Member *membership.Member
-	// Presence keeps the Lease by which the controllers hear of this gateway, where Member does not: it stands for nothing.
-	Presence *membership.Member
+	// Member is told of other gateways; nil where this one answers alone. Right says by its Lease whether this gateway may answer; nil where it may always.
+	Member Member
+	Right  *ownership.Right
+	// Presence keeps the Lease by which the controllers hear of this gateway, where Member does not: it is no candidate.
+	Presence Member
 	// Elects: of the members one answers for each address; otherwise every gateway announces every address.
 	Elects bool
 	// Speaker is the announcer where that is by BGP, else nil. Passwords of its peers are in Secrets of the namespace.
@@ -68,9 +69,7 @@ type Options struct {
 	// Heart is heard by other gateways on the segment, with a key that SegmentKey waits for; both belong to Member.
 	Heart      *heartbeat.Heart
 	SegmentKey func(context.Context) []byte
-	// KeepWhenAlone: without the API, and without another gateway on the segment, it goes on to answer.
-	KeepWhenAlone bool
-	Probe         probe.Config
+	Probe      probe.Config
 	// DrainTimeout is how long Shutdown waits for connections to end, at most; 0 for not at all.
 	DrainTimeout time.Duration
 	// PurgeOnExit removes everything from the dataplane when the gateway ends after Shutdown: it leaves for good.
@@ -95,18 +94,43 @@ type Options struct {
 	Transit Filter
 	// Metrics takes what Prometheus is told; nil for nobody.
 	Metrics prometheus.Registerer
+	// Wake wakes up the gateway's loop; nil makes one.
+	Wake Wake
 	// Load starts the plugin. Nil starts a process.
 	Load func(plugin.Options) (driver.Process, error)
 	Log  *slog.Logger
 }
 
-// lease is what keeps this gateway's Lease, nil if nothing does.
-func (o Options) lease() *membership.Member { return cmp.Or(o.Member, o.Presence) }
+// Member is this gateway among its peers, and keeps its Lease.
+type Member interface {
+	ownership.Peers
+	report.Lease
+	// Trouble is why the Lease is not held, nil if it is.
+	Trouble() error
+	Run(ctx context.Context) error
+}
 
-// reportedOn is the Lease that says that the Gateway object cannot be written, nil for none.
-func (o Options) reportedOn() report.Lease {
-	if lease := o.lease(); lease != nil {
-		return lease
+// Wake wakes up a gateway's loop: what it answers for may have changed. It is made before the gateway, for what the gateway depends on.
+type Wake chan struct{}
+
+// NewWake returns one for a gateway.
+func NewWake() Wake { return make(Wake, 1) }
+
+// Up has the loop look again. It does not block.
+func (w Wake) Up() {
+	select {
+	case w <- struct{}{}:
+	default:
+	}
+}
+
+// lease is what keeps this gateway's Lease, nil if nothing does.
+func (o Options) lease() report.Lease {
+	switch {
+	case o.Member != nil:
+		return o.Member
+	case o.Presence != nil:
+		return o.Presence
 	}
 	return nil
 }
@@ -155,15 +179,13 @@ type Gateway struct {
 	// served: the dataplane has held everything since this process began, and strangers are kept out, of whom the filter tells it apart.
 	served bool
 
-	answering answering
+	ownership *ownership.Ownership
 	// reachability tells which hosts of failed gateways answer.
 	reachability *redirect.Reachability
 	counts       chan countRequest
 	// routers is there where addresses are announced by BGP.
 	routers *routers
 	drain   *drain.State
-	// poke wakes up the loop: what it answers for may have changed.
-	poke chan struct{}
 	// unready is why the gateway is of no use, nil when it is. Other goroutines ask.
 	unready atomic.Pointer[error]
 }
@@ -173,28 +195,40 @@ type event func(*Gateway)
 
 // New returns a gateway that reads the hub through the cache and writes its own object with the client.
 func New(o Options, c cache.Cache, w client.Client) *Gateway {
+	if o.Wake == nil {
+		o.Wake = NewWake()
+	}
 	g := &Gateway{options: o, cache: c, client: w, log: o.Log.With("gateway", o.Name), drain: drain.New(o.Log.With("gateway", o.Name)), events: make(chan event, 4096), hub: translate.NewHub(),
 		pools: map[string]ipam.Pool{}, external: map[string][]ipam.Range{}, selection: selection.New(), metrics: report.NewMetrics(),
-		unhealthy: map[translate.Target]bool{}, poke: make(chan struct{}, 1), counts: make(chan countRequest, 1), moved: make(chan struct{}, 1), filterNow: make(chan struct{}, 1),
-		answering: answering{elects: o.Elects, announcer: o.Announcer, setTenant: o.SetTenant, families: map[ipam.Family]*candidacy{ipam.IPv4: {}, ipam.IPv6: {}}, answers: map[netip.Addr]bool{}}}
-	if o.Member != nil {
-		g.answering.member = o.Member
-		g.answering.permit = &permit{lease: o.Member, segment: o.Heart, keepWhenAlone: o.KeepWhenAlone, shared: !o.Elects, changed: g.Elect, log: g.log}
+		unhealthy: map[translate.Target]bool{}, counts: make(chan countRequest, 1), moved: make(chan struct{}, 1), filterNow: make(chan struct{}, 1)}
+	if o.Speaker != nil {
+		g.routers = newRouters(o, c, o.Wake.Up)
 	}
-	g.reachability = redirect.NewReachability(redirect.AskHost, o.Addresses, g.Elect)
-	g.answering.redirectBy(o, g.reachability.Alive)
-	g.driver = driver.New(driver.Options{Backend: o.Backend, Load: o.Load, Model: g.hub, Addresses: &g.answering, Observer: g.metrics, Redirect: g.answering.redirects.Send,
+	g.reachability = redirect.NewReachability(redirect.AskHost, o.Addresses, o.Wake.Up)
+	g.ownership = ownership.New(g.owns())
+	g.driver = driver.New(driver.Options{Backend: o.Backend, Load: o.Load, Model: g.hub, Addresses: g.ownership, Observer: g.metrics, Redirect: g.ownership.Redirect,
 		InSync: g.serveFiltered, Log: g.log})
-	g.tries, g.serving = report.NewTries(o.Name, o.TryEvery > 0, g.hub.Owner, g), report.NewServed(o.Segment, o.TryEvery > 0)
-	g.writer = report.NewWriter(w, o.Name, o.Labels, o.reportedOn(), g.log)
+	g.tries, g.serving = report.NewTries(o.Name, o.TryEvery > 0, g.hub.Owner, g.ownership), report.NewServed(o.Segment, o.TryEvery > 0)
+	g.writer = report.NewWriter(w, o.Name, o.Labels, o.lease(), g.log)
 	g.noteReadiness()
 	if o.TryEvery > 0 {
 		g.watchdog = g.newWatchdog()
 	}
-	if o.Speaker != nil {
-		g.routers = newRouters(o, c, g.Elect)
-	}
 	return g
+}
+
+// owns are the options of the gateway's Ownership.
+func (g *Gateway) owns() ownership.Options {
+	o := g.options
+	own := ownership.Options{Name: o.Name, Elects: o.Elects, Announcer: o.Announcer, SetTenant: o.SetTenant, Right: o.Right, Selection: g.selection, Redirect: o.Handover,
+		Alive: g.reachability.Alive, Wake: o.Wake.Up}
+	if o.Member != nil {
+		own.Peers = o.Member
+	}
+	if g.routers != nil {
+		own.Routers = g.routers
+	}
+	return own
 }
 
 // NeedLeaderElection: every gateway works, elected or not.
@@ -250,7 +284,7 @@ func (g *Gateway) run(ctx context.Context) error {
 	runs.Go(func() error { return g.options.Announcer.Run(runCtx) })
 	if g.options.Member != nil {
 		runs.Go(func() error { return g.options.Member.Run(runCtx) })
-		runs.Go(func() error { return g.answering.permit.run(runCtx) })
+		runs.Go(func() error { return g.options.Right.Run(runCtx) })
 		runs.Go(func() error { return g.options.Heart.Run(runCtx, g.options.SegmentKey(runCtx)) })
 	}
 	if g.options.Presence != nil {
@@ -308,15 +342,13 @@ func (g *Gateway) noteReadiness() {
 	g.unready.Store(&unready)
 }
 
-// MayAnswer tells whether this gateway may answer for addresses at all, as of now.
-func (g *Gateway) MayAnswer() bool { return g.answering.permit == nil || g.answering.permit.may() }
-
-// Elect has the gateway look again at what it answers for. It does not block.
-func (g *Gateway) Elect() {
-	select {
-	case g.poke <- struct{}{}:
-	default:
+// elect brings what is answered for to what this gateway and its peers know now.
+func (g *Gateway) elect(ctx context.Context) {
+	s := ownership.State{Served: g.served, Draining: g.drain.Draining(), Left: g.drain.Over(time.Now())}
+	if slices.Contains(g.driver.Description().Features, dataplane.Handover) {
+		s.Reached = g.options.Addresses
 	}
+	g.ownership.Elect(ctx, g.driver, s)
 }
 
 // send hands an event to the loop.
@@ -371,7 +403,7 @@ func (g *Gateway) loop(ctx context.Context, synced func() bool) error {
 				timer.Reset(gather)
 			}
 			continue
-		case <-g.poke:
+		case <-g.options.Wake:
 		case process := <-g.driver.Ended():
 			if !g.driver.HasEnded(process) {
 				continue
@@ -386,7 +418,7 @@ func (g *Gateway) loop(ctx context.Context, synced func() bool) error {
 		}
 		g.work(ctx)
 		g.count()
-		g.drain.Shutdown.Finish(g.isReplaced)
+		g.drain.Shutdown.Finish(g.ownership.Replaced)
 		if timer.Reset(g.pause()); g.changedDuringCall {
 			timer.Reset(gather)
 		}
@@ -414,13 +446,16 @@ func (g *Gateway) takeEvents() {
 	}
 }
 
+// settleEvery is how often the gateway looks while what it answers for may change by the passing of time alone.
+const settleEvery = 250 * time.Millisecond
+
 // pause is how long nothing needs to be done unless something happens.
 func (g *Gateway) pause() time.Duration {
 	pause := report.CountEvery
-	if g.answering.undecided() || g.drain.Draining() && g.drain.For(time.Now()) < 2*drain.Notice || g.answering.bgp != nil && time.Since(g.answering.bgp.SelectedSince()) < 2*drain.Notice {
-		pause = returnAfter / 20
+	if now := time.Now(); g.ownership.Settling(now) || g.drain.Draining() && g.drain.For(now) < 2*drain.Notice {
+		pause = settleEvery
 	}
-	if ends := g.answering.redirects.Expires(); !ends.IsZero() {
+	if ends := g.ownership.RedirectsExpire(); !ends.IsZero() {
 		pause = min(pause, max(time.Millisecond, time.Until(ends)))
 	}
 	if at := g.driver.RetryAt(); !at.IsZero() {
@@ -438,7 +473,7 @@ func (g *Gateway) pause() time.Duration {
 
 // work brings backend, prober and announcer to the present model and publishes what came of it.
 func (g *Gateway) work(ctx context.Context) {
-	g.drain.Update(time.Now(), g.isReplaced)
+	g.drain.Update(time.Now(), g.ownership.Replaced)
 	g.noteHosts(time.Now())
 	changes := g.hub.Flush()
 	g.changedDuringCall = false
@@ -478,13 +513,13 @@ func (g *Gateway) duringCall(ctx context.Context, done <-chan struct{}) {
 			e(g)
 			g.changedDuringCall = true
 			continue
-		case <-g.poke:
+		case <-g.options.Wake:
 		case <-ticker.C:
 		}
-		g.drain.Update(time.Now(), g.isReplaced)
+		g.drain.Update(time.Now(), g.ownership.Replaced)
 		g.elect(ctx)
 		g.publish()
-		g.drain.Shutdown.Finish(g.isReplaced)
+		g.drain.Shutdown.Finish(g.ownership.Replaced)
 	}
 }
 

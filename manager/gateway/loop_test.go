@@ -48,8 +48,9 @@ func TestElectionsAndEventsGoOnWhileABackendHangs(t *testing.T) {
 	h := newOnHostWith(t, Options{Announcer: announced})
 	h.Has(drivertest.Module, drivertest.Sysctl)
 	requireReady(t, h.conditions())
-	h.answering.answers[one] = true
-	announced.Announce(one)
+	h.ownership.Add(one)
+	h.elect(t.Context())
+	require.True(t, announced.has(one))
 	h.Has(drivertest.Hang("Applied"))
 	h.driver.Stop() // it is started again, and asked what it holds
 	ctx, end := context.WithCancel(t.Context())

@@ -10,13 +10,14 @@ import (
 )
 
 func TestAGatewayWhoseNodeIsCordonedDrainsAsLongAsOthersTakeOver(t *testing.T) {
-	g := New(Options{Name: "g", Announcer: board{}, Log: slog.New(slog.DiscardHandler)}, nil, nil)
-	g.answering.answers[netip.MustParseAddr("203.0.113.1")] = true
+	peers := &changing{}
+	g := New(Options{Name: "g", Announcer: board{}, Member: peers, Log: slog.New(slog.DiscardHandler)}, nil, nil)
+	g.ownership.Add(netip.MustParseAddr("203.0.113.1"))
 	there, gone := neighbours{{Name: "other", Present: true, Serves: true}}, neighbours{{Name: "other", Serves: true}}
 	now := time.Now()
 	drains := func(others neighbours, in time.Duration) bool {
-		g.answering.member = others
-		g.drain.Update(now.Add(in), g.isReplaced)
+		peers.neighbours = others
+		g.drain.Update(now.Add(in), g.ownership.Replaced)
 		return g.drain.Draining()
 	}
 	require.False(t, drains(there, 0), "nobody wishes so")
@@ -39,10 +40,11 @@ func TestAGatewayWhoseNodeIsCordonedDrainsAsLongAsOthersTakeOver(t *testing.T) {
 // They know of one another what each said a moment ago.
 func TestOfGatewaysWhoseNodesAreCordonedAtOnceOneStays(t *testing.T) {
 	names := []string{"g1", "g2", "g3"}
-	gateways := map[string]*Gateway{}
+	gateways, peers := map[string]*Gateway{}, map[string]*changing{}
 	for _, name := range names {
-		g := New(Options{Name: name, Announcer: board{}, Log: slog.New(slog.DiscardHandler)}, nil, nil)
-		g.answering.answers[netip.MustParseAddr("203.0.113.1")] = true
+		peers[name] = &changing{}
+		g := New(Options{Name: name, Announcer: board{}, Member: peers[name], Log: slog.New(slog.DiscardHandler)}, nil, nil)
+		g.ownership.Add(netip.MustParseAddr("203.0.113.1"))
 		g.drain.Cordon(true)
 		gateways[name] = g
 	}
@@ -60,8 +62,8 @@ func TestOfGatewaysWhoseNodesAreCordonedAtOnceOneStays(t *testing.T) {
 					others = append(others, neighbours{{Name: other, Present: true, Serves: true, Leaving: len(said) >= known && said[len(said)-known][other]}}...)
 				}
 			}
-			g.answering.member = others
-			g.drain.Update(now, g.isReplaced)
+			peers[name].neighbours = others
+			g.drain.Update(now, g.ownership.Replaced)
 			is[name] = g.drain.Draining()
 		}
 		said = append(said, is)

@@ -57,8 +57,8 @@ func newRouters(o Options, hub client.Reader, changed func()) *routers {
 		begin: make(chan struct{}), again: make(chan struct{}, 1), passwords: map[string]string{}}
 }
 
-// mayBegin lets sessions begin.
-func (r *routers) mayBegin() { r.once.Do(func() { close(r.begin) }) }
+// MayBegin lets sessions begin.
+func (r *routers) MayBegin() { r.once.Do(func() { close(r.begin) }) }
 
 // look has the objects looked at again. It does not block.
 func (r *routers) look() {
@@ -251,16 +251,16 @@ func sessionOf(s bgp.Session) v1alpha1.BGPSession {
 	return is
 }
 
-// hasLooked tells whether the BGPPeers have been looked at.
-func (r *routers) hasLooked() bool {
+// HasLooked tells whether the BGPPeers have been looked at.
+func (r *routers) HasLooked() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.looked
 }
 
-// silent is why no router is told of addresses of a family, empty if one is, or it is not known yet.
-func (r *routers) silent(f ipam.Family) string {
-	if !r.hasLooked() {
+// Silent is why no router is told of addresses of a family, empty if one is, or it is not known yet.
+func (r *routers) Silent(f ipam.Family) string {
+	if !r.HasLooked() {
 		return ""
 	}
 	why := r.speaker.Silent(f)

@@ -51,11 +51,12 @@ func TestASegmentThatWasSilentIsSoUntilAHostAnswersANewProcess(t *testing.T) {
 	require.Equal(t, silent, says(), "it answers for no address yet")
 	h.served = true
 	require.Empty(t, says(), "other gateways answer for all addresses")
-	h.answering.answers[netip.MustParseAddr("203.0.113.1")] = true
+	h.ownership.Add(netip.MustParseAddr("203.0.113.1"))
+	h.elect(t.Context())
 	require.Equal(t, silent, says())
 	h.serving.NoteSegment(watchdog.Segment{Known: []string{"eth0"}})
 	require.Equal(t, silent, says(), "a host has answered elsewhere")
-	h.answering.answers = map[netip.Addr]bool{}
+	h.ownership.Remove(netip.MustParseAddr("203.0.113.1"))
 	h.drain.Shutdown.Begin()
 	require.Equal(t, silent, says(), "it ends, and its next process reads it")
 	h.serving.NoteSegment(watchdog.Segment{Known: []string{"eth0", "eth1"}})

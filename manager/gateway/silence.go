@@ -9,7 +9,7 @@ import (
 
 // silent are the families whose addresses are announced to nobody, with the reason.
 func (g *Gateway) silent(now time.Time) []v1alpha1.GatewaySilence {
-	able := g.answering.announcer.Able() && g.MayAnswer() && g.served
+	able := g.ownership.Able() && g.ownership.MayAnswer() && g.served
 	return g.silence.Update(func(f ipam.Family) string { return g.silenceOf(f, now) }, able, now)
 }
 
@@ -18,7 +18,7 @@ func (g *Gateway) silenceOf(f ipam.Family, now time.Time) string {
 	switch {
 	case g.drain.Over(now):
 		return "it drains, and answers for no address"
-	case !g.MayAnswer():
+	case !g.ownership.MayAnswer():
 		if g.options.Member != nil && g.options.Member.Trouble() != nil {
 			return "it may not answer for addresses: " + g.options.Member.Trouble().Error()
 		}
@@ -26,15 +26,5 @@ func (g *Gateway) silenceOf(f ipam.Family, now time.Time) string {
 	case !g.served:
 		return (*g.unready.Load()).Error() // it begins to answer once the dataplane holds everything
 	}
-	return g.unheardBecause(f)
+	return g.ownership.Silent(f)
 }
-
-// unheardBecause is why no router or host would hear of addresses of a family, empty if one would, or it is not known yet.
-func (g *Gateway) unheardBecause(f ipam.Family) string {
-	if g.routers != nil {
-		return g.routers.silent(f)
-	}
-	return g.answering.announcer.Silent(f)
-}
-
-func (g *Gateway) isUnheard(f ipam.Family) bool { return g.unheardBecause(f) != "" }

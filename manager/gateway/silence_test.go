@@ -13,6 +13,7 @@ import (
 	"kubelb.k8c.io/core/ipam"
 	"kubelb.k8c.io/manager/gateway/drain"
 	"kubelb.k8c.io/manager/gateway/driver/drivertest"
+	"kubelb.k8c.io/manager/gateway/ownership"
 	"kubelb.k8c.io/manager/gateway/report"
 )
 
@@ -44,7 +45,7 @@ func TestAFamilyThatNobodyHearsOfIsNamedWithTheReason(t *testing.T) {
 	g = with(mute{able: true})
 	require.Empty(t, g.silent(now))
 	g.drain.Request(true)
-	g.drain.Update(now, g.isReplaced)
+	g.drain.Update(now, g.ownership.Replaced)
 	require.True(t, g.drain.Draining())
 	require.Empty(t, g.silent(now), "others get a moment")
 	require.Len(t, g.silent(now.Add(2*drain.Notice)), 2, "it answers for nothing")
@@ -53,19 +54,23 @@ func TestAFamilyThatNobodyHearsOfIsNamedWithTheReason(t *testing.T) {
 // Before the BGPPeers were looked at nobody knows that there is none.
 func TestRoutersThatWereNotLookedForAreNotCalledMissing(t *testing.T) {
 	r := newRouters(Options{Name: "g"}, nil, func() {})
-	require.Empty(t, r.silent(ipam.IPv4))
+	require.Empty(t, r.Silent(ipam.IPv4))
 	looked := routersOf(t, bgpPeer("locked", "127.0.0.4", func(s *v1alpha1.BGPPeerSpec) { s.PasswordSecret = "none" }))
-	require.Contains(t, looked.silent(ipam.IPv4), "BGPPeer locked: spec.passwordSecret: Secret kubelb/none: ")
-	require.NotContains(t, looked.silent(ipam.IPv4), "no BGPPeer")
-	require.Contains(t, routersOf(t).silent(ipam.IPv6), "no BGPPeer names a router for this gateway")
+	require.Contains(t, looked.Silent(ipam.IPv4), "BGPPeer locked: spec.passwordSecret: Secret kubelb/none: ")
+	require.NotContains(t, looked.Silent(ipam.IPv4), "no BGPPeer")
+	require.Contains(t, routersOf(t).Silent(ipam.IPv6), "no BGPPeer names a router for this gateway")
 }
 
 // One that may not answer says nothing, however well its interfaces and routers are.
 func TestAGatewayThatMayNotAnswerIsSilentAndSaysWhy(t *testing.T) {
-	g, now, w := New(Options{Name: "g", Announcer: mute{able: true}, Log: slog.New(slog.DiscardHandler)}, nil, nil), time.Now(), &world{}
-	g.served, g.answering.permit = true, w.permit(false)
+	now, own := time.Now(), &lease{holds: true}
+	right := ownership.NewRight(ownership.RightOptions{Lease: own, Segment: own, Changed: func() {}, Log: slog.New(slog.DiscardHandler)})
+	g := New(Options{Name: "g", Announcer: mute{able: true}, Right: right, Log: slog.New(slog.DiscardHandler)}, nil, nil)
+	g.served = true
+	g.elect(t.Context())
+	require.True(t, g.ownership.MayAnswer())
 	require.Empty(t, g.silent(now))
-	w.holds = false
+	own.holds = false
 	require.Empty(t, g.silent(now), "it may have its Lease again in a moment")
 	silent := g.silent(now.Add(report.SilentAfter))
 	require.Len(t, silent, 2)

@@ -15,7 +15,7 @@ import (
 func (g *Gateway) publish() {
 	now, failing := time.Now(), g.failing()
 	s := report.State{
-		Driver: g.driver, Served: g.served, Announces: g.announces(), Answered: g.answering.answered(), Elects: g.answering.elects, View: g.answering.view,
+		Driver: g.driver, Served: g.served, Announces: g.ownership.Announces(g.served), Answered: g.ownership.Answered(), Elects: g.ownership.Elects(), View: g.ownership.View(),
 		Tenants: g.counters.Use(now), HostAddresses: g.hosts.published(), Silent: g.silent(now), Tries: g.tries.Status(failing),
 		Lacking: g.lacking(), Conditions: g.conditions(now),
 	}
@@ -28,7 +28,7 @@ func (g *Gateway) publish() {
 	r := report.Of(s, now)
 	if g.routers != nil {
 		r.BGPSessions = g.routers.sessions()
-		r.Conditions = append(r.Conditions, sessionsCondition(r.BGPSessions, g.routers.hasLooked()))
+		r.Conditions = append(r.Conditions, sessionsCondition(r.BGPSessions, g.routers.HasLooked()))
 	}
 	g.metrics.Show(&r.GatewayStatus, g.figures(failing))
 	g.writer.Publish(r)
@@ -40,13 +40,13 @@ func (g *Gateway) conditions(now time.Time) (conditions []metav1.Condition) {
 		conditions = append(conditions, served)
 	}
 	if g.drain.Draining() {
-		conditions = append(conditions, report.Drained(g.answering.answered(), g.isReplaced()))
+		conditions = append(conditions, report.Drained(g.ownership.Answered(), g.ownership.Replaced()))
 	}
 	return conditions
 }
 
 func (g *Gateway) figures(failing map[model.FrontendKey]watchdog.Failure) report.Figures {
-	f := report.Figures{Failing: report.NotOfNodes(failing), Draining: g.drain.Draining(), MayAnswer: g.MayAnswer(), Failed: len(g.driver.Failures()), HandedOver: g.answering.redirects.Former(), Targets: g.targets, Unhealthy: len(g.unhealthy)}
+	f := report.Figures{Failing: report.NotOfNodes(failing), Draining: g.drain.Draining(), MayAnswer: g.ownership.MayAnswer(), Failed: len(g.driver.Failures()), HandedOver: g.ownership.Redirected(), Targets: g.targets, Unhealthy: len(g.unhealthy)}
 	if lease := g.options.lease(); lease != nil {
 		reaches := lease.Reaches()
 		f.Hub = &reaches
@@ -57,7 +57,7 @@ func (g *Gateway) figures(failing map[model.FrontendKey]watchdog.Failure) report
 // servedCondition is the Gateway's condition Served, and false while there is no such condition.
 func (g *Gateway) servedCondition(now time.Time) (metav1.Condition, bool) {
 	// A gateway that is told to end says it for its next process.
-	isToAnswer := g.answering.answered() > 0 || !g.served || g.drain.Shutdown.Begun()
+	isToAnswer := g.ownership.Answered() > 0 || !g.served || g.drain.Shutdown.Begun()
 	return g.serving.Condition(g.counters.Unanswered(now), isToAnswer)
 }
 

@@ -2,7 +2,6 @@ package gateway
 
 import (
 	"context"
-	"net/netip"
 	"slices"
 	"time"
 
@@ -28,7 +27,7 @@ func (g *Gateway) toTry(ctx context.Context) []watchdog.Frontend {
 // triableNow are the frontends that can be tried now. Clients reach one here, by the gateway's own state, if the dataplane holds it and the gateway
 // answers for its VIP.
 func (g *Gateway) triableNow() []watchdog.Frontend {
-	served := func(key model.FrontendKey) bool { return g.driver.Serves(key) && g.answering.answers[key.VIP] }
+	served := func(key model.FrontendKey) bool { return g.driver.Serves(key) && g.ownership.Answers(key.VIP) }
 	return g.tries.List(g.hub.Snapshot(), g.options.TryFrom, served, g.driver.Version() > 0, time.Now())
 }
 
@@ -43,30 +42,7 @@ func (g *Gateway) failing() map[model.FrontendKey]watchdog.Failure {
 // hasLeft tells whether clients reach other gateways, if any, for each address: this one drains where nobody is elected. One that ends may be back in a
 // moment, and where nobody takes over its clients have no other.
 func (g *Gateway) hasLeft() bool {
-	return !g.answering.elects && g.drain.Draining() && (!g.drain.Shutdown.Begun() || g.isReplaced())
-}
-
-// AnswererOf implements report.Answers.
-func (g *Gateway) AnswererOf(address netip.Addr, other string) string {
-	serves := g.selection.ServingAddress(address)
-	if g.answering.elects {
-		return g.answering.view.Winner(address, serves)
-	}
-	names := []string{g.options.Name, other}
-	if i := slices.IndexFunc(names, orAll(serves)); i >= 0 {
-		return names[i]
-	}
-	return ""
-}
-
-// IsAnothers implements report.Answers.
-func (g *Gateway) IsAnothers(address netip.Addr) bool {
-	serves := g.selection.ServingAddress(address)
-	if !g.answering.elects {
-		return serves != nil && !serves(g.options.Name)
-	}
-	winner := g.answering.view.Winner(address, serves)
-	return winner != "" && winner != g.options.Name
+	return !g.ownership.Elects() && g.drain.Draining() && (!g.drain.Shutdown.Begun() || g.ownership.Replaced())
 }
 
 // triesChanged takes over what a gateway says of its tries.

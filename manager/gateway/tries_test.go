@@ -9,7 +9,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"kubelb.k8c.io/api/v1alpha1"
-	"kubelb.k8c.io/core/election"
+	"kubelb.k8c.io/core/ipam"
 	"kubelb.k8c.io/manager/gateway/driver/drivertest"
 )
 
@@ -44,9 +44,10 @@ func TestAPortIsTriedHereWhileThisGatewayAnswersForItAndItsDataplaneHoldsIt(t *t
 	require.True(t, h.triableNow()[0].Paused, "the dataplane does not hold it yet")
 	h.Has(drivertest.Module)
 	h.works()
-	h.answering.answers[netip.MustParseAddr("203.0.113.1")] = true
 	require.False(t, h.triableNow()[0].Paused)
-	h.answering.elects, h.answering.view = true, election.View{Candidates: []string{"other"}}
+	ranges, err := ipam.ParseRanges([]string{"203.0.113.0/24"}, false)
+	require.NoError(t, err)
+	h.selection.SetPool("pool", ranges, &metav1.LabelSelector{MatchLabels: map[string]string{"rack": "1"}})
 	require.Empty(t, h.triableNow(), "it is another one's")
 	require.Empty(t, h.says())
 }
@@ -55,14 +56,14 @@ func TestAGatewayThatDrainsSaysNothingOfPortsThatOthersHave(t *testing.T) {
 	h := again(t, Options{})
 	require.NotEmpty(t, h.says())
 	h.drain.Request(true)
-	h.drain.Update(time.Now(), h.isReplaced)
+	h.drain.Update(time.Now(), h.ownership.Replaced)
 	require.Empty(t, h.says())
 }
 
 func TestAProcessThatEndsKeepsAFailureWhereNobodyTakesOver(t *testing.T) {
 	h := again(t, Options{})
 	h.drain.Shutdown.Begin()
-	h.drain.Update(time.Now(), h.isReplaced)
+	h.drain.Update(time.Now(), h.ownership.Replaced)
 	require.True(t, h.drain.Draining())
 	require.Len(t, h.says(), 1, "the next one reads it")
 }

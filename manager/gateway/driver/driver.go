@@ -228,6 +228,14 @@ func (d *Driver) Process() Process { return d.runner.process }
 // Calling is the call that the plugin has not answered yet, nil for none.
 func (d *Driver) Calling() *Call { return d.runner.calling }
 
+// CallingSince is when the call began that the plugin has not answered yet, zero for none.
+func (d *Driver) CallingSince() time.Time {
+	if d.runner.calling == nil {
+		return time.Time{}
+	}
+	return d.runner.calling.Began
+}
+
 // Description is what the plugin says that it is and can do.
 func (d *Driver) Description() dataplane.Description { return d.runner.description }
 

@@ -1,4 +1,4 @@
-package gateway
+package ownership
 
 import (
 	"log/slog"
@@ -11,7 +11,7 @@ import (
 	"kubelb.k8c.io/manager/heartbeat"
 )
 
-// world is what a permit is decided by.
+// world is what a right is decided by.
 type world struct {
 	term            uint64
 	holds           bool
@@ -22,23 +22,24 @@ type world struct {
 func (w *world) Term() (uint64, bool)             { return w.term, w.holds }
 func (w *world) Verdict() heartbeat.Verdict       { return w.verdict }
 func (w *world) Since(time.Duration) (bool, bool) { return w.leased, w.missing }
-func (w *world) permit(keepWhenAlone bool) *permit {
-	return w.begun(&permit{keepWhenAlone: keepWhenAlone})
+func (w *world) right(keepWhenAlone bool) *Right {
+	return w.begun(RightOptions{KeepWhenAlone: keepWhenAlone})
 }
 
-// begun is the permit of a gateway that has its lease.
-func (w *world) begun(p *permit) *permit {
-	p.lease, p.segment, p.changed, p.log = w, w, func() {}, slog.New(slog.DiscardHandler)
+// begun is the right of a gateway that has its lease.
+func (w *world) begun(o RightOptions) *Right {
+	o.Lease, o.Segment, o.Changed, o.Log = w, w, func() {}, slog.New(slog.DiscardHandler)
+	r := NewRight(o)
 	w.take()
-	p.begin()
-	return p
+	r.acquire()
+	return r
 }
 
 // take gives the gateway a new lease.
 func (w *world) take() { w.term, w.holds = w.term+1, true }
 
-// later has the permit's last sure look be longer ago than it is trusted.
-func later(p *permit) { p.sure -= trusted }
+// later has the right's last sure look be longer ago than it is trusted.
+func later(r *Right) { r.safeAt -= trusted }
 
 func TestWithoutTheLeaseAGatewayGoesOnOnlyIfNobodyTakesOver(t *testing.T) {
 	for name, c := range map[string]struct {
@@ -54,32 +55,32 @@ func TestWithoutTheLeaseAGatewayGoesOnOnlyIfNobodyTakesOver(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := &world{verdict: c.verdict}
-			p := w.permit(c.keepWhenAlone)
-			require.True(t, p.decide())
+			r := w.right(c.keepWhenAlone)
+			require.True(t, r.decide())
 			w.holds = false
-			require.False(t, p.may(), "it has to be decided first")
-			require.Equal(t, c.goesOn, p.decide())
-			require.Equal(t, c.goesOn, p.may())
-			require.Equal(t, c.keeps, p.keeps())
-			require.False(t, p.holdsLease())
+			require.False(t, r.MayAnswer(), "it has to be decided first")
+			require.Equal(t, c.goesOn, r.decide())
+			require.Equal(t, c.goesOn, r.MayAnswer())
+			require.Equal(t, c.keeps, r.ownsAddresses())
+			require.False(t, r.holdsLease())
 		})
 	}
 }
 
 func TestWhatWasLetGoComesBackWithTheNextLeaseOnly(t *testing.T) {
 	w := &world{verdict: heartbeat.OneReaches}
-	p := w.permit(true)
+	r := w.right(true)
 	w.holds = false
-	require.False(t, p.decide())
+	require.False(t, r.decide())
 	w.verdict = heartbeat.NoneReaches
-	require.False(t, p.decide(), "another one has what it had")
-	require.False(t, p.begin())
+	require.False(t, r.decide(), "another one has what it had")
+	require.False(t, r.acquire())
 	w.take()
-	require.False(t, p.decide())
-	require.False(t, p.may(), "what it answered for has to be let go first")
-	require.True(t, p.begin())
-	require.True(t, p.may())
-	require.True(t, p.decide())
+	require.False(t, r.decide())
+	require.False(t, r.MayAnswer(), "what it answered for has to be let go first")
+	require.True(t, r.acquire())
+	require.True(t, r.MayAnswer())
+	require.True(t, r.decide())
 }
 
 func TestAGatewayThatCouldNotTellGoesOnOnceItIsSureThatNobodyTookOver(t *testing.T) {
@@ -95,14 +96,14 @@ func TestAGatewayThatCouldNotTellGoesOnOnceItIsSureThatNobodyTookOver(t *testing
 		for _, before := range []heartbeat.Verdict{heartbeat.Unsure, heartbeat.Alone} {
 			t.Run(name, func(t *testing.T) {
 				w := &world{verdict: before, leased: c.leased, missing: c.missing}
-				p := w.permit(c.keepWhenAlone)
+				r := w.right(c.keepWhenAlone)
 				w.holds = false
-				p.decide()
-				later(p)
+				r.decide()
+				later(r)
 				w.verdict = heartbeat.NoneReaches
-				require.Equal(t, c.goesOn, p.decide())
-				require.Equal(t, c.goesOn, p.may())
-				require.Equal(t, c.keeps, p.keeps())
+				require.Equal(t, c.goesOn, r.decide())
+				require.Equal(t, c.goesOn, r.MayAnswer())
+				require.Equal(t, c.keeps, r.ownsAddresses())
 			})
 		}
 	}
@@ -110,83 +111,83 @@ func TestAGatewayThatCouldNotTellGoesOnOnceItIsSureThatNobodyTookOver(t *testing
 
 func TestWhenOthersComeBackAGatewayHasAMomentToComeBackToo(t *testing.T) {
 	w := &world{verdict: heartbeat.NoneReaches}
-	p := w.permit(false)
+	r := w.right(false)
 	w.holds = false
-	require.True(t, p.decide())
+	require.True(t, r.decide())
 	w.verdict = heartbeat.OneReaches
-	require.True(t, p.decide())
+	require.True(t, r.decide())
 	w.take()
-	require.True(t, p.decide())
-	require.True(t, p.holdsLease())
+	require.True(t, r.decide())
+	require.True(t, r.holdsLease())
 
 	w.holds = false
-	require.False(t, p.decide(), "it was not without a lease together with the other one")
-	require.False(t, p.keeps())
+	require.False(t, r.decide(), "it was not without a lease together with the other one")
+	require.False(t, r.ownsAddresses())
 	w.take()
-	require.True(t, p.begin())
+	require.True(t, r.acquire())
 	w.holds, w.verdict = false, heartbeat.NoneReaches
-	require.True(t, p.decide())
+	require.True(t, r.decide())
 	w.verdict = heartbeat.OneReaches
-	p.sure -= trusted
-	require.False(t, p.decide(), "the moment is over")
-	require.False(t, p.keeps())
+	r.safeAt -= trusted
+	require.False(t, r.decide(), "the moment is over")
+	require.False(t, r.ownsAddresses())
 }
 
 func TestALeaseThatIsGotAnewIsGoodForWhatIsHeldOnlyIfTheGatewayWasSureUpToThen(t *testing.T) {
 	w := &world{verdict: heartbeat.NoneReaches}
-	p := w.permit(true)
+	r := w.right(true)
 	w.holds = false
-	require.True(t, p.decide())
+	require.True(t, r.decide())
 	w.take()
-	require.True(t, p.may())
-	require.False(t, p.holdsLease())
-	require.True(t, p.decide())
-	require.True(t, p.holdsLease(), "nobody could take over between")
+	require.True(t, r.MayAnswer())
+	require.False(t, r.holdsLease())
+	require.True(t, r.decide())
+	require.True(t, r.holdsLease(), "nobody could take over between")
 
 	w.holds, w.verdict = false, heartbeat.Unsure
-	require.False(t, p.decide())
-	later(p)
+	require.False(t, r.decide())
+	later(r)
 	w.take()
-	require.False(t, p.may(), "who stood still has a new lease, and what others took over")
-	require.False(t, p.decide())
-	require.False(t, p.keeps())
-	require.True(t, p.begin())
-	require.True(t, p.may())
+	require.False(t, r.MayAnswer(), "who stood still has a new lease, and what others took over")
+	require.False(t, r.decide())
+	require.False(t, r.ownsAddresses())
+	require.True(t, r.acquire())
+	require.True(t, r.MayAnswer())
 }
 
 func TestTheOnlyGatewayOfASegmentGoesOnWithItsNextLease(t *testing.T) {
 	for _, missing := range []bool{false, true} {
 		w := &world{verdict: heartbeat.Alone, missing: missing}
-		p := w.permit(true)
+		r := w.right(true)
 		w.holds = false
-		require.True(t, p.decide())
-		later(p)
+		require.True(t, r.decide())
+		later(r)
 		w.take()
-		require.Equal(t, !missing, p.decide(), "another one may have taken over that was there before")
-		require.Equal(t, !missing, p.keeps())
+		require.Equal(t, !missing, r.decide(), "another one may have taken over that was there before")
+		require.Equal(t, !missing, r.ownsAddresses())
 	}
 }
 
 func TestWhereOthersAnswerForTheSameAddressesAGatewayThatCannotTellGoesOn(t *testing.T) {
 	w := &world{verdict: heartbeat.Unsure, leased: true}
-	p := w.begun(&permit{shared: true})
+	r := w.begun(RightOptions{Shared: true})
 	w.holds = false
-	require.True(t, p.decide())
-	later(p)
+	require.True(t, r.decide())
+	later(r)
 	w.verdict = heartbeat.NoneReaches
-	require.True(t, p.decide())
+	require.True(t, r.decide())
 	w.take()
-	later(p)
-	require.True(t, p.decide())
-	require.True(t, p.holdsLease())
+	later(r)
+	require.True(t, r.decide())
+	require.True(t, r.holdsLease())
 }
 
 func TestADecisionToGoOnLastsForAMoment(t *testing.T) {
 	w := &world{verdict: heartbeat.NoneReaches}
-	p := w.permit(false)
+	r := w.right(false)
 	w.holds = false
-	require.True(t, p.decide())
-	p.until = clock.Now() - 1
-	require.False(t, p.may())
-	require.True(t, p.keeps())
+	require.True(t, r.decide())
+	r.until = clock.Now() - 1
+	require.False(t, r.MayAnswer())
+	require.True(t, r.ownsAddresses())
 }

@@ -1,9 +1,11 @@
 package driver
 
 import (
+	"errors"
 	"log/slog"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -60,14 +62,29 @@ type onHost struct {
 	board  *board
 	starts starts
 	log    strings.Builder
-	events chan func()
+	// looked is how many changes sent has returned.
+	looked int
+	// broken is why no plugin starts, brokenPath the name of a binary that does not.
+	broken     error
+	brokenPath string
 }
 
 // newOnHost is one whose plugins run in the test's own process.
 func newOnHost(t *testing.T) *onHost {
 	h := &onHost{Host: drivertest.NewHost(t), t: t}
-	h.new(Options{Load: func(plugin.Options) (Process, error) { return h.Start(), nil }})
+	h.new(Options{Load: h.load})
 	return h
+}
+
+// load starts a plugin in the test's own process.
+func (h *onHost) load(o plugin.Options) (Process, error) {
+	switch {
+	case h.broken != nil:
+		return nil, h.broken
+	case filepath.Base(o.Path) == h.brokenPath:
+		return nil, errors.New("there is no such binary")
+	}
+	return h.Start(), nil
 }
 
 // newWithPlugin is one whose plugins are processes.
@@ -85,7 +102,7 @@ func (h *onHost) new(o Options) {
 	state, err := os.MkdirTemp("", "kubelb-")
 	require.NoError(h.t, err)
 	h.t.Cleanup(func() { require.NoError(h.t, os.RemoveAll(state)) })
-	h.hub, h.board, h.events = translate.NewHub(), newBoard(), make(chan func(), 16)
+	h.hub, h.board = translate.NewHub(), newBoard()
 	o.Backend = Backend{Path: self, Config: dataplane.Config{Node: "g", StateDir: state, Options: drivertest.Options(h.Dir)}}
 	o.Model, o.Addresses, o.Observer, o.Log = h.hub, h.board, &h.starts, slog.New(slog.NewTextHandler(&h.log, nil))
 	if o.Redirect == nil {
@@ -111,7 +128,7 @@ func (h *onHost) sync() {
 	h.Recheck()
 }
 
-// post is Post of a loop that the test is.
+// requireWorking requires that the plugin runs, and that the dataplane holds the model.
 func (h *onHost) requireWorking() {
 	h.t.Helper()
 	require.NoError(h.t, h.Problem())

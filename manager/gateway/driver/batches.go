@@ -41,7 +41,7 @@ func (d *Driver) sendBatch(ctx context.Context) error {
 	}
 	// A dataplane that is brought to the model is sent a change even if it lacks nothing.
 	if d.syncing != nil || !d.backlog.Empty() {
-		if err := d.send(ctx, d.backlog.Next(cost)); err != nil {
+		if err := d.send(ctx, d.nextBatch(cost)); err != nil {
 			return err
 		}
 	}

@@ -54,7 +54,7 @@ func TestATenantsChangeIsNextHoweverMuchAnotherOneHas(t *testing.T) {
 	driver.enqueue(ports("a", 2, 2), 0)
 	require.NoError(t, driver.sendBatch(t.Context()))
 	a := ports("a", 2, 2).UpsertFrontends
-	require.True(t, driver.held[a[0].FrontendKey] && driver.held[a[1].FrontendKey], "it is told, and may be answered for")
+	require.True(t, driver.held.has(a[0].FrontendKey) && driver.held.has(a[1].FrontendKey), "it is told, and may be answered for")
 	require.Equal(t, map[netip.Addr]bool{a[0].VIP: true}, driver.options.Addresses.(*board).added)
 	for !driver.backlog.Empty() {
 		require.NoError(t, driver.sendBatch(t.Context()))
@@ -92,7 +92,7 @@ func TestWhatEndsTheBackendIsNotGivenToTheNextProcessWithAllElse(t *testing.T) {
 	require.Equal(t, 2, ends, "once with others, and once by itself")
 	require.Len(t, driver.failures, 1)
 	require.Contains(t, driver.failures["frontend "+bad.String()].Message, "it is told again after")
-	require.Equal(t, 5, len(driver.held))
+	require.Equal(t, 5, driver.Held())
 
 	for record, p := range driver.quarantine {
 		p.until = time.Now()
@@ -193,7 +193,7 @@ func TestAFrontendThatIsRefusedIsNotLeftToAnotherTenant(t *testing.T) {
 	}
 	require.Equal(t, []model.FrontendKey{innocent.UpsertFrontends[0].FrontendKey}, (*told)[len(*told)-1].DeleteFrontends, "else its clients would reach the former tenant's nodes")
 	require.Equal(t, "full", driver.failures["frontend "+innocent.UpsertFrontends[0].FrontendKey.String()].Message)
-	require.Empty(t, driver.held)
+	require.Zero(t, driver.Held())
 }
 
 func TestAGatewayThatHasBegunAnewKnowsWhoseFrontendsTheDataplaneHas(t *testing.T) {

@@ -103,10 +103,8 @@ type Driver struct {
 	// problem is why the dataplane takes nothing new, until it does again.
 	problem error
 
-	// held are the frontends that the dataplane holds, vips how many of them each address has. exchanging are addresses all of whose frontends are
-	// being exchanged. They are announced meanwhile.
-	held       map[model.FrontendKey]bool
-	vips       map[netip.Addr]int
+	// exchanging are addresses all of whose frontends are being exchanged. They are announced meanwhile.
+	held       holdings
 	exchanging map[netip.Addr]bool
 
 	// rechecks take the process whose preflight is made again. rechecking: that is under way.
@@ -124,7 +122,7 @@ func New(o Options) *Driver {
 	}
 	d := &Driver{options: o, log: o.Log, ended: make(chan Process, 4), installed: newInstalledBackends(filepath.Join(o.Backend.Config.StateDir, installedFile)),
 		backlog: backlog.New(), unsupported: map[model.FrontendKey]dataplane.RecordError{}, quarantine: quarantine{}, failures: map[string]Failure{},
-		held: map[model.FrontendKey]bool{}, vips: map[netip.Addr]int{}, exchanging: map[netip.Addr]bool{},
+		held: holdings{of: map[netip.Addr]map[model.FrontendKey]bool{}}, exchanging: map[netip.Addr]bool{},
 		rechecks: make(chan Process, 1), purgeNow: make(chan struct{}, 1)}
 	d.runner = &runner{backend: o.Backend, load: o.Load, installed: d.installed, limits: defaultLimits(), log: o.Log, observer: o.Observer,
 		epoch: strconv.FormatInt(time.Now().UnixNano(), 36), ended: d.ended}
@@ -272,12 +270,12 @@ func (d *Driver) Version() uint64 { return d.version }
 func (d *Driver) Behind() (behind map[string]uint64, known bool) { return d.backlog.Behind() }
 
 // Held is the number of frontends that the dataplane holds.
-func (d *Driver) Held() int { return len(d.held) }
+func (d *Driver) Held() int { return d.held.count }
 
 // Serves tells whether the dataplane holds the frontend as the model has it.
 func (d *Driver) Serves(key model.FrontendKey) bool {
 	_, refused := d.unsupported[key]
-	return d.held[key] && !refused
+	return d.held.has(key) && !refused
 }
 
 // Failures are the records that the dataplane did not take, by their names. The caller does not change them.

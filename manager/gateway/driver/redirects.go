@@ -17,19 +17,26 @@ func (d *Driver) withRedirect(f model.Frontend) model.Frontend {
 	return f
 }
 
+// nextBatch is what the dataplane is sent next. Its frontends have the redirects of now: these may have changed since they entered the backlog.
+func (d *Driver) nextBatch(cost int) model.Delta {
+	batch := d.backlog.Next(cost)
+	for i, f := range batch.UpsertFrontends {
+		batch.UpsertFrontends[i] = d.withRedirect(f)
+	}
+	return batch
+}
+
 // SendRedirects sends the frontends of the addresses again, whose redirects have changed. Frontends in the backlog get them with their batch.
 func (d *Driver) SendRedirects(ctx context.Context, of map[netip.Addr]bool) {
-	var delta, waiting model.Delta
-	for _, f := range d.options.Model.Snapshot().Frontends {
-		switch {
-		case !of[f.VIP]:
-		case d.backlog.Has(f.FrontendKey):
-			waiting.UpsertFrontends = append(waiting.UpsertFrontends, f)
-		case d.held[f.FrontendKey]:
-			delta.UpsertFrontends = append(delta.UpsertFrontends, f)
+	var delta model.Delta
+	for address := range of {
+		for key := range d.held.of[address] {
+			if f, is := d.options.Model.Frontend(key); is && !d.backlog.Has(key) {
+				delta.UpsertFrontends = append(delta.UpsertFrontends, f)
+			}
 		}
 	}
-	d.enqueue(waiting, d.version)
+	slices.SortFunc(delta.UpsertFrontends, func(a, b model.Frontend) int { return a.FrontendKey.Compare(b.FrontendKey) })
 	d.log.Debug("redirects unknown connections to other gateways than before", "frontends", len(delta.UpsertFrontends), "addresses", len(of))
 	accepted, _ := d.supported(delta)
 	for chunk := range slices.Chunk(accepted.UpsertFrontends, batchCost) {

@@ -2,8 +2,10 @@ package gateway
 
 import (
 	"context"
+	"log/slog"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -12,7 +14,11 @@ import (
 
 	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/core/ipam"
+	"kubelb.k8c.io/manager/gateway/drain"
+	"kubelb.k8c.io/manager/gateway/driver"
 	"kubelb.k8c.io/manager/gateway/driver/drivertest"
+	"kubelb.k8c.io/manager/gateway/ownership"
+	"kubelb.k8c.io/manager/gateway/report"
 )
 
 // locked is a board of several goroutines.
@@ -89,4 +95,101 @@ func TestElectionsAndEventsGoOnWhileABackendHangs(t *testing.T) {
 	}, 20*time.Second, time.Millisecond)
 	end()
 	require.NoError(t, <-ended)
+}
+
+// loops has the gateway's loop run until the test ends. synced tells whether all first lists are in.
+func (h *onHost) loops(synced func() bool) {
+	ctx, end := context.WithCancel(h.t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- h.loop(ctx, synced) }()
+	h.t.Cleanup(func() {
+		end()
+		require.NoError(h.t, <-ended)
+	})
+}
+
+// eventually requires that the loop comes to a state.
+func (h *onHost) eventually(is func(*Gateway) bool, why string) {
+	h.t.Helper()
+	require.Eventually(h.t, func() bool {
+		answer, asked := asked(h.t.Context(), h.Gateway, is)
+		return asked && answer
+	}, 20*time.Second, 10*time.Millisecond, why)
+}
+
+func TestNothingIsSentToThePluginBeforeAllFirstListsAreRead(t *testing.T) {
+	h := newOnHost(t)
+	h.Has(drivertest.Module)
+	var synced atomic.Bool
+	h.asks("a", 1, 1, netip.MustParseAddr("203.0.113.1"))
+	h.loops(synced.Load)
+	for range 5 {
+		h.send(t.Context(), func(*Gateway) {})
+		time.Sleep(2 * gather)
+	}
+	h.eventually(func(g *Gateway) bool { return !g.driver.Running() && g.driver.Version() == 0 }, "an empty model would empty the dataplane")
+	require.Empty(t, h.Kernel.Changes())
+	synced.Store(true)
+	h.eventually(func(g *Gateway) bool { return g.driver.Held() == 1 }, "now it is")
+	require.NoError(t, h.Ready(nil))
+}
+
+func TestTheLoopSendsAllBatchesOfALargeChangeOneAfterAnother(t *testing.T) {
+	h := newOnHost(t)
+	h.Has(drivertest.Module)
+	h.loops(func() bool { return true })
+	h.eventually(func(g *Gateway) bool { return g.served }, "it begins with nothing")
+	before := len(h.Kernel.Changes())
+	h.send(t.Context(), func(*Gateway) {
+		h.asks("busy", 250, 2, netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("203.0.113.2"), netip.MustParseAddr("203.0.113.3"), netip.MustParseAddr("203.0.113.4"))
+	})
+	h.eventually(func(g *Gateway) bool { return g.driver.Held() == 1000 && !g.driver.HasWork() }, "without anything else that wakes it up")
+	require.GreaterOrEqual(t, len(h.Kernel.Changes())-before, 2, "each is bounded")
+}
+
+func TestTheLoopStartsAPluginAgainThatHasEnded(t *testing.T) {
+	h := newOnHost(t)
+	h.Has(drivertest.Module)
+	h.asks("a", 1, 1, netip.MustParseAddr("203.0.113.1"))
+	h.loops(func() bool { return true })
+	h.eventually(func(g *Gateway) bool { return g.driver.Held() == 1 }, "it works")
+	former, _ := asked(t.Context(), h.Gateway, func(g *Gateway) driver.Process { return g.driver.Process() })
+	require.NoError(t, former.Kill())
+	h.eventually(func(g *Gateway) bool {
+		return g.driver.Running() && g.driver.Process() != former && g.driver.Problem() == nil
+	}, "another one is started")
+	require.NotContains(t, h.log.String(), "level=ERROR")
+}
+
+func TestWhatWakesUpTheLoopHasItElect(t *testing.T) {
+	announced, one := &locked{board: board{}}, netip.MustParseAddr("203.0.113.1")
+	own := &lease{}
+	wake := NewWake()
+	right := ownership.NewRight(ownership.RightOptions{Lease: own, Segment: own, Changed: wake.Up, Log: slog.New(slog.DiscardHandler)})
+	h := newOnHostWith(t, Options{Announcer: announced, Right: right, Wake: wake})
+	h.Has(drivertest.Module)
+	h.asks("a", 1, 1, one)
+	h.loops(func() bool { return true })
+	h.eventually(func(g *Gateway) bool { return g.served && !g.driver.HasWork() }, "the dataplane holds the address")
+	time.Sleep(10 * gather)
+	require.False(t, announced.has(one), "it has no Lease")
+	h.send(t.Context(), func(*Gateway) { own.holds = true })
+	wake.Up()
+	wake.Up() // which blocks nobody
+	require.Eventually(t, func() bool { return announced.has(one) }, 20*time.Second, time.Millisecond)
+}
+
+func TestTheLoopSleepsUntilSomethingIsToBeDone(t *testing.T) {
+	h := newOnHost(t)
+	h.Has(drivertest.Module)
+	requireReady(t, h.conditions())
+	require.Equal(t, report.CountEvery, h.pause(), "counters are read")
+	h.drain.Shutdown.Begin()
+	require.Equal(t, drain.LookEvery, h.pause(), "connections are counted")
+	h.drain.Update(time.Now(), h.ownership.Replaced)
+	require.Equal(t, settleEvery, h.pause(), "its addresses are about to be withdrawn")
+	h.asks("busy", 250, 1, netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("203.0.113.2"), netip.MustParseAddr("203.0.113.3"))
+	h.works()
+	require.True(t, h.driver.HasWork())
+	require.Zero(t, h.pause(), "there is a batch to send")
 }

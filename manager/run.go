@@ -303,13 +303,14 @@ func (o *options) newGateway(mgr ctrl.Manager, forbidden []netip.Prefix, nodes b
 		return nil, err
 	}
 	options := gateway.Options{
-		Name: o.name, Labels: o.labels, Forbidden: forbidden, HostAddresses: hubhosts.Own, Nodes: nodes, Wake: gateway.NewWake(),
-		Secrets: mgr.GetAPIReader(), Namespace: o.namespace, Handover: o.handover,
-		SegmentKey: func(ctx context.Context) []byte {
+		Name: o.name, Labels: o.labels, Forbidden: forbidden, Nodes: nodes, Probe: probe.DefaultConfig(), Metrics: metrics.Registry, Wake: gateway.NewWake(), Log: log,
+		PluginOptions:   gateway.PluginOptions{Backend: o.backendOptionsFor(path)},
+		AnnounceOptions: gateway.AnnounceOptions{Secrets: mgr.GetAPIReader(), Namespace: o.namespace},
+		PeerOptions: gateway.PeerOptions{Handover: o.handover, SegmentKey: func(ctx context.Context) []byte {
 			return membership.WaitForKey(ctx, mgr.GetAPIReader(), o.namespace, o.stateDir, log)
-		},
-		Metrics: metrics.Registry, Probe: probe.DefaultConfig(), DrainTimeout: o.drainTimeout, DrainWithNode: o.drainWith, PurgeOnExit: o.purge, PurgeWith: o.purgeWith, Log: log,
-		Backend: o.backendOptionsFor(path),
+		}},
+		DrainOptions: gateway.DrainOptions{DrainTimeout: o.drainTimeout, PurgeOnExit: o.purge, PurgeWith: o.purgeWith, DrainWithNode: o.drainWith},
+		HostOptions:  gateway.HostOptions{HostAddresses: hubhosts.Own},
 	}
 	needs := o.needs()
 	needs.HubTime = hostcheck.Seldom(hubTime(mgr.GetConfig()), hubTimeEvery)
@@ -367,10 +368,9 @@ func errAnnounce(value string) error {
 	return fmt.Errorf("--announce=%s: use layer2, bgp or none", value)
 }
 
-// announcer adds what announces addresses. What says whether it may is made before.
+// announcer adds what announces addresses.
 func (o *options) announcer(mgr ctrl.Manager, g *gateway.Options) error {
-	interfaces := o.announceInterfaces()
-	g.Addresses = func() []netip.Addr { return redirect.OwnAddresses(interfaces) }
+	g.Addresses = func() []netip.Addr { return redirect.OwnAddresses(o.announceInterfaces()) }
 	switch o.announce {
 	case announceNone:
 		g.Announcer = announce.None{}
@@ -378,31 +378,37 @@ func (o *options) announcer(mgr ctrl.Manager, g *gateway.Options) error {
 		g.Presence = presence
 		return err
 	case announceLayer2:
-		if len(interfaces) == 0 {
-			return errors.New("--announce-interfaces is required with --announce=layer2: name the interfaces of the clients' segment, or use --announce=bgp or none")
-		}
-		g.Elects = true
+		return o.announceByLayer2(mgr, g)
 	case announceBGP:
-		if id, err := netip.ParseAddr(o.routerID); o.routerID != "" && (err != nil || !id.Is4()) {
-			return fmt.Errorf("--bgp-router-id=%s: use an IPv4 address", o.routerID)
-		}
-	default:
-		return errAnnounce(o.announce)
+		return o.announceByBGP(mgr, g)
 	}
+	return errAnnounce(o.announce)
+}
+
+func (o *options) announceByLayer2(mgr ctrl.Manager, g *gateway.Options) error {
+	interfaces := o.announceInterfaces()
+	if len(interfaces) == 0 {
+		return errors.New("--announce-interfaces is required with --announce=layer2: name the interfaces of the clients' segment, or use --announce=bgp or none")
+	}
+	g.Elects = true
 	if err := o.join(mgr, g); err != nil {
 		return err
-	}
-	if o.announce == announceBGP {
-		id, _ := netip.ParseAddr(o.routerID) // which was looked at above
-		g.Speaker = bgp.NewSpeaker(bgp.Options{Name: o.name, RouterID: id, StayWhenEnded: o.stay, Notice: drain.Notice, Changed: g.Wake.Up, Log: g.Log})
-		g.Announcer = g.Speaker
-		return nil
 	}
 	layer2 := announce.NewLayer2(announce.Layer2Options{Interfaces: interfaces, Holds: g.Right.MayAnswer, Changed: g.Wake.Up, Log: g.Log})
 	g.Announcer, g.Conflicts, g.SetTenant, g.Segment = layer2, layer2.Conflicts, layer2.SetTenant, interfaces
 	ofHost := g.HostChecks
 	g.HostChecks = func(ctx context.Context) []dataplane.Check { return append(ofHost(ctx), layer2.Checks()...) }
 	return nil
+}
+
+func (o *options) announceByBGP(mgr ctrl.Manager, g *gateway.Options) error {
+	id, err := netip.ParseAddr(o.routerID)
+	if o.routerID != "" && (err != nil || !id.Is4()) {
+		return fmt.Errorf("--bgp-router-id=%s: use an IPv4 address", o.routerID)
+	}
+	g.Speaker = bgp.NewSpeaker(bgp.Options{Name: o.name, RouterID: id, StayWhenEnded: o.stay, Notice: drain.Notice, Changed: g.Wake.Up, Log: g.Log})
+	g.Announcer = g.Speaker
+	return o.join(mgr, g)
 }
 
 // join adds what knows the other gateways, and says whether this one may answer.

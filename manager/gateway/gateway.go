@@ -11,129 +11,27 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"net/netip"
 	"slices"
 	"sync/atomic"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"kubelb.k8c.io/backends/dataplane"
-	"kubelb.k8c.io/backends/plugin"
 	"kubelb.k8c.io/core/ipam"
 	"kubelb.k8c.io/core/model"
 	"kubelb.k8c.io/core/translate"
-	"kubelb.k8c.io/manager/announce"
-	"kubelb.k8c.io/manager/bgp"
 	"kubelb.k8c.io/manager/gateway/drain"
 	"kubelb.k8c.io/manager/gateway/driver"
 	"kubelb.k8c.io/manager/gateway/ownership"
 	"kubelb.k8c.io/manager/gateway/redirect"
 	"kubelb.k8c.io/manager/gateway/report"
-	"kubelb.k8c.io/manager/heartbeat"
 	"kubelb.k8c.io/manager/probe"
 	"kubelb.k8c.io/manager/selection"
 	"kubelb.k8c.io/manager/watchdog"
 )
-
-// Options are what a gateway needs to know.
-type Options struct {
-	Name string
-	// Labels are for the Gateway object, by which AddressPools choose gateways.
-	Labels    map[string]string
-	Backend   driver.Backend
-	Forbidden []netip.Prefix
-	Announcer announce.Announcer
-	// Conflicts are addresses that the announcer has and another host says are its own; nil where nobody hears of that.
-	Conflicts func() []announce.Conflict
-	// SetTenant is told whose an address is before that is announced, and with an empty tenant that it is nobody's; nil where nobody shares anything.
-	SetTenant func(address netip.Addr, tenant string)
-	// Member is told of other gateways; nil where this one answers alone. Right says by its Lease whether this gateway may answer; nil where it may always.
-	Member Member
-	Right  *ownership.Right
-	// Presence keeps the Lease by which the controllers hear of this gateway, where Member does not: it is no candidate.
-	Presence Member
-	// Elects: of the members one answers for each address; otherwise every gateway announces every address.
-	Elects bool
-	// Speaker is the announcer where that is by BGP, else nil. Passwords of its peers are in Secrets of the namespace.
-	Speaker   *bgp.Speaker
-	Secrets   client.Reader
-	Namespace string
-	// Addresses are this gateway's own on the segment, where other gateways send packets of connections that it may know. For Handover
-	// after a gateway has gone, or lost an address, it is asked about such connections.
-	Addresses func() []netip.Addr
-	Handover  time.Duration
-	// Heart is heard by other gateways on the segment, with a key that SegmentKey waits for; both belong to Member.
-	Heart      *heartbeat.Heart
-	SegmentKey func(context.Context) []byte
-	Probe      probe.Config
-	// DrainTimeout is how long Shutdown waits for connections to end, at most; 0 for not at all.
-	DrainTimeout time.Duration
-	// PurgeOnExit removes everything from the dataplane when the gateway ends after Shutdown: it leaves for good.
-	PurgeOnExit bool
-	// HostAddresses are all addresses of this host; nil where none are known. Nodes: the management cluster's Nodes can be read. Neither is ever
-	// a target.
-	HostAddresses func() []netip.Addr
-	Nodes         bool
-	// DrainWithNode names the Node that this gateway drains with when it is cordoned; empty for none.
-	DrainWithNode string
-	// PurgeWith names the DaemonSet whose deletion means the same; empty for none. The cache is to know of it, see drain.CachedDaemonSet.
-	PurgeWith string
-	// HostChecks look at what the gateway needs of this host whatever its dataplane is; nil where nothing is looked at.
-	HostChecks func(context.Context) []dataplane.Check
-	// TryEvery is the pause between tries of a frontend that this gateway answers for, 0 for no tries. TryFrom are the source addresses of tries, one
-	// of each family at most. No host may have them.
-	TryEvery time.Duration
-	TryFrom  []netip.Addr
-	// Segment are the interfaces on which hosts have to answer this gateway; none if that is not to be found out.
-	Segment []string
-	// Transit keeps this host from forwarding what is no frontend's; nil leaves the host as it is.
-	Transit Filter
-	// Metrics takes what Prometheus is told; nil for nobody.
-	Metrics prometheus.Registerer
-	// Wake wakes up the gateway's loop; nil makes one.
-	Wake Wake
-	// Load starts the plugin. Nil starts a process.
-	Load func(plugin.Options) (driver.Process, error)
-	Log  *slog.Logger
-}
-
-// Member is this gateway among its peers, and keeps its Lease.
-type Member interface {
-	ownership.Peers
-	report.Lease
-	// Trouble is why the Lease is not held, nil if it is.
-	Trouble() error
-	Run(ctx context.Context) error
-}
-
-// Wake wakes up a gateway's loop: what it answers for may have changed. It is made before the gateway, for what the gateway depends on.
-type Wake chan struct{}
-
-// NewWake returns one for a gateway.
-func NewWake() Wake { return make(Wake, 1) }
-
-// Up has the loop look again. It does not block.
-func (w Wake) Up() {
-	select {
-	case w <- struct{}{}:
-	default:
-	}
-}
-
-// lease is what keeps this gateway's Lease, nil if nothing does.
-func (o Options) lease() report.Lease {
-	switch {
-	case o.Member != nil:
-		return o.Member
-	case o.Presence != nil:
-		return o.Presence
-	}
-	return nil
-}
 
 // Gateway is a runnable of the manager. Make one with New.
 type Gateway struct {

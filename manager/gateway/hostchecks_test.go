@@ -35,7 +35,9 @@ type onHost struct {
 	broken error
 }
 
-func newOnHost(t *testing.T) *onHost { return newOnHostWith(t, Options{Announcer: board{}}) }
+func newOnHost(t *testing.T) *onHost {
+	return newOnHostWith(t, Options{AnnounceOptions: AnnounceOptions{Announcer: board{}}})
+}
 
 func newOnHostWith(t *testing.T, o Options) *onHost {
 	t.Helper()
@@ -144,10 +146,10 @@ func TestTheHostIsLookedAtOftenWhileTheGatewayDoesNotWork(t *testing.T) {
 		t.Run(about, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				looks := make(chan time.Time)
-				g := New(Options{Log: slog.New(slog.DiscardHandler), HostChecks: func(context.Context) []dataplane.Check {
+				g := New(Options{Log: slog.New(slog.DiscardHandler), HostOptions: HostOptions{HostChecks: func(context.Context) []dataplane.Check {
 					looks <- time.Now()
 					return []dataplane.Check{c.check}
-				}}, nil, nil)
+				}}}, nil, nil)
 				ctx, end := context.WithCancel(t.Context())
 				ended := make(chan error)
 				go func() { ended <- g.watchHost(ctx) }()

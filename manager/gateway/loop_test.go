@@ -51,7 +51,7 @@ func (*locked) Run(context.Context) error { return nil }
 
 func TestElectionsAndEventsGoOnWhileABackendHangs(t *testing.T) {
 	announced, one := &locked{board: board{}}, netip.MustParseAddr("203.0.113.1")
-	h := newOnHostWith(t, Options{Announcer: announced})
+	h := newOnHostWith(t, Options{AnnounceOptions: AnnounceOptions{Announcer: announced}})
 	h.Has(drivertest.Module, drivertest.Sysctl)
 	requireReady(t, h.conditions())
 	h.ownership.Add(one)
@@ -166,7 +166,7 @@ func TestWhatWakesUpTheLoopHasItElect(t *testing.T) {
 	own := &lease{}
 	wake := NewWake()
 	right := ownership.NewRight(ownership.RightOptions{Lease: own, Segment: own, Changed: wake.Up, Log: slog.New(slog.DiscardHandler)})
-	h := newOnHostWith(t, Options{Announcer: announced, Right: right, Wake: wake})
+	h := newOnHostWith(t, Options{AnnounceOptions: AnnounceOptions{Announcer: announced}, PeerOptions: PeerOptions{Right: right}, Wake: wake})
 	h.Has(drivertest.Module)
 	h.asks("a", 1, 1, one)
 	h.loops(func() bool { return true })

@@ -37,7 +37,7 @@ func routersOf(t *testing.T, objects ...client.Object) *routers {
 		&v1alpha1.Gateway{ObjectMeta: metav1.ObjectMeta{Name: "g", Labels: map[string]string{"zone": "a"}}})...).Build()
 	speaker := bgp.NewSpeaker(bgp.Options{Name: "g", Changed: func() {}, Log: slog.New(slog.DiscardHandler)})
 	go speaker.Run(t.Context())
-	r := newRouters(Options{Name: "g", Speaker: speaker, Secrets: hub, Namespace: "kubelb", Log: slog.New(slog.DiscardHandler)}, hub, func() {})
+	r := newRouters(Options{Name: "g", AnnounceOptions: AnnounceOptions{Speaker: speaker, Secrets: hub, Namespace: "kubelb"}, Log: slog.New(slog.DiscardHandler)}, hub, func() {})
 	require.NoError(t, r.sync(t.Context()))
 	return r
 }

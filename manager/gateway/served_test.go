@@ -41,7 +41,7 @@ func (g *Gateway) servesNothingBy(t *testing.T, reason string) string {
 
 func TestASegmentThatWasSilentIsSoUntilAHostAnswersANewProcess(t *testing.T) {
 	const silent = segmentSilent + "no host that answered before answers at interface eth1 now (198.51.100.1)"
-	h := again(t, Options{Segment: []string{"eth0", "eth1"}})
+	h := again(t, Options{AnnounceOptions: AnnounceOptions{Segment: []string{"eth0", "eth1"}}})
 	gatewayChanged(leftServingNothing(v1alpha1.ReasonSegmentSilent, silent), false)(h.Gateway)
 	require.Empty(t, h.servesNothingBy(t, v1alpha1.ReasonSegmentSilent), "the object was read before, when it said nothing of the kind")
 

@@ -77,7 +77,7 @@ func (l *leaver) requireNoEnd(t *testing.T) {
 }
 
 func TestAGatewayThatIsToldToEndWaitsUntilOthersHaveItsAddressesAndItsConnectionsHaveEnded(t *testing.T) {
-	l := leave(t, Options{DrainTimeout: time.Hour}, neighbours{{Name: "other", Present: true, Serves: true}}).hears()
+	l := leave(t, Options{DrainOptions: DrainOptions{DrainTimeout: time.Hour}}, neighbours{{Name: "other", Present: true, Serves: true}}).hears()
 	l.drain.Update(time.Now(), l.ownership.Replaced)
 	require.True(t, l.drain.Draining(), "it says that it leaves")
 	for range 2 * looks {
@@ -99,7 +99,7 @@ func TestAGatewayThatIsToldToEndWaitsUntilOthersHaveItsAddressesAndItsConnection
 }
 
 func TestAGatewayThatIsToldToEndWaitsNoLongerThanItMay(t *testing.T) {
-	l := leave(t, Options{DrainTimeout: 50 * time.Millisecond}, neighbours{{Name: "other", Present: true, Serves: true}}).hears()
+	l := leave(t, Options{DrainOptions: DrainOptions{DrainTimeout: 50 * time.Millisecond}}, neighbours{{Name: "other", Present: true, Serves: true}}).hears()
 	l.ownership.Remove(l.address)
 	l.looks(1)
 	l.requireEnd(t)
@@ -114,7 +114,7 @@ func TestAGatewayThatNobodyReplacesEndsAtOnce(t *testing.T) {
 		"the pool does not choose another": {{Name: "else", Present: true, Serves: true}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			l := leave(t, Options{DrainTimeout: time.Hour}, peers).hears()
+			l := leave(t, Options{DrainOptions: DrainOptions{DrainTimeout: time.Hour}}, peers).hears()
 			only := &metav1.LabelSelector{MatchLabels: map[string]string{"rack": "1"}}
 			ranges, err := ipam.ParseRanges([]string{"203.0.113.0/24"}, false)
 			require.NoError(t, err)
@@ -129,7 +129,7 @@ func TestAGatewayThatNobodyReplacesEndsAtOnce(t *testing.T) {
 
 func TestAGatewayEndsAtOnceThatIsNotToWaitOrHasNotServed(t *testing.T) {
 	leave(t, Options{}, neighbours{{Name: "other", Present: true, Serves: true}}).requireEnd(t)
-	g := New(Options{Name: "g", Announcer: board{}, DrainTimeout: time.Hour, Log: slog.New(slog.DiscardHandler)}, nil, nil)
+	g := New(Options{Name: "g", AnnounceOptions: AnnounceOptions{Announcer: board{}}, DrainOptions: DrainOptions{DrainTimeout: time.Hour}, Log: slog.New(slog.DiscardHandler)}, nil, nil)
 	g.Shutdown(t.Context())
 	require.True(t, g.drain.Shutdown.Told())
 }
@@ -149,7 +149,7 @@ func TestAGatewayThatHasDrainedSaysThatOthersAreThereOnlyIfItKnowsSo(t *testing.
 		"without a Lease nobody knows of another": {nil, "1", notAll},
 	} {
 		t.Run(name, func(t *testing.T) {
-			g := New(Options{Name: "g", Announcer: board{}, Member: c.peers, Log: slog.New(slog.DiscardHandler)}, nil, nil)
+			g := New(Options{Name: "g", AnnounceOptions: AnnounceOptions{Announcer: board{}}, PeerOptions: PeerOptions{Member: c.peers}, Log: slog.New(slog.DiscardHandler)}, nil, nil)
 			ranges, err := ipam.ParseRanges([]string{"203.0.113.0/24"}, false)
 			require.NoError(t, err)
 			g.selection.SetPool("pool", ranges, &metav1.LabelSelector{MatchLabels: map[string]string{"rack": "1"}})

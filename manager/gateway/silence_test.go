@@ -30,7 +30,7 @@ func (m mute) Silent(f ipam.Family) string { return m.why[f] }
 func TestAFamilyThatNobodyHearsOfIsNamedWithTheReason(t *testing.T) {
 	now := time.Now()
 	with := func(m mute) *Gateway {
-		g := New(Options{Name: "g", Announcer: m, Log: slog.New(slog.DiscardHandler)}, nil, nil)
+		g := New(Options{Name: "g", AnnounceOptions: AnnounceOptions{Announcer: m}, Log: slog.New(slog.DiscardHandler)}, nil, nil)
 		g.served = true
 		return g
 	}
@@ -65,7 +65,7 @@ func TestRoutersThatWereNotLookedForAreNotCalledMissing(t *testing.T) {
 func TestAGatewayThatMayNotAnswerIsSilentAndSaysWhy(t *testing.T) {
 	now, own := time.Now(), &lease{holds: true}
 	right := ownership.NewRight(ownership.RightOptions{Lease: own, Segment: own, Changed: func() {}, Log: slog.New(slog.DiscardHandler)})
-	g := New(Options{Name: "g", Announcer: mute{able: true}, Right: right, Log: slog.New(slog.DiscardHandler)}, nil, nil)
+	g := New(Options{Name: "g", AnnounceOptions: AnnounceOptions{Announcer: mute{able: true}}, PeerOptions: PeerOptions{Right: right}, Log: slog.New(slog.DiscardHandler)}, nil, nil)
 	g.served = true
 	g.elect(t.Context())
 	require.True(t, g.ownership.MayAnswer())
@@ -79,7 +79,7 @@ func TestAGatewayThatMayNotAnswerIsSilentAndSaysWhy(t *testing.T) {
 
 // After its host was started again a gateway answers for nothing before its dataplane works, whatever its object says of the time before.
 func TestAGatewayWhoseDataplaneDoesNotStartIsSilentAndSaysWhy(t *testing.T) {
-	h := newOnHostWith(t, Options{Announcer: mute{able: true}})
+	h := newOnHostWith(t, Options{AnnounceOptions: AnnounceOptions{Announcer: mute{able: true}}})
 	h.broken = errors.New("module nf_tables: not loaded")
 	h.works()
 	now := time.Now()

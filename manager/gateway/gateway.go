@@ -28,6 +28,7 @@ import (
 	"kubelb.k8c.io/manager/gateway/ownership"
 	"kubelb.k8c.io/manager/gateway/redirect"
 	"kubelb.k8c.io/manager/gateway/report"
+	"kubelb.k8c.io/manager/gateway/routers"
 	"kubelb.k8c.io/manager/probe"
 	"kubelb.k8c.io/manager/selection"
 	"kubelb.k8c.io/manager/watchdog"
@@ -82,7 +83,7 @@ type Gateway struct {
 	reachability *redirect.Reachability
 	counts       chan countRequest
 	// routers is there where addresses are announced by BGP.
-	routers *routers
+	routers *routers.Routers
 	drain   *drain.State
 	// unready is why the gateway is of no use, nil when it is. Other goroutines ask.
 	unready atomic.Pointer[error]
@@ -100,7 +101,7 @@ func New(o Options, c cache.Cache, w client.Client) *Gateway {
 		pools: map[string]ipam.Pool{}, external: map[string][]ipam.Range{}, selection: selection.New(), metrics: report.NewMetrics(),
 		unhealthy: map[translate.Target]bool{}, counts: make(chan countRequest, 1), moved: make(chan struct{}, 1), filterNow: make(chan struct{}, 1)}
 	if o.Speaker != nil {
-		g.routers = newRouters(o, c, o.Wake.Up)
+		g.routers = routers.New(routers.Options{Speaker: o.Speaker, Hub: c, Secrets: o.Secrets, Namespace: o.Namespace, Gateway: o.Name, Changed: o.Wake.Up, Log: o.Log})
 	}
 	g.reachability = redirect.NewReachability(redirect.AskHost, o.Addresses, o.Wake.Up)
 	g.ownership = ownership.New(g.owns())
@@ -189,7 +190,7 @@ func (g *Gateway) run(ctx context.Context) error {
 		runs.Go(func() error { return g.options.Presence.Run(runCtx) })
 	}
 	if g.routers != nil {
-		runs.Go(func() error { return g.routers.run(runCtx) })
+		runs.Go(func() error { return g.routers.Run(runCtx) })
 	}
 	runs.Go(func() error { return g.reachability.Run(runCtx) })
 	runs.Go(func() error { return g.writer.Run(runCtx) })

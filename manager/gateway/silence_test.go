@@ -51,16 +51,6 @@ func TestAFamilyThatNobodyHearsOfIsNamedWithTheReason(t *testing.T) {
 	require.Len(t, g.silent(now.Add(2*drain.Notice)), 2, "it answers for nothing")
 }
 
-// Before the BGPPeers were looked at nobody knows that there is none.
-func TestRoutersThatWereNotLookedForAreNotCalledMissing(t *testing.T) {
-	r := newRouters(Options{Name: "g"}, nil, func() {})
-	require.Empty(t, r.Silent(ipam.IPv4))
-	looked := routersOf(t, bgpPeer("locked", "127.0.0.4", func(s *v1alpha1.BGPPeerSpec) { s.PasswordSecret = "none" }))
-	require.Contains(t, looked.Silent(ipam.IPv4), "BGPPeer locked: spec.passwordSecret: Secret kubelb/none: ")
-	require.NotContains(t, looked.Silent(ipam.IPv4), "no BGPPeer")
-	require.Contains(t, routersOf(t).Silent(ipam.IPv6), "no BGPPeer names a router for this gateway")
-}
-
 // One that may not answer says nothing, however well its interfaces and routers are.
 func TestAGatewayThatMayNotAnswerIsSilentAndSaysWhy(t *testing.T) {
 	now, own := time.Now(), &lease{holds: true}

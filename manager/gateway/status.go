@@ -8,6 +8,7 @@ import (
 
 	"kubelb.k8c.io/core/model"
 	"kubelb.k8c.io/manager/gateway/report"
+	"kubelb.k8c.io/manager/gateway/routers"
 	"kubelb.k8c.io/manager/watchdog"
 )
 
@@ -27,8 +28,8 @@ func (g *Gateway) publish() {
 	}
 	r := report.Of(s, now)
 	if g.routers != nil {
-		r.BGPSessions = g.routers.sessions()
-		r.Conditions = append(r.Conditions, sessionsCondition(r.BGPSessions, g.routers.HasLooked()))
+		r.BGPSessions = g.routers.Sessions()
+		r.Conditions = append(r.Conditions, routers.Condition(r.BGPSessions, g.routers.HasLooked()))
 	}
 	g.metrics.Show(&r.GatewayStatus, g.figures(failing))
 	g.writer.Publish(r)

@@ -1,4 +1,4 @@
-package gateway
+package routers
 
 import (
 	"log/slog"
@@ -14,6 +14,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 
 	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/core/ipam"
 	"kubelb.k8c.io/manager/bgp"
 )
 
@@ -28,7 +29,7 @@ func bgpPeer(name, address string, change func(*v1alpha1.BGPPeerSpec)) *v1alpha1
 }
 
 // routersOf are those of the gateway g, labelled zone=a.
-func routersOf(t *testing.T, objects ...client.Object) *routers {
+func routersOf(t *testing.T, objects ...client.Object) *Routers {
 	t.Helper()
 	scheme := runtime.NewScheme()
 	require.NoError(t, v1alpha1.AddToScheme(scheme))
@@ -37,15 +38,15 @@ func routersOf(t *testing.T, objects ...client.Object) *routers {
 		&v1alpha1.Gateway{ObjectMeta: metav1.ObjectMeta{Name: "g", Labels: map[string]string{"zone": "a"}}})...).Build()
 	speaker := bgp.NewSpeaker(bgp.Options{Name: "g", Changed: func() {}, Log: slog.New(slog.DiscardHandler)})
 	go speaker.Run(t.Context())
-	r := newRouters(Options{Name: "g", AnnounceOptions: AnnounceOptions{Speaker: speaker, Secrets: hub, Namespace: "kubelb"}, Log: slog.New(slog.DiscardHandler)}, hub, func() {})
+	r := New(Options{Gateway: "g", Speaker: speaker, Hub: hub, Secrets: hub, Namespace: "kubelb", Changed: func() {}, Log: slog.New(slog.DiscardHandler)})
 	require.NoError(t, r.sync(t.Context()))
 	return r
 }
 
 // messages are those of sessions, by BGPPeer.
-func messages(r *routers) map[string]string {
+func messages(r *Routers) map[string]string {
 	out := map[string]string{}
-	for _, s := range r.sessions() {
+	for _, s := range r.Sessions() {
 		out[s.Peer] = s.Message
 	}
 	return out
@@ -72,13 +73,13 @@ func TestABGPPeerThatCannotBeOneIsNamedWithTheReasonAndOthersAreNot(t *testing.T
 	require.Contains(t, got["same"], "spec.address: BGPPeer good, which is older, names the same router")
 	require.Contains(t, got["locked"], "spec.passwordSecret: Secret kubelb/none: ")
 	require.Contains(t, got["empty"], `spec.passwordSecret: Secret kubelb/empty has no key "password"`)
-	condition := sessionsCondition(r.sessions(), true)
+	condition := Condition(r.Sessions(), true)
 	require.Equal(t, "SessionDown", condition.Reason)
 	require.Contains(t, condition.Message, "5 of 5 routers have no session")
-	require.Equal(t, "NoPeer", sessionsCondition(nil, true).Reason)
-	require.Equal(t, "Starting", sessionsCondition(nil, false).Reason, "before the objects were looked at nobody knows whether there is one")
-	require.Equal(t, metav1.ConditionTrue, sessionsCondition([]v1alpha1.BGPSession{{State: v1alpha1.BGPEstablished}}, true).Status)
-	lacks := sessionsCondition([]v1alpha1.BGPSession{{Peer: "tor", Address: "192.0.2.254", State: v1alpha1.BGPEstablished, Message: "not told of IPv6 addresses: why"}}, true)
+	require.Equal(t, "NoPeer", Condition(nil, true).Reason)
+	require.Equal(t, "Starting", Condition(nil, false).Reason, "before the objects were looked at nobody knows whether there is one")
+	require.Equal(t, metav1.ConditionTrue, Condition([]v1alpha1.BGPSession{{State: v1alpha1.BGPEstablished}}, true).Status)
+	lacks := Condition([]v1alpha1.BGPSession{{Peer: "tor", Address: "192.0.2.254", State: v1alpha1.BGPEstablished, Message: "not told of IPv6 addresses: why"}}, true)
 	require.Equal(t, metav1.ConditionFalse, lacks.Status)
 	require.Equal(t, "SessionLacks", lacks.Reason)
 	require.Equal(t, "1 of 1 sessions lack something: tor (192.0.2.254): not told of IPv6 addresses: why", lacks.Message)
@@ -97,4 +98,14 @@ func TestABGPPeerAsTheSpeakerKnowsIt(t *testing.T) {
 	require.Equal(t, bgp.Peer{Name: "all", Address: netip.MustParseAddr("2001:db8::1"), Port: 1, LocalASN: 64512, PeerASN: 64500, Password: "secret",
 		HoldTime: 90 * time.Second, Keepalive: 30 * time.Second, GracefulRestart: 2 * time.Minute, BFDInterval: 300 * time.Millisecond, BFDMultiplier: 3,
 		MultihopTTL: 3, IPv6: true, Communities: []string{"64512:1"}, LocalPreference: &want}, p)
+}
+
+// Before the BGPPeers were looked at nobody knows that there is none.
+func TestRoutersThatWereNotLookedForAreNotCalledMissing(t *testing.T) {
+	r := New(Options{Gateway: "g"})
+	require.Empty(t, r.Silent(ipam.IPv4))
+	looked := routersOf(t, bgpPeer("locked", "127.0.0.4", func(s *v1alpha1.BGPPeerSpec) { s.PasswordSecret = "none" }))
+	require.Contains(t, looked.Silent(ipam.IPv4), "BGPPeer locked: spec.passwordSecret: Secret kubelb/none: ")
+	require.NotContains(t, looked.Silent(ipam.IPv4), "no BGPPeer")
+	require.Contains(t, routersOf(t).Silent(ipam.IPv6), "no BGPPeer names a router for this gateway")
 }

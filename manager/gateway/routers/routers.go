@@ -1,4 +1,5 @@
-package gateway
+// Package routers has the BGP speaker keep sessions with the routers that BGPPeer objects name for a gateway, and says how they are.
+package routers
 
 import (
 	"cmp"
@@ -27,15 +28,23 @@ import (
 	"kubelb.k8c.io/manager/bgp"
 )
 
-// routers has the speaker keep sessions with the routers that BGPPeer objects name for this gateway.
-type routers struct {
-	speaker   *bgp.Speaker
-	hub       client.Reader // of what is watched
-	secrets   client.Reader
-	namespace string
-	gateway   string
-	changed   func()
-	log       *slog.Logger
+// Options are what the sessions depend on.
+type Options struct {
+	Speaker *bgp.Speaker
+	// Hub has what is watched. Passwords are in Secrets of the namespace.
+	Hub       client.Reader
+	Secrets   client.Reader
+	Namespace string
+	// Gateway is the name of this one.
+	Gateway string
+	// Changed is called when the sessions may be others.
+	Changed func()
+	Log     *slog.Logger
+}
+
+// Routers has the speaker keep the sessions. It is safe for concurrent use.
+type Routers struct {
+	options Options
 
 	// begin is closed once everything is announced that is to be: a router that has kept the routes of this gateway's former process
 	// takes those that it is not told then for gone (RFC 4724, section 4.2).
@@ -52,16 +61,16 @@ type routers struct {
 	problems map[string]string
 }
 
-func newRouters(o Options, hub client.Reader, changed func()) *routers {
-	return &routers{speaker: o.Speaker, hub: hub, secrets: o.Secrets, namespace: o.Namespace, gateway: o.Name, changed: changed, log: o.Log,
-		begin: make(chan struct{}), again: make(chan struct{}, 1), passwords: map[string]string{}}
+// New returns one that has not looked for BGPPeers yet.
+func New(o Options) *Routers {
+	return &Routers{options: o, begin: make(chan struct{}), again: make(chan struct{}, 1), passwords: map[string]string{}}
 }
 
 // MayBegin lets sessions begin.
-func (r *routers) MayBegin() { r.once.Do(func() { close(r.begin) }) }
+func (r *Routers) MayBegin() { r.once.Do(func() { close(r.begin) }) }
 
-// look has the objects looked at again. It does not block.
-func (r *routers) look() {
+// Look has the objects looked at again. It does not block.
+func (r *Routers) Look() {
 	select {
 	case r.again <- struct{}{}:
 	default:
@@ -71,8 +80,8 @@ func (r *routers) look() {
 // lookEvery is how often Secrets are read again, which are not watched, and the own addresses are looked at.
 const lookEvery = 30 * time.Second
 
-// run keeps the sessions until ctx ends.
-func (r *routers) run(ctx context.Context) error {
+// Run keeps the sessions until ctx ends.
+func (r *Routers) Run(ctx context.Context) error {
 	select {
 	case <-r.begin:
 	case <-ctx.Done():
@@ -80,9 +89,9 @@ func (r *routers) run(ctx context.Context) error {
 	}
 	for ctx.Err() == nil {
 		if err := r.sync(ctx); err != nil && ctx.Err() == nil {
-			r.log.Error("BGP peers", "error", err)
+			r.options.Log.Error("BGP peers", "error", err)
 		}
-		r.changed()
+		r.options.Changed()
 		select {
 		case <-ctx.Done():
 		case <-r.again:
@@ -93,13 +102,13 @@ func (r *routers) run(ctx context.Context) error {
 }
 
 // sync gives the speaker its peers. A router that cannot be one is named with the reason; others are not disturbed.
-func (r *routers) sync(ctx context.Context) error {
+func (r *Routers) sync(ctx context.Context) error {
 	var list v1alpha1.BGPPeerList
-	if err := r.hub.List(ctx, &list); err != nil {
+	if err := r.options.Hub.List(ctx, &list); err != nil {
 		return err
 	}
 	var own v1alpha1.Gateway
-	if err := r.hub.Get(ctx, client.ObjectKey{Name: r.gateway}, &own); client.IgnoreNotFound(err) != nil {
+	if err := r.options.Hub.Get(ctx, client.ObjectKey{Name: r.options.Gateway}, &own); client.IgnoreNotFound(err) != nil {
 		return err
 	}
 	slices.SortFunc(list.Items, func(a, b v1alpha1.BGPPeer) int {
@@ -127,7 +136,7 @@ func (r *routers) sync(ctx context.Context) error {
 		taken[peer.Address] = object.Name
 		peers = append(peers, peer)
 	}
-	err := r.speaker.SetPeers(ctx, peers)
+	err := r.options.Speaker.SetPeers(ctx, peers)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.looked, r.problems = true, problems
@@ -146,7 +155,7 @@ func chosenBy(selector *metav1.LabelSelector, of map[string]string) (bool, error
 }
 
 // peer is the object in the speaker's terms.
-func (r *routers) peer(ctx context.Context, object *v1alpha1.BGPPeer) (bgp.Peer, error) {
+func (r *Routers) peer(ctx context.Context, object *v1alpha1.BGPPeer) (bgp.Peer, error) {
 	spec := &object.Spec
 	address, err := netip.ParseAddr(spec.Address)
 	if err != nil {
@@ -182,34 +191,34 @@ func (r *routers) peer(ctx context.Context, object *v1alpha1.BGPPeer) (bgp.Peer,
 const passwordKey = "password"
 
 // password reads a Secret. While the API is away what was read before counts.
-func (r *routers) password(ctx context.Context, name string) (string, error) {
+func (r *Routers) password(ctx context.Context, name string) (string, error) {
 	if name == "" {
 		return "", nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	var secret corev1.Secret
-	err := r.secrets.Get(ctx, client.ObjectKey{Namespace: r.namespace, Name: name}, &secret)
+	err := r.options.Secrets.Get(ctx, client.ObjectKey{Namespace: r.options.Namespace, Name: name}, &secret)
 	if before, known := r.passwords[name]; err != nil && known && client.IgnoreNotFound(err) != nil {
 		return before, nil
 	}
 	if apierrors.IsForbidden(err) {
-		return "", fmt.Errorf("spec.passwordSecret: gateways may not read Secret %s/%s: add it to gateway.passwordSecrets of the chart, and upgrade", r.namespace, name)
+		return "", fmt.Errorf("spec.passwordSecret: gateways may not read Secret %s/%s: add it to gateway.passwordSecrets of the chart, and upgrade", r.options.Namespace, name)
 	}
 	if err != nil {
-		return "", fmt.Errorf("spec.passwordSecret: Secret %s/%s: %w", r.namespace, name, err)
+		return "", fmt.Errorf("spec.passwordSecret: Secret %s/%s: %w", r.options.Namespace, name, err)
 	}
 	password := string(secret.Data[passwordKey])
 	if password == "" {
-		return "", fmt.Errorf("spec.passwordSecret: Secret %s/%s has no key %q", r.namespace, name, passwordKey)
+		return "", fmt.Errorf("spec.passwordSecret: Secret %s/%s has no key %q", r.options.Namespace, name, passwordKey)
 	}
 	r.passwords[name] = password
 	return password, nil
 }
 
-// sessions are all routers with what has become of them, by name.
-func (r *routers) sessions() (all []v1alpha1.BGPSession) {
-	for _, s := range r.speaker.Sessions() {
+// Sessions are all routers with what has become of them, by name.
+func (r *Routers) Sessions() (all []v1alpha1.BGPSession) {
+	for _, s := range r.options.Speaker.Sessions() {
 		all = append(all, sessionOf(s))
 	}
 	r.mu.Lock()
@@ -252,25 +261,25 @@ func sessionOf(s bgp.Session) v1alpha1.BGPSession {
 }
 
 // HasLooked tells whether the BGPPeers have been looked at.
-func (r *routers) HasLooked() bool {
+func (r *Routers) HasLooked() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.looked
 }
 
 // Silent is why no router is told of addresses of a family, empty if one is, or it is not known yet.
-func (r *routers) Silent(f ipam.Family) string {
+func (r *Routers) Silent(f ipam.Family) string {
 	if !r.HasLooked() {
 		return ""
 	}
-	why := r.speaker.Silent(f)
+	why := r.options.Speaker.Silent(f)
 	if why == "" {
 		return ""
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var all []string
-	if len(r.problems) == 0 || len(r.speaker.Sessions()) > 0 {
+	if len(r.problems) == 0 || len(r.options.Speaker.Sessions()) > 0 {
 		all = append(all, why)
 	}
 	for _, name := range slices.Sorted(maps.Keys(r.problems)) {
@@ -279,8 +288,8 @@ func (r *routers) Silent(f ipam.Family) string {
 	return phrase.Few(all, "; ")
 }
 
-// sessionsCondition says whether all is well with them.
-func sessionsCondition(sessions []v1alpha1.BGPSession, looked bool) metav1.Condition {
+// Condition says whether all is well with the sessions. looked tells whether it is known which routers there are.
+func Condition(sessions []v1alpha1.BGPSession, looked bool) metav1.Condition {
 	c := metav1.Condition{Type: v1alpha1.ConditionBGPEstablished, Status: metav1.ConditionTrue, Reason: "Established", Message: "there is a session with every router"}
 	var down, lacking []string
 	for _, s := range sessions {

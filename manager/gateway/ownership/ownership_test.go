@@ -130,10 +130,11 @@ type hub struct {
 	candidates    []string
 	unread        bool
 	said          membership.Said
+	others        []membership.Other
 }
 
 func (h *hub) Peers() ([]election.Peer, []string, bool) { return h.peers, h.candidates, !h.unread }
-func (h *hub) Others() []membership.Other               { return nil }
+func (h *hub) Others() []membership.Other               { return h.others }
 func (h *hub) Say(s membership.Said)                    { h.said = s }
 func (h *hub) Told(election.View) bool                  { return true }
 
@@ -243,6 +244,10 @@ func TestWhoHadAnAddressIsWhoActedUponThat(t *testing.T) {
 		"b": acting("b", "b"),
 	} {
 		h := &hub{candidates: []string{"a", "b"}, peers: []election.Peer{acting("a", "a", "b"), acting("b", "a", "b")}}
+		at := map[string]netip.Addr{"a": netip.MustParseAddr("192.0.2.1"), "b": netip.MustParseAddr("192.0.2.2")}
+		for name, a := range at {
+			h.others = append(h.others, membership.Other{Name: name, Present: true, Reached: []netip.Addr{a}})
+		}
 		h.take()
 		g := h.gateway(board{})
 		g.Add(address)
@@ -252,7 +257,7 @@ func TestWhoHadAnAddressIsWhoActedUponThat(t *testing.T) {
 		h.candidates, h.peers = nil, nil
 		elections(t, g)
 		require.True(t, h.said.Candidate)
-		require.Equal(t, former, g.layer2.FormerOf(address))
+		require.Equal(t, at[former], g.Redirect(address).Next)
 	}
 }
 

@@ -51,9 +51,6 @@ func (l *Layer2) SetOwner(address netip.Addr, owner, self string, now time.Time)
 	}
 }
 
-// FormerOf returns the gateway that owned the address before this one, empty for none.
-func (l *Layer2) FormerOf(address netip.Addr) string { return l.former[address].name }
-
 // Update implements Strategy.
 func (l *Layer2) Update(peers []membership.Other, _ map[netip.Addr]bool, now time.Time) (changed []netip.Addr) {
 	wanted := map[string]bool{}

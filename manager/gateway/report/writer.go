@@ -66,7 +66,7 @@ func (w *Writer) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case s := <-w.newest:
+		case s := <-w.Newest():
 			latest = &s
 		case <-retry.C:
 		}

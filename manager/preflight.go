@@ -17,8 +17,8 @@ import (
 	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/backends/plugin"
 	"kubelb.k8c.io/manager/bfd"
-	"kubelb.k8c.io/manager/gateway"
 	"kubelb.k8c.io/manager/gateway/driver"
+	"kubelb.k8c.io/manager/gateway/forwarding"
 	"kubelb.k8c.io/manager/hostcheck"
 )
 
@@ -76,7 +76,7 @@ func preflight(ctx context.Context, args []string, stdout, stderr io.Writer) err
 		return Unjudged
 	}
 	if o.prepareHost {
-		if err := gateway.PrepareHost(); err != nil {
+		if err := forwarding.TurnOn(); err != nil {
 			fmt.Fprintln(stderr, "kubelb-manager:", err) // a line of the report says what to do
 		}
 	}

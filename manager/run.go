@@ -45,6 +45,7 @@ import (
 	"kubelb.k8c.io/manager/gateway"
 	"kubelb.k8c.io/manager/gateway/drain"
 	"kubelb.k8c.io/manager/gateway/driver"
+	"kubelb.k8c.io/manager/gateway/forwarding"
 	"kubelb.k8c.io/manager/gateway/ownership"
 	"kubelb.k8c.io/manager/gateway/redirect"
 	"kubelb.k8c.io/manager/heartbeat"
@@ -163,7 +164,7 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	if o.prepareHost {
-		return gateway.PrepareHost()
+		return forwarding.TurnOn()
 	}
 	if o.lease < time.Second || o.lease > membership.LongestDuration || o.lease%time.Second != 0 {
 		return fmt.Errorf("--gateway-lease=%s: use whole seconds, 1s to %s", o.lease, membership.LongestDuration)

@@ -1,4 +1,5 @@
-package gateway
+// Package forwarding has a host forward packets.
+package forwarding
 
 import (
 	"errors"
@@ -14,8 +15,8 @@ import (
 // forwardsIPv4 is the sysctl without which a host forwards no IPv4 (ip-sysctl.rst).
 const forwardsIPv4 = "net/ipv4/ip_forward"
 
-// PrepareHost has this host forward packets. What forwards already is not written: the kernel forgets other settings of a host then.
-func PrepareHost() error { return settings("/proc/sys").forward() }
+// TurnOn has this host forward packets. What forwards already is not written: the kernel forgets other settings of a host then.
+func TurnOn() error { return settings("/proc/sys").forward() }
 
 // settings is the directory of sysctls.
 type settings string

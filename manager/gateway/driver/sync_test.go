@@ -311,7 +311,12 @@ func TestWhatIsRunBesideTheLoopTellsTheLoop(t *testing.T) {
 	ctx, end := context.WithCancel(t.Context())
 	ended, told := make(chan error, 1), make(chan func(), 4)
 	go func() { ended <- h.Run(ctx, func(_ context.Context, event func()) { told <- event }) }()
-	(<-told)()
+	select {
+	case event := <-told:
+		event()
+	case <-time.After(10 * time.Second):
+		require.Fail(t, "the former backend is not purged")
+	}
 	require.Contains(t, h.Unpurged()["old"], "the old backend, which was here before")
 	end()
 	require.NoError(t, <-ended)

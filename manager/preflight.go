@@ -17,7 +17,8 @@ import (
 	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/backends/plugin"
 	"kubelb.k8c.io/manager/bfd"
-	"kubelb.k8c.io/manager/gateway"
+	"kubelb.k8c.io/manager/gateway/driver"
+	"kubelb.k8c.io/manager/gateway/forwarding"
 	"kubelb.k8c.io/manager/hostcheck"
 )
 
@@ -75,7 +76,7 @@ func preflight(ctx context.Context, args []string, stdout, stderr io.Writer) err
 		return Unjudged
 	}
 	if o.prepareHost {
-		if err := gateway.PrepareHost(); err != nil {
+		if err := forwarding.TurnOn(); err != nil {
 			fmt.Fprintln(stderr, "kubelb-manager:", err) // a line of the report says what to do
 		}
 	}
@@ -135,7 +136,7 @@ func (o *options) dataplaneChecks(ctx context.Context) ([]dataplane.Check, error
 		return nil, err
 	}
 	defer process.Stop()
-	return gateway.Preflight(ctx, process, o.backendOptionsFor(path))
+	return driver.Preflight(ctx, process, o.backendOptionsFor(path))
 }
 
 // needs are the gateway's own.

@@ -43,6 +43,11 @@ import (
 	"kubelb.k8c.io/manager/controller"
 	"kubelb.k8c.io/manager/convert"
 	"kubelb.k8c.io/manager/gateway"
+	"kubelb.k8c.io/manager/gateway/drain"
+	"kubelb.k8c.io/manager/gateway/driver"
+	"kubelb.k8c.io/manager/gateway/forwarding"
+	"kubelb.k8c.io/manager/gateway/ownership"
+	"kubelb.k8c.io/manager/gateway/redirect"
 	"kubelb.k8c.io/manager/heartbeat"
 	"kubelb.k8c.io/manager/hostcheck"
 	"kubelb.k8c.io/manager/hubhosts"
@@ -159,7 +164,7 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	if o.prepareHost {
-		return gateway.PrepareHost()
+		return forwarding.TurnOn()
 	}
 	if o.lease < time.Second || o.lease > membership.LongestDuration || o.lease%time.Second != 0 {
 		return fmt.Errorf("--gateway-lease=%s: use whole seconds, 1s to %s", o.lease, membership.LongestDuration)
@@ -212,7 +217,7 @@ func (o *options) serve(ctx context.Context, log *slog.Logger, level *slog.Level
 	maps.Copy(known.ByObject, hubhosts.Cached())
 	maps.Copy(known.ByObject, convert.Cached())
 	if o.purgeWith != "" {
-		maps.Copy(known.ByObject, gateway.WatchDaemonSet(o.namespace, o.purgeWith))
+		maps.Copy(known.ByObject, drain.CachedDaemonSet(o.namespace, o.purgeWith))
 	}
 	mgr, err := ctrl.NewManager(config, ctrl.Options{
 		Scheme: scheme, Cache: known, Metrics: server.Options{BindAddress: o.metricsAddress, ExtraHandlers: operation.DebugHandlers(level)}, HealthProbeBindAddress: o.probeAddress,
@@ -257,15 +262,15 @@ func (o *options) serve(ctx context.Context, log *slog.Logger, level *slog.Level
 	if err := errors.Join(mgr.Add(g), mgr.AddReadyzCheck("gateway", g.Ready)); err != nil {
 		return err
 	}
-	return untilDeparted(ctx, g, mgr)
+	return untilShutdown(ctx, g, mgr)
 }
 
-// untilDeparted runs the manager until ctx ends and its gateway has departed. All of it goes on meanwhile.
-func untilDeparted(ctx context.Context, g *gateway.Gateway, mgr ctrl.Manager) error {
+// untilShutdown runs the manager until ctx ends and its gateway has shut down. All of it goes on meanwhile.
+func untilShutdown(ctx context.Context, g *gateway.Gateway, mgr ctrl.Manager) error {
 	working, end := context.WithCancel(context.WithoutCancel(ctx))
 	defer end()
 	defer context.AfterFunc(ctx, func() {
-		g.Depart(working)
+		g.Shutdown(working)
 		end()
 	})()
 	return mgr.Start(working)
@@ -299,13 +304,14 @@ func (o *options) newGateway(mgr ctrl.Manager, forbidden []netip.Prefix, nodes b
 		return nil, err
 	}
 	options := gateway.Options{
-		Name: o.name, Labels: o.labels, Forbidden: forbidden, HostAddresses: hubhosts.Own, Nodes: nodes, KeepWhenAlone: o.whenAlone == aloneKeep,
-		Secrets: mgr.GetAPIReader(), Namespace: o.namespace, Handover: o.handover,
-		SegmentKey: func(ctx context.Context) []byte {
+		Name: o.name, Labels: o.labels, Forbidden: forbidden, Nodes: nodes, Probe: probe.DefaultConfig(), Metrics: metrics.Registry, Wake: gateway.NewWake(), Log: log,
+		PluginOptions:   gateway.PluginOptions{Backend: o.backendOptionsFor(path)},
+		AnnounceOptions: gateway.AnnounceOptions{Secrets: mgr.GetAPIReader(), Namespace: o.namespace},
+		PeerOptions: gateway.PeerOptions{Handover: o.handover, SegmentKey: func(ctx context.Context) []byte {
 			return membership.WaitForKey(ctx, mgr.GetAPIReader(), o.namespace, o.stateDir, log)
-		},
-		Metrics: metrics.Registry, Probe: probe.DefaultConfig(), DrainTimeout: o.drainTimeout, DrainWithNode: o.drainWith, PurgeOnExit: o.purge, PurgeWith: o.purgeWith, Log: log,
-		Backend: o.backendOptionsFor(path),
+		}},
+		DrainOptions: gateway.DrainOptions{DrainTimeout: o.drainTimeout, PurgeOnExit: o.purge, PurgeWith: o.purgeWith, DrainWithNode: o.drainWith},
+		HostOptions:  gateway.HostOptions{HostAddresses: hubhosts.Own},
 	}
 	needs := o.needs()
 	needs.HubTime = hostcheck.Seldom(hubTime(mgr.GetConfig()), hubTimeEvery)
@@ -314,13 +320,10 @@ func (o *options) newGateway(mgr ctrl.Manager, forbidden []netip.Prefix, nodes b
 		return nil, err
 	}
 	options.Transit = &transit.Keeper{Interfaces: o.announceInterfaces(), Router: o.router, Forbidden: forbidden}
-	var g *gateway.Gateway
-	// Both are asked once the gateway runs.
-	if err := o.announcer(mgr, &options, func() bool { return g.MayAnswer() }, func() { g.Elect() }); err != nil {
+	if err := o.announcer(mgr, &options); err != nil {
 		return nil, err
 	}
-	g = gateway.New(options, mgr.GetCache(), mgr.GetClient())
-	return g, nil
+	return gateway.New(options, mgr.GetCache(), mgr.GetClient()), nil
 }
 
 // shortestTryEvery is the least --try-every: nodes see a connection each time.
@@ -344,8 +347,8 @@ func (o *options) tries() (every time.Duration, from []netip.Addr, err error) {
 }
 
 // backendOptionsFor are for the backend whose binary this is.
-func (o *options) backendOptionsFor(path string) gateway.BackendOptions {
-	return gateway.BackendOptions{Path: path, Checksum: o.checksum, Config: dataplane.Config{Node: o.name, StateDir: o.stateDir, Options: o.backendOptions}}
+func (o *options) backendOptionsFor(path string) driver.Backend {
+	return driver.Backend{Path: path, Checksum: o.checksum, Config: dataplane.Config{Node: o.name, StateDir: o.stateDir, Options: o.backendOptions}}
 }
 
 // announceInterfaces are the interfaces that the flag names.
@@ -366,36 +369,52 @@ func errAnnounce(value string) error {
 	return fmt.Errorf("--announce=%s: use layer2, bgp or none", value)
 }
 
-// announcer adds what announces addresses, and what says whether it may.
-func (o *options) announcer(mgr ctrl.Manager, g *gateway.Options, mayAnswer func() bool, changed func()) error {
-	interfaces := o.announceInterfaces()
-	g.Addresses = func() []netip.Addr { return gateway.OwnAddresses(interfaces) }
+// announcer adds what announces addresses.
+func (o *options) announcer(mgr ctrl.Manager, g *gateway.Options) error {
+	g.Addresses = func() []netip.Addr { return redirect.OwnAddresses(o.announceInterfaces()) }
 	switch o.announce {
 	case announceNone:
 		g.Announcer = announce.None{}
-		var err error
-		g.Presence, err = o.member(mgr, changed, g.Log)
+		presence, err := o.member(mgr, g)
+		g.Presence = presence
 		return err
 	case announceLayer2:
-		if len(interfaces) == 0 {
-			return errors.New("--announce-interfaces is required with --announce=layer2: name the interfaces of the clients' segment, or use --announce=bgp or none")
-		}
-		g.Elects = true
-		layer2 := announce.NewLayer2(announce.Layer2Options{Interfaces: interfaces, Holds: mayAnswer, Changed: changed, Log: g.Log})
-		g.Announcer, g.Conflicts, g.SetTenant, g.Segment = layer2, layer2.Conflicts, layer2.SetTenant, interfaces
-		ofHost := g.HostChecks
-		g.HostChecks = func(ctx context.Context) []dataplane.Check { return append(ofHost(ctx), layer2.Checks()...) }
+		return o.announceByLayer2(mgr, g)
 	case announceBGP:
-		id, err := netip.ParseAddr(o.routerID)
-		if o.routerID != "" && (err != nil || !id.Is4()) {
-			return fmt.Errorf("--bgp-router-id=%s: use an IPv4 address", o.routerID)
-		}
-		g.Speaker = bgp.NewSpeaker(bgp.Options{Name: o.name, RouterID: id, StayWhenEnded: o.stay, Notice: gateway.Notice, Changed: changed, Log: g.Log})
-		g.Announcer = g.Speaker
-	default:
-		return errAnnounce(o.announce)
+		return o.announceByBGP(mgr, g)
 	}
-	member, err := o.member(mgr, changed, g.Log)
+	return errAnnounce(o.announce)
+}
+
+func (o *options) announceByLayer2(mgr ctrl.Manager, g *gateway.Options) error {
+	interfaces := o.announceInterfaces()
+	if len(interfaces) == 0 {
+		return errors.New("--announce-interfaces is required with --announce=layer2: name the interfaces of the clients' segment, or use --announce=bgp or none")
+	}
+	g.Elects = true
+	if err := o.join(mgr, g); err != nil {
+		return err
+	}
+	layer2 := announce.NewLayer2(announce.Layer2Options{Interfaces: interfaces, Holds: g.Right.MayAnswer, Changed: g.Wake.Up, Log: g.Log})
+	g.Announcer, g.Conflicts, g.SetTenant, g.Segment = layer2, layer2.Conflicts, layer2.SetTenant, interfaces
+	ofHost := g.HostChecks
+	g.HostChecks = func(ctx context.Context) []dataplane.Check { return append(ofHost(ctx), layer2.Checks()...) }
+	return nil
+}
+
+func (o *options) announceByBGP(mgr ctrl.Manager, g *gateway.Options) error {
+	id, err := netip.ParseAddr(o.routerID)
+	if o.routerID != "" && (err != nil || !id.Is4()) {
+		return fmt.Errorf("--bgp-router-id=%s: use an IPv4 address", o.routerID)
+	}
+	g.Speaker = bgp.NewSpeaker(bgp.Options{Name: o.name, RouterID: id, StayWhenEnded: o.stay, Notice: drain.Notice, Changed: g.Wake.Up, Log: g.Log})
+	g.Announcer = g.Speaker
+	return o.join(mgr, g)
+}
+
+// join adds what knows the other gateways, and says whether this one may answer.
+func (o *options) join(mgr ctrl.Manager, g *gateway.Options) error {
+	member, err := o.member(mgr, g)
 	if err != nil {
 		return err
 	}
@@ -403,13 +422,15 @@ func (o *options) announcer(mgr ctrl.Manager, g *gateway.Options, mayAnswer func
 	if err != nil {
 		g.Log.Warn("heartbeats may be refused after a restart if the clock is put back before", "error", err)
 	}
-	g.Member, g.Heart = member, heartbeat.New(heartbeat.Options{Name: o.name, Epoch: epoch, Interfaces: interfaces, Reaches: member.Reaches, Idle: member.Idle, Log: g.Log})
+	heart := heartbeat.New(heartbeat.Options{Name: o.name, Epoch: epoch, Interfaces: o.announceInterfaces(), Reaches: member.Reaches, Idle: member.Idle, Log: g.Log})
+	g.Member, g.Heart = member, heart
+	g.Right = ownership.NewRight(ownership.RightOptions{Lease: member, Segment: heart, KeepWhenAlone: o.whenAlone == aloneKeep, Shared: !g.Elects, Changed: g.Wake.Up, Log: g.Log.With("gateway", o.name)})
 	return nil
 }
 
 // member keeps this gateway's Lease.
-func (o *options) member(mgr ctrl.Manager, changed func(), log *slog.Logger) (*membership.Member, error) {
-	return membership.New(mgr.GetConfig(), o.namespace, membership.Options{Name: o.name, Duration: o.lease, Lingers: !o.purge, Changed: changed, Log: log})
+func (o *options) member(mgr ctrl.Manager, g *gateway.Options) (*membership.Member, error) {
+	return membership.New(mgr.GetConfig(), o.namespace, membership.Options{Name: o.name, Duration: o.lease, Lingers: !o.purge, Changed: g.Wake.Up, Log: g.Log})
 }
 
 func parsePrefixes(text string) ([]netip.Prefix, error) {

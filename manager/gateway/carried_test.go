@@ -12,7 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"kubelb.k8c.io/api/v1alpha1"
-	"kubelb.k8c.io/manager/probe"
+	"kubelb.k8c.io/manager/gateway/driver/drivertest"
 )
 
 // left gives the Gateway object the status that a former process wrote last.
@@ -33,11 +33,10 @@ func (h *onHost) written() v1alpha1.GatewayStatus {
 
 // runs has the gateway work, and write its object, until end is called.
 func (h *onHost) runs() (end func()) {
-	h.prober = probe.New(probe.DefaultConfig(), func(probe.Result) {})
 	ctx, cancel := context.WithCancel(h.t.Context())
 	ended := make(chan error, 2)
-	go func() { ended <- h.loop(ctx, func() bool { return true }, nil) }()
-	go func() { ended <- h.writeStatus(ctx) }()
+	go func() { ended <- h.loop(ctx, func() bool { return true }) }()
+	go func() { ended <- h.writer.Run(ctx) }()
 	return func() {
 		cancel()
 		require.NoError(h.t, <-ended)
@@ -53,10 +52,9 @@ func refusedBefore() v1alpha1.GatewayStatus {
 
 func TestANewProcessKeepsWhatWasRefusedUntilItKnowsWhatTheDataplaneHolds(t *testing.T) {
 	h := newOnHost(t)
-	h.has(moduleFile)
-	h.has(sysctlFile)
+	h.Has(drivertest.Module, drivertest.Sysctl)
 	h.left(refusedBefore())
-	h.has(hangFile("Configure")) // the backend starts for a second
+	h.Has(drivertest.Hang("Configure")) // the backend starts for a second
 	end := h.runs()
 	defer end()
 	require.Eventually(t, func() bool {
@@ -71,7 +69,7 @@ func TestANewProcessKeepsWhatWasRefusedUntilItKnowsWhatTheDataplaneHolds(t *test
 	require.Equal(t, before.AnnouncedResourceVersion, now.AnnouncedResourceVersion)
 	require.Equal(t, before.Silent, now.Silent, "nobody hears of IPv6 addresses yet")
 
-	h.hasNoMore(hangFile("Configure"))
+	h.HasNoMore(drivertest.Hang("Configure"))
 	require.Eventually(t, func() bool {
 		now = h.written()
 		return meta.IsStatusConditionTrue(now.Conditions, v1alpha1.ConditionReady)
@@ -79,24 +77,4 @@ func TestANewProcessKeepsWhatWasRefusedUntilItKnowsWhatTheDataplaneHolds(t *test
 	require.Empty(t, now.Failures, "this dataplane holds everything")
 	require.Empty(t, now.Unlisted)
 	require.Empty(t, now.Silent)
-}
-
-func TestAVersionIsNeverOfAnotherTimeThanItsRefusals(t *testing.T) {
-	before := refusedBefore()
-	of := func(told bool, version string) report {
-		own := v1alpha1.GatewayFailure{LoadBalancer: "tenant-a/y", Record: "frontend TCP 203.0.113.2:80", Message: "full"}
-		r := report{told: told, GatewayStatus: v1alpha1.GatewayStatus{AppliedResourceVersion: version, Failures: []v1alpha1.GatewayFailure{own, {Record: "backend nft", Message: "busy"}}}}
-		r.carryOver(before)
-		return r
-	}
-	records := func(r report) (all []string) {
-		for _, f := range r.Failures {
-			all = append(all, f.Record)
-		}
-		return all
-	}
-	const x, y, left = "frontend TCP 203.0.113.1:80", "frontend TCP 203.0.113.2:80", "backend nft"
-	require.Equal(t, []string{x, left}, records(of(false, "")), "a version of before, and what was refused then")
-	require.Equal(t, []string{y, left}, records(of(false, "11")), "this process knows for whom the dataplane is behind")
-	require.Equal(t, []string{y, left}, records(of(true, "")), "it knows all refusals")
 }

@@ -4,46 +4,35 @@ import (
 	"context"
 	"time"
 
-	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/backends/dataplane"
-	"kubelb.k8c.io/backends/plugin"
 	"kubelb.k8c.io/core/model"
 	"kubelb.k8c.io/core/translate"
+	"kubelb.k8c.io/manager/gateway/drain"
+	"kubelb.k8c.io/manager/gateway/driver"
+	"kubelb.k8c.io/manager/gateway/report"
 )
-
-// countEvery is how often the dataplane's counters are read.
-const countEvery = 15 * time.Second
-
-// countedFor is for how long counters count that were read.
-const countedFor = 3 * countEvery
-
-// countLimit is how long that may take.
-const countLimit = 15 * time.Second
 
 // countRequest asks for the counters, which were asked for so long ago before.
 type countRequest struct {
-	process *plugin.Process
+	process driver.Process
 	ago     time.Duration
 }
 
 // count has the dataplane's counters be read now and then. With many frontends that takes longer than anything else may have to wait.
 func (g *Gateway) count() {
-	every := countEvery
-	switch {
-	case g.departure.begun:
-		every = leftEvery
-	case !g.deaf.since.IsZero():
-		every = countAgainAfter
+	every := report.CountEvery
+	if g.drain.Shutdown.Begun() {
+		every = drain.LookEvery
 	}
-	if !g.served || !g.host.running() || g.counting || time.Since(g.counted) < every {
+	if !g.served || !g.driver.Running() {
 		return
 	}
-	request := countRequest{g.host.process, time.Since(g.counted)}
-	g.counted, g.counting = time.Now(), true
-	g.counts <- request
+	if ago, is := g.counters.Ask(every, time.Now()); is {
+		g.counts <- countRequest{g.driver.Process(), ago}
+	}
 }
 
-// readCounters reads them, and what the backend notes, each time that it is asked to, until ctx ends.
+// readCounters reads them, and what the plugin notes, each time that it is asked to, until ctx ends.
 func (g *Gateway) readCounters(ctx context.Context) error {
 	for {
 		select {
@@ -51,42 +40,41 @@ func (g *Gateway) readCounters(ctx context.Context) error {
 			return nil
 		case request := <-g.counts:
 			askedAt := time.Now()
-			limited, cancel := context.WithTimeout(ctx, countLimit)
+			limited, cancel := context.WithTimeout(ctx, report.CountLimit)
 			stats, err := request.process.Stats(limited)
 			description, failed := request.process.Describe(limited)
 			cancel()
 			g.send(ctx, func(g *Gateway) {
-				if request.process == g.host.process {
-					g.noteDeafness(err, askedAt)
+				if request.process == g.driver.Process() {
+					g.noteAnswer(err, askedAt)
 				}
 				g.tally(stats, request.ago, err)
-				if failed == nil && request.process == g.host.process {
-					g.host.noteAnew(description.Notes)
+				if failed == nil {
+					g.driver.SetNotes(request.process, description.Notes)
 				}
 			})
 		}
 	}
 }
 
+// noteAnswer takes over whether the dataplane has answered a request for its counters.
+func (g *Gateway) noteAnswer(err error, askedAt time.Time) {
+	if err == nil {
+		g.serving.NoteDataplaneAnswers()
+	}
+	g.counters.NoteAnswer(err, askedAt, g.driver.Calling() != nil)
+}
+
 // tally takes over the counters.
 func (g *Gateway) tally(stats dataplane.Stats, ago time.Duration, err error) {
-	g.counting = false
+	g.counters.Answered()
 	if err != nil {
 		g.log.Warn("read the dataplane's counters", "error", err)
 		return
 	}
-	g.departure.note(g.answering.answered() > 0, stats.Proxied, g.log)
-	g.read = time.Now()
-	g.use = useOf(g.hub.Snapshot().Frontends, stats.Frontends, g.metrics.last, ago)
-	g.metrics.add(stats, g.tenantOf)
-}
-
-// usedNow is what tenants use of their limits; nobody knows it while the dataplane does not say what it counts.
-func (g *Gateway) usedNow(now time.Time) []v1alpha1.GatewayTenantUse {
-	if now.Sub(g.read) > countedFor {
-		return nil
-	}
-	return g.use
+	g.drain.Shutdown.NoteConnections(g.ownership.Answered() > 0, stats.Proxied)
+	g.counters.Take(g.hub.Snapshot().Frontends, stats.Frontends, g.metrics.Last(), ago, time.Now())
+	g.metrics.Add(stats, g.tenantOf)
 }
 
 // tenantOf is whose the frontend is; nobody's if empty.

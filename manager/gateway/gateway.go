@@ -6,100 +6,33 @@
 package gateway
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
-	"net/netip"
-	"path/filepath"
-	"strconv"
+	"slices"
 	"sync/atomic"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/backends/dataplane"
-	"kubelb.k8c.io/backends/plugin"
-	"kubelb.k8c.io/core/backlog"
 	"kubelb.k8c.io/core/ipam"
 	"kubelb.k8c.io/core/model"
 	"kubelb.k8c.io/core/translate"
-	"kubelb.k8c.io/manager/announce"
-	"kubelb.k8c.io/manager/bgp"
-	"kubelb.k8c.io/manager/heartbeat"
-	"kubelb.k8c.io/manager/membership"
+	"kubelb.k8c.io/manager/gateway/drain"
+	"kubelb.k8c.io/manager/gateway/driver"
+	"kubelb.k8c.io/manager/gateway/ownership"
+	"kubelb.k8c.io/manager/gateway/redirect"
+	"kubelb.k8c.io/manager/gateway/report"
+	"kubelb.k8c.io/manager/gateway/routers"
 	"kubelb.k8c.io/manager/probe"
 	"kubelb.k8c.io/manager/selection"
 	"kubelb.k8c.io/manager/watchdog"
 )
-
-// Options are what a gateway needs to know.
-type Options struct {
-	Name string
-	// Labels are for the Gateway object, by which AddressPools choose gateways.
-	Labels    map[string]string
-	Backend   BackendOptions
-	Forbidden []netip.Prefix
-	Announcer announce.Announcer
-	// Conflicts are addresses that the announcer has and another host says are its own; nil where nobody hears of that.
-	Conflicts func() []announce.Conflict
-	// SetTenant is told whose an address is before that is announced, and with an empty tenant that it is nobody's; nil where nobody shares anything.
-	SetTenant func(address netip.Addr, tenant string)
-	// Member is told of other gateways, and by its lease whether this one may answer; nil where it may always.
-	Member *membership.Member
-	// Presence keeps the Lease by which the controllers hear of this gateway, where Member does not: it stands for nothing.
-	Presence *membership.Member
-	// Elects: of the members one answers for each address; otherwise every gateway announces every address.
-	Elects bool
-	// Speaker is the announcer where that is by BGP, else nil. Passwords of its peers are in Secrets of the namespace.
-	Speaker   *bgp.Speaker
-	Secrets   client.Reader
-	Namespace string
-	// Addresses are this gateway's own on the segment, where other gateways send packets of connections that it may know. For Handover
-	// after a gateway has gone, or lost an address, it is asked about such connections.
-	Addresses func() []netip.Addr
-	Handover  time.Duration
-	// Heart is heard by other gateways on the segment, with a key that SegmentKey waits for; both belong to Member.
-	Heart      *heartbeat.Heart
-	SegmentKey func(context.Context) []byte
-	// KeepWhenAlone: without the API, and without another gateway on the segment, it goes on to answer.
-	KeepWhenAlone bool
-	Probe         probe.Config
-	// DrainTimeout is how long Depart waits for connections to end, at most; 0 for not at all.
-	DrainTimeout time.Duration
-	// PurgeOnExit removes everything from the dataplane when the gateway ends that has departed: it leaves for good.
-	PurgeOnExit bool
-	// HostAddresses are all addresses of this host; nil where none are known. Nodes: the management cluster's Nodes can be read. Neither is ever
-	// a target.
-	HostAddresses func() []netip.Addr
-	Nodes         bool
-	// DrainWithNode names the Node that this gateway drains with when it is cordoned; empty for none.
-	DrainWithNode string
-	// PurgeWith names the DaemonSet whose deletion means the same; empty for none. The cache is to know of it, see WatchDaemonSet.
-	PurgeWith string
-	// HostChecks look at what the gateway needs of this host whatever its dataplane is; nil where nothing is looked at.
-	HostChecks func(context.Context) []dataplane.Check
-	// TryEvery is the pause between tries of a frontend that this gateway answers for, 0 for no tries. TryFrom are the source addresses of tries, one
-	// of each family at most. No host may have them.
-	TryEvery time.Duration
-	TryFrom  []netip.Addr
-	// Segment are the interfaces on which hosts have to answer this gateway; none if that is not to be found out.
-	Segment []string
-	// Transit keeps this host from forwarding what is no frontend's; nil leaves the host as it is.
-	Transit Filter
-	// Metrics takes what Prometheus is told; nil for nobody.
-	Metrics prometheus.Registerer
-	Log     *slog.Logger
-}
-
-// lease is what keeps this gateway's Lease, nil if nothing does.
-func (o Options) lease() *membership.Member { return cmp.Or(o.Member, o.Presence) }
 
 // Gateway is a runnable of the manager. Make one with New.
 type Gateway struct {
@@ -107,42 +40,22 @@ type Gateway struct {
 	cache   cache.Cache
 	client  client.Client
 	log     *slog.Logger
-	// unlabelled: it was logged that the Gateway object does not get its labels. It belongs to what writes the status.
-	unlabelled bool
 
 	events chan event
 	prober *probe.Prober
 	hub    *translate.Hub
-	host   *host
+	driver *driver.Driver
 	pools  map[string]ipam.Pool
 	// external are pools' ranges that no target may lie in.
 	external map[string][]ipam.Range
 	hosts    hosts
 	// selection is which gateways serve which pools.
 	selection *selection.Selection
-	// seen is the highest resourceVersion of a LoadBalancer, flushed that of those which are in the backlog, or were.
-	seen, flushed uint64
-	// starting: the backend is being started, and brought to the model anew.
-	starting bool
-	// behind: events have come while the backend was called, which it has not been told of.
-	behind bool
-	fails  map[string]failure
-	// backlog is what the dataplane is still to be told, by apply. Of that it does not support some, or refuses it where another tenant was, and
-	// is not told others before a time.
-	backlog     *backlog.Backlog
-	apply       func(context.Context, model.Delta) ([]dataplane.RecordError, error)
-	unsupported map[model.FrontendKey]dataplane.RecordError
-	postponed   postponed
-	// syncing is nil when the dataplane was told all that it did not hold; lost: it was not where it should have been.
-	syncing *syncing
-	lost    bool
-	status  chan report
-	synced  bool
-	// retryAt is when a backend that has ended is started again, or records that failed are sent again.
-	retryAt time.Time
-	backoff time.Duration
-	// problem is why the backend holds nothing new, until it does again.
-	problem error
+	// seen is the highest resourceVersion of a LoadBalancer.
+	seen uint64
+	// changedDuringCall: events have come while the plugin was called, which it was not sent.
+	changedDuringCall bool
+	synced            bool
 	// hostChecks are the outcome of HostChecks, lacked are the lines about what this host lacks that were logged.
 	hostChecks []dataplane.Check
 	lacked     map[string]bool
@@ -151,66 +64,29 @@ type Gateway struct {
 	transitChecks []dataplane.Check
 	moved         chan struct{}
 	filterNow     chan struct{}
-	// rechecks take the backend that is to be asked again what this host lacks; rechecking: that is under way.
-	rechecks   chan *plugin.Process
-	rechecking bool
-	holders    *holders
-	// watchdog tries frontends, nil if tries are turned off. tried is its last report.
+	// watchdog tries frontends, nil if tries are turned off.
 	watchdog *watchdog.Watchdog
-	tried    watchdog.Report
-	former   formerTries
-	others   othersTries
-	// deaf says whether the dataplane fails to return its counters, segment whether hosts on the segment answer.
-	deaf     deafness
-	segment  watchdog.Segment
-	formerly formerServed
-	// inSync is told when the backend holds everything, leftovers are why former backends could not be purged, by name.
-	inSync    chan struct{}
-	leftovers map[string]string
-	// held are the frontends that the dataplane holds, vips how many of them each address has.
-	// between are addresses all of whose frontends are being exchanged, which are answered for meanwhile.
-	held    map[model.FrontendKey]bool
-	vips    map[netip.Addr]int
-	between map[netip.Addr]bool
+	tries    *report.Tries
+	serving  *report.Served
+	silence  report.Silence
+	counters report.Counters
+	metrics  *report.Metrics
+	writer   *report.Writer
 	// targets is how many are checked, unhealthy are those of them that do not take traffic.
 	targets   int
 	unhealthy map[translate.Target]bool
-	// programmed: the dataplane has held everything since this process began. served: and strangers are kept out, of whom the filter tells it apart.
-	programmed, served bool
+	// served: the dataplane has held everything since this process began, and strangers are kept out, of whom the filter tells it apart.
+	served bool
 
-	answering answering
-	metrics   *metrics
-	vitals    *vitals
-	// counted is when the dataplane's counters were asked for last, by counts; counting: that is under way. use is what tenants use of
-	// their limits by those that were read last.
-	counted  time.Time
-	read     time.Time
-	counts   chan countRequest
-	counting bool
-	use      []v1alpha1.GatewayTenantUse
+	ownership *ownership.Ownership
+	// reachability tells which hosts of failed gateways answer.
+	reachability *redirect.Reachability
+	counts       chan countRequest
 	// routers is there where addresses are announced by BGP.
-	routers *routers
-	silence silence
-	// drainedSince is since when this gateway drains, zero while it does not; wished is that the operator wishes so.
-	drainedSince time.Time
-	wished       bool
-	cordon       cordon
-	departure    departure
-	// poke wakes up the loop: what it answers for may have changed.
-	poke chan struct{}
+	routers *routers.Routers
+	drain   *drain.State
 	// unready is why the gateway is of no use, nil when it is. Other goroutines ask.
 	unready atomic.Pointer[error]
-	// abandoned: the DaemonSet is deleted that PurgeWith names.
-	abandoned atomic.Bool
-}
-
-// failure is a record that the dataplane did not take.
-type failure struct {
-	// owner is the LoadBalancer of a frontend, tenant whose a pool is.
-	owner, tenant string
-	message       string
-	// of names the record.
-	of dataplane.RecordError
 }
 
 // event changes the loop's state.
@@ -218,26 +94,40 @@ type event func(*Gateway)
 
 // New returns a gateway that reads the hub through the cache and writes its own object with the client.
 func New(o Options, c cache.Cache, w client.Client) *Gateway {
-	g := &Gateway{options: o, cache: c, client: w, log: o.Log.With("gateway", o.Name), events: make(chan event, 4096), hub: translate.NewHub(),
-		pools: map[string]ipam.Pool{}, external: map[string][]ipam.Range{}, selection: selection.New(), others: othersTries{}, fails: map[string]failure{}, backlog: backlog.New(), unsupported: map[model.FrontendKey]dataplane.RecordError{}, postponed: postponed{}, status: make(chan report, 1), inSync: make(chan struct{}, 1),
-		departure: departure{done: make(chan struct{}, 1)}, silence: silence{since: map[ipam.Family]time.Time{}},
-		unhealthy: map[translate.Target]bool{}, held: map[model.FrontendKey]bool{}, vips: map[netip.Addr]int{}, between: map[netip.Addr]bool{}, poke: make(chan struct{}, 1), counts: make(chan countRequest, 1), rechecks: make(chan *plugin.Process, 1), moved: make(chan struct{}, 1), filterNow: make(chan struct{}, 1),
-		answering: answering{elects: o.Elects, families: map[ipam.Family]*candidacy{ipam.IPv4: {}, ipam.IPv6: {}}, answers: map[netip.Addr]bool{}, untold: map[netip.Addr]bool{},
-			handover: newHandover(o.Handover), ring: newRing(o.Name, o.Handover)}}
-	if o.Member != nil {
-		g.answering.member = o.Member
-		g.answering.permit = &permit{lease: o.Member, segment: o.Heart, keepWhenAlone: o.KeepWhenAlone, shared: !o.Elects, changed: g.Elect, log: g.log}
+	if o.Wake == nil {
+		o.Wake = NewWake()
 	}
-	g.holders = newHolders(filepath.Join(o.Backend.Config.StateDir, holdersFile))
-	g.vitals = newVitals(askHost, o.Addresses, g.Elect)
+	g := &Gateway{options: o, cache: c, client: w, log: o.Log.With("gateway", o.Name), drain: drain.New(o.Log.With("gateway", o.Name)), events: make(chan event, 4096), hub: translate.NewHub(),
+		pools: map[string]ipam.Pool{}, external: map[string][]ipam.Range{}, selection: selection.New(), metrics: report.NewMetrics(),
+		unhealthy: map[translate.Target]bool{}, counts: make(chan countRequest, 1), moved: make(chan struct{}, 1), filterNow: make(chan struct{}, 1)}
+	if o.Speaker != nil {
+		g.routers = routers.New(routers.Options{Speaker: o.Speaker, Hub: c, Secrets: o.Secrets, Namespace: o.Namespace, Gateway: o.Name, Changed: o.Wake.Up, Log: o.Log})
+	}
+	g.reachability = redirect.NewReachability(redirect.AskHost, o.Addresses, o.Wake.Up)
+	g.ownership = ownership.New(g.owns())
+	g.driver = driver.New(driver.Options{Backend: o.Backend, Load: o.Load, Model: g.hub, Addresses: g.ownership, Observer: g.metrics, Redirect: g.ownership.Redirect,
+		InSync: g.serveFiltered, Log: g.log})
+	g.tries, g.serving = report.NewTries(o.Name, o.TryEvery > 0, g.hub.Owner, g.ownership), report.NewServed(o.Segment, o.TryEvery > 0)
+	g.writer = report.NewWriter(w, o.Name, o.Labels, o.lease(), g.log)
 	g.noteReadiness()
 	if o.TryEvery > 0 {
 		g.watchdog = g.newWatchdog()
 	}
-	if o.Speaker != nil {
-		g.routers = newRouters(o, c, g.Elect)
-	}
 	return g
+}
+
+// owns are the options of the gateway's Ownership.
+func (g *Gateway) owns() ownership.Options {
+	o := g.options
+	own := ownership.Options{Name: o.Name, Elects: o.Elects, Announcer: o.Announcer, SetTenant: o.SetTenant, Right: o.Right, Selection: g.selection, Redirect: o.Handover,
+		Alive: g.reachability.Alive, Wake: o.Wake.Up}
+	if o.Member != nil {
+		own.Peers = o.Member
+	}
+	if g.routers != nil {
+		own.Routers = g.routers
+	}
+	return own
 }
 
 // NeedLeaderElection: every gateway works, elected or not.
@@ -248,22 +138,19 @@ const gather = 15 * time.Millisecond
 
 // Start works until ctx ends.
 func (g *Gateway) Start(ctx context.Context) (err error) {
-	if g.metrics, err = newMetrics(g.options.Metrics); err != nil {
+	if err := g.metrics.Register(g.options.Metrics); err != nil {
 		return err
 	}
-	ended := make(chan *plugin.Process, 4)
-	g.host = &host{options: g.options.Backend, holders: g.holders, limits: defaultLimits(), log: g.log, metrics: g.metrics, epoch: strconv.FormatInt(time.Now().UnixNano(), 36), ended: ended}
-	g.apply = g.host.apply
-	defer g.host.stop()
-	err = g.run(ctx, ended)
+	defer g.driver.Stop()
+	err = g.run(ctx)
 	// One that fails, or whose process does, starts again; what its dataplane holds stays.
-	if (g.options.PurgeOnExit || g.abandoned.Load()) && g.departure.told.Load() {
+	if (g.options.PurgeOnExit || g.drain.Decommissioned()) && g.drain.Shutdown.Told() {
 		err = errors.Join(err, g.purge())
 	}
 	return err
 }
 
-func (g *Gateway) run(ctx context.Context, ended <-chan *plugin.Process) error {
+func (g *Gateway) run(ctx context.Context) error {
 	runs, runCtx := errgroup.WithContext(ctx)
 	g.prober = probe.New(g.options.Probe, func(r probe.Result) {
 		g.send(runCtx, func(g *Gateway) { g.setHealth(r) })
@@ -273,12 +160,14 @@ func (g *Gateway) run(ctx context.Context, ended <-chan *plugin.Process) error {
 		return err
 	}
 	if g.options.PurgeWith != "" {
-		if err := g.watchDaemonSet(runCtx); err != nil {
+		if err := drain.WatchDaemonSet(runCtx, g.cache, g.options.PurgeWith, g.decommission); err != nil {
 			return err
 		}
 	}
 	if g.options.DrainWithNode != "" {
-		if err := g.watchNode(runCtx); err != nil {
+		if err := drain.WatchNode(runCtx, g.cache, g.options.DrainWithNode, func(cordoned bool) {
+			g.send(runCtx, func(g *Gateway) { g.drain.Cordon(cordoned) })
+		}); err != nil {
 			return err
 		}
 	}
@@ -294,24 +183,45 @@ func (g *Gateway) run(ctx context.Context, ended <-chan *plugin.Process) error {
 	runs.Go(func() error { return g.options.Announcer.Run(runCtx) })
 	if g.options.Member != nil {
 		runs.Go(func() error { return g.options.Member.Run(runCtx) })
-		runs.Go(func() error { return g.answering.permit.run(runCtx) })
+		runs.Go(func() error { return g.options.Right.Run(runCtx) })
 		runs.Go(func() error { return g.options.Heart.Run(runCtx, g.options.SegmentKey(runCtx)) })
 	}
 	if g.options.Presence != nil {
 		runs.Go(func() error { return g.options.Presence.Run(runCtx) })
 	}
 	if g.routers != nil {
-		runs.Go(func() error { return g.routers.run(runCtx) })
+		runs.Go(func() error { return g.routers.Run(runCtx) })
 	}
-	runs.Go(func() error { return g.vitals.run(runCtx) })
-	runs.Go(func() error { return g.writeStatus(runCtx) })
+	runs.Go(func() error { return g.reachability.Run(runCtx) })
+	runs.Go(func() error { return g.writer.Run(runCtx) })
 	runs.Go(func() error { return g.readCounters(runCtx) })
 	runs.Go(func() error { return g.watchHost(runCtx) })
-	runs.Go(func() error { return g.askAgain(runCtx) })
+	runs.Go(func() error { return g.driver.Run(runCtx, g.post) })
 	runs.Go(func() error { return g.keepTransit(runCtx) })
-	runs.Go(func() error { return g.purgePredecessors(runCtx) })
-	runs.Go(func() error { return g.loop(runCtx, synced, ended) })
+	runs.Go(func() error { return g.loop(runCtx, synced) })
 	return runs.Wait()
+}
+
+// Shutdown has the gateway drain before it ends: others take over, and then it waits for the connections that would end with it, for DrainTimeout at
+// most. It waits for nothing where nobody takes over, and before it has served.
+func (g *Gateway) Shutdown(ctx context.Context) {
+	g.drain.Shutdown.Tell()
+	if g.options.DrainTimeout == 0 || g.Ready(nil) != nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, g.options.DrainTimeout)
+	defer cancel()
+	g.send(ctx, func(g *Gateway) { g.drain.Shutdown.Begin() })
+	if !g.drain.Shutdown.Wait(ctx) {
+		g.log.Warn("ends, though connections may be left: clients had all the time that they get", "drain-timeout", g.options.DrainTimeout)
+	}
+}
+
+// decommission notes that the DaemonSet is deleted that PurgeWith names.
+func (g *Gateway) decommission() {
+	if g.drain.Decommission() {
+		g.log.Info("the DaemonSet is deleted: this gateway's dataplane will be, too, when it ends", "daemonset", g.options.PurgeWith)
+	}
 }
 
 // errStarting is why a gateway is not ready that has just begun.
@@ -323,23 +233,21 @@ func (g *Gateway) Ready(*http.Request) error { return *g.unready.Load() }
 func (g *Gateway) noteReadiness() {
 	var unready error
 	switch {
-	case g.problem != nil:
-		unready = fmt.Errorf("backend: %w", g.problem)
+	case g.driver.Problem() != nil:
+		unready = fmt.Errorf("backend: %w", g.driver.Problem())
 	case !g.served:
 		unready = errStarting
 	}
 	g.unready.Store(&unready)
 }
 
-// MayAnswer tells whether this gateway may answer for addresses at all, as of now.
-func (g *Gateway) MayAnswer() bool { return g.answering.permit == nil || g.answering.permit.may() }
-
-// Elect has the gateway look again at what it answers for. It does not block.
-func (g *Gateway) Elect() {
-	select {
-	case g.poke <- struct{}{}:
-	default:
+// elect brings what is answered for to what this gateway and its peers know now.
+func (g *Gateway) elect(ctx context.Context) {
+	s := ownership.State{Served: g.served, Draining: g.drain.Draining(), Left: g.drain.Over(time.Now())}
+	if slices.Contains(g.driver.Description().Features, dataplane.Handover) {
+		s.Reached = g.options.Addresses
 	}
+	g.ownership.Elect(ctx, g.driver, s)
 }
 
 // send hands an event to the loop.
@@ -349,6 +257,9 @@ func (g *Gateway) send(ctx context.Context, e event) {
 	case <-ctx.Done():
 	}
 }
+
+// post hands a function to the loop.
+func (g *Gateway) post(ctx context.Context, f func()) { g.send(ctx, func(*Gateway) { f() }) }
 
 // asked has the loop answer a question. It returns false if ctx ends before.
 func asked[T any](ctx context.Context, g *Gateway, question func(*Gateway) T) (answer T, is bool) {
@@ -365,24 +276,18 @@ func asked[T any](ctx context.Context, g *Gateway, question func(*Gateway) T) (a
 func (g *Gateway) purge() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	// One that was told to end before it had begun has to remove what another process left.
-	if !g.host.running() {
-		if err := g.host.start(ctx); err != nil {
-			return fmt.Errorf("purge: %w", err)
-		}
-	}
-	if err := g.host.process.Close(ctx, true); err != nil {
+	if err := g.driver.Purge(ctx); err != nil {
 		return err
 	}
 	if err := g.endTransit(); err != nil {
 		return err
 	}
-	return g.holders.strike(g.options.Backend.name())
+	return g.driver.Forget()
 }
 
-func (g *Gateway) loop(ctx context.Context, synced func() bool, ended <-chan *plugin.Process) error {
-	g.host.meanwhile = g.meanwhile
-	defer func() { g.host.meanwhile = nil }()
+func (g *Gateway) loop(ctx context.Context, synced func() bool) error {
+	g.driver.DuringCall(g.duringCall)
+	defer g.driver.DuringCall(nil)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	gathering := false
@@ -397,16 +302,14 @@ func (g *Gateway) loop(ctx context.Context, synced func() bool, ended <-chan *pl
 				timer.Reset(gather)
 			}
 			continue
-		case <-g.poke:
-		case process := <-ended:
-			if process != g.host.process {
+		case <-g.options.Wake:
+		case process := <-g.driver.Ended():
+			if !g.driver.HasEnded(process) {
 				continue
 			}
-			g.log.Warn("backend ended or lost its state; starting it again")
-			g.restartLater()
 		case <-timer.C:
 		}
-		g.drain()
+		g.takeEvents()
 		gathering = false
 		if !g.isSynced(synced) {
 			timer.Reset(gather)
@@ -414,8 +317,8 @@ func (g *Gateway) loop(ctx context.Context, synced func() bool, ended <-chan *pl
 		}
 		g.work(ctx)
 		g.count()
-		g.seeOff()
-		if timer.Reset(g.pause()); g.behind {
+		g.drain.Shutdown.Finish(g.ownership.Replaced)
+		if timer.Reset(g.pause()); g.changedDuringCall {
 			timer.Reset(gather)
 		}
 	}
@@ -425,13 +328,13 @@ func (g *Gateway) loop(ctx context.Context, synced func() bool, ended <-chan *pl
 func (g *Gateway) isSynced(synced func() bool) bool {
 	if !g.synced && synced() {
 		g.synced = true
-		g.drain() // what came since the last look is of the first lists, too
+		g.takeEvents() // what came since the last look is of the first lists, too
 	}
 	return g.synced
 }
 
-// drain takes all events that are there.
-func (g *Gateway) drain() {
+// takeEvents takes all events that are there.
+func (g *Gateway) takeEvents() {
 	for {
 		select {
 		case e := <-g.events:
@@ -442,30 +345,26 @@ func (g *Gateway) drain() {
 	}
 }
 
+// settleEvery is how often the gateway looks while what it answers for may change by the passing of time alone.
+const settleEvery = 250 * time.Millisecond
+
 // pause is how long nothing needs to be done unless something happens.
 func (g *Gateway) pause() time.Duration {
-	pause := countEvery
-	if g.answering.undecided() || g.draining() && time.Since(g.drainedSince) < 2*Notice || time.Since(g.answering.ring.since) < 2*Notice {
-		pause = returnAfter / 20
+	pause := report.CountEvery
+	if now := time.Now(); g.ownership.Settling(now) || g.drain.Draining() && g.drain.For(now) < 2*drain.Notice {
+		pause = settleEvery
 	}
-	for _, ends := range []time.Time{g.answering.handover.ends(), g.answering.ring.ends()} {
-		if !ends.IsZero() {
-			pause = min(pause, max(time.Millisecond, time.Until(ends)))
-		}
+	if ends := g.ownership.RedirectsExpire(); !ends.IsZero() {
+		pause = min(pause, max(time.Millisecond, time.Until(ends)))
 	}
-	if !g.retryAt.IsZero() {
-		pause = min(pause, max(0, time.Until(g.retryAt)))
+	if at := g.driver.RetryAt(); !at.IsZero() {
+		pause = min(pause, max(0, time.Until(at)))
 	}
-	if !g.draining() && !g.cordon.from.IsZero() {
-		pause = min(pause, max(time.Millisecond, time.Until(g.cordon.from)))
+	pause = g.drain.Pause(pause, time.Now())
+	if at := g.silence.Next(); !at.IsZero() {
+		pause = min(pause, max(time.Millisecond, time.Until(at)))
 	}
-	if g.departure.begun {
-		pause = min(pause, leftEvery)
-	}
-	if !g.silence.next.IsZero() {
-		pause = min(pause, max(time.Millisecond, time.Until(g.silence.next)))
-	}
-	if !g.backlog.Empty() && g.host.running() {
+	if g.driver.HasWork() {
 		pause = 0
 	}
 	return pause
@@ -473,10 +372,10 @@ func (g *Gateway) pause() time.Duration {
 
 // work brings backend, prober and announcer to the present model and publishes what came of it.
 func (g *Gateway) work(ctx context.Context) {
-	g.noteDraining(time.Now())
+	g.drain.Update(time.Now(), g.ownership.Replaced)
 	g.noteHosts(time.Now())
-	changes, before := g.hub.Flush(), g.flushed
-	g.flushed, g.behind = g.seen, false
+	changes := g.hub.Flush()
+	g.changedDuringCall = false
 	if !changes.Model.Empty() {
 		g.noteMoved()
 	}
@@ -488,18 +387,39 @@ func (g *Gateway) work(ctx context.Context) {
 	for _, t := range changes.NewTargets {
 		g.prober.Watch(t)
 	}
-	g.withdraw(changes.Model)
-	if err := g.program(ctx, changes.Model, before); err != nil {
-		if g.problem == nil || g.problem.Error() != err.Error() { // each retry would say the same
-			g.log.Error("backend", "error", err)
-		}
-		g.problem = err
-		g.restartLater()
-	}
+	g.driver.Sync(ctx, changes.Model, g.seen)
 	g.noteReadiness()
-	g.recheck()
+	g.driver.Recheck()
 	g.elect(ctx)
 	g.publish()
+}
+
+// duringCallEvery is how often the gateway looks after itself while the plugin is called.
+const duringCallEvery = 250 * time.Millisecond
+
+// duringCall does what cannot wait while the plugin is called: it takes events, elects and publishes. What it hears of the model is sent to the plugin
+// later.
+func (g *Gateway) duringCall(ctx context.Context, done <-chan struct{}) {
+	ticker := time.NewTicker(duringCallEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-done:
+			return
+		case <-ctx.Done():
+			return
+		case e := <-g.events:
+			e(g)
+			g.changedDuringCall = true
+			continue
+		case <-g.options.Wake:
+		case <-ticker.C:
+		}
+		g.drain.Update(time.Now(), g.ownership.Replaced)
+		g.elect(ctx)
+		g.publish()
+		g.drain.Shutdown.Finish(g.ownership.Replaced)
+	}
 }
 
 // setHealth takes over what the prober found out. It may still speak of a target that is not checked any more.

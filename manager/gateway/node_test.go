@@ -10,40 +10,42 @@ import (
 )
 
 func TestAGatewayWhoseNodeIsCordonedDrainsAsLongAsOthersTakeOver(t *testing.T) {
-	g := New(Options{Name: "g", Announcer: board{}, Log: slog.New(slog.DiscardHandler)}, nil, nil)
-	g.answering.answers[netip.MustParseAddr("203.0.113.1")] = true
+	peers := &changing{}
+	g := New(Options{Name: "g", AnnounceOptions: AnnounceOptions{Announcer: board{}}, PeerOptions: PeerOptions{Member: peers}, Log: slog.New(slog.DiscardHandler)}, nil, nil)
+	g.ownership.Add(netip.MustParseAddr("203.0.113.1"))
 	there, gone := neighbours{{Name: "other", Present: true, Serves: true}}, neighbours{{Name: "other", Serves: true}}
 	now := time.Now()
 	drains := func(others neighbours, in time.Duration) bool {
-		g.answering.member = others
-		g.noteDraining(now.Add(in))
-		return g.draining()
+		peers.neighbours = others
+		g.drain.Update(now.Add(in), g.ownership.Replaced)
+		return g.drain.Draining()
 	}
 	require.False(t, drains(there, 0), "nobody wishes so")
-	g.cordon.is = true
+	g.drain.Cordon(true)
 	require.False(t, drains(gone, 0), "nobody takes over")
 	require.False(t, drains(gone, time.Hour))
 	require.False(t, drains(there, time.Hour))
-	require.False(t, drains(there, time.Hour+cordonWaitsAtLeast-1), "others that are cordoned may go first")
-	require.True(t, drains(there, time.Hour+cordonWaitsAtMost))
+	require.False(t, drains(there, time.Hour+time.Second-1), "others that are cordoned may go first")
+	require.True(t, drains(there, time.Hour+10*time.Second))
 	require.True(t, drains(there, 2*time.Hour))
 	require.False(t, drains(gone, 2*time.Hour), "it is the last one")
 	require.False(t, drains(there, 2*time.Hour))
 	require.True(t, drains(there, 3*time.Hour))
-	g.cordon.is = false
+	g.drain.Cordon(false)
 	require.False(t, drains(there, 3*time.Hour))
-	g.wished = true
+	g.drain.Request(true)
 	require.True(t, drains(gone, 3*time.Hour), "what the operator says of the gateway itself is done")
 }
 
 // They know of one another what each said a moment ago.
 func TestOfGatewaysWhoseNodesAreCordonedAtOnceOneStays(t *testing.T) {
 	names := []string{"g1", "g2", "g3"}
-	gateways := map[string]*Gateway{}
+	gateways, peers := map[string]*Gateway{}, map[string]*changing{}
 	for _, name := range names {
-		g := New(Options{Name: name, Announcer: board{}, Log: slog.New(slog.DiscardHandler)}, nil, nil)
-		g.answering.answers[netip.MustParseAddr("203.0.113.1")] = true
-		g.cordon.is = true
+		peers[name] = &changing{}
+		g := New(Options{Name: name, AnnounceOptions: AnnounceOptions{Announcer: board{}}, PeerOptions: PeerOptions{Member: peers[name]}, Log: slog.New(slog.DiscardHandler)}, nil, nil)
+		g.ownership.Add(netip.MustParseAddr("203.0.113.1"))
+		g.drain.Cordon(true)
 		gateways[name] = g
 	}
 	const step, known = 20 * time.Millisecond, 10 // looks until others know
@@ -60,9 +62,9 @@ func TestOfGatewaysWhoseNodesAreCordonedAtOnceOneStays(t *testing.T) {
 					others = append(others, neighbours{{Name: other, Present: true, Serves: true, Leaving: len(said) >= known && said[len(said)-known][other]}}...)
 				}
 			}
-			g.answering.member = others
-			g.noteDraining(now)
-			is[name] = g.draining()
+			peers[name].neighbours = others
+			g.drain.Update(now, g.ownership.Replaced)
+			is[name] = g.drain.Draining()
 		}
 		said = append(said, is)
 		staying = 0

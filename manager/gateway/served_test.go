@@ -11,34 +11,16 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/manager/gateway/driver/drivertest"
+	"kubelb.k8c.io/manager/gateway/report"
 	"kubelb.k8c.io/manager/watchdog"
 )
 
-func TestADataplaneThatDoesNotAnswerForAWhileServesNothingThatIsKnown(t *testing.T) {
-	began := time.Now()
-	after := func(d time.Duration) time.Time { return began.Add(d) }
-	var d deafness
-	d.note(errors.New("deadline exceeded"), began)
-	require.False(t, d.is(after(countLimit)), "once it may have been busy")
-	d.note(errors.New("deadline exceeded"), after(countLimit+time.Second))
-	require.True(t, d.is(after(2*countLimit+time.Second)))
-	d.note(nil, after(time.Minute))
-	require.False(t, d.is(after(2*time.Minute)))
-	d.note(errors.New("a dump was interrupted"), after(time.Hour))
-	require.False(t, d.is(after(time.Hour+time.Second)))
-}
-
-func TestADataplaneIsNotSilentThatWorksOnACall(t *testing.T) {
-	late, began := errors.New("deadline exceeded"), time.Now().Add(-time.Minute)
-	g := &Gateway{host: &host{calling: &call{name: "Apply of 4000 records", began: began, limit: 2 * time.Minute}}}
-	g.noteDeafness(late, began)
-	_, silent := g.servesNothing()
-	require.False(t, silent, "counters wait for their turn")
-	g.host.calling = nil
-	g.noteDeafness(late, began)
-	_, silent = g.servesNothing()
-	require.True(t, silent)
-}
+// The beginnings of messages.
+const (
+	segmentSilent   = "clients do not reach this gateway: "
+	dataplaneSilent = "the dataplane does not answer: "
+)
 
 // leftServingNothing is the gateway's object as a process left it that served nothing.
 func leftServingNothing(reason, message string) *v1alpha1.Gateway {
@@ -49,7 +31,7 @@ func leftServingNothing(reason, message string) *v1alpha1.Gateway {
 // servesNothingBy is the message of the condition Served, empty if there is none.
 func (g *Gateway) servesNothingBy(t *testing.T, reason string) string {
 	t.Helper()
-	c, is := g.servesNothing()
+	c, is := g.servedCondition(time.Now())
 	if !is {
 		return ""
 	}
@@ -58,40 +40,41 @@ func (g *Gateway) servesNothingBy(t *testing.T, reason string) string {
 }
 
 func TestASegmentThatWasSilentIsSoUntilAHostAnswersANewProcess(t *testing.T) {
-	const silent = unreached + "no host that answered before answers at interface eth1 now (198.51.100.1)"
-	h := again(t)
-	h.options.Segment = []string{"eth0", "eth1"}
+	const silent = segmentSilent + "no host that answered before answers at interface eth1 now (198.51.100.1)"
+	h := again(t, Options{AnnounceOptions: AnnounceOptions{Segment: []string{"eth0", "eth1"}}})
 	gatewayChanged(leftServingNothing(v1alpha1.ReasonSegmentSilent, silent), false)(h.Gateway)
 	require.Empty(t, h.servesNothingBy(t, v1alpha1.ReasonSegmentSilent), "the object was read before, when it said nothing of the kind")
 
-	h.formerly = formerServed{}
+	h.serving = report.NewServed(h.options.Segment, true)
 	gatewayChanged(leftServingNothing(v1alpha1.ReasonSegmentSilent, silent), false)(h.Gateway)
 	says := func() string { return h.servesNothingBy(t, v1alpha1.ReasonSegmentSilent) }
 	require.Equal(t, silent, says(), "it answers for no address yet")
 	h.served = true
 	require.Empty(t, says(), "other gateways answer for all addresses")
-	h.answering.answers[netip.MustParseAddr("203.0.113.1")] = true
+	h.ownership.Add(netip.MustParseAddr("203.0.113.1"))
+	h.elect(t.Context())
 	require.Equal(t, silent, says())
-	h.segment = watchdog.Segment{Known: []string{"eth0"}}
+	h.serving.NoteSegment(watchdog.Segment{Known: []string{"eth0"}})
 	require.Equal(t, silent, says(), "a host has answered elsewhere")
-	h.answering.answers, h.departure.begun = map[netip.Addr]bool{}, true
+	h.ownership.Remove(netip.MustParseAddr("203.0.113.1"))
+	h.drain.Shutdown.Begin()
 	require.Equal(t, silent, says(), "it ends, and its next process reads it")
-	h.segment = watchdog.Segment{Known: []string{"eth0", "eth1"}}
+	h.serving.NoteSegment(watchdog.Segment{Known: []string{"eth0", "eth1"}})
 	require.Empty(t, says())
 
-	h.segment, h.watchdog = watchdog.Segment{}, nil
+	h.serving = report.NewServed(h.options.Segment, false)
+	gatewayChanged(leftServingNothing(v1alpha1.ReasonSegmentSilent, silent), false)(h.Gateway)
 	require.Empty(t, says(), "nobody looks any more")
 }
 
 func TestADataplaneThatWasSilentIsSoUntilItAnswersANewProcess(t *testing.T) {
-	const silent = unanswering + "context deadline exceeded"
+	const silent = dataplaneSilent + "context deadline exceeded"
 	h := newOnHost(t)
-	h.has(moduleFile)
-	h.has(sysctlFile)
+	h.Has(drivertest.Module, drivertest.Sysctl)
 	left := leftServingNothing(v1alpha1.ReasonDataplaneSilent, silent)
 	h.left(left.Status)
 	gatewayChanged(left, false)(h.Gateway)
-	h.noteDeafness(errors.New("deadline exceeded"), time.Now())
+	h.noteAnswer(errors.New("deadline exceeded"), time.Now())
 	end := h.runs()
 	says := func() *metav1.Condition {
 		return meta.FindStatusCondition(h.written().Conditions, v1alpha1.ConditionServed)
@@ -99,7 +82,7 @@ func TestADataplaneThatWasSilentIsSoUntilItAnswersANewProcess(t *testing.T) {
 	require.Eventually(t, func() bool { return meta.IsStatusConditionTrue(h.written().Conditions, v1alpha1.ConditionReady) }, 20*time.Second, 10*time.Millisecond)
 	require.NotNil(t, says(), "it has taken the model, and nobody has read its counters")
 	require.Equal(t, silent, says().Message)
-	h.send(t.Context(), func(g *Gateway) { g.noteDeafness(nil, time.Now()) })
+	h.send(t.Context(), func(g *Gateway) { g.noteAnswer(nil, time.Now()) })
 	require.Eventually(t, func() bool { return says() == nil }, 20*time.Second, 10*time.Millisecond)
 	end()
 }

@@ -11,6 +11,10 @@ import (
 
 	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/core/ipam"
+	"kubelb.k8c.io/manager/gateway/drain"
+	"kubelb.k8c.io/manager/gateway/driver/drivertest"
+	"kubelb.k8c.io/manager/gateway/ownership"
+	"kubelb.k8c.io/manager/gateway/report"
 )
 
 // mute is an announcer that nobody hears, of some families.
@@ -26,7 +30,7 @@ func (m mute) Silent(f ipam.Family) string { return m.why[f] }
 func TestAFamilyThatNobodyHearsOfIsNamedWithTheReason(t *testing.T) {
 	now := time.Now()
 	with := func(m mute) *Gateway {
-		g := New(Options{Name: "g", Announcer: m, Log: slog.New(slog.DiscardHandler)}, nil, nil)
+		g := New(Options{Name: "g", AnnounceOptions: AnnounceOptions{Announcer: m}, Log: slog.New(slog.DiscardHandler)}, nil, nil)
 		g.served = true
 		return g
 	}
@@ -35,53 +39,51 @@ func TestAFamilyThatNobodyHearsOfIsNamedWithTheReason(t *testing.T) {
 
 	g = with(mute{why: map[ipam.Family]string{ipam.IPv4: "eth1 is down", ipam.IPv6: "eth1 is down"}})
 	require.Empty(t, g.silent(now), "a gateway that has just begun may be heard in a moment")
-	require.Equal(t, now.Add(silentAfter), g.silence.next, "and looks again")
-	require.Len(t, g.silent(now.Add(silentAfter)), 2)
+	require.Equal(t, now.Add(report.SilentAfter), g.silence.Next(), "and looks again")
+	require.Len(t, g.silent(now.Add(report.SilentAfter)), 2)
 
 	g = with(mute{able: true})
 	require.Empty(t, g.silent(now))
-	g.wished = true
-	g.noteDraining(now)
-	require.True(t, g.draining())
+	g.drain.Request(true)
+	g.drain.Update(now, g.ownership.Replaced)
+	require.True(t, g.drain.Draining())
 	require.Empty(t, g.silent(now), "others get a moment")
-	require.Len(t, g.silent(now.Add(2*Notice)), 2, "it answers for nothing")
-}
-
-// Before the BGPPeers were looked at nobody knows that there is none.
-func TestRoutersThatWereNotLookedForAreNotCalledMissing(t *testing.T) {
-	r := newRouters(Options{Name: "g"}, nil, func() {})
-	require.Empty(t, r.silent(ipam.IPv4))
-	looked := routersOf(t, bgpPeer("locked", "127.0.0.4", func(s *v1alpha1.BGPPeerSpec) { s.PasswordSecret = "none" }))
-	require.Contains(t, looked.silent(ipam.IPv4), "BGPPeer locked: spec.passwordSecret: Secret kubelb/none: ")
-	require.NotContains(t, looked.silent(ipam.IPv4), "no BGPPeer")
-	require.Contains(t, routersOf(t).silent(ipam.IPv6), "no BGPPeer names a router for this gateway")
+	require.Len(t, g.silent(now.Add(2*drain.Notice)), 2, "it answers for nothing")
 }
 
 // One that may not answer says nothing, however well its interfaces and routers are.
 func TestAGatewayThatMayNotAnswerIsSilentAndSaysWhy(t *testing.T) {
-	g, now, w := New(Options{Name: "g", Announcer: mute{able: true}, Log: slog.New(slog.DiscardHandler)}, nil, nil), time.Now(), &world{}
-	g.served, g.answering.permit = true, w.permit(false)
+	now, own := time.Now(), &lease{holds: true}
+	right := ownership.NewRight(ownership.RightOptions{Lease: own, Segment: own, Changed: func() {}, Log: slog.New(slog.DiscardHandler)})
+	g := New(Options{Name: "g", AnnounceOptions: AnnounceOptions{Announcer: mute{able: true}}, PeerOptions: PeerOptions{Right: right}, Log: slog.New(slog.DiscardHandler)}, nil, nil)
+	g.served = true
+	g.elect(t.Context())
+	require.True(t, g.ownership.MayAnswer())
 	require.Empty(t, g.silent(now))
-	w.holds = false
+	own.holds = false
 	require.Empty(t, g.silent(now), "it may have its Lease again in a moment")
-	silent := g.silent(now.Add(silentAfter))
+	silent := g.silent(now.Add(report.SilentAfter))
 	require.Len(t, silent, 2)
 	require.Contains(t, silent[0].Message, "it does not hold its Lease")
 }
 
 // After its host was started again a gateway answers for nothing before its dataplane works, whatever its object says of the time before.
 func TestAGatewayWhoseDataplaneDoesNotStartIsSilentAndSaysWhy(t *testing.T) {
-	g, now := New(Options{Name: "g", Announcer: mute{able: true}, Log: slog.New(slog.DiscardHandler)}, nil, nil), time.Now()
-	g.problem = errors.New("module nf_tables: not loaded")
-	g.noteReadiness()
-	require.Empty(t, g.silent(now), "it may work in a moment")
-	silent := g.silent(now.Add(silentAfter))
+	h := newOnHostWith(t, Options{AnnounceOptions: AnnounceOptions{Announcer: mute{able: true}}})
+	h.broken = errors.New("module nf_tables: not loaded")
+	h.works()
+	now := time.Now()
+	require.Empty(t, h.silent(now), "it may work in a moment")
+	silent := h.silent(now.Add(report.SilentAfter))
 	require.Len(t, silent, 2)
 	require.Equal(t, "backend: module nf_tables: not loaded", silent[0].Message)
-	g.problem, g.served = nil, true
-	g.noteReadiness()
-	require.Empty(t, g.silent(now.Add(silentAfter)))
-	g.problem = errors.New("it is being started again")
-	g.noteReadiness()
-	require.Empty(t, g.silent(now.Add(2*silentAfter)), "what its dataplane holds goes on")
+	h.broken = nil
+	h.Has(drivertest.Module)
+	h.works()
+	require.Empty(t, h.silent(now.Add(report.SilentAfter)))
+	h.broken = errors.New("it does not start again")
+	h.driver.Stop()
+	h.works()
+	require.Error(t, h.Ready(nil))
+	require.Empty(t, h.silent(now.Add(2*report.SilentAfter)), "what its dataplane holds goes on")
 }

@@ -2,297 +2,76 @@ package gateway
 
 import (
 	"context"
-	"fmt"
-	"maps"
-	"slices"
-	"strconv"
-	"strings"
 	"time"
 
-	"k8s.io/apimachinery/pkg/api/equality"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"kubelb.k8c.io/api/plain"
-	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/core/model"
-	"kubelb.k8c.io/core/translate"
-	"kubelb.k8c.io/manager/heartbeat"
+	"kubelb.k8c.io/manager/gateway/report"
+	"kubelb.k8c.io/manager/gateway/routers"
 	"kubelb.k8c.io/manager/watchdog"
 )
 
-// maxBehind is how many namespaces the Gateway object names as behind.
-const maxBehind = 1000
-
-// applied is up to which version the dataplane holds LoadBalancers, and the namespaces that are behind. With more of those than can be named
-// nothing is said: what was said before still holds.
-func (g *Gateway) applied() (version string, behind []v1alpha1.GatewayBehind) {
-	of, known := g.backlog.Behind()
-	if len(of) > maxBehind || !known {
-		return "", nil
-	}
-	for _, tenant := range slices.Sorted(maps.Keys(of)) {
-		behind = append(behind, v1alpha1.GatewayBehind{Namespace: translate.Tenant{Name: tenant}.Namespace(), ResourceVersion: strconv.FormatUint(of[tenant], 10)})
-	}
-	return strconv.FormatUint(g.flushed, 10), behind
-}
-
-// publish hands the present state to the writer; only the newest counts.
+// publish hands the present state to the writer, and to the metrics.
 func (g *Gateway) publish() {
-	failing := g.failing()
-	s := report{told: g.served, GatewayStatus: v1alpha1.GatewayStatus{
-		Backend:            v1alpha1.GatewayBackend{Name: g.host.description.Name, Version: g.host.description.Version, Notes: g.host.description.Notes},
-		Generation:         g.host.generation.String(),
-		Frontends:          int32(len(g.held)),
-		AnnouncedAddresses: g.answering.answered(),
-		Elects:             g.answering.elects,
-		Candidates:         g.answering.view.Candidates,
-		WithoutIPv4:        g.answering.view.WithoutIPv4,
-		WithoutIPv6:        g.answering.view.WithoutIPv6,
-		Tenants:            g.usedNow(time.Now()),
-		HostAddresses:      g.hosts.published(),
-		Silent:             g.silent(time.Now()),
-		Tries:              g.tries(failing),
-	}}
-	for _, f := range g.host.description.Features {
-		s.Backend.Features = append(s.Backend.Features, string(f))
+	now, failing := time.Now(), g.failing()
+	s := report.State{
+		Driver: g.driver, Served: g.served, Announces: g.ownership.Announces(g.served), Answered: g.ownership.Answered(), Elects: g.ownership.Elects(), View: g.ownership.View(),
+		Tenants: g.counters.Use(now), HostAddresses: g.hosts.published(), Silent: g.silent(now), Tries: g.tries.Status(failing),
+		Lacking: g.lacking(), Conditions: g.conditions(now),
 	}
-	s.Failures, s.Unlisted = listed(g.fails)
-	for _, name := range slices.Sorted(maps.Keys(g.leftovers)) {
-		s.Failures = append(s.Failures, v1alpha1.GatewayFailure{Record: leftRecord + name, Message: plain.Message(g.leftovers[name], 1024)})
-	}
-	ready := metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: "InSync", Message: "the dataplane holds the model"}
-	switch {
-	case g.problem != nil:
-		ready.Status, ready.Reason, ready.Message = metav1.ConditionFalse, "BackendFailed", plain.Message(g.problem.Error(), 1024)
-	case !g.host.running() || g.starting:
-		ready.Status, ready.Reason, ready.Message = metav1.ConditionFalse, "BackendRestarting", "the backend's process is being started again"
-	case len(g.fails) > 0:
-		ready.Reason, ready.Message = "SomeRecordsFailed", fmt.Sprintf("%d records could not be taken, see failures", len(g.fails))
-	case len(g.leftovers) > 0:
-		ready.Reason, ready.Message = "FormerBackendLeft", "a former backend could not be purged, see failures"
-	}
-	// While it is called, or away, the dataplane holds what it held, which stands in the object. Once it is known what it lacks, that is true of
-	// those who lack nothing, however long it takes until it has all.
-	if g.knows() {
-		s.AppliedResourceVersion, s.Behind = g.applied()
-		if g.announces() {
-			s.AnnouncedResourceVersion = s.AppliedResourceVersion
-		}
-	}
-	s.Conditions = append([]metav1.Condition{ready}, hostConditions(g.lacking())...)
-	if slow, is := slowCondition(g.host.calling, time.Now()); is {
-		s.Conditions = append(s.Conditions, slow)
-	}
-	if nothing, is := g.servesNothing(); is {
-		s.Conditions = append(s.Conditions, nothing)
-	}
-	if g.draining() {
-		s.Conditions = append(s.Conditions, g.drainedCondition())
-	}
-	if s.Conflicts = g.conflicts(); len(s.Conflicts) > 0 {
-		s.Conditions = append(s.Conditions, conflictCondition(s.Conflicts))
+	if g.options.Conflicts != nil {
+		s.Conflicts = g.options.Conflicts()
 	}
 	if g.options.Heart != nil {
-		if refused := g.options.Heart.Refused(); len(refused) > 0 {
-			s.Conditions = append(s.Conditions, refusedCondition(refused))
-		}
+		s.Refused = g.options.Heart.Refused()
 	}
+	r := report.Of(s, now)
 	if g.routers != nil {
-		s.BGPSessions = g.routers.sessions()
-		s.Conditions = append(s.Conditions, sessionsCondition(s.BGPSessions, g.routers.hasLooked()))
+		r.BGPSessions = g.routers.Sessions()
+		r.Conditions = append(r.Conditions, routers.Condition(r.BGPSessions, g.routers.HasLooked()))
 	}
-	g.metrics.show(&s.GatewayStatus, g.beside(failing))
-	select {
-	case <-g.status:
-	default:
-	}
-	g.status <- s
+	g.metrics.Show(&r.GatewayStatus, g.figures(failing))
+	g.writer.Publish(r)
 }
 
-// knows tells whether the gateway knows now what the dataplane holds, and for whom.
-func (g *Gateway) knows() bool {
-	asked := g.syncing != nil || g.problem == nil && !g.starting
-	return asked && g.host.running() && g.host.calling == nil
+// conditions are those that follow from what this package knows.
+func (g *Gateway) conditions(now time.Time) (conditions []metav1.Condition) {
+	if served, is := g.servedCondition(now); is {
+		conditions = append(conditions, served)
+	}
+	if g.drain.Draining() {
+		conditions = append(conditions, report.Drained(g.ownership.Answered(), g.ownership.Replaced()))
+	}
+	return conditions
 }
 
-func (g *Gateway) beside(failing map[model.FrontendKey]watchdog.Failure) beside {
-	b := beside{failing: beyondNodes(failing), draining: g.draining(), mayAnswer: g.MayAnswer(), failed: len(g.fails), handedOver: len(g.answering.handover.formers), targets: g.targets, unhealthy: len(g.unhealthy)}
+func (g *Gateway) figures(failing map[model.FrontendKey]watchdog.Failure) report.Figures {
+	f := report.Figures{Failing: report.NotOfNodes(failing), Draining: g.drain.Draining(), MayAnswer: g.ownership.MayAnswer(), Failed: len(g.driver.Failures()), HandedOver: g.ownership.Redirected(), Targets: g.targets, Unhealthy: len(g.unhealthy)}
 	if lease := g.options.lease(); lease != nil {
 		reaches := lease.Reaches()
-		b.hub = &reaches
+		f.Hub = &reaches
 	}
-	return b
+	return f
 }
 
-// drainedCondition says whether one that drains answers still. Whether others do in its place is another matter: a pool may choose none of them.
-func (g *Gateway) drainedCondition() metav1.Condition {
-	if answered := g.answering.answered(); answered > 0 {
-		return metav1.Condition{Type: v1alpha1.ConditionDrained, Status: metav1.ConditionFalse, Reason: "Draining", Message: fmt.Sprintf("it still answers for %d addresses", answered)}
-	}
-	others := "not all of its addresses are known to have another gateway that works"
-	if g.isReplaced() {
-		others = "all of its addresses have another gateway that works"
-	}
-	return metav1.Condition{Type: v1alpha1.ConditionDrained, Status: metav1.ConditionTrue, Reason: "Drained", Message: "it answers for no address any more; " + others + "; connections that it has go on"}
+// servedCondition is the Gateway's condition Served, and false while there is no such condition.
+func (g *Gateway) servedCondition(now time.Time) (metav1.Condition, bool) {
+	// A gateway that is told to end says it for its next process.
+	isToAnswer := g.ownership.Answered() > 0 || !g.served || g.drain.Shutdown.Begun()
+	return g.serving.Condition(g.counters.Unanswered(now), isToAnswer)
 }
 
-func (g *Gateway) conflicts() (out []v1alpha1.AddressConflict) {
-	if g.options.Conflicts == nil {
-		return nil
-	}
-	for _, c := range g.options.Conflicts() {
-		out = append(out, v1alpha1.AddressConflict{Address: c.Address.String(), MAC: c.MAC})
-	}
-	return out
-}
-
-// namedConflicts are named in the condition, no more.
-const namedConflicts = 10
-
-func conflictCondition(conflicts []v1alpha1.AddressConflict) metav1.Condition {
-	var named []string
-	for _, c := range conflicts[:min(len(conflicts), namedConflicts)] {
-		named = append(named, c.Address+" by "+c.MAC)
-	}
-	message := "another host on the segment says that these addresses are its own, so that clients may reach it instead: " + strings.Join(named, ", ")
-	if more := len(conflicts) - namedConflicts; more > 0 {
-		message += fmt.Sprintf(" and %d more", more)
-	}
-	return metav1.Condition{Type: v1alpha1.ConditionAddressConflict, Status: metav1.ConditionTrue, Reason: "AnotherHostAnswers",
-		Message: message + "; take the addresses from that host, or out of the AddressPool"}
-}
-
-// refusedCondition names gateways that are heard and not believed.
-func refusedCondition(refused []heartbeat.Refusal) metav1.Condition {
-	var lines []string
-	for _, r := range refused {
-		lines = append(lines, "gateway "+r.Gateway+": "+r.Reason)
-	}
-	return metav1.Condition{Type: v1alpha1.ConditionHeartbeatsRefused, Status: metav1.ConditionTrue, Reason: "NotBelieved",
-		Message: "heartbeats that arrive are refused, so that these gateways count as gone while the management cluster is away:\n" + strings.Join(lines, "\n")}
-}
-
-// statusPause keeps the writer from asking the API server for every change of a burst.
-const statusPause = 100 * time.Millisecond
-
-// writeStatus writes the newest status, again and again, until ctx ends. An API server that is away delays nothing else.
-func (g *Gateway) writeStatus(ctx context.Context) error {
-	var latest *report
-	retry := time.NewTimer(0)
-	defer retry.Stop()
-	unwritten := unwritten{}
-	if lease := g.options.lease(); lease != nil {
-		unwritten.lease = lease
-	}
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case s := <-g.status:
-			latest = &s
-		case <-retry.C:
-		}
-		if latest == nil {
-			continue
-		}
-		err := g.write(ctx, *latest)
-		unwritten.note(err, time.Now())
-		if err != nil {
-			if ctx.Err() == nil && !apierrors.IsConflict(err) {
-				g.log.Warn("write Gateway status", "error", err)
+// neighbours finds out whether hosts on the segment still answer this gateway.
+func (g *Gateway) neighbours() *watchdog.Neighbours {
+	return &watchdog.Neighbours{Interfaces: g.options.Segment,
+		Tell: func(ctx context.Context, s watchdog.Segment) {
+			if s.Problem != "" {
+				g.log.Warn("no host on the segment answers this gateway", "reason", s.Problem)
 			}
-			retry.Reset(time.Second)
-			continue
-		}
-		latest = nil
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(statusPause):
-		}
-	}
-}
-
-// unwritten says on the gateway's Lease that its object is of before, where that cannot be written although the API is reached.
-type unwritten struct {
-	// lease is nil where there is none.
-	lease interface {
-		Reaches() bool
-		SayUnwritten(why string)
-	}
-	since time.Time
-}
-
-// unwrittenAfter is for how long it has to be tried in vain.
-const unwrittenAfter = 10 * time.Second
-
-// note takes note of what has become of a try.
-func (u *unwritten) note(err error, now time.Time) {
-	switch {
-	case u.lease == nil:
-	case err == nil:
-		u.since = time.Time{}
-		u.lease.SayUnwritten("")
-	case !u.lease.Reaches():
-		u.since = time.Time{}
-	case u.since.IsZero():
-		u.since = now
-	case now.Sub(u.since) >= unwrittenAfter:
-		u.lease.SayUnwritten(err.Error())
-	}
-}
-
-func (g *Gateway) write(ctx context.Context, s report) error {
-	object := &v1alpha1.Gateway{ObjectMeta: metav1.ObjectMeta{Name: g.options.Name, Labels: g.options.Labels}}
-	err := g.client.Get(ctx, client.ObjectKeyFromObject(object), object)
-	if apierrors.IsNotFound(err) {
-		err = g.client.Create(ctx, object)
-	}
-	if err != nil {
-		return err
-	}
-	if err := g.label(ctx, object); err != nil {
-		return err
-	}
-	before := object.Status.DeepCopy()
-	// What was said of a role that the gateway has no more is not said any more.
-	conditions := slices.DeleteFunc(slices.Clone(object.Status.Conditions), func(c metav1.Condition) bool { return meta.FindStatusCondition(s.Conditions, c.Type) == nil })
-	for _, c := range s.Conditions {
-		plain.SetCondition(&conditions, c)
-	}
-	s.carryOver(*before)
-	object.Status, object.Status.Conditions = s.GatewayStatus, conditions
-	if equality.Semantic.DeepEqual(before, &object.Status) {
-		return nil
-	}
-	return g.client.Status().Update(ctx, object)
-}
-
-// label gives the Gateway object the labels that it is to have. Others, which somebody else has given it, stay. Where a policy leaves changes of
-// labels to operators, the gateway goes on with those that its object has: it is chosen by these.
-func (g *Gateway) label(ctx context.Context, object *v1alpha1.Gateway) error {
-	labels := maps.Clone(object.Labels)
-	if labels == nil {
-		labels = map[string]string{}
-	}
-	maps.Copy(labels, g.options.Labels)
-	if maps.Equal(labels, object.Labels) {
-		return nil
-	}
-	has := object.Labels
-	object.Labels = labels
-	err := g.client.Update(ctx, object)
-	if !apierrors.IsForbidden(err) {
-		g.unlabelled = false
-		return err
-	}
-	object.Labels = has
-	if !g.unlabelled {
-		g.log.Warn("the Gateway object does not get the labels of --gateway-label: write them with kubectl label", "labels", g.options.Labels, "error", err)
-	}
-	g.unlabelled = true
-	return nil
+			g.send(ctx, func(g *Gateway) { g.serving.NoteSegment(s) })
+		},
+		Failed: func(err error) {
+			g.log.Warn("it is not known whether hosts on the segment answer this gateway", "error", err)
+		}}
 }

@@ -39,7 +39,7 @@ func (g *Gateway) keepTransit(ctx context.Context) error {
 	for {
 		w, is := asked(ctx, g, func(g *Gateway) wanted {
 			endpoints, direct := g.hub.Addresses()
-			return wanted{endpoints, direct, g.programmed}
+			return wanted{endpoints, direct, g.driver.Synced()}
 		})
 		if !is {
 			return nil
@@ -81,7 +81,7 @@ func (g *Gateway) awaitMove(ctx context.Context) bool {
 		return false
 	case <-g.filterNow:
 	case <-g.moved:
-	case <-time.After(recheckEvery):
+	case <-time.After(hostCheckEvery):
 	}
 	return true
 }

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"kubelb.k8c.io/manager/gateway/driver/drivertest"
 )
 
 // filterCalls is a Filter that tells when it is brought to something.
@@ -20,11 +22,9 @@ func (filterCalls) End() error { return nil }
 
 // A filter that is made before the dataplane has its chains does not know that the dataplane's connections are tracked, and drops them.
 func TestAGatewayServesOnceItsFilterKnowsOfTheDataplane(t *testing.T) {
-	h := newOnHost(t)
-	h.has(moduleFile)
-	h.has(sysctlFile)
 	calls := make(filterCalls)
-	h.options.Transit = calls
+	h := newOnHostWith(t, Options{AnnounceOptions: AnnounceOptions{Announcer: board{}}, HostOptions: HostOptions{Transit: calls}})
+	h.Has(drivertest.Module, drivertest.Sysctl)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error)
 	go func() { ended <- h.keepTransit(ctx) }()
@@ -35,7 +35,7 @@ func TestAGatewayServesOnceItsFilterKnowsOfTheDataplane(t *testing.T) {
 	next() // it is done
 	require.False(t, h.served)
 	h.conditions()
-	require.True(t, h.programmed)
+	require.True(t, h.driver.Synced())
 	require.False(t, h.served, "the filter was made before")
 	require.ErrorIs(t, h.Ready(nil), errStarting)
 
@@ -46,8 +46,8 @@ func TestAGatewayServesOnceItsFilterKnowsOfTheDataplane(t *testing.T) {
 	next()
 	require.True(t, h.served)
 	require.Less(t, time.Since(begin), transitPause, "it does not wait for other changes")
-	h.host.stop()
-	require.NoError(t, h.program(t.Context(), h.hub.Flush().Model, 0))
+	h.driver.Stop()
+	requireReady(t, h.conditions())
 	require.True(t, h.served, "a dataplane that starts again finds its chains")
 	cancel()
 	require.NoError(t, <-ended)

@@ -2,11 +2,9 @@ package gateway
 
 import (
 	"context"
-	"fmt"
-	"net/netip"
+	"slices"
 	"time"
 
-	"kubelb.k8c.io/api/plain"
 	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/core/model"
 	"kubelb.k8c.io/manager/watchdog"
@@ -15,10 +13,8 @@ import (
 func (g *Gateway) newWatchdog() *watchdog.Watchdog {
 	return watchdog.New(watchdog.Options{
 		Sources: g.options.TryFrom, Every: g.options.TryEvery, Frontends: g.toTry, Log: g.log,
-		Tell: func(ctx context.Context, r watchdog.Report) {
-			g.send(ctx, func(g *Gateway) { g.tried = r; g.former.told(r) })
-		},
-		Count: func(o watchdog.Outcome) { g.metrics.tries.WithLabelValues(o.Word()).Inc() },
+		Tell:  func(ctx context.Context, r watchdog.Report) { g.send(ctx, func(g *Gateway) { g.tries.Take(r) }) },
+		Count: func(o watchdog.Outcome) { g.metrics.Tried(o.Word()) },
 	})
 }
 
@@ -28,119 +24,45 @@ func (g *Gateway) toTry(ctx context.Context) []watchdog.Frontend {
 	return list
 }
 
-// triableNow are the frontends that can be tried, but for those of other gateways. While their clients do not reach them here, what is known of them stays.
+// triableNow are the frontends that can be tried now. Clients reach one here, by the gateway's own state, if the dataplane holds it and the gateway
+// answers for its VIP.
 func (g *Gateway) triableNow() []watchdog.Frontend {
-	elsewhere := g.elsewhere()
-	g.inherit(time.Now())
-	list := triable(g.hub.Snapshot(), g.options.TryFrom, func(f model.Frontend) bool { return !elsewhere(f.VIP) })
-	for i, f := range list {
-		key := keyOf(f.AddrPort)
-		list[i].Paused, list[i].Former = !g.isServed(key), g.failedBefore(key)
-		list[i].Moved = list[i].Former != "" && g.former.failures[key].moved
-	}
-	if g.flushed > 0 { // else the hub has not been read
-		g.former.keep(list, elsewhere, time.Now())
-	}
-	return list
+	served := func(key model.FrontendKey) bool { return g.driver.Serves(key) && g.ownership.Answers(key.VIP) }
+	return g.tries.List(g.hub.Snapshot(), g.options.TryFrom, served, g.driver.Version() > 0, time.Now())
 }
 
-// isServed tells whether, by the gateway's own state, its clients reach the frontend here: the dataplane holds it, and the gateway answers for its VIP.
-func (g *Gateway) isServed(key model.FrontendKey) bool {
-	_, refused := g.unsupported[key]
-	return g.held[key] && g.answering.answers[key.VIP] && !refused
-}
-
-// triable returns the frontends that can be tried from the addresses: package watchdog says which ones cannot.
-func triable(s model.Snapshot, from []netip.Addr, served func(model.Frontend) bool) (list []watchdog.Frontend) {
-	pools := make(map[model.PoolID][]model.Endpoint, len(s.Pools))
-	for _, p := range s.Pools {
-		pools[p.ID] = p.Endpoints
-	}
-	for _, f := range s.Frontends {
-		if f.Protocol != model.TCP || f.Forwarding == model.Direct || !mayConnect(f, from) || !served(f) {
-			continue
-		}
-		var endpoints []netip.AddrPort
-		for _, e := range pools[f.Pool] {
-			if e.State == model.Active {
-				endpoints = append(endpoints, netip.AddrPortFrom(e.Address, f.TargetPort))
-			}
-		}
-		if len(endpoints) == 0 {
-			continue // connections are refused
-		}
-		list = append(list, watchdog.Frontend{AddrPort: netip.AddrPortFrom(f.VIP, f.Port), Tenant: f.Tenant, KeepsClient: f.Forwarding == model.Transparent,
-			Limited: f.MaxConnections > 0 || f.MaxNewPerSecond > 0, Endpoints: endpoints})
-	}
-	return list
-}
-
-// mayConnect tells whether the frontend's source ranges let one of the addresses in.
-func mayConnect(f model.Frontend, from []netip.Addr) bool {
-	if !f.Restricted {
-		return true
-	}
-	for _, source := range from {
-		for _, r := range f.SourceRanges {
-			if r.Contains(source) {
-				return true
-			}
-		}
-	}
-	return false
-}
-
-// tries is status.tries of the Gateway object, nil if tries are turned off.
-func (g *Gateway) tries(failing map[model.FrontendKey]watchdog.Failure) *v1alpha1.GatewayTries {
-	if g.watchdog == nil {
+// failing are the frontends to which connections fail.
+func (g *Gateway) failing() map[model.FrontendKey]watchdog.Failure {
+	if g.hasLeft() {
 		return nil
 	}
-	t := &v1alpha1.GatewayTries{Answered: int32(g.tried.Answered), Untried: int32(g.tried.Untried), Problem: plain.Message(g.tried.Problem, 1024)}
-	fails, of := map[string]failure{}, map[model.ObjectName]int{}
-	for key := range failing {
-		owner, _ := g.hub.Owner(key)
-		of[owner]++
-	}
-	for key, f := range failing {
-		owner, _ := g.hub.Owner(key)
-		message := f.Message
-		if others := of[owner] - 1; others > 0 { // of each LoadBalancer one is named
-			message += fmt.Sprintf(othersFail, others)
-		}
-		fails[frontendRecord+key.String()] = failure{owner: owner.String(), message: message}
-	}
-	t.Failing = int32(len(fails))
-	t.Failures, t.Unlisted = listed(fails)
-	return t
+	return g.tries.Failing(time.Now())
 }
 
-// failing are the frontends to which connections fail by the last report, or failed before and were not tried since. Without those that were deleted, or
-// have moved to another gateway.
-func (g *Gateway) failing() map[model.FrontendKey]watchdog.Failure {
-	failing, elsewhere := map[model.FrontendKey]watchdog.Failure{}, g.elsewhere()
-	if g.hasLeft() {
-		return failing
-	}
-	g.inherit(time.Now())
-	for key := range g.former.failures {
-		if message := g.failedBefore(key); message != "" && !elsewhere(key.VIP) {
-			failing[key] = watchdog.Failure{AddrPort: netip.AddrPortFrom(key.VIP, key.Port), Message: message}
-		}
-	}
-	for _, f := range g.tried.Failures {
-		if _, known := g.hub.Owner(keyOf(f.AddrPort)); known && !elsewhere(f.Addr()) {
-			failing[keyOf(f.AddrPort)] = f
-		}
-	}
-	return failing
+// hasLeft tells whether clients reach other gateways, if any, for each address: this one drains where nobody is elected. One that ends may be back in a
+// moment, and where nobody takes over its clients have no other.
+func (g *Gateway) hasLeft() bool {
+	return !g.ownership.Elects() && g.drain.Draining() && (!g.drain.Shutdown.Begun() || g.ownership.Replaced())
 }
 
-// beyondNodes is how many of these fail though their nodes answer the gateway itself.
-func beyondNodes(failing map[model.FrontendKey]watchdog.Failure) (n int) {
-	for _, f := range failing {
-		if f.NodesAnswer {
-			n++
+// triesChanged takes over what a gateway says of its tries.
+func triesChanged(o *v1alpha1.Gateway, gone bool) event {
+	return func(g *Gateway) {
+		tries := o.Status.Tries
+		if gone {
+			tries = nil
 		}
+		g.tries.Learn(o.Name, tries, time.Now())
 	}
-	return n
+}
+
+// sameTries tells whether two versions of a Gateway name the same failing ports.
+func sameTries(a, b *v1alpha1.Gateway) bool {
+	of := func(g *v1alpha1.Gateway) []v1alpha1.GatewayFailure {
+		if g.Status.Tries == nil {
+			return nil
+		}
+		return g.Status.Tries.Failures
+	}
+	return slices.Equal(of(a), of(b))
 }

@@ -3,46 +3,84 @@ package gateway
 import (
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"kubelb.k8c.io/core/model"
-	"kubelb.k8c.io/manager/watchdog"
+	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/core/ipam"
+	"kubelb.k8c.io/manager/gateway/driver/drivertest"
 )
 
-func TestOnlyFrontendsAreTriedThatAreToAnswer(t *testing.T) {
-	from := []netip.Addr{netip.MustParseAddr("192.0.0.6"), netip.MustParseAddr("fd4b:7562:654c::6")}
-	key := func(port uint16) model.FrontendKey {
-		return model.FrontendKey{VIP: netip.MustParseAddr("203.0.113.1"), Protocol: model.TCP, Port: port}
-	}
-	pool := func(id model.PoolID, state model.EndpointState) model.Pool {
-		return model.Pool{ID: id, Tenant: "a", Endpoints: []model.Endpoint{{ID: "1", Address: netip.MustParseAddr("198.51.100.11"), State: state}}}
-	}
-	ranges := func(text string) []netip.Prefix { return []netip.Prefix{netip.MustParsePrefix(text)} }
-	model := model.Snapshot{
-		Pools: []model.Pool{pool("a/up", model.Active), pool("a/drained", model.Draining)},
-		Frontends: []model.Frontend{
-			{FrontendKey: key(80), Tenant: "a", Pool: "a/up", TargetPort: 30080},
-			{FrontendKey: key(81), Tenant: "a", Pool: "a/up", TargetPort: 30081, Forwarding: model.Transparent, MaxConnections: 1},
-			{FrontendKey: key(82), Tenant: "a", Pool: "a/up", TargetPort: 30082, Forwarding: model.Direct},
-			{FrontendKey: key(83), Tenant: "a", Pool: "a/drained", TargetPort: 30083},
-			{FrontendKey: key(84), Tenant: "a", Pool: "a/up", TargetPort: 30084, Restricted: true, SourceRanges: ranges("192.0.2.0/24")},
-			{FrontendKey: key(85), Tenant: "a", Pool: "a/up", TargetPort: 30085, Restricted: true, SourceRanges: ranges("0.0.0.0/0")},
-			{FrontendKey: key(86), Tenant: "a", Pool: "a/up", TargetPort: 30086},
-			{FrontendKey: model.FrontendKey{VIP: key(0).VIP, Protocol: model.UDP, Port: 80}, Tenant: "a", Pool: "a/up", TargetPort: 30087},
-		}}
-	tried := triable(model, from, isNot(key(86)))
-	at := func(port uint16) []netip.AddrPort {
-		return []netip.AddrPort{netip.AddrPortFrom(netip.MustParseAddr("198.51.100.11"), port)}
-	}
-	vip := func(port uint16) netip.AddrPort { return netip.AddrPortFrom(key(0).VIP, port) }
-	require.Equal(t, []watchdog.Frontend{
-		{AddrPort: vip(80), Tenant: "a", Endpoints: at(30080)},
-		{AddrPort: vip(81), Tenant: "a", Endpoints: at(30081), KeepsClient: true, Limited: true},
-		{AddrPort: vip(85), Tenant: "a", Endpoints: at(30085)},
-	}, tried)
+const unanswered = "connections get no answer; its nodes answer the gateway itself, so that its dataplane, or a firewall of its host, is the reason"
+
+// leftFailing is the gateway's object as a process left it that found two ports of a LoadBalancer failing.
+func leftFailing() *v1alpha1.Gateway {
+	return &v1alpha1.Gateway{ObjectMeta: metav1.ObjectMeta{Name: "g"}, Status: v1alpha1.GatewayStatus{Tries: &v1alpha1.GatewayTries{Failing: 2, Failures: []v1alpha1.GatewayFailure{
+		{LoadBalancer: "tenant-a/lb", Record: "frontend TCP 203.0.113.1:1", Message: unanswered + "; 1 of its other ports fail, too"},
+		{LoadBalancer: "tenant-a/gone", Record: "frontend TCP 203.0.113.7:1", Message: unanswered}}}}}
 }
 
-func isNot(key model.FrontendKey) func(model.Frontend) bool {
-	return func(f model.Frontend) bool { return f.FrontendKey != key }
+// again is a gateway whose process is new, and which tries ports.
+func again(t *testing.T, o Options) *onHost {
+	o.Announcer, o.TryEvery = board{}, time.Minute
+	h := newOnHostWith(t, o)
+	h.asks("a", 2, 4, netip.MustParseAddr("203.0.113.1"))
+	gatewayChanged(leftFailing(), false)(h.Gateway)
+	require.Empty(t, h.triableNow(), "the hub has not been read")
+	return h
+}
+
+// says are the failing ports that the object names once the gateway has read the hub.
+func (h *onHost) says() []v1alpha1.GatewayFailure {
+	h.driver.Sync(h.t.Context(), h.hub.Flush().Model, h.seen)
+	return h.tries.Status(h.failing()).Failures
+}
+
+func TestAPortIsTriedHereWhileThisGatewayAnswersForItAndItsDataplaneHoldsIt(t *testing.T) {
+	h := again(t, Options{})
+	require.Len(t, h.says(), 1, "it failed before")
+	require.True(t, h.triableNow()[0].Paused, "the dataplane does not hold it yet")
+	h.Has(drivertest.Module)
+	h.works()
+	require.False(t, h.triableNow()[0].Paused)
+	ranges, err := ipam.ParseRanges([]string{"203.0.113.0/24"}, false)
+	require.NoError(t, err)
+	h.selection.SetPool("pool", ranges, &metav1.LabelSelector{MatchLabels: map[string]string{"rack": "1"}})
+	require.Empty(t, h.triableNow(), "it is another one's")
+	require.Empty(t, h.says())
+}
+
+func TestAGatewayThatDrainsSaysNothingOfPortsThatOthersHave(t *testing.T) {
+	h := again(t, Options{})
+	require.NotEmpty(t, h.says())
+	h.drain.Request(true)
+	h.drain.Update(time.Now(), h.ownership.Replaced)
+	require.Empty(t, h.says())
+}
+
+func TestAProcessThatEndsKeepsAFailureWhereNobodyTakesOver(t *testing.T) {
+	h := again(t, Options{})
+	h.drain.Shutdown.Begin()
+	h.drain.Update(time.Now(), h.ownership.Replaced)
+	require.True(t, h.drain.Draining())
+	require.Len(t, h.says(), 1, "the next one reads it")
+}
+
+// failingAt is the object of another gateway, at which a port of the LoadBalancer fails.
+func failingAt(name string) *v1alpha1.Gateway {
+	return &v1alpha1.Gateway{ObjectMeta: metav1.ObjectMeta{Name: name}, Status: v1alpha1.GatewayStatus{Tries: &v1alpha1.GatewayTries{Failing: 1, Failures: []v1alpha1.GatewayFailure{
+		{LoadBalancer: "tenant-a/lb", Record: "frontend TCP 203.0.113.1:1", Message: unanswered}}}}}
+}
+
+// Most changes of a Gateway's status are nothing to other gateways, and are not looked at.
+func TestAGatewayHearsWhatFailsAtOthers(t *testing.T) {
+	well := &v1alpha1.Gateway{ObjectMeta: metav1.ObjectMeta{Name: "other"}}
+	fails, answers := failingAt("other"), failingAt("other")
+	answers.Status.Tries.Answered++
+	require.True(t, sameToOthers(well, fails))
+	require.False(t, sameTries(well, fails))
+	require.False(t, sameTries(fails, well))
+	require.True(t, sameTries(fails, answers))
 }

@@ -113,12 +113,12 @@ func poolChanged(o client.Object, gone bool) event {
 func gatewayChanged(o client.Object, gone bool) event {
 	return func(g *Gateway) {
 		if g.routers != nil {
-			g.routers.look()
+			g.routers.Look()
 		}
 		triesChanged(o.(*v1alpha1.Gateway), gone)(g)
 		if o.GetName() == g.options.Name {
-			g.wished = !gone && o.(*v1alpha1.Gateway).Spec.Draining
-			g.formerly.learn(o.(*v1alpha1.Gateway).Status.Conditions)
+			g.drain.Request(!gone && o.(*v1alpha1.Gateway).Spec.Draining)
+			g.serving.LearnFormer(o.(*v1alpha1.Gateway).Status.Conditions)
 		}
 		if gone {
 			g.selection.DeleteGateway(o.GetName())
@@ -134,7 +134,7 @@ func gatewayChanged(o client.Object, gone bool) event {
 }
 
 func peerChanged(client.Object, bool) event {
-	return func(g *Gateway) { g.routers.look() }
+	return func(g *Gateway) { g.routers.Look() }
 }
 
 func addressesChanged(o client.Object, gone bool) event {

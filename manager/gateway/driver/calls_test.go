@@ -1,0 +1,60 @@
+package driver
+
+import (
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"kubelb.k8c.io/backends/plugin"
+	"kubelb.k8c.io/core/model"
+	"kubelb.k8c.io/manager/gateway/driver/drivertest"
+)
+
+func TestEachCallOfABackendHasADeadlineAndIsNamed(t *testing.T) {
+	for _, name := range []string{"Preflight", "Configure", "Applied", "Apply"} {
+		t.Run(name, func(t *testing.T) {
+			h := newWithPlugin(t)
+			h.Has(drivertest.Module, drivertest.Sysctl)
+			short := 300 * time.Millisecond
+			h.runner.limits.preflight, h.runner.limits.configure, h.runner.limits.applied, h.runner.limits.apply = short, short, short, short
+			h.Has(drivertest.Hang(name))
+			began := time.Now()
+			h.works()
+			require.Less(t, time.Since(began), 30*time.Second)
+			if name == "Preflight" {
+				h.works().requireWorking() // what it lacks is not known, and it works
+				return
+			}
+			require.ErrorContains(t, h.Problem(), "the backend has not answered "+name)
+			require.ErrorContains(t, h.Problem(), "within 300ms")
+			require.GreaterOrEqual(t, time.Until(h.RetryAt()), hungPause/2, "it would meet the same work at once")
+			require.False(t, h.Running(), "it is ended by force")
+			h.HasNoMore(drivertest.Hang(name))
+			h.runner.limits = defaultLimits()
+			h.works().requireWorking()
+		})
+	}
+}
+
+func TestABackendThatIsStoppedBySignalIsEndedAllTheSame(t *testing.T) {
+	h := newWithPlugin(t)
+	h.Has(drivertest.Module)
+	h.works().requireWorking()
+	pid := h.Process().(*plugin.Process).Pid()
+	require.NoError(t, syscall.Kill(pid, syscall.SIGSTOP))
+	began := time.Now()
+	h.Driver.Stop()
+	require.Less(t, time.Since(began), 20*time.Second)
+	require.Eventually(t, func() bool { return syscall.Kill(pid, 0) == syscall.ESRCH }, 10*time.Second, 10*time.Millisecond)
+}
+
+func TestALargeChangeMayTakeLonger(t *testing.T) {
+	l := defaultLimits()
+	require.Equal(t, time.Minute, l.forChange(model.Delta{}))
+	fleet := model.Delta{UpsertFrontends: make([]model.Frontend, 10_000), UpsertPools: make([]model.Pool, 10_000)}
+	require.Greater(t, l.forChange(fleet), 4*time.Minute)
+	fleet.UpsertPools[0].Endpoints = make([]model.Endpoint, 1_000_000)
+	require.Equal(t, l.applyMost, l.forChange(fleet))
+}

@@ -1,0 +1,323 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"kubelb.k8c.io/backends/dataplane"
+	"kubelb.k8c.io/backends/plugin"
+	"kubelb.k8c.io/core/model"
+	"kubelb.k8c.io/manager/gateway/driver/drivertest"
+)
+
+var one, two = netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("203.0.113.2")
+
+// working is a driver whose dataplane holds the model of nothing.
+func working(t *testing.T, o Options) *onHost {
+	t.Helper()
+	h := &onHost{Host: drivertest.NewHost(t), t: t}
+	if o.Load == nil {
+		o.Load = h.load
+	}
+	h.new(o)
+	h.Has(drivertest.Module, drivertest.Sysctl)
+	h.works().requireWorking()
+	return h
+}
+
+// sent is what the dataplane was sent since the last look.
+func (h *onHost) sent() (all []model.Delta) {
+	for _, c := range h.Kernel.Changes()[h.looked:] {
+		all = append(all, c.Delta)
+	}
+	h.looked += len(all)
+	return all
+}
+
+func TestAPluginThatStartsIsSentTheDifferenceToWhatItsDataplaneHolds(t *testing.T) {
+	h := working(t, Options{})
+	h.asks("a", 2, 1, one)
+	h.sync()
+	h.sent()
+	before := h.Kernel.Dump()
+	h.Driver.Stop()
+	require.Equal(t, before, h.Kernel.Dump(), "what the dataplane holds stays")
+
+	h.asks("b", 1, 2, two)
+	h.sync()
+	h.requireWorking()
+	require.EqualValues(t, 2, h.starts)
+	sent := h.sent()
+	require.Len(t, sent, 1)
+	require.Len(t, sent[0].UpsertFrontends, 1)
+	require.Equal(t, "b", sent[0].UpsertFrontends[0].Tenant)
+	require.Empty(t, sent[0].DeleteFrontends)
+	require.Equal(t, map[netip.Addr]bool{one: true, two: true}, h.board.added)
+	require.Equal(t, h.hub.Snapshot().Text(), h.Kernel.Dump())
+}
+
+func TestADataplaneThatHoldsWhatTheModelDoesNotHaveIsToldToDeleteIt(t *testing.T) {
+	h := working(t, Options{})
+	h.asks("a", 2, 1, one)
+	h.sync()
+	former := h.Driver
+	h.new(Options{Load: h.load}) // another manager, of a hub that has nothing
+	former.Stop()
+	h.seen = 5
+	h.works().requireWorking()
+	require.Empty(t, strings.TrimSpace(h.Kernel.Dump()))
+	require.Empty(t, h.board.added)
+	behind, known := h.Behind()
+	require.True(t, known)
+	require.Empty(t, behind)
+}
+
+func TestWhoseFrontendsTheDataplaneHasToDeleteIsNotKnownUntilTheyAreGone(t *testing.T) {
+	h := newOnHost(t)
+	held := model.NewDigests()
+	for _, f := range ports("", 9, 1).UpsertFrontends {
+		held.Frontends[f.FrontendKey] = "of before"
+	}
+	h.resyncFrom(held, 0)
+	_, known := h.Behind()
+	require.False(t, known)
+}
+
+func TestAPluginThatIsNotAtItsBaseGenerationIsBroughtToTheModelAgain(t *testing.T) {
+	h := working(t, Options{})
+	h.asks("a", 1, 1, one)
+	h.sync()
+	h.Kernel.Restart() // it forgets its generation
+	h.asks("a", 2, 2, one)
+	h.sync()
+	require.True(t, h.Resyncing())
+	require.NoError(t, h.Problem())
+	require.EqualValues(t, 1, h.starts, "its process goes on")
+	h.sync()
+	h.requireWorking()
+	require.Equal(t, h.hub.Snapshot().Text(), h.Kernel.Dump())
+}
+
+func TestAPluginThatIsNeverAtItsBaseGenerationIsStartedAgain(t *testing.T) {
+	h := working(t, Options{})
+	lost := func(context.Context, model.Delta) ([]dataplane.RecordError, error) {
+		return nil, dataplane.ErrResync
+	}
+	h.apply = lost
+	h.asks("a", 1, 1, one)
+	h.sync()
+	require.NoError(t, h.Problem())
+	h.sync()
+	require.ErrorIs(t, h.Problem(), dataplane.ErrResync, "once in a row is enough")
+	require.False(t, h.Running())
+}
+
+func TestAPluginThatEndsIsStartedAgainAtOnceAndThenEverLater(t *testing.T) {
+	h := working(t, Options{})
+	h.Has(drivertest.End)
+	h.asks("a", 1, 1, one)
+	h.sync()
+	require.Error(t, h.Problem())
+	require.False(t, h.RetryAt().After(time.Now()), "at once")
+	for _, pause := range []time.Duration{leastBackoff, 2 * leastBackoff, 4 * leastBackoff} {
+		starts := h.starts
+		h.works()
+		require.Equal(t, starts+1, h.starts)
+		require.WithinDuration(t, time.Now().Add(pause), h.RetryAt(), leastBackoff/2)
+		h.sync()
+		require.Equal(t, starts+1, h.starts, "it is not time yet")
+	}
+	h.HasNoMore(drivertest.End)
+	h.works()
+	for h.HasWork() {
+		h.works()
+	}
+	require.Zero(t, h.backoff, "the next time it is started at once again")
+}
+
+func TestOfAProcessThatWasReplacedItIsOfNoInterestThatItHasEnded(t *testing.T) {
+	h := working(t, Options{})
+	former := h.Process()
+	require.NoError(t, former.Kill())
+	require.Equal(t, former, <-h.Ended())
+	require.True(t, h.HasEnded(former))
+	h.works().requireWorking()
+	require.False(t, h.HasEnded(former))
+	h.requireWorking()
+}
+
+func TestItIsKnownUpToWhichVersionTheDataplaneHoldsWhichTenants(t *testing.T) {
+	h := working(t, Options{})
+	many := []netip.Addr{netip.MustParseAddr("198.18.0.1"), netip.MustParseAddr("198.18.0.2"), netip.MustParseAddr("198.18.0.3"), netip.MustParseAddr("198.18.0.4")}
+	h.asks("busy", 250, 7, many...)
+	h.asks("a", 1, 8, one)
+	h.sync()
+	require.True(t, h.Knows())
+	require.EqualValues(t, 8, h.Version())
+	behind, known := h.Behind()
+	require.True(t, known)
+	require.Equal(t, map[string]uint64{"busy": 0}, behind)
+	require.True(t, h.HasWork())
+	for h.HasWork() {
+		h.sync()
+	}
+	behind, _ = h.Behind()
+	require.Empty(t, behind)
+	require.Equal(t, 1001, h.Held())
+
+	h.Driver.Stop()
+	require.False(t, h.Knows(), "what it was sent last may have come to nothing")
+}
+
+func TestARecordThatTheDataplaneRefusesIsAFailureOfItsOwnerAlone(t *testing.T) {
+	h := working(t, Options{})
+	refused := model.FrontendKey{VIP: one, Protocol: model.TCP, Port: 1}
+	h.Kernel.Refuse(func(record string) string {
+		if record == "frontend "+refused.String() {
+			return "full"
+		}
+		return ""
+	})
+	h.asks("a", 2, 1, one)
+	h.sync()
+	require.Equal(t, 1, len(h.Failures()))
+	f := h.Failures()["frontend "+refused.String()]
+	require.Equal(t, "tenant-a/lb", f.Owner)
+	require.Equal(t, "full", f.Message)
+	require.False(t, h.Serves(refused))
+	require.True(t, h.Serves(model.FrontendKey{VIP: one, Protocol: model.TCP, Port: 2}))
+	require.NoError(t, h.Problem())
+	h.Kernel.Refuse(nil)
+	h.retryAt = time.Now()
+	h.sync()
+	require.Empty(t, h.Failures())
+	require.True(t, h.Serves(refused))
+}
+
+func TestRedirectsReachWhatTheDataplaneHoldsAndWhatItIsStillToBeSent(t *testing.T) {
+	to := map[netip.Addr]model.Handover{}
+	h := &onHost{Host: drivertest.NewHost(t), t: t}
+	h.Kernel.Features = []dataplane.Feature{dataplane.Handover}
+	h.new(Options{Load: h.load, Redirect: func(a netip.Addr) model.Handover { return to[a] }})
+	h.Has(drivertest.Module)
+	h.works().requireWorking()
+	many := []netip.Addr{netip.MustParseAddr("198.18.0.1"), netip.MustParseAddr("198.18.0.2"), netip.MustParseAddr("198.18.0.3")}
+	h.asks("a", 2, 1, one)
+	h.sync()
+	h.asks("busy", 250, 2, many...)
+	h.sync()
+	require.True(t, h.HasWork())
+	h.sent()
+
+	next := model.Handover{Next: netip.MustParseAddr("192.0.2.2"), Asks: 3}
+	of := map[netip.Addr]bool{one: true}
+	to[one] = next
+	for _, a := range many {
+		to[a], of[a] = next, true
+	}
+	h.SendRedirects(t.Context(), of)
+	redirected := map[netip.Addr]int{}
+	note := func() {
+		for _, d := range h.sent() {
+			for _, f := range d.UpsertFrontends {
+				if f.Handover == next {
+					redirected[f.VIP]++
+				}
+			}
+		}
+	}
+	note()
+	require.Equal(t, 2, redirected[one], "at once")
+	require.Less(t, redirected[many[0]]+redirected[many[1]]+redirected[many[2]], 750, "others are still to be sent")
+	for h.HasWork() {
+		h.sync()
+	}
+	note()
+	require.Equal(t, map[netip.Addr]int{one: 2, many[0]: 250, many[1]: 250, many[2]: 250}, redirected, "each once")
+}
+
+func TestARedirectIsForConnectionsThatTheDataplaneCanRedirect(t *testing.T) {
+	h := working(t, Options{Redirect: func(netip.Addr) model.Handover { return model.Handover{Next: two, Asks: 1} }})
+	f := ports("a", 1, 1).UpsertFrontends[0]
+	require.Zero(t, h.withRedirect(f).Handover, "this one cannot")
+	h.runner.description.Features = append(h.runner.description.Features, dataplane.Handover)
+	require.NotZero(t, h.withRedirect(f).Handover)
+	udp, direct := f, f
+	udp.Protocol, direct.Forwarding = model.UDP, model.Direct
+	require.Zero(t, h.withRedirect(udp).Handover)
+	require.Zero(t, h.withRedirect(direct).Handover)
+}
+
+func TestAPurgeStartsAPluginThatDoesNotRunAndLeavesNothing(t *testing.T) {
+	h := working(t, Options{})
+	h.asks("a", 2, 1, one)
+	h.sync()
+	h.Driver.Stop()
+	require.NoError(t, h.Purge(t.Context()))
+	require.Empty(t, strings.TrimSpace(h.Kernel.Dump()))
+	require.NoError(t, h.Forget())
+	all, err := h.installed.read()
+	require.NoError(t, err)
+	require.Empty(t, all, "no later backend has to purge it")
+
+	h.broken = errors.New("its binary is gone")
+	h.Driver.Stop()
+	require.ErrorIs(t, h.Purge(t.Context()), h.broken)
+}
+
+func TestAFormerBackendIsPurgedOnceTheDataplaneHoldsEverything(t *testing.T) {
+	former := drivertest.NewHost(t)
+	former.Has(drivertest.Module)
+	gone := errors.New("no such file")
+	var missing error = gone
+	h := &onHost{Host: drivertest.NewHost(t), t: t}
+	h.new(Options{Load: func(o plugin.Options) (Process, error) {
+		if filepath.Base(o.Path) != "kubelb-backend-old" {
+			return h.Start(), nil
+		}
+		if missing != nil {
+			return nil, missing
+		}
+		return former.Start(), nil
+	}})
+	require.NoError(t, h.installed.note("old", installedBackend{Path: "/usr/bin/kubelb-backend-old", Options: drivertest.Options(former.Dir)}))
+	require.Empty(t, h.purgeNow)
+	h.Has(drivertest.Module)
+	h.works().requireWorking()
+	require.Len(t, h.purgeNow, 1, "now, and not before")
+
+	require.Contains(t, h.purgeOthers(t.Context())["old"], "put its binary back")
+	missing = nil
+	require.Empty(t, h.purgeOthers(t.Context()))
+	all, err := h.installed.read()
+	require.NoError(t, err)
+	require.NotContains(t, all, "old")
+	require.Contains(t, all, h.options.Backend.Name())
+}
+
+func TestWhatIsRunBesideTheLoopTellsTheLoop(t *testing.T) {
+	h := newOnHost(t)
+	require.NoError(t, h.installed.note("old", installedBackend{Path: "/nowhere/kubelb-backend-old"}))
+	h.Has(drivertest.Module)
+	h.works().requireWorking()
+	h.brokenPath = "kubelb-backend-old"
+	ctx, end := context.WithCancel(t.Context())
+	ended, told := make(chan error, 1), make(chan func(), 4)
+	go func() { ended <- h.Run(ctx, func(_ context.Context, event func()) { told <- event }) }()
+	select {
+	case event := <-told:
+		event()
+	case <-time.After(10 * time.Second):
+		require.Fail(t, "the former backend is not purged")
+	}
+	require.Contains(t, h.Unpurged()["old"], "the old backend, which was here before")
+	end()
+	require.NoError(t, <-ended)
+}

@@ -1,0 +1,55 @@
+package gateway
+
+import (
+	"context"
+	"net/netip"
+	"time"
+
+	"kubelb.k8c.io/core/election"
+	"kubelb.k8c.io/core/ipam"
+	"kubelb.k8c.io/manager/heartbeat"
+	"kubelb.k8c.io/manager/membership"
+)
+
+// board notes what is announced.
+type board map[netip.Addr]bool
+
+func (b board) Announce(addresses ...netip.Addr) {
+	for _, a := range addresses {
+		b[a] = true
+	}
+}
+
+func (b board) Withdraw(addresses ...netip.Addr) {
+	for _, a := range addresses {
+		delete(b, a)
+	}
+}
+
+func (board) Able() bool                { return true }
+func (board) Silent(ipam.Family) string { return "" }
+func (board) Run(context.Context) error { return nil }
+
+// neighbours are peers, as their Leases say, of a gateway that holds its own.
+type neighbours []membership.Other
+
+func (neighbours) Peers() ([]election.Peer, []string, bool) { return nil, nil, true }
+func (n neighbours) Others() []membership.Other             { return n }
+func (neighbours) Say(membership.Said)                      {}
+func (neighbours) Told(election.View) bool                  { return true }
+func (neighbours) Reaches() bool                            { return true }
+func (neighbours) SayUnwritten(string)                      {}
+func (neighbours) Trouble() error                           { return nil }
+func (neighbours) Run(context.Context) error                { return nil }
+
+// changing are peers that change.
+type changing struct{ neighbours }
+
+// lease is this gateway's, where no other gateway is on the segment.
+type lease struct{ holds bool }
+
+func (l *lease) Term() (uint64, bool)     { return 1, l.holds }
+func (*lease) Verdict() heartbeat.Verdict { return heartbeat.Alone }
+func (*lease) Since(time.Duration) (leased, missing bool) {
+	return false, false
+}

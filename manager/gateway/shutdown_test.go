@@ -1,0 +1,168 @@
+package gateway
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"kubelb.k8c.io/core/ipam"
+	"kubelb.k8c.io/manager/gateway/ownership"
+	"kubelb.k8c.io/manager/gateway/report"
+	"kubelb.k8c.io/manager/membership"
+)
+
+// looks in a row without a connection end a shutdown.
+const looks = 3
+
+// leaver is a gateway that has served an address and is told to end.
+type leaver struct {
+	*Gateway
+	address netip.Addr
+	ended   chan struct{}
+}
+
+func leave(t *testing.T, o Options, peers neighbours) *leaver {
+	o.Name, o.Announcer, o.Member, o.Log = "g", board{}, peers, slog.New(slog.DiscardHandler)
+	l := &leaver{Gateway: New(o, nil, nil), address: netip.MustParseAddr("203.0.113.1"), ended: make(chan struct{})}
+	l.served = true
+	l.noteReadiness()
+	l.ownership.Add(l.address)
+	l.elect(t.Context())
+	require.EqualValues(t, 1, l.ownership.Answered())
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		l.Shutdown(ctx)
+		close(l.ended)
+	}()
+	t.Cleanup(func() {
+		cancel()
+		<-l.ended
+	})
+	return l
+}
+
+// hears has the gateway take the event of being told.
+func (l *leaver) hears() *leaver {
+	(<-l.events)(l.Gateway)
+	return l
+}
+
+// looks has the gateway count what is left of its connections, and judge by that.
+func (l *leaver) looks(left uint64) {
+	l.drain.Shutdown.NoteConnections(l.ownership.Answered() > 0, left)
+	l.drain.Shutdown.Finish(l.ownership.Replaced)
+}
+
+func (l *leaver) requireEnd(t *testing.T) {
+	t.Helper()
+	select {
+	case <-l.ended:
+	case <-time.After(10 * time.Second):
+		t.Fatal("it does not end")
+	}
+}
+
+func (l *leaver) requireNoEnd(t *testing.T) {
+	t.Helper()
+	select {
+	case <-l.ended:
+		t.Fatal("it has ended")
+	case <-time.After(20 * time.Millisecond):
+	}
+}
+
+func TestAGatewayThatIsToldToEndWaitsUntilOthersHaveItsAddressesAndItsConnectionsHaveEnded(t *testing.T) {
+	l := leave(t, Options{DrainOptions: DrainOptions{DrainTimeout: time.Hour}}, neighbours{{Name: "other", Present: true, Serves: true}}).hears()
+	l.drain.Update(time.Now(), l.ownership.Replaced)
+	require.True(t, l.drain.Draining(), "it says that it leaves")
+	for range 2 * looks {
+		l.looks(0)
+	}
+	l.requireNoEnd(t) // It still answers for an address.
+	l.ownership.Remove(l.address)
+	for range 2 * looks {
+		l.looks(7)
+	}
+	l.looks(0)
+	l.looks(1) // A client that has just heard.
+	for range looks - 1 {
+		l.looks(0)
+	}
+	l.requireNoEnd(t)
+	l.looks(0)
+	l.requireEnd(t)
+}
+
+func TestAGatewayThatIsToldToEndWaitsNoLongerThanItMay(t *testing.T) {
+	l := leave(t, Options{DrainOptions: DrainOptions{DrainTimeout: 50 * time.Millisecond}}, neighbours{{Name: "other", Present: true, Serves: true}}).hears()
+	l.ownership.Remove(l.address)
+	l.looks(1)
+	l.requireEnd(t)
+}
+
+func TestAGatewayThatNobodyReplacesEndsAtOnce(t *testing.T) {
+	for name, peers := range map[string]neighbours{
+		"alone":                            nil,
+		"the other leaves, too":            {{Name: "other", Present: true, Leaving: true, Serves: true}},
+		"the other has failed":             {{Name: "other", Serves: true}},
+		"the other does not work yet":      {{Name: "other", Present: true}},
+		"the pool does not choose another": {{Name: "else", Present: true, Serves: true}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := leave(t, Options{DrainOptions: DrainOptions{DrainTimeout: time.Hour}}, peers).hears()
+			only := &metav1.LabelSelector{MatchLabels: map[string]string{"rack": "1"}}
+			ranges, err := ipam.ParseRanges([]string{"203.0.113.0/24"}, false)
+			require.NoError(t, err)
+			l.selection.SetPool("pool", ranges, only)
+			l.selection.SetGateway("g", only.MatchLabels)
+			l.selection.SetGateway("other", only.MatchLabels)
+			l.drain.Shutdown.Finish(l.ownership.Replaced)
+			l.requireEnd(t)
+		})
+	}
+}
+
+func TestAGatewayEndsAtOnceThatIsNotToWaitOrHasNotServed(t *testing.T) {
+	leave(t, Options{}, neighbours{{Name: "other", Present: true, Serves: true}}).requireEnd(t)
+	g := New(Options{Name: "g", AnnounceOptions: AnnounceOptions{Announcer: board{}}, DrainOptions: DrainOptions{DrainTimeout: time.Hour}, Log: slog.New(slog.DiscardHandler)}, nil, nil)
+	g.Shutdown(t.Context())
+	require.True(t, g.drain.Shutdown.Told())
+}
+
+func TestAGatewayThatHasDrainedSaysThatOthersAreThereOnlyIfItKnowsSo(t *testing.T) {
+	const let, all, notAll = "it answers for no address any more; ", "all of its addresses have another gateway that works", "not all of its addresses are known to have another gateway that works"
+	works := membership.Other{Name: "other", Present: true, Serves: true}
+	for name, c := range map[string]struct {
+		peers  Member
+		rack   string
+		others string
+	}{
+		"another one works":                       {neighbours{works}, "1", all},
+		"another one works, and is not chosen":    {neighbours{works}, "2", notAll},
+		"another one drains":                      {neighbours{{Name: "other", Present: true, Serves: true, Leaving: true}}, "1", notAll},
+		"there is no other one":                   {neighbours{}, "1", notAll},
+		"without a Lease nobody knows of another": {nil, "1", notAll},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := New(Options{Name: "g", AnnounceOptions: AnnounceOptions{Announcer: board{}}, PeerOptions: PeerOptions{Member: c.peers}, Log: slog.New(slog.DiscardHandler)}, nil, nil)
+			ranges, err := ipam.ParseRanges([]string{"203.0.113.0/24"}, false)
+			require.NoError(t, err)
+			g.selection.SetPool("pool", ranges, &metav1.LabelSelector{MatchLabels: map[string]string{"rack": "1"}})
+			g.selection.SetGateway("other", map[string]string{"rack": c.rack})
+			address := netip.MustParseAddr("203.0.113.1")
+			g.selection.SetGateway("g", map[string]string{"rack": "1"})
+			g.ownership.Add(address)
+			g.ownership.Elect(t.Context(), g.driver, ownership.State{Served: true})
+			require.Equal(t, metav1.ConditionFalse, report.Drained(g.ownership.Answered(), g.ownership.Replaced()).Status)
+			g.ownership.Elect(t.Context(), g.driver, ownership.State{Served: true, Left: true})
+			drained := report.Drained(g.ownership.Answered(), g.ownership.Replaced())
+			require.Equal(t, metav1.ConditionTrue, drained.Status)
+			require.Equal(t, let+c.others+"; connections that it has go on", drained.Message)
+		})
+	}
+}

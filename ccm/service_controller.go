@@ -448,7 +448,7 @@ func (r *serviceReconciler) cleanUp(ctx context.Context, service *corev1.Service
 	if len(lbs.Items) == 0 && !r.config.was(service) {
 		return nil
 	}
-	if len(lbs.Items) > 0 {
+	if slices.ContainsFunc(lbs.Items, func(lb v1alpha1.LoadBalancer) bool { return lb.DeletionTimestamp == nil }) {
 		r.event(service, corev1.EventTypeNormal, eventDeleting, "Deleting load balancer")
 	}
 	gone, err := r.deleteFromHub(ctx, key, "")

@@ -130,6 +130,20 @@ func TestANodeIsToldAgainOnceWhatIsLeftOutOfItDiffers(t *testing.T) {
 	require.Contains(t, all(n.events), "127.0.0.1 is a loopback address")
 }
 
+// Clusters that scale make nodes of new names each day.
+func TestANodeThatIsGoneIsForgotten(t *testing.T) {
+	n := tellNodes(t)
+	odd := n.node("odd", "169.254.1.0")
+	require.NoError(t, n.look())
+	require.Contains(t, all(n.events), "169.254.1.0 is a link-local address")
+	require.NoError(t, n.tenant.Delete(t.Context(), odd))
+	require.NoError(t, n.look())
+	require.Empty(t, n.r.told)
+	n.node("odd", "169.254.1.0")
+	require.NoError(t, n.look())
+	require.Contains(t, all(n.events), "169.254.1.0 is a link-local address", "it is another node")
+}
+
 // The hub's schema refuses the whole list for one address too many.
 func TestNodesBeyondTheHubsBoundAreLeftOutAndCounted(t *testing.T) {
 	n := tellNodes(t)

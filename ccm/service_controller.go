@@ -170,7 +170,7 @@ func (r *serviceReconciler) ensure(ctx context.Context, service *corev1.Service)
 	if err != nil || !gone {
 		return 0, err
 	}
-	wished, problems, err := r.wish(ctx, service)
+	wished, problems, again, err := r.wish(ctx, service)
 	if err != nil {
 		return 0, err
 	}
@@ -192,7 +192,10 @@ func (r *serviceReconciler) ensure(ctx context.Context, service *corev1.Service)
 		return 0, r.pushFailed(ctx, service, err)
 	}
 	status, refusal := r.config.accept(lb.Status.LoadBalancer)
-	condition, again := r.lag.note(service, lb, mirror(lb, problems), time.Now())
+	condition, unconfirmed := r.lag.note(service, lb, mirror(lb, problems), time.Now())
+	if again == 0 || unconfirmed > 0 && unconfirmed < again {
+		again = unconfirmed
+	}
 	condition = r.away.doubt(condition)
 	if refusal != nil {
 		condition = *refusal
@@ -210,29 +213,31 @@ func (r *serviceReconciler) retain(ctx context.Context, wished *v1alpha1.LoadBal
 	return retain(wished, &current, problems), nil
 }
 
-// wish gathers what the Service's translation needs.
-func (r *serviceReconciler) wish(ctx context.Context, service *corev1.Service) (*v1alpha1.LoadBalancer, []translate.Problem, error) {
+// wish gathers what the Service's translation needs. It is to be done again after that time, if it is not 0.
+func (r *serviceReconciler) wish(ctx context.Context, service *corev1.Service) (wished *v1alpha1.LoadBalancer, problems []translate.Problem, again time.Duration, err error) {
 	var endpoints []translate.Slice
 	var nodes map[string]translate.Node
 	s := convert.Service(service)
 	if s.LocalOnly {
 		var all discoveryv1.EndpointSliceList
 		if err := r.tenant.List(ctx, &all, client.InNamespace(service.Namespace), client.MatchingLabels{discoveryv1.LabelServiceName: service.Name}); err != nil {
-			return nil, nil, err
+			return nil, nil, 0, err
 		}
 		for i := range all.Items {
 			endpoints = append(endpoints, convert.Slice(&all.Items[i]))
 		}
-		var err error
 		if nodes, err = r.nodesOf(ctx, endpoints); err != nil {
-			return nil, nil, err
+			return nil, nil, 0, err
 		}
 	}
 	lb, problems := translate.Wish(s, nodes, endpoints, r.config.NodeAddressType, r.config.HubNamespace)
 	if lb.Local == nil {
-		return convert.LoadBalancer(lb), append(problems, r.nodes.get()...), nil
+		return convert.LoadBalancer(lb), append(problems, r.nodes.get()...), 0, nil
 	}
 	resolved, failed := r.config.resolve(ctx, *lb.Local)
+	if len(failed) > 0 {
+		again = resolveEvery
+	}
 	kept, left := listable("node ", resolved)
 	left = append(left, failed...)
 	kept, beyond := translate.Listed(kept, translate.MaxOwnNames)
@@ -240,7 +245,7 @@ func (r *serviceReconciler) wish(ctx context.Context, service *corev1.Service) (
 		problems = append(problems, translate.LeftOut(left))
 	}
 	lb.Local = &kept
-	return convert.LoadBalancer(lb), problems, nil
+	return convert.LoadBalancer(lb), problems, again, nil
 }
 
 // nodesOf returns the nodes on which there are endpoints, by name.

@@ -139,3 +139,25 @@ func TestATargetThatTheHubRefusesIsLeftOutAndNamed(t *testing.T) {
 	c.settle()
 	require.Equal(t, says(metav1.ConditionTrue, translate.ReasonNodesLeftOut, "served, but: left out of the targets: node 169.254.1.0 is a link-local address"), c.condition())
 }
+
+// No event tells that a name resolves now.
+func TestNodesNamesOfAServiceOfPolicyLocalAreLookedUpAgainUntilTheyResolve(t *testing.T) {
+	n1 := node("n1")
+	n1.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeHostName, Address: "n1.example.com."}}
+	c := newClusters(t, local(), n1, slice("a", map[string]string{"n1": "ready"}))
+	c.r.config.NodeAddressType, c.r.config.Resolver = "Hostname", names{}.resolver(t)
+	result, err := c.reconcile()
+	require.NoError(t, err)
+	require.Equal(t, resolveEvery, result.RequeueAfter)
+	require.Empty(t, c.targets())
+	c.answer(metav1.ConditionTrue, "Ready", "served", "203.0.113.1")
+	c.settle()
+	require.Contains(t, c.condition().Message, "node name n1.example.com. does not resolve: no such host")
+
+	c.r.config.Resolver = names{"n1.example.com": "198.51.100.11"}.resolver(t)
+	result, err = c.reconcile()
+	require.NoError(t, err)
+	require.Zero(t, result.RequeueAfter)
+	require.Equal(t, []string{"198.51.100.11"}, c.targets())
+	require.Equal(t, says(metav1.ConditionTrue, "Ready", "served"), c.condition())
+}

@@ -167,8 +167,11 @@ func (r *serviceReconciler) ensure(ctx context.Context, service *corev1.Service)
 		return 0, err
 	}
 	gone, err := r.deleteFromHub(ctx, client.ObjectKeyFromObject(service), string(service.UID))
-	if err != nil || !gone {
+	if err != nil {
 		return 0, err
+	}
+	if !gone {
+		return 0, r.waitForEarlier(ctx, service)
 	}
 	wished, problems, again, err := r.wish(ctx, service)
 	if err != nil {
@@ -201,6 +204,15 @@ func (r *serviceReconciler) ensure(ctx context.Context, service *corev1.Service)
 		condition = *refusal
 	}
 	return again, r.publish(ctx, service, &status, condition, problems)
+}
+
+// waitForEarlier says in the condition of a new Service why it waits. The deletion on the hub is an event, which starts the next attempt.
+func (r *serviceReconciler) waitForEarlier(ctx context.Context, service *corev1.Service) error {
+	if meta.FindStatusCondition(service.Status.Conditions, conditionReady) != nil {
+		return nil // it has a LoadBalancer of its own, of which the condition is
+	}
+	return r.publish(ctx, service, nil, metav1.Condition{Type: conditionReady, Status: metav1.ConditionFalse, Reason: reasonPending,
+		Message: "waiting until the management cluster has deleted the LoadBalancer of an earlier Service of this name"}, nil)
 }
 
 // retain is retain with what is on the hub. Where nothing is, nothing is kept.
@@ -329,6 +341,9 @@ func (r *serviceReconciler) pushFailed(ctx context.Context, service *corev1.Serv
 	return errors.Join(cause, r.publish(ctx, service, status, condition, nil))
 }
 
+// reasonPending is the reason of a Service's condition while the hub has not answered yet.
+const reasonPending = "Pending"
+
 // reasonHubRefused is that of a Service of which the management cluster takes nothing.
 const reasonHubRefused = "HubRefused"
 
@@ -337,7 +352,7 @@ const servedBut = "served, but: "
 
 // mirror is the Service's condition: the hub's own Ready, or what the tenant's side left out.
 func mirror(lb *v1alpha1.LoadBalancer, problems []translate.Problem) metav1.Condition {
-	out := metav1.Condition{Type: conditionReady, Status: metav1.ConditionFalse, Reason: "Pending", Message: "waiting for the management cluster to answer"}
+	out := metav1.Condition{Type: conditionReady, Status: metav1.ConditionFalse, Reason: reasonPending, Message: "waiting for the management cluster to answer"}
 	if c := meta.FindStatusCondition(lb.Status.Conditions, v1alpha1.ConditionReady); c != nil {
 		out.Status, out.Reason, out.Message = c.Status, c.Reason, c.Message
 	} else if len(lb.Status.LoadBalancer.Ingress) > 0 {
@@ -440,7 +455,7 @@ func (r *serviceReconciler) log(ctx context.Context, service *corev1.Service, co
 }
 
 // waiting are reasons that pass by themselves and are worth no event.
-var waiting = map[string]bool{"Pending": true, "WaitingForGateway": true, "WaitingForAnnouncement": true}
+var waiting = map[string]bool{reasonPending: true, "WaitingForGateway": true, "WaitingForAnnouncement": true}
 
 // cleanUp lets go of a Service that is not ours any more: first the hub, then the finalizer, then the status. A Service
 // that never was ours is not touched, even if it carries the same well-known finalizer for another controller.

@@ -236,11 +236,26 @@ func TestTheLoadBalancerOfAnEarlierServiceOfThatNameGoesFirst(t *testing.T) {
 	c.settle()
 	require.NotNil(t, c.onHub().DeletionTimestamp)
 	require.Nil(t, c.loadBalancer("uid-2"))
+	require.Equal(t, says(metav1.ConditionFalse, "Pending", "waiting until the management cluster has deleted the LoadBalancer of an earlier Service of this name"), c.condition())
 	c.requireNothing()
 
 	c.editOnHub(func(lb *v1alpha1.LoadBalancer) { lb.Finalizers = nil })
 	c.settle()
 	require.NotNil(t, c.loadBalancer("uid-2"))
+}
+
+// Somebody has made another object on the hub with the labels of a Service that is served.
+func TestASurplusLoadBalancerIsDeletedAndChangesNothingOfTheService(t *testing.T) {
+	c := newClusters(t, web())
+	c.serve()
+	surplus := c.onHub()
+	surplus.Name, surplus.ResourceVersion, surplus.Finalizers = "surplus", "", []string{v1alpha1.CleanupFinalizer}
+	require.NoError(t, c.hub.Create(t.Context(), surplus))
+	c.settle()
+	require.NotNil(t, c.loadBalancer("surplus").DeletionTimestamp)
+	require.Equal(t, []string{"hub: delete LoadBalancer surplus"}, c.writes)
+	require.Equal(t, says(metav1.ConditionTrue, "Ready", "served"), c.condition())
+	require.Equal(t, ingress("203.0.113.1"), c.service().Status.LoadBalancer)
 }
 
 func TestThatSomebodyElseWroteMeanwhileIsTriedAgainAndNotSaid(t *testing.T) {

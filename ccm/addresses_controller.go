@@ -75,9 +75,12 @@ func (r *addressesReconciler) Reconcile(ctx context.Context, req reconcile.Reque
 		nodes[i] = convert.Node(&list.Items[i])
 	}
 	addresses, left := r.addresses(ctx, nodes)
+	present := map[string]bool{}
 	for i := range list.Items {
 		r.tell(&list.Items[i], left[list.Items[i].Name])
+		present[list.Items[i].Name] = true
 	}
+	maps.DeleteFunc(r.told, func(name, _ string) bool { return !present[name] })
 	spec := v1alpha1.AddressesSpec{Addresses: convert.Addresses(addresses)}
 	if len(spec.Addresses) == 0 {
 		log.FromContext(ctx).Info("no eligible node has an address of the wished type: connections will be refused",

@@ -167,10 +167,13 @@ func (r *serviceReconciler) ensure(ctx context.Context, service *corev1.Service)
 		return 0, err
 	}
 	gone, err := r.deleteFromHub(ctx, client.ObjectKeyFromObject(service), string(service.UID))
-	if err != nil || !gone {
+	if err != nil {
 		return 0, err
 	}
-	wished, problems, err := r.wish(ctx, service)
+	if !gone {
+		return 0, r.waitForEarlier(ctx, service)
+	}
+	wished, problems, again, err := r.wish(ctx, service)
 	if err != nil {
 		return 0, err
 	}
@@ -192,12 +195,24 @@ func (r *serviceReconciler) ensure(ctx context.Context, service *corev1.Service)
 		return 0, r.pushFailed(ctx, service, err)
 	}
 	status, refusal := r.config.accept(lb.Status.LoadBalancer)
-	condition, again := r.lag.note(service, lb, mirror(lb, problems), time.Now())
+	condition, unconfirmed := r.lag.note(service, lb, mirror(lb, problems), time.Now())
+	if again == 0 || unconfirmed > 0 && unconfirmed < again {
+		again = unconfirmed
+	}
 	condition = r.away.doubt(condition)
 	if refusal != nil {
 		condition = *refusal
 	}
 	return again, r.publish(ctx, service, &status, condition, problems)
+}
+
+// waitForEarlier says in the condition of a new Service why it waits. The deletion on the hub is an event, which starts the next attempt.
+func (r *serviceReconciler) waitForEarlier(ctx context.Context, service *corev1.Service) error {
+	if meta.FindStatusCondition(service.Status.Conditions, conditionReady) != nil {
+		return nil // it has a LoadBalancer of its own, of which the condition is
+	}
+	return r.publish(ctx, service, nil, metav1.Condition{Type: conditionReady, Status: metav1.ConditionFalse, Reason: reasonPending,
+		Message: "waiting until the management cluster has deleted the LoadBalancer of an earlier Service of this name"}, nil)
 }
 
 // retain is retain with what is on the hub. Where nothing is, nothing is kept.
@@ -210,29 +225,31 @@ func (r *serviceReconciler) retain(ctx context.Context, wished *v1alpha1.LoadBal
 	return retain(wished, &current, problems), nil
 }
 
-// wish gathers what the Service's translation needs.
-func (r *serviceReconciler) wish(ctx context.Context, service *corev1.Service) (*v1alpha1.LoadBalancer, []translate.Problem, error) {
+// wish gathers what the Service's translation needs. It is to be done again after that time, if it is not 0.
+func (r *serviceReconciler) wish(ctx context.Context, service *corev1.Service) (wished *v1alpha1.LoadBalancer, problems []translate.Problem, again time.Duration, err error) {
 	var endpoints []translate.Slice
 	var nodes map[string]translate.Node
 	s := convert.Service(service)
 	if s.LocalOnly {
 		var all discoveryv1.EndpointSliceList
 		if err := r.tenant.List(ctx, &all, client.InNamespace(service.Namespace), client.MatchingLabels{discoveryv1.LabelServiceName: service.Name}); err != nil {
-			return nil, nil, err
+			return nil, nil, 0, err
 		}
 		for i := range all.Items {
 			endpoints = append(endpoints, convert.Slice(&all.Items[i]))
 		}
-		var err error
 		if nodes, err = r.nodesOf(ctx, endpoints); err != nil {
-			return nil, nil, err
+			return nil, nil, 0, err
 		}
 	}
 	lb, problems := translate.Wish(s, nodes, endpoints, r.config.NodeAddressType, r.config.HubNamespace)
 	if lb.Local == nil {
-		return convert.LoadBalancer(lb), append(problems, r.nodes.get()...), nil
+		return convert.LoadBalancer(lb), append(problems, r.nodes.get()...), 0, nil
 	}
 	resolved, failed := r.config.resolve(ctx, *lb.Local)
+	if len(failed) > 0 {
+		again = resolveEvery
+	}
 	kept, left := listable("node ", resolved)
 	left = append(left, failed...)
 	kept, beyond := translate.Listed(kept, translate.MaxOwnNames)
@@ -240,7 +257,7 @@ func (r *serviceReconciler) wish(ctx context.Context, service *corev1.Service) (
 		problems = append(problems, translate.LeftOut(left))
 	}
 	lb.Local = &kept
-	return convert.LoadBalancer(lb), problems, nil
+	return convert.LoadBalancer(lb), problems, again, nil
 }
 
 // nodesOf returns the nodes on which there are endpoints, by name.
@@ -324,6 +341,9 @@ func (r *serviceReconciler) pushFailed(ctx context.Context, service *corev1.Serv
 	return errors.Join(cause, r.publish(ctx, service, status, condition, nil))
 }
 
+// reasonPending is the reason of a Service's condition while the hub has not answered yet.
+const reasonPending = "Pending"
+
 // reasonHubRefused is that of a Service of which the management cluster takes nothing.
 const reasonHubRefused = "HubRefused"
 
@@ -332,7 +352,7 @@ const servedBut = "served, but: "
 
 // mirror is the Service's condition: the hub's own Ready, or what the tenant's side left out.
 func mirror(lb *v1alpha1.LoadBalancer, problems []translate.Problem) metav1.Condition {
-	out := metav1.Condition{Type: conditionReady, Status: metav1.ConditionFalse, Reason: "Pending", Message: "waiting for the management cluster to answer"}
+	out := metav1.Condition{Type: conditionReady, Status: metav1.ConditionFalse, Reason: reasonPending, Message: "waiting for the management cluster to answer"}
 	if c := meta.FindStatusCondition(lb.Status.Conditions, v1alpha1.ConditionReady); c != nil {
 		out.Status, out.Reason, out.Message = c.Status, c.Reason, c.Message
 	} else if len(lb.Status.LoadBalancer.Ingress) > 0 {
@@ -435,7 +455,7 @@ func (r *serviceReconciler) log(ctx context.Context, service *corev1.Service, co
 }
 
 // waiting are reasons that pass by themselves and are worth no event.
-var waiting = map[string]bool{"Pending": true, "WaitingForGateway": true, "WaitingForAnnouncement": true}
+var waiting = map[string]bool{reasonPending: true, "WaitingForGateway": true, "WaitingForAnnouncement": true}
 
 // cleanUp lets go of a Service that is not ours any more: first the hub, then the finalizer, then the status. A Service
 // that never was ours is not touched, even if it carries the same well-known finalizer for another controller.
@@ -448,7 +468,7 @@ func (r *serviceReconciler) cleanUp(ctx context.Context, service *corev1.Service
 	if len(lbs.Items) == 0 && !r.config.was(service) {
 		return nil
 	}
-	if len(lbs.Items) > 0 {
+	if slices.ContainsFunc(lbs.Items, func(lb v1alpha1.LoadBalancer) bool { return lb.DeletionTimestamp == nil }) {
 		r.event(service, corev1.EventTypeNormal, eventDeleting, "Deleting load balancer")
 	}
 	gone, err := r.deleteFromHub(ctx, key, "")

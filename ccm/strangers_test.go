@@ -3,6 +3,7 @@ package ccm
 import (
 	"context"
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
@@ -18,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/apiutil"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
@@ -61,4 +63,60 @@ func TestWhatKubeLBsCCMHasMarkedIsToldInAnEvent(t *testing.T) {
 	require.Empty(t, told(), "an event lasts for an hour")
 	require.NoError(t, s.look(t.Context(), now.Add(strangersAgain)))
 	require.Len(t, told(), 2)
+}
+
+// markedIngresses is a cluster with so many marked Ingresses, and the watch for them.
+func markedIngresses(t *testing.T, count int, list func(kind string) error) (*strangers, *events.FakeRecorder) {
+	t.Helper()
+	scheme := runtime.NewScheme()
+	require.NoError(t, errors.Join(corev1.AddToScheme(scheme), networkingv1.AddToScheme(scheme)))
+	var objects []client.Object
+	for i := range count {
+		name := fmt.Sprint("i", i)
+		objects = append(objects, &networkingv1.Ingress{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, UID: types.UID(name), Finalizers: []string{marks.Finalizer}}})
+	}
+	c := fake.NewClientBuilder().WithScheme(scheme).WithRESTMapper(testrestmapper.TestOnlyStaticRESTMapper(scheme)).WithObjects(objects...).
+		WithInterceptorFuncs(interceptor.Funcs{List: func(ctx context.Context, c client.WithWatch, into client.ObjectList, options ...client.ListOption) error {
+			gvk, err := apiutil.GVKForObject(into, scheme)
+			if err := errors.Join(err, list(gvk.Kind)); err != nil {
+				return err
+			}
+			return c.List(ctx, into, options...)
+		}}).Build()
+	recorder := events.NewFakeRecorder(1000)
+	return &strangers{reader: c, mapper: c.RESTMapper(), events: recorder, log: logr.Discard(), told: map[types.UID]time.Time{}}, recorder
+}
+
+// Ten thousand events at once would be a load for the API server.
+func TestOfManyMarkedObjectsEachGetsItsEventInTurn(t *testing.T) {
+	s, recorder := markedIngresses(t, strangersAtOnce+10, func(string) error { return nil })
+	now := time.Unix(1_800_000_000, 0)
+	require.NoError(t, s.look(t.Context(), now))
+	require.Len(t, recorder.Events, strangersAtOnce)
+	require.NoError(t, s.look(t.Context(), now.Add(strangersEvery)))
+	require.Len(t, recorder.Events, strangersAtOnce+10, "the others are next")
+	require.NoError(t, s.look(t.Context(), now.Add(2*strangersEvery)))
+	require.Len(t, recorder.Events, strangersAtOnce+10)
+}
+
+func TestObjectsThatWereReleasedAreForgotten(t *testing.T) {
+	s, _ := markedIngresses(t, 3, func(string) error { return nil })
+	now := time.Unix(1_800_000_000, 0)
+	require.NoError(t, s.look(t.Context(), now))
+	require.Len(t, s.told, 3)
+	s.reader = fake.NewClientBuilder().WithScheme(s.reader.(client.Client).Scheme()).Build()
+	require.NoError(t, s.look(t.Context(), now.Add(strangersAgain)))
+	require.Empty(t, s.told)
+}
+
+func TestAKindThatCannotBeReadHidesNoOtherOne(t *testing.T) {
+	away := errors.New("etcd has no leader")
+	s, recorder := markedIngresses(t, 1, func(kind string) error {
+		if kind == "NamespaceList" {
+			return away
+		}
+		return nil
+	})
+	require.ErrorIs(t, s.look(t.Context(), time.Unix(1_800_000_000, 0)), away)
+	require.Len(t, recorder.Events, 1)
 }

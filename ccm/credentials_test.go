@@ -1,0 +1,114 @@
+package ccm
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	authorizationv1 "k8s.io/api/authorization/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes/fake"
+	authorization "k8s.io/client-go/kubernetes/typed/authorization/v1"
+	clienttesting "k8s.io/client-go/testing"
+)
+
+// tenantsRights are those of the Role that the manager makes for a tenant's CCM.
+func tenantsRights(a authorizationv1.ResourceAttributes) bool {
+	verbs := map[string]string{"loadbalancers": "create delete get list update watch", "addresses": "create get list update watch"}
+	return a.Group == "kubelb.k8c.io" && a.Namespace == "tenant-a" && strings.Contains(verbs[a.Resource], a.Verb)
+}
+
+// rightsOf are credentials with these rights on a hub, which answers with the error if there is one.
+func rightsOf(may func(authorizationv1.ResourceAttributes) bool, failed error) *credentials {
+	hub := fake.NewClientset()
+	hub.PrependReactor("create", "selfsubjectaccessreviews", func(a clienttesting.Action) (bool, runtime.Object, error) {
+		review := a.(clienttesting.CreateAction).GetObject().(*authorizationv1.SelfSubjectAccessReview).DeepCopy()
+		review.Status.Allowed = may(*review.Spec.ResourceAttributes)
+		return true, review, failed
+	})
+	return &credentials{reviews: hub.AuthorizationV1().SelfSubjectAccessReviews(), namespace: "tenant-a"}
+}
+
+func TestATenantsOwnCredentialsAreTheRightOnes(t *testing.T) {
+	c := rightsOf(tenantsRights, nil)
+	require.NoError(t, c.check(t.Context(), false))
+	require.NoError(t, c.refuseExcess(t.Context()))
+	require.NoError(t, c.served(t.Context()))
+}
+
+// T1: whoever takes these credentials from the tenant's cluster has other tenants as well.
+func TestTheCCMDoesNotStartWithMoreThanATenantsRights(t *testing.T) {
+	for what, broad := range map[string]authorizationv1.ResourceAttributes{
+		"create loadbalancers in every namespace": {Group: "kubelb.k8c.io", Resource: "loadbalancers", Verb: "create"},
+		"get secrets in every namespace":          {Resource: "secrets", Verb: "get"},
+	} {
+		c := rightsOf(func(a authorizationv1.ResourceAttributes) bool { return tenantsRights(a) || a == broad }, nil)
+		err := c.refuseExcess(t.Context())
+		require.ErrorContains(t, err, "may "+what)
+		require.ErrorContains(t, err, "--allow-broad-credentials")
+		require.ErrorContains(t, err, "Secret kubelb-ccm-kubeconfig of namespace tenant-a", "it says which ones to take")
+		require.Equal(t, err, c.check(t.Context(), false))
+		require.NoError(t, c.check(t.Context(), true), "the operator says so")
+	}
+}
+
+func TestEveryRightThatIsMissingIsNamed(t *testing.T) {
+	c := rightsOf(func(a authorizationv1.ResourceAttributes) bool {
+		return tenantsRights(a) && a.Verb != "update" && a.Verb != "delete"
+	}, nil)
+	require.ErrorContains(t, c.check(t.Context(), false), "may not update addresses, delete loadbalancers, update loadbalancers in namespace tenant-a")
+	c = rightsOf(tenantsRights, nil)
+	c.namespace = "tenant-b"
+	require.ErrorContains(t, c.check(t.Context(), false), "see that --cluster-name is the tenant's name")
+}
+
+func TestTheCCMStartsWhileTheHubIsAway(t *testing.T) {
+	c := rightsOf(tenantsRights, errors.New("connection refused"))
+	require.NoError(t, c.refuseExcess(t.Context()), "traffic goes on, and so do renewals once it is back")
+	require.ErrorContains(t, c.check(t.Context(), false), "management cluster: connection refused")
+	require.ErrorContains(t, c.served(t.Context()), "management cluster: connection refused")
+}
+
+func TestCredentialsThatHaveEndedAreNamedWithTheCommandThatHelps(t *testing.T) {
+	c := rightsOf(tenantsRights, apierrors.NewUnauthorized("Unauthorized"))
+	for _, err := range []error{c.check(t.Context(), false), c.served(t.Context())} {
+		require.ErrorContains(t, err, "'kubelb tenants kubeconfig a' prints a new kubeconfig")
+		require.True(t, apierrors.IsUnauthorized(err), "whoever branches on it can")
+	}
+}
+
+func TestAHubThatAllowsNoListIsNotServing(t *testing.T) {
+	c := rightsOf(func(a authorizationv1.ResourceAttributes) bool { return a.Verb != "list" }, nil)
+	require.ErrorContains(t, c.served(t.Context()), "may not list loadbalancers in namespace tenant-a")
+}
+
+// A hub that accepts connections and does not answer keeps nobody waiting.
+func TestTheCheckOfCredentialsEnds(t *testing.T) {
+	hub := fake.NewClientset()
+	var left time.Duration
+	hub.PrependReactor("create", "selfsubjectaccessreviews", func(clienttesting.Action) (bool, runtime.Object, error) { return true, nil, context.DeadlineExceeded })
+	c := &credentials{reviews: deadlines{hub.AuthorizationV1().SelfSubjectAccessReviews(), &left}, namespace: "tenant-a"}
+	for _, ask := range []func(context.Context) error{c.served, c.refuseExcess, func(ctx context.Context) error { return c.check(ctx, false) }} {
+		left = 0
+		_ = ask(t.Context())
+		require.InDelta(t, credentialsTimeout.Seconds(), left.Seconds(), 1)
+	}
+}
+
+// deadlines notes how long a request may take.
+type deadlines struct {
+	authorization.SelfSubjectAccessReviewInterface
+	left *time.Duration
+}
+
+func (d deadlines) Create(ctx context.Context, review *authorizationv1.SelfSubjectAccessReview, options metav1.CreateOptions) (*authorizationv1.SelfSubjectAccessReview, error) {
+	if end, limited := ctx.Deadline(); limited {
+		*d.left = time.Until(end)
+	}
+	return d.SelfSubjectAccessReviewInterface.Create(ctx, review, options)
+}

@@ -1,0 +1,42 @@
+package ccm
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"k8s.io/client-go/rest"
+
+	"kubelb.k8c.io/api/v1alpha1"
+)
+
+// KubeLB's own CCM has a Lease of the same name, so that never both work. `kubelb migrate` tells the two apart by the holder.
+func TestTheLeaseOfTheElectionIsKubeLBsAndItsHolderIsOurs(t *testing.T) {
+	config := &rest.Config{Host: "http://127.0.0.1:1"}
+	lock, err := electionLock(config, true, "kubelb")
+	require.NoError(t, err)
+	require.Equal(t, "kubelb/19f32e7b.ccm.kubelb.k8c.io", lock.Describe())
+	require.Contains(t, lock.Identity(), "_"+v1alpha1.CCMHolder+"_")
+	host, err := os.Hostname()
+	require.NoError(t, err)
+	require.True(t, strings.HasPrefix(lock.Identity(), host+"_"), "people see which pod it is")
+	other, err := electionLock(config, true, "kubelb")
+	require.NoError(t, err)
+	require.NotEqual(t, lock.Identity(), other.Identity(), "a process that starts again on the same host is another one")
+}
+
+func TestWithoutLeaderElectionThereIsNoLease(t *testing.T) {
+	lock, err := electionLock(&rest.Config{Host: "http://127.0.0.1:1"}, false, "kubelb")
+	require.NoError(t, err)
+	require.Nil(t, lock)
+}
+
+// A replica that stands by needs a valid token when it is elected, perhaps after days. All else is the leader's work.
+func TestEachReplicaRenewsItsToken(t *testing.T) {
+	require.False(t, (&keyring{}).NeedLeaderElection())
+	for _, work := range []any{&lease{}, &refusals{}, &reporter{}, &strangers{}} {
+		_, says := work.(interface{ NeedLeaderElection() bool })
+		require.False(t, says, "%T is for the leader", work)
+	}
+}

@@ -136,6 +136,13 @@ type LoadBalancerSpec struct {
 	// +optional
 	// +kubebuilder:validation:Enum=nat;transparent;direct;""
 	Forwarding string `json:"forwarding,omitempty"`
+
+	// ProxyProtocol v2 sends the client's address to the nodes, in a PROXY protocol header of version 2 before the first byte of each TCP
+	// connection. It needs gateways with Envoy: other dataplanes refuse the LoadBalancer. Empty sends no header. Annotation form:
+	// kubelb.k8c.io/proxy-protocol.
+	// +optional
+	// +kubebuilder:validation:Enum=v2;""
+	ProxyProtocol string `json:"proxyProtocol,omitempty"`
 }
 
 // LoadBalancerEndpoints is a set of addresses times a set of ports.

@@ -97,6 +97,7 @@ func LoadBalancer(lb translate.LoadBalancer) *v1alpha1.LoadBalancer {
 			IPFamilyPolicy:           corev1.IPFamilyPolicy(lb.FamilyPolicy),
 			HealthCheckNodePort:      lb.HealthCheckNodePort,
 			Forwarding:               lb.Forwarding,
+			ProxyProtocol:            lb.ProxyProtocol,
 			AddressPool:              lb.AddressPool,
 			SharingKey:               lb.SharingKey,
 			Endpoints: []v1alpha1.LoadBalancerEndpoints{{
@@ -111,9 +112,6 @@ func LoadBalancer(lb translate.LoadBalancer) *v1alpha1.LoadBalancer {
 	if lb.Local != nil {
 		local := Addresses(*lb.Local)
 		endpoints.LocalAddresses = &local
-	}
-	if lb.ProxyProtocol != "" {
-		out.Annotations = map[string]string{v1alpha1.AnnotationProxyProtocol: lb.ProxyProtocol}
 	}
 	for i, p := range lb.Ports {
 		target := lb.EndpointPorts[i]

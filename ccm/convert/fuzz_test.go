@@ -74,7 +74,7 @@ func FuzzServiceAnnotations(f *testing.F) {
 			require.Equal(t, strings.TrimSpace(sharing), spec.SharingKey)
 		}
 		if !wrong[v1alpha1.AnnotationProxyProtocol] {
-			require.Contains(t, []string{"", translate.ProxyProtocolV2}, LoadBalancer(lb).Annotations[v1alpha1.AnnotationProxyProtocol])
+			require.Contains(t, []string{"", translate.ProxyProtocolV2}, spec.ProxyProtocol)
 		}
 	})
 }

@@ -288,16 +288,15 @@ func (t *translation) checkWords() {
 	known(ReasonInvalidFamilyPolicy, "spec.ipFamilyPolicy", string(t.lb.FamilyPolicy), string(ipam.SingleStack), string(ipam.PreferDualStack), string(ipam.RequireDualStack))
 	known(ReasonInvalidForwarding, "spec.forwarding", t.lb.Forwarding, forwardings...)
 	if t.lb.ProxyProtocol != "" && t.lb.ProxyProtocol != ProxyProtocolV2 {
-		t.problems = append(t.problems, InvalidProxyProtocol(t.lb.ProxyProtocol))
+		t.problems = append(t.problems, InvalidProxyProtocol("spec.proxyProtocol", t.lb.ProxyProtocol))
 	}
 }
 
 // ProxyProtocolV2 is the only version of the PROXY protocol that is sent: the binary one.
 const ProxyProtocolV2 = "v2"
 
-// InvalidProxyProtocol says that the word is no version of the PROXY protocol that is sent.
-func InvalidProxyProtocol(word string) Problem {
-	field := "metadata.annotations." + AnnotationProxyProtocol
+// InvalidProxyProtocol says that the word in the field, or annotation, is no version of the PROXY protocol that is sent.
+func InvalidProxyProtocol(field, word string) Problem {
 	return Problem{Reason: ReasonInvalidProxyProtocol, Field: field, Message: fmt.Sprintf("%s is %q: use %s, or remove it", field, word, ProxyProtocolV2)}
 }
 

@@ -245,7 +245,7 @@ func (lb *LoadBalancer) set(s Service) (problems []Problem) {
 	if s.ProxyProtocol == "" || s.ProxyProtocol == ProxyProtocolV2 {
 		lb.ProxyProtocol = s.ProxyProtocol
 	} else {
-		problems = append(problems, InvalidProxyProtocol(s.ProxyProtocol))
+		problems = append(problems, InvalidProxyProtocol("metadata.annotations."+AnnotationProxyProtocol, s.ProxyProtocol))
 	}
 	return problems
 }

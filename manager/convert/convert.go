@@ -77,7 +77,7 @@ func interpret(lb *v1alpha1.LoadBalancer, values map[string]string) (translate.L
 		Forwarding:          a.text(lb.Spec.Forwarding, v1alpha1.AnnotationForwarding),
 		AddressPool:         a.word(lb.Spec.AddressPool, v1alpha1.AnnotationAddressPool, translate.PoolName),
 		SharingKey:          a.word(lb.Spec.SharingKey, v1alpha1.AnnotationSharingKey, translate.SharingKey),
-		ProxyProtocol:       a.proxyProtocol(),
+		ProxyProtocol:       a.proxyProtocol(lb.Spec.ProxyProtocol),
 		HealthCheckNodePort: int32(a.number(int(lb.Spec.HealthCheckNodePort), v1alpha1.AnnotationHealthCheckNodePort, 65535)),
 		VIPs:                VIPs(lb),
 	}
@@ -278,12 +278,15 @@ func (a *annotations) refuse(key, format string, args ...any) {
 		Message: "annotation " + key + ": " + fmt.Sprintf(format, args...)}})
 }
 
-func (a *annotations) proxyProtocol() string {
+func (a *annotations) proxyProtocol(field string) string {
 	value := strings.TrimSpace(a.values[v1alpha1.AnnotationProxyProtocol])
-	if value == "" || value == translate.ProxyProtocolV2 {
+	switch {
+	case field != "":
+		return field
+	case value == "" || value == translate.ProxyProtocolV2:
 		return value
 	}
-	a.slips = append(a.slips, slip{key: v1alpha1.AnnotationProxyProtocol, problem: translate.InvalidProxyProtocol(value)})
+	a.slips = append(a.slips, slip{key: v1alpha1.AnnotationProxyProtocol, problem: translate.InvalidProxyProtocol("metadata.annotations."+v1alpha1.AnnotationProxyProtocol, value)})
 	return ""
 }
 

@@ -29,6 +29,7 @@ func TestAnnotationsStandInForFieldsThatAreNotSet(t *testing.T) {
 		v1alpha1.AnnotationRequestedAddresses:  "203.0.113.5",
 		v1alpha1.AnnotationHealthCheckNodePort: "31000",
 		v1alpha1.AnnotationForwarding:          "direct",
+		v1alpha1.AnnotationProxyProtocol:       "v2",
 		"metallb.universe.tf/loadBalancerIPs":  "203.0.113.9",
 	}}, Spec: v1alpha1.LoadBalancerSpec{Persistence: &v1alpha1.Persistence{Type: v1alpha1.PersistenceSourceIP}}}
 	got := LoadBalancer(lb)
@@ -40,14 +41,16 @@ func TestAnnotationsStandInForFieldsThatAreNotSet(t *testing.T) {
 	require.Equal(t, []netip.Addr{netip.MustParseAddr("203.0.113.5")}, got.Requested)
 	require.EqualValues(t, 31000, got.HealthCheckNodePort)
 	require.Equal(t, "direct", got.Forwarding)
+	require.Equal(t, "v2", got.ProxyProtocol)
 }
 
 func TestFieldsBeatAnnotations(t *testing.T) {
 	seconds := int32(90)
 	lb := &v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{
 		v1alpha1.AnnotationSourceRanges: "10.0.0.0/8", v1alpha1.AnnotationAffinityTimeout: "60", v1alpha1.AnnotationIPFamilies: "IPv6", v1alpha1.AnnotationForwarding: "direct",
+		v1alpha1.AnnotationProxyProtocol: "v3",
 	}}, Spec: v1alpha1.LoadBalancerSpec{
-		LoadBalancerSourceRanges: []string{"192.0.2.0/24"}, IPFamilies: []corev1.IPFamily{corev1.IPv4Protocol}, Forwarding: "nat",
+		LoadBalancerSourceRanges: []string{"192.0.2.0/24"}, IPFamilies: []corev1.IPFamily{corev1.IPv4Protocol}, Forwarding: "nat", ProxyProtocol: "v2",
 		Persistence: &v1alpha1.Persistence{Type: v1alpha1.PersistenceSourceIP, TimeoutSeconds: &seconds}}}
 	got := LoadBalancer(lb)
 	require.Empty(t, got.Malformed)
@@ -55,6 +58,7 @@ func TestFieldsBeatAnnotations(t *testing.T) {
 	require.EqualValues(t, 90, got.AffinitySeconds)
 	require.Equal(t, []ipam.Family{ipam.IPv4}, got.Families)
 	require.Equal(t, "nat", got.Forwarding)
+	require.Equal(t, "v2", got.ProxyProtocol)
 }
 
 func TestMalformedAnnotationsAreNamed(t *testing.T) {

@@ -23,12 +23,12 @@ func TestTheMirroredConditionSaysWhatTheHubSays(t *testing.T) {
 }
 
 func TestASettingThatCannotBeReadStaysAsItWas(t *testing.T) {
-	current := &v1alpha1.LoadBalancer{Spec: v1alpha1.LoadBalancerSpec{RequestedAddresses: []string{"203.0.113.5"}, Forwarding: "direct", ProxyProtocol: "v2", SharingKey: "before"}}
+	current := &v1alpha1.LoadBalancer{Spec: v1alpha1.LoadBalancerSpec{RequestedAddresses: []string{"203.0.113.5"}, Forwarding: "direct", ProxyProtocol: "v2", IdleTimeout: "10m", SharingKey: "before"}}
 	problems := []translate.Problem{{Reason: translate.ReasonUnsupportedProtocol, Partial: true}, {Reason: translate.ReasonInvalidAddress, Message: "name one"},
-		{Reason: translate.ReasonInvalidForwarding}, {Reason: translate.ReasonInvalidProxyProtocol}}
+		{Reason: translate.ReasonInvalidForwarding}, {Reason: translate.ReasonInvalidProxyProtocol}, {Reason: translate.ReasonInvalidIdleTimeout}}
 	wished := &v1alpha1.LoadBalancer{Spec: v1alpha1.LoadBalancerSpec{SharingKey: "now"}}
 	require.True(t, retain(wished, current, problems))
-	require.Equal(t, v1alpha1.LoadBalancerSpec{RequestedAddresses: []string{"203.0.113.5"}, Forwarding: "direct", ProxyProtocol: "v2", SharingKey: "now"}, wished.Spec)
+	require.Equal(t, v1alpha1.LoadBalancerSpec{RequestedAddresses: []string{"203.0.113.5"}, Forwarding: "direct", ProxyProtocol: "v2", IdleTimeout: "10m", SharingKey: "now"}, wished.Spec)
 	_, refused := translate.Refused(problems)
 	require.False(t, refused)
 	require.Equal(t, "name one; until then that stays as it was", problems[1].Message)

@@ -26,6 +26,8 @@ func retain(wished, current *v1alpha1.LoadBalancer, problems []translate.Problem
 		case translate.ReasonInvalidProxyProtocol:
 			// A former release of the CCM wrote the annotation.
 			wished.Spec.ProxyProtocol = cmp.Or(current.Spec.ProxyProtocol, current.Annotations[v1alpha1.AnnotationProxyProtocol])
+		case translate.ReasonInvalidIdleTimeout:
+			wished.Spec.IdleTimeout = current.Spec.IdleTimeout
 		case translate.ReasonTooManySourceRanges:
 			wished.Spec.LoadBalancerSourceRanges = current.Spec.LoadBalancerSourceRanges
 		case translate.ReasonTooManyPorts:

@@ -60,6 +60,7 @@ const (
 	AnnotationHealthCheckNodePort = "kubelb.k8c.io/health-check-node-port"
 	AnnotationForwarding          = "kubelb.k8c.io/forwarding"
 	AnnotationProxyProtocol       = "kubelb.k8c.io/proxy-protocol"
+	AnnotationIdleTimeout         = "kubelb.k8c.io/idle-timeout"
 )
 
 // ConditionBGPEstablished of a Gateway: there is a session with every router that it should have one with.

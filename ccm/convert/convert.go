@@ -25,6 +25,7 @@ func Service(s *corev1.Service) translate.Service {
 		HealthCheckNodePort: s.Spec.HealthCheckNodePort,
 		LoadBalancerIP:      s.Spec.LoadBalancerIP, RequestedAnnotation: s.Annotations[v1alpha1.AnnotationRequestedAddresses],
 		Forwarding: s.Annotations[v1alpha1.AnnotationForwarding], ProxyProtocol: s.Annotations[v1alpha1.AnnotationProxyProtocol],
+		IdleTimeout: strings.TrimSpace(s.Annotations[v1alpha1.AnnotationIdleTimeout]),
 		AddressPool: strings.TrimSpace(s.Annotations[v1alpha1.AnnotationAddressPool]), SharingKey: strings.TrimSpace(s.Annotations[v1alpha1.AnnotationSharingKey]),
 	}
 	if c := s.Spec.SessionAffinityConfig; c != nil && c.ClientIP != nil && c.ClientIP.TimeoutSeconds != nil {
@@ -98,6 +99,7 @@ func LoadBalancer(lb translate.LoadBalancer) *v1alpha1.LoadBalancer {
 			HealthCheckNodePort:      lb.HealthCheckNodePort,
 			Forwarding:               lb.Forwarding,
 			ProxyProtocol:            lb.ProxyProtocol,
+			IdleTimeout:              lb.IdleTimeout,
 			AddressPool:              lb.AddressPool,
 			SharingKey:               lb.SharingKey,
 			Endpoints: []v1alpha1.LoadBalancerEndpoints{{

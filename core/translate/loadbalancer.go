@@ -70,6 +70,8 @@ type translation struct {
 	ports        []port
 	sourceRanges []netip.Prefix
 	affinity     time.Duration
+	// idle is after how long a connection ends on which nothing is sent; 0 leaves it to the dataplane.
+	idle time.Duration
 	// referred: an Addresses object is there that it may refer to.
 	referred bool
 	// own are the targets that stand in the LoadBalancer itself, local those with a ready endpoint.
@@ -87,6 +89,7 @@ func read(lb *LoadBalancer, tenant *Tenant, found bool, fence Fence) *translatio
 	t.ports = t.readPorts()
 	t.sourceRanges = t.readSourceRanges()
 	t.affinity = t.readAffinity()
+	t.idle = t.readIdleTimeout()
 	t.checkWords()
 	if lb.Reference == nil {
 		t.own = t.inline(ownField, lb.Addresses)
@@ -274,6 +277,17 @@ func (t *translation) readAffinity() time.Duration {
 	if timeout < time.Second || timeout > model.MaxAffinity {
 		t.refuse(ReasonInvalidAffinity, "spec.persistence.timeoutSeconds", "spec.persistence.timeoutSeconds is %d: use 1 to 86400", t.lb.AffinitySeconds)
 		return 0
+	}
+	return timeout
+}
+
+func (t *translation) readIdleTimeout() time.Duration {
+	if t.lb.IdleTimeout == "" {
+		return 0
+	}
+	timeout, valid := IdleTimeout(t.lb.IdleTimeout)
+	if !valid {
+		t.problems = append(t.problems, InvalidIdleTimeout("spec.idleTimeout", t.lb.IdleTimeout))
 	}
 	return timeout
 }

@@ -78,6 +78,7 @@ func interpret(lb *v1alpha1.LoadBalancer, values map[string]string) (translate.L
 		AddressPool:         a.word(lb.Spec.AddressPool, v1alpha1.AnnotationAddressPool, translate.PoolName),
 		SharingKey:          a.word(lb.Spec.SharingKey, v1alpha1.AnnotationSharingKey, translate.SharingKey),
 		ProxyProtocol:       a.proxyProtocol(lb.Spec.ProxyProtocol),
+		IdleTimeout:         a.idleTimeout(lb.Spec.IdleTimeout),
 		HealthCheckNodePort: int32(a.number(int(lb.Spec.HealthCheckNodePort), v1alpha1.AnnotationHealthCheckNodePort, 65535)),
 		VIPs:                VIPs(lb),
 	}
@@ -288,6 +289,18 @@ func (a *annotations) proxyProtocol(field string) string {
 	}
 	a.slips = append(a.slips, slip{key: v1alpha1.AnnotationProxyProtocol, problem: translate.InvalidProxyProtocol("metadata.annotations."+v1alpha1.AnnotationProxyProtocol, value)})
 	return ""
+}
+
+func (a *annotations) idleTimeout(field string) string {
+	value := strings.TrimSpace(a.values[v1alpha1.AnnotationIdleTimeout])
+	if field != "" || value == "" {
+		return field
+	}
+	if _, valid := translate.IdleTimeout(value); !valid {
+		a.slips = append(a.slips, slip{key: v1alpha1.AnnotationIdleTimeout, problem: translate.InvalidIdleTimeout("metadata.annotations."+v1alpha1.AnnotationIdleTimeout, value)})
+		return ""
+	}
+	return value
 }
 
 func (a *annotations) text(field, key string) string {

@@ -25,6 +25,7 @@ func LoadBalancer(lb *v1alpha1.LoadBalancer) translate.LoadBalancer {
 	out, slips := interpret(lb, lb.Annotations)
 	if len(slips) == 0 || len(lb.Status.Addresses) == 0 {
 		out.Malformed = problemsOf(slips)
+		endpoints(lb, &out)
 		return out
 	}
 	values, partial := maps.Clone(lb.Annotations), []translate.Problem(nil)
@@ -39,6 +40,7 @@ func LoadBalancer(lb *v1alpha1.LoadBalancer) translate.LoadBalancer {
 	}
 	out, slips = interpret(lb, values)
 	out.Malformed = append(partial, problemsOf(slips)...)
+	endpoints(lb, &out)
 	return out
 }
 
@@ -64,7 +66,7 @@ func asItWas(lb *v1alpha1.LoadBalancer, values map[string]string, key string) {
 	}
 }
 
-// interpret reads the object, with these annotations.
+// interpret reads the object, but for its endpoints, which may be many and which no annotation concerns, with these annotations.
 func interpret(lb *v1alpha1.LoadBalancer, values map[string]string) (translate.LoadBalancer, []slip) {
 	a := annotations{values: values}
 	out := translate.LoadBalancer{
@@ -92,7 +94,6 @@ func interpret(lb *v1alpha1.LoadBalancer, values map[string]string) (translate.L
 		}
 		out.AdmittedPorts = &admitted
 	}
-	endpoints(lb, &out)
 	var families []string
 	for _, f := range lb.Spec.IPFamilies {
 		families = append(families, string(f))

@@ -46,6 +46,11 @@ const (
 	Handover Feature = "handover"
 )
 
+// Features are all features.
+func Features() []Feature {
+	return []Feature{SourceRanges, Affinity, AffinityTimeout, Weights, Drain, Transparent, Direct, ProxyProtocol, Limits, RateLimits, IdleTimeout, ICMPEcho, PathMTU, Refusal, Handover}
+}
+
 // Description says what a backend is and can do.
 type Description struct {
 	Name     string

@@ -32,8 +32,7 @@ func (f *Fake) Describe(context.Context) (Description, error) {
 	if f.config.Node != "" {
 		notes = []string{"node: " + f.config.Node}
 	}
-	return Description{Name: "fake", Version: "1", Notes: notes, Features: []Feature{
-		SourceRanges, Affinity, Weights, Drain, Transparent, Direct, ProxyProtocol, Limits, RateLimits, IdleTimeout}}, nil
+	return Description{Name: "fake", Version: "1", Notes: notes, Features: Features()}, nil
 }
 
 // Preflight returns Checks.

@@ -10,7 +10,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 	"time"
 
@@ -83,12 +82,6 @@ func (d Description) Lacks(f model.Frontend) (Feature, bool) {
 type Config struct {
 	// Node is the gateway's name.
 	Node string
-	// Uplinks are the interfaces on which packets for VIPs arrive; empty means all.
-	Uplinks []string
-	// SourceAddresses are this gateway's own addresses to rewrite sources to; empty lets the kernel choose by route.
-	SourceAddresses []netip.Addr
-	// SourcePortMin and SourcePortMax are this gateway's slice of source ports; zero values leave the choice to the backend.
-	SourcePortMin, SourcePortMax uint16
 	// StateDir is private to this gateway and survives restarts. The plugin host holds an exclusive lock in it.
 	StateDir string
 	// Options are the operator's --backend-option key=value pairs.

@@ -44,7 +44,7 @@ func (b *Backend) Describe(context.Context) (dataplane.Description, error) {
 		dataplane.Transparent, dataplane.Direct, dataplane.IdleTimeout, dataplane.ICMPEcho, dataplane.PathMTU, dataplane.Refusal, dataplane.Handover, dataplane.Limits, dataplane.RateLimits}}, nil
 }
 
-// The source ports that clients' are rewritten to, unless the operator says which: below those that this host takes for its own
+// The source ports that clients' are rewritten to: below those that this host takes for its own
 // connections (net.ipv4.ip_local_port_range begins at 32768), and below NodePorts.
 const firstPort, lastPort = 1024, 29999
 
@@ -68,9 +68,7 @@ const (
 type options struct {
 	bpffs, xdp, attach string
 	flows              uint32
-	// uplinks are those that the configuration names.
-	uplinks []string
-	edit    func(*ebpf.CollectionSpec) error
+	edit               func(*ebpf.CollectionSpec) error
 }
 
 func readOptions(given map[string]string) (options, error) {
@@ -104,18 +102,11 @@ func readOptions(given map[string]string) (options, error) {
 
 // Configure loads the programs and attaches them.
 func (b *Backend) Configure(_ context.Context, config dataplane.Config) error {
-	if config.SourcePortMax < config.SourcePortMin {
-		return fmt.Errorf("source ports %d to %d: the last lies before the first", config.SourcePortMin, config.SourcePortMax)
-	}
-	first, last := config.SourcePortMin, config.SourcePortMax
-	if first == 0 {
-		first, last = firstPort, lastPort
-	}
 	o, err := readOptions(config.Options)
 	if err != nil {
 		return err
 	}
-	o.uplinks, o.edit = config.Uplinks, b.edit
+	o.edit = b.edit
 	if err := requireKernel(); err != nil {
 		return err
 	}
@@ -128,7 +119,7 @@ func (b *Backend) Configure(_ context.Context, config dataplane.Config) error {
 		err = keepRewriting() // nothing was here but, maybe, another dataplane
 	}
 	if err == nil {
-		err = errors.Join(k.configure(first, last), k.attachFirst())
+		err = errors.Join(k.configure(firstPort, lastPort), k.attachFirst())
 	}
 	if err != nil {
 		return errors.Join(err, k.close(false))

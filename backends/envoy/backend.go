@@ -93,7 +93,7 @@ func (b *Backend) Configure(ctx context.Context, config dataplane.Config) error 
 	}
 	b.affinity = openAffinity(string(b.dir), b.state.frontends)
 	b.noteState()
-	b.guard, b.xds, b.departures = newGuard(b.table, config.Uplinks), newXDS(), newDepartures()
+	b.guard, b.xds, b.departures = newGuard(b.table), newXDS(), newDepartures()
 	b.listening, b.lingering, b.assigned = map[model.FrontendKey]bool{}, map[model.FrontendKey]bool{}, map[model.FrontendKey]map[string]bool{}
 	if err := b.takeOver(); err != nil {
 		return err

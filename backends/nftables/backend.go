@@ -70,13 +70,10 @@ func (b *Backend) Configure(_ context.Context, config dataplane.Config) error {
 	if name == "" {
 		name = "kubelb"
 	}
-	if config.SourcePortMax < config.SourcePortMin {
-		return fmt.Errorf("source ports %d to %d: the last lies before the first", config.SourcePortMin, config.SourcePortMax)
-	}
 	egress := newEgress(name)
 	var tables []*table
 	for _, f := range families {
-		tables = append(tables, newTable(f, egress, portRange{config.SourcePortMin, config.SourcePortMax}))
+		tables = append(tables, newTable(f, egress))
 	}
 	unread, err := open(tables, egress)
 	if err != nil {

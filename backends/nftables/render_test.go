@@ -193,7 +193,7 @@ func TestASuccessorKnowsTheNumbersOfLimits(t *testing.T) {
 func TestWhatTheBackendCannotDoIsRefused(t *testing.T) {
 	b := &Backend{}
 	for _, f := range families {
-		b.tables = append(b.tables, newTable(f, newEgress("kubelb"), portRange{}))
+		b.tables = append(b.tables, newTable(f, newEgress("kubelb")))
 	}
 	f := model.Frontend{FrontendKey: model.FrontendKey{VIP: netip.MustParseAddr("203.0.113.1"), Protocol: model.TCP, Port: 80}, Tenant: "a", Pool: "a/p", TargetPort: 30080}
 	for want, change := range map[string]func(*model.Frontend){

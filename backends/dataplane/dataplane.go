@@ -181,7 +181,7 @@ type Fault struct {
 	Resync bool
 }
 
-// Dataplane is implemented by a backend. The context of a call has a deadline; a backend that misses it is ended by force. Calls come one at
+// Dataplane is implemented by a backend. plugin.Serve puts it behind Checked. The context of a call has a deadline; a backend that misses it is ended by force. Calls come one at
 // a time, but for Watch, which runs beside the others, and for Describe, Preflight and Render, which may come before Configure and change
 // nothing.
 type Dataplane interface {

@@ -75,7 +75,7 @@ func (f *Fake) Apply(_ context.Context, c Change) (Result, error) {
 	for _, fe := range c.UpsertFrontends {
 		err := f.refusal("frontend "+fe.FrontendKey.String(), fe.Validate())
 		if _, ok := f.pools[fe.Pool]; !ok && err == "" {
-			err = fmt.Sprintf("pool %s does not exist", fe.Pool)
+			err = MissingPool(fe.Pool).Error()
 		}
 		if err != "" {
 			result.Failed = append(result.Failed, RecordError{Frontend: fe.FrontendKey, Message: err})

@@ -91,7 +91,7 @@ func (b *Backend) planPool(p model.Pool) (*plan, error) {
 }
 
 // frontends brings in frontends, all at once where that goes well.
-func (a *apply) frontends(d dataplane.Description, frontends []model.Frontend) {
+func (a *apply) frontends(frontends []model.Frontend) {
 	var plans []*plan
 	var records []dataplane.RecordError
 	for _, f := range frontends {
@@ -103,7 +103,7 @@ func (a *apply) frontends(d dataplane.Description, frontends []model.Frontend) {
 			a.fail(err, record)
 			continue
 		}
-		p, err := a.planFrontend(d, f)
+		p, err := a.planFrontend(f)
 		if err != nil {
 			a.fail(err, record)
 			continue
@@ -132,11 +132,8 @@ func (a *apply) frontends(d dataplane.Description, frontends []model.Frontend) {
 	a.done(lures)
 }
 
-// planFrontend plans the frontend if this backend can serve it.
-func (a *apply) planFrontend(d dataplane.Description, f model.Frontend) (*plan, error) {
-	if missing, lacks := d.Lacks(f); lacks {
-		return nil, fmt.Errorf("%s is not supported by the eBPF backend", missing)
-	}
+// planFrontend plans the frontend if this host can serve it.
+func (a *apply) planFrontend(f model.Frontend) (*plan, error) {
 	if err := a.forwarding.require(f.VIP.Is4()); err != nil {
 		return nil, err
 	}

@@ -26,10 +26,9 @@ type Backend struct {
 	watching sync.Mutex
 	kernel   *kernel
 	// mu guards state and sources, and the programs and maps of kernel, which Watch changes beside the other calls.
-	mu         sync.Mutex
-	state      *state
-	sources    *sources
-	generation dataplane.Generation
+	mu      sync.Mutex
+	state   *state
+	sources *sources
 	// routes are heard while Watch runs.
 	routes routes.Changes
 	// edit, which tests have, is what happens to programs before they are loaded.
@@ -134,26 +133,16 @@ func (b *Backend) Configure(_ context.Context, config dataplane.Config) error {
 
 // Applied returns the digests of what the maps hold.
 func (b *Backend) Applied(context.Context) (dataplane.Applied, error) {
-	return dataplane.Applied{Generation: b.generation, Digests: b.state.digests()}, nil
+	return dataplane.Applied{Digests: b.state.digests()}, nil
 }
 
 // Apply writes what differs.
-func (b *Backend) Apply(ctx context.Context, c dataplane.Change) (dataplane.Result, error) {
-	if b.kernel == nil {
-		return dataplane.Result{}, errors.New("apply before configure")
-	}
-	if err := c.RequireBase(b.generation); err != nil {
-		return dataplane.Result{}, err
-	}
+func (b *Backend) Apply(_ context.Context, c dataplane.Change) (dataplane.Result, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	description, err := b.Describe(ctx)
-	if err != nil {
-		return dataplane.Result{}, err
-	}
 	a := &apply{backend: b, forwarding: forwarding{}, shares: b.state.shares(), cut: map[model.FrontendKey]bool{}}
 	a.pools(c.UpsertPools)
-	a.frontends(description, c.UpsertFrontends)
+	a.frontends(c.UpsertFrontends)
 	for _, key := range c.DeleteFrontends {
 		a.cut[key] = true
 		a.carryOut(b.state.planFrontendGone(key), nil, dataplane.RecordError{Frontend: key})
@@ -161,8 +150,7 @@ func (b *Backend) Apply(ctx context.Context, c dataplane.Change) (dataplane.Resu
 	for _, id := range c.DeletePools {
 		a.carryOut(b.state.planPoolGone(id), nil, dataplane.RecordError{Pool: id})
 	}
-	b.generation = c.Next
-	return dataplane.Result{Generation: c.Next, Operations: a.operations, Failed: a.failed}, a.endFormer()
+	return dataplane.Result{Operations: a.operations, Failed: a.failed}, a.endFormer()
 }
 
 // Watch attaches the programs to interfaces that come, follows this gateway's addresses, and forgets flows that have ended.

@@ -90,11 +90,7 @@ func (a *apply) fail(e dataplane.RecordError, err error) {
 
 func (a *apply) takePools() {
 	for _, p := range a.change.UpsertPools {
-		err := p.Validate()
-		if err == nil {
-			err = a.takePool(p)
-		}
-		if err != nil {
+		if err := a.takePool(p); err != nil {
 			a.fail(dataplane.RecordError{Pool: p.ID}, err)
 			continue
 		}
@@ -139,25 +135,12 @@ func (a *apply) asksOthersOnly(f model.Frontend) bool {
 	return old.Text() == f.Text()
 }
 
-// check says why a frontend cannot be taken.
+// check says why a frontend cannot be taken here.
 func (a *apply) check(f model.Frontend) error {
-	if err := f.Validate(); err != nil {
-		return err
-	}
 	if _, ok := a.state.pools[f.Pool]; !ok {
-		return fmt.Errorf("pool %s does not exist in this dataplane", f.Pool)
+		return dataplane.MissingPool(f.Pool)
 	}
-	return errors.Join(unsupported(f), a.guard.usable(f.VIP))
-}
-
-func unsupported(f model.Frontend) error {
-	switch {
-	case f.Forwarding == model.Direct:
-		return fmt.Errorf("forwarding %s is not supported by the Envoy backend; use nat or transparent", f.Forwarding)
-	case f.MaxNewPerSecond > 0:
-		return errors.New("limits of new connections a second are not supported by the Envoy backend, which has none for UDP")
-	}
-	return nil
+	return a.guard.usable(f.VIP)
 }
 
 func (a *apply) takeDeletes() {

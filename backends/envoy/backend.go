@@ -46,8 +46,7 @@ type Backend struct {
 	// noted are the notes for Describe on what cannot be written to disk. Describe waits for no other call.
 	noted atomic.Pointer[[]string]
 	// mu keeps the sweeper and Watch out while a call runs.
-	mu         sync.Mutex
-	generation dataplane.Generation
+	mu sync.Mutex
 	settings
 	// memoryKB is how much of Envoy's memory all frontends together may take.
 	memoryKB int
@@ -62,8 +61,16 @@ func (b *Backend) Describe(context.Context) (dataplane.Description, error) {
 	if noted := b.noted.Load(); noted != nil {
 		notes = *noted
 	}
-	return dataplane.Description{Name: "envoy", Version: Version, Notes: notes, Features: []dataplane.Feature{
-		dataplane.SourceRanges, dataplane.Affinity, dataplane.AffinityTimeout, dataplane.Weights, dataplane.Drain, dataplane.ICMPEcho, dataplane.PathMTU, dataplane.ProxyProtocol, dataplane.Transparent, dataplane.IdleTimeout, dataplane.Handover, dataplane.Limits}}, nil
+	d := description()
+	d.Notes = notes
+	return d, nil
+}
+
+// description is without notes. Direct is not among the features, since answers come back by Envoy, nor are limits of new connections, which Envoy has
+// for TCP only.
+func description() dataplane.Description {
+	return dataplane.Description{Name: "envoy", Version: Version, Features: []dataplane.Feature{
+		dataplane.SourceRanges, dataplane.Affinity, dataplane.AffinityTimeout, dataplane.Weights, dataplane.Drain, dataplane.ICMPEcho, dataplane.PathMTU, dataplane.ProxyProtocol, dataplane.Transparent, dataplane.IdleTimeout, dataplane.Handover, dataplane.Limits}}
 }
 
 // Configure takes over what an earlier process left, and sees that an Envoy runs.
@@ -151,17 +158,11 @@ func (b *Backend) Applied(context.Context) (dataplane.Applied, error) {
 	for key := range b.state.pending {
 		delete(digests.Frontends, key)
 	}
-	return dataplane.Applied{Generation: b.generation, Digests: digests}, nil
+	return dataplane.Applied{Digests: digests}, nil
 }
 
 // Apply gives Envoy what differs, and returns when Envoy has taken or refused it.
 func (b *Backend) Apply(ctx context.Context, c dataplane.Change) (dataplane.Result, error) {
-	if b.state == nil {
-		return dataplane.Result{}, errors.New("apply before configure")
-	}
-	if err := c.RequireBase(b.generation); err != nil {
-		return dataplane.Result{}, err
-	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	defer b.noteState()
@@ -169,8 +170,7 @@ func (b *Backend) Apply(ctx context.Context, c dataplane.Change) (dataplane.Resu
 	if err := a.run(ctx); err != nil {
 		return dataplane.Result{}, err
 	}
-	b.generation = c.Next
-	return dataplane.Result{Generation: c.Next, Operations: a.operations, Failed: a.failed}, nil
+	return dataplane.Result{Operations: a.operations, Failed: a.failed}, nil
 }
 
 // push puts the resources of frontends into the caches, and takes those of others out.

@@ -28,10 +28,9 @@ const optionTable = "table"
 
 // Backend implements dataplane.Dataplane. Its zero value is ready.
 type Backend struct {
-	tables     []*table
-	egress     *egress
-	fast       *fastPath
-	generation dataplane.Generation
+	tables []*table
+	egress *egress
+	fast   *fastPath
 	// unread is why the tables were made anew, though there were some.
 	unread error
 	// routes are heard while Watch runs. strayed is what it has said of endpoints of direct frontends.
@@ -89,7 +88,7 @@ func (b *Backend) Configure(_ context.Context, config dataplane.Config) error {
 
 // Applied returns the digests that stand in the kernel.
 func (b *Backend) Applied(context.Context) (dataplane.Applied, error) {
-	applied := dataplane.Applied{Generation: b.generation, Digests: model.NewDigests()}
+	applied := dataplane.Applied{Digests: model.NewDigests()}
 	for _, t := range b.tables {
 		t.state.digests(applied.Digests)
 	}
@@ -106,12 +105,6 @@ type record struct {
 func (b *Backend) Apply(_ context.Context, c dataplane.Change) (dataplane.Result, error) {
 	b.busy.Lock()
 	defer b.busy.Unlock()
-	if b.tables == nil {
-		return dataplane.Result{}, errors.New("apply before configure")
-	}
-	if err := c.RequireBase(b.generation); err != nil {
-		return dataplane.Result{}, err
-	}
 	a := &apply{backend: b, ended: newEnded()}
 	for chunk := range slices.Chunk(c.UpsertPools, 1000) {
 		a.each(len(chunk), func(i int) (record, error) {
@@ -133,8 +126,7 @@ func (b *Backend) Apply(_ context.Context, c dataplane.Change) (dataplane.Result
 	a.each(len(c.DeletePools), func(i int) (record, error) {
 		return record{b.planPoolGone(c.DeletePools[i]), dataplane.RecordError{Pool: c.DeletePools[i]}}, nil
 	})
-	b.generation = c.Next
-	return dataplane.Result{Generation: c.Next, Operations: a.operations, Failed: a.failed}, a.dropStale()
+	return dataplane.Result{Operations: a.operations, Failed: a.failed}, a.dropStale()
 }
 
 // apply is the run of one Apply.
@@ -253,9 +245,6 @@ func (b *Backend) planFrontendHere(f model.Frontend) ([]planned, error) {
 
 // planPool plans the pool in the table of its family; an empty pool, which has none, in both.
 func (b *Backend) planPool(p model.Pool) ([]planned, error) {
-	if err := p.Validate(); err != nil {
-		return nil, err
-	}
 	var plans []planned
 	for _, t := range b.tables {
 		if len(p.Endpoints) > 0 && t.layout.v4 != p.Endpoints[0].Address.Is4() {
@@ -280,15 +269,6 @@ func (b *Backend) planPoolGone(id model.PoolID) []planned {
 }
 
 func (b *Backend) planFrontend(f model.Frontend) ([]planned, error) {
-	if err := f.Validate(); err != nil {
-		return nil, err
-	}
-	switch {
-	case f.ProxyProtocol:
-		return nil, errors.New("PROXY protocol is not supported by the nftables backend")
-	case f.IdleTimeout > 0:
-		return nil, errors.New("idle timeouts are not supported by the nftables backend")
-	}
 	t := b.tableFor(f.VIP)
 	plan, err := t.state.planFrontend(f)
 	return one(t, plan), err

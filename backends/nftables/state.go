@@ -11,6 +11,7 @@ import (
 	nft "github.com/google/nftables"
 	"github.com/google/nftables/expr"
 
+	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/backends/nftables/elements"
 	"kubelb.k8c.io/core/maglev"
 	"kubelb.k8c.io/core/model"
@@ -341,7 +342,7 @@ func (s *state) planPoolGone(id model.PoolID) *plan {
 func (s *state) planFrontend(f model.Frontend) (*plan, error) {
 	pool := s.pools[f.Pool]
 	if pool == nil {
-		return nil, fmt.Errorf("pool %s does not exist in this dataplane", f.Pool)
+		return nil, dataplane.MissingPool(f.Pool)
 	}
 	limits := limitsOf(f)
 	if err := s.checkLimits(limits); err != nil {

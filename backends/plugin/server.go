@@ -39,7 +39,7 @@ func Serve(d dataplane.Dataplane) {
 	}
 	goplugin.Serve(&goplugin.ServeConfig{
 		HandshakeConfig:  handshake,
-		VersionedPlugins: map[int]goplugin.PluginSet{protocolVersion: {pluginName: &grpcPlugin{implementation: d}}},
+		VersionedPlugins: map[int]goplugin.PluginSet{protocolVersion: {pluginName: &grpcPlugin{implementation: dataplane.Checked(d)}}},
 		GRPCServer:       goplugin.DefaultGRPCServer,
 	})
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -16,6 +17,15 @@ func TestRenderedTextIsTheGoldenOne(t *testing.T) {
 	text, err := (&Backend{}).Render(t.Context(), golden.Example())
 	require.NoError(t, err)
 	golden.Compare(t, "example.txt", text)
+}
+
+func TestAnIdleTimeoutIsRenderedInWholeSeconds(t *testing.T) {
+	snapshot := golden.Example()
+	snapshot.Frontends = snapshot.Frontends[:1]
+	snapshot.Frontends[0].IdleTimeout = 90 * time.Second
+	text, err := (&Backend{}).Render(t.Context(), snapshot)
+	require.NoError(t, err)
+	require.Contains(t, text, "services 1: pool 1 target 30080 nat affinity 0s checks 0 idle 90s\n")
 }
 
 func TestNothingIsWrittenTwiceForTheSameContent(t *testing.T) {

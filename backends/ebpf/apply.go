@@ -1,6 +1,7 @@
 package ebpf
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -232,4 +233,21 @@ func (k *kernel) keepForPlace(pool uint32, table *ebpf.Map) {
 		_ = former.Close()
 	}
 	k.tables[pool] = table
+}
+
+// Apply writes what differs.
+func (b *Backend) Apply(_ context.Context, c dataplane.Change) (dataplane.Result, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	a := &apply{backend: b, forwarding: forwarding{}, shares: b.state.shares(), cut: map[model.FrontendKey]bool{}}
+	a.pools(c.UpsertPools)
+	a.frontends(c.UpsertFrontends)
+	for _, key := range c.DeleteFrontends {
+		a.cut[key] = true
+		a.carryOut(b.state.planFrontendGone(key), nil, dataplane.RecordError{Frontend: key})
+	}
+	for _, id := range c.DeletePools {
+		a.carryOut(b.state.planPoolGone(id), nil, dataplane.RecordError{Pool: id})
+	}
+	return dataplane.Result{Operations: a.operations, Failed: a.failed}, a.endFormer()
 }

@@ -14,7 +14,6 @@ import (
 
 	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/backends/dataplane/routes"
-	"kubelb.k8c.io/core/model"
 )
 
 // Version is this backend's version.
@@ -136,23 +135,6 @@ func (b *Backend) Applied(context.Context) (dataplane.Applied, error) {
 	return dataplane.Applied{Digests: b.state.digests()}, nil
 }
 
-// Apply writes what differs.
-func (b *Backend) Apply(_ context.Context, c dataplane.Change) (dataplane.Result, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	a := &apply{backend: b, forwarding: forwarding{}, shares: b.state.shares(), cut: map[model.FrontendKey]bool{}}
-	a.pools(c.UpsertPools)
-	a.frontends(c.UpsertFrontends)
-	for _, key := range c.DeleteFrontends {
-		a.cut[key] = true
-		a.carryOut(b.state.planFrontendGone(key), nil, dataplane.RecordError{Frontend: key})
-	}
-	for _, id := range c.DeletePools {
-		a.carryOut(b.state.planPoolGone(id), nil, dataplane.RecordError{Pool: id})
-	}
-	return dataplane.Result{Operations: a.operations, Failed: a.failed}, a.endFormer()
-}
-
 // Watch attaches the programs to interfaces that come, follows this gateway's addresses, and forgets flows that have ended.
 func (b *Backend) Watch(ctx context.Context, report func(dataplane.Fault)) error {
 	var listening sync.WaitGroup
@@ -216,26 +198,4 @@ func (b *Backend) sweepsOften() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.state != nil && b.state.swept > 0
-}
-
-// Close leaves programs and maps in place, or with purge removes them.
-func (b *Backend) Close(ctx context.Context, purge bool) error {
-	if b.kernel == nil {
-		return nil
-	}
-	b.watching.Lock()
-	defer b.watching.Unlock()
-	var open map[tuple]bool
-	var err error
-	if purge {
-		tracked := b.followTracking() // another backend that takes over may have brought it a moment ago
-		open, err = b.kernel.drain(ctx)
-		err = errors.Join(tracked, err)
-		if len(open) > 0 {
-			err = errors.Join(err, forgetOlder(open))
-		}
-	}
-	err = errors.Join(err, b.kernel.close(purge), end(open))
-	b.kernel = nil
-	return err
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"os"
 	"time"
 
 	"kubelb.k8c.io/backends/dataplane/hostflows"
@@ -76,4 +77,35 @@ func isOurs(frontends map[model.FrontendKey]model.Frontend, f *hostflows.Flow) b
 	_, there := frontends[f.Frontend()]
 	_, back := frontends[model.FrontendKey{VIP: f.Client, Protocol: f.Protocol, Port: f.ClientPort}]
 	return there || back
+}
+
+// Close leaves Envoy as it is, or with purge lets connections end for a while, ends it and removes everything.
+func (b *Backend) Close(ctx context.Context, purge bool) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.xds == nil || b.state == nil {
+		return nil
+	}
+	if !b.closed {
+		b.closed = true
+		if b.serving {
+			close(b.stop)
+		}
+		b.xds.close()
+		if err := errors.Join(b.state.close(), b.affinity.close(), b.guard.asking.close()); err != nil {
+			return err
+		}
+	}
+	if !purge {
+		return nil
+	}
+	if err := b.drain(ctx); err != nil {
+		return err
+	}
+	// Envoy ends before the guard, so that clients hear of it; what connection tracking remembers then is nobody's.
+	if err := errors.Join(b.dir.Stop(ctx), b.guard.remove(), forgetFlows(b.state.frontends), os.RemoveAll(string(b.dir))); err != nil {
+		return err
+	}
+	b.state = nil
+	return nil
 }

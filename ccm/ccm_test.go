@@ -23,18 +23,46 @@ func TestTheMirroredConditionSaysWhatTheHubSays(t *testing.T) {
 }
 
 func TestASettingThatCannotBeReadStaysAsItWas(t *testing.T) {
-	current := &v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{v1alpha1.AnnotationProxyProtocol: "v2"}},
-		Spec: v1alpha1.LoadBalancerSpec{RequestedAddresses: []string{"203.0.113.5"}, Forwarding: "direct", SharingKey: "before"}}
+	current := &v1alpha1.LoadBalancer{Spec: v1alpha1.LoadBalancerSpec{RequestedAddresses: []string{"203.0.113.5"}, Forwarding: "direct", ProxyProtocol: "v2", IdleTimeout: "10m", SharingKey: "before"}}
 	problems := []translate.Problem{{Reason: translate.ReasonUnsupportedProtocol, Partial: true}, {Reason: translate.ReasonInvalidAddress, Message: "name one"},
-		{Reason: translate.ReasonInvalidForwarding}, {Reason: translate.ReasonInvalidProxyProtocol}}
+		{Reason: translate.ReasonInvalidForwarding}, {Reason: translate.ReasonInvalidProxyProtocol}, {Reason: translate.ReasonInvalidIdleTimeout}}
 	wished := &v1alpha1.LoadBalancer{Spec: v1alpha1.LoadBalancerSpec{SharingKey: "now"}}
 	require.True(t, retain(wished, current, problems))
-	require.Equal(t, v1alpha1.LoadBalancerSpec{RequestedAddresses: []string{"203.0.113.5"}, Forwarding: "direct", SharingKey: "now"}, wished.Spec)
-	require.Equal(t, current.Annotations, wished.Annotations)
+	require.Equal(t, v1alpha1.LoadBalancerSpec{RequestedAddresses: []string{"203.0.113.5"}, Forwarding: "direct", ProxyProtocol: "v2", IdleTimeout: "10m", SharingKey: "now"}, wished.Spec)
 	_, refused := translate.Refused(problems)
 	require.False(t, refused)
 	require.Equal(t, "name one; until then that stays as it was", problems[1].Message)
 	require.False(t, retain(wished, current, []translate.Problem{{Reason: translate.ReasonUnsupportedProtocol}}), "there is no port to serve")
+}
+
+func TestThePROXYProtocolThatAFormerReleaseWroteAsAnAnnotationBecomesAField(t *testing.T) {
+	current := &v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{v1alpha1.AnnotationProxyProtocol: "v2", "example.com/other": "x"}}}
+	wished := &v1alpha1.LoadBalancer{}
+	require.True(t, retain(wished, current, []translate.Problem{{Reason: translate.ReasonInvalidProxyProtocol}}))
+	require.Equal(t, "v2", wished.Spec.ProxyProtocol, "what cannot be read any more stays as it was")
+
+	require.True(t, merge(current, wished))
+	require.Equal(t, "v2", current.Spec.ProxyProtocol)
+	require.Equal(t, map[string]string{"example.com/other": "x"}, current.Annotations, "without the field the annotation would count again")
+	require.False(t, merge(current, wished), "it is written once")
+}
+
+func TestALoadBalancerIsWrittenOnlyIfItDiffersFromTheWish(t *testing.T) {
+	wished := &v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{v1alpha1.LabelOriginName: "web"}}, Spec: v1alpha1.LoadBalancerSpec{Forwarding: "direct"}}
+	for name, change := range map[string]func(*v1alpha1.LoadBalancer){
+		"no label":       func(lb *v1alpha1.LoadBalancer) { lb.Labels = nil },
+		"another label":  func(lb *v1alpha1.LoadBalancer) { lb.Labels[v1alpha1.LabelOriginName] = "mail" },
+		"another spec":   func(lb *v1alpha1.LoadBalancer) { lb.Spec.Forwarding = "nat" },
+		"spec of before": func(lb *v1alpha1.LoadBalancer) { lb.Spec.SharingKey = "before" },
+	} {
+		current := wished.DeepCopy()
+		current.Labels["example.com/other"] = "x"
+		require.False(t, merge(current, wished), name)
+		change(current)
+		require.True(t, merge(current, wished), name)
+		require.Equal(t, wished.Spec, current.Spec, name)
+		require.Equal(t, "web", current.Labels[v1alpha1.LabelOriginName], name)
+	}
 }
 
 func TestPortsAndSourceRangesStayAsTheyWereWhereThereAreTooMany(t *testing.T) {

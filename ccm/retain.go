@@ -1,6 +1,9 @@
 package ccm
 
 import (
+	"cmp"
+
+	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"kubelb.k8c.io/api/v1alpha1"
@@ -21,9 +24,10 @@ func retain(wished, current *v1alpha1.LoadBalancer, problems []translate.Problem
 		case translate.ReasonInvalidForwarding:
 			wished.Spec.Forwarding = current.Spec.Forwarding
 		case translate.ReasonInvalidProxyProtocol:
-			if was := current.Annotations[v1alpha1.AnnotationProxyProtocol]; was != "" {
-				metav1.SetMetaDataAnnotation(&wished.ObjectMeta, v1alpha1.AnnotationProxyProtocol, was)
-			}
+			// A former release of the CCM wrote the annotation.
+			wished.Spec.ProxyProtocol = cmp.Or(current.Spec.ProxyProtocol, current.Annotations[v1alpha1.AnnotationProxyProtocol])
+		case translate.ReasonInvalidIdleTimeout:
+			wished.Spec.IdleTimeout = current.Spec.IdleTimeout
 		case translate.ReasonTooManySourceRanges:
 			wished.Spec.LoadBalancerSourceRanges = current.Spec.LoadBalancerSourceRanges
 		case translate.ReasonTooManyPorts:
@@ -38,4 +42,18 @@ func retain(wished, current *v1alpha1.LoadBalancer, problems []translate.Problem
 		p.Message += "; until then that stays as it was"
 	}
 	return true
+}
+
+// merge brings a LoadBalancer that is there to what is wished, and tells whether that changes it. Labels and annotations of others stay. The
+// annotation that a former release of the CCM wrote goes: it would count again once the field is empty.
+func merge(current, wished *v1alpha1.LoadBalancer) (changed bool) {
+	_, changed = current.Annotations[v1alpha1.AnnotationProxyProtocol]
+	delete(current.Annotations, v1alpha1.AnnotationProxyProtocol)
+	for key, value := range wished.Labels {
+		changed = changed || current.Labels[key] != value
+		metav1.SetMetaDataLabel(&current.ObjectMeta, key, value)
+	}
+	changed = changed || !equality.Semantic.DeepEqual(current.Spec, wished.Spec)
+	current.Spec = wished.Spec
+	return changed
 }

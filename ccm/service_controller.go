@@ -292,27 +292,8 @@ func (r *serviceReconciler) push(ctx context.Context, service *corev1.Service, w
 	if err != nil {
 		return nil, err
 	}
-	labelled := true
-	for key, value := range wished.Labels {
-		labelled = labelled && current.Labels[key] == value
-	}
-	// The one annotation of ours has no field; those of others stay.
-	proxy := wished.Annotations[v1alpha1.AnnotationProxyProtocol]
-	annotated := current.Annotations[v1alpha1.AnnotationProxyProtocol] == proxy
-	if labelled && annotated && equality.Semantic.DeepEqual(current.Spec, wished.Spec) {
+	if !merge(&current, wished) {
 		return &current, nil
-	}
-	if proxy == "" {
-		delete(current.Annotations, v1alpha1.AnnotationProxyProtocol)
-	} else {
-		metav1.SetMetaDataAnnotation(&current.ObjectMeta, v1alpha1.AnnotationProxyProtocol, proxy)
-	}
-	current.Spec = wished.Spec
-	if current.Labels == nil {
-		current.Labels = map[string]string{}
-	}
-	for key, value := range wished.Labels {
-		current.Labels[key] = value
 	}
 	if err := r.hub.Update(ctx, &current); err != nil {
 		return nil, err

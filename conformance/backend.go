@@ -77,9 +77,9 @@ func (p optionedProcess) Configure(ctx context.Context, config dataplane.Config)
 // shows, such as being killed.
 type InProcess func() dataplane.Dataplane
 
-// Start makes a dataplane, all of whose calls run inside the gateway's namespace.
+// Start makes a dataplane behind the checks of plugin.Serve, all of whose calls run inside the gateway's namespace.
 func (f InProcess) Start(_ context.Context, gateway *netlab.Namespace, _ io.Writer) (cases.Process, error) {
-	return inProcess{f(), gateway}, nil
+	return inProcess{dataplane.Checked(f()), gateway}, nil
 }
 
 type inProcess struct {

@@ -136,6 +136,21 @@ type LoadBalancerSpec struct {
 	// +optional
 	// +kubebuilder:validation:Enum=nat;transparent;direct;""
 	Forwarding string `json:"forwarding,omitempty"`
+
+	// ProxyProtocol v2 sends the client's address to the nodes, in a PROXY protocol header of version 2 before the first byte of each TCP
+	// connection. It needs gateways with Envoy: other dataplanes refuse the LoadBalancer. Empty sends no header. Annotation form:
+	// kubelb.k8c.io/proxy-protocol.
+	// +optional
+	// +kubebuilder:validation:Enum=v2;""
+	ProxyProtocol string `json:"proxyProtocol,omitempty"`
+
+	// IdleTimeout ends connections and UDP flows on which nothing was sent for so long: 1s to 24h, in hours, minutes and seconds, such as 10m
+	// or 1h30m. It needs gateways with eBPF or Envoy: other dataplanes refuse the LoadBalancer. Empty leaves it to the dataplane. Annotation form:
+	// kubelb.k8c.io/idle-timeout.
+	// +optional
+	// +kubebuilder:validation:MaxLength=16
+	// +kubebuilder:validation:XValidation:rule="size(self) == 0 || (self.matches('^([0-9]+[hms])+$') && duration(self) >= duration('1s') && duration(self) <= duration('24h'))",message="spec.idleTimeout: use 1s to 24h, in hours, minutes and seconds, such as 10m or 1h30m"
+	IdleTimeout string `json:"idleTimeout,omitempty"`
 }
 
 // LoadBalancerEndpoints is a set of addresses times a set of ports.

@@ -59,11 +59,9 @@ const (
 	AnnotationAddressPool         = "kubelb.k8c.io/address-pool"
 	AnnotationHealthCheckNodePort = "kubelb.k8c.io/health-check-node-port"
 	AnnotationForwarding          = "kubelb.k8c.io/forwarding"
+	AnnotationProxyProtocol       = "kubelb.k8c.io/proxy-protocol"
+	AnnotationIdleTimeout         = "kubelb.k8c.io/idle-timeout"
 )
-
-// AnnotationProxyProtocol asks, on a Service or a LoadBalancer, for a PROXY protocol header of version 2 ("v2") before the
-// first byte of each TCP connection to a node. There is no field for it.
-const AnnotationProxyProtocol = "kubelb.k8c.io/proxy-protocol"
 
 // ConditionBGPEstablished of a Gateway: there is a session with every router that it should have one with.
 const ConditionBGPEstablished = "BGPEstablished"

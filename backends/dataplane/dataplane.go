@@ -10,7 +10,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 	"time"
 
@@ -46,6 +45,11 @@ const (
 	Handover Feature = "handover"
 )
 
+// Features are all features.
+func Features() []Feature {
+	return []Feature{SourceRanges, Affinity, AffinityTimeout, Weights, Drain, Transparent, Direct, ProxyProtocol, Limits, RateLimits, IdleTimeout, ICMPEcho, PathMTU, Refusal, Handover}
+}
+
 // Description says what a backend is and can do.
 type Description struct {
 	Name     string
@@ -78,12 +82,6 @@ func (d Description) Lacks(f model.Frontend) (Feature, bool) {
 type Config struct {
 	// Node is the gateway's name.
 	Node string
-	// Uplinks are the interfaces on which packets for VIPs arrive; empty means all.
-	Uplinks []string
-	// SourceAddresses are this gateway's own addresses to rewrite sources to; empty lets the kernel choose by route.
-	SourceAddresses []netip.Addr
-	// SourcePortMin and SourcePortMax are this gateway's slice of source ports; zero values leave the choice to the backend.
-	SourcePortMin, SourcePortMax uint16
 	// StateDir is private to this gateway and survives restarts. The plugin host holds an exclusive lock in it.
 	StateDir string
 	// Options are the operator's --backend-option key=value pairs.
@@ -183,7 +181,7 @@ type Fault struct {
 	Resync bool
 }
 
-// Dataplane is implemented by a backend. The context of a call has a deadline; a backend that misses it is ended by force. Calls come one at
+// Dataplane is implemented by a backend. plugin.Serve puts it behind Checked. The context of a call has a deadline; a backend that misses it is ended by force. Calls come one at
 // a time, but for Watch, which runs beside the others, and for Describe, Preflight and Render, which may come before Configure and change
 // nothing.
 type Dataplane interface {

@@ -32,8 +32,7 @@ func (f *Fake) Describe(context.Context) (Description, error) {
 	if f.config.Node != "" {
 		notes = []string{"node: " + f.config.Node}
 	}
-	return Description{Name: "fake", Version: "1", Notes: notes, Features: []Feature{
-		SourceRanges, Affinity, Weights, Drain, Transparent, Direct, ProxyProtocol, Limits, RateLimits, IdleTimeout}}, nil
+	return Description{Name: "fake", Version: "1", Notes: notes, Features: Features()}, nil
 }
 
 // Preflight returns Checks.
@@ -76,7 +75,7 @@ func (f *Fake) Apply(_ context.Context, c Change) (Result, error) {
 	for _, fe := range c.UpsertFrontends {
 		err := f.refusal("frontend "+fe.FrontendKey.String(), fe.Validate())
 		if _, ok := f.pools[fe.Pool]; !ok && err == "" {
-			err = fmt.Sprintf("pool %s does not exist", fe.Pool)
+			err = MissingPool(fe.Pool).Error()
 		}
 		if err != "" {
 			result.Failed = append(result.Failed, RecordError{Frontend: fe.FrontendKey, Message: err})

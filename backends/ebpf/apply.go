@@ -1,6 +1,7 @@
 package ebpf
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -91,7 +92,7 @@ func (b *Backend) planPool(p model.Pool) (*plan, error) {
 }
 
 // frontends brings in frontends, all at once where that goes well.
-func (a *apply) frontends(d dataplane.Description, frontends []model.Frontend) {
+func (a *apply) frontends(frontends []model.Frontend) {
 	var plans []*plan
 	var records []dataplane.RecordError
 	for _, f := range frontends {
@@ -103,7 +104,7 @@ func (a *apply) frontends(d dataplane.Description, frontends []model.Frontend) {
 			a.fail(err, record)
 			continue
 		}
-		p, err := a.planFrontend(d, f)
+		p, err := a.planFrontend(f)
 		if err != nil {
 			a.fail(err, record)
 			continue
@@ -132,11 +133,8 @@ func (a *apply) frontends(d dataplane.Description, frontends []model.Frontend) {
 	a.done(lures)
 }
 
-// planFrontend plans the frontend if this backend can serve it.
-func (a *apply) planFrontend(d dataplane.Description, f model.Frontend) (*plan, error) {
-	if missing, lacks := d.Lacks(f); lacks {
-		return nil, fmt.Errorf("%s is not supported by the eBPF backend", missing)
-	}
+// planFrontend plans the frontend if this host can serve it.
+func (a *apply) planFrontend(f model.Frontend) (*plan, error) {
 	if err := a.forwarding.require(f.VIP.Is4()); err != nil {
 		return nil, err
 	}
@@ -235,4 +233,21 @@ func (k *kernel) keepForPlace(pool uint32, table *ebpf.Map) {
 		_ = former.Close()
 	}
 	k.tables[pool] = table
+}
+
+// Apply writes what differs.
+func (b *Backend) Apply(_ context.Context, c dataplane.Change) (dataplane.Result, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	a := &apply{backend: b, forwarding: forwarding{}, shares: b.state.shares(), cut: map[model.FrontendKey]bool{}}
+	a.pools(c.UpsertPools)
+	a.frontends(c.UpsertFrontends)
+	for _, key := range c.DeleteFrontends {
+		a.cut[key] = true
+		a.carryOut(b.state.planFrontendGone(key), nil, dataplane.RecordError{Frontend: key})
+	}
+	for _, id := range c.DeletePools {
+		a.carryOut(b.state.planPoolGone(id), nil, dataplane.RecordError{Pool: id})
+	}
+	return dataplane.Result{Operations: a.operations, Failed: a.failed}, a.endFormer()
 }

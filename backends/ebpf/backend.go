@@ -14,7 +14,6 @@ import (
 
 	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/backends/dataplane/routes"
-	"kubelb.k8c.io/core/model"
 )
 
 // Version is this backend's version.
@@ -26,10 +25,9 @@ type Backend struct {
 	watching sync.Mutex
 	kernel   *kernel
 	// mu guards state and sources, and the programs and maps of kernel, which Watch changes beside the other calls.
-	mu         sync.Mutex
-	state      *state
-	sources    *sources
-	generation dataplane.Generation
+	mu      sync.Mutex
+	state   *state
+	sources *sources
 	// routes are heard while Watch runs.
 	routes routes.Changes
 	// edit, which tests have, is what happens to programs before they are loaded.
@@ -44,7 +42,7 @@ func (b *Backend) Describe(context.Context) (dataplane.Description, error) {
 		dataplane.Transparent, dataplane.Direct, dataplane.IdleTimeout, dataplane.ICMPEcho, dataplane.PathMTU, dataplane.Refusal, dataplane.Handover, dataplane.Limits, dataplane.RateLimits}}, nil
 }
 
-// The source ports that clients' are rewritten to, unless the operator says which: below those that this host takes for its own
+// The source ports that clients' are rewritten to: below those that this host takes for its own
 // connections (net.ipv4.ip_local_port_range begins at 32768), and below NodePorts.
 const firstPort, lastPort = 1024, 29999
 
@@ -68,9 +66,7 @@ const (
 type options struct {
 	bpffs, xdp, attach string
 	flows              uint32
-	// uplinks are those that the configuration names.
-	uplinks []string
-	edit    func(*ebpf.CollectionSpec) error
+	edit               func(*ebpf.CollectionSpec) error
 }
 
 func readOptions(given map[string]string) (options, error) {
@@ -104,18 +100,11 @@ func readOptions(given map[string]string) (options, error) {
 
 // Configure loads the programs and attaches them.
 func (b *Backend) Configure(_ context.Context, config dataplane.Config) error {
-	if config.SourcePortMax < config.SourcePortMin {
-		return fmt.Errorf("source ports %d to %d: the last lies before the first", config.SourcePortMin, config.SourcePortMax)
-	}
-	first, last := config.SourcePortMin, config.SourcePortMax
-	if first == 0 {
-		first, last = firstPort, lastPort
-	}
 	o, err := readOptions(config.Options)
 	if err != nil {
 		return err
 	}
-	o.uplinks, o.edit = config.Uplinks, b.edit
+	o.edit = b.edit
 	if err := requireKernel(); err != nil {
 		return err
 	}
@@ -128,7 +117,7 @@ func (b *Backend) Configure(_ context.Context, config dataplane.Config) error {
 		err = keepRewriting() // nothing was here but, maybe, another dataplane
 	}
 	if err == nil {
-		err = errors.Join(k.configure(first, last), k.attachFirst())
+		err = errors.Join(k.configure(firstPort, lastPort), k.attachFirst())
 	}
 	if err != nil {
 		return errors.Join(err, k.close(false))
@@ -143,35 +132,7 @@ func (b *Backend) Configure(_ context.Context, config dataplane.Config) error {
 
 // Applied returns the digests of what the maps hold.
 func (b *Backend) Applied(context.Context) (dataplane.Applied, error) {
-	return dataplane.Applied{Generation: b.generation, Digests: b.state.digests()}, nil
-}
-
-// Apply writes what differs.
-func (b *Backend) Apply(ctx context.Context, c dataplane.Change) (dataplane.Result, error) {
-	if b.kernel == nil {
-		return dataplane.Result{}, errors.New("apply before configure")
-	}
-	if err := c.RequireBase(b.generation); err != nil {
-		return dataplane.Result{}, err
-	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	description, err := b.Describe(ctx)
-	if err != nil {
-		return dataplane.Result{}, err
-	}
-	a := &apply{backend: b, forwarding: forwarding{}, shares: b.state.shares(), cut: map[model.FrontendKey]bool{}}
-	a.pools(c.UpsertPools)
-	a.frontends(description, c.UpsertFrontends)
-	for _, key := range c.DeleteFrontends {
-		a.cut[key] = true
-		a.carryOut(b.state.planFrontendGone(key), nil, dataplane.RecordError{Frontend: key})
-	}
-	for _, id := range c.DeletePools {
-		a.carryOut(b.state.planPoolGone(id), nil, dataplane.RecordError{Pool: id})
-	}
-	b.generation = c.Next
-	return dataplane.Result{Generation: c.Next, Operations: a.operations, Failed: a.failed}, a.endFormer()
+	return dataplane.Applied{Digests: b.state.digests()}, nil
 }
 
 // Watch attaches the programs to interfaces that come, follows this gateway's addresses, and forgets flows that have ended.
@@ -237,26 +198,4 @@ func (b *Backend) sweepsOften() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.state != nil && b.state.swept > 0
-}
-
-// Close leaves programs and maps in place, or with purge removes them.
-func (b *Backend) Close(ctx context.Context, purge bool) error {
-	if b.kernel == nil {
-		return nil
-	}
-	b.watching.Lock()
-	defer b.watching.Unlock()
-	var open map[tuple]bool
-	var err error
-	if purge {
-		tracked := b.followTracking() // another backend that takes over may have brought it a moment ago
-		open, err = b.kernel.drain(ctx)
-		err = errors.Join(tracked, err)
-		if len(open) > 0 {
-			err = errors.Join(err, forgetOlder(open))
-		}
-	}
-	err = errors.Join(err, b.kernel.close(purge), end(open))
-	b.kernel = nil
-	return err
 }

@@ -410,18 +410,3 @@ func sourceTowards(to netip.Addr) (netip.Addr, error) {
 
 // reasonNames are those of enum reason in bpf/model.h, in its order.
 var reasonNames = [...]string{"malformed", "fragment-without-first", "source-range", "own-source", "no-source-port", "no-route", "ttl", "rate", "no-flow", "refused", "echo", "too-big"}
-
-// drops counts packets that were dropped, or answered by the programs, by reason.
-func (k *kernel) drops() (map[string]uint64, error) {
-	out := map[string]uint64{}
-	for i, name := range reasonNames {
-		var counts []uint64
-		if err := k.objects.Reasons.Lookup(uint32(i), &counts); err != nil {
-			return nil, fmt.Errorf("read counters: %w", err)
-		}
-		for _, n := range counts {
-			out[name] += n
-		}
-	}
-	return out, nil
-}

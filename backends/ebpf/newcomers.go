@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 	"sync"
 	"time"
 
@@ -30,10 +29,10 @@ func (k *kernel) newcomers() newcomers {
 	return newcomers{kernel: k, now: time.Now(), addressed: sync.OnceValues(addressed)}
 }
 
-// wait tells whether the interface is to be left alone: a veth that is no way to a network, that nobody has named, and that has not been there for long.
+// wait tells whether the interface is to be left alone: a veth that is no way to a network, and that has not been there for long.
 func (n newcomers) wait(l netlink.Link) (bool, error) {
 	a := l.Attrs()
-	if n.options.attach != attachClsact || l.Type() != "veth" || slices.Contains(n.options.uplinks, a.Name) {
+	if n.options.attach != attachClsact || l.Type() != "veth" {
 		return false, nil
 	}
 	first, known := n.since[a.Index]

@@ -9,6 +9,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/core/model"
 )
 
@@ -44,7 +45,7 @@ func (f forwarding) require(v4 bool) error {
 func (s *state) requireDirect(f model.Frontend) error {
 	p := s.pools[f.Pool]
 	if p == nil {
-		return fmt.Errorf("pool %s does not exist in this dataplane", f.Pool)
+		return dataplane.MissingPool(f.Pool)
 	}
 	var errs []error
 	for _, e := range p.endpoints {

@@ -72,7 +72,11 @@ func (w write) text() string {
 	case endpoint:
 		return fmt.Sprintf("%d: address %s source %s state %d", w.key, value.Address, value.Source, value.State)
 	case service:
-		return fmt.Sprintf("%d: pool %d target %s %s affinity %ds checks %d", w.key, value.Pool, value.TargetPort, model.Forwarding(value.Forwarding), value.Affinity, value.Checks)
+		text := fmt.Sprintf("%d: pool %d target %s %s affinity %ds checks %d", w.key, value.Pool, value.TargetPort, model.Forwarding(value.Forwarding), value.Affinity, value.Checks)
+		if value.Idle > 0 {
+			text += fmt.Sprintf(" idle %ds", value.Idle)
+		}
+		return text
 	case limit:
 		return fmt.Sprintf("%d: %d flows at once, %d in a second", w.key, value.FlowsAtOnce, value.FlowsASecond)
 	}

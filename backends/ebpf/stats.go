@@ -61,3 +61,18 @@ func read(m *ebpf.Map, number uint32) (out dataplane.Counter, err error) {
 	}
 	return out, nil
 }
+
+// drops counts packets that were dropped, or answered by the programs, by reason.
+func (k *kernel) drops() (map[string]uint64, error) {
+	out := map[string]uint64{}
+	for i, name := range reasonNames {
+		var counts []uint64
+		if err := k.objects.Reasons.Lookup(uint32(i), &counts); err != nil {
+			return nil, fmt.Errorf("read counters: %w", err)
+		}
+		for _, n := range counts {
+			out[name] += n
+		}
+	}
+	return out, nil
+}

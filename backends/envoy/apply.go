@@ -8,7 +8,9 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
+	"github.com/envoyproxy/go-control-plane/pkg/cache/types"
 	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 
 	"kubelb.k8c.io/backends/dataplane"
@@ -90,11 +92,7 @@ func (a *apply) fail(e dataplane.RecordError, err error) {
 
 func (a *apply) takePools() {
 	for _, p := range a.change.UpsertPools {
-		err := p.Validate()
-		if err == nil {
-			err = a.takePool(p)
-		}
-		if err != nil {
+		if err := a.takePool(p); err != nil {
 			a.fail(dataplane.RecordError{Pool: p.ID}, err)
 			continue
 		}
@@ -139,25 +137,12 @@ func (a *apply) asksOthersOnly(f model.Frontend) bool {
 	return old.Text() == f.Text()
 }
 
-// check says why a frontend cannot be taken.
+// check says why a frontend cannot be taken here.
 func (a *apply) check(f model.Frontend) error {
-	if err := f.Validate(); err != nil {
-		return err
-	}
 	if _, ok := a.state.pools[f.Pool]; !ok {
-		return fmt.Errorf("pool %s does not exist in this dataplane", f.Pool)
+		return dataplane.MissingPool(f.Pool)
 	}
-	return errors.Join(unsupported(f), a.guard.usable(f.VIP))
-}
-
-func unsupported(f model.Frontend) error {
-	switch {
-	case f.Forwarding == model.Direct:
-		return fmt.Errorf("forwarding %s is not supported by the Envoy backend; use nat or transparent", f.Forwarding)
-	case f.MaxNewPerSecond > 0:
-		return errors.New("limits of new connections a second are not supported by the Envoy backend, which has none for UDP")
-	}
-	return nil
+	return a.guard.usable(f.VIP)
 }
 
 func (a *apply) takeDeletes() {
@@ -299,4 +284,63 @@ func (a *apply) takeBack(was map[model.FrontendKey]model.Frontend, refused map[s
 	}
 	a.state.commit()
 	return nil
+}
+
+// Apply gives Envoy what differs, and returns when Envoy has taken or refused it.
+func (b *Backend) Apply(ctx context.Context, c dataplane.Change) (dataplane.Result, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	defer b.noteState()
+	a := newApply(b, c)
+	if err := a.run(ctx); err != nil {
+		return dataplane.Result{}, err
+	}
+	return dataplane.Result{Operations: a.operations, Failed: a.failed}, nil
+}
+
+// push puts the resources of frontends into the caches, and takes those of others out.
+func (b *Backend) push(changed, gone []model.FrontendKey) (pushed, error) {
+	now := time.Now()
+	byKind := map[string]map[string]types.Resource{}
+	for _, kind := range kinds {
+		byKind[kind] = map[string]types.Resource{}
+	}
+	for _, key := range changed {
+		f := b.state.frontends[key]
+		r := render(f, b.state.pools[f.Pool], b.timeouts, b.departures.note(f, b.state.pools[f.Pool], now))
+		name := key.String()
+		byKind[resource.ClusterType][name], byKind[resource.ListenerType][name] = r.cluster, r.listener
+		byKind[resource.EndpointType][r.assignment.ClusterName] = r.assignment
+		if b.assigned[key] == nil {
+			b.assigned[key] = map[string]bool{}
+		}
+		b.assigned[key][r.assignment.ClusterName] = true
+	}
+	names := map[string][]string{}
+	for _, key := range gone {
+		for _, kind := range []string{resource.ClusterType, resource.ListenerType} {
+			names[kind] = append(names[kind], key.String())
+		}
+		names[resource.EndpointType] = slices.AppendSeq(names[resource.EndpointType], maps.Keys(b.assigned[key]))
+		delete(b.assigned, key)
+		b.departures.forget(key)
+		delete(b.listening, key)
+	}
+	p := pushed{}
+	for _, kind := range kinds {
+		want, err := b.xds.update(kind, byKind[kind], names[kind])
+		if err != nil {
+			return nil, err
+		}
+		p[kind] = want
+	}
+	return p, nil
+}
+
+// pushed is what Envoy is to take, by kind.
+type pushed map[string][]named
+
+// sortedKeys are the keys in the model's order.
+func sortedKeys(m map[model.FrontendKey]bool) []model.FrontendKey {
+	return slices.SortedFunc(maps.Keys(m), model.FrontendKey.Compare)
 }

@@ -15,10 +15,9 @@ import (
 )
 
 // asking finds packets of connections that this host does not have, about which others are to be asked as model.Handover says: a
-// program at the ingress of the uplinks gives them a priority by which the guard knows them, and sends them on. The program stays there
+// program at the ingress of all interfaces with Ethernet addresses gives them a priority by which the guard knows them, and sends them on. The program stays there
 // without the plugin.
 type asking struct {
-	uplinks []string
 	// objects are the program, whose number is id, and its map; nil until others are to be asked about a frontend.
 	objects *bpf.UnknownObjects
 	id      ebpf.ProgramID
@@ -36,8 +35,8 @@ const (
 	askingName  = "kubelb_unknown"
 )
 
-func newAsking(uplinks []string) *asking {
-	return &asking{uplinks: uplinks, asks: map[model.FrontendKey]uint8{}, unwritten: map[model.FrontendKey]bool{}}
+func newAsking() *asking {
+	return &asking{asks: map[model.FrontendKey]uint8{}, unwritten: map[model.FrontendKey]bool{}}
 }
 
 // note takes over what frontends ask, which are served as given, or are no more. It tells whether there is something to write.
@@ -63,7 +62,7 @@ func (a *asking) noteOne(key model.FrontendKey, asks uint8) {
 	a.unwritten[key] = true
 }
 
-// cover has the program run at all uplinks that are there, with what was noted, once others are to be asked.
+// cover has the program run at all interfaces, with what was noted, once others are to be asked.
 func (a *asking) cover() error {
 	if a.objects == nil && len(a.asks) == 0 {
 		return nil
@@ -84,11 +83,11 @@ func (a *asking) run() error {
 		}
 		delete(a.unwritten, key)
 	}
-	uplinks, err := present(a.uplinks)
+	present, err := ethernet()
 	if err != nil {
 		return err
 	}
-	for _, is := range uplinks {
+	for _, is := range present {
 		// One that has just gone needs nothing.
 		if err := a.attach(is.Index); err != nil && !errors.Is(err, unix.ENODEV) {
 			return fmt.Errorf("attach program to interface %s: %w", is.Name, err)

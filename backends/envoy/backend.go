@@ -4,16 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/envoyproxy/go-control-plane/pkg/cache/types"
-	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 
 	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/backends/envoy/supervisor"
@@ -46,8 +41,7 @@ type Backend struct {
 	// noted are the notes for Describe on what cannot be written to disk. Describe waits for no other call.
 	noted atomic.Pointer[[]string]
 	// mu keeps the sweeper and Watch out while a call runs.
-	mu         sync.Mutex
-	generation dataplane.Generation
+	mu sync.Mutex
 	settings
 	// memoryKB is how much of Envoy's memory all frontends together may take.
 	memoryKB int
@@ -62,8 +56,16 @@ func (b *Backend) Describe(context.Context) (dataplane.Description, error) {
 	if noted := b.noted.Load(); noted != nil {
 		notes = *noted
 	}
-	return dataplane.Description{Name: "envoy", Version: Version, Notes: notes, Features: []dataplane.Feature{
-		dataplane.SourceRanges, dataplane.Affinity, dataplane.AffinityTimeout, dataplane.Weights, dataplane.Drain, dataplane.ICMPEcho, dataplane.PathMTU, dataplane.ProxyProtocol, dataplane.Transparent, dataplane.IdleTimeout, dataplane.Handover, dataplane.Limits}}, nil
+	d := description()
+	d.Notes = notes
+	return d, nil
+}
+
+// description is without notes. Direct is not among the features, since answers come back by Envoy, nor are limits of new connections, which Envoy has
+// for TCP only.
+func description() dataplane.Description {
+	return dataplane.Description{Name: "envoy", Version: Version, Features: []dataplane.Feature{
+		dataplane.SourceRanges, dataplane.Affinity, dataplane.AffinityTimeout, dataplane.Weights, dataplane.Drain, dataplane.ICMPEcho, dataplane.PathMTU, dataplane.ProxyProtocol, dataplane.Transparent, dataplane.IdleTimeout, dataplane.Handover, dataplane.Limits}}
 }
 
 // Configure takes over what an earlier process left, and sees that an Envoy runs.
@@ -93,7 +95,7 @@ func (b *Backend) Configure(ctx context.Context, config dataplane.Config) error 
 	}
 	b.affinity = openAffinity(string(b.dir), b.state.frontends)
 	b.noteState()
-	b.guard, b.xds, b.departures = newGuard(b.table, config.Uplinks), newXDS(), newDepartures()
+	b.guard, b.xds, b.departures = newGuard(b.table), newXDS(), newDepartures()
 	b.listening, b.lingering, b.assigned = map[model.FrontendKey]bool{}, map[model.FrontendKey]bool{}, map[model.FrontendKey]map[string]bool{}
 	if err := b.takeOver(); err != nil {
 		return err
@@ -109,22 +111,6 @@ func (b *Backend) noteState() {
 		}
 	}
 	b.noted.Store(&notes)
-}
-
-// takeOver serves what an earlier process served, or nothing yet: an Envoy that runs keeps what it has.
-func (b *Backend) takeOver() error {
-	var all []guarded
-	for _, f := range b.state.frontends {
-		all = append(all, b.state.guarded(f, !b.state.empty(f)))
-		b.affinity.setEndpoints(f, b.state.pools[f.Pool])
-	}
-	if _, err := b.push(slices.Collect(maps.Keys(b.state.frontends)), nil); err != nil {
-		return err
-	}
-	if err := b.guard.install(all); err != nil || !b.state.known {
-		return err
-	}
-	return b.serve()
 }
 
 func (b *Backend) serve() error {
@@ -151,69 +137,8 @@ func (b *Backend) Applied(context.Context) (dataplane.Applied, error) {
 	for key := range b.state.pending {
 		delete(digests.Frontends, key)
 	}
-	return dataplane.Applied{Generation: b.generation, Digests: digests}, nil
+	return dataplane.Applied{Digests: digests}, nil
 }
-
-// Apply gives Envoy what differs, and returns when Envoy has taken or refused it.
-func (b *Backend) Apply(ctx context.Context, c dataplane.Change) (dataplane.Result, error) {
-	if b.state == nil {
-		return dataplane.Result{}, errors.New("apply before configure")
-	}
-	if err := c.RequireBase(b.generation); err != nil {
-		return dataplane.Result{}, err
-	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	defer b.noteState()
-	a := newApply(b, c)
-	if err := a.run(ctx); err != nil {
-		return dataplane.Result{}, err
-	}
-	b.generation = c.Next
-	return dataplane.Result{Generation: c.Next, Operations: a.operations, Failed: a.failed}, nil
-}
-
-// push puts the resources of frontends into the caches, and takes those of others out.
-func (b *Backend) push(changed, gone []model.FrontendKey) (pushed, error) {
-	now := time.Now()
-	byKind := map[string]map[string]types.Resource{}
-	for _, kind := range kinds {
-		byKind[kind] = map[string]types.Resource{}
-	}
-	for _, key := range changed {
-		f := b.state.frontends[key]
-		r := render(f, b.state.pools[f.Pool], b.timeouts, b.departures.note(f, b.state.pools[f.Pool], now))
-		name := key.String()
-		byKind[resource.ClusterType][name], byKind[resource.ListenerType][name] = r.cluster, r.listener
-		byKind[resource.EndpointType][r.assignment.ClusterName] = r.assignment
-		if b.assigned[key] == nil {
-			b.assigned[key] = map[string]bool{}
-		}
-		b.assigned[key][r.assignment.ClusterName] = true
-	}
-	names := map[string][]string{}
-	for _, key := range gone {
-		for _, kind := range []string{resource.ClusterType, resource.ListenerType} {
-			names[kind] = append(names[kind], key.String())
-		}
-		names[resource.EndpointType] = slices.AppendSeq(names[resource.EndpointType], maps.Keys(b.assigned[key]))
-		delete(b.assigned, key)
-		b.departures.forget(key)
-		delete(b.listening, key)
-	}
-	p := pushed{}
-	for _, kind := range kinds {
-		want, err := b.xds.update(kind, byKind[kind], names[kind])
-		if err != nil {
-			return nil, err
-		}
-		p[kind] = want
-	}
-	return p, nil
-}
-
-// pushed is what Envoy is to take, by kind.
-type pushed map[string][]named
 
 // Watch reports an Envoy that is gone, and a guard that somebody else has taken away.
 func (b *Backend) Watch(ctx context.Context, report func(dataplane.Fault)) error {
@@ -259,40 +184,4 @@ func (b *Backend) problem() error {
 		err = errors.New(running.Problem)
 	}
 	return err
-}
-
-// Close leaves Envoy as it is, or with purge lets connections end for a while, ends it and removes everything.
-func (b *Backend) Close(ctx context.Context, purge bool) error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.xds == nil || b.state == nil {
-		return nil
-	}
-	if !b.closed {
-		b.closed = true
-		if b.serving {
-			close(b.stop)
-		}
-		b.xds.close()
-		if err := errors.Join(b.state.close(), b.affinity.close(), b.guard.asking.close()); err != nil {
-			return err
-		}
-	}
-	if !purge {
-		return nil
-	}
-	if err := b.drain(ctx); err != nil {
-		return err
-	}
-	// Envoy ends before the guard, so that clients hear of it; what connection tracking remembers then is nobody's.
-	if err := errors.Join(b.dir.Stop(ctx), b.guard.remove(), forgetFlows(b.state.frontends), os.RemoveAll(string(b.dir))); err != nil {
-		return err
-	}
-	b.state = nil
-	return nil
-}
-
-// sortedKeys are the keys in the model's order.
-func sortedKeys(m map[model.FrontendKey]bool) []model.FrontendKey {
-	return slices.SortedFunc(maps.Keys(m), model.FrontendKey.Compare)
 }

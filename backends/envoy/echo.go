@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
-	"slices"
 	"strings"
 
 	nft "github.com/google/nftables"
@@ -21,15 +20,14 @@ import (
 type echo struct {
 	table      *nft.Table
 	vips       [2]*nft.Set // by family, as guardFamilies
-	uplinks    []string
 	interfaces map[int]bool
 }
 
 // echoChain begins the name of the chain of an interface.
 const echoChain = "echo-"
 
-func newEcho(name string, uplinks []string) *echo {
-	e := &echo{table: &nft.Table{Name: name, Family: nft.TableFamilyNetdev}, uplinks: uplinks, interfaces: map[int]bool{}}
+func newEcho(name string) *echo {
+	e := &echo{table: &nft.Table{Name: name, Family: nft.TableFamilyNetdev}, interfaces: map[int]bool{}}
 	for i, f := range guardFamilies {
 		e.vips[i] = &nft.Set{Table: e.table, Name: "vips-" + f.layerName(), KeyType: f.address}
 	}
@@ -58,10 +56,10 @@ func (e *echo) set(vip netip.Addr) *nft.Set {
 	return nil
 }
 
-// cover has requests answered at all uplinks that are there and have Ethernet addresses. Another interface that has the name of an uplink gets rules of
-// its own, since they name the interface by its number.
+// cover has requests answered at all interfaces with Ethernet addresses. Another interface of the same name gets rules of its own, since they name the
+// interface by its number.
 func (e *echo) cover() error {
-	uplinks, err := present(e.uplinks)
+	present, err := ethernet()
 	if err != nil {
 		return err
 	}
@@ -69,10 +67,10 @@ func (e *echo) cover() error {
 	if err != nil {
 		return err
 	}
-	if err := e.letGo(uplinks, there); err != nil {
+	if err := e.letGo(present, there); err != nil {
 		return err
 	}
-	for _, a := range uplinks {
+	for _, a := range present {
 		if e.interfaces[a.Index] && there[chainOf(a.Name)] {
 			continue
 		}
@@ -84,14 +82,14 @@ func (e *echo) cover() error {
 	return nil
 }
 
-// present are the uplinks that are there and have Ethernet addresses; all such interfaces are uplinks where none is named.
-func present(uplinks []string) (there []*netlink.LinkAttrs, err error) {
+// ethernet are the interfaces that have Ethernet addresses.
+func ethernet() (there []*netlink.LinkAttrs, err error) {
 	links, err := netlink.LinkList()
 	if err != nil {
 		return nil, fmt.Errorf("list interfaces: %w", err)
 	}
 	for _, l := range links {
-		if a := l.Attrs(); a.EncapType == "ether" && (len(uplinks) == 0 || slices.Contains(uplinks, a.Name)) {
+		if a := l.Attrs(); a.EncapType == "ether" {
 			there = append(there, a)
 		}
 	}
@@ -99,9 +97,9 @@ func present(uplinks []string) (there []*netlink.LinkAttrs, err error) {
 }
 
 // letGo removes the chains of interfaces that are gone.
-func (e *echo) letGo(uplinks []*netlink.LinkAttrs, chains map[string]bool) error {
+func (e *echo) letGo(present []*netlink.LinkAttrs, chains map[string]bool) error {
 	indexes, names := map[int]bool{}, map[string]bool{}
-	for _, a := range uplinks {
+	for _, a := range present {
 		indexes[a.Index], names[chainOf(a.Name)] = true, true
 	}
 	maps.DeleteFunc(e.interfaces, func(index int, _ bool) bool { return !indexes[index] })

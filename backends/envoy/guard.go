@@ -78,8 +78,8 @@ var guardFamilies = [2]guardFamily{
 	{nft.TableFamilyIPv6, false, nft.TypeIP6Addr, 8, 24, 16, unix.IPPROTO_ICMPV6, 128, []byte{1, 2, 3, 4}, 4, netlink.FAMILY_V6},
 }
 
-func newGuard(name string, uplinks []string) *guard {
-	g := &guard{name: name, echo: newEcho(name, uplinks), asking: newAsking(uplinks)}
+func newGuard(name string) *guard {
+	g := &guard{name: name, echo: newEcho(name), asking: newAsking()}
 	for i, f := range guardFamilies {
 		t := &guardTable{guardFamily: f, table: &nft.Table{Name: name, Family: f.family}, vipUsers: map[netip.Addr]int{}, listUsers: map[string]int{}, endpointUsers: map[netip.AddrPort]int{}, known: map[model.FrontendKey]guarded{}}
 		key := nft.MustConcatSetType(f.address, nft.TypeInetProto, nft.TypeInetService)

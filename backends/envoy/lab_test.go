@@ -76,14 +76,14 @@ type bench struct {
 }
 
 // start starts the plugin, as a manager would that has just begun.
-func (b *bench) start(t *testing.T, uplinks ...string) {
+func (b *bench) start(t *testing.T) {
 	t.Helper()
 	var err error
 	b.plugin, err = b.binary.Start(t.Context(), b.Gateways[0].Namespace, os.Stderr)
 	require.NoError(t, err)
 	t.Cleanup(b.plugin.Stop)
 	b.at = dataplane.Generation{}
-	require.NoError(t, b.plugin.Configure(t.Context(), dataplane.Config{Node: "gateway", StateDir: b.state, Options: b.options, Uplinks: uplinks}))
+	require.NoError(t, b.plugin.Configure(t.Context(), dataplane.Config{Node: "gateway", StateDir: b.state, Options: b.options}))
 }
 
 // try applies records and returns those that failed.

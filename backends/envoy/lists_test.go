@@ -33,7 +33,7 @@ func TestPortsOfALoadBalancerShareItsSourceRanges(t *testing.T) {
 		ports, keys = append(ports, guarded{Frontend: f, served: port%2 == 0}), append(keys, f.FrontendKey)
 	}
 	require.NoError(t, l.Gateways[0].Do(func() error {
-		g := newGuard("guard-test", nil)
+		g := newGuard("guard-test")
 		list := func() string {
 			text, err := exec.Command("nft", "list", "table", "ip", "guard-test").CombinedOutput()
 			require.NoError(t, err, string(text))

@@ -89,7 +89,7 @@ func guardParts() []probe.Part {
 		{Name: "rules that bring packets to Envoy", Needs: "boot Linux 6.1 or later, on which it was tried", Add: guarded(untracked)},
 		{Name: "rules beside other NAT rules", Costs: "the dataplane on a host that has other NAT rules", Needs: "boot Linux 6.1 or later, on which it was tried", Add: guarded(tracked)},
 		{Name: "rules for forwarding: transparent", Costs: "forwarding: transparent", Needs: "boot Linux 6.1 or later, on which it was tried", Add: func(c *nft.Conn) error {
-			g := newGuard(preflightTable, nil)
+			g := newGuard(preflightTable)
 			for _, t := range g.tables {
 				if err := t.create(c, untracked); err != nil {
 					return err
@@ -103,7 +103,7 @@ func guardParts() []probe.Part {
 
 // addGuard adds all that is made at a start.
 func addGuard(c *nft.Conn, l layout) error {
-	g := newGuard(preflightTable, nil)
+	g := newGuard(preflightTable)
 	if err := g.echo.create(c); err != nil {
 		return err
 	}

@@ -2,7 +2,6 @@ package envoy
 
 import (
 	"context"
-	"fmt"
 
 	bootstrap "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
 	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
@@ -17,18 +16,12 @@ import (
 // the endpoints included, stands in it.
 func (b *Backend) Render(_ context.Context, snapshot model.Snapshot) (string, error) {
 	snapshot = snapshot.Canonical()
-	if err := snapshot.Validate(); err != nil {
-		return "", err
-	}
 	pools := map[model.PoolID]model.Pool{}
 	for _, p := range snapshot.Pools {
 		pools[p.ID] = p
 	}
 	static := &bootstrap.Bootstrap_StaticResources{}
 	for _, f := range snapshot.Frontends {
-		if err := unsupported(f); err != nil {
-			return "", fmt.Errorf("frontend %s: %w", f.FrontendKey, err)
-		}
 		r := render(f, pools[f.Pool], defaults().timeouts, nil)
 		fixed := proto.Clone(r.cluster).(*cluster.Cluster)
 		fixed.ClusterDiscoveryType, fixed.EdsClusterConfig = &cluster.Cluster_Type{Type: cluster.Cluster_STATIC}, nil

@@ -1,21 +1,17 @@
 package envoy
 
 import (
-	"flag"
 	"net/netip"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"testing"
 	"time"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"github.com/stretchr/testify/require"
 
+	"kubelb.k8c.io/backends/dataplane/golden"
 	"kubelb.k8c.io/core/model"
 )
-
-var golden = flag.Bool("golden", false, "write testdata/example.yaml anew")
 
 func endpointAddress(last byte, state model.EndpointState) model.Endpoint {
 	a := netip.AddrFrom4([4]byte{198, 51, 100, last})
@@ -47,13 +43,7 @@ func example() model.Snapshot {
 func TestRenderedTextIsTheGoldenOneAndEnvoyAcceptsIt(t *testing.T) {
 	text, err := (&Backend{}).Render(t.Context(), example())
 	require.NoError(t, err)
-	path := filepath.Join("testdata", "example.yaml")
-	if *golden {
-		require.NoError(t, os.WriteFile(path, []byte(text), 0o644))
-	}
-	want, err := os.ReadFile(path)
-	require.NoError(t, err)
-	require.Equal(t, string(want), text, "run 'make golden' and review the difference")
+	path := golden.Compare(t, "example.yaml", text)
 	envoy, err := exec.LookPath("../../bin/envoy")
 	if err != nil {
 		t.Skip("no Envoy to check it with: run 'make deps'")

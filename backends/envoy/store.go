@@ -127,7 +127,7 @@ func (s *store) sift() {
 		}
 	}
 	for key, f := range s.frontends {
-		if err := errors.Join(f.Validate(), unsupported(f)); err != nil {
+		if err := description().Takes(f); err != nil {
 			s.take(key)
 			s.invalid = append(s.invalid, err)
 		}

@@ -17,10 +17,9 @@ import (
 
 // Backend implements dataplane.Dataplane. New makes one.
 type Backend struct {
-	generation dataplane.Generation
-	held       model.Digests
-	pools      map[model.PoolID]*pool
-	frontends  map[model.FrontendKey]*frontend
+	held      model.Digests
+	pools     map[model.PoolID]*pool
+	frontends map[model.FrontendKey]*frontend
 }
 
 var _ dataplane.Dataplane = (*Backend)(nil)
@@ -46,15 +45,12 @@ func (b *Backend) Configure(context.Context, dataplane.Config) error { return ni
 
 // Applied returns what this process was told; a new process holds nothing.
 func (b *Backend) Applied(context.Context) (dataplane.Applied, error) {
-	return dataplane.Applied{Generation: b.generation, Digests: b.held}, nil
+	return dataplane.Applied{Digests: b.held}, nil
 }
 
-// Apply takes pools, frontends and deletes, in this order, each by itself.
+// Apply takes pools, frontends and deletes, in this order, each by itself. plugin.Serve has checked the change.
 func (b *Backend) Apply(_ context.Context, c dataplane.Change) (dataplane.Result, error) {
-	if err := c.RequireBase(b.generation); err != nil {
-		return dataplane.Result{}, err
-	}
-	result := dataplane.Result{Generation: c.Next, Operations: uint64(len(c.UpsertPools) + len(c.UpsertFrontends) + len(c.DeleteFrontends) + len(c.DeletePools))}
+	result := dataplane.Result{Operations: uint64(len(c.UpsertPools) + len(c.UpsertFrontends) + len(c.DeleteFrontends) + len(c.DeletePools))}
 	for _, p := range c.UpsertPools {
 		b.setPool(p)
 		b.held.Pools[p.ID] = p.Digest()
@@ -74,7 +70,6 @@ func (b *Backend) Apply(_ context.Context, c dataplane.Change) (dataplane.Result
 		delete(b.pools, id)
 		delete(b.held.Pools, id)
 	}
-	b.generation = c.Next
 	return result, b.syncAddresses()
 }
 
@@ -95,13 +90,9 @@ func (b *Backend) setPool(content model.Pool) {
 }
 
 func (b *Backend) setFrontend(record model.Frontend) error {
-	description, _ := b.Describe(context.Background())
-	if lacking, lacks := description.Lacks(record); lacks {
-		return fmt.Errorf("the example backend does not support %s", lacking)
-	}
 	p := b.pools[record.Pool]
 	if p == nil {
-		return fmt.Errorf("pool %s does not exist", record.Pool)
+		return dataplane.MissingPool(record.Pool)
 	}
 	if err := addAddress(record.VIP); err != nil {
 		return err

@@ -55,7 +55,7 @@ func open(tables []*table, e *egress) (unread, err error) {
 	if ours == len(all) {
 		unread = adopt(c, tables, e)
 		if !errors.Is(unread, errUnread) {
-			return nil, errors.Join(unread, setPorts(tables))
+			return nil, unread
 		}
 		for _, t := range tables {
 			t.state = newState(t.layout.family)
@@ -77,16 +77,7 @@ func open(tables []*table, e *egress) (unread, err error) {
 	if err := c.Flush(); err != nil {
 		return nil, fmt.Errorf("create nftables tables (needs CAP_NET_ADMIN and a kernel with nf_tables, NAT and conntrack): %w", err)
 	}
-	return unread, setPorts(tables)
-}
-
-func setPorts(tables []*table) error {
-	for _, t := range tables {
-		if err := t.setPorts(); err != nil {
-			return err
-		}
-	}
-	return nil
+	return unread, nil
 }
 
 func adopt(c *nft.Conn, tables []*table, e *egress) error {

@@ -44,7 +44,7 @@ func parts() []probe.Part {
 				some[k.name][1] = true
 			}
 			for _, f := range families {
-				t := newTable(f, newEgress(preflightTable), portRange{})
+				t := newTable(f, newEgress(preflightTable))
 				if err := some.add(c, t.nft, t.layout); err != nil {
 					return err
 				}
@@ -68,7 +68,7 @@ const loopback = "lo"
 func addLayout(c *nft.Conn) error {
 	e := newEgress(preflightTable)
 	for _, f := range families {
-		if err := newTable(f, e, portRange{}).create(c); err != nil {
+		if err := newTable(f, e).create(c); err != nil {
 			return err
 		}
 	}

@@ -10,7 +10,6 @@ import (
 
 	"github.com/vishvananda/netlink/nl"
 
-	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/backends/dataplane/hostflows"
 	"kubelb.k8c.io/core/model"
 )
@@ -121,29 +120,6 @@ type openCount struct {
 	look
 }
 
-// addOpen adds how many connections the limited frontends have, or had when that was counted last.
-func (t *table) addOpen(to map[model.FrontendKey]dataplane.Counter) error {
-	limited := map[model.FrontendKey]uint64{}
-	for key, f := range t.state.frontends {
-		if f.limits[connectionLimit] > 0 {
-			limited[key] = 0
-		}
-	}
-	if len(limited) > 0 && t.open.may() {
-		began := time.Now()
-		if err := hostflows.EachTracked(t.layout.v4, counting(limited).look); err != nil {
-			return err
-		}
-		t.open = openCount{limited, look{time.Now(), time.Since(began)}}
-	}
-	for key := range limited {
-		c := to[key]
-		c.Open = t.open.of[key]
-		to[key] = c
-	}
-	return nil
-}
-
 // counting counts the flows of the frontends that it has, as nf_conncount does.
 type counting map[model.FrontendKey]uint64
 
@@ -153,16 +129,6 @@ func (c counting) look(f *hostflows.Flow) bool {
 		c[key] = n + 1
 	}
 	return false
-}
-
-// forget ends all flows but established connections, once the table is gone.
-func (t *table) forget() error {
-	ended := newEnded()
-	for vip := range t.state.vips {
-		ended.vips[vip] = true
-	}
-	t.state = newState(t.layout.family)
-	return t.dropStale(ended)
 }
 
 // stale matches the entries to delete.

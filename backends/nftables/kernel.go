@@ -29,8 +29,8 @@ type table struct {
 // editsPerTransaction bounds a transaction.
 const editsPerTransaction = 20000
 
-func newTable(f family, e *egress, ports portRange) *table {
-	t := &table{layout: layout{family: f, ports: ports}, nft: &nft.Table{Name: e.nft.Name, Family: f.table}, sets: map[string]*nft.Set{}, state: newState(f)}
+func newTable(f family, e *egress) *table {
+	t := &table{layout: layout{family: f}, nft: &nft.Table{Name: e.nft.Name, Family: f.table}, sets: map[string]*nft.Set{}, state: newState(f)}
 	for _, s := range t.layout.sets() {
 		set := s.set
 		set.Table = t.nft

@@ -63,12 +63,10 @@ func (g *gateway) watchFor(d time.Duration, reports *[]string) error {
 	return g.Watch(ctx, func(f dataplane.Fault) { *reports = append(*reports, f.Message) })
 }
 
-func (g *gateway) restart() { g.restartWith(portRange{}) }
-
-func (g *gateway) restartWith(ports portRange) {
+func (g *gateway) restart() {
 	g.Backend = Backend{}
 	g.do(func() error {
-		return g.Configure(g.Context(), dataplane.Config{Node: "gateway", StateDir: g.TempDir(), SourcePortMin: ports.first, SourcePortMax: ports.last})
+		return g.Configure(g.Context(), dataplane.Config{Node: "gateway", StateDir: g.TempDir()})
 	})
 }
 
@@ -291,35 +289,6 @@ func TestAPacketWhoseEndpointIsGoneBetweenTwoLooksIsLostAndLeadsNowhere(t *testi
 	g.nft("", "flush", "map", "ip", "kubelb", "endpoints")
 	for vip := range 2 {
 		require.True(t, g.lab.A.Silent("tcp", netip.AddrPortFrom(lab.VIP(true, 1+vip), 80)), "VIP %d", 1+vip)
-	}
-}
-
-func TestTheSourceIsAtAPortOfTheGatewaysSlice(t *testing.T) {
-	g := newGateway(t)
-	server, err := g.lab.Nodes[0].Serve(30080)
-	require.NoError(t, err)
-	defer server.Close()
-	for round, slice := range []portRange{{2000, 2099}, {}, {50000, 50099}} {
-		g.restartWith(slice)
-		g.apply(model.Snapshot{Pools: []model.Pool{labPool("four", true, 0), labPool("six", false, 0)}, Frontends: []model.Frontend{
-			labFrontend(model.TCP, lab.VIP(true, 1), 80, 30080, "four"), labFrontend(model.UDP, lab.VIP(false, 1), 80, 30080, "six")}})
-		for network, vip := range map[string]netip.Addr{"tcp": lab.VIP(true, 1), "udp": lab.VIP(false, 1)} {
-			// From ports of their own: flows that conntrack knows stay where they are.
-			var froms []lab.From
-			for port := range uint16(50) {
-				froms = append(froms, lab.From{Port: 40000 + 50*uint16(round) + port})
-			}
-			answers, err := g.lab.A.AskMany(network, netip.AddrPortFrom(vip, 80), froms)
-			require.NoError(t, err)
-			ports := map[uint16]bool{}
-			for _, a := range answers {
-				ports[a.Client.Port()] = true
-				if slice != (portRange{}) {
-					require.True(t, slice.first <= a.Client.Port() && a.Client.Port() <= slice.last, "%s, slice %v: from port %d", network, slice, a.Client.Port())
-				}
-			}
-			require.Greater(t, len(ports), 30, "from ports %v", ports)
-		}
 	}
 }
 

@@ -79,8 +79,6 @@ type keySet struct {
 // layout is the fixed part of one family's table.
 type layout struct {
 	family
-	// ports are those to masquerade at.
-	ports portRange
 	// protocols is the anonymous set {tcp, udp} that every rule with ports begins with; each rule needs one of its own.
 	protocols func() *nft.Set
 }
@@ -222,7 +220,7 @@ func (l layout) chains() []chain {
 	chains = append(chains, l.affinityChains(longestTimeout)...)
 	masquerades := chain{name: chainMasquerade}
 	for _, protocol := range masqueraded() {
-		masquerades.rules = append(masquerades.rules, []statement{protocol, clearCtMark(), masquerade(l.ports)})
+		masquerades.rules = append(masquerades.rules, []statement{protocol, clearCtMark(), masquerade()})
 	}
 	chains = append(chains, masquerades)
 	return append(chains, l.baseChains()...)

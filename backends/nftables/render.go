@@ -21,7 +21,7 @@ import (
 func (b *Backend) Render(_ context.Context, snapshot model.Snapshot) (string, error) {
 	fresh := &Backend{egress: newEgress("kubelb")}
 	for _, f := range families {
-		fresh.tables = append(fresh.tables, newTable(f, fresh.egress, portRange{}))
+		fresh.tables = append(fresh.tables, newTable(f, fresh.egress))
 	}
 	snapshot = snapshot.Canonical()
 	edits := map[*table][]edit{}

@@ -320,15 +320,13 @@ func clearCtMark() statement {
 	return statement{"ct mark set 0x00000000", setCtMark(&expr.Immediate{Register: 1, Data: mark(0)})}
 }
 
-// masquerade rewrites the source to the address that the route takes. The client's port stays if it is one of these and free, so that
-// nodes, which remember connections for a while after their end, meet a port again no sooner than the client takes it again; else the
-// kernel takes a random one. As it is made here it may be any port: setPorts sees to the range.
-func masquerade(ports portRange) statement {
-	text := "masquerade"
-	if ports != (portRange{}) {
-		text += fmt.Sprintf(" to :%d-%d", ports.first, ports.last)
-	}
-	return statement{text, []expr.Any{&expr.Masq{}}}
+// masquerade rewrites the source to the address that the route takes. The client's port stays if it is free, so that nodes, which remember
+// connections for a while after their end, meet a port again no sooner than the client takes it again; else the kernel takes a random one.
+func masquerade() statement { return statement{"masquerade", []expr.Any{&expr.Masq{}}} }
+
+// masqueraded are the protocols, each of which has a rule of its own.
+func masqueraded() []statement {
+	return []statement{isProtocol("tcp", unix.IPPROTO_TCP), isProtocol("udp", unix.IPPROTO_UDP)}
 }
 
 func redirect() statement { return statement{"redirect", []expr.Any{&expr.Redir{}}} }

@@ -189,25 +189,11 @@ func generationFromWire(g *pb.Generation) dataplane.Generation {
 }
 
 func configToWire(c dataplane.Config) *pb.Configuration {
-	out := &pb.Configuration{Node: c.Node, Uplinks: c.Uplinks, SourcePortMin: uint32(c.SourcePortMin), SourcePortMax: uint32(c.SourcePortMax),
-		StateDir: c.StateDir, Options: c.Options}
-	for _, a := range c.SourceAddresses {
-		out.SourceAddresses = append(out.SourceAddresses, a.AsSlice())
-	}
-	return out
+	return &pb.Configuration{Node: c.Node, StateDir: c.StateDir, Options: c.Options}
 }
 
-func configFromWire(c *pb.Configuration) (dataplane.Config, error) {
-	var f fields
-	out := dataplane.Config{Node: c.GetNode(), Uplinks: c.GetUplinks(), SourcePortMin: f.short("source_port_min", c.GetSourcePortMin()),
-		SourcePortMax: f.short("source_port_max", c.GetSourcePortMax()), StateDir: c.GetStateDir(), Options: c.GetOptions()}
-	for _, b := range c.GetSourceAddresses() {
-		out.SourceAddresses = append(out.SourceAddresses, f.address("source_addresses", b))
-	}
-	if f.err != nil {
-		return dataplane.Config{}, fmt.Errorf("configuration: %w", f.err)
-	}
-	return out, nil
+func configFromWire(c *pb.Configuration) dataplane.Config {
+	return dataplane.Config{Node: c.GetNode(), StateDir: c.GetStateDir(), Options: c.GetOptions()}
 }
 
 func counterToWire(c dataplane.Counter) *pb.Counter {

@@ -65,8 +65,7 @@ func TestEverythingCrossesTheWireUnchanged(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "fake", description.Name)
 	require.Contains(t, description.Features, dataplane.Direct)
-	config := dataplane.Config{Node: "gw", Uplinks: []string{"eth0"}, SourceAddresses: []netip.Addr{netip.MustParseAddr("2001:db8::1")},
-		SourcePortMin: 2000, SourcePortMax: 3000, StateDir: t.TempDir(), Options: map[string]string{"k": "v"}}
+	config := dataplane.Config{Node: "gw", StateDir: t.TempDir(), Options: map[string]string{"k": "v"}}
 	require.NoError(t, d.Configure(ctx, config))
 	description, err = d.Describe(ctx)
 	require.NoError(t, err)

@@ -39,7 +39,7 @@ func Serve(d dataplane.Dataplane) {
 	}
 	goplugin.Serve(&goplugin.ServeConfig{
 		HandshakeConfig:  handshake,
-		VersionedPlugins: map[int]goplugin.PluginSet{protocolVersion: {pluginName: &grpcPlugin{implementation: d}}},
+		VersionedPlugins: map[int]goplugin.PluginSet{protocolVersion: {pluginName: &grpcPlugin{implementation: dataplane.Checked(d)}}},
 		GRPCServer:       goplugin.DefaultGRPCServer,
 	})
 }
@@ -106,11 +106,7 @@ func (s *server) Describe(ctx context.Context, _ *pb.DescribeRequest) (*pb.Descr
 
 // Preflight answers with the checks. It waits for no other call and takes no lock, since it changes nothing.
 func (s *server) Preflight(ctx context.Context, in *pb.Configuration) (*pb.PreflightResponse, error) {
-	config, err := configFromWire(in)
-	if err != nil {
-		return nil, err
-	}
-	checks, err := s.dataplane.Preflight(ctx, config)
+	checks, err := s.dataplane.Preflight(ctx, configFromWire(in))
 	out := &pb.PreflightResponse{}
 	for _, check := range checks {
 		out.Checks = append(out.Checks, checkToWire(check))
@@ -124,11 +120,9 @@ func (s *server) Configure(ctx context.Context, in *pb.Configuration) (*pb.Confi
 		return nil, err
 	}
 	defer s.leave()
-	config, err := configFromWire(in)
-	if err != nil {
-		return nil, err
-	}
+	config := configFromWire(in)
 	if s.lock == nil {
+		var err error
 		if s.lock, err = lockStateDir(ctx, config.StateDir); err != nil {
 			return nil, err
 		}

@@ -25,6 +25,7 @@ func Service(s *corev1.Service) translate.Service {
 		HealthCheckNodePort: s.Spec.HealthCheckNodePort,
 		LoadBalancerIP:      s.Spec.LoadBalancerIP, RequestedAnnotation: s.Annotations[v1alpha1.AnnotationRequestedAddresses],
 		Forwarding: s.Annotations[v1alpha1.AnnotationForwarding], ProxyProtocol: s.Annotations[v1alpha1.AnnotationProxyProtocol],
+		IdleTimeout: strings.TrimSpace(s.Annotations[v1alpha1.AnnotationIdleTimeout]),
 		AddressPool: strings.TrimSpace(s.Annotations[v1alpha1.AnnotationAddressPool]), SharingKey: strings.TrimSpace(s.Annotations[v1alpha1.AnnotationSharingKey]),
 	}
 	if c := s.Spec.SessionAffinityConfig; c != nil && c.ClientIP != nil && c.ClientIP.TimeoutSeconds != nil {
@@ -97,6 +98,8 @@ func LoadBalancer(lb translate.LoadBalancer) *v1alpha1.LoadBalancer {
 			IPFamilyPolicy:           corev1.IPFamilyPolicy(lb.FamilyPolicy),
 			HealthCheckNodePort:      lb.HealthCheckNodePort,
 			Forwarding:               lb.Forwarding,
+			ProxyProtocol:            lb.ProxyProtocol,
+			IdleTimeout:              lb.IdleTimeout,
 			AddressPool:              lb.AddressPool,
 			SharingKey:               lb.SharingKey,
 			Endpoints: []v1alpha1.LoadBalancerEndpoints{{
@@ -111,9 +114,6 @@ func LoadBalancer(lb translate.LoadBalancer) *v1alpha1.LoadBalancer {
 	if lb.Local != nil {
 		local := Addresses(*lb.Local)
 		endpoints.LocalAddresses = &local
-	}
-	if lb.ProxyProtocol != "" {
-		out.Annotations = map[string]string{v1alpha1.AnnotationProxyProtocol: lb.ProxyProtocol}
 	}
 	for i, p := range lb.Ports {
 		target := lb.EndpointPorts[i]

@@ -21,16 +21,17 @@ func serviceWith(annotations map[string]string) *corev1.Service {
 
 // Whatever annotations of a Service say, each is taken, as the hub's schema allows it, or is a problem that names it.
 func FuzzServiceAnnotations(f *testing.F) {
-	f.Add("192.0.2.0/24, 2001:db8::/32", "203.0.113.5,2001:db8:f::5", "direct", "v2", "public", "web")
-	f.Add("192.0.2.0/24,", "203.0.113.5,203.0.113.6", "teleport", "v1", "no such name", "a\x1bb")
-	f.Add("::ffff:192.0.2.0/120", "fe80::1%eth0", " nat", "V2", "-a", strings.Repeat("k", 254))
-	f.Add(strings.Repeat("192.0.2.0/24,", 200), strings.Repeat("203.0.113.5,", 200), "", "", strings.Repeat("a", 254), "ö")
-	f.Add(" ", ",", "\x00", "\n", "a.b_c-D", "\u0085")
+	f.Add("192.0.2.0/24, 2001:db8::/32", "203.0.113.5,2001:db8:f::5", "direct", "v2", "public", "web", "1h30m")
+	f.Add("192.0.2.0/24,", "203.0.113.5,203.0.113.6", "teleport", "v1", "no such name", "a\x1bb", "25h")
+	f.Add("::ffff:192.0.2.0/120", "fe80::1%eth0", " nat", "V2", "-a", strings.Repeat("k", 254), "60000ms")
+	f.Add(strings.Repeat("192.0.2.0/24,", 200), strings.Repeat("203.0.113.5,", 200), "", "", strings.Repeat("a", 254), "ö", "00000000000000001s")
+	f.Add(" ", ",", "\x00", "\n", "a.b_c-D", "\u0085", "9999999999999h")
 	pool, control := regexp.MustCompile(`^([A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?)?$`), regexp.MustCompile(`[\x00-\x1f\x7f-\x9f]`)
-	f.Fuzz(func(t *testing.T, ranges, requested, forwarding, proxy, addressPool, sharing string) {
+	f.Fuzz(func(t *testing.T, ranges, requested, forwarding, proxy, addressPool, sharing, idle string) {
 		lb, problems := translate.Wish(Service(serviceWith(map[string]string{
 			corev1.AnnotationLoadBalancerSourceRangesKey: ranges, v1alpha1.AnnotationRequestedAddresses: requested, v1alpha1.AnnotationForwarding: forwarding,
 			v1alpha1.AnnotationProxyProtocol: proxy, v1alpha1.AnnotationAddressPool: addressPool, v1alpha1.AnnotationSharingKey: sharing,
+			v1alpha1.AnnotationIdleTimeout: idle,
 		})), nil, nil, "InternalIP", "tenant-a")
 		wrong := map[string]bool{}
 		for _, p := range problems {
@@ -74,7 +75,12 @@ func FuzzServiceAnnotations(f *testing.F) {
 			require.Equal(t, strings.TrimSpace(sharing), spec.SharingKey)
 		}
 		if !wrong[v1alpha1.AnnotationProxyProtocol] {
-			require.Contains(t, []string{"", translate.ProxyProtocolV2}, LoadBalancer(lb).Annotations[v1alpha1.AnnotationProxyProtocol])
+			require.Contains(t, []string{"", translate.ProxyProtocolV2}, spec.ProxyProtocol)
+		}
+		if !wrong[v1alpha1.AnnotationIdleTimeout] {
+			require.Regexp(t, "^([0-9]+[hms])*$", spec.IdleTimeout)
+			require.LessOrEqual(t, len(spec.IdleTimeout), 16)
+			require.Equal(t, strings.TrimSpace(idle), spec.IdleTimeout)
 		}
 	})
 }

@@ -356,7 +356,7 @@ func (g *Gateway) load(backend Backend) (Process, error) {
 }
 
 func (g *Gateway) configure(p Process) error {
-	return p.Configure(g.c.ctx, dataplane.Config{Node: g.Name, StateDir: g.state, Uplinks: []string{"front"}})
+	return p.Configure(g.c.ctx, dataplane.Config{Node: g.Name, StateDir: g.state})
 }
 
 // Apply brings the dataplane to the snapshot by sending the difference to what it holds; no record may fail.

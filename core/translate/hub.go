@@ -529,7 +529,7 @@ func (h *Hub) translate(e *entry) {
 				FrontendKey: model.FrontendKey{VIP: vip, Protocol: p.protocol, Port: p.number},
 				Owner:       lb.ObjectName, Tenant: tenant.Name, TargetPort: p.target, Forwarding: t.forwarding(),
 				AffinityTimeout: t.affinity, Restricted: len(lb.SourceRanges) > 0, SourceRanges: sources,
-				Pool: pool, ProxyProtocol: lb.ProxyProtocol == ProxyProtocolV2 && p.protocol == model.TCP,
+				Pool: pool, ProxyProtocol: lb.ProxyProtocol == ProxyProtocolV2 && p.protocol == model.TCP, IdleTimeout: t.idle,
 				MaxConnections: tenant.ConnectionsPerPort, MaxNewPerSecond: tenant.NewConnectionsPerSecondPerPort,
 			})
 		}

@@ -70,6 +70,8 @@ type translation struct {
 	ports        []port
 	sourceRanges []netip.Prefix
 	affinity     time.Duration
+	// idle is after how long a connection ends on which nothing is sent; 0 leaves it to the dataplane.
+	idle time.Duration
 	// referred: an Addresses object is there that it may refer to.
 	referred bool
 	// own are the targets that stand in the LoadBalancer itself, local those with a ready endpoint.
@@ -87,6 +89,7 @@ func read(lb *LoadBalancer, tenant *Tenant, found bool, fence Fence) *translatio
 	t.ports = t.readPorts()
 	t.sourceRanges = t.readSourceRanges()
 	t.affinity = t.readAffinity()
+	t.idle = t.readIdleTimeout()
 	t.checkWords()
 	if lb.Reference == nil {
 		t.own = t.inline(ownField, lb.Addresses)
@@ -278,6 +281,17 @@ func (t *translation) readAffinity() time.Duration {
 	return timeout
 }
 
+func (t *translation) readIdleTimeout() time.Duration {
+	if t.lb.IdleTimeout == "" {
+		return 0
+	}
+	timeout, valid := IdleTimeout(t.lb.IdleTimeout)
+	if !valid {
+		t.problems = append(t.problems, InvalidIdleTimeout("spec.idleTimeout", t.lb.IdleTimeout))
+	}
+	return timeout
+}
+
 // checkWords refuses words that the hub's schema knows nothing of.
 func (t *translation) checkWords() {
 	known := func(reason, field, word string, words ...string) {
@@ -288,16 +302,15 @@ func (t *translation) checkWords() {
 	known(ReasonInvalidFamilyPolicy, "spec.ipFamilyPolicy", string(t.lb.FamilyPolicy), string(ipam.SingleStack), string(ipam.PreferDualStack), string(ipam.RequireDualStack))
 	known(ReasonInvalidForwarding, "spec.forwarding", t.lb.Forwarding, forwardings...)
 	if t.lb.ProxyProtocol != "" && t.lb.ProxyProtocol != ProxyProtocolV2 {
-		t.problems = append(t.problems, InvalidProxyProtocol(t.lb.ProxyProtocol))
+		t.problems = append(t.problems, InvalidProxyProtocol("spec.proxyProtocol", t.lb.ProxyProtocol))
 	}
 }
 
 // ProxyProtocolV2 is the only version of the PROXY protocol that is sent: the binary one.
 const ProxyProtocolV2 = "v2"
 
-// InvalidProxyProtocol says that the word is no version of the PROXY protocol that is sent.
-func InvalidProxyProtocol(word string) Problem {
-	field := "metadata.annotations." + AnnotationProxyProtocol
+// InvalidProxyProtocol says that the word in the field, or annotation, is no version of the PROXY protocol that is sent.
+func InvalidProxyProtocol(field, word string) Problem {
 	return Problem{Reason: ReasonInvalidProxyProtocol, Field: field, Message: fmt.Sprintf("%s is %q: use %s, or remove it", field, word, ProxyProtocolV2)}
 }
 

@@ -55,6 +55,8 @@ type LoadBalancer struct {
 	Forwarding string `json:"forwarding,omitempty"`
 	// ProxyProtocol is v2, or empty: whether the nodes learn the client's address by that header, which TCP ports get.
 	ProxyProtocol string `json:"proxyProtocol,omitempty"`
+	// IdleTimeout is after how long a connection ends on which nothing is sent, such as 10m. If it is empty the dataplane decides.
+	IdleTimeout string `json:"idleTimeout,omitempty"`
 	// Malformed are problems that were found when the object was read, such as an annotation that says nothing.
 	Malformed []Problem `json:"malformed,omitempty"`
 	// VIPs are the addresses on record for it, in status.
@@ -221,6 +223,7 @@ const (
 	ReasonInvalidFamilyPolicy  = "InvalidFamilyPolicy"
 	ReasonInvalidForwarding    = "InvalidForwarding"
 	ReasonInvalidProxyProtocol = "InvalidProxyProtocol"
+	ReasonInvalidIdleTimeout   = "InvalidIdleTimeout"
 	ReasonInvalidAnnotation    = "InvalidAnnotation"
 	ReasonInvalidAffinity      = "InvalidAffinity"
 	ReasonConflict             = "FrontendConflict"

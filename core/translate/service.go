@@ -37,6 +37,7 @@ type Service struct {
 	AddressPool           string `json:"addressPool,omitempty"`
 	SharingKey            string `json:"sharingKey,omitempty"`
 	ProxyProtocol         string `json:"proxyProtocol,omitempty"`
+	IdleTimeout           string `json:"idleTimeout,omitempty"`
 	SourceRangeAnnotation string `json:"sourceRangeAnnotation,omitempty"`
 }
 
@@ -83,6 +84,7 @@ const Class = "kubelb"
 const (
 	AnnotationForwarding         = "kubelb.k8c.io/forwarding"
 	AnnotationProxyProtocol      = "kubelb.k8c.io/proxy-protocol"
+	AnnotationIdleTimeout        = "kubelb.k8c.io/idle-timeout"
 	AnnotationRequestedAddresses = "kubelb.k8c.io/requested-addresses"
 	AnnotationAddressPool        = "kubelb.k8c.io/address-pool"
 	AnnotationSharingKey         = "kubelb.k8c.io/sharing-key"
@@ -245,7 +247,12 @@ func (lb *LoadBalancer) set(s Service) (problems []Problem) {
 	if s.ProxyProtocol == "" || s.ProxyProtocol == ProxyProtocolV2 {
 		lb.ProxyProtocol = s.ProxyProtocol
 	} else {
-		problems = append(problems, InvalidProxyProtocol(s.ProxyProtocol))
+		problems = append(problems, InvalidProxyProtocol("metadata.annotations."+AnnotationProxyProtocol, s.ProxyProtocol))
+	}
+	if _, valid := IdleTimeout(s.IdleTimeout); valid {
+		lb.IdleTimeout = s.IdleTimeout
+	} else if s.IdleTimeout != "" {
+		problems = append(problems, InvalidIdleTimeout("metadata.annotations."+AnnotationIdleTimeout, s.IdleTimeout))
 	}
 	return problems
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"reflect"
 	"testing"
+	"time"
 
 	"kubelb.k8c.io/core/model"
 )
@@ -150,10 +151,10 @@ func TestWish(t *testing.T) {
 }
 
 func TestASettingThatCannotBeReadIsLeftOutAndNothingElseIs(t *testing.T) {
-	s := Service{Name: "web", UID: "uid-1", Type: "LoadBalancer", LocalOnly: true, HealthCheckNodePort: 31000, AddressPool: "public", LoadBalancerIP: "nobody", Forwarding: "diretc", ProxyProtocol: "v3",
+	s := Service{Name: "web", UID: "uid-1", Type: "LoadBalancer", LocalOnly: true, HealthCheckNodePort: 31000, AddressPool: "public", LoadBalancerIP: "nobody", Forwarding: "diretc", ProxyProtocol: "v3", IdleTimeout: "soon",
 		Ports: []ServicePort{{"", "TCP", 80, 30080}, {"", "SCTP", 5000, 30500}}}
 	lb, problems := Wish(s, nil, nil, "InternalIP", "tenant-a")
-	if lb.Requested != nil || lb.Forwarding != "" || lb.ProxyProtocol != "" {
+	if lb.Requested != nil || lb.Forwarding != "" || lb.ProxyProtocol != "" || lb.IdleTimeout != "" {
 		t.Errorf("got %+v", lb)
 	}
 	if len(lb.Ports) != 1 || lb.Local == nil || lb.HealthCheckNodePort != 31000 || lb.AddressPool != "public" {
@@ -163,8 +164,19 @@ func TestASettingThatCannotBeReadIsLeftOutAndNothingElseIs(t *testing.T) {
 	for _, p := range problems {
 		reasons = append(reasons, fmt.Sprint(p.Reason, " ", p.Partial))
 	}
-	if want := []string{"UnsupportedProtocol true", "InvalidAddress false", "InvalidForwarding false", "InvalidProxyProtocol false"}; !reflect.DeepEqual(reasons, want) {
+	if want := []string{"UnsupportedProtocol true", "InvalidAddress false", "InvalidForwarding false", "InvalidProxyProtocol false", "InvalidIdleTimeout false"}; !reflect.DeepEqual(reasons, want) {
 		t.Errorf("problems %v, want %v", reasons, want)
+	}
+}
+
+func TestAnIdleTimeoutIsASecondToADay(t *testing.T) {
+	for text, want := range map[string]time.Duration{
+		"1s": time.Second, "90s": 90 * time.Second, "10m": 10 * time.Minute, "1h30m": 90 * time.Minute, "24h": 24 * time.Hour, "23h59m60s": 24 * time.Hour,
+		"": 0, "0s": 0, "0": 0, "10": 0, "soon": 0, "h": 0, "24h1s": 0, "1.5h": 0, "1500ms": 0, "60000ms": 0, "-10m": 0, "+10m": 0, " 10m": 0, "1d": 0, "9999999999999h": 0, "00000000000000001s": 0,
+	} {
+		if got, valid := IdleTimeout(text); got != want || valid != (want > 0) {
+			t.Errorf("%q: got %s, %v, want %s", text, got, valid, want)
+		}
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"reflect"
 	"slices"
 	"sync"
 	"time"
@@ -139,9 +140,9 @@ func (b *addressBook) refresh(ctx context.Context, items []v1alpha1.AddressPool)
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	before := fmt.Sprint(b.pools, b.external)
+	before := b.judged
 	b.setPools(j)
-	return before != fmt.Sprint(b.pools, b.external), nil
+	return !reflect.DeepEqual(before.pools, j.pools) || !reflect.DeepEqual(before.external, j.external), nil
 }
 
 // allocation is what a LoadBalancer has.
@@ -363,23 +364,27 @@ func (r *loadBalancerReconciler) addressesHandler() handler.EventHandler {
 		DeleteFunc: func(ctx context.Context, e event.DeleteEvent, q queue) { wake(ctx, e.Object, q) },
 		UpdateFunc: func(ctx context.Context, e event.UpdateEvent, q queue) {
 			before, after := e.ObjectOld.(*v1alpha1.Addresses), e.ObjectNew.(*v1alpha1.Addresses)
-			if r.refusedIn(ctx, before) != r.refusedIn(ctx, after) {
+			if !reflect.DeepEqual(r.refusedIn(ctx, before), r.refusedIn(ctx, after)) {
 				wake(ctx, after, q)
 			}
 		},
 	}
 }
 
-// refusedIn tells what of the addresses cannot be used, and of which families the others are.
-func (r *loadBalancerReconciler) refusedIn(ctx context.Context, a *v1alpha1.Addresses) string {
+// listVerdict is what of an Addresses object cannot be used, and of which families the other addresses are.
+type listVerdict struct {
+	problems []translate.Problem
+	families []ipam.Family
+}
+
+func (r *loadBalancerReconciler) refusedIn(ctx context.Context, a *v1alpha1.Addresses) (out listVerdict) {
 	tenant, err := r.tenantOf(ctx, a.Namespace)
 	if err != nil || tenant == nil {
-		return ""
+		return out
 	}
-	judged := ""
 	// What cannot be looked at is refused as before; the reconciler comes upon the error, too.
 	_ = r.fences.with(ctx, func(fence translate.Fence) {
-		judged = fmt.Sprint(translate.JudgeAddresses(convert.Addresses(a), *tenant, fence))
+		out.problems, out.families = translate.JudgeAddresses(convert.Addresses(a), *tenant, fence)
 	})
-	return judged
+	return out
 }

@@ -223,7 +223,7 @@ func (r *loadBalancerReconciler) sync(ctx context.Context, lb *v1alpha1.LoadBala
 	if addressesChange || !equality.Semantic.DeepEqual(before.Status.AdmittedPorts, lb.Status.AdmittedPorts) {
 		return a, 0, r.write(ctx, before, lb) // and the change brings it back here
 	}
-	if err := r.observe(ctx, lb, isRefused, &c); err != nil {
+	if err := r.observe(ctx, lb, wish, isRefused, &c); err != nil {
 		return a, 0, err
 	}
 	if again = r.postpone(before, lb, !isRefused && !c.settled()); again > 0 {
@@ -313,7 +313,7 @@ func (r *loadBalancerReconciler) allocate(lb *v1alpha1.LoadBalancer, wish transl
 }
 
 // observe asks what gateways have made of the LoadBalancer, as it stands in the API now.
-func (r *loadBalancerReconciler) observe(ctx context.Context, lb *v1alpha1.LoadBalancer, refused bool, c *conditions) error {
+func (r *loadBalancerReconciler) observe(ctx context.Context, lb *v1alpha1.LoadBalancer, wish translate.LoadBalancer, refused bool, c *conditions) error {
 	// First to wait, then to look: what a gateway says in between is not missed.
 	r.waiting.forGateway(lb, true)
 	var gateways v1alpha1.GatewayList
@@ -364,7 +364,7 @@ func (r *loadBalancerReconciler) observe(ctx context.Context, lb *v1alpha1.LoadB
 		c.set(v1alpha1.ConditionAnnounced, false, reasonWaitingForAnnouncement, view.silence())
 	}
 	if c.isTrue(v1alpha1.ConditionProgrammed) && c.isTrue(v1alpha1.ConditionAnnounced) {
-		lb.Status.LoadBalancer = ingressOf(lb)
+		lb.Status.LoadBalancer = ingressOf(lb, wish)
 	}
 	c.served(view.unserved())
 	c.ready()
@@ -387,8 +387,8 @@ func summaryOf(lb *v1alpha1.LoadBalancer) *v1alpha1.LoadBalancerSummary {
 }
 
 // ingressOf is what the CCM copies: the addresses, in the order of the families.
-func ingressOf(lb *v1alpha1.LoadBalancer) corev1.LoadBalancerStatus {
-	mode := ipModeOf(lb)
+func ingressOf(lb *v1alpha1.LoadBalancer, wish translate.LoadBalancer) corev1.LoadBalancerStatus {
+	mode := ipModeOf(wish)
 	var out corev1.LoadBalancerStatus
 	for _, a := range lb.Status.Addresses {
 		out.Ingress = append(out.Ingress, corev1.LoadBalancerIngress{IP: a.Address, IPMode: &mode})
@@ -399,9 +399,8 @@ func ingressOf(lb *v1alpha1.LoadBalancer) corev1.LoadBalancerStatus {
 // ipModeOf tells who serves the tenant's own nodes and pods (KEP-1860): their kube-proxy, which takes the addresses for the Service's own (VIP), or a
 // gateway (Proxy). With direct kube-proxy has to know the addresses, since packets come to it as clients sent them. With transparent a node would answer
 // another one past the gateway, which alone can undo its translation. With the PROXY protocol pods wait for the gateway's header.
-func ipModeOf(lb *v1alpha1.LoadBalancer) corev1.LoadBalancerIPMode {
-	asked := convert.LoadBalancer(lb)
-	if asked.Forwarding == model.Direct.String() || asked.Forwarding == model.Transparent.String() && asked.ProxyProtocol == "" {
+func ipModeOf(wish translate.LoadBalancer) corev1.LoadBalancerIPMode {
+	if wish.Forwarding == model.Direct.String() || wish.Forwarding == model.Transparent.String() && wish.ProxyProtocol == "" {
 		return corev1.LoadBalancerIPModeVIP
 	}
 	return corev1.LoadBalancerIPModeProxy

@@ -24,6 +24,7 @@ import (
 	"kubelb.k8c.io/api/plain"
 	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/core/translate"
+	"kubelb.k8c.io/manager/convert"
 )
 
 // Whatever is written of a LoadBalancer is a version that gateways look at, and say that they have. That has to come to an end.
@@ -90,7 +91,7 @@ func TestTheIPModeSaysWhoServesTheTenantsOwnCluster(t *testing.T) {
 	} {
 		lb := recorded("web", 0, "203.0.113.1", "2001:db8::1")
 		lb.Annotations = map[string]string{v1alpha1.AnnotationForwarding: c.forwarding, v1alpha1.AnnotationProxyProtocol: c.proxyProtocol}
-		for _, ingress := range ingressOf(lb).Ingress {
+		for _, ingress := range ingressOf(lb, convert.LoadBalancer(lb)).Ingress {
 			require.Equal(t, c.want, *ingress.IPMode, "forwarding %q, PROXY protocol %q, %s", c.forwarding, c.proxyProtocol, ingress.IP)
 		}
 	}

@@ -25,6 +25,7 @@ func LoadBalancer(lb *v1alpha1.LoadBalancer) translate.LoadBalancer {
 	out, slips := interpret(lb, lb.Annotations)
 	if len(slips) == 0 || len(lb.Status.Addresses) == 0 {
 		out.Malformed = problemsOf(slips)
+		endpoints(lb, &out)
 		return out
 	}
 	values, partial := maps.Clone(lb.Annotations), []translate.Problem(nil)
@@ -39,6 +40,7 @@ func LoadBalancer(lb *v1alpha1.LoadBalancer) translate.LoadBalancer {
 	}
 	out, slips = interpret(lb, values)
 	out.Malformed = append(partial, problemsOf(slips)...)
+	endpoints(lb, &out)
 	return out
 }
 
@@ -64,7 +66,7 @@ func asItWas(lb *v1alpha1.LoadBalancer, values map[string]string, key string) {
 	}
 }
 
-// interpret reads the object, with these annotations.
+// interpret reads the object, but for its endpoints, which may be many and which no annotation concerns, with these annotations.
 func interpret(lb *v1alpha1.LoadBalancer, values map[string]string) (translate.LoadBalancer, []slip) {
 	a := annotations{values: values}
 	out := translate.LoadBalancer{
@@ -77,7 +79,8 @@ func interpret(lb *v1alpha1.LoadBalancer, values map[string]string) (translate.L
 		Forwarding:          a.text(lb.Spec.Forwarding, v1alpha1.AnnotationForwarding),
 		AddressPool:         a.word(lb.Spec.AddressPool, v1alpha1.AnnotationAddressPool, translate.PoolName),
 		SharingKey:          a.word(lb.Spec.SharingKey, v1alpha1.AnnotationSharingKey, translate.SharingKey),
-		ProxyProtocol:       a.proxyProtocol(),
+		ProxyProtocol:       a.proxyProtocol(lb.Spec.ProxyProtocol),
+		IdleTimeout:         a.idleTimeout(lb.Spec.IdleTimeout),
 		HealthCheckNodePort: int32(a.number(int(lb.Spec.HealthCheckNodePort), v1alpha1.AnnotationHealthCheckNodePort, 65535)),
 		VIPs:                VIPs(lb),
 	}
@@ -91,7 +94,6 @@ func interpret(lb *v1alpha1.LoadBalancer, values map[string]string) (translate.L
 		}
 		out.AdmittedPorts = &admitted
 	}
-	endpoints(lb, &out)
 	var families []string
 	for _, f := range lb.Spec.IPFamilies {
 		families = append(families, string(f))
@@ -278,13 +280,28 @@ func (a *annotations) refuse(key, format string, args ...any) {
 		Message: "annotation " + key + ": " + fmt.Sprintf(format, args...)}})
 }
 
-func (a *annotations) proxyProtocol() string {
+func (a *annotations) proxyProtocol(field string) string {
 	value := strings.TrimSpace(a.values[v1alpha1.AnnotationProxyProtocol])
-	if value == "" || value == translate.ProxyProtocolV2 {
+	switch {
+	case field != "":
+		return field
+	case value == "" || value == translate.ProxyProtocolV2:
 		return value
 	}
-	a.slips = append(a.slips, slip{key: v1alpha1.AnnotationProxyProtocol, problem: translate.InvalidProxyProtocol(value)})
+	a.slips = append(a.slips, slip{key: v1alpha1.AnnotationProxyProtocol, problem: translate.InvalidProxyProtocol("metadata.annotations."+v1alpha1.AnnotationProxyProtocol, value)})
 	return ""
+}
+
+func (a *annotations) idleTimeout(field string) string {
+	value := strings.TrimSpace(a.values[v1alpha1.AnnotationIdleTimeout])
+	if field != "" || value == "" {
+		return field
+	}
+	if _, valid := translate.IdleTimeout(value); !valid {
+		a.slips = append(a.slips, slip{key: v1alpha1.AnnotationIdleTimeout, problem: translate.InvalidIdleTimeout("metadata.annotations."+v1alpha1.AnnotationIdleTimeout, value)})
+		return ""
+	}
+	return value
 }
 
 func (a *annotations) text(field, key string) string {

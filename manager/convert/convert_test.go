@@ -29,6 +29,8 @@ func TestAnnotationsStandInForFieldsThatAreNotSet(t *testing.T) {
 		v1alpha1.AnnotationRequestedAddresses:  "203.0.113.5",
 		v1alpha1.AnnotationHealthCheckNodePort: "31000",
 		v1alpha1.AnnotationForwarding:          "direct",
+		v1alpha1.AnnotationProxyProtocol:       "v2",
+		v1alpha1.AnnotationIdleTimeout:         " 10m",
 		"metallb.universe.tf/loadBalancerIPs":  "203.0.113.9",
 	}}, Spec: v1alpha1.LoadBalancerSpec{Persistence: &v1alpha1.Persistence{Type: v1alpha1.PersistenceSourceIP}}}
 	got := LoadBalancer(lb)
@@ -40,14 +42,17 @@ func TestAnnotationsStandInForFieldsThatAreNotSet(t *testing.T) {
 	require.Equal(t, []netip.Addr{netip.MustParseAddr("203.0.113.5")}, got.Requested)
 	require.EqualValues(t, 31000, got.HealthCheckNodePort)
 	require.Equal(t, "direct", got.Forwarding)
+	require.Equal(t, "v2", got.ProxyProtocol)
+	require.Equal(t, "10m", got.IdleTimeout)
 }
 
 func TestFieldsBeatAnnotations(t *testing.T) {
 	seconds := int32(90)
 	lb := &v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{
 		v1alpha1.AnnotationSourceRanges: "10.0.0.0/8", v1alpha1.AnnotationAffinityTimeout: "60", v1alpha1.AnnotationIPFamilies: "IPv6", v1alpha1.AnnotationForwarding: "direct",
+		v1alpha1.AnnotationProxyProtocol: "v3", v1alpha1.AnnotationIdleTimeout: "soon",
 	}}, Spec: v1alpha1.LoadBalancerSpec{
-		LoadBalancerSourceRanges: []string{"192.0.2.0/24"}, IPFamilies: []corev1.IPFamily{corev1.IPv4Protocol}, Forwarding: "nat",
+		LoadBalancerSourceRanges: []string{"192.0.2.0/24"}, IPFamilies: []corev1.IPFamily{corev1.IPv4Protocol}, Forwarding: "nat", ProxyProtocol: "v2", IdleTimeout: "90s",
 		Persistence: &v1alpha1.Persistence{Type: v1alpha1.PersistenceSourceIP, TimeoutSeconds: &seconds}}}
 	got := LoadBalancer(lb)
 	require.Empty(t, got.Malformed)
@@ -55,12 +60,15 @@ func TestFieldsBeatAnnotations(t *testing.T) {
 	require.EqualValues(t, 90, got.AffinitySeconds)
 	require.Equal(t, []ipam.Family{ipam.IPv4}, got.Families)
 	require.Equal(t, "nat", got.Forwarding)
+	require.Equal(t, "v2", got.ProxyProtocol)
+	require.Equal(t, "90s", got.IdleTimeout)
 }
 
 func TestMalformedAnnotationsAreNamed(t *testing.T) {
 	for key, value := range map[string]string{
 		v1alpha1.AnnotationIPFamilies: "IPv5", v1alpha1.AnnotationIPFamilyPolicy: "Triple", v1alpha1.AnnotationRequestedAddresses: "example.com",
 		v1alpha1.AnnotationHealthCheckNodePort: "70000", v1alpha1.AnnotationForwarding: "teleport",
+		v1alpha1.AnnotationProxyProtocol: "v1", v1alpha1.AnnotationIdleTimeout: "soon",
 	} {
 		problems := LoadBalancer(&v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{key: value}}}).Malformed
 		require.Len(t, problems, 1, key)
@@ -76,22 +84,23 @@ func TestWhatCannotBeReadStaysAsItWasWhileALoadBalancerHasAddresses(t *testing.T
 		lb.Status.Addresses = []v1alpha1.AllocatedAddress{{Address: "203.0.113.5", Pool: "public"}}
 		return lb
 	}
-	lb := served(map[string]string{v1alpha1.AnnotationForwarding: "direct", v1alpha1.AnnotationProxyProtocol: "v2", ranges: "192.0.2.0/24", "example.com/other": "x"})
+	lb := served(map[string]string{v1alpha1.AnnotationForwarding: "direct", v1alpha1.AnnotationProxyProtocol: "v2", v1alpha1.AnnotationIdleTimeout: "10m", ranges: "192.0.2.0/24", "example.com/other": "x"})
 	lb.Status.Settings = Settings(lb)
-	require.Equal(t, map[string]string{v1alpha1.AnnotationForwarding: "direct", v1alpha1.AnnotationProxyProtocol: "v2", ranges: "192.0.2.0/24"}, lb.Status.Settings)
-	lb.Annotations = map[string]string{v1alpha1.AnnotationForwarding: "diretc", v1alpha1.AnnotationProxyProtocol: "v3", v1alpha1.AnnotationIPFamilies: "IPv5", ranges: "198.51.100.0/24"}
+	require.Equal(t, map[string]string{v1alpha1.AnnotationForwarding: "direct", v1alpha1.AnnotationProxyProtocol: "v2", v1alpha1.AnnotationIdleTimeout: "10m", ranges: "192.0.2.0/24"}, lb.Status.Settings)
+	lb.Annotations = map[string]string{v1alpha1.AnnotationForwarding: "diretc", v1alpha1.AnnotationProxyProtocol: "v3", v1alpha1.AnnotationIdleTimeout: "0s", v1alpha1.AnnotationIPFamilies: "IPv5", ranges: "198.51.100.0/24"}
 	got := LoadBalancer(lb)
 	require.Equal(t, "direct", got.Forwarding)
 	require.Equal(t, "v2", got.ProxyProtocol)
+	require.Equal(t, "10m", got.IdleTimeout)
 	require.Empty(t, got.Families, "it was not set before")
 	require.Equal(t, []string{"198.51.100.0/24"}, got.SourceRanges, "everything else follows")
-	require.Len(t, got.Malformed, 3)
+	require.Len(t, got.Malformed, 4)
 	for _, p := range got.Malformed {
 		require.True(t, p.Partial, p.Message)
 		require.Contains(t, p.Message, "; until then that stays as it was")
 	}
 	lb.Status.Settings = Settings(lb)
-	require.Equal(t, map[string]string{v1alpha1.AnnotationForwarding: "direct", v1alpha1.AnnotationProxyProtocol: "v2", ranges: "198.51.100.0/24"}, lb.Status.Settings)
+	require.Equal(t, map[string]string{v1alpha1.AnnotationForwarding: "direct", v1alpha1.AnnotationProxyProtocol: "v2", v1alpha1.AnnotationIdleTimeout: "10m", ranges: "198.51.100.0/24"}, lb.Status.Settings)
 
 	lb.Annotations = map[string]string{ranges: "everybody"}
 	_, refused := translate.Refused(LoadBalancer(lb).Malformed)

@@ -16,16 +16,17 @@ import (
 
 // Whatever annotations of a LoadBalancer say, each is taken, within what the schema allows the field, or is a problem that names it.
 func FuzzLoadBalancerAnnotations(f *testing.F) {
-	f.Add("192.0.2.0/24, 2001:db8::/32", "203.0.113.5,2001:db8:f::5", "direct", "IPv4,IPv6", "RequireDualStack", "public", "web", "30001", "90")
-	f.Add("everybody", "fe80::1%eth0", "teleport", "IPv5", "Triple", "no such name", "a\x1bb", "70000", "-1")
-	f.Add("192.0.2.0/24,", "::ffff:203.0.113.5", " nat", ",", "SingleStack ", "-a", strings.Repeat("k", 254), "+5", " 5")
-	f.Add(strings.Repeat("192.0.2.0/24,", 200), strings.Repeat("203.0.113.5,", 200), "", "", "", strings.Repeat("a", 254), "\u0085", "99999999999999999999", "0")
+	f.Add("192.0.2.0/24, 2001:db8::/32", "203.0.113.5,2001:db8:f::5", "direct", "IPv4,IPv6", "RequireDualStack", "public", "web", "30001", "90", "10m")
+	f.Add("everybody", "fe80::1%eth0", "teleport", "IPv5", "Triple", "no such name", "a\x1bb", "70000", "-1", "soon")
+	f.Add("192.0.2.0/24,", "::ffff:203.0.113.5", " nat", ",", "SingleStack ", "-a", strings.Repeat("k", 254), "+5", " 5", "90000ms")
+	f.Add(strings.Repeat("192.0.2.0/24,", 200), strings.Repeat("203.0.113.5,", 200), "", "", "", strings.Repeat("a", 254), "\u0085", "99999999999999999999", "0", "9999999999999h")
 	pool, control := regexp.MustCompile(`^([A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?)?$`), regexp.MustCompile(`[\x00-\x1f\x7f-\x9f]`)
-	f.Fuzz(func(t *testing.T, ranges, requested, forwarding, families, policy, addressPool, sharing, port, affinity string) {
+	f.Fuzz(func(t *testing.T, ranges, requested, forwarding, families, policy, addressPool, sharing, port, affinity, idle string) {
 		annotations := map[string]string{
 			v1alpha1.AnnotationSourceRanges: ranges, v1alpha1.AnnotationRequestedAddresses: requested, v1alpha1.AnnotationForwarding: forwarding,
 			v1alpha1.AnnotationIPFamilies: families, v1alpha1.AnnotationIPFamilyPolicy: policy, v1alpha1.AnnotationAddressPool: addressPool,
 			v1alpha1.AnnotationSharingKey: sharing, v1alpha1.AnnotationHealthCheckNodePort: port, v1alpha1.AnnotationAffinityTimeout: affinity,
+			v1alpha1.AnnotationIdleTimeout: idle,
 		}
 		lb := &v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Annotations: annotations}}
 		lb.Spec.Persistence = &v1alpha1.Persistence{}
@@ -68,6 +69,10 @@ func FuzzLoadBalancerAnnotations(f *testing.F) {
 		require.NotRegexp(t, control, got.SharingKey)
 		require.LessOrEqual(t, len([]rune(got.SharingKey)), 253)
 		taken(v1alpha1.AnnotationSharingKey, got.SharingKey != "")
+		if _, valid := translate.IdleTimeout(got.IdleTimeout); got.IdleTimeout != "" {
+			require.True(t, valid, got.IdleTimeout)
+		}
+		taken(v1alpha1.AnnotationIdleTimeout, got.IdleTimeout != "")
 		if port != "" && !wrong[v1alpha1.AnnotationHealthCheckNodePort] {
 			n, err := strconv.Atoi(port)
 			require.NoError(t, err)

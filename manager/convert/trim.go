@@ -15,6 +15,7 @@ import (
 var read = []string{
 	v1alpha1.AnnotationSourceRanges, v1alpha1.AnnotationAffinityTimeout, v1alpha1.AnnotationIPFamilies, v1alpha1.AnnotationIPFamilyPolicy, v1alpha1.AnnotationRequestedAddresses,
 	v1alpha1.AnnotationSharingKey, v1alpha1.AnnotationAddressPool, v1alpha1.AnnotationHealthCheckNodePort, v1alpha1.AnnotationForwarding, v1alpha1.AnnotationProxyProtocol,
+	v1alpha1.AnnotationIdleTimeout,
 }
 
 const (

@@ -19,7 +19,7 @@ func TestWhatTheCacheKeepsOfATenantsObjectIsWhatIsLookedAt(t *testing.T) {
 	lb := &v1alpha1.LoadBalancer{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "tenant-a", Name: "web", UID: "uid", ResourceVersion: "7", Generation: 3, Finalizers: []string{v1alpha1.CleanupFinalizer},
 			Labels:      map[string]string{v1alpha1.LabelOriginName: "web", v1alpha1.LabelOriginNamespace: "shop", "more": long},
-			Annotations: map[string]string{"more": long, v1alpha1.AnnotationSourceRanges: "192.0.2.0/24", v1alpha1.AnnotationProxyProtocol: "v2"}, ManagedFields: []metav1.ManagedFieldsEntry{{Manager: long}}},
+			Annotations: map[string]string{"more": long, v1alpha1.AnnotationSourceRanges: "192.0.2.0/24", v1alpha1.AnnotationProxyProtocol: "v2", v1alpha1.AnnotationIdleTimeout: "10m"}, ManagedFields: []metav1.ManagedFieldsEntry{{Manager: long}}},
 		Spec: v1alpha1.LoadBalancerSpec{Hostname: long, Ports: []v1alpha1.LoadBalancerPort{{Name: "http", Port: 80}}, Endpoints: []v1alpha1.LoadBalancerEndpoints{
 			{Name: long, Addresses: []v1alpha1.EndpointAddress{{IP: "198.51.100.11", Hostname: long}, {Hostname: long}}, LocalAddresses: &local, Ports: []v1alpha1.EndpointPort{{Port: 30080}}},
 			{Addresses: []v1alpha1.EndpointAddress{{IP: "198.51.100.12"}}}}},

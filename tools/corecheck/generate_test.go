@@ -35,6 +35,7 @@ var (
 	policies       = rapid.SampledFrom([]ipam.Policy{"", "", ipam.SingleStack, ipam.PreferDualStack, ipam.RequireDualStack, "Triple"})
 	forwarding     = rapid.SampledFrom([]string{"", "", "nat", "transparent", "direct", "teleport"})
 	proxyProtocols = rapid.SampledFrom([]string{"", "v2", "v1"})
+	idleTimeouts   = rapid.SampledFrom([]string{"", "10m", "1s", "24h", "25h", "soon"})
 	affinityTimes  = rapid.SampledFrom([]int32{0, 1, 90, 10800, 86400, 86401, -1})
 	healthPorts    = rapid.SampledFrom([]int32{0, 0, 31000, 31001, 70000, -1})
 	tenantCIDRs    = rapid.SampledFrom([]string{"198.51.100.0/25", "198.51.100.0/24", "2001:db8:1::/64", "192.0.2.0/28", "0.0.0.0/0", "::/0"})
@@ -113,6 +114,7 @@ func loadBalancers() *rapid.Generator[translate.LoadBalancer] {
 			Type:       rarely(t, rapid.SampledFrom([]string{"NodePort", ""}), "LoadBalancer"),
 			LocalOnly:  rapid.Bool().Draw(t, "localOnly"), Affinity: rapid.Bool().Draw(t, "affinity"), AffinitySeconds: rarely(t, affinityTimes, 0),
 			FamilyPolicy: rarely(t, policies, ""), Forwarding: rarely(t, forwarding, ""), ProxyProtocol: rarely(t, proxyProtocols, ""), HealthCheckNodePort: rarely(t, healthPorts, 31000),
+			IdleTimeout:  rarely(t, idleTimeouts, ""),
 			SourceRanges: sourceRanges(t), Families: upTo(t, 2, families, "families"),
 		}
 		for range rapid.IntRange(1, 3).Draw(t, "ports") {
@@ -169,7 +171,7 @@ func services() *rapid.Generator[translate.Service] {
 		s := translate.Service{Namespace: "shop", Name: name, UID: "uid-" + name, Type: rarely(t, rapid.SampledFrom([]string{"ClusterIP", ""}), "LoadBalancer"),
 			Headless: oneIn(t, 20, "headless"), LocalOnly: rapid.Bool().Draw(t, "localOnly"), Affinity: rapid.Bool().Draw(t, "affinity"),
 			AffinitySeconds: rarely(t, affinityTimes, 10800), SourceRanges: sourceRanges(t), Families: upTo(t, 2, families, "families"),
-			FamilyPolicy: rarely(t, policies, ""), LoadBalancerIP: rarely(t, externalIPs, ""), HealthCheckNodePort: rarely(t, healthPorts, 31000), Forwarding: rarely(t, forwarding, ""), ProxyProtocol: rarely(t, proxyProtocols, "")}
+			FamilyPolicy: rarely(t, policies, ""), LoadBalancerIP: rarely(t, externalIPs, ""), HealthCheckNodePort: rarely(t, healthPorts, 31000), Forwarding: rarely(t, forwarding, ""), ProxyProtocol: rarely(t, proxyProtocols, ""), IdleTimeout: rarely(t, idleTimeouts, "")}
 		if oneIn(t, 5, "classified") {
 			class := rapid.SampledFrom([]string{"kubelb", "example.com/other"}).Draw(t, "class")
 			s.Class = &class

@@ -17,6 +17,7 @@ func TestTheCoreUsesTheNamesOfTheAPI(t *testing.T) {
 	require.Equal(t, v1alpha1.DefaultAddressesName, translate.DefaultAddresses)
 	require.Equal(t, v1alpha1.AnnotationForwarding, translate.AnnotationForwarding)
 	require.Equal(t, v1alpha1.AnnotationProxyProtocol, translate.AnnotationProxyProtocol)
+	require.Equal(t, v1alpha1.AnnotationIdleTimeout, translate.AnnotationIdleTimeout)
 	require.Equal(t, v1alpha1.AnnotationRequestedAddresses, translate.AnnotationRequestedAddresses)
 	require.EqualValues(t, corev1.IPFamilyPolicySingleStack, ipam.SingleStack)
 	require.EqualValues(t, corev1.IPFamilyPolicyPreferDualStack, ipam.PreferDualStack)

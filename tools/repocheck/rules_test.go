@@ -44,6 +44,20 @@ func TestNoColumnOfATablePrintsTheFirstEntryOfAList(t *testing.T) {
 	require.Greater(t, columns, 20)
 }
 
+// CONTRIBUTING.md has a table of the files of a dataplane.
+func TestFilesOfDataplanesHaveTheSameNames(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join(root, "CONTRIBUTING.md"))
+	require.NoError(t, err)
+	rows := regexp.MustCompile("(?m)^\\| `([a-z]+\\.go)` \\|[^|]+\\| (?:yes|no) \\| ([a-z, ]+) \\|$").FindAllStringSubmatch(string(text), -1)
+	require.Len(t, rows, 8)
+	for _, row := range rows {
+		for _, backend := range []string{"nftables", "ebpf", "envoy"} {
+			_, err := os.Stat(filepath.Join(root, "backends", backend, row[1]))
+			require.Equal(t, slices.Contains(strings.Split(row[2], ", "), backend), err == nil, "%s of %s", row[1], backend)
+		}
+	}
+}
+
 func TestLoopsInLoopsAreFound(t *testing.T) {
 	require.Equal(t, []string{"self.ports"}, loopsInLoops("self.ports.all(p, self.ports.exists_one(q, q.port == p.port))"))
 	require.Equal(t, []string{"self"}, loopsInLoops("(self.all(a, a.b.size() > 0 && !self.exists(b, a == b)))"))

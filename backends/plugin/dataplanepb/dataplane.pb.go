@@ -128,17 +128,12 @@ func (x *Description) GetNotes() []string {
 }
 
 type Configuration struct {
-	state   protoimpl.MessageState `protogen:"open.v1"`
-	Node    string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
-	Uplinks []string               `protobuf:"bytes,2,rep,name=uplinks,proto3" json:"uplinks,omitempty"`
-	// Addresses are 4 or 16 bytes in network order.
-	SourceAddresses [][]byte          `protobuf:"bytes,3,rep,name=source_addresses,json=sourceAddresses,proto3" json:"source_addresses,omitempty"`
-	SourcePortMin   uint32            `protobuf:"varint,4,opt,name=source_port_min,json=sourcePortMin,proto3" json:"source_port_min,omitempty"`
-	SourcePortMax   uint32            `protobuf:"varint,5,opt,name=source_port_max,json=sourcePortMax,proto3" json:"source_port_max,omitempty"`
-	StateDir        string            `protobuf:"bytes,6,opt,name=state_dir,json=stateDir,proto3" json:"state_dir,omitempty"`
-	Options         map[string]string `protobuf:"bytes,7,rep,name=options,proto3" json:"options,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	StateDir      string                 `protobuf:"bytes,6,opt,name=state_dir,json=stateDir,proto3" json:"state_dir,omitempty"`
+	Options       map[string]string      `protobuf:"bytes,7,rep,name=options,proto3" json:"options,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Configuration) Reset() {
@@ -176,34 +171,6 @@ func (x *Configuration) GetNode() string {
 		return x.Node
 	}
 	return ""
-}
-
-func (x *Configuration) GetUplinks() []string {
-	if x != nil {
-		return x.Uplinks
-	}
-	return nil
-}
-
-func (x *Configuration) GetSourceAddresses() [][]byte {
-	if x != nil {
-		return x.SourceAddresses
-	}
-	return nil
-}
-
-func (x *Configuration) GetSourcePortMin() uint32 {
-	if x != nil {
-		return x.SourcePortMin
-	}
-	return 0
-}
-
-func (x *Configuration) GetSourcePortMax() uint32 {
-	if x != nil {
-		return x.SourcePortMax
-	}
-	return 0
 }
 
 func (x *Configuration) GetStateDir() string {
@@ -1885,18 +1852,14 @@ const file_dataplane_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x1a\n" +
 	"\bfeatures\x18\x03 \x03(\tR\bfeatures\x12\x14\n" +
-	"\x05notes\x18\x04 \x03(\tR\x05notes\"\xdc\x02\n" +
+	"\x05notes\x18\x04 \x03(\tR\x05notes\"\xcd\x01\n" +
 	"\rConfiguration\x12\x12\n" +
-	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
-	"\auplinks\x18\x02 \x03(\tR\auplinks\x12)\n" +
-	"\x10source_addresses\x18\x03 \x03(\fR\x0fsourceAddresses\x12&\n" +
-	"\x0fsource_port_min\x18\x04 \x01(\rR\rsourcePortMin\x12&\n" +
-	"\x0fsource_port_max\x18\x05 \x01(\rR\rsourcePortMax\x12\x1b\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1b\n" +
 	"\tstate_dir\x18\x06 \x01(\tR\bstateDir\x12I\n" +
 	"\aoptions\x18\a \x03(\v2/.kubelb.dataplane.v1.Configuration.OptionsEntryR\aoptions\x1a:\n" +
 	"\fOptionsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x13\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01J\x04\b\x02\x10\x06\"\x13\n" +
 	"\x11ConfigureResponse\"\xab\x01\n" +
 	"\x05Check\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\tR\x05group\x12\x18\n" +

@@ -47,7 +47,7 @@ func NewMetrics() *Metrics {
 	}
 	return &Metrics{
 		ready:     gauge("ready", "Whether the dataplane runs and holds what it should."),
-		draining:  gauge("draining", "Whether an operator has told the gateway to drain."),
+		draining:  gauge("draining", "Whether the gateway drains: an operator has told it to (spec.draining), it is told to end (SIGTERM), or its Node is cordoned."),
 		mayAnswer: gauge("may_answer", "Whether the gateway may answer for addresses: it holds its Lease, or goes on without the hub's API."),
 		frontends: gauge("frontends", "Pairs of address and port that the dataplane holds."),
 		addresses: gauge("announced_addresses", "Addresses that the gateway answers for."),

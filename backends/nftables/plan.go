@@ -11,6 +11,7 @@ import (
 	nft "github.com/google/nftables"
 	"github.com/google/nftables/expr"
 
+	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/backends/nftables/elements"
 	"kubelb.k8c.io/core/maglev"
 	"kubelb.k8c.io/core/model"
@@ -341,7 +342,7 @@ func (s *state) planPoolGone(id model.PoolID) *plan {
 func (s *state) planFrontend(f model.Frontend) (*plan, error) {
 	pool := s.pools[f.Pool]
 	if pool == nil {
-		return nil, fmt.Errorf("pool %s does not exist in this dataplane", f.Pool)
+		return nil, dataplane.MissingPool(f.Pool)
 	}
 	limits := limitsOf(f)
 	if err := s.checkLimits(limits); err != nil {
@@ -489,4 +490,42 @@ func (s *state) digests(into model.Digests) {
 	for key, f := range s.frontends {
 		into.Frontends[key] = f.digest
 	}
+}
+
+func one(t *table, p *plan) []planned {
+	if p == nil {
+		return nil
+	}
+	return []planned{{p, t}}
+}
+
+// planPool plans the pool in the table of its family; an empty pool, which has none, in both.
+func (b *Backend) planPool(p model.Pool) ([]planned, error) {
+	var plans []planned
+	for _, t := range b.tables {
+		if len(p.Endpoints) > 0 && t.layout.v4 != p.Endpoints[0].Address.Is4() {
+			plans = append(plans, one(t, t.state.planPoolGone(p.ID))...)
+			continue
+		}
+		plan, err := t.state.planPool(p)
+		if err != nil {
+			return nil, err
+		}
+		plans = append(plans, planned{plan, t})
+	}
+	return plans, nil
+}
+
+func (b *Backend) planPoolGone(id model.PoolID) []planned {
+	var plans []planned
+	for _, t := range b.tables {
+		plans = append(plans, one(t, t.state.planPoolGone(id))...)
+	}
+	return plans
+}
+
+func (b *Backend) planFrontend(f model.Frontend) ([]planned, error) {
+	t := b.tableFor(f.VIP)
+	plan, err := t.state.planFrontend(f)
+	return one(t, plan), err
 }

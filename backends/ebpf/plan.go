@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/core/maglev"
 	"kubelb.k8c.io/core/model"
 )
@@ -132,9 +133,6 @@ const (
 type sourceFor func(netip.Addr) (netip.Addr, error)
 
 func (s *state) planPool(p model.Pool, from sourceFor) (*plan, error) {
-	if err := p.Validate(); err != nil {
-		return nil, err
-	}
 	if len(p.ID) > maxPoolName {
 		return nil, fmt.Errorf("pool id of %d characters: at most %d", len(p.ID), maxPoolName)
 	}
@@ -302,12 +300,9 @@ func (s *state) commitRoles(changes map[netip.Addr]map[uint32]int) {
 }
 
 func (s *state) planFrontend(f model.Frontend) (*plan, error) {
-	if err := f.Validate(); err != nil {
-		return nil, err
-	}
 	pool := s.pools[f.Pool]
 	if pool == nil {
-		return nil, fmt.Errorf("pool %s does not exist in this dataplane", f.Pool)
+		return nil, dataplane.MissingPool(f.Pool)
 	}
 	old := s.frontends[f.FrontendKey]
 	next := &frontendState{digest: f.Digest(), tenant: f.Pool.Tenant(), service: service{Pool: pool.number, TargetPort: portOf(f.TargetPort), Forwarding: uint8(f.Forwarding),

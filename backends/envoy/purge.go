@@ -3,14 +3,11 @@ package envoy
 import (
 	"context"
 	"errors"
-	"fmt"
-	"net"
 	"net/netip"
+	"os"
 	"time"
 
-	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
-
+	"kubelb.k8c.io/backends/dataplane/hostflows"
 	"kubelb.k8c.io/core/model"
 )
 
@@ -66,30 +63,49 @@ func (b *Backend) connections() (open int, err error) {
 // new, to a backend that has taken over, or refused. Flows that another backend rewrites are not touched.
 func forgetFlows(frontends map[model.FrontendKey]model.Frontend) error {
 	var errs []error
-	for _, family := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
-		_, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, flowsOf(frontends))
-		if err != nil && !errors.Is(err, unix.ENOENT) {
-			errs = append(errs, fmt.Errorf("conntrack: %w", err))
-		}
+	for _, v4 := range []bool{true, false} {
+		errs = append(errs, hostflows.EachTracked(v4, func(f *hostflows.Flow) bool { return isOurs(frontends, f) }))
 	}
 	return errors.Join(errs...)
 }
 
-// flowsOf matches the flows of frontends that nobody rewrites, begun by the client or, after its entry was lost, by an answer.
-type flowsOf map[model.FrontendKey]model.Frontend
-
-var _ netlink.CustomConntrackFilter = flowsOf{}
-
-// MatchConntrackFlow reports whether the flow was Envoy's.
-func (f flowsOf) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
-	there, back := flow.Forward, flow.Reverse
-	if !there.DstIP.Equal(back.SrcIP) || !there.SrcIP.Equal(back.DstIP) {
+// isOurs reports whether a flow is one of the frontends that nobody rewrites, begun by the client or, after its entry was lost, by an answer.
+func isOurs(frontends map[model.FrontendKey]model.Frontend, f *hostflows.Flow) bool {
+	if f.VIP != f.Endpoint || f.Client != f.Answered {
 		return false
 	}
-	has := func(ip net.IP, port uint16) bool {
-		address, _ := netip.AddrFromSlice(ip)
-		_, ok := f[model.FrontendKey{VIP: address.Unmap(), Protocol: model.Protocol(there.Protocol), Port: port}]
-		return ok
+	_, there := frontends[f.Frontend()]
+	_, back := frontends[model.FrontendKey{VIP: f.Client, Protocol: f.Protocol, Port: f.ClientPort}]
+	return there || back
+}
+
+// Close leaves Envoy as it is, or with purge lets connections end for a while, ends it and removes everything.
+func (b *Backend) Close(ctx context.Context, purge bool) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.xds == nil || b.state == nil {
+		return nil
 	}
-	return has(there.DstIP, there.DstPort) || has(there.SrcIP, there.SrcPort)
+	if !b.closed {
+		b.closed = true
+		if b.serving {
+			close(b.stop)
+		}
+		b.xds.close()
+		if err := errors.Join(b.state.close(), b.affinity.close(), b.guard.asking.close()); err != nil {
+			return err
+		}
+	}
+	if !purge {
+		return nil
+	}
+	if err := b.drain(ctx); err != nil {
+		return err
+	}
+	// Envoy ends before the guard, so that clients hear of it; what connection tracking remembers then is nobody's.
+	if err := errors.Join(b.dir.Stop(ctx), b.guard.remove(), forgetFlows(b.state.frontends), os.RemoveAll(string(b.dir))); err != nil {
+		return err
+	}
+	b.state = nil
+	return nil
 }

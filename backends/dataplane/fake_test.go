@@ -1,0 +1,24 @@
+package dataplane
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"kubelb.k8c.io/core/model"
+)
+
+// A test that uses the fake would else miss what needs one of them.
+func TestTheFakeHasEveryFeature(t *testing.T) {
+	d, err := (&Fake{}).Describe(t.Context())
+	require.NoError(t, err)
+	require.ElementsMatch(t, Features(), d.Features)
+	everything := model.Frontend{Restricted: true, AffinityTimeout: time.Minute, ProxyProtocol: true, MaxConnections: 1, MaxNewPerSecond: 1, IdleTimeout: time.Minute,
+		Handover: model.Handover{Next: netip.MustParseAddr("192.0.2.2"), Asks: 1}}
+	for _, everything.Forwarding = range []model.Forwarding{model.NAT, model.Transparent, model.Direct} {
+		lacking, lacks := d.Lacks(everything)
+		require.False(t, lacks, lacking)
+	}
+}

@@ -1,0 +1,112 @@
+package ebpf
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"kubelb.k8c.io/backends/dataplane/hostflows"
+)
+
+const (
+	// closeTime is how long connections may take to end when all is removed.
+	closeTime = 5 * time.Second
+	// answerTime is how long answers to datagrams may be on their way.
+	answerTime = 500 * time.Millisecond
+)
+
+// drain leaves all new flows to the host, where another backend may have taken over, and waits for connections to end. It returns
+// those that have not.
+func (k *kernel) drain(ctx context.Context) (map[tuple]bool, error) {
+	k.settings.Closing = 1
+	if err := k.writeSettings(); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, closeTime)
+	defer cancel()
+	for begun := time.Now(); ; {
+		open, err := k.connections()
+		if err != nil || len(open) == 0 && time.Since(begun) >= answerTime {
+			return nil, err
+		}
+		select {
+		case <-ctx.Done():
+			return open, nil
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// connections are the TCP connections of which no end has been seen, by what their clients send. What is kept for good may have left a
+// copy among the young ones, which is told nothing more.
+func (k *kernel) connections() (map[tuple]bool, error) {
+	open := map[tuple]bool{}
+	for _, m := range []*ebpf.Map{k.objects.Flows, k.objects.YoungFlows} {
+		var key tuple
+		var f flow
+		entries := m.Iterate()
+		for entries.Next(&key, &f) {
+			if key.Protocol != unix.IPPROTO_TCP || f.State&stateReply != 0 || f.State&stateClosed != 0 {
+				continue
+			}
+			if m == k.objects.YoungFlows && k.objects.Flows.Lookup(key, new(flow)) == nil {
+				continue
+			}
+			open[key] = true
+		}
+		if err := entries.Err(); errors.Is(err, ebpf.ErrIterationAborted) {
+			continue // they come and go faster than they can be read; those that stay long are in the other map
+		} else if err != nil {
+			return nil, fmt.Errorf("read flows: %w", err)
+		}
+	}
+	return open, nil
+}
+
+// Close leaves programs and maps in place, or with purge removes them.
+func (b *Backend) Close(ctx context.Context, purge bool) error {
+	if b.kernel == nil {
+		return nil
+	}
+	b.watching.Lock()
+	defer b.watching.Unlock()
+	var open map[tuple]bool
+	var err error
+	if purge {
+		tracked := b.followTracking() // another backend that takes over may have brought it a moment ago
+		open, err = b.kernel.drain(ctx)
+		err = errors.Join(tracked, err)
+		if len(open) > 0 {
+			err = errors.Join(err, forgetOlder(open))
+		}
+	}
+	err = errors.Join(err, b.kernel.close(purge), end(open))
+	b.kernel = nil
+	return err
+}
+
+// forgetOlder removes what this host still knows of older connections between the same ports, from before the programs took over:
+// entries of connection tracking, and sockets that a proxy left, which may linger for a minute after their end. Both would take
+// packets of these connections for strays of the older ones, and leave their clients without an answer that these understand.
+func forgetOlder(connections map[tuple]bool) error {
+	var errs []error
+	for _, v4 := range []bool{true, false} {
+		errs = append(errs, hostflows.EachTracked(v4, func(f *hostflows.Flow) bool {
+			return connections[tuple{Source: addressOf(f.Client), Destination: addressOf(f.VIP), SourcePort: portOf(f.ClientPort), DestinationPort: portOf(f.VIPPort),
+				Protocol: uint8(f.Protocol), Family: familyOf(f.Client)}]
+		}))
+	}
+	err := hostflows.EndSockets(func(c hostflows.Connection) bool {
+		from, to := c.Remote, c.Local
+		return connections[tuple{Source: addressOf(from.Addr()), Destination: addressOf(to.Addr()), SourcePort: portOf(from.Port()), DestinationPort: portOf(to.Port()),
+			Protocol: unix.IPPROTO_TCP, Family: familyOf(from.Addr())}]
+	})
+	if !errors.Is(err, hostflows.ErrSocketsStay) { // what lingers ends by itself
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,30 @@
+package translate
+
+import (
+	"fmt"
+	"strings"
+	"time"
+)
+
+// An idle timeout is between these.
+const (
+	minIdleTimeout = time.Second
+	maxIdleTimeout = 24 * time.Hour
+	// longestIdleTimeout is how many characters it may have.
+	longestIdleTimeout = 16
+)
+
+// IdleTimeout reads an idle timeout such as 10m or 1h30m: hours, minutes and seconds. The hub's schema allows the same of the field.
+func IdleTimeout(text string) (timeout time.Duration, valid bool) {
+	timeout, err := time.ParseDuration(text)
+	whole := strings.Trim(text, "0123456789hms") == "" && !strings.Contains(text, "ms")
+	if err != nil || !whole || len(text) > longestIdleTimeout || timeout < minIdleTimeout || timeout > maxIdleTimeout {
+		return 0, false
+	}
+	return timeout, true
+}
+
+// InvalidIdleTimeout says that the text in the field, or annotation, is no idle timeout.
+func InvalidIdleTimeout(field, text string) Problem {
+	return Problem{Reason: ReasonInvalidIdleTimeout, Field: field, Message: fmt.Sprintf("%s is %q: use 1s to 24h, in hours, minutes and seconds, such as 10m or 1h30m, or remove it", field, text)}
+}

@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"kubelb.k8c.io/core/election"
@@ -46,9 +47,9 @@ func (neighbours) Run(context.Context) error                { return nil }
 type changing struct{ neighbours }
 
 // lease is this gateway's, where no other gateway is on the segment.
-type lease struct{ holds bool }
+type lease struct{ holds atomic.Bool }
 
-func (l *lease) Term() (uint64, bool)     { return 1, l.holds }
+func (l *lease) Term() (uint64, bool)     { return 1, l.holds.Load() }
 func (*lease) Verdict() heartbeat.Verdict { return heartbeat.Alone }
 func (*lease) Since(time.Duration) (leased, missing bool) {
 	return false, false

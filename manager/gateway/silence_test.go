@@ -53,14 +53,15 @@ func TestAFamilyThatNobodyHearsOfIsNamedWithTheReason(t *testing.T) {
 
 // One that may not answer says nothing, however well its interfaces and routers are.
 func TestAGatewayThatMayNotAnswerIsSilentAndSaysWhy(t *testing.T) {
-	now, own := time.Now(), &lease{holds: true}
+	now, own := time.Now(), &lease{}
+	own.holds.Store(true)
 	right := ownership.NewRight(ownership.RightOptions{Lease: own, Segment: own, Changed: func() {}, Log: slog.New(slog.DiscardHandler)})
 	g := New(Options{Name: "g", AnnounceOptions: AnnounceOptions{Announcer: mute{able: true}}, PeerOptions: PeerOptions{Right: right}, Log: slog.New(slog.DiscardHandler)}, nil, nil)
 	g.served = true
 	g.elect(t.Context())
 	require.True(t, g.ownership.MayAnswer())
 	require.Empty(t, g.silent(now))
-	own.holds = false
+	own.holds.Store(false)
 	require.Empty(t, g.silent(now), "it may have its Lease again in a moment")
 	silent := g.silent(now.Add(report.SilentAfter))
 	require.Len(t, silent, 2)

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -120,26 +121,30 @@ func TestAPluginThatIsNeverAtItsBaseGenerationIsStartedAgain(t *testing.T) {
 }
 
 func TestAPluginThatEndsIsStartedAgainAtOnceAndThenEverLater(t *testing.T) {
-	h := working(t, Options{})
-	h.Has(drivertest.End)
-	h.asks("a", 1, 1, one)
-	h.sync()
-	require.Error(t, h.Problem())
-	require.False(t, h.RetryAt().After(time.Now()), "at once")
-	for _, pause := range []time.Duration{leastBackoff, 2 * leastBackoff, 4 * leastBackoff} {
-		starts := h.starts
-		h.works()
-		require.Equal(t, starts+1, h.starts)
-		require.WithinDuration(t, time.Now().Add(pause), h.RetryAt(), leastBackoff/2)
+	synctest.Test(t, func(t *testing.T) {
+		h := working(t, Options{})
+		h.Has(drivertest.End)
+		h.asks("a", 1, 1, one)
 		h.sync()
-		require.Equal(t, starts+1, h.starts, "it is not time yet")
-	}
-	h.HasNoMore(drivertest.End)
-	h.works()
-	for h.HasWork() {
-		h.works()
-	}
-	require.Zero(t, h.backoff, "the next time it is started at once again")
+		require.Error(t, h.Problem())
+		require.Zero(t, time.Until(h.RetryAt()), "at once")
+		for _, pause := range []time.Duration{leastBackoff, 2 * leastBackoff, 4 * leastBackoff} {
+			starts := h.starts
+			h.sync()
+			require.Equal(t, starts+1, h.starts)
+			require.Equal(t, pause, time.Until(h.RetryAt()))
+			time.Sleep(pause - 1)
+			h.sync()
+			require.Equal(t, starts+1, h.starts, "it is not time yet")
+			time.Sleep(1)
+		}
+		h.HasNoMore(drivertest.End)
+		for h.sync(); h.HasWork(); {
+			h.sync()
+		}
+		h.requireWorking()
+		require.Zero(t, h.backoff, "the next time it is started at once again")
+	})
 }
 
 func TestOfAProcessThatWasReplacedItIsOfNoInterestThatItHasEnded(t *testing.T) {

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"kubelb.k8c.io/backends/nftables/elements"
+	"kubelb.k8c.io/backends/nftables/rules"
 )
 
 // echo answers echo requests for VIPs where they arrive: the kernel answers only for addresses of its own, and rewriting them
@@ -172,7 +173,6 @@ func (f guardFamily) answerEcho(vips *nft.Set, link int) []expr.Any {
 	load := func(base expr.PayloadBase, offset, length, register uint32) expr.Any {
 		return &expr.Payload{DestRegister: register, Base: base, Offset: offset, Len: length}
 	}
-	is := func(value ...byte) expr.Any { return &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: value} }
 	const a, b = unix.NFT_REG_1, unix.NFT_REG_2
 	write := func(base expr.PayloadBase, offset, length, register uint32, checksum ...uint32) expr.Any {
 		w := &expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: register, Base: base, Offset: offset, Len: length}
@@ -188,16 +188,16 @@ func (f guardFamily) answerEcho(vips *nft.Set, link int) []expr.Any {
 		return []expr.Any{&expr.Immediate{Register: a, Data: value}, write(base, offset, uint32(len(value)), a, checksum...)}
 	}
 	const ttl = 64
-	out := []expr.Any{&expr.Meta{Key: expr.MetaKeyPROTOCOL, Register: 1}}
+	var out []expr.Any
 	if f.v4 {
 		// Neither a fragment, nor one with more to come.
-		out = append(out, is(0x08, 0x00), load(network, 9, 1, 1), is(unix.IPPROTO_ICMP), load(network, 6, 2, 1),
-			&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 2, Mask: []byte{0x3f, 0xff}, Xor: []byte{0, 0}}, is(0, 0))
+		out = append(rules.EtherType(0x08, 0x00), load(network, 9, 1, 1), rules.Is(unix.IPPROTO_ICMP), load(network, 6, 2, 1),
+			&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 2, Mask: []byte{0x3f, 0xff}, Xor: []byte{0, 0}}, rules.Is(0, 0))
 	} else {
-		out = append(out, is(0x86, 0xdd), load(network, 6, 1, 1), is(unix.IPPROTO_ICMPV6))
+		out = append(rules.EtherType(0x86, 0xdd), load(network, 6, 1, 1), rules.Is(unix.IPPROTO_ICMPV6))
 	}
-	out = append(out, f.load(f.destination, 1), &expr.Lookup{SourceRegister: 1, SetName: vips.Name, SetID: vips.ID},
-		load(transport, 0, 1, 1), is(f.echo), &expr.Limit{Type: expr.LimitTypePkts, Rate: 1000, Unit: expr.LimitTimeSecond, Burst: 100})
+	out = append(out, rules.Network(f.destination, f.size, 0), rules.In(vips.Name, 0),
+		load(transport, 0, 1, 1), rules.Is(f.echo), &expr.Limit{Type: expr.LimitTypePkts, Rate: 1000, Unit: expr.LimitTimeSecond, Burst: 100})
 	if f.v4 {
 		out = append(out, swap(network, f.source, f.destination, 4, 10)...)
 		out = append(out, set(network, 8, []byte{ttl, unix.IPPROTO_ICMP}, 10)...)
@@ -208,5 +208,5 @@ func (f guardFamily) answerEcho(vips *nft.Set, link int) []expr.Any {
 		out = append(out, set(transport, 0, []byte{129, 0}, 2)...)
 	}
 	out = append(out, swap(ethernet, 0, 6, 6)...)
-	return append(out, &expr.Immediate{Register: a, Data: nativeEndian(uint32(link))}, &expr.Dup{RegDev: a, IsRegDevSet: true}, &expr.Verdict{Kind: expr.VerdictDrop})
+	return append(out, &expr.Immediate{Register: a, Data: rules.Native(uint32(link))}, &expr.Dup{RegDev: a, IsRegDevSet: true}, rules.Drop())
 }

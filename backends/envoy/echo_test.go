@@ -24,8 +24,8 @@ func uplink(index int) error {
 	return netlink.LinkSetUp(pair)
 }
 
-// rules are where those of the table of echo requests send answers: an interface, or the number of one that is gone.
-func rules() (to []string, err error) {
+// sentTo is where the rules of the table of echo requests send answers: an interface, or the number of one that is gone.
+func sentTo() (to []string, err error) {
 	out, err := exec.Command("nft", "--json", "list", "table", "netdev", "trial").CombinedOutput()
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s", err, out)
@@ -53,7 +53,7 @@ func TestAnUplinkThatIsReplacedAnswersEchoRequestsByItself(t *testing.T) {
 			}
 		}
 		look := func() error {
-			to, err := rules()
+			to, err := sentTo()
 			found = append(found, to)
 			return err
 		}

@@ -7,6 +7,7 @@ import (
 	"github.com/google/nftables/expr"
 
 	"kubelb.k8c.io/backends/nftables/elements"
+	"kubelb.k8c.io/backends/nftables/rules"
 	"kubelb.k8c.io/core/model"
 )
 
@@ -60,8 +61,8 @@ func (l listChanges) begin(c *nft.Conn) error {
 			continue
 		}
 		content := l.content[at]
-		allowed := append([]expr.Any{t.load(t.source, 1)}, in(content.Set(t.table, t.address))...)
-		if err := content.Add(c, t.table, t.address, append(allowed, &expr.Verdict{Kind: expr.VerdictReturn}), drop()); err != nil {
+		allowed := append(t.senderIn(content.Set(t.table, t.address)), rules.Return())
+		if err := content.Add(c, t.table, t.address, allowed, []expr.Any{rules.Drop()}); err != nil {
 			return fmt.Errorf("set %s: %w", at.name, err)
 		}
 	}

@@ -6,6 +6,8 @@ import (
 	nft "github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
+
+	"kubelb.k8c.io/backends/nftables/rules"
 )
 
 // A direct flow goes through conntrack and DNAT like any other: DNAT to the endpoint's address is what has the packet routed
@@ -84,25 +86,16 @@ func leaveMap(f family) string { return "vips_" + f.name }
 // markFromAnswer sets the packet mark to what the map says of the frontend that the packet comes from.
 func (f family) markFromAnswer(set string) statement {
 	return statement{fmt.Sprintf("meta mark set %s saddr . meta l4proto . th sport map @%s", f.name, set), setMark(
-		&expr.Payload{DestRegister: register(0), Base: expr.PayloadBaseNetworkHeader, Offset: f.source, Len: f.size},
-		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: register(f.words())},
-		&expr.Payload{DestRegister: register(f.words() + 1), Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 2},
-		lookupInto(set, 0, 0))}
+		append(rules.Sender(f.source, f.size, 0), rules.Map(set, 0, 0))...)}
 }
 
 func untracked() statement { return statement{"notrack", []expr.Any{&expr.Notrack{}}} }
 
-func isSYN() statement {
-	return statement{"tcp flags syn / fin,syn,rst,ack", append(isProtocol("tcp", unix.IPPROTO_TCP).exprs,
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{0x17}, Xor: []byte{0}},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{0x02}},
-	)}
-}
+func isSYN() statement { return statement{"tcp flags syn / fin,syn,rst,ack", rules.Opening()} }
 
 func isDisguised() statement {
 	return statement{fmt.Sprintf("@th,96,16 & 0x%x == 0x%x", disguiseBit, disguiseBit), []expr.Any{
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 12, Len: 2},
+		rules.Transport(12, 2, 0),
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 2, Mask: []byte{disguiseBit >> 8, 0}, Xor: []byte{0, 0}},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{disguiseBit >> 8, 0}},
 	}}
@@ -111,7 +104,7 @@ func isDisguised() statement {
 // swapFlags disguises a SYN, or takes the disguise off. nft cannot word that the checksum follows; the kernel is told.
 func swapFlags() statement {
 	return statement{fmt.Sprintf("@th,96,16 set @th,96,16 ^ 0x%x", disguise), []expr.Any{
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 12, Len: 2},
+		rules.Transport(12, 2, 0),
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 2, Mask: []byte{0xff, 0xff}, Xor: []byte{disguise >> 8, disguise & 0xff}},
 		&expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 12, Len: 2,
 			CsumType: expr.CsumTypeInet, CsumOffset: 16},
@@ -160,20 +153,16 @@ func (f family) destinationAsItWas(vips string) statement {
 	write := &expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: f.destination, Len: f.size,
 		CsumType: expr.CsumTypeInet, CsumOffset: 10, CsumFlags: unix.NFT_PAYLOAD_L4CSUM_PSEUDOHDR}
 	text := fmt.Sprintf("%s daddr set meta mark map @%s", f.name, vips)
-	find := []expr.Any{loadMark(0), lookupInto(vips, 0, 0)}
+	find := []expr.Any{loadMark(0), rules.Map(vips, 0, 0)}
 	if f.v4 {
-		return statement{text, append(append(isEtherType(0x08, 0x00), find...), write)}
+		return statement{text, append(append(rules.EtherType(0x08, 0x00), find...), write)}
 	}
 	// IPv6 has no checksum of its own, but the netlink library asks for the other one only beside such a one. So the flow
 	// label takes the part of it, and gets its own value back.
 	write.CsumOffset = 2
-	keep := &expr.Payload{DestRegister: register(8), Base: expr.PayloadBaseNetworkHeader, Offset: 2, Len: 2}
-	back := &expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: register(8), Base: expr.PayloadBaseNetworkHeader, Offset: 2, Len: 2}
-	return statement{text + " @nh,16,16 set @nh,16,16", append(append(append(isEtherType(0x86, 0xdd), keep), find...), write, back)}
-}
-
-func isEtherType(high, low byte) []expr.Any {
-	return []expr.Any{&expr.Meta{Key: expr.MetaKeyPROTOCOL, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{high, low}}}
+	keep := rules.Network(2, 2, 8)
+	back := &expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: rules.Register(8), Base: expr.PayloadBaseNetworkHeader, Offset: 2, Len: 2}
+	return statement{text + " @nh,16,16 set @nh,16,16", append(append(append(rules.EtherType(0x86, 0xdd), keep), find...), write, back)}
 }
 
 func (f family) isICMP() statement {
@@ -186,7 +175,7 @@ func (f family) isICMP() statement {
 // innerSourceAsItWas copies the destination of an ICMP error, which is the VIP again, to the source of the packet that it
 // carries. In IPv4 that packet's own checksum makes up for it.
 func (f family) innerSourceAsItWas() statement {
-	from := &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: f.destination, Len: f.size}
+	from := rules.Network(f.destination, f.size, 0)
 	to := &expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 8 + f.source, Len: f.size,
 		CsumType: expr.CsumTypeInet, CsumOffset: 2}
 	if f.v4 {

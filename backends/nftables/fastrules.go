@@ -7,6 +7,8 @@ import (
 	"github.com/google/nftables/expr"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"kubelb.k8c.io/backends/nftables/rules"
 )
 
 // chainNotes notes what only the last hook knows.
@@ -126,7 +128,7 @@ func (t *table) marshalFlowRule(rule flowRule) ([]netlink.Attribute, error) {
 	if err != nil {
 		return nil, err
 	}
-	then, err := t.marshal(append([]expr.Any{lookup(setVIPs, 0)}, exprsOf(rule.then)...))
+	then, err := t.marshal(append([]expr.Any{rules.In(setVIPs, 0)}, exprsOf(rule.then)...))
 	return slices.Concat(when, []netlink.Attribute{address}, then), err
 }
 
@@ -162,7 +164,7 @@ func ctDirection(name string, direction byte) statement {
 
 func ctStatusAssured() statement {
 	const assured = 0x4 // IPS_ASSURED
-	return statement{"ct status assured", ctHas(expr.CtKeySTATUS, assured)}
+	return statement{"ct status assured", rules.Tracked(expr.CtKeySTATUS, assured)}
 }
 
 // comparedWith0 is how what is to be so, or is not to be, is compared with 0.
@@ -179,7 +181,7 @@ func isMarked(is bool) statement {
 }
 
 func interfaceIn(name string, key expr.MetaKey) statement {
-	return statement{name + " @" + setFastInterfaces, []expr.Any{&expr.Meta{Key: key, Register: 1}, lookup(setFastInterfaces, 0)}}
+	return statement{name + " @" + setFastInterfaces, []expr.Any{&expr.Meta{Key: key, Register: 1}, rules.In(setFastInterfaces, 0)}}
 }
 
 // routeGoesBack matches where a packet to the sender would leave by the interface that this one came in at, or where none would.

@@ -1,13 +1,14 @@
 package nftables
 
 import (
-	"encoding/binary"
 	"fmt"
 	"time"
 
 	nft "github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
+
+	"kubelb.k8c.io/backends/nftables/rules"
 )
 
 // family is what differs between the tables of the two address families.
@@ -45,38 +46,14 @@ type statement struct {
 	exprs []expr.Any
 }
 
-// register names the 32-bit register at the given position; nft names the ones that begin a 128-bit register by that.
-func register(word int) uint32 {
-	if word%4 == 0 {
-		return uint32(word/4 + 1)
-	}
-	return uint32(8 + word)
-}
-
-func mark(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }
+func mark(v uint32) []byte { return rules.Native(v) }
 
 // frontendKey loads destination, protocol and port from the given register word on.
-func (f family) frontendKey(word int) []expr.Any {
-	return []expr.Any{
-		&expr.Payload{DestRegister: register(word), Base: expr.PayloadBaseNetworkHeader, Offset: f.destination, Len: f.size},
-		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: register(word + f.words())},
-		&expr.Payload{DestRegister: register(word + f.words() + 1), Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
-	}
-}
+func (f family) frontendKey(word int) []expr.Any { return rules.Receiver(f.destination, f.size, word) }
+
+func (f family) loadSource(word int) expr.Any { return rules.Network(f.source, f.size, word) }
 
 func (f family) frontendText() string { return f.name + " daddr . meta l4proto . th dport" }
-
-func lookup(set string, word int) expr.Any {
-	return &expr.Lookup{SourceRegister: register(word), SetName: set}
-}
-
-func lookupInto(set string, from, to int) expr.Any {
-	return &expr.Lookup{SourceRegister: register(from), SetName: set, DestRegister: register(to), IsDestRegSet: true}
-}
-
-func lookupVerdict(set string) expr.Any {
-	return &expr.Lookup{SourceRegister: 1, SetName: set, DestRegister: 0, IsDestRegSet: true}
-}
 
 // isTCPOrUDP guards what reads ports. protocols is the anonymous set {tcp, udp}.
 func isTCPOrUDP(protocols *nft.Set) statement {
@@ -87,68 +64,52 @@ func isTCPOrUDP(protocols *nft.Set) statement {
 }
 
 func isProtocol(name string, number byte) statement {
-	return statement{"meta l4proto " + name, []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{number}},
-	}}
+	return statement{"meta l4proto " + name, rules.Protocol(number)}
 }
 
-func (f family) isEcho() statement {
-	return statement{f.echo, []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{f.icmp}},
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{f.echoType}},
-	}}
-}
+func (f family) isEcho() statement { return statement{f.echo, rules.ICMP(f.icmp, f.echoType)} }
 
 func (f family) destinationIn(set string) statement {
-	return statement{f.name + " daddr @" + set, []expr.Any{
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: f.destination, Len: f.size}, lookup(set, 0)}}
+	return statement{f.name + " daddr @" + set, []expr.Any{rules.Network(f.destination, f.size, 0), rules.In(set, 0)}}
 }
 
 func (f family) frontendIn(set string) statement {
-	return statement{f.frontendText() + " @" + set, append(f.frontendKey(0), lookup(set, 0))}
+	return statement{f.frontendText() + " @" + set, append(f.frontendKey(0), rules.In(set, 0))}
 }
 
 func (f family) sourceIn(set string) statement {
-	return statement{f.name + " saddr @" + set, []expr.Any{
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: f.source, Len: f.size}, lookup(set, 0)}}
+	return statement{f.name + " saddr @" + set, []expr.Any{f.loadSource(0), rules.In(set, 0)}}
 }
 
 func (f family) frontendVerdict(set string) statement {
-	return statement{f.frontendText() + " vmap @" + set, append(f.frontendKey(0), lookupVerdict(set))}
+	return statement{f.frontendText() + " vmap @" + set, append(f.frontendKey(0), rules.Decide(set))}
 }
 
 // isNoOpening matches what does not open a connection.
 func isNoOpening() statement {
-	const flagsAt, openingFlags, syn = 13, 0x17, 0x02 // FIN, SYN, RST and ACK count (RFC 9293, section 3.1)
-	return statement{"tcp flags != syn / fin,syn,rst,ack", append(isProtocol("tcp", 6).exprs,
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: flagsAt, Len: 1},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{openingFlags}, Xor: []byte{0}},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{syn}})}
+	return statement{"tcp flags != syn / fin,syn,rst,ack", rules.NotOpening()}
 }
 
 // socketIsTransparent matches where a socket of this host has the packet's destination, or its connection, and that is no address of the
 // host's.
 func socketIsTransparent() statement {
-	return statement{"socket transparent 1", []expr.Any{&expr.Socket{Key: expr.SocketKeyTransparent, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{1}}}}
+	return statement{"socket transparent 1", rules.Socket(expr.SocketKeyTransparent, 1)}
 }
 
 // sendCopyTo sends a copy of the packet, which is one with ports, to the gateway that the map says of the frontend: nothing else can be
 // told where to send it to. Where the map says nothing the rule ends here.
 func (f family) sendCopyTo(set string) statement {
-	return statement{"dup to " + f.frontendText() + " map @" + set, append(f.frontendKey(0), lookupInto(set, 0, 0), &expr.Dup{RegAddr: 1})}
+	return statement{"dup to " + f.frontendText() + " map @" + set, append(f.frontendKey(0), rules.Map(set, 0, 0), &expr.Dup{RegAddr: 1})}
 }
 
 func (f family) loadTTL() expr.Any {
-	return &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: f.ttl, Len: 1}
+	return rules.Network(f.ttl, 1, 0)
 }
 
 // ttlFrom matches a TTL of least to most.
 func (f family) ttlFrom(least, most int) statement {
 	if least == most {
-		return statement{fmt.Sprintf("%s %d", f.ttlName, least), []expr.Any{f.loadTTL(), &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{byte(least)}}}}
+		return statement{fmt.Sprintf("%s %d", f.ttlName, least), []expr.Any{f.loadTTL(), rules.Is(byte(least))}}
 	}
 	return statement{fmt.Sprintf("%s %d-%d", f.ttlName, least, most), []expr.Any{f.loadTTL(),
 		&expr.Cmp{Op: expr.CmpOpGte, Register: 1, Data: []byte{byte(least)}}, &expr.Cmp{Op: expr.CmpOpLte, Register: 1, Data: []byte{byte(most)}}}}
@@ -167,7 +128,7 @@ func (f family) setTTL(ttl byte) statement {
 	}
 	const checksumAt = 10
 	return statement{text, []expr.Any{ // with the protocol, since the checksum is one of 16-bit words
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: f.ttl, Len: 2},
+		rules.Network(f.ttl, 2, 0),
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 2, Mask: []byte{0, 0xff}, Xor: []byte{ttl, 0}},
 		&expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: f.ttl, Len: 2,
 			CsumType: expr.CsumTypeInet, CsumOffset: checksumAt},
@@ -175,20 +136,12 @@ func (f family) setTTL(ttl byte) statement {
 }
 
 func ctStateHas(name string, bits uint32) statement {
-	return statement{"ct state " + name, ctHas(expr.CtKeySTATE, bits)}
+	return statement{"ct state " + name, rules.Tracked(expr.CtKeySTATE, bits)}
 }
 
 func ctStatusDNAT() statement {
 	const dnat = 0x20 // IPS_DST_NAT
-	return statement{"ct status dnat", ctHas(expr.CtKeySTATUS, dnat)}
-}
-
-func ctHas(key expr.CtKey, bits uint32) []expr.Any {
-	return []expr.Any{
-		&expr.Ct{Key: key, Register: 1},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: mark(bits), Xor: mark(0)},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: mark(0)},
-	}
+	return statement{"ct status dnat", rules.Tracked(expr.CtKeySTATUS, dnat)}
 }
 
 func setMark(e ...expr.Any) []expr.Any {
@@ -199,25 +152,29 @@ func setCtMark(e ...expr.Any) []expr.Any {
 	return append(e, &expr.Ct{Key: expr.CtKeyMARK, Register: 1, SourceRegister: true})
 }
 
-func loadMark(word int) expr.Any { return &expr.Meta{Key: expr.MetaKeyMARK, Register: register(word)} }
+func loadMark(word int) expr.Any {
+	return &expr.Meta{Key: expr.MetaKeyMARK, Register: rules.Register(word)}
+}
 
-func loadCtMark(word int) expr.Any { return &expr.Ct{Key: expr.CtKeyMARK, Register: register(word)} }
+func loadCtMark(word int) expr.Any {
+	return &expr.Ct{Key: expr.CtKeyMARK, Register: rules.Register(word)}
+}
 
 // markFromFrontend sets the packet mark to what the map says of the frontend.
 func (f family) markFromFrontend(set string) statement {
-	return statement{"meta mark set " + f.frontendText() + " map @" + set, setMark(append(f.frontendKey(0), lookupInto(set, 0, 0))...)}
+	return statement{"meta mark set " + f.frontendText() + " map @" + set, setMark(append(f.frontendKey(0), rules.Map(set, 0, 0))...)}
 }
 
 func (f family) ctMarkFromFrontend(set string) statement {
-	return statement{"ct mark set " + f.frontendText() + " map @" + set, setCtMark(append(f.frontendKey(0), lookupInto(set, 0, 0))...)}
+	return statement{"ct mark set " + f.frontendText() + " map @" + set, setCtMark(append(f.frontendKey(0), rules.Map(set, 0, 0))...)}
 }
 
 func markIn(set string) statement {
-	return statement{"meta mark @" + set, []expr.Any{loadMark(0), lookup(set, 0)}}
+	return statement{"meta mark @" + set, []expr.Any{loadMark(0), rules.In(set, 0)}}
 }
 
 func markVerdict(set string) statement {
-	return statement{"meta mark vmap @" + set, []expr.Any{loadMark(0), lookupVerdict(set)}}
+	return statement{"meta mark vmap @" + set, []expr.Any{loadMark(0), rules.Decide(set)}}
 }
 
 // hashSeed is part of the contract between gateways: with it all of them choose alike.
@@ -226,29 +183,26 @@ const hashSeed = 0x6b7562
 // rowFromFlow hashes source address and port into the connection mark; rowFromSource the address alone.
 func (f family) rowFromFlow(size int) statement {
 	return statement{fmt.Sprintf("ct mark set jhash %s saddr . th sport mod %d seed 0x%x", f.name, size, hashSeed), setCtMark(
-		&expr.Payload{DestRegister: register(4), Base: expr.PayloadBaseNetworkHeader, Offset: f.source, Len: f.size},
-		&expr.Payload{DestRegister: register(4 + f.words()), Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 2},
-		f.hash(size, f.size+4))}
+		f.loadSource(4), rules.Transport(0, 2, 4+f.words()), f.hash(size, f.size+4))}
 }
 
 func (f family) rowFromSource(size int) statement {
 	return statement{fmt.Sprintf("ct mark set jhash %s saddr mod %d seed 0x%x", f.name, size, hashSeed), setCtMark(
-		&expr.Payload{DestRegister: register(4), Base: expr.PayloadBaseNetworkHeader, Offset: f.source, Len: f.size},
-		f.hash(size, f.size))}
+		f.loadSource(4), f.hash(size, f.size))}
 }
 
 func (f family) hash(size int, length uint32) expr.Any {
-	return &expr.Hash{SourceRegister: register(4), DestRegister: 1, Length: length, Modulus: uint32(size), Seed: hashSeed, Type: expr.HashTypeJenkins}
+	return &expr.Hash{SourceRegister: rules.Register(4), DestRegister: 1, Length: length, Modulus: uint32(size), Seed: hashSeed, Type: expr.HashTypeJenkins}
 }
 
 // handleFromRow sets the packet mark (a pool) to the handle of the endpoint at the pool's row, or of its node.
 func handleFromRow(set string) statement {
-	return statement{"meta mark set meta mark . ct mark map @" + set, setMark(loadMark(0), loadCtMark(1), lookupInto(set, 0, 0))}
+	return statement{"meta mark set meta mark . ct mark map @" + set, setMark(loadMark(0), loadCtMark(1), rules.Map(set, 0, 0))}
 }
 
 // markFromMark sets the packet mark to what the map says of it.
 func markFromMark(set string) statement {
-	return statement{"meta mark set meta mark map @" + set, setMark(loadMark(0), lookupInto(set, 0, 0))}
+	return statement{"meta mark set meta mark map @" + set, setMark(loadMark(0), rules.Map(set, 0, 0))}
 }
 
 // ctMarkFromMark copies the packet mark to the connection mark.
@@ -257,7 +211,7 @@ func ctMarkFromMark() statement { return statement{"ct mark set meta mark", setC
 // nodeFromClient sets the packet mark to the node that the client was given before, if it was.
 func (f family) nodeFromClient(set string) statement {
 	return statement{"meta mark set ct mark . " + f.name + " saddr map @" + set, setMark(loadCtMark(0),
-		&expr.Payload{DestRegister: register(1), Base: expr.PayloadBaseNetworkHeader, Offset: f.source, Len: f.size}, lookupInto(set, 0, 0))}
+		f.loadSource(1), rules.Map(set, 0, 0))}
 }
 
 // rememberClient stores the packet mark, a node, for the client, for as long as the timeout from now. Of a client that is remembered already
@@ -279,9 +233,9 @@ func (f family) clientOperation(name string, operation uint32, set string, timeo
 	}
 	return statement{text + " : meta mark }", []expr.Any{
 		loadCtMark(0),
-		&expr.Payload{DestRegister: register(1), Base: expr.PayloadBaseNetworkHeader, Offset: f.source, Len: f.size},
+		f.loadSource(1),
 		loadMark(8),
-		&expr.Dynset{SrcRegKey: 1, SrcRegData: register(8), SetName: set, Operation: operation, Timeout: timeout},
+		&expr.Dynset{SrcRegKey: 1, SrcRegData: rules.Register(8), SetName: set, Operation: operation, Timeout: timeout},
 	}}
 }
 
@@ -291,9 +245,9 @@ func (f family) forward(endpoints, ports string) statement {
 	if f.v4 {
 		nat.Family = uint32(unix.NFPROTO_IPV4)
 	}
-	exprs := append([]expr.Any{loadMark(0), lookupInto(endpoints, 0, 0)}, f.frontendKey(4)...)
+	exprs := append([]expr.Any{loadMark(0), rules.Map(endpoints, 0, 0)}, f.frontendKey(4)...)
 	return statement{fmt.Sprintf("dnat to meta mark map @%s : %s map @%s", endpoints, f.frontendText(), ports),
-		append(exprs, lookupInto(ports, 4, 4), &nat)}
+		append(exprs, rules.Map(ports, 4, 4), &nat)}
 }
 
 // flowMark is the connection mark of a flow of ours from the choice of its endpoint until it is masqueraded, so that no
@@ -309,7 +263,7 @@ func takeFlow(as uint32) statement {
 
 func isFlow(of uint32) statement {
 	return statement{fmt.Sprintf("ct mark 0x%08x", of), []expr.Any{
-		loadCtMark(0), &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: mark(of)}}}
+		loadCtMark(0), rules.Is(mark(of)...)}}
 }
 
 func clearMark() statement {
@@ -348,15 +302,8 @@ func (f family) rejectUnreachable() statement {
 	return statement{"reject with " + f.unreachable, []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: f.rejectCode}}}
 }
 
-func verdict(kind expr.VerdictKind, text, chain string) statement {
-	if chain != "" {
-		text += " " + chain
-	}
-	return statement{text, []expr.Any{&expr.Verdict{Kind: kind, Chain: chain}}}
-}
-
-func accept() statement           { return verdict(expr.VerdictAccept, "accept", "") }
-func drop() statement             { return verdict(expr.VerdictDrop, "drop", "") }
-func backToCaller() statement     { return verdict(expr.VerdictReturn, "return", "") }
-func jump(chain string) statement { return verdict(expr.VerdictJump, "jump", chain) }
-func goTo(chain string) statement { return verdict(expr.VerdictGoto, "goto", chain) }
+func accept() statement           { return statement{"accept", []expr.Any{rules.Accept()}} }
+func drop() statement             { return statement{"drop", []expr.Any{rules.Drop()}} }
+func backToCaller() statement     { return statement{"return", []expr.Any{rules.Return()}} }
+func jump(chain string) statement { return statement{"jump " + chain, []expr.Any{rules.Jump(chain)}} }
+func goTo(chain string) statement { return statement{"goto " + chain, []expr.Any{rules.Goto(chain)}} }

@@ -265,6 +265,8 @@ func TestWhatIsRefused(t *testing.T) {
 		"129 source ranges":         {func(l *LoadBalancer) { l.SourceRanges = slices.Repeat([]string{"192.0.2.0/24"}, 129) }, ReasonTooManySourceRanges, "use 128 at most"},
 		"257 ports":                 {func(l *LoadBalancer) { l.Ports = slices.Repeat(l.Ports[:1], 257) }, ReasonTooManyPorts, "use 256 at most"},
 		"affinity":                  {func(l *LoadBalancer) { l.Affinity, l.AffinitySeconds = true, -1 }, ReasonInvalidAffinity, "timeoutSeconds"},
+		"PROXY protocol":            {func(l *LoadBalancer) { l.ProxyProtocol = "v1" }, ReasonInvalidProxyProtocol, `spec.proxyProtocol is "v1": use v2`},
+		"idle timeout":              {func(l *LoadBalancer) { l.IdleTimeout = "soon" }, ReasonInvalidIdleTimeout, `spec.idleTimeout is "soon": use 1s to 24h`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := testHub()
@@ -311,6 +313,28 @@ func TestATenantsLimitsAreOnEachOfItsFrontends(t *testing.T) {
 	h.SetTenant(tenant)
 	if got := snapshot(t, h); strings.Contains(got, "max-connections") || !strings.Contains(got, "max-new-per-second=50") {
 		t.Error(got)
+	}
+}
+
+func TestAnIdleTimeoutIsOnEachFrontendOfItsLoadBalancerAlone(t *testing.T) {
+	h := testHub()
+	h.SetAddresses(addressesOf("tenant-a", "198.51.100.11"))
+	h.SetLoadBalancer(lb("tenant-a", "other", vips("203.0.113.9")))
+	idle := func(timeout string) func(*LoadBalancer) {
+		return func(l *LoadBalancer) {
+			l.Ports, l.EndpointPorts = append(l.Ports, Port{"dns", 53, "UDP"}), append(l.EndpointPorts, Port{"dns", 30053, "UDP"})
+			l.IdleTimeout = timeout
+		}
+	}
+	for timeout, frontends := range map[string]int{"90s": 2, "1h30m": 2, "": 0} {
+		h.SetLoadBalancer(lb("tenant-a", "web", idle(timeout)))
+		got := snapshot(t, h)
+		if n := strings.Count(got, " idle="); n != frontends || strings.Count(got, "frontend ") != 3 {
+			t.Errorf("%q: %d frontends have one, want %d:\n%s", timeout, n, frontends, got)
+		}
+		if want, _ := IdleTimeout(timeout); frontends > 0 && strings.Count(got, fmt.Sprintf(" idle=%s tenant=a", want)) != frontends {
+			t.Errorf("%q:\n%s", timeout, got)
+		}
 	}
 }
 

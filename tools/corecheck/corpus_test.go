@@ -92,10 +92,14 @@ func manyNodes(tb testing.TB, count string) string {
 	return b.String()
 }
 
-// longest is how many lines alike a reviewer would read; of more, the middle is told by its hash.
-const longest = 60
+const (
+	// longest is how many lines alike a reviewer would read; of more, the middle is told by its hash.
+	longest = 60
+	// longestText is the same of a whole text, of which so many lines stay at each end.
+	longestText, ends = 1000, 200
+)
 
-// abridged shortens runs of lines that are alike but for their values.
+// abridged shortens runs of lines that are alike but for their values, and what is long after that.
 func abridged(text string) string {
 	shape := func(line string) string {
 		indent := len(line) - len(strings.TrimLeft(line, " \t"))
@@ -117,7 +121,12 @@ func abridged(text string) string {
 		}
 		lines = lines[n:]
 	}
-	return b.String()
+	lines = strings.SplitAfter(b.String(), "\n")
+	if len(lines) <= longestText {
+		return b.String()
+	}
+	middle := strings.Join(lines[ends:len(lines)-ends], "")
+	return fmt.Sprintf("%s# ... %d lines more, of SHA-256 %x\n%s", strings.Join(lines[:ends], ""), len(lines)-2*ends, sha256.Sum256([]byte(middle)), strings.Join(lines[len(lines)-ends:], ""))
 }
 
 // document is the case as core.wasm takes it.
@@ -155,9 +164,7 @@ func TestCorpus(t *testing.T) {
 // A backend would hold for every case what the file beside it says, and the kernel's own tool can read it. The files show
 // what is added to the tables that no case fills, which empty.nft shows.
 func TestCorpusInNftables(t *testing.T) {
-	process, err := plugin.Load(plugin.Options{Path: filepath.Join(built, "kubelb-backend-nftables"), SocketDir: filepath.Join(built, "s")})
-	require.NoError(t, err)
-	defer process.Stop()
+	process := load(t, "nftables")
 	empty, err := process.Render(t.Context(), model.Snapshot{})
 	require.NoError(t, err)
 	kept := map[string]bool{}
@@ -175,6 +182,34 @@ func TestCorpusInNftables(t *testing.T) {
 		})
 	}
 	orphans(t, kept, ".nft")
+}
+
+// The other dataplanes would hold for every case what the files beside it say.
+func TestCorpusInEBPFAndEnvoy(t *testing.T) {
+	for _, backend := range []string{"ebpf", "envoy"} {
+		process := load(t, backend)
+		kept := map[string]bool{}
+		for _, c := range corpus(t) {
+			if len(c.result.Output.Model.Frontends) == 0 {
+				continue
+			}
+			t.Run(backend+"/"+c.name, func(t *testing.T) {
+				text, err := c.result.RenderBy(t.Context(), process)
+				require.NoError(t, err)
+				compare(t, kept, c.name+"."+backend, abridged(text))
+			})
+		}
+		orphans(t, kept, "."+backend)
+	}
+}
+
+// load starts the plugin of a dataplane.
+func load(t *testing.T, backend string) *plugin.Process {
+	t.Helper()
+	process, err := plugin.Load(plugin.Options{Path: filepath.Join(built, "kubelb-backend-"+backend), SocketDir: filepath.Join(built, "s")})
+	require.NoError(t, err)
+	t.Cleanup(process.Stop)
+	return process
 }
 
 // checkWithNft has nft read the rules as the kernel would take them, in a network namespace of its own.

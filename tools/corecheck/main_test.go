@@ -33,6 +33,8 @@ func run(m *testing.M) int {
 		{"../../core", "core.wasm", "./wasm", "wasip1", "wasm"},
 		{"../../core", "core_js.wasm", "./wasm", "js", "wasm"},
 		{"../../backends/nftables", "kubelb-backend-nftables", "./cmd/kubelb-backend-nftables", "", ""},
+		{"../../backends/ebpf", "kubelb-backend-ebpf", "./cmd/kubelb-backend-ebpf", "", ""},
+		{"../../backends/envoy", "kubelb-backend-envoy", "./cmd/kubelb-backend-envoy", "", ""},
 	} {
 		cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(dir, b.out), b.target)
 		cmd.Dir = b.in

@@ -34,7 +34,7 @@ import (
 	"kubelb.k8c.io/api/plain"
 	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/ccm/convert"
-	"kubelb.k8c.io/ccm/marks"
+	"kubelb.k8c.io/ccm/foreign"
 	"kubelb.k8c.io/core/translate"
 )
 
@@ -45,7 +45,7 @@ const (
 )
 
 // legacyFinalizers are those of KubeLB's own CCM, the second of its first releases.
-func legacyFinalizers() []string { return []string{marks.Finalizer, "kubelb.k8c.io/lb-finalizer"} }
+func legacyFinalizers() []string { return []string{foreign.Finalizer, "kubelb.k8c.io/lb-finalizer"} }
 
 // Event reasons, as Kubernetes' service controller names them.
 const (

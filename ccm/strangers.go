@@ -17,7 +17,7 @@ import (
 	"k8s.io/client-go/tools/events"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"kubelb.k8c.io/ccm/marks"
+	"kubelb.k8c.io/ccm/foreign"
 )
 
 const (
@@ -63,13 +63,13 @@ func (s *strangers) look(ctx context.Context, now time.Time) error {
 		s.told[o.GetUID()] = now
 		s.events.Eventf(o.(runtime.Object), nil, corev1.EventTypeWarning, eventMarked, "Look", "%s", message)
 	}
-	for _, kind := range append(marks.Kinds(), marks.SyncSecret) {
-		found, err := marks.Find(ctx, s.reader, s.mapper, kind)
+	for _, kind := range append(foreign.Kinds(), foreign.SyncSecret) {
+		found, err := foreign.Find(ctx, s.reader, s.mapper, kind)
 		if err != nil && !apierrors.IsForbidden(err) {
 			errs = append(errs, err)
 		}
 		for i := range found {
-			tell(&found[i], "it has the finalizer "+marks.Finalizer+" of KubeLB's own CCM, which this CCM has replaced: nobody removes it, so that a deletion hangs. 'kubelb migrate from-kubelb' releases it")
+			tell(&found[i], "it has the finalizer "+foreign.Finalizer+" of KubeLB's own CCM, which this CCM has replaced: nobody removes it, so that a deletion hangs. 'kubelb migrate from-kubelb' releases it")
 		}
 	}
 	errs = append(errs, s.namespaces(ctx, tell))
@@ -93,10 +93,10 @@ func (s *strangers) namespaces(ctx context.Context, tell func(client.Object, str
 	for i := range list.Items {
 		n := &list.Items[i]
 		hangs := slices.ContainsFunc(n.Status.Conditions, func(c corev1.NamespaceCondition) bool {
-			return c.Type == corev1.NamespaceFinalizersRemaining && c.Status == corev1.ConditionTrue && strings.Contains(c.Message, marks.Finalizer)
+			return c.Type == corev1.NamespaceFinalizersRemaining && c.Status == corev1.ConditionTrue && strings.Contains(c.Message, foreign.Finalizer)
 		})
 		if hangs {
-			tell(n, "its deletion waits for objects with the finalizer "+marks.Finalizer+". If these are not Services or LoadBalancers, it is of KubeLB's own CCM, which this CCM has replaced, and nobody removes it: 'kubelb migrate from-kubelb' releases them")
+			tell(n, "its deletion waits for objects with the finalizer "+foreign.Finalizer+". If these are not Services or LoadBalancers, it is of KubeLB's own CCM, which this CCM has replaced, and nobody removes it: 'kubelb migrate from-kubelb' releases them")
 		}
 	}
 	return nil

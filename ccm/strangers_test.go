@@ -24,7 +24,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	"kubelb.k8c.io/api/v1alpha1"
-	"kubelb.k8c.io/ccm/marks"
+	"kubelb.k8c.io/ccm/foreign"
 )
 
 func TestWhatKubeLBsCCMHasMarkedIsToldInAnEvent(t *testing.T) {
@@ -36,7 +36,7 @@ func TestWhatKubeLBsCCMHasMarkedIsToldInAnEvent(t *testing.T) {
 	}
 	hangs := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "hangs", UID: "hangs"}, Status: corev1.NamespaceStatus{Conditions: []corev1.NamespaceCondition{{
 		Type: corev1.NamespaceFinalizersRemaining, Status: corev1.ConditionTrue, Message: "Some content in the namespace has finalizers remaining: kubelb.k8c.io/cleanup in 1 resource instances"}}}}
-	c := fake.NewClientBuilder().WithScheme(scheme).WithRESTMapper(testrestmapper.TestOnlyStaticRESTMapper(scheme)).WithObjects(ingress("marked", marks.Finalizer), ingress("unmarked", "example.com/other"), hangs,
+	c := fake.NewClientBuilder().WithScheme(scheme).WithRESTMapper(testrestmapper.TestOnlyStaticRESTMapper(scheme)).WithObjects(ingress("marked", foreign.Finalizer), ingress("unmarked", "example.com/other"), hangs,
 		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}}).
 		WithInterceptorFuncs(interceptor.Funcs{List: func(ctx context.Context, c client.WithWatch, list client.ObjectList, options ...client.ListOption) error {
 			if list.GetObjectKind().GroupVersionKind().Kind == "SyncSecret" {
@@ -73,7 +73,7 @@ func markedIngresses(t *testing.T, count int, list func(kind string) error) (*st
 	var objects []client.Object
 	for i := range count {
 		name := fmt.Sprint("i", i)
-		objects = append(objects, &networkingv1.Ingress{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, UID: types.UID(name), Finalizers: []string{marks.Finalizer}}})
+		objects = append(objects, &networkingv1.Ingress{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, UID: types.UID(name), Finalizers: []string{foreign.Finalizer}}})
 	}
 	c := fake.NewClientBuilder().WithScheme(scheme).WithRESTMapper(testrestmapper.TestOnlyStaticRESTMapper(scheme)).WithObjects(objects...).
 		WithInterceptorFuncs(interceptor.Funcs{List: func(ctx context.Context, c client.WithWatch, into client.ObjectList, options ...client.ListOption) error {

@@ -18,7 +18,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 
 	"kubelb.k8c.io/api/v1alpha1"
-	"kubelb.k8c.io/ccm/marks"
+	"kubelb.k8c.io/ccm/foreign"
 	"kubelb.k8c.io/core/translate"
 )
 
@@ -49,7 +49,7 @@ func (m *Migration) say(o client.Object, kind, what, done string) {
 func (m *Migration) FromKubeLB(ctx context.Context, kinds []schema.GroupKind, options ...client.ListOption) error {
 	var errs []error
 	for _, kind := range kinds {
-		found, err := marks.Find(ctx, m.Client, m.Client.RESTMapper(), kind, options...)
+		found, err := foreign.Find(ctx, m.Client, m.Client.RESTMapper(), kind, options...)
 		errs = append(errs, err)
 		for i := range found {
 			errs = append(errs, m.release(ctx, &found[i]))
@@ -63,12 +63,12 @@ func (m *Migration) release(ctx context.Context, o *metav1.PartialObjectMetadata
 	if o.DeletionTimestamp != nil {
 		what = "removed; it is being deleted, and can go"
 	}
-	done, err := m.change(ctx, o, func() bool { return controllerutil.RemoveFinalizer(o, marks.Finalizer) })
+	done, err := m.change(ctx, o, func() bool { return controllerutil.RemoveFinalizer(o, foreign.Finalizer) })
 	if err != nil || !done {
 		return err
 	}
 	m.released++
-	m.say(o, o.Kind, "finalizer "+marks.Finalizer, what)
+	m.say(o, o.Kind, "finalizer "+foreign.Finalizer, what)
 	return nil
 }
 
@@ -143,7 +143,7 @@ func (m *Migration) handOver(ctx context.Context, s *corev1.Service) error {
 			return false
 		}
 		if !going { // the API takes no new finalizer then
-			controllerutil.AddFinalizer(s, marks.Finalizer)
+			controllerutil.AddFinalizer(s, foreign.Finalizer)
 		}
 		return true
 	})
@@ -152,7 +152,7 @@ func (m *Migration) handOver(ctx context.Context, s *corev1.Service) error {
 	}
 	if done {
 		m.released++
-		what := "replaced by " + marks.Finalizer
+		what := "replaced by " + foreign.Finalizer
 		if going {
 			what = fmt.Sprintf("removed; it is being deleted, and can go. If LoadBalancer %s is still on the management cluster, delete it there", s.UID)
 		}

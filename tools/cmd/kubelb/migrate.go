@@ -12,7 +12,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"kubelb.k8c.io/api/v1alpha1"
-	"kubelb.k8c.io/ccm/marks"
+	"kubelb.k8c.io/ccm/foreign"
 	"kubelb.k8c.io/tools/migrate"
 )
 
@@ -122,16 +122,16 @@ func (f *migrateFlags) run(cmd *cobra.Command, former string, lease func() (stri
 
 func (f *migrateFlags) fromKubeLB(ctx context.Context, m *migrate.Migration, diagnostics io.Writer) error {
 	if f.onHub {
-		return m.FromKubeLB(ctx, []schema.GroupKind{{Group: v1alpha1.GroupVersion.Group, Kind: "Route"}, marks.SyncSecret})
+		return m.FromKubeLB(ctx, []schema.GroupKind{{Group: v1alpha1.GroupVersion.Group, Kind: "Route"}, foreign.SyncSecret})
 	}
-	if err := m.FromKubeLB(ctx, append(marks.Kinds(), marks.SyncSecret)); err != nil {
+	if err := m.FromKubeLB(ctx, append(foreign.Kinds(), foreign.SyncSecret)); err != nil {
 		return err
 	}
 	if !f.secrets {
 		fmt.Fprintln(diagnostics, "Secrets were not looked at: say --secrets if KubeLB's CCM ran with --enable-secret-synchronizer")
 		return nil
 	}
-	return m.FromKubeLB(ctx, []schema.GroupKind{marks.Secret}, client.MatchingLabels{v1alpha1.LabelManagedBy: v1alpha1.ManagedByKubeLB})
+	return m.FromKubeLB(ctx, []schema.GroupKind{foreign.Secret}, client.MatchingLabels{v1alpha1.LabelManagedBy: v1alpha1.ManagedByKubeLB})
 }
 
 func (f *migrateFlags) toKubeLB(ctx context.Context, m *migrate.Migration, diagnostics io.Writer) error {

@@ -1,6 +1,6 @@
-// Package marks finds what KubeLB's own CCM has marked in a tenant cluster: objects with its finalizer, which hang in their deletion when that CCM
+// Package foreign finds what KubeLB's own CCM has marked in a tenant cluster: objects with its finalizer, which hang in their deletion when that CCM
 // has gone.
-package marks
+package foreign
 
 import (
 	"context"

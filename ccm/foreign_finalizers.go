@@ -21,46 +21,46 @@ import (
 )
 
 const (
-	// strangersEvery is how often they are looked for, and strangersAgain how long an event about one is enough: events last for an hour.
-	strangersEvery, strangersAgain = 5 * time.Minute, 50 * time.Minute
-	// strangersAtOnce bounds the events of one look.
-	strangersAtOnce = 50
-	// eventMarked is the reason of events about them.
+	// foreignSearchEvery is the interval of the search. foreignEventAgain is the time after which an object gets another event: the API server deletes events after an hour.
+	foreignSearchEvery, foreignEventAgain = 5 * time.Minute, 50 * time.Minute
+	// foreignEventsAtOnce bounds the events of one search.
+	foreignEventsAtOnce = 50
+	// eventMarked is the reason of these events.
 	eventMarked = "MarkedByKubeLB"
 )
 
-// strangers looks for objects that KubeLB's CCM has marked, and that this CCM does not serve: nobody removes the finalizer, so that their deletion
-// hangs. It changes nothing. Only the elected CCM looks, so that KubeLB's does not work at that time.
-type strangers struct {
+// foreignFinalizers reports objects of kinds that this CCM does not serve and that have the finalizer of KubeLB's own CCM. Nothing removes that finalizer, so their
+// deletion hangs. It changes no object. Only the elected replica searches: KubeLB's CCM, which uses the same Lease, cannot be at work at that time.
+type foreignFinalizers struct {
 	reader client.Reader
 	mapper meta.RESTMapper
 	events events.EventRecorder
 	log    logr.Logger
-	// told is when there was an event about an object. It belongs to Start.
-	told map[types.UID]time.Time
+	// lastEvents is when each object got its last event. Only Start uses it.
+	lastEvents map[types.UID]time.Time
 }
 
-// Start looks until ctx ends.
-func (s *strangers) Start(ctx context.Context) error {
+// Start searches until ctx ends.
+func (s *foreignFinalizers) Start(ctx context.Context) error {
 	wait.UntilWithContext(ctx, func(ctx context.Context) {
-		if err := s.look(ctx, time.Now()); err != nil {
-			s.log.V(1).Info("not all could be looked at", "cause", err.Error())
+		if err := s.search(ctx, time.Now()); err != nil {
+			s.log.V(1).Info("cannot read all objects that may have the finalizer of KubeLB's own CCM", "cause", err.Error())
 		}
-	}, strangersEvery)
+	}, foreignSearchEvery)
 	return nil
 }
 
-// look tells of all that are there. Kinds that may not be read are passed over.
-func (s *strangers) look(ctx context.Context, now time.Time) error {
+// search searches once, and sends an event of each object with the finalizer. It skips kinds that the CCM may not read.
+func (s *foreignFinalizers) search(ctx context.Context, now time.Time) error {
 	var errs []error
-	count, left := 0, strangersAtOnce
+	count, left := 0, foreignEventsAtOnce
 	tell := func(o client.Object, message string) {
 		count++
-		if last, known := s.told[o.GetUID()]; left == 0 || known && now.Sub(last) < strangersAgain {
+		if last, known := s.lastEvents[o.GetUID()]; left == 0 || known && now.Sub(last) < foreignEventAgain {
 			return
 		}
 		left--
-		s.told[o.GetUID()] = now
+		s.lastEvents[o.GetUID()] = now
 		s.events.Eventf(o.(runtime.Object), nil, corev1.EventTypeWarning, eventMarked, "Look", "%s", message)
 	}
 	for _, kind := range append(foreign.Kinds(), foreign.SyncSecret) {
@@ -73,9 +73,9 @@ func (s *strangers) look(ctx context.Context, now time.Time) error {
 		}
 	}
 	errs = append(errs, s.namespaces(ctx, tell))
-	for uid, last := range s.told {
-		if now.Sub(last) >= strangersAgain {
-			delete(s.told, uid)
+	for uid, last := range s.lastEvents {
+		if now.Sub(last) >= foreignEventAgain {
+			delete(s.lastEvents, uid)
 		}
 	}
 	if count > 0 {
@@ -84,8 +84,8 @@ func (s *strangers) look(ctx context.Context, now time.Time) error {
 	return errors.Join(errs...)
 }
 
-// namespaces tells of those that cannot go for such objects, of whatever kind these are.
-func (s *strangers) namespaces(ctx context.Context, tell func(client.Object, string)) error {
+// namespaces reports namespaces whose deletion waits for objects with the finalizer, of any kind.
+func (s *foreignFinalizers) namespaces(ctx context.Context, tell func(client.Object, string)) error {
 	var list corev1.NamespaceList
 	if err := s.reader.List(ctx, &list); err != nil {
 		return client.IgnoreNotFound(err)

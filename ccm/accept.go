@@ -12,15 +12,16 @@ import (
 	"kubelb.k8c.io/core/phrase"
 )
 
-// reasonAddressNotAccepted is that of a Service which the hub gives an address that this cluster does not take.
+// reasonAddressNotAccepted is the reason of a Service's condition: this cluster does not accept an address that the hub has given to the Service.
 const reasonAddressNotAccepted = "AddressNotAccepted"
 
-// accept takes out of a status what this cluster does not take as an external address, and says so. kube-proxy sends what pods send
-// to a Service's address to that Service (CVE-2020-8554): whoever has taken over the hub could have it catch what is meant for others.
-func (c Config) accept(status corev1.LoadBalancerStatus) (accepted corev1.LoadBalancerStatus, refusal *metav1.Condition) {
+// filterStatus removes addresses from a status that this cluster does not accept. refusal is the condition that names them, nil if there are none. kube-proxy
+// leads connections of pods to a Service's external address to that Service (CVE-2020-8554). Without this filter, an attacker who controls the hub could
+// redirect connections of pods to any address.
+func (c Config) filterStatus(status corev1.LoadBalancerStatus) (accepted corev1.LoadBalancerStatus, refusal *metav1.Condition) {
 	var refused []string
 	for _, ingress := range status.Ingress {
-		if c.takes(ingress) {
+		if c.accepts(ingress) {
 			accepted.Ingress = append(accepted.Ingress, ingress)
 		} else {
 			refused = append(refused, ingress.IP+ingress.Hostname)
@@ -33,7 +34,7 @@ func (c Config) accept(status corev1.LoadBalancerStatus) (accepted corev1.LoadBa
 		Message: fmt.Sprintf("the management cluster gives it %s, which this cluster does not take: if that is right, add it to --accept-addresses of kubelb-ccm", phrase.Few(refused, ", "))}
 }
 
-func (c Config) takes(ingress corev1.LoadBalancerIngress) bool {
+func (c Config) accepts(ingress corev1.LoadBalancerIngress) bool {
 	if ingress.IP == "" {
 		return len(c.AcceptAddresses) == 0
 	}
@@ -44,7 +45,7 @@ func (c Config) takes(ingress corev1.LoadBalancerIngress) bool {
 	return len(c.AcceptAddresses) == 0 || slices.ContainsFunc(c.AcceptAddresses, func(p netip.Prefix) bool { return p.Contains(address) })
 }
 
-// parseNetworks reads networks, separated by commas.
+// parseNetworks reads CIDRs that are separated by commas.
 func parseNetworks(text string) (out []netip.Prefix, err error) {
 	for part := range strings.SplitSeq(text, ",") {
 		if part = strings.TrimSpace(part); part == "" {

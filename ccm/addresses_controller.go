@@ -34,23 +34,23 @@ import (
 	"kubelb.k8c.io/core/translate"
 )
 
-// addressesReconciler keeps Addresses/default on the hub: the addresses of all nodes that may take traffic.
+// addressesReconciler writes the object Addresses/default on the hub: the addresses of all nodes that may get traffic.
 type addressesReconciler struct {
 	tenant client.Client
 	hub    client.Client
 	config Config
 	events events.EventRecorder
-	// nodes tells Services what the hub does not know, leftOut Prometheus how much.
+	// nodes is what Services say about addresses that the hub does not take. leftOut counts these addresses.
 	nodes   *nodesProblem
 	leftOut *prometheus.GaugeVec
-	// told is the last message about each node, by the node's name; unresolved: the name of one did not resolve. They belong to Reconcile.
-	told       map[string]string
+	// reported is the message of the last event of each node, by the node's name. unresolved: a host name of a node did not resolve. Only Reconcile uses both.
+	reported   map[string]string
 	unresolved bool
 }
 
 func withPredicate(p predicate.Predicate) builder.WatchesOption { return builder.WithPredicates(p) }
 
-// setUp: any node wakes up the one object, and so does the object itself when somebody else changes it.
+// setUp makes the controller reconcile the one object when a node changes, and when somebody else changes the object.
 func (r *addressesReconciler) setUp(mgr ctrl.Manager, hub cluster.Cluster) error {
 	request := reconcile.Request{NamespacedName: types.NamespacedName{Namespace: r.config.HubNamespace, Name: v1alpha1.DefaultAddressesName}}
 	one := func(context.Context, client.Object) []reconcile.Request { return []reconcile.Request{request} }
@@ -61,7 +61,7 @@ func (r *addressesReconciler) setUp(mgr ctrl.Manager, hub cluster.Cluster) error
 		Complete(r)
 }
 
-// Reconcile writes the object when it differs.
+// Reconcile writes the object if it differs from the nodes. It also reports addresses that it leaves out.
 func (r *addressesReconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
 	if req.Name != v1alpha1.DefaultAddressesName {
 		return reconcile.Result{}, nil
@@ -77,28 +77,28 @@ func (r *addressesReconciler) Reconcile(ctx context.Context, req reconcile.Reque
 	addresses, left := r.addresses(ctx, nodes)
 	present := map[string]bool{}
 	for i := range list.Items {
-		r.tell(&list.Items[i], left[list.Items[i].Name])
+		r.reportNode(&list.Items[i], left[list.Items[i].Name])
 		present[list.Items[i].Name] = true
 	}
-	maps.DeleteFunc(r.told, func(name, _ string) bool { return !present[name] })
+	maps.DeleteFunc(r.reported, func(name, _ string) bool { return !present[name] })
 	spec := v1alpha1.AddressesSpec{Addresses: convert.Addresses(addresses)}
 	if len(spec.Addresses) == 0 {
-		log.FromContext(ctx).Info("no eligible node has an address of the wished type: connections will be refused",
+		log.FromContext(ctx).Info("no node that may get traffic has an address of --node-address-type: gateways refuse connections",
 			"nodes", len(nodes), "node-address-type", r.config.NodeAddressType)
 	}
 	err := r.push(ctx, req.NamespacedName, spec)
 	if apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) {
-		return reconcile.Result{}, err // the cache is behind; the retry reads it anew
+		return reconcile.Result{}, err // the cache is out of date; the retry reads the object again
 	}
-	r.note(left, err)
+	r.setProblem(left, err)
 	if err == nil && r.unresolved {
 		return reconcile.Result{RequeueAfter: resolveEvery}, nil
 	}
 	return reconcile.Result{}, err
 }
 
-// addresses returns the addresses that the hub takes. leftOut says by node's name why it does not take others; the empty name is for addresses beyond the
-// hub's bounds.
+// addresses returns the addresses that the hub takes. leftOut has the reasons for the other addresses, by the node's name. Addresses beyond the hub's bounds
+// are under the empty name.
 func (r *addressesReconciler) addresses(ctx context.Context, nodes []translate.Node) (kept []translate.Address, leftOut map[string][]string) {
 	var all []translate.Address
 	leftOut, r.unresolved = map[string][]string{}, false
@@ -118,7 +118,7 @@ func (r *addressesReconciler) addresses(ctx context.Context, nodes []translate.N
 	return kept, leftOut
 }
 
-// listable returns the addresses that the hub's schema takes, and for each other one the reason why it does not.
+// listable returns the addresses that the hub's schema takes, and a reason for each address that it refuses.
 func listable(of string, list []translate.Address) (kept []translate.Address, left []string) {
 	kept = []translate.Address{}
 	for _, a := range list {
@@ -138,7 +138,7 @@ func beyondBounds(n int) []string {
 	return []string{fmt.Sprintf("%d more than the %d addresses that the management cluster takes; exclude nodes from load balancers by the label node.kubernetes.io/exclude-from-external-load-balancers", n, translate.MaxTargets)}
 }
 
-// push writes the object when it differs.
+// push writes the object if it differs.
 func (r *addressesReconciler) push(ctx context.Context, name types.NamespacedName, spec v1alpha1.AddressesSpec) error {
 	var current v1alpha1.Addresses
 	err := r.hub.Get(ctx, name, &current)
@@ -152,21 +152,21 @@ func (r *addressesReconciler) push(ctx context.Context, name types.NamespacedNam
 	return r.hub.Update(ctx, &current)
 }
 
-// tell makes an event of a node when other addresses of it are left out than before.
-func (r *addressesReconciler) tell(node *corev1.Node, left []string) {
+// reportNode sends an event of a node if its addresses that are left out have changed.
+func (r *addressesReconciler) reportNode(node *corev1.Node, left []string) {
 	message := phrase.Few(left, "; ")
-	if r.told[node.Name] == message {
+	if r.reported[node.Name] == message {
 		return
 	}
-	if r.told[node.Name] = message; message == "" {
-		delete(r.told, node.Name)
+	if r.reported[node.Name] = message; message == "" {
+		delete(r.reported, node.Name)
 		return
 	}
 	r.events.Eventf(node, nil, corev1.EventTypeWarning, translate.ReasonNodesLeftOut, "Sync", "%s", plain.Note("left out of load balancers: "+message))
 }
 
-// note keeps for the Services, and for Prometheus, what the hub does not know of the nodes.
-func (r *addressesReconciler) note(left map[string][]string, failed error) {
+// setProblem updates the metric and the problem that Services report: addresses that are left out, or a list that the hub has refused.
+func (r *addressesReconciler) setProblem(left map[string][]string, failed error) {
 	var all []string
 	for _, node := range slices.Sorted(maps.Keys(left)) {
 		all = append(all, left[node]...)
@@ -182,7 +182,8 @@ func (r *addressesReconciler) note(left map[string][]string, failed error) {
 	}
 }
 
-// resolve turns host names into addresses: the hub never resolves a tenant's names. A name that does not resolve is left out, and named with the reason.
+// resolve replaces host names by their addresses, since the hub never resolves names of a tenant. failed names each host name that does not resolve, with the
+// reason.
 func (c Config) resolve(ctx context.Context, list []translate.Address) (out []translate.Address, failed []string) {
 	out = []translate.Address{}
 	for _, a := range list {
@@ -193,7 +194,7 @@ func (c Config) resolve(ctx context.Context, list []translate.Address) (out []tr
 		ips, err := c.Resolver.LookupNetIP(ctx, "ip", a.Hostname)
 		if err != nil {
 			log.FromContext(ctx).Error(err, "resolve node name", "name", a.Hostname)
-			failed = append(failed, fmt.Sprintf("node name %s does not resolve: %s", a.Hostname, unresolved(err)))
+			failed = append(failed, fmt.Sprintf("node name %s does not resolve: %s", a.Hostname, lookupFailure(err)))
 			continue
 		}
 		slices.SortFunc(ips, netip.Addr.Compare)
@@ -204,8 +205,8 @@ func (c Config) resolve(ctx context.Context, list []translate.Address) (out []tr
 	return out, failed
 }
 
-// unresolved is the error of a look-up in words that stay the same from one look-up to the next.
-func unresolved(err error) string {
+// lookupFailure describes the error of a DNS look-up. The text is the same for each look-up that fails for the same reason: the error itself names a port.
+func lookupFailure(err error) string {
 	var of *net.DNSError
 	switch {
 	case errors.As(err, &of) && of.IsNotFound:
@@ -216,5 +217,5 @@ func unresolved(err error) string {
 	return "the DNS look-up failed; see the log of kubelb-ccm"
 }
 
-// resolveEvery is how often names that do not resolve are looked up again.
+// resolveEvery is the interval at which host names that do not resolve are looked up again.
 const resolveEvery = 30 * time.Second

@@ -138,7 +138,7 @@ func TestANodeThatIsGoneIsForgotten(t *testing.T) {
 	require.Contains(t, all(n.events), "169.254.1.0 is a link-local address")
 	require.NoError(t, n.tenant.Delete(t.Context(), odd))
 	require.NoError(t, n.look())
-	require.Empty(t, n.r.told)
+	require.Empty(t, n.r.reported)
 	n.node("odd", "169.254.1.0")
 	require.NoError(t, n.look())
 	require.Contains(t, all(n.events), "169.254.1.0 is a link-local address", "it is another node")
@@ -158,7 +158,7 @@ func TestNodesBeyondTheHubsBoundAreLeftOutAndCounted(t *testing.T) {
 	require.Equal(t, "10.0.0.1", kept[0].IP)
 	require.Len(t, left, 1)
 	require.Contains(t, left[""][0], "3 more than the 5000 addresses that the management cluster takes")
-	n.r.note(left, nil)
+	n.r.setProblem(left, nil)
 	require.Contains(t, n.r.nodes.get()[0].Message, "3 more than the 5000 addresses")
 	require.EqualValues(t, 1, testutil.ToFloat64(n.r.leftOut))
 }
@@ -242,6 +242,6 @@ func TestNodesNamesThatAllResolveAreNotLookedUpAgain(t *testing.T) {
 }
 
 func TestWhyALookUpFailedIsSaidInWordsThatStayTheSame(t *testing.T) {
-	require.Equal(t, "the DNS look-up failed; see the log of kubelb-ccm", unresolved(errors.New("read udp 192.0.2.1:43211->192.0.2.53:53: connection refused")))
-	require.Equal(t, "the DNS look-up failed; see the log of kubelb-ccm", unresolved(&net.DNSError{Err: "server misbehaving"}))
+	require.Equal(t, "the DNS look-up failed; see the log of kubelb-ccm", lookupFailure(errors.New("read udp 192.0.2.1:43211->192.0.2.53:53: connection refused")))
+	require.Equal(t, "the DNS look-up failed; see the log of kubelb-ccm", lookupFailure(&net.DNSError{Err: "server misbehaving"}))
 }

@@ -57,7 +57,7 @@ func (c *clusters) restart() {
 		config = c.r.config
 	}
 	c.recorder = events.NewFakeRecorder(100)
-	c.r = &serviceReconciler{tenant: c.asCCM("tenant", c.tenant), hub: c.asCCM("hub", c.hub), events: c.recorder, config: config, nodes: newNodesProblem(), away: newAway(time.Now())}
+	c.r = &serviceReconciler{tenant: c.asCCM("tenant", c.tenant), hub: c.asCCM("hub", c.hub), events: c.recorder, config: config, nodes: newNodesProblem(), contact: newHubContact(time.Now())}
 }
 
 // asCCM is the client of the CCM for one of the clusters.

@@ -18,22 +18,23 @@ import (
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
-// needed is what the CCM does on the management cluster, in its tenant's namespace.
-var needed = map[string][]string{
+// requiredVerbs are the verbs that the CCM uses on the hub in its tenant's namespace, by resource.
+var requiredVerbs = map[string][]string{
 	"loadbalancers": {"create", "delete", "get", "list", "update", "watch"},
 	"addresses":     {"create", "get", "list", "update", "watch"},
 }
 
-// excessive are rights that credentials of one tenant never have: whoever takes them from this cluster has other tenants as well.
+// excessive are rights that the credentials of a tenant never have. Whoever steals credentials with these rights from the tenant cluster controls other tenants,
+// too.
 var excessive = []authorizationv1.ResourceAttributes{
 	{Group: v1alpha1.GroupVersion.Group, Resource: "loadbalancers", Verb: "create"},
 	{Resource: "secrets", Verb: "get"},
 }
 
-// credentialsTimeout bounds the check.
+// credentialsTimeout bounds each check.
 const credentialsTimeout = 10 * time.Second
 
-// credentials asks the management cluster what the CCM may do there.
+// credentials asks the hub what the CCM may do there.
 type credentials struct {
 	reviews   authorization.SelfSubjectAccessReviewInterface
 	namespace string
@@ -47,7 +48,7 @@ func newCredentials(hub *rest.Config, namespace string) (*credentials, error) {
 	return &credentials{reviews: api.SelfSubjectAccessReviews(), namespace: namespace}, nil
 }
 
-func (c *credentials) may(ctx context.Context, a authorizationv1.ResourceAttributes) (bool, error) {
+func (c *credentials) allowed(ctx context.Context, a authorizationv1.ResourceAttributes) (bool, error) {
 	review, err := c.reviews.Create(ctx, &authorizationv1.SelfSubjectAccessReview{Spec: authorizationv1.SelfSubjectAccessReviewSpec{ResourceAttributes: &a}}, metav1.CreateOptions{})
 	if apierrors.IsUnauthorized(err) {
 		return false, fmt.Errorf("management cluster: the credentials of --kubelb-kubeconfig have ended, or were rotated or revoked: there, '%s' prints a new kubeconfig: %w", kubeconfigCommand(c.namespace), err)
@@ -58,14 +59,15 @@ func (c *credentials) may(ctx context.Context, a authorizationv1.ResourceAttribu
 	return review.Status.Allowed, nil
 }
 
-// refuseExcess is an error that names a right which the credentials should not have. A management cluster that does not answer is none.
+// refuseExcess returns an error that names a right that the credentials should not have. It returns nil if the hub does not answer: the CCM has to start
+// while the hub is away.
 func (c *credentials) refuseExcess(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, credentialsTimeout)
 	defer cancel()
 	for _, right := range excessive {
-		allowed, err := c.may(ctx, right)
+		allowed, err := c.allowed(ctx, right)
 		if err != nil {
-			log.FromContext(ctx).Error(err, "it is not known what the credentials may do")
+			log.FromContext(ctx).Error(err, "cannot check whether the credentials of --kubelb-kubeconfig have too many rights; starting without the check")
 			return nil
 		}
 		if allowed {
@@ -76,9 +78,9 @@ func (c *credentials) refuseExcess(ctx context.Context) error {
 	return nil
 }
 
-// check is an error when the management cluster does not answer, or the credentials lack a right, or have too many.
+// check returns an error if the hub does not answer, or if the credentials have too few or too many rights. broad: too many are accepted.
 func (c *credentials) check(ctx context.Context, broad bool) error {
-	missing, err := c.missing(ctx)
+	missing, err := c.missingRights(ctx)
 	if err != nil {
 		return err
 	}
@@ -92,25 +94,25 @@ func (c *credentials) check(ctx context.Context, broad bool) error {
 	return c.refuseExcess(ctx)
 }
 
-// served is an error that says why the management cluster does not listen to this CCM.
-func (c *credentials) served(ctx context.Context) error {
+// checkHub returns an error that says why the hub does not accept requests of this CCM.
+func (c *credentials) checkHub(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, credentialsTimeout)
 	defer cancel()
-	allowed, err := c.may(ctx, authorizationv1.ResourceAttributes{Group: v1alpha1.GroupVersion.Group, Resource: "loadbalancers", Verb: "list", Namespace: c.namespace})
+	allowed, err := c.allowed(ctx, authorizationv1.ResourceAttributes{Group: v1alpha1.GroupVersion.Group, Resource: "loadbalancers", Verb: "list", Namespace: c.namespace})
 	if err == nil && !allowed {
 		err = fmt.Errorf("management cluster: the credentials of --kubelb-kubeconfig may not list loadbalancers in namespace %s", c.namespace)
 	}
 	return err
 }
 
-// missing are the rights that the credentials lack.
-func (c *credentials) missing(ctx context.Context) ([]string, error) {
+// missingRights returns the rights that the credentials do not have, such as "update addresses".
+func (c *credentials) missingRights(ctx context.Context) ([]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, credentialsTimeout)
 	defer cancel()
 	var out []string
-	for _, resource := range slices.Sorted(maps.Keys(needed)) {
-		for _, verb := range needed[resource] {
-			allowed, err := c.may(ctx, authorizationv1.ResourceAttributes{Group: v1alpha1.GroupVersion.Group, Resource: resource, Verb: verb, Namespace: c.namespace})
+	for _, resource := range slices.Sorted(maps.Keys(requiredVerbs)) {
+		for _, verb := range requiredVerbs[resource] {
+			allowed, err := c.allowed(ctx, authorizationv1.ResourceAttributes{Group: v1alpha1.GroupVersion.Group, Resource: resource, Verb: verb, Namespace: c.namespace})
 			if err != nil {
 				return nil, err
 			}

@@ -38,7 +38,7 @@ func TestATenantsOwnCredentialsAreTheRightOnes(t *testing.T) {
 	c := rightsOf(tenantsRights, nil)
 	require.NoError(t, c.check(t.Context(), false))
 	require.NoError(t, c.refuseExcess(t.Context()))
-	require.NoError(t, c.served(t.Context()))
+	require.NoError(t, c.checkHub(t.Context()))
 }
 
 // T1: whoever takes these credentials from the tenant's cluster has other tenants as well.
@@ -71,12 +71,12 @@ func TestTheCCMStartsWhileTheHubIsAway(t *testing.T) {
 	c := rightsOf(tenantsRights, errors.New("connection refused"))
 	require.NoError(t, c.refuseExcess(t.Context()), "traffic goes on, and so do renewals once it is back")
 	require.ErrorContains(t, c.check(t.Context(), false), "management cluster: connection refused")
-	require.ErrorContains(t, c.served(t.Context()), "management cluster: connection refused")
+	require.ErrorContains(t, c.checkHub(t.Context()), "management cluster: connection refused")
 }
 
 func TestCredentialsThatHaveEndedAreNamedWithTheCommandThatHelps(t *testing.T) {
 	c := rightsOf(tenantsRights, apierrors.NewUnauthorized("Unauthorized"))
-	for _, err := range []error{c.check(t.Context(), false), c.served(t.Context())} {
+	for _, err := range []error{c.check(t.Context(), false), c.checkHub(t.Context())} {
 		require.ErrorContains(t, err, "'kubelb tenants kubeconfig a' prints a new kubeconfig")
 		require.True(t, apierrors.IsUnauthorized(err), "whoever branches on it can")
 	}
@@ -84,7 +84,7 @@ func TestCredentialsThatHaveEndedAreNamedWithTheCommandThatHelps(t *testing.T) {
 
 func TestAHubThatAllowsNoListIsNotServing(t *testing.T) {
 	c := rightsOf(func(a authorizationv1.ResourceAttributes) bool { return a.Verb != "list" }, nil)
-	require.ErrorContains(t, c.served(t.Context()), "may not list loadbalancers in namespace tenant-a")
+	require.ErrorContains(t, c.checkHub(t.Context()), "may not list loadbalancers in namespace tenant-a")
 }
 
 // A hub that accepts connections and does not answer keeps nobody waiting.
@@ -93,7 +93,7 @@ func TestTheCheckOfCredentialsEnds(t *testing.T) {
 	var left time.Duration
 	hub.PrependReactor("create", "selfsubjectaccessreviews", func(clienttesting.Action) (bool, runtime.Object, error) { return true, nil, context.DeadlineExceeded })
 	c := &credentials{reviews: deadlines{hub.AuthorizationV1().SelfSubjectAccessReviews(), &left}, namespace: "tenant-a"}
-	for _, ask := range []func(context.Context) error{c.served, c.refuseExcess, func(ctx context.Context) error { return c.check(ctx, false) }} {
+	for _, ask := range []func(context.Context) error{c.checkHub, c.refuseExcess, func(ctx context.Context) error { return c.check(ctx, false) }} {
 		left = 0
 		_ = ask(t.Context())
 		require.InDelta(t, credentialsTimeout.Seconds(), left.Seconds(), 1)

@@ -1,7 +1,7 @@
-// Package ccm is the tenant side: it watches Services of type LoadBalancer, their EndpointSlices and the nodes, and keeps
-// the LoadBalancers and the Addresses in the tenant's namespace on the management cluster accordingly. What the hub
-// answers goes back into the Services' status, conditions and events.
+// Package ccm is kubelb-ccm, the cloud controller manager of a tenant cluster. It watches Services of type LoadBalancer, their EndpointSlices and the nodes.
+// From these it writes the LoadBalancers and the Addresses in the tenant's namespace on the management cluster (hub). It copies the hub's answer
+// into the status, the condition and the events of each Service.
 //
-// It owns a Service when its loadBalancerClass is kubelb, or when it has none and the class is not required. Services of
-// other classes are never touched, in any way.
+// It owns a Service if the Service's loadBalancerClass is kubelb, or if the Service has no class and --use-loadbalancer-class is not set. It never
+// changes Services of other classes.
 package ccm

@@ -13,10 +13,11 @@ import (
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
-// renewDeadline is how long a leader tries to keep the Lease, as controller-runtime has it.
+// renewDeadline is how long a leader tries to renew the Lease. It is controller-runtime's default.
 const renewDeadline = 10 * time.Second
 
-// electionLock is the Lease of the leader election, nil without one. The holder's identity says that it is this CCM and not KubeLB's.
+// electionLock returns the lock of the leader election, nil if no election is wanted. The holder's identity tells this CCM from KubeLB's own, which uses the
+// same Lease.
 func electionLock(config *rest.Config, wanted bool, namespace string) (resourcelock.Interface, error) {
 	if !wanted {
 		return nil, nil
@@ -34,7 +35,7 @@ func electionLock(config *rest.Config, wanted bool, namespace string) (resourcel
 	return lock, nil
 }
 
-// defaultElectionNamespace is the pod's own, or kube-system outside of a pod.
+// defaultElectionNamespace is the namespace of the pod, or kube-system outside of a pod.
 func defaultElectionNamespace() string {
 	if namespace, err := os.ReadFile("/var/run/secrets/kubernetes.io/serviceaccount/namespace"); err == nil {
 		return strings.TrimSpace(string(namespace))

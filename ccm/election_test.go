@@ -34,8 +34,8 @@ func TestWithoutLeaderElectionThereIsNoLease(t *testing.T) {
 
 // A replica that stands by needs a valid token when it is elected, perhaps after days. All else is the leader's work.
 func TestEachReplicaRenewsItsToken(t *testing.T) {
-	require.False(t, (&keyring{}).NeedLeaderElection())
-	for _, work := range []any{&lease{}, &refusals{}, &reporter{}, &strangers{}} {
+	require.False(t, (&tokenSource{}).NeedLeaderElection())
+	for _, work := range []any{&lease{}, &outageReporter{}, &metricsReporter{}, &foreignFinalizers{}} {
 		_, says := work.(interface{ NeedLeaderElection() bool })
 		require.False(t, says, "%T is for the leader", work)
 	}

@@ -22,19 +22,19 @@ func (m *memory) save(_ context.Context, _, content []byte) error {
 	return nil
 }
 
-// keeping is a keyring whose store and whose hub say what the fuzzer says.
-func keeping(t *testing.T, content []byte, answer string) *keyring {
+// keeping is a token source. The fuzzer chooses the content of its store and the answer of its hub.
+func keeping(t *testing.T, content []byte, answer string) *tokenSource {
 	t.Helper()
 	config, err := parseKubeconfig([]byte(kubeconfigWith("token: " + expiring("one", noon))))
 	require.NoError(t, err)
-	k := &keyring{tenant: "tenant-a", store: &memory{content}, log: logr.Discard(), config: config, now: func() time.Time { return noon.Add(time.Hour - time.Second) }}
+	k := &tokenSource{tenant: "tenant-a", store: &memory{content}, log: logr.Discard(), config: config, now: func() time.Time { return noon.Add(time.Hour - time.Second) }}
 	k.request = func(context.Context, token, time.Duration) (string, error) { return answer, nil }
-	k.take(parseToken(expiring("one", noon)))
+	k.use(parseToken(expiring("one", noon)))
 	return k
 }
 
-// bears checks what requests bear after the keyring has looked: a token of a ServiceAccount that a header may have.
-func (k *keyring) bears(t *testing.T) {
+// bears checks what requests bear after a refresh: a token of a ServiceAccount that a header may have.
+func (k *tokenSource) bears(t *testing.T) {
 	t.Helper()
 	current := *k.current.Load()
 	require.NotEmpty(t, current.name)
@@ -47,7 +47,7 @@ func (k *keyring) bears(t *testing.T) {
 	require.Equal(t, current, parseToken(current.text))
 }
 
-// claimsOf are claims of the account that the keyring has.
+// claimsOf are claims of the account of the token source.
 func claimsOf(issued, expires int64) []byte {
 	return []byte(`{"sub":"system:serviceaccount:tenant-a:kubelb-ccm","iat":` + strconv.FormatInt(issued, 10) + `,"exp":` + strconv.FormatInt(expires, 10) + `}`)
 }
@@ -77,7 +77,7 @@ func FuzzKubeconfig(f *testing.F) {
 	f.Add([]byte("apiVersion: v1\nkind: Config\nclusters: null\nusers: [null]\ncontexts: [{name: \"\", context: null}]"))
 	f.Fuzz(func(t *testing.T, content []byte) {
 		k := keeping(t, content, "")
-		_ = k.read(t.Context())
+		_ = k.readStore(t.Context())
 		k.bears(t)
 		c, err := parseKubeconfig(content)
 		if err != nil {
@@ -104,5 +104,5 @@ func TestAHubThatAnswersNonsenseInsteadOfATokenIsAskedAgain(t *testing.T) {
 	}
 	k := keeping(t, nil, jwt(string(claimsOf(math.MaxInt64-62135596800, math.MaxInt64-62135596800+1))))
 	k.renew(t.Context(), k.now())
-	require.True(t, k.current.Load().lasts(), "a time that nobody can reckon with is none")
+	require.True(t, k.current.Load().neverExpires(), "a time that nobody can reckon with is none")
 }

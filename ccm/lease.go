@@ -20,31 +20,32 @@ import (
 )
 
 const (
-	// renewEvery is how often the Lease is renewed, and a half of that later at most.
+	// renewEvery is the shortest interval between two renewals. renewJitter lengthens it at random, by a half at most.
 	renewEvery  = 25 * time.Second
 	renewJitter = 0.5
-	// renewSeldom is how often it is tried, after ever longer pauses, at a management cluster that has no such Lease.
+	// renewSeldom is the longest interval between attempts on a hub that has no such Lease. The intervals double until then.
 	renewSeldom = 10 * time.Minute
-	// leaseSeconds is for how long a renewal lasts.
+	// leaseSeconds is how long a renewal is valid.
 	leaseSeconds = 120
-	// renewTimeout bounds a request.
+	// renewTimeout bounds each request.
 	renewTimeout = 10 * time.Second
 )
 
-// lease is what the CCM renews in its tenant's namespace on the management cluster, so that there it is known to be there. The replica that is elected
-// renews it. Nothing else depends on it.
+// lease renews a Lease in the tenant's namespace on the hub. By it the hub's controllers see that the CCM runs. The elected replica renews it. Nothing else
+// depends on it.
 type lease struct {
 	leases   coordination.LeaseInterface
 	identity string
 	log      logr.Logger
 
-	// What follows belongs to Start.
+	// Only Start uses the fields below.
 
-	// renewed: it was once, so that the management cluster has it.
+	// renewed: the Lease was renewed once, so the hub has it.
 	renewed bool
-	pause   time.Duration
-	// told is what was logged last; empty while it is renewed.
-	told string
+	// pause is the time until the next renewal, without jitter.
+	pause time.Duration
+	// loggedKind is the kind of the error that was logged last. It is empty while renewals succeed.
+	loggedKind string
 }
 
 func newLease(hub *rest.Config, namespace string, log logr.Logger) (*lease, error) {
@@ -59,7 +60,7 @@ func newLease(hub *rest.Config, namespace string, log logr.Logger) (*lease, erro
 	return &lease{leases: client.Leases(namespace), identity: host, log: log}, nil
 }
 
-// Start renews it again and again until ctx ends.
+// Start renews the Lease until ctx ends.
 func (l *lease) Start(ctx context.Context) error {
 	for {
 		l.renew(ctx, time.Now())
@@ -71,30 +72,30 @@ func (l *lease) Start(ctx context.Context) error {
 	}
 }
 
-// renew does it once, and sets after which pause to do it again.
+// renew renews the Lease once, and sets the pause until the next renewal.
 func (l *lease) renew(ctx context.Context, now time.Time) {
 	err := l.write(ctx, now)
 	absent := apierrors.IsNotFound(err) || apierrors.IsForbidden(err)
 	switch {
 	case ctx.Err() != nil:
 	case err == nil:
-		if l.told != "" {
-			l.log.Info("the Lease on the management cluster is renewed again")
+		if l.loggedKind != "" {
+			l.log.Info("renewed the Lease on the management cluster again")
 		}
-		l.renewed, l.told, l.pause = true, "", renewEvery
+		l.renewed, l.loggedKind, l.pause = true, "", renewEvery
 	case absent && !l.renewed:
-		// A management cluster of a former release has none.
+		// A hub of a former release has no such Lease.
 		l.pause = min(max(2*l.pause, renewEvery), renewSeldom)
 	default:
 		l.pause = renewEvery
-		if kind := kindOf(err); kind != l.told {
-			l.log.Error(err, "the Lease on the management cluster cannot be renewed; it is tried again and again, and nothing else depends on it")
-			l.told = kind
+		if kind := kindOf(err); kind != l.loggedKind {
+			l.log.Error(err, "cannot renew the Lease on the management cluster; trying again. Nothing else depends on this Lease")
+			l.loggedKind = kind
 		}
 	}
 }
 
-// kindOf tells apart what is logged: texts differ each time, as by the port of a connection.
+// kindOf returns the kind of an error: each kind is logged once. Texts of errors would not do, since they differ each time, for example by the port of a connection.
 func kindOf(err error) string {
 	if reason := apierrors.ReasonForError(err); reason != metav1.StatusReasonUnknown {
 		return string(reason)

@@ -38,7 +38,7 @@ func served(name string, change func(*corev1.Service)) *corev1.Service {
 func reconcilerOf(t *testing.T, tenant, hub client.Client) (*serviceReconciler, *events.FakeRecorder) {
 	t.Helper()
 	recorder := events.NewFakeRecorder(100)
-	return &serviceReconciler{tenant: tenant, hub: hub, events: recorder, config: Config{HubNamespace: "tenant-a"}, nodes: newNodesProblem(), away: newAway(time.Now())}, recorder
+	return &serviceReconciler{tenant: tenant, hub: hub, events: recorder, config: Config{HubNamespace: "tenant-a"}, nodes: newNodesProblem(), contact: newHubContact(time.Now())}, recorder
 }
 
 func clusterOf(t *testing.T, objects ...client.Object) client.Client {
@@ -122,15 +122,15 @@ func TestAServiceThatWaitsForTheManagementClusterSaysWhy(t *testing.T) {
 	})
 	tenant := clusterOf(t, leaves, changed, fresh, goesOn, others)
 	r, recorder := reconcilerOf(t, tenant, nil)
-	refused := &refusals{services: r, served: func(context.Context) error {
+	refused := &outageReporter{services: r, checkHub: func(context.Context) error {
 		return errors.New("the credentials have ended, or were rotated or revoked")
 	}}
-	refused.look(t.Context())
+	refused.check(t.Context())
 	require.Empty(t, all(recorder), "once is no time")
-	refused.look(t.Context())
+	refused.check(t.Context())
 	said := all(recorder)
 	require.Equal(t, 4, strings.Count(said, "SyncLoadBalancerFailed"), said)
-	refused.look(t.Context())
+	refused.check(t.Context())
 	require.Empty(t, all(recorder), "it is said once")
 	for s, says := range map[*corev1.Service]string{leaves: "kubelb-ccm --release", changed: "kubelb-ccm --release", fresh: "it waits for an address"} {
 		condition := meta.FindStatusCondition(get(t, tenant, s).Status.Conditions, conditionReady)

@@ -18,23 +18,23 @@ import (
 	"kubelb.k8c.io/core/translate"
 )
 
-// reporter tells Prometheus how the tenant is served. The replica that is elected tells it; others tell nothing.
-type reporter struct {
+// metricsReporter sets the metrics about the hub and the Services. Only the elected replica does so.
+type metricsReporter struct {
 	services client.Reader
-	// served is an error that says why the management cluster does not listen; nil if it does.
-	served func(context.Context) error
-	config Config
+	// checkHub returns an error that says why the hub does not accept requests; nil if it does.
+	checkHub func(context.Context) error
+	config   Config
 
-	// Both are empty in a replica that is not elected.
+	// Both metrics are absent in a replica that is not elected.
 	reachable *prometheus.GaugeVec
 	counts    *prometheus.GaugeVec
 }
 
-// reportEvery is how often the hub is asked whether it listens. An answer may take credentialsTimeout.
-const reportEvery = 15 * time.Second
+// hubCheckEvery is the interval of requests that check the hub. An answer may take credentialsTimeout.
+const hubCheckEvery = 15 * time.Second
 
-func newReporter(services client.Reader, served func(context.Context) error, config Config, r prometheus.Registerer) (*reporter, error) {
-	out := &reporter{services: services, served: served, config: config,
+func newMetricsReporter(services client.Reader, served func(context.Context) error, config Config, r prometheus.Registerer) (*metricsReporter, error) {
+	out := &metricsReporter{services: services, checkHub: served, config: config,
 		reachable: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "kubelb_ccm_hub_reachable", Help: "Whether the management cluster's API answers, and takes the CCM's credentials."}, nil),
 		counts: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "kubelb_ccm_services",
 			Help: "Services of type LoadBalancer that are KubeLB's, by whether they are served (ready), wait for something (pending), or nobody knows (unknown)."}, []string{"state"})}
@@ -55,14 +55,14 @@ func newLeftOut(r prometheus.Registerer) (*prometheus.GaugeVec, error) {
 	return leftOut, nil
 }
 
-// Start looks again and again until ctx ends.
-func (r *reporter) Start(ctx context.Context) error {
-	wait.NonSlidingUntilWithContext(ctx, r.look, reportEvery)
+// Start updates the metrics until ctx ends.
+func (r *metricsReporter) Start(ctx context.Context) error {
+	wait.NonSlidingUntilWithContext(ctx, r.update, hubCheckEvery)
 	return nil
 }
 
-func (r *reporter) look(ctx context.Context) {
-	err := r.served(ctx)
+func (r *metricsReporter) update(ctx context.Context) {
+	err := r.checkHub(ctx)
 	switch {
 	case apierrors.IsUnauthorized(err):
 		log.FromContext(ctx).Error(err, "the management cluster does not take the token: it has ended, or was rotated or revoked. A new kubeconfig helps", "run", kubeconfigCommand(r.config.HubNamespace))
@@ -72,7 +72,7 @@ func (r *reporter) look(ctx context.Context) {
 	r.reachable.WithLabelValues().Set(map[bool]float64{true: 1}[err == nil])
 	var services corev1.ServiceList
 	if err := r.services.List(ctx, &services); err != nil {
-		log.FromContext(ctx).Error(err, "count Services")
+		log.FromContext(ctx).Error(err, "cannot count Services")
 		return
 	}
 	states := map[string]int{"ready": 0, "pending": 0, "unknown": 0}

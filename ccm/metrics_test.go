@@ -28,9 +28,9 @@ func TestOnlyServicesThatAreOursAreCounted(t *testing.T) {
 		named("unknown", func(s *corev1.Service) { s.Status.Conditions[0].Status = metav1.ConditionUnknown }),
 		named("foreign", func(s *corev1.Service) { s.Spec.LoadBalancerClass = &class }),
 		named("inside", func(s *corev1.Service) { s.Spec.Type = corev1.ServiceTypeClusterIP }))
-	r, err := newReporter(tenant, func(context.Context) error { return nil }, Config{}, prometheus.NewPedanticRegistry())
+	r, err := newMetricsReporter(tenant, func(context.Context) error { return nil }, Config{}, prometheus.NewPedanticRegistry())
 	require.NoError(t, err)
-	r.look(t.Context())
+	r.update(t.Context())
 	for state, n := range map[string]float64{"ready": 1, "pending": 2, "unknown": 1} {
 		require.Equal(t, n, testutil.ToFloat64(r.counts.WithLabelValues(state)), state)
 	}
@@ -42,25 +42,25 @@ func TestTheLogNamesTheCommandForCredentialsThatHaveEnded(t *testing.T) {
 	var logged []string
 	ctx := log.IntoContext(t.Context(), funcr.New(func(_, line string) { logged = append(logged, line) }, funcr.Options{}))
 	var failed error
-	r, err := newReporter(clusterOf(t), func(context.Context) error { return failed }, Config{HubNamespace: "tenant-a"}, prometheus.NewPedanticRegistry())
+	r, err := newMetricsReporter(clusterOf(t), func(context.Context) error { return failed }, Config{HubNamespace: "tenant-a"}, prometheus.NewPedanticRegistry())
 	require.NoError(t, err)
-	r.look(ctx)
+	r.update(ctx)
 	require.Empty(t, logged)
 	failed = apierrors.NewUnauthorized("Unauthorized")
-	r.look(ctx)
+	r.update(ctx)
 	require.Contains(t, logged[0], "kubelb tenants kubeconfig a")
 	require.Zero(t, testutil.ToFloat64(r.reachable))
 	failed = errors.New("no route to host")
-	r.look(ctx)
+	r.update(ctx)
 	require.Contains(t, logged[1], "the management cluster does not answer")
 	require.NotContains(t, logged[1], "kubelb tenants kubeconfig", "new credentials would not help")
 }
 
 func TestAMetricIsRegisteredOnce(t *testing.T) {
 	registry := prometheus.NewPedanticRegistry()
-	_, err := newReporter(clusterOf(t), nil, Config{}, registry)
+	_, err := newMetricsReporter(clusterOf(t), nil, Config{}, registry)
 	require.NoError(t, err)
-	_, err = newReporter(clusterOf(t), nil, Config{}, registry)
+	_, err = newMetricsReporter(clusterOf(t), nil, Config{}, registry)
 	require.ErrorContains(t, err, "register metrics: ")
 	_, err = newLeftOut(registry)
 	require.NoError(t, err)
@@ -73,15 +73,15 @@ func TestTheLeaderLooksAgainAndAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		looks := 0
 		served := func(context.Context) error { looks++; return nil }
-		r, err := newReporter(clusterOf(t), served, Config{}, prometheus.NewPedanticRegistry())
+		r, err := newMetricsReporter(clusterOf(t), served, Config{}, prometheus.NewPedanticRegistry())
 		require.NoError(t, err)
 		services, _ := reconcilerOf(t, clusterOf(t), nil)
-		for name, start := range map[string]func(context.Context) error{"reporter": r.Start, "refusals": (&refusals{services: services, served: served}).Start} {
+		for name, start := range map[string]func(context.Context) error{"reporter": r.Start, "refusals": (&outageReporter{services: services, checkHub: served}).Start} {
 			looks = 0
 			ctx, cancel := context.WithCancel(t.Context())
 			ended := make(chan error, 1)
 			go func() { ended <- start(ctx) }()
-			time.Sleep(3*reportEvery + time.Second)
+			time.Sleep(3*hubCheckEvery + time.Second)
 			synctest.Wait()
 			require.Equal(t, 4, looks, name)
 			cancel()
@@ -101,7 +101,7 @@ func TestTheTokenIsLookedAtAgainAndAgain(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
 		go func() { ended <- k.Start(ctx) }()
-		time.Sleep(2*lookEvery + time.Second)
+		time.Sleep(2*refreshEvery + time.Second)
 		synctest.Wait()
 		require.Equal(t, 3, asked, "a renewal that failed is tried again")
 		cancel()
@@ -113,10 +113,10 @@ func TestRefusedServicesAreNamedInTheLogIfTheyCannotBeWritten(t *testing.T) {
 	var logged []string
 	ctx := log.IntoContext(t.Context(), funcr.New(func(_, line string) { logged = append(logged, line) }, funcr.Options{}))
 	c := newClusters(t, web())
-	looks := &refusals{services: c.r, served: func(context.Context) error { return errors.New("connection refused") }}
+	looks := &outageReporter{services: c.r, checkHub: func(context.Context) error { return errors.New("connection refused") }}
 	c.refuse = func(string) error { return errors.New("the tenant cluster is away as well") }
-	looks.look(ctx)
-	looks.look(ctx)
+	looks.check(ctx)
+	looks.check(ctx)
 	require.Len(t, logged, 1)
 	require.Contains(t, logged[0], "Services that wait for the management cluster")
 	c.refuse = func(request string) error {
@@ -125,7 +125,7 @@ func TestRefusedServicesAreNamedInTheLogIfTheyCannotBeWritten(t *testing.T) {
 		}
 		return nil
 	}
-	looks.look(ctx)
+	looks.check(ctx)
 	require.Len(t, logged, 2)
 	require.Contains(t, logged[1], `"service"="web"`)
 }

@@ -12,10 +12,12 @@ import (
 	"kubelb.k8c.io/core/translate"
 )
 
-// nodesProblem is what is wrong with the nodes' addresses on the hub. It concerns every Service but those of policy Local.
+// nodesProblem is a problem with the list of nodes' addresses on the hub. All Services report it, except Services with externalTrafficPolicy Local, which do
+// not use the list.
 type nodesProblem struct {
 	mu      sync.Mutex // guards problem
 	problem translate.Problem
+	// changed gets an event when the problem changes.
 	changed chan event.GenericEvent
 }
 
@@ -23,7 +25,7 @@ func newNodesProblem() *nodesProblem {
 	return &nodesProblem{changed: make(chan event.GenericEvent, 1)}
 }
 
-// set replaces the problem; an empty one is none.
+// set replaces the problem. The zero Problem means that there is none.
 func (n *nodesProblem) set(problem translate.Problem) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -33,7 +35,7 @@ func (n *nodesProblem) set(problem translate.Problem) {
 	n.problem = problem
 	select {
 	case n.changed <- event.GenericEvent{Object: &corev1.Node{}}:
-	default: // told already, and not yet heard
+	default: // an event is waiting already
 	}
 }
 
@@ -46,7 +48,7 @@ func (n *nodesProblem) get() []translate.Problem {
 	return []translate.Problem{n.problem}
 }
 
-// servicesOfAllNodes are the Services whose targets are the tenant's Addresses: all but those of policy Local.
+// servicesOfAllNodes returns requests for the Services whose targets are the tenant's Addresses: all except Services with externalTrafficPolicy Local.
 func (r *serviceReconciler) servicesOfAllNodes(ctx context.Context, _ client.Object) []reconcile.Request {
 	return r.servicesOf(ctx, func(policy corev1.ServiceExternalTrafficPolicy) bool {
 		return policy != corev1.ServiceExternalTrafficPolicyLocal

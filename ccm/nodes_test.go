@@ -38,7 +38,7 @@ func tellNodes(t *testing.T) *nodesOnHub {
 		}}).Build()
 	leftOut, err := newLeftOut(prometheus.NewRegistry())
 	require.NoError(t, err)
-	n.r = &addressesReconciler{tenant: n.tenant, hub: n.hub, config: Config{HubNamespace: "tenant-a", NodeAddressType: "InternalIP"}, events: n.events, nodes: newNodesProblem(), leftOut: leftOut, told: map[string]string{}}
+	n.r = &addressesReconciler{tenant: n.tenant, hub: n.hub, config: Config{HubNamespace: "tenant-a", NodeAddressType: "InternalIP"}, events: n.events, nodes: newNodesProblem(), leftOut: leftOut, reported: map[string]string{}}
 	return n
 }
 

@@ -17,7 +17,7 @@ import (
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
-// runRelease is kubelb-ccm --release.
+// runRelease runs kubelb-ccm --release.
 func (o *options) runRelease(ctx context.Context, out io.Writer) error {
 	config, err := restConfig(o.kubeconfig)
 	if err != nil {
@@ -37,8 +37,8 @@ func (o *options) runRelease(ctx context.Context, out io.Writer) error {
 	return release(ctx, c, Config{ClassRequired: o.useClass}, out)
 }
 
-// release takes KubeLB's marks off the Services of this cluster: the finalizer, the condition and the external addresses. It asks no management cluster.
-// A CCM that runs would put them back.
+// release removes the finalizer, the condition and the external addresses from the Services that this CCM owned. It makes no request to the hub. It refuses
+// while a CCM runs, which would set them again.
 func release(ctx context.Context, c client.Client, config Config, out io.Writer) error {
 	if err := refuseRunning(ctx, c, out); err != nil {
 		return err
@@ -50,10 +50,10 @@ func release(ctx context.Context, c client.Client, config Config, out io.Writer)
 	r := &serviceReconciler{tenant: c, config: config}
 	for i := range services.Items {
 		service := &services.Items[i]
-		if !config.was(service) {
+		if !config.wasOurs(service) {
 			continue
 		}
-		// The status first: without the finalizer the Service may be gone.
+		// The status comes first: a Service that is being deleted is gone once it has no finalizer.
 		if err := r.clearStatus(ctx, service); err != nil {
 			return fmt.Errorf("Service %s: %w", client.ObjectKeyFromObject(service), err)
 		}
@@ -66,14 +66,14 @@ func release(ctx context.Context, c client.Client, config Config, out io.Writer)
 }
 
 const (
-	// lookAtLeases is how often --release looks whether a CCM renews the Lease of the election: as often as a CCM that runs does.
+	// lookAtLeases is the interval at which --release reads the Leases of the election. A CCM renews its Lease as often.
 	lookAtLeases = 2 * time.Second
-	// leaseUnlessSaid is how long a Lease lasts that does not say so, and longestLease how long one is watched at most.
+	// leaseUnlessSaid is the duration of a Lease without leaseDurationSeconds. longestLease bounds how long a Lease is watched.
 	leaseUnlessSaid, longestLease = 15 * time.Second, 2 * time.Minute
 )
 
-// refuseRunning is an error that names a CCM which renews the Lease of their election, in whatever namespace. It watches Leases that somebody holds for as
-// long as they last, by the own monotonic clock: the clock of this host, or of the CCM's, may be wrong.
+// refuseRunning returns an error that names a CCM that runs. A CCM runs if it renews the Lease of its leader election, in any namespace. Each Lease with a
+// holder is watched for its duration, by the monotonic clock of this process: the clocks of this host and of the CCM's host may be wrong.
 func refuseRunning(ctx context.Context, c client.Client, out io.Writer) error {
 	before, err := heldLeases(ctx, c)
 	if err != nil || len(before) == 0 {
@@ -101,13 +101,13 @@ func refuseRunning(ctx context.Context, c client.Client, out io.Writer) error {
 			}
 		}
 		if len(now) == 0 {
-			return nil // given back
+			return nil // a CCM that ends releases its Lease
 		}
 	}
 	return nil
 }
 
-// heldLeases are the Leases of CCMs' elections that somebody holds.
+// heldLeases returns the Leases of leader elections of CCMs that have a holder.
 func heldLeases(ctx context.Context, c client.Client) (map[types.NamespacedName]coordinationv1.Lease, error) {
 	var leases coordinationv1.LeaseList
 	if err := c.List(ctx, &leases); err != nil {
@@ -129,7 +129,7 @@ func lastsFor(lease *coordinationv1.Lease) time.Duration {
 	return leaseUnlessSaid
 }
 
-// sameRenewal tells whether nobody has renewed or taken a Lease since. now is held by somebody.
+// sameRenewal reports whether nobody has renewed or taken over the Lease between before and now. now has a holder.
 func sameRenewal(before, now *coordinationv1.Lease) bool {
 	holder := before.Spec.HolderIdentity
 	return before.UID == now.UID && holder != nil && *holder == *now.Spec.HolderIdentity && before.Spec.RenewTime.Equal(now.Spec.RenewTime)

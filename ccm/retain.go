@@ -10,9 +10,9 @@ import (
 	"kubelb.k8c.io/core/translate"
 )
 
-// retain has a LoadBalancer that is there keep settings that cannot be read any more: a slip in one costs a Service neither its address nor
-// its traffic. The problems are partial then. It tells whether no other one is left.
-func retain(wished, current *v1alpha1.LoadBalancer, problems []translate.Problem) bool {
+// retain copies settings from the current LoadBalancer in place of settings that are invalid now, so that a typing error costs a Service neither its address nor
+// its traffic. It makes the problems of these settings partial. It returns false if a problem remains for which nothing can be served.
+func retain(desired, current *v1alpha1.LoadBalancer, problems []translate.Problem) bool {
 	for i := range problems {
 		p := &problems[i]
 		if p.Partial {
@@ -20,20 +20,20 @@ func retain(wished, current *v1alpha1.LoadBalancer, problems []translate.Problem
 		}
 		switch p.Reason {
 		case translate.ReasonInvalidAddress:
-			wished.Spec.RequestedAddresses = current.Spec.RequestedAddresses
+			desired.Spec.RequestedAddresses = current.Spec.RequestedAddresses
 		case translate.ReasonInvalidForwarding:
-			wished.Spec.Forwarding = current.Spec.Forwarding
+			desired.Spec.Forwarding = current.Spec.Forwarding
 		case translate.ReasonInvalidProxyProtocol:
 			// A former release of the CCM wrote the annotation.
-			wished.Spec.ProxyProtocol = cmp.Or(current.Spec.ProxyProtocol, current.Annotations[v1alpha1.AnnotationProxyProtocol])
+			desired.Spec.ProxyProtocol = cmp.Or(current.Spec.ProxyProtocol, current.Annotations[v1alpha1.AnnotationProxyProtocol])
 		case translate.ReasonInvalidIdleTimeout:
-			wished.Spec.IdleTimeout = current.Spec.IdleTimeout
+			desired.Spec.IdleTimeout = current.Spec.IdleTimeout
 		case translate.ReasonTooManySourceRanges:
-			wished.Spec.LoadBalancerSourceRanges = current.Spec.LoadBalancerSourceRanges
+			desired.Spec.LoadBalancerSourceRanges = current.Spec.LoadBalancerSourceRanges
 		case translate.ReasonTooManyPorts:
-			wished.Spec.Ports = current.Spec.Ports
-			for i := range min(len(wished.Spec.Endpoints), len(current.Spec.Endpoints)) {
-				wished.Spec.Endpoints[i].Ports = current.Spec.Endpoints[i].Ports
+			desired.Spec.Ports = current.Spec.Ports
+			for i := range min(len(desired.Spec.Endpoints), len(current.Spec.Endpoints)) {
+				desired.Spec.Endpoints[i].Ports = current.Spec.Endpoints[i].Ports
 			}
 		default:
 			return false

@@ -34,17 +34,17 @@ import (
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
-// Config is what the controllers need to know.
+// Config configures the controllers.
 type Config struct {
 	// HubNamespace is the tenant's namespace on the management cluster.
 	HubNamespace string
-	// ClassRequired: Services without a loadBalancerClass are not ours.
+	// ClassRequired excludes Services without a loadBalancerClass.
 	ClassRequired bool
 	// NodeAddressType is InternalIP, ExternalIP or Hostname.
 	NodeAddressType string
-	// AcceptAddresses are the networks that external addresses may be of; none stands for all.
+	// AcceptAddresses are the networks in which external addresses may be. If it is empty, all networks are accepted.
 	AcceptAddresses []netip.Prefix
-	// Resolver resolves node names; nil leaves them as they are.
+	// Resolver resolves host names of nodes. If it is nil, host names are not resolved.
 	Resolver *net.Resolver
 }
 
@@ -57,18 +57,18 @@ type options struct {
 }
 
 func (o *options) register(flags *flag.FlagSet, env func(string) string) {
-	flags.StringVar(&o.clusterName, "cluster-name", "", "name of this tenant on the management cluster; its namespace there is tenant-<name> (required)")
-	flags.StringVar(&o.hubKubeconfig, "kubelb-kubeconfig", filepath.Join(env("HOME"), ".kube", "kubelb"), "kubeconfig of the management cluster, with the tenant's own credentials; its token is renewed, and written back there")
-	flags.StringVar(&o.hubSecret, "kubelb-kubeconfig-secret", "", "NAMESPACE/NAME of the Secret in this cluster whose key kubelb is that kubeconfig: the renewed token is written into it instead of the file, and a new kubeconfig is taken from it without a restart")
-	flags.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig of the tenant cluster; empty uses the pod's service account")
-	flags.StringVar(&o.acceptAddresses, "accept-addresses", "", "networks, separated by commas, that external addresses may be of; others that the management cluster gives do not come into a Service's status, since pods' traffic to them would go to that Service. Empty accepts all but loopback, link-local and multicast")
-	flags.BoolVar(&o.broad, "allow-broad-credentials", false, "work with credentials that may do more on the management cluster than a tenant's; whoever takes them from this cluster has other tenants as well")
-	flags.BoolVar(&o.check, "check", false, "say whether the management cluster is reached with the right credentials, and end")
-	flags.BoolVar(&o.release, "release", false, "take KubeLB's finalizer, condition and external addresses off the Services of this cluster, without asking the management cluster, and end: for a cluster that is not served any more. Stop kubelb-ccm first: this command waits as long as a Lease of its leader election lasts (15s) to see that nobody renews it")
-	flags.StringVar(&o.nodeAddressType, "node-address-type", "InternalIP", "which node addresses take traffic: InternalIP, ExternalIP or Hostname (resolved here)")
-	flags.BoolVar(&o.useClass, "use-loadbalancer-class", false, "serve only Services with loadBalancerClass kubelb; otherwise also those without a class")
-	flags.BoolVar(&o.leaderElection, "enable-leader-election", true, "let one of several replicas work at a time")
-	flags.StringVar(&o.leaderElectionNamespace, "leader-election-namespace", "", "namespace of the election's Lease; empty uses the pod's own, or kube-system outside of a cluster")
+	flags.StringVar(&o.clusterName, "cluster-name", "", "name of this cluster's Tenant on the management cluster; the tenant's namespace there is tenant-<name> (required)")
+	flags.StringVar(&o.hubKubeconfig, "kubelb-kubeconfig", filepath.Join(env("HOME"), ".kube", "kubelb"), "kubeconfig of the management cluster, with the tenant's own credentials. The CCM renews its token and writes it back into this file")
+	flags.StringVar(&o.hubSecret, "kubelb-kubeconfig-secret", "", "NAMESPACE/NAME of the Secret in this cluster whose key kubelb has that kubeconfig. The CCM writes the renewed token into the Secret instead of the file, and takes a new kubeconfig from it without a restart")
+	flags.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig of the tenant cluster; empty: the pod's service account")
+	flags.StringVar(&o.acceptAddresses, "accept-addresses", "", "networks of external addresses, separated by commas. The CCM writes no other address into a Service's status, since kube-proxy would lead pods' connections to that address to the Service. Empty: all addresses except loopback, link-local and multicast")
+	flags.BoolVar(&o.broad, "allow-broad-credentials", false, "accept credentials with more rights on the management cluster than a tenant's. Whoever steals them from this cluster controls other tenants, too")
+	flags.BoolVar(&o.check, "check", false, "check whether the management cluster is reached and the credentials have the right rights, print the result, and exit")
+	flags.BoolVar(&o.release, "release", false, "remove KubeLB's finalizer, condition and external addresses from the Services of this cluster without a request to the management cluster, and exit: for a cluster that is not served any more. Stop kubelb-ccm first: this command watches the Lease of its leader election for the Lease's duration (15s), and refuses if somebody renews it")
+	flags.StringVar(&o.nodeAddressType, "node-address-type", "InternalIP", "type of the node addresses that get traffic: InternalIP, ExternalIP or Hostname (the CCM resolves it)")
+	flags.BoolVar(&o.useClass, "use-loadbalancer-class", false, "serve only Services with loadBalancerClass kubelb; default: also Services without a class")
+	flags.BoolVar(&o.leaderElection, "enable-leader-election", true, "elect one of several replicas; only that one works")
+	flags.StringVar(&o.leaderElectionNamespace, "leader-election-namespace", "", "namespace of the election's Lease; empty: the pod's own, or kube-system outside of a cluster")
 	flags.StringVar(&o.metricsAddress, "metrics-addr", ":9445", "address of the Prometheus metrics and, for loopback addresses alone, of /debug/pprof/ and /debug/log-level (PUT changes it); 0 turns them off")
 	flags.StringVar(&o.probeAddress, "health-probe-bind-address", ":8081", "address of /healthz and /readyz; 0 turns them off")
 	flags.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error; PUT /debug/log-level changes it (see --metrics-addr)")
@@ -95,7 +95,7 @@ func (o *options) config() (Config, error) {
 	return c, nil
 }
 
-// Run is the program kubelb-ccm: it works until ctx ends.
+// Run runs the program kubelb-ccm until ctx ends.
 func Run(ctx context.Context, args []string, env func(string) string, stdout, stderr io.Writer) error {
 	var o options
 	flags := flag.NewFlagSet("kubelb-ccm", flag.ContinueOnError)
@@ -124,7 +124,7 @@ func Run(ctx context.Context, args []string, env func(string) string, stdout, st
 	}
 	ctrl.SetLogger(logr.FromSlogHandler(handler))
 	klog.SetLogger(logr.FromSlogHandler(handler))
-	keys, hubConfig, err := newKeyring(config.HubNamespace, o.hubKubeconfig, ctrl.Log.WithName("credentials"))
+	tokens, hubConfig, err := newTokenSource(config.HubNamespace, o.hubKubeconfig, ctrl.Log.WithName("credentials"))
 	if err != nil {
 		return fmt.Errorf("management cluster: --kubelb-kubeconfig=%s: %w", o.hubKubeconfig, err)
 	}
@@ -144,18 +144,18 @@ func Run(ctx context.Context, args []string, env func(string) string, stdout, st
 			return err
 		}
 	}
-	return serve(ctx, o, config, hubConfig, keys, rights, level)
+	return serve(ctx, o, config, hubConfig, tokens, rights, level)
 }
 
-// serve wires the controllers: nodes, Services and EndpointSlices of the tenant in, LoadBalancers and Addresses of its
-// namespace on the hub out, and their status back.
-func serve(ctx context.Context, o options, config Config, hubConfig *rest.Config, keys *keyring, rights *credentials, level *slog.LevelVar) error {
+// serve makes the controllers and runs them. They watch nodes, Services and EndpointSlices of the tenant cluster, write LoadBalancers and Addresses in the tenant's
+// namespace on the hub, and write the LoadBalancers' status back into Services.
+func serve(ctx context.Context, o options, config Config, hubConfig *rest.Config, tokens *tokenSource, rights *credentials, level *slog.LevelVar) error {
 	tenantConfig, err := restConfig(o.kubeconfig)
 	if err != nil {
 		return fmt.Errorf("tenant cluster: %w", err)
 	}
-	if keys != nil && o.hubSecret != "" {
-		if err := keys.keepIn(tenantConfig, o.hubSecret); err != nil {
+	if tokens != nil && o.hubSecret != "" {
+		if err := tokens.storeIn(tenantConfig, o.hubSecret); err != nil {
 			return err
 		}
 	}
@@ -190,7 +190,7 @@ func serve(ctx context.Context, o options, config Config, hubConfig *rest.Config
 		return err
 	}
 	nodes, events := newNodesProblem(), mgr.GetEventRecorder("kubelb-ccm")
-	services := &serviceReconciler{tenant: mgr.GetClient(), hub: hub.GetClient(), events: events, config: config, nodes: nodes, away: newAway(time.Now())}
+	services := &serviceReconciler{tenant: mgr.GetClient(), hub: hub.GetClient(), events: events, config: config, nodes: nodes, contact: newHubContact(time.Now())}
 	if err := services.setUp(mgr, hub); err != nil {
 		return err
 	}
@@ -198,18 +198,18 @@ func serve(ctx context.Context, o options, config Config, hubConfig *rest.Config
 	if err != nil {
 		return err
 	}
-	addresses := &addressesReconciler{tenant: mgr.GetClient(), hub: hub.GetClient(), config: config, events: events, nodes: nodes, leftOut: leftOut, told: map[string]string{}}
+	addresses := &addressesReconciler{tenant: mgr.GetClient(), hub: hub.GetClient(), config: config, events: events, nodes: nodes, leftOut: leftOut, reported: map[string]string{}}
 	if err := addresses.setUp(mgr, hub); err != nil {
 		return err
 	}
-	if err := mgr.Add(&strangers{reader: mgr.GetAPIReader(), mapper: mgr.GetRESTMapper(), events: events, log: ctrl.Log.WithName("strangers"), told: map[types.UID]time.Time{}}); err != nil {
+	if err := mgr.Add(&foreignFinalizers{reader: mgr.GetAPIReader(), mapper: mgr.GetRESTMapper(), events: events, log: ctrl.Log.WithName("foreign-finalizers"), lastEvents: map[types.UID]time.Time{}}); err != nil {
 		return err
 	}
-	report, err := newReporter(mgr.GetClient(), rights.served, config, metrics.Registry)
+	report, err := newMetricsReporter(mgr.GetClient(), rights.checkHub, config, metrics.Registry)
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(mgr.Add(report), mgr.Add(&refusals{services: services, served: rights.served})); err != nil {
+	if err := errors.Join(mgr.Add(report), mgr.Add(&outageReporter{services: services, checkHub: rights.checkHub})); err != nil {
 		return err
 	}
 	lease, err := newLease(hubConfig, config.HubNamespace, ctrl.Log.WithName("lease"))
@@ -219,8 +219,8 @@ func serve(ctx context.Context, o options, config Config, hubConfig *rest.Config
 	if err := mgr.Add(lease); err != nil {
 		return err
 	}
-	if keys != nil {
-		if err := mgr.Add(keys); err != nil {
+	if tokens != nil {
+		if err := mgr.Add(tokens); err != nil {
 			return err
 		}
 	}

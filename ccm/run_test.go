@@ -130,13 +130,13 @@ func TestTheProgramDoesNotRunWithAnOperatorsCredentials(t *testing.T) {
 
 func TestTheHubIsAskedForATokenOfTheSameAccount(t *testing.T) {
 	kubeconfig, asked := hubServer(t, tenantsRights)
-	k, config, err := newKeyring("tenant-a", kubeconfig, logr.Discard())
+	k, config, err := newTokenSource("tenant-a", kubeconfig, logr.Discard())
 	require.NoError(t, err)
 	require.Empty(t, config.BearerToken, "requests bear the token that is current when they are sent")
 	first := *k.current.Load()
 	text, err := k.request(t.Context(), first, 30*time.Minute)
 	require.NoError(t, err)
-	require.Equal(t, "renewed", parseToken(text).account)
+	require.Equal(t, "renewed", parseToken(text).accountUID)
 	require.Len(t, *asked, 1)
 	require.Equal(t, http.MethodPost, (*asked)[0].Method)
 	require.Equal(t, "Bearer "+first.text, (*asked)[0].Header.Get("Authorization"))

@@ -34,20 +34,20 @@ import (
 	"kubelb.k8c.io/api/plain"
 	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/ccm/convert"
-	"kubelb.k8c.io/ccm/marks"
+	"kubelb.k8c.io/ccm/foreign"
 	"kubelb.k8c.io/core/translate"
 )
 
 const (
 	cleanupFinalizer = v1alpha1.ServiceFinalizer
-	// conditionReady is the one condition that this controller keeps on a Service. It also says that the Service was ours.
+	// conditionReady is the only condition that this controller writes on a Service. A Service that has it is, or was, ours.
 	conditionReady = v1alpha1.ServiceCondition
 )
 
-// legacyFinalizers are those of KubeLB's own CCM, the second of its first releases.
-func legacyFinalizers() []string { return []string{marks.Finalizer, "kubelb.k8c.io/lb-finalizer"} }
+// legacyFinalizers returns the finalizers of KubeLB's own CCM. The second one is of its first releases.
+func legacyFinalizers() []string { return []string{foreign.Finalizer, "kubelb.k8c.io/lb-finalizer"} }
 
-// Event reasons, as Kubernetes' service controller names them.
+// Reasons of events: those of Kubernetes' service controller.
 const (
 	eventEnsuring    = "EnsuringLoadBalancer"
 	eventEnsured     = "EnsuredLoadBalancer"
@@ -58,20 +58,21 @@ const (
 	eventUnavailable = "UnAvailableLoadBalancer"
 )
 
-// serviceReconciler keeps one LoadBalancer on the hub for each Service that is ours.
+// serviceReconciler writes one LoadBalancer on the hub for each Service that is ours, and copies its status back.
 type serviceReconciler struct {
 	tenant client.Client
 	hub    client.Client
 	events events.EventRecorder
-	// faults holds the Services with a fault that an event has reported.
-	faults faults.Tracker
-	config Config
-	nodes  *nodesProblem
-	away   *away
-	lag    lag
+	// faults holds the Services of which an event has reported a fault.
+	faults  faults.Tracker
+	config  Config
+	nodes   *nodesProblem
+	contact *hubContact
+	lag     generationLag
 }
 
-// setUp lists what wakes a Service up: itself, its EndpointSlices and the nodes where its policy is Local, its LoadBalancer.
+// setUp makes the controller reconcile a Service when the Service, one of its EndpointSlices or its LoadBalancer changes, when a node changes and its
+// externalTrafficPolicy is Local, and when the problem of the nodes or the contact with the hub changes.
 func (r *serviceReconciler) setUp(mgr ctrl.Manager, hub cluster.Cluster) error {
 	return ctrl.NewControllerManagedBy(mgr).Named("service").
 		For(&corev1.Service{}).
@@ -79,7 +80,7 @@ func (r *serviceReconciler) setUp(mgr ctrl.Manager, hub cluster.Cluster) error {
 		Watches(&corev1.Node{}, handler.EnqueueRequestsFromMapFunc(r.localServices), withPredicate(nodeMatters)).
 		WatchesRawSource(source.Kind(hub.GetCache(), &v1alpha1.LoadBalancer{}, handler.TypedEnqueueRequestsFromMapFunc(serviceOfLoadBalancer))).
 		WatchesRawSource(source.Channel(r.nodes.changed, handler.EnqueueRequestsFromMapFunc(r.servicesOfAllNodes))).
-		WatchesRawSource(source.Channel(r.away.changed, handler.EnqueueRequestsFromMapFunc(r.allServices))).
+		WatchesRawSource(source.Channel(r.contact.changed, handler.EnqueueRequestsFromMapFunc(r.allServices))).
 		Complete(r)
 }
 
@@ -99,14 +100,14 @@ func serviceOfLoadBalancer(_ context.Context, lb *v1alpha1.LoadBalancer) []recon
 	return []reconcile.Request{{NamespacedName: name}}
 }
 
-// localServices are those whose endpoints' nodes may have changed; all others share the tenant's Addresses.
+// localServices returns requests for the Services with externalTrafficPolicy Local, whose targets depend on nodes. All others refer to the tenant's Addresses.
 func (r *serviceReconciler) localServices(ctx context.Context, _ client.Object) []reconcile.Request {
 	return r.servicesOf(ctx, func(policy corev1.ServiceExternalTrafficPolicy) bool {
 		return policy == corev1.ServiceExternalTrafficPolicyLocal
 	})
 }
 
-// servicesOf are the Services of type LoadBalancer of some policies.
+// servicesOf returns requests for the Services of type LoadBalancer with a wanted externalTrafficPolicy.
 func (r *serviceReconciler) servicesOf(ctx context.Context, wanted func(corev1.ServiceExternalTrafficPolicy) bool) []reconcile.Request {
 	var services corev1.ServiceList
 	if err := r.tenant.List(ctx, &services); err != nil {
@@ -121,20 +122,20 @@ func (r *serviceReconciler) servicesOf(ctx context.Context, wanted func(corev1.S
 	return requests
 }
 
-// nodeMatters lets through only what changes which addresses a node contributes: heartbeats and readiness do not.
+// nodeMatters drops updates of nodes that change none of the fields from which targets are made, such as heartbeats and readiness.
 var nodeMatters = predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
 	before, after := e.ObjectOld.(*corev1.Node), e.ObjectNew.(*corev1.Node)
 	return !equality.Semantic.DeepEqual(convert.Node(before), convert.Node(after))
 }}
 
-// conflictRetry is when to look again at what somebody else has just changed: by then the cache knows of it.
+// conflictRetry is the pause after a conflicting write of somebody else. By then the cache has that write.
 const conflictRetry = 200 * time.Millisecond
 
-// Reconcile brings the hub and the Service's status to what the Service says. That somebody else wrote meanwhile is no error.
+// Reconcile writes what the Service asks for to the hub, and the hub's answer into the Service's status. A conflict with a write of somebody else is no error.
 func (r *serviceReconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
 	result, err := r.reconcile(ctx, req)
 	if apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) {
-		log.FromContext(ctx).V(1).Info("changed meanwhile: it is looked at again", "cause", err.Error())
+		log.FromContext(ctx).V(1).Info("somebody else has changed the object; trying again", "cause", err.Error())
 		return reconcile.Result{RequeueAfter: conflictRetry}, nil
 	}
 	return result, err
@@ -160,8 +161,9 @@ func (r *serviceReconciler) reconcile(ctx context.Context, req reconcile.Request
 	return reconcile.Result{}, r.cleanUp(ctx, &service)
 }
 
-// ensure keeps the order that others rely on: the finalizer before anything on the hub, an earlier namesake's
-// LoadBalancer gone before the new one, the status last. It is to be done again after that time, if it is not 0.
+// ensure brings a Service that is ours to the hub. The order matters: first the finalizer, so that no LoadBalancer is left behind. Then the LoadBalancer of an
+// earlier Service of the same name is deleted, since it may have the requested address. The status comes last. again is the time after which the Service
+// has to be reconciled again, 0 if it need not be.
 func (r *serviceReconciler) ensure(ctx context.Context, service *corev1.Service) (again time.Duration, err error) {
 	if err := r.setFinalizer(ctx, service, true); err != nil {
 		return 0, err
@@ -173,12 +175,12 @@ func (r *serviceReconciler) ensure(ctx context.Context, service *corev1.Service)
 	if !gone {
 		return 0, r.waitForEarlier(ctx, service)
 	}
-	wished, problems, again, err := r.wish(ctx, service)
+	desired, problems, again, err := r.desired(ctx, service)
 	if err != nil {
 		return 0, err
 	}
 	if problem, refused := translate.Refused(problems); refused {
-		kept, err := r.retain(ctx, wished, problems)
+		kept, err := r.retain(ctx, desired, problems)
 		if err != nil {
 			return 0, err
 		}
@@ -190,43 +192,44 @@ func (r *serviceReconciler) ensure(ctx context.Context, service *corev1.Service)
 			return 0, r.publish(ctx, service, &corev1.LoadBalancerStatus{}, condition, nil)
 		}
 	}
-	lb, err := r.push(ctx, service, wished)
+	lb, err := r.push(ctx, service, desired)
 	if err != nil {
 		return 0, r.pushFailed(ctx, service, err)
 	}
-	status, refusal := r.config.accept(lb.Status.LoadBalancer)
-	condition, unconfirmed := r.lag.note(service, lb, mirror(lb, problems), time.Now())
+	status, refusal := r.config.filterStatus(lb.Status.LoadBalancer)
+	condition, unconfirmed := r.lag.check(service, lb, conditionOf(lb, problems), time.Now())
 	if again == 0 || unconfirmed > 0 && unconfirmed < again {
 		again = unconfirmed
 	}
-	condition = r.away.doubt(condition)
+	condition = r.contact.unknownWhileSilent(condition)
 	if refusal != nil {
 		condition = *refusal
 	}
 	return again, r.publish(ctx, service, &status, condition, problems)
 }
 
-// waitForEarlier says in the condition of a new Service why it waits. The deletion on the hub is an event, which starts the next attempt.
+// waitForEarlier writes into the condition of a new Service that it waits. The deletion on the hub is an event, which starts the next attempt.
 func (r *serviceReconciler) waitForEarlier(ctx context.Context, service *corev1.Service) error {
 	if meta.FindStatusCondition(service.Status.Conditions, conditionReady) != nil {
-		return nil // it has a LoadBalancer of its own, of which the condition is
+		return nil // the condition is that of the Service's own LoadBalancer
 	}
 	return r.publish(ctx, service, nil, metav1.Condition{Type: conditionReady, Status: metav1.ConditionFalse, Reason: reasonPending,
 		Message: "waiting until the management cluster has deleted the LoadBalancer of an earlier Service of this name"}, nil)
 }
 
-// retain is retain with what is on the hub. Where nothing is, nothing is kept.
-func (r *serviceReconciler) retain(ctx context.Context, wished *v1alpha1.LoadBalancer, problems []translate.Problem) (bool, error) {
+// retain reads the LoadBalancer on the hub and calls retain with it. It returns false if there is none, or if it is being deleted.
+func (r *serviceReconciler) retain(ctx context.Context, desired *v1alpha1.LoadBalancer, problems []translate.Problem) (bool, error) {
 	var current v1alpha1.LoadBalancer
-	err := r.hub.Get(ctx, client.ObjectKeyFromObject(wished), &current)
+	err := r.hub.Get(ctx, client.ObjectKeyFromObject(desired), &current)
 	if err != nil || current.DeletionTimestamp != nil {
 		return false, client.IgnoreNotFound(err)
 	}
-	return retain(wished, &current, problems), nil
+	return retain(desired, &current, problems), nil
 }
 
-// wish gathers what the Service's translation needs. It is to be done again after that time, if it is not 0.
-func (r *serviceReconciler) wish(ctx context.Context, service *corev1.Service) (wished *v1alpha1.LoadBalancer, problems []translate.Problem, again time.Duration, err error) {
+// desired returns the LoadBalancer that the Service asks for. For externalTrafficPolicy Local it reads the EndpointSlices and their nodes. again is the time
+// after which it has to be called again, 0 if it need not be: a node's host name did not resolve.
+func (r *serviceReconciler) desired(ctx context.Context, service *corev1.Service) (desired *v1alpha1.LoadBalancer, problems []translate.Problem, again time.Duration, err error) {
 	var endpoints []translate.Slice
 	var nodes map[string]translate.Node
 	s := convert.Service(service)
@@ -260,7 +263,7 @@ func (r *serviceReconciler) wish(ctx context.Context, service *corev1.Service) (
 	return convert.LoadBalancer(lb), problems, again, nil
 }
 
-// nodesOf returns the nodes on which there are endpoints, by name.
+// nodesOf returns the nodes of the endpoints, by name. It skips nodes that do not exist.
 func (r *serviceReconciler) nodesOf(ctx context.Context, endpoints []translate.Slice) (map[string]translate.Node, error) {
 	nodes := map[string]translate.Node{}
 	for _, slice := range endpoints {
@@ -281,18 +284,18 @@ func (r *serviceReconciler) nodesOf(ctx context.Context, endpoints []translate.S
 	return nodes, nil
 }
 
-// push creates or updates the LoadBalancer on the hub and returns what stands there.
-func (r *serviceReconciler) push(ctx context.Context, service *corev1.Service, wished *v1alpha1.LoadBalancer) (*v1alpha1.LoadBalancer, error) {
+// push creates or updates the LoadBalancer on the hub, and returns it as it is there.
+func (r *serviceReconciler) push(ctx context.Context, service *corev1.Service, desired *v1alpha1.LoadBalancer) (*v1alpha1.LoadBalancer, error) {
 	var current v1alpha1.LoadBalancer
-	err := r.hub.Get(ctx, client.ObjectKeyFromObject(wished), &current)
+	err := r.hub.Get(ctx, client.ObjectKeyFromObject(desired), &current)
 	if apierrors.IsNotFound(err) {
 		r.event(service, corev1.EventTypeNormal, eventEnsuring, "Ensuring load balancer")
-		return wished, r.hub.Create(ctx, wished)
+		return desired, r.hub.Create(ctx, desired)
 	}
 	if err != nil {
 		return nil, err
 	}
-	if !merge(&current, wished) {
+	if !merge(&current, desired) {
 		return &current, nil
 	}
 	if err := r.hub.Update(ctx, &current); err != nil {
@@ -302,10 +305,10 @@ func (r *serviceReconciler) push(ctx context.Context, service *corev1.Service, w
 	return &current, nil
 }
 
-// pushFailed tells the Service why the hub did not take it.
+// pushFailed writes into the Service's condition why the hub has not accepted the LoadBalancer.
 func (r *serviceReconciler) pushFailed(ctx context.Context, service *corev1.Service, cause error) error {
 	if apierrors.IsConflict(cause) || apierrors.IsAlreadyExists(cause) {
-		return cause // the cache is behind; the retry reads it anew
+		return cause // the cache is out of date; the retry reads the object again
 	}
 	condition := metav1.Condition{Type: conditionReady, Status: metav1.ConditionFalse, Reason: reasonHubRefused, Message: "the management cluster did not accept the LoadBalancer: " + cause.Error()}
 	if apierrors.HasStatusCause(cause, corev1.NamespaceTerminatingCause) || apierrors.IsNotFound(cause) {
@@ -313,7 +316,7 @@ func (r *serviceReconciler) pushFailed(ctx context.Context, service *corev1.Serv
 	}
 	var status *corev1.LoadBalancerStatus
 	if apierrors.IsForbidden(cause) || apierrors.IsNotFound(cause) || apierrors.IsInvalid(cause) {
-		// Where nothing is on the hub any more its addresses are not this Service's: they go to others.
+		// If the hub has no LoadBalancer any more, the Service's addresses may be given to another one.
 		var there v1alpha1.LoadBalancer
 		if err := r.hub.Get(ctx, client.ObjectKey{Namespace: r.config.HubNamespace, Name: string(service.UID)}, &there); apierrors.IsNotFound(err) {
 			status = &corev1.LoadBalancerStatus{}
@@ -325,33 +328,33 @@ func (r *serviceReconciler) pushFailed(ctx context.Context, service *corev1.Serv
 // reasonPending is the reason of a Service's condition while the hub has not answered yet.
 const reasonPending = "Pending"
 
-// reasonHubRefused is that of a Service of which the management cluster takes nothing.
+// reasonHubRefused is the reason of a Service's condition: the hub does not accept the LoadBalancer, or no request at all.
 const reasonHubRefused = "HubRefused"
 
-// servedBut begins what the hub says of a LoadBalancer that is served in part.
+// servedBut begins the message of the condition Ready if a LoadBalancer is served in part. The hub's controllers use the same prefix.
 const servedBut = "served, but: "
 
-// mirror is the Service's condition: the hub's own Ready, or what the tenant's side left out.
-func mirror(lb *v1alpha1.LoadBalancer, problems []translate.Problem) metav1.Condition {
+// conditionOf returns the Service's condition: the condition Ready of the LoadBalancer. If that is True, it also names the first problem that the CCM has found.
+func conditionOf(lb *v1alpha1.LoadBalancer, problems []translate.Problem) metav1.Condition {
 	out := metav1.Condition{Type: conditionReady, Status: metav1.ConditionFalse, Reason: reasonPending, Message: "waiting for the management cluster to answer"}
 	if c := meta.FindStatusCondition(lb.Status.Conditions, v1alpha1.ConditionReady); c != nil {
 		out.Status, out.Reason, out.Message = c.Status, c.Reason, c.Message
 	} else if len(lb.Status.LoadBalancer.Ingress) > 0 {
-		// A KubeLB manager has no conditions.
+		// KubeLB's own manager writes no conditions.
 		out.Status, out.Reason, out.Message = metav1.ConditionTrue, "Ready", "an external address is assigned"
 	}
 	switch {
 	case len(problems) == 0 || out.Status != metav1.ConditionTrue:
 	case strings.HasPrefix(out.Message, servedBut):
-		out.Message += "; " + problems[0].Message // what the hub says stays
+		out.Message += "; " + problems[0].Message // the hub's own message stays
 	default:
 		out.Reason, out.Message = problems[0].Reason, servedBut+problems[0].Message
 	}
 	return out
 }
 
-// publish writes status and condition, where they differ, and tells in events what changed. A nil status leaves the
-// Service's addresses as they are. A condition without a generation is of the Service's present one.
+// publish writes the addresses and the condition into the Service's status if they differ. It logs the change and sends events of it. If status is nil, the
+// addresses stay as they are. A condition without observedGeneration gets the Service's present generation.
 func (r *serviceReconciler) publish(ctx context.Context, service *corev1.Service, status *corev1.LoadBalancerStatus, condition metav1.Condition, problems []translate.Problem) error {
 	before := service.DeepCopy()
 	if status != nil {
@@ -380,8 +383,8 @@ func (r *serviceReconciler) publish(ctx context.Context, service *corev1.Service
 	return nil
 }
 
-// emitEvents emits Warning events for a fault of a Service and for its problems, or a Normal event for its recovery. ensured: the event EnsuredLoadBalancer
-// has just reported the recovery.
+// emitEvents sends a Warning event of a fault of the Service, a Warning event of each problem, or a Normal event of the recovery. ensured: the event
+// EnsuredLoadBalancer has just reported the recovery.
 func (r *serviceReconciler) emitEvents(service *corev1.Service, known *metav1.Condition, condition metav1.Condition, problems []translate.Problem, ensured bool) {
 	key := client.ObjectKeyFromObject(service)
 	reason := faultEventReason(condition)
@@ -402,7 +405,7 @@ func (r *serviceReconciler) emitEvents(service *corev1.Service, known *metav1.Co
 	}
 }
 
-// faultEventReason is the reason of the Warning event for a condition, empty if the condition reports no fault or only that something is waited for.
+// faultEventReason returns the reason of the Warning event of a condition. It is empty if the condition reports no fault, or a state that passes by itself.
 func faultEventReason(c metav1.Condition) string {
 	switch {
 	case c.Reason == translate.ReasonNoNodes, c.Reason == translate.ReasonNoNodesOfFamily:
@@ -415,7 +418,7 @@ func faultEventReason(c metav1.Condition) string {
 	return ""
 }
 
-// log writes a line for operators: how the Service is served, or a warning that says why it is not.
+// log writes a line with the condition and the addresses of the Service. It is a warning if the Service is not served, or if nobody knows.
 func (r *serviceReconciler) log(ctx context.Context, service *corev1.Service, condition metav1.Condition) {
 	logger := slog.New(logr.ToSlogHandler(log.FromContext(ctx)))
 	var addresses []string
@@ -435,18 +438,18 @@ func (r *serviceReconciler) log(ctx context.Context, service *corev1.Service, co
 	}
 }
 
-// waiting are reasons that pass by themselves and are worth no event.
+// waiting are reasons of conditions that pass by themselves, and get no event.
 var waiting = map[string]bool{reasonPending: true, "WaitingForGateway": true, "WaitingForAnnouncement": true}
 
-// cleanUp lets go of a Service that is not ours any more: first the hub, then the finalizer, then the status. A Service
-// that never was ours is not touched, even if it carries the same well-known finalizer for another controller.
+// cleanUp removes the traces of a Service that is not ours any more, or is being deleted: first its LoadBalancer on the hub, then the finalizer, then the
+// status. It does not change a Service that never was ours, even if the Service has the same finalizer: each load-balancer controller uses it.
 func (r *serviceReconciler) cleanUp(ctx context.Context, service *corev1.Service) error {
 	key := client.ObjectKeyFromObject(service)
 	var lbs v1alpha1.LoadBalancerList
 	if err := r.listOnHub(ctx, key, &lbs); err != nil {
 		return err
 	}
-	if len(lbs.Items) == 0 && !r.config.was(service) {
+	if len(lbs.Items) == 0 && !r.config.wasOurs(service) {
 		return nil
 	}
 	if slices.ContainsFunc(lbs.Items, func(lb v1alpha1.LoadBalancer) bool { return lb.DeletionTimestamp == nil }) {
@@ -458,7 +461,7 @@ func (r *serviceReconciler) cleanUp(ctx context.Context, service *corev1.Service
 		return err
 	}
 	if !gone {
-		return nil // the hub's watch wakes us up
+		return nil // the deletion on the hub is an event, which starts the next attempt
 	}
 	if err := r.setFinalizer(ctx, service, false); err != nil {
 		return err
@@ -470,14 +473,15 @@ func (r *serviceReconciler) cleanUp(ctx context.Context, service *corev1.Service
 	return nil
 }
 
-// was tells whether a Service was ours, by what it bears itself.
-func (c Config) was(service *corev1.Service) bool {
+// wasOurs reports whether a Service is or was ours, by its condition, its finalizers and its class.
+func (c Config) wasOurs(service *corev1.Service) bool {
 	return meta.FindStatusCondition(service.Status.Conditions, conditionReady) != nil ||
 		slices.ContainsFunc(legacyFinalizers(), func(f string) bool { return controllerutil.ContainsFinalizer(service, f) }) ||
 		controllerutil.ContainsFinalizer(service, cleanupFinalizer) && translate.Owns(convert.Service(service), c.ClassRequired)
 }
 
-// clearStatus comes last: the condition says that the Service was ours, for whoever goes on after a crash.
+// clearStatus removes the addresses and the condition. It has to come last: after a crash the condition is what tells the next process that the Service was
+// ours.
 func (r *serviceReconciler) clearStatus(ctx context.Context, service *corev1.Service) error {
 	before := service.DeepCopy()
 	service.Status.LoadBalancer = corev1.LoadBalancerStatus{}
@@ -489,7 +493,7 @@ func (r *serviceReconciler) clearStatus(ctx context.Context, service *corev1.Ser
 	return client.IgnoreNotFound(r.tenant.Status().Patch(ctx, service, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})))
 }
 
-// setFinalizer adds our finalizer, or removes it; KubeLB's own is removed in either case.
+// setFinalizer adds our finalizer, or removes it. In both cases it removes the finalizers of KubeLB's own CCM.
 func (r *serviceReconciler) setFinalizer(ctx context.Context, service *corev1.Service, present bool) error {
 	before := service.DeepCopy()
 	changed := false
@@ -516,7 +520,7 @@ func (r *serviceReconciler) listOnHub(ctx context.Context, service types.Namespa
 		v1alpha1.LabelOriginNamespace: service.Namespace, v1alpha1.LabelOriginName: service.Name})
 }
 
-// deleteFromHub deletes all LoadBalancers of the Service but the one to keep, and reports whether they are gone.
+// deleteFromHub deletes all LoadBalancers of the Service except the one to keep, and reports whether they are gone.
 func (r *serviceReconciler) deleteFromHub(ctx context.Context, service types.NamespacedName, keep string) (bool, error) {
 	var lbs v1alpha1.LoadBalancerList
 	if err := r.listOnHub(ctx, service, &lbs); err != nil {

@@ -12,7 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"kubelb.k8c.io/api/v1alpha1"
-	"kubelb.k8c.io/ccm/marks"
+	"kubelb.k8c.io/ccm/foreign"
 )
 
 func TestAServiceHasItsFinalizerBeforeAnythingIsOnTheHub(t *testing.T) {
@@ -319,7 +319,7 @@ func TestTheLoadBalancerOfAServiceThatIsGoneIsDeleted(t *testing.T) {
 
 // KubeLB's own CCM has marked the Service with a finalizer that nobody removes any more.
 func TestAServiceOfKubeLBsCCMIsTakenOver(t *testing.T) {
-	for _, finalizer := range []string{marks.Finalizer, "kubelb.k8c.io/lb-finalizer"} {
+	for _, finalizer := range []string{foreign.Finalizer, "kubelb.k8c.io/lb-finalizer"} {
 		c := newClusters(t, web(func(s *corev1.Service) {
 			s.Finalizers, s.Status.LoadBalancer = []string{"example.com/other", finalizer}, ingress("203.0.113.1")
 		}))

@@ -14,19 +14,19 @@ import (
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
-// store is where the kubeconfig of the management cluster is kept, so that a restart finds the token that was renewed last.
+// store keeps the kubeconfig of the hub, so that the CCM finds the last token after a restart.
 type store interface {
 	load(context.Context) ([]byte, error)
-	// save replaces what was there before. It returns errReplaced where that was replaced already.
+	// save replaces the content. It returns errReplaced if the present content is not before.
 	save(ctx context.Context, before, content []byte) error
-	// String says where it is.
+	// String names the place for messages.
 	fmt.Stringer
 }
 
-// errReplaced: an operator, or another replica, has put another kubeconfig there.
+// errReplaced: an operator or another replica has written another kubeconfig into the store.
 var errReplaced = errors.New("another kubeconfig was put there")
 
-// fileStore is a file by its path.
+// fileStore is the path of a file.
 type fileStore string
 
 var (
@@ -38,7 +38,7 @@ func (f fileStore) String() string { return "file " + string(f) }
 
 func (f fileStore) load(context.Context) ([]byte, error) { return os.ReadFile(string(f)) }
 
-// save writes beside and renames, so that the file is whole at any time.
+// save writes a temporary file in the same folder and renames it, so that the file is complete at any time.
 func (f fileStore) save(ctx context.Context, before, content []byte) (err error) {
 	if is, err := f.load(ctx); err != nil || !bytes.Equal(is, before) {
 		return errors.Join(errReplaced, err)
@@ -59,7 +59,7 @@ func (f fileStore) save(ctx context.Context, before, content []byte) (err error)
 	return os.Rename(beside.Name(), string(f))
 }
 
-// secretStore is a Secret of the tenant's cluster.
+// secretStore is a Secret of the tenant cluster.
 type secretStore struct {
 	secrets         core.SecretInterface
 	namespace, name string

@@ -11,15 +11,15 @@ import (
 	"k8s.io/client-go/tools/clientcmd/api"
 )
 
-// token is what the CCM shows the management cluster, and what it says of itself. Only that API server can tell whether it is true.
+// token is a bearer token for the hub, with its claims. The claims are not verified: only the hub's API server can do that.
 type token struct {
 	text string
-	// namespace and name are those of the ServiceAccount, account is its UID; they are empty in a token that is no ServiceAccount's.
-	namespace, name, account string
-	issued, expires          time.Time // zero in one that lasts
+	// namespace and name are the ServiceAccount's, accountUID is its UID. They are empty if the token is not a ServiceAccount's.
+	namespace, name, accountUID string
+	issued, expires             time.Time // zero if the token does not expire
 }
 
-// claims are those of a token of a ServiceAccount (RFC 7519), those of a Secret among them.
+// claims are the claims of a ServiceAccount's token (RFC 7519). LastingUID is in tokens that come from a Secret.
 type claims struct {
 	Subject    string `json:"sub"`
 	Issued     int64  `json:"iat"`
@@ -32,14 +32,14 @@ type claims struct {
 	} `json:"kubernetes.io"`
 }
 
-// latest is the last time that a token may name, the end of the year 9999: what is later overflows when it is reckoned with.
+// latest is the latest time that a token may name: the end of the year 9999. Calculations with later times overflow.
 const latest = 253402300799
 
-// parseToken reads what a token says of itself. Of one that is no JWT, or no ServiceAccount's, only the text is known.
+// parseToken reads the claims of a token. If the token is not a JWT of a ServiceAccount, all fields but the text are empty.
 func parseToken(text string) token {
 	t := token{text: text}
 	parts := strings.Split(text, ".")
-	// The decoder passes over ends of lines, which no header may have.
+	// The decoder ignores line breaks, but an HTTP header must not contain any.
 	if len(parts) != 3 || strings.ContainsAny(text, "\r\n") {
 		return t
 	}
@@ -57,9 +57,9 @@ func parseToken(text string) token {
 	if len(subject) != 4 || subject[0] != "system" || subject[1] != "serviceaccount" || subject[2] == "" || subject[3] == "" {
 		return t
 	}
-	t.namespace, t.name, t.account = subject[2], subject[3], c.Kubernetes.ServiceAccount.UID
-	if t.account == "" {
-		t.account = c.LastingUID
+	t.namespace, t.name, t.accountUID = subject[2], subject[3], c.Kubernetes.ServiceAccount.UID
+	if t.accountUID == "" {
+		t.accountUID = c.LastingUID
 	}
 	if c.Issued > 0 && c.Expires > c.Issued && c.Expires <= latest {
 		t.issued, t.expires = time.Unix(c.Issued, 0), time.Unix(c.Expires, 0)
@@ -67,19 +67,19 @@ func parseToken(text string) token {
 	return t
 }
 
-func (t token) lasts() bool { return t.expires.IsZero() }
+func (t token) neverExpires() bool { return t.expires.IsZero() }
 
-// lifetime is for how long it was given.
+// lifetime is the time between issue and expiry.
 func (t token) lifetime() time.Duration { return t.expires.Sub(t.issued) }
 
-func (t token) endedAt(now time.Time) bool { return !t.lasts() && !now.Before(t.expires) }
+func (t token) expiredAt(now time.Time) bool { return !t.neverExpires() && !now.Before(t.expires) }
 
-// olderThan tells whether the account has got the other one later.
+// olderThan reports whether both tokens are of the same account and t was issued before o.
 func (t token) olderThan(o token) bool {
-	return t.account == o.account && !t.lasts() && !o.lasts() && t.issued.Before(o.issued)
+	return t.accountUID == o.accountUID && !t.neverExpires() && !o.neverExpires() && t.issued.Before(o.issued)
 }
 
-// kubeconfig is one with a token, of which only the token may change while the CCM runs.
+// kubeconfig is a kubeconfig, with the user and the cluster of its current context. Only the user's token may change while the CCM runs.
 type kubeconfig struct {
 	config *api.Config
 	user   *api.AuthInfo
@@ -93,17 +93,17 @@ func parseKubeconfig(content []byte) (kubeconfig, error) {
 	}
 	context := config.Contexts[config.CurrentContext]
 	if context == nil || config.AuthInfos[context.AuthInfo] == nil || config.Clusters[context.Cluster] == nil {
-		return kubeconfig{}, fmt.Errorf("its current-context %q names no user and cluster", config.CurrentContext)
+		return kubeconfig{}, fmt.Errorf("its current-context %q does not name a user and a cluster", config.CurrentContext)
 	}
 	return kubeconfig{config, config.AuthInfos[context.AuthInfo], config.Clusters[context.Cluster]}, nil
 }
 
-// sameHub tells whether both are for the same API server.
+// sameHub reports whether both name the same API server and CA.
 func (k kubeconfig) sameHub(o kubeconfig) bool {
 	return k.hub.Server == o.hub.Server && string(k.hub.CertificateAuthorityData) == string(o.hub.CertificateAuthorityData)
 }
 
-// with is the content with another token.
+// with returns the content with another token.
 func (k kubeconfig) with(t token) ([]byte, error) {
 	k.user.Token = t.text
 	return clientcmd.Write(*k.config)

@@ -111,7 +111,7 @@ func (c *clusters) run() {
 	require.NoError(c, c.r.setUp(mgr, hubCluster))
 	leftOut, err := newLeftOut(prometheus.NewRegistry())
 	require.NoError(c, err)
-	addresses := &addressesReconciler{tenant: c.r.tenant, hub: c.r.hub, config: c.r.config, events: c.recorder, nodes: c.r.nodes, leftOut: leftOut, told: map[string]string{}}
+	addresses := &addressesReconciler{tenant: c.r.tenant, hub: c.r.hub, config: c.r.config, events: c.recorder, nodes: c.r.nodes, leftOut: leftOut, reported: map[string]string{}}
 	require.NoError(c, addresses.setUp(mgr, hubCluster))
 	ended := make(chan error, 1)
 	go func() { ended <- mgr.Start(ctx) }()
@@ -185,7 +185,7 @@ func TestEveryObjectThatMattersWakesUpItsServices(t *testing.T) {
 	c.answer(metav1.ConditionTrue, "Ready", "served", "203.0.113.1")
 	c.comes("a node that the hub refuses wakes up Services of all nodes", func() bool { return c.condition().Reason == translate.ReasonNodesLeftOut })
 
-	c.r.away.is(context.DeadlineExceeded, time.Now())
+	c.r.contact.set(context.DeadlineExceeded, time.Now())
 	c.comes("a hub that is away wakes up all Services", func() bool { return c.condition().Reason == reasonHubSilent })
 
 	require.NoError(t, c.tenant.Delete(t.Context(), c.service()))

@@ -15,34 +15,35 @@ import (
 // HubLease is the Lease of KubeLB's manager on the management cluster.
 const HubLease = "19f32e7b.kubelb.k8c.io"
 
-// Ours tells whether the holder of the CCM's Lease is our CCM.
+// Ours reports whether the holder of the CCM's Lease is this project's CCM.
 func Ours(holder string) bool { return strings.Contains(holder, v1alpha1.CCMHolder) }
 
-// Theirs tells whether the holder of the CCM's Lease is KubeLB's CCM.
+// Theirs reports whether the holder of the CCM's Lease is KubeLB's own CCM.
 func Theirs(holder string) bool { return !Ours(holder) }
 
 const (
-	// surelyOver is how long ago a Lease was renewed that nobody holds any more, however wrong clocks are.
-	surelyOver = 10 * time.Minute
-	// usualDuration is that of a Lease which does not say.
-	usualDuration = 15 * time.Second
-	lookEvery     = time.Second
+	// overAfter is the age of a renewal after which a Lease counts as over without being watched. It allows for clocks that differ.
+	overAfter = 10 * time.Minute
+	// defaultDuration is the duration of a Lease without leaseDurationSeconds.
+	defaultDuration = 15 * time.Second
+	// pollEvery is the interval at which Leases are read.
+	pollEvery = time.Second
 )
 
-// Running returns which holder of a Lease of that name works, in words; empty if none does, as far as Leases say. Clocks may differ, so a Lease that
-// does not look old is watched for as long as it lasts: a holder renews it within that time.
+// Running says which holder renews a Lease of this name, in any namespace. It is empty if nobody does. Clocks may differ, so each Lease that is not surely over
+// is watched for its duration: a holder that runs renews it within that time. former selects holders.
 func Running(ctx context.Context, reader client.Reader, lease string, former func(holder string) bool) (string, error) {
-	first, err := held(ctx, reader, lease, former)
+	first, err := heldLeases(ctx, reader, lease, former)
 	if err != nil {
 		return "", err
 	}
 	wait := time.Duration(0)
 	for name, l := range first {
-		if l.Spec.RenewTime == nil || time.Since(l.Spec.RenewTime.Time).Abs() > surelyOver {
+		if l.Spec.RenewTime == nil || time.Since(l.Spec.RenewTime.Time).Abs() > overAfter {
 			delete(first, name)
 			continue
 		}
-		duration := usualDuration
+		duration := defaultDuration
 		if s := l.Spec.LeaseDurationSeconds; s != nil {
 			duration = time.Duration(*s) * time.Second
 		}
@@ -52,9 +53,9 @@ func Running(ctx context.Context, reader client.Reader, lease string, former fun
 		select {
 		case <-ctx.Done():
 			return "", ctx.Err()
-		case <-time.After(lookEvery):
+		case <-time.After(pollEvery):
 		}
-		now, err := held(ctx, reader, lease, former)
+		now, err := heldLeases(ctx, reader, lease, former)
 		if err != nil {
 			return "", err
 		}
@@ -67,8 +68,8 @@ func Running(ctx context.Context, reader client.Reader, lease string, former fun
 	return "", nil
 }
 
-// held are the Leases of that name, in any namespace, whose holder is a former one.
-func held(ctx context.Context, reader client.Reader, name string, former func(string) bool) (map[string]coordinationv1.Lease, error) {
+// heldLeases returns the Leases of this name whose holder former selects, in all namespaces.
+func heldLeases(ctx context.Context, reader client.Reader, name string, former func(string) bool) (map[string]coordinationv1.Lease, error) {
 	var list coordinationv1.LeaseList
 	if err := reader.List(ctx, &list, client.MatchingFields{"metadata.name": name}); err != nil {
 		return nil, fmt.Errorf("list leases: %w", err)

@@ -1,5 +1,5 @@
-// Package migrate releases in a tenant cluster what one CCM has marked and the other one does not know: KubeLB's own CCM and ours have different
-// finalizers and kinds. It removes no object.
+// Package migrate moves a tenant cluster from KubeLB's own CCM to this project's CCM, and back. The two CCMs have different finalizers and kinds. The package
+// removes finalizers and conditions that the next CCM does not know. It deletes no object.
 package migrate
 
 import (
@@ -18,24 +18,24 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 
 	"kubelb.k8c.io/api/v1alpha1"
-	"kubelb.k8c.io/ccm/marks"
+	"kubelb.k8c.io/ccm/foreign"
 	"kubelb.k8c.io/core/translate"
 )
 
-// Migration is one run. Each object that it releases is a line of Out.
+// Migration is one run. It writes a line to Out for each object that it releases.
 type Migration struct {
 	Client client.Client
-	// DryRun says what would be done, and writes nothing.
+	// DryRun: write the lines, and change nothing.
 	DryRun bool
 	Out    io.Writer
 
 	released int
 }
 
-// Released is how many objects were released, or would be.
+// Released is the number of objects that were released, or would be.
 func (m *Migration) Released() int { return m.released }
 
-// say writes the object's line: what was done, or would be.
+// say writes the line of an object.
 func (m *Migration) say(o client.Object, kind, what, done string) {
 	if m.DryRun {
 		done = "would be " + done
@@ -43,13 +43,12 @@ func (m *Migration) say(o client.Object, kind, what, done string) {
 	fmt.Fprintf(m.Out, "%s %s: %s %s\n", kind, client.ObjectKeyFromObject(o), what, done)
 }
 
-// FromKubeLB removes the finalizer of KubeLB's CCM from the objects of the kinds. An object that is being deleted is gone with it. Services are not
-// among the kinds: our CCM takes them over, or lets them go. One kind that cannot be read, or one object that cannot be written, keeps no other
-// one from being released; the error names them all.
+// FromKubeLB removes the finalizer of KubeLB's CCM from all objects of the kinds. An object that is being deleted is gone after that. Do not pass the kind
+// Service: our CCM removes this finalizer from Services itself. FromKubeLB continues after an object or a kind with an error. It returns all errors.
 func (m *Migration) FromKubeLB(ctx context.Context, kinds []schema.GroupKind, options ...client.ListOption) error {
 	var errs []error
 	for _, kind := range kinds {
-		found, err := marks.Find(ctx, m.Client, m.Client.RESTMapper(), kind, options...)
+		found, err := foreign.Find(ctx, m.Client, m.Client.RESTMapper(), kind, options...)
 		errs = append(errs, err)
 		for i := range found {
 			errs = append(errs, m.release(ctx, &found[i]))
@@ -63,19 +62,19 @@ func (m *Migration) release(ctx context.Context, o *metav1.PartialObjectMetadata
 	if o.DeletionTimestamp != nil {
 		what = "removed; it is being deleted, and can go"
 	}
-	done, err := m.change(ctx, o, func() bool { return controllerutil.RemoveFinalizer(o, marks.Finalizer) })
+	done, err := m.change(ctx, o, func() bool { return controllerutil.RemoveFinalizer(o, foreign.Finalizer) })
 	if err != nil || !done {
 		return err
 	}
 	m.released++
-	m.say(o, o.Kind, "finalizer "+marks.Finalizer, what)
+	m.say(o, o.Kind, "finalizer "+foreign.Finalizer, what)
 	return nil
 }
 
-// attempts is how often an object is read and written again that somebody else changes meanwhile.
+// attempts bounds how often a write is tried that conflicts with writes of others.
 const attempts = 5
 
-// change writes an object's metadata, unless nothing is to be changed any more. It reports whether that was done, or would be.
+// change calls change and writes the object's metadata, unless change returns false. It reports whether the object was written, or would be.
 func (m *Migration) change(ctx context.Context, o client.Object, change func() bool) (bool, error) {
 	var err error
 	for range attempts {
@@ -103,9 +102,9 @@ func (m *Migration) change(ctx context.Context, o client.Object, change func() b
 	return true, nil
 }
 
-// ToKubeLB gives the Services of our CCM to KubeLB's: its finalizer takes the place of ours, so that a Service is not deleted without its
-// LoadBalancer, and our condition goes. A Service that is being deleted can go then. Notes are about Services of which it cannot be told whose they
-// are; they stay as they are.
+// ToKubeLB hands the Services of our CCM over to KubeLB's CCM. It replaces our finalizer by KubeLB's in one write, so that a Service cannot be deleted without
+// its LoadBalancer. It also removes our condition. From a Service that is being deleted it only removes our finalizer, so that the Service goes. notes names
+// Services that have the finalizer but may be another controller's. It does not change these.
 func (m *Migration) ToKubeLB(ctx context.Context) (notes []string, err error) {
 	list := &corev1.ServiceList{}
 	var errs []error
@@ -128,7 +127,7 @@ func (m *Migration) ToKubeLB(ctx context.Context) (notes []string, err error) {
 	}
 }
 
-// isOurs: the condition says so, or the class, before there is a condition.
+// isOurs reports whether our CCM owns the Service: the Service has our condition, or our class and the finalizer, before it has a condition.
 func isOurs(s *corev1.Service) bool {
 	if meta.FindStatusCondition(s.Status.Conditions, v1alpha1.ServiceCondition) != nil {
 		return true
@@ -142,8 +141,8 @@ func (m *Migration) handOver(ctx context.Context, s *corev1.Service) error {
 		if !controllerutil.RemoveFinalizer(s, v1alpha1.ServiceFinalizer) {
 			return false
 		}
-		if !going { // the API takes no new finalizer then
-			controllerutil.AddFinalizer(s, marks.Finalizer)
+		if !going { // an object that is being deleted cannot get a new finalizer
+			controllerutil.AddFinalizer(s, foreign.Finalizer)
 		}
 		return true
 	})
@@ -152,7 +151,7 @@ func (m *Migration) handOver(ctx context.Context, s *corev1.Service) error {
 	}
 	if done {
 		m.released++
-		what := "replaced by " + marks.Finalizer
+		what := "replaced by " + foreign.Finalizer
 		if going {
 			what = fmt.Sprintf("removed; it is being deleted, and can go. If LoadBalancer %s is still on the management cluster, delete it there", s.UID)
 		}

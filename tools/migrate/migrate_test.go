@@ -20,7 +20,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	"kubelb.k8c.io/api/v1alpha1"
-	"kubelb.k8c.io/ccm/marks"
+	"kubelb.k8c.io/ccm/foreign"
 )
 
 const other = "example.com/other"
@@ -56,23 +56,23 @@ func finalizersOf(t *testing.T, c client.Client, o client.Object) []string {
 
 func TestWhatKubeLBsCCMHasMarkedIsReleasedAndNothingElse(t *testing.T) {
 	c := server(t, interceptor.Funcs{},
-		named(&networkingv1.Ingress{}, "marked", other, marks.Finalizer), named(&networkingv1.Ingress{}, "unmarked", other),
-		going(named(&corev1.Secret{}, "going", marks.Finalizer)), named(&corev1.Service{}, "web", marks.Finalizer))
+		named(&networkingv1.Ingress{}, "marked", other, foreign.Finalizer), named(&networkingv1.Ingress{}, "unmarked", other),
+		going(named(&corev1.Secret{}, "going", foreign.Finalizer)), named(&corev1.Service{}, "web", foreign.Finalizer))
 	run := func(dry bool) string {
 		var out strings.Builder
 		m := &Migration{Client: c, DryRun: dry, Out: &out}
-		require.NoError(t, m.FromKubeLB(t.Context(), append(marks.Kinds(), marks.Secret)))
+		require.NoError(t, m.FromKubeLB(t.Context(), append(foreign.Kinds(), foreign.Secret)))
 		require.Equal(t, strings.Count(out.String(), "\n"), m.Released())
 		return out.String()
 	}
 	require.Equal(t, "Ingress shop/marked: finalizer kubelb.k8c.io/cleanup would be removed\n"+
 		"Secret shop/going: finalizer kubelb.k8c.io/cleanup would be removed; it is being deleted, and can go\n", run(true))
-	require.Equal(t, []string{other, marks.Finalizer}, finalizersOf(t, c, named(&networkingv1.Ingress{}, "marked")), "a dry run writes nothing")
+	require.Equal(t, []string{other, foreign.Finalizer}, finalizersOf(t, c, named(&networkingv1.Ingress{}, "marked")), "a dry run writes nothing")
 	require.Equal(t, "Ingress shop/marked: finalizer kubelb.k8c.io/cleanup removed\n"+
 		"Secret shop/going: finalizer kubelb.k8c.io/cleanup removed; it is being deleted, and can go\n", run(false))
 	require.Equal(t, []string{other}, finalizersOf(t, c, named(&networkingv1.Ingress{}, "marked")))
 	require.Equal(t, []string{other}, finalizersOf(t, c, named(&networkingv1.Ingress{}, "unmarked")))
-	require.Equal(t, []string{marks.Finalizer}, finalizersOf(t, c, named(&corev1.Service{}, "web")), "the CCM's own affair")
+	require.Equal(t, []string{foreign.Finalizer}, finalizersOf(t, c, named(&corev1.Service{}, "web")), "the CCM's own affair")
 	require.Error(t, c.Get(t.Context(), client.ObjectKey{Namespace: "shop", Name: "going"}, &corev1.Secret{}))
 	require.Empty(t, run(false), "a second run has nothing to do")
 }
@@ -83,10 +83,10 @@ func TestWhatCannotBeWrittenKeepsNothingElseFromBeingReleased(t *testing.T) {
 			return errors.New("a webhook refuses it")
 		}
 		return c.Patch(ctx, o, patch, options...)
-	}}, named(&networkingv1.Ingress{}, "a", marks.Finalizer), named(&networkingv1.Ingress{}, "b", marks.Finalizer))
+	}}, named(&networkingv1.Ingress{}, "a", foreign.Finalizer), named(&networkingv1.Ingress{}, "b", foreign.Finalizer))
 	var out strings.Builder
 	m := &Migration{Client: c, Out: &out}
-	require.ErrorContains(t, m.FromKubeLB(t.Context(), marks.Kinds()), "shop/a: a webhook refuses it")
+	require.ErrorContains(t, m.FromKubeLB(t.Context(), foreign.Kinds()), "shop/a: a webhook refuses it")
 	require.Equal(t, "Ingress shop/b: finalizer kubelb.k8c.io/cleanup removed\n", out.String())
 }
 
@@ -119,7 +119,7 @@ Service shop/web: condition kubelb.k8c.io/Ready removed
 	require.Len(t, notes, 1)
 	require.Contains(t, notes[0], "Service shop/foreign: left as it is")
 	web := named(&corev1.Service{}, "web")
-	require.Equal(t, []string{other, marks.Finalizer}, finalizersOf(t, c, web))
+	require.Equal(t, []string{other, foreign.Finalizer}, finalizersOf(t, c, web))
 	require.Len(t, web.Status.Conditions, 1)
 	require.Equal(t, []string{ours}, finalizersOf(t, c, named(&corev1.Service{}, "foreign")))
 	out, _ = run(false)

@@ -24,7 +24,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	"kubelb.k8c.io/api/v1alpha1"
-	"kubelb.k8c.io/ccm/marks"
+	"kubelb.k8c.io/ccm/foreign"
 )
 
 func TestWhatKubeLBsCCMHasMarkedIsToldInAnEvent(t *testing.T) {
@@ -36,7 +36,7 @@ func TestWhatKubeLBsCCMHasMarkedIsToldInAnEvent(t *testing.T) {
 	}
 	hangs := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "hangs", UID: "hangs"}, Status: corev1.NamespaceStatus{Conditions: []corev1.NamespaceCondition{{
 		Type: corev1.NamespaceFinalizersRemaining, Status: corev1.ConditionTrue, Message: "Some content in the namespace has finalizers remaining: kubelb.k8c.io/cleanup in 1 resource instances"}}}}
-	c := fake.NewClientBuilder().WithScheme(scheme).WithRESTMapper(testrestmapper.TestOnlyStaticRESTMapper(scheme)).WithObjects(ingress("marked", marks.Finalizer), ingress("unmarked", "example.com/other"), hangs,
+	c := fake.NewClientBuilder().WithScheme(scheme).WithRESTMapper(testrestmapper.TestOnlyStaticRESTMapper(scheme)).WithObjects(ingress("marked", foreign.Finalizer), ingress("unmarked", "example.com/other"), hangs,
 		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}}).
 		WithInterceptorFuncs(interceptor.Funcs{List: func(ctx context.Context, c client.WithWatch, list client.ObjectList, options ...client.ListOption) error {
 			if list.GetObjectKind().GroupVersionKind().Kind == "SyncSecret" {
@@ -45,7 +45,7 @@ func TestWhatKubeLBsCCMHasMarkedIsToldInAnEvent(t *testing.T) {
 			return c.List(ctx, list, options...)
 		}}).Build()
 	recorder := events.NewFakeRecorder(10)
-	s := &strangers{reader: c, mapper: c.RESTMapper(), events: recorder, log: logr.Discard(), told: map[types.UID]time.Time{}}
+	s := &foreignFinalizers{reader: c, mapper: c.RESTMapper(), events: recorder, log: logr.Discard(), lastEvents: map[types.UID]time.Time{}}
 	now := time.Unix(1_800_000_000, 0)
 	told := func() (out []string) {
 		for len(recorder.Events) > 0 {
@@ -53,27 +53,27 @@ func TestWhatKubeLBsCCMHasMarkedIsToldInAnEvent(t *testing.T) {
 		}
 		return out
 	}
-	require.NoError(t, s.look(t.Context(), now), "what may not be read is passed over")
+	require.NoError(t, s.search(t.Context(), now), "what may not be read is passed over")
 	said := told()
 	require.Len(t, said, 2)
 	require.Contains(t, said[0], "Warning MarkedByKubeLB it has the finalizer kubelb.k8c.io/cleanup")
 	require.Contains(t, said[0], "'kubelb migrate from-kubelb'")
 	require.Contains(t, said[1], "its deletion waits for objects with the finalizer kubelb.k8c.io/cleanup")
-	require.NoError(t, s.look(t.Context(), now.Add(strangersEvery)))
+	require.NoError(t, s.search(t.Context(), now.Add(foreignSearchEvery)))
 	require.Empty(t, told(), "an event lasts for an hour")
-	require.NoError(t, s.look(t.Context(), now.Add(strangersAgain)))
+	require.NoError(t, s.search(t.Context(), now.Add(foreignEventAgain)))
 	require.Len(t, told(), 2)
 }
 
 // markedIngresses is a cluster with so many marked Ingresses, and the watch for them.
-func markedIngresses(t *testing.T, count int, list func(kind string) error) (*strangers, *events.FakeRecorder) {
+func markedIngresses(t *testing.T, count int, list func(kind string) error) (*foreignFinalizers, *events.FakeRecorder) {
 	t.Helper()
 	scheme := runtime.NewScheme()
 	require.NoError(t, errors.Join(corev1.AddToScheme(scheme), networkingv1.AddToScheme(scheme)))
 	var objects []client.Object
 	for i := range count {
 		name := fmt.Sprint("i", i)
-		objects = append(objects, &networkingv1.Ingress{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, UID: types.UID(name), Finalizers: []string{marks.Finalizer}}})
+		objects = append(objects, &networkingv1.Ingress{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, UID: types.UID(name), Finalizers: []string{foreign.Finalizer}}})
 	}
 	c := fake.NewClientBuilder().WithScheme(scheme).WithRESTMapper(testrestmapper.TestOnlyStaticRESTMapper(scheme)).WithObjects(objects...).
 		WithInterceptorFuncs(interceptor.Funcs{List: func(ctx context.Context, c client.WithWatch, into client.ObjectList, options ...client.ListOption) error {
@@ -84,29 +84,29 @@ func markedIngresses(t *testing.T, count int, list func(kind string) error) (*st
 			return c.List(ctx, into, options...)
 		}}).Build()
 	recorder := events.NewFakeRecorder(1000)
-	return &strangers{reader: c, mapper: c.RESTMapper(), events: recorder, log: logr.Discard(), told: map[types.UID]time.Time{}}, recorder
+	return &foreignFinalizers{reader: c, mapper: c.RESTMapper(), events: recorder, log: logr.Discard(), lastEvents: map[types.UID]time.Time{}}, recorder
 }
 
 // Ten thousand events at once would be a load for the API server.
 func TestOfManyMarkedObjectsEachGetsItsEventInTurn(t *testing.T) {
-	s, recorder := markedIngresses(t, strangersAtOnce+10, func(string) error { return nil })
+	s, recorder := markedIngresses(t, foreignEventsAtOnce+10, func(string) error { return nil })
 	now := time.Unix(1_800_000_000, 0)
-	require.NoError(t, s.look(t.Context(), now))
-	require.Len(t, recorder.Events, strangersAtOnce)
-	require.NoError(t, s.look(t.Context(), now.Add(strangersEvery)))
-	require.Len(t, recorder.Events, strangersAtOnce+10, "the others are next")
-	require.NoError(t, s.look(t.Context(), now.Add(2*strangersEvery)))
-	require.Len(t, recorder.Events, strangersAtOnce+10)
+	require.NoError(t, s.search(t.Context(), now))
+	require.Len(t, recorder.Events, foreignEventsAtOnce)
+	require.NoError(t, s.search(t.Context(), now.Add(foreignSearchEvery)))
+	require.Len(t, recorder.Events, foreignEventsAtOnce+10, "the others are next")
+	require.NoError(t, s.search(t.Context(), now.Add(2*foreignSearchEvery)))
+	require.Len(t, recorder.Events, foreignEventsAtOnce+10)
 }
 
 func TestObjectsThatWereReleasedAreForgotten(t *testing.T) {
 	s, _ := markedIngresses(t, 3, func(string) error { return nil })
 	now := time.Unix(1_800_000_000, 0)
-	require.NoError(t, s.look(t.Context(), now))
-	require.Len(t, s.told, 3)
+	require.NoError(t, s.search(t.Context(), now))
+	require.Len(t, s.lastEvents, 3)
 	s.reader = fake.NewClientBuilder().WithScheme(s.reader.(client.Client).Scheme()).Build()
-	require.NoError(t, s.look(t.Context(), now.Add(strangersAgain)))
-	require.Empty(t, s.told)
+	require.NoError(t, s.search(t.Context(), now.Add(foreignEventAgain)))
+	require.Empty(t, s.lastEvents)
 }
 
 func TestAKindThatCannotBeReadHidesNoOtherOne(t *testing.T) {
@@ -117,6 +117,6 @@ func TestAKindThatCannotBeReadHidesNoOtherOne(t *testing.T) {
 		}
 		return nil
 	})
-	require.ErrorIs(t, s.look(t.Context(), time.Unix(1_800_000_000, 0)), away)
+	require.ErrorIs(t, s.search(t.Context(), time.Unix(1_800_000_000, 0)), away)
 	require.Len(t, recorder.Events, 1)
 }

@@ -31,7 +31,7 @@ func expiring(uid string, issued time.Time) string {
 	return jwt(fmt.Sprintf(`{"sub":"system:serviceaccount:tenant-a:kubelb-ccm","iat":%d,"exp":%d,"kubernetes.io":{"serviceaccount":{"uid":%q}}}`, issued.Unix(), issued.Add(time.Hour).Unix(), uid))
 }
 
-// lasting is one of a Secret.
+// lasting is a token of a Secret, which does not expire.
 func lasting(uid string) string {
 	return jwt(fmt.Sprintf(`{"sub":"system:serviceaccount:tenant-a:kubelb-ccm","kubernetes.io/serviceaccount/service-account.uid":%q}`, uid))
 }
@@ -50,9 +50,9 @@ contexts: [{name: kubelb, context: {cluster: kubelb, user: kubelb, namespace: te
 `
 }
 
-// ring is a keyring with a kubeconfig file, a clock, a hub and a log of its own.
-type ring struct {
-	*keyring
+// tokenTest is a token source with a kubeconfig file, a clock, a hub and a log of its own.
+type tokenTest struct {
+	*tokenSource
 	clock time.Time
 	file  string
 	// asked are the lifetimes that were asked for; refusal is what the hub answers.
@@ -61,11 +61,11 @@ type ring struct {
 	logged  []string
 }
 
-func newRing(t *testing.T, text string) *ring {
-	r := &ring{clock: noon, file: filepath.Join(t.TempDir(), "kubelb")}
+func newTokenTest(t *testing.T, text string) *tokenTest {
+	r := &tokenTest{clock: noon, file: filepath.Join(t.TempDir(), "kubelb")}
 	r.put(t, text)
 	var err error
-	r.keyring, _, err = newKeyring("tenant-a", r.file, funcr.New(func(_, line string) { r.logged = append(r.logged, line) }, funcr.Options{}))
+	r.tokenSource, _, err = newTokenSource("tenant-a", r.file, funcr.New(func(_, line string) { r.logged = append(r.logged, line) }, funcr.Options{}))
 	require.NoError(t, err)
 	r.now = func() time.Time { return r.clock }
 	r.request = func(_ context.Context, of token, lifetime time.Duration) (string, error) {
@@ -73,25 +73,25 @@ func newRing(t *testing.T, text string) *ring {
 		if r.refusal != nil {
 			return "", r.refusal
 		}
-		return expiring(of.account, r.clock), nil
+		return expiring(of.accountUID, r.clock), nil
 	}
 	return r
 }
 
-func (r *ring) put(t *testing.T, text string) {
+func (r *tokenTest) put(t *testing.T, text string) {
 	t.Helper()
 	require.NoError(t, os.WriteFile(r.file, []byte(kubeconfigWith("token: "+text)), 0o600))
 }
 
-// lookAt has the keyring look so long after noon.
-func (r *ring) lookAt(t *testing.T, after time.Duration) token {
+// lookAt calls refresh so long after noon.
+func (r *tokenTest) lookAt(t *testing.T, after time.Duration) token {
 	r.clock = noon.Add(after)
-	r.look(t.Context())
+	r.refresh(t.Context())
 	return *r.current.Load()
 }
 
 // kept is the token that a restart would find.
-func (r *ring) kept(t *testing.T) string {
+func (r *tokenTest) kept(t *testing.T) string {
 	t.Helper()
 	content, err := r.store.load(t.Context())
 	require.NoError(t, err)
@@ -100,10 +100,10 @@ func (r *ring) kept(t *testing.T) string {
 	return config.user.Token
 }
 
-func (r *ring) log() string { return strings.Join(r.logged, "\n") }
+func (r *tokenTest) log() string { return strings.Join(r.logged, "\n") }
 
 func TestATokenIsRenewedAtHalfOfItsLifeAndKept(t *testing.T) {
-	r := newRing(t, expiring("one", noon))
+	r := newTokenTest(t, expiring("one", noon))
 	require.Equal(t, noon.Add(time.Hour).Unix(), r.lookAt(t, 29*time.Minute).expires.Unix())
 	require.Empty(t, r.asked)
 	require.Equal(t, noon.Add(98*time.Minute).Unix(), r.lookAt(t, 38*time.Minute).expires.Unix())
@@ -117,41 +117,41 @@ func TestATokenIsRenewedAtHalfOfItsLifeAndKept(t *testing.T) {
 }
 
 func TestAHubThatIsAwayIsAskedAgain(t *testing.T) {
-	r := newRing(t, expiring("one", noon))
+	r := newTokenTest(t, expiring("one", noon))
 	r.refusal = errors.New("connection refused")
 	r.lookAt(t, 38*time.Minute)
 	r.lookAt(t, 39*time.Minute)
 	require.Len(t, r.asked, 2)
-	require.Equal(t, 1, strings.Count(r.log(), "could not be renewed; trying again"), r.log())
+	require.Equal(t, 1, strings.Count(r.log(), "cannot renew the token for the management cluster; trying again"), r.log())
 	r.refusal = nil
 	require.Equal(t, noon.Add(100*time.Minute).Unix(), r.lookAt(t, 40*time.Minute).expires.Unix())
 
-	// Away for longer than the token lasts: it says what helps, and takes that.
+	// Away for longer than the token lasts: the log names the command for a new kubeconfig, and that is taken.
 	r.refusal = errors.New("connection refused")
 	r.lookAt(t, 99*time.Minute)
 	asked := len(r.asked)
 	r.lookAt(t, 101*time.Minute)
 	require.Len(t, r.asked, asked)
-	require.Contains(t, r.log(), "the token for the management cluster has ended")
+	require.Contains(t, r.log(), "the token for the management cluster has expired")
 	require.Contains(t, r.log(), "kubelb tenants kubeconfig a")
 	r.put(t, expiring("one", noon.Add(95*time.Minute)))
 	require.Equal(t, noon.Add(155*time.Minute).Unix(), r.lookAt(t, 102*time.Minute).expires.Unix())
 }
 
 func TestALastingTokenIsExchanged(t *testing.T) {
-	r := newRing(t, lasting("one"))
+	r := newTokenTest(t, lasting("one"))
 	r.refusal = apierrors.NewForbidden(schema.GroupResource{Resource: "serviceaccounts"}, "kubelb-ccm", errors.New("a hub of a former release"))
-	require.True(t, r.lookAt(t, 0).lasts())
+	require.True(t, r.lookAt(t, 0).neverExpires())
 	r.lookAt(t, time.Minute)
 	require.Equal(t, []time.Duration{time.Hour, 30 * time.Minute, 15 * time.Minute, 10 * time.Minute}, r.asked, "it goes on with what it has")
 	r.refusal = nil
-	require.False(t, r.lookAt(t, time.Hour).lasts())
+	require.False(t, r.lookAt(t, time.Hour).neverExpires())
 	require.Len(t, r.asked, 5)
 	require.Equal(t, expiring("one", noon.Add(time.Hour)), r.kept(t))
 }
 
 func TestAShorterLifeIsAskedForWhereTheHubAllowsNoLonger(t *testing.T) {
-	r := newRing(t, expiring("one", noon))
+	r := newTokenTest(t, expiring("one", noon))
 	ask := r.request
 	r.request = func(ctx context.Context, of token, lifetime time.Duration) (string, error) {
 		r.refusal = nil
@@ -166,9 +166,9 @@ func TestAShorterLifeIsAskedForWhereTheHubAllowsNoLonger(t *testing.T) {
 }
 
 func TestAnotherKubeconfigIsTakenWithoutARestart(t *testing.T) {
-	r := newRing(t, expiring("one", noon))
+	r := newTokenTest(t, expiring("one", noon))
 	r.put(t, expiring("two", noon.Add(-5*time.Minute)))
-	require.Equal(t, "two", r.lookAt(t, time.Minute).account, "after a rotation, though the token was made earlier")
+	require.Equal(t, "two", r.lookAt(t, time.Minute).accountUID, "after a rotation, though the token was made earlier")
 	r.put(t, expiring("two", noon.Add(10*time.Minute)))
 	require.Equal(t, noon.Add(70*time.Minute).Unix(), r.lookAt(t, 11*time.Minute).expires.Unix(), "another replica has renewed it")
 	r.put(t, expiring("two", noon))
@@ -176,19 +176,19 @@ func TestAnotherKubeconfigIsTakenWithoutARestart(t *testing.T) {
 	require.Equal(t, expiring("two", noon.Add(10*time.Minute)), r.kept(t))
 
 	require.NoError(t, os.WriteFile(r.file, []byte(strings.ReplaceAll(kubeconfigWith("token: "+expiring("three", noon)), "hub.example.com", "other.example.com")), 0o600))
-	require.Equal(t, "two", r.lookAt(t, 13*time.Minute).account)
+	require.Equal(t, "two", r.lookAt(t, 13*time.Minute).accountUID)
 	require.Contains(t, r.log(), "restart kubelb-ccm to use it")
 }
 
 func TestWhatWasPutThereMeanwhileIsNotOverwritten(t *testing.T) {
-	r := newRing(t, expiring("one", noon))
+	r := newTokenTest(t, expiring("one", noon))
 	r.request = func(_ context.Context, of token, _ time.Duration) (string, error) {
 		r.put(t, expiring("two", r.clock))
-		return expiring(of.account, r.clock), nil
+		return expiring(of.accountUID, r.clock), nil
 	}
 	r.lookAt(t, 38*time.Minute)
 	require.Equal(t, expiring("two", noon.Add(38*time.Minute)), r.kept(t))
-	require.Equal(t, "two", r.lookAt(t, 39*time.Minute).account)
+	require.Equal(t, "two", r.lookAt(t, 39*time.Minute).accountUID)
 }
 
 // unwritable is a store that only reads.
@@ -199,26 +199,26 @@ func (unwritable) save(context.Context, []byte, []byte) error {
 }
 
 func TestAStoreThatCannotBeWrittenIsNamed(t *testing.T) {
-	r := newRing(t, expiring("one", noon))
+	r := newTokenTest(t, expiring("one", noon))
 	r.store = unwritable{r.store}
 	r.lookAt(t, 38*time.Minute)
 	require.Equal(t, noon.Add(140*time.Minute).Unix(), r.lookAt(t, 80*time.Minute).expires.Unix(), "it renews all the same")
-	require.Contains(t, r.log(), "the renewed token is not kept")
+	require.Contains(t, r.log(), "cannot save the renewed token")
 	require.Contains(t, r.log(), "kubelb tenants kubeconfig a")
 }
 
 func TestARotatedTokenIsNamed(t *testing.T) {
-	r := newRing(t, expiring("one", noon))
+	r := newTokenTest(t, expiring("one", noon))
 	r.refusal = apierrors.NewUnauthorized("Unauthorized")
 	r.lookAt(t, 38*time.Minute)
-	require.Contains(t, r.log(), "does not take the token any more")
+	require.Contains(t, r.log(), "does not accept the token any more")
 	require.Contains(t, r.log(), "kubelb tenants kubeconfig a")
 }
 
 func TestASecretKeepsTheTokenBesideItsOtherKeys(t *testing.T) {
 	api := fake.NewClientset(&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "kubelb", Name: "kubelb-cluster"}, Data: map[string][]byte{
 		v1alpha1.CCMKubeconfigKey: []byte(kubeconfigWith("token: " + expiring("one", noon))), "other": []byte("x")}})
-	r := newRing(t, expiring("one", noon))
+	r := newTokenTest(t, expiring("one", noon))
 	r.store = &secretStore{secrets: api.CoreV1().Secrets("kubelb"), namespace: "kubelb", name: "kubelb-cluster"}
 	r.lookAt(t, 38*time.Minute)
 	require.Equal(t, expiring("one", noon.Add(38*time.Minute)), r.kept(t))
@@ -226,15 +226,15 @@ func TestASecretKeepsTheTokenBesideItsOtherKeys(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "x", string(secret.Data["other"]))
 	require.ErrorIs(t, r.store.save(t.Context(), []byte("before"), nil), errReplaced)
-	require.ErrorContains(t, r.keepIn(nil, "kubelb-cluster"), "use NAMESPACE/NAME")
+	require.ErrorContains(t, r.storeIn(nil, "kubelb-cluster"), "use NAMESPACE/NAME")
 }
 
 func TestRequestsBearTheTokenAsItIsThen(t *testing.T) {
 	var seen []string
 	hub := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { seen = append(seen, r.Header.Get("Authorization")) }))
 	defer hub.Close()
-	r := newRing(t, expiring("one", noon))
-	client := http.Client{Transport: &bearer{r.keyring, http.DefaultTransport}}
+	r := newTokenTest(t, expiring("one", noon))
+	client := http.Client{Transport: &tokenTransport{r.tokenSource, http.DefaultTransport}}
 	for _, after := range []time.Duration{0, 38 * time.Minute} {
 		r.lookAt(t, after)
 		answer, err := client.Get(hub.URL)
@@ -248,7 +248,7 @@ func TestOtherCredentialsAreLeftAsTheyAre(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "kubelb")
 	for _, user := range []string{"token: opaque", "username: admin, password: x", "tokenFile: " + file} {
 		require.NoError(t, os.WriteFile(file, []byte(kubeconfigWith(user)), 0o600))
-		k, config, err := newKeyring("tenant-a", file, funcr.New(func(string, string) {}, funcr.Options{}))
+		k, config, err := newTokenSource("tenant-a", file, funcr.New(func(string, string) {}, funcr.Options{}))
 		require.NoError(t, err)
 		require.Nil(t, k, user)
 		require.Nil(t, config.WrapTransport)

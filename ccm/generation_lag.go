@@ -13,27 +13,29 @@ import (
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
-// reasonChangeUnconfirmed of a Service's condition: the management cluster says that the Service is served, and means it as it was before its last change.
+// reasonChangeUnconfirmed is the reason of a Service's condition: the Service is served, but the hub has not confirmed its last change yet.
 const reasonChangeUnconfirmed = "ChangeUnconfirmed"
 
-// unconfirmedAfter is for how long a change may be on its way before the Service says so.
+// unconfirmedAfter is how long a change may be unconfirmed before the Service's condition says so.
 const unconfirmedAfter = 10 * time.Second
 
-// lag is since when the Ready condition of a LoadBalancer is of an earlier generation. The zero value knows of none. It is safe for concurrent use.
-type lag struct {
-	mu    sync.Mutex
+// generationLag measures, for each Service, how long the condition Ready of its LoadBalancer has been of an earlier generation. The zero value is empty and
+// ready. It is safe for concurrent use.
+type generationLag struct {
+	mu    sync.Mutex // guards since
 	since map[client.ObjectKey]lagging
 }
 
-// lagging is since when a LoadBalancer's Ready is of that generation, and not of the present one.
+// lagging is an earlier generation that Ready is of, and when that was seen first.
 type lagging struct {
 	generation int64
 	since      time.Time
 }
 
-// note takes over whether the LoadBalancer's Ready is of its present generation. If it is not, the Service's condition is of the generation that it
-// was of. Once that lasts, the condition says so. again is after which time that is, 0 if it is not waited for.
-func (l *lag) note(service *corev1.Service, lb *v1alpha1.LoadBalancer, c metav1.Condition, now time.Time) (out metav1.Condition, again time.Duration) {
+// check compares the generation of the LoadBalancer with the observedGeneration of its condition Ready. If Ready is of an earlier generation, the Service's
+// condition c keeps its former observedGeneration. If that lasts for unconfirmedAfter, the condition says so. again is the time until then, 0 if there is nothing
+// to wait for.
+func (l *generationLag) check(service *corev1.Service, lb *v1alpha1.LoadBalancer, c metav1.Condition, now time.Time) (out metav1.Condition, again time.Duration) {
 	c.ObservedGeneration = service.Generation
 	key, ready := client.ObjectKeyFromObject(service), meta.FindStatusCondition(lb.Status.Conditions, v1alpha1.ConditionReady)
 	// A manager of KubeLB sets no generation.
@@ -47,7 +49,7 @@ func (l *lag) note(service *corev1.Service, lb *v1alpha1.LoadBalancer, c metav1.
 	if c.Status != metav1.ConditionTrue {
 		return c, 0
 	}
-	if wait := l.begin(key, ready.ObservedGeneration, now).Add(unconfirmedAfter).Sub(now); wait > 0 {
+	if wait := l.firstSeen(key, ready.ObservedGeneration, now).Add(unconfirmedAfter).Sub(now); wait > 0 {
 		return c, wait
 	}
 	const unconfirmed = "as it was before its last change, which the management cluster has not confirmed yet"
@@ -60,8 +62,8 @@ func (l *lag) note(service *corev1.Service, lb *v1alpha1.LoadBalancer, c metav1.
 	return c, 0
 }
 
-// begin is since when Ready is of that generation, and not of the present one.
-func (l *lag) begin(key client.ObjectKey, generation int64, now time.Time) time.Time {
+// firstSeen returns when Ready was first seen to be of this earlier generation.
+func (l *generationLag) firstSeen(key client.ObjectKey, generation int64, now time.Time) time.Time {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if is, known := l.since[key]; known && is.generation == generation {
@@ -74,8 +76,8 @@ func (l *lag) begin(key client.ObjectKey, generation int64, now time.Time) time.
 	return now
 }
 
-// forget ends what is known of a Service.
-func (l *lag) forget(key client.ObjectKey) {
+// forget removes a Service.
+func (l *generationLag) forget(key client.ObjectKey) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(l.since, key)

@@ -1,6 +1,6 @@
-// Package marks finds what KubeLB's own CCM has marked in a tenant cluster: objects with its finalizer, which hang in their deletion when that CCM
-// has gone.
-package marks
+// Package foreign finds objects in a tenant cluster that have the finalizer of KubeLB's own CCM. After that CCM is uninstalled nothing removes the finalizer, so
+// the deletion of these objects hangs.
+package foreign
 
 import (
 	"context"
@@ -15,16 +15,16 @@ import (
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
-// Finalizer is the one that KubeLB's CCM sets. Services may have it as well, and those our CCM releases by itself.
+// Finalizer is the finalizer that KubeLB's CCM sets. Services may have it, too: from them our CCM removes it.
 const Finalizer = v1alpha1.CleanupFinalizer
 
-// Secret is the kind that KubeLB's CCM marks with --enable-secret-synchronizer.
+// Secret is a kind that KubeLB's CCM marks if it runs with --enable-secret-synchronizer.
 var Secret = schema.GroupKind{Kind: "Secret"}
 
-// SyncSecret holds a copy of a Secret.
+// SyncSecret is KubeLB's kind for copies of Secrets.
 var SyncSecret = schema.GroupKind{Group: v1alpha1.GroupVersion.Group, Kind: "SyncSecret"}
 
-// Kinds are those of layer 7 that KubeLB's CCM marks, without those that hold Secrets.
+// Kinds returns the kinds of layer 7 that KubeLB's CCM marks. Secret and SyncSecret are not among them.
 func Kinds() []schema.GroupKind {
 	const gateways = "gateway.networking.k8s.io"
 	return []schema.GroupKind{
@@ -34,11 +34,11 @@ func Kinds() []schema.GroupKind {
 	}
 }
 
-// page is how many objects are asked for at once.
+// page is the number of objects in each request.
 const page = 500
 
-// Find returns the metadata of all objects of the kind that are marked; none if the cluster does not have the kind. The reader should be one that
-// asks the API server itself.
+// Find returns the metadata of all objects of the kind that have the finalizer. It returns none if the cluster does not have the kind. Use a reader without a
+// cache: a cache would watch the kind from then on.
 func Find(ctx context.Context, reader client.Reader, mapper meta.RESTMapper, kind schema.GroupKind, options ...client.ListOption) ([]metav1.PartialObjectMetadata, error) {
 	mapping, err := mapper.RESTMapping(kind)
 	if meta.IsNoMatchError(err) {

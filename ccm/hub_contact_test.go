@@ -39,51 +39,51 @@ func TestWhetherAServiceIsServedIsUnknownWhileTheManagementClusterIsAway(t *test
 		return *meta.FindStatusCondition(service.Status.Conditions, conditionReady)
 	}
 	var failed error
-	looks := &refusals{services: r, served: func(context.Context) error { return failed }}
-	report, err := newReporter(tenant, looks.served, r.config, prometheus.NewPedanticRegistry())
+	looks := &outageReporter{services: r, checkHub: func(context.Context) error { return failed }}
+	report, err := newMetricsReporter(tenant, looks.checkHub, r.config, prometheus.NewPedanticRegistry())
 	require.NoError(t, err)
 	require.Zero(t, testutil.CollectAndCount(report.reachable), "a replica that is not elected tells nothing")
 	counted := func(reachable, ready, pending, unknown int) {
 		t.Helper()
-		report.look(t.Context())
+		report.update(t.Context())
 		require.EqualValues(t, reachable, testutil.ToFloat64(report.reachable))
 		for state, n := range map[string]int{"ready": ready, "pending": pending, "unknown": unknown} {
 			require.EqualValues(t, n, testutil.ToFloat64(report.counts.WithLabelValues(state)), state)
 		}
 	}
-	looks.look(t.Context())
+	looks.check(t.Context())
 	require.Equal(t, metav1.ConditionTrue, is().Status)
 	counted(1, 1, 0, 0)
 
 	failed = errors.New("dial tcp 192.0.2.1:6443: connection refused")
-	looks.look(t.Context())
+	looks.check(t.Context())
 	require.Equal(t, metav1.ConditionTrue, is().Status, "it may be a moment")
-	looks.look(t.Context())
-	require.Len(t, r.away.changed, 1, "all Services are looked at")
+	looks.check(t.Context())
+	require.Len(t, r.contact.changed, 1, "all Services are looked at")
 	unknown := is()
 	require.Equal(t, metav1.ConditionUnknown, unknown.Status)
 	require.Equal(t, "HubSilent", unknown.Reason)
 	require.Contains(t, unknown.Message, ": dial tcp 192.0.2.1:6443: connection refused. Until then it said: served")
 	counted(0, 0, 0, 1)
 	failed = errors.New("dial tcp 192.0.2.1:6443: i/o timeout")
-	looks.look(t.Context())
+	looks.check(t.Context())
 	require.Equal(t, unknown, is(), "it is said once")
 	require.Equal(t, 1, strings.Count(all(recorder), "SyncLoadBalancerFailed"))
 
 	failed = nil
-	looks.look(t.Context())
+	looks.check(t.Context())
 	require.Equal(t, metav1.ConditionTrue, is().Status)
 	require.Equal(t, "Normal Ready served again", all(recorder), "it has recovered")
 	counted(1, 1, 0, 0)
 }
 
 func TestWhyTheManagementClusterIsAwayIsToldAnewWhereItRefusesInstead(t *testing.T) {
-	a := newAway(time.Unix(1_800_000_000, 0))
-	a.is(errors.New("no route"), time.Now())
+	a := newHubContact(time.Unix(1_800_000_000, 0))
+	a.set(errors.New("no route"), time.Now())
 	ready := metav1.Condition{Status: metav1.ConditionTrue, Message: "served"}
-	require.Contains(t, a.doubt(ready).Message, "since 2027-01-15T08:00:00Z: no route")
-	a.is(apierrors.NewUnauthorized("Unauthorized"), time.Now())
-	require.Contains(t, a.doubt(ready).Message, "since 2027-01-15T08:00:00Z: Unauthorized")
+	require.Contains(t, a.unknownWhileSilent(ready).Message, "since 2027-01-15T08:00:00Z: no route")
+	a.set(apierrors.NewUnauthorized("Unauthorized"), time.Now())
+	require.Contains(t, a.unknownWhileSilent(ready).Message, "since 2027-01-15T08:00:00Z: Unauthorized")
 	pending := metav1.Condition{Status: metav1.ConditionFalse, Reason: "PoolExhausted"}
-	require.Equal(t, pending, a.doubt(pending), "nobody relies on that")
+	require.Equal(t, pending, a.unknownWhileSilent(pending), "nobody relies on that")
 }

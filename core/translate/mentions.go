@@ -47,8 +47,8 @@ func (m mentions) source(s *source) {
 // entry notes the LoadBalancer's own targets.
 func (m mentions) entry(e *entry) {
 	e.mentions = m.of(func(do func(netip.Addr)) {
-		e.own.Each(do)
-		e.local.Each(do)
+		e.lb.Packed.Addresses.Each(do)
+		e.lb.Packed.Local.Each(do)
 	})
 	note(m.entries, e.lb.Namespace, e, len(e.mentions) > 0)
 }

@@ -140,6 +140,9 @@ func (w *world) change(h *Hub) {
 	default:
 		l := w.loadBalancer()
 		w.lbs[l.ObjectName] = l
+		if w.random.IntN(2) == 0 {
+			l = l.packed()
+		}
 		h.SetLoadBalancer(l)
 	}
 }

@@ -400,7 +400,7 @@ func ingressOf(lb *v1alpha1.LoadBalancer) corev1.LoadBalancerStatus {
 // gateway (Proxy). With direct kube-proxy has to know the addresses, since packets come to it as clients sent them. With transparent a node would answer
 // another one past the gateway, which alone can undo its translation. With the PROXY protocol pods wait for the gateway's header.
 func ipModeOf(lb *v1alpha1.LoadBalancer) corev1.LoadBalancerIPMode {
-	asked := convert.LoadBalancer(lb)
+	asked := convert.WithoutTargets(lb)
 	if asked.Forwarding == model.Direct.String() || asked.Forwarding == model.Transparent.String() && asked.ProxyProtocol == "" {
 		return corev1.LoadBalancerIPModeVIP
 	}

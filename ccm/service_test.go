@@ -98,7 +98,7 @@ func TestEachChangeOfAServiceReachesItsLoadBalancer(t *testing.T) {
 		"a pool":          {annotated(v1alpha1.AnnotationAddressPool, " partners "), func(lb *v1alpha1.LoadBalancer) any { return lb.Spec.AddressPool }, "partners"},
 		"a sharing key":   {annotated(v1alpha1.AnnotationSharingKey, "public"), func(lb *v1alpha1.LoadBalancer) any { return lb.Spec.SharingKey }, "public"},
 		"a mode":          {annotated(v1alpha1.AnnotationForwarding, "direct"), func(lb *v1alpha1.LoadBalancer) any { return lb.Spec.Forwarding }, "direct"},
-		"a PROXY header":  {annotated(v1alpha1.AnnotationProxyProtocol, "v2"), func(lb *v1alpha1.LoadBalancer) any { return lb.Annotations[v1alpha1.AnnotationProxyProtocol] }, "v2"},
+		"a PROXY header":  {annotated(v1alpha1.AnnotationProxyProtocol, "v2"), func(lb *v1alpha1.LoadBalancer) any { return lb.Spec.ProxyProtocol }, "v2"},
 		"the class by us": {func(s *corev1.Service) { class := "kubelb"; s.Spec.LoadBalancerClass = &class }, func(*v1alpha1.LoadBalancer) any { return nil }, nil},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -2,6 +2,7 @@ package translate
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 )
 
@@ -36,6 +37,26 @@ func TestAChangeOfAStatusHasNothingTranslatedAnew(t *testing.T) {
 	h.SetLoadBalancer(large(256, 128, func(lb *LoadBalancer) { lb.Affinity = true }))
 	if c := h.Flush(); len(c.Model.UpsertFrontends) != 512 {
 		t.Errorf("of 512 frontends %d change", len(c.Model.UpsertFrontends))
+	}
+}
+
+func TestAChangeOfAStatusCostsAsMuchHoweverManyTargetsThereAre(t *testing.T) {
+	allocations := func(targets int) float64 {
+		is := large(1, 1, func(l *LoadBalancer) {
+			l.Reference = nil
+			for i := range targets {
+				l.Addresses = append(l.Addresses, longTarget(1, i))
+			}
+		}).packed()
+		h := hubWithNodes()
+		h.SetLoadBalancer(is)
+		h.Flush()
+		// What a cache has of the next version is the same in another place.
+		is.Packed.Addresses = Packed(strings.Clone(string(is.Packed.Addresses)))
+		return testing.AllocsPerRun(10, func() { h.SetLoadBalancer(is) })
+	}
+	if one, many := allocations(1), allocations(MaxTargets); many > one {
+		t.Errorf("%g allocations for one target, %g for %d", one, many, MaxTargets)
 	}
 }
 

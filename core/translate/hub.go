@@ -67,10 +67,9 @@ type Hub struct {
 
 // entry is a LoadBalancer with what its last translation took hold of.
 type entry struct {
-	// lb is without its targets, which are in own and local. Its Local says only whether it has such a list.
-	lb         LoadBalancer
-	own, local Packed
-	mentions   hashes
+	// lb has its targets packed.
+	lb       LoadBalancer
+	mentions hashes
 	// source is what it refers to, nil for nothing.
 	source    *source
 	dirty     bool
@@ -245,41 +244,21 @@ func (h *Hub) markReferring(s *source) {
 
 // SetLoadBalancer adds or replaces a LoadBalancer. Most changes of the object are of its status, and nothing to what is forwarded.
 func (h *Hub) SetLoadBalancer(lb LoadBalancer) {
-	lb, own, local := lb.packed()
+	lb = lb.packed()
 	e := h.lbs[lb.ObjectName]
 	if e == nil {
 		e = &entry{}
 		h.lbs[lb.ObjectName] = e
-	} else if e.own == own && e.local == local && reflect.DeepEqual(e.lb, lb) {
+	} else if reflect.DeepEqual(e.lb, lb) {
+		e.lb.Packed = lb.Packed // so that the hub and a cache keep the same text, and not one each
 		return
 	}
-	e.lb = lb
-	if e.own != own || e.local != local {
-		e.own, e.local = own, local
+	retargeted := e.lb.Packed != lb.Packed
+	if e.lb = lb; retargeted {
 		h.mentions.entry(e)
 	}
 	h.refer(e)
 	h.markLB(e)
-}
-
-// packed takes the targets out of a LoadBalancer.
-func (lb LoadBalancer) packed() (slim LoadBalancer, own, local Packed) {
-	own, lb.Addresses = Pack(lb.Addresses), nil
-	if lb.Local != nil {
-		local, lb.Local = Pack(*lb.Local), &[]Address{}
-	}
-	return lb, own, local
-}
-
-// whole is the LoadBalancer with its targets.
-func (e *entry) whole() *LoadBalancer {
-	lb := e.lb
-	lb.Addresses = e.own.Unpack()
-	if lb.Local != nil {
-		local := e.local.Unpack()
-		lb.Local = &local
-	}
-	return &lb
 }
 
 // refer keeps the entry with the source that its LoadBalancer refers to.
@@ -305,7 +284,7 @@ func (h *Hub) DeleteLoadBalancer(name model.ObjectName) {
 	if e == nil {
 		return
 	}
-	e.own, e.local = "", ""
+	e.lb.Packed = PackedTargets{}
 	h.mentions.entry(e)
 	e.lb.Reference = nil
 	h.refer(e)
@@ -516,8 +495,7 @@ func (h *Hub) translate(e *entry) {
 	if t, known := h.tenants[lb.Namespace]; known {
 		tenant = &t
 	}
-	t := read(e.whole(), tenant, e.source != nil && e.source.object != nil, h.fence)
-	t.lb = lb // whose targets have been read
+	t := read(lb, tenant, e.source != nil && e.source.object != nil, h.fence)
 	e.read = t
 	if _, refused := Refused(t.problems); refused {
 		return

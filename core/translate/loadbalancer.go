@@ -92,16 +92,17 @@ func read(lb *LoadBalancer, tenant *Tenant, found bool, fence Fence) *translatio
 	t.idle = t.readIdleTimeout()
 	t.checkWords()
 	if lb.Reference == nil {
-		t.own = t.inline(ownField, lb.Addresses)
+		t.own = t.inline(ownField, lb.own())
 	} else if t.referenceAllowed() {
 		if t.referred = found; !found {
 			t.refuse(ReasonAddressesNotFound, referenceField, "Addresses %s/%s does not exist: the tenant's CCM writes it; it is served as soon as it is there", lb.Namespace, lb.Reference.Name)
 		}
 	}
+	local := lb.local()
 	if lb.Local != nil {
-		t.local = t.inline(localField, *lb.Local)
+		t.local = t.inline(localField, local)
 	}
-	if t.onlyLocal() && len(*lb.Local) == 0 {
+	if t.onlyLocal() && len(local) == 0 {
 		t.problems = append(t.problems, Problem{Reason: ReasonNoLocalEndpoints, Field: localField, Partial: true,
 			Message: "externalTrafficPolicy is Local and no node has a ready endpoint, so connections are refused"})
 	}

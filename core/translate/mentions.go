@@ -2,6 +2,7 @@ package translate
 
 import (
 	"hash/maphash"
+	"iter"
 	"maps"
 	"net/netip"
 	"slices"
@@ -46,8 +47,8 @@ func (m mentions) source(s *source) {
 // entry notes the LoadBalancer's own targets.
 func (m mentions) entry(e *entry) {
 	e.mentions = m.of(func(do func(netip.Addr)) {
-		e.own.Each(do)
-		e.local.Each(do)
+		e.lb.Packed.Addresses.Each(do)
+		e.lb.Packed.Local.Each(do)
 	})
 	note(m.entries, e.lb.Namespace, e, len(e.mentions) > 0)
 }
@@ -76,18 +77,24 @@ func (m mentions) search(addresses []netip.Addr) searched {
 	return out
 }
 
-// in are the searched addresses that the list has, and maybe some that have the same hash.
+// in are the searched addresses that the list has, and maybe some that have the same hash. It costs as much as the shorter of the two is long, and not
+// as much as the longer one: a tenant may list thousands of addresses, and hundreds of other tenants have a few each.
 func (s searched) in(list hashes) (found []netip.Addr) {
-	for _, hash := range s.hashes {
+	few, many := s.hashes, list
+	if len(few) > len(many) {
+		few, many = many, few
+	}
+	leaps := len(many) > 16*len(few)
+	for _, hash := range few {
 		i := 0
-		if len(list) > 16*len(s.hashes) {
-			i, _ = slices.BinarySearch(list, hash)
+		if leaps {
+			i, _ = slices.BinarySearch(many, hash)
 		} else {
-			for i < len(list) && list[i] < hash {
+			for i < len(many) && many[i] < hash {
 				i++
 			}
 		}
-		if list = list[i:]; len(list) > 0 && list[0] == hash {
+		if many = many[i:]; len(many) > 0 && many[0] == hash {
 			found = append(found, s.of[hash]...)
 		}
 	}
@@ -95,13 +102,12 @@ func (s searched) in(list hashes) (found []netip.Addr) {
 }
 
 // within are all that a namespace's lists have.
-func (m mentions) within(namespace string, s searched) map[netip.Addr]bool {
-	found := map[netip.Addr]bool{}
-	if len(s.hashes) == 0 {
-		return found
-	}
+func (m mentions) within(namespace string, s searched) (found map[netip.Addr]bool) {
 	note := func(list hashes) {
 		for _, address := range s.in(list) {
+			if found == nil {
+				found = map[netip.Addr]bool{}
+			}
 			found[address] = true
 		}
 	}
@@ -112,6 +118,22 @@ func (m mentions) within(namespace string, s searched) map[netip.Addr]bool {
 		note(entry.mentions)
 	}
 	return found
+}
+
+// namespaces are those with a list that has an address, each once.
+func (m mentions) namespaces() iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for namespace := range m.sources {
+			if !yield(namespace) {
+				return
+			}
+		}
+		for namespace := range m.entries {
+			if m.sources[namespace] == nil && !yield(namespace) {
+				return
+			}
+		}
+	}
 }
 
 func eachAddress(list []Address, do func(netip.Addr)) {
@@ -141,17 +163,13 @@ func (h *Hub) SetHosts(hosts map[netip.Addr]string) {
 		return
 	}
 	s := h.mentions.search(changed)
-	for namespace := range h.mentions.sources {
-		h.markMentioning(namespace, s)
-	}
-	for namespace := range h.mentions.entries {
+	for namespace := range h.mentions.namespaces() {
 		h.markMentioning(namespace, s)
 	}
 }
 
 // list replaces what an object lists. Only who may target an address since then, or may no more, is translated anew: not all who mention what a tenant
-// lists, which costs that tenant one write. It looks at the lists of those tenants alone that may have an address for which the object says something else
-// than before: of the same network, and with that in their backendCIDRs.
+// lists, which costs that tenant one write.
 func (h *Hub) list(a Addresses) {
 	by, known := h.tenants[a.Namespace]
 	differing := h.claims.Differing(a)
@@ -159,17 +177,7 @@ func (h *Hub) list(a Addresses) {
 		h.claims.SetAddresses(a)
 		return
 	}
-	before := map[string]map[netip.Addr]bool{} // by namespace: whether it is another tenant's
-	for namespace, tenant := range h.tenants {
-		if tenant.Network != by.Network {
-			continue
-		}
-		mentioned := h.mentions.within(namespace, h.mentions.search(tenant.mayHave(differing)))
-		for address := range mentioned {
-			_, mentioned[address] = h.claims.Rival(tenant, address)
-		}
-		before[namespace] = mentioned
-	}
+	before := h.anothers(by.Network, differing)
 	h.claims.SetAddresses(a)
 	for namespace, was := range before {
 		var passed []netip.Addr
@@ -184,11 +192,22 @@ func (h *Hub) list(a Addresses) {
 	}
 }
 
-// mayHave are the addresses in networks that the operator lets the tenant have. All others are refused whoever has them.
-func (t Tenant) mayHave(addresses []netip.Addr) (out []netip.Addr) {
-	for _, address := range addresses {
-		if precision(t, address) >= 0 {
-			out = append(out, address)
+// anothers are, by namespace, the addresses that lists of the network's tenants have, each with whether it is another tenant's. An address outside a
+// tenant's backendCIDRs is refused whoever has it.
+func (h *Hub) anothers(network string, addresses []netip.Addr) map[string]map[netip.Addr]bool {
+	out, s := map[string]map[netip.Addr]bool{}, h.mentions.search(addresses)
+	for namespace := range h.mentions.namespaces() {
+		tenant, known := h.tenants[namespace]
+		if !known || tenant.Network != network {
+			continue
+		}
+		mentioned := h.mentions.within(namespace, s)
+		maps.DeleteFunc(mentioned, func(address netip.Addr, _ bool) bool { return precision(tenant, address) < 0 })
+		for address := range mentioned {
+			_, mentioned[address] = h.claims.Rival(tenant, address)
+		}
+		if len(mentioned) > 0 {
+			out[namespace] = mentioned
 		}
 	}
 	return out

@@ -36,6 +36,8 @@ type LoadBalancer struct {
 	Addresses []Address         `json:"addresses,omitempty"`
 	// Local are the nodes with a ready endpoint; nil when the tenant does not tell.
 	Local *[]Address `json:"local,omitempty"`
+	// Packed may hold Addresses and Local in their place. Local then says only whether there is such a list.
+	Packed PackedTargets `json:"-"`
 	// LocalOnly is externalTrafficPolicy Local.
 	LocalOnly bool `json:"localOnly,omitempty"`
 	// Affinity keeps a client on its endpoint for AffinitySeconds (0: the default of three hours).

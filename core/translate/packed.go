@@ -10,6 +10,9 @@ import (
 // same when they are packed.
 type Packed string
 
+// PackedTargets are the targets that stand in a LoadBalancer itself. To compare them costs as much as to compare two texts.
+type PackedTargets struct{ Addresses, Local Packed }
+
 // The first byte of a target says what follows: the bytes of an address, or two texts, each after its length.
 const (
 	packedIPv4 = 4
@@ -111,4 +114,38 @@ func (p Packed) Each(do func(netip.Addr)) {
 		}
 		do(address)
 	}
+}
+
+// packed is the LoadBalancer with its targets in Packed.
+func (lb LoadBalancer) packed() LoadBalancer {
+	if len(lb.Addresses) > 0 {
+		lb.Packed.Addresses = Pack(lb.Addresses)
+	}
+	if lb.Addresses = nil; lb.Local == nil {
+		return lb
+	}
+	if len(*lb.Local) > 0 {
+		lb.Packed.Local = Pack(*lb.Local)
+	}
+	lb.Local = &[]Address{}
+	return lb
+}
+
+// own are the targets in Addresses, packed or not.
+func (lb *LoadBalancer) own() []Address {
+	if lb.Packed.Addresses != "" {
+		return lb.Packed.Addresses.Unpack()
+	}
+	return lb.Addresses
+}
+
+// local are the targets in Local, packed or not.
+func (lb *LoadBalancer) local() []Address {
+	switch {
+	case lb.Local == nil:
+		return nil
+	case lb.Packed.Local != "":
+		return lb.Packed.Local.Unpack()
+	}
+	return *lb.Local
 }

@@ -2,6 +2,7 @@ package translate
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -30,5 +31,27 @@ func TestAPackedListIsTheListInFewBytes(t *testing.T) {
 	}
 	if size := len(Pack(many)); size != 5*MaxTargets {
 		t.Errorf("%d bytes for each", size/MaxTargets)
+	}
+}
+
+func TestALoadBalancerMeansTheSameWhenItsTargetsArePacked(t *testing.T) {
+	w := &world{random: rand.New(rand.NewPCG(1, 1))}
+	tenant := Tenant{Name: "a", BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00::/126")}, OwnEndpointsPerLoadBalancer: 2}
+	for range 2000 {
+		list := w.loadBalancer()
+		packed := list.packed()
+		if packed.Addresses != nil || packed.Local != nil && len(*packed.Local) > 0 {
+			t.Fatal("a list is left")
+		}
+		if again := packed.packed(); !reflect.DeepEqual(again, packed) {
+			t.Fatalf("%+v is packed to %+v", packed, again)
+		}
+		if got, want := packed.OwnTargets(), list.OwnTargets(); !reflect.DeepEqual(got, want) {
+			t.Fatalf("targets %v, want %v", got, want)
+		}
+		got, want := Check(&packed, &tenant, nil, Fence{}), Check(&list, &tenant, nil, Fence{})
+		if !reflect.DeepEqual(got, want) || !reflect.DeepEqual(packed.reached, list.reached) {
+			t.Fatalf("%v of %v, want %v of %v", got, packed.reached, want, list.reached)
+		}
 	}
 }

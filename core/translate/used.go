@@ -64,9 +64,5 @@ func CoversUsed(named []string) Problem {
 
 // OwnTargets are the targets that stand in the LoadBalancer itself.
 func (lb LoadBalancer) OwnTargets() Addresses {
-	own := Addresses{ObjectName: lb.ObjectName, List: lb.Addresses}
-	if lb.Local != nil {
-		own.List = slices.Concat(own.List, *lb.Local)
-	}
-	return own
+	return Addresses{ObjectName: lb.ObjectName, List: slices.Concat(lb.own(), lb.local())}
 }

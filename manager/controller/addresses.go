@@ -110,7 +110,7 @@ func (b *addressBook) records(ctx context.Context) (out []record, err error) {
 	err = eachPage(ctx, b.reader, func() *v1alpha1.LoadBalancerList { return &v1alpha1.LoadBalancerList{} }, begin, func(page *v1alpha1.LoadBalancerList) error {
 		for i := range page.Items {
 			lb := &page.Items[i]
-			asks := convert.LoadBalancer(lb)
+			asks := convert.WithoutTargets(lb)
 			out = append(out, record{asks.ObjectName.String(), lb.CreationTimestamp, lb.UID, ipam.Holding{Claim: asks.Claim(), Grants: convert.Grants(lb)}})
 		}
 		return nil

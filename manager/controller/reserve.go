@@ -18,7 +18,7 @@ import (
 // reserve keeps what the LoadBalancer asked for by name and has, for its tenant, once it is gone; of a tenant that leaves all that it has, since its
 // cluster may still think that it has it. That is on record with the pool before the LoadBalancer goes, so that a manager that starts then knows of it.
 func (b *addressBook) reserve(ctx context.Context, c client.Client, lb *v1alpha1.LoadBalancer, leaves bool, now time.Time) error {
-	requested, grants := convert.LoadBalancer(lb).Requested, convert.Grants(lb)
+	requested, grants := convert.WithoutTargets(lb).Requested, convert.Grants(lb)
 	for _, g := range grants {
 		if !leaves && !slices.Contains(requested, g.Address) || !b.keep(g, lb.Namespace, leaves, now) {
 			continue

@@ -18,6 +18,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/core/model"
 	"kubelb.k8c.io/core/translate"
 	"kubelb.k8c.io/manager/convert"
 	"kubelb.k8c.io/manager/hubhosts"
@@ -151,8 +152,9 @@ func (r *targetReconciler) read(ctx context.Context, key listKey) (translate.Add
 		if err := r.client.Get(ctx, key.ObjectKey, &lb, client.UnsafeDisableDeepCopy); err != nil {
 			return translate.Addresses{}, nil, err
 		}
-		is := convert.LoadBalancer(&lb)
-		return is.OwnTargets(), is.Addresses, nil
+		own, local := convert.OwnTargets(&lb)
+		addresses := own.Unpack()
+		return translate.Addresses{ObjectName: model.ObjectName(key.ObjectKey), List: slices.Concat(addresses, local.Unpack())}, addresses, nil
 	}
 	var object v1alpha1.Addresses
 	if err := r.client.Get(ctx, key.ObjectKey, &object, client.UnsafeDisableDeepCopy); err != nil {

@@ -20,8 +20,16 @@ import (
 	"kubelb.k8c.io/core/translate"
 )
 
-// LoadBalancer takes what translation needs. Fields beat annotations; malformed annotations refuse it. If it has addresses they stay as they were.
+// LoadBalancer takes what translation needs. Fields beat annotations; malformed annotations refuse it. If it has addresses they stay as they were. Targets
+// that are packed stay so.
 func LoadBalancer(lb *v1alpha1.LoadBalancer) translate.LoadBalancer {
+	out := WithoutTargets(lb)
+	targets(lb, &out)
+	return out
+}
+
+// WithoutTargets is LoadBalancer without the targets that stand in it, of which there may be thousands.
+func WithoutTargets(lb *v1alpha1.LoadBalancer) translate.LoadBalancer {
 	out, slips := interpret(lb, lb.Annotations)
 	if len(slips) == 0 || len(lb.Status.Addresses) == 0 {
 		out.Malformed = problemsOf(slips)
@@ -66,7 +74,7 @@ func asItWas(lb *v1alpha1.LoadBalancer, values map[string]string, key string) {
 	}
 }
 
-// interpret reads the object, but for its endpoints, which may be many and which no annotation concerns, with these annotations.
+// interpret reads the object but for its targets, with these annotations.
 func interpret(lb *v1alpha1.LoadBalancer, values map[string]string) (translate.LoadBalancer, []slip) {
 	a := annotations{values: values}
 	out := translate.LoadBalancer{
@@ -123,18 +131,8 @@ func endpoints(lb *v1alpha1.LoadBalancer, out *translate.LoadBalancer) {
 	for _, p := range e.Ports {
 		out.EndpointPorts = append(out.EndpointPorts, translate.Port{Name: p.Name, Number: p.Port, Protocol: string(p.Protocol)})
 	}
-	if out.Addresses = addresses(e.Addresses); isPacked(lb) {
-		out.Addresses = translate.Packed(e.Packed.Addresses).Unpack()
-	}
 	if e.AddressesReference != nil {
 		out.Reference = &model.ObjectName{Namespace: e.AddressesReference.Namespace, Name: e.AddressesReference.Name}
-	}
-	if e.LocalAddresses != nil {
-		local := addresses(*e.LocalAddresses)
-		if isPacked(lb) {
-			local = translate.Packed(e.Packed.Local).Unpack()
-		}
-		out.Local = &local
 	}
 }
 

@@ -44,6 +44,23 @@ func OwnTargets(lb *v1alpha1.LoadBalancer) (own, local translate.Packed) {
 	return own, local
 }
 
+// targets takes the targets as they are, in lists or packed.
+func targets(lb *v1alpha1.LoadBalancer, out *translate.LoadBalancer) {
+	if len(lb.Spec.Endpoints) == 0 {
+		return
+	}
+	e := &lb.Spec.Endpoints[0]
+	if isPacked(lb) {
+		out.Packed.Addresses, out.Packed.Local = OwnTargets(lb)
+	} else {
+		out.Addresses = addresses(e.Addresses)
+	}
+	if e.LocalAddresses != nil {
+		local := addresses(*e.LocalAddresses) // none if they are packed
+		out.Local = &local
+	}
+}
+
 // HasOwnTargets tells whether one of the lists has an entry.
 func HasOwnTargets(lb *v1alpha1.LoadBalancer) bool {
 	if len(lb.Spec.Endpoints) == 0 {

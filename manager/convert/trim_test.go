@@ -11,6 +11,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"kubelb.k8c.io/api/v1alpha1"
+	"kubelb.k8c.io/core/translate"
+	"kubelb.k8c.io/manager/convert/converttest"
 )
 
 func TestWhatTheCacheKeepsOfATenantsObjectIsWhatIsLookedAt(t *testing.T) {
@@ -31,7 +33,7 @@ func TestWhatTheCacheKeepsOfATenantsObjectIsWhatIsLookedAt(t *testing.T) {
 	text, err := json.Marshal(kept)
 	require.NoError(t, err)
 	require.NotContains(t, string(text), long)
-	is := LoadBalancer(kept.(*v1alpha1.LoadBalancer))
+	is := unpacked(LoadBalancer(kept.(*v1alpha1.LoadBalancer)))
 	require.Equal(t, "198.51.100.11", is.Addresses[0].IP)
 	whole.Addresses[0].Hostname, whole.Addresses[1].Hostname, (*whole.Local)[0].Hostname = "", long[:maxHostname], ""
 	require.Equal(t, whole, is, "it means the same")
@@ -52,7 +54,7 @@ func TestTheCacheKeepsTargetsInFewBytes(t *testing.T) {
 		require.Nil(t, e.Addresses)
 		require.Len(t, e.Packed.Addresses, 5*5000)
 		require.Nil(t, e.LocalAddresses, "which is another wish than an empty list")
-		require.Equal(t, LoadBalancer(read), LoadBalancer(lb.DeepCopy()))
+		require.Equal(t, LoadBalancer(read), unpacked(LoadBalancer(lb.DeepCopy())))
 	}
 	text, err := json.Marshal(lb)
 	require.NoError(t, err)
@@ -61,8 +63,44 @@ func TestTheCacheKeepsTargetsInFewBytes(t *testing.T) {
 	none, err := json.Marshal(v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{ResourceVersion: "8"}, Spec: v1alpha1.LoadBalancerSpec{Endpoints: []v1alpha1.LoadBalancerEndpoints{{}}}})
 	require.NoError(t, err)
 	require.NoError(t, json.Unmarshal(none, lb), "as the answer to a write does")
-	require.Empty(t, LoadBalancer(lb).Addresses, "this version has none")
+	require.Empty(t, LoadBalancer(lb).OwnTargets().List, "this version has none")
 	require.False(t, HasOwnTargets(lb))
+}
+
+// unpacked has the targets in lists, as of an object that no cache has packed.
+func unpacked(lb translate.LoadBalancer) translate.LoadBalancer {
+	lb.Addresses = lb.Packed.Addresses.Unpack()
+	if lb.Local != nil {
+		local := lb.Packed.Local.Unpack()
+		lb.Local = &local
+	}
+	lb.Packed = translate.PackedTargets{}
+	return lb
+}
+
+// A gateway's loop takes over what changes of a LoadBalancer, and elects in between. A controller writes its status again and again.
+func TestToReadALoadBalancerFromTheCacheCostsAsMuchHoweverManyTargetsItHas(t *testing.T) {
+	of := func(targets int) *v1alpha1.LoadBalancer {
+		lb := converttest.LoadBalancer(1, 1)
+		e := &lb.Spec.Endpoints[0]
+		local := slices.Clone(e.Addresses[:targets])
+		e.Addresses, e.LocalAddresses = slices.Clone(local), &local
+		kept, err := trim(lb)
+		require.NoError(t, err)
+		return kept.(*v1alpha1.LoadBalancer)
+	}
+	one, many := of(1), of(translate.MaxTargets)
+	hub := translate.NewHub()
+	for what, read := range map[string]func(*v1alpha1.LoadBalancer){
+		"a gateway learns of a version": func(lb *v1alpha1.LoadBalancer) { hub.SetLoadBalancer(LoadBalancer(lb)) },
+		"what is on record":             func(lb *v1alpha1.LoadBalancer) { Settings(lb) },
+		"what it asks for":              func(lb *v1alpha1.LoadBalancer) { WithoutTargets(lb) },
+	} {
+		t.Run(what, func(t *testing.T) {
+			few := testing.AllocsPerRun(5, func() { read(one) })
+			require.InDelta(t, few, testing.AllocsPerRun(5, func() { read(many) }), few/20+1)
+		})
+	}
 }
 
 func TestTheCacheKeepsOfAnAnnotationWhatItSays(t *testing.T) {

@@ -82,7 +82,6 @@ func (h *host) mend(fix string) {
 	h.t.Helper()
 	command, is := strings.CutPrefix(fix, "run: ")
 	require.True(h.t, is, "%q is no command", fix)
-	command, _, _ = strings.Cut(command, " (")
 	out, status := h.run("unshare", "--mount", "sh", "-ec", "mount -t tmpfs tmpfs /etc/sysctl.d; "+command)
 	require.Zero(h.t, status, "%s: %s", command, out)
 }

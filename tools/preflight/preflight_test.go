@@ -243,6 +243,23 @@ func TestAllThatIsMissingIsSaidAtOnce(t *testing.T) {
 	require.Contains(t, report, "3 MISSING")
 }
 
+// eBPF serves a family that is forwarded without the other one. Envoy's connections are the host's own, so it forwards nothing.
+func TestAHostThatForwardsNeitherFamilyLacksWhatItsDataplaneNeeds(t *testing.T) {
+	for _, backend := range backends() {
+		h := newHost(t)
+		report, status := h.preflight("--backend=" + backend)
+		if backend == "envoy" {
+			require.NotContains(t, report, "sysctl net.ipv4.ip_forward")
+			continue
+		}
+		require.Equal(t, 1, status, report)
+		for _, subject := range []string{"sysctl net.ipv4.ip_forward", "sysctl net.ipv6.conf.all.forwarding"} {
+			verdict, _ := line(t, report, subject)
+			require.Equal(t, "MISSING", verdict, report)
+		}
+	}
+}
+
 func TestTheGatewayIsPreparedAndThenChecked(t *testing.T) {
 	h := newHost(t)
 	report, status := h.preflight("--prepare-host")

@@ -12,6 +12,7 @@ import (
 
 	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/backends/dataplane/preflight"
+	"kubelb.k8c.io/manager/announce"
 	"kubelb.k8c.io/manager/descriptor"
 )
 
@@ -23,6 +24,8 @@ type Needs struct {
 	Answers bool
 	// Packets: it sends and hears frames of its own on them.
 	Packets bool
+	// Families: it is asked which families they carry. A gateway that runs says so itself.
+	Families bool
 	// Tries: it tries what it answers for, by a pair of virtual interfaces.
 	Tries bool
 	// Ports are where it is going to listen. A gateway that listens already gives none.
@@ -48,6 +51,9 @@ func (n Needs) Checks(ctx context.Context) []dataplane.Check {
 		checks = append(checks, n.interfaceCheck(name))
 		if _, err := net.InterfaceByName(name); err == nil {
 			checks = append(checks, reversePathCheck(host, name))
+		}
+		if n.Answers && n.Families {
+			checks = append(checks, announce.FamilyChecks(name)...)
 		}
 	}
 	if n.Tries {

@@ -300,6 +300,30 @@ func TestAnInterfaceWithoutACarrierAnnouncesNothing(t *testing.T) {
 	h.becomesReady("--announce-interfaces=eth1")
 }
 
+// The gateway would be no candidate for addresses of the family.
+func TestAnInterfaceThatDoesNotCarryAFamilyLimitsTheFamily(t *testing.T) {
+	h := newHost(t, forwards...)
+	report, status := h.preflight("--announce-interfaces=eth0, ")
+	require.Zero(t, status, report)
+	verdict, fix := line(t, report, "IPv4 at interface eth0")
+	require.Equal(t, "LIMITED", verdict)
+	require.Equal(t, "add an address of the clients' network (ip address add …/24 dev eth0)", fix)
+	_, status = h.run("ip", "address", "add", "203.0.113.2/24", "dev", "eth0")
+	require.Zero(t, status)
+	_, status = h.run("sysctl", "-w", "net.ipv6.conf.eth0.disable_ipv6=1")
+	require.Zero(t, status)
+	report, _ = h.preflight()
+	verdict, _ = line(t, report, "IPv4 at interface eth0")
+	require.Equal(t, "ok", verdict)
+	verdict, fix = line(t, report, "IPv6 at interface eth0")
+	require.Equal(t, "LIMITED", verdict)
+	h.mend(fix)
+	report, _ = h.preflight()
+	require.NotContains(t, report, "IPv6 is turned off")
+	report, _ = h.preflight("--announce=bgp")
+	require.NotContains(t, report, "IPv4 at interface", "addresses are announced to routers")
+}
+
 func TestTheLoopbackAnswersNoARP(t *testing.T) {
 	report, _ := newHost(t, forwards...).preflight("--announce-interfaces=lo")
 	verdict, fix := line(t, report, "interface lo")

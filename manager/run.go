@@ -352,11 +352,13 @@ func (o *options) backendOptionsFor(path string) driver.Backend {
 }
 
 // announceInterfaces are the interfaces that the flag names.
-func (o *options) announceInterfaces() []string {
-	if o.interfaces == "" {
-		return nil
+func (o *options) announceInterfaces() (names []string) {
+	for _, name := range strings.Split(o.interfaces, ",") {
+		if name = strings.TrimSpace(name); name != "" {
+			names = append(names, name)
+		}
 	}
-	return strings.Split(o.interfaces, ",")
+	return names
 }
 
 // Values of flags.

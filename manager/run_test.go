@@ -17,3 +17,9 @@ func TestAGatewayWithANameThatCannotBeDoesNotStart(t *testing.T) {
 	}
 	require.NoError(t, checkGatewayName("node-1.example.com"))
 }
+
+func TestInterfacesAreNamedWithAndWithoutBlanks(t *testing.T) {
+	for flag, names := range map[string][]string{"": nil, "eth0": {"eth0"}, "eth0,p0": {"eth0", "p0"}, "eth0, p0": {"eth0", "p0"}, " eth0 ,, p0 ,": {"eth0", "p0"}} {
+		require.Equal(t, names, (&options{interfaces: flag}).announceInterfaces(), "%q", flag)
+	}
+}

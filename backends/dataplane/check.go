@@ -70,7 +70,8 @@ func (c Check) Outcome() string {
 	return c.Found + "; may not work: " + c.Costs
 }
 
-// Fix is the command, or the advice, or both, as people are told. It is empty where nothing is to be done.
+// Fix is the command, or the advice, or both, as people are told. It is empty where nothing is to be done. The advice is a comment for the shell, so that
+// the whole line can be copied.
 func (c Check) Fix() string {
 	switch {
 	case c.State == CheckOK:
@@ -80,7 +81,7 @@ func (c Check) Fix() string {
 	case c.Advice == "":
 		return "run: " + c.Command
 	}
-	return "run: " + c.Command + " (" + c.Advice + ")"
+	return "run: " + c.Command + "     # " + c.Advice
 }
 
 // String is the check in one line, with its fix.

@@ -12,7 +12,7 @@ func TestACheckSaysInOneLineWhatIsMissingAndHowToMendIt(t *testing.T) {
 	c.Costs = "limits"
 	require.Equal(t, "module nft_ct: not loaded; does not work: limits; run: modprobe nft_ct", c.String())
 	c.Advice = "on the host"
-	require.Contains(t, c.String(), "; run: modprobe nft_ct (on the host)")
+	require.Contains(t, c.String(), "; run: modprobe nft_ct     # on the host", "a shell takes the advice for a comment")
 	c.State, c.Found = CheckOK, "loaded"
 	require.Equal(t, "module nft_ct: loaded", c.String(), "nothing is to be mended")
 }

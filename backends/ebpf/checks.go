@@ -34,10 +34,28 @@ func (b *Backend) Preflight(_ context.Context, config dataplane.Config) ([]datap
 	checks = append(checks, placeChecks(o.attach, host.Modules())...)
 	checks = append(checks, speedChecks(o.xdp)...)
 	checks = append(checks, trackingCheck())
-	// Each frontend asks for its own family alone (requireForwarding).
-	checks = append(checks, host.ForwardingIPv4("IPv4 frontends"), host.ForwardingIPv6("IPv6 frontends"))
+	checks = append(checks, forwardingChecks(host)...)
 	interfaces, err := interfaceChecks(o, pinDirectory(o, config.StateDir))
 	return append(checks, interfaces...), err
+}
+
+// forwardingChecks tell which families are forwarded. Each frontend asks for its own family alone (requireForwarding), so one that is off limits its
+// frontends. Without any, nothing works.
+func forwardingChecks(host preflight.Host) []dataplane.Check {
+	v4, v6 := host.ForwardingIPv4("IPv4 frontends"), host.ForwardingIPv6("IPv6 frontends")
+	if !forwards(host, "net/ipv4/ip_forward") && !forwards(host, preflight.ForwardsIPv6("all")) {
+		v4.Costs, v6.Costs = "", ""
+	}
+	return []dataplane.Check{v4, v6}
+}
+
+// forwards tells whether the setting is on, or may be. A kernel without the family has no such setting.
+func forwards(host preflight.Host, key string) bool {
+	value, err := host.SysctlValue(key)
+	if err != nil {
+		return !errors.Is(err, os.ErrNotExist)
+	}
+	return preflight.NotZero(value)
 }
 
 // kernelChecks are a line for the release and one for each feature of the kernel that the programs need.

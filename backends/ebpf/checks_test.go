@@ -2,6 +2,7 @@ package ebpf
 
 import (
 	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -29,4 +30,40 @@ func TestPreflightOfAHostThatForwardsOneFamilyLimitsTheOther(t *testing.T) {
 		assert.Equal(t, dataplane.CheckMissing, lacking.State)
 		assert.Equal(t, "IPv6 frontends", lacking.Costs)
 	}))
+}
+
+func TestAHostThatForwardsNothingServesNothing(t *testing.T) {
+	const v4, v6 = "net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"
+	for name, c := range map[string]struct {
+		sysctls map[string]string
+		lacks   []string
+		missing bool
+	}{
+		"both":                       {map[string]string{v4: "1", v6: "1"}, nil, false},
+		"IPv4 alone":                 {map[string]string{v4: "1", v6: "0"}, []string{v6}, false},
+		"IPv6 alone":                 {map[string]string{v4: "0", v6: "1"}, []string{v4}, false},
+		"neither":                    {map[string]string{v4: "0", v6: "0"}, []string{v4, v6}, true},
+		"IPv4, and there is no IPv6": {map[string]string{v4: "1"}, nil, false},
+		"neither; there is no IPv6":  {map[string]string{v4: "0"}, []string{v4}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			host := preflight.Host{Root: t.TempDir()}
+			for key, value := range c.sysctls {
+				path := filepath.Join(host.Root, "proc/sys", key)
+				require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o700))
+				require.NoError(t, os.WriteFile(path, []byte(value), 0o600))
+			}
+			checks := forwardingChecks(host)
+			var lacks []string
+			for _, check := range dataplane.Lacking(checks) {
+				lacks = append(lacks, check.Subject)
+			}
+			var want []string
+			for _, key := range c.lacks {
+				want = append(want, "sysctl "+preflight.SysctlName(key))
+			}
+			require.Equal(t, want, lacks)
+			require.Equal(t, c.missing, dataplane.MissingError(checks) != nil)
+		})
+	}
 }

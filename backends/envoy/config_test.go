@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"kubelb.k8c.io/backends/dataplane"
 )
 
 func TestOptionsAreReadOrRefusedWithWhatToWrite(t *testing.T) {
@@ -19,6 +21,8 @@ func TestOptionsAreReadOrRefusedWithWhatToWrite(t *testing.T) {
 	require.Equal(t, defaults(), s)
 	for option, value := range map[string]string{"concurrency": "0", "drain-time": "soon", "close-time": "-1s", "idle-timeout": "7", "udp-idle-timeout": "0s", "memory-mib": "2Gi", "colour": "blue"} {
 		_, err := parseOptions(map[string]string{option: value})
+		_, asked := (&Backend{}).Preflight(t.Context(), dataplane.Config{Options: map[string]string{option: value}})
+		require.Equal(t, err, asked, "preflight refuses what a start refuses")
 		require.ErrorContains(t, err, fmt.Sprintf("backend option %s=%s: ", option, value))
 	}
 }

@@ -16,9 +16,6 @@ import (
 // Version is this backend's version.
 const Version = "0.1.0"
 
-// optionTable names the tables, for several gateways in one network namespace.
-const optionTable = "table"
-
 // Backend implements dataplane.Dataplane. Its zero value is ready.
 type Backend struct {
 	tables []*table
@@ -50,19 +47,14 @@ func (b *Backend) Describe(context.Context) (dataplane.Description, error) {
 
 // Configure checks the host and takes over, or makes, the tables.
 func (b *Backend) Configure(_ context.Context, config dataplane.Config) error {
-	for option := range config.Options {
-		if option != optionTable && option != optionFlowtable {
-			return fmt.Errorf("backend option %q: the nftables backend knows only %q and %q", option, optionTable, optionFlowtable)
-		}
+	o, err := readOptions(config.Options)
+	if err != nil {
+		return err
 	}
 	if err := requireForwarding(); err != nil {
 		return err
 	}
-	name := config.Options[optionTable]
-	if name == "" {
-		name = "kubelb"
-	}
-	egress := newEgress(name)
+	egress := newEgress(o.table)
 	var tables []*table
 	for _, f := range families {
 		tables = append(tables, newTable(f, egress))
@@ -71,7 +63,7 @@ func (b *Backend) Configure(_ context.Context, config dataplane.Config) error {
 	if err != nil {
 		return err
 	}
-	fast, err := openFastPath(tables, config.Options[optionFlowtable])
+	fast, err := openFastPath(tables, o.flowtable)
 	if err != nil {
 		return err
 	}

@@ -1,12 +1,12 @@
 package nftables
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"strings"
 
 	nft "github.com/google/nftables"
+	"github.com/google/nftables/expr"
 
 	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/backends/dataplane/preflight"
@@ -16,8 +16,12 @@ import (
 
 // Preflight checks what the tables need of the kernel, by a try of all of them that is never committed, and what forwarding needs.
 func (b *Backend) Preflight(_ context.Context, config dataplane.Config) ([]dataplane.Check, error) {
+	o, err := readOptions(config.Options)
+	if err != nil {
+		return nil, err
+	}
 	host := preflight.Host{}
-	tried, err := probe.Checks(host.Modules(), parts()...)
+	tried, err := probe.Checks(host.Modules(), o.parts()...)
 	if err != nil {
 		return nil, err
 	}
@@ -25,15 +29,15 @@ func (b *Backend) Preflight(_ context.Context, config dataplane.Config) ([]datap
 	checks = append(checks, host.Forwarding("")...)
 	checks = append(checks, host.Sysctl(preflight.Sysctl{Key: "net/netfilter/nf_conntrack_tcp_loose", Good: preflight.NotZero, Want: "1", Optional: true,
 		Why: "conntrack does not take up the client's half of a direct connection", Costs: "forwarding: direct"}))
-	return append(checks, ownersCheck(cmp.Or(config.Options[optionTable], "kubelb"))), nil
+	return append(checks, ownersCheck(o.table)), nil
 }
 
 // preflightTable is the name of the tables that are tried.
 const preflightTable = "kubelb-preflight"
 
 // parts are what the tables consist of. What is in the first one is made at each start, all in one transaction.
-func parts() []probe.Part {
-	return []probe.Part{
+func (o options) parts() []probe.Part {
+	parts := []probe.Part{
 		{Name: "rules of all tables", Needs: "boot Linux 6.1 or later, on which it was tried, or use --backend=envoy", Add: addLayout},
 		{Name: "rules for limits of connections", Costs: "limits of connections and of new connections per second", Needs: "boot Linux 6.1 or later, on which it was tried", Add: func(c *nft.Conn) error {
 			if err := addLayout(c); err != nil {
@@ -59,6 +63,25 @@ func parts() []probe.Part {
 			return nil
 		}},
 	}
+	if o.flowtable == flowtableOff {
+		return parts
+	}
+	return append(parts, probe.Part{Name: "rules for the fast path", Costs: "the fast path", Needs: lackingAdvice, Add: addFastLayout})
+}
+
+// addFastLayout adds a flowtable to each table, and the part of its rules that needs other modules than the layout.
+func addFastLayout(c *nft.Conn) error {
+	if err := addLayout(c); err != nil {
+		return err
+	}
+	for _, f := range families {
+		t := newTable(f, newEgress(preflightTable))
+		if err := t.addFlowtable(c, []string{loopback}); err != nil {
+			return err
+		}
+		c.AddRule(&nft.Rule{Table: t.nft, Chain: &nft.Chain{Name: flowtableName}, Exprs: append(routeGoesBack(true).exprs, &expr.FlowOffload{Name: flowtableName})})
+	}
+	return nil
 }
 
 // loopback is an interface that each network namespace has.

@@ -22,13 +22,6 @@ import (
 // A few rules decide which flows are in it (fastrules.go). A table has its own flowtable. It is not part of the layout, since a kernel may
 // lack it and its interfaces are the host's.
 
-// optionFlowtable says whether known flows take the fast path: flowtableAuto, the default, or flowtableOff.
-const (
-	optionFlowtable = "flowtable"
-	flowtableAuto   = "auto"
-	flowtableOff    = "off"
-)
-
 const (
 	// flowtableName names the flowtable of each table, and the chain that puts flows into it.
 	flowtableName = "fast"
@@ -43,12 +36,15 @@ const maxDevices = 255
 const (
 	fastNote     = "fast path: known flows of nat and transparent frontends take a flowtable"
 	noFastNote   = "fast path: none: "
-	lackingNote  = noFastNote + "this kernel lacks flowtables: load the modules nft_flow_offload, nft_fib_ipv4, nft_fib_ipv6 and nf_flow_table_inet (before Linux 5.17 nf_flow_table_ipv4 and nf_flow_table_ipv6), and restart the gateway"
+	lackingNote  = noFastNote + "this kernel lacks flowtables: " + lackingAdvice + ", and restart the gateway"
 	offNote      = noFastNote + "the option " + optionFlowtable + " is " + flowtableOff
 	nowhereNote  = noFastNote + "no interface with a global address"
 	crowdedNote  = noFastNote + "%d interfaces with a global address, and a flowtable takes %d at most"
 	troubledNote = "fast path: to be tried again: "
 )
+
+// lackingAdvice is what to do about a kernel without flowtables.
+const lackingAdvice = "load the modules nft_flow_offload, nft_fib_ipv4, nft_fib_ipv6 and nf_flow_table_inet (before Linux 5.17 nf_flow_table_ipv4 and nf_flow_table_ipv6)"
 
 // fastPath is the flowtables of all tables.
 type fastPath struct {
@@ -73,16 +69,13 @@ const renewal = 6 * time.Hour
 // openFastPath makes, takes over or removes the flowtables, as the option says.
 func openFastPath(tables []*table, option string) (*fastPath, error) {
 	f := &fastPath{tables: tables, interfaces: fastInterfaces}
-	switch option {
-	case "", flowtableAuto:
-		f.follow()
-		return f, nil
-	case flowtableOff:
+	if option == flowtableOff {
 		f.final = true
 		f.say(offNote)
 		return f, f.hold(nil, false)
 	}
-	return nil, fmt.Errorf("backend option %s=%q: it is %s or %s", optionFlowtable, option, flowtableAuto, flowtableOff)
+	f.follow()
+	return f, nil
 }
 
 // follow has the flowtables follow the host, and the note tell how that went. It returns the note if that is new and bad. Only a kernel

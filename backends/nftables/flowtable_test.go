@@ -452,8 +452,3 @@ func TestNftListsTheFastRules(t *testing.T) {
 		}
 	}
 }
-
-func TestAnOptionThatIsNeitherAutoNorOffIsRefused(t *testing.T) {
-	_, err := openFastPath(nil, "on")
-	require.ErrorContains(t, err, `backend option flowtable="on": it is auto or off`)
-}

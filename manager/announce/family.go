@@ -16,12 +16,32 @@ import (
 // minMTU is the smallest MTU in bytes with which a link carries IPv6 (RFC 8200 section 5).
 const minMTU = 1280
 
-// unsupportedFamily is why an interface does not carry a family, empty if it does. An interface receives packets to a VIP without an address of its own,
-// but to send answers the kernel has to resolve neighbours there.
+// lack is why an interface does not carry a family: what was found, and the command or the advice that mends it. The zero lack is none.
+type lack struct{ found, command, advice string }
+
+// String is the lack in one line.
+func (l lack) String() string {
+	switch {
+	case l.command != "":
+		return l.found + "; run: " + l.command
+	case l.advice != "":
+		return l.found + ": " + l.advice
+	}
+	return l.found
+}
+
+// unsupportedFamily is why an interface does not carry a family, empty if it does.
 func unsupportedFamily(name string, is uplink.State, f ipam.Family) (string, error) {
 	if is.Index == 0 {
 		return "", nil // Silent reports a missing interface itself
 	}
+	l, err := lackOf(name, is, f)
+	return l.String(), err
+}
+
+// lackOf is why an interface that is there does not carry a family. An interface receives packets to a VIP without an address of its own, but to send
+// answers the kernel has to resolve neighbours there.
+func lackOf(name string, is uplink.State, f ipam.Family) (lack, error) {
 	if f == ipam.IPv4 {
 		return unsupportedIPv4(name, is.Index)
 	}
@@ -32,51 +52,51 @@ func unsupportedFamily(name string, is uplink.State, f ipam.Family) (string, err
 // solicitations from the interface's link-local address (RFC 4861 section 4.3 allows any of its addresses). Clients need
 // another route than that of link-local addresses: Linux removes the other addresses and routes while IPv6 is turned off, and does not bring them back.
 // Answers that leave by another interface need neither.
-func unsupportedIPv6(name string, is uplink.State) (string, error) {
+func unsupportedIPv6(name string, is uplink.State) (lack, error) {
 	switch {
 	case ipv6Disabled(name) && is.MTU < minMTU:
-		return fmt.Sprintf("the MTU of interface %s is %d bytes, and IPv6 needs %d; run: ip link set %s mtu %d", name, is.MTU, minMTU, name, minMTU), nil
+		return lack{found: fmt.Sprintf("the MTU of interface %s is %d bytes, and IPv6 needs %d", name, is.MTU, minMTU), command: fmt.Sprintf("ip link set %s mtu %d", name, minMTU)}, nil
 	case ipv6Disabled(name):
-		return fmt.Sprintf("IPv6 is turned off on interface %s; run: %s", name, preflight.SetSysctl(disableIPv6Sysctl(name), "0")), nil
+		return lack{found: fmt.Sprintf("IPv6 is turned off on interface %s", name), command: preflight.SetSysctl(disableIPv6Sysctl(name), "0")}, nil
 	}
 	addresses, err := addressesOf(is.Index, netlink.FAMILY_V6)
 	if err != nil {
-		return "", err
+		return lack{}, err
 	}
 	routes, err := egressOf(is.Index, netlink.FAMILY_V6)
 	if err != nil || routes.byOthers() {
-		return "", err
+		return lack{}, err
 	}
 	linkLocal := slices.DeleteFunc(addresses, func(a netlink.Addr) bool { return !a.IP.IsLinkLocalUnicast() })
 	usable := slices.ContainsFunc(linkLocal, func(a netlink.Addr) bool { return a.Flags&unix.IFA_F_DADFAILED == 0 })
 	switch {
 	case len(linkLocal) == 0:
-		return fmt.Sprintf("interface %s has no link-local IPv6 address, which neighbour solicitations need: add one (ip -6 address add fe80::…/64 dev %s)", name, name), nil
+		return lack{found: fmt.Sprintf("interface %s has no link-local IPv6 address, which neighbour solicitations need", name), advice: fmt.Sprintf("add one (ip -6 address add fe80::…/64 dev %s)", name)}, nil
 	case !usable:
-		return fmt.Sprintf("another host has the link-local IPv6 address %s of interface %s: change one of the two addresses", linkLocal[0].IP, name), nil
+		return lack{found: fmt.Sprintf("another host has the link-local IPv6 address %s of interface %s", linkLocal[0].IP, name), advice: "change one of the two addresses"}, nil
 	case !routes.any:
-		return fmt.Sprintf("no IPv6 route to clients leads out of interface %s: add an address of the clients' network (ip -6 address add …/64 dev %s), or a route", name, name), nil
+		return lack{found: fmt.Sprintf("no IPv6 route to clients leads out of interface %s", name), advice: fmt.Sprintf("add an address of the clients' network (ip -6 address add …/64 dev %s), or a route", name)}, nil
 	}
-	return "", nil
+	return lack{}, nil
 }
 
 // unsupportedIPv4 is why an interface does not carry IPv4. An unnumbered interface carries it by a route. It also does if answers leave by another
 // interface and rp_filter is 0: with 1 and 2 the kernel drops packets that arrive at an interface without an address (ip-sysctl.rst).
-func unsupportedIPv4(name string, index int) (string, error) {
+func unsupportedIPv4(name string, index int) (lack, error) {
 	addresses, err := addressesOf(index, netlink.FAMILY_V4)
 	if err != nil {
-		return "", err
+		return lack{}, err
 	}
 	routes, err := egressOf(index, netlink.FAMILY_V4)
 	switch {
 	case err != nil || routes.any:
-		return "", err
+		return lack{}, err
 	case routes.byOthers() && (len(addresses) > 0 || !filtersReversePath(name)):
-		return "", nil
+		return lack{}, nil
 	case len(addresses) > 0:
-		return fmt.Sprintf("no IPv4 route to clients leads out of interface %s: add one", name), nil
+		return lack{found: fmt.Sprintf("no IPv4 route to clients leads out of interface %s", name), advice: fmt.Sprintf("add one (ip route add … dev %s)", name)}, nil
 	}
-	return fmt.Sprintf("interface %s has no IPv4 address, and no IPv4 route leads out of it: add an address of the clients' network", name), nil
+	return lack{found: fmt.Sprintf("interface %s has no IPv4 address, and no IPv4 route leads out of it", name), advice: fmt.Sprintf("add an address of the clients' network (ip address add …/24 dev %s)", name)}, nil
 }
 
 // egress is which routes of a family lead out of an interface: any to others than link-local addresses, a default route; and whether a default route

@@ -15,6 +15,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/core/ipam"
 	"kubelb.k8c.io/manager/uplink"
 	"kubelb.k8c.io/manager/uplink/segment"
@@ -279,6 +280,34 @@ func TestAnInterfaceIsSilentOfAFamilyThatItDoesNotCarry(t *testing.T) {
 		becomes(ipam.IPv6, "the MTU of interface uplink is 1000 bytes, and IPv6 needs 1280")
 		s.IP("link set uplink mtu 1500")
 		becomes(ipam.IPv6, unrouted)
+	})
+}
+
+// What preflight says of an interface is what the gateway would find.
+func TestPreflightNamesTheFamilyThatAnInterfaceDoesNotCarry(t *testing.T) {
+	segment.Run(t, segment.Options{}, func(s *segment.Segment) {
+		s.Plug("uplink", uplinkMAC.String())
+		families := func() (v4, v6 dataplane.Check) {
+			t.Helper()
+			checks := FamilyChecks("uplink")
+			require.Len(t, checks, 2)
+			return checks[0], checks[1]
+		}
+		s.IP("-6 address add 2001:db8::2/64 dev uplink nodad")
+		v4, v6 := families()
+		require.Equal(t, "IPv4 at interface uplink: interface uplink has no IPv4 address, and no IPv4 route leads out of it; "+
+			"does not work: IPv4 addresses, unless another interface carries IPv4; add an address of the clients' network (ip address add …/24 dev uplink)", v4.String())
+		require.False(t, v4.Required(), "addresses of the other family work")
+		require.Equal(t, dataplane.CheckOK, v6.State, v6.String())
+		s.IP("address add 203.0.113.2/24 dev uplink")
+		require.NoError(t, os.WriteFile("/proc/sys/net/ipv6/conf/uplink/disable_ipv6", []byte("1"), 0))
+		v4, v6 = families()
+		require.Equal(t, dataplane.CheckOK, v4.State, v4.String())
+		require.Equal(t, "IPv6 is turned off on interface uplink", v6.Found)
+		require.Contains(t, v6.Fix(), "run: sysctl -w net.ipv6.conf.uplink.disable_ipv6=0 && ")
+		s.IP("link set uplink down")
+		require.Empty(t, FamilyChecks("uplink"), "it is said elsewhere that it is down")
+		require.Empty(t, FamilyChecks("nowhere"))
 	})
 }
 

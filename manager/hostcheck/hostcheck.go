@@ -12,6 +12,7 @@ import (
 
 	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/backends/dataplane/preflight"
+	"kubelb.k8c.io/manager/announce"
 	"kubelb.k8c.io/manager/descriptor"
 )
 
@@ -23,6 +24,8 @@ type Needs struct {
 	Answers bool
 	// Packets: it sends and hears frames of its own on them.
 	Packets bool
+	// Families: it is asked which families they carry. A gateway that runs says so itself.
+	Families bool
 	// Tries: it tries what it answers for, by a pair of virtual interfaces.
 	Tries bool
 	// Ports are where it is going to listen. A gateway that listens already gives none.
@@ -48,6 +51,9 @@ func (n Needs) Checks(ctx context.Context) []dataplane.Check {
 		checks = append(checks, n.interfaceCheck(name))
 		if _, err := net.InterfaceByName(name); err == nil {
 			checks = append(checks, reversePathCheck(host, name))
+		}
+		if n.Answers && n.Families {
+			checks = append(checks, announce.FamilyChecks(name)...)
 		}
 	}
 	if n.Tries {
@@ -158,7 +164,8 @@ func clockCheck(ctx context.Context, hubTime func(context.Context) (time.Time, e
 		set.State, set.Found = dataplane.CheckUnknown, err.Error()
 	case state == unix.TIME_ERROR:
 		// It may be right nevertheless: a hypervisor may set the clock and tell the kernel nothing.
-		set.State, set.Found, set.Command, set.Advice = dataplane.CheckUnknown, "the kernel does not know whether it is right", "timedatectl set-ntp true", "chrony or systemd-timesyncd has to be installed"
+		set.State, set.Found = dataplane.CheckUnknown, "the kernel does not know whether it is right"
+		set.Command, set.Advice = setClock, needsClockProgram
 	}
 	checks := []dataplane.Check{set}
 	if hubTime == nil {
@@ -174,10 +181,14 @@ func clockCheck(ctx context.Context, hubTime func(context.Context) (time.Time, e
 	skew.Found = fmt.Sprintf("less than %s apart", mostApart)
 	if apart := between(before, time.Now(), there); apart >= mostApart {
 		// Rounded, the text stays the same from one look to the next.
-		skew.State, skew.Found, skew.Command = dataplane.CheckMissing, fmt.Sprintf("about %s apart", apart.Round(mostApart)), "timedatectl set-ntp true"
+		skew.State, skew.Found, skew.Command = dataplane.CheckMissing, fmt.Sprintf("about %s apart", apart.Round(mostApart)), setClock
+		skew.Advice = needsClockProgram
 	}
 	return append(checks, skew)
 }
+
+// The command that has the clock kept right, and what it needs.
+const setClock, needsClockProgram = "timedatectl set-ntp true", "needs chrony or systemd-timesyncd"
 
 // mostApart is how far apart two clocks may be.
 const mostApart = 10 * time.Second

@@ -56,7 +56,7 @@ func TestAClockThatIsFarFromTheManagementClustersIsNamed(t *testing.T) {
 		check := skewOf(later(d))
 		require.Equal(t, dataplane.CheckMissing, check.State)
 		require.Equal(t, "about 1h0m0s apart", check.Found)
-		require.Equal(t, "run: timedatectl set-ntp true", check.Fix())
+		require.Equal(t, "run: timedatectl set-ntp true     # needs chrony or systemd-timesyncd", check.Fix())
 	}
 	check := skewOf(func(context.Context) (time.Time, error) { return time.Time{}, errors.New("no route") })
 	require.Equal(t, dataplane.CheckUnknown, check.State)

@@ -1,6 +1,7 @@
 package hostcheck
 
 import (
+	"os"
 	"path/filepath"
 	"testing"
 
@@ -20,7 +21,40 @@ func TestADiskWithoutRoomIsNamedAndStopsNothing(t *testing.T) {
 		require.NoError(t, unix.Mount("", d.Dir, "", unix.MS_REMOUNT, "size=32m"))
 		require.Equal(t, dataplane.CheckOK, storageCheck(d.Dir).State)
 		require.NoError(t, unix.Mount("", d.Dir, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
-		require.Contains(t, storageCheck(d.Dir).String(), "read-only")
-		require.Equal(t, dataplane.CheckOK, storageCheck(filepath.Join(d.Dir, "none")).State, "the gateway makes it")
+		check = storageCheck(d.Dir)
+		require.Equal(t, "its file system is read-only: the dataplane's process does not start", check.Found)
+		require.True(t, check.Required())
 	})
+}
+
+func TestADirectoryThatIsNotThereYetIsJudgedByWhereItIsMade(t *testing.T) {
+	smalldisk.Run(t, func(t *testing.T, d smalldisk.Disk) {
+		dir := filepath.Join(d.Dir, "one", "two")
+		check := storageCheck(dir)
+		require.Equal(t, dataplane.CheckMissing, check.State)
+		require.Equal(t, "the file system of "+d.Dir+" has less than 16 MiB left", check.Found)
+		require.NoError(t, unix.Mount("", d.Dir, "", unix.MS_REMOUNT, "size=32m"))
+		check = storageCheck(dir)
+		require.Equal(t, dataplane.CheckOK, check.State)
+		require.Equal(t, "is not there yet, and is made in "+d.Dir, check.Found)
+		require.NoError(t, unix.Mount("", d.Dir, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
+		check = storageCheck(dir)
+		require.Equal(t, dataplane.CheckMissing, check.State)
+		require.True(t, check.Required(), "the dataplane's process could not make its socket there")
+		require.Equal(t, "the file system of "+d.Dir+" is read-only: the dataplane's process does not start", check.Found)
+		require.Equal(t, "mount it to be written, or name another directory by --state-dir", check.Fix())
+	})
+}
+
+func TestAFileIsNoStateDirectory(t *testing.T) {
+	file, link := filepath.Join(t.TempDir(), "file"), filepath.Join(t.TempDir(), "link")
+	require.NoError(t, os.WriteFile(file, nil, 0o600))
+	require.NoError(t, os.Symlink("nowhere", link))
+	for dir, at := range map[string]string{file: file, filepath.Join(file, "below"): file, link: link} {
+		check := storageCheck(dir)
+		require.Equal(t, dataplane.CheckMissing, check.State)
+		require.True(t, check.Required())
+		require.Equal(t, at+" is no directory: the dataplane's process does not start", check.Found)
+		require.Equal(t, "name a directory by --state-dir", check.Fix())
+	}
 }

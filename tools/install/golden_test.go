@@ -5,9 +5,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"sigs.k8s.io/yaml"
 )
 
 var golden = flag.Bool("golden", false, "write the golden files anew")
@@ -40,6 +42,36 @@ func TestRenderedChartsAreTheGoldenOnes(t *testing.T) {
 			require.Equal(t, string(want), string(text), "run make golden and review the difference")
 		})
 	}
+}
+
+// YAML reads off as false, and numbers of values.yaml are floating-point numbers to Helm.
+func TestBackendsAreGivenTheOptionsThatValuesSay(t *testing.T) {
+	for written, given := range map[string]string{
+		"flowtable: off":        "--backend-option=flowtable=off",
+		`flowtable: "off"`:      "--backend-option=flowtable=off",
+		"xdp: off":              "--backend-option=xdp=off",
+		"flows: 16777216":       "--backend-option=flows=16777216",
+		"concurrency: 2":        "--backend-option=concurrency=2",
+		`drain-time: "90s"`:     "--backend-option=drain-time=90s",
+		`table: "a: b # not c"`: "--backend-option=table=a: b # not c",
+	} {
+		require.Equal(t, given, renderedOption(t, "nftables", written), written)
+	}
+	require.Equal(t, "--backend-option=debug=true", renderedOption(t, "/my-dataplane", "debug: true"), "another dataplane may have options that are true or false")
+}
+
+// renderedOption is the flag that the chart makes of an option, which is written as in values.yaml.
+func renderedOption(t *testing.T, backend, option string) string {
+	t.Helper()
+	values := filepath.Join(t.TempDir(), "values.yaml")
+	require.NoError(t, os.WriteFile(values, []byte("gateway: {interfaces: [eth0]}\ndataplane:\n  backend: "+backend+"\n  options:\n    "+option+"\n"), 0o600))
+	text, err := exec.CommandContext(t.Context(), helm, "template", "release", filepath.Join(charts, "kubelb-manager"), "--show-only", "templates/gateway.yaml", "--values", values).CombinedOutput()
+	require.NoError(t, err, string(text))
+	line := regexp.MustCompile(`(?m)^ *- (.*--backend-option=.*)$`).FindSubmatch(text)
+	require.NotNil(t, line, "%s: %s", option, text)
+	var flag string
+	require.NoError(t, yaml.Unmarshal(line[1], &flag))
+	return flag
 }
 
 func TestWrongValuesAreRefusedByName(t *testing.T) {

@@ -82,7 +82,6 @@ func (h *host) mend(fix string) {
 	h.t.Helper()
 	command, is := strings.CutPrefix(fix, "run: ")
 	require.True(h.t, is, "%q is no command", fix)
-	command, _, _ = strings.Cut(command, " (")
 	out, status := h.run("unshare", "--mount", "sh", "-ec", "mount -t tmpfs tmpfs /etc/sysctl.d; "+command)
 	require.Zero(h.t, status, "%s: %s", command, out)
 }
@@ -244,6 +243,23 @@ func TestAllThatIsMissingIsSaidAtOnce(t *testing.T) {
 	require.Contains(t, report, "3 MISSING")
 }
 
+// eBPF serves a family that is forwarded without the other one. Envoy's connections are the host's own, so it forwards nothing.
+func TestAHostThatForwardsNeitherFamilyLacksWhatItsDataplaneNeeds(t *testing.T) {
+	for _, backend := range backends() {
+		h := newHost(t)
+		report, status := h.preflight("--backend=" + backend)
+		if backend == "envoy" {
+			require.NotContains(t, report, "sysctl net.ipv4.ip_forward")
+			continue
+		}
+		require.Equal(t, 1, status, report)
+		for _, subject := range []string{"sysctl net.ipv4.ip_forward", "sysctl net.ipv6.conf.all.forwarding"} {
+			verdict, _ := line(t, report, subject)
+			require.Equal(t, "MISSING", verdict, report)
+		}
+	}
+}
+
 func TestTheGatewayIsPreparedAndThenChecked(t *testing.T) {
 	h := newHost(t)
 	report, status := h.preflight("--prepare-host")
@@ -282,6 +298,30 @@ func TestAnInterfaceWithoutACarrierAnnouncesNothing(t *testing.T) {
 	require.Equal(t, "connect its cable, or bring up what it is connected to", fix)
 	require.NoError(t, h.SetLink("end", true))
 	h.becomesReady("--announce-interfaces=eth1")
+}
+
+// The gateway would be no candidate for addresses of the family.
+func TestAnInterfaceThatDoesNotCarryAFamilyLimitsTheFamily(t *testing.T) {
+	h := newHost(t, forwards...)
+	report, status := h.preflight("--announce-interfaces=eth0, ")
+	require.Zero(t, status, report)
+	verdict, fix := line(t, report, "IPv4 at interface eth0")
+	require.Equal(t, "LIMITED", verdict)
+	require.Equal(t, "add an address of the clients' network (ip address add …/24 dev eth0)", fix)
+	_, status = h.run("ip", "address", "add", "203.0.113.2/24", "dev", "eth0")
+	require.Zero(t, status)
+	_, status = h.run("sysctl", "-w", "net.ipv6.conf.eth0.disable_ipv6=1")
+	require.Zero(t, status)
+	report, _ = h.preflight()
+	verdict, _ = line(t, report, "IPv4 at interface eth0")
+	require.Equal(t, "ok", verdict)
+	verdict, fix = line(t, report, "IPv6 at interface eth0")
+	require.Equal(t, "LIMITED", verdict)
+	h.mend(fix)
+	report, _ = h.preflight()
+	require.NotContains(t, report, "IPv6 is turned off")
+	report, _ = h.preflight("--announce=bgp")
+	require.NotContains(t, report, "IPv4 at interface", "addresses are announced to routers")
 }
 
 func TestTheLoopbackAnswersNoARP(t *testing.T) {

@@ -59,9 +59,9 @@ func checksBy(k kernel, modules preflight.Modules, parts []Part) ([]dataplane.Ch
 	}
 	lacking := map[string]bool{}
 	for _, n := range needs {
-		trial := tryNeed(k, n)
-		lacking[n.module] = trial == preflight.Fails
-		checks = append(checks, modules.Check(n.module, n.option, trial, costs[n.module]))
+		check := modules.Check(n.module, n.option, tryNeed(k, n), costs[n.module])
+		lacking[n.module] = check.State == dataplane.CheckMissing
+		checks = append(checks, check)
 	}
 	for i, p := range parts {
 		// Where a module lacks that is said already, and the kernel would only repeat it in other words.
@@ -152,6 +152,8 @@ func describe(messages []netlink.Message, place int) string {
 		return "chain " + text(attribute(content, unix.NFTA_CHAIN_NAME))
 	case unix.NFT_MSG_NEWSET:
 		return "set " + text(attribute(content, unix.NFTA_SET_NAME))
+	case unix.NFT_MSG_NEWFLOWTABLE:
+		return "a flowtable"
 	case unix.NFT_MSG_NEWRULE:
 		var names []string
 		for _, e := range expressionsOf(content) {

@@ -34,13 +34,32 @@ func needsOf(messages []netlink.Message) (needs []need) {
 			add(need{"nft_counter", "NFT_COUNTER", []netlink.Message{newTable(family), inTrialTable(m, unix.NFTA_OBJ_TABLE)}})
 		case unix.NFT_MSG_NEWRULE:
 			for _, e := range expressionsOf(content) {
-				module, option := moduleOf(text(attribute(e, unix.NFTA_EXPR_NAME)), family)
-				add(need{module, option, []netlink.Message{newTable(family), newChain(family), newRule(family, e)}})
+				name := text(attribute(e, unix.NFTA_EXPR_NAME))
+				module, option := moduleOf(name, family)
+				trial := []netlink.Message{newTable(family)}
+				if name == "flow_offload" {
+					// Without the flowtable that it names the kernel refuses it as it refuses what it does not know.
+					trial = append(trial, flowtablesOf(messages, family)...)
+				}
+				add(need{module, option, append(trial, newChain(family), newRule(family, e))})
 			}
 		}
 	}
 	return needs
 }
+
+// flowtablesOf are the messages that add flowtables to tables of the family, for the trial's table.
+func flowtablesOf(messages []netlink.Message, family byte) (out []netlink.Message) {
+	for _, m := range messages {
+		if kindOf(m) == unix.NFT_MSG_NEWFLOWTABLE && m.Data[0] == family {
+			out = append(out, inTrialTable(m, flowtableTable))
+		}
+	}
+	return out
+}
+
+// flowtableTable is NFTA_FLOWTABLE_TABLE of linux/netfilter/nf_tables.h.
+const flowtableTable = 1
 
 // moduleOf is the module with an expression, and the option that builds it; empty for what is in nf_tables itself.
 func moduleOf(expression string, family byte) (module, option string) {

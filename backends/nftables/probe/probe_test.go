@@ -97,6 +97,49 @@ func TestTheModuleIsNamedThatLacks(t *testing.T) {
 	}
 }
 
+// offloaded is a part with a flowtable, and a rule that puts flows into it.
+func offloaded() Part {
+	return Part{Name: "fast rules", Costs: "the fast path", Needs: "load nf_flow_table_inet", Add: func(c *nft.Conn) error {
+		table := c.AddTable(&nft.Table{Name: "test", Family: nft.TableFamilyIPv4})
+		c.AddFlowtable(&nft.Flowtable{Table: table, Name: "fast", Devices: []string{"lo"}})
+		chain := c.AddChain(&nft.Chain{Table: table, Name: "chain", Type: nft.ChainTypeFilter, Hooknum: nft.ChainHookForward, Priority: nft.ChainPriorityFilter})
+		c.AddRule(&nft.Rule{Table: table, Chain: chain, Exprs: []expr.Any{&expr.FlowOffload{Name: "fast"}}})
+		return nil
+	}}
+}
+
+func TestTheModuleOfFlowtablesIsTriedWithAFlowtable(t *testing.T) {
+	modules := preflight.Host{Root: t.TempDir(), Release: "6.1.0"}.Modules()
+	checks, err := checksBy(func(messages []netlink.Message) (map[int]unix.Errno, error) {
+		flowtables := false
+		for place, m := range messages {
+			flowtables = flowtables || kindOf(m) == unix.NFT_MSG_NEWFLOWTABLE
+			if kindOf(m) == unix.NFT_MSG_NEWRULE && !flowtables {
+				return map[int]unix.Errno{place: unix.ENOENT}, nil // there is no flowtable of this name
+			}
+		}
+		return nil, nil
+	}, modules, []Part{offloaded()})
+	require.NoError(t, err)
+	require.Empty(t, missing(checks), "the kernel has the module")
+	checks, err = checksBy(lacks("flow_offload"), modules, []Part{offloaded()})
+	require.NoError(t, err)
+	require.Equal(t, map[string]string{"module nft_flow_offload": "the fast path"}, missing(checks))
+	checks, err = checksBy(func(messages []netlink.Message) (map[int]unix.Errno, error) {
+		for place, m := range messages {
+			if kindOf(m) == unix.NFT_MSG_NEWFLOWTABLE {
+				return map[int]unix.Errno{place: unix.ENOENT}, nil
+			}
+		}
+		return nil, nil
+	}, modules, []Part{offloaded()})
+	require.NoError(t, err)
+	require.Equal(t, map[string]string{"fast rules": "the fast path"}, missing(checks), "the module with flowtables of the family is another one")
+	last := checks[len(checks)-1]
+	require.Equal(t, "the kernel refuses a flowtable: no such file or directory", last.Found)
+	require.Equal(t, "load nf_flow_table_inet", last.Fix())
+}
+
 func TestWithoutNFTablesNothingElseIsAsked(t *testing.T) {
 	modules := preflight.Host{Root: t.TempDir(), Release: "6.1.0"}.Modules()
 	gone := func([]netlink.Message) (map[int]unix.Errno, error) {

@@ -25,11 +25,23 @@ app.kubernetes.io/part-of: kubelb
 {{- end }}
 {{- end }}
 
+{{/* A backend option as its user wrote it. YAML reads off as false, and Helm prints a large number as 1.6e+07. No option of KubeLB's own backends is
+true or false. Those of another dataplane may be. */}}
+{{- define "kubelb.option" -}}
+{{- if and (kindIs "bool" .value) (not (hasPrefix "/" .backend)) }}
+{{- ternary "on" "off" .value }}
+{{- else if and (kindIs "float64" .value) (eq .value (floor .value)) }}
+{{- printf "%.0f" .value }}
+{{- else }}
+{{- .value }}
+{{- end }}
+{{- end }}
+
 {{/* What a gateway, and what checks its host before, are told of it. */}}
 {{- define "kubelb.gatewayFlags" -}}
 - --backend={{ .Values.dataplane.backend }}
 {{- range $key, $value := .Values.dataplane.options }}
-- --backend-option={{ $key }}={{ $value }}
+- {{ printf "--backend-option=%s=%s" $key (include "kubelb.option" (dict "value" $value "backend" $.Values.dataplane.backend)) | quote }}
 {{- end }}
 - --state-dir=/var/lib/kubelb
 - --announce={{ .Values.gateway.announce }}

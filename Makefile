@@ -128,7 +128,7 @@ kernel-named:
 
 .PHONY: guest
 guest: kernel-named # Build what a kernel of KERNEL's architecture runs, into bin/guest.
-	@tools/install-packages.sh emulators
+	@$(if $(filter running,$(KERNEL)),:,tools/install-packages.sh emulators)
 	@mkdir -p $(BIN)/guest/$(GUEST)
 	@set -e; export CGO_ENABLED=0 GOARCH=$(GUEST) GOWORK=off; build() { (cd $$1 && go build -ldflags=-s -o $(BIN)/guest/$(GUEST)/ $$2); }; \
 	for b in $(BACKENDS); do build backends/$$b ./cmd/...; done; build conformance ./cmd/...; build manager ./cmd/kubelb-manager; build tools ./kernels/guest/init; \

@@ -120,9 +120,15 @@ $(E2E): e2e-%:
 	@set -o pipefail; cd tools/e2e && KUBELB_KUBERNETES=$$(../kubernetes/build.sh) KUBELB_BIN=$(BIN) KUBELB_BACKEND=$* $(if $(ROUNDS),KUBELB_ROUNDS=$(ROUNDS)) \
 		$(BIN)/e2e.test -test.v -test.timeout=25m $(if $(RUN),-test.run='$(RUN)') 2>&1 | sed -u 's/^/$*: /' | tee $(BIN)/e2e-$*.log
 
+# No program is built for a KERNEL that cannot be booted.
+.PHONY: kernel-named
+kernel-named:
+	@case '$(KERNEL)' in running | [0-9]*/amd64 | [0-9]*/arm64) ;; \
+		*) echo "KERNEL=$(KERNEL): give KERNEL=SERIES/amd64 or KERNEL=SERIES/arm64, such as 6.12/amd64, or KERNEL=running (docs/dataplanes.md)" >&2; exit 1 ;; esac
+
 .PHONY: guest
-guest: # Build what a kernel of KERNEL's architecture runs, into bin/guest.
-	@tools/install-packages.sh emulators
+guest: kernel-named # Build what a kernel of KERNEL's architecture runs, into bin/guest.
+	@$(if $(filter running,$(KERNEL)),:,tools/install-packages.sh emulators)
 	@mkdir -p $(BIN)/guest/$(GUEST)
 	@set -e; export CGO_ENABLED=0 GOARCH=$(GUEST) GOWORK=off; build() { (cd $$1 && go build -ldflags=-s -o $(BIN)/guest/$(GUEST)/ $$2); }; \
 	for b in $(BACKENDS); do build backends/$$b ./cmd/...; done; build conformance ./cmd/...; build manager ./cmd/kubelb-manager; build tools ./kernels/guest/init; \
@@ -134,7 +140,7 @@ guest: # Build what a kernel of KERNEL's architecture runs, into bin/guest.
 # What is judged. Results that a run adds make no other code of it.
 COMMIT = $(shell c=$$(git rev-parse --short HEAD 2>/dev/null) && echo $$c$$(git diff --quiet HEAD -- . ':!tools/kernels/results' || echo -dirty))
 .PHONY: kernels
-kernels: guest ## Judge dataplanes on a kernel of Debian's archive in QEMU: KERNEL (6.12/amd64; running is this machine's, not emulated), BACKEND (all), CASE (all; with CASE no results are kept), LOAD=… for the modules to load first (root, half an hour for a dataplane; goes on where it stopped).
+kernels: guest ## Judge dataplanes on a kernel of Debian's archive in QEMU: KERNEL=SERIES/amd64 or SERIES/arm64 (6.12/amd64; running is this machine's, not emulated), BACKEND (all), CASE (all; with CASE no results are kept), LOAD=… for the modules to load first (root, half an hour for a dataplane; goes on where it stopped).
 	$(BIN)/kernels --kernel=$(KERNEL) --programs=$(BIN)/guest --backend=$(or $(BACKEND),$(shell echo $(BACKENDS) | tr ' ' ,)) --case=$(CASE) --modules=$(or $(LOAD),$(GUEST_MODULES)) \
 		--commit=$(COMMIT) $(if $(CASE),,--results=tools/kernels/results)
 

@@ -64,7 +64,7 @@ func lacking(release string, needs []need) error {
 	if len(missing) == 0 {
 		return nil
 	}
-	return fmt.Errorf("the eBPF backend does not work with this kernel, %s: it lacks %s: use --backend=nftables or --backend=envoy here, or a newer kernel", release, strings.Join(missing, ", "))
+	return fmt.Errorf("the eBPF backend does not work with this kernel, %s: it lacks %s: boot a newer kernel, or try --backend=nftables or --backend=envoy: 'kubelb-manager preflight --backend=NAME' says whether this kernel has what they need", release, strings.Join(missing, ", "))
 }
 
 func haveTypes() error {

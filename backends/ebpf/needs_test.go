@@ -23,6 +23,6 @@ func TestTheKernelIsAskedForEachNeed(t *testing.T) {
 
 func TestWhatIsMissingIsSaidWithWhatToDo(t *testing.T) {
 	err := lacking("5.10.0-46-cloud-amd64", []need{{name: "helper a", since: "5.11", err: link.ErrNotSupported}, {name: "helper b", since: "5.2", err: nil}, {name: "programs c", since: "5.14", err: link.ErrNotSupported}, {name: "helper d", since: "5.13", err: os.ErrPermission}})
-	require.EqualError(t, err, "the eBPF backend does not work with this kernel, 5.10.0-46-cloud-amd64: it lacks helper a (Linux 5.11), programs c (Linux 5.14): use --backend=nftables or --backend=envoy here, or a newer kernel")
+	require.EqualError(t, err, "the eBPF backend does not work with this kernel, 5.10.0-46-cloud-amd64: it lacks helper a (Linux 5.11), programs c (Linux 5.14): boot a newer kernel, or try --backend=nftables or --backend=envoy: 'kubelb-manager preflight --backend=NAME' says whether this kernel has what they need")
 	require.NoError(t, lacking("6.1", []need{{name: "helper b", since: "5.2", err: nil}, {name: "helper d", since: "5.13", err: os.ErrPermission}}))
 }

@@ -112,7 +112,8 @@ func swapFlags() statement {
 }
 
 // sourcePortAsItWas writes the client's port, which conntrack changes where two flows of one client would have the same
-// way back.
+// way back. google/nftables v0.3.0 writes the direction in four bytes where the kernel has one. The kernel logs that and takes the first byte, 0, which is
+// right for the original direction, and for no other one.
 func sourcePortAsItWas(protocol string, number byte, checksum uint32) statement {
 	return statement{protocol + " sport set ct original proto-src", append(isProtocol(protocol, number).exprs,
 		&expr.Ct{Key: expr.CtKeyPROTOSRC, Register: 1},

@@ -31,7 +31,7 @@ type Spec struct{ Series, Arch string }
 func ParseSpec(text string) (Spec, error) {
 	series, arch, ok := strings.Cut(text, "/")
 	if !ok || series == "" || machines[arch].binary == "" {
-		return Spec{}, fmt.Errorf("kernel %q: write a series and an architecture, such as 6.12/amd64 or 6.1/arm64", text)
+		return Spec{}, fmt.Errorf("kernel %q: write SERIES/amd64 or SERIES/arm64, such as 6.12/amd64 or 6.1/arm64", text)
 	}
 	return Spec{series, arch}, nil
 }

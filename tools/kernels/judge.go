@@ -72,6 +72,25 @@ func (j Judged) Count(o conformance.Outcome) (n int) {
 	return n
 }
 
+// Check returns an error that names each backend without a program and each case that is not there. It takes no time, while to find that out on a kernel
+// takes a boot.
+func (j Judge) Check() error {
+	var errs []error
+	unknown := func(kind string, asked, known []string) {
+		for _, name := range asked {
+			if !slices.Contains(known, name) {
+				errs = append(errs, fmt.Errorf("there is no %s %q; there are %s", kind, name, strings.Join(known, ", ")))
+			}
+		}
+	}
+	unknown("dataplane", j.Backends, j.installed())
+	unknown("case", j.Cases, allCases())
+	return errors.Join(errs...)
+}
+
+// allCases are the names by which a case can be asked for.
+func allCases() []string { return append([]string{Preflight, Fixtures}, conformance.Names()...) }
+
 // Run judges what has not been judged yet, or has failed. What has been found is returned with an error, too.
 func (j Judge) Run(ctx context.Context, k Kernel) (Judged, error) {
 	known, err := results.Read[Result](j.Results)
@@ -213,7 +232,7 @@ func (j Judge) steps(k Kernel, work string) []guest.Step {
 	}
 	cases := j.Cases
 	if len(cases) == 0 {
-		cases = append([]string{Preflight, Fixtures}, conformance.Names()...)
+		cases = allCases()
 	}
 	var steps []guest.Step
 	for _, backend := range j.Backends {

@@ -3,6 +3,7 @@ package kernels
 import (
 	"bytes"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -19,8 +20,30 @@ func TestAKernelIsNamedBySeriesAndArchitecture(t *testing.T) {
 	require.Equal(t, Spec{"6.12", "arm64"}, spec)
 	for _, wrong := range []string{"", "6.12", "/amd64", "6.12/riscv64"} {
 		_, err := ParseSpec(wrong)
-		require.ErrorContains(t, err, "such as 6.12/amd64", wrong)
+		require.ErrorContains(t, err, "write SERIES/amd64 or SERIES/arm64", wrong)
 	}
+}
+
+// Make builds programs for the kernel's architecture before any of this package's code runs.
+func TestMakeRefusesAKernelWithoutAnArchitectureBeforeItBuilds(t *testing.T) {
+	named := func(kernel string) (string, error) {
+		out, err := exec.CommandContext(t.Context(), "make", "--no-print-directory", "-C", "../..", "kernel-named", "KERNEL="+kernel).CombinedOutput()
+		return string(out), err
+	}
+	for arch := range machines {
+		out, err := named("6.8/" + arch)
+		require.NoError(t, err, out)
+	}
+	out, err := named("running")
+	require.NoError(t, err, out)
+	for _, wrong := range []string{"6.8", "/amd64", "6.8/riscv64", "running/amd64/"} {
+		out, err := named(wrong)
+		require.Error(t, err, wrong)
+		require.Contains(t, out, "KERNEL="+wrong+": give KERNEL=SERIES/amd64 or KERNEL=SERIES/arm64")
+	}
+	makefile, err := os.ReadFile("../../Makefile")
+	require.NoError(t, err)
+	require.Contains(t, string(makefile), "\nguest: kernel-named ", "it is first")
 }
 
 func TestModulesAreFoundByNameAndAliasAndOrderedByNeed(t *testing.T) {

@@ -87,3 +87,11 @@ func TestTheDocumentationShowsWhatTheResultsSay(t *testing.T) {
 	}
 	require.Equal(t, string(want), string(text), "run 'make kernels-table'")
 }
+
+func TestTheDocumentationNamesTheSuitesThatHaveKernels(t *testing.T) {
+	text, err := os.ReadFile(documentation)
+	require.NoError(t, err)
+	for _, suite := range suites {
+		require.Regexp(t, `\b`+suite+`\b`, string(text))
+	}
+}

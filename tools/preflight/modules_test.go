@@ -43,3 +43,17 @@ func TestOnlyEBPFMayNeedNoModuleAndOnlyWhereTCXIs(t *testing.T) {
 	require.False(t, needsNoModule("nftables", there))
 	require.False(t, needsNoModule("envoy", ""))
 }
+
+func TestADataplaneThatRefusesTheKernelIsAskedOnceAndNoMore(t *testing.T) {
+	const refusal = "MISSING  Kernel       BPF programs of type syscall             this kernel does not have it"
+	asked := map[string]int{}
+	require.Equal(t, map[string]string{"ebpf": refusal}, refusals([]string{"nftables", "ebpf", "envoy"}, func(backend string) string {
+		asked[backend]++
+		return map[string]string{
+			"nftables": "MISSING  Interfaces   interface eth0                           is down\n",
+			"ebpf":     "ok       Kernel       kernel                                   Linux 5.10.0\n" + refusal + "\n",
+			"envoy":    "LIMITED  Kernel       program for unknown connections          this kernel does not have it\n",
+		}[backend]
+	}), "a command brings the interface up, and Envoy works without its program")
+	require.Equal(t, map[string]int{"nftables": 1, "ebpf": 1, "envoy": 1}, asked)
+}

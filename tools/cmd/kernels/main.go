@@ -110,6 +110,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (int, err
 	if err != nil {
 		return 0, err
 	}
+	if err := o.judgeOf(spec.Arch).Check(); err != nil {
+		return 0, err
+	}
 	cache, err := kernels.DefaultCache(stderr)
 	if err != nil {
 		return 0, err
@@ -151,12 +154,20 @@ func (o options) judgeHere(ctx context.Context, stdout io.Writer) (int, error) {
 	if err != nil {
 		return 0, err
 	}
+	if err := o.judgeOf(kernel.Arch).Check(); err != nil {
+		return 0, err
+	}
 	return o.judge(ctx, kernel, "", stdout)
 }
 
+// judgeOf has what the flags alone say of a judge.
+func (o options) judgeOf(arch string) kernels.Judge {
+	return kernels.Judge{Backends: o.backends, Cases: o.cases, Modules: o.modules, Programs: filepath.Join(o.programs, arch), Silence: o.silence, Commit: o.commit}
+}
+
 func (o options) judge(ctx context.Context, kernel kernels.Kernel, userland string, stdout io.Writer) (int, error) {
-	judge := kernels.Judge{Backends: o.backends, Cases: o.cases, Modules: o.modules, Patience: cmp.Or(o.patience, patienceOf(kernel)), Programs: filepath.Join(o.programs, kernel.Arch), Userland: userland,
-		Console: stdout, Silence: o.silence, Commit: o.commit}
+	judge := o.judgeOf(kernel.Arch)
+	judge.Patience, judge.Userland, judge.Console = cmp.Or(o.patience, patienceOf(kernel)), userland, stdout
 	if o.results != "" {
 		judge.Results = filepath.Join(o.results, kernel.Series+"-"+kernel.Arch+".json")
 	}

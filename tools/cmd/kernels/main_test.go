@@ -2,6 +2,9 @@ package main
 
 import (
 	"bytes"
+	"os"
+	"path/filepath"
+	"runtime"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -22,4 +25,27 @@ Linux 6.12.9: 2 passed, 1 failed, 0 unsupported (2 of them in earlier runs)
 	out.Reset()
 	require.Zero(t, report(&out, "6.12.9", kernels.Judged{Before: []kernels.Result{passed}}))
 	require.Equal(t, "Linux 6.12.9: 1 passed, 0 failed, 0 unsupported (1 of them in earlier runs)\n", out.String())
+}
+
+func TestWhatIsNotThereIsRefusedBeforeAKernelIsFetchedOrBooted(t *testing.T) {
+	programs := t.TempDir()
+	for _, arch := range []string{runtime.GOARCH, "arm64"} {
+		require.NoError(t, os.MkdirAll(filepath.Join(programs, arch), 0o755))
+		require.NoError(t, os.WriteFile(filepath.Join(programs, arch, "kubelb-backend-ebpf"), nil, 0o755))
+	}
+	// No kernel can be fetched or kept there, so whatever tries to has another error.
+	t.Setenv("KUBELB_CACHE", filepath.Join(programs, runtime.GOARCH, "kubelb-backend-ebpf"))
+	for _, kernel := range []string{"6.12/arm64", running} {
+		for _, c := range []struct{ backend, cases, want string }{
+			{"ebfp", "tcp-echo", `there is no dataplane "ebfp"; there are ebpf`},
+			{"ebpf", "tcp-ehco,preflight,packet-fixtures", `there is no case "tcp-ehco"; there are preflight, packet-fixtures, tcp-echo, `},
+		} {
+			var out bytes.Buffer
+			_, err := run(t.Context(), []string{"--kernel=" + kernel, "--programs=" + programs, "--backend=" + c.backend, "--case=" + c.cases}, &out, &out)
+			require.ErrorContains(t, err, c.want, kernel)
+			require.Empty(t, out.String())
+		}
+	}
+	_, err := run(t.Context(), []string{"--kernel=6.12/arm64", "--programs=" + programs, "--backend=ebpf", "--case=tcp-echo"}, &bytes.Buffer{}, &bytes.Buffer{})
+	require.ErrorContains(t, err, "not a directory", "what is there goes on to the kernel")
 }

@@ -188,6 +188,14 @@ func TestAFailureOfAFormerLoadBalancerHidesNoneThatMoves(t *testing.T) {
 	h.winner("g")
 	require.Len(t, h.says(), 1, "nobody has seen that it is well")
 	require.Equal(t, "tenant-a/lb", h.says()[0].LoadBalancer)
+
+	h = newTester(t)
+	h.Learn("g", failingElsewhere(), time.Now())
+	h.winner("other")
+	h.Learn("other", &v1alpha1.GatewayTries{Failures: []v1alpha1.GatewayFailure{{LoadBalancer: "tenant-gone/lb", Record: "frontend TCP 203.0.113.1:1", Message: unanswered}}}, time.Now())
+	require.Empty(t, h.says())
+	h.winner("g")
+	require.Len(t, h.says(), 1, "what moves may be of a former LoadBalancer as well")
 }
 
 func TestAFailureMovesAsOftenAsItsAddress(t *testing.T) {

@@ -161,7 +161,8 @@ type GatewayTries struct {
 	// +optional
 	// +kubebuilder:validation:MaxLength=1024
 	Problem string `json:"problem,omitempty"`
-	// Failures has the first failing port of each LoadBalancer, and at most 20 LoadBalancers of each tenant.
+	// Failures has the first failing port of each LoadBalancer, and at most 20 LoadBalancers of each tenant. If no port of a
+	// LoadBalancer is known to fail, it may have one that may fail: its message says so.
 	// +optional
 	// +kubebuilder:validation:MaxItems=1000
 	Failures []GatewayFailure `json:"failures,omitempty"`

@@ -19,24 +19,29 @@ func (g *Gateway) newWatchdog() *watchdog.Watchdog {
 }
 
 // toTry asks the gateway's loop which frontends can be tried now.
-func (g *Gateway) toTry(ctx context.Context) []watchdog.Frontend {
+func (g *Gateway) toTry(ctx context.Context) watchdog.List {
 	list, _ := asked(ctx, g, (*Gateway).triableNow)
 	return list
 }
 
 // triableNow are the frontends that can be tried now. Clients reach one here, by the gateway's own state, if the dataplane holds it and the gateway
 // answers for its VIP.
-func (g *Gateway) triableNow() []watchdog.Frontend {
+func (g *Gateway) triableNow() watchdog.List {
 	served := func(key model.FrontendKey) bool { return g.driver.Serves(key) && g.ownership.Answers(key.VIP) }
-	return g.tries.List(g.hub.Snapshot(), g.options.TryFrom, served, g.driver.Version() > 0, time.Now())
+	return g.tries.List(g.hub.Snapshot(), g.options.TryFrom, served, g.hasReadModel(), time.Now())
 }
+
+// hasReadModel tells whether the model is what the hub has.
+func (g *Gateway) hasReadModel() bool { return g.driver.Version() > 0 }
 
 // failing are the frontends to which connections fail.
 func (g *Gateway) failing() map[model.FrontendKey]watchdog.Failure {
 	if g.hasLeft() {
 		return nil
 	}
-	return g.tries.Failing(time.Now())
+	now := time.Now()
+	g.tries.Look(g.hub.Snapshot, g.options.TryFrom, g.hasReadModel(), now)
+	return g.tries.Failing(now)
 }
 
 // hasLeft tells whether clients reach other gateways, if any, for each address: this one drains where nobody is elected. One that ends may be back in a
@@ -56,13 +61,13 @@ func triesChanged(o *v1alpha1.Gateway, gone bool) event {
 	}
 }
 
-// sameTries tells whether two versions of a Gateway name the same failing ports.
+// sameTries tells whether two versions of a Gateway say the same of failing ports.
 func sameTries(a, b *v1alpha1.Gateway) bool {
-	of := func(g *v1alpha1.Gateway) []v1alpha1.GatewayFailure {
+	of := func(g *v1alpha1.Gateway) v1alpha1.GatewayTries {
 		if g.Status.Tries == nil {
-			return nil
+			return v1alpha1.GatewayTries{}
 		}
-		return g.Status.Tries.Failures
+		return *g.Status.Tries
 	}
-	return slices.Equal(of(a), of(b))
+	return slices.Equal(of(a).Failures, of(b).Failures) && slices.Equal(of(a).Unlisted, of(b).Unlisted)
 }

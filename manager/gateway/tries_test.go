@@ -24,11 +24,11 @@ func leftFailing() *v1alpha1.Gateway {
 
 // again is a gateway whose process is new, and which tries ports.
 func again(t *testing.T, o Options) *onHost {
-	o.Announcer, o.TryEvery = board{}, time.Minute
+	o.Announcer, o.TryEvery, o.TryFrom = board{}, time.Minute, []netip.Addr{netip.MustParseAddr("192.0.0.6")}
 	h := newOnHostWith(t, o)
 	h.asks("a", 2, 4, netip.MustParseAddr("203.0.113.1"))
 	gatewayChanged(leftFailing(), false)(h.Gateway)
-	require.Empty(t, h.triableNow(), "the hub has not been read")
+	require.Empty(t, h.triableNow().Frontends, "the hub has not been read")
 	return h
 }
 
@@ -41,14 +41,14 @@ func (h *onHost) says() []v1alpha1.GatewayFailure {
 func TestAPortIsTriedHereWhileThisGatewayAnswersForItAndItsDataplaneHoldsIt(t *testing.T) {
 	h := again(t, Options{})
 	require.Len(t, h.says(), 1, "it failed before")
-	require.True(t, h.triableNow()[0].Paused, "the dataplane does not hold it yet")
+	require.True(t, h.triableNow().Frontends[0].Paused, "the dataplane does not hold it yet")
 	h.Has(drivertest.Module)
 	h.works()
-	require.False(t, h.triableNow()[0].Paused)
+	require.False(t, h.triableNow().Frontends[0].Paused)
 	ranges, err := ipam.ParseRanges([]string{"203.0.113.0/24"}, false)
 	require.NoError(t, err)
 	h.selection.SetPool("pool", ranges, &metav1.LabelSelector{MatchLabels: map[string]string{"rack": "1"}})
-	require.Empty(t, h.triableNow(), "it is another one's")
+	require.Empty(t, h.triableNow().Frontends, "it is another one's")
 	require.Empty(t, h.says())
 }
 
@@ -74,6 +74,25 @@ func failingAt(name string) *v1alpha1.Gateway {
 		{LoadBalancer: "tenant-a/lb", Record: "frontend TCP 203.0.113.1:1", Message: unanswered}}}}}
 }
 
+// Where no interface for tries can be made, no frontends are listed, and addresses move all the same.
+func TestWhatMayFailAtAnotherGatewayMovesHereThoughNothingCanBeTried(t *testing.T) {
+	h := again(t, Options{})
+	ranges, err := ipam.ParseRanges([]string{"203.0.113.0/24"}, false)
+	require.NoError(t, err)
+	choose := func(rack string) {
+		h.selection.SetPool("pool", ranges, &metav1.LabelSelector{MatchLabels: map[string]string{"rack": rack}})
+	}
+	other := &v1alpha1.Gateway{ObjectMeta: metav1.ObjectMeta{Name: "other", Labels: map[string]string{"rack": "1"}},
+		Status: v1alpha1.GatewayStatus{Tries: &v1alpha1.GatewayTries{Unlisted: []string{"tenant-a"}}}}
+	gatewayChanged(&v1alpha1.Gateway{ObjectMeta: metav1.ObjectMeta{Name: "g", Labels: map[string]string{"rack": "2"}}}, false)(h.Gateway)
+	choose("1")
+	gatewayChanged(other, false)(h.Gateway)
+	require.Empty(t, h.says())
+	choose("2")
+	require.Len(t, h.says(), 1)
+	require.Contains(t, h.says()[0].Message, "1 of its other ports may fail, too")
+}
+
 // Most changes of a Gateway's status are nothing to other gateways, and are not looked at.
 func TestAGatewayHearsWhatFailsAtOthers(t *testing.T) {
 	well := &v1alpha1.Gateway{ObjectMeta: metav1.ObjectMeta{Name: "other"}}
@@ -82,5 +101,8 @@ func TestAGatewayHearsWhatFailsAtOthers(t *testing.T) {
 	require.True(t, sameToOthers(well, fails))
 	require.False(t, sameTries(well, fails))
 	require.False(t, sameTries(fails, well))
+	more := failingAt("other")
+	more.Status.Tries.Unlisted = []string{"tenant-a"}
+	require.False(t, sameTries(fails, more), "there are failures that it does not name")
 	require.True(t, sameTries(fails, answers))
 }

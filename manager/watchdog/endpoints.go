@@ -90,7 +90,7 @@ func (w *Watchdog) hear(ctx context.Context, q question) hearing {
 func (w *Watchdog) note(h hearing) {
 	h.of.asking, h.of.endpoints, w.fresh = false, h, true
 	if h.of.history.failed() > 0 {
-		h.of.former = "" // a try of now failed, and this is what its endpoints do now
+		h.of.former, h.of.doubted = "", false // a try of now failed, and this is what its endpoints do now
 	}
 	if w.asking[h.of.Tenant]--; w.asking[h.of.Tenant] == 0 {
 		delete(w.asking, h.of.Tenant)

@@ -46,7 +46,7 @@ func (d *desk) hears(number uint16, silent ...string) {
 }
 
 func failed(message string, at Frontend) []Failure {
-	return []Failure{{at.AddrPort, message, message == ofTheDataplane}}
+	return []Failure{{AddrPort: at.AddrPort, Message: message, NodesAnswer: message == ofTheDataplane}}
 }
 
 func TestAFrontendThatFailedBeforeFailsUntilItsTriesTellOtherwise(t *testing.T) {
@@ -166,4 +166,68 @@ func TestAFrontendThatNobodyReachesHereKeepsItsFailureAndIsNotTried(t *testing.T
 	another.Tenant, another.Paused = "b", true
 	d.want([]Frontend{another}, d.now)
 	require.Equal(t, Report{}, d.report(), "it is another tenant's now")
+}
+
+func TestAFrontendOfWhichItIsOnlyKnownThatItMayFailIsWellAfterOneTry(t *testing.T) {
+	const says = "it may be one of the ports that failed at gateway g2"
+	doubted := func(number uint16) Frontend {
+		f := port(number)
+		f.Former, f.Moved, f.Doubted = says, true, true
+		return f
+	}
+	may := func(numbers ...uint16) (all []Failure) {
+		for _, n := range numbers {
+			all = append(all, Failure{AddrPort: port(n).AddrPort, Message: says, Doubted: true})
+		}
+		return all
+	}
+	d := newDesk()
+	d.want([]Frontend{doubted(80), doubted(81), port(82)}, d.now)
+	require.Equal(t, Report{Failures: may(80, 81), Untried: 3}, d.report())
+	d.tried(82, Answered, Answered)
+	d.tried(80, Answered)
+	require.Equal(t, Report{Failures: may(81), Answered: 2, Untried: 1}, d.report())
+	require.False(t, d.watched[port(80).AddrPort].doubted)
+	d.tried(81, Unanswered)
+	require.Equal(t, may(81), d.report().Failures, "one try does not tell that it fails, and none that it does not")
+	d.forget(t.Context(), errors.New("kubelb-watch is down"))
+	require.Equal(t, may(81), d.told.Failures)
+	paused := doubted(81)
+	paused.Paused = true
+	d.want([]Frontend{port(80), paused, port(82)}, d.now)
+	require.Equal(t, may(81), d.report().Failures, "clients do not reach it here")
+
+	d.want([]Frontend{port(80), port(81), port(82)}, d.now)
+	d.tried(82, Answered)
+	d.tried(81, Unanswered, Unanswered, Unanswered)
+	require.Equal(t, may(81), d.report().Failures, "its nodes are still to be asked")
+	d.hears(81)
+	require.Equal(t, failed(ofTheDataplane, port(81)), d.report().Failures)
+	d.want([]Frontend{doubted(81)}, d.now)
+	require.Equal(t, failed(ofTheDataplane, port(81)), d.report().Failures, "what is known says more")
+
+	d = newDesk()
+	d.want([]Frontend{doubted(80)}, d.now)
+	f := port(80)
+	f.Former = ofTheNodes
+	d.want([]Frontend{f}, d.now)
+	require.Equal(t, failed(ofTheNodes, f), d.report().Failures, "so does what another gateway saw")
+}
+
+// A frontend whose failure was handed over may be well before anything is told of it.
+func TestAReportSaysWhichListItFollows(t *testing.T) {
+	var told []Report
+	d := newDesk()
+	d.options.Tell = func(_ context.Context, r Report) { told = append(told, r) }
+	d.publish(t.Context(), d.now)
+	d.want([]Frontend{port(80)}, d.now)
+	d.publish(t.Context(), d.now.Add(d.times.countEvery))
+	require.Equal(t, []Report{{Untried: 1}}, told)
+	soon := d.now.Add(d.times.countEvery + d.times.tellEvery)
+	d.follow(List{Frontends: []Frontend{port(80)}, Number: 1}, d.now)
+	d.publish(t.Context(), soon)
+	require.Equal(t, Report{Listed: 1, Untried: 1}, told[1], "what that list handed over is answered already, and nothing else differs")
+	d.want([]Frontend{port(80)}, d.now)
+	d.publish(t.Context(), soon.Add(time.Hour))
+	require.Len(t, told, 2)
 }

@@ -38,6 +38,8 @@ const (
 	silentAfter = 2
 	// together is how much earlier than the last host that answered others have answered that were there with it.
 	together = 3 * lookEvery
+	// After tooFewFor looks in a row that found too few hosts to tell, a problem of an earlier process is over: two minutes.
+	tooFewFor = 12
 	// maxNeighbours is how many neighbours of an interface are probed at most.
 	maxNeighbours = 16
 	// withoutRouter is how many silent hosts it takes if none of them is a router: a single host may have been turned off.
@@ -48,7 +50,8 @@ const (
 type Segment struct {
 	// Problem says at which interfaces no host answers. It is empty if a host answers, or if too few are known to tell.
 	Problem string
-	// Known are the interfaces at which a host has answered since Run began, or which are down. Of others nothing is known.
+	// Known are the interfaces at which a host has answered since Run began, which are down, or at which tooFewFor looks found too few
+	// hosts to tell. Of others nothing is known.
 	Known []string
 }
 
@@ -74,10 +77,10 @@ type neighbour struct {
 
 // Run asks neighbours until ctx ends.
 func (n *Neighbours) Run(ctx context.Context) error {
-	known, silent, told := map[string]map[netip.Addr]*neighbour{}, map[string]int{}, Segment{}
+	known, told := map[string]map[netip.Addr]*neighbour{}, Segment{}
+	is := looks{silent: map[string]int{}, tooFew: map[string]int{}}
 	wait.UntilWithContext(ctx, func(ctx context.Context) {
 		var problems []string
-		now := Segment{Known: slices.Clone(told.Known)}
 		for _, name := range n.Interfaces {
 			if known[name] == nil {
 				known[name] = map[netip.Addr]*neighbour{}
@@ -86,23 +89,41 @@ func (n *Neighbours) Run(ctx context.Context) error {
 			if err != nil {
 				n.Failed(err)
 			}
-			if silent[name]++; heard != nobody || err != nil {
-				silent[name] = 0
-			}
-			if silent[name] >= silentAfter {
+			if is.note(name, heard) {
 				problems = append(problems, fmt.Sprintf(silentAt+" (%s)", name, names(known[name])))
 			}
-			if heard == somebody && !slices.Contains(now.Known, name) {
-				now.Known = append(now.Known, name)
-			}
 		}
-		now.Problem = phrase.Few(problems, "; ")
+		now := Segment{Problem: phrase.Few(problems, "; "), Known: slices.Clone(is.known)}
 		if (now.Problem != told.Problem || len(now.Known) != len(told.Known)) && ctx.Err() == nil {
 			told = now
 			n.Tell(ctx, now)
 		}
 	}, lookEvery-answersAfter)
 	return nil
+}
+
+// looks are what came of the looks at each interface.
+type looks struct {
+	// silent counts the last looks in a row that found nobody, tooFew the last ones that found too few.
+	silent, tooFew map[string]int
+	// known is that of Segment.
+	known []string
+}
+
+// note notes who answered at an interface, and tells whether it is silent.
+func (l *looks) note(name string, heard answering) (silent bool) {
+	l.silent[name], l.tooFew[name] = inARow(l.silent[name], heard == nobody), inARow(l.tooFew[name], heard == tooFew)
+	if (heard == somebody || l.tooFew[name] >= tooFewFor) && !slices.Contains(l.known, name) {
+		l.known = append(l.known, name)
+	}
+	return l.silent[name] >= silentAfter
+}
+
+func inARow(before int, again bool) int {
+	if !again {
+		return 0
+	}
+	return before + 1
 }
 
 // answering is who answers at an interface.
@@ -113,6 +134,8 @@ const (
 	tooFew answering = iota
 	somebody
 	nobody
+	// undecided: nobody answers, and nobody has answered this process yet. The hosts would be enough to tell, or could not be asked.
+	undecided
 )
 
 // look probes the neighbours at an interface. One that is down counts as answering: it is another condition that says so.
@@ -122,7 +145,7 @@ func (n *Neighbours) look(ctx context.Context, name string, known map[netip.Addr
 		return somebody, nil // the Gateway's condition HostInterfaces says so
 	}
 	if err != nil {
-		return tooFew, err
+		return undecided, err
 	}
 	if a := link.Attrs(); a.OperState == netlink.OperDown || a.OperState == netlink.OperLowerLayerDown {
 		return somebody, nil // as above
@@ -130,26 +153,26 @@ func (n *Neighbours) look(ctx context.Context, name string, known map[netip.Addr
 	index := link.Attrs().Index
 	table, err := neighboursOf(index)
 	if err != nil {
-		return tooFew, err
+		return undecided, err
 	}
 	routers, err := routersBy(index)
 	if err != nil {
-		return tooFew, err
+		return undecided, err
 	}
 	remember(known, table, routers, index)
 	for a := range known {
 		if err := probe(index, a, table[a]); err != nil {
-			return tooFew, fmt.Errorf("ask for neighbour %s at %s: %w", a, name, err)
+			return undecided, fmt.Errorf("ask for neighbour %s at %s: %w", a, name, err)
 		}
 	}
 	pause(ctx, answersAfter)
 	if table, err = neighboursOf(index); err != nil {
-		return tooFew, err
+		return undecided, err
 	}
 	return answered(known, table, time.Now()), nil
 }
 
-// remember adds the hosts of the kernel's table. Of more than maxNeighbours it keeps routers, and then the hosts that answered last.
+// remember adds the hosts of the kernel's table, and the routers, which may not be in it until somebody asks for them. Of more than maxNeighbours it keeps routers, and then the hosts that answered last.
 func remember(known map[netip.Addr]*neighbour, table map[netip.Addr]netlink.Neigh, routers map[netip.Addr]bool, index int) {
 	for a, k := range known {
 		if k.index != index {
@@ -165,8 +188,15 @@ func remember(known map[netip.Addr]*neighbour, table map[netip.Addr]netlink.Neig
 		}
 		known[a].mac = entry.HardwareAddr.String()
 	}
+	for a := range routers {
+		if known[a] == nil {
+			known[a] = &neighbour{index: index}
+		}
+	}
 	for a, k := range known {
-		k.router = routers[a]
+		if k.router = routers[a]; !k.router && k.mac == "" {
+			delete(known, a) // it was known by its route alone
+		}
 	}
 	ordered := slices.SortedFunc(maps.Keys(known), func(a, b netip.Addr) int {
 		return cmp.Or(compareBool(known[b].router, known[a].router), known[b].seen.Compare(known[a].seen), a.Compare(b))
@@ -188,23 +218,34 @@ func compareBool(a, b bool) int {
 
 // answered notes who is there. It returns nobody if those are enough to tell that were there last.
 func answered(known map[netip.Addr]*neighbour, table map[netip.Addr]netlink.Neigh, now time.Time) answering {
-	some, enough, were := false, false, map[string]bool{}
+	some := false
 	for a, k := range known {
 		if table[a].State&netlink.NUD_REACHABLE != 0 {
 			k.seen, some = now, true
 		}
 	}
-	for _, a := range lastOnes(known) {
-		were[known[a].mac] = true
-		enough = enough || known[a].router
-	}
+	last := lastOnes(known)
 	switch {
 	case some:
 		return somebody
-	case enough || len(were) >= withoutRouter:
+	case len(last) == 0 && areEnough(known, slices.Collect(maps.Keys(known))):
+		return undecided
+	case areEnough(known, last):
 		return nobody
 	}
 	return tooFew
+}
+
+// areEnough tells whether it says something of the segment that none of the hosts answers.
+func areEnough(known map[netip.Addr]*neighbour, hosts []netip.Addr) bool {
+	macs := map[string]bool{}
+	for _, a := range hosts {
+		if known[a].router {
+			return true
+		}
+		macs[known[a].mac] = true
+	}
+	return len(macs) >= withoutRouter
 }
 
 // lastOnes are the hosts that were there at about the same time as the last one, in order. Others had gone before, while the segment worked.

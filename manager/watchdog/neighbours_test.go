@@ -54,6 +54,49 @@ func TestAProblemOfAnEarlierProcessLastsUntilAHostAnswersThere(t *testing.T) {
 	require.False(t, MayLast("", interfaces, Segment{}))
 }
 
+// After a reboot the kernel knows no host, and where answers to clients leave by another interface it never may.
+func TestAProblemOfAnEarlierProcessEndsWhereThereAreTooFewHostsToTell(t *testing.T) {
+	const problem = "no host that answered before answers at interface eth1 now (198.51.100.1)"
+	for says, c := range map[string]struct {
+		hosts []string
+		ends  bool
+	}{
+		"nobody is known":     {ends: true},
+		"one host":            {hosts: []string{"h1"}, ends: true},
+		"two hosts":           {hosts: []string{"h1", "h2"}},
+		"a router of a route": {hosts: []string{"r1"}},
+	} {
+		known := map[netip.Addr]*neighbour{}
+		for _, name := range c.hosts {
+			known[addressOf(name)] = &neighbour{mac: name, router: name[0] == 'r'}
+		}
+		is := looks{silent: map[string]int{}, tooFew: map[string]int{}}
+		lasts := func() bool {
+			require.False(t, is.note("eth1", answered(known, nil, time.Now())), says)
+			return MayLast(problem, []string{"eth1"}, Segment{Known: is.known})
+		}
+		for range tooFewFor - 1 {
+			require.True(t, lasts(), "%s, and the kernel may come to know more", says)
+		}
+		require.Equal(t, !c.ends, lasts(), says)
+		is.note("eth2", undecided)
+		for range tooFewFor {
+			is.note("eth2", tooFew)
+			is.note("eth2", undecided)
+		}
+		require.NotContains(t, is.known, "eth2", "hosts that are enough were there in between")
+	}
+}
+
+func TestARouterIsAskedThatTheKernelDoesNotKnowYet(t *testing.T) {
+	known, router := map[netip.Addr]*neighbour{}, map[netip.Addr]bool{addressOf("r1"): true}
+	remember(known, nil, router, 7)
+	require.True(t, known[addressOf("r1")].router)
+	require.Equal(t, undecided, answered(known, nil, time.Now()))
+	remember(known, nil, nil, 7)
+	require.Empty(t, known, "its route is gone")
+}
+
 func TestOnlyHostsAreNamedThatWereThereLast(t *testing.T) {
 	now := time.Now()
 	require.Equal(t, "198.51.100.49, 198.51.100.50", names(onSegment(map[string]time.Duration{"h1": lookEvery, "h2": lookEvery, "h3": 24 * time.Hour}, now)))

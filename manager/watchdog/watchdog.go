@@ -27,9 +27,15 @@ type Frontend struct {
 	// Paused: it is not to be tried now, as clients do not reach it here. If it is known to fail, that stays so.
 	Paused bool
 	// Former is the message of its failure by an earlier process, empty for none. Moved: it failed at another gateway, so that nothing is known of whether
-	// tries arrive here.
-	Former string
-	Moved  bool
+	// tries arrive here. Doubted: Former only says that it may have failed, so that one answered try is enough.
+	Former         string
+	Moved, Doubted bool
+}
+
+// List is the frontends to try. Number grows with each list that hands over a Former.
+type List struct {
+	Frontends []Frontend
+	Number    uint64
 }
 
 // Failure is a frontend that does not serve.
@@ -39,15 +45,19 @@ type Failure struct {
 	Message string
 	// NodesAnswer: the endpoints that were asked answer the host itself, and the frontend has no limit of connections. So the reason is not the tenant's.
 	NodesAnswer bool
+	// Doubted: it may fail, and no try has told yet.
+	Doubted bool
 }
 
 // Report is what is known of all frontends.
 type Report struct {
-	// Answered counts frontends whose last try was answered, Untried those of which nothing is known.
+	// Listed is the number of the last list: what that list handed over is in the report.
+	Listed uint64
+	// Answered counts frontends whose last try was answered, Untried those of which nothing is known, or only that they may fail.
 	Answered, Untried int
 	// Problem is why none can be tried, or why answers are lost; empty if all are tried.
 	Problem string
-	// Failures are the frontends that fail, sorted by address and port.
+	// Failures are the frontends that fail, or may fail, sorted by address and port.
 	Failures []Failure
 }
 
@@ -57,8 +67,8 @@ type Options struct {
 	Sources []netip.Addr
 	// Every is the pause between tries of a frontend while nothing is wrong with it.
 	Every time.Duration
-	// Frontends returns the frontends to try now. It returns nil once ctx has ended.
-	Frontends func(ctx context.Context) []Frontend
+	// Frontends returns the frontends to try now. It returns none once ctx has ended.
+	Frontends func(ctx context.Context) List
 	// Tell is called with each report that differs from the one before.
 	Tell func(context.Context, Report)
 	// Count is called with the outcome of each try; it may be nil.
@@ -117,8 +127,10 @@ type Watchdog struct {
 
 	// The fields below belong to Run.
 	watched map[netip.AddrPort]*watched
-	tries   map[flow]*try
-	port    uint16
+	// listed is the number of the list that watched follows.
+	listed uint64
+	tries  map[flow]*try
+	port   uint16
 	// ticked is the last tick, overrun the last one before which answers may have been lost.
 	ticked, overrun time.Time
 	// works tells of which families a try was answered ever, IPv4 if true, where nodes do not see who tries.
@@ -141,8 +153,9 @@ type watched struct {
 	trying  bool
 	// works: a try was answered ever.
 	works bool
-	// former is why it failed before what is known of tries began, empty once tries tell.
-	former string
+	// former is why it failed before what is known of tries began, empty once tries tell. doubted: it may only have failed.
+	former  string
+	doubted bool
 	// endpoints is what the gateway heard of them itself when the frontend had begun to fail.
 	endpoints hearing
 	asking    bool
@@ -217,7 +230,7 @@ func (w *Watchdog) forget(ctx context.Context, why error) {
 // watch tries frontends until ctx ends or the lane fails.
 func (w *Watchdog) watch(ctx context.Context) error {
 	w.asks, w.heard = make(chan question, waitingRoom), make(chan hearing)
-	answers, lists := make(chan answer, waitingRoom), make(chan []Frontend)
+	answers, lists := make(chan answer, waitingRoom), make(chan List)
 	runs, ctx := errgroup.WithContext(ctx)
 	runs.Go(func() error { return w.receive(ctx, answers) })
 	runs.Go(func() error { return w.list(ctx, lists) })
@@ -251,7 +264,7 @@ func (w *Watchdog) receive(ctx context.Context, answers chan<- answer) error {
 }
 
 // list hands the frontends to try to the loop, again and again until ctx ends, as long as the lane is as it was made.
-func (w *Watchdog) list(ctx context.Context, lists chan<- []Frontend) error {
+func (w *Watchdog) list(ctx context.Context, lists chan<- List) error {
 	for ctx.Err() == nil {
 		if err := w.lane.check(); err != nil {
 			return err
@@ -266,7 +279,7 @@ func (w *Watchdog) list(ctx context.Context, lists chan<- []Frontend) error {
 }
 
 // loop owns all that is known, until ctx ends.
-func (w *Watchdog) loop(ctx context.Context, answers <-chan answer, lists <-chan []Frontend) error {
+func (w *Watchdog) loop(ctx context.Context, answers <-chan answer, lists <-chan List) error {
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
 	for {
@@ -276,7 +289,7 @@ func (w *Watchdog) loop(ctx context.Context, answers <-chan answer, lists <-chan
 		case a := <-answers:
 			w.take(a, time.Now())
 		case list := <-lists:
-			w.want(list, time.Now())
+			w.follow(list, time.Now())
 		case h := <-w.heard:
 			w.note(h)
 		case now := <-ticker.C:
@@ -292,14 +305,21 @@ func (w *Watchdog) loop(ctx context.Context, answers <-chan answer, lists <-chan
 	}
 }
 
+// follow takes over a list.
+func (w *Watchdog) follow(l List, now time.Time) {
+	w.want(l.Frontends, now)
+	w.listed = l.Number
+}
+
 // want replaces the list of frontends. A frontend that stays keeps its results; one that is paused, or is so no more, keeps its failure.
 func (w *Watchdog) want(list []Frontend, now time.Time) {
 	wanted := make(map[netip.AddrPort]bool, len(list))
 	for _, f := range list {
 		is := w.watched[f.AddrPort]
 		same := is != nil && is.Tenant == f.Tenant && is.KeepsClient == f.KeepsClient
-		if same && f.Former != "" {
-			_, same = w.failure(is) // a failure that has moved here is not to be taken for well by earlier tries
+		if same && f.Former != "" { // a failure that has moved here is not to be taken for well by earlier tries
+			_, fails := w.failure(is)
+			same = fails && (f.Doubted || !is.doubted)
 		}
 		if same {
 			f = w.withFailure(f, is)
@@ -318,15 +338,15 @@ func (w *Watchdog) want(list []Frontend, now time.Time) {
 // withFailure is the frontend with the failure that is known.
 func (w *Watchdog) withFailure(f Frontend, is *watched) Frontend {
 	f.Former, _ = w.failure(is)
-	f.Moved = is.former != "" && is.Moved
+	f.Moved, f.Doubted = is.former != "" && is.Moved, is.doubted
 	return f
 }
 
 // begins is a frontend of which no try is known. The first tries are spread, since frontends that are due together stay together. One that failed before
 // fails until tries tell: it was tried then, so that tries did arrive, unless its nodes were the reason, or it was elsewhere.
 func (w *Watchdog) begins(f Frontend, now time.Time) *watched {
-	is := &watched{Frontend: f, former: f.Former, due: now.Add(rand.N(w.options.Every / 2))}
-	if is.former != "" {
+	is := &watched{Frontend: f, former: f.Former, doubted: f.Doubted, due: now.Add(rand.N(w.options.Every / 2))}
+	if is.former != "" && !is.doubted {
 		is.history.failing, is.history.some = true, strings.Contains(is.former, someFail)
 		is.works = !is.Moved && (is.KeepsClient || !nodesFail(is.former))
 		w.works[is.Addr().Is4()] = w.works[is.Addr().Is4()] || is.works && !is.KeepsClient
@@ -382,8 +402,9 @@ func (w *Watchdog) end(t *try, o Outcome, now time.Time) {
 		is.due = now.Add(w.times.again)
 	}
 	switch {
+	case is.doubted && !is.history.failing && o != Answered: // too few tries have failed to tell
 	case !is.history.failing:
-		is.endpoints, is.former = hearing{}, ""
+		is.endpoints, is.former, is.doubted = hearing{}, "", false
 	case !is.asking && (changed || o != Answered && now.Sub(is.endpoints.at) >= w.options.Every):
 		w.ask(is)
 	}
@@ -397,7 +418,7 @@ func (is *watched) endsItself() bool {
 
 // suspect tells whether a try has failed lately, so that more are to be made soon.
 func (is *watched) suspect() bool {
-	return is.former != "" || is.history.failed() > 0 && !is.endsItself()
+	return is.former != "" && !is.doubted || is.history.failed() > 0 && !is.endsItself()
 }
 
 // maySay tells whether tries say anything of the frontend that was not answered. Where none was ever answered and its endpoints are well, tries may be what
@@ -430,7 +451,7 @@ func (w *Watchdog) publish(ctx context.Context, now time.Time) {
 	if now.Sub(w.overrun) < w.options.Every {
 		r.Problem = "some answers are lost: more packets come for the addresses that tries come from than can be read"
 	}
-	sameFailures := slices.Equal(r.Failures, w.told.Failures) && w.told.Problem == r.Problem
+	sameFailures := slices.Equal(r.Failures, w.told.Failures) && w.told.Problem == r.Problem && w.told.Listed == r.Listed
 	if sameFailures && now.Sub(w.toldAt) < w.times.countEvery {
 		return
 	}
@@ -443,10 +464,14 @@ func (w *Watchdog) publish(ctx context.Context, now time.Time) {
 }
 
 func (w *Watchdog) report() (r Report) {
+	r.Listed = w.listed
 	for _, is := range w.watched {
 		switch message, fails := w.failure(is); {
 		case fails:
-			r.Failures = append(r.Failures, Failure{is.AddrPort, message, is.nodesAnswer() && !is.Limited})
+			r.Failures = append(r.Failures, Failure{AddrPort: is.AddrPort, Message: message, NodesAnswer: is.nodesAnswer() && !is.Limited, Doubted: is.doubted})
+			if is.doubted {
+				r.Untried++
+			}
 		case is.history.answered():
 			r.Answered++
 		default:

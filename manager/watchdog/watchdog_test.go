@@ -31,7 +31,7 @@ func (w testWriter) Write(p []byte) (int, error) {
 func watching(t *testing.T, frontends ...Frontend) (latest func() Report, end func()) {
 	t.Helper()
 	reports := make(chan Report, 1000)
-	w := New(Options{Sources: []netip.Addr{client4, client6}, Every: 200 * time.Millisecond, Frontends: func(context.Context) []Frontend { return frontends },
+	w := New(Options{Sources: []netip.Addr{client4, client6}, Every: 200 * time.Millisecond, Frontends: func(context.Context) List { return List{Frontends: frontends} },
 		Tell: func(_ context.Context, r Report) { reports <- r }, Log: slog.New(slog.NewTextHandler(testWriter{t}, nil))})
 	w.times = times{again: 100 * time.Millisecond, repeatAfter: 150 * time.Millisecond, answerWithin: 400 * time.Millisecond, holdFor: 250 * time.Millisecond, listEvery: 100 * time.Millisecond, askWithin: 300 * time.Millisecond, openAgain: 300 * time.Millisecond, tellEvery: tick, countEvery: 100 * time.Millisecond}
 	require.NoError(t, w.Open())
@@ -135,14 +135,14 @@ func TestAFrontendIsTriedAndWhatBecomesOfConnectionsIsTold(t *testing.T) {
 		closed := Frontend{AddrPort: netip.AddrPortFrom(vip4, 83), Tenant: "a", Endpoints: []netip.AddrPort{netip.AddrPortFrom(vip4, 83)}}
 		latest, end := watching(t, append(append(all, rude...), reset, closed, ended)...)
 		broken := []Failure{
-			{reset.AddrPort, "connections are accepted, and then reset; its nodes answer the gateway itself, so that its dataplane, or a firewall of its host, is the reason", true},
-			{closed.AddrPort, "connections are refused; its nodes refuse the gateway itself, too, as they do if the Service has no ready pod", false},
-			{ended.AddrPort, "connections are accepted, and then ended; its nodes refuse the gateway itself, too, as they do if the Service has no ready pod", false}}
+			{AddrPort: reset.AddrPort, Message: "connections are accepted, and then reset; its nodes answer the gateway itself, so that its dataplane, or a firewall of its host, is the reason", NodesAnswer: true},
+			{AddrPort: closed.AddrPort, Message: "connections are refused; its nodes refuse the gateway itself, too, as they do if the Service has no ready pod"},
+			{AddrPort: ended.AddrPort, Message: "connections are accepted, and then ended; its nodes refuse the gateway itself, too, as they do if the Service has no ready pod"}}
 		becomes(t, latest, "at first", 4, broken...)
 
 		firewall(t, "tcp dport 80 drop", "ip daddr 203.0.113.1 tcp dport 81 reject with icmp admin-prohibited")
 		unanswered := "connections get no answer; its nodes answer the gateway itself, so that its dataplane, or a firewall of its host, is the reason"
-		becomes(t, latest, "behind a firewall", 1, Failure{all[0].AddrPort, unanswered, true}, Failure{all[1].AddrPort, "connections get an ICMP error; its nodes answer the gateway itself, so that its dataplane, or a firewall of its host, is the reason", true}, broken[0], broken[1], broken[2], Failure{all[2].AddrPort, unanswered, true})
+		becomes(t, latest, "behind a firewall", 1, Failure{AddrPort: all[0].AddrPort, Message: unanswered, NodesAnswer: true}, Failure{AddrPort: all[1].AddrPort, Message: "connections get an ICMP error; its nodes answer the gateway itself, so that its dataplane, or a firewall of its host, is the reason", NodesAnswer: true}, broken[0], broken[1], broken[2], Failure{AddrPort: all[2].AddrPort, Message: unanswered, NodesAnswer: true})
 
 		mend(t)
 		becomes(t, latest, "without it again", 4, broken...)
@@ -171,7 +171,7 @@ func TestWhereNoTryWasEverAnsweredTheTriesMayBeWhatFails(t *testing.T) {
 		becomes(t, latest, "without the firewall", 2)
 		firewall(t, "drop")
 		unanswered := "connections get no answer; its nodes answer the gateway itself, so that its dataplane, or a firewall of its host, is the reason"
-		becomes(t, latest, "with it again", 0, Failure{served.AddrPort, unanswered, true}, Failure{other.AddrPort, unanswered, true})
+		becomes(t, latest, "with it again", 0, Failure{AddrPort: served.AddrPort, Message: unanswered, NodesAnswer: true}, Failure{AddrPort: other.AddrPort, Message: unanswered, NodesAnswer: true})
 	})
 }
 

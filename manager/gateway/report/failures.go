@@ -44,8 +44,14 @@ func List(fails map[string]driver.Failure) (failures []v1alpha1.GatewayFailure, 
 			unlisted = append(unlisted, namespace)
 		}
 	}
-	if len(unlisted) > maxFailures {
-		unlisted = []string{v1alpha1.AllNamespaces}
+	return failures, allNamespaces(unlisted, nil)
+}
+
+// allNamespaces are the namespaces of both lists in order, or v1alpha1.AllNamespaces if there are more than maxFailures of them.
+func allNamespaces(a, b []string) []string {
+	all := slices.Compact(slices.Sorted(slices.Values(slices.Concat(a, b))))
+	if len(all) > maxFailures || slices.Contains(all, v1alpha1.AllNamespaces) {
+		return []string{v1alpha1.AllNamespaces}
 	}
-	return failures, unlisted
+	return all
 }

@@ -15,12 +15,15 @@ import (
 
 const unanswered = "connections get no answer; its nodes answer the gateway itself, so that its dataplane, or a firewall of its host, is the reason"
 
-var vip = netip.MustParseAddr("203.0.113.1")
+var (
+	vip  = netip.MustParseAddr("203.0.113.1")
+	from = []netip.Addr{netip.MustParseAddr("192.0.0.6")}
+)
 
-// leftFailing are the tries of the gateway's object as a process left it that found two ports of a LoadBalancer failing.
+// leftFailing are the tries of the gateway's object as a process left it that found ports of two LoadBalancers failing.
 func leftFailing() *v1alpha1.GatewayTries {
 	return &v1alpha1.GatewayTries{Failing: 2, Failures: []v1alpha1.GatewayFailure{
-		{LoadBalancer: "tenant-a/lb", Record: "frontend TCP 203.0.113.1:1", Message: unanswered + "; 1 of its other ports fail, too"},
+		{LoadBalancer: "tenant-a/lb", Record: "frontend TCP 203.0.113.1:1", Message: unanswered},
 		{LoadBalancer: "tenant-a/gone", Record: "frontend TCP 203.0.113.7:1", Message: unanswered}}}
 }
 
@@ -32,6 +35,8 @@ type tester struct {
 	answerer string
 	// read: the model has been read. serves: clients reach the frontends here.
 	read, serves bool
+	// number is that of the last list.
+	number uint64
 }
 
 func (h *tester) AnswererOf(netip.Addr, string) string { return h.answerer }
@@ -63,16 +68,28 @@ func again(t *testing.T) *tester {
 	return h
 }
 
+// list is what the watchdog is given.
 func (h *tester) list() []watchdog.Frontend {
-	return h.List(h.hub.Snapshot(), nil, func(model.FrontendKey) bool { return h.serves }, h.read, time.Now())
+	l := h.List(h.hub.Snapshot(), from, func(model.FrontendKey) bool { return h.serves }, h.read, time.Now())
+	h.number = l.Number
+	return l.Frontends
 }
 
-// says are the failing ports that the object names once the gateway has read the hub.
-func (h *tester) says() []v1alpha1.GatewayFailure {
+// tried has the watchdog report of the last list.
+func (h *tester) tried(failures ...watchdog.Failure) {
+	h.Take(watchdog.Report{Listed: h.number, Failures: failures})
+}
+
+// status is what the object says once the gateway has read the hub.
+func (h *tester) status() *v1alpha1.GatewayTries {
 	h.hub.Flush()
 	h.read = true
-	return h.Status(h.Failing(time.Now())).Failures
+	h.Look(h.hub.Snapshot, from, h.read, time.Now())
+	return h.Status(h.Failing(time.Now()))
 }
+
+// says are the failing ports that it names.
+func (h *tester) says() []v1alpha1.GatewayFailure { return h.status().Failures }
 
 func TestAPortThatFailedFailsUntilANewProcessHasTriedIt(t *testing.T) {
 	h := again(t)
@@ -91,9 +108,9 @@ func TestAPortThatFailedFailsUntilANewProcessHasTriedIt(t *testing.T) {
 	h.Take(watchdog.Report{Problem: "kubelb-watch cannot be made"})
 	require.Equal(t, named, h.says(), "nothing was tried")
 
-	h.Take(watchdog.Report{Failures: []watchdog.Failure{{AddrPort: at, Message: "connections are refused"}}})
+	h.tried(watchdog.Failure{AddrPort: at, Message: "connections are refused"})
 	require.Equal(t, "connections are refused", h.says()[0].Message, "the watchdog knows of it now")
-	h.Take(watchdog.Report{Answered: 2})
+	h.tried()
 	require.Empty(t, h.says())
 	h.Learn("g", leftFailing(), time.Now())
 	require.Empty(t, h.says(), "later the object is of this process")
@@ -128,7 +145,10 @@ func TestAPortThatAnotherGatewayHadForAMomentIsNotTakenForWell(t *testing.T) {
 	require.Equal(t, unanswered, h.list()[0].Former)
 
 	h.winner("other")
-	h.former.at = time.Now().Add(-2 * formerFor)
+	for key, f := range h.former.failures {
+		f.since = time.Now().Add(-2 * formerFor)
+		h.former.failures[key] = f
+	}
 	h.list()
 	h.winner("g")
 	require.Empty(t, h.says(), "that is long ago")

@@ -5,7 +5,6 @@ import (
 	"strings"
 	"time"
 
-	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/core/model"
 )
 
@@ -29,11 +28,15 @@ type othersFailure struct {
 // movesWithin is how long an address may take to get here after its gateway has ceased to name the failure, since it sees first that it is to let go.
 const movesWithin = 10 * time.Second
 
-// learn takes over which failures a gateway names now.
-func (o othersTries) learn(gateway string, tries *v1alpha1.GatewayTries, now time.Time) {
-	named := failuresOf(tries)
+// learn takes over which failures a gateway names now, and which ones it does not name.
+func (o othersTries) learn(gateway string, named map[model.FrontendKey]formerFailure, unnamed unnamedFailures, now time.Time) {
 	for port, f := range o {
-		if _, is := named[port.FrontendKey]; port.gateway == gateway && !is && f.until.IsZero() {
+		_, is := named[port.FrontendKey]
+		switch {
+		case port.gateway != gateway || is:
+		case unnamed.mayInclude(f.loadBalancer):
+			f.message, f.until = fmt.Sprintf(doubtOf, gateway), time.Time{}
+		case f.until.IsZero():
 			f.until = now.Add(movesWithin)
 		}
 	}
@@ -49,13 +52,17 @@ func (o othersTries) learn(gateway string, tries *v1alpha1.GatewayTries, now tim
 // atGateway is how the message of a failure begins that has moved.
 const atGateway = "at gateway "
 
-// take takes over a failure from another gateway, unless this one has found one itself.
-func (p *formerTries) take(from othersPort, f formerFailure) {
-	if _, has := p.failures[from.FrontendKey]; has {
+// take takes over a failure from another gateway, unless the port is another LoadBalancer's by now, or is known to fail.
+func (t *Tries) take(from othersPort, f formerFailure, now time.Time) {
+	lb, known := t.owner(from.FrontendKey)
+	is, has := t.former.failures[from.FrontendKey]
+	isKnown := has && is.loadBalancer == f.loadBalancer && (isDoubt(f.message) || !isDoubt(is.message))
+	if isKnown || known && lb.String() != f.loadBalancer {
 		return
 	}
-	if f.moved = true; !strings.HasPrefix(f.message, atGateway) {
+	if !isDoubt(f.message) && !strings.HasPrefix(f.message, atGateway) {
 		f.message = fmt.Sprintf("%s%s, which answered for the address before: %s", atGateway, from.gateway, f.message)
 	}
-	p.failures[from.FrontendKey] = f
+	f.moved, f.since = true, now
+	t.former.failures[from.FrontendKey] = f
 }

@@ -14,7 +14,7 @@ import (
 // failingElsewhere are the tries of another gateway, at which a port of the LoadBalancer fails.
 func failingElsewhere() *v1alpha1.GatewayTries {
 	return &v1alpha1.GatewayTries{Failing: 2, Failures: []v1alpha1.GatewayFailure{
-		{LoadBalancer: "tenant-a/lb", Record: "frontend TCP 203.0.113.1:1", Message: unanswered + "; 1 of its other ports fail, too"}}}
+		{LoadBalancer: "tenant-a/lb", Record: "frontend TCP 203.0.113.1:1", Message: unanswered}}}
 }
 
 // besideFailing are those of a gateway beside another one, which has the address of a LoadBalancer, of which a port fails there.
@@ -63,10 +63,10 @@ func TestAPortThatFailedAtAnotherGatewayFailsUntilThisOneHasTriedIt(t *testing.T
 			require.Empty(t, list[1].Former)
 			require.False(t, list[1].Moved)
 
-			h.Take(watchdog.Report{Failures: []watchdog.Failure{{AddrPort: list[0].AddrPort, Message: message}}})
+			h.tried(watchdog.Failure{AddrPort: list[0].AddrPort, Message: message})
 			require.Len(t, h.says(), 1, "the watchdog knows of it now")
 			require.Empty(t, h.list()[0].Former)
-			h.Take(watchdog.Report{Answered: 2})
+			h.tried()
 			require.Empty(t, h.says())
 			require.Empty(t, h.says(), "it is taken over once")
 		})

@@ -3,6 +3,7 @@ package report
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"kubelb.k8c.io/api/plain"
@@ -34,11 +35,16 @@ type Tries struct {
 	tried  watchdog.Report
 	former formerTries
 	others othersTries
+	// unnamed are those of other gateways, by gateway. looked is when ports were looked for last that may be among unnamed failures.
+	unnamed map[string]unnamedFailures
+	looked  time.Time
+	// lists is the number of the last list that handed a failure over to the watchdog.
+	lists uint64
 }
 
 // NewTries returns those of the gateway. watched says whether there is a watchdog.
 func NewTries(self string, watched bool, owner Owner, answers Answers) *Tries {
-	return &Tries{self: self, watched: watched, owner: owner, answers: answers, others: othersTries{}}
+	return &Tries{self: self, watched: watched, owner: owner, answers: answers, others: othersTries{}, unnamed: map[string]unnamedFailures{}}
 }
 
 // Learn takes over what a gateway's object says of its tries. This gateway's own object is that of its former process when it is read first.
@@ -47,31 +53,52 @@ func (t *Tries) Learn(gateway string, tries *v1alpha1.GatewayTries, now time.Tim
 	case gateway == t.self:
 		t.former.learn(tries, now)
 	case t.watched:
-		t.others.learn(gateway, tries, now)
+		named, unnamed := failuresOf(tries)
+		t.others.learn(gateway, named, unnamed, now)
+		if delete(t.unnamed, gateway); !unnamed.none() {
+			t.unnamed[gateway], t.looked = unnamed, time.Time{}
+		}
 	}
 }
 
 // Take takes over a report of the watchdog.
 func (t *Tries) Take(r watchdog.Report) {
 	t.tried = r
-	t.former.forget(r)
+	t.former.forget(r.Listed)
 }
 
 // List returns the frontends that can be tried from the addresses, but for those of other gateways. served tells whether clients reach a frontend here.
 // While they do not, what is known of it stays. read says whether the model has been read.
-func (t *Tries) List(s model.Snapshot, from []netip.Addr, served func(model.FrontendKey) bool, read bool, now time.Time) []watchdog.Frontend {
+func (t *Tries) List(s model.Snapshot, from []netip.Addr, served func(model.FrontendKey) bool, read bool, now time.Time) watchdog.List {
 	elsewhere := t.elsewhere()
+	t.look(s, from, read, now)
 	t.inherit(now)
 	list := triable(s, from, func(f model.Frontend) bool { return !elsewhere(f.VIP) })
+	listed := make(map[model.FrontendKey]bool, len(list))
 	for i, f := range list {
 		key := keyOf(f.AddrPort)
+		listed[key] = true
 		list[i].Paused, list[i].Former = !served(key), t.failedBefore(key)
-		list[i].Moved = list[i].Former != "" && t.former.failures[key].moved
+		list[i].Moved, list[i].Doubted = list[i].Former != "" && t.former.failures[key].moved, isDoubt(list[i].Former)
 	}
 	if read {
-		t.former.keep(list, elsewhere, now)
+		t.former.keep(listed, t.owner, elsewhere, now)
 	}
-	return list
+	return watchdog.List{Frontends: list, Number: t.handOver(listed)}
+}
+
+// handOver notes which failures a list hands over to the watchdog, and returns the list's number.
+func (t *Tries) handOver(listed map[model.FrontendKey]bool) uint64 {
+	next := t.lists + 1
+	for key, f := range t.former.failures {
+		if !listed[key] || t.failedBefore(key) == "" {
+			f.handed = 0
+		} else if t.lists = next; f.handed == 0 {
+			f.handed = next
+		}
+		t.former.failures[key] = f
+	}
+	return t.lists
 }
 
 // Failing are the frontends to which connections fail by the last report, or failed before and were not tried since. Without those that were deleted, or
@@ -81,7 +108,7 @@ func (t *Tries) Failing(now time.Time) map[model.FrontendKey]watchdog.Failure {
 	t.inherit(now)
 	for key := range t.former.failures {
 		if message := t.failedBefore(key); message != "" && !elsewhere(key.VIP) {
-			failing[key] = watchdog.Failure{AddrPort: netip.AddrPortFrom(key.VIP, key.Port), Message: message}
+			failing[key] = watchdog.Failure{AddrPort: netip.AddrPortFrom(key.VIP, key.Port), Message: message, Doubted: isDoubt(message)}
 		}
 	}
 	for _, f := range t.tried.Failures {
@@ -98,22 +125,48 @@ func (t *Tries) Status(failing map[model.FrontendKey]watchdog.Failure) *v1alpha1
 		return nil
 	}
 	s := &v1alpha1.GatewayTries{Answered: int32(t.tried.Answered), Untried: int32(t.tried.Untried), Problem: plain.Message(t.tried.Problem, 1024)}
-	fails, of := map[string]driver.Failure{}, map[model.ObjectName]int{}
-	for key := range failing {
+	fails, of := map[string]driver.Failure{}, map[model.ObjectName]portsOf{}
+	for key, f := range failing {
 		owner, _ := t.owner(key)
-		of[owner]++
+		of[owner] = of[owner].and(f)
 	}
 	for key, f := range failing {
 		owner, _ := t.owner(key)
-		message := f.Message
-		if others := of[owner] - 1; others > 0 { // of each LoadBalancer one is named
-			message += fmt.Sprintf(othersFail, others)
+		if ports := of[owner]; !f.Doubted || ports.fail == 0 { // what is known to fail says more
+			fails[frontendRecord+key.String()] = driver.Failure{Owner: owner.String(), Message: ports.named(f)}
 		}
-		fails[frontendRecord+key.String()] = driver.Failure{Owner: owner.String(), Message: message}
+		if !f.Doubted {
+			s.Failing++
+		}
 	}
-	s.Failing = int32(len(fails))
 	s.Failures, s.Unlisted = List(fails)
+	if failing != nil { // clients may reach this gateway
+		s.Unlisted = allNamespaces(s.Unlisted, t.former.unnamed.namespaces)
+	}
 	return s
+}
+
+// portsOf counts the ports of a LoadBalancer that fail, and those that may fail.
+type portsOf struct{ fail, mayFail int }
+
+func (p portsOf) and(f watchdog.Failure) portsOf {
+	if f.Doubted {
+		return portsOf{p.fail, p.mayFail + 1}
+	}
+	return portsOf{p.fail + 1, p.mayFail}
+}
+
+// named is the message of a port, with how many others there are: of each LoadBalancer one is named.
+func (p portsOf) named(f watchdog.Failure) string {
+	others, format := p.fail+p.mayFail-1, othersFail
+	if others == 0 {
+		return f.Message
+	}
+	if p.mayFail > 0 {
+		format = othersMayFail
+	}
+	end := fmt.Sprintf(format, others) // a later process reads it, however long the message is
+	return plain.Message(f.Message, maxMessage-len(end)) + end
 }
 
 // NotOfNodes is how many of these fail though their nodes answer the gateway itself.
@@ -159,8 +212,8 @@ func (t *Tries) inherit(now time.Time) {
 		case !f.until.IsZero() && now.After(f.until):
 			delete(t.others, port)
 		case answers == t.self && f.theirs:
-			t.former.take(port, f.formerFailure)
-			delete(t.others, port)
+			t.take(port, f.formerFailure, now)
+			f.theirs = false
 		case answers != "":
 			f.theirs = answers == port.gateway
 		}
@@ -169,22 +222,16 @@ func (t *Tries) inherit(now time.Time) {
 
 // triable returns the frontends that can be tried from the addresses: package watchdog says which ones cannot.
 func triable(s model.Snapshot, from []netip.Addr, served func(model.Frontend) bool) (list []watchdog.Frontend) {
-	pools := make(map[model.PoolID][]model.Endpoint, len(s.Pools))
-	for _, p := range s.Pools {
-		pools[p.ID] = p.Endpoints
-	}
+	may := triabilityOf(s, from)
 	for _, f := range s.Frontends {
-		if f.Protocol != model.TCP || f.Forwarding == model.Direct || !mayConnect(f, from) || !served(f) {
+		if !may.is(f) || !served(f) {
 			continue
 		}
 		var endpoints []netip.AddrPort
-		for _, e := range pools[f.Pool] {
+		for _, e := range may.pools[f.Pool] {
 			if e.State == model.Active {
 				endpoints = append(endpoints, netip.AddrPortFrom(e.Address, f.TargetPort))
 			}
-		}
-		if len(endpoints) == 0 {
-			continue // connections are refused
 		}
 		list = append(list, watchdog.Frontend{AddrPort: netip.AddrPortFrom(f.VIP, f.Port), Tenant: f.Tenant, KeepsClient: f.Forwarding == model.Transparent,
 			Limited: f.MaxConnections > 0 || f.MaxNewPerSecond > 0, Endpoints: endpoints})
@@ -192,17 +239,30 @@ func triable(s model.Snapshot, from []netip.Addr, served func(model.Frontend) bo
 	return list
 }
 
-// mayConnect tells whether the frontend's source ranges let one of the addresses in.
+// triability tells which frontends can be tried from some addresses.
+type triability struct {
+	from  []netip.Addr
+	pools map[model.PoolID][]model.Endpoint
+}
+
+func triabilityOf(s model.Snapshot, from []netip.Addr) triability {
+	may := triability{from, make(map[model.PoolID][]model.Endpoint, len(s.Pools))}
+	for _, p := range s.Pools {
+		may.pools[p.ID] = p.Endpoints
+	}
+	return may
+}
+
+// is tells whether it can. Without an endpoint connections are refused.
+func (t triability) is(f model.Frontend) bool {
+	return f.Protocol == model.TCP && f.Forwarding != model.Direct && mayConnect(f, t.from) &&
+		slices.ContainsFunc(t.pools[f.Pool], func(e model.Endpoint) bool { return e.State == model.Active })
+}
+
+// mayConnect tells whether the frontend's source ranges let in one of the addresses, which is of the same family.
 func mayConnect(f model.Frontend, from []netip.Addr) bool {
-	if !f.Restricted {
-		return true
-	}
-	for _, source := range from {
-		for _, r := range f.SourceRanges {
-			if r.Contains(source) {
-				return true
-			}
-		}
-	}
-	return false
+	return slices.ContainsFunc(from, func(source netip.Addr) bool {
+		return source.Is4() == f.VIP.Is4() &&
+			(!f.Restricted || slices.ContainsFunc(f.SourceRanges, func(r netip.Prefix) bool { return r.Contains(source) }))
+	})
 }

@@ -25,8 +25,8 @@ func tooManySourceRanges(field string, ranges []string) (Problem, bool) {
 		Message: fmt.Sprintf("%s has %d networks: use %d at most, such as larger ones that these lie in", field, len(ranges), MaxSourceRanges)}, len(ranges) > MaxSourceRanges
 }
 
-// longestName is how long the name of an AddressPool, and a sharing key, may be.
-const longestName = 253
+// LongestName is how long the name of an AddressPool, and a sharing key, may be.
+const LongestName = 253
 
 // PoolName says what is wrong with a text as the name of an AddressPool; it is empty where nothing is. The hub's schema says the same of the
 // field.
@@ -35,8 +35,8 @@ func PoolName(text string) string {
 	switch {
 	case text == "":
 		return ""
-	case len(text) > longestName:
-		return fmt.Sprintf("has %d characters: an AddressPool's name has %d at most", len(text), longestName)
+	case len(text) > LongestName:
+		return fmt.Sprintf("has more than %d characters, and an AddressPool's name has no more", LongestName)
 	case strings.IndexFunc(text, func(r rune) bool { return !inside(r) }) >= 0 || !isAlphanumeric(rune(text[0])) || !isAlphanumeric(rune(text[len(text)-1])):
 		return fmt.Sprintf("%q is no name of an AddressPool: use letters, digits, and - _ . within", text)
 	}
@@ -50,8 +50,8 @@ func isAlphanumeric(r rune) bool {
 // SharingKey says what is wrong with a text as a sharing key; it is empty where nothing is. The hub's schema says the same of the field.
 func SharingKey(text string) string {
 	switch {
-	case utf8.RuneCountInString(text) > longestName:
-		return fmt.Sprintf("has %d characters: a sharing key has %d at most", utf8.RuneCountInString(text), longestName)
+	case utf8.RuneCountInString(text) > LongestName:
+		return fmt.Sprintf("has more than %d characters, and a sharing key has no more", LongestName)
 	case strings.IndexFunc(text, unicode.IsControl) >= 0:
 		return fmt.Sprintf("%q has control characters in it: remove them", text)
 	}

@@ -3,12 +3,8 @@ package convert
 
 import (
 	"fmt"
-	"maps"
 	"math"
 	"net/netip"
-	"slices"
-	"strconv"
-	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -30,13 +26,14 @@ func LoadBalancer(lb *v1alpha1.LoadBalancer) translate.LoadBalancer {
 
 // WithoutTargets is LoadBalancer without the targets that stand in it, of which there may be thousands.
 func WithoutTargets(lb *v1alpha1.LoadBalancer) translate.LoadBalancer {
-	out, slips := interpret(lb, lb.Annotations)
+	values := asked(lb.Annotations)
+	out, slips := interpret(lb, values)
 	if len(slips) == 0 || len(lb.Status.Addresses) == 0 {
 		out.Malformed = problemsOf(slips)
 		endpoints(lb, &out)
 		return out
 	}
-	values, partial := maps.Clone(lb.Annotations), []translate.Problem(nil)
+	var partial []translate.Problem
 	for _, s := range slips {
 		if s.firm {
 			continue
@@ -54,12 +51,11 @@ func WithoutTargets(lb *v1alpha1.LoadBalancer) translate.LoadBalancer {
 
 // Settings are the annotations to put on record in status.settings: those of now, but those that cannot be read as they were.
 func Settings(lb *v1alpha1.LoadBalancer) map[string]string {
-	_, slips := interpret(lb, lb.Annotations)
-	values := maps.Clone(lb.Annotations)
+	values := asked(lb.Annotations)
+	_, slips := interpret(lb, values)
 	for _, s := range slips {
 		asItWas(lb, values, s.key)
 	}
-	maps.DeleteFunc(values, func(key, _ string) bool { return !slices.Contains(read, key) })
 	if len(values) == 0 {
 		return nil
 	}
@@ -250,156 +246,6 @@ func External(p *v1alpha1.AddressPool) []ipam.Range {
 		return nil // only foreign writes to a status can bring this about
 	}
 	return ranges
-}
-
-// annotations reads the annotation forms of fields that are not set.
-type annotations struct {
-	values map[string]string
-	slips  []slip
-}
-
-// slip is an annotation that cannot be read.
-type slip struct {
-	key     string
-	problem translate.Problem
-	// firm: what it was before does not stand in for it, since more clients might be let in than are meant to.
-	firm bool
-}
-
-func problemsOf(slips []slip) (problems []translate.Problem) {
-	for _, s := range slips {
-		problems = append(problems, s.problem)
-	}
-	return problems
-}
-
-func (a *annotations) refuse(key, format string, args ...any) {
-	a.slips = append(a.slips, slip{key: key, problem: translate.Problem{Reason: translate.ReasonInvalidAnnotation, Field: "metadata.annotations." + key,
-		Message: "annotation " + key + ": " + fmt.Sprintf(format, args...)}})
-}
-
-func (a *annotations) proxyProtocol(field string) string {
-	value := strings.TrimSpace(a.values[v1alpha1.AnnotationProxyProtocol])
-	switch {
-	case field != "":
-		return field
-	case value == "" || value == translate.ProxyProtocolV2:
-		return value
-	}
-	a.slips = append(a.slips, slip{key: v1alpha1.AnnotationProxyProtocol, problem: translate.InvalidProxyProtocol("metadata.annotations."+v1alpha1.AnnotationProxyProtocol, value)})
-	return ""
-}
-
-func (a *annotations) idleTimeout(field string) string {
-	value := strings.TrimSpace(a.values[v1alpha1.AnnotationIdleTimeout])
-	if field != "" || value == "" {
-		return field
-	}
-	if _, valid := translate.IdleTimeout(value); !valid {
-		a.slips = append(a.slips, slip{key: v1alpha1.AnnotationIdleTimeout, problem: translate.InvalidIdleTimeout("metadata.annotations."+v1alpha1.AnnotationIdleTimeout, value)})
-		return ""
-	}
-	return value
-}
-
-func (a *annotations) text(field, key string) string {
-	if field != "" {
-		return field
-	}
-	value := strings.TrimSpace(a.values[key])
-	allowed := map[string][]string{
-		v1alpha1.AnnotationIPFamilyPolicy: {"SingleStack", "PreferDualStack", "RequireDualStack"},
-		v1alpha1.AnnotationForwarding:     {"nat", "transparent", "direct"},
-	}[key]
-	for _, word := range allowed {
-		if value == word {
-			return value
-		}
-	}
-	if value != "" {
-		a.refuse(key, "%q is not one of %s", value, strings.Join(allowed, ", "))
-	}
-	return ""
-}
-
-// oneOfEach is how many entries there may be of which one family has one.
-const oneOfEach = 2
-
-// list has no more entries than the schema allows the field.
-func (a *annotations) list(field []string, key string, most int) []string {
-	if len(field) > 0 || strings.TrimSpace(a.values[key]) == "" {
-		return field
-	}
-	if n := strings.Count(a.values[key], ",") + 1; n > most {
-		a.refuse(key, "has %d entries: use %d at most", n, most)
-		return nil
-	}
-	var out []string
-	for _, part := range strings.Split(a.values[key], ",") {
-		out = append(out, strings.TrimSpace(part))
-	}
-	return out
-}
-
-// word is a text of which wrong tells what the schema would refuse in the field.
-func (a *annotations) word(field, key string, wrong func(string) string) string {
-	value := strings.TrimSpace(a.values[key])
-	if field != "" || value == "" {
-		return field
-	}
-	if message := wrong(value); message != "" {
-		a.refuse(key, "%s", message)
-		return ""
-	}
-	return value
-}
-
-// ranges are networks. What stands in the field is checked by translation, by its place there.
-func (a *annotations) ranges(field []string) []string {
-	out := a.list(field, v1alpha1.AnnotationSourceRanges, translate.MaxSourceRanges)
-	if len(field) > 0 {
-		return out
-	}
-	for _, text := range out {
-		if _, valid := translate.SourceRange(text); !valid {
-			a.refuse(v1alpha1.AnnotationSourceRanges, "%q is not a CIDR such as 192.0.2.0/24", text)
-			a.slips[len(a.slips)-1].firm = true
-			return nil
-		}
-	}
-	return out
-}
-
-func (a *annotations) number(field int, key string, highest int) int {
-	if field != 0 || a.values[key] == "" {
-		return field
-	}
-	n, err := strconv.Atoi(a.values[key])
-	if err != nil || n < 1 || n > highest {
-		a.refuse(key, "%q is not a number from 1 to %d", a.values[key], highest)
-		return 0
-	}
-	return n
-}
-
-func (a *annotations) family(text string) ipam.Family {
-	switch text {
-	case "IPv4":
-		return ipam.IPv4
-	case "IPv6":
-		return ipam.IPv6
-	}
-	a.refuse(v1alpha1.AnnotationIPFamilies, "%q is neither IPv4 nor IPv6", text)
-	return ipam.IPv4
-}
-
-func (a *annotations) address(text string) netip.Addr {
-	address, err := netip.ParseAddr(text)
-	if err != nil || address.Zone() != "" {
-		a.refuse(v1alpha1.AnnotationRequestedAddresses, "%q is not an IP address", text)
-		return netip.IPv4Unspecified()
-	}
-	return address.Unmap()
 }
 
 // Election is the view of the election in the status of a gateway. By it the gateway finds which candidate answers for an address.

@@ -139,7 +139,7 @@ func TestAnAnnotationHasNoMoreEntriesThanTheSchemaAllowsItsField(t *testing.T) {
 		problems := LoadBalancer(with(most + 1)).Malformed
 		require.Len(t, problems, 1, key)
 		require.Equal(t, "metadata.annotations."+key, problems[0].Field)
-		require.Contains(t, problems[0].Message, fmt.Sprintf("has %d entries: use %d at most", most+1, most))
+		require.Contains(t, problems[0].Message, fmt.Sprintf("has more than %d entries: use %[1]d at most", most))
 	}
 	require.Equal(t, translate.MaxSourceRanges, schema("loadBalancerSourceRanges"))
 	require.Equal(t, translate.MaxPorts, schema("ports"))

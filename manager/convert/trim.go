@@ -11,23 +11,11 @@ import (
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
-// read are the annotations of a LoadBalancer that are looked at.
-var read = []string{
-	v1alpha1.AnnotationSourceRanges, v1alpha1.AnnotationAffinityTimeout, v1alpha1.AnnotationIPFamilies, v1alpha1.AnnotationIPFamilyPolicy, v1alpha1.AnnotationRequestedAddresses,
-	v1alpha1.AnnotationSharingKey, v1alpha1.AnnotationAddressPool, v1alpha1.AnnotationHealthCheckNodePort, v1alpha1.AnnotationForwarding, v1alpha1.AnnotationProxyProtocol,
-	v1alpha1.AnnotationIdleTimeout,
-}
-
 const (
 	// maxHostname is kept of a host name, which no target has: a message quotes it.
 	maxHostname = 64
 	// maxFinalizers are kept: KubeLB has three, and nothing bounds the list of an object.
 	maxFinalizers = 8
-	// maxAnnotation is more characters than any annotation has that can be read, but for source ranges. Of a longer one the beginning is kept, and a
-	// character that makes it unreadable.
-	maxAnnotation = 1024
-	keptOfLonger  = 64
-	unreadable    = "\x00"
 )
 
 // Cached has a cache keep of what tenants write what is looked at, however much there is besides. An object from it cannot be written back,
@@ -63,30 +51,8 @@ func trimmedMeta(m *metav1.ObjectMeta) metav1.ObjectMeta {
 			metav1.SetMetaDataLabel(&out, label, value)
 		}
 	}
-	for _, annotation := range read {
-		if value, has := m.Annotations[annotation]; has {
-			metav1.SetMetaDataAnnotation(&out, annotation, trimmedAnnotation(annotation, value))
-		}
-	}
+	out.Annotations = asked(m.Annotations)
 	return out
-}
-
-// trimmedAnnotation means what the annotation means. A tenant may write 16384 characters into each.
-func trimmedAnnotation(key, value string) string {
-	if len(value) <= keptOfLonger {
-		return value
-	}
-	if key == v1alpha1.AnnotationSourceRanges {
-		parts := strings.Split(value, ",")
-		for i := range parts {
-			parts[i] = strings.TrimSpace(parts[i])
-		}
-		return strings.Join(parts, ",")
-	}
-	if trimmed := strings.TrimSpace(value); len(trimmed) <= maxAnnotation {
-		return strings.Clone(trimmed)
-	}
-	return value[:keptOfLonger] + unreadable
 }
 
 // trimmedFinalizers are KubeLB's own, each once, since nobody asks the cache for others. Who removes one reads the object from the API server.

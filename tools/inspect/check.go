@@ -23,11 +23,11 @@ import (
 	"kubelb.k8c.io/manager/convert"
 )
 
-// Check is what came of connections to a port of a LoadBalancer, from the host that made them.
+// Check is the result of a connection to a port of a LoadBalancer from this host.
 type Check struct {
 	LoadBalancer string `json:"loadBalancer"`
 	Port         string `json:"port"`
-	// Result is answered, fails, expected (it fails, as the LoadBalancer or its tenant asks for), or untried.
+	// Result is answered, fails, expected (the connection fails, and the settings of the LoadBalancer or its tenant explain that), or untried.
 	Result CheckResult `json:"result"`
 	// Message says what happened.
 	Message string `json:"message"`
@@ -44,17 +44,18 @@ const (
 	Untried  CheckResult = "untried"
 )
 
-// Times of a check: until a connection is there, and for how long it is watched. A proxy accepts it before it has one to an endpoint, and then resets it.
+// Time limits of a check. connectWithin bounds the handshake. watchFor is how long the connection is watched after that: a proxy accepts a connection before it
+// has a connection to an endpoint, and resets it if it gets none.
 const (
 	connectWithin = 5 * time.Second
 	watchFor      = 4 * time.Second
 )
 
-// atOnce is how many connections a check makes at a time.
+// atOnce bounds the connections at a time.
 const atOnce = 64
 
 // Check connects to each TCP port of each address of the LoadBalancers.
-func (h *Hub) Check(ctx context.Context, lbs []*v1alpha1.LoadBalancer) []Check {
+func (h *Snapshot) Check(ctx context.Context, lbs []*v1alpha1.LoadBalancer) []Check {
 	var all []port
 	for _, lb := range lbs {
 		all = append(all, portsOf(lb)...)
@@ -72,7 +73,7 @@ func (h *Hub) Check(ctx context.Context, lbs []*v1alpha1.LoadBalancer) []Check {
 	return checks
 }
 
-// port is one of a LoadBalancer, at one of its addresses; at is empty if it has none.
+// port is a port of a LoadBalancer at one of its addresses. at is empty if the LoadBalancer has no address.
 type port struct {
 	of       *v1alpha1.LoadBalancer
 	protocol corev1.Protocol
@@ -91,7 +92,7 @@ func portsOf(lb *v1alpha1.LoadBalancer) (all []port) {
 	return all
 }
 
-func (h *Hub) check(ctx context.Context, p port) Check {
+func (h *Snapshot) check(ctx context.Context, p port) Check {
 	c := Check{LoadBalancer: nameOf(p.of)}
 	if p.at == "" {
 		c.Result, c.Message = Fails, "it has no address: see kubelb explain"
@@ -102,8 +103,8 @@ func (h *Hub) check(ctx context.Context, p port) Check {
 	return c
 }
 
-// try connects to a port.
-func (h *Hub) try(ctx context.Context, p port) (CheckResult, string) {
+// try connects to a port, and judges what happens.
+func (h *Snapshot) try(ctx context.Context, p port) (CheckResult, string) {
 	if p.protocol != corev1.ProtocolTCP {
 		return Untried, fmt.Sprintf("what counts as an answer by %s depends on the application", p.protocol)
 	}
@@ -111,7 +112,7 @@ func (h *Hub) try(ctx context.Context, p port) (CheckResult, string) {
 	unserved := plain.NotTrue(p.of.Status.Conditions, v1alpha1.ConditionServed)
 	switch {
 	case accepted && unserved != nil:
-		// A kernel takes connections in the name of a proxy that hangs.
+		// The kernel accepts connections for a proxy that hangs.
 		return Fails, "the connection was accepted, but " + unserved.Message
 	case outcome == "":
 		return Answers, ""
@@ -127,7 +128,7 @@ func (h *Hub) try(ctx context.Context, p port) (CheckResult, string) {
 	return Fails, outcome
 }
 
-// connects is what is wrong with connections, empty if nothing, and whether they are accepted.
+// connects makes a connection. wrong says what fails, and is empty if nothing does. accepted: the handshake was completed.
 func connects(ctx context.Context, to string) (wrong string, accepted bool) {
 	accepted, err := connect.Try(ctx, to, connectWithin, watchFor)
 	switch {
@@ -143,11 +144,11 @@ func connects(ctx context.Context, to string) (wrong string, accepted bool) {
 	return "", true
 }
 
-// noRoute is said of the host that checks, not of the LoadBalancer.
+// noRoute is an outcome that concerns this host, and not the LoadBalancer.
 const noRoute = "this host has no route to the address"
 
-// expected is why connections may fail though all works.
-func (h *Hub) expected(lb *v1alpha1.LoadBalancer) string {
+// expected says why connections may fail although the load balancer works. It is empty if there is no such reason.
+func (h *Snapshot) expected(lb *v1alpha1.LoadBalancer) string {
 	if reason, served := h.tenantServed(lb); !served {
 		return reason
 	}
@@ -163,12 +164,12 @@ func (h *Hub) expected(lb *v1alpha1.LoadBalancer) string {
 	return ""
 }
 
-// Failing tells whether one of the checks fails.
+// Failing reports whether one of the checks fails.
 func Failing(checks []Check) bool {
 	return slices.ContainsFunc(checks, func(c Check) bool { return c.Result == Fails })
 }
 
-// WriteChecks writes a check a line.
+// WriteChecks writes one line for each check.
 func WriteChecks(w io.Writer, checks []Check) error {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "RESULT\tPORT\tLOADBALANCER\tWHAT HAPPENED")

@@ -15,7 +15,7 @@ import (
 )
 
 // resetting is a healthy hub, and what a check says of its LoadBalancer whose connections are accepted, and then reset.
-func resetting(t *testing.T, change func(*Hub)) Check {
+func resetting(t *testing.T, change func(*Snapshot)) Check {
 	t.Helper()
 	h := healthy()
 	h.Gateways[0].Status.Tries = &v1alpha1.GatewayTries{Answered: 1}
@@ -38,25 +38,25 @@ func TestAConnectionThatIsResetIsNoAnswerWhereNoGatewayTriesIt(t *testing.T) {
 		"answers go past it":   {func(s *v1alpha1.LoadBalancerSpec) { s.Forwarding = "direct" }, Fails},
 		"it has source ranges": {func(s *v1alpha1.LoadBalancerSpec) { s.LoadBalancerSourceRanges = []string{"127.0.0.0/8"} }, Expected},
 	} {
-		check := resetting(t, func(h *Hub) { c.change(&h.LoadBalancers[0].Spec) })
+		check := resetting(t, func(h *Snapshot) { c.change(&h.LoadBalancers[0].Spec) })
 		require.Equal(t, c.result, check.Result, "%s: %s", says, check.Message)
 	}
 }
 
 func TestAFailureIsExpectedWhileNoNodeHasAReadyPod(t *testing.T) {
-	check := resetting(t, func(h *Hub) { h.LoadBalancers[0].Spec.Endpoints[0].LocalAddresses = &[]v1alpha1.EndpointAddress{} })
+	check := resetting(t, func(h *Snapshot) { h.LoadBalancers[0].Spec.Endpoints[0].LocalAddresses = &[]v1alpha1.EndpointAddress{} })
 	require.Equal(t, Expected, check.Result, check.Message)
 	require.Contains(t, check.Message, "as expected: externalTrafficPolicy is Local, and no node has a ready pod of the Service")
 }
 
 // elsewhere has the pool of the LoadBalancer choose gateways that are labelled site=two, of which there is none yet.
-func elsewhere(h *Hub) {
+func elsewhere(h *Snapshot) {
 	h.Pools[0].Spec.Addresses = []string{"127.0.0.0/28"}
 	h.Pools[0].Spec.GatewaySelector = &metav1.LabelSelector{MatchLabels: map[string]string{"site": "two"}}
 }
 
 // second adds a gateway that is like the first.
-func (h *Hub) second() *v1alpha1.Gateway {
+func (h *Snapshot) second() *v1alpha1.Gateway {
 	g := h.Gateways[0].DeepCopy()
 	g.Name = "g2"
 	h.Gateways, h.Leases["g2"] = append(h.Gateways, *g), h.Leases["g1"]
@@ -64,50 +64,50 @@ func (h *Hub) second() *v1alpha1.Gateway {
 }
 
 // crash has nothing heard of a gateway for an hour.
-func (h *Hub) crash(name string) {
+func (h *Snapshot) crash(name string) {
 	renewed := metav1.NewMicroTime(now.Add(-time.Hour))
 	h.Leases[name] = coordinationv1.Lease{Spec: coordinationv1.LeaseSpec{RenewTime: &renewed}}
 }
 
 func TestOnlyAGatewayThatWorksAndHasTriedThePortMakesAResetAnAnswer(t *testing.T) {
 	for says, c := range map[string]struct {
-		change func(*Hub)
+		change func(*Snapshot)
 		result CheckResult
 		why    string
 	}{
-		"its manager has died":    {func(h *Hub) { h.crash("g1") }, Fails, "no gateway that works answers for the address; gateway g1 is gone"},
-		"it has no Lease":         {func(h *Hub) { h.Leases = nil }, Fails, "gateway g1 has no Lease"},
-		"it drains":               {func(h *Hub) { h.Gateways[0].Spec.Draining = true }, Fails, "no gateway that works answers for the address"},
-		"its object is of before": {func(h *Hub) { h.Gateways[0].Status.Conditions[0].Reason = v1alpha1.ReasonNotHeard }, Fails, "gateway g1 has not said yet how it is"},
-		"its dataplane has failed": {func(h *Hub) {
+		"its manager has died":    {func(h *Snapshot) { h.crash("g1") }, Fails, "no gateway that works answers for the address; gateway g1 is gone"},
+		"it has no Lease":         {func(h *Snapshot) { h.Leases = nil }, Fails, "gateway g1 has no Lease"},
+		"it drains":               {func(h *Snapshot) { h.Gateways[0].Spec.Draining = true }, Fails, "no gateway that works answers for the address"},
+		"its object is of before": {func(h *Snapshot) { h.Gateways[0].Status.Conditions[0].Reason = v1alpha1.ReasonNotHeard }, Fails, "gateway g1 has not said yet how it is"},
+		"its dataplane has failed": {func(h *Snapshot) {
 			h.Gateways[0].Status.Conditions[0] = is(v1alpha1.ConditionReady, metav1.ConditionFalse, "BackendFailed", "gone")
 		}, Fails, "BackendFailed"},
 		"the pool chooses another one":      {elsewhere, Fails, "no gateway that works answers for the address"},
 		"another one is elected, and tries": {electsAnother, Answers, "gateways that try it know of no failure"},
-		"another one is elected, and died": {func(h *Hub) {
+		"another one is elected, and died": {func(h *Snapshot) {
 			h.second()
 			h.crash("g2")
 			h.Gateways[0].Status.Elects, h.Gateways[0].Status.Candidates = true, []string{"g2"}
 		}, Fails, "gateway g2 is gone"},
-		"another one died, and a router may still send to it": {func(h *Hub) { h.second(); h.crash("g2") }, Untried, "gateway g2 is gone"},
-		"it does not try": {func(h *Hub) { h.Gateways[0].Status.Tries = nil }, Fails, "gateway g1 does not try"},
-		"it cannot try":   {func(h *Hub) { h.Gateways[0].Status.Tries.Problem = "no kubelb-watch" }, Fails, "gateway g1 cannot try: no kubelb-watch"},
-		"it knows of a failure that no controller has noted": {func(h *Hub) {
+		"another one died, and a router may still send to it": {func(h *Snapshot) { h.second(); h.crash("g2") }, Untried, "gateway g2 is gone"},
+		"it does not try": {func(h *Snapshot) { h.Gateways[0].Status.Tries = nil }, Fails, "gateway g1 does not try"},
+		"it cannot try":   {func(h *Snapshot) { h.Gateways[0].Status.Tries.Problem = "no kubelb-watch" }, Fails, "gateway g1 cannot try: no kubelb-watch"},
+		"it knows of a failure that no controller has noted": {func(h *Snapshot) {
 			h.Gateways[0].Status.Tries.Failures = []v1alpha1.GatewayFailure{{LoadBalancer: "tenant-a/uid-1", Record: "frontend TCP 127.0.0.1:80", Message: "connections are refused"}}
 		}, Fails, "gateway g1: frontend TCP 127.0.0.1:80: connections are refused"},
-		"it names no more failures": {func(h *Hub) { h.Gateways[0].Status.Tries.Unlisted = []string{"tenant-a"} }, Fails, "more failures in namespace tenant-a"},
-		"ports are untried":         {func(h *Hub) { h.Gateways[0].Status.Tries.Untried = 2 }, Untried, "gateway g1 may not have tried it: it has not tried 2 of its ports yet"},
-		"connections are limited": {func(h *Hub) {
+		"it names no more failures": {func(h *Snapshot) { h.Gateways[0].Status.Tries.Unlisted = []string{"tenant-a"} }, Fails, "more failures in namespace tenant-a"},
+		"ports are untried":         {func(h *Snapshot) { h.Gateways[0].Status.Tries.Untried = 2 }, Untried, "gateway g1 may not have tried it: it has not tried 2 of its ports yet"},
+		"connections are limited": {func(h *Snapshot) {
 			limit := int32(10)
 			h.Tenants[0].Spec.Limits.ConnectionsPerPort = &limit
 		}, Untried, "Tenant a has a limit of connections, which may be the reason"},
-		"it was announced just now": {func(h *Hub) {
+		"it was announced just now": {func(h *Snapshot) {
 			for i := range h.LoadBalancers[0].Status.Conditions {
 				h.LoadBalancers[0].Status.Conditions[i].LastTransitionTime = metav1.NewTime(now.Add(-time.Second))
 			}
 		}, Untried, "it has been announced for less than 20s"},
-		"it was changed just now": {func(h *Hub) { h.LoadBalancers[0].Generation = 2 }, Untried, "its gateways may not have taken the change yet"},
-		"nobody announces it":     {func(h *Hub) { h.set(v1alpha1.ConditionAnnounced, "NotAnnounced", "no router") }, Untried, "nobody says that it is announced"},
+		"it was changed just now": {func(h *Snapshot) { h.LoadBalancers[0].Generation = 2 }, Untried, "its gateways may not have taken the change yet"},
+		"nobody announces it":     {func(h *Snapshot) { h.set(v1alpha1.ConditionAnnounced, "NotAnnounced", "no router") }, Untried, "nobody says that it is announced"},
 	} {
 		t.Run(says, func(t *testing.T) {
 			check := resetting(t, c.change)
@@ -119,7 +119,7 @@ func TestOnlyAGatewayThatWorksAndHasTriedThePortMakesAResetAnAnswer(t *testing.T
 }
 
 // electsAnother has the gateways elect a second one, which the pool chooses and which tries; the first one does not try.
-func electsAnother(h *Hub) {
+func electsAnother(h *Snapshot) {
 	elsewhere(h)
 	h.second().Labels = map[string]string{"site": "two"}
 	h.Gateways[0].Status.Tries = nil
@@ -129,7 +129,7 @@ func electsAnother(h *Hub) {
 }
 
 func TestExplainCountsNoTriesOfGatewaysThatAreNotHeardOrNotChosen(t *testing.T) {
-	tried := func(change func(*Hub)) (string, bool) {
+	tried := func(change func(*Snapshot)) (string, bool) {
 		h := healthy()
 		h.Gateways[0].Status.Tries = &v1alpha1.GatewayTries{Answered: 7}
 		h.LoadBalancers[0].Status.Addresses[0].Address = "127.0.0.1"
@@ -137,20 +137,20 @@ func TestExplainCountsNoTriesOfGatewaysThatAreNotHeardOrNotChosen(t *testing.T) 
 		return h.answered(&h.LoadBalancers[0])
 	}
 	const seven = "gateway g1 has tried its ports: 7 answered, 0 failing, 0 not known yet"
-	says, holds := tried(func(*Hub) {})
+	says, holds := tried(func(*Snapshot) {})
 	require.True(t, holds)
 	require.Equal(t, "no failure is known; "+seven, says)
 
-	says, holds = tried(func(h *Hub) { h.second(); delete(h.Leases, "g2") })
+	says, holds = tried(func(h *Snapshot) { h.second(); delete(h.Leases, "g2") })
 	require.True(t, holds)
 	require.Contains(t, says, seven+"; gateway g2 has no Lease")
 	require.NotContains(t, says, "gateway g2 has tried")
 
-	says, holds = tried(func(h *Hub) { h.Leases = nil })
+	says, holds = tried(func(h *Snapshot) { h.Leases = nil })
 	require.False(t, holds, says)
 	require.Contains(t, says, "nobody knows: gateway g1 has no Lease")
 
-	says, holds = tried(func(h *Hub) {
+	says, holds = tried(func(h *Snapshot) {
 		elsewhere(h)
 		h.second().Labels = map[string]string{"site": "two"}
 		h.crash("g2")

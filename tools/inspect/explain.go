@@ -15,27 +15,27 @@ import (
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
-// Explanation walks from a LoadBalancer's tenant to the announcement of its addresses.
+// Explanation has the steps from a LoadBalancer's tenant to the announcement of its addresses.
 type Explanation struct {
 	Object string `json:"object"`
 	Steps  []Step `json:"steps"`
 }
 
-// Step is one thing that has to hold.
+// Step is one condition that has to hold.
 type Step struct {
 	What string `json:"what"`
-	// Holds is false for the first that does not; those after it are not told.
+	// Holds is false for the first step that does not hold. An explanation ends with that step.
 	Holds bool `json:"holds"`
-	// Message says how it holds, or why it does not and what to do.
+	// Message has details if the step holds, else the reason and what to do.
 	Message string `json:"message"`
 }
 
-// Served tells whether all steps hold.
+// Served reports whether all steps hold.
 func (e Explanation) Served() bool {
 	return !slices.ContainsFunc(e.Steps, func(s Step) bool { return !s.Holds })
 }
 
-// Text writes a step a line.
+// Text writes one line for each step.
 func (e Explanation) Text(w io.Writer) error {
 	fmt.Fprintln(w, e.Object)
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
@@ -45,8 +45,9 @@ func (e Explanation) Text(w io.Writer) error {
 	return table.Flush()
 }
 
-// Find returns the LoadBalancer that is meant: by its name, by NAMESPACE/NAME, or, given the tenant, by the NAMESPACE/NAME of its Service.
-func (h *Hub) Find(name, tenant string) (*v1alpha1.LoadBalancer, error) {
+// Find returns the LoadBalancer with a name. name is the LoadBalancer's NAME or NAMESPACE/NAME, or NAMESPACE/NAME of its Service. If tenant is not empty, only the
+// tenant's LoadBalancers count.
+func (h *Snapshot) Find(name, tenant string) (*v1alpha1.LoadBalancer, error) {
 	var found []*v1alpha1.LoadBalancer
 	for i := range h.LoadBalancers {
 		lb := &h.LoadBalancers[i]
@@ -71,8 +72,8 @@ func (h *Hub) Find(name, tenant string) (*v1alpha1.LoadBalancer, error) {
 	return nil, fmt.Errorf("%q is several LoadBalancers: %s. Name one of them, or its tenant with --tenant", name, strings.Join(names, ", "))
 }
 
-// Explain walks until the first step that does not hold.
-func (h *Hub) Explain(lb *v1alpha1.LoadBalancer) Explanation {
+// Explain returns the steps up to the first one that does not hold.
+func (h *Snapshot) Explain(lb *v1alpha1.LoadBalancer) Explanation {
 	e := Explanation{Object: nameOf(lb)}
 	for _, step := range []struct {
 		what string
@@ -88,7 +89,7 @@ func (h *Hub) Explain(lb *v1alpha1.LoadBalancer) Explanation {
 		{"a dataplane holds it", condition(v1alpha1.ConditionProgrammed)},
 		{"its addresses are announced", condition(v1alpha1.ConditionAnnounced)},
 		{"connections to it are answered", h.answered},
-		{"its status tells the tenant so", told},
+		{"its status tells the tenant so", addressesInStatus},
 	} {
 		message, holds := step.look(lb)
 		e.Steps = append(e.Steps, Step{step.what, holds, plain.Line(message)})
@@ -106,7 +107,7 @@ func notDeleted(lb *v1alpha1.LoadBalancer) (string, bool) {
 	return fmt.Sprintf("it is, since %s, and goes when gateways have let go of it (finalizers: %s)", lb.DeletionTimestamp.UTC().Format("15:04:05"), strings.Join(lb.Finalizers, ", ")), false
 }
 
-func (h *Hub) tenantServed(lb *v1alpha1.LoadBalancer) (string, bool) {
+func (h *Snapshot) tenantServed(lb *v1alpha1.LoadBalancer) (string, bool) {
 	name := strings.TrimPrefix(lb.Namespace, v1alpha1.TenantNamespacePrefix)
 	t := h.tenantOf(lb)
 	switch {
@@ -120,8 +121,8 @@ func (h *Hub) tenantServed(lb *v1alpha1.LoadBalancer) (string, bool) {
 	return fmt.Sprintf("Tenant %s may target %s", name, strings.Join(t.Spec.BackendCIDRs, ", ")), true
 }
 
-// tenantOf is the LoadBalancer's Tenant, nil if there is none.
-func (h *Hub) tenantOf(lb *v1alpha1.LoadBalancer) *v1alpha1.Tenant {
+// tenantOf returns the LoadBalancer's Tenant, nil if there is none.
+func (h *Snapshot) tenantOf(lb *v1alpha1.LoadBalancer) *v1alpha1.Tenant {
 	i := slices.IndexFunc(h.Tenants, func(t v1alpha1.Tenant) bool { return v1alpha1.TenantNamespacePrefix+t.Name == lb.Namespace })
 	if i < 0 {
 		return nil
@@ -129,7 +130,7 @@ func (h *Hub) tenantOf(lb *v1alpha1.LoadBalancer) *v1alpha1.Tenant {
 	return &h.Tenants[i]
 }
 
-func (h *Hub) seen(lb *v1alpha1.LoadBalancer) (string, bool) {
+func (h *Snapshot) seen(lb *v1alpha1.LoadBalancer) (string, bool) {
 	if len(lb.Status.Conditions) == 0 {
 		return "its status has no conditions: no kubelb-manager with the controller role runs, or it cannot write", false
 	}
@@ -143,7 +144,7 @@ func (h *Hub) seen(lb *v1alpha1.LoadBalancer) (string, bool) {
 	return fmt.Sprintf("%d conditions", len(lb.Status.Conditions)), true
 }
 
-// condition is what the manager says itself. What it says of an earlier generation is no answer yet.
+// condition returns a step that holds if the LoadBalancer's condition is True, and is of the present generation.
 func condition(kind string) func(*v1alpha1.LoadBalancer) (string, bool) {
 	return func(lb *v1alpha1.LoadBalancer) (string, bool) {
 		c := meta.FindStatusCondition(lb.Status.Conditions, kind)
@@ -159,8 +160,8 @@ func condition(kind string) func(*v1alpha1.LoadBalancer) (string, bool) {
 	}
 }
 
-// nodesKnownSince is nodesKnown, with a remark if the tenant's CCM is silent: the nodes may be others by now.
-func (h *Hub) nodesKnownSince(lb *v1alpha1.LoadBalancer) (string, bool) {
+// nodesKnownSince is nodesKnown with a remark if the tenant's CCM is silent: the tenant's nodes may have changed since.
+func (h *Snapshot) nodesKnownSince(lb *v1alpha1.LoadBalancer) (string, bool) {
 	message, holds := h.nodesKnown(lb)
 	if t := h.tenantOf(lb); t != nil && ccmSilent(t) != "" {
 		message += "; " + ccmSilent(t)
@@ -173,7 +174,7 @@ func beforeLastChange(c *metav1.Condition, lb *v1alpha1.LoadBalancer) string {
 	return fmt.Sprintf("as it was before its last change (generation %d of %d): the change is on its way, or no gateway takes it", c.ObservedGeneration, lb.Generation)
 }
 
-func (h *Hub) nodesKnown(lb *v1alpha1.LoadBalancer) (string, bool) {
+func (h *Snapshot) nodesKnown(lb *v1alpha1.LoadBalancer) (string, bool) {
 	if len(lb.Spec.Endpoints) == 0 {
 		return "spec.endpoints is empty: nobody to forward to", false
 	}
@@ -204,8 +205,8 @@ func (h *Hub) nodesKnown(lb *v1alpha1.LoadBalancer) (string, bool) {
 	return fmt.Sprintf("%d addresses of nodes", len(targets)), true
 }
 
-// noLocalPods says that no node has a ready pod with externalTrafficPolicy Local, empty if one has. Connections are refused then, which is no fault of
-// the load balancer: the tenant runs the pods.
+// noLocalPods says that the Service has externalTrafficPolicy Local, and no node has a ready pod of it. It is empty if a node has. Connections are refused then.
+// That is no fault of the load balancer: the tenant runs the pods.
 func noLocalPods(lb *v1alpha1.LoadBalancer) string {
 	if e := lb.Spec.Endpoints; len(e) > 0 && e[0].LocalAddresses != nil && len(*e[0].LocalAddresses) == 0 {
 		return "externalTrafficPolicy is Local, and no node has a ready pod of the Service: connections are refused until one has"
@@ -224,8 +225,8 @@ func allocated(lb *v1alpha1.LoadBalancer) (string, bool) {
 	return strings.Join(all, ", "), len(all) > 0
 }
 
-// gatewaysWork tells whether gateways work of those that the pools of the LoadBalancer's addresses choose.
-func (h *Hub) gatewaysWork(lb *v1alpha1.LoadBalancer) (string, bool) {
+// gatewaysWork holds if a gateway works that the AddressPools of the LoadBalancer's addresses choose.
+func (h *Snapshot) gatewaysWork(lb *v1alpha1.LoadBalancer) (string, bool) {
 	var works, not []string
 	for _, g := range h.serving(lb) {
 		switch state, why := h.stateOf(g); {
@@ -248,8 +249,8 @@ func (h *Hub) gatewaysWork(lb *v1alpha1.LoadBalancer) (string, bool) {
 	return strings.Join(not, "; "), false
 }
 
-// choices says by which labels the pools of the LoadBalancer's addresses choose gateways.
-func (h *Hub) choices(lb *v1alpha1.LoadBalancer) string {
+// choices names the label selectors of the AddressPools of the LoadBalancer's addresses.
+func (h *Snapshot) choices(lb *v1alpha1.LoadBalancer) string {
 	var all []string
 	for _, a := range lb.Status.Addresses {
 		if says := fmt.Sprintf("AddressPool %s chooses gateways with %s", a.Pool, h.selectorOf(a.Pool)); !slices.Contains(all, says) {
@@ -259,8 +260,8 @@ func (h *Hub) choices(lb *v1alpha1.LoadBalancer) string {
 	return strings.Join(all, ", ")
 }
 
-// answered is what gateways know from trying their own ports.
-func (h *Hub) answered(lb *v1alpha1.LoadBalancer) (string, bool) {
+// answered holds if no gateway knows of a failed try of the LoadBalancer's ports.
+func (h *Snapshot) answered(lb *v1alpha1.LoadBalancer) (string, bool) {
 	if c := plain.NotTrue(lb.Status.Conditions, v1alpha1.ConditionServed); c != nil {
 		return c.Reason + ": " + c.Message, false
 	}
@@ -277,7 +278,7 @@ func (h *Hub) answered(lb *v1alpha1.LoadBalancer) (string, bool) {
 	return "no failure is known; " + strings.Join(says, "; "), true
 }
 
-func told(lb *v1alpha1.LoadBalancer) (string, bool) {
+func addressesInStatus(lb *v1alpha1.LoadBalancer) (string, bool) {
 	var ips []string
 	for _, ingress := range lb.Status.LoadBalancer.Ingress {
 		ips = append(ips, ingress.IP)

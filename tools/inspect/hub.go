@@ -1,4 +1,5 @@
-// Package inspect says in words how a management cluster is: what is wrong with it, and why one LoadBalancer is not served.
+// Package inspect describes the state of a management cluster (hub) in words: its problems, why a LoadBalancer is not served, where a packet goes, and whether
+// LoadBalancers answer.
 package inspect
 
 import (
@@ -15,22 +16,22 @@ import (
 	"kubelb.k8c.io/manager/membership"
 )
 
-// Hub is what is known of a management cluster at one time.
-type Hub struct {
+// Snapshot holds the objects of a hub, all read at one time.
+type Snapshot struct {
 	Gateways      []v1alpha1.Gateway
 	Pools         []v1alpha1.AddressPool
 	Tenants       []v1alpha1.Tenant
 	LoadBalancers []v1alpha1.LoadBalancer
 	Addresses     []v1alpha1.Addresses
-	// Leases are the gateways', by name; Elected is the controllers', nil if there is none, as without an election.
+	// Leases are the Leases of the gateways, by name. Elected is the Lease of the controllers. It is nil if there is none, as without leader election.
 	Leases  map[string]coordinationv1.Lease
 	Elected *coordinationv1.Lease
-	// Namespace is where they were looked for, Now is when that was, by the clock of the management cluster as far as that is known.
+	// Namespace is the namespace of the Leases. Now is when the objects were read, by the hub's clock if that is known.
 	Namespace string
 	Now       time.Time
 }
 
-// Scheme knows the kinds that Read reads.
+// Scheme returns a scheme with the kinds that Read reads.
 func Scheme() (*runtime.Scheme, error) {
 	scheme := runtime.NewScheme()
 	if err := v1alpha1.AddToScheme(scheme); err != nil {
@@ -39,8 +40,8 @@ func Scheme() (*runtime.Scheme, error) {
 	return scheme, coordinationv1.AddToScheme(scheme)
 }
 
-// Read reads everything; the Leases are in the manager's namespace.
-func Read(ctx context.Context, c client.Reader, namespace string) (*Hub, error) {
+// Read reads all objects. namespace is the manager's, where the Leases are.
+func Read(ctx context.Context, c client.Reader, namespace string) (*Snapshot, error) {
 	var (
 		gateways  v1alpha1.GatewayList
 		pools     v1alpha1.AddressPoolList
@@ -66,7 +67,7 @@ func Read(ctx context.Context, c client.Reader, namespace string) (*Hub, error) 
 	if err != nil {
 		return nil, err
 	}
-	h := &Hub{Elected: elected, Namespace: namespace, Gateways: gateways.Items, Pools: pools.Items, Tenants: tenants.Items, LoadBalancers: lbs.Items,
+	h := &Snapshot{Elected: elected, Namespace: namespace, Gateways: gateways.Items, Pools: pools.Items, Tenants: tenants.Items, LoadBalancers: lbs.Items,
 		Addresses: addresses.Items, Leases: map[string]coordinationv1.Lease{}, Now: time.Now()}
 	for _, lease := range leases.Items {
 		h.Leases[lease.Name] = lease
@@ -74,7 +75,7 @@ func Read(ctx context.Context, c client.Reader, namespace string) (*Hub, error) 
 	return h, nil
 }
 
-// ReadElected reads the controllers' Lease; nil if there is none.
+// ReadElected reads the Lease of the controllers. It returns nil if there is none.
 func ReadElected(ctx context.Context, c client.Reader, namespace string) (*coordinationv1.Lease, error) {
 	var lease coordinationv1.Lease
 	err := c.Get(ctx, client.ObjectKey{Namespace: namespace, Name: v1alpha1.ControllerLease}, &lease)
@@ -87,15 +88,15 @@ func ReadElected(ctx context.Context, c client.Reader, namespace string) (*coord
 	return &lease, nil
 }
 
-// gone tells whether a gateway is not there any more, and since when. Of one that has no Lease nobody knows.
-func (h *Hub) gone(name string) (since time.Duration, is bool) {
+// gone reports whether the Lease of a gateway is over, and how long ago it was renewed. It returns false for a gateway without a Lease: its state is unknown.
+func (h *Snapshot) gone(name string) (since time.Duration, is bool) {
 	lease := h.Leases[name]
 	since, left, known := membership.LastHeard(&lease, h.Now)
 	return since.Round(time.Second), known && (left || since > membership.Silence(&lease, membership.SilentAfter))
 }
 
-// Outdated says why what controllers write is of before: nothing is heard of them. It is empty if it is not, or nobody knows, as where they run
-// without an election.
+// Outdated says that statuses which controllers write may be out of date, since no controllers have renewed their Lease for a while. It is empty if they have, and
+// if that is not known, as without leader election.
 func Outdated(elected *coordinationv1.Lease, now time.Time) string {
 	if elected == nil {
 		return ""

@@ -25,7 +25,7 @@ func is(kind string, status metav1.ConditionStatus, reason, message string) meta
 }
 
 // healthy is a hub with one gateway, pool, tenant and LoadBalancer, which is served.
-func healthy() *Hub {
+func healthy() *Snapshot {
 	holder, renewed := "g1/1", metav1.NewMicroTime(now.Add(-200*time.Millisecond))
 	lb := v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Namespace: "tenant-a", Name: "uid-1", Generation: 1,
 		Labels: map[string]string{v1alpha1.LabelOriginNamespace: "shop", v1alpha1.LabelOriginName: "web"}},
@@ -35,7 +35,7 @@ func healthy() *Hub {
 	for _, kind := range []string{v1alpha1.ConditionAccepted, v1alpha1.ConditionAddressAllocated, v1alpha1.ConditionProgrammed, v1alpha1.ConditionAnnounced, v1alpha1.ConditionReady} {
 		lb.Status.Conditions = append(lb.Status.Conditions, is(kind, metav1.ConditionTrue, kind, "it is so"))
 	}
-	return &Hub{Now: now,
+	return &Snapshot{Now: now,
 		Gateways: []v1alpha1.Gateway{{ObjectMeta: metav1.ObjectMeta{Name: "g1"}, Status: v1alpha1.GatewayStatus{Backend: v1alpha1.GatewayBackend{Name: "nftables"}, Frontends: 1, AnnouncedAddresses: 1,
 			Conditions: []metav1.Condition{is(v1alpha1.ConditionReady, metav1.ConditionTrue, "InSync", "")}}}},
 		Leases: map[string]coordinationv1.Lease{"g1": {Spec: coordinationv1.LeaseSpec{HolderIdentity: &holder, RenewTime: &renewed}}},
@@ -53,7 +53,7 @@ func electedAt(renewed time.Time) *coordinationv1.Lease {
 	return &coordinationv1.Lease{Spec: coordinationv1.LeaseSpec{HolderIdentity: &holder, RenewTime: &at, LeaseDurationSeconds: &seconds}}
 }
 
-func (h *Hub) set(kind, reason, message string) {
+func (h *Snapshot) set(kind, reason, message string) {
 	for i := range h.LoadBalancers[0].Status.Conditions {
 		if c := &h.LoadBalancers[0].Status.Conditions[i]; c.Type == kind || c.Type == v1alpha1.ConditionReady {
 			c.Status, c.Reason, c.Message = metav1.ConditionFalse, reason, message
@@ -85,77 +85,79 @@ no problems
 // Each fault is on the page, and is what explain stops at.
 func TestFaultsAreNamedWithWhatToDo(t *testing.T) {
 	for name, c := range map[string]struct {
-		fault       func(*Hub)
+		fault       func(*Snapshot)
 		problem     string
 		broken      bool
 		step, stops string
 	}{
-		"no gateway":                {func(h *Hub) { h.Gateways = nil }, "there is no gateway", true, "gateways work", "there is no gateway: start a kubelb-manager"},
-		"a gateway that died":       {func(h *Hub) { h.Now = now.Add(time.Minute) }, "nothing has been heard of it for 1m0s", true, "gateways work", "g1 is gone"},
-		"a gateway without a Lease": {func(h *Hub) { h.Leases, h.Namespace = nil, "default" }, "it has no Lease in namespace default", true, "gateways work", "g1 has no Lease in namespace default"},
-		"a gateway that cannot write": {func(h *Hub) {
+		"no gateway":                {func(h *Snapshot) { h.Gateways = nil }, "there is no gateway", true, "gateways work", "there is no gateway: start a kubelb-manager"},
+		"a gateway that died":       {func(h *Snapshot) { h.Now = now.Add(time.Minute) }, "nothing has been heard of it for 1m0s", true, "gateways work", "g1 is gone"},
+		"a gateway without a Lease": {func(h *Snapshot) { h.Leases, h.Namespace = nil, "default" }, "it has no Lease in namespace default", true, "gateways work", "g1 has no Lease in namespace default"},
+		"a gateway that cannot write": {func(h *Snapshot) {
 			lease := h.Leases["g1"]
 			lease.Annotations = map[string]string{"kubelb.k8c.io/unwritten": "gateways.kubelb.k8c.io is forbidden"}
 			h.Leases["g1"] = lease
 		}, "it cannot write its Gateway object, which is of before: gateways.kubelb.k8c.io is forbidden", true, "gateways work", "g1 cannot write its Gateway object"},
-		"a gateway that has just come back": {func(h *Hub) {
+		"a gateway that has just come back": {func(h *Snapshot) {
 			h.Gateways[0].Status.Conditions[0] = is(v1alpha1.ConditionReady, metav1.ConditionUnknown, v1alpha1.ReasonNotHeard, "nothing has been heard of it")
 		}, "it has not said yet how it is", true, "gateways work", "g1 has not said yet how it is"},
-		"nobody knows what a gateway does": {func(h *Hub) {
+		"nobody knows what a gateway does": {func(h *Snapshot) {
 			for i := range h.LoadBalancers[0].Status.Conditions {
 				if c := &h.LoadBalancers[0].Status.Conditions[i]; c.Type == v1alpha1.ConditionAnnounced || c.Type == v1alpha1.ConditionReady {
 					c.Status, c.Reason, c.Message = metav1.ConditionUnknown, "GatewaySilent", "203.0.113.1 is not announced: gateway g1: nothing has been heard of it"
 				}
 			}
 		}, "error: loadbalancer tenant-a/uid-1 (Service shop/web): GatewaySilent", true, "its addresses are announced", "GatewaySilent: 203.0.113.1 is not announced"},
-		"controllers that are gone": {func(h *Hub) { h.Elected = electedAt(now.Add(-5 * time.Minute)) },
+		"controllers that are gone": {func(h *Snapshot) { h.Elected = electedAt(now.Add(-5 * time.Minute)) },
 			"error: hub: no kubelb-manager has run the controllers for 5m0s", true, "a controller has seen it", "no kubelb-manager has run the controllers for 5m0s: what is said of LoadBalancers, address pools and tenants is of then. It was Ready=True"},
-		"controllers that work":          {func(h *Hub) { h.Elected = electedAt(now.Add(-20 * time.Second)) }, "no problems", false, "", ""},
-		"a tenant that has been changed": {func(h *Hub) { h.Tenants[0].Generation = 2 }, "a       Pending  1", false, "", ""},
-		"a pool that has been changed":   {func(h *Hub) { h.Pools[0].Generation = 2 }, "public  Unknown  1", false, "", ""},
-		"a broken backend": {func(h *Hub) {
+		"controllers that work":          {func(h *Snapshot) { h.Elected = electedAt(now.Add(-20 * time.Second)) }, "no problems", false, "", ""},
+		"a tenant that has been changed": {func(h *Snapshot) { h.Tenants[0].Generation = 2 }, "a       Pending  1", false, "", ""},
+		"a pool that has been changed":   {func(h *Snapshot) { h.Pools[0].Generation = 2 }, "public  Unknown  1", false, "", ""},
+		"a broken backend": {func(h *Snapshot) {
 			h.Gateways[0].Status.Conditions[0] = is(v1alpha1.ConditionReady, metav1.ConditionFalse, "BackendFailed", "no nf_tables")
 		}, "gateway g1: BackendFailed: no nf_tables", true, "gateways work", "g1 BackendFailed: no nf_tables"},
-		"a host that lacks a module": {func(h *Hub) {
+		"a host that lacks a module": {func(h *Snapshot) {
 			h.Gateways[0].Status.Conditions = []metav1.Condition{
 				is(v1alpha1.ConditionReady, metav1.ConditionFalse, "BackendFailed", "this host lacks what the dataplane needs:\nmodule nft_ct: not loaded; run: modprobe nft_ct"),
 				is("HostModules", metav1.ConditionFalse, v1alpha1.ReasonHostLacks, "module nft_ct: not loaded; run: modprobe nft_ct")}
 		}, "gateway g1: BackendFailed: this host lacks what the dataplane needs: module nft_ct: not loaded; run: modprobe nft_ct", true, "gateways work", "run: modprobe nft_ct"},
-		"a host that lacks what a feature needs": {func(h *Hub) {
+		"a host that lacks what a feature needs": {func(h *Snapshot) {
 			h.Gateways[0].Status.Conditions = append(h.Gateways[0].Status.Conditions, is("HostSysctls", metav1.ConditionFalse, v1alpha1.ReasonHostLimits, "sysctl one: is 0\nsysctl two: is 0; run: sysctl -w two=1"))
 		}, "warning: gateway g1: HostSysctls: sysctl two: is 0; run: sysctl -w two=1", false, "", ""},
-		"a record that is refused": {func(h *Hub) {
+		"a record that is refused": {func(h *Snapshot) {
 			h.Gateways[0].Status.Failures = []v1alpha1.GatewayFailure{{LoadBalancer: "tenant-a/uid-1", Record: "frontend TCP 203.0.113.1:80", Message: "direct is not supported"}}
 			h.set(v1alpha1.ConditionProgrammed, "DataplaneRefused", "gateway g1: direct is not supported")
 		}, "direct is not supported", true, "a dataplane holds it", "DataplaneRefused: gateway g1: direct is not supported"},
-		"more that are refused than named": {func(h *Hub) { h.Gateways[0].Status.Unlisted = []string{"tenant-b"} },
+		"more that are refused than named": {func(h *Snapshot) { h.Gateways[0].Status.Unlisted = []string{"tenant-b"} },
 			"more LoadBalancers of namespace tenant-b are refused", true, "", ""},
-		"no BGP session": {func(h *Hub) {
+		"no BGP session": {func(h *Snapshot) {
 			h.Gateways[0].Status.BGPSessions = []v1alpha1.BGPSession{{Peer: "tor", State: v1alpha1.BGPDown}}
 			h.Gateways[0].Status.Conditions = append(h.Gateways[0].Status.Conditions, is(v1alpha1.ConditionBGPEstablished, metav1.ConditionFalse, "SessionDown", "tor (192.0.2.254): hold timer expired"))
 			h.set(v1alpha1.ConditionAnnounced, "WaitingForAnnouncement", "no gateway answers for its addresses yet; gateway g1: tor (192.0.2.254): hold timer expired")
 		}, "SessionDown: tor", true, "its addresses are announced", "hold timer expired"},
-		"a full pool": {func(h *Hub) {
+		"a full pool": {func(h *Snapshot) {
 			h.Pools[0].Status.IPv4 = &v1alpha1.AddressCount{Used: 14, Free: "0"}
 			h.set(v1alpha1.ConditionAddressAllocated, "PoolExhausted", "no free IPv4 address in public")
 		}, "0 of its 14 IPv4 addresses are free", true, "it has addresses", "PoolExhausted: no free IPv4 address in public"},
-		"an overlapping pool": {func(h *Hub) {
+		"an overlapping pool": {func(h *Snapshot) {
 			h.Pools[0].Status.Conditions[0] = is(v1alpha1.ConditionReady, metav1.ConditionFalse, "Overlap", "overlaps AddressPool other")
 		}, "addresspool public: overlaps AddressPool other", true, "", ""},
-		"no such tenant":     {func(h *Hub) { h.Tenants = nil }, "error: namespace tenant-a: 1 LoadBalancers belong to no Tenant, so that no gateway is to serve them", true, "its tenant is served", "there is no Tenant a"},
-		"a disabled tenant":  {func(h *Hub) { h.Tenants[0].Spec.LoadBalancer.Disable = true }, "spec.loadBalancer.disable is set", false, "its tenant is served", "spec.loadBalancer.disable of Tenant a is set"},
-		"no networks":        {func(h *Hub) { h.Tenants[0].Spec.BackendCIDRs = nil }, "", false, "its tenant is served", "spec.backendCIDRs of Tenant a is empty"},
-		"a malformed object": {func(h *Hub) { h.set(v1alpha1.ConditionAccepted, "InvalidSourceRange", `"everybody" is not a CIDR`) }, "InvalidSourceRange", true, "it is accepted", `"everybody" is not a CIDR`},
-		"a CCM that is away": {func(h *Hub) { h.Addresses = nil }, "error: loadbalancer tenant-a/uid-1 (Service shop/web): there is no Addresses object", true, "its tenant's nodes are known", "the tenant's CCM writes it; is it running?"},
-		"no nodes":           {func(h *Hub) { h.Addresses[0].Spec.Addresses = nil }, "error: loadbalancer tenant-a/uid-1 (Service shop/web): Addresses tenant-a/default is empty", true, "its tenant's nodes are known", "the tenant has no node"},
-		"no local pod":       {func(h *Hub) { h.LoadBalancers[0].Spec.Endpoints[0].LocalAddresses = &[]v1alpha1.EndpointAddress{} }, "no problems", false, "", ""},
-		"no node of a family": {func(h *Hub) {
+		"no such tenant":    {func(h *Snapshot) { h.Tenants = nil }, "error: namespace tenant-a: 1 LoadBalancers belong to no Tenant, so that no gateway is to serve them", true, "its tenant is served", "there is no Tenant a"},
+		"a disabled tenant": {func(h *Snapshot) { h.Tenants[0].Spec.LoadBalancer.Disable = true }, "spec.loadBalancer.disable is set", false, "its tenant is served", "spec.loadBalancer.disable of Tenant a is set"},
+		"no networks":       {func(h *Snapshot) { h.Tenants[0].Spec.BackendCIDRs = nil }, "", false, "its tenant is served", "spec.backendCIDRs of Tenant a is empty"},
+		"a malformed object": {func(h *Snapshot) {
+			h.set(v1alpha1.ConditionAccepted, "InvalidSourceRange", `"everybody" is not a CIDR`)
+		}, "InvalidSourceRange", true, "it is accepted", `"everybody" is not a CIDR`},
+		"a CCM that is away": {func(h *Snapshot) { h.Addresses = nil }, "error: loadbalancer tenant-a/uid-1 (Service shop/web): there is no Addresses object", true, "its tenant's nodes are known", "the tenant's CCM writes it; is it running?"},
+		"no nodes":           {func(h *Snapshot) { h.Addresses[0].Spec.Addresses = nil }, "error: loadbalancer tenant-a/uid-1 (Service shop/web): Addresses tenant-a/default is empty", true, "its tenant's nodes are known", "the tenant has no node"},
+		"no local pod":       {func(h *Snapshot) { h.LoadBalancers[0].Spec.Endpoints[0].LocalAddresses = &[]v1alpha1.EndpointAddress{} }, "no problems", false, "", ""},
+		"no node of a family": {func(h *Snapshot) {
 			h.LoadBalancers[0].Status.Addresses = append(h.LoadBalancers[0].Status.Addresses, v1alpha1.AllocatedAddress{Address: "2001:db8:f::1"})
 		}, "no node that takes traffic has an IPv6 address", true, "its tenant's nodes are known", "no node that takes traffic has an IPv6 address: connections to 2001:db8:f::1 are refused"},
-		"no controller":        {func(h *Hub) { h.LoadBalancers[0].Status = v1alpha1.LoadBalancerStatus{} }, "no controller has looked at it", true, "a controller has seen it", "no kubelb-manager with the controller role runs"},
-		"a change on its way":  {func(h *Hub) { h.LoadBalancers[0].Generation = 2 }, "warning: loadbalancer tenant-a/uid-1 (Service shop/web): it is Ready as it was before its last change (generation 1 of 2)", false, "it is accepted", "generation 1 of 2"},
-		"one that goes":        {func(h *Hub) { h.LoadBalancers[0].DeletionTimestamp = &metav1.Time{Time: now} }, "", false, "it is not being deleted", "goes when gateways have let go of it"},
-		"a gateway that rests": {func(h *Hub) { h.Gateways[0].Spec.Draining = true }, "it is told to drain", true, "", ""},
+		"no controller":        {func(h *Snapshot) { h.LoadBalancers[0].Status = v1alpha1.LoadBalancerStatus{} }, "no controller has looked at it", true, "a controller has seen it", "no kubelb-manager with the controller role runs"},
+		"a change on its way":  {func(h *Snapshot) { h.LoadBalancers[0].Generation = 2 }, "warning: loadbalancer tenant-a/uid-1 (Service shop/web): it is Ready as it was before its last change (generation 1 of 2)", false, "it is accepted", "generation 1 of 2"},
+		"one that goes":        {func(h *Snapshot) { h.LoadBalancers[0].DeletionTimestamp = &metav1.Time{Time: now} }, "", false, "it is not being deleted", "goes when gateways have let go of it"},
+		"a gateway that rests": {func(h *Snapshot) { h.Gateways[0].Spec.Draining = true }, "it is told to drain", true, "", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := healthy()
@@ -255,7 +257,7 @@ func TestALoadBalancerIsFoundByAllItsNames(t *testing.T) {
 }
 
 func TestATraceFollowsAPacketToItsNodesOrSaysWhereItEnds(t *testing.T) {
-	traced := func(change func(*Hub), to string, protocol model.Protocol) string {
+	traced := func(change func(*Snapshot), to string, protocol model.Protocol) string {
 		h := healthy()
 		lb := &h.LoadBalancers[0]
 		lb.Spec.Type, lb.Spec.Ports = corev1.ServiceTypeLoadBalancer, []v1alpha1.LoadBalancerPort{{Port: 80}}
@@ -267,12 +269,12 @@ func TestATraceFollowsAPacketToItsNodesOrSaysWhereItEnds(t *testing.T) {
 		require.NoError(t, h.Trace(netip.MustParseAddrPort(to), protocol).Text(&text))
 		return text.String()
 	}
-	none := func(*Hub) {}
+	none := func(*Snapshot) {}
 	const held = "address     203.0.113.1, of AddressPool public\nheld by     loadbalancer tenant-a/uid-1 (Service shop/web)\n"
 	const answered = held + "gateway     g1, of g1\n"
 	const served = answered + "frontend    TCP port 80 of loadbalancer tenant-a/uid-1 (Service shop/web), forwarding nat\nendpoints   port 30080 of 198.51.100.11, as far as healthy\n"
-	second := func(elects bool) func(*Hub) {
-		return func(h *Hub) {
+	second := func(elects bool) func(*Snapshot) {
+		return func(h *Snapshot) {
 			g := h.Gateways[0].DeepCopy()
 			g.Name = "g2"
 			h.Gateways, h.Leases["g2"] = append(h.Gateways, *g), h.Leases["g1"]
@@ -287,25 +289,25 @@ func TestATraceFollowsAPacketToItsNodesOrSaysWhereItEnds(t *testing.T) {
 		"UDP":            {traced(none, "203.0.113.1:80", model.UDP), answered + "ends        it is refused: no LoadBalancer that has the address serves UDP port 80"},
 		"a free address": {traced(none, "203.0.113.2:80", model.TCP), "address     203.0.113.2, of AddressPool public\nends        no LoadBalancer has the address: nobody answers for it\n"},
 		"no address":     {traced(none, "198.18.0.1:80", model.TCP), "address     198.18.0.1, of AddressPool none\nends        it is of no AddressPool"},
-		"no gateway":     {traced(func(h *Hub) { h.Gateways = nil }, "203.0.113.1:80", model.TCP), held + "ends        no gateway answers for it"},
-		"no node":        {traced(func(h *Hub) { h.Addresses[0].Spec.Addresses = nil }, "203.0.113.1:80", model.TCP), answered + "frontend    TCP port 80 of loadbalancer tenant-a/uid-1 (Service shop/web), forwarding nat\nends        it is refused: there is no endpoint"},
-		"some clients": {traced(func(h *Hub) { h.LoadBalancers[0].Spec.LoadBalancerSourceRanges = []string{"192.0.2.0/24"} }, "203.0.113.1:80", model.TCP),
+		"no gateway":     {traced(func(h *Snapshot) { h.Gateways = nil }, "203.0.113.1:80", model.TCP), held + "ends        no gateway answers for it"},
+		"no node":        {traced(func(h *Snapshot) { h.Addresses[0].Spec.Addresses = nil }, "203.0.113.1:80", model.TCP), answered + "frontend    TCP port 80 of loadbalancer tenant-a/uid-1 (Service shop/web), forwarding nat\nends        it is refused: there is no endpoint"},
+		"some clients": {traced(func(h *Snapshot) { h.LoadBalancers[0].Spec.LoadBalancerSourceRanges = []string{"192.0.2.0/24"} }, "203.0.113.1:80", model.TCP),
 			answered + "frontend    TCP port 80 of loadbalancer tenant-a/uid-1 (Service shop/web), forwarding nat\nclients     of 192.0.2.0/24 only\n"},
 		"two that elect":  {traced(second(true), "203.0.113.1:80", model.TCP), held + "gateway     " + election.Winner(netip.MustParseAddr("203.0.113.1"), []string{"g1", "g2"}, nil) + ", of g1, g2\n"},
 		"two that do not": {traced(second(false), "203.0.113.1:80", model.TCP), held + "gateway     g1, g2, of g1, g2\n"},
-		"one that nobody hears of": {traced(func(h *Hub) {
+		"one that nobody hears of": {traced(func(h *Snapshot) {
 			h.Gateways[0].Status.Silent = []v1alpha1.GatewaySilence{{Family: corev1.IPv4Protocol, Message: "no interface is up"}}
 		}, "203.0.113.1:80", model.TCP), held + "ends        gateway g1 is to answer for it, and does not: no interface is up\n"},
-		"two of which nobody hears of one": {traced(func(h *Hub) {
+		"two of which nobody hears of one": {traced(func(h *Snapshot) {
 			second(false)(h)
 			h.Gateways[0].Status.Silent = []v1alpha1.GatewaySilence{{Family: corev1.IPv4Protocol, Message: "BGPPeer tor: connection refused"}}
 		}, "203.0.113.1:80", model.TCP), held + "gateway     g2, of g2\n"},
-		"two of which one has crashed": {traced(func(h *Hub) {
+		"two of which one has crashed": {traced(func(h *Snapshot) {
 			second(false)(h)
 			renewed := metav1.NewMicroTime(now.Add(-time.Hour))
 			h.Leases["g1"] = coordinationv1.Lease{Spec: coordinationv1.LeaseSpec{RenewTime: &renewed}}
 		}, "203.0.113.1:80", model.TCP), held + "gateway     g2, of g2\n"},
-		"one that is not chosen": {traced(func(h *Hub) {
+		"one that is not chosen": {traced(func(h *Snapshot) {
 			second(true)(h)
 			h.Gateways[1].Labels = map[string]string{"site": "two"}
 			h.Pools[0].Spec.GatewaySelector = &metav1.LabelSelector{MatchLabels: map[string]string{"site": "two"}}
@@ -408,14 +410,14 @@ func TestNothingThatAGatewayInStateUnknownHasSaidBeforeIsSaidAsIfItHeld(t *testi
 		is(v1alpha1.ConditionServed, metav1.ConditionFalse, v1alpha1.ReasonSegmentSilent, "no host answers"), is(v1alpha1.ConditionHeartbeatsRefused, metav1.ConditionTrue, "NotBelieved", "g2"),
 		is(v1alpha1.ConditionAddressConflict, metav1.ConditionTrue, "AnotherHostAnswers", "203.0.113.1"), is(v1alpha1.ConditionBGPEstablished, metav1.ConditionFalse, "SessionDown", "tor"),
 	}
-	for name, silence := range map[string]func(*Hub){
-		"without a Lease": func(h *Hub) { h.Leases = nil },
-		"that cannot write": func(h *Hub) {
+	for name, silence := range map[string]func(*Snapshot){
+		"without a Lease": func(h *Snapshot) { h.Leases = nil },
+		"that cannot write": func(h *Snapshot) {
 			lease := h.Leases["g1"]
 			lease.Annotations = map[string]string{"kubelb.k8c.io/unwritten": "forbidden"}
 			h.Leases["g1"] = lease
 		},
-		"that has just come back": func(h *Hub) { h.Gateways[0].Status.Conditions[0].Reason = v1alpha1.ReasonNotHeard },
+		"that has just come back": func(h *Snapshot) { h.Gateways[0].Status.Conditions[0].Reason = v1alpha1.ReasonNotHeard },
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := healthy()

@@ -14,38 +14,38 @@ import (
 	"kubelb.k8c.io/manager/selection"
 )
 
-// Pool is an address pool, and who has its addresses.
+// Pool is an AddressPool, with the owners of its addresses.
 type Pool struct {
 	PoolLine
 	Ranges []string `json:"ranges"`
-	// Tenants that may use it; none are all. Gateways that it chooses, and that are ready. OtherGateways are those that it chooses and that are neither
-	// ready nor gone: nobody knows whether they announce it.
+	// Tenants may use the pool. If it is empty, all tenants may. Gateways are the gateways that the pool chooses and that are Ready. OtherGateways are the chosen gateways that are neither
+	// Ready nor Gone: it is not known whether they announce the pool's addresses.
 	Tenants       []string      `json:"tenants,omitempty"`
 	Gateways      []string      `json:"gateways"`
 	OtherGateways []PoolGateway `json:"otherGateways,omitempty"`
-	// ByName: an address of it must be asked for.
+	// ByName: only LoadBalancers that name the pool, or an address of it, get an address.
 	ByName   bool  `json:"byName,omitempty"`
 	Priority int32 `json:"priority,omitempty"`
-	// Held are the addresses that somebody has, in their order.
+	// Held are the addresses that LoadBalancers have, sorted.
 	Held []Held `json:"held"`
-	// Reserved are kept for tenants that had asked for them.
+	// Reserved are addresses that are kept for tenants that had requested them.
 	Reserved []v1alpha1.ReservedAddress `json:"reserved,omitempty"`
 }
 
-// PoolGateway is a gateway that is not ready, with its state as in GatewayLine.
+// PoolGateway is a gateway that is not Ready, with its state as in GatewayLine.
 type PoolGateway struct {
 	Name  string `json:"name"`
 	State string `json:"state"`
 }
 
-// Held is an address and the LoadBalancers that have it, more than one where they share it.
+// Held is an address and the LoadBalancers that have it. There are several if they share it.
 type Held struct {
 	Address netip.Addr `json:"address"`
 	By      []string   `json:"by"`
 }
 
-// PoolsNamed returns the pools of the names in their order, all without any name.
-func (h *Hub) PoolsNamed(names ...string) ([]Pool, error) {
+// PoolsNamed returns the AddressPools with these names, in their order in the snapshot. Without names it returns all.
+func (h *Snapshot) PoolsNamed(names ...string) ([]Pool, error) {
 	var out []Pool
 	for i := range h.Pools {
 		if len(names) == 0 || slices.Contains(names, h.Pools[i].Name) {
@@ -60,7 +60,7 @@ func (h *Hub) PoolsNamed(names ...string) ([]Pool, error) {
 	return out, nil
 }
 
-func (h *Hub) pool(p *v1alpha1.AddressPool) Pool {
+func (h *Snapshot) pool(p *v1alpha1.AddressPool) Pool {
 	silent := func(string, string, string, ...any) {}
 	out := Pool{PoolLine: poolLine(p, silent), Ranges: p.Spec.Addresses, Tenants: p.Spec.Tenants, ByName: p.Spec.AutoAssign != nil && !*p.Spec.AutoAssign, Priority: p.Spec.Priority}
 	for _, r := range p.Status.Reserved {
@@ -96,14 +96,14 @@ func (h *Hub) pool(p *v1alpha1.AddressPool) Pool {
 			}
 		}
 	}
-	for address, holders := range by {
-		out.Held = append(out.Held, Held{address, holders})
+	for address, owners := range by {
+		out.Held = append(out.Held, Held{address, owners})
 	}
 	slices.SortFunc(out.Held, func(a, b Held) int { return a.Address.Compare(b.Address) })
 	return out
 }
 
-// PoolsText writes a line for each pool and, if it is asked for, one for each address that somebody has.
+// PoolsText writes a line for each pool. With held it also writes a line for each address that a LoadBalancer has, or that is reserved.
 func PoolsText(w io.Writer, pools []Pool, held bool) error {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "POOL\tSTATE\tUSED4\tFREE4\tUSED6\tFREE6\tPRIORITY\tGIVEN\tTENANTS\tGATEWAYS\tADDRESSES")

@@ -19,7 +19,7 @@ import (
 	"kubelb.k8c.io/manager/membership"
 )
 
-// Status is a page about a management cluster.
+// Status is the page of `kubelb status`.
 type Status struct {
 	Gateways []GatewayLine `json:"gateways"`
 	Pools    []PoolLine    `json:"pools"`
@@ -27,8 +27,8 @@ type Status struct {
 	Problems []Problem     `json:"problems"`
 }
 
-// GatewayLine is one gateway. Sessions are those by BGP that are established, of all. There are no numbers of a gateway that is gone, or whose object is of
-// before.
+// GatewayLine is one gateway. Sessions counts established BGP sessions, of all. Numbers are absent if the gateway is gone or unknown: those in its object may be
+// out of date.
 type GatewayLine struct {
 	Name      string `json:"name"`
 	State     string `json:"state"`
@@ -38,7 +38,7 @@ type GatewayLine struct {
 	Sessions  string `json:"sessions,omitempty"`
 }
 
-// PoolLine is one address pool.
+// PoolLine is one AddressPool.
 type PoolLine struct {
 	Name  string `json:"name"`
 	State string `json:"state"`
@@ -48,7 +48,7 @@ type PoolLine struct {
 	Free6 string `json:"free6"`
 }
 
-// TenantLine is one tenant, with how many LoadBalancers it has, and how many of them are served.
+// TenantLine is one tenant, with the number of its LoadBalancers, and the number that are Ready.
 type TenantLine struct {
 	Name          string `json:"name"`
 	State         string `json:"state"`
@@ -56,9 +56,9 @@ type TenantLine struct {
 	Ready         int    `json:"ready"`
 }
 
-// Problem is something that is wrong, or soon will be.
+// Problem is a fault, or something that becomes a fault soon.
 type Problem struct {
-	// Severity is error, where somebody is not served, or warning.
+	// Severity is error if a LoadBalancer may not be served, else warning.
 	Severity string `json:"severity"`
 	// Object is kind and name.
 	Object  string `json:"object"`
@@ -71,7 +71,7 @@ const (
 	Warning = "warning"
 )
 
-// States that are not conditions' reasons.
+// States of gateways and pools. A gateway or pool with a fault has the reason of its condition as its state instead.
 const (
 	ready    = "Ready"
 	gone     = "Gone"
@@ -79,13 +79,13 @@ const (
 	unknown  = "Unknown"
 )
 
-// Broken tells whether somebody is not served.
+// Broken reports whether a problem is an error.
 func (s Status) Broken() bool {
 	return slices.ContainsFunc(s.Problems, func(p Problem) bool { return p.Severity == Error })
 }
 
-// Status makes the page.
-func (h *Hub) Status() Status {
+// Status returns the page.
+func (h *Snapshot) Status() Status {
 	var s Status
 	say := func(severity, object, format string, args ...any) {
 		s.Problems = append(s.Problems, Problem{severity, plain.Line(object), plain.Line(fmt.Sprintf(format, args...))})
@@ -116,15 +116,16 @@ func (h *Hub) Status() Status {
 	for i := range h.Tenants {
 		s.Tenants = append(s.Tenants, h.tenantLine(&h.Tenants[i], say))
 	}
-	h.sayOrphans(say)
+	h.reportOrphans(say)
 	slices.SortStableFunc(s.Problems, func(a, b Problem) int { return cmp.Compare(a.Severity, b.Severity) })
 	return s
 }
 
-type sayer func(severity, object, format string, args ...any)
+// reporter adds a problem.
+type reporter func(severity, object, format string, args ...any)
 
-// stateOf is how a gateway is, in a word, and what it says of that itself.
-func (h *Hub) stateOf(g *v1alpha1.Gateway) (state, says string) {
+// stateOf returns the state of a gateway in one word, and a message. The message is empty if the state needs no words.
+func (h *Snapshot) stateOf(g *v1alpha1.Gateway) (state, says string) {
 	is := meta.FindStatusCondition(g.Status.Conditions, v1alpha1.ConditionReady)
 	_, isGone := h.gone(g.Name)
 	lease, leased := h.Leases[g.Name]
@@ -147,19 +148,19 @@ func (h *Hub) stateOf(g *v1alpha1.Gateway) (state, says string) {
 	return ready, ""
 }
 
-// Works tells whether a gateway is there, is ready, and does not drain.
-func (h *Hub) Works(g *v1alpha1.Gateway) bool {
+// Works reports whether a gateway renews its Lease, is ready, and does not drain.
+func (h *Snapshot) Works(g *v1alpha1.Gateway) bool {
 	state, _ := h.stateOf(g)
 	return state == ready
 }
 
-// oneLine is a message of several lines in one.
+// oneLine joins the lines of a message.
 func oneLine(message string) string {
 	return strings.ReplaceAll(strings.ReplaceAll(message, ":\n", ": "), "\n", "; ")
 }
 
-// sayLacking says what the host of a gateway lacks, a problem for each thing, but for what its state says already.
-func sayLacking(g *v1alpha1.Gateway, said, object string, say sayer) {
+// reportMissing reports a problem for each thing that is missing on the host of a gateway. It skips what is in said, the message of the gateway's state.
+func reportMissing(g *v1alpha1.Gateway, said, object string, say reporter) {
 	for _, c := range g.Status.Conditions {
 		if !strings.HasPrefix(c.Type, v1alpha1.ConditionHostPrefix) || c.Status != metav1.ConditionFalse {
 			continue
@@ -172,11 +173,11 @@ func sayLacking(g *v1alpha1.Gateway, said, object string, say sayer) {
 	}
 }
 
-func (h *Hub) gatewayLine(g *v1alpha1.Gateway, say sayer) GatewayLine {
+func (h *Snapshot) gatewayLine(g *v1alpha1.Gateway, say reporter) GatewayLine {
 	line := GatewayLine{Name: g.Name, Backend: g.Status.Backend.Name}
 	object := "gateway " + g.Name
 	var says string
-	// Nobody knows whether the numbers and faults in the object of a gateway that is gone or unknown still hold.
+	// If a gateway is gone or unknown, the numbers and faults in its object may be out of date.
 	switch line.State, says = h.stateOf(g); line.State {
 	case gone:
 		since, _ := h.gone(g.Name)
@@ -195,7 +196,7 @@ func (h *Hub) gatewayLine(g *v1alpha1.Gateway, say sayer) GatewayLine {
 		say(Error, object, "%s", says)
 	}
 	line.Frontends, line.Addresses = &g.Status.Frontends, &g.Status.AnnouncedAddresses
-	sayLacking(g, says, object, say)
+	reportMissing(g, says, object, say)
 	for _, f := range g.Status.Failures {
 		say(Error, object, "%s", strings.TrimPrefix(fmt.Sprintf("%s: %s: %s", f.LoadBalancer, f.Record, f.Message), ": "))
 	}
@@ -233,10 +234,10 @@ func (h *Hub) gatewayLine(g *v1alpha1.Gateway, say sayer) GatewayLine {
 	return line
 }
 
-// few is how many free addresses make a warning.
+// few is the number of free addresses from which on a pool gets a warning.
 const few = 1
 
-func poolLine(p *v1alpha1.AddressPool, say sayer) PoolLine {
+func poolLine(p *v1alpha1.AddressPool, say reporter) PoolLine {
 	line := PoolLine{Name: p.Name, State: unknown, Free4: "-", Free6: "-"}
 	object := "addresspool " + p.Name
 	if c := meta.FindStatusCondition(p.Status.Conditions, v1alpha1.ConditionReady); c != nil {
@@ -268,7 +269,7 @@ func poolLine(p *v1alpha1.AddressPool, say sayer) PoolLine {
 	return line
 }
 
-// disabledBy is the field by which an operator has the tenant served no more.
+// disabledBy is the field by which an operator has disabled the tenant. It is empty if the tenant is served.
 func disabledBy(t *v1alpha1.Tenant) string {
 	switch {
 	case t.Spec.Revoked:
@@ -279,7 +280,7 @@ func disabledBy(t *v1alpha1.Tenant) string {
 	return ""
 }
 
-// TenantState is how a tenant is, in a word. What its status says of an earlier generation is no answer yet.
+// TenantState returns the state of a tenant in one word. A status of an earlier generation counts as Pending.
 func TenantState(t *v1alpha1.Tenant) string {
 	switch {
 	case disabledBy(t) != "":
@@ -290,7 +291,8 @@ func TenantState(t *v1alpha1.Tenant) string {
 	return cmp.Or(t.Status.Phase, unknown)
 }
 
-// ccmSilent says since when nothing is heard of a tenant's CCM; empty if it is heard, or never was, as KubeLB's own. Traffic goes on without it.
+// ccmSilent says since when a tenant's CCM has not renewed its Lease. It is empty if the CCM renews it, or never did, as KubeLB's own CCM. Traffic goes on without
+// a CCM.
 func ccmSilent(t *v1alpha1.Tenant) string {
 	if c := plain.NotTrue(t.Status.Conditions, v1alpha1.ConditionConnected); c != nil && !t.Spec.Revoked {
 		return c.Message
@@ -298,7 +300,7 @@ func ccmSilent(t *v1alpha1.Tenant) string {
 	return ""
 }
 
-func (h *Hub) tenantLine(t *v1alpha1.Tenant, say sayer) TenantLine {
+func (h *Snapshot) tenantLine(t *v1alpha1.Tenant, say reporter) TenantLine {
 	line := TenantLine{Name: t.Name, State: TenantState(t)}
 	if field := disabledBy(t); field != "" {
 		say(Warning, "tenant "+t.Name, "%s is set: nothing of it is served", field)
@@ -338,7 +340,7 @@ func (h *Hub) tenantLine(t *v1alpha1.Tenant, say sayer) TenantLine {
 	return line
 }
 
-// nameOf is how a LoadBalancer is spoken of: its own name, which is hard to remember, and that of the Service.
+// nameOf names a LoadBalancer in messages: by its own name, which is a UID, and by the name of its Service.
 func nameOf(lb *v1alpha1.LoadBalancer) string {
 	out := "loadbalancer " + lb.Namespace + "/" + lb.Name
 	if name := lb.Labels[v1alpha1.LabelOriginName]; name != "" {
@@ -347,8 +349,8 @@ func nameOf(lb *v1alpha1.LoadBalancer) string {
 	return out
 }
 
-// sayOrphans says which LoadBalancers belong to no Tenant, an error for each namespace.
-func (h *Hub) sayOrphans(say sayer) {
+// reportOrphans reports LoadBalancers that belong to no Tenant, as an error for each namespace.
+func (h *Snapshot) reportOrphans(say reporter) {
 	orphans := map[string][]string{}
 	for i := range h.LoadBalancers {
 		if lb := &h.LoadBalancers[i]; h.tenantOf(lb) == nil {
@@ -356,15 +358,15 @@ func (h *Hub) sayOrphans(say sayer) {
 		}
 	}
 	for _, namespace := range slices.Sorted(maps.Keys(orphans)) {
-		names, mend := orphans[namespace], "delete them, as the namespace is no tenant's"
+		names, fix := orphans[namespace], "delete them, as the namespace is no tenant's"
 		if tenant, is := strings.CutPrefix(namespace, v1alpha1.TenantNamespacePrefix); is {
-			mend = fmt.Sprintf("create Tenant %s, or delete them", tenant)
+			fix = fmt.Sprintf("create Tenant %s, or delete them", tenant)
 		}
-		say(Error, "namespace "+namespace, "%d LoadBalancers belong to no Tenant, so that no gateway is to serve them: %s (%s)", len(names), mend, phrase.Few(names, ", "))
+		say(Error, "namespace "+namespace, "%d LoadBalancers belong to no Tenant, so that no gateway is to serve them: %s (%s)", len(names), fix, phrase.Few(names, ", "))
 	}
 }
 
-// count is a number, or a dash if nobody knows it.
+// count is a number, or a dash if it is not known.
 func count(n *int32) string {
 	if n == nil {
 		return "-"
@@ -372,7 +374,7 @@ func count(n *int32) string {
 	return strconv.Itoa(int(*n))
 }
 
-// Text writes the page.
+// Text writes the page as text.
 func (s Status) Text(w io.Writer) error {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "GATEWAY\tSTATE\tBACKEND\tFRONTENDS\tADDRESSES\tBGP")

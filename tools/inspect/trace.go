@@ -18,42 +18,42 @@ import (
 	"kubelb.k8c.io/manager/selection"
 )
 
-// Trace is the way of a client's packet to an external address and port.
+// Trace is the path of a client's packet to an external address and port.
 type Trace struct {
 	Address  string `json:"address"`
 	Port     uint16 `json:"port"`
 	Protocol string `json:"protocol"`
-	// Pool is the AddressPool, LoadBalancers who have the address, Service of whom the port is.
+	// Pool is the AddressPool of the address. LoadBalancers have the address. Owner is the LoadBalancer with this port.
 	Pool          string   `json:"pool,omitempty"`
 	LoadBalancers []string `json:"loadBalancers,omitempty"`
 	Owner         string   `json:"owner,omitempty"`
-	// Gateways answer for the address; Of are those among which they are found.
+	// Gateways answer for the address. Of are the candidates from which they were elected.
 	Gateways []string `json:"gateways,omitempty"`
 	Of       []string `json:"of,omitempty"`
-	// Forwarding, TargetPort and Endpoints are where it goes. Which of the endpoints are healthy each gateway finds out itself.
+	// Forwarding, TargetPort and Endpoints are where the packet goes. Each gateway checks the health of the endpoints itself, so that is not known here.
 	Forwarding string   `json:"forwarding,omitempty"`
 	TargetPort uint16   `json:"targetPort,omitempty"`
 	Endpoints  []string `json:"endpoints,omitempty"`
-	// Sources are the clients' networks that may connect, if not all may.
+	// Sources are the networks of clients that may connect. If it is empty, all clients may.
 	Sources []string `json:"sources,omitempty"`
-	// Ends is why it gets no further.
+	// Ends says why the packet gets no further.
 	Ends string `json:"ends,omitempty"`
 }
 
-// Trace follows a packet. It decides as gateways do, by what they are told.
-func (h *Hub) Trace(to netip.AddrPort, protocol model.Protocol) Trace {
+// Trace follows a packet. It decides by the same objects and rules as gateways do.
+func (h *Snapshot) Trace(to netip.AddrPort, protocol model.Protocol) Trace {
 	key := model.FrontendKey{VIP: to.Addr().Unmap(), Protocol: protocol, Port: to.Port()}
 	t := Trace{Address: key.VIP.String(), Port: key.Port, Protocol: protocol.String()}
-	holders := h.holding(t.Address)
-	for _, lb := range holders {
+	owners := h.ownersOf(t.Address)
+	for _, lb := range owners {
 		t.LoadBalancers = append(t.LoadBalancers, nameOf(lb))
 	}
 	chosen := h.selection(key.VIP, &t)
 	switch {
-	case len(holders) == 0 && t.Pool == "":
+	case len(owners) == 0 && t.Pool == "":
 		t.Ends = "it is of no AddressPool, and no LoadBalancer has it"
 		return t
-	case len(holders) == 0:
+	case len(owners) == 0:
 		t.Ends = "no LoadBalancer has the address: nobody answers for it"
 		return t
 	}
@@ -62,12 +62,12 @@ func (h *Hub) Trace(to netip.AddrPort, protocol model.Protocol) Trace {
 		t.Ends = cmp.Or(t.Ends, "no gateway answers for it: see 'kubelb status'")
 		return t
 	}
-	h.forwards(key, holders, &t)
+	h.forwards(key, owners, &t)
 	return t
 }
 
-// holding are the LoadBalancers that have the address on record.
-func (h *Hub) holding(address string) []*v1alpha1.LoadBalancer {
+// ownersOf returns the LoadBalancers to which the address is allocated.
+func (h *Snapshot) ownersOf(address string) []*v1alpha1.LoadBalancer {
 	var out []*v1alpha1.LoadBalancer
 	for i := range h.LoadBalancers {
 		lb := &h.LoadBalancers[i]
@@ -78,8 +78,8 @@ func (h *Hub) holding(address string) []*v1alpha1.LoadBalancer {
 	return out
 }
 
-// selection is which gateways serve what; it notes the pool that the address lies in.
-func (h *Hub) selection(address netip.Addr, t *Trace) *selection.Selection {
+// selection returns which gateways serve which addresses. It sets t.Pool to the AddressPool of the address.
+func (h *Snapshot) selection(address netip.Addr, t *Trace) *selection.Selection {
 	chosen := selection.New()
 	for i := range h.Pools {
 		pool, err := convert.Pool(&h.Pools[i])
@@ -100,8 +100,8 @@ func (h *Hub) selection(address netip.Addr, t *Trace) *selection.Selection {
 	return chosen
 }
 
-// answerers are the gateways to which packets come: one where they elect, all that serve the pool where each announces.
-func (h *Hub) answerers(address netip.Addr, chosen *selection.Selection, t *Trace) {
+// answerers sets the gateways that get packets for the address: the elected one if gateways elect, else all that announce the AddressPool.
+func (h *Snapshot) answerers(address netip.Addr, chosen *selection.Selection, t *Trace) {
 	serves := chosen.ServingAddress(address)
 	candidates, without := map[string]bool{}, map[string]bool{}
 	elects := false
@@ -121,7 +121,7 @@ func (h *Hub) answerers(address netip.Addr, chosen *selection.Selection, t *Trac
 			}
 			continue
 		}
-		if !g.Spec.Draining && h.unheard(g.Name, address) == "" {
+		if !g.Spec.Draining && h.silence(g.Name, address) == "" {
 			t.Gateways, t.Of = append(t.Gateways, g.Name), append(t.Of, g.Name)
 		}
 	}
@@ -141,7 +141,7 @@ func (h *Hub) answerers(address netip.Addr, chosen *selection.Selection, t *Trac
 	}
 	t.Of = names
 	winner := election.Winner(address, names, nil)
-	switch why := h.unheard(winner, address); {
+	switch why := h.silence(winner, address); {
 	case winner == "":
 	case why != "":
 		t.Ends = fmt.Sprintf("gateway %s is to answer for it, and does not: %s", winner, why)
@@ -150,8 +150,8 @@ func (h *Hub) answerers(address netip.Addr, chosen *selection.Selection, t *Trac
 	}
 }
 
-// unheard is why nobody hears of addresses of this family from a gateway.
-func (h *Hub) unheard(gateway string, address netip.Addr) string {
+// silence says why a gateway announces addresses of this family to nobody. It is empty if the gateway announces them.
+func (h *Snapshot) silence(gateway string, address netip.Addr) string {
 	for i := range h.Gateways {
 		if h.Gateways[i].Name == gateway {
 			return convert.Silence(&h.Gateways[i], ipam.FamilyOf(address))
@@ -160,8 +160,8 @@ func (h *Hub) unheard(gateway string, address netip.Addr) string {
 	return ""
 }
 
-// forwards is what the gateway does with the packet.
-func (h *Hub) forwards(key model.FrontendKey, holders []*v1alpha1.LoadBalancer, t *Trace) {
+// forwards sets what a gateway does with the packet.
+func (h *Snapshot) forwards(key model.FrontendKey, owners []*v1alpha1.LoadBalancer, t *Trace) {
 	hub := translate.NewHub()
 	for i := range h.Tenants {
 		hub.SetTenant(convert.Tenant(&h.Tenants[i]))
@@ -176,7 +176,7 @@ func (h *Hub) forwards(key model.FrontendKey, holders []*v1alpha1.LoadBalancer, 
 		}
 	}
 	hub.SetHosts(hosts)
-	for _, lb := range holders {
+	for _, lb := range owners {
 		hub.SetLoadBalancer(convert.LoadBalancer(lb))
 	}
 	hub.Flush()
@@ -188,7 +188,7 @@ func (h *Hub) forwards(key model.FrontendKey, holders []*v1alpha1.LoadBalancer, 
 	}
 	f := told.Frontends[i]
 	t.Forwarding, t.TargetPort = f.Forwarding.String(), f.TargetPort
-	for _, lb := range holders {
+	for _, lb := range owners {
 		if lb.Namespace == f.Owner.Namespace && lb.Name == f.Owner.Name {
 			t.Owner = nameOf(lb)
 		}
@@ -206,7 +206,7 @@ func (h *Hub) forwards(key model.FrontendKey, holders []*v1alpha1.LoadBalancer, 
 	}
 }
 
-// Text writes the trace a line a hop.
+// Text writes one line for each hop.
 func (t Trace) Text(w io.Writer) error {
 	var b strings.Builder
 	line := func(what, format string, args ...any) {

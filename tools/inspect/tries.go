@@ -17,15 +17,15 @@ import (
 	"kubelb.k8c.io/manager/convert"
 )
 
-// countedAfter is how long after a LoadBalancer was announced the gateways' numbers of ports include it: they list their ports every five seconds, and
-// report numbers every five seconds.
+// countedAfter is the time after which the numbers of tried ports in gateways' statuses include a LoadBalancer that is newly announced. Gateways list their ports
+// every five seconds, and report numbers every five seconds.
 const countedAfter = 20 * time.Second
 
-// ended judges a connection that was accepted, and ended before a byte of data. Its endpoints may do so by themselves, and a proxy does so if it does not
-// reach them. This host cannot tell; gateways can, by their tries.
-func (h *Hub) ended(p port, outcome string) (CheckResult, string) {
+// ended judges a connection that was accepted, and ended before a byte of data. The endpoints may end connections in this way, and so does a proxy that
+// reaches no endpoint. This host cannot tell these cases apart. Gateways can: they try their ports.
+func (h *Snapshot) ended(p port, outcome string) (CheckResult, string) {
 	if convert.LoadBalancer(p.of).Forwarding == model.Direct.String() {
-		return Fails, outcome // gateways do not try it
+		return Fails, outcome // gateways do not try ports of mode direct
 	}
 	const notKnown = "; it is not known whether its endpoints do so by themselves: "
 	failing, unsure := h.doubts(p)
@@ -38,9 +38,9 @@ func (h *Hub) ended(p port, outcome string) (CheckResult, string) {
 	return Answers, outcome + ", as its endpoints do by themselves: gateways that try it know of no failure"
 }
 
-// doubts are the reasons why gateways do not know whether a port's endpoints end connections by themselves. failing: no gateway looks, or one knows of a
-// failure. unsure: gateways look, and may not have tried this port, or the connection may have gone another way.
-func (h *Hub) doubts(p port) (failing, unsure []string) {
+// doubts returns reasons why the gateways' tries do not show that the endpoints of a port end connections themselves. failing: no gateway tries the port, or a
+// gateway knows of a failure. unsure: gateways may not have tried this port yet, or a router may have sent the connection to another gateway.
+func (h *Snapshot) doubts(p port) (failing, unsure []string) {
 	address, err := p.address()
 	if err != nil {
 		return []string{err.Error()}, nil
@@ -61,15 +61,15 @@ func (h *Hub) doubts(p port) (failing, unsure []string) {
 			fails, doubts := triedIn(g, p.of)
 			failing, unsure = append(failing, fails...), append(unsure, doubts...)
 		case slices.Contains(way.Gateways, g.Name):
-			failing = append(failing, unheardState(g, state, says))
+			failing = append(failing, notCounted(g, state, says))
 		case !works && !g.Status.Elects && (serves == nil || serves(g.Name)):
-			unsure = append(unsure, unheardState(g, state, says)) // a router may still send it connections
+			unsure = append(unsure, notCounted(g, state, says)) // a router may still send connections to it
 		}
 	}
 	return failing, append(unsure, h.ownDoubts(p.of)...)
 }
 
-// triedIn are the doubts about a gateway that works and answers for the LoadBalancer.
+// triedIn returns the doubts about the tries of a gateway that works and answers for the LoadBalancer.
 func triedIn(g *v1alpha1.Gateway, lb *v1alpha1.LoadBalancer) (failing, unsure []string) {
 	if why := cmp.Or(notTrying(g), knownFailure(g, lb)); why != "" {
 		return []string{why}, nil
@@ -88,8 +88,8 @@ func (p port) address() (netip.Addr, error) {
 	return netip.ParseAddr(host)
 }
 
-// ownDoubts are those that lie in the LoadBalancer itself.
-func (h *Hub) ownDoubts(lb *v1alpha1.LoadBalancer) (unsure []string) {
+// ownDoubts returns doubts that come from the LoadBalancer itself, or from its tenant.
+func (h *Snapshot) ownDoubts(lb *v1alpha1.LoadBalancer) (unsure []string) {
 	if t := h.tenantOf(lb); t != nil {
 		if limits := convert.Tenant(t); limits.ConnectionsPerPort > 0 || limits.NewConnectionsPerSecondPerPort > 0 {
 			unsure = append(unsure, fmt.Sprintf("Tenant %s has a limit of connections, which may be the reason", t.Name))
@@ -107,15 +107,15 @@ func (h *Hub) ownDoubts(lb *v1alpha1.LoadBalancer) (unsure []string) {
 	return unsure
 }
 
-// unheardState says why the word of a gateway does not count.
-func unheardState(g *v1alpha1.Gateway, state, says string) string {
+// notCounted says why the status of a gateway does not count.
+func notCounted(g *v1alpha1.Gateway, state, says string) string {
 	if state == gone {
 		return "gateway " + g.Name + " is gone"
 	}
 	return "gateway " + g.Name + " " + says
 }
 
-// notTrying says why a gateway does not try its ports, empty if it does.
+// notTrying says why a gateway does not try its ports. It is empty if the gateway does.
 func notTrying(g *v1alpha1.Gateway) string {
 	switch t := g.Status.Tries; {
 	case t == nil:
@@ -126,8 +126,8 @@ func notTrying(g *v1alpha1.Gateway) string {
 	return ""
 }
 
-// knownFailure says what a gateway knows of failures of the LoadBalancer, empty if nothing. The LoadBalancer's condition has it a moment later, and not at all
-// without the controllers.
+// knownFailure says which failure of the LoadBalancer the gateway's status names. It is empty if there is none. The controllers copy failures into the
+// LoadBalancer's condition: a moment later, or never if no controllers run.
 func knownFailure(g *v1alpha1.Gateway, lb *v1alpha1.LoadBalancer) string {
 	t := g.Status.Tries
 	if t == nil {
@@ -144,8 +144,8 @@ func knownFailure(g *v1alpha1.Gateway, lb *v1alpha1.LoadBalancer) string {
 	return ""
 }
 
-// serving are the gateways that the pools of the LoadBalancer's addresses choose.
-func (h *Hub) serving(lb *v1alpha1.LoadBalancer) (out []*v1alpha1.Gateway) {
+// serving returns the gateways that the AddressPools of the LoadBalancer's addresses choose.
+func (h *Snapshot) serving(lb *v1alpha1.LoadBalancer) (out []*v1alpha1.Gateway) {
 	chosen := h.selection(netip.Addr{}, &Trace{})
 	for i := range h.Gateways {
 		g := &h.Gateways[i]
@@ -159,16 +159,16 @@ func (h *Hub) serving(lb *v1alpha1.LoadBalancer) (out []*v1alpha1.Gateway) {
 	return out
 }
 
-// triedBy says what each gateway that serves the LoadBalancer has tried. known is false if nothing is heard of any of them.
-func (h *Hub) triedBy(lb *v1alpha1.LoadBalancer) (says []string, known bool) {
+// triedBy describes the tries of each gateway that serves the LoadBalancer. known is false if the status of none of them counts.
+func (h *Snapshot) triedBy(lb *v1alpha1.LoadBalancer) (says []string, known bool) {
 	var lost []string
 	for _, g := range h.serving(lb) {
 		state, why := h.stateOf(g)
 		switch {
 		case state == gone:
-			lost = append(lost, unheardState(g, state, why))
+			lost = append(lost, notCounted(g, state, why))
 		case state == unknown:
-			says = append(says, unheardState(g, state, why))
+			says = append(says, notCounted(g, state, why))
 		case notTrying(g) != "":
 			says, known = append(says, notTrying(g)), true
 		default:

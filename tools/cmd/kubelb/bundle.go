@@ -24,18 +24,18 @@ func bundleCommand() *cobra.Command {
 	var file string
 	cmd := &cobra.Command{
 		Use:   "bundle",
-		Short: "Write what there is to know about the management cluster into an archive, for whoever helps",
+		Short: "Write the state of the management cluster into an archive, for somebody who helps you",
 		Long: `Write the status page, an explanation of each LoadBalancer that is not served, and all objects of KubeLB with their events into
 a tar.gz archive.
 
-There is no Secret in it, and of objects neither managed fields nor what kubectl applied last. Names and addresses are.`,
+The archive contains no Secret, no managed fields and no annotations of kubectl apply. It contains names and addresses.`,
 		Example: "  kubelb bundle --file=kubelb.tar.gz",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			var h *inspect.Hub
+			var h *inspect.Snapshot
 			var objects map[string][]byte
-			err := hub.ask(cmd.Context(), func(ctx context.Context, c client.Client) (err error) {
-				if h, err = hub.readBy(ctx, c); err == nil {
+			err := hub.withHub(cmd.Context(), func(ctx context.Context, c client.Client) (err error) {
+				if h, err = hub.readWith(ctx, c); err == nil {
 					objects, err = readObjects(ctx, c, hub.namespace)
 				}
 				return err
@@ -51,11 +51,11 @@ There is no Secret in it, and of objects neither managed fields nor what kubectl
 		},
 	}
 	hub.add(cmd.Flags())
-	cmd.Flags().StringVarP(&file, "file", "f", "kubelb-bundle.tar.gz", "the archive, which must not be there yet")
+	cmd.Flags().StringVarP(&file, "file", "f", "kubelb-bundle.tar.gz", "path of the archive; the file must not exist yet")
 	return cmd
 }
 
-// bundled are the kinds that a bundle holds. Events and Leases are those of the manager's and the tenants' namespaces.
+// bundled are the kinds in a bundle. Of Events and Leases only those in the namespaces of the manager and of tenants are in it.
 var bundled = []schema.GroupVersionKind{
 	{Group: "kubelb.k8c.io", Version: "v1alpha1", Kind: "Gateway"}, {Group: "kubelb.k8c.io", Version: "v1alpha1", Kind: "AddressPool"},
 	{Group: "kubelb.k8c.io", Version: "v1alpha1", Kind: "BGPPeer"}, {Group: "kubelb.k8c.io", Version: "v1alpha1", Kind: "Tenant"},
@@ -63,7 +63,7 @@ var bundled = []schema.GroupVersionKind{
 	{Group: "coordination.k8s.io", Version: "v1", Kind: "Lease"}, {Group: "", Version: "v1", Kind: "Event"},
 }
 
-// readObjects reads them as they are, by the names of their files.
+// readObjects returns the objects as YAML, by the name of their file in the archive.
 func readObjects(ctx context.Context, c client.Client, namespace string) (map[string][]byte, error) {
 	out := map[string][]byte{}
 	for _, kind := range bundled {
@@ -88,7 +88,7 @@ func readObjects(ctx context.Context, c client.Client, namespace string) (map[st
 	return out, nil
 }
 
-// redacted leaves out what helps nobody and may tell more than is meant.
+// redacted removes managed fields and the annotation of kubectl apply. They help nobody, and the annotation may contain what was meant to be private.
 func redacted(o unstructured.Unstructured) unstructured.Unstructured {
 	o.SetManagedFields(nil)
 	annotations := o.GetAnnotations()
@@ -97,7 +97,7 @@ func redacted(o unstructured.Unstructured) unstructured.Unstructured {
 	return o
 }
 
-func writeBundle(file string, h *inspect.Hub, objects map[string][]byte) (err error) {
+func writeBundle(file string, h *inspect.Snapshot, objects map[string][]byte) (err error) {
 	f, err := os.OpenFile(file, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
 		return fmt.Errorf("the archive: %w", err)

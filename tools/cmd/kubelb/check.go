@@ -50,8 +50,8 @@ NAME is as for explain. The exit status is 1 if a connection fails unexpectedly.
 	return cmd
 }
 
-// toCheck are the LoadBalancers that are meant: the named one, or all of the tenant, or all.
-func toCheck(h *inspect.Hub, args []string, tenant string) (lbs []*v1alpha1.LoadBalancer, err error) {
+// toCheck returns the LoadBalancers to check: the named one, all of the tenant, or all.
+func toCheck(h *inspect.Snapshot, args []string, tenant string) (lbs []*v1alpha1.LoadBalancer, err error) {
 	if len(args) > 0 {
 		lb, err := h.Find(args[0], tenant)
 		return []*v1alpha1.LoadBalancer{lb}, err

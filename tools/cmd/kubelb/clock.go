@@ -6,11 +6,11 @@ import (
 	"time"
 )
 
-// hubClock tells what time it is for a cluster, to a second, by what its API has answered last: Leases are judged by it, and the clock of an operator's
-// machine may be wrong.
-type hubClock struct{ apart atomic.Int64 } // in ns: by how much the cluster's is ahead
+// hubClock is the clock of a cluster, to a second, by the header Date of its API server's last answer. Leases are judged by it: the clock of an operator's machine
+// may be wrong.
+type hubClock struct{ apart atomic.Int64 } // by how many nanoseconds the cluster's clock is ahead
 
-// now is by the own clock where nobody listens.
+// now is the cluster's time. Before the first answer, and for a nil clock, it is the time of this machine.
 func (c *hubClock) now() time.Time {
 	if c == nil {
 		return time.Now()
@@ -18,7 +18,7 @@ func (c *hubClock) now() time.Time {
 	return time.Now().Add(time.Duration(c.apart.Load()))
 }
 
-// listen has the clock be told of answers.
+// listen returns a transport that sets the clock by each answer.
 func (c *hubClock) listen(next http.RoundTripper) http.RoundTripper {
 	return roundTripper(func(r *http.Request) (*http.Response, error) {
 		response, err := next.RoundTrip(r)

@@ -31,13 +31,13 @@ func drainCommand() *cobra.Command {
 	var flags drainFlags
 	cmd := &cobra.Command{
 		Use:   "drain GATEWAY",
-		Short: "Have a gateway let go of its addresses, before its host is worked on",
-		Long: `Have a gateway let go of its addresses: other gateways answer for them, and get all new connections. Those that the
-gateway has go on, as long as it runs: other gateways send their packets there, or serve them themselves where packets
-reach the nodes unchanged. Then its manager can be stopped, and its host restarted.
+		Short: "Move a gateway's addresses to other gateways, before you work on its host",
+		Long: `Move a gateway's addresses to other gateways, which get all new connections. Existing connections go on while the gateway
+runs: other gateways redirect their packets to it, or serve them themselves if packets reach the nodes unchanged. After
+that you can stop the gateway's manager, and restart its host.
 
-It is refused if no other gateway that works answers for addresses in use, as those of a pool that chooses this gateway alone.
-It waits until the gateway answers for nothing any more. --undo takes it back.`,
+The command refuses if no other gateway that works announces an address in use, for example if an AddressPool chooses only
+this gateway. It waits until the gateway answers for no address. --undo takes the drain back.`,
 		Example: `  kubelb drain gateway-1
   kubelb drain gateway-1 --undo`,
 		Args: cobra.ExactArgs(1),
@@ -53,14 +53,14 @@ It waits until the gateway answers for nothing any more. --undo takes it back.`,
 	}
 	f := cmd.Flags()
 	flags.hub.add(f)
-	f.BoolVar(&flags.undo, "undo", false, "have the gateway take addresses again")
-	f.BoolVar(&flags.force, "force", false, "drain it even if no other gateway answers for its addresses")
+	f.BoolVar(&flags.undo, "undo", false, "take the drain back: the gateway gets addresses again")
+	f.BoolVar(&flags.force, "force", false, "drain the gateway even if no other gateway announces its addresses")
 	f.DurationVar(&flags.timeout, "timeout", time.Minute, "how long to wait")
 	return cmd
 }
 
-// lookEvery is how often the gateway is asked whether it has let go.
-const lookEvery = 200 * time.Millisecond
+// pollEvery is the interval at which a status that is waited for is read.
+const pollEvery = 200 * time.Millisecond
 
 func (f *drainFlags) drain(ctx context.Context, hub client.Client, name string, out io.Writer) error {
 	if !f.undo && !f.force {
@@ -97,14 +97,14 @@ func (f *drainFlags) drain(ctx context.Context, hub client.Client, name string, 
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("gateway %s still answers for %d addresses after %s: is its manager running? It goes on to drain; 'kubelb drain %s --undo' takes that back", name, last, f.timeout, name)
-		case <-time.After(lookEvery):
+		case <-time.After(pollEvery):
 		}
 	}
 }
 
-// requireAnother refuses to drain the only gateway that works, of all or of those that a pool with addresses in use chooses.
+// requireAnother returns an error if no other gateway works, or if an AddressPool with addresses in use would have no gateway without this one.
 func (f *drainFlags) requireAnother(ctx context.Context, hub client.Client, name string) error {
-	h, err := f.hub.readBy(ctx, hub)
+	h, err := f.hub.readWith(ctx, hub)
 	if err != nil {
 		return err
 	}
@@ -122,23 +122,23 @@ func (f *drainFlags) requireAnother(ctx context.Context, hub client.Client, name
 	slices.Sort(others)
 	switch {
 	case working:
-		return refuseToBereave(h, name)
+		return refuseUnserved(h, name)
 	case len(others) == 0:
 		return errors.New("there is no other gateway: all addresses would be without an answer. Start another one first, or use --force")
 	}
-	return fmt.Errorf("no other gateway is ready (%s): all addresses would be without an answer. Mend one first, or use --force", strings.Join(others, ", "))
+	return fmt.Errorf("no other gateway is ready (%s): all addresses would be without an answer. Repair one first, or use --force", strings.Join(others, ", "))
 }
 
-// refuseToBereave names the pools whose addresses would be without an answer, though another gateway works.
-func refuseToBereave(h *inspect.Hub, name string) error {
-	bereft := h.BereftBy(name)
-	if len(bereft) == 0 {
+// refuseUnserved returns an error that names the AddressPools whose addresses no other gateway announces.
+func refuseUnserved(h *inspect.Snapshot, name string) error {
+	unserved := h.UnservedWithout(name)
+	if len(unserved) == 0 {
 		return nil
 	}
 	var pools, names []string
-	for _, b := range bereft {
+	for _, b := range unserved {
 		pools, names = append(pools, b.String()), append(names, b.Pool)
 	}
 	return fmt.Errorf("no other gateway that works answers for these addresses, which are in use: %s. 'kubelb pools %s' shows which gateways the pools choose; "+
-		"'kubectl label gateways.kubelb.k8c.io GATEWAY KEY=VALUE' has them choose another one. Mend that first, or use --force", phrase.Few(pools, "; "), strings.Join(names, " "))
+		"'kubectl label gateways.kubelb.k8c.io GATEWAY KEY=VALUE' has them choose another one. Do that first, or use --force", phrase.Few(pools, "; "), strings.Join(names, " "))
 }

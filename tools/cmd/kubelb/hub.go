@@ -18,20 +18,20 @@ import (
 	"kubelb.k8c.io/tools/inspect"
 )
 
-// clusterFlags say how a cluster is reached.
+// clusterFlags are the flags for the connection to a cluster.
 type clusterFlags struct {
 	kubeconfig, context, which string
 	clock                      *hubClock
 }
 
-// add defines the flags; which says what cluster it is.
+// add defines the flags. which names the cluster in help and errors.
 func (f *clusterFlags) add(flags *pflag.FlagSet, which string) {
 	f.which, f.clock = which, &hubClock{}
-	flags.StringVar(&f.kubeconfig, "kubeconfig", "", "kubeconfig of "+which+"; empty takes it from where kubectl does")
-	flags.StringVar(&f.context, "context", "", "context in it; empty takes the current one")
+	flags.StringVar(&f.kubeconfig, "kubeconfig", "", "kubeconfig of "+which+"; empty: the kubeconfig that kubectl uses")
+	flags.StringVar(&f.context, "context", "", "context in the kubeconfig; empty: its current context")
 }
 
-// hubFlags say how the management cluster is reached.
+// hubFlags are the flags for the connection to the management cluster.
 type hubFlags struct {
 	clusterFlags
 	namespace string
@@ -61,11 +61,11 @@ func (f *clusterFlags) connect() (client.Client, error) {
 	return client.New(config, client.Options{Scheme: scheme})
 }
 
-// readLimit bounds how long the management cluster is asked.
+// readLimit bounds the time of all requests of a command.
 const readLimit = 30 * time.Second
 
-// ask has something done with the management cluster within that time.
-func (f *hubFlags) ask(ctx context.Context, do func(context.Context, client.Client) error) error {
+// withHub connects to the management cluster and calls do, with readLimit as the time limit.
+func (f *hubFlags) withHub(ctx context.Context, do func(context.Context, client.Client) error) error {
 	c, err := f.connect()
 	if err != nil {
 		return err
@@ -75,16 +75,16 @@ func (f *hubFlags) ask(ctx context.Context, do func(context.Context, client.Clie
 	return do(ctx, c)
 }
 
-func (f *hubFlags) read(ctx context.Context) (h *inspect.Hub, err error) {
-	err = f.ask(ctx, func(ctx context.Context, c client.Client) (err error) {
-		h, err = f.readBy(ctx, c)
+func (f *hubFlags) read(ctx context.Context) (h *inspect.Snapshot, err error) {
+	err = f.withHub(ctx, func(ctx context.Context, c client.Client) (err error) {
+		h, err = f.readWith(ctx, c)
 		return err
 	})
 	return h, err
 }
 
-// readBy reads everything by a client of this cluster.
-func (f *hubFlags) readBy(ctx context.Context, c client.Client) (*inspect.Hub, error) {
+// readWith reads a snapshot by this client.
+func (f *hubFlags) readWith(ctx context.Context, c client.Client) (*inspect.Snapshot, error) {
 	h, err := inspect.Read(ctx, c, f.namespace)
 	if err == nil {
 		h.Now = f.clock.now()
@@ -92,14 +92,14 @@ func (f *hubFlags) readBy(ctx context.Context, c client.Client) (*inspect.Hub, e
 	return h, err
 }
 
-// warnOutdated says beside a table why it is of before.
+// warnOutdated writes a warning that the output may be out of date. An empty why is no warning.
 func warnOutdated(cmd *cobra.Command, why string) {
 	if why != "" {
 		fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s\n", why)
 	}
 }
 
-// printAs writes what is not text.
+// printAs writes JSON or YAML.
 func printAs(w io.Writer, format string, what any) error {
 	text, err := yaml.Marshal(what)
 	switch format {
@@ -117,7 +117,7 @@ func printAs(w io.Writer, format string, what any) error {
 	return err
 }
 
-// addOutput adds the flag for that.
+// addOutput adds the flag --output.
 func addOutput(cmd *cobra.Command, output *string) {
 	cmd.Flags().StringVarP(output, "output", "o", "text", "text, json or yaml")
 }

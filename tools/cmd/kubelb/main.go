@@ -1,4 +1,4 @@
-// Command kubelb is the users' command line.
+// Command kubelb is the command line for operators of a management cluster.
 package main
 
 import (
@@ -27,7 +27,7 @@ func rootCommand() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	// What is shown is in part what tenants have written.
+	// The output contains texts that tenants have written. The writer escapes control characters.
 	root.SetOut(plain.Writer(os.Stdout))
 	root.SetErr(plain.Writer(os.Stderr))
 	root.AddCommand(statusCommand(), explainCommand(), checkCommand(), traceCommand(), poolsCommand(), bundleCommand(), drainCommand(), tenantsCommand(), migrateCommand(), renderCommand())

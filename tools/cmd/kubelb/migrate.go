@@ -16,7 +16,7 @@ import (
 	"kubelb.k8c.io/tools/migrate"
 )
 
-// migrateLimit bounds a migration, of a large cluster too.
+// migrateLimit bounds a migration. It is enough for large clusters.
 const migrateLimit = 10 * time.Minute
 
 type migrateFlags struct {
@@ -26,27 +26,27 @@ type migrateFlags struct {
 }
 
 func migrateCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "migrate", Short: "Release what the former CCM has marked, when KubeLB's own CCM and this one take turns"}
+	cmd := &cobra.Command{Use: "migrate", Short: "Move a tenant cluster from KubeLB's own CCM to this project's, or back"}
 	cmd.AddCommand(fromKubeLBCommand(), toKubeLBCommand())
 	return cmd
 }
 
 func (f *migrateFlags) add(cmd *cobra.Command, whose string) {
 	f.cluster.add(cmd.Flags(), "the tenant cluster")
-	cmd.Flags().BoolVar(&f.dryRun, "dry-run", false, "say what would be done, and write nothing")
-	cmd.Flags().BoolVar(&f.force, "force", false, "do not look whether "+whose+" still runs")
+	cmd.Flags().BoolVar(&f.dryRun, "dry-run", false, "print what would be done, and change nothing")
+	cmd.Flags().BoolVar(&f.force, "force", false, "do not check whether "+whose+" still runs")
 }
 
 func fromKubeLBCommand() *cobra.Command {
 	var f migrateFlags
 	cmd := &cobra.Command{
 		Use:   "from-kubelb",
-		Short: "Release what KubeLB's own CCM has marked and this one does not serve",
-		Long: `Release what KubeLB's own CCM has marked and this one does not serve: Ingresses, Gateways, their routes and SyncSecrets with the
-finalizer kubelb.k8c.io/cleanup. Without that they, and their namespaces, hang in deletion. Only this finalizer is removed; each object
-is a line of the output. Services need nothing: the CCM takes them over.
+		Short: "Remove the finalizer of KubeLB's own CCM from objects that this CCM does not serve",
+		Long: `Remove the finalizer kubelb.k8c.io/cleanup of KubeLB's own CCM from Ingresses, Gateways, their routes and SyncSecrets. If it stays,
+the deletion of these objects, and of their namespaces, hangs. The command changes nothing else, and prints a line for each object.
+Services need nothing: the CCM takes them over.
 
-It refuses while a CCM of KubeLB holds its Lease. A CCM without leader election is not seen. A second run does no harm.
+The command refuses while a CCM of KubeLB holds its Lease. It cannot see a CCM without leader election. You can run it again.
 
 Rights in the tenant cluster: get, list and patch of ingresses (networking.k8s.io), gateways and the routes (gateway.networking.k8s.io)
 and syncsecrets (kubelb.k8c.io), of secrets with --secrets; list of leases (coordination.k8s.io). A kind that the cluster does not have
@@ -58,8 +58,8 @@ needs none. docs/migrate.md has the ClusterRole.`,
 		},
 	}
 	f.add(cmd, "KubeLB's CCM")
-	cmd.Flags().BoolVar(&f.secrets, "secrets", false, "also Secrets with the label kubelb.k8c.io/managed-by=kubelb, which KubeLB's CCM marks with --enable-secret-synchronizer; it takes the right to read Secrets")
-	cmd.Flags().BoolVar(&f.onHub, "hub", false, "release in the management cluster instead, where this manager has replaced KubeLB's: Routes and SyncSecrets that KubeLB's manager has marked (get, list and patch of routes and syncsecrets of kubelb.k8c.io)")
+	cmd.Flags().BoolVar(&f.secrets, "secrets", false, "also Secrets with the label kubelb.k8c.io/managed-by=kubelb, which have the finalizer if KubeLB's CCM ran with --enable-secret-synchronizer; needs the right to read Secrets")
+	cmd.Flags().BoolVar(&f.onHub, "hub", false, "work on the management cluster instead, after this manager has replaced KubeLB's: Routes and SyncSecrets with the finalizer of KubeLB's manager (rights: get, list and patch of routes and syncsecrets of kubelb.k8c.io)")
 	return cmd
 }
 
@@ -68,13 +68,13 @@ func toKubeLBCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "to-kubelb",
 		Short: "Hand the Services of this CCM over to KubeLB's own",
-		Long: `Hand the Services of this CCM over to KubeLB's own: its finalizer kubelb.k8c.io/cleanup takes the place of
-service.kubernetes.io/load-balancer-cleanup, which it does not know, and the condition kubelb.k8c.io/Ready, which it does not
-keep, is removed. Without that deleted Services hang, and the condition says what was true once. Addresses stay. Each Service is a line
-of the output. A Service that is being deleted can go; where its LoadBalancer may be left on the management cluster, that is said.
+		Long: `Hand the Services of this CCM over to KubeLB's own CCM. The command replaces the finalizer service.kubernetes.io/load-balancer-cleanup
+by KubeLB's kubelb.k8c.io/cleanup, and removes the condition kubelb.k8c.io/Ready. KubeLB's CCM knows neither of the two: deleted
+Services would hang, and the condition would stay as it is. Addresses stay. The command prints a line for each Service. A Service that is
+being deleted is gone after that; if its LoadBalancer may be left on the management cluster, the line says so.
 
-Only Services with the condition are touched, and those of class kubelb. It refuses while this CCM holds its Lease: stop it first.
-A CCM without leader election is not seen. A second run does no harm.
+The command changes only Services that have the condition, or the class kubelb. It refuses while this CCM holds its Lease: stop the CCM
+first. It cannot see a CCM without leader election. You can run it again.
 
 Rights in the tenant cluster: get, list and patch of services; patch of services/status; list of leases (coordination.k8s.io).
 docs/migrate.md has the ClusterRole.`,
@@ -88,7 +88,7 @@ docs/migrate.md has the ClusterRole.`,
 	return cmd
 }
 
-// fromLease is the Lease that the former side holds, and which holders are of that side.
+// fromLease returns the name of the former program's Lease, and a function that selects its holders.
 func (f *migrateFlags) fromLease() (string, func(string) bool) {
 	if f.onHub {
 		return migrate.HubLease, func(string) bool { return true }
@@ -96,7 +96,7 @@ func (f *migrateFlags) fromLease() (string, func(string) bool) {
 	return v1alpha1.CCMLease, migrate.Theirs
 }
 
-// run does the work, unless the former side still does its own.
+// run does the work, unless the former program still runs.
 func (f *migrateFlags) run(cmd *cobra.Command, former string, lease func() (string, func(string) bool), work func(context.Context, *migrate.Migration, io.Writer) error) error {
 	c, err := f.cluster.connect()
 	if err != nil {
@@ -108,7 +108,7 @@ func (f *migrateFlags) run(cmd *cobra.Command, former string, lease func() (stri
 		name, is := lease()
 		holder, err := migrate.Running(ctx, c, name, is)
 		if err != nil {
-			return fmt.Errorf("it cannot be seen whether %s still runs; if it does not, say --force: %w", former, err)
+			return fmt.Errorf("cannot check whether %s still runs; if it does not, use --force: %w", former, err)
 		}
 		if holder != "" {
 			return fmt.Errorf("%s still runs: %s. Stop it first: it would mark objects again", former, holder)
@@ -128,7 +128,7 @@ func (f *migrateFlags) fromKubeLB(ctx context.Context, m *migrate.Migration, dia
 		return err
 	}
 	if !f.secrets {
-		fmt.Fprintln(diagnostics, "Secrets were not looked at: say --secrets if KubeLB's CCM ran with --enable-secret-synchronizer")
+		fmt.Fprintln(diagnostics, "Secrets were skipped: use --secrets if KubeLB's CCM ran with --enable-secret-synchronizer")
 		return nil
 	}
 	return m.FromKubeLB(ctx, []schema.GroupKind{foreign.Secret}, client.MatchingLabels{v1alpha1.LabelManagedBy: v1alpha1.ManagedByKubeLB})

@@ -11,9 +11,11 @@ func poolsCommand() *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
 		Use:   "pools [NAME...]",
-		Short: "Show address pools, and who has the addresses of those that are named",
-		Long: `Show address pools: how many addresses are used and free, whether a LoadBalancer that names no pool is given them (unasked), which
-tenants may use them, and which gateways are to announce them: those that are there, with their states unless they are Ready. Of pools that are named it shows each address that somebody has, and who.`,
+		Short: "Show AddressPools; with names, also the owner of each address",
+		Long: `Show AddressPools: how many addresses are used and free, whether a LoadBalancer that names no pool gets them (unasked), which
+tenants may use them, and which gateways announce them. A gateway that is not Ready has its state behind its name.
+
+If you name AddressPools, the command also shows each address in use, and the LoadBalancers that have it.`,
 		Example: `  kubelb pools
   kubelb pools public`,
 		RunE: func(cmd *cobra.Command, names []string) error {

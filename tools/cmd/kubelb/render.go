@@ -15,10 +15,10 @@ import (
 	"kubelb.k8c.io/tools/render"
 )
 
-// errRefused ends the command after its problems are printed.
+// errRefused makes the exit status 1 without another message: the problems are printed already.
 var errRefused = errors.New("not everything is served")
 
-// modelOnly is the backend that is none.
+// modelOnly is the value of --backend that renders no dataplane.
 const modelOnly = "model"
 
 type renderFlags struct {
@@ -103,7 +103,7 @@ func (f *renderFlags) check() error {
 	return f.options.Check()
 }
 
-// read reads all files and tells which kinds it passes over.
+// read reads all files. It writes a note for each object of a kind that it skips.
 func (f *renderFlags) read(in io.Reader, diagnostics io.Writer) ([]manifest.Object, error) {
 	var objects []manifest.Object
 	var errs []error

@@ -14,7 +14,7 @@ func statusCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show gateways, address pools, tenants and problems, on one page",
-		Long: `Show on one page how the management cluster is: its gateways, address pools and tenants, and all that is wrong.
+		Long: `Show the state of the management cluster on one page: its gateways, AddressPools and tenants, and all problems.
 
 The exit status is 1 if a problem is an error, such as a LoadBalancer that is not served. Warnings do not count.`,
 		Args: cobra.NoArgs,
@@ -51,11 +51,11 @@ func explainCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "explain NAME",
 		Short: "Show why a LoadBalancer is served, or why it is not",
-		Long: `Walk from a LoadBalancer's tenant over its acceptance, its nodes, its addresses and the dataplanes to the announcement of
-its addresses, and name the first thing that does not hold, with what to do.
+		Long: `Check each step from a LoadBalancer's tenant to the announcement of its addresses: acceptance, nodes, addresses, dataplanes.
+Name the first step that fails, and what to do.
 
-NAME is that of the object on the management cluster, with or without its namespace, or NAMESPACE/NAME of the Service in the
-tenant cluster. The exit status is 1 when it is not served.`,
+NAME is the LoadBalancer's name on the management cluster, with or without its namespace, or NAMESPACE/NAME of the Service in
+the tenant cluster. The exit status is 1 if the LoadBalancer is not served.`,
 		Example: `  kubelb explain shop/web --tenant a
   kubelb explain f6c929f0-65ba-4ce5-beb3-2384125e165b`,
 		Args: cobra.ExactArgs(1),
@@ -73,7 +73,7 @@ tenant cluster. The exit status is 1 when it is not served.`,
 	}
 	hub.add(cmd.Flags())
 	addOutput(cmd, &output)
-	cmd.Flags().StringVar(&tenant, "tenant", "", "the tenant whose Service it is, where several have one of that name")
+	cmd.Flags().StringVar(&tenant, "tenant", "", "the tenant of the Service, if several tenants have a Service of that name")
 	return cmd
 }
 

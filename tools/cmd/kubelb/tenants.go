@@ -31,12 +31,12 @@ func tenantsCommand() *cobra.Command {
 	return cmd
 }
 
-// oneTenant is a command about a tenant by name.
-func oneTenant(use, short, long, example string, run func(context.Context, client.Client, string, *cobra.Command) error) *cobra.Command {
+// tenantCommand returns a command whose argument is the name of a tenant.
+func tenantCommand(use, short, long, example string, run func(context.Context, client.Client, string, *cobra.Command) error) *cobra.Command {
 	hub := &hubFlags{}
 	cmd := &cobra.Command{Use: use + " NAME", Short: short, Long: long, Example: example, Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return hub.ask(cmd.Context(), func(ctx context.Context, c client.Client) error { return run(ctx, c, args[0], cmd) })
+			return hub.withHub(cmd.Context(), func(ctx context.Context, c client.Client) error { return run(ctx, c, args[0], cmd) })
 		}}
 	hub.add(cmd.Flags())
 	return cmd
@@ -49,7 +49,7 @@ func tenantsListCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var list v1alpha1.TenantList
 			var elected *coordinationv1.Lease
-			err := hub.ask(cmd.Context(), func(ctx context.Context, c client.Client) (err error) {
+			err := hub.withHub(cmd.Context(), func(ctx context.Context, c client.Client) (err error) {
 				elected, err = inspect.ReadElected(ctx, c, hub.namespace)
 				return errors.Join(err, c.List(ctx, &list))
 			})
@@ -90,7 +90,7 @@ func usedOf(used int32, limit *int32) string {
 	return fmt.Sprintf("%d of %d", used, *limit)
 }
 
-// mostOf is for limits of each LoadBalancer or port, of which use is known only where there is one.
+// mostOf is usedOf for limits of each LoadBalancer or port. Their use is known only if there is a limit.
 func mostOf(used, limit *int32) string {
 	switch {
 	case limit == nil:
@@ -105,7 +105,7 @@ func tenantsCreateCommand() *cobra.Command {
 	var networks []string
 	var network string
 	var limits []limitFlag
-	cmd := oneTenant("create", "Make a tenant, and print the kubeconfig for its CCM",
+	cmd := tenantCommand("create", "Make a tenant, and print the kubeconfig for its CCM",
 		"Make a tenant, wait until its credentials are there, and print the kubeconfig for its CCM.",
 		"  kubelb tenants create a --backend-cidrs=198.51.100.0/24 --max-addresses=10 > kubelb",
 		func(ctx context.Context, c client.Client, name string, cmd *cobra.Command) error {
@@ -141,7 +141,7 @@ func tenantsCreateCommand() *cobra.Command {
 // limitFlag is a flag for one of a tenant's limits.
 type limitFlag struct {
 	name, bounds string
-	// unless says what holds without the flag; empty: any number.
+	// unless is the limit without the flag. Empty means that there is none.
 	unless string
 	of     func(*v1alpha1.TenantLimits) **int32
 	value  int32
@@ -159,9 +159,9 @@ func limitFlags() []limitFlag {
 }
 
 func tenantsKubeconfigCommand() *cobra.Command {
-	cmd := oneTenant("kubeconfig", "Print the kubeconfig for a tenant's CCM",
-		`Print the kubeconfig for a tenant's CCM. Its token lasts for an hour, or what the manager's --tenant-token-lifetime says, of which a part may
-have gone by. A CCM with it renews it by itself; one that was away for longer needs a new one.`, "  kubelb tenants kubeconfig a > kubelb",
+	cmd := tenantCommand("kubeconfig", "Print the kubeconfig for a tenant's CCM",
+		`Print the kubeconfig for a tenant's CCM. Its token is valid for an hour at most, or for the manager's --tenant-token-lifetime. A CCM that has
+the kubeconfig renews the token itself. If the token has expired before that, print the kubeconfig again.`, "  kubelb tenants kubeconfig a > kubelb",
 		func(ctx context.Context, c client.Client, name string, cmd *cobra.Command) error {
 			secret, err := kubeconfigSecret(ctx, c, name)
 			if err != nil {
@@ -174,10 +174,10 @@ have gone by. A CCM with it renews it by itself; one that was away for longer ne
 }
 
 func tenantsRotateCommand() *cobra.Command {
-	cmd := oneTenant("rotate", "Give a tenant new credentials, and print the kubeconfig with them",
-		`Give a tenant new credentials, and print the kubeconfig with them. The old ones end within seconds: until the new kubeconfig is in the
-tenant's cluster, its CCM changes nothing, and traffic goes on as it is. The CCM takes the new one within two minutes, without a restart.
-(KubeLB's own CCM needs one.) There is no need to rotate now and then: a CCM renews its token by itself.`,
+	cmd := tenantCommand("rotate", "Give a tenant new credentials, and print the kubeconfig with them",
+		`Give a tenant new credentials, and print the kubeconfig with them. The old credentials become invalid within seconds. Until the new
+kubeconfig is in the tenant's cluster, its CCM changes nothing, and traffic goes on as it is. The CCM takes the new kubeconfig within two
+minutes, without a restart. (KubeLB's own CCM needs a restart.) You need not rotate regularly: a CCM renews its token itself.`,
 		`  kubelb tenants rotate a > kubelb
   kubectl --context=a -n kubelb create secret generic kubelb-cluster --from-file=kubelb --dry-run=client -o yaml | kubectl --context=a apply -f -`,
 		func(ctx context.Context, c client.Client, name string, cmd *cobra.Command) error {
@@ -185,7 +185,7 @@ tenant's cluster, its CCM changes nothing, and traffic goes on as it is. The CCM
 			if err != nil {
 				return err
 			}
-			// Every token of the account ends with it.
+			// All tokens of the ServiceAccount become invalid when it is deleted.
 			account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: old.Namespace, Name: v1alpha1.CCMName}}
 			if err := c.Delete(ctx, account); client.IgnoreNotFound(err) != nil {
 				return err
@@ -207,7 +207,7 @@ tenant's cluster, its CCM changes nothing, and traffic goes on as it is. The CCM
 
 func tenantsRevokeCommand() *cobra.Command {
 	var undo bool
-	cmd := oneTenant("revoke", "Take a tenant's credentials, and serve it no more",
+	cmd := tenantCommand("revoke", "Take a tenant's credentials, and serve it no more",
 		`Take a tenant's credentials, and serve its LoadBalancers no more. They keep their addresses. --undo serves them again, with new
 credentials: 'kubelb tenants kubeconfig' prints them.`, "  kubelb tenants revoke a\n  kubelb tenants revoke a --undo",
 		func(ctx context.Context, c client.Client, name string, cmd *cobra.Command) error {
@@ -256,7 +256,7 @@ func errNoTenant(ctx context.Context, c client.Client, name string) error {
 	return fmt.Errorf("there is no tenant %q: there are %s", name, strings.Join(names, ", "))
 }
 
-// awaitKubeconfig waits for credentials that are not the old ones.
+// awaitKubeconfig waits for a kubeconfig that differs from old.
 func awaitKubeconfig(ctx context.Context, c client.Client, tenant string, old []byte) (content []byte, err error) {
 	err = await(ctx, fmt.Sprintf("tenant %s has got no credentials within %s", tenant, readLimit), func() (bool, error) {
 		secret, err := kubeconfigSecret(ctx, c, tenant)
@@ -283,17 +283,17 @@ func awaitPhase(ctx context.Context, c client.Client, tenant, phase string, out 
 	return err
 }
 
-// await looks again and again until it is so; late is what to say when ctx ends before, beside the last error.
-func await(ctx context.Context, late string, isSo func() (bool, error)) error {
+// await calls done until it returns true. If ctx ends before that, it returns an error with the text late and the last error.
+func await(ctx context.Context, late string, done func() (bool, error)) error {
 	for {
-		is, err := isSo()
+		is, err := done()
 		if is {
 			return nil
 		}
 		select {
 		case <-ctx.Done():
 			return errors.Join(errors.New(late), err)
-		case <-time.After(lookEvery):
+		case <-time.After(pollEvery):
 		}
 	}
 }

@@ -16,9 +16,9 @@ func traceCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "trace ADDRESS:PORT[/udp]",
 		Short: "Show which gateway answers for an address, and where a port of it goes",
-		Long: `Follow a client's packet: which AddressPool the address is of and which LoadBalancer has it, which gateway answers for it, and
-to which endpoints it forwards the port. It is told from what gateways are told, and by the same rules; which endpoints are healthy
-each gateway finds out by itself.
+		Long: `Follow a client's packet: which AddressPool the address is in, which LoadBalancer has it, which gateway answers for it, and to
+which endpoints this gateway forwards the port. The command uses the same objects and the same rules as gateways do. It does not
+know which endpoints are healthy: each gateway checks that itself.
 
 The exit status is 1 when the packet is not served.`,
 		Example: `  kubelb trace 203.0.113.1:443

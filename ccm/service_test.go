@@ -198,6 +198,10 @@ func TestALoadBalancerThatSomebodyElseChangesIsPutBack(t *testing.T) {
 	require.Equal(t, before.Labels, c.onHub().Labels)
 	require.Empty(t, c.onHub().Annotations, "the one annotation is the Service's")
 	c.requireNothing()
+
+	c.editOnHub(func(lb *v1alpha1.LoadBalancer) { delete(lb.Labels, v1alpha1.LabelOriginName) })
+	c.settle()
+	require.Equal(t, before.Labels, c.onHub().Labels, "nothing but a label was changed")
 }
 
 func TestALoadBalancerThatSomebodyElseDeletesIsMadeAgainOnceItIsGone(t *testing.T) {

@@ -105,7 +105,7 @@ func judge(checks []dataplane.Check, err error) ExitStatus {
 // checks makes the checks of the dataplane and of the gateway. The gateway's checks are there even with an error.
 func (o *options) checks(ctx context.Context) ([]dataplane.Check, error) {
 	needs := o.needs()
-	needs.Ports, needs.Families = o.ports(), true
+	needs.Ports, needs.BeforeStart = o.ports(), true
 	if o.kubeconfig != "" {
 		config, err := o.restConfig()
 		needs.HubTime = func(ctx context.Context) (time.Time, error) {

@@ -35,6 +35,7 @@ func (b *Backend) Preflight(_ context.Context, config dataplane.Config) ([]datap
 	checks = append(checks, speedChecks(o.xdp)...)
 	checks = append(checks, trackingCheck())
 	checks = append(checks, forwardingChecks(host)...)
+	checks = append(checks, ownerChecks()...)
 	interfaces, err := interfaceChecks(o, pinDirectory(o, config.StateDir))
 	return append(checks, interfaces...), err
 }

@@ -43,7 +43,8 @@ func (b *Backend) Preflight(ctx context.Context, config dataplane.Config) ([]dat
 	}
 	checks = append(checks, tried...)
 	checks = append(checks, modules.Check("tcp_diag", "INET_TCP_DIAG", tryEnding(), "serving a tenant at an address of another one's before that one's connections have ended"))
-	return append(checks, askingChecks(modules)...), nil
+	checks = append(checks, askingChecks(modules)...)
+	return append(checks, ownerChecks(s.table)...), nil
 }
 
 // envoyCheck looks for an Envoy that is new enough.
@@ -102,8 +103,10 @@ func guardParts() []probe.Part {
 }
 
 // addGuard adds all that is made at a start.
-func addGuard(c *nft.Conn, l layout) error {
-	g := newGuard(preflightTable)
+func addGuard(c *nft.Conn, l layout) error { return newGuard(preflightTable).add(c, l) }
+
+// add adds all that is made at a start to the transaction.
+func (g *guard) add(c *nft.Conn, l layout) error {
 	if err := g.echo.create(c); err != nil {
 		return err
 	}

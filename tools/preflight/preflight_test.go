@@ -357,14 +357,39 @@ func TestAForeignTableOfTheSameNameIsNamedAndNotTouched(t *testing.T) {
 	require.Zero(t, status)
 	report, status := h.preflight()
 	require.Equal(t, 1, status)
-	verdict, fix := line(t, report, "nftables tables kubelb")
+	verdict, fix := line(t, report, "nftables table ip kubelb")
 	require.Equal(t, "MISSING", verdict)
-	require.Contains(t, fix, "--backend-option table=NAME")
+	require.Equal(t, "run: nft delete table ip kubelb     # or have other names for KubeLB's tables by --backend-option table=NAME", fix)
 	rules, _ := h.run("nft", "list", "ruleset")
 	require.Contains(t, rules, "chain theirs")
 	require.NotContains(t, rules, "preflight", "what was tried is not there")
 	report, status = h.preflight("--backend-option=table=other")
 	require.Zero(t, status, report)
+}
+
+// What a start removes is named before: the tables of other dataplanes, the gateway's filter, and the interfaces by which it tries its ports.
+func TestWhatAStartTakesFromAnotherProgramIsNamedBefore(t *testing.T) {
+	h := newHost(t, forwards...)
+	tables := map[string][]string{"ebpf": {"ip kubelb-ebpf", "ip6 kubelb-ebpf-end", "inet kubelb-transit"}, "envoy": {"ip kubelb-envoy", "netdev kubelb-envoy", "inet kubelb-transit"}, "nftables": {"inet kubelb-transit"}}
+	for _, table := range []string{"ip kubelb-ebpf", "ip6 kubelb-ebpf-end", "inet kubelb-transit", "ip kubelb-envoy", "netdev kubelb-envoy"} {
+		out, status := h.run("nft", "add table "+table+"; add chain "+table+" theirs")
+		require.Zero(t, status, out)
+	}
+	_, status := h.run("ip", "link", "add", "kubelb-watch", "type", "dummy")
+	require.Zero(t, status)
+	for _, backend := range backends() {
+		report, status := h.preflight("--backend=" + backend)
+		require.Zero(t, status, report)
+		for _, table := range tables[backend] {
+			verdict, fix := line(t, report, "nftables table "+table)
+			require.Equal(t, "LIMITED", verdict)
+			require.Contains(t, fix, "run: nft delete table "+table)
+		}
+		verdict, _ := line(t, report, "interface kubelb-watch")
+		require.Equal(t, "LIMITED", verdict)
+		report, _ = h.preflight("--backend="+backend, "--try-every=0")
+		require.NotContains(t, report, "interface kubelb-watch")
+	}
 }
 
 func TestWithoutTheCapabilityNothingIsGuessed(t *testing.T) {

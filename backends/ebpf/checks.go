@@ -84,6 +84,9 @@ func (n need) check() dataplane.Check {
 		if n.group == dataplane.GroupBTF {
 			c.Advice = "boot a kernel that is built with CONFIG_DEBUG_INFO_BTF, or use --backend=nftables or --backend=envoy"
 		}
+	case errors.Is(n.err, unix.EPERM):
+		// The library's error advises to raise MEMLOCK, which is not the reason.
+		c.State, c.Found = dataplane.CheckUnknown, "it cannot be tried without the capabilities BPF and NET_ADMIN"
 	default:
 		c.State, c.Found = dataplane.CheckUnknown, n.err.Error()
 	}
@@ -168,6 +171,7 @@ func (k *kernel) xdpChecks(a *netlink.LinkAttrs, mode link.XDPAttachFlags, requi
 		driver.State, driver.Found = dataplane.CheckUnknown, err.Error()
 	case features&xdpRuns == 0 && !required:
 		driver.Found = "its driver runs no XDP programs: the program at its ingress does all"
+		return []dataplane.Check{driver} // whoever else runs one there keeps nothing from it
 	case features&xdpRuns == 0:
 		driver.State, driver.Found = dataplane.CheckMissing, "its driver runs no XDP programs"
 		driver.Advice = fmt.Sprintf("use --backend-option %s=%s, or another network card", optionXDP, xdpAuto)

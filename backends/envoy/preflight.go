@@ -123,11 +123,16 @@ func (g *guard) add(c *nft.Conn, l layout) error {
 func askingChecks(modules preflight.Modules) []dataplane.Check {
 	program := dataplane.Check{Group: dataplane.GroupKernel, Subject: "program for unknown connections", Costs: costsHandover, State: dataplane.CheckOK, Found: "the kernel takes it"}
 	var objects bpf.UnknownObjects
-	if err := bpf.LoadUnknownObjects(&objects, nil); err != nil {
-		program.State, program.Found = dataplane.CheckMissing, "the kernel refuses it: "+err.Error()
+	err := bpf.LoadUnknownObjects(&objects, nil)
+	_ = objects.Close()
+	switch {
+	case err == nil:
+	case errors.Is(err, unix.EPERM):
+		// The library's error advises to raise MEMLOCK, which is not the reason.
+		program.State, program.Found = dataplane.CheckMissing, "the kernel refuses it to this process"
 		program.Advice = "give this process the capabilities BPF and NET_ADMIN and, in a container, a seccomp profile that allows bpf"
-	} else {
-		_ = objects.Close()
+	default:
+		program.State, program.Found = dataplane.CheckMissing, "the kernel refuses it: "+err.Error()
 	}
 	return []dataplane.Check{program,
 		modules.Check("sch_ingress", "NET_SCH_INGRESS", tryEntrance(), costsHandover),

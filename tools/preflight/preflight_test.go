@@ -398,9 +398,13 @@ func TestWithoutTheCapabilityNothingIsGuessed(t *testing.T) {
 	require.Equal(t, 1, status, report)
 	verdict, fix := line(t, report, "capability NET_ADMIN")
 	require.Equal(t, "MISSING", verdict)
-	require.Equal(t, "run it as root; in a container, add NET_ADMIN to securityContext.capabilities.add", fix)
-	verdict, _ = line(t, report, "module nf_tables")
-	require.Equal(t, "unknown", verdict)
+	require.Equal(t, "run it as root; in a container, add NET_ADMIN to securityContext.capabilities.add; in a unit of systemd, add CAP_NET_ADMIN to AmbientCapabilities and CapabilityBoundingSet", fix)
+	for _, module := range []string{"module nf_tables", "module veth"} {
+		verdict, fix = line(t, report, module)
+		require.Equal(t, "unknown", verdict, module)
+		require.Empty(t, fix, module)
+	}
+	require.NotContains(t, report, "MEMLOCK")
 }
 
 func TestADataplaneThatCannotBeAskedLeavesTheRestToBeSaid(t *testing.T) {

@@ -1,6 +1,7 @@
 package ebpf
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -104,4 +105,20 @@ func TestACapabilityThatLacksIsNotTakenForABoundOfMemory(t *testing.T) {
 	check := need{dataplane.GroupKernel, "BPF helper", "5.2", fmt.Errorf("%w (MEMLOCK may be too low, consider rlimit.RemoveMemlock)", unix.EPERM)}.check()
 	require.Equal(t, dataplane.CheckUnknown, check.State)
 	require.Equal(t, "it cannot be tried without the capabilities BPF and NET_ADMIN", check.Found)
+}
+
+func TestAKernelThatXDPDoesNotRunOnIsLimitedWhereXDPIsAskedFor(t *testing.T) {
+	lacks := errors.New("this kernel does not have it")
+	limited := func(checks []dataplane.Check) (lines []string) {
+		for _, c := range dataplane.Lacking(checks) {
+			require.False(t, c.Required(), "the program at ingress does all")
+			lines = append(lines, c.Subject+": "+c.Outcome())
+		}
+		return lines
+	}
+	require.Empty(t, limited(speedChecksOf(xdpAuto, nil, nil)))
+	require.Equal(t, []string{"XDP features of drivers (Linux 6.3): this kernel does not have it: xdp=auto uses XDP nowhere; does not work: XDP, the fast path"}, limited(speedChecksOf(xdpAuto, lacks, lacks)))
+	require.Empty(t, limited(speedChecksOf(xdpNative, lacks, nil)), "it is not asked there")
+	require.Equal(t, []string{"XDP frames in several pieces (Linux 5.18): this kernel does not have it; does not work: XDP at interfaces whose driver needs them for its MTU"}, limited(speedChecksOf(xdpNative, lacks, lacks)))
+	require.Empty(t, speedChecks(xdpOff))
 }

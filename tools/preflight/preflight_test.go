@@ -431,6 +431,7 @@ func TestTheCommandIsInTheUsage(t *testing.T) {
 	require.Zero(t, status)
 	require.Contains(t, usage, "-announce-interfaces")
 	require.Contains(t, usage, "Exit status: 1 if a line says MISSING")
+	require.Contains(t, usage, "ok       it is there, or nothing that you asked for needs it")
 	_, status = h.run(manager(), "preflight", "--nosuch")
 	require.Equal(t, 2, status)
 }

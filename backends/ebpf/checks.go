@@ -86,12 +86,15 @@ func (n need) check() dataplane.Check {
 		}
 	case errors.Is(n.err, unix.EPERM):
 		// The library's error advises to raise MEMLOCK, which is not the reason.
-		c.State, c.Found = dataplane.CheckUnknown, "it cannot be tried without the capabilities BPF and NET_ADMIN"
+		c.State, c.Found = dataplane.CheckUnknown, withoutCapabilities
 	default:
 		c.State, c.Found = dataplane.CheckUnknown, n.err.Error()
 	}
 	return c
 }
+
+// withoutCapabilities is what is found by a process that may not ask.
+const withoutCapabilities = "it cannot be tried without the capabilities BPF and NET_ADMIN"
 
 // syscallCheck loads a program of two instructions.
 func syscallCheck() dataplane.Check {

@@ -105,6 +105,8 @@ func TestACapabilityThatLacksIsNotTakenForABoundOfMemory(t *testing.T) {
 	check := need{dataplane.GroupKernel, "BPF helper", "5.2", fmt.Errorf("%w (MEMLOCK may be too low, consider rlimit.RemoveMemlock)", unix.EPERM)}.check()
 	require.Equal(t, dataplane.CheckUnknown, check.State)
 	require.Equal(t, "it cannot be tried without the capabilities BPF and NET_ADMIN", check.Found)
+	pieces := speedChecksOf(xdpNative, nil, unix.EPERM)[1]
+	require.Equal(t, dataplane.CheckUnknown, pieces.State, "it is not said that the kernel lacks it")
 }
 
 func TestAKernelThatXDPDoesNotRunOnIsLimitedWhereXDPIsAskedFor(t *testing.T) {

@@ -24,6 +24,8 @@ func placeChecks(asked string, modules preflight.Modules) []dataplane.Check {
 	case asked == attachClsact:
 		return clsactChecks(modules)
 	case err == nil:
+	case errors.Is(err, unix.EPERM):
+		tcx.State, tcx.Found = dataplane.CheckUnknown, withoutCapabilities
 	case asked == attachTCX:
 		tcx.State, tcx.Found = dataplane.CheckMissing, "this kernel does not have it"
 		tcx.Advice = fmt.Sprintf("use --backend-option %s=%s, or boot Linux 6.6 or later", optionAttach, attachAuto)
@@ -94,7 +96,10 @@ func speedChecksOf(xdp string, features, pieces error) []dataplane.Check {
 		told.Found = fmt.Sprintf("this kernel does not have it, and %s=%s does not need it", optionXDP, xdp)
 	}
 	taken := dataplane.Check{Group: dataplane.GroupKernel, Subject: "XDP frames in several pieces (Linux 5.18)", Costs: "XDP at interfaces whose driver needs them for its MTU", State: dataplane.CheckOK, Found: "it is there"}
-	if pieces != nil {
+	switch {
+	case errors.Is(pieces, unix.EPERM):
+		taken.State, taken.Found = dataplane.CheckUnknown, withoutCapabilities
+	case pieces != nil:
 		taken.State, taken.Found, taken.Advice = dataplane.CheckMissing, "this kernel does not have it", "boot Linux 5.18 or later, or lower the MTU"
 	}
 	return []dataplane.Check{told, taken}

@@ -59,7 +59,7 @@ func (n Needs) Checks(ctx context.Context) []dataplane.Check {
 		}
 	}
 	if n.Tries {
-		checks = append(checks, pairCheck(host.Modules()))
+		checks = append(checks, pairCheck(host))
 	}
 	checks = append(checks, host.RouterAdvertisements()...)
 	if n.StateDir != "" {

@@ -11,7 +11,12 @@ import (
 )
 
 // pairCheck tells whether the kernel makes pairs of virtual interfaces.
-func pairCheck(modules preflight.Modules) dataplane.Check { return pairCheckAfter(modules, tryPair()) }
+func pairCheck(host preflight.Host) dataplane.Check {
+	if has, err := host.Has(preflight.NetAdmin); err == nil && !has {
+		return pairCheckAfter(host.Modules(), unix.EPERM)
+	}
+	return pairCheckAfter(host.Modules(), tryPair())
+}
 
 // pairCheckAfter is the check after what became of a try to make a pair.
 func pairCheckAfter(modules preflight.Modules, err error) dataplane.Check {

@@ -44,7 +44,7 @@ thing the command that repairs it. It takes the gateway's flags and needs no clu
 directory or in PATH. Without --prepare-host it changes no rule, sysctl or interface, but the kernel may load modules of nftables during the checks.
 
 Each line begins with
-  ok       it is there
+  ok       it is there, or nothing that you asked for needs it
   MISSING  the gateway does not work without it
   LIMITED  a feature does not work without it; the line names the feature
   unknown  it could not be checked
@@ -105,7 +105,7 @@ func judge(checks []dataplane.Check, err error) ExitStatus {
 // checks makes the checks of the dataplane and of the gateway. The gateway's checks are there even with an error.
 func (o *options) checks(ctx context.Context) ([]dataplane.Check, error) {
 	needs := o.needs()
-	needs.Ports, needs.Families = o.ports(), true
+	needs.Ports, needs.BeforeStart = o.ports(), true
 	if o.kubeconfig != "" {
 		config, err := o.restConfig()
 		needs.HubTime = func(ctx context.Context) (time.Time, error) {

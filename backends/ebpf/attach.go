@@ -201,8 +201,9 @@ func (k *kernel) modeFor(a *netlink.LinkAttrs) (mode link.XDPAttachFlags, requir
 	case xdpGeneric:
 		return link.XDPGenericMode, true
 	case xdpAuto:
-		// On others, as a veth pair, a frame would have to be copied for XDP, and large ones be cut up first.
-		if _, err := os.Stat(filepath.Join("/sys/class/net", a.Name, "device")); err != nil {
+		// Hardware alone has a parent (Linux 5.14). On others, as a veth pair, a frame would have to be copied for XDP, and large ones be cut up first.
+		// /sys/class/net may show another network namespace's interfaces.
+		if a.ParentDev == "" {
 			return 0, false
 		}
 		// Where it cannot send it is of no use.

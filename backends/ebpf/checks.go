@@ -35,6 +35,7 @@ func (b *Backend) Preflight(_ context.Context, config dataplane.Config) ([]datap
 	checks = append(checks, speedChecks(o.xdp)...)
 	checks = append(checks, trackingCheck())
 	checks = append(checks, forwardingChecks(host)...)
+	checks = append(checks, ownerChecks()...)
 	interfaces, err := interfaceChecks(o, pinDirectory(o, config.StateDir))
 	return append(checks, interfaces...), err
 }
@@ -83,11 +84,17 @@ func (n need) check() dataplane.Check {
 		if n.group == dataplane.GroupBTF {
 			c.Advice = "boot a kernel that is built with CONFIG_DEBUG_INFO_BTF, or use --backend=nftables or --backend=envoy"
 		}
+	case errors.Is(n.err, unix.EPERM):
+		// The library's error advises to raise MEMLOCK, which is not the reason.
+		c.State, c.Found = dataplane.CheckUnknown, withoutCapabilities
 	default:
 		c.State, c.Found = dataplane.CheckUnknown, n.err.Error()
 	}
 	return c
 }
+
+// withoutCapabilities is what is found by a process that may not ask.
+const withoutCapabilities = "it cannot be tried without the capabilities BPF and NET_ADMIN"
 
 // syscallCheck loads a program of two instructions.
 func syscallCheck() dataplane.Check {
@@ -167,6 +174,7 @@ func (k *kernel) xdpChecks(a *netlink.LinkAttrs, mode link.XDPAttachFlags, requi
 		driver.State, driver.Found = dataplane.CheckUnknown, err.Error()
 	case features&xdpRuns == 0 && !required:
 		driver.Found = "its driver runs no XDP programs: the program at its ingress does all"
+		return []dataplane.Check{driver} // whoever else runs one there keeps nothing from it
 	case features&xdpRuns == 0:
 		driver.State, driver.Found = dataplane.CheckMissing, "its driver runs no XDP programs"
 		driver.Advice = fmt.Sprintf("use --backend-option %s=%s, or another network card", optionXDP, xdpAuto)

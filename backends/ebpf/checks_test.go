@@ -1,12 +1,18 @@
 package ebpf
 
 import (
+	"errors"
+	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"testing"
 
+	"github.com/cilium/ebpf/link"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/backends/dataplane/preflight"
@@ -66,4 +72,55 @@ func TestAHostThatForwardsNothingServesNothing(t *testing.T) {
 			require.Equal(t, c.missing, dataplane.MissingError(checks) != nil)
 		})
 	}
+}
+
+// Interfaces have names of their own in each network namespace, and /sys/class/net may show another one's.
+func TestAutoTakesNoPairOfVirtualInterfacesWhateverItsName(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root: it makes network namespaces")
+	}
+	there, err := net.Interfaces()
+	require.NoError(t, err)
+	name := there[len(there)-1].Name
+	require.True(t, preflight.InOwnNetwork(func() {
+		assert.NoError(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: "other-end"}))
+		checks, err := interfaceChecks(options{xdp: xdpAuto}, t.TempDir())
+		assert.NoError(t, err)
+		assert.Empty(t, checks)
+	}))
+}
+
+func TestAnotherProgramsXDPMattersOnlyWhereThisOneWouldRun(t *testing.T) {
+	const loopback = 1
+	if features, err := xdpFeatures(loopback); err != nil || features&xdpRuns != 0 {
+		t.Skip("the kernel does not say that the loopback runs no XDP programs")
+	}
+	a := &netlink.LinkAttrs{Index: loopback, Name: "lo", Xdp: &netlink.LinkXdp{Attached: true, ProgId: 7}}
+	k := &kernel{dir: t.TempDir(), xdpMode: xdpAuto}
+	require.Empty(t, dataplane.Lacking(k.xdpChecks(a, link.XDPDriverMode, false)))
+	require.NotEmpty(t, dataplane.Lacking(k.xdpChecks(a, link.XDPGenericMode, true)))
+}
+
+func TestACapabilityThatLacksIsNotTakenForABoundOfMemory(t *testing.T) {
+	check := need{dataplane.GroupKernel, "BPF helper", "5.2", fmt.Errorf("%w (MEMLOCK may be too low, consider rlimit.RemoveMemlock)", unix.EPERM)}.check()
+	require.Equal(t, dataplane.CheckUnknown, check.State)
+	require.Equal(t, "it cannot be tried without the capabilities BPF and NET_ADMIN", check.Found)
+	pieces := speedChecksOf(xdpNative, nil, unix.EPERM)[1]
+	require.Equal(t, dataplane.CheckUnknown, pieces.State, "it is not said that the kernel lacks it")
+}
+
+func TestAKernelThatXDPDoesNotRunOnIsLimitedWhereXDPIsAskedFor(t *testing.T) {
+	lacks := errors.New("this kernel does not have it")
+	limited := func(checks []dataplane.Check) (lines []string) {
+		for _, c := range dataplane.Lacking(checks) {
+			require.False(t, c.Required(), "the program at ingress does all")
+			lines = append(lines, c.Subject+": "+c.Outcome())
+		}
+		return lines
+	}
+	require.Empty(t, limited(speedChecksOf(xdpAuto, nil, nil)))
+	require.Equal(t, []string{"XDP features of drivers (Linux 6.3): this kernel does not have it: xdp=auto uses XDP nowhere; does not work: XDP, the fast path"}, limited(speedChecksOf(xdpAuto, lacks, lacks)))
+	require.Empty(t, limited(speedChecksOf(xdpNative, lacks, nil)), "it is not asked there")
+	require.Equal(t, []string{"XDP frames in several pieces (Linux 5.18): this kernel does not have it; does not work: XDP at interfaces whose driver needs them for its MTU"}, limited(speedChecksOf(xdpNative, lacks, lacks)))
+	require.Empty(t, speedChecks(xdpOff))
 }

@@ -124,7 +124,7 @@ func untrackMarked() (func() error, error) {
 	}
 	for _, family := range keepFamilies {
 		table := c.AddTable(&nft.Table{Name: endTable, Family: family})
-		chain := c.AddChain(&nft.Chain{Table: table, Name: "untrack", Type: nft.ChainTypeFilter, Hooknum: nft.ChainHookOutput, Priority: nft.ChainPriorityRaw})
+		chain := c.AddChain(&nft.Chain{Table: table, Name: endChain, Type: nft.ChainTypeFilter, Hooknum: nft.ChainHookOutput, Priority: nft.ChainPriorityRaw})
 		c.AddRule(&nft.Rule{Table: table, Chain: chain, Exprs: []expr.Any{
 			&expr.Meta{Key: expr.MetaKeyMARK, Register: 1},
 			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.NativeEndian.AppendUint32(nil, endMark)},

@@ -29,7 +29,7 @@ func keepRewriting() error {
 	}
 	for _, family := range keepFamilies {
 		table := c.AddTable(&nft.Table{Name: keepTable, Family: family})
-		c.AddChain(&nft.Chain{Table: table, Name: "keep", Type: nft.ChainTypeNAT, Hooknum: nft.ChainHookPrerouting, Priority: nft.ChainPriorityNATDest})
+		c.AddChain(&nft.Chain{Table: table, Name: keepChain, Type: nft.ChainTypeNAT, Hooknum: nft.ChainHookPrerouting, Priority: nft.ChainPriorityNATDest})
 		// A chain for NAT alone does not have connections tracked; one that asks about them does.
 		track := c.AddChain(&nft.Chain{Table: table, Name: "track", Type: nft.ChainTypeFilter, Hooknum: nft.ChainHookPrerouting, Priority: nft.ChainPriorityFilter})
 		c.AddRule(&nft.Rule{Table: table, Chain: track, Exprs: []expr.Any{&expr.Ct{Key: expr.CtKeySTATE, Register: 1}}})

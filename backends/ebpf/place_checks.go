@@ -24,6 +24,8 @@ func placeChecks(asked string, modules preflight.Modules) []dataplane.Check {
 	case asked == attachClsact:
 		return clsactChecks(modules)
 	case err == nil:
+	case errors.Is(err, unix.EPERM):
+		tcx.State, tcx.Found = dataplane.CheckUnknown, withoutCapabilities
 	case asked == attachTCX:
 		tcx.State, tcx.Found = dataplane.CheckMissing, "this kernel does not have it"
 		tcx.Advice = fmt.Sprintf("use --backend-option %s=%s, or boot Linux 6.6 or later", optionAttach, attachAuto)
@@ -69,27 +71,38 @@ func trialOf(err error) preflight.Trial {
 	return preflight.NotTried
 }
 
-// speedChecks tell what makes no difference but to speed. Nothing is missing where the kernel has it not.
+// speedChecks tell what makes no difference but to speed.
 func speedChecks(xdp string) []dataplane.Check {
 	if xdp == xdpOff {
 		return nil
-	}
-	check := func(subject string, err error, without string) dataplane.Check {
-		c := dataplane.Check{Group: dataplane.GroupKernel, Subject: subject, State: dataplane.CheckOK, Found: "it is there"}
-		if err != nil {
-			c.Found = "this kernel does not have it: " + without
-		}
-		return c
 	}
 	const loopback = 1 // in every network namespace
 	var unknown error
 	if _, err := xdpFeatures(loopback); errors.Is(err, errNoXDPFeatures) {
 		unknown = err
 	}
-	return []dataplane.Check{
-		check("XDP features of drivers (Linux 6.3)", unknown, fmt.Sprintf("%s=%s uses XDP nowhere", optionXDP, xdpAuto)),
-		check("XDP frames in several pieces (Linux 5.18)", haveXDPFrags(), "no XDP where a driver needs them for its MTU"),
+	return speedChecksOf(xdp, unknown, haveXDPFrags())
+}
+
+// speedChecksOf are those of a kernel that does not tell the features of drivers, or takes no frames in pieces, for these reasons.
+func speedChecksOf(xdp string, features, pieces error) []dataplane.Check {
+	told := dataplane.Check{Group: dataplane.GroupKernel, Subject: "XDP features of drivers (Linux 6.3)", Costs: "XDP, the fast path", State: dataplane.CheckOK, Found: "it is there"}
+	switch {
+	case features != nil && xdp == xdpAuto:
+		told.State, told.Found = dataplane.CheckMissing, fmt.Sprintf("this kernel does not have it: %s=%s uses XDP nowhere", optionXDP, xdpAuto)
+		told.Advice = fmt.Sprintf("boot Linux 6.3 or later, or use --backend-option %s=%s if each driver runs XDP programs, or %s=%s to do without", optionXDP, xdpNative, optionXDP, xdpOff)
+		return []dataplane.Check{told} // with pieces it would run nowhere, either
+	case features != nil:
+		told.Found = fmt.Sprintf("this kernel does not have it, and %s=%s does not need it", optionXDP, xdp)
 	}
+	taken := dataplane.Check{Group: dataplane.GroupKernel, Subject: "XDP frames in several pieces (Linux 5.18)", Costs: "XDP at interfaces whose driver needs them for its MTU", State: dataplane.CheckOK, Found: "it is there"}
+	switch {
+	case errors.Is(pieces, unix.EPERM):
+		taken.State, taken.Found = dataplane.CheckUnknown, withoutCapabilities
+	case pieces != nil:
+		taken.State, taken.Found, taken.Advice = dataplane.CheckMissing, "this kernel does not have it", "boot Linux 5.18 or later, or lower the MTU"
+	}
+	return []dataplane.Check{told, taken}
 }
 
 // trackingCheck tells whether TCP connections that the nftables dataplane began go on, where this one is to take over from it.

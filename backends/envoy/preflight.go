@@ -43,7 +43,8 @@ func (b *Backend) Preflight(ctx context.Context, config dataplane.Config) ([]dat
 	}
 	checks = append(checks, tried...)
 	checks = append(checks, modules.Check("tcp_diag", "INET_TCP_DIAG", tryEnding(), "serving a tenant at an address of another one's before that one's connections have ended"))
-	return append(checks, askingChecks(modules)...), nil
+	checks = append(checks, askingChecks(modules)...)
+	return append(checks, ownerChecks(s.table)...), nil
 }
 
 // envoyCheck looks for an Envoy that is new enough.
@@ -102,8 +103,10 @@ func guardParts() []probe.Part {
 }
 
 // addGuard adds all that is made at a start.
-func addGuard(c *nft.Conn, l layout) error {
-	g := newGuard(preflightTable)
+func addGuard(c *nft.Conn, l layout) error { return newGuard(preflightTable).add(c, l) }
+
+// add adds all that is made at a start to the transaction.
+func (g *guard) add(c *nft.Conn, l layout) error {
 	if err := g.echo.create(c); err != nil {
 		return err
 	}
@@ -120,11 +123,16 @@ func addGuard(c *nft.Conn, l layout) error {
 func askingChecks(modules preflight.Modules) []dataplane.Check {
 	program := dataplane.Check{Group: dataplane.GroupKernel, Subject: "program for unknown connections", Costs: costsHandover, State: dataplane.CheckOK, Found: "the kernel takes it"}
 	var objects bpf.UnknownObjects
-	if err := bpf.LoadUnknownObjects(&objects, nil); err != nil {
-		program.State, program.Found = dataplane.CheckMissing, "the kernel refuses it: "+err.Error()
+	err := bpf.LoadUnknownObjects(&objects, nil)
+	_ = objects.Close()
+	switch {
+	case err == nil:
+	case errors.Is(err, unix.EPERM):
+		// The library's error advises to raise MEMLOCK, which is not the reason.
+		program.State, program.Found = dataplane.CheckMissing, "the kernel refuses it to this process"
 		program.Advice = "give this process the capabilities BPF and NET_ADMIN and, in a container, a seccomp profile that allows bpf"
-	} else {
-		_ = objects.Close()
+	default:
+		program.State, program.Found = dataplane.CheckMissing, "the kernel refuses it: "+err.Error()
 	}
 	return []dataplane.Check{program,
 		modules.Check("sch_ingress", "NET_SCH_INGRESS", tryEntrance(), costsHandover),

@@ -16,6 +16,7 @@ import (
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
+	"kubelb.k8c.io/backends/dataplane/preflight"
 	"kubelb.k8c.io/backends/nftables/elements"
 	"kubelb.k8c.io/core/maglev"
 	"kubelb.k8c.io/core/model"
@@ -43,7 +44,8 @@ func open(tables []*table, e *egress) (unread, err error) {
 		if foreign, err := foreignTable(c, t); err != nil {
 			return nil, err
 		} else if foreign {
-			return nil, fmt.Errorf("the nftables table %q of family %s is not KubeLB's: %s", t.Name, familyName(t), foreignAdvice)
+			name := familyName(t) + " " + t.Name
+			return nil, fmt.Errorf("the nftables table %s is not KubeLB's: delete it (%s), %s", name, preflight.DeleteTable(name), otherNames)
 		}
 		if found {
 			present = append(present, t)

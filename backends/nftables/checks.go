@@ -29,7 +29,7 @@ func (b *Backend) Preflight(_ context.Context, config dataplane.Config) ([]datap
 	checks = append(checks, host.Forwarding("")...)
 	checks = append(checks, host.Sysctl(preflight.Sysctl{Key: "net/netfilter/nf_conntrack_tcp_loose", Good: preflight.NotZero, Want: "1", Optional: true,
 		Why: "conntrack does not take up the client's half of a direct connection", Costs: "forwarding: direct"}))
-	return append(checks, ownersCheck(o.table)), nil
+	return append(checks, ownerChecks(o.table)...), nil
 }
 
 // preflightTable is the name of the tables that are tried.
@@ -98,30 +98,33 @@ func addLayout(c *nft.Conn) error {
 	return e.create(c)
 }
 
-// ownersCheck looks for tables of the same name that are not this backend's, with which it does not start.
-func ownersCheck(name string) dataplane.Check {
-	check := dataplane.Check{Group: dataplane.GroupOwners, Subject: "nftables tables " + name, State: dataplane.CheckOK, Found: "no other program has them"}
-	c, err := elements.Connect()
-	if err == nil {
-		for _, family := range []nft.TableFamily{nft.TableFamilyIPv4, nft.TableFamilyIPv6, nft.TableFamilyNetdev} {
-			var foreign bool
-			if foreign, err = foreignTable(c, &nft.Table{Name: name, Family: family}); err != nil {
-				break
-			}
-			if foreign {
-				check.State, check.Found = dataplane.CheckMissing, "there is a table of this name that is not KubeLB's; the backend does not start beside it"
-				check.Advice = foreignAdvice
-			}
-		}
-	}
-	if err != nil {
-		check.State, check.Found = dataplane.CheckUnknown, err.Error()
-	}
-	return check
+// ownerChecks look for tables of the same name that are not this backend's, with which it does not start.
+func ownerChecks(name string) []dataplane.Check {
+	foreign, err := foreignTables(name)
+	return preflight.Tables{Name: name, Becomes: "the backend does not start beside it", Advice: otherNames}.Check(foreign, err)
 }
 
-// foreignAdvice is what to do about a table of another program.
-const foreignAdvice = "remove it, or have other names for KubeLB's tables by --backend-option " + optionTable + "=NAME"
+// foreignTables are the tables of the name that another program has made.
+func foreignTables(name string) (foreign []string, err error) {
+	c, err := elements.Connect()
+	if err != nil {
+		return nil, fmt.Errorf("connect to nftables: %w", err)
+	}
+	for _, family := range []nft.TableFamily{nft.TableFamilyIPv4, nft.TableFamilyIPv6, nft.TableFamilyNetdev} {
+		table := &nft.Table{Name: name, Family: family}
+		is, err := foreignTable(c, table)
+		if err != nil {
+			return nil, err
+		}
+		if is {
+			foreign = append(foreign, familyName(table)+" "+name)
+		}
+	}
+	return foreign, nil
+}
+
+// otherNames is what else to do about a table of another program.
+const otherNames = "or have other names for KubeLB's tables by --backend-option " + optionTable + "=NAME"
 
 // familyName is how nft calls the table's family.
 func familyName(t *nft.Table) string {
@@ -143,11 +146,12 @@ func foreignTable(c *nft.Conn, t *nft.Table) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("list nftables chains: %w", err)
 	}
-	version, _, _ := strings.Cut(versionChain, "-")
+	var names []string
 	for _, chain := range chains {
-		if chain.Table.Name == t.Name && strings.HasPrefix(chain.Name, version+"-") {
-			return false, nil
+		if chain.Table.Name == t.Name {
+			names = append(names, chain.Name)
 		}
 	}
-	return true, nil
+	version, _, _ := strings.Cut(versionChain, "-")
+	return preflight.Foreign(names, version+"-"), nil
 }

@@ -219,7 +219,7 @@ func TestATableOfAnotherProgramIsLeftAloneAndTheBackendDoesNotStart(t *testing.T
 		g.Backend = Backend{}
 		g.do(func() error {
 			err := g.Configure(t.Context(), dataplane.Config{Node: "gateway", StateDir: t.TempDir()})
-			require.EqualError(t, err, `the nftables table "kubelb" of family `+family+` is not KubeLB's: remove it, or have other names for KubeLB's tables by --backend-option table=NAME`)
+			require.EqualError(t, err, `the nftables table `+family+` kubelb is not KubeLB's: delete it (nft delete table `+family+` kubelb), or have other names for KubeLB's tables by --backend-option table=NAME`)
 			return nil
 		})
 		require.Equal(t, theirs, g.nft("", "list", "ruleset"))

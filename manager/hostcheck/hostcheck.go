@@ -14,6 +14,8 @@ import (
 	"kubelb.k8c.io/backends/dataplane/preflight"
 	"kubelb.k8c.io/manager/announce"
 	"kubelb.k8c.io/manager/descriptor"
+	"kubelb.k8c.io/manager/transit"
+	"kubelb.k8c.io/manager/watchdog"
 )
 
 // Needs are what a gateway is told that has to be there.
@@ -24,8 +26,8 @@ type Needs struct {
 	Answers bool
 	// Packets: it sends and hears frames of its own on them.
 	Packets bool
-	// Families: it is asked which families they carry. A gateway that runs says so itself.
-	Families bool
+	// BeforeStart: no gateway has taken yet what it takes for its own, and none says which families its interfaces carry.
+	BeforeStart bool
 	// Tries: it tries what it answers for, by a pair of virtual interfaces.
 	Tries bool
 	// Ports are where it is going to listen. A gateway that listens already gives none.
@@ -52,12 +54,12 @@ func (n Needs) Checks(ctx context.Context) []dataplane.Check {
 		if _, err := net.InterfaceByName(name); err == nil {
 			checks = append(checks, reversePathCheck(host, name))
 		}
-		if n.Answers && n.Families {
+		if n.Answers && n.BeforeStart {
 			checks = append(checks, announce.FamilyChecks(name)...)
 		}
 	}
 	if n.Tries {
-		checks = append(checks, host.Modules().Check("veth", "VETH", tryPair(), "trying the ports that this gateway answers for"))
+		checks = append(checks, pairCheck(host))
 	}
 	checks = append(checks, host.RouterAdvertisements()...)
 	if n.StateDir != "" {
@@ -66,7 +68,19 @@ func (n Needs) Checks(ctx context.Context) []dataplane.Check {
 	for _, p := range n.Ports {
 		checks = append(checks, p.check())
 	}
+	if n.BeforeStart {
+		checks = append(checks, n.ownerChecks()...)
+	}
 	return append(checks, clockCheck(ctx, n.HubTime)...)
+}
+
+// ownerChecks look for what other programs have under names that a gateway takes for its own.
+func (n Needs) ownerChecks() []dataplane.Check {
+	checks := transit.OwnerChecks()
+	if n.Tries {
+		checks = append(checks, watchdog.OwnerChecks()...)
+	}
+	return checks
 }
 
 // interfaceCheck tells whether an interface is there, is up, has a carrier and, to answer for addresses, is an Ethernet.

@@ -10,8 +10,10 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"kubelb.k8c.io/backends/dataplane"
+	"kubelb.k8c.io/backends/dataplane/preflight"
 )
 
 func TestAPortInUseNamesTheProgramThatHasIt(t *testing.T) {
@@ -76,4 +78,17 @@ func TestAHostIsAskedForVirtualInterfacesIfTheGatewayTriesItsPorts(t *testing.T)
 	check := Needs{Tries: true}.Checks(t.Context())[0]
 	require.Equal(t, dataplane.CheckOK, check.State, "other tests make such pairs here")
 	require.False(t, check.Required(), "the gateway serves without them")
+}
+
+func TestWithoutTheCapabilityItIsUnknownWhetherVirtualInterfacesCanBeMade(t *testing.T) {
+	root := t.TempDir()
+	require.NoError(t, os.MkdirAll(root+"/proc", 0o700))
+	require.NoError(t, os.WriteFile(root+"/proc/modules", []byte("veth 32768 0 - Live 0\n"), 0o600))
+	modules := preflight.Host{Root: root, Release: "6.1.0"}.Modules()
+	check := pairCheckAfter(modules, unix.EPERM)
+	require.Equal(t, dataplane.CheckUnknown, check.State)
+	require.Equal(t, "it cannot be tried without the capability NET_ADMIN", check.Found)
+	require.Empty(t, check.Fix())
+	require.Equal(t, dataplane.CheckOK, pairCheckAfter(modules, nil).State)
+	require.Equal(t, dataplane.CheckMissing, pairCheckAfter(modules, unix.EOPNOTSUPP).State)
 }

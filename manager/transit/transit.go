@@ -28,6 +28,9 @@ import (
 // tableName is the table's, of family inet.
 const tableName = "kubelb-transit"
 
+// setSegments has the segments.
+const setSegments = "segments"
+
 // Rules are what the table says.
 type Rules struct {
 	// Segments are names of interfaces.
@@ -116,13 +119,13 @@ func isThere(c *nft.Conn) (bool, error) {
 }
 
 func (r Rules) add(c *nft.Conn, table *nft.Table) error {
-	segments := &nft.Set{Table: table, Name: "segments", KeyType: nft.TypeIFName, KeyByteOrder: binaryutil.NativeEndian} // by the order tools list it
+	segments := &nft.Set{Table: table, Name: setSegments, KeyType: nft.TypeIFName, KeyByteOrder: binaryutil.NativeEndian} // by the order tools list it
 	var names []nft.SetElement
 	for _, name := range r.Segments {
 		names = append(names, nft.SetElement{Key: append([]byte(name), make([]byte, unix.IFNAMSIZ-len(name))...)})
 	}
 	if err := c.AddSet(segments, names); err != nil {
-		return fmt.Errorf("set segments: %w", err)
+		return fmt.Errorf("set %s: %w", setSegments, err)
 	}
 	if err := r.forbid(c, table, segments); err != nil {
 		return err

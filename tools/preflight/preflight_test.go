@@ -388,14 +388,39 @@ func TestAForeignTableOfTheSameNameIsNamedAndNotTouched(t *testing.T) {
 	require.Zero(t, status)
 	report, status := h.preflight()
 	require.Equal(t, 1, status)
-	verdict, fix := line(t, report, "nftables tables kubelb")
+	verdict, fix := line(t, report, "nftables table ip kubelb")
 	require.Equal(t, "MISSING", verdict)
-	require.Contains(t, fix, "--backend-option table=NAME")
+	require.Equal(t, "run: nft delete table ip kubelb     # or have other names for KubeLB's tables by --backend-option table=NAME", fix)
 	rules, _ := h.run("nft", "list", "ruleset")
 	require.Contains(t, rules, "chain theirs")
 	require.NotContains(t, rules, "preflight", "what was tried is not there")
 	report, status = h.preflight("--backend-option=table=other")
 	require.Zero(t, status, report)
+}
+
+// What a start removes is named before: the tables of other dataplanes, the gateway's filter, and the interfaces by which it tries its ports.
+func TestWhatAStartTakesFromAnotherProgramIsNamedBefore(t *testing.T) {
+	h := newHost(t, forwards...)
+	tables := map[string][]string{"ebpf": {"ip kubelb-ebpf", "ip6 kubelb-ebpf-end", "inet kubelb-transit"}, "envoy": {"ip kubelb-envoy", "netdev kubelb-envoy", "inet kubelb-transit"}, "nftables": {"inet kubelb-transit"}}
+	for _, table := range []string{"ip kubelb-ebpf", "ip6 kubelb-ebpf-end", "inet kubelb-transit", "ip kubelb-envoy", "netdev kubelb-envoy"} {
+		out, status := h.run("nft", "add table "+table+"; add chain "+table+" theirs")
+		require.Zero(t, status, out)
+	}
+	_, status := h.run("ip", "link", "add", "kubelb-watch", "type", "dummy")
+	require.Zero(t, status)
+	for _, backend := range backends() {
+		report, status := h.preflight("--backend=" + backend)
+		require.Zero(t, status, report)
+		for _, table := range tables[backend] {
+			verdict, fix := line(t, report, "nftables table "+table)
+			require.Equal(t, "LIMITED", verdict)
+			require.Contains(t, fix, "run: nft delete table "+table)
+		}
+		verdict, _ := line(t, report, "interface kubelb-watch")
+		require.Equal(t, "LIMITED", verdict)
+		report, _ = h.preflight("--backend="+backend, "--try-every=0")
+		require.NotContains(t, report, "interface kubelb-watch")
+	}
 }
 
 func TestWithoutTheCapabilityNothingIsGuessed(t *testing.T) {
@@ -404,9 +429,15 @@ func TestWithoutTheCapabilityNothingIsGuessed(t *testing.T) {
 	require.Equal(t, 1, status, report)
 	verdict, fix := line(t, report, "capability NET_ADMIN")
 	require.Equal(t, "MISSING", verdict)
-	require.Equal(t, "run it as root; in a container, add NET_ADMIN to securityContext.capabilities.add", fix)
-	verdict, _ = line(t, report, "module nf_tables")
-	require.Equal(t, "unknown", verdict)
+	require.Equal(t, "run it as root; in a container, add NET_ADMIN to securityContext.capabilities.add; in a unit of systemd, add CAP_NET_ADMIN to AmbientCapabilities and CapabilityBoundingSet", fix)
+	for _, module := range []string{"module nf_tables", "module veth"} {
+		verdict, fix = line(t, report, module)
+		require.Equal(t, "unknown", verdict, module)
+		require.Empty(t, fix, module)
+	}
+	report, _ = h.run("setpriv", "--bounding-set=-net_admin,-sys_admin,-bpf", "--inh-caps=-net_admin,-sys_admin,-bpf", manager(), "preflight", "--backend=ebpf", "--announce=none", "--metrics-addr=0", "--health-probe-bind-address=0")
+	require.NotContains(t, report, "MEMLOCK")
+	require.NotContains(t, report, "this kernel does not have it")
 }
 
 func TestADataplaneThatCannotBeAskedLeavesTheRestToBeSaid(t *testing.T) {
@@ -433,6 +464,7 @@ func TestTheCommandIsInTheUsage(t *testing.T) {
 	require.Zero(t, status)
 	require.Contains(t, usage, "-announce-interfaces")
 	require.Contains(t, usage, "Exit status: 1 if a line says MISSING")
+	require.Contains(t, usage, "ok       it is there, or nothing that you asked for needs it")
 	_, status = h.run(manager(), "preflight", "--nosuch")
 	require.Equal(t, 2, status)
 }

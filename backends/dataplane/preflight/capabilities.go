@@ -67,6 +67,6 @@ func (h Host) Capability(c Capability, costs string, implied ...Capability) data
 		}
 	}
 	check.State, check.Found = dataplane.CheckMissing, "this process does not have it"
-	check.Advice = fmt.Sprintf("run it as root; in a container, add %s to securityContext.capabilities.add", c)
+	check.Advice = fmt.Sprintf("run it as root; in a container, add %s to securityContext.capabilities.add; in a unit of systemd, add CAP_%s to AmbientCapabilities and CapabilityBoundingSet", c, c)
 	return check
 }

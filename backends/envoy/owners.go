@@ -1,0 +1,63 @@
+package envoy
+
+import (
+	"fmt"
+
+	nft "github.com/google/nftables"
+
+	"kubelb.k8c.io/backends/dataplane"
+	"kubelb.k8c.io/backends/dataplane/preflight"
+	"kubelb.k8c.io/backends/nftables/elements"
+)
+
+// ownerChecks look for tables of another program under the names of the guard's, which a start replaces.
+func ownerChecks(name string) []dataplane.Check {
+	foreign, err := foreignTables(name)
+	return preflight.Tables{Name: name, Becomes: "the dataplane replaces it when it starts", Costs: "what that program does with it",
+		Advice: "or have other names for KubeLB's tables by --backend-option " + optionTable + "=NAME"}.Check(foreign, err)
+}
+
+// foreignTables are the tables of the name that have no chain of the guard's.
+func foreignTables(name string) (foreign []string, err error) {
+	c, err := elements.Connect()
+	if err != nil {
+		return nil, fmt.Errorf("connect to nftables: %w", err)
+	}
+	tables, err := c.ListTables()
+	if err != nil {
+		return nil, fmt.Errorf("list nftables tables (needs CAP_NET_ADMIN): %w", err)
+	}
+	all, err := c.ListChains()
+	if err != nil {
+		return nil, fmt.Errorf("list nftables chains: %w", err)
+	}
+	for _, t := range tables {
+		var chains []string
+		for _, chain := range all {
+			if chain.Table.Name == t.Name && chain.Table.Family == t.Family {
+				chains = append(chains, chain.Name)
+			}
+		}
+		if t.Name == name && isForeign(t.Family, chains) {
+			foreign = append(foreign, familyName(t.Family)+" "+name)
+		}
+	}
+	return foreign, nil
+}
+
+// isForeign tells whether a table of the guard's name, with these chains, is another program's.
+func isForeign(family nft.TableFamily, chains []string) bool {
+	switch family {
+	case nft.TableFamilyIPv4, nft.TableFamilyIPv6:
+		return preflight.Foreign(chains, chainServe)
+	case nft.TableFamilyNetdev:
+		// The guard's has no chain on a host without Ethernet interfaces.
+		return len(chains) > 0 && preflight.Foreign(chains, echoChain)
+	}
+	return false // the guard has no table of this family
+}
+
+// familyName is how nft calls the family of one of the guard's tables.
+func familyName(family nft.TableFamily) string {
+	return map[nft.TableFamily]string{nft.TableFamilyIPv4: "ip", nft.TableFamilyIPv6: "ip6", nft.TableFamilyNetdev: "netdev"}[family]
+}

@@ -1,0 +1,36 @@
+package transit
+
+import (
+	"os"
+	"testing"
+
+	nft "github.com/google/nftables"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"kubelb.k8c.io/backends/dataplane/preflight"
+)
+
+func TestPreflightNamesATableOfAnotherProgramUnderTheFiltersName(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root: it makes network namespaces")
+	}
+	require.True(t, preflight.InOwnNetwork(func() {
+		says := func() string {
+			checks := OwnerChecks()
+			assert.Len(t, checks, 1)
+			return checks[0].String()
+		}
+		const none = "nftables tables kubelb-transit: no other program has them"
+		assert.Equal(t, none, says())
+		assert.NoError(t, (&Filter{}).Hold(Rules{Segments: []string{"lo"}}))
+		assert.Equal(t, none, says(), "the filter itself")
+		c, err := nft.New()
+		assert.NoError(t, err)
+		c.DelTable(&nft.Table{Name: tableName, Family: nft.TableFamilyINet})
+		c.AddChain(&nft.Chain{Name: "forward", Table: c.AddTable(&nft.Table{Name: tableName, Family: nft.TableFamilyINet})})
+		assert.NoError(t, c.Flush())
+		assert.Equal(t, "nftables table inet kubelb-transit: another program has made it; the gateway removes it when it starts; does not work: what that program does with it; "+
+			"run: nft delete table inet kubelb-transit     # or give it another name", says())
+	}))
+}

@@ -1,0 +1,35 @@
+package watchdog
+
+import (
+	"os"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
+
+	"kubelb.k8c.io/backends/dataplane"
+	"kubelb.k8c.io/backends/dataplane/preflight"
+)
+
+func TestPreflightNamesAnInterfaceOfAnotherProgramUnderANameOfThePair(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root: it makes network namespaces")
+	}
+	require.True(t, preflight.InOwnNetwork(func() {
+		lacking := func() (subjects []string) {
+			for _, c := range dataplane.Lacking(OwnerChecks()) {
+				assert.False(t, c.Required(), "the gateway starts")
+				subjects = append(subjects, c.Subject)
+			}
+			return subjects
+		}
+		assert.Len(t, OwnerChecks(), 2)
+		assert.Empty(t, lacking())
+		assert.NoError(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: near, HardwareAddr: watchMAC}, PeerName: far, PeerHardwareAddr: farMAC}))
+		assert.Empty(t, lacking(), "a gateway that runs here, or was killed")
+		assert.NoError(t, removeLane())
+		assert.NoError(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: near}, PeerName: "other"}))
+		assert.Equal(t, []string{"interface kubelb-watch"}, lacking())
+	}))
+}

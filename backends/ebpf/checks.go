@@ -31,7 +31,7 @@ func (b *Backend) Preflight(_ context.Context, config dataplane.Config) ([]datap
 		syscallCheck(), bpffsCheck(host, o.bpffs),
 	}
 	checks = append(checks, kernelChecks(host)...)
-	checks = append(checks, placeChecks(o.attach, host.Modules())...)
+	checks = append(checks, placeChecks(o.attach, host)...)
 	checks = append(checks, speedChecks(o.xdp)...)
 	checks = append(checks, trackingCheck())
 	checks = append(checks, forwardingChecks(host)...)

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -123,4 +124,10 @@ func TestAKernelThatXDPDoesNotRunOnIsLimitedWhereXDPIsAskedFor(t *testing.T) {
 	require.Empty(t, limited(speedChecksOf(xdpNative, lacks, nil)), "it is not asked there")
 	require.Equal(t, []string{"XDP frames in several pieces (Linux 5.18): this kernel does not have it; does not work: XDP at interfaces whose driver needs them for its MTU"}, limited(speedChecksOf(xdpNative, lacks, lacks)))
 	require.Empty(t, speedChecks(xdpOff))
+}
+
+func TestItIsUnknownWhetherTheKernelHasTCXToAProcessThatMayNotAsk(t *testing.T) {
+	host := preflight.Host{Root: t.TempDir()} // which tells no capabilities
+	require.Equal(t, dataplane.CheckUnknown, placeChecksAfter(ebpf.ErrNotSupported, attachAuto, host)[0].State)
+	require.Equal(t, dataplane.CheckOK, placeChecksAfter(nil, attachAuto, host)[0].State)
 }

@@ -17,14 +17,21 @@ import (
 )
 
 // placeChecks tell where the complete program can run: at tcx, or as a filter of clsact, for which the kernel needs modules.
-func placeChecks(asked string, modules preflight.Modules) []dataplane.Check {
+func placeChecks(asked string, host preflight.Host) []dataplane.Check {
+	return placeChecksAfter(haveTCX(), asked, host)
+}
+
+// placeChecksAfter are the checks where the question for tcx had this error.
+func placeChecksAfter(err error, asked string, host preflight.Host) []dataplane.Check {
+	modules := host.Modules()
 	tcx := dataplane.Check{Group: dataplane.GroupKernel, Subject: "tcx", State: dataplane.CheckOK, Found: "it is there"}
-	err := haveTCX()
+	// The library says of a kernel that does not answer this process that it has no tcx.
+	may, unknown := host.Has(preflight.NetAdmin)
 	switch {
 	case asked == attachClsact:
 		return clsactChecks(modules)
 	case err == nil:
-	case errors.Is(err, unix.EPERM):
+	case unknown != nil || !may:
 		tcx.State, tcx.Found = dataplane.CheckUnknown, withoutCapabilities
 	case asked == attachTCX:
 		tcx.State, tcx.Found = dataplane.CheckMissing, "this kernel does not have it"

@@ -25,11 +25,24 @@ func (b *Backend) Preflight(_ context.Context, config dataplane.Config) ([]datap
 	if err != nil {
 		return nil, err
 	}
-	checks := append([]dataplane.Check{host.Capability(preflight.NetAdmin, "")}, tried...)
+	checks := append([]dataplane.Check{host.Capability(preflight.NetAdmin, "")}, adviseWithoutFastPath(tried)...)
 	checks = append(checks, host.Forwarding("")...)
 	checks = append(checks, host.Sysctl(preflight.Sysctl{Key: "net/netfilter/nf_conntrack_tcp_loose", Good: preflight.NotZero, Want: "1", Optional: true,
 		Why: "conntrack does not take up the client's half of a direct connection", Costs: "forwarding: direct"}))
 	return append(checks, ownerChecks(o.table)...), nil
+}
+
+// fastPathCosts is what does not work without flowtables.
+const fastPathCosts = "the fast path"
+
+// adviseWithoutFastPath says of what the fast path alone lacks that one can do without.
+func adviseWithoutFastPath(checks []dataplane.Check) []dataplane.Check {
+	for i, c := range checks {
+		if c.State == dataplane.CheckMissing && c.Costs == fastPathCosts {
+			checks[i].Advice = strings.TrimPrefix(c.Advice+", or use --backend-option "+optionFlowtable+"="+flowtableOff+" to do without", ", ")
+		}
+	}
+	return checks
 }
 
 // preflightTable is the name of the tables that are tried.
@@ -66,7 +79,7 @@ func (o options) parts() []probe.Part {
 	if o.flowtable == flowtableOff {
 		return parts
 	}
-	return append(parts, probe.Part{Name: "rules for the fast path", Costs: "the fast path", Needs: lackingAdvice, Add: addFastLayout})
+	return append(parts, probe.Part{Name: "rules for the fast path", Costs: fastPathCosts, Needs: lackingAdvice, Add: addFastLayout})
 }
 
 // addFastLayout adds a flowtable to each table, and the part of its rules that needs other modules than the layout.

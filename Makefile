@@ -59,7 +59,7 @@ check: verify lint unit wasm ## Run all that needs no root and no cluster.
 UNITS := $(addprefix unit-,backends/example backends/ebpf backends/envoy $(filter-out conformance backends/example backends/ebpf backends/envoy,$(MODULES)))
 .PHONY: unit $(UNITS)
 unit: ## Vet and test every module by itself, as if the others were not there, two at a time (no root).
-	$(MAKE) -j2 --no-print-directory --output-sync $(UNITS)
+	$(MAKE) -k -j2 --no-print-directory --output-sync $(UNITS)
 
 $(UNITS): unit-%:
 	@cd $* && GOWORK=off go vet ./... && GOWORK=off go test ./...

@@ -27,6 +27,6 @@ func TestACapabilityIsThereOrImplied(t *testing.T) {
 	require.Equal(t, dataplane.CheckOK, host.Capability(NetAdmin, "").State)
 	require.Equal(t, "SYS_ADMIN implies it", host.Capability(BPF, "", SysAdmin).Found)
 	missing := host.Capability(NetRaw, "")
-	require.Equal(t, "capability NET_RAW: this process does not have it; run it as root; in a container, add NET_RAW to securityContext.capabilities.add", missing.String())
+	require.Equal(t, "capability NET_RAW: this process does not have it; run it as root; in a container, add NET_RAW to securityContext.capabilities.add; in a unit of systemd, add CAP_NET_RAW to AmbientCapabilities and CapabilityBoundingSet", missing.String())
 	require.Equal(t, dataplane.CheckUnknown, hostWith(t, nil).Capability(NetAdmin, "").State)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -251,8 +252,10 @@ func TestRedirectsReachWhatTheDataplaneHoldsAndWhatItIsStillToBeSent(t *testing.
 func TestARedirectIsForConnectionsThatTheDataplaneCanRedirect(t *testing.T) {
 	h := working(t, Options{Redirect: func(netip.Addr) model.Handover { return model.Handover{Next: two, Asks: 1} }})
 	f := ports("a", 1, 1).UpsertFrontends[0]
+	all := h.runner.description.Features
+	h.runner.description.Features = slices.DeleteFunc(slices.Clone(all), func(f dataplane.Feature) bool { return f == dataplane.Handover })
 	require.Zero(t, h.withRedirect(f).Handover, "this one cannot")
-	h.runner.description.Features = append(h.runner.description.Features, dataplane.Handover)
+	h.runner.description.Features = all
 	require.NotZero(t, h.withRedirect(f).Handover)
 	udp, direct := f, f
 	udp.Protocol, direct.Forwarding = model.UDP, model.Direct

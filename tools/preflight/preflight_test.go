@@ -406,8 +406,8 @@ func TestWhatAStartTakesFromAnotherProgramIsNamedBefore(t *testing.T) {
 		out, status := h.run("nft", "add table "+table+"; add chain "+table+" theirs")
 		require.Zero(t, status, out)
 	}
-	_, status := h.run("ip", "link", "add", "kubelb-watch", "type", "dummy")
-	require.Zero(t, status)
+	out, status := h.run("ip", "link", "add", "kubelb-watch", "type", "veth", "peer", "name", "theirs")
+	require.Zero(t, status, out)
 	for _, backend := range backends() {
 		report, status := h.preflight("--backend=" + backend)
 		require.Zero(t, status, report)

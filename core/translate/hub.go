@@ -69,7 +69,7 @@ type Hub struct {
 type entry struct {
 	// lb has its targets packed.
 	lb       LoadBalancer
-	mentions hashes
+	mentions AddressHashes
 	// source is what it refers to, nil for nothing.
 	source    *source
 	dirty     bool
@@ -103,7 +103,7 @@ type source struct {
 	resolved  *resolution
 	referring map[*entry]bool
 	pools     map[*pool]bool
-	mentions  hashes
+	mentions  AddressHashes
 }
 
 // NewHub returns an empty hub.

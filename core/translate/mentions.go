@@ -1,52 +1,35 @@
 package translate
 
 import (
-	"hash/maphash"
 	"iter"
 	"maps"
 	"net/netip"
-	"slices"
 )
 
 // mentions know which lists of targets have an address: Addresses objects, and LoadBalancers with targets of their own. They are translated anew when
 // the address gets another owner. Of each list they keep four bytes for each target, since a tenant may have millions of targets.
 type mentions struct {
-	seed    maphash.Seed
+	hasher  AddressHasher
 	sources map[string]map[*source]bool // by namespace
 	entries map[string]map[*entry]bool  // by namespace
 }
 
-// hashes are those of the addresses of a list, sorted. Some addresses that it does not have, have the same.
-type hashes []uint32
-
 func newMentions() mentions {
-	return mentions{maphash.MakeSeed(), map[string]map[*source]bool{}, map[string]map[*entry]bool{}}
-}
-
-func (m mentions) hash(a netip.Addr) uint32 {
-	bytes := a.As16()
-	return uint32(maphash.Bytes(m.seed, bytes[:]))
-}
-
-// of are the hashes of what each gives.
-func (m mentions) of(each func(do func(netip.Addr))) (out hashes) {
-	each(func(address netip.Addr) { out = append(out, m.hash(address)) })
-	slices.Sort(out)
-	return slices.Clone(slices.Compact(out)) // without the room to grow
+	return mentions{NewAddressHasher(), map[string]map[*source]bool{}, map[string]map[*entry]bool{}}
 }
 
 // source notes what the object lists.
 func (m mentions) source(s *source) {
 	s.mentions = nil
 	if s.object != nil {
-		s.mentions = m.of(func(do func(netip.Addr)) { eachAddress(s.object.List, do) })
+		s.mentions = m.hasher.Hashes(func(do func(netip.Addr)) { eachAddress(s.object.List, do) })
 	}
 	note(m.sources, s.name.Namespace, s, len(s.mentions) > 0)
 }
 
 // entry notes the LoadBalancer's own targets.
 func (m mentions) entry(e *entry) {
-	e.mentions = m.of(func(do func(netip.Addr)) {
+	e.mentions = m.hasher.Hashes(func(do func(netip.Addr)) {
 		e.lb.Packed.Addresses.Each(do)
 		e.lb.Packed.Local.Each(do)
 	})
@@ -61,50 +44,10 @@ func note[T comparable](of map[string]map[T]bool, namespace string, what T, is b
 	remove(of, namespace, what)
 }
 
-// searched are addresses by their hashes.
-type searched struct {
-	hashes hashes
-	of     map[uint32][]netip.Addr
-}
-
-func (m mentions) search(addresses []netip.Addr) searched {
-	out := searched{of: map[uint32][]netip.Addr{}}
-	for _, address := range addresses {
-		hash := m.hash(address)
-		out.of[hash] = append(out.of[hash], address)
-	}
-	out.hashes = slices.Sorted(maps.Keys(out.of))
-	return out
-}
-
-// in are the searched addresses that the list has, and maybe some that have the same hash. It costs as much as the shorter of the two is long, and not
-// as much as the longer one: a tenant may list thousands of addresses, and hundreds of other tenants have a few each.
-func (s searched) in(list hashes) (found []netip.Addr) {
-	few, many := s.hashes, list
-	if len(few) > len(many) {
-		few, many = many, few
-	}
-	leaps := len(many) > 16*len(few)
-	for _, hash := range few {
-		i := 0
-		if leaps {
-			i, _ = slices.BinarySearch(many, hash)
-		} else {
-			for i < len(many) && many[i] < hash {
-				i++
-			}
-		}
-		if many = many[i:]; len(many) > 0 && many[0] == hash {
-			found = append(found, s.of[hash]...)
-		}
-	}
-	return found
-}
-
 // within are all that a namespace's lists have.
-func (m mentions) within(namespace string, s searched) (found map[netip.Addr]bool) {
-	note := func(list hashes) {
-		for _, address := range s.in(list) {
+func (m mentions) within(namespace string, s SearchedAddresses) (found map[netip.Addr]bool) {
+	note := func(list AddressHashes) {
+		for _, address := range s.In(list) {
 			if found == nil {
 				found = map[netip.Addr]bool{}
 			}
@@ -162,7 +105,7 @@ func (h *Hub) SetHosts(hosts map[netip.Addr]string) {
 	if len(changed) == 0 {
 		return
 	}
-	s := h.mentions.search(changed)
+	s := h.mentions.hasher.Search(changed)
 	for namespace := range h.mentions.namespaces() {
 		h.markMentioning(namespace, s)
 	}
@@ -187,7 +130,7 @@ func (h *Hub) list(a Addresses) {
 			}
 		}
 		if len(passed) > 0 {
-			h.markMentioning(namespace, h.mentions.search(passed))
+			h.markMentioning(namespace, h.mentions.hasher.Search(passed))
 		}
 	}
 }
@@ -195,7 +138,7 @@ func (h *Hub) list(a Addresses) {
 // anothers are, by namespace, the addresses that lists of the network's tenants have, each with whether it is another tenant's. An address outside a
 // tenant's backendCIDRs is refused whoever has it.
 func (h *Hub) anothers(network string, addresses []netip.Addr) map[string]map[netip.Addr]bool {
-	out, s := map[string]map[netip.Addr]bool{}, h.mentions.search(addresses)
+	out, s := map[string]map[netip.Addr]bool{}, h.mentions.hasher.Search(addresses)
 	for namespace := range h.mentions.namespaces() {
 		tenant, known := h.tenants[namespace]
 		if !known || tenant.Network != network {
@@ -214,14 +157,14 @@ func (h *Hub) anothers(network string, addresses []netip.Addr) map[string]map[ne
 }
 
 // markMentioning marks what mentions one of the addresses, in the namespace, to be translated anew: who may target it has changed.
-func (h *Hub) markMentioning(namespace string, s searched) {
+func (h *Hub) markMentioning(namespace string, s SearchedAddresses) {
 	for source := range h.mentions.sources[namespace] {
-		if len(s.in(source.mentions)) > 0 {
+		if len(s.In(source.mentions)) > 0 {
 			h.markSource(source)
 		}
 	}
 	for entry := range h.mentions.entries[namespace] {
-		if len(s.in(entry.mentions)) > 0 {
+		if len(s.In(entry.mentions)) > 0 {
 			h.markLB(entry)
 		}
 	}

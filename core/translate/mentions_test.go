@@ -44,24 +44,24 @@ func TestAWriteOfAddressesCostsAsMuchHoweverManyTenantsMentionNothingOfIt(t *tes
 }
 
 func TestToSearchManyAddressesInAShortListCostsAsLittleAsFewInALongOne(t *testing.T) {
-	m, addresses := newMentions(), []netip.Addr{}
+	h, addresses := NewAddressHasher(), []netip.Addr{}
 	for a := netip.MustParseAddr("10.0.0.0"); len(addresses) < MaxTargets; a = a.Next() {
 		addresses = append(addresses, a)
 	}
-	list := func(of []netip.Addr) hashes {
-		return m.of(func(do func(netip.Addr)) {
+	list := func(of []netip.Addr) AddressHashes {
+		return h.Hashes(func(do func(netip.Addr)) {
 			for _, address := range of {
 				do(address)
 			}
 		})
 	}
 	took := func(searched, listed []netip.Addr) time.Duration {
-		s, l := m.search(searched), list(listed)
+		s, l := h.Search(searched), list(listed)
 		least := time.Hour
 		for range 10 {
 			began := time.Now()
 			for range 1000 {
-				if len(s.in(l)) < 3 {
+				if len(s.In(l)) < 3 {
 					t.Fatal("it is not found")
 				}
 			}

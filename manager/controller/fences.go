@@ -184,10 +184,10 @@ func (f *fences) takeHosts(hosts map[netip.Addr]string) {
 		}
 	}
 	f.hosts = hosts
-	if searched := f.lists.search(changed); len(changed) > 0 {
+	if searched := f.lists.hasher.Search(changed); len(changed) > 0 {
 		for _, of := range f.lists.of {
 			for _, l := range of {
-				if len(l.mentioned(searched)) > 0 {
+				if len(searched.In(l.mentions)) > 0 {
 					f.askOne(l)
 				}
 			}
@@ -210,7 +210,7 @@ func (f *fences) list(a translate.Addresses) {
 		f.claims.SetAddresses(a)
 		return
 	}
-	searched, before := f.lists.search(differing), map[standpoint]bool{}
+	searched, before := f.lists.hasher.Search(differing), map[standpoint]bool{}
 	concerned := func(do func(namespace string, l *list)) {
 		for namespace, of := range f.lists.of {
 			if t, is := f.tenants[namespace]; is && t.Network == by.Network {
@@ -222,7 +222,7 @@ func (f *fences) list(a translate.Addresses) {
 	}
 	self := listKey{client.ObjectKey(a.ObjectName), false}
 	concerned(func(namespace string, l *list) {
-		mentioned := l.mentioned(searched)
+		mentioned := searched.In(l.mentions)
 		if !l.own && l.listKey != self && len(mentioned) > 0 {
 			f.askOne(l)
 			return
@@ -239,9 +239,9 @@ func (f *fences) list(a translate.Addresses) {
 		}
 	}
 	for namespace, addresses := range passed {
-		searched := f.lists.search(addresses)
+		searched := f.lists.hasher.Search(addresses)
 		for _, l := range f.lists.of[namespace] {
-			if len(l.mentioned(searched)) > 0 {
+			if len(searched.In(l.mentions)) > 0 {
 				f.askOne(l)
 			}
 		}

@@ -3,7 +3,6 @@ package controller
 import (
 	"hash/maphash"
 	"net/netip"
-	"slices"
 
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -23,9 +22,9 @@ type listKey struct {
 type list struct {
 	listKey
 	version string
-	// sum is of what it lists, mentions are hashes of its addresses, sorted: some that it does not list have the same.
+	// sum is of what it lists, mentions are hashes of its addresses.
 	sum      uint64
-	mentions []uint32
+	mentions translate.AddressHashes
 	// refused says what of it cannot be used, endpoints is how many can, as of the last time that it was looked at.
 	refused   string
 	endpoints int32
@@ -47,15 +46,17 @@ func (l *list) take(refused string, endpoints int32) (news bool) {
 
 // lists remember all lists of targets, and which of them have to be looked at anew, in turns of the namespaces.
 type lists struct {
-	seed maphash.Seed
-	of   map[string]map[listKey]*list
-	line map[string][]*list
+	// seed is that of sums.
+	seed   maphash.Seed
+	hasher translate.AddressHasher
+	of     map[string]map[listKey]*list
+	line   map[string][]*list
 	// first: nobody was told anything yet.
 	first bool
 }
 
 func newLists() lists {
-	return lists{seed: maphash.MakeSeed(), of: map[string]map[listKey]*list{}, line: map[string][]*list{}, first: true}
+	return lists{seed: maphash.MakeSeed(), hasher: translate.NewAddressHasher(), of: map[string]map[listKey]*list{}, line: map[string][]*list{}, first: true}
 }
 
 // note remembers what a list has, and reports whether that differs. It asks for the targets if the version is another one.
@@ -102,17 +103,12 @@ func (s *lists) sum(held []string, targets []translate.Packed) uint64 {
 	return h.Sum64()
 }
 
-func (s *lists) mentions(targets []translate.Packed) (hashes []uint32) {
-	for _, list := range targets {
-		list.Each(func(address netip.Addr) { hashes = append(hashes, s.hash(address)) })
-	}
-	slices.Sort(hashes)
-	return slices.Clone(slices.Compact(hashes)) // without the room to grow
-}
-
-func (s *lists) hash(address netip.Addr) uint32 {
-	bytes := address.As16()
-	return uint32(maphash.Bytes(s.seed, bytes[:]))
+func (s *lists) mentions(targets []translate.Packed) translate.AddressHashes {
+	return s.hasher.Hashes(func(do func(netip.Addr)) {
+		for _, list := range targets {
+			list.Each(do)
+		}
+	})
 }
 
 // sweep forgets the lists that were not noted since the last time, and returns which they are.
@@ -154,42 +150,4 @@ func (s *lists) turn() (next []listKey, more bool) {
 		}
 	}
 	return next, len(s.line) > 0
-}
-
-// searched are addresses by their hashes, which are sorted.
-type searched struct {
-	hashes []uint32
-	of     map[uint32][]netip.Addr
-}
-
-func (s *lists) search(addresses []netip.Addr) searched {
-	out := searched{of: map[uint32][]netip.Addr{}}
-	for _, address := range addresses {
-		hash := s.hash(address)
-		if out.of[hash] == nil {
-			out.hashes = append(out.hashes, hash)
-		}
-		out.of[hash] = append(out.of[hash], address)
-	}
-	slices.Sort(out.hashes)
-	return out
-}
-
-// mentioned are the searched addresses that the list has, and maybe some that have the same hash.
-func (l *list) mentioned(s searched) (found []netip.Addr) {
-	rest := l.mentions
-	for _, hash := range s.hashes {
-		i := 0
-		if len(rest) > 16*len(s.hashes) {
-			i, _ = slices.BinarySearch(rest, hash)
-		} else {
-			for i < len(rest) && rest[i] < hash {
-				i++
-			}
-		}
-		if rest = rest[i:]; len(rest) > 0 && rest[0] == hash {
-			found = append(found, s.of[hash]...)
-		}
-	}
-	return found
 }

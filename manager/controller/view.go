@@ -144,7 +144,7 @@ func answersFor(g *v1alpha1.Gateway, grants []ipam.Grant, chosen *selection.Sele
 		if g.Status.Elects {
 			return convert.Election(g).Winner(grant.Address, serves) == g.Name
 		}
-		return g.Status.AnnouncedAddresses > 0 && (serves == nil || serves(g.Name))
+		return g.Status.AnnouncedAddresses > 0 && serves.By(g.Name)
 	})
 }
 
@@ -187,14 +187,14 @@ func servesNothing(g *v1alpha1.Gateway) bool { return servedCondition(g) != nil 
 // unanswered says why no gateway announces an address: a reason for each gateway that could, none if a gateway announces it. silenced: this stays so
 // until somebody changes something. unknown is set if a gateway may announce it, but its
 // status does not tell, and no other gateway is about to: it is the reason of the condition.
-func unanswered(gateways []v1alpha1.Gateway, silent map[string]string, refusals []refusal, grant ipam.Grant, serves func(string) bool, lb *v1alpha1.LoadBalancer) (why []string, silenced bool, unknown string) {
+func unanswered(gateways []v1alpha1.Gateway, silent map[string]string, refusals []refusal, grant ipam.Grant, serves selection.Serving, lb *v1alpha1.LoadBalancer) (why []string, silenced bool, unknown string) {
 	if len(gateways) == 0 {
 		return []string{"there is no gateway"}, true, ""
 	}
 	silenced, chosen, about := true, false, false
 	for i := range gateways {
 		g := &gateways[i]
-		if serves != nil && !serves(g.Name) {
+		if !serves.By(g.Name) {
 			continue
 		}
 		chosen = true

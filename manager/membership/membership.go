@@ -255,6 +255,9 @@ type Other struct {
 	Unheard Unheard
 }
 
+// Stays tells whether it works, and goes on to.
+func (o Other) Stays() bool { return o.Present && !o.Leaving }
+
 // Others are the other gateways that have a Lease, by name, whether it lasts or not.
 func (m *Member) Others() (others []Other) {
 	m.mu.Lock()

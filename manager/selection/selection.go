@@ -91,10 +91,16 @@ func (s *Selection) SetGateway(name string, set map[string]string) bool {
 // DeleteGateway forgets a gateway. It has no labels then.
 func (s *Selection) DeleteGateway(name string) { delete(s.gateways, name) }
 
+// Serving tells which gateways serve something. Nil stands for every one.
+type Serving func(gateway string) bool
+
+// By tells whether a gateway serves it.
+func (s Serving) By(gateway string) bool { return s == nil || s(gateway) }
+
 // ServingAddress tells which gateways serve an address: all those that the selector of its pool matches, and every one (nil) if that has
 // none, or if there is no such pool any more. The pool is the one that the address was given from, unless that has it no more and another one
 // does.
-func (s *Selection) ServingAddress(address netip.Addr) func(gateway string) bool {
+func (s *Selection) ServingAddress(address netip.Addr) Serving {
 	given := s.records.of[address].pool
 	if s.pools[given].contains(address) {
 		return s.Serving(given)
@@ -111,8 +117,8 @@ func (p pool) contains(address netip.Addr) bool {
 	return slices.ContainsFunc(p.ranges, func(r ipam.Range) bool { return r.Contains(address) })
 }
 
-// Serving tells which gateways serve a pool; nil stands for every one.
-func (s *Selection) Serving(poolName string) func(gateway string) bool {
+// Serving tells which gateways serve a pool.
+func (s *Selection) Serving(poolName string) Serving {
 	p, there := s.pools[poolName]
 	if !there || p.selector.Empty() {
 		return nil

@@ -76,7 +76,7 @@ func (h *Snapshot) pool(p *v1alpha1.AddressPool) Pool {
 	serves := chosen.Serving(p.Name)
 	for i := range h.Gateways {
 		name := h.Gateways[i].Name
-		if serves != nil && !serves(name) {
+		if !serves.By(name) {
 			continue
 		}
 		switch state, _ := h.stateOf(&h.Gateways[i]); state {

@@ -107,7 +107,7 @@ func (h *Snapshot) answerers(address netip.Addr, chosen *selection.Selection, t 
 	elects := false
 	for i := range h.Gateways {
 		g := &h.Gateways[i]
-		if state, _ := h.stateOf(g); state != ready && state != draining || serves != nil && !serves(g.Name) {
+		if state, _ := h.stateOf(g); state != ready && state != draining || !serves.By(g.Name) {
 			continue
 		}
 		if g.Status.Elects {
@@ -130,7 +130,7 @@ func (h *Snapshot) answerers(address netip.Addr, chosen *selection.Selection, t 
 	}
 	var names []string
 	for name := range candidates {
-		if serves == nil || serves(name) {
+		if serves.By(name) {
 			names = append(names, name)
 		}
 	}

@@ -62,7 +62,7 @@ func (h *Snapshot) doubts(p port) (failing, unsure []string) {
 			failing, unsure = append(failing, fails...), append(unsure, doubts...)
 		case slices.Contains(way.Gateways, g.Name):
 			failing = append(failing, notCounted(g, state, says))
-		case !works && !g.Status.Elects && (serves == nil || serves(g.Name)):
+		case !works && !g.Status.Elects && serves.By(g.Name):
 			unsure = append(unsure, notCounted(g, state, says)) // a router may still send connections to it
 		}
 	}
@@ -151,7 +151,7 @@ func (h *Snapshot) serving(lb *v1alpha1.LoadBalancer) (out []*v1alpha1.Gateway) 
 		g := &h.Gateways[i]
 		if slices.ContainsFunc(convert.VIPs(lb), func(address netip.Addr) bool {
 			serves := chosen.ServingAddress(address)
-			return serves == nil || serves(g.Name)
+			return serves.By(g.Name)
 		}) {
 			out = append(out, g)
 		}

@@ -31,7 +31,7 @@ func (h *Snapshot) UnservedWithout(gateway string) (out []UnservedPool) {
 	for i := range h.LoadBalancers {
 		for _, grant := range convert.Grants(&h.LoadBalancers[i]) {
 			serves := chosen.ServingAddress(grant.Address)
-			if serves != nil && !serves(gateway) {
+			if !serves.By(gateway) {
 				continue // the gateway does not announce the address
 			}
 			if others, silent := h.others(gateway, grant.Address, chosen); others == 0 {
@@ -52,7 +52,7 @@ func (h *Snapshot) others(gateway string, address netip.Addr, chosen *selection.
 	serves := chosen.ServingAddress(address)
 	for i := range h.Gateways {
 		g := &h.Gateways[i]
-		if g.Name == gateway || !h.Works(g) || serves != nil && !serves(g.Name) {
+		if g.Name == gateway || !h.Works(g) || !serves.By(g.Name) {
 			continue
 		}
 		if why := convert.Silence(g, ipam.FamilyOf(address)); why != "" {

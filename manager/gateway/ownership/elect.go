@@ -88,7 +88,7 @@ func (o *Ownership) answerForAll(ctx context.Context, d Dataplane, s State) {
 	decided := o.decide(ctx, d, fmt.Sprint(permitted, s.Left, digest, chosen), func(address netip.Addr) (string, bool) {
 		serving := o.options.Selection.ServingAddress(address)
 		// Others get a moment to know that this one may be asked.
-		if leaves := serving != nil && !serving(o.options.Name); s.Left || leaves && (chosen || !o.answers[address]) {
+		if leaves := !serving.By(o.options.Name); s.Left || leaves && (chosen || !o.answers[address]) {
 			return "", permitted
 		}
 		return o.options.Name, permitted

@@ -200,14 +200,14 @@ func (o *Ownership) Replaced() bool {
 	}
 	var staying []membership.Other
 	for _, p := range o.options.Peers.Others() {
-		if p.Present && !p.Leaving && p.Serves {
+		if p.Stays() && p.Serves {
 			staying = append(staying, p)
 		}
 	}
 	silent := map[ipam.Family]bool{ipam.IPv4: o.Silent(ipam.IPv4) != "", ipam.IPv6: o.Silent(ipam.IPv6) != ""}
 	for address := range o.answers {
-		family, serves := ipam.FamilyOf(address), orAll(o.options.Selection.ServingAddress(address))
-		takesOver := func(p membership.Other) bool { return serves(p.Name) && (silent[family] || !p.Unheard.Of(family)) }
+		family, serves := ipam.FamilyOf(address), o.options.Selection.ServingAddress(address)
+		takesOver := func(p membership.Other) bool { return serves.By(p.Name) && (silent[family] || !p.Unheard.Of(family)) }
 		if !slices.ContainsFunc(staying, takesOver) {
 			return false
 		}
@@ -223,7 +223,7 @@ func (o *Ownership) AnswererOf(address netip.Addr, other string) string {
 		return o.view.Winner(address, serves)
 	}
 	names := []string{o.options.Name, other}
-	if i := slices.IndexFunc(names, orAll(serves)); i >= 0 {
+	if i := slices.IndexFunc(names, serves.By); i >= 0 {
 		return names[i]
 	}
 	return ""
@@ -233,18 +233,10 @@ func (o *Ownership) AnswererOf(address netip.Addr, other string) string {
 func (o *Ownership) IsAnothers(address netip.Addr) bool {
 	serves := o.options.Selection.ServingAddress(address)
 	if !o.options.Elects {
-		return serves != nil && !serves(o.options.Name)
+		return !serves.By(o.options.Name)
 	}
 	winner := o.view.Winner(address, serves)
 	return winner != "" && winner != o.options.Name
-}
-
-// orAll replaces a selector that is nil by one that selects every gateway.
-func orAll(serves func(string) bool) func(string) bool {
-	if serves == nil {
-		return func(string) bool { return true }
-	}
-	return serves
 }
 
 // decide withdraws what is not this gateway's, and then claims what is and may be: an address that owner names it for, if it has what it needs for

@@ -85,7 +85,7 @@ func (b *BGP) Update(peers []membership.Other, held map[netip.Addr]bool, now tim
 	at := addressesOf(included, b.alive)
 	b.ring = nil
 	for _, p := range included {
-		b.ring = append(b.ring, member{name: p.Name, at: at[p.Name], stays: stays(p)})
+		b.ring = append(b.ring, member{name: p.Name, at: at[p.Name], stays: p.Stays()})
 	}
 	maps.DeleteFunc(b.until, func(name string, _ time.Time) bool {
 		return !slices.ContainsFunc(peers, func(p membership.Other) bool { return p.Name == name })
@@ -104,13 +104,10 @@ func (b *BGP) Update(peers []membership.Other, held map[netip.Addr]bool, now tim
 	return changed
 }
 
-// stays tells whether a peer is present, and is not about to leave.
-func stays(p membership.Other) bool { return p.Present && !p.Leaving }
-
 // includes tells whether a peer is in the ring, and notes until when if it does not stay.
 func (b *BGP) includes(p membership.Other, now time.Time) bool {
 	until, seen := b.until[p.Name]
-	if stays(p) || !seen {
+	if p.Stays() || !seen {
 		b.until[p.Name] = now.Add(b.limit)
 		return true
 	}
@@ -129,14 +126,14 @@ func (b *BGP) of(address netip.Addr) (h model.Handover) {
 	if b.selected == nil {
 		return model.Handover{}
 	}
-	serving := []func(string) bool{orAll(b.selected.ServingAddress(address))}
+	serving := []selection.Serving{b.selected.ServingAddress(address)}
 	for _, f := range b.before {
-		serving = append(serving, orAll(f.selection.ServingAddress(address)))
+		serving = append(serving, f.selection.ServingAddress(address))
 	}
 	follows := false
 	for _, m := range b.ring {
 		at, reached := ofFamily(m.at, address)
-		if !reached || !slices.ContainsFunc(serving, func(serves func(string) bool) bool { return serves(m.name) }) {
+		if !reached || !slices.ContainsFunc(serving, func(serves selection.Serving) bool { return serves.By(m.name) }) {
 			continue
 		}
 		if !h.Next.IsValid() || !follows && m.name > b.self {
@@ -145,14 +142,6 @@ func (b *BGP) of(address netip.Addr) (h model.Handover) {
 		h.Asks = min(h.Asks+1, model.MaxAsks)
 	}
 	return h
-}
-
-// orAll replaces a selector that is nil by one that selects every gateway.
-func orAll(serves func(string) bool) func(string) bool {
-	if serves == nil {
-		return func(string) bool { return true }
-	}
-	return serves
 }
 
 // Forget implements Strategy.

@@ -53,7 +53,7 @@ test: deps ## Run every test, the end-to-end ones included, and sum up (root; fi
 		fleet 'install-test BACKEND=nftables' # which goes on to the other dataplanes, and back
 
 .PHONY: check
-check: verify lint unit wasm ## Run all that needs no root and no cluster.
+check: verify unit wasm ## Run all that needs no root and no cluster.
 
 # Those that take longest come first.
 UNITS := $(addprefix unit-,backends/example backends/ebpf backends/envoy $(filter-out conformance backends/example backends/ebpf backends/envoy,$(MODULES)))

@@ -40,7 +40,6 @@ var (
 	theRouter   = addresses("198.51.100.254", "2001:db8:1::fe")
 	theVIP      = addresses("203.0.113.1", "2001:db8:f::1")
 	noVIP       = addresses("203.0.113.99", "2001:db8:f::99")
-	nowhere     = addresses("240.0.0.1", "2001:db8:dead::1")
 )
 
 // bench is a gateway whose programs are run by hand.

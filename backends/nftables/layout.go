@@ -70,10 +70,9 @@ type chain struct {
 
 // keySet describes a set or map.
 type keySet struct {
-	name    string
-	text    string // type and flags as nft writes them
-	set     nft.Set
-	dynamic bool
+	name string
+	text string // type and flags as nft writes them
+	set  nft.Set
 }
 
 // layout is the fixed part of one family's table.

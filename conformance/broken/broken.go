@@ -139,7 +139,6 @@ type process struct {
 	backend  *Backend
 	mutation Mutation
 	memory   *memory
-	purged   bool
 }
 
 func (p *process) Describe(ctx context.Context) (dataplane.Description, error) {

@@ -9,7 +9,6 @@ import (
 	"io"
 	"os/exec"
 	"strings"
-	"sync"
 	"syscall"
 	"text/tabwriter"
 	"time"
@@ -21,20 +20,16 @@ type Phase []string
 // Name is the target.
 func (p Phase) Name() string { return p[0] }
 
-// Parse reads groups of phases. Those of a group are joined by + and run side by side.
-func Parse(args []string) (groups [][]Phase, err error) {
+// Parse reads phases, each a target and its variables with blanks between them.
+func Parse(args []string) (phases []Phase, err error) {
 	for _, arg := range args {
-		var group []Phase
-		for text := range strings.SplitSeq(arg, "+") {
-			phase := Phase(strings.Fields(text))
-			if len(phase) == 0 {
-				return nil, fmt.Errorf("%q: write targets of make, joined by + where they run side by side", arg)
-			}
-			group = append(group, phase)
+		phase := Phase(strings.Fields(arg))
+		if len(phase) == 0 {
+			return nil, fmt.Errorf("%q: write a target of make", arg)
 		}
-		groups = append(groups, group)
+		phases = append(phases, phase)
 	}
-	return groups, nil
+	return phases, nil
 }
 
 // Result is what became of a phase.
@@ -52,37 +47,25 @@ type Result struct {
 type Runner struct {
 	// Command returns the program of a phase.
 	Command func(context.Context, Phase) *exec.Cmd
-	// Out gets what phases print. Lines of phases that run side by side begin with their names.
+	// Out gets what phases print.
 	Out io.Writer
-
-	mu sync.Mutex // guards Out
 }
 
-// Run runs all groups, and returns the results in the order of the phases. If the context ends, it ends the phases that run and begins no others.
-func (r *Runner) Run(ctx context.Context, groups [][]Phase) (results []Result) {
-	for _, group := range groups {
+// Run runs all phases, and returns their results. If the context ends, it ends the phase that runs and begins no others.
+func (r Runner) Run(ctx context.Context, phases []Phase) (results []Result) {
+	for _, phase := range phases {
 		if ctx.Err() != nil {
-			return results
+			break
 		}
-		of := make([]Result, len(group))
-		var running sync.WaitGroup
-		for i, phase := range group {
-			prefix := ""
-			if len(group) > 1 {
-				prefix = phase.Name() + ": "
-			}
-			running.Go(func() { of[i] = r.run(ctx, phase, prefix) })
-		}
-		running.Wait()
-		results = append(results, of...)
+		results = append(results, r.run(ctx, phase))
 	}
 	return results
 }
 
-func (r *Runner) run(ctx context.Context, phase Phase, prefix string) Result {
+func (r Runner) run(ctx context.Context, phase Phase) Result {
 	began, before := time.Now(), readProcessors()
 	result := Result{Phase: phase}
-	r.print("\n== %s\n", strings.Join(phase, " "))
+	fmt.Fprintf(r.Out, "\n== %s\n", strings.Join(phase, " "))
 	pipe, output := io.Pipe()
 	cmd := r.Command(ctx, phase)
 	cmd.Stdout, cmd.Stderr = output, output
@@ -90,13 +73,13 @@ func (r *Runner) run(ctx context.Context, phase Phase, prefix string) Result {
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = time.Minute
 	go func() { output.CloseWithError(cmd.Run()) }()
-	reader := counter{phase: phase}
+	counter := counter{phase: phase}
 	lines := bufio.NewReader(pipe)
 	for {
 		line, err := lines.ReadString('\n')
 		if line != "" {
-			reader.read(strings.TrimSuffix(line, "\n"))
-			r.print("%s%s\n", prefix, strings.TrimSuffix(line, "\n"))
+			counter.read(strings.TrimSuffix(line, "\n"))
+			fmt.Fprintln(r.Out, strings.TrimSuffix(line, "\n"))
 		}
 		if err != nil {
 			if err != io.EOF {
@@ -105,14 +88,8 @@ func (r *Runner) run(ctx context.Context, phase Phase, prefix string) Result {
 			break
 		}
 	}
-	result.Took, result.Busy, result.Counts = time.Since(began), readProcessors().busySince(before), reader.end()
+	result.Took, result.Busy, result.Counts = time.Since(began), readProcessors().busySince(before), counter.end()
 	return result
-}
-
-func (r *Runner) print(format string, args ...any) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	fmt.Fprintf(r.Out, format, args...)
 }
 
 // Sum prints the results, and reports whether all have passed.

@@ -12,38 +12,26 @@ import (
 )
 
 // printing runs phases that are shell commands.
-func printing(t *testing.T, out *bytes.Buffer, groups ...[]Phase) []Result {
+func printing(t *testing.T, out *bytes.Buffer, phases ...Phase) []Result {
 	r := Runner{Out: out, Command: func(ctx context.Context, p Phase) *exec.Cmd { return exec.CommandContext(ctx, "sh", "-c", p[1]) }}
-	return r.Run(t.Context(), groups)
+	return r.Run(t.Context(), phases)
 }
 
-func TestPhasesOfAGroupAreJoinedByPlus(t *testing.T) {
-	groups, err := Parse([]string{"unit", "fleet+install-test BACKEND=nftables"})
+func TestAPhaseIsATargetAndItsVariables(t *testing.T) {
+	phases, err := Parse([]string{"unit", "install-test BACKEND=nftables"})
 	require.NoError(t, err)
-	require.Equal(t, [][]Phase{{{"unit"}}, {{"fleet"}, {"install-test", "BACKEND=nftables"}}}, groups)
-	_, err = Parse([]string{"unit+"})
-	require.ErrorContains(t, err, `"unit+"`)
+	require.Equal(t, []Phase{{"unit"}, {"install-test", "BACKEND=nftables"}}, phases)
+	_, err = Parse([]string{"unit", ""})
+	require.ErrorContains(t, err, `""`)
 }
 
 func TestPhasesGoOnAfterOneThatFails(t *testing.T) {
 	var out bytes.Buffer
-	results := printing(t, &out, []Phase{{"one", "echo a; exit 3"}}, []Phase{{"two", "echo b"}})
+	results := printing(t, &out, Phase{"one", "echo a; exit 3"}, Phase{"two", "echo b"})
 	require.ErrorContains(t, results[0].Err, "exit status 3")
 	require.NoError(t, results[1].Err)
 	require.Equal(t, "\n== one echo a; exit 3\na\n\n== two echo b\nb\n", out.String())
 	require.False(t, Sum(&out, results))
-}
-
-func TestPhasesOfAGroupRunAtOnceAndTheirLinesSayWhoseTheyAre(t *testing.T) {
-	dir := t.TempDir()
-	meet := func(mine, other string) string {
-		return "touch " + dir + "/" + mine + "; while [ ! -e " + dir + "/" + other + " ]; do sleep 0.01; done; echo met"
-	}
-	var out bytes.Buffer
-	results := printing(t, &out, []Phase{{"one", meet("a", "b")}, {"two", meet("b", "a")}})
-	require.True(t, Sum(&bytes.Buffer{}, results))
-	require.Contains(t, out.String(), "one: met\n")
-	require.Contains(t, out.String(), "two: met\n")
 }
 
 func TestNoPhaseBeginsAfterTheEnd(t *testing.T) {
@@ -53,7 +41,7 @@ func TestNoPhaseBeginsAfterTheEnd(t *testing.T) {
 		return exec.CommandContext(ctx, "sleep", "60")
 	}}
 	began := time.Now()
-	require.Len(t, r.Run(ctx, [][]Phase{{{"one"}}, {{"two"}}}), 1)
+	require.Len(t, r.Run(ctx, []Phase{{"one"}, {"two"}}), 1)
 	require.Less(t, time.Since(began), 30*time.Second)
 }
 

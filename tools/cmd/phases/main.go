@@ -1,5 +1,5 @@
 // Command phases runs targets of make one after the other, also after one has failed, and says at the end how long each took, what passed, and how to
-// run each failed test alone. Targets that are joined by + run side by side.
+// run each failed test alone.
 package main
 
 import (
@@ -30,14 +30,14 @@ func run(ctx context.Context, args []string) error {
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	groups, err := phases.Parse(flags.Args())
+	list, err := phases.Parse(flags.Args())
 	if err != nil {
 		return err
 	}
 	runner := phases.Runner{Out: os.Stdout, Command: func(ctx context.Context, p phases.Phase) *exec.Cmd {
 		return exec.CommandContext(ctx, "make", append([]string{"--no-print-directory", "-C", *dir}, p...)...)
 	}}
-	passed := phases.Sum(os.Stdout, runner.Run(ctx, groups))
+	passed := phases.Sum(os.Stdout, runner.Run(ctx, list))
 	switch {
 	case ctx.Err() != nil:
 		return errors.New("interrupted")

@@ -17,13 +17,11 @@ import (
 
 	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/backends/dataplane/preflight"
+	"kubelb.k8c.io/backends/dataplane/preflight/preflighttest"
 )
 
 func TestPreflightOfAHostThatForwardsOneFamilyLimitsTheOther(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("needs root: it makes network namespaces")
-	}
-	require.True(t, preflight.InOwnNetwork(func() {
+	preflighttest.InOwnNetwork(t, func() {
 		assert.NoError(t, os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0))
 		assert.NoError(t, os.WriteFile("/proc/sys/net/ipv6/conf/all/forwarding", []byte("0"), 0))
 		checks, err := (&Backend{}).Preflight(t.Context(), dataplane.Config{StateDir: t.TempDir()})
@@ -36,7 +34,7 @@ func TestPreflightOfAHostThatForwardsOneFamilyLimitsTheOther(t *testing.T) {
 		lacking := states["sysctl net.ipv6.conf.all.forwarding"]
 		assert.Equal(t, dataplane.CheckMissing, lacking.State)
 		assert.Equal(t, "IPv6 frontends", lacking.Costs)
-	}))
+	})
 }
 
 func TestAHostThatForwardsNothingServesNothing(t *testing.T) {
@@ -77,18 +75,15 @@ func TestAHostThatForwardsNothingServesNothing(t *testing.T) {
 
 // Interfaces have names of their own in each network namespace, and /sys/class/net may show another one's.
 func TestAutoTakesNoPairOfVirtualInterfacesWhateverItsName(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("needs root: it makes network namespaces")
-	}
 	there, err := net.Interfaces()
 	require.NoError(t, err)
 	name := there[len(there)-1].Name
-	require.True(t, preflight.InOwnNetwork(func() {
+	preflighttest.InOwnNetwork(t, func() {
 		assert.NoError(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: "other-end"}))
 		checks, err := interfaceChecks(options{xdp: xdpAuto}, t.TempDir())
 		assert.NoError(t, err)
 		assert.Empty(t, checks)
-	}))
+	})
 }
 
 func TestAnotherProgramsXDPMattersOnlyWhereThisOneWouldRun(t *testing.T) {

@@ -1,22 +1,17 @@
 package ebpf
 
 import (
-	"os"
 	"testing"
 
 	nft "github.com/google/nftables"
 	"github.com/stretchr/testify/assert"
-	"github.com/stretchr/testify/require"
 
 	"kubelb.k8c.io/backends/dataplane"
-	"kubelb.k8c.io/backends/dataplane/preflight"
+	"kubelb.k8c.io/backends/dataplane/preflight/preflighttest"
 )
 
 func TestPreflightNamesTablesOfAnotherProgramThatTheDataplaneRemoves(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("needs root: it makes network namespaces")
-	}
-	require.True(t, preflight.InOwnNetwork(func() {
+	preflighttest.InOwnNetwork(t, func() {
 		lacking := func() (lines []string) {
 			for _, c := range dataplane.Lacking(ownerChecks()) {
 				assert.False(t, c.Required(), "the dataplane starts")
@@ -43,5 +38,5 @@ func TestPreflightNamesTablesOfAnotherProgramThatTheDataplaneRemoves(t *testing.
 			"nftables table ip kubelb-ebpf: nft delete table ip kubelb-ebpf",
 			"nftables table ip6 kubelb-ebpf-end: nft delete table ip6 kubelb-ebpf-end",
 		}, lacking())
-	}))
+	})
 }

@@ -2,7 +2,6 @@ package envoy
 
 import (
 	"fmt"
-	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -11,7 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
 
-	"kubelb.k8c.io/backends/dataplane/preflight"
+	"kubelb.k8c.io/backends/dataplane/preflight/preflighttest"
 	"kubelb.k8c.io/backends/nftables/elements"
 )
 
@@ -39,13 +38,10 @@ func sentTo() (to []string, err error) {
 }
 
 func TestAnUplinkThatIsReplacedAnswersEchoRequestsByItself(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: it makes a network namespace")
-	}
 	var failed error
 	var found [][]string
 	var left int
-	require.True(t, preflight.InOwnNetwork(func() {
+	preflighttest.InOwnNetwork(t, func() {
 		e := newEcho("trial")
 		try := func(do func() error) {
 			if failed == nil {
@@ -91,7 +87,7 @@ func TestAnUplinkThatIsReplacedAnswersEchoRequestsByItself(t *testing.T) {
 			left = len(chains) + len(e.interfaces)
 			return err
 		})
-	}))
+	})
 	require.NoError(t, failed)
 	both := []string{"far", "far", "uplink", "uplink"} // IPv4 and IPv6, at both ends
 	require.Equal(t, [][]string{both, both, both, both, nil}, found)

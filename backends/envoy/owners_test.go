@@ -1,23 +1,18 @@
 package envoy
 
 import (
-	"os"
 	"testing"
 
 	nft "github.com/google/nftables"
 	"github.com/stretchr/testify/assert"
-	"github.com/stretchr/testify/require"
 
 	"kubelb.k8c.io/backends/dataplane"
-	"kubelb.k8c.io/backends/dataplane/preflight"
+	"kubelb.k8c.io/backends/dataplane/preflight/preflighttest"
 	"kubelb.k8c.io/backends/nftables/elements"
 )
 
 func TestPreflightNamesTablesOfAnotherProgramThatAStartReplaces(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("needs root: it makes network namespaces")
-	}
-	require.True(t, preflight.InOwnNetwork(func() {
+	preflighttest.InOwnNetwork(t, func() {
 		lines := func() (lines []string) {
 			for _, c := range ownerChecks("kubelb-envoy") {
 				assert.False(t, c.Required(), "the dataplane starts")
@@ -46,5 +41,5 @@ func TestPreflightNamesTablesOfAnotherProgramThatAStartReplaces(t *testing.T) {
 			"nftables table netdev kubelb-envoy" + becomes + "netdev kubelb-envoy" + advice,
 		}, lines(), "the guard has no table of family inet")
 		assert.Equal(t, dataplane.CheckOK, ownerChecks("other")[0].State)
-	}))
+	})
 }

@@ -19,6 +19,7 @@ import (
 	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/backends/plugin"
+	"kubelb.k8c.io/manager/announce/announcetest"
 	"kubelb.k8c.io/manager/gateway/driver"
 	"kubelb.k8c.io/manager/gateway/driver/drivertest"
 	"kubelb.k8c.io/manager/probe"
@@ -36,7 +37,7 @@ type onHost struct {
 }
 
 func newOnHost(t *testing.T) *onHost {
-	return newOnHostWith(t, Options{AnnounceOptions: AnnounceOptions{Announcer: board{}}})
+	return newOnHostWith(t, Options{AnnounceOptions: AnnounceOptions{Announcer: announcetest.Board{}}})
 }
 
 func newOnHostWith(t *testing.T, o Options) *onHost {

@@ -14,6 +14,7 @@ import (
 
 	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/core/ipam"
+	"kubelb.k8c.io/manager/announce/announcetest"
 	"kubelb.k8c.io/manager/gateway/drain"
 	"kubelb.k8c.io/manager/gateway/driver"
 	"kubelb.k8c.io/manager/gateway/driver/drivertest"
@@ -24,7 +25,7 @@ import (
 // locked is a board of several goroutines.
 type locked struct {
 	mu    sync.Mutex // guards board
-	board board
+	board announcetest.Board
 }
 
 func (l *locked) Announce(addresses ...netip.Addr) {
@@ -50,7 +51,7 @@ func (*locked) Silent(ipam.Family) string { return "" }
 func (*locked) Run(context.Context) error { return nil }
 
 func TestElectionsAndEventsGoOnWhileABackendHangs(t *testing.T) {
-	announced, one := &locked{board: board{}}, netip.MustParseAddr("203.0.113.1")
+	announced, one := &locked{board: announcetest.Board{}}, netip.MustParseAddr("203.0.113.1")
 	h := newOnHostWith(t, Options{AnnounceOptions: AnnounceOptions{Announcer: announced}})
 	h.Has(drivertest.Module, drivertest.Sysctl)
 	requireReady(t, h.conditions())
@@ -167,7 +168,7 @@ func TestTheLoopStartsAPluginAgainThatHasEnded(t *testing.T) {
 }
 
 func TestWhatWakesUpTheLoopHasItElect(t *testing.T) {
-	announced, one := &locked{board: board{}}, netip.MustParseAddr("203.0.113.1")
+	announced, one := &locked{board: announcetest.Board{}}, netip.MustParseAddr("203.0.113.1")
 	own := &lease{}
 	wake := NewWake()
 	right := ownership.NewRight(ownership.RightOptions{Lease: own, Segment: own, Changed: wake.Up, Log: slog.New(slog.DiscardHandler)})

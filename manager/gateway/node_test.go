@@ -7,11 +7,13 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"kubelb.k8c.io/manager/announce/announcetest"
 )
 
 func TestAGatewayWhoseNodeIsCordonedDrainsAsLongAsOthersTakeOver(t *testing.T) {
 	peers := &changing{}
-	g := New(Options{Name: "g", AnnounceOptions: AnnounceOptions{Announcer: board{}}, PeerOptions: PeerOptions{Member: peers}, Log: slog.New(slog.DiscardHandler)}, nil, nil)
+	g := New(Options{Name: "g", AnnounceOptions: AnnounceOptions{Announcer: announcetest.Board{}}, PeerOptions: PeerOptions{Member: peers}, Log: slog.New(slog.DiscardHandler)}, nil, nil)
 	g.ownership.Add(netip.MustParseAddr("203.0.113.1"))
 	there, gone := neighbours{{Name: "other", Present: true, Serves: true}}, neighbours{{Name: "other", Serves: true}}
 	now := time.Now()
@@ -43,7 +45,7 @@ func TestOfGatewaysWhoseNodesAreCordonedAtOnceOneStays(t *testing.T) {
 	gateways, peers := map[string]*Gateway{}, map[string]*changing{}
 	for _, name := range names {
 		peers[name] = &changing{}
-		g := New(Options{Name: name, AnnounceOptions: AnnounceOptions{Announcer: board{}}, PeerOptions: PeerOptions{Member: peers[name]}, Log: slog.New(slog.DiscardHandler)}, nil, nil)
+		g := New(Options{Name: name, AnnounceOptions: AnnounceOptions{Announcer: announcetest.Board{}}, PeerOptions: PeerOptions{Member: peers[name]}, Log: slog.New(slog.DiscardHandler)}, nil, nil)
 		g.ownership.Add(netip.MustParseAddr("203.0.113.1"))
 		g.drain.Cordon(true)
 		gateways[name] = g

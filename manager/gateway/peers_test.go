@@ -2,34 +2,13 @@ package gateway
 
 import (
 	"context"
-	"net/netip"
 	"sync/atomic"
 	"time"
 
 	"kubelb.k8c.io/core/election"
-	"kubelb.k8c.io/core/ipam"
 	"kubelb.k8c.io/manager/heartbeat"
 	"kubelb.k8c.io/manager/membership"
 )
-
-// board notes what is announced.
-type board map[netip.Addr]bool
-
-func (b board) Announce(addresses ...netip.Addr) {
-	for _, a := range addresses {
-		b[a] = true
-	}
-}
-
-func (b board) Withdraw(addresses ...netip.Addr) {
-	for _, a := range addresses {
-		delete(b, a)
-	}
-}
-
-func (board) Able() bool                { return true }
-func (board) Silent(ipam.Family) string { return "" }
-func (board) Run(context.Context) error { return nil }
 
 // neighbours are peers, as their Leases say, of a gateway that holds its own.
 type neighbours []membership.Other

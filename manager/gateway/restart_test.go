@@ -11,18 +11,12 @@ import (
 
 	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/core/model"
-	"kubelb.k8c.io/core/translate"
 	"kubelb.k8c.io/manager/gateway/driver/drivertest"
 )
 
 // asks has a tenant ask for a LoadBalancer with so many ports, of which the hub says so in that version.
 func (h *onHost) asks(tenant string, ports int32, version uint64, vips ...netip.Addr) {
-	h.hub.SetTenant(translate.Tenant{Name: tenant, BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}})
-	lb := translate.LoadBalancer{ObjectName: model.ObjectName{Namespace: "tenant-" + tenant, Name: "lb"}, Type: "LoadBalancer", VIPs: vips, Addresses: []translate.Address{{IP: "198.51.100.1"}}}
-	for n := range ports {
-		lb.Ports, lb.EndpointPorts = append(lb.Ports, translate.Port{Number: 1 + n}), append(lb.EndpointPorts, translate.Port{Number: 30000})
-	}
-	h.hub.SetLoadBalancer(lb)
+	drivertest.Ask(h.hub, tenant, ports, vips...)
 	h.seen = version
 }
 

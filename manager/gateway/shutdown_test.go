@@ -11,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"kubelb.k8c.io/core/ipam"
+	"kubelb.k8c.io/manager/announce/announcetest"
 	"kubelb.k8c.io/manager/gateway/ownership"
 	"kubelb.k8c.io/manager/gateway/report"
 	"kubelb.k8c.io/manager/membership"
@@ -27,7 +28,7 @@ type leaver struct {
 }
 
 func leave(t *testing.T, o Options, peers neighbours) *leaver {
-	o.Name, o.Announcer, o.Member, o.Log = "g", board{}, peers, slog.New(slog.DiscardHandler)
+	o.Name, o.Announcer, o.Member, o.Log = "g", announcetest.Board{}, peers, slog.New(slog.DiscardHandler)
 	l := &leaver{Gateway: New(o, nil, nil), address: netip.MustParseAddr("203.0.113.1"), ended: make(chan struct{})}
 	l.served = true
 	l.noteReadiness()
@@ -129,7 +130,7 @@ func TestAGatewayThatNobodyReplacesEndsAtOnce(t *testing.T) {
 
 func TestAGatewayEndsAtOnceThatIsNotToWaitOrHasNotServed(t *testing.T) {
 	leave(t, Options{}, neighbours{{Name: "other", Present: true, Serves: true}}).requireEnd(t)
-	g := New(Options{Name: "g", AnnounceOptions: AnnounceOptions{Announcer: board{}}, DrainOptions: DrainOptions{DrainTimeout: time.Hour}, Log: slog.New(slog.DiscardHandler)}, nil, nil)
+	g := New(Options{Name: "g", AnnounceOptions: AnnounceOptions{Announcer: announcetest.Board{}}, DrainOptions: DrainOptions{DrainTimeout: time.Hour}, Log: slog.New(slog.DiscardHandler)}, nil, nil)
 	g.Shutdown(t.Context())
 	require.True(t, g.drain.Shutdown.Told())
 }
@@ -149,7 +150,7 @@ func TestAGatewayThatHasDrainedSaysThatOthersAreThereOnlyIfItKnowsSo(t *testing.
 		"without a Lease nobody knows of another": {nil, "1", notAll},
 	} {
 		t.Run(name, func(t *testing.T) {
-			g := New(Options{Name: "g", AnnounceOptions: AnnounceOptions{Announcer: board{}}, PeerOptions: PeerOptions{Member: c.peers}, Log: slog.New(slog.DiscardHandler)}, nil, nil)
+			g := New(Options{Name: "g", AnnounceOptions: AnnounceOptions{Announcer: announcetest.Board{}}, PeerOptions: PeerOptions{Member: c.peers}, Log: slog.New(slog.DiscardHandler)}, nil, nil)
 			ranges, err := ipam.ParseRanges([]string{"203.0.113.0/24"}, false)
 			require.NoError(t, err)
 			g.selection.SetPool("pool", ranges, &metav1.LabelSelector{MatchLabels: map[string]string{"rack": "1"}})

@@ -11,38 +11,29 @@ import (
 
 	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/core/ipam"
+	"kubelb.k8c.io/manager/announce/announcetest"
 	"kubelb.k8c.io/manager/gateway/drain"
 	"kubelb.k8c.io/manager/gateway/driver/drivertest"
 	"kubelb.k8c.io/manager/gateway/ownership"
 	"kubelb.k8c.io/manager/gateway/report"
 )
 
-// mute is an announcer that nobody hears, of some families.
-type mute struct {
-	board
-	able bool
-	why  map[ipam.Family]string
-}
-
-func (m mute) Able() bool                  { return m.able }
-func (m mute) Silent(f ipam.Family) string { return m.why[f] }
-
 func TestAFamilyThatNobodyHearsOfIsNamedWithTheReason(t *testing.T) {
 	now := time.Now()
-	with := func(m mute) *Gateway {
+	with := func(m announcetest.Mute) *Gateway {
 		g := New(Options{Name: "g", AnnounceOptions: AnnounceOptions{Announcer: m}, Log: slog.New(slog.DiscardHandler)}, nil, nil)
 		g.served = true
 		return g
 	}
-	g := with(mute{able: true, why: map[ipam.Family]string{ipam.IPv6: "no IPv6 on eth1"}})
+	g := with(announcetest.Mute{IsAble: true, Why: map[ipam.Family]string{ipam.IPv6: "no IPv6 on eth1"}})
 	require.Equal(t, []v1alpha1.GatewaySilence{{Family: corev1.IPv6Protocol, Message: "no IPv6 on eth1"}}, g.silent(now), "at once, since IPv4 is heard of")
 
-	g = with(mute{why: map[ipam.Family]string{ipam.IPv4: "eth1 is down", ipam.IPv6: "eth1 is down"}})
+	g = with(announcetest.Mute{Why: map[ipam.Family]string{ipam.IPv4: "eth1 is down", ipam.IPv6: "eth1 is down"}})
 	require.Empty(t, g.silent(now), "a gateway that has just begun may be heard in a moment")
 	require.Equal(t, now.Add(report.SilentAfter), g.silence.Next(), "and looks again")
 	require.Len(t, g.silent(now.Add(report.SilentAfter)), 2)
 
-	g = with(mute{able: true})
+	g = with(announcetest.Mute{IsAble: true})
 	require.Empty(t, g.silent(now))
 	g.drain.Request(true)
 	g.drain.Update(now, g.ownership.Replaced)
@@ -56,7 +47,7 @@ func TestAGatewayThatMayNotAnswerIsSilentAndSaysWhy(t *testing.T) {
 	now, own := time.Now(), &lease{}
 	own.holds.Store(true)
 	right := ownership.NewRight(ownership.RightOptions{Lease: own, Segment: own, Changed: func() {}, Log: slog.New(slog.DiscardHandler)})
-	g := New(Options{Name: "g", AnnounceOptions: AnnounceOptions{Announcer: mute{able: true}}, PeerOptions: PeerOptions{Right: right}, Log: slog.New(slog.DiscardHandler)}, nil, nil)
+	g := New(Options{Name: "g", AnnounceOptions: AnnounceOptions{Announcer: announcetest.Mute{IsAble: true}}, PeerOptions: PeerOptions{Right: right}, Log: slog.New(slog.DiscardHandler)}, nil, nil)
 	g.served = true
 	g.elect(t.Context())
 	require.True(t, g.ownership.MayAnswer())
@@ -70,7 +61,7 @@ func TestAGatewayThatMayNotAnswerIsSilentAndSaysWhy(t *testing.T) {
 
 // After its host was started again a gateway answers for nothing before its dataplane works, whatever its object says of the time before.
 func TestAGatewayWhoseDataplaneDoesNotStartIsSilentAndSaysWhy(t *testing.T) {
-	h := newOnHostWith(t, Options{AnnounceOptions: AnnounceOptions{Announcer: mute{able: true}}})
+	h := newOnHostWith(t, Options{AnnounceOptions: AnnounceOptions{Announcer: announcetest.Mute{IsAble: true}}})
 	h.broken = errors.New("module nf_tables: not loaded")
 	h.works()
 	now := time.Now()

@@ -8,6 +8,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"kubelb.k8c.io/manager/announce/announcetest"
 	"kubelb.k8c.io/manager/gateway/driver/drivertest"
 )
 
@@ -23,7 +24,7 @@ func (filterCalls) End() error { return nil }
 // A filter that is made before the dataplane has its chains does not know that the dataplane's connections are tracked, and drops them.
 func TestAGatewayServesOnceItsFilterKnowsOfTheDataplane(t *testing.T) {
 	calls := make(filterCalls)
-	h := newOnHostWith(t, Options{AnnounceOptions: AnnounceOptions{Announcer: board{}}, HostOptions: HostOptions{Transit: calls}})
+	h := newOnHostWith(t, Options{AnnounceOptions: AnnounceOptions{Announcer: announcetest.Board{}}, HostOptions: HostOptions{Transit: calls}})
 	h.Has(drivertest.Module, drivertest.Sysctl)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error)

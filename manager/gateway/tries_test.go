@@ -10,6 +10,7 @@ import (
 
 	"kubelb.k8c.io/api/v1alpha1"
 	"kubelb.k8c.io/core/ipam"
+	"kubelb.k8c.io/manager/announce/announcetest"
 	"kubelb.k8c.io/manager/gateway/driver/drivertest"
 )
 
@@ -24,7 +25,7 @@ func leftFailing() *v1alpha1.Gateway {
 
 // again is a gateway whose process is new, and which tries ports.
 func again(t *testing.T, o Options) *onHost {
-	o.Announcer, o.TryEvery, o.TryFrom = board{}, time.Minute, []netip.Addr{netip.MustParseAddr("192.0.0.6")}
+	o.Announcer, o.TryEvery, o.TryFrom = announcetest.Board{}, time.Minute, []netip.Addr{netip.MustParseAddr("192.0.0.6")}
 	h := newOnHostWith(t, o)
 	h.asks("a", 2, 4, netip.MustParseAddr("203.0.113.1"))
 	gatewayChanged(leftFailing(), false)(h.Gateway)

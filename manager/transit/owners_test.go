@@ -1,21 +1,16 @@
 package transit
 
 import (
-	"os"
 	"testing"
 
 	nft "github.com/google/nftables"
 	"github.com/stretchr/testify/assert"
-	"github.com/stretchr/testify/require"
 
-	"kubelb.k8c.io/backends/dataplane/preflight"
+	"kubelb.k8c.io/backends/dataplane/preflight/preflighttest"
 )
 
 func TestPreflightNamesATableOfAnotherProgramUnderTheFiltersName(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("needs root: it makes network namespaces")
-	}
-	require.True(t, preflight.InOwnNetwork(func() {
+	preflighttest.InOwnNetwork(t, func() {
 		says := func() string {
 			checks := OwnerChecks()
 			assert.Len(t, checks, 1)
@@ -32,5 +27,5 @@ func TestPreflightNamesATableOfAnotherProgramUnderTheFiltersName(t *testing.T) {
 		assert.NoError(t, c.Flush())
 		assert.Equal(t, "nftables table inet kubelb-transit: another program has made it; the gateway removes it when it starts; does not work: what that program does with it; "+
 			"run: nft delete table inet kubelb-transit     # or give it another name", says())
-	}))
+	})
 }

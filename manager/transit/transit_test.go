@@ -4,14 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"os/exec"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
 
-	"kubelb.k8c.io/backends/dataplane/preflight"
+	"kubelb.k8c.io/backends/dataplane/preflight/preflighttest"
 )
 
 // host is a network namespace with the interfaces clients, nodes and pods, and what a test does there.
@@ -23,18 +22,15 @@ type host struct {
 // inHost runs f on a host of its own.
 func inHost(t *testing.T, f func(h *host)) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: it makes a network namespace")
-	}
 	h := &host{t: t}
-	require.True(t, preflight.InOwnNetwork(func() {
+	preflighttest.InOwnNetwork(t, func() {
 		h.plug("clients", "192.0.2.1/24")
 		h.plug("nodes", "198.51.100.1/24")
 		h.plug("pods", "10.244.9.1/24")
 		if h.err == nil {
 			f(h)
 		}
-	}))
+	})
 	require.NoError(t, h.err)
 }
 

@@ -1,22 +1,17 @@
 package watchdog
 
 import (
-	"os"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
-	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
 
 	"kubelb.k8c.io/backends/dataplane"
-	"kubelb.k8c.io/backends/dataplane/preflight"
+	"kubelb.k8c.io/backends/dataplane/preflight/preflighttest"
 )
 
 func TestPreflightNamesAnInterfaceOfAnotherProgramUnderANameOfThePair(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("needs root: it makes network namespaces")
-	}
-	require.True(t, preflight.InOwnNetwork(func() {
+	preflighttest.InOwnNetwork(t, func() {
 		lacking := func() (subjects []string) {
 			for _, c := range dataplane.Lacking(OwnerChecks()) {
 				assert.False(t, c.Required(), "the gateway starts")
@@ -31,5 +26,5 @@ func TestPreflightNamesAnInterfaceOfAnotherProgramUnderANameOfThePair(t *testing
 		assert.NoError(t, removeLane())
 		assert.NoError(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: near}, PeerName: "other"}))
 		assert.Equal(t, []string{"interface kubelb-watch"}, lacking())
-	}))
+	})
 }

@@ -107,7 +107,7 @@ func TestATenantHasAsManyConnectionsAsItMay(t *testing.T) {
 		})
 		tenantUses(t, counted, "connectionsPerPort", 3)
 		for _, c := range open {
-			require.NoError(t, askOn(t, c), "one that was there")
+			require.NoError(t, askOn(t, c, 10*time.Second), "one that was there")
 		}
 		open[0].Close()
 		eventually(t, 30*time.Second, func() error {
@@ -208,17 +208,15 @@ func connect(t *testing.T, ip string) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := askWithin(t, c, time.Second); err != nil {
+	if err := askOn(t, c, time.Second); err != nil {
 		c.Close()
 		return nil, err
 	}
 	return c, nil
 }
 
-// askOn asks on a connection that has been served: a machine with much to do may take its time to answer.
-func askOn(t *testing.T, c net.Conn) error { return askWithin(t, c, 10*time.Second) }
-
-func askWithin(t *testing.T, c net.Conn, wait time.Duration) error {
+// askOn asks on a connection, and waits so long for the answer: a machine with much to do may take its time.
+func askOn(t *testing.T, c net.Conn, wait time.Duration) error {
 	ctx, cancel := context.WithTimeout(t.Context(), wait)
 	defer cancel()
 	_, err := cluster.AskHostname(ctx, c)

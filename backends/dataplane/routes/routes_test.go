@@ -3,7 +3,6 @@ package routes
 import (
 	"context"
 	"net"
-	"os"
 	"testing"
 	"time"
 
@@ -11,7 +10,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"kubelb.k8c.io/backends/dataplane/preflight"
+	"kubelb.k8c.io/backends/dataplane/preflight/preflighttest"
 )
 
 // host is an interface of a host that has no other ones.
@@ -45,12 +44,9 @@ func (h *host) changes() map[string]func() error {
 }
 
 func TestEachChangeOfRoutesRulesAddressesAndInterfacesIsNoted(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: it makes a network namespace")
-	}
 	unheard := map[string]bool{}
 	var failed error
-	require.True(t, preflight.InOwnNetwork(func() {
+	preflighttest.InOwnNetwork(t, func() {
 		var c Changes
 		pair := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "one"}, PeerName: "far"}
 		if failed = netlink.LinkAdd(pair); failed == nil {
@@ -84,7 +80,7 @@ func TestEachChangeOfRoutesRulesAddressesAndInterfacesIsNoted(t *testing.T) {
 		}
 		cancel()
 		<-ended
-	}))
+	})
 	require.NoError(t, failed)
 	require.Empty(t, unheard)
 }

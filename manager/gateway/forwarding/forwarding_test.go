@@ -19,6 +19,7 @@ import (
 
 	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/backends/dataplane/preflight"
+	"kubelb.k8c.io/backends/dataplane/preflight/preflighttest"
 )
 
 // settingsWith are sysctls with these values.
@@ -73,17 +74,14 @@ type segment struct{ assert *assert.Assertions }
 // onSegment calls f in a network namespace of its own, in which the kernel listens to routers unless it forwards.
 func onSegment(t *testing.T, f func(segment)) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: it makes network namespaces")
-	}
-	require.True(t, preflight.InOwnNetwork(func() {
+	preflighttest.InOwnNetwork(t, func() {
 		s := segment{assert.New(t)} // it runs on a goroutine of its own, which require may not end
 		s.run("ip", "link", "add", "eth0", "type", "veth", "peer", "name", "wire")
 		s.run("ip", "link", "set", "wire", "up")
 		s.run("sysctl", "-qw", "net.ipv6.conf.eth0.accept_dad=0")
 		s.run("ip", "link", "set", "eth0", "up")
 		f(s)
-	}))
+	})
 }
 
 func (s segment) run(argv ...string) string {

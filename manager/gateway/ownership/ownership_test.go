@@ -14,32 +14,14 @@ import (
 	"kubelb.k8c.io/core/ipam"
 	"kubelb.k8c.io/core/model"
 	"kubelb.k8c.io/manager/announce"
+	"kubelb.k8c.io/manager/announce/announcetest"
 	"kubelb.k8c.io/manager/heartbeat"
 	"kubelb.k8c.io/manager/membership"
 	"kubelb.k8c.io/manager/selection"
 )
 
-// board notes what is announced.
-type board map[netip.Addr]bool
-
-func (b board) Announce(addresses ...netip.Addr) {
-	for _, a := range addresses {
-		b[a] = true
-	}
-}
-
-func (b board) Withdraw(addresses ...netip.Addr) {
-	for _, a := range addresses {
-		delete(b, a)
-	}
-}
-
-func (board) Able() bool                { return true }
-func (board) Silent(ipam.Family) string { return "" }
-func (board) Run(context.Context) error { return nil }
-
 func TestAnAddressIsAnsweredForWhileItIsThisGatewaysAndNobodyElseHasIt(t *testing.T) {
-	b := board{}
+	b := announcetest.Board{}
 	g := alone(b, true)
 	one, two, three := netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("203.0.113.2"), netip.MustParseAddr("203.0.113.3")
 	serve := func(addresses ...netip.Addr) {
@@ -69,33 +51,23 @@ func TestAnAddressIsAnsweredForWhileItIsThisGatewaysAndNobodyElseHasIt(t *testin
 	}
 	serve(one, two)
 	g.decide(t.Context(), &plane{}, "view 1", mine(one, two), of(one))
-	require.Equal(t, board{one: true}, b)
+	require.Equal(t, announcetest.Board{one: true}, b)
 	require.Equal(t, 1, g.waiting, "two is another one's yet")
 	g.decide(t.Context(), &plane{}, "view 1", mine(one, two), of(one, two))
-	require.Equal(t, board{one: true, two: true}, b)
+	require.Equal(t, announcetest.Board{one: true, two: true}, b)
 	require.Zero(t, g.waiting)
 	serve(three)
 	asked = 0
 	g.decide(t.Context(), &plane{}, "view 1", mine(one, two, three), of(one, two, three))
-	require.Equal(t, board{one: true, two: true, three: true}, b)
+	require.Equal(t, announcetest.Board{one: true, two: true, three: true}, b)
 	require.Equal(t, 2, asked, "whether the new one is mine, and may be claimed")
 	g.decide(t.Context(), &plane{}, "view 2", mine(two), of())
-	require.Equal(t, board{two: true}, b)
+	require.Equal(t, announcetest.Board{two: true}, b)
 	g.Remove(two)
 	require.Empty(t, maps.Collect(maps.All(b)))
 	g.decide(t.Context(), &plane{}, "view 3", mine(one, two, three), of(one, two, three))
-	require.Equal(t, board{one: true, three: true}, b)
+	require.Equal(t, announcetest.Board{one: true, three: true}, b)
 }
-
-// mute is an announcer that nobody hears, of some families.
-type mute struct {
-	board
-	able bool
-	why  map[ipam.Family]string
-}
-
-func (m mute) Able() bool                  { return m.able }
-func (m mute) Silent(f ipam.Family) string { return m.why[f] }
 
 // neighbours are fellow gateways, as their Leases say.
 type neighbours []membership.Other
@@ -161,7 +133,7 @@ func elections(t *testing.T, g *Ownership) {
 
 func TestAGatewayThatGetsNoLeaseForAWhileHasNotFailed(t *testing.T) {
 	h := &hub{}
-	g := h.gateway(board{})
+	g := h.gateway(announcetest.Board{})
 	elections(t, g)
 	require.False(t, h.said.Candidate, "nobody knows who else stands")
 	h.take()
@@ -177,7 +149,7 @@ func TestAGatewayThatGetsNoLeaseForAWhileHasNotFailed(t *testing.T) {
 func TestAGatewayThatLosesItsLeaseHasFailedOnce(t *testing.T) {
 	h := &hub{candidates: []string{"another"}}
 	h.take()
-	g := h.gateway(board{})
+	g := h.gateway(announcetest.Board{})
 	elections(t, g)
 	require.False(t, h.said.Candidate)
 	g.candidate.since = time.Now().Add(-returnAfter)
@@ -204,7 +176,7 @@ func TestBesideCandidatesOfAnotherConfigurationNobodyBeginsToStand(t *testing.T)
 	}
 	h := &hub{peers: stranger("another"), candidates: []string{"another"}}
 	h.take()
-	g := h.gateway(board{})
+	g := h.gateway(announcetest.Board{})
 	elections(t, g)
 	g.candidate.since = time.Now().Add(-returnAfter)
 	elections(t, g)
@@ -220,7 +192,7 @@ func TestBesideCandidatesOfAnotherConfigurationNobodyBeginsToStand(t *testing.T)
 func TestWhileTheAPIIsAwayNobodyBeginsToStand(t *testing.T) {
 	h := &hub{candidates: []string{"another"}}
 	h.take()
-	g := h.gateway(board{})
+	g := h.gateway(announcetest.Board{})
 	elections(t, g)
 	require.False(t, h.said.Candidate)
 	h.holds, h.candidates = false, nil
@@ -249,7 +221,7 @@ func TestWhoHadAnAddressIsWhoActedUponThat(t *testing.T) {
 			h.others = append(h.others, membership.Other{Name: name, Present: true, Reached: []netip.Addr{a}})
 		}
 		h.take()
-		g := h.gateway(board{})
+		g := h.gateway(announcetest.Board{})
 		g.Add(address)
 		elections(t, g)
 		h.candidates, h.peers = []string{"b"}, []election.Peer{b}
@@ -308,48 +280,48 @@ func TestAGatewayAnswersForAddressesOfTheFamiliesThatItsInterfacesCarry(t *testi
 	}
 	h := &hub{}
 	h.take()
-	b, why := board{}, map[ipam.Family]string{ipam.IPv6: "IPv6 is turned off"}
-	g := h.gateway(mute{b, true, why})
+	b, why := announcetest.Board{}, map[ipam.Family]string{ipam.IPv6: "IPv6 is turned off"}
+	g := h.gateway(announcetest.Mute{Board: b, IsAble: true, Why: why})
 	for _, a := range []netip.Addr{four, six} {
 		g.Add(a)
 	}
 	elections(t, g)
-	require.Equal(t, board{four: true}, b)
+	require.Equal(t, announcetest.Board{four: true}, b)
 	require.Equal(t, []string{"g"}, h.said.WithoutIPv6, "others are told")
 	require.Empty(t, h.said.WithoutIPv4)
 	require.False(t, g.Settling(time.Now()), "nothing changes by itself")
 
 	delete(why, ipam.IPv6)
 	elections(t, g)
-	require.Equal(t, board{four: true, six: true}, b, "there is no other candidate")
+	require.Equal(t, announcetest.Board{four: true, six: true}, b, "there is no other candidate")
 	require.Empty(t, h.said.WithoutIPv6)
 
 	// Another candidate would win the IPv4 address, but carries IPv6 alone.
 	other := election.Peer{Name: "other", View: election.View{Candidates: both, WithoutIPv4: []string{"other"}}}
 	h.candidates, h.peers = []string{"other"}, []election.Peer{other}
 	elections(t, g)
-	require.Equal(t, board{four: true, six: true}, b)
+	require.Equal(t, announcetest.Board{four: true, six: true}, b)
 	require.Equal(t, []string{"other"}, h.said.WithoutIPv4)
 
 	why[ipam.IPv6] = "IPv6 is turned off again"
 	g.Elect(t.Context(), &plane{}, serves)
-	require.Equal(t, board{four: true}, b, "it lets go at once")
+	require.Equal(t, announcetest.Board{four: true}, b, "it lets go at once")
 	require.Equal(t, []string{"g"}, h.said.WithoutIPv6)
 
 	delete(why, ipam.IPv6)
 	elections(t, g)
-	require.Equal(t, board{four: true}, b, "it waits after a loss")
+	require.Equal(t, announcetest.Board{four: true}, b, "it waits after a loss")
 	require.True(t, g.Settling(time.Now()))
 	g.families[ipam.IPv6].since = time.Now().Add(-2 * returnAfter)
 	elections(t, g)
-	require.Equal(t, board{four: true, six: true}, b)
+	require.Equal(t, announcetest.Board{four: true, six: true}, b)
 	require.True(t, h.said.Candidate, "it has remained a candidate")
 	require.False(t, g.Settling(time.Now()))
 }
 
 // A decision that waits for the backend is not carried out after a later one.
 func TestADecisionThatWaitedIsGivenUpForALaterOne(t *testing.T) {
-	b := board{}
+	b := announcetest.Board{}
 	g := alone(b, true)
 	one := netip.MustParseAddr("203.0.113.1")
 	g.answers[one] = false
@@ -366,13 +338,13 @@ func TestADecisionThatWaitedIsGivenUpForALaterOne(t *testing.T) {
 }
 
 func TestAnAddressThatComesWhileTheLeaseIsAwayIsNotCalledAnnouncedBeforeItIs(t *testing.T) {
-	h, b := &hub{keepWhenAlone: true}, board{}
+	h, b := &hub{keepWhenAlone: true}, announcetest.Board{}
 	h.take()
 	g := h.gateway(b)
 	before, next := netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("203.0.113.2")
 	g.Add(before)
 	elections(t, g)
-	require.Equal(t, board{before: true}, b)
+	require.Equal(t, announcetest.Board{before: true}, b)
 	require.True(t, g.Announces(true))
 
 	h.holds = false
@@ -381,19 +353,19 @@ func TestAnAddressThatComesWhileTheLeaseIsAwayIsNotCalledAnnouncedBeforeItIs(t *
 	require.True(t, g.Announces(true))
 	g.Add(next)
 	g.Elect(t.Context(), &plane{}, serves)
-	require.Equal(t, board{before: true}, b, "it takes nothing new")
+	require.Equal(t, announcetest.Board{before: true}, b, "it takes nothing new")
 	require.False(t, g.Announces(true))
 
 	h.holds = true
 	elections(t, g)
-	require.Equal(t, board{before: true, next: true}, b)
+	require.Equal(t, announcetest.Board{before: true, next: true}, b)
 	require.True(t, g.Announces(true))
 }
 
 func TestAGatewayThatMayNotAnswerDoesNotSayThatItAnnounced(t *testing.T) {
 	w := &world{verdict: heartbeat.OneReaches}
 	right := w.right(true)
-	g := New(Options{Name: "g", Announcer: board{}, Right: right, Selection: selection.New(), Alive: everyHost, Wake: func() {}})
+	g := New(Options{Name: "g", Announcer: announcetest.Board{}, Right: right, Selection: selection.New(), Alive: everyHost, Wake: func() {}})
 	g.Elect(t.Context(), &plane{}, serves)
 	require.True(t, g.Announces(true))
 	w.holds = false
@@ -403,7 +375,7 @@ func TestAGatewayThatMayNotAnswerDoesNotSayThatItAnnounced(t *testing.T) {
 }
 
 func TestADecisionThatWasGivenUpHasAnnouncedNothing(t *testing.T) {
-	b := board{}
+	b := announcetest.Board{}
 	g := alone(b, true)
 	g.Add(netip.MustParseAddr("203.0.113.1"))
 	mine := func(netip.Addr) (string, bool) { return "g", true }
@@ -420,7 +392,7 @@ func TestADecisionThatWasGivenUpHasAnnouncedNothing(t *testing.T) {
 
 func TestAGatewayThatIsHeardOfOneFamilyReplacesAnotherForThatFamilyOnly(t *testing.T) {
 	v4, v6 := netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("2001:db8:f::1")
-	var own mute
+	var own announcetest.Mute
 	replaced := func(others neighbours, addresses ...netip.Addr) bool {
 		g := New(Options{Name: "g", Announcer: own, Peers: others, Selection: selection.New(), Alive: everyHost})
 		for _, a := range addresses {
@@ -435,13 +407,13 @@ func TestAGatewayThatIsHeardOfOneFamilyReplacesAnotherForThatFamilyOnly(t *testi
 	require.False(t, replaced(neighbours{only6}, v4, v6))
 	require.True(t, replaced(neighbours{only4, only6}, v4, v6))
 
-	own.why = map[ipam.Family]string{ipam.IPv6: "IPv6 is turned off"}
+	own.Why = map[ipam.Family]string{ipam.IPv6: "IPv6 is turned off"}
 	require.True(t, replaced(neighbours{only4}, v4, v6), "nobody hears of the IPv6 address now, either")
 	require.False(t, replaced(neighbours{only6}, v4, v6))
 }
 
 func TestAGatewaySaysForWhichFamiliesItCannotTakeOver(t *testing.T) {
-	own := mute{why: map[ipam.Family]string{ipam.IPv6: "IPv6 is turned off"}}
+	own := announcetest.Mute{Why: map[ipam.Family]string{ipam.IPv6: "IPv6 is turned off"}}
 	require.Equal(t, membership.Unheard{IPv6: true}, alone(own, false).unheard())
 	g := alone(own, true)
 	require.Equal(t, membership.Unheard{IPv4: true, IPv6: true}, g.unheard(), "it is a candidate for neither yet")
@@ -450,9 +422,9 @@ func TestAGatewaySaysForWhichFamiliesItCannotTakeOver(t *testing.T) {
 }
 
 // moved is a gateway that is to take an address over from another one, which is there.
-func moved(t *testing.T, d Dataplane) (*Ownership, board) {
+func moved(t *testing.T, d Dataplane) (*Ownership, announcetest.Board) {
 	t.Helper()
-	b := board{}
+	b := announcetest.Board{}
 	other := membership.Other{Name: "other", Present: true, Reached: []netip.Addr{netip.MustParseAddr("192.0.2.2")}}
 	g := New(Options{Name: "g", Announcer: b, Elects: true, Peers: neighbours{other}, Selection: selection.New(), Redirect: time.Minute, Alive: everyHost, Wake: func() {}})
 	address := netip.MustParseAddr("203.0.113.1")
@@ -472,7 +444,7 @@ func TestTheDataplaneIsSentARedirectBeforeTheAddressIsClaimed(t *testing.T) {
 	g, b := moved(t, d)
 	require.Equal(t, []map[netip.Addr]bool{{address: true}}, d.sent)
 	require.Equal(t, model.Handover{Next: netip.MustParseAddr("192.0.2.2"), Asks: 3}, g.Redirect(address))
-	require.Equal(t, board{address: true}, b)
+	require.Equal(t, announcetest.Board{address: true}, b)
 	require.Equal(t, 1, g.Redirected())
 	require.False(t, g.RedirectsExpire().IsZero())
 }
@@ -487,10 +459,10 @@ func TestAnAddressIsClaimedOnceTheDataplaneHasItsRedirectOrDoesNotAnswerForAWhil
 	d.calling = time.Time{}
 	require.True(t, g.decide(t.Context(), d, "view", mineAlways, always))
 	require.Len(t, d.sent, 1)
-	require.Equal(t, board{address: true}, b)
+	require.Equal(t, announcetest.Board{address: true}, b)
 
 	_, b = moved(t, &plane{running: true, calling: time.Now().Add(-redirectPatience)})
-	require.Equal(t, board{address: true}, b, "its clients cannot wait for that any longer")
+	require.Equal(t, announcetest.Board{address: true}, b, "its clients cannot wait for that any longer")
 }
 
 func TestADataplaneThatDoesNotRunIsSentAllRedirectsWithItsStart(t *testing.T) {

@@ -5,6 +5,7 @@ package drivertest
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -16,6 +17,7 @@ import (
 
 	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/core/model"
+	"kubelb.k8c.io/core/translate"
 )
 
 // Files of a host, by which it has something, or its dataplane does something.
@@ -269,4 +271,14 @@ func (p *Process) Watch(ctx context.Context, _ func(dataplane.Fault)) error {
 	case <-p.gone:
 		return errEnded
 	}
+}
+
+// Ask has a tenant ask the hub for a LoadBalancer with so many ports, at the addresses.
+func Ask(hub *translate.Hub, tenant string, ports int32, vips ...netip.Addr) {
+	hub.SetTenant(translate.Tenant{Name: tenant, BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}})
+	lb := translate.LoadBalancer{ObjectName: model.ObjectName{Namespace: "tenant-" + tenant, Name: "lb"}, Type: "LoadBalancer", VIPs: vips, Addresses: []translate.Address{{IP: "198.51.100.1"}}}
+	for n := range ports {
+		lb.Ports, lb.EndpointPorts = append(lb.Ports, translate.Port{Number: 1 + n}), append(lb.EndpointPorts, translate.Port{Number: 30000})
+	}
+	hub.SetLoadBalancer(lb)
 }

@@ -42,8 +42,8 @@ func (b *Backend) Describe(context.Context) (dataplane.Description, error) {
 		dataplane.Transparent, dataplane.Direct, dataplane.IdleTimeout, dataplane.ICMPEcho, dataplane.PathMTU, dataplane.Refusal, dataplane.Handover, dataplane.Limits, dataplane.RateLimits}}, nil
 }
 
-// The source ports that clients' are rewritten to: below those that this host takes for its own
-// connections (net.ipv4.ip_local_port_range begins at 32768), and below NodePorts.
+// The dataplane rewrites clients' source ports to these. They lie below the ports that this host takes for its own connections
+// (net.ipv4.ip_local_port_range begins at 32768), and below NodePorts.
 const firstPort, lastPort = 1024, 29999
 
 // The operator's options.

@@ -20,7 +20,7 @@ const (
 )
 
 // drain leaves all new flows to the host, where another backend may have taken over, and waits for connections to end. It returns
-// those that have not.
+// the connections that are still open.
 func (k *kernel) drain(ctx context.Context) (map[tuple]bool, error) {
 	k.settings.Closing = 1
 	if err := k.writeSettings(); err != nil {
@@ -41,8 +41,8 @@ func (k *kernel) drain(ctx context.Context) (map[tuple]bool, error) {
 	}
 }
 
-// connections are the TCP connections of which no end has been seen, by what their clients send. What is kept for good may have left a
-// copy among the young ones, which is told nothing more.
+// connections are the open TCP connections, by the tuple of the client's packets. A flow that moved from YoungFlows to Flows may have left a copy in
+// YoungFlows, whose state is not updated any more.
 func (k *kernel) connections() (map[tuple]bool, error) {
 	open := map[tuple]bool{}
 	for _, m := range []*ebpf.Map{k.objects.Flows, k.objects.YoungFlows} {
@@ -59,7 +59,7 @@ func (k *kernel) connections() (map[tuple]bool, error) {
 			open[key] = true
 		}
 		if err := entries.Err(); errors.Is(err, ebpf.ErrIterationAborted) {
-			continue // they come and go faster than they can be read; those that stay long are in the other map
+			continue // young flows change faster than they can be read; connections that last are in Flows
 		} else if err != nil {
 			return nil, fmt.Errorf("read flows: %w", err)
 		}

@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// Packed is a list of targets in 5 bytes for an IPv4 address and 17 for an IPv6 address; the list itself takes 48 and 80. Lists with the same targets, in the same order and notation, are the
-// same when they are packed.
+// Packed is a list of targets. An IPv4 address takes 5 bytes and an IPv6 address 17, in a list of texts 48 and 80. Lists with the same targets, in the same
+// order and notation, are the same when they are packed.
 type Packed string
 
 // PackedTargets are the targets that stand in a LoadBalancer itself. To compare them costs as much as to compare two texts.

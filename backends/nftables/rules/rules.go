@@ -8,7 +8,8 @@ import (
 	"github.com/google/nftables/expr"
 )
 
-// Register names the 32-bit register at the given position. nft names those that begin a 128-bit register by that.
+// Register is the number of a 32-bit register, by its position. The first one of each 128-bit register has the number of the 128-bit register, as nft
+// writes it.
 func Register(word int) uint32 {
 	if word%4 == 0 {
 		return uint32(word/4 + 1)

@@ -381,11 +381,11 @@ func (g *Gateway) work(ctx context.Context) {
 	}
 	g.targets += len(changes.NewTargets) - len(changes.GoneTargets)
 	for _, t := range changes.GoneTargets {
-		g.prober.Forget(t)
+		g.prober.Remove(t)
 		delete(g.unhealthy, t)
 	}
 	for _, t := range changes.NewTargets {
-		g.prober.Watch(t)
+		g.prober.Add(t)
 	}
 	g.driver.Sync(ctx, changes.Model, g.seen)
 	g.noteReadiness()

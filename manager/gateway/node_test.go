@@ -15,7 +15,7 @@ func TestAGatewayWhoseNodeIsCordonedDrainsAsLongAsOthersTakeOver(t *testing.T) {
 	peers := &changing{}
 	g := New(Options{Name: "g", AnnounceOptions: AnnounceOptions{Announcer: announcetest.Board{}}, PeerOptions: PeerOptions{Member: peers}, Log: slog.New(slog.DiscardHandler)}, nil, nil)
 	g.ownership.Add(netip.MustParseAddr("203.0.113.1"))
-	there, gone := neighbours{{Name: "other", Present: true, Serves: true}}, neighbours{{Name: "other", Serves: true}}
+	there, gone := neighbours{{Name: "other", Active: true, CanTakeOver: true}}, neighbours{{Name: "other", CanTakeOver: true}}
 	now := time.Now()
 	drains := func(others neighbours, in time.Duration) bool {
 		peers.neighbours = others
@@ -61,7 +61,7 @@ func TestOfGatewaysWhoseNodesAreCordonedAtOnceOneStays(t *testing.T) {
 			var others neighbours
 			for _, other := range names {
 				if other != name {
-					others = append(others, neighbours{{Name: other, Present: true, Serves: true, Leaving: len(said) >= known && said[len(said)-known][other]}}...)
+					others = append(others, neighbours{{Name: other, Active: true, CanTakeOver: true, Draining: len(said) >= known && said[len(said)-known][other]}}...)
 				}
 			}
 			peers[name].neighbours = others

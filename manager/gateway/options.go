@@ -117,7 +117,7 @@ type Member interface {
 	ownership.Peers
 	report.Lease
 	// Trouble is why the Lease is not held, nil if it is.
-	Trouble() error
+	LastError() error
 	Run(ctx context.Context) error
 }
 

@@ -11,16 +11,16 @@ import (
 )
 
 // neighbours are peers, as their Leases say, of a gateway that holds its own.
-type neighbours []membership.Other
+type neighbours []membership.Peer
 
-func (neighbours) Peers() ([]election.Peer, []string, bool) { return nil, nil, true }
-func (n neighbours) Others() []membership.Other             { return n }
-func (neighbours) Say(membership.Said)                      {}
-func (neighbours) Told(election.View) bool                  { return true }
-func (neighbours) Reaches() bool                            { return true }
-func (neighbours) SayUnwritten(string)                      {}
-func (neighbours) Trouble() error                           { return nil }
-func (neighbours) Run(context.Context) error                { return nil }
+func (neighbours) ActivePeers() ([]election.Peer, []string, bool) { return nil, nil, true }
+func (n neighbours) AllPeers() []membership.Peer                  { return n }
+func (neighbours) Publish(membership.Published)                   {}
+func (neighbours) IsPublished(election.View) bool                 { return true }
+func (neighbours) Reaches() bool                                  { return true }
+func (neighbours) SetWriteError(string)                           {}
+func (neighbours) LastError() error                               { return nil }
+func (neighbours) Run(context.Context) error                      { return nil }
 
 // changing are peers that change.
 type changing struct{ neighbours }
@@ -28,8 +28,8 @@ type changing struct{ neighbours }
 // lease is this gateway's, where no other gateway is on the segment.
 type lease struct{ holds atomic.Bool }
 
-func (l *lease) Term() (uint64, bool)     { return 1, l.holds.Load() }
-func (*lease) Verdict() heartbeat.Verdict { return heartbeat.Alone }
+func (l *lease) LeaseNumber() (uint64, bool) { return 1, l.holds.Load() }
+func (*lease) Verdict() heartbeat.Verdict    { return heartbeat.Alone }
 func (*lease) Since(time.Duration) (leased, missing bool) {
 	return false, false
 }

@@ -78,7 +78,7 @@ func (l *leaver) requireNoEnd(t *testing.T) {
 }
 
 func TestAGatewayThatIsToldToEndWaitsUntilOthersHaveItsAddressesAndItsConnectionsHaveEnded(t *testing.T) {
-	l := leave(t, Options{DrainOptions: DrainOptions{DrainTimeout: time.Hour}}, neighbours{{Name: "other", Present: true, Serves: true}}).hears()
+	l := leave(t, Options{DrainOptions: DrainOptions{DrainTimeout: time.Hour}}, neighbours{{Name: "other", Active: true, CanTakeOver: true}}).hears()
 	l.drain.Update(time.Now(), l.ownership.Replaced)
 	require.True(t, l.drain.Draining(), "it says that it leaves")
 	for range 2 * looks {
@@ -100,7 +100,7 @@ func TestAGatewayThatIsToldToEndWaitsUntilOthersHaveItsAddressesAndItsConnection
 }
 
 func TestAGatewayThatIsToldToEndWaitsNoLongerThanItMay(t *testing.T) {
-	l := leave(t, Options{DrainOptions: DrainOptions{DrainTimeout: 50 * time.Millisecond}}, neighbours{{Name: "other", Present: true, Serves: true}}).hears()
+	l := leave(t, Options{DrainOptions: DrainOptions{DrainTimeout: 50 * time.Millisecond}}, neighbours{{Name: "other", Active: true, CanTakeOver: true}}).hears()
 	l.ownership.Remove(l.address)
 	l.looks(1)
 	l.requireEnd(t)
@@ -109,10 +109,10 @@ func TestAGatewayThatIsToldToEndWaitsNoLongerThanItMay(t *testing.T) {
 func TestAGatewayThatNobodyReplacesEndsAtOnce(t *testing.T) {
 	for name, peers := range map[string]neighbours{
 		"alone":                            nil,
-		"the other leaves, too":            {{Name: "other", Present: true, Leaving: true, Serves: true}},
-		"the other has failed":             {{Name: "other", Serves: true}},
-		"the other does not work yet":      {{Name: "other", Present: true}},
-		"the pool does not choose another": {{Name: "else", Present: true, Serves: true}},
+		"the other leaves, too":            {{Name: "other", Active: true, Draining: true, CanTakeOver: true}},
+		"the other has failed":             {{Name: "other", CanTakeOver: true}},
+		"the other does not work yet":      {{Name: "other", Active: true}},
+		"the pool does not choose another": {{Name: "else", Active: true, CanTakeOver: true}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := leave(t, Options{DrainOptions: DrainOptions{DrainTimeout: time.Hour}}, peers).hears()
@@ -129,7 +129,7 @@ func TestAGatewayThatNobodyReplacesEndsAtOnce(t *testing.T) {
 }
 
 func TestAGatewayEndsAtOnceThatIsNotToWaitOrHasNotServed(t *testing.T) {
-	leave(t, Options{}, neighbours{{Name: "other", Present: true, Serves: true}}).requireEnd(t)
+	leave(t, Options{}, neighbours{{Name: "other", Active: true, CanTakeOver: true}}).requireEnd(t)
 	g := New(Options{Name: "g", AnnounceOptions: AnnounceOptions{Announcer: announcetest.Board{}}, DrainOptions: DrainOptions{DrainTimeout: time.Hour}, Log: slog.New(slog.DiscardHandler)}, nil, nil)
 	g.Shutdown(t.Context())
 	require.True(t, g.drain.Shutdown.Told())
@@ -137,7 +137,7 @@ func TestAGatewayEndsAtOnceThatIsNotToWaitOrHasNotServed(t *testing.T) {
 
 func TestAGatewayThatHasDrainedSaysThatOthersAreThereOnlyIfItKnowsSo(t *testing.T) {
 	const let, all, notAll = "it answers for no address any more; ", "all of its addresses have another gateway that works", "not all of its addresses are known to have another gateway that works"
-	works := membership.Other{Name: "other", Present: true, Serves: true}
+	works := membership.Peer{Name: "other", Active: true, CanTakeOver: true}
 	for name, c := range map[string]struct {
 		peers  Member
 		rack   string
@@ -145,7 +145,7 @@ func TestAGatewayThatHasDrainedSaysThatOthersAreThereOnlyIfItKnowsSo(t *testing.
 	}{
 		"another one works":                       {neighbours{works}, "1", all},
 		"another one works, and is not chosen":    {neighbours{works}, "2", notAll},
-		"another one drains":                      {neighbours{{Name: "other", Present: true, Serves: true, Leaving: true}}, "1", notAll},
+		"another one drains":                      {neighbours{{Name: "other", Active: true, CanTakeOver: true, Draining: true}}, "1", notAll},
 		"there is no other one":                   {neighbours{}, "1", notAll},
 		"without a Lease nobody knows of another": {nil, "1", notAll},
 	} {

@@ -19,8 +19,8 @@ func (g *Gateway) silenceOf(f ipam.Family, now time.Time) string {
 	case g.drain.Over(now):
 		return "it drains, and answers for no address"
 	case !g.ownership.MayAnswer():
-		if g.options.Member != nil && g.options.Member.Trouble() != nil {
-			return "it may not answer for addresses: " + g.options.Member.Trouble().Error()
+		if g.options.Member != nil && g.options.Member.LastError() != nil {
+			return "it may not answer for addresses: " + g.options.Member.LastError().Error()
 		}
 		return "it may not answer for addresses: it does not hold its Lease, or another gateway may have taken over"
 	case !g.served:

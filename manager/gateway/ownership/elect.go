@@ -39,7 +39,7 @@ func (o *Ownership) elect(ctx context.Context, d Dataplane, s State) {
 	if owns && !holds {
 		return // what is answered for stays as it is while the API is away, and so do the candidates
 	}
-	peers, candidates, known := o.options.Peers.Peers()
+	peers, candidates, known := o.options.Peers.ActivePeers()
 	now := time.Now()
 	o.view = election.View{Configuration: o.options.Selection.Digest()}
 	works := s.Served && o.Able()
@@ -55,7 +55,7 @@ func (o *Ownership) elect(ctx context.Context, d Dataplane, s State) {
 	for _, f := range []ipam.Family{ipam.IPv4, ipam.IPv6} {
 		*o.view.WithoutFamily(f) = o.candidatesWithout(f, peers, able, known, now)
 	}
-	told := o.options.Peers.Told(o.view)
+	told := o.options.Peers.IsPublished(o.view)
 	decided := o.decide(ctx, d, fmt.Sprint(holds, told, o.view, peers), func(address netip.Addr) (string, bool) {
 		serves := o.options.Selection.ServingAddress(address)
 		name := o.view.Winner(address, serves)
@@ -72,7 +72,7 @@ func (o *Ownership) elect(ctx context.Context, d Dataplane, s State) {
 	}
 	o.beginAgain(owns)
 	// It publishes its view after it has withdrawn what is not its own by that.
-	o.options.Peers.Say(membership.Said{View: o.view, Candidate: is, Leaving: s.Draining, Serves: able, Unheard: o.unheard(), Reached: reached(s, works)})
+	o.options.Peers.Publish(membership.Published{View: o.view, Candidate: is, Draining: s.Draining, CanTakeOver: able, SilentFamilies: o.unheard(), RedirectAddresses: reached(s, works)})
 }
 
 // answerForAll answers for every address that the pools have this gateway serve, as other gateways do, as long as it may answer at all.
@@ -81,7 +81,7 @@ func (o *Ownership) answerForAll(ctx context.Context, d Dataplane, s State) {
 	permitted, digest, now := owns && o.MayAnswer(), o.options.Selection.Digest(), time.Now()
 	if o.options.Peers != nil {
 		// Gateways that elect need to know that this one has nothing that they might have.
-		o.options.Peers.Say(membership.Said{View: election.View{Configuration: digest}, Leaving: s.Draining, Serves: s.Served && permitted && o.Able(), Unheard: o.unheard(), Reached: reached(s, s.Served)})
+		o.options.Peers.Publish(membership.Published{View: election.View{Configuration: digest}, Draining: s.Draining, CanTakeOver: s.Served && permitted && o.Able(), SilentFamilies: o.unheard(), RedirectAddresses: reached(s, s.Served)})
 		o.bgp.Select(o.options.Selection, now)
 	}
 	chosen := now.Sub(o.bgp.SelectedSince()) >= drain.Notice
@@ -131,11 +131,11 @@ func (o *Ownership) candidatesWithout(f ipam.Family, peers []election.Peer, able
 }
 
 // unheard are the families of whose addresses nobody would hear from this gateway, or not for a while, or it is not known yet.
-func (o *Ownership) unheard() membership.Unheard {
+func (o *Ownership) unheard() membership.SilentFamilies {
 	is := func(f ipam.Family) bool {
 		return o.Silent(f) != "" || o.options.Elects && !o.families[f].was || o.options.Routers != nil && !o.options.Routers.HasLooked()
 	}
-	return membership.Unheard{IPv4: is(ipam.IPv4), IPv6: is(ipam.IPv6)}
+	return membership.SilentFamilies{IPv4: is(ipam.IPv4), IPv6: is(ipam.IPv6)}
 }
 
 // reached are the own addresses for connections that this gateway knows, as long as it works.

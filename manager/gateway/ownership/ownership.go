@@ -21,10 +21,10 @@ import (
 
 // Peers are the other gateways as this one knows them by their Leases, and knows that they know it.
 type Peers interface {
-	Peers() (peers []election.Peer, candidates []string, known bool)
-	Others() []membership.Other
-	Say(membership.Said)
-	Told(election.View) bool
+	ActivePeers() (peers []election.Peer, candidates []string, known bool)
+	AllPeers() []membership.Peer
+	Publish(membership.Published)
+	IsPublished(election.View) bool
 }
 
 // Routers are those that addresses are announced to by BGP.
@@ -198,16 +198,16 @@ func (o *Ownership) Replaced() bool {
 	if o.options.Peers == nil {
 		return false
 	}
-	var staying []membership.Other
-	for _, p := range o.options.Peers.Others() {
-		if p.Stays() && p.Serves {
+	var staying []membership.Peer
+	for _, p := range o.options.Peers.AllPeers() {
+		if p.StaysActive() && p.CanTakeOver {
 			staying = append(staying, p)
 		}
 	}
 	silent := map[ipam.Family]bool{ipam.IPv4: o.Silent(ipam.IPv4) != "", ipam.IPv6: o.Silent(ipam.IPv6) != ""}
 	for address := range o.answers {
 		family, serves := ipam.FamilyOf(address), o.options.Selection.ServingAddress(address)
-		takesOver := func(p membership.Other) bool { return serves.By(p.Name) && (silent[family] || !p.Unheard.Of(family)) }
+		takesOver := func(p membership.Peer) bool { return serves.By(p.Name) && (silent[family] || !p.Silent.Has(family)) }
 		if !slices.ContainsFunc(staying, takesOver) {
 			return false
 		}
@@ -295,7 +295,7 @@ func (o *Ownership) decide(ctx context.Context, d Dataplane, known string, owner
 
 // applyRedirects sends the dataplane the redirects that have changed, before anything is claimed by them.
 func (o *Ownership) applyRedirects(ctx context.Context, d Dataplane) {
-	o.pending.Add(o.redirects.Update(o.options.Peers.Others(), o.answers, time.Now())...)
+	o.pending.Add(o.redirects.Update(o.options.Peers.AllPeers(), o.answers, time.Now())...)
 	switch {
 	case !d.Running():
 		o.pending.Clear() // a plugin that does not run is sent all of it later

@@ -70,12 +70,12 @@ func TestAnAddressIsAnsweredForWhileItIsThisGatewaysAndNobodyElseHasIt(t *testin
 }
 
 // neighbours are fellow gateways, as their Leases say.
-type neighbours []membership.Other
+type neighbours []membership.Peer
 
-func (neighbours) Peers() ([]election.Peer, []string, bool) { return nil, nil, true }
-func (n neighbours) Others() []membership.Other             { return n }
-func (neighbours) Say(membership.Said)                      {}
-func (neighbours) Told(election.View) bool                  { return true }
+func (neighbours) ActivePeers() ([]election.Peer, []string, bool) { return nil, nil, true }
+func (n neighbours) AllPeers() []membership.Peer                  { return n }
+func (neighbours) Publish(membership.Published)                   {}
+func (neighbours) IsPublished(election.View) bool                 { return true }
 
 // plane is a dataplane that is sent redirects, if it runs.
 type plane struct {
@@ -101,14 +101,16 @@ type hub struct {
 	peers         []election.Peer
 	candidates    []string
 	unread        bool
-	said          membership.Said
-	others        []membership.Other
+	said          membership.Published
+	others        []membership.Peer
 }
 
-func (h *hub) Peers() ([]election.Peer, []string, bool) { return h.peers, h.candidates, !h.unread }
-func (h *hub) Others() []membership.Other               { return h.others }
-func (h *hub) Say(s membership.Said)                    { h.said = s }
-func (h *hub) Told(election.View) bool                  { return true }
+func (h *hub) ActivePeers() ([]election.Peer, []string, bool) {
+	return h.peers, h.candidates, !h.unread
+}
+func (h *hub) AllPeers() []membership.Peer    { return h.others }
+func (h *hub) Publish(s membership.Published) { h.said = s }
+func (h *hub) IsPublished(election.View) bool { return true }
 
 // gateway is one whose dataplane works, and which has no lease yet.
 func (h *hub) gateway(a announce.Announcer) *Ownership {
@@ -218,7 +220,7 @@ func TestWhoHadAnAddressIsWhoActedUponThat(t *testing.T) {
 		h := &hub{candidates: []string{"a", "b"}, peers: []election.Peer{acting("a", "a", "b"), acting("b", "a", "b")}}
 		at := map[string]netip.Addr{"a": netip.MustParseAddr("192.0.2.1"), "b": netip.MustParseAddr("192.0.2.2")}
 		for name, a := range at {
-			h.others = append(h.others, membership.Other{Name: name, Present: true, Reached: []netip.Addr{a}})
+			h.others = append(h.others, membership.Peer{Name: name, Active: true, RedirectAddresses: []netip.Addr{a}})
 		}
 		h.take()
 		g := h.gateway(announcetest.Board{})
@@ -400,8 +402,8 @@ func TestAGatewayThatIsHeardOfOneFamilyReplacesAnotherForThatFamilyOnly(t *testi
 		}
 		return g.Replaced()
 	}
-	only4 := membership.Other{Name: "four", Present: true, Serves: true, Unheard: membership.Unheard{IPv6: true}}
-	only6 := membership.Other{Name: "six", Present: true, Serves: true, Unheard: membership.Unheard{IPv4: true}}
+	only4 := membership.Peer{Name: "four", Active: true, CanTakeOver: true, Silent: membership.SilentFamilies{IPv6: true}}
+	only6 := membership.Peer{Name: "six", Active: true, CanTakeOver: true, Silent: membership.SilentFamilies{IPv4: true}}
 	require.True(t, replaced(neighbours{only4}, v4))
 	require.False(t, replaced(neighbours{only4}, v4, v6), "nobody would hear of the IPv6 address")
 	require.False(t, replaced(neighbours{only6}, v4, v6))
@@ -414,18 +416,18 @@ func TestAGatewayThatIsHeardOfOneFamilyReplacesAnotherForThatFamilyOnly(t *testi
 
 func TestAGatewaySaysForWhichFamiliesItCannotTakeOver(t *testing.T) {
 	own := announcetest.Mute{Why: map[ipam.Family]string{ipam.IPv6: "IPv6 is turned off"}}
-	require.Equal(t, membership.Unheard{IPv6: true}, alone(own, false).unheard())
+	require.Equal(t, membership.SilentFamilies{IPv6: true}, alone(own, false).unheard())
 	g := alone(own, true)
-	require.Equal(t, membership.Unheard{IPv4: true, IPv6: true}, g.unheard(), "it is a candidate for neither yet")
+	require.Equal(t, membership.SilentFamilies{IPv4: true, IPv6: true}, g.unheard(), "it is a candidate for neither yet")
 	g.families[ipam.IPv4].was = true
-	require.Equal(t, membership.Unheard{IPv6: true}, g.unheard())
+	require.Equal(t, membership.SilentFamilies{IPv6: true}, g.unheard())
 }
 
 // moved is a gateway that is to take an address over from another one, which is there.
 func moved(t *testing.T, d Dataplane) (*Ownership, announcetest.Board) {
 	t.Helper()
 	b := announcetest.Board{}
-	other := membership.Other{Name: "other", Present: true, Reached: []netip.Addr{netip.MustParseAddr("192.0.2.2")}}
+	other := membership.Peer{Name: "other", Active: true, RedirectAddresses: []netip.Addr{netip.MustParseAddr("192.0.2.2")}}
 	g := New(Options{Name: "g", Announcer: b, Elects: true, Peers: neighbours{other}, Selection: selection.New(), Redirect: time.Minute, Alive: everyHost, Wake: func() {}})
 	address := netip.MustParseAddr("203.0.113.1")
 	g.Add(address)

@@ -13,7 +13,7 @@ import (
 // Lease is this gateway's.
 type Lease interface {
 	// Term counts how often the gateway has got its Lease. holds tells whether it holds it now.
-	Term() (term uint64, holds bool)
+	LeaseNumber() (term uint64, holds bool)
 }
 
 // Segment is what is heard of other gateways on the segment.
@@ -86,7 +86,7 @@ func (r *Right) holdsLease() bool {
 }
 
 func (r *Right) holds() bool {
-	term, holds := r.options.Lease.Term()
+	term, holds := r.options.Lease.LeaseNumber()
 	return r.owns && holds && term == r.term
 }
 
@@ -101,7 +101,7 @@ func (r *Right) ownsAddresses() bool {
 func (r *Right) acquire() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	term, holds := r.options.Lease.Term()
+	term, holds := r.options.Lease.LeaseNumber()
 	if holds {
 		r.owns, r.term, r.safeAt, r.could, r.until = true, term, clock.Now(), true, 0
 		r.heard = false
@@ -140,7 +140,7 @@ func (r *Right) decide() bool {
 		return false
 	}
 	now := clock.Now()
-	term, holds := r.options.Lease.Term()
+	term, holds := r.options.Lease.LeaseNumber()
 	switch {
 	case !holds:
 		r.owns, r.could = r.decideWithoutLease(now, r.options.Segment.Verdict())

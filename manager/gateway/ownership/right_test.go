@@ -19,7 +19,7 @@ type world struct {
 	leased, missing bool
 }
 
-func (w *world) Term() (uint64, bool)             { return w.term, w.holds }
+func (w *world) LeaseNumber() (uint64, bool)      { return w.term, w.holds }
 func (w *world) Verdict() heartbeat.Verdict       { return w.verdict }
 func (w *world) Since(time.Duration) (bool, bool) { return w.leased, w.missing }
 func (w *world) right(keepWhenAlone bool) *Right {

@@ -72,11 +72,11 @@ func (b *BGP) Select(s *selection.Selection, now time.Time) {
 func (b *BGP) SelectedSince() time.Time { return b.since }
 
 // Update implements Strategy.
-func (b *BGP) Update(peers []membership.Other, held map[netip.Addr]bool, now time.Time) (changed []netip.Addr) {
+func (b *BGP) Update(peers []membership.Peer, held map[netip.Addr]bool, now time.Time) (changed []netip.Addr) {
 	if b.limit == 0 {
 		return nil
 	}
-	var included []membership.Other
+	var included []membership.Peer
 	for _, p := range peers {
 		if b.includes(p, now) {
 			included = append(included, p)
@@ -85,10 +85,10 @@ func (b *BGP) Update(peers []membership.Other, held map[netip.Addr]bool, now tim
 	at := addressesOf(included, b.alive)
 	b.ring = nil
 	for _, p := range included {
-		b.ring = append(b.ring, member{name: p.Name, at: at[p.Name], stays: p.Stays()})
+		b.ring = append(b.ring, member{name: p.Name, at: at[p.Name], stays: p.StaysActive()})
 	}
 	maps.DeleteFunc(b.until, func(name string, _ time.Time) bool {
-		return !slices.ContainsFunc(peers, func(p membership.Other) bool { return p.Name == name })
+		return !slices.ContainsFunc(peers, func(p membership.Peer) bool { return p.Name == name })
 	})
 	b.before = slices.DeleteFunc(b.before, func(f formerSelection) bool { return !now.Before(f.until) })
 	known := fmt.Sprint(b.ring, b.digest, len(b.before))
@@ -105,9 +105,9 @@ func (b *BGP) Update(peers []membership.Other, held map[netip.Addr]bool, now tim
 }
 
 // includes tells whether a peer is in the ring, and notes until when if it does not stay.
-func (b *BGP) includes(p membership.Other, now time.Time) bool {
+func (b *BGP) includes(p membership.Peer, now time.Time) bool {
 	until, seen := b.until[p.Name]
-	if p.Stays() || !seen {
+	if p.StaysActive() || !seen {
 		b.until[p.Name] = now.Add(b.limit)
 		return true
 	}

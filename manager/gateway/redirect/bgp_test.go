@@ -23,10 +23,10 @@ func where(name string) netip.Addr {
 }
 
 // others are gateways that are there; one in capitals has failed.
-func others(names string) (out []membership.Other) {
+func others(names string) (out []membership.Peer) {
 	for _, name := range strings.Fields(names) {
 		lower := strings.ToLower(name)
-		out = append(out, membership.Other{Name: lower, Reached: []netip.Addr{where(lower)}, Present: name == lower})
+		out = append(out, membership.Peer{Name: lower, RedirectAddresses: []netip.Addr{where(lower)}, Active: name == lower})
 	}
 	return out
 }
@@ -53,7 +53,7 @@ func newCircle(t *testing.T, self string, addresses ...netip.Addr) *circle {
 }
 
 // sees looks at the others, tells the dataplane of what has changed, and returns that.
-func (c *circle) sees(others []membership.Other) []netip.Addr {
+func (c *circle) sees(others []membership.Peer) []netip.Addr {
 	c.Select(c.selection, c.now)
 	changed := c.Update(others, c.addresses, c.now)
 	for _, a := range changed {
@@ -71,7 +71,7 @@ func TestEachGatewayAsksTheNextAndTheLastTheFirst(t *testing.T) {
 	one := netip.MustParseAddr("203.0.113.1")
 	for self, next := range map[string]string{"a": "b", "b": "c", "c": "d", "d": "a"} {
 		c := newCircle(t, self, one)
-		all := slices.DeleteFunc(others("a b c d"), func(o membership.Other) bool { return o.Name == self })
+		all := slices.DeleteFunc(others("a b c d"), func(o membership.Peer) bool { return o.Name == self })
 		require.Equal(t, []netip.Addr{one}, c.sees(all))
 		c.mustAsk(one, next, 3)
 		require.Empty(t, c.sees(all), "nothing new")
@@ -105,7 +105,7 @@ func TestOneThatIsGoneIsAskedForAWhileAsLongAsItsHostIsThere(t *testing.T) {
 	require.Zero(t, c.Expires())
 	c.sees(others("b c"))
 	c.mustAsk(one, "b", 2)
-	c.sees([]membership.Other{{Name: "b", Reached: []netip.Addr{where("b")}, Present: true, Leaving: true}})
+	c.sees([]membership.Peer{{Name: "b", RedirectAddresses: []netip.Addr{where("b")}, Active: true, Draining: true}})
 	require.NotZero(t, c.Expires(), "it is about to leave")
 }
 

@@ -52,12 +52,12 @@ func (l *Layer2) SetOwner(address netip.Addr, owner, self string, now time.Time)
 }
 
 // Update implements Strategy.
-func (l *Layer2) Update(peers []membership.Other, _ map[netip.Addr]bool, now time.Time) (changed []netip.Addr) {
+func (l *Layer2) Update(peers []membership.Peer, _ map[netip.Addr]bool, now time.Time) (changed []netip.Addr) {
 	wanted := map[string]bool{}
 	for _, f := range l.former {
 		wanted[f.name] = true
 	}
-	at := addressesOf(slices.DeleteFunc(slices.Clone(peers), func(p membership.Other) bool { return !wanted[p.Name] }), l.alive)
+	at := addressesOf(slices.DeleteFunc(slices.Clone(peers), func(p membership.Peer) bool { return !wanted[p.Name] }), l.alive)
 	for address, f := range l.former {
 		var is netip.Addr
 		if now.Before(f.until) {

@@ -16,7 +16,7 @@ func TestAFormerGatewayIsAskedForAWhileAsLongAsItWorks(t *testing.T) {
 	v4, v6 := netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("2001:db8:f::1")
 	at4, at6 := netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("2001:db8:c::2")
 	now := time.Now()
-	other, hosts := membership.Other{Name: "other", Reached: []netip.Addr{at6, at4}, Present: true}, true
+	other, hosts := membership.Peer{Name: "other", RedirectAddresses: []netip.Addr{at6, at4}, Active: true}, true
 	alive := func(addresses []netip.Addr) []netip.Addr {
 		if hosts {
 			return addresses
@@ -25,7 +25,7 @@ func TestAFormerGatewayIsAskedForAWhileAsLongAsItWorks(t *testing.T) {
 	}
 	h := NewLayer2(time.Minute, alive)
 	look := func() []netip.Addr {
-		changed := h.Update([]membership.Other{other}, nil, now)
+		changed := h.Update([]membership.Peer{other}, nil, now)
 		slices.SortFunc(changed, netip.Addr.Compare)
 		return changed
 	}
@@ -44,11 +44,11 @@ func TestAFormerGatewayIsAskedForAWhileAsLongAsItWorks(t *testing.T) {
 	require.Empty(t, look(), "nothing new")
 	require.Equal(t, now.Add(time.Minute), h.Expires())
 
-	other.Reached = nil
+	other.RedirectAddresses = nil
 	require.Equal(t, []netip.Addr{v4, v6}, look(), "it works no more")
-	other.Reached = []netip.Addr{at4}
+	other.RedirectAddresses = []netip.Addr{at4}
 	require.Equal(t, []netip.Addr{v4}, look(), "it does again, in one family")
-	other.Present = false
+	other.Active = false
 	require.Empty(t, look(), "its process has failed, and its host is there")
 	hosts = false
 	require.Equal(t, []netip.Addr{v4}, look(), "its host is gone")

@@ -16,7 +16,7 @@ import (
 type Strategy interface {
 	// Update brings the redirects to what is known of the peers now. It returns the addresses whose redirect has changed. held are the addresses
 	// that the dataplane holds.
-	Update(peers []membership.Other, held map[netip.Addr]bool, now time.Time) (changed []netip.Addr)
+	Update(peers []membership.Peer, held map[netip.Addr]bool, now time.Time) (changed []netip.Addr)
 	// Send returns the redirect of an address, and notes that the dataplane is about to be sent it.
 	Send(address netip.Addr) model.Handover
 	// Forget drops an address that the dataplane does not hold any more.
@@ -29,17 +29,17 @@ type Strategy interface {
 
 // addressesOf returns where each peer takes redirected packets. The dataplane of a peer whose process has ended or failed, or does not reach the
 // hub, works as long as its host does.
-func addressesOf(peers []membership.Other, alive func([]netip.Addr) []netip.Addr) map[string][]netip.Addr {
+func addressesOf(peers []membership.Peer, alive func([]netip.Addr) []netip.Addr) map[string][]netip.Addr {
 	var unsure []netip.Addr
 	for _, p := range peers {
-		if !p.Present {
-			unsure = append(unsure, p.Reached...)
+		if !p.Active {
+			unsure = append(unsure, p.RedirectAddresses...)
 		}
 	}
 	working := alive(unsure)
 	of := map[string][]netip.Addr{}
 	for _, p := range peers {
-		of[p.Name] = slices.DeleteFunc(slices.Clone(p.Reached), func(a netip.Addr) bool { return !p.Present && !slices.Contains(working, a) })
+		of[p.Name] = slices.DeleteFunc(slices.Clone(p.RedirectAddresses), func(a netip.Addr) bool { return !p.Active && !slices.Contains(working, a) })
 	}
 	return of
 }

@@ -25,8 +25,8 @@ type slate struct {
 	says    string
 }
 
-func (s *slate) Reaches() bool           { return s.reaches }
-func (s *slate) SayUnwritten(why string) { s.says = why }
+func (s *slate) Reaches() bool            { return s.reaches }
+func (s *slate) SetWriteError(why string) { s.says = why }
 
 func TestAGatewayWhoseObjectCannotBeWrittenSaysSoOnItsLease(t *testing.T) {
 	lease, now := &slate{reaches: true}, time.Now()

@@ -23,7 +23,7 @@ const statusPause = 100 * time.Millisecond
 // Lease is a gateway's, on which it says that its object cannot be written.
 type Lease interface {
 	Reaches() bool
-	SayUnwritten(why string)
+	SetWriteError(why string)
 }
 
 // Writer writes the Gateway object.
@@ -106,13 +106,13 @@ func (f *writeFailure) note(err error, now time.Time) {
 	case f.lease == nil:
 	case err == nil:
 		f.since = time.Time{}
-		f.lease.SayUnwritten("")
+		f.lease.SetWriteError("")
 	case !f.lease.Reaches():
 		f.since = time.Time{}
 	case f.since.IsZero():
 		f.since = now
 	case now.Sub(f.since) >= unwrittenAfter:
-		f.lease.SayUnwritten(err.Error())
+		f.lease.SetWriteError(err.Error())
 	}
 }
 

@@ -74,7 +74,7 @@ type PeerOptions struct {
 	// Presence keeps the Lease by which the controllers hear of this gateway, where Member does not: it is no candidate.
 	Presence Member
 	// Heart is heard by other gateways on the segment, with a key that SegmentKey waits for; both belong to Member.
-	Heart      *heartbeat.Heart
+	Heart      *heartbeat.Speaker
 	SegmentKey func(context.Context) []byte
 	// Addresses are this gateway's own on the segment, to which other gateways redirect packets of connections that it may know: for Handover after a
 	// gateway has gone, or lost an address.

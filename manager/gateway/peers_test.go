@@ -28,8 +28,8 @@ type changing struct{ neighbours }
 // lease is this gateway's, where no other gateway is on the segment.
 type lease struct{ holds atomic.Bool }
 
-func (l *lease) LeaseNumber() (uint64, bool) { return 1, l.holds.Load() }
-func (*lease) Verdict() heartbeat.Verdict    { return heartbeat.Alone }
-func (*lease) Since(time.Duration) (leased, missing bool) {
+func (l *lease) LeaseNumber() (uint64, bool)  { return 1, l.holds.Load() }
+func (*lease) PeerState() heartbeat.PeerState { return heartbeat.NoPeer }
+func (*lease) PeersSince(time.Duration) (leased, missing bool) {
 	return false, false
 }

@@ -24,7 +24,7 @@ func (g *Gateway) publish() {
 		s.Conflicts = g.options.Conflicts()
 	}
 	if g.options.Heart != nil {
-		s.Refused = g.options.Heart.Refused()
+		s.Refused = g.options.Heart.Refusals()
 	}
 	r := report.Of(s, now)
 	if g.routers != nil {

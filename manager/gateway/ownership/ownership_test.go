@@ -114,7 +114,7 @@ func (h *hub) IsPublished(election.View) bool { return true }
 
 // gateway is one whose dataplane works, and which has no lease yet.
 func (h *hub) gateway(a announce.Announcer) *Ownership {
-	h.verdict = heartbeat.Alone
+	h.verdict = heartbeat.NoPeer
 	h.right = NewRight(RightOptions{Lease: h, Segment: h, KeepWhenAlone: h.keepWhenAlone, Changed: func() {}, Log: slog.New(slog.DiscardHandler)})
 	return New(Options{Name: "g", Announcer: a, Elects: true, Peers: h, Right: h.right, Selection: selection.New(), Redirect: time.Minute, Alive: everyHost, Wake: func() {}})
 }
@@ -158,7 +158,7 @@ func TestAGatewayThatLosesItsLeaseHasFailedOnce(t *testing.T) {
 	elections(t, g)
 	require.True(t, h.said.Candidate)
 
-	h.holds, h.verdict = false, heartbeat.OneReaches
+	h.holds, h.verdict = false, heartbeat.PeerReachesAPI
 	require.False(t, h.right.decide())
 	h.candidates = nil // their leases end as well, as far as this one can see
 	elections(t, g)
@@ -365,7 +365,7 @@ func TestAnAddressThatComesWhileTheLeaseIsAwayIsNotCalledAnnouncedBeforeItIs(t *
 }
 
 func TestAGatewayThatMayNotAnswerDoesNotSayThatItAnnounced(t *testing.T) {
-	w := &world{verdict: heartbeat.OneReaches}
+	w := &world{verdict: heartbeat.PeerReachesAPI}
 	right := w.right(true)
 	g := New(Options{Name: "g", Announcer: announcetest.Board{}, Right: right, Selection: selection.New(), Alive: everyHost, Wake: func() {}})
 	g.Elect(t.Context(), &plane{}, serves)

@@ -18,9 +18,9 @@ type Lease interface {
 
 // Segment is what is heard of other gateways on the segment.
 type Segment interface {
-	Verdict() heartbeat.Verdict
+	PeerState() heartbeat.PeerState
 	// Since tells whether a peer has held a Lease since then, and whether one that was heard then is missing.
-	Since(then time.Duration) (leased, missing bool)
+	PeersSince(then time.Duration) (leased, missing bool)
 }
 
 // RightOptions are what a right depends on.
@@ -143,7 +143,7 @@ func (r *Right) decide() bool {
 	term, holds := r.options.Lease.LeaseNumber()
 	switch {
 	case !holds:
-		r.owns, r.could = r.decideWithoutLease(now, r.options.Segment.Verdict())
+		r.owns, r.could = r.decideWithoutLease(now, r.options.Segment.PeerState())
 	case term == r.term || r.options.Shared || r.heard && now-r.safeAt <= trusted || r.isAlone():
 		r.term, r.safeAt, r.heard, r.could = term, now, false, true
 	default:
@@ -157,30 +157,30 @@ func (r *Right) decide() bool {
 }
 
 // noPeer tells whether no other gateway is on the segment.
-func (r *Right) noPeer() bool { return r.options.Segment.Verdict() == heartbeat.Alone }
+func (r *Right) noPeer() bool { return r.options.Segment.PeerState() == heartbeat.NoPeer }
 
 // isAlone tells whether it has gone on as the only gateway of the segment, where there was no other one when it had its lease either.
 func (r *Right) isAlone() bool {
 	if !r.could || !r.options.KeepWhenAlone || !r.noPeer() {
 		return false
 	}
-	leased, missing := r.options.Segment.Since(r.safeAt)
+	leased, missing := r.options.Segment.PeersSince(r.safeAt)
 	return !leased && !missing
 }
 
 // decideWithoutLease tells whether the gateway keeps what it has without its lease, and whether it may answer for it now.
-func (r *Right) decideWithoutLease(now time.Duration, verdict heartbeat.Verdict) (keeps, may bool) {
+func (r *Right) decideWithoutLease(now time.Duration, verdict heartbeat.PeerState) (keeps, may bool) {
 	switch verdict {
-	case heartbeat.OneReaches:
+	case heartbeat.PeerReachesAPI:
 		back := r.heard && now-r.safeAt <= trusted // so may this one be in a moment
 		return back, back
-	case heartbeat.Alone:
+	case heartbeat.NoPeer:
 		return true, r.options.KeepWhenAlone
-	case heartbeat.Unsure:
+	case heartbeat.Unknown:
 		return true, r.options.Shared && r.could
 	}
 	if now-r.safeAt > heartbeat.Silence && !r.options.Shared {
-		leased, missing := r.options.Segment.Since(r.safeAt)
+		leased, missing := r.options.Segment.PeersSince(r.safeAt)
 		if leased || missing && !r.options.KeepWhenAlone {
 			return !leased, false
 		}

@@ -15,13 +15,13 @@ import (
 type world struct {
 	term            uint64
 	holds           bool
-	verdict         heartbeat.Verdict
+	verdict         heartbeat.PeerState
 	leased, missing bool
 }
 
-func (w *world) LeaseNumber() (uint64, bool)      { return w.term, w.holds }
-func (w *world) Verdict() heartbeat.Verdict       { return w.verdict }
-func (w *world) Since(time.Duration) (bool, bool) { return w.leased, w.missing }
+func (w *world) LeaseNumber() (uint64, bool)           { return w.term, w.holds }
+func (w *world) PeerState() heartbeat.PeerState        { return w.verdict }
+func (w *world) PeersSince(time.Duration) (bool, bool) { return w.leased, w.missing }
 func (w *world) right(keepWhenAlone bool) *Right {
 	return w.begun(RightOptions{KeepWhenAlone: keepWhenAlone})
 }
@@ -43,15 +43,15 @@ func later(r *Right) { r.safeAt -= trusted }
 
 func TestWithoutTheLeaseAGatewayGoesOnOnlyIfNobodyTakesOver(t *testing.T) {
 	for name, c := range map[string]struct {
-		verdict       heartbeat.Verdict
+		verdict       heartbeat.PeerState
 		keepWhenAlone bool
 		goesOn, keeps bool
 	}{
-		"another one reaches the API":         {heartbeat.OneReaches, true, false, false},
-		"nobody reaches it":                   {heartbeat.NoneReaches, false, true, true},
-		"alone, and told to keep":             {heartbeat.Alone, true, true, true},
-		"alone, and told to let go":           {heartbeat.Alone, false, false, true},
-		"it has not listened for long enough": {heartbeat.Unsure, true, false, true},
+		"another one reaches the API":         {heartbeat.PeerReachesAPI, true, false, false},
+		"nobody reaches it":                   {heartbeat.PeersWithoutAPI, false, true, true},
+		"alone, and told to keep":             {heartbeat.NoPeer, true, true, true},
+		"alone, and told to let go":           {heartbeat.NoPeer, false, false, true},
+		"it has not listened for long enough": {heartbeat.Unknown, true, false, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := &world{verdict: c.verdict}
@@ -68,11 +68,11 @@ func TestWithoutTheLeaseAGatewayGoesOnOnlyIfNobodyTakesOver(t *testing.T) {
 }
 
 func TestWhatWasLetGoComesBackWithTheNextLeaseOnly(t *testing.T) {
-	w := &world{verdict: heartbeat.OneReaches}
+	w := &world{verdict: heartbeat.PeerReachesAPI}
 	r := w.right(true)
 	w.holds = false
 	require.False(t, r.decide())
-	w.verdict = heartbeat.NoneReaches
+	w.verdict = heartbeat.PeersWithoutAPI
 	require.False(t, r.decide(), "another one has what it had")
 	require.False(t, r.acquire())
 	w.take()
@@ -93,14 +93,14 @@ func TestAGatewayThatCouldNotTellGoesOnOnceItIsSureThatNobodyTookOver(t *testing
 		"one is not heard any more":                        {false, true, false, false, true},
 		"one is not heard any more, and it may keep alone": {false, true, true, true, true},
 	} {
-		for _, before := range []heartbeat.Verdict{heartbeat.Unsure, heartbeat.Alone} {
+		for _, before := range []heartbeat.PeerState{heartbeat.Unknown, heartbeat.NoPeer} {
 			t.Run(name, func(t *testing.T) {
 				w := &world{verdict: before, leased: c.leased, missing: c.missing}
 				r := w.right(c.keepWhenAlone)
 				w.holds = false
 				r.decide()
 				later(r)
-				w.verdict = heartbeat.NoneReaches
+				w.verdict = heartbeat.PeersWithoutAPI
 				require.Equal(t, c.goesOn, r.decide())
 				require.Equal(t, c.goesOn, r.MayAnswer())
 				require.Equal(t, c.keeps, r.ownsAddresses())
@@ -110,11 +110,11 @@ func TestAGatewayThatCouldNotTellGoesOnOnceItIsSureThatNobodyTookOver(t *testing
 }
 
 func TestWhenOthersComeBackAGatewayHasAMomentToComeBackToo(t *testing.T) {
-	w := &world{verdict: heartbeat.NoneReaches}
+	w := &world{verdict: heartbeat.PeersWithoutAPI}
 	r := w.right(false)
 	w.holds = false
 	require.True(t, r.decide())
-	w.verdict = heartbeat.OneReaches
+	w.verdict = heartbeat.PeerReachesAPI
 	require.True(t, r.decide())
 	w.take()
 	require.True(t, r.decide())
@@ -125,16 +125,16 @@ func TestWhenOthersComeBackAGatewayHasAMomentToComeBackToo(t *testing.T) {
 	require.False(t, r.ownsAddresses())
 	w.take()
 	require.True(t, r.acquire())
-	w.holds, w.verdict = false, heartbeat.NoneReaches
+	w.holds, w.verdict = false, heartbeat.PeersWithoutAPI
 	require.True(t, r.decide())
-	w.verdict = heartbeat.OneReaches
+	w.verdict = heartbeat.PeerReachesAPI
 	r.safeAt -= trusted
 	require.False(t, r.decide(), "the moment is over")
 	require.False(t, r.ownsAddresses())
 }
 
 func TestALeaseThatIsGotAnewIsGoodForWhatIsHeldOnlyIfTheGatewayWasSureUpToThen(t *testing.T) {
-	w := &world{verdict: heartbeat.NoneReaches}
+	w := &world{verdict: heartbeat.PeersWithoutAPI}
 	r := w.right(true)
 	w.holds = false
 	require.True(t, r.decide())
@@ -144,7 +144,7 @@ func TestALeaseThatIsGotAnewIsGoodForWhatIsHeldOnlyIfTheGatewayWasSureUpToThen(t
 	require.True(t, r.decide())
 	require.True(t, r.holdsLease(), "nobody could take over between")
 
-	w.holds, w.verdict = false, heartbeat.Unsure
+	w.holds, w.verdict = false, heartbeat.Unknown
 	require.False(t, r.decide())
 	later(r)
 	w.take()
@@ -157,7 +157,7 @@ func TestALeaseThatIsGotAnewIsGoodForWhatIsHeldOnlyIfTheGatewayWasSureUpToThen(t
 
 func TestTheOnlyGatewayOfASegmentGoesOnWithItsNextLease(t *testing.T) {
 	for _, missing := range []bool{false, true} {
-		w := &world{verdict: heartbeat.Alone, missing: missing}
+		w := &world{verdict: heartbeat.NoPeer, missing: missing}
 		r := w.right(true)
 		w.holds = false
 		require.True(t, r.decide())
@@ -169,12 +169,12 @@ func TestTheOnlyGatewayOfASegmentGoesOnWithItsNextLease(t *testing.T) {
 }
 
 func TestWhereOthersAnswerForTheSameAddressesAGatewayThatCannotTellGoesOn(t *testing.T) {
-	w := &world{verdict: heartbeat.Unsure, leased: true}
+	w := &world{verdict: heartbeat.Unknown, leased: true}
 	r := w.begun(RightOptions{Shared: true})
 	w.holds = false
 	require.True(t, r.decide())
 	later(r)
-	w.verdict = heartbeat.NoneReaches
+	w.verdict = heartbeat.PeersWithoutAPI
 	require.True(t, r.decide())
 	w.take()
 	later(r)
@@ -183,7 +183,7 @@ func TestWhereOthersAnswerForTheSameAddressesAGatewayThatCannotTellGoesOn(t *tes
 }
 
 func TestADecisionToGoOnLastsForAMoment(t *testing.T) {
-	w := &world{verdict: heartbeat.NoneReaches}
+	w := &world{verdict: heartbeat.PeersWithoutAPI}
 	r := w.right(false)
 	w.holds = false
 	require.True(t, r.decide())

@@ -65,13 +65,13 @@ func (g *Gateway) servedCondition(now time.Time) (metav1.Condition, bool) {
 // neighbours finds out whether hosts on the segment still answer this gateway.
 func (g *Gateway) neighbours() *watchdog.Neighbours {
 	return &watchdog.Neighbours{Interfaces: g.options.Segment,
-		Tell: func(ctx context.Context, s watchdog.Segment) {
+		OnChange: func(ctx context.Context, s watchdog.Segment) {
 			if s.Problem != "" {
 				g.log.Warn("no host on the segment answers this gateway", "reason", s.Problem)
 			}
 			g.send(ctx, func(g *Gateway) { g.serving.NoteSegment(s) })
 		},
-		Failed: func(err error) {
+		OnError: func(err error) {
 			g.log.Warn("it is not known whether hosts on the segment answer this gateway", "error", err)
 		}}
 }

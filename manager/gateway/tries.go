@@ -12,9 +12,9 @@ import (
 
 func (g *Gateway) newWatchdog() *watchdog.Watchdog {
 	return watchdog.New(watchdog.Options{
-		Sources: g.options.TryFrom, Every: g.options.TryEvery, Frontends: g.toTry, Log: g.log,
-		Tell:  func(ctx context.Context, r watchdog.Report) { g.send(ctx, func(g *Gateway) { g.tries.Take(r) }) },
-		Count: func(o watchdog.Outcome) { g.metrics.Tried(o.Word()) },
+		Sources: g.options.TryFrom, Interval: g.options.TryEvery, Frontends: g.toTry, Log: g.log,
+		OnReport:  func(ctx context.Context, r watchdog.Report) { g.send(ctx, func(g *Gateway) { g.tries.Take(r) }) },
+		OnOutcome: func(o watchdog.Outcome) { g.metrics.Tried(o.Word()) },
 	})
 }
 

@@ -79,7 +79,7 @@ func (t *Tries) List(s model.Snapshot, from []netip.Addr, served func(model.Fron
 		key := keyOf(f.AddrPort)
 		listed[key] = true
 		list[i].Paused, list[i].Former = !served(key), t.failedBefore(key)
-		list[i].Moved, list[i].Doubted = list[i].Former != "" && t.former.failures[key].moved, isDoubt(list[i].Former)
+		list[i].Moved, list[i].Unconfirmed = list[i].Former != "" && t.former.failures[key].moved, isDoubt(list[i].Former)
 	}
 	if read {
 		t.former.keep(listed, t.owner, elsewhere, now)
@@ -108,7 +108,7 @@ func (t *Tries) Failing(now time.Time) map[model.FrontendKey]watchdog.Failure {
 	t.inherit(now)
 	for key := range t.former.failures {
 		if message := t.failedBefore(key); message != "" && !elsewhere(key.VIP) {
-			failing[key] = watchdog.Failure{AddrPort: netip.AddrPortFrom(key.VIP, key.Port), Message: message, Doubted: isDoubt(message)}
+			failing[key] = watchdog.Failure{AddrPort: netip.AddrPortFrom(key.VIP, key.Port), Message: message, Unconfirmed: isDoubt(message)}
 		}
 	}
 	for _, f := range t.tried.Failures {
@@ -132,10 +132,10 @@ func (t *Tries) Status(failing map[model.FrontendKey]watchdog.Failure) *v1alpha1
 	}
 	for key, f := range failing {
 		owner, _ := t.owner(key)
-		if ports := of[owner]; !f.Doubted || ports.fail == 0 { // what is known to fail says more
+		if ports := of[owner]; !f.Unconfirmed || ports.fail == 0 { // what is known to fail says more
 			fails[frontendRecord+key.String()] = driver.Failure{Owner: owner.String(), Message: ports.named(f)}
 		}
-		if !f.Doubted {
+		if !f.Unconfirmed {
 			s.Failing++
 		}
 	}
@@ -150,7 +150,7 @@ func (t *Tries) Status(failing map[model.FrontendKey]watchdog.Failure) *v1alpha1
 type portsOf struct{ fail, mayFail int }
 
 func (p portsOf) and(f watchdog.Failure) portsOf {
-	if f.Doubted {
+	if f.Unconfirmed {
 		return portsOf{p.fail, p.mayFail + 1}
 	}
 	return portsOf{p.fail + 1, p.mayFail}
@@ -233,7 +233,7 @@ func triable(s model.Snapshot, from []netip.Addr, served func(model.Frontend) bo
 				endpoints = append(endpoints, netip.AddrPortFrom(e.Address, f.TargetPort))
 			}
 		}
-		list = append(list, watchdog.Frontend{AddrPort: netip.AddrPortFrom(f.VIP, f.Port), Tenant: f.Tenant, KeepsClient: f.Forwarding == model.Transparent,
+		list = append(list, watchdog.Frontend{AddrPort: netip.AddrPortFrom(f.VIP, f.Port), Tenant: f.Tenant, KeepsClientAddress: f.Forwarding == model.Transparent,
 			Limited: f.MaxConnections > 0 || f.MaxNewPerSecond > 0, Endpoints: endpoints})
 	}
 	return list

@@ -38,7 +38,7 @@ func TestOnlyFrontendsAreTriedThatAreToAnswer(t *testing.T) {
 	vip := func(port uint16) netip.AddrPort { return netip.AddrPortFrom(key(0).VIP, port) }
 	require.Equal(t, []watchdog.Frontend{
 		{AddrPort: vip(80), Tenant: "a", Endpoints: at(30080)},
-		{AddrPort: vip(81), Tenant: "a", Endpoints: at(30081), KeepsClient: true, Limited: true},
+		{AddrPort: vip(81), Tenant: "a", Endpoints: at(30081), KeepsClientAddress: true, Limited: true},
 		{AddrPort: vip(85), Tenant: "a", Endpoints: at(30085)},
 	}, tried)
 }

@@ -51,7 +51,7 @@ func (h *tester) judged(list []watchdog.Frontend, well func(watchdog.Frontend) b
 	var failures []watchdog.Failure
 	for _, f := range list {
 		if f.Former != "" && !well(f) {
-			failures = append(failures, watchdog.Failure{AddrPort: f.AddrPort, Message: f.Former, Doubted: f.Doubted})
+			failures = append(failures, watchdog.Failure{AddrPort: f.AddrPort, Message: f.Former, Unconfirmed: f.Unconfirmed})
 		}
 	}
 	h.tried(failures...)
@@ -91,8 +91,8 @@ func TestWhatMayHaveFailedUnnamedMayFailUntilANewGatewayOrProcessHasTriedIt(t *t
 			require.EqualValues(t, maxFailuresOfTenant, s.Failing, "of the others nobody knows that they fail")
 			list := h.list()
 			require.Len(t, list, ports)
-			require.False(t, list[0].Doubted, "it is known to fail")
-			require.True(t, list[20].Doubted)
+			require.False(t, list[0].Unconfirmed, "it is known to fail")
+			require.True(t, list[20].Unconfirmed)
 			require.True(t, list[20].Moved, "nobody has seen that tries of it arrive here")
 
 			named := func(f watchdog.Frontend) bool { return f.Addr().Compare(vipOf(20)) < 0 }
@@ -137,7 +137,7 @@ func TestOtherPortsOfALoadBalancerMayFailUntilTheyAreTried(t *testing.T) {
 			require.LessOrEqual(t, len(says[0].Message), maxMessage)
 			list := h.list()
 			require.Len(t, list, 3)
-			require.True(t, list[0].Doubted && !list[1].Doubted && list[2].Doubted)
+			require.True(t, list[0].Unconfirmed && !list[1].Unconfirmed && list[2].Unconfirmed)
 
 			h.judged(list, func(f watchdog.Frontend) bool { return f.Port() < 3 })
 			says = h.says()
@@ -149,7 +149,7 @@ func TestOtherPortsOfALoadBalancerMayFailUntilTheyAreTried(t *testing.T) {
 			next.asks("a", 3)
 			next.Learn("g", h.status(), time.Now())
 			require.Equal(t, says, next.says(), "a later process knows no better")
-			require.True(t, next.list()[2].Doubted)
+			require.True(t, next.list()[2].Unconfirmed)
 			h.tried()
 			require.Empty(t, h.says())
 		})
@@ -246,7 +246,7 @@ func TestAPortThatIsNamedNoLongerMayStillFailWhileNotAllAreNamed(t *testing.T) {
 	h.Learn("other", fewer, time.Now().Add(-time.Hour))
 	h.winner("g")
 	h.status()
-	require.True(t, h.list()[0].Doubted, "there was room for others alone")
+	require.True(t, h.list()[0].Unconfirmed, "there was room for others alone")
 }
 
 func TestPortsThatMayFailAreForgottenWithThem(t *testing.T) {

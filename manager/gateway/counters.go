@@ -22,7 +22,7 @@ type countRequest struct {
 func (g *Gateway) count() {
 	every := report.CountEvery
 	if g.drain.Shutdown.Begun() {
-		every = drain.LookEvery
+		every = drain.CountInterval
 	}
 	if !g.served || !g.driver.Running() {
 		return

@@ -144,7 +144,7 @@ func (g *Gateway) Start(ctx context.Context) (err error) {
 	defer g.driver.Stop()
 	err = g.run(ctx)
 	// One that fails, or whose process does, starts again; what its dataplane holds stays.
-	if (g.options.PurgeOnExit || g.drain.Decommissioned()) && g.drain.Shutdown.Told() {
+	if (g.options.PurgeOnExit || g.drain.Decommissioned()) && g.drain.Shutdown.Requested() {
 		err = errors.Join(err, g.purge())
 	}
 	return err
@@ -205,7 +205,7 @@ func (g *Gateway) run(ctx context.Context) error {
 // Shutdown has the gateway drain before it ends: others take over, and then it waits for the connections that would end with it, for DrainTimeout at
 // most. It waits for nothing where nobody takes over, and before it has served.
 func (g *Gateway) Shutdown(ctx context.Context) {
-	g.drain.Shutdown.Tell()
+	g.drain.Shutdown.Request()
 	if g.options.DrainTimeout == 0 || g.Ready(nil) != nil {
 		return
 	}
@@ -243,7 +243,7 @@ func (g *Gateway) noteReadiness() {
 
 // elect brings what is answered for to what this gateway and its peers know now.
 func (g *Gateway) elect(ctx context.Context) {
-	s := ownership.State{Served: g.served, Draining: g.drain.Draining(), Left: g.drain.Over(time.Now())}
+	s := ownership.State{Served: g.served, Draining: g.drain.Draining(), Left: g.drain.NoticeOver(time.Now())}
 	if slices.Contains(g.driver.Description().Features, dataplane.Handover) {
 		s.Reached = g.options.Addresses
 	}
@@ -317,7 +317,7 @@ func (g *Gateway) loop(ctx context.Context, synced func() bool) error {
 		}
 		g.work(ctx)
 		g.count()
-		g.drain.Shutdown.Finish(g.ownership.Replaced)
+		g.drain.Shutdown.FinishIfDone(g.ownership.Replaced)
 		if timer.Reset(g.pause()); g.changedDuringCall {
 			timer.Reset(gather)
 		}
@@ -351,7 +351,7 @@ const settleEvery = 250 * time.Millisecond
 // pause is how long nothing needs to be done unless something happens.
 func (g *Gateway) pause() time.Duration {
 	pause := report.CountEvery
-	if now := time.Now(); g.ownership.Settling(now) || g.drain.Draining() && g.drain.For(now) < 2*drain.Notice {
+	if now := time.Now(); g.ownership.Settling(now) || g.drain.Draining() && g.drain.DrainingFor(now) < 2*drain.Notice {
 		pause = settleEvery
 	}
 	if ends := g.ownership.RedirectsExpire(); !ends.IsZero() {
@@ -418,7 +418,7 @@ func (g *Gateway) duringCall(ctx context.Context, done <-chan struct{}) {
 		g.drain.Update(time.Now(), g.ownership.Replaced)
 		g.elect(ctx)
 		g.publish()
-		g.drain.Shutdown.Finish(g.ownership.Replaced)
+		g.drain.Shutdown.FinishIfDone(g.ownership.Replaced)
 	}
 }
 

@@ -56,7 +56,7 @@ func (l *leaver) hears() *leaver {
 // looks has the gateway count what is left of its connections, and judge by that.
 func (l *leaver) looks(left uint64) {
 	l.drain.Shutdown.NoteConnections(l.ownership.Answered() > 0, left)
-	l.drain.Shutdown.Finish(l.ownership.Replaced)
+	l.drain.Shutdown.FinishIfDone(l.ownership.Replaced)
 }
 
 func (l *leaver) requireEnd(t *testing.T) {
@@ -122,7 +122,7 @@ func TestAGatewayThatNobodyReplacesEndsAtOnce(t *testing.T) {
 			l.selection.SetPool("pool", ranges, only)
 			l.selection.SetGateway("g", only.MatchLabels)
 			l.selection.SetGateway("other", only.MatchLabels)
-			l.drain.Shutdown.Finish(l.ownership.Replaced)
+			l.drain.Shutdown.FinishIfDone(l.ownership.Replaced)
 			l.requireEnd(t)
 		})
 	}
@@ -132,7 +132,7 @@ func TestAGatewayEndsAtOnceThatIsNotToWaitOrHasNotServed(t *testing.T) {
 	leave(t, Options{}, neighbours{{Name: "other", Active: true, CanTakeOver: true}}).requireEnd(t)
 	g := New(Options{Name: "g", AnnounceOptions: AnnounceOptions{Announcer: announcetest.Board{}}, DrainOptions: DrainOptions{DrainTimeout: time.Hour}, Log: slog.New(slog.DiscardHandler)}, nil, nil)
 	g.Shutdown(t.Context())
-	require.True(t, g.drain.Shutdown.Told())
+	require.True(t, g.drain.Shutdown.Requested())
 }
 
 func TestAGatewayThatHasDrainedSaysThatOthersAreThereOnlyIfItKnowsSo(t *testing.T) {

@@ -103,7 +103,7 @@ func New(o Options, c cache.Cache, w client.Client) *Gateway {
 	if o.Speaker != nil {
 		g.routers = routers.New(routers.Options{Speaker: o.Speaker, Hub: c, Secrets: o.Secrets, Namespace: o.Namespace, Gateway: o.Name, Changed: o.Wake.Up, Log: o.Log})
 	}
-	g.reachability = redirect.NewReachability(redirect.AskHost, o.Addresses, o.Wake.Up)
+	g.reachability = redirect.NewReachability(redirect.CheckHost, o.Addresses, o.Wake.Up)
 	g.ownership = ownership.New(g.owns())
 	g.driver = driver.New(driver.Options{Backend: o.Backend, Load: o.Load, Model: g.hub, Addresses: g.ownership, Observer: g.metrics, Redirect: g.ownership.Redirect,
 		InSync: g.serveFiltered, Log: g.log})

@@ -127,14 +127,14 @@ func (o *Ownership) Remove(address netip.Addr) {
 	o.options.Announcer.Withdraw(address)
 	o.SetTenant(address, "")
 	delete(o.answers, address)
-	o.redirects.Forget(address)
+	o.redirects.Remove(address)
 }
 
 // Redirect is to which gateway packets of unknown connections to the address are redirected. The dataplane is about to be sent it.
 func (o *Ownership) Redirect(address netip.Addr) model.Handover { return o.redirects.Send(address) }
 
 // Redirected is the number of addresses that are redirected to the gateway that owned them before.
-func (o *Ownership) Redirected() int { return o.redirects.Former() }
+func (o *Ownership) Redirected() int { return o.redirects.FormerCount() }
 
 // MayAnswer tells whether this gateway may answer for addresses at all, as of now.
 func (o *Ownership) MayAnswer() bool { return o.options.Right == nil || o.options.Right.MayAnswer() }
@@ -190,7 +190,7 @@ func (o *Ownership) Settling(now time.Time) bool {
 }
 
 // RedirectsExpire is when the next redirect ends by the passing of time alone, zero for never.
-func (o *Ownership) RedirectsExpire() time.Time { return o.redirects.Expires() }
+func (o *Ownership) RedirectsExpire() time.Time { return o.redirects.NextExpiry() }
 
 // Replaced tells whether others that stay, and work, may answer for each address that is held. Of a family of which nobody hears from this gateway,
 // nobody needs to hear from others.

@@ -29,7 +29,7 @@ func (g *Gateway) publish() {
 	r := report.Of(s, now)
 	if g.routers != nil {
 		r.BGPSessions = g.routers.Sessions()
-		r.Conditions = append(r.Conditions, routers.Condition(r.BGPSessions, g.routers.HasLooked()))
+		r.Conditions = append(r.Conditions, routers.Condition(r.BGPSessions, g.routers.HasLoaded()))
 	}
 	g.metrics.Show(&r.GatewayStatus, g.figures(failing))
 	g.writer.Publish(r)

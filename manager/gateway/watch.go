@@ -113,7 +113,7 @@ func poolChanged(o client.Object, gone bool) event {
 func gatewayChanged(o client.Object, gone bool) event {
 	return func(g *Gateway) {
 		if g.routers != nil {
-			g.routers.Look()
+			g.routers.Refresh()
 		}
 		triesChanged(o.(*v1alpha1.Gateway), gone)(g)
 		if o.GetName() == g.options.Name {
@@ -134,7 +134,7 @@ func gatewayChanged(o client.Object, gone bool) event {
 }
 
 func peerChanged(client.Object, bool) event {
-	return func(g *Gateway) { g.routers.Look() }
+	return func(g *Gateway) { g.routers.Refresh() }
 }
 
 func addressesChanged(o client.Object, gone bool) event {

@@ -98,7 +98,7 @@ func (o *Ownership) answerForAll(ctx context.Context, d Dataplane, s State) {
 	}
 	o.beginAgain(owns)
 	if o.options.Routers != nil && s.Served && permitted {
-		o.options.Routers.MayBegin()
+		o.options.Routers.AllowSessions()
 	}
 }
 
@@ -133,7 +133,7 @@ func (o *Ownership) candidatesWithout(f ipam.Family, peers []election.Peer, able
 // unheard are the families of whose addresses nobody would hear from this gateway, or not for a while, or it is not known yet.
 func (o *Ownership) unheard() membership.SilentFamilies {
 	is := func(f ipam.Family) bool {
-		return o.Silent(f) != "" || o.options.Elects && !o.families[f].was || o.options.Routers != nil && !o.options.Routers.HasLooked()
+		return o.Silent(f) != "" || o.options.Elects && !o.families[f].was || o.options.Routers != nil && !o.options.Routers.HasLoaded()
 	}
 	return membership.SilentFamilies{IPv4: is(ipam.IPv4), IPv6: is(ipam.IPv6)}
 }

@@ -30,9 +30,9 @@ type Peers interface {
 // Routers are those that addresses are announced to by BGP.
 type Routers interface {
 	// HasLooked tells whether it is known which routers there are.
-	HasLooked() bool
+	HasLoaded() bool
 	// MayBegin lets sessions begin: everything is announced that is to be.
-	MayBegin()
+	AllowSessions()
 	// Silent is why no router is told of addresses of a family, empty if one is, or that is not known yet.
 	Silent(ipam.Family) string
 }

@@ -52,9 +52,9 @@ func refusedBefore() v1alpha1.GatewayStatus {
 
 func TestANewProcessKeepsWhatWasRefusedUntilItKnowsWhatTheDataplaneHolds(t *testing.T) {
 	h := newOnHost(t)
-	h.Has(drivertest.Module, drivertest.Sysctl)
+	h.Add(drivertest.Module, drivertest.Sysctl)
 	h.left(refusedBefore())
-	h.Has(drivertest.Hang("Configure")) // the backend starts for a second
+	h.Add(drivertest.Hang("Configure")) // the backend starts for a second
 	end := h.runs()
 	defer end()
 	require.Eventually(t, func() bool {
@@ -69,7 +69,7 @@ func TestANewProcessKeepsWhatWasRefusedUntilItKnowsWhatTheDataplaneHolds(t *test
 	require.Equal(t, before.AnnouncedResourceVersion, now.AnnouncedResourceVersion)
 	require.Equal(t, before.Silent, now.Silent, "nobody hears of IPv6 addresses yet")
 
-	h.HasNoMore(drivertest.Hang("Configure"))
+	h.Remove(drivertest.Hang("Configure"))
 	require.Eventually(t, func() bool {
 		now = h.written()
 		return meta.IsStatusConditionTrue(now.Conditions, v1alpha1.ConditionReady)

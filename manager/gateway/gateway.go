@@ -282,7 +282,7 @@ func (g *Gateway) purge() error {
 	if err := g.endTransit(); err != nil {
 		return err
 	}
-	return g.driver.Forget()
+	return g.driver.RemoveInstalled()
 }
 
 func (g *Gateway) loop(ctx context.Context, synced func() bool) error {
@@ -304,7 +304,7 @@ func (g *Gateway) loop(ctx context.Context, synced func() bool) error {
 			continue
 		case <-g.options.Wake:
 		case process := <-g.driver.Ended():
-			if !g.driver.HasEnded(process) {
+			if !g.driver.HandleEnd(process) {
 				continue
 			}
 		case <-timer.C:

@@ -22,10 +22,10 @@ func (g *Gateway) watchHost(ctx context.Context) error {
 	}
 	for {
 		checks := g.options.HostChecks(ctx)
-		g.driver.SettleInstalled()
+		g.driver.RetryInstalled()
 		g.send(ctx, func(g *Gateway) {
 			g.hostChecks = checks
-			g.driver.NoteHostChange()
+			g.driver.CheckSettings()
 		})
 		pause := hostCheckEvery
 		if dataplane.MissingError(checks) != nil {

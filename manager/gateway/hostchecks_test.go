@@ -107,7 +107,7 @@ func TestTheGatewaySaysWhatItsHostLacksAndHowToMendItUntilItIsMended(t *testing.
 	}
 	require.Equal(t, 1, strings.Count(h.log.String(), "level=ERROR"), "what each retry says is logged once: %s", h.log.String())
 
-	h.Has(drivertest.Module)
+	h.Add(drivertest.Module)
 	conditions := h.conditions()
 	require.True(t, meta.IsStatusConditionTrue(conditions, v1alpha1.ConditionReady))
 	require.Nil(t, meta.FindStatusCondition(conditions, "HostModules"))
@@ -119,7 +119,7 @@ func TestTheGatewaySaysWhatItsHostLacksAndHowToMendItUntilItIsMended(t *testing.
 
 func TestWhatTheGatewayItselfNeedsIsWatchedToo(t *testing.T) {
 	h := newOnHost(t)
-	h.Has(drivertest.Module, drivertest.Sysctl)
+	h.Add(drivertest.Module, drivertest.Sysctl)
 	down := dataplane.Check{Group: dataplane.GroupInterfaces, Subject: "interface eth0", State: dataplane.CheckMissing, Found: "is down", Command: "ip link set dev eth0 up"}
 	h.options.HostChecks = func(context.Context) []dataplane.Check { return []dataplane.Check{down} }
 	ctx, end := context.WithCancel(t.Context())

@@ -53,12 +53,12 @@ func (*locked) Run(context.Context) error { return nil }
 func TestElectionsAndEventsGoOnWhileABackendHangs(t *testing.T) {
 	announced, one := &locked{board: announcetest.Board{}}, netip.MustParseAddr("203.0.113.1")
 	h := newOnHostWith(t, Options{AnnounceOptions: AnnounceOptions{Announcer: announced}})
-	h.Has(drivertest.Module, drivertest.Sysctl)
+	h.Add(drivertest.Module, drivertest.Sysctl)
 	requireReady(t, h.conditions())
 	h.ownership.Add(one)
 	h.elect(t.Context())
 	require.True(t, announced.has(one))
-	h.Has(drivertest.Hang("Applied"))
+	h.Add(drivertest.Hang("Applied"))
 	h.driver.Stop() // it is started again, and asked what it holds
 	ctx, end := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
@@ -89,7 +89,7 @@ func TestElectionsAndEventsGoOnWhileABackendHangs(t *testing.T) {
 		busy := meta.FindStatusCondition((<-h.writer.Newest()).Conditions, v1alpha1.ConditionBackendBusy)
 		return busy != nil && busy.Message == "the backend has worked on Applied for more than 40s; it may take 2m0s, then it is started again. What the dataplane holds goes on; later changes wait"
 	}, 20*time.Second, time.Millisecond)
-	h.HasNoMore(drivertest.Hang("Applied"))
+	h.Remove(drivertest.Hang("Applied"))
 	require.Eventually(t, func() bool {
 		s := <-h.writer.Newest()
 		return s.AppliedResourceVersion != "" && meta.FindStatusCondition(s.Conditions, v1alpha1.ConditionBackendBusy) == nil
@@ -120,7 +120,7 @@ func (h *onHost) eventually(is func(*Gateway) bool, why string) {
 
 func TestNothingIsSentToThePluginBeforeAllFirstListsAreRead(t *testing.T) {
 	h := newOnHost(t)
-	h.Has(drivertest.Module)
+	h.Add(drivertest.Module)
 	var synced atomic.Bool
 	h.asks("a", 1, 1, netip.MustParseAddr("203.0.113.1"))
 	h.loops(synced.Load)
@@ -131,13 +131,13 @@ func TestNothingIsSentToThePluginBeforeAllFirstListsAreRead(t *testing.T) {
 	h.eventually(func(g *Gateway) bool { return !g.driver.Running() && g.driver.Version() == 0 }, "an empty model would empty the dataplane")
 	require.Empty(t, h.Kernel.Changes())
 	synced.Store(true)
-	h.eventually(func(g *Gateway) bool { return g.driver.Held() == 1 }, "now it is")
+	h.eventually(func(g *Gateway) bool { return g.driver.HeldCount() == 1 }, "now it is")
 	require.NoError(t, h.Ready(nil))
 }
 
 func TestTheLoopSendsAllBatchesOfALargeChangeOneAfterAnother(t *testing.T) {
 	h := newOnHost(t)
-	h.Has(drivertest.Module)
+	h.Add(drivertest.Module)
 	h.loops(func() bool { return true })
 	h.eventually(func(g *Gateway) bool { return g.served }, "it begins with nothing")
 	before := len(h.Kernel.Changes())
@@ -156,10 +156,10 @@ func TestTheLoopSendsAllBatchesOfALargeChangeOneAfterAnother(t *testing.T) {
 
 func TestTheLoopStartsAPluginAgainThatHasEnded(t *testing.T) {
 	h := newOnHost(t)
-	h.Has(drivertest.Module)
+	h.Add(drivertest.Module)
 	h.asks("a", 1, 1, netip.MustParseAddr("203.0.113.1"))
 	h.loops(func() bool { return true })
-	h.eventually(func(g *Gateway) bool { return g.driver.Held() == 1 }, "it works")
+	h.eventually(func(g *Gateway) bool { return g.driver.HeldCount() == 1 }, "it works")
 	former, _ := asked(t.Context(), h.Gateway, func(g *Gateway) driver.Process { return g.driver.Process() })
 	require.NoError(t, former.Kill())
 	h.eventually(func(g *Gateway) bool {
@@ -173,7 +173,7 @@ func TestWhatWakesUpTheLoopHasItElect(t *testing.T) {
 	wake := NewWake()
 	right := ownership.NewRight(ownership.RightOptions{Lease: own, Segment: own, Changed: wake.Up, Log: slog.New(slog.DiscardHandler)})
 	h := newOnHostWith(t, Options{AnnounceOptions: AnnounceOptions{Announcer: announced}, PeerOptions: PeerOptions{Right: right}, Wake: wake})
-	h.Has(drivertest.Module)
+	h.Add(drivertest.Module)
 	h.asks("a", 1, 1, one)
 	h.loops(func() bool { return true })
 	h.eventually(func(g *Gateway) bool { return g.served && !g.driver.HasWork() }, "the dataplane holds the address")
@@ -187,7 +187,7 @@ func TestWhatWakesUpTheLoopHasItElect(t *testing.T) {
 
 func TestTheLoopSleepsUntilSomethingIsToBeDone(t *testing.T) {
 	h := newOnHost(t)
-	h.Has(drivertest.Module)
+	h.Add(drivertest.Module)
 	requireReady(t, h.conditions())
 	require.Equal(t, report.CountEvery, h.pause(), "counters are read")
 	h.drain.Shutdown.Begin()

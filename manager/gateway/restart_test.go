@@ -16,7 +16,7 @@ import (
 
 // asks has a tenant ask for a LoadBalancer with so many ports, of which the hub says so in that version.
 func (h *onHost) asks(tenant string, ports int32, version uint64, vips ...netip.Addr) {
-	drivertest.Ask(h.hub, tenant, ports, vips...)
+	drivertest.RequestLoadBalancer(h.hub, tenant, ports, vips...)
 	h.seen = version
 }
 
@@ -63,12 +63,12 @@ func TestABackendThatBeganAnewIsNotSaidToHoldWhatItWasNotToldYet(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := newOnHost(t)
-			h.Has(drivertest.Module, drivertest.Sysctl)
+			h.Add(drivertest.Module, drivertest.Sysctl)
 			requireReady(t, h.conditions())
-			h.Has(drivertest.End)
+			h.Add(drivertest.ExitOnApply)
 			comes(h)
 			require.False(t, h.driver.Running())
-			h.HasNoMore(drivertest.End)
+			h.Remove(drivertest.ExitOnApply)
 
 			key := model.FrontendKey{VIP: one, Protocol: model.TCP, Port: 1}
 			for rounds := 0; ; rounds++ {
@@ -94,7 +94,7 @@ func TestABackendThatBeganAnewIsNotSaidToHoldWhatItWasNotToldYet(t *testing.T) {
 
 func TestAnObjectSaysWhichTenantsAreBehindAndUpToWhere(t *testing.T) {
 	h := newOnHost(t)
-	h.Has(drivertest.Module, drivertest.Sysctl)
+	h.Add(drivertest.Module, drivertest.Sysctl)
 	requireReady(t, h.conditions())
 	h.seen = 3
 	h.works()
@@ -118,21 +118,21 @@ func TestAnObjectSaysWhichTenantsAreBehindAndUpToWhere(t *testing.T) {
 
 func TestWhoLacksNothingIsToldSoWhileAnotherTenantsRecordsAreOnTheirWay(t *testing.T) {
 	h := newOnHost(t)
-	h.Has(drivertest.Module, drivertest.Sysctl)
+	h.Add(drivertest.Module, drivertest.Sysctl)
 	requireReady(t, h.conditions())
-	h.Has(drivertest.End)
+	h.Add(drivertest.ExitOnApply)
 	many := []netip.Addr{netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("203.0.113.2"), netip.MustParseAddr("203.0.113.3"), netip.MustParseAddr("203.0.113.4")}
 	h.asks("hostile", 250, 4, many...)
 	h.works()
 	require.Error(t, h.driver.Problem())
-	h.HasNoMore(drivertest.End)
+	h.Remove(drivertest.ExitOnApply)
 	h.works()
 	s := <-h.writer.Newest()
 	require.False(t, meta.IsStatusConditionTrue(s.Conditions, v1alpha1.ConditionReady))
 	require.Equal(t, "4", s.AppliedResourceVersion)
 	require.Equal(t, []v1alpha1.GatewayBehind{{Namespace: "tenant-hostile", ResourceVersion: "0"}}, s.Behind)
 
-	require.True(t, h.driver.HasEnded(h.driver.Process()))
+	require.True(t, h.driver.HandleEnd(h.driver.Process()))
 	h.publish()
 	require.Empty(t, (<-h.writer.Newest()).AppliedResourceVersion, "what was told last may not have come to anything")
 }

@@ -70,7 +70,7 @@ func TestASegmentThatWasSilentIsSoUntilAHostAnswersANewProcess(t *testing.T) {
 func TestADataplaneThatWasSilentIsSoUntilItAnswersANewProcess(t *testing.T) {
 	const silent = dataplaneSilent + "context deadline exceeded"
 	h := newOnHost(t)
-	h.Has(drivertest.Module, drivertest.Sysctl)
+	h.Add(drivertest.Module, drivertest.Sysctl)
 	left := leftServingNothing(v1alpha1.ReasonDataplaneSilent, silent)
 	h.left(left.Status)
 	gatewayChanged(left, false)(h.Gateway)

@@ -70,7 +70,7 @@ func TestAGatewayWhoseDataplaneDoesNotStartIsSilentAndSaysWhy(t *testing.T) {
 	require.Len(t, silent, 2)
 	require.Equal(t, "backend: module nf_tables: not loaded", silent[0].Message)
 	h.broken = nil
-	h.Has(drivertest.Module)
+	h.Add(drivertest.Module)
 	h.works()
 	require.Empty(t, h.silent(now.Add(report.SilentAfter)))
 	h.broken = errors.New("it does not start again")

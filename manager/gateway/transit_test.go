@@ -25,7 +25,7 @@ func (filterCalls) End() error { return nil }
 func TestAGatewayServesOnceItsFilterKnowsOfTheDataplane(t *testing.T) {
 	calls := make(filterCalls)
 	h := newOnHostWith(t, Options{AnnounceOptions: AnnounceOptions{Announcer: announcetest.Board{}}, HostOptions: HostOptions{Transit: calls}})
-	h.Has(drivertest.Module, drivertest.Sysctl)
+	h.Add(drivertest.Module, drivertest.Sysctl)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error)
 	go func() { ended <- h.keepTransit(ctx) }()

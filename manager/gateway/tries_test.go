@@ -43,7 +43,7 @@ func TestAPortIsTriedHereWhileThisGatewayAnswersForItAndItsDataplaneHoldsIt(t *t
 	h := again(t, Options{})
 	require.Len(t, h.says(), 1, "it failed before")
 	require.True(t, h.triableNow().Frontends[0].Paused, "the dataplane does not hold it yet")
-	h.Has(drivertest.Module)
+	h.Add(drivertest.Module)
 	h.works()
 	require.False(t, h.triableNow().Frontends[0].Paused)
 	ranges, err := ipam.ParseRanges([]string{"203.0.113.0/24"}, false)

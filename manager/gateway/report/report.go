@@ -59,7 +59,7 @@ func Of(s State, now time.Time) Report {
 	r := Report{Served: s.Served, GatewayStatus: v1alpha1.GatewayStatus{
 		Backend:            v1alpha1.GatewayBackend{Name: backend.Name, Version: backend.Version, Notes: backend.Notes},
 		Generation:         s.Driver.Generation().String(),
-		Frontends:          int32(s.Driver.Held()),
+		Frontends:          int32(s.Driver.HeldCount()),
 		AnnouncedAddresses: s.Answered,
 		Elects:             s.Elects,
 		Candidates:         s.View.Candidates,
@@ -80,7 +80,7 @@ func Of(s State, now time.Time) Report {
 	}
 	// While it is called, or away, the dataplane holds what it held, which stands in the object. Once it is known what it lacks, that is true of
 	// those who lack nothing, however long it takes until it has all.
-	if s.Driver.Knows() {
+	if s.Driver.StateKnown() {
 		r.AppliedResourceVersion, r.Behind = applied(s.Driver)
 		if s.Announces {
 			r.AnnouncedResourceVersion = r.AppliedResourceVersion

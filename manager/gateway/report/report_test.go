@@ -74,7 +74,7 @@ func TestAGatewayIsReadyWhileItsDataplaneHoldsTheModel(t *testing.T) {
 	require.Equal(t, "BackendFailed", c.Reason)
 	require.Equal(t, "there is no such binary", c.Message)
 	d.broken = nil
-	d.Has(drivertest.Module)
+	d.Add(drivertest.Module)
 	c = d.ready(1)
 	require.Equal(t, metav1.ConditionTrue, c.Status)
 	require.Equal(t, "InSync", c.Reason)
@@ -85,7 +85,7 @@ func TestAGatewayIsReadyWhileItsDataplaneHoldsTheModel(t *testing.T) {
 
 func TestARefusedRecordIsNamedAndLeavesTheGatewayReady(t *testing.T) {
 	d := newDriven(t)
-	d.Has(drivertest.Module)
+	d.Add(drivertest.Module)
 	require.Equal(t, "InSync", d.ready(1).Reason)
 	d.Kernel.Refuse(func(string) string { return "full" })
 	d.hub.SetTenant(translate.Tenant{Name: "a", BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}})
@@ -104,7 +104,7 @@ func TestARefusedRecordIsNamedAndLeavesTheGatewayReady(t *testing.T) {
 
 func TestAVersionIsSaidToBeAnnouncedOnlyIfItIs(t *testing.T) {
 	d := newDriven(t)
-	d.Has(drivertest.Module)
+	d.Add(drivertest.Module)
 	d.ready(7)
 	r := Of(State{Driver: d.Driver, Served: true}, time.Now())
 	require.True(t, r.Served)
@@ -119,7 +119,7 @@ func TestAVersionIsSaidToBeAnnouncedOnlyIfItIs(t *testing.T) {
 
 func TestAReportSaysWhatTheGatewayIsLike(t *testing.T) {
 	d := newDriven(t)
-	d.Has(drivertest.Module)
+	d.Add(drivertest.Module)
 	d.ready(1)
 	r := Of(State{Driver: d.Driver, Answered: 3, Elects: true, View: election.View{Candidates: []string{"g"}, WithoutIPv6: []string{"g"}},
 		Conflicts: []announce.Conflict{{Address: vip, MAC: "02:00:00:00:00:01"}}, Refused: []heartbeat.Refusal{{Gateway: "g2", Reason: "its clock is wrong"}},

@@ -72,7 +72,7 @@ func (g *Gateway) tally(stats dataplane.Stats, ago time.Duration, err error) {
 		g.log.Warn("read the dataplane's counters", "error", err)
 		return
 	}
-	g.drain.Shutdown.NoteConnections(g.ownership.Answered() > 0, stats.Proxied)
+	g.drain.Shutdown.NoteConnections(g.ownership.AnsweredCount() > 0, stats.Proxied)
 	g.counters.Take(g.hub.Snapshot().Frontends, stats.Frontends, g.metrics.Last(), ago, time.Now())
 	g.metrics.Add(stats, g.tenantOf)
 }

@@ -243,9 +243,9 @@ func (g *Gateway) noteReadiness() {
 
 // elect brings what is answered for to what this gateway and its peers know now.
 func (g *Gateway) elect(ctx context.Context) {
-	s := ownership.State{Served: g.served, Draining: g.drain.Draining(), Left: g.drain.NoticeOver(time.Now())}
+	s := ownership.State{Served: g.served, Draining: g.drain.Draining(), NoticeOver: g.drain.NoticeOver(time.Now())}
 	if slices.Contains(g.driver.Description().Features, dataplane.Handover) {
-		s.Reached = g.options.Addresses
+		s.RedirectAddresses = g.options.Addresses
 	}
 	g.ownership.Elect(ctx, g.driver, s)
 }
@@ -317,7 +317,7 @@ func (g *Gateway) loop(ctx context.Context, synced func() bool) error {
 		}
 		g.work(ctx)
 		g.count()
-		g.drain.Shutdown.FinishIfDone(g.ownership.Replaced)
+		g.drain.Shutdown.FinishIfDone(g.ownership.IsReplaced)
 		if timer.Reset(g.pause()); g.changedDuringCall {
 			timer.Reset(gather)
 		}
@@ -351,10 +351,10 @@ const settleEvery = 250 * time.Millisecond
 // pause is how long nothing needs to be done unless something happens.
 func (g *Gateway) pause() time.Duration {
 	pause := report.CountEvery
-	if now := time.Now(); g.ownership.Settling(now) || g.drain.Draining() && g.drain.DrainingFor(now) < 2*drain.Notice {
+	if now := time.Now(); g.ownership.IsSettling(now) || g.drain.Draining() && g.drain.DrainingFor(now) < 2*drain.Notice {
 		pause = settleEvery
 	}
-	if ends := g.ownership.RedirectsExpire(); !ends.IsZero() {
+	if ends := g.ownership.NextRedirectExpiry(); !ends.IsZero() {
 		pause = min(pause, max(time.Millisecond, time.Until(ends)))
 	}
 	if at := g.driver.RetryAt(); !at.IsZero() {
@@ -372,7 +372,7 @@ func (g *Gateway) pause() time.Duration {
 
 // work brings backend, prober and announcer to the present model and publishes what came of it.
 func (g *Gateway) work(ctx context.Context) {
-	g.drain.Update(time.Now(), g.ownership.Replaced)
+	g.drain.Update(time.Now(), g.ownership.IsReplaced)
 	g.noteHosts(time.Now())
 	changes := g.hub.Flush()
 	g.changedDuringCall = false
@@ -415,10 +415,10 @@ func (g *Gateway) duringCall(ctx context.Context, done <-chan struct{}) {
 		case <-g.options.Wake:
 		case <-ticker.C:
 		}
-		g.drain.Update(time.Now(), g.ownership.Replaced)
+		g.drain.Update(time.Now(), g.ownership.IsReplaced)
 		g.elect(ctx)
 		g.publish()
-		g.drain.Shutdown.FinishIfDone(g.ownership.Replaced)
+		g.drain.Shutdown.FinishIfDone(g.ownership.IsReplaced)
 	}
 }
 

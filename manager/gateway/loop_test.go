@@ -192,7 +192,7 @@ func TestTheLoopSleepsUntilSomethingIsToBeDone(t *testing.T) {
 	require.Equal(t, report.CountEvery, h.pause(), "counters are read")
 	h.drain.Shutdown.Begin()
 	require.Equal(t, drain.CountInterval, h.pause(), "connections are counted")
-	h.drain.Update(time.Now(), h.ownership.Replaced)
+	h.drain.Update(time.Now(), h.ownership.IsReplaced)
 	require.Equal(t, settleEvery, h.pause(), "its addresses are about to be withdrawn")
 	h.asks("busy", 250, 1, netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("203.0.113.2"), netip.MustParseAddr("203.0.113.3"))
 	h.works()

@@ -19,7 +19,7 @@ func TestAGatewayWhoseNodeIsCordonedDrainsAsLongAsOthersTakeOver(t *testing.T) {
 	now := time.Now()
 	drains := func(others neighbours, in time.Duration) bool {
 		peers.neighbours = others
-		g.drain.Update(now.Add(in), g.ownership.Replaced)
+		g.drain.Update(now.Add(in), g.ownership.IsReplaced)
 		return g.drain.Draining()
 	}
 	require.False(t, drains(there, 0), "nobody wishes so")
@@ -65,7 +65,7 @@ func TestOfGatewaysWhoseNodesAreCordonedAtOnceOneStays(t *testing.T) {
 				}
 			}
 			peers[name].neighbours = others
-			g.drain.Update(now, g.ownership.Replaced)
+			g.drain.Update(now, g.ownership.IsReplaced)
 			is[name] = g.drain.Draining()
 		}
 		said = append(said, is)

@@ -34,7 +34,7 @@ func leave(t *testing.T, o Options, peers neighbours) *leaver {
 	l.noteReadiness()
 	l.ownership.Add(l.address)
 	l.elect(t.Context())
-	require.EqualValues(t, 1, l.ownership.Answered())
+	require.EqualValues(t, 1, l.ownership.AnsweredCount())
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() {
 		l.Shutdown(ctx)
@@ -55,8 +55,8 @@ func (l *leaver) hears() *leaver {
 
 // looks has the gateway count what is left of its connections, and judge by that.
 func (l *leaver) looks(left uint64) {
-	l.drain.Shutdown.NoteConnections(l.ownership.Answered() > 0, left)
-	l.drain.Shutdown.FinishIfDone(l.ownership.Replaced)
+	l.drain.Shutdown.NoteConnections(l.ownership.AnsweredCount() > 0, left)
+	l.drain.Shutdown.FinishIfDone(l.ownership.IsReplaced)
 }
 
 func (l *leaver) requireEnd(t *testing.T) {
@@ -79,7 +79,7 @@ func (l *leaver) requireNoEnd(t *testing.T) {
 
 func TestAGatewayThatIsToldToEndWaitsUntilOthersHaveItsAddressesAndItsConnectionsHaveEnded(t *testing.T) {
 	l := leave(t, Options{DrainOptions: DrainOptions{DrainTimeout: time.Hour}}, neighbours{{Name: "other", Active: true, CanTakeOver: true}}).hears()
-	l.drain.Update(time.Now(), l.ownership.Replaced)
+	l.drain.Update(time.Now(), l.ownership.IsReplaced)
 	require.True(t, l.drain.Draining(), "it says that it leaves")
 	for range 2 * looks {
 		l.looks(0)
@@ -122,7 +122,7 @@ func TestAGatewayThatNobodyReplacesEndsAtOnce(t *testing.T) {
 			l.selection.SetPool("pool", ranges, only)
 			l.selection.SetGateway("g", only.MatchLabels)
 			l.selection.SetGateway("other", only.MatchLabels)
-			l.drain.Shutdown.FinishIfDone(l.ownership.Replaced)
+			l.drain.Shutdown.FinishIfDone(l.ownership.IsReplaced)
 			l.requireEnd(t)
 		})
 	}
@@ -159,9 +159,9 @@ func TestAGatewayThatHasDrainedSaysThatOthersAreThereOnlyIfItKnowsSo(t *testing.
 			g.selection.SetGateway("g", map[string]string{"rack": "1"})
 			g.ownership.Add(address)
 			g.ownership.Elect(t.Context(), g.driver, ownership.State{Served: true})
-			require.Equal(t, metav1.ConditionFalse, report.Drained(g.ownership.Answered(), g.ownership.Replaced()).Status)
-			g.ownership.Elect(t.Context(), g.driver, ownership.State{Served: true, Left: true})
-			drained := report.Drained(g.ownership.Answered(), g.ownership.Replaced())
+			require.Equal(t, metav1.ConditionFalse, report.Drained(g.ownership.AnsweredCount(), g.ownership.IsReplaced()).Status)
+			g.ownership.Elect(t.Context(), g.driver, ownership.State{Served: true, NoticeOver: true})
+			drained := report.Drained(g.ownership.AnsweredCount(), g.ownership.IsReplaced())
 			require.Equal(t, metav1.ConditionTrue, drained.Status)
 			require.Equal(t, let+c.others+"; connections that it has go on", drained.Message)
 		})

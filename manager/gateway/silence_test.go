@@ -36,7 +36,7 @@ func TestAFamilyThatNobodyHearsOfIsNamedWithTheReason(t *testing.T) {
 	g = with(announcetest.Mute{IsAble: true})
 	require.Empty(t, g.silent(now))
 	g.drain.Request(true)
-	g.drain.Update(now, g.ownership.Replaced)
+	g.drain.Update(now, g.ownership.IsReplaced)
 	require.True(t, g.drain.Draining())
 	require.Empty(t, g.silent(now), "others get a moment")
 	require.Len(t, g.silent(now.Add(2*drain.Notice)), 2, "it answers for nothing")

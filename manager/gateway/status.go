@@ -16,7 +16,7 @@ import (
 func (g *Gateway) publish() {
 	now, failing := time.Now(), g.failing()
 	s := report.State{
-		Driver: g.driver, Served: g.served, Announces: g.ownership.Announces(g.served), Answered: g.ownership.Answered(), Elects: g.ownership.Elects(), View: g.ownership.View(),
+		Driver: g.driver, Served: g.served, Announces: g.ownership.AllAnnounced(g.served), Answered: g.ownership.AnsweredCount(), Elects: g.ownership.Elects(), View: g.ownership.View(),
 		Tenants: g.counters.Use(now), HostAddresses: g.hosts.published(), Silent: g.silent(now), Tries: g.tries.Status(failing),
 		Lacking: g.lacking(), Conditions: g.conditions(now),
 	}
@@ -41,13 +41,13 @@ func (g *Gateway) conditions(now time.Time) (conditions []metav1.Condition) {
 		conditions = append(conditions, served)
 	}
 	if g.drain.Draining() {
-		conditions = append(conditions, report.Drained(g.ownership.Answered(), g.ownership.Replaced()))
+		conditions = append(conditions, report.Drained(g.ownership.AnsweredCount(), g.ownership.IsReplaced()))
 	}
 	return conditions
 }
 
 func (g *Gateway) figures(failing map[model.FrontendKey]watchdog.Failure) report.Figures {
-	f := report.Figures{Failing: report.NotOfNodes(failing), Draining: g.drain.Draining(), MayAnswer: g.ownership.MayAnswer(), Failed: len(g.driver.Failures()), HandedOver: g.ownership.Redirected(), Targets: g.targets, Unhealthy: len(g.unhealthy)}
+	f := report.Figures{Failing: report.NotOfNodes(failing), Draining: g.drain.Draining(), MayAnswer: g.ownership.MayAnswer(), Failed: len(g.driver.Failures()), HandedOver: g.ownership.RedirectedCount(), Targets: g.targets, Unhealthy: len(g.unhealthy)}
 	if lease := g.options.lease(); lease != nil {
 		reaches := lease.Reaches()
 		f.Hub = &reaches
@@ -58,7 +58,7 @@ func (g *Gateway) figures(failing map[model.FrontendKey]watchdog.Failure) report
 // servedCondition is the Gateway's condition Served, and false while there is no such condition.
 func (g *Gateway) servedCondition(now time.Time) (metav1.Condition, bool) {
 	// A gateway that is told to end says it for its next process.
-	isToAnswer := g.ownership.Answered() > 0 || !g.served || g.drain.Shutdown.Begun()
+	isToAnswer := g.ownership.AnsweredCount() > 0 || !g.served || g.drain.Shutdown.Begun()
 	return g.serving.Condition(g.counters.Unanswered(now), isToAnswer)
 }
 

@@ -27,7 +27,7 @@ func (g *Gateway) toTry(ctx context.Context) watchdog.List {
 // triableNow are the frontends that can be tried now. Clients reach one here, by the gateway's own state, if the dataplane holds it and the gateway
 // answers for its VIP.
 func (g *Gateway) triableNow() watchdog.List {
-	served := func(key model.FrontendKey) bool { return g.driver.Serves(key) && g.ownership.Answers(key.VIP) }
+	served := func(key model.FrontendKey) bool { return g.driver.Serves(key) && g.ownership.AnswersFor(key.VIP) }
 	return g.tries.List(g.hub.Snapshot(), g.options.TryFrom, served, g.hasReadModel(), time.Now())
 }
 
@@ -47,7 +47,7 @@ func (g *Gateway) failing() map[model.FrontendKey]watchdog.Failure {
 // hasLeft tells whether clients reach other gateways, if any, for each address: this one drains where nobody is elected. One that ends may be back in a
 // moment, and where nobody takes over its clients have no other.
 func (g *Gateway) hasLeft() bool {
-	return !g.ownership.Elects() && g.drain.Draining() && (!g.drain.Shutdown.Begun() || g.ownership.Replaced())
+	return !g.ownership.Elects() && g.drain.Draining() && (!g.drain.Shutdown.Begun() || g.ownership.IsReplaced())
 }
 
 // triesChanged takes over what a gateway says of its tries.

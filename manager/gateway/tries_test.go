@@ -57,14 +57,14 @@ func TestAGatewayThatDrainsSaysNothingOfPortsThatOthersHave(t *testing.T) {
 	h := again(t, Options{})
 	require.NotEmpty(t, h.says())
 	h.drain.Request(true)
-	h.drain.Update(time.Now(), h.ownership.Replaced)
+	h.drain.Update(time.Now(), h.ownership.IsReplaced)
 	require.Empty(t, h.says())
 }
 
 func TestAProcessThatEndsKeepsAFailureWhereNobodyTakesOver(t *testing.T) {
 	h := again(t, Options{})
 	h.drain.Shutdown.Begin()
-	h.drain.Update(time.Now(), h.ownership.Replaced)
+	h.drain.Update(time.Now(), h.ownership.IsReplaced)
 	require.True(t, h.drain.Draining())
 	require.Len(t, h.says(), 1, "the next one reads it")
 }

@@ -40,7 +40,7 @@ type tester struct {
 }
 
 func (h *tester) AnswererOf(netip.Addr, string) string { return h.answerer }
-func (h *tester) IsAnothers(netip.Addr) bool           { return h.answerer != "" && h.answerer != "g" }
+func (h *tester) BelongsToPeer(netip.Addr) bool        { return h.answerer != "" && h.answerer != "g" }
 func (h *tester) winner(name string)                   { h.answerer = name }
 
 func newTester(t *testing.T) *tester {

@@ -19,7 +19,7 @@ type Answers interface {
 	// and then the other one.
 	AnswererOf(address netip.Addr, other string) string
 	// IsAnothers tells whether another gateway is to answer for an address, instead of this one.
-	IsAnothers(address netip.Addr) bool
+	BelongsToPeer(address netip.Addr) bool
 }
 
 // Owner is the LoadBalancer that a frontend is served for, as driver.Model has it.
@@ -195,7 +195,7 @@ func (t *Tries) elsewhere() func(netip.Addr) bool {
 	return func(address netip.Addr) bool {
 		is, has := known[address]
 		if !has {
-			is = t.answers.IsAnothers(address)
+			is = t.answers.BelongsToPeer(address)
 			known[address] = is
 		}
 		return is

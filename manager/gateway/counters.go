@@ -20,14 +20,14 @@ type countRequest struct {
 
 // count has the dataplane's counters be read now and then. With many frontends that takes longer than anything else may have to wait.
 func (g *Gateway) count() {
-	every := report.CountEvery
+	every := report.CountInterval
 	if g.drain.Shutdown.Begun() {
 		every = drain.CountInterval
 	}
 	if !g.served || !g.driver.Running() {
 		return
 	}
-	if ago, is := g.counters.Ask(every, time.Now()); is {
+	if ago, is := g.counters.Start(every, time.Now()); is {
 		g.counts <- countRequest{g.driver.Process(), ago}
 	}
 }
@@ -40,7 +40,7 @@ func (g *Gateway) readCounters(ctx context.Context) error {
 			return nil
 		case request := <-g.counts:
 			askedAt := time.Now()
-			limited, cancel := context.WithTimeout(ctx, report.CountLimit)
+			limited, cancel := context.WithTimeout(ctx, report.CountTimeout)
 			stats, err := request.process.Stats(limited)
 			description, failed := request.process.Describe(limited)
 			cancel()
@@ -60,20 +60,20 @@ func (g *Gateway) readCounters(ctx context.Context) error {
 // noteAnswer takes over whether the dataplane has answered a request for its counters.
 func (g *Gateway) noteAnswer(err error, askedAt time.Time) {
 	if err == nil {
-		g.serving.NoteDataplaneAnswers()
+		g.serving.SetDataplaneAnswered()
 	}
-	g.counters.NoteAnswer(err, askedAt, g.driver.Calling() != nil)
+	g.counters.SetResult(err, askedAt, g.driver.Calling() != nil)
 }
 
 // tally takes over the counters.
 func (g *Gateway) tally(stats dataplane.Stats, ago time.Duration, err error) {
-	g.counters.Answered()
+	g.counters.Done()
 	if err != nil {
 		g.log.Warn("read the dataplane's counters", "error", err)
 		return
 	}
 	g.drain.Shutdown.NoteConnections(g.ownership.AnsweredCount() > 0, stats.Proxied)
-	g.counters.Take(g.hub.Snapshot().Frontends, stats.Frontends, g.metrics.Last(), ago, time.Now())
+	g.counters.Set(g.hub.Snapshot().Frontends, stats.Frontends, g.metrics.Last(), ago, time.Now())
 	g.metrics.Add(stats, g.tenantOf)
 }
 

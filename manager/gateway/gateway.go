@@ -350,7 +350,7 @@ const settleEvery = 250 * time.Millisecond
 
 // pause is how long nothing needs to be done unless something happens.
 func (g *Gateway) pause() time.Duration {
-	pause := report.CountEvery
+	pause := report.CountInterval
 	if now := time.Now(); g.ownership.IsSettling(now) || g.drain.Draining() && g.drain.DrainingFor(now) < 2*drain.Notice {
 		pause = settleEvery
 	}

@@ -87,7 +87,7 @@ func TestElectionsAndEventsGoOnWhileABackendHangs(t *testing.T) {
 	hears(func(g *Gateway) { g.driver.Calling().Began = g.driver.Calling().Began.Add(-42 * time.Second) })
 	require.Eventually(t, func() bool {
 		busy := meta.FindStatusCondition((<-h.writer.Newest()).Conditions, v1alpha1.ConditionBackendBusy)
-		return busy != nil && busy.Message == "the backend has worked on Applied for more than 40s; it may take 2m0s, then it is started again. What the dataplane holds goes on; later changes wait"
+		return busy != nil && busy.Message == "the plugin has worked on Applied for more than 40s; after 2m0s it is started again. The dataplane goes on with what it holds, and later changes wait"
 	}, 20*time.Second, time.Millisecond)
 	h.Remove(drivertest.Hang("Applied"))
 	require.Eventually(t, func() bool {
@@ -189,7 +189,7 @@ func TestTheLoopSleepsUntilSomethingIsToBeDone(t *testing.T) {
 	h := newOnHost(t)
 	h.Add(drivertest.Module)
 	requireReady(t, h.conditions())
-	require.Equal(t, report.CountEvery, h.pause(), "counters are read")
+	require.Equal(t, report.CountInterval, h.pause(), "counters are read")
 	h.drain.Shutdown.Begin()
 	require.Equal(t, drain.CountInterval, h.pause(), "connections are counted")
 	h.drain.Update(time.Now(), h.ownership.IsReplaced)

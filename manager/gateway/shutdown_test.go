@@ -136,7 +136,7 @@ func TestAGatewayEndsAtOnceThatIsNotToWaitOrHasNotServed(t *testing.T) {
 }
 
 func TestAGatewayThatHasDrainedSaysThatOthersAreThereOnlyIfItKnowsSo(t *testing.T) {
-	const let, all, notAll = "it answers for no address any more; ", "all of its addresses have another gateway that works", "not all of its addresses are known to have another gateway that works"
+	const let, all, notAll = "the gateway answers for no address any more; ", "other gateways answer for all its addresses", "it is not known of all its addresses that another gateway answers for them"
 	works := membership.Peer{Name: "other", Active: true, CanTakeOver: true}
 	for name, c := range map[string]struct {
 		peers  Member
@@ -163,7 +163,7 @@ func TestAGatewayThatHasDrainedSaysThatOthersAreThereOnlyIfItKnowsSo(t *testing.
 			g.ownership.Elect(t.Context(), g.driver, ownership.State{Served: true, NoticeOver: true})
 			drained := report.Drained(g.ownership.AnsweredCount(), g.ownership.IsReplaced())
 			require.Equal(t, metav1.ConditionTrue, drained.Status)
-			require.Equal(t, let+c.others+"; connections that it has go on", drained.Message)
+			require.Equal(t, let+c.others+"; existing connections go on", drained.Message)
 		})
 	}
 }

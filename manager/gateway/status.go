@@ -16,7 +16,7 @@ import (
 func (g *Gateway) publish() {
 	now, failing := time.Now(), g.failing()
 	s := report.State{
-		Driver: g.driver, Served: g.served, Announces: g.ownership.AllAnnounced(g.served), Answered: g.ownership.AnsweredCount(), Elects: g.ownership.Elects(), View: g.ownership.View(),
+		Driver: g.driver, Served: g.served, AllAnnounced: g.ownership.AllAnnounced(g.served), Answered: g.ownership.AnsweredCount(), Elects: g.ownership.Elects(), View: g.ownership.View(),
 		Tenants: g.counters.Use(now), HostAddresses: g.hosts.published(), Silent: g.silent(now), Tries: g.tries.Status(failing),
 		Lacking: g.lacking(), Conditions: g.conditions(now),
 	}
@@ -24,9 +24,9 @@ func (g *Gateway) publish() {
 		s.Conflicts = g.options.Conflicts()
 	}
 	if g.options.Heart != nil {
-		s.Refused = g.options.Heart.Refusals()
+		s.Refusals = g.options.Heart.Refusals()
 	}
-	r := report.Of(s, now)
+	r := report.New(s, now)
 	if g.routers != nil {
 		r.BGPSessions = g.routers.Sessions()
 		r.Conditions = append(r.Conditions, routers.Condition(r.BGPSessions, g.routers.HasLoaded()))
@@ -47,7 +47,7 @@ func (g *Gateway) conditions(now time.Time) (conditions []metav1.Condition) {
 }
 
 func (g *Gateway) figures(failing map[model.FrontendKey]watchdog.Failure) report.Figures {
-	f := report.Figures{Failing: report.NotOfNodes(failing), Draining: g.drain.Draining(), MayAnswer: g.ownership.MayAnswer(), Failed: len(g.driver.Failures()), HandedOver: g.ownership.RedirectedCount(), Targets: g.targets, Unhealthy: len(g.unhealthy)}
+	f := report.Figures{Failing: report.CountNodesAnswer(failing), Draining: g.drain.Draining(), MayAnswer: g.ownership.MayAnswer(), Failed: len(g.driver.Failures()), HandedOver: g.ownership.RedirectedCount(), Targets: g.targets, Unhealthy: len(g.unhealthy)}
 	if lease := g.options.lease(); lease != nil {
 		reaches := lease.Reaches()
 		f.Hub = &reaches
@@ -59,7 +59,7 @@ func (g *Gateway) figures(failing map[model.FrontendKey]watchdog.Failure) report
 func (g *Gateway) servedCondition(now time.Time) (metav1.Condition, bool) {
 	// A gateway that is told to end says it for its next process.
 	isToAnswer := g.ownership.AnsweredCount() > 0 || !g.served || g.drain.Shutdown.Begun()
-	return g.serving.Condition(g.counters.Unanswered(now), isToAnswer)
+	return g.serving.Condition(g.counters.Problem(now), isToAnswer)
 }
 
 // neighbours finds out whether hosts on the segment still answer this gateway.
@@ -69,7 +69,7 @@ func (g *Gateway) neighbours() *watchdog.Neighbours {
 			if s.Problem != "" {
 				g.log.Warn("no host on the segment answers this gateway", "reason", s.Problem)
 			}
-			g.send(ctx, func(g *Gateway) { g.serving.NoteSegment(s) })
+			g.send(ctx, func(g *Gateway) { g.serving.SetSegment(s) })
 		},
 		OnError: func(err error) {
 			g.log.Warn("it is not known whether hosts on the segment answer this gateway", "error", err)

@@ -13,7 +13,7 @@ import (
 func (g *Gateway) newWatchdog() *watchdog.Watchdog {
 	return watchdog.New(watchdog.Options{
 		Sources: g.options.TryFrom, Interval: g.options.TryEvery, Frontends: g.toTry, Log: g.log,
-		OnReport:  func(ctx context.Context, r watchdog.Report) { g.send(ctx, func(g *Gateway) { g.tries.Take(r) }) },
+		OnReport:  func(ctx context.Context, r watchdog.Report) { g.send(ctx, func(g *Gateway) { g.tries.SetReport(r) }) },
 		OnOutcome: func(o watchdog.Outcome) { g.metrics.Tried(o.Word()) },
 	})
 }
@@ -40,7 +40,7 @@ func (g *Gateway) failing() map[model.FrontendKey]watchdog.Failure {
 		return nil
 	}
 	now := time.Now()
-	g.tries.Look(g.hub.Snapshot, g.options.TryFrom, g.hasReadModel(), now)
+	g.tries.FindUnconfirmed(g.hub.Snapshot, g.options.TryFrom, g.hasReadModel(), now)
 	return g.tries.Failing(now)
 }
 
@@ -57,7 +57,7 @@ func triesChanged(o *v1alpha1.Gateway, gone bool) event {
 		if gone {
 			tries = nil
 		}
-		g.tries.Learn(o.Name, tries, time.Now())
+		g.tries.ReadStatus(o.Name, tries, time.Now())
 	}
 }
 

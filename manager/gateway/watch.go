@@ -118,7 +118,7 @@ func gatewayChanged(o client.Object, gone bool) event {
 		triesChanged(o.(*v1alpha1.Gateway), gone)(g)
 		if o.GetName() == g.options.Name {
 			g.drain.Request(!gone && o.(*v1alpha1.Gateway).Spec.Draining)
-			g.serving.LearnFormer(o.(*v1alpha1.Gateway).Status.Conditions)
+			g.serving.ReadFormer(o.(*v1alpha1.Gateway).Status.Conditions)
 		}
 		if gone {
 			g.selection.DeleteGateway(o.GetName())

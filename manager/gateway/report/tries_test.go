@@ -10,7 +10,7 @@ import (
 	"kubelb.k8c.io/manager/watchdog"
 )
 
-func TestOnlyFrontendsAreTriedThatAreToAnswer(t *testing.T) {
+func TestOnlyFrontendsThatShouldAnswerAreTried(t *testing.T) {
 	from := []netip.Addr{netip.MustParseAddr("192.0.0.6"), netip.MustParseAddr("fd4b:7562:654c::6")}
 	key := func(port uint16) model.FrontendKey {
 		return model.FrontendKey{VIP: netip.MustParseAddr("203.0.113.1"), Protocol: model.TCP, Port: port}

@@ -35,9 +35,9 @@ func (g *Gateway) publish() {
 	g.writer.Publish(r)
 }
 
-// conditions are those that follow from what this package knows.
+// conditions returns the conditions that this package decides.
 func (g *Gateway) conditions(now time.Time) (conditions []metav1.Condition) {
-	if served, is := g.servedCondition(now); is {
+	if served, ok := g.servedCondition(now); ok {
 		conditions = append(conditions, served)
 	}
 	if g.drain.Draining() {
@@ -55,14 +55,14 @@ func (g *Gateway) figures(failing map[model.FrontendKey]watchdog.Failure) report
 	return f
 }
 
-// servedCondition is the Gateway's condition Served, and false while there is no such condition.
+// servedCondition returns the condition Served, and false if there is none.
 func (g *Gateway) servedCondition(now time.Time) (metav1.Condition, bool) {
-	// A gateway that is told to end says it for its next process.
-	isToAnswer := g.ownership.AnsweredCount() > 0 || !g.served || g.drain.Shutdown.Begun()
-	return g.serving.Condition(g.counters.Problem(now), isToAnswer)
+	// A gateway that shuts down reports it for its next process.
+	shouldAnswer := g.ownership.AnsweredCount() > 0 || !g.served || g.drain.Shutdown.Begun()
+	return g.serving.Condition(g.counters.Problem(now), shouldAnswer)
 }
 
-// neighbours finds out whether hosts on the segment still answer this gateway.
+// neighbours returns the check whether hosts on the segment still answer this gateway.
 func (g *Gateway) neighbours() *watchdog.Neighbours {
 	return &watchdog.Neighbours{Interfaces: g.options.Segment,
 		OnChange: func(ctx context.Context, s watchdog.Segment) {
@@ -72,6 +72,6 @@ func (g *Gateway) neighbours() *watchdog.Neighbours {
 			g.send(ctx, func(g *Gateway) { g.serving.SetSegment(s) })
 		},
 		OnError: func(err error) {
-			g.log.Warn("it is not known whether hosts on the segment answer this gateway", "error", err)
+			g.log.Warn("check whether hosts on the segment answer this gateway", "error", err)
 		}}
 }

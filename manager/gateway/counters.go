@@ -12,44 +12,44 @@ import (
 	"kubelb.k8c.io/manager/gateway/report"
 )
 
-// countRequest asks for the counters, which were asked for so long ago before.
+// countRequest requests the counters. ago is the time since the last request.
 type countRequest struct {
 	process driver.Process
 	ago     time.Duration
 }
 
-// count has the dataplane's counters be read now and then. With many frontends that takes longer than anything else may have to wait.
+// count requests the dataplane's counters when they are due. With many frontends the read takes longer than the loop may wait.
 func (g *Gateway) count() {
-	every := report.CountEvery
+	interval := report.CountInterval
 	if g.drain.Shutdown.Begun() {
-		every = drain.LookEvery
+		interval = drain.CountInterval
 	}
 	if !g.served || !g.driver.Running() {
 		return
 	}
-	if ago, is := g.counters.Ask(every, time.Now()); is {
-		g.counts <- countRequest{g.driver.Process(), ago}
+	if ago, due := g.counters.Start(interval, time.Now()); due {
+		g.countRequests <- countRequest{g.driver.Process(), ago}
 	}
 }
 
-// readCounters reads them, and what the plugin notes, each time that it is asked to, until ctx ends.
+// readCounters reads the counters, and the notes of the plugin, for each request until ctx ends.
 func (g *Gateway) readCounters(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case request := <-g.counts:
-			askedAt := time.Now()
-			limited, cancel := context.WithTimeout(ctx, report.CountLimit)
+		case request := <-g.countRequests:
+			requestedAt := time.Now()
+			limited, cancel := context.WithTimeout(ctx, report.CountTimeout)
 			stats, err := request.process.Stats(limited)
-			description, failed := request.process.Describe(limited)
+			description, describeErr := request.process.Describe(limited)
 			cancel()
 			g.send(ctx, func(g *Gateway) {
 				if request.process == g.driver.Process() {
-					g.noteAnswer(err, askedAt)
+					g.setCountersResult(err, requestedAt)
 				}
 				g.tally(stats, request.ago, err)
-				if failed == nil {
+				if describeErr == nil {
 					g.driver.SetNotes(request.process, description.Notes)
 				}
 			})
@@ -57,31 +57,31 @@ func (g *Gateway) readCounters(ctx context.Context) error {
 	}
 }
 
-// noteAnswer takes over whether the dataplane has answered a request for its counters.
-func (g *Gateway) noteAnswer(err error, askedAt time.Time) {
+// setCountersResult notes whether the dataplane has returned its counters.
+func (g *Gateway) setCountersResult(err error, requestedAt time.Time) {
 	if err == nil {
-		g.serving.NoteDataplaneAnswers()
+		g.serving.SetDataplaneAnswered()
 	}
-	g.counters.NoteAnswer(err, askedAt, g.driver.Calling() != nil)
+	g.counters.SetResult(err, requestedAt, g.driver.Calling() != nil)
 }
 
 // tally takes over the counters.
 func (g *Gateway) tally(stats dataplane.Stats, ago time.Duration, err error) {
-	g.counters.Answered()
+	g.counters.Done()
 	if err != nil {
 		g.log.Warn("read the dataplane's counters", "error", err)
 		return
 	}
-	g.drain.Shutdown.NoteConnections(g.ownership.Answered() > 0, stats.Proxied)
-	g.counters.Take(g.hub.Snapshot().Frontends, stats.Frontends, g.metrics.Last(), ago, time.Now())
+	g.drain.Shutdown.NoteConnections(g.ownership.AnsweredCount() > 0, stats.Proxied)
+	g.counters.Set(g.hub.Snapshot().Frontends, stats.Frontends, g.metrics.Last(), ago, time.Now())
 	g.metrics.Add(stats, g.tenantOf)
 }
 
-// tenantOf is whose the frontend is; nobody's if empty.
+// tenantOf returns the tenant of the frontend, empty for none.
 func (g *Gateway) tenantOf(key model.FrontendKey) string {
 	owner, known := g.hub.Owner(key)
-	tenant, is := translate.TenantOf(owner.Namespace)
-	if !known || !is {
+	tenant, ok := translate.TenantOf(owner.Namespace)
+	if !known || !ok {
 		return ""
 	}
 	return tenant

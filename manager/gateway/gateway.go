@@ -1,8 +1,7 @@
-// Package gateway is the manager's role on every host that moves packets: it watches the hub, translates, probes the
-// tenants' nodes, drives the local backend and announces addresses. It writes nothing but its own Gateway object.
+// Package gateway is the role of the manager on every host that forwards packets. It watches the hub, translates the objects into the model, checks
+// the tenants' nodes, brings the local dataplane to the model, and announces addresses. It writes nothing but its own Gateway object and its Lease.
 //
-// One goroutine, the loop, owns the translated model and the backend; informers, the prober and the backend's watch send
-// it events.
+// One goroutine, the loop, owns the model and the plugin. Informers, the prober and the watch of the plugin send it events.
 package gateway
 
 import (
@@ -34,7 +33,7 @@ import (
 	"kubelb.k8c.io/manager/watchdog"
 )
 
-// Gateway is a runnable of the manager. Make one with New.
+// Gateway is a runnable of the manager. Create one with New.
 type Gateway struct {
 	options Options
 	cache   cache.Cache
@@ -46,25 +45,25 @@ type Gateway struct {
 	hub    *translate.Hub
 	driver *driver.Driver
 	pools  map[string]ipam.Pool
-	// external are pools' ranges that no target may lie in.
-	external map[string][]ipam.Range
-	hosts    hosts
-	// selection is which gateways serve which pools.
+	// externalRanges are the ranges of AddressPools, which contain no targets.
+	externalRanges map[string][]ipam.Range
+	hosts          hosts
+	// selection decides which gateways serve which AddressPools.
 	selection *selection.Selection
-	// seen is the highest resourceVersion of a LoadBalancer.
-	seen uint64
-	// changedDuringCall: events have come while the plugin was called, which it was not sent.
+	// seenVersion is the highest resourceVersion of a LoadBalancer.
+	seenVersion uint64
+	// changedDuringCall: events of a call changed the model, and the plugin was not sent the changes yet.
 	changedDuringCall bool
 	synced            bool
-	// hostChecks are the outcome of HostChecks, lacked are the lines about what this host lacks that were logged.
-	hostChecks []dataplane.Check
-	lacked     map[string]bool
-	// transitChecks say why strangers are not kept out, moved is told when frontends and endpoints have changed, filterNow when the first one is due
-	// that knows of the dataplane.
+	// hostChecks is the result of HostChecks. loggedChecks are the checks that were logged.
+	hostChecks   []dataplane.Check
+	loggedChecks map[string]bool
+	// transitChecks say why the filter of forwarded packets cannot be set. modelChanged gets a value when frontends or endpoints have changed,
+	// filterNow when the filter is to be set again at once, since the dataplane has its rules now.
 	transitChecks []dataplane.Check
-	moved         chan struct{}
+	modelChanged  chan struct{}
 	filterNow     chan struct{}
-	// watchdog tries frontends, nil if tries are turned off.
+	// watchdog tries frontends. It is nil if tries are turned off.
 	watchdog *watchdog.Watchdog
 	tries    *report.Tries
 	serving  *report.Served
@@ -72,24 +71,24 @@ type Gateway struct {
 	counters report.Counters
 	metrics  *report.Metrics
 	writer   *report.Writer
-	// targets is how many are checked, unhealthy are those of them that do not take traffic.
+	// targets counts the checked targets, unhealthy are those that do not take traffic.
 	targets   int
 	unhealthy map[translate.Target]bool
-	// served: the dataplane has held everything since this process began, and strangers are kept out, of whom the filter tells it apart.
+	// served: the dataplane has held everything since this process started, and the filter of forwarded packets knows its rules.
 	served bool
 
 	ownership *ownership.Ownership
-	// reachability tells which hosts of failed gateways answer.
-	reachability *redirect.Reachability
-	counts       chan countRequest
-	// routers is there where addresses are announced by BGP.
+	// reachability knows which hosts of failed gateways answer.
+	reachability  *redirect.Reachability
+	countRequests chan countRequest
+	// routers is nil unless addresses are announced by BGP.
 	routers *routers.Routers
 	drain   *drain.State
-	// unready is why the gateway is of no use, nil when it is. Other goroutines ask.
+	// unready is the reason why the gateway cannot serve, nil if it can. Other goroutines read it.
 	unready atomic.Pointer[error]
 }
 
-// event changes the loop's state.
+// event changes the state of the loop.
 type event func(*Gateway)
 
 // New returns a gateway that reads the hub through the cache and writes its own object with the client.
@@ -98,43 +97,43 @@ func New(o Options, c cache.Cache, w client.Client) *Gateway {
 		o.Wake = NewWake()
 	}
 	g := &Gateway{options: o, cache: c, client: w, log: o.Log.With("gateway", o.Name), drain: drain.New(o.Log.With("gateway", o.Name)), events: make(chan event, 4096), hub: translate.NewHub(),
-		pools: map[string]ipam.Pool{}, external: map[string][]ipam.Range{}, selection: selection.New(), metrics: report.NewMetrics(),
-		unhealthy: map[translate.Target]bool{}, counts: make(chan countRequest, 1), moved: make(chan struct{}, 1), filterNow: make(chan struct{}, 1)}
+		pools: map[string]ipam.Pool{}, externalRanges: map[string][]ipam.Range{}, selection: selection.New(), metrics: report.NewMetrics(),
+		unhealthy: map[translate.Target]bool{}, countRequests: make(chan countRequest, 1), modelChanged: make(chan struct{}, 1), filterNow: make(chan struct{}, 1)}
 	if o.Speaker != nil {
 		g.routers = routers.New(routers.Options{Speaker: o.Speaker, Hub: c, Secrets: o.Secrets, Namespace: o.Namespace, Gateway: o.Name, Changed: o.Wake.Up, Log: o.Log})
 	}
-	g.reachability = redirect.NewReachability(redirect.AskHost, o.Addresses, o.Wake.Up)
-	g.ownership = ownership.New(g.owns())
+	g.reachability = redirect.NewReachability(redirect.CheckHost, o.Addresses, o.Wake.Up)
+	g.ownership = ownership.New(g.ownershipOptions())
 	g.driver = driver.New(driver.Options{Backend: o.Backend, Load: o.Load, Model: g.hub, Addresses: g.ownership, Observer: g.metrics, Redirect: g.ownership.Redirect,
 		InSync: g.serveFiltered, Log: g.log})
 	g.tries, g.serving = report.NewTries(o.Name, o.TryEvery > 0, g.hub.Owner, g.ownership), report.NewServed(o.Segment, o.TryEvery > 0)
 	g.writer = report.NewWriter(w, o.Name, o.Labels, o.lease(), g.log)
-	g.noteReadiness()
+	g.updateReadiness()
 	if o.TryEvery > 0 {
 		g.watchdog = g.newWatchdog()
 	}
 	return g
 }
 
-// owns are the options of the gateway's Ownership.
-func (g *Gateway) owns() ownership.Options {
+// ownershipOptions returns the options of the gateway's Ownership.
+func (g *Gateway) ownershipOptions() ownership.Options {
 	o := g.options
-	own := ownership.Options{Name: o.Name, Elects: o.Elects, Announcer: o.Announcer, SetTenant: o.SetTenant, Right: o.Right, Selection: g.selection, Redirect: o.Handover,
+	options := ownership.Options{Name: o.Name, Elects: o.Elects, Announcer: o.Announcer, SetTenant: o.SetTenant, Right: o.Right, Selection: g.selection, Redirect: o.Handover,
 		Alive: g.reachability.Alive, Wake: o.Wake.Up}
 	if o.Member != nil {
-		own.Peers = o.Member
+		options.Peers = o.Member
 	}
 	if g.routers != nil {
-		own.Routers = g.routers
+		options.Routers = g.routers
 	}
-	return own
+	return options
 }
 
-// NeedLeaderElection: every gateway works, elected or not.
+// NeedLeaderElection returns false: every gateway works, elected or not.
 func (g *Gateway) NeedLeaderElection() bool { return false }
 
-// gather is how long the loop waits for more changes before it sends what it has.
-const gather = 15 * time.Millisecond
+// gatherTime is how long the loop waits for more events before it handles them.
+const gatherTime = 15 * time.Millisecond
 
 // Start works until ctx ends.
 func (g *Gateway) Start(ctx context.Context) (err error) {
@@ -143,8 +142,8 @@ func (g *Gateway) Start(ctx context.Context) (err error) {
 	}
 	defer g.driver.Stop()
 	err = g.run(ctx)
-	// One that fails, or whose process does, starts again; what its dataplane holds stays.
-	if (g.options.PurgeOnExit || g.drain.Decommissioned()) && g.drain.Shutdown.Told() {
+	// After a failure the gateway starts again, and its dataplane keeps its state.
+	if (g.options.PurgeOnExit || g.drain.Decommissioned()) && g.drain.Shutdown.Requested() {
 		err = errors.Join(err, g.purge())
 	}
 	return err
@@ -172,7 +171,7 @@ func (g *Gateway) run(ctx context.Context) error {
 		}
 	}
 	if g.watchdog != nil {
-		// Before the dataplane starts, which looks what interfaces there are. Run tries again if it fails.
+		// The dataplane looks for interfaces when it starts, so this comes before. Run tries again after a failure.
 		if err := g.watchdog.Open(); err != nil {
 			g.log.Warn("frontends cannot be tried yet", "error", err)
 		}
@@ -197,15 +196,15 @@ func (g *Gateway) run(ctx context.Context) error {
 	runs.Go(func() error { return g.readCounters(runCtx) })
 	runs.Go(func() error { return g.watchHost(runCtx) })
 	runs.Go(func() error { return g.driver.Run(runCtx, g.post) })
-	runs.Go(func() error { return g.keepTransit(runCtx) })
+	runs.Go(func() error { return g.runTransitFilter(runCtx) })
 	runs.Go(func() error { return g.loop(runCtx, synced) })
 	return runs.Wait()
 }
 
-// Shutdown has the gateway drain before it ends: others take over, and then it waits for the connections that would end with it, for DrainTimeout at
-// most. It waits for nothing where nobody takes over, and before it has served.
+// Shutdown makes the gateway drain before it ends: peers take over, and then it waits for connections that would end with it, for DrainTimeout at
+// most. It waits for nothing if no peer takes over, or if it has not served yet.
 func (g *Gateway) Shutdown(ctx context.Context) {
-	g.drain.Shutdown.Tell()
+	g.drain.Shutdown.Request()
 	if g.options.DrainTimeout == 0 || g.Ready(nil) != nil {
 		return
 	}
@@ -213,39 +212,39 @@ func (g *Gateway) Shutdown(ctx context.Context) {
 	defer cancel()
 	g.send(ctx, func(g *Gateway) { g.drain.Shutdown.Begin() })
 	if !g.drain.Shutdown.Wait(ctx) {
-		g.log.Warn("ends, though connections may be left: clients had all the time that they get", "drain-timeout", g.options.DrainTimeout)
+		g.log.Warn("the gateway ends after --drain-timeout, although connections may be left", "drain-timeout", g.options.DrainTimeout)
 	}
 }
 
-// decommission notes that the DaemonSet is deleted that PurgeWith names.
+// decommission notes that the DaemonSet of PurgeWith is deleted.
 func (g *Gateway) decommission() {
 	if g.drain.Decommission() {
-		g.log.Info("the DaemonSet is deleted: this gateway's dataplane will be, too, when it ends", "daemonset", g.options.PurgeWith)
+		g.log.Info("the DaemonSet is deleted: the gateway purges its dataplane when it ends", "daemonset", g.options.PurgeWith)
 	}
 }
 
-// errStarting is why a gateway is not ready that has just begun.
+// errStarting is why a gateway is not ready that has just started.
 var errStarting = errors.New("the dataplane does not hold everything yet")
 
-// Ready is a readiness check: it says why the gateway is of no use, be it for now.
+// Ready is a readiness check. It returns the reason why the gateway cannot serve.
 func (g *Gateway) Ready(*http.Request) error { return *g.unready.Load() }
 
-func (g *Gateway) noteReadiness() {
+func (g *Gateway) updateReadiness() {
 	var unready error
 	switch {
 	case g.driver.Problem() != nil:
-		unready = fmt.Errorf("backend: %w", g.driver.Problem())
+		unready = fmt.Errorf("dataplane: %w", g.driver.Problem())
 	case !g.served:
 		unready = errStarting
 	}
 	g.unready.Store(&unready)
 }
 
-// elect brings what is answered for to what this gateway and its peers know now.
+// elect decides again which addresses this gateway answers for.
 func (g *Gateway) elect(ctx context.Context) {
-	s := ownership.State{Served: g.served, Draining: g.drain.Draining(), Left: g.drain.Over(time.Now())}
+	s := ownership.State{Served: g.served, Draining: g.drain.Draining(), NoticeOver: g.drain.NoticeOver(time.Now())}
 	if slices.Contains(g.driver.Description().Features, dataplane.Handover) {
-		s.Reached = g.options.Addresses
+		s.RedirectAddresses = g.options.Addresses
 	}
 	g.ownership.Elect(ctx, g.driver, s)
 }
@@ -261,15 +260,15 @@ func (g *Gateway) send(ctx context.Context, e event) {
 // post hands a function to the loop.
 func (g *Gateway) post(ctx context.Context, f func()) { g.send(ctx, func(*Gateway) { f() }) }
 
-// asked has the loop answer a question. It returns false if ctx ends before.
-func asked[T any](ctx context.Context, g *Gateway, question func(*Gateway) T) (answer T, is bool) {
-	answers := make(chan T, 1)
-	g.send(ctx, func(g *Gateway) { answers <- question(g) })
+// query calls a function in the loop, and returns its result. It returns false if ctx ends first.
+func query[T any](ctx context.Context, g *Gateway, f func(*Gateway) T) (result T, ok bool) {
+	results := make(chan T, 1)
+	g.send(ctx, func(g *Gateway) { results <- f(g) })
 	select {
-	case answer = <-answers:
-		return answer, true
+	case result = <-results:
+		return result, true
 	case <-ctx.Done():
-		return answer, false
+		return result, false
 	}
 }
 
@@ -279,10 +278,10 @@ func (g *Gateway) purge() error {
 	if err := g.driver.Purge(ctx); err != nil {
 		return err
 	}
-	if err := g.endTransit(); err != nil {
+	if err := g.removeTransitFilter(); err != nil {
 		return err
 	}
-	return g.driver.Forget()
+	return g.driver.RemoveInstalled()
 }
 
 func (g *Gateway) loop(ctx context.Context, synced func() bool) error {
@@ -299,42 +298,42 @@ func (g *Gateway) loop(ctx context.Context, synced func() bool) error {
 			e(g)
 			if !gathering {
 				gathering = true
-				timer.Reset(gather)
+				timer.Reset(gatherTime)
 			}
 			continue
 		case <-g.options.Wake:
 		case process := <-g.driver.Ended():
-			if !g.driver.HasEnded(process) {
+			if !g.driver.HandleEnd(process) {
 				continue
 			}
 		case <-timer.C:
 		}
-		g.takeEvents()
+		g.handleEvents()
 		gathering = false
 		if !g.isSynced(synced) {
-			timer.Reset(gather)
+			timer.Reset(gatherTime)
 			continue
 		}
 		g.work(ctx)
 		g.count()
-		g.drain.Shutdown.Finish(g.ownership.Replaced)
+		g.drain.Shutdown.FinishIfDone(g.ownership.IsReplaced)
 		if timer.Reset(g.pause()); g.changedDuringCall {
-			timer.Reset(gather)
+			timer.Reset(gatherTime)
 		}
 	}
 }
 
-// isSynced tells whether everything is known. Nothing is sent before: an empty model would empty the dataplane.
+// isSynced reports whether all first lists were read. Nothing is sent to the plugin before: an empty model would empty the dataplane.
 func (g *Gateway) isSynced(synced func() bool) bool {
 	if !g.synced && synced() {
 		g.synced = true
-		g.takeEvents() // what came since the last look is of the first lists, too
+		g.handleEvents() // the last events may belong to the first lists, too
 	}
 	return g.synced
 }
 
-// takeEvents takes all events that are there.
-func (g *Gateway) takeEvents() {
+// handleEvents handles all waiting events.
+func (g *Gateway) handleEvents() {
 	for {
 		select {
 		case e := <-g.events:
@@ -345,17 +344,17 @@ func (g *Gateway) takeEvents() {
 	}
 }
 
-// settleEvery is how often the gateway looks while what it answers for may change by the passing of time alone.
-const settleEvery = 250 * time.Millisecond
+// settleInterval is how often the loop runs while decisions may change only because time passes.
+const settleInterval = 250 * time.Millisecond
 
-// pause is how long nothing needs to be done unless something happens.
+// pause returns how long the loop may wait if nothing happens.
 func (g *Gateway) pause() time.Duration {
-	pause := report.CountEvery
-	if now := time.Now(); g.ownership.Settling(now) || g.drain.Draining() && g.drain.For(now) < 2*drain.Notice {
-		pause = settleEvery
+	pause := report.CountInterval
+	if now := time.Now(); g.ownership.IsSettling(now) || g.drain.Draining() && g.drain.DrainingFor(now) < 2*drain.Notice {
+		pause = settleInterval
 	}
-	if ends := g.ownership.RedirectsExpire(); !ends.IsZero() {
-		pause = min(pause, max(time.Millisecond, time.Until(ends)))
+	if expiry := g.ownership.NextRedirectExpiry(); !expiry.IsZero() {
+		pause = min(pause, max(time.Millisecond, time.Until(expiry)))
 	}
 	if at := g.driver.RetryAt(); !at.IsZero() {
 		pause = min(pause, max(0, time.Until(at)))
@@ -370,37 +369,37 @@ func (g *Gateway) pause() time.Duration {
 	return pause
 }
 
-// work brings backend, prober and announcer to the present model and publishes what came of it.
+// work brings the dataplane, the prober and the announcer to the present model, and publishes the result.
 func (g *Gateway) work(ctx context.Context) {
-	g.drain.Update(time.Now(), g.ownership.Replaced)
-	g.noteHosts(time.Now())
+	g.drain.Update(time.Now(), g.ownership.IsReplaced)
+	g.updateHosts(time.Now())
 	changes := g.hub.Flush()
 	g.changedDuringCall = false
 	if !changes.Model.Empty() {
-		g.noteMoved()
+		g.noteModelChange()
 	}
 	g.targets += len(changes.NewTargets) - len(changes.GoneTargets)
 	for _, t := range changes.GoneTargets {
-		g.prober.Forget(t)
+		g.prober.Remove(t)
 		delete(g.unhealthy, t)
 	}
 	for _, t := range changes.NewTargets {
-		g.prober.Watch(t)
+		g.prober.Add(t)
 	}
-	g.driver.Sync(ctx, changes.Model, g.seen)
-	g.noteReadiness()
+	g.driver.Sync(ctx, changes.Model, g.seenVersion)
+	g.updateReadiness()
 	g.driver.Recheck()
 	g.elect(ctx)
 	g.publish()
 }
 
-// duringCallEvery is how often the gateway looks after itself while the plugin is called.
-const duringCallEvery = 250 * time.Millisecond
+// duringCallInterval is how often the loop elects and publishes while the plugin is called.
+const duringCallInterval = 250 * time.Millisecond
 
-// duringCall does what cannot wait while the plugin is called: it takes events, elects and publishes. What it hears of the model is sent to the plugin
-// later.
+// duringCall does what cannot wait for a call of the plugin: it handles events, elects and publishes. Changes of the model are sent to the plugin
+// after the call.
 func (g *Gateway) duringCall(ctx context.Context, done <-chan struct{}) {
-	ticker := time.NewTicker(duringCallEvery)
+	ticker := time.NewTicker(duringCallInterval)
 	defer ticker.Stop()
 	for {
 		select {
@@ -415,14 +414,14 @@ func (g *Gateway) duringCall(ctx context.Context, done <-chan struct{}) {
 		case <-g.options.Wake:
 		case <-ticker.C:
 		}
-		g.drain.Update(time.Now(), g.ownership.Replaced)
+		g.drain.Update(time.Now(), g.ownership.IsReplaced)
 		g.elect(ctx)
 		g.publish()
-		g.drain.Shutdown.Finish(g.ownership.Replaced)
+		g.drain.Shutdown.FinishIfDone(g.ownership.IsReplaced)
 	}
 }
 
-// setHealth takes over what the prober found out. It may still speak of a target that is not checked any more.
+// setHealth takes over a result of the prober. The target may not be checked any more.
 func (g *Gateway) setHealth(r probe.Result) {
 	g.hub.SetHealth(r.Target, r.Health)
 	if r.Health.State == model.Unhealthy && g.hub.HasTarget(r.Target) {

@@ -9,27 +9,27 @@ import (
 )
 
 const (
-	// hostCheckEvery is how often this host is looked at: whether it has what the gateway needs, and whether sysctls of the plugin have changed.
-	hostCheckEvery = 30 * time.Second
-	// hostCheckSoon is how often while the gateway lacks something without which it does not work.
-	hostCheckSoon = 5 * time.Second
+	// hostCheckInterval is how often this host is checked: whether it has what the gateway needs, and whether sysctls of the plugin have changed.
+	hostCheckInterval = 30 * time.Second
+	// hostCheckFastInterval is how often while something required is missing.
+	hostCheckFastInterval = 5 * time.Second
 )
 
-// watchHost looks after what the gateway itself needs of this host, its state files and the sysctls of its plugin, until ctx ends.
+// watchHost checks what the gateway needs of this host, its state files, and the sysctls of its plugin, until ctx ends.
 func (g *Gateway) watchHost(ctx context.Context) error {
 	if g.options.HostChecks == nil {
 		return nil
 	}
 	for {
 		checks := g.options.HostChecks(ctx)
-		g.driver.SettleInstalled()
+		g.driver.RetryInstalled()
 		g.send(ctx, func(g *Gateway) {
 			g.hostChecks = checks
-			g.driver.NoteHostChange()
+			g.driver.CheckSettings()
 		})
-		pause := hostCheckEvery
+		pause := hostCheckInterval
 		if dataplane.MissingError(checks) != nil {
-			pause = hostCheckSoon
+			pause = hostCheckFastInterval
 		}
 		select {
 		case <-ctx.Done():
@@ -39,14 +39,14 @@ func (g *Gateway) watchHost(ctx context.Context) error {
 	}
 }
 
-// lacking is what this host lacks, for the dataplane and for the gateway. What is new is logged.
+// lacking returns what this host lacks, for the dataplane and for the gateway. It logs what is new.
 func (g *Gateway) lacking() []dataplane.Check {
 	lacking := dataplane.Lacking(slices.Concat(g.driver.Checks(), g.hostChecks, g.transitChecks, g.driver.InstalledChecks()))
-	known := g.lacked
-	g.lacked = map[string]bool{}
+	known := g.loggedChecks
+	g.loggedChecks = map[string]bool{}
 	for _, c := range lacking {
 		line := c.String()
-		if g.lacked[line] = true; !known[line] {
+		if g.loggedChecks[line] = true; !known[line] {
 			g.log.Warn("this host lacks something", "group", c.Group, "required", c.Required(), "lacks", line)
 		}
 	}

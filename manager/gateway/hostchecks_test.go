@@ -25,27 +25,27 @@ import (
 	"kubelb.k8c.io/manager/probe"
 )
 
-// onHost is a gateway whose plugin runs in the test's own process, and what it logs.
-type onHost struct {
+// testGateway is a gateway whose plugin runs in the test's own process, with its log.
+type testGateway struct {
 	*Gateway
 	*drivertest.Host
 	t        *testing.T
 	log      strings.Builder
-	gathered *prometheus.Registry
-	// broken is why the plugin does not start.
+	registry *prometheus.Registry
+	// broken is the error of each start of the plugin.
 	broken error
 }
 
-func newOnHost(t *testing.T) *onHost {
-	return newOnHostWith(t, Options{AnnounceOptions: AnnounceOptions{Announcer: announcetest.Board{}}})
+func newTestGateway(t *testing.T) *testGateway {
+	return newTestGatewayWith(t, Options{AnnounceOptions: AnnounceOptions{Announcer: announcetest.Board{}}})
 }
 
-func newOnHostWith(t *testing.T, o Options) *onHost {
+func newTestGatewayWith(t *testing.T, o Options) *testGateway {
 	t.Helper()
 	scheme := runtime.NewScheme()
 	require.NoError(t, v1alpha1.AddToScheme(scheme))
 	hub := fake.NewClientBuilder().WithScheme(scheme).WithStatusSubresource(&v1alpha1.Gateway{}).Build()
-	h := &onHost{Host: drivertest.NewHost(t), t: t, gathered: prometheus.NewRegistry()}
+	h := &testGateway{Host: drivertest.NewHost(t), t: t, registry: prometheus.NewRegistry()}
 	o.Name, o.Log = "g", slog.New(slog.NewTextHandler(&h.log, nil))
 	o.Backend = driver.Backend{Path: "kubelb-backend-fake", Config: dataplane.Config{Node: "g", StateDir: t.TempDir(), Options: drivertest.Options(h.Dir)}}
 	o.Load = func(plugin.Options) (driver.Process, error) {
@@ -56,13 +56,13 @@ func newOnHostWith(t *testing.T, o Options) *onHost {
 	}
 	h.Gateway = New(o, nil, hub)
 	h.prober = probe.New(probe.DefaultConfig(), func(probe.Result) {})
-	require.NoError(t, h.metrics.Register(h.gathered))
+	require.NoError(t, h.metrics.Register(h.registry))
 	t.Cleanup(h.driver.Stop)
 	return h
 }
 
-// works has the gateway do what it does for a change, once its plugin may be started if it does not run.
-func (h *onHost) works() {
+// workOnce lets the gateway handle a change. If the plugin is to be started later, it waits for that.
+func (h *testGateway) workOnce() {
 	h.t.Helper()
 	if at := h.driver.RetryAt(); !h.driver.Running() && !at.IsZero() {
 		time.Sleep(time.Until(at))
@@ -70,10 +70,10 @@ func (h *onHost) works() {
 	h.work(h.t.Context())
 }
 
-// conditions returns the Gateway object's conditions after that.
-func (h *onHost) conditions() []metav1.Condition {
+// conditions returns the conditions of the Gateway object after workOnce.
+func (h *testGateway) conditions() []metav1.Condition {
 	h.t.Helper()
-	h.works()
+	h.workOnce()
 	require.NoError(h.t, h.writer.Write(h.t.Context(), <-h.writer.Newest()))
 	var object v1alpha1.Gateway
 	require.NoError(h.t, h.client.Get(h.t.Context(), types.NamespacedName{Name: "g"}, &object))
@@ -86,13 +86,13 @@ func requireReady(t *testing.T, conditions []metav1.Condition) {
 	require.Equal(t, metav1.ConditionTrue, ready.Status, ready.Message)
 }
 
-// lacks is a check of something that is missing, which costs that.
-func lacks(costs string) dataplane.Check {
+// missingCheck returns a check of something that is missing, and what that costs.
+func missingCheck(costs string) dataplane.Check {
 	return dataplane.Check{Group: dataplane.GroupModules, Subject: "module", State: dataplane.CheckMissing, Found: "not loaded", Costs: costs}
 }
 
-func TestTheGatewaySaysWhatItsHostLacksAndHowToMendItUntilItIsMended(t *testing.T) {
-	h := newOnHost(t)
+func TestMissingThingsOfTheHostAreReportedWithAdviceUntilTheyAreFixed(t *testing.T) {
+	h := newTestGateway(t)
 	for range 3 {
 		conditions := h.conditions()
 		ready := meta.FindStatusCondition(conditions, v1alpha1.ConditionReady)
@@ -107,7 +107,7 @@ func TestTheGatewaySaysWhatItsHostLacksAndHowToMendItUntilItIsMended(t *testing.
 	}
 	require.Equal(t, 1, strings.Count(h.log.String(), "level=ERROR"), "what each retry says is logged once: %s", h.log.String())
 
-	h.Has(drivertest.Module)
+	h.Add(drivertest.Module)
 	conditions := h.conditions()
 	require.True(t, meta.IsStatusConditionTrue(conditions, v1alpha1.ConditionReady))
 	require.Nil(t, meta.FindStatusCondition(conditions, "HostModules"))
@@ -117,9 +117,9 @@ func TestTheGatewaySaysWhatItsHostLacksAndHowToMendItUntilItIsMended(t *testing.
 
 }
 
-func TestWhatTheGatewayItselfNeedsIsWatchedToo(t *testing.T) {
-	h := newOnHost(t)
-	h.Has(drivertest.Module, drivertest.Sysctl)
+func TestRequirementsOfTheGatewayItselfAreChecked(t *testing.T) {
+	h := newTestGateway(t)
+	h.Add(drivertest.Module, drivertest.Sysctl)
 	down := dataplane.Check{Group: dataplane.GroupInterfaces, Subject: "interface eth0", State: dataplane.CheckMissing, Found: "is down", Command: "ip link set dev eth0 up"}
 	h.options.HostChecks = func(context.Context) []dataplane.Check { return []dataplane.Check{down} }
 	ctx, end := context.WithCancel(t.Context())
@@ -135,14 +135,14 @@ func TestWhatTheGatewayItselfNeedsIsWatchedToo(t *testing.T) {
 	require.Nil(t, meta.FindStatusCondition(h.conditions(), "HostInterfaces"))
 }
 
-func TestTheHostIsLookedAtOftenWhileTheGatewayDoesNotWork(t *testing.T) {
+func TestTheHostIsCheckedMoreOftenWhileTheGatewayDoesNotWork(t *testing.T) {
 	for about, c := range map[string]struct {
 		check dataplane.Check
 		pause time.Duration
 	}{
-		"something required is missing": {lacks(""), hostCheckSoon},
-		"a feature is missing":          {lacks("clients with asymmetric routes"), hostCheckEvery},
-		"nothing is missing":            {dataplane.Check{State: dataplane.CheckOK}, hostCheckEvery},
+		"something required is missing": {missingCheck(""), hostCheckFastInterval},
+		"a feature is missing":          {missingCheck("clients with asymmetric routes"), hostCheckInterval},
+		"nothing is missing":            {dataplane.Check{State: dataplane.CheckOK}, hostCheckInterval},
 	} {
 		t.Run(about, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -12,34 +12,34 @@ import (
 )
 
 const (
-	// hostEvery is how often the gateway looks which addresses its host has.
-	hostEvery = 10 * time.Second
-	// maxHostAddresses are told to others.
+	// hostInterval is how often the gateway reads the addresses of its host.
+	hostInterval = 10 * time.Second
+	// maxHostAddresses bounds the published addresses.
 	maxHostAddresses = 256
 )
 
-// hosts are the management cluster's own, by what they are called in messages.
+// hosts are the hosts of the management cluster, by their names in messages.
 type hosts struct {
-	of      map[string][]netip.Addr
-	own     []netip.Addr
-	looked  time.Time
-	changed bool
+	byName   map[string][]netip.Addr
+	own      []netip.Addr
+	lastRead time.Time
+	changed  bool
 }
 
 func (h *hosts) set(name string, addresses []netip.Addr) {
-	if slices.Equal(h.of[name], addresses) {
+	if slices.Equal(h.byName[name], addresses) {
 		return
 	}
-	if h.of == nil {
-		h.of = map[string][]netip.Addr{}
+	if h.byName == nil {
+		h.byName = map[string][]netip.Addr{}
 	}
-	if h.of[name] = addresses; len(addresses) == 0 {
-		delete(h.of, name)
+	if h.byName[name] = addresses; len(addresses) == 0 {
+		delete(h.byName, name)
 	}
 	h.changed = true
 }
 
-// published are this host's, as many as others are told.
+// published returns the published addresses of this host.
 func (h *hosts) published() (out []string) {
 	for _, a := range h.own[:min(len(h.own), maxHostAddresses)] {
 		out = append(out, a.String())
@@ -47,11 +47,11 @@ func (h *hosts) published() (out []string) {
 	return out
 }
 
-// noteHosts brings what is never a target up to date.
-func (g *Gateway) noteHosts(now time.Time) {
+// updateHosts updates the addresses that are never targets.
+func (g *Gateway) updateHosts(now time.Time) {
 	h := &g.hosts
-	if g.options.HostAddresses != nil && now.Sub(h.looked) >= hostEvery {
-		h.looked = now
+	if g.options.HostAddresses != nil && now.Sub(h.lastRead) >= hostInterval {
+		h.lastRead = now
 		h.own = g.options.HostAddresses()
 		h.set("gateway "+g.options.Name, h.own)
 	}
@@ -60,9 +60,9 @@ func (g *Gateway) noteHosts(now time.Time) {
 	}
 	h.changed = false
 	all := map[netip.Addr]string{}
-	for name, addresses := range h.of {
+	for name, addresses := range h.byName {
 		for _, a := range addresses {
-			if before, is := all[a]; !is || name < before {
+			if before, known := all[a]; !known || name < before {
 				all[a] = name
 			}
 		}

@@ -20,10 +20,10 @@ import (
 	"kubelb.k8c.io/manager/probe"
 )
 
-// Options are what a gateway needs to know.
+// Options configure a Gateway.
 type Options struct {
 	Name string
-	// Labels are for the Gateway object, by which AddressPools choose gateways.
+	// Labels are the labels of the Gateway object, by which AddressPools select gateways.
 	Labels map[string]string
 	PluginOptions
 	AnnounceOptions
@@ -31,13 +31,13 @@ type Options struct {
 	DrainOptions
 	HostOptions
 	TryOptions
-	// Forbidden are never targets. Nodes: the management cluster's Nodes can be read, which are never targets, either.
+	// Forbidden are never targets. Nodes: the management cluster's Nodes can be read. They are never targets, either.
 	Forbidden []netip.Prefix
 	Nodes     bool
 	Probe     probe.Config
-	// Metrics takes what Prometheus is told; nil for nobody.
+	// Metrics registers the metrics. It may be nil.
 	Metrics prometheus.Registerer
-	// Wake wakes up the gateway's loop; nil makes one.
+	// Wake wakes the loop up. Nil makes one.
 	Wake Wake
 	Log  *slog.Logger
 }
@@ -49,18 +49,19 @@ type PluginOptions struct {
 	Load func(plugin.Options) (driver.Process, error)
 }
 
-// AnnounceOptions are about how addresses are announced.
+// AnnounceOptions are about the announcement of addresses.
 type AnnounceOptions struct {
 	Announcer announce.Announcer
-	// Elects: one gateway answers for each address; otherwise every gateway announces every address.
+	// Elects: one gateway answers for each address. Otherwise every gateway announces every address.
 	Elects bool
-	// Conflicts are addresses that the announcer has and another host says are its own; nil where nobody hears of that.
+	// Conflicts returns announced addresses that another host uses, too. It is nil if the announcer does not know.
 	Conflicts func() []announce.Conflict
-	// SetTenant is told whose an address is before that is announced, and with an empty tenant that it is nobody's; nil where nobody shares anything.
+	// SetTenant is called with the tenant of an address before the address is announced, and with an empty tenant when the address is free. It may be
+	// nil.
 	SetTenant func(address netip.Addr, tenant string)
-	// Segment are the interfaces on which hosts have to answer this gateway; none if that is not to be found out.
+	// Segment are the interfaces on which hosts have to answer this gateway. It is empty if this is not to be checked.
 	Segment []string
-	// Speaker is the announcer where that is by BGP, else nil. Passwords of its peers are in Secrets of the namespace.
+	// Speaker is the announcer if that uses BGP, else nil. Secrets of the namespace have the passwords of routers.
 	Speaker   *bgp.Speaker
 	Secrets   client.Reader
 	Namespace string
@@ -68,66 +69,67 @@ type AnnounceOptions struct {
 
 // PeerOptions are about other gateways.
 type PeerOptions struct {
-	// Member is told of other gateways; nil where this one answers alone. Right says by its Lease whether this gateway may answer; nil where it may always.
+	// Member knows the other gateways. It is nil if this gateway works alone. Right says whether this gateway may answer. It is nil if the gateway
+	// always may.
 	Member Member
 	Right  *ownership.Right
-	// Presence keeps the Lease by which the controllers hear of this gateway, where Member does not: it is no candidate.
+	// Presence keeps the Lease by which the controllers know that this gateway runs. It is for gateways that are no candidates, and replaces Member.
 	Presence Member
-	// Heart is heard by other gateways on the segment, with a key that SegmentKey waits for; both belong to Member.
-	Heart      *heartbeat.Heart
+	// Heart sends heartbeats on the segment, signed by the key that SegmentKey waits for. Both belong to Member.
+	Heart      *heartbeat.Speaker
 	SegmentKey func(context.Context) []byte
-	// Addresses are this gateway's own on the segment, to which other gateways redirect packets of connections that it may know: for Handover after a
-	// gateway has gone, or lost an address.
+	// Addresses returns this gateway's own addresses on the segment, to which peers redirect packets of its connections. Handover is for how long
+	// they do so after a gateway has gone, or lost an address.
 	Addresses func() []netip.Addr
 	Handover  time.Duration
 }
 
 // DrainOptions are about the end of a gateway.
 type DrainOptions struct {
-	// DrainTimeout is how long Shutdown waits for connections to end, at most; 0 for not at all.
+	// DrainTimeout is how long Shutdown waits for connections to end, at most. With 0 it does not wait.
 	DrainTimeout time.Duration
-	// PurgeOnExit removes everything from the dataplane when the gateway ends after Shutdown: it leaves for good.
+	// PurgeOnExit removes everything from the dataplane when the gateway ends after Shutdown.
 	PurgeOnExit bool
-	// PurgeWith names the DaemonSet whose deletion means the same; empty for none. The cache is to know of it, see drain.CachedDaemonSet.
+	// PurgeWith is the name of the DaemonSet whose deletion means the same, empty for none. The cache has to include it, see drain.CachedDaemonSet.
 	PurgeWith string
-	// DrainWithNode names the Node that this gateway drains with when it is cordoned; empty for none.
+	// DrainWithNode is the name of the Node. The gateway drains while it is cordoned. Empty for none.
 	DrainWithNode string
 }
 
 // HostOptions are about the gateway's host.
 type HostOptions struct {
-	// HostAddresses are all addresses of this host, which are never targets; nil where none are known.
+	// HostAddresses returns all addresses of this host, which are never targets. It may be nil.
 	HostAddresses func() []netip.Addr
-	// HostChecks look at what the gateway needs of this host whatever its dataplane is; nil where nothing is looked at.
+	// HostChecks checks what the gateway needs of this host with any dataplane. It may be nil.
 	HostChecks func(context.Context) []dataplane.Check
-	// Transit keeps this host from forwarding what is no frontend's; nil leaves the host as it is.
+	// Transit filters the packets that this host forwards. It may be nil.
 	Transit Filter
 }
 
 // TryOptions are about connections that the gateway makes to its own ports.
 type TryOptions struct {
-	// TryEvery is the pause between tries of a frontend that this gateway answers for, 0 for no tries. TryFrom are the source addresses of tries, one
-	// of each family at most. No host may have them.
+	// TryEvery is the pause between tries of a frontend that this gateway answers for, 0 for no tries. TryFrom are the source addresses of tries, at
+	// most one of each family. No host may have them.
 	TryEvery time.Duration
 	TryFrom  []netip.Addr
 }
 
-// Member is this gateway among its peers, and keeps its Lease.
+// Member knows the peers of this gateway, and keeps its Lease.
 type Member interface {
 	ownership.Peers
 	report.Lease
-	// Trouble is why the Lease is not held, nil if it is.
-	Trouble() error
+	// LastError returns why the Lease is not held, nil if it is.
+	LastError() error
 	Run(ctx context.Context) error
 }
 
-// Wake wakes up a gateway's loop: what it answers for may have changed. It is made before the gateway, for what the gateway depends on.
+// Wake wakes the loop up: the addresses to answer for may have changed. It is created before the gateway, since the gateway's dependencies use it.
 type Wake chan struct{}
 
-// NewWake returns one for a gateway.
+// NewWake returns the Wake of a gateway.
 func NewWake() Wake { return make(Wake, 1) }
 
-// Up has the loop look again. It does not block.
+// Up makes the loop run. It does not block.
 func (w Wake) Up() {
 	select {
 	case w <- struct{}{}:
@@ -135,7 +137,7 @@ func (w Wake) Up() {
 	}
 }
 
-// lease is what keeps this gateway's Lease, nil if nothing does.
+// lease returns what keeps this gateway's Lease, nil for none.
 func (o Options) lease() report.Lease {
 	switch {
 	case o.Member != nil:

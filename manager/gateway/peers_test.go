@@ -10,26 +10,26 @@ import (
 	"kubelb.k8c.io/manager/membership"
 )
 
-// neighbours are peers, as their Leases say, of a gateway that holds its own.
-type neighbours []membership.Other
+// fixedPeers are the peers of a gateway that has its Lease.
+type fixedPeers []membership.Peer
 
-func (neighbours) Peers() ([]election.Peer, []string, bool) { return nil, nil, true }
-func (n neighbours) Others() []membership.Other             { return n }
-func (neighbours) Say(membership.Said)                      {}
-func (neighbours) Told(election.View) bool                  { return true }
-func (neighbours) Reaches() bool                            { return true }
-func (neighbours) SayUnwritten(string)                      {}
-func (neighbours) Trouble() error                           { return nil }
-func (neighbours) Run(context.Context) error                { return nil }
+func (fixedPeers) ActivePeers() ([]election.Peer, []string, bool) { return nil, nil, true }
+func (n fixedPeers) AllPeers() []membership.Peer                  { return n }
+func (fixedPeers) Publish(membership.Published)                   {}
+func (fixedPeers) IsPublished(election.View) bool                 { return true }
+func (fixedPeers) Reaches() bool                                  { return true }
+func (fixedPeers) SetWriteError(string)                           {}
+func (fixedPeers) LastError() error                               { return nil }
+func (fixedPeers) Run(context.Context) error                      { return nil }
 
-// changing are peers that change.
-type changing struct{ neighbours }
+// changingPeers are peers that change.
+type changingPeers struct{ fixedPeers }
 
-// lease is this gateway's, where no other gateway is on the segment.
-type lease struct{ holds atomic.Bool }
+// fakeLease is this gateway's Lease, without other gateways on the segment.
+type fakeLease struct{ holds atomic.Bool }
 
-func (l *lease) Term() (uint64, bool)     { return 1, l.holds.Load() }
-func (*lease) Verdict() heartbeat.Verdict { return heartbeat.Alone }
-func (*lease) Since(time.Duration) (leased, missing bool) {
+func (l *fakeLease) LeaseNumber() (uint64, bool)  { return 1, l.holds.Load() }
+func (*fakeLease) PeerState() heartbeat.PeerState { return heartbeat.NoPeer }
+func (*fakeLease) PeersSince(time.Duration) (leased, missing bool) {
 	return false, false
 }

@@ -17,24 +17,24 @@ import (
 	"kubelb.k8c.io/manager/membership"
 )
 
-// looks in a row without a connection end a shutdown.
-const looks = 3
+// requiredIdleCounts counts without a connection end a shutdown.
+const requiredIdleCounts = 3
 
-// leaver is a gateway that has served an address and is told to end.
-type leaver struct {
+// shuttingDown is a gateway that has served an address and is told to end.
+type shuttingDown struct {
 	*Gateway
 	address netip.Addr
 	ended   chan struct{}
 }
 
-func leave(t *testing.T, o Options, peers neighbours) *leaver {
+func shutDown(t *testing.T, o Options, peers fixedPeers) *shuttingDown {
 	o.Name, o.Announcer, o.Member, o.Log = "g", announcetest.Board{}, peers, slog.New(slog.DiscardHandler)
-	l := &leaver{Gateway: New(o, nil, nil), address: netip.MustParseAddr("203.0.113.1"), ended: make(chan struct{})}
+	l := &shuttingDown{Gateway: New(o, nil, nil), address: netip.MustParseAddr("203.0.113.1"), ended: make(chan struct{})}
 	l.served = true
-	l.noteReadiness()
+	l.updateReadiness()
 	l.ownership.Add(l.address)
 	l.elect(t.Context())
-	require.EqualValues(t, 1, l.ownership.Answered())
+	require.EqualValues(t, 1, l.ownership.AnsweredCount())
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() {
 		l.Shutdown(ctx)
@@ -47,19 +47,19 @@ func leave(t *testing.T, o Options, peers neighbours) *leaver {
 	return l
 }
 
-// hears has the gateway take the event of being told.
-func (l *leaver) hears() *leaver {
+// handleEvent makes the gateway handle the event of Shutdown.
+func (l *shuttingDown) handleEvent() *shuttingDown {
 	(<-l.events)(l.Gateway)
 	return l
 }
 
-// looks has the gateway count what is left of its connections, and judge by that.
-func (l *leaver) looks(left uint64) {
-	l.drain.Shutdown.NoteConnections(l.ownership.Answered() > 0, left)
-	l.drain.Shutdown.Finish(l.ownership.Replaced)
+// count reports the number of remaining connections.
+func (l *shuttingDown) count(left uint64) {
+	l.drain.Shutdown.NoteConnections(l.ownership.AnsweredCount() > 0, left)
+	l.drain.Shutdown.FinishIfDone(l.ownership.IsReplaced)
 }
 
-func (l *leaver) requireEnd(t *testing.T) {
+func (l *shuttingDown) requireEnd(t *testing.T) {
 	t.Helper()
 	select {
 	case <-l.ended:
@@ -68,7 +68,7 @@ func (l *leaver) requireEnd(t *testing.T) {
 	}
 }
 
-func (l *leaver) requireNoEnd(t *testing.T) {
+func (l *shuttingDown) requireNoEnd(t *testing.T) {
 	t.Helper()
 	select {
 	case <-l.ended:
@@ -77,77 +77,77 @@ func (l *leaver) requireNoEnd(t *testing.T) {
 	}
 }
 
-func TestAGatewayThatIsToldToEndWaitsUntilOthersHaveItsAddressesAndItsConnectionsHaveEnded(t *testing.T) {
-	l := leave(t, Options{DrainOptions: DrainOptions{DrainTimeout: time.Hour}}, neighbours{{Name: "other", Present: true, Serves: true}}).hears()
-	l.drain.Update(time.Now(), l.ownership.Replaced)
-	require.True(t, l.drain.Draining(), "it says that it leaves")
-	for range 2 * looks {
-		l.looks(0)
+func TestAShutdownWaitsUntilAddressesAreWithdrawnAndConnectionsHaveEnded(t *testing.T) {
+	l := shutDown(t, Options{DrainOptions: DrainOptions{DrainTimeout: time.Hour}}, fixedPeers{{Name: "other", Active: true, CanTakeOver: true}}).handleEvent()
+	l.drain.Update(time.Now(), l.ownership.IsReplaced)
+	require.True(t, l.drain.Draining(), "it publishes that it drains")
+	for range 2 * requiredIdleCounts {
+		l.count(0)
 	}
-	l.requireNoEnd(t) // It still answers for an address.
+	l.requireNoEnd(t) // it still answers for an address
 	l.ownership.Remove(l.address)
-	for range 2 * looks {
-		l.looks(7)
+	for range 2 * requiredIdleCounts {
+		l.count(7)
 	}
-	l.looks(0)
-	l.looks(1) // A client that has just heard.
-	for range looks - 1 {
-		l.looks(0)
+	l.count(0)
+	l.count(1) // a late client
+	for range requiredIdleCounts - 1 {
+		l.count(0)
 	}
 	l.requireNoEnd(t)
-	l.looks(0)
+	l.count(0)
 	l.requireEnd(t)
 }
 
-func TestAGatewayThatIsToldToEndWaitsNoLongerThanItMay(t *testing.T) {
-	l := leave(t, Options{DrainOptions: DrainOptions{DrainTimeout: 50 * time.Millisecond}}, neighbours{{Name: "other", Present: true, Serves: true}}).hears()
+func TestAShutdownWaitsNoLongerThanTheDrainTimeout(t *testing.T) {
+	l := shutDown(t, Options{DrainOptions: DrainOptions{DrainTimeout: 50 * time.Millisecond}}, fixedPeers{{Name: "other", Active: true, CanTakeOver: true}}).handleEvent()
 	l.ownership.Remove(l.address)
-	l.looks(1)
+	l.count(1)
 	l.requireEnd(t)
 }
 
-func TestAGatewayThatNobodyReplacesEndsAtOnce(t *testing.T) {
-	for name, peers := range map[string]neighbours{
-		"alone":                            nil,
-		"the other leaves, too":            {{Name: "other", Present: true, Leaving: true, Serves: true}},
-		"the other has failed":             {{Name: "other", Serves: true}},
-		"the other does not work yet":      {{Name: "other", Present: true}},
-		"the pool does not choose another": {{Name: "else", Present: true, Serves: true}},
+func TestAShutdownWithoutAReplacementEndsAtOnce(t *testing.T) {
+	for name, peers := range map[string]fixedPeers{
+		"alone":                                   nil,
+		"the other one drains, too":               {{Name: "other", Active: true, Draining: true, CanTakeOver: true}},
+		"the other has failed":                    {{Name: "other", CanTakeOver: true}},
+		"the other does not work yet":             {{Name: "other", Active: true}},
+		"the AddressPool does not select another": {{Name: "else", Active: true, CanTakeOver: true}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			l := leave(t, Options{DrainOptions: DrainOptions{DrainTimeout: time.Hour}}, peers).hears()
+			l := shutDown(t, Options{DrainOptions: DrainOptions{DrainTimeout: time.Hour}}, peers).handleEvent()
 			only := &metav1.LabelSelector{MatchLabels: map[string]string{"rack": "1"}}
 			ranges, err := ipam.ParseRanges([]string{"203.0.113.0/24"}, false)
 			require.NoError(t, err)
 			l.selection.SetPool("pool", ranges, only)
 			l.selection.SetGateway("g", only.MatchLabels)
 			l.selection.SetGateway("other", only.MatchLabels)
-			l.drain.Shutdown.Finish(l.ownership.Replaced)
+			l.drain.Shutdown.FinishIfDone(l.ownership.IsReplaced)
 			l.requireEnd(t)
 		})
 	}
 }
 
-func TestAGatewayEndsAtOnceThatIsNotToWaitOrHasNotServed(t *testing.T) {
-	leave(t, Options{}, neighbours{{Name: "other", Present: true, Serves: true}}).requireEnd(t)
+func TestAShutdownWithoutADrainTimeoutOrBeforeServingEndsAtOnce(t *testing.T) {
+	shutDown(t, Options{}, fixedPeers{{Name: "other", Active: true, CanTakeOver: true}}).requireEnd(t)
 	g := New(Options{Name: "g", AnnounceOptions: AnnounceOptions{Announcer: announcetest.Board{}}, DrainOptions: DrainOptions{DrainTimeout: time.Hour}, Log: slog.New(slog.DiscardHandler)}, nil, nil)
 	g.Shutdown(t.Context())
-	require.True(t, g.drain.Shutdown.Told())
+	require.True(t, g.drain.Shutdown.Requested())
 }
 
-func TestAGatewayThatHasDrainedSaysThatOthersAreThereOnlyIfItKnowsSo(t *testing.T) {
-	const let, all, notAll = "it answers for no address any more; ", "all of its addresses have another gateway that works", "not all of its addresses are known to have another gateway that works"
-	works := membership.Other{Name: "other", Present: true, Serves: true}
+func TestADrainedGatewayReportsAReplacementOnlyIfItKnowsOne(t *testing.T) {
+	const withdrawn, all, notAll = "the gateway answers for no address any more; ", "other gateways answer for all its addresses", "it is not known of all its addresses that another gateway answers for them"
+	works := membership.Peer{Name: "other", Active: true, CanTakeOver: true}
 	for name, c := range map[string]struct {
 		peers  Member
 		rack   string
 		others string
 	}{
-		"another one works":                       {neighbours{works}, "1", all},
-		"another one works, and is not chosen":    {neighbours{works}, "2", notAll},
-		"another one drains":                      {neighbours{{Name: "other", Present: true, Serves: true, Leaving: true}}, "1", notAll},
-		"there is no other one":                   {neighbours{}, "1", notAll},
-		"without a Lease nobody knows of another": {nil, "1", notAll},
+		"another one works":                       {fixedPeers{works}, "1", all},
+		"another one works, and is not selected":  {fixedPeers{works}, "2", notAll},
+		"another one drains":                      {fixedPeers{{Name: "other", Active: true, CanTakeOver: true, Draining: true}}, "1", notAll},
+		"there is no other one":                   {fixedPeers{}, "1", notAll},
+		"without a Lease the peers are not known": {nil, "1", notAll},
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := New(Options{Name: "g", AnnounceOptions: AnnounceOptions{Announcer: announcetest.Board{}}, PeerOptions: PeerOptions{Member: c.peers}, Log: slog.New(slog.DiscardHandler)}, nil, nil)
@@ -159,11 +159,11 @@ func TestAGatewayThatHasDrainedSaysThatOthersAreThereOnlyIfItKnowsSo(t *testing.
 			g.selection.SetGateway("g", map[string]string{"rack": "1"})
 			g.ownership.Add(address)
 			g.ownership.Elect(t.Context(), g.driver, ownership.State{Served: true})
-			require.Equal(t, metav1.ConditionFalse, report.Drained(g.ownership.Answered(), g.ownership.Replaced()).Status)
-			g.ownership.Elect(t.Context(), g.driver, ownership.State{Served: true, Left: true})
-			drained := report.Drained(g.ownership.Answered(), g.ownership.Replaced())
+			require.Equal(t, metav1.ConditionFalse, report.Drained(g.ownership.AnsweredCount(), g.ownership.IsReplaced()).Status)
+			g.ownership.Elect(t.Context(), g.driver, ownership.State{Served: true, NoticeOver: true})
+			drained := report.Drained(g.ownership.AnsweredCount(), g.ownership.IsReplaced())
 			require.Equal(t, metav1.ConditionTrue, drained.Status)
-			require.Equal(t, let+c.others+"; connections that it has go on", drained.Message)
+			require.Equal(t, withdrawn+c.others+"; existing connections go on", drained.Message)
 		})
 	}
 }

@@ -18,7 +18,7 @@ import (
 	"kubelb.k8c.io/manager/gateway/report"
 )
 
-func TestAFamilyThatNobodyHearsOfIsNamedWithTheReason(t *testing.T) {
+func TestASilentFamilyIsReportedWithTheReason(t *testing.T) {
 	now := time.Now()
 	with := func(m announcetest.Mute) *Gateway {
 		g := New(Options{Name: "g", AnnounceOptions: AnnounceOptions{Announcer: m}, Log: slog.New(slog.DiscardHandler)}, nil, nil)
@@ -26,25 +26,25 @@ func TestAFamilyThatNobodyHearsOfIsNamedWithTheReason(t *testing.T) {
 		return g
 	}
 	g := with(announcetest.Mute{IsAble: true, Why: map[ipam.Family]string{ipam.IPv6: "no IPv6 on eth1"}})
-	require.Equal(t, []v1alpha1.GatewaySilence{{Family: corev1.IPv6Protocol, Message: "no IPv6 on eth1"}}, g.silent(now), "at once, since IPv4 is heard of")
+	require.Equal(t, []v1alpha1.GatewaySilence{{Family: corev1.IPv6Protocol, Message: "no IPv6 on eth1"}}, g.silent(now), "at once, since IPv4 is announced")
 
 	g = with(announcetest.Mute{Why: map[ipam.Family]string{ipam.IPv4: "eth1 is down", ipam.IPv6: "eth1 is down"}})
-	require.Empty(t, g.silent(now), "a gateway that has just begun may be heard in a moment")
-	require.Equal(t, now.Add(report.SilentAfter), g.silence.Next(), "and looks again")
+	require.Empty(t, g.silent(now), "a gateway that has just started may announce in a moment")
+	require.Equal(t, now.Add(report.SilentAfter), g.silence.Next(), "it checks again")
 	require.Len(t, g.silent(now.Add(report.SilentAfter)), 2)
 
 	g = with(announcetest.Mute{IsAble: true})
 	require.Empty(t, g.silent(now))
 	g.drain.Request(true)
-	g.drain.Update(now, g.ownership.Replaced)
+	g.drain.Update(now, g.ownership.IsReplaced)
 	require.True(t, g.drain.Draining())
-	require.Empty(t, g.silent(now), "others get a moment")
-	require.Len(t, g.silent(now.Add(2*drain.Notice)), 2, "it answers for nothing")
+	require.Empty(t, g.silent(now), "its addresses are not withdrawn yet")
+	require.Len(t, g.silent(now.Add(2*drain.Notice)), 2, "it answers for no address")
 }
 
-// One that may not answer says nothing, however well its interfaces and routers are.
-func TestAGatewayThatMayNotAnswerIsSilentAndSaysWhy(t *testing.T) {
-	now, own := time.Now(), &lease{}
+// A gateway that may not answer announces nothing, even if its interfaces and routers work.
+func TestAGatewayThatMayNotAnswerReportsThatItIsSilent(t *testing.T) {
+	now, own := time.Now(), &fakeLease{}
 	own.holds.Store(true)
 	right := ownership.NewRight(ownership.RightOptions{Lease: own, Segment: own, Changed: func() {}, Log: slog.New(slog.DiscardHandler)})
 	g := New(Options{Name: "g", AnnounceOptions: AnnounceOptions{Announcer: announcetest.Mute{IsAble: true}}, PeerOptions: PeerOptions{Right: right}, Log: slog.New(slog.DiscardHandler)}, nil, nil)
@@ -56,26 +56,26 @@ func TestAGatewayThatMayNotAnswerIsSilentAndSaysWhy(t *testing.T) {
 	require.Empty(t, g.silent(now), "it may have its Lease again in a moment")
 	silent := g.silent(now.Add(report.SilentAfter))
 	require.Len(t, silent, 2)
-	require.Contains(t, silent[0].Message, "it does not hold its Lease")
+	require.Contains(t, silent[0].Message, "it has no Lease")
 }
 
-// After its host was started again a gateway answers for nothing before its dataplane works, whatever its object says of the time before.
-func TestAGatewayWhoseDataplaneDoesNotStartIsSilentAndSaysWhy(t *testing.T) {
-	h := newOnHostWith(t, Options{AnnounceOptions: AnnounceOptions{Announcer: announcetest.Mute{IsAble: true}}})
+// After a restart of its host a gateway answers for nothing before its dataplane works, whatever its object says.
+func TestAGatewayWithoutADataplaneReportsThatItIsSilent(t *testing.T) {
+	h := newTestGatewayWith(t, Options{AnnounceOptions: AnnounceOptions{Announcer: announcetest.Mute{IsAble: true}}})
 	h.broken = errors.New("module nf_tables: not loaded")
-	h.works()
+	h.workOnce()
 	now := time.Now()
 	require.Empty(t, h.silent(now), "it may work in a moment")
 	silent := h.silent(now.Add(report.SilentAfter))
 	require.Len(t, silent, 2)
-	require.Equal(t, "backend: module nf_tables: not loaded", silent[0].Message)
+	require.Equal(t, "dataplane: module nf_tables: not loaded", silent[0].Message)
 	h.broken = nil
-	h.Has(drivertest.Module)
-	h.works()
+	h.Add(drivertest.Module)
+	h.workOnce()
 	require.Empty(t, h.silent(now.Add(report.SilentAfter)))
 	h.broken = errors.New("it does not start again")
 	h.driver.Stop()
-	h.works()
+	h.workOnce()
 	require.Error(t, h.Ready(nil))
-	require.Empty(t, h.silent(now.Add(2*report.SilentAfter)), "what its dataplane holds goes on")
+	require.Empty(t, h.silent(now.Add(2*report.SilentAfter)), "the dataplane goes on with what it holds")
 }

@@ -16,7 +16,7 @@ import (
 func (g *Gateway) publish() {
 	now, failing := time.Now(), g.failing()
 	s := report.State{
-		Driver: g.driver, Served: g.served, Announces: g.ownership.Announces(g.served), Answered: g.ownership.Answered(), Elects: g.ownership.Elects(), View: g.ownership.View(),
+		Driver: g.driver, Served: g.served, AllAnnounced: g.ownership.AllAnnounced(g.served), Answered: g.ownership.AnsweredCount(), Elects: g.ownership.Elects(), View: g.ownership.View(),
 		Tenants: g.counters.Use(now), HostAddresses: g.hosts.published(), Silent: g.silent(now), Tries: g.tries.Status(failing),
 		Lacking: g.lacking(), Conditions: g.conditions(now),
 	}
@@ -24,30 +24,30 @@ func (g *Gateway) publish() {
 		s.Conflicts = g.options.Conflicts()
 	}
 	if g.options.Heart != nil {
-		s.Refused = g.options.Heart.Refused()
+		s.Refusals = g.options.Heart.Refusals()
 	}
-	r := report.Of(s, now)
+	r := report.New(s, now)
 	if g.routers != nil {
 		r.BGPSessions = g.routers.Sessions()
-		r.Conditions = append(r.Conditions, routers.Condition(r.BGPSessions, g.routers.HasLooked()))
+		r.Conditions = append(r.Conditions, routers.Condition(r.BGPSessions, g.routers.HasLoaded()))
 	}
 	g.metrics.Show(&r.GatewayStatus, g.figures(failing))
 	g.writer.Publish(r)
 }
 
-// conditions are those that follow from what this package knows.
+// conditions returns the conditions that this package decides.
 func (g *Gateway) conditions(now time.Time) (conditions []metav1.Condition) {
-	if served, is := g.servedCondition(now); is {
+	if served, ok := g.servedCondition(now); ok {
 		conditions = append(conditions, served)
 	}
 	if g.drain.Draining() {
-		conditions = append(conditions, report.Drained(g.ownership.Answered(), g.ownership.Replaced()))
+		conditions = append(conditions, report.Drained(g.ownership.AnsweredCount(), g.ownership.IsReplaced()))
 	}
 	return conditions
 }
 
 func (g *Gateway) figures(failing map[model.FrontendKey]watchdog.Failure) report.Figures {
-	f := report.Figures{Failing: report.NotOfNodes(failing), Draining: g.drain.Draining(), MayAnswer: g.ownership.MayAnswer(), Failed: len(g.driver.Failures()), HandedOver: g.ownership.Redirected(), Targets: g.targets, Unhealthy: len(g.unhealthy)}
+	f := report.Figures{Failing: report.CountNodesAnswer(failing), Draining: g.drain.Draining(), MayAnswer: g.ownership.MayAnswer(), Failed: len(g.driver.Failures()), HandedOver: g.ownership.RedirectedCount(), Targets: g.targets, Unhealthy: len(g.unhealthy)}
 	if lease := g.options.lease(); lease != nil {
 		reaches := lease.Reaches()
 		f.Hub = &reaches
@@ -55,23 +55,23 @@ func (g *Gateway) figures(failing map[model.FrontendKey]watchdog.Failure) report
 	return f
 }
 
-// servedCondition is the Gateway's condition Served, and false while there is no such condition.
+// servedCondition returns the condition Served, and false if there is none.
 func (g *Gateway) servedCondition(now time.Time) (metav1.Condition, bool) {
-	// A gateway that is told to end says it for its next process.
-	isToAnswer := g.ownership.Answered() > 0 || !g.served || g.drain.Shutdown.Begun()
-	return g.serving.Condition(g.counters.Unanswered(now), isToAnswer)
+	// A gateway that shuts down reports it for its next process.
+	shouldAnswer := g.ownership.AnsweredCount() > 0 || !g.served || g.drain.Shutdown.Begun()
+	return g.serving.Condition(g.counters.Problem(now), shouldAnswer)
 }
 
-// neighbours finds out whether hosts on the segment still answer this gateway.
+// neighbours returns the check whether hosts on the segment still answer this gateway.
 func (g *Gateway) neighbours() *watchdog.Neighbours {
 	return &watchdog.Neighbours{Interfaces: g.options.Segment,
-		Tell: func(ctx context.Context, s watchdog.Segment) {
+		OnChange: func(ctx context.Context, s watchdog.Segment) {
 			if s.Problem != "" {
 				g.log.Warn("no host on the segment answers this gateway", "reason", s.Problem)
 			}
-			g.send(ctx, func(g *Gateway) { g.serving.NoteSegment(s) })
+			g.send(ctx, func(g *Gateway) { g.serving.SetSegment(s) })
 		},
-		Failed: func(err error) {
-			g.log.Warn("it is not known whether hosts on the segment answer this gateway", "error", err)
+		OnError: func(err error) {
+			g.log.Warn("check whether hosts on the segment answer this gateway", "error", err)
 		}}
 }

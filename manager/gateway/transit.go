@@ -8,27 +8,27 @@ import (
 	"kubelb.k8c.io/backends/dataplane"
 )
 
-// Filter keeps a host from forwarding between segments what is no frontend's. Its functions are not called concurrently.
+// Filter keeps a host from forwarding other packets between segments than those of frontends. Its functions are not called concurrently.
 type Filter interface {
-	// Keep brings it to what endpoints there are, and which VIPs are forwarded direct. Both are sorted.
+	// Keep sets the filter for the endpoints, and the VIPs that are forwarded direct. Both are sorted.
 	Keep(endpoints, direct []netip.Addr) error
 	// End removes it.
 	End() error
 }
 
-// transitPause is how long a change of frontends and endpoints waits after another one before strangers are kept from them.
+// transitPause is the least pause between two changes of the filter.
 const transitPause = time.Second
 
-// noteMoved has keepTransit look at what has changed.
-func (g *Gateway) noteMoved() {
+// noteModelChange makes runTransitFilter update the filter.
+func (g *Gateway) noteModelChange() {
 	select {
-	case g.moved <- struct{}{}:
+	case g.modelChanged <- struct{}{}:
 	default:
 	}
 }
 
-// keepTransit keeps strangers out, as routes and endpoints are, until ctx ends.
-func (g *Gateway) keepTransit(ctx context.Context) error {
+// runTransitFilter keeps the filter up to date with routes and endpoints until ctx ends.
+func (g *Gateway) runTransitFilter(ctx context.Context) error {
 	if g.options.Transit == nil {
 		return nil
 	}
@@ -37,11 +37,11 @@ func (g *Gateway) keepTransit(ctx context.Context) error {
 		programmed        bool
 	}
 	for {
-		w, is := asked(ctx, g, func(g *Gateway) wanted {
+		w, ok := query(ctx, g, func(g *Gateway) wanted {
 			endpoints, direct := g.hub.Addresses()
 			return wanted{endpoints, direct, g.driver.Synced()}
 		})
-		if !is {
+		if !ok {
 			return nil
 		}
 		checks := transitChecks(g.options.Transit.Keep(w.endpoints, w.direct))
@@ -49,14 +49,14 @@ func (g *Gateway) keepTransit(ctx context.Context) error {
 			g.transitChecks = checks
 			g.served = g.served || w.programmed
 		})
-		if !g.awaitMove(ctx) {
+		if !g.awaitChange(ctx) {
 			return nil
 		}
 	}
 }
 
-// serveFiltered has a gateway serve whose dataplane holds everything: at once, or for the first time once the filter of strangers knows of the
-// dataplane. The filter drops the dataplane's connections if it was made when nothing on the host tracked connections.
+// serveFiltered is called when the dataplane holds everything. Without a filter the gateway serves at once. With a filter it serves once the filter
+// was set again: a filter that was set while nothing on the host tracked connections drops the dataplane's connections.
 func (g *Gateway) serveFiltered() {
 	if g.served = g.served || g.options.Transit == nil; g.served {
 		return
@@ -67,8 +67,8 @@ func (g *Gateway) serveFiltered() {
 	}
 }
 
-// awaitMove waits until it is time to look again, and returns false when ctx has ended.
-func (g *Gateway) awaitMove(ctx context.Context) bool {
+// awaitChange waits until the filter is to be set again. It returns false when ctx has ended.
+func (g *Gateway) awaitChange(ctx context.Context) bool {
 	select {
 	case <-ctx.Done():
 		return false
@@ -80,23 +80,23 @@ func (g *Gateway) awaitMove(ctx context.Context) bool {
 	case <-ctx.Done():
 		return false
 	case <-g.filterNow:
-	case <-g.moved:
-	case <-time.After(hostCheckEvery):
+	case <-g.modelChanged:
+	case <-time.After(hostCheckInterval):
 	}
 	return true
 }
 
-// transitChecks say what a failure to keep strangers out costs.
+// transitChecks returns what a filter that cannot be set costs.
 func transitChecks(err error) []dataplane.Check {
 	if err == nil {
 		return nil
 	}
-	return []dataplane.Check{{Group: dataplane.GroupKernel, Subject: "filter of what this host forwards", Costs: "keeping hosts on the clients' network from the nodes' network, and nodes from other networks",
-		State: dataplane.CheckMissing, Found: err.Error(), Advice: "use a kernel that has nf_tables (CONFIG_NF_TABLES_INET), or have a firewall do so and start the gateway with --router"}}
+	return []dataplane.Check{{Group: dataplane.GroupKernel, Subject: "filter of forwarded packets", Costs: "keeping hosts on the clients' network from the nodes' network, and nodes from other networks",
+		State: dataplane.CheckMissing, Found: err.Error(), Advice: "use a kernel with nf_tables (CONFIG_NF_TABLES_INET), or let a firewall do this and start the gateway with --router"}}
 }
 
-// endTransit leaves the host as it would be without a gateway.
-func (g *Gateway) endTransit() error {
+// removeTransitFilter removes the filter from the host.
+func (g *Gateway) removeTransitFilter() error {
 	if g.options.Transit == nil {
 		return nil
 	}

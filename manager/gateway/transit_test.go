@@ -12,7 +12,7 @@ import (
 	"kubelb.k8c.io/manager/gateway/driver/drivertest"
 )
 
-// filterCalls is a Filter that tells when it is brought to something.
+// filterCalls is a Filter that sends a value for each call of Keep.
 type filterCalls chan struct{}
 
 func (f filterCalls) Keep([]netip.Addr, []netip.Addr) error {
@@ -21,35 +21,35 @@ func (f filterCalls) Keep([]netip.Addr, []netip.Addr) error {
 }
 func (filterCalls) End() error { return nil }
 
-// A filter that is made before the dataplane has its chains does not know that the dataplane's connections are tracked, and drops them.
-func TestAGatewayServesOnceItsFilterKnowsOfTheDataplane(t *testing.T) {
+// A filter that is set before the dataplane has its chains does not know that the dataplane's connections are tracked, and drops them.
+func TestAGatewayServesOnceItsFilterKnowsTheDataplane(t *testing.T) {
 	calls := make(filterCalls)
-	h := newOnHostWith(t, Options{AnnounceOptions: AnnounceOptions{Announcer: announcetest.Board{}}, HostOptions: HostOptions{Transit: calls}})
-	h.Has(drivertest.Module, drivertest.Sysctl)
+	h := newTestGatewayWith(t, Options{AnnounceOptions: AnnounceOptions{Announcer: announcetest.Board{}}, HostOptions: HostOptions{Transit: calls}})
+	h.Add(drivertest.Module, drivertest.Sysctl)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error)
-	go func() { ended <- h.keepTransit(ctx) }()
+	go func() { ended <- h.runTransitFilter(ctx) }()
 	next := func() { (<-h.events)(h.Gateway) }
 
-	next() // what is the filter to be brought to?
+	next() // the filter reads the model
 	<-calls
-	next() // it is done
+	next() // the filter is set
 	require.False(t, h.served)
 	h.conditions()
 	require.True(t, h.driver.Synced())
-	require.False(t, h.served, "the filter was made before")
+	require.False(t, h.served, "the filter was set before")
 	require.ErrorIs(t, h.Ready(nil), errStarting)
 
 	begin := time.Now()
 	next()
 	<-calls
-	require.False(t, h.served, "the filter is not done")
+	require.False(t, h.served, "the filter is not set yet")
 	next()
 	require.True(t, h.served)
-	require.Less(t, time.Since(begin), transitPause, "it does not wait for other changes")
+	require.Less(t, time.Since(begin), transitPause, "it does not wait for transitPause")
 	h.driver.Stop()
 	requireReady(t, h.conditions())
-	require.True(t, h.served, "a dataplane that starts again finds its chains")
+	require.True(t, h.served, "a dataplane that is started again has its chains")
 	cancel()
 	require.NoError(t, <-ended)
 }

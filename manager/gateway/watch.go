@@ -17,7 +17,7 @@ import (
 	"kubelb.k8c.io/manager/hubhosts"
 )
 
-// watch has informers send the loop every change; the function tells when the first lists are all in.
+// watch makes informers send the loop every change. The returned function reports whether all first lists were read.
 func (g *Gateway) watch(ctx context.Context) (func() bool, error) {
 	var registered []toolscache.ResourceEventHandlerRegistration
 	type watched struct {
@@ -53,10 +53,10 @@ func (g *Gateway) watch(ctx context.Context) (func() bool, error) {
 		registration, err := informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
 			AddFunc: func(o any) { send(o, false) },
 			UpdateFunc: func(before, o any) {
-				// The status of gateways changes all the time, and most of it is nothing to other gateways.
-				if was, ok := before.(*v1alpha1.Gateway); ok && sameToOthers(was, o.(*v1alpha1.Gateway)) {
-					if is := o.(*v1alpha1.Gateway); !sameTries(was, is) {
-						g.send(ctx, triesChanged(is, false))
+				// The status of gateways changes all the time, and other gateways do not need most of it.
+				if former, ok := before.(*v1alpha1.Gateway); ok && samePublicState(former, o.(*v1alpha1.Gateway)) {
+					if current := o.(*v1alpha1.Gateway); !sameTries(former, current) {
+						g.send(ctx, triesChanged(current, false))
 					}
 					return
 				}
@@ -74,7 +74,7 @@ func (g *Gateway) watch(ctx context.Context) (func() bool, error) {
 	}, nil
 }
 
-func sameToOthers(a, b *v1alpha1.Gateway) bool {
+func samePublicState(a, b *v1alpha1.Gateway) bool {
 	return maps.Equal(a.Labels, b.Labels) && a.Generation == b.Generation && slices.Equal(a.Status.HostAddresses, b.Status.HostAddresses)
 }
 
@@ -88,37 +88,37 @@ func tenantChanged(o client.Object, gone bool) event {
 	}
 }
 
-// poolChanged: of one whose addresses cannot be read those of before stay, so that a slip moves no address to other gateways.
+// poolChanged: if the addresses of an AddressPool are invalid, the former ones stay, so that a typing error moves no address to other gateways.
 func poolChanged(o client.Object, gone bool) event {
 	return func(g *Gateway) {
 		if name := o.GetName(); gone {
 			delete(g.pools, name)
-			delete(g.external, name)
+			delete(g.externalRanges, name)
 			g.selection.DeletePool(name)
 		} else {
 			if pool, err := convert.Pool(o.(*v1alpha1.AddressPool)); err == nil {
 				g.pools[name] = pool
 			}
-			g.external[name] = convert.External(o.(*v1alpha1.AddressPool))
+			g.externalRanges[name] = convert.External(o.(*v1alpha1.AddressPool))
 			g.selection.SetPool(name, g.pools[name].Ranges, o.(*v1alpha1.AddressPool).Spec.GatewaySelector)
 		}
-		fence := translate.Fence{Forbidden: g.options.Forbidden}
-		for _, name := range slices.Sorted(maps.Keys(g.external)) {
-			fence.VIPs = append(fence.VIPs, g.external[name]...)
+		filter := translate.Fence{Forbidden: g.options.Forbidden}
+		for _, name := range slices.Sorted(maps.Keys(g.externalRanges)) {
+			filter.VIPs = append(filter.VIPs, g.externalRanges[name]...)
 		}
-		g.hub.SetFence(fence)
+		g.hub.SetFence(filter)
 	}
 }
 
 func gatewayChanged(o client.Object, gone bool) event {
 	return func(g *Gateway) {
 		if g.routers != nil {
-			g.routers.Look()
+			g.routers.Refresh()
 		}
 		triesChanged(o.(*v1alpha1.Gateway), gone)(g)
 		if o.GetName() == g.options.Name {
 			g.drain.Request(!gone && o.(*v1alpha1.Gateway).Spec.Draining)
-			g.serving.LearnFormer(o.(*v1alpha1.Gateway).Status.Conditions)
+			g.serving.ReadFormer(o.(*v1alpha1.Gateway).Status.Conditions)
 		}
 		if gone {
 			g.selection.DeleteGateway(o.GetName())
@@ -126,7 +126,7 @@ func gatewayChanged(o client.Object, gone bool) event {
 			return
 		}
 		g.selection.SetGateway(o.GetName(), o.GetLabels())
-		// This one's own it knows better itself.
+		// This gateway knows its own addresses better.
 		if o.GetName() != g.options.Name {
 			g.hosts.set("gateway "+o.GetName(), hubhosts.Parsed(o.(*v1alpha1.Gateway).Status.HostAddresses))
 		}
@@ -134,7 +134,7 @@ func gatewayChanged(o client.Object, gone bool) event {
 }
 
 func peerChanged(client.Object, bool) event {
-	return func(g *Gateway) { g.routers.Look() }
+	return func(g *Gateway) { g.routers.Refresh() }
 }
 
 func addressesChanged(o client.Object, gone bool) event {
@@ -148,12 +148,12 @@ func addressesChanged(o client.Object, gone bool) event {
 	}
 }
 
-// loadBalancerChanged: one that is being deleted is served no more, so that its address can be freed.
+// loadBalancerChanged: a LoadBalancer that is being deleted is not served any more, so that its address becomes free.
 func loadBalancerChanged(o client.Object, gone bool) event {
 	return func(g *Gateway) {
 		lb := convert.LoadBalancer(o.(*v1alpha1.LoadBalancer))
 		if version, err := strconv.ParseUint(o.GetResourceVersion(), 10, 64); err == nil {
-			g.seen = max(g.seen, version)
+			g.seenVersion = max(g.seenVersion, version)
 		}
 		if gone || o.GetDeletionTimestamp() != nil {
 			g.hub.DeleteLoadBalancer(lb.ObjectName)

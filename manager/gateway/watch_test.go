@@ -12,7 +12,7 @@ import (
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
-func TestASlipInAPoolAndAPoolThatShrinksMoveNoAddressToOtherGateways(t *testing.T) {
+func TestAnInvalidOrSmallerAddressPoolMovesNoAddressToOtherGateways(t *testing.T) {
 	g := New(Options{Name: "g", Log: slog.New(slog.DiscardHandler)}, nil, nil)
 	pool := func(addresses string) {
 		poolChanged(&v1alpha1.AddressPool{ObjectMeta: metav1.ObjectMeta{Name: "fast"}, Spec: v1alpha1.AddressPoolSpec{Addresses: []string{addresses},
@@ -30,18 +30,18 @@ func TestASlipInAPoolAndAPoolThatShrinksMoveNoAddressToOtherGateways(t *testing.
 		require.False(t, serves("g"), why)
 	}
 	pool("203.0.113.0/24")
-	mustServe("as the pool says")
+	mustServe("as the AddressPool says")
 	pool("203.0.113.255-203.0.113.0")
-	mustServe("what it said before counts")
+	mustServe("the former range counts")
 	loadBalancerChanged(lb, false)(g)
 	pool("203.0.113.0/25")
-	mustServe("the LoadBalancer keeps its address, and the address its gateways")
+	mustServe("the LoadBalancer keeps its address, with the same gateways")
 	loadBalancerChanged(lb, true)(g)
 	require.Nil(t, g.selection.ServingAddress(address))
 }
 
-// The controllers have on record which ranges cover nobody's node. Until then a pool forbids no target.
-func TestAGatewayForbidsTargetsOnceAPoolIsFoundToBeFreeOfThem(t *testing.T) {
+// The controllers record the ranges that contain no tenant's node. Until then an AddressPool forbids no target.
+func TestAnAddressPoolForbidsTargetsOnceItIsFoundToContainNone(t *testing.T) {
 	g := New(Options{Name: "g", Log: slog.New(slog.DiscardHandler)}, nil, nil)
 	tenantChanged(&v1alpha1.Tenant{ObjectMeta: metav1.ObjectMeta{Name: "a"}, Spec: v1alpha1.TenantSpec{BackendCIDRs: []string{"198.51.100.0/24"}}}, false)(g)
 	addressesChanged(&v1alpha1.Addresses{ObjectMeta: metav1.ObjectMeta{Namespace: "tenant-a", Name: "default"},
@@ -57,13 +57,13 @@ func TestAGatewayForbidsTargetsOnceAPoolIsFoundToBeFreeOfThem(t *testing.T) {
 	}
 	pool := &v1alpha1.AddressPool{ObjectMeta: metav1.ObjectMeta{Name: "wide"}, Spec: v1alpha1.AddressPoolSpec{Addresses: []string{"198.51.100.0/24"}}}
 	poolChanged(pool, false)(g)
-	require.Equal(t, 1, endpoints(), "a pool that the controllers have not seen")
+	require.Equal(t, 1, endpoints(), "an AddressPool that the controllers have not checked")
 	pool.Status.Conditions = []metav1.Condition{{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse, Reason: "CoversUsedAddresses"}}
 	poolChanged(pool, false)(g)
-	require.Equal(t, 1, endpoints(), "a pool that covers the node")
+	require.Equal(t, 1, endpoints(), "an AddressPool that contains the node")
 	pool.Status.Addresses = []string{"198.51.100.1-198.51.100.254"}
 	poolChanged(pool, false)(g)
-	require.Zero(t, endpoints(), "a pool that was there first")
+	require.Zero(t, endpoints(), "an AddressPool that was there before the node")
 	poolChanged(pool, true)(g)
-	require.Equal(t, 1, endpoints(), "a pool that is gone")
+	require.Equal(t, 1, endpoints(), "a deleted AddressPool")
 }

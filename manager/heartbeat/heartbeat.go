@@ -1,8 +1,8 @@
-// Package heartbeat lets gateways hear one another on the clients' segment itself, for when the hub's API cannot tell them who lives.
+// Package heartbeat lets gateways receive signs of life of one another on the clients' segment itself, for when the hub's API is unreachable.
 //
-// Each gateway sends a small message on its interfaces several times a second: its name, whether it reaches the API, and for how
-// long it has had no lease by which it could take something over. Messages are authenticated by a key that only gateways have (HMAC, RFC
-// 2104), and an old one proves nothing: each says when it was sent, and a sender's epoch and count only ever go up.
+// Each gateway sends a small message on its interfaces several times a second: its name, whether it reaches the API, and for how long it has had no
+// Lease. Messages are authenticated by a key that only gateways have (HMAC, RFC 2104). An old message proves nothing: each has the time when it was
+// sent, and the epoch and the count of its sender only grow.
 package heartbeat
 
 import (
@@ -26,372 +26,374 @@ import (
 	"kubelb.k8c.io/manager/uplink"
 )
 
-// Interval is how often a gateway is heard; one that is not heard for the time of Silence is not there.
+// Interval is the time between two heartbeats. A gateway is silent if nothing of it was received for Silence.
 const (
 	Interval = 100 * time.Millisecond
 	Silence  = 3 * Interval
-	// clockSkew is how far the gateways' clocks may be apart.
-	clockSkew = time.Minute
-	// mostGateways is how many gateways are known at most.
-	mostGateways = 1000
-	// forgottenAfter is after which silence a gateway may be forgotten: its old frames are refused by their time from then on.
-	forgottenAfter = 2 * clockSkew
-	// retry is how often an interface that is not there is looked for.
-	retry = time.Second
-	// joinEvery is how often it is seen to that this host is a member of the group.
-	joinEvery = time.Minute
+	// maxClockSkew is how much the clocks of gateways may differ.
+	maxClockSkew = time.Minute
+	// maxGateways bounds how many gateways are known.
+	maxGateways = 1000
+	// After forgetAfter a silent gateway may be forgotten: its old frames are refused by their time from then on.
+	forgetAfter = 2 * maxClockSkew
+	// retryInterval is the pause before a failed or missing interface is tried again.
+	retryInterval = time.Second
+	// joinInterval is how often the membership in the multicast group is renewed.
+	joinInterval = time.Minute
 )
 
-// Options are what a heart needs.
+// Options configure a Speaker.
 type Options struct {
 	Name string
-	// Epoch is that of this process, see NextEpoch.
+	// Epoch is the epoch of this process, see NextEpoch.
 	Epoch      uint64
 	Interfaces []string
-	// Reaches tells whether this gateway reaches the API, Idle for how long it has had no lease; 0 while it has one.
+	// Reaches reports whether this gateway reaches the API. Idle returns for how long it has had no Lease, 0 while it has one.
 	Reaches func() bool
 	Idle    func() time.Duration
 	Log     *slog.Logger
 }
 
-// Verdict is what the segment tells.
-type Verdict int
+// PeerState is what is known of the other gateways on the segment.
+type PeerState int
 
 const (
-	// Unsure: nobody has listened for long enough to tell.
-	Unsure Verdict = iota
-	// Alone: no other gateway is heard.
-	Alone
-	// NoneReaches: others are heard, and none of them reaches the API.
-	NoneReaches
-	// OneReaches: another gateway reaches the API.
-	OneReaches
+	// Unknown: this gateway has not listened for long enough.
+	Unknown PeerState = iota
+	// NoPeer: no other gateway is heard.
+	NoPeer
+	// PeersWithoutAPI: others are heard, and none of them reaches the API.
+	PeersWithoutAPI
+	// PeerReachesAPI: another gateway reaches the API.
+	PeerReachesAPI
 )
 
-// Heart sends and hears. It is safe for concurrent use.
-type Heart struct {
+// Speaker sends and receives heartbeats. It is safe for concurrent use.
+type Speaker struct {
 	options Options
-	// key is the gateways' common secret. It is there before anything runs.
+	// key is the gateways' common key. It is set before anything runs.
 	key []byte
 
 	mu    sync.Mutex // guards all below
 	count uint64
-	heard map[string]beat
-	// refused are gateways whose heartbeats are heard and not heeded.
-	refused map[string]Refusal
+	peers map[string]received
+	// refusals are gateways whose heartbeats are received and not accepted.
+	refusals map[string]Refusal
 	// running are the interfaces that are up and have a carrier.
 	running map[string]bool
-	// listening since when, and the last time that somebody looked; by clock.Now. swept is when hasRoom forgot gateways last.
-	since, looked, swept time.Duration
+	// listeningSince is the time from which on nothing was missed, lastCheck the last check for a pause, lastSweep the last time that hasRoom forgot
+	// gateways. All are by clock.Now.
+	listeningSince, lastCheck, lastSweep time.Duration
 }
 
-// beat is what was heard of a gateway last. Its lease was over by free at the latest.
-type beat struct {
-	epoch, count uint64
-	reaches      bool
-	at, free     time.Duration
-	// sent is the latest time that any of its frames has named, in ns since 1970; highest is the highest epoch.
-	sent    int64
-	highest uint64
+// received is the last heartbeat of a gateway. The gateway has had no Lease since withoutLeaseSince, or even longer.
+type received struct {
+	epoch, count                  uint64
+	reachesAPI                    bool
+	receivedAt, withoutLeaseSince time.Duration
+	// maxSent is the latest time that any of its frames has named, in ns since 1970. maxEpoch is the highest epoch.
+	maxSent  int64
+	maxEpoch uint64
 }
 
-// follows tells whether a beat is newer than the last one of its gateway. It is by its epoch and count. A gateway that has lost its state may
-// have a lower epoch: once nothing is heard any more of the one before, a time that none has named yet tells that it is no old frame.
-func (b beat) follows(last beat) bool {
+// isNewerThan compares two heartbeats of one gateway, by epoch and count. A gateway that has lost its state may have a lower epoch than before. Its
+// heartbeat counts once its former epoch is silent and the heartbeat names a time that no frame has named yet: so it is no old frame.
+func (b received) isNewerThan(last received) bool {
 	if b.epoch != last.epoch {
-		return b.epoch > last.highest || b.at-last.at > Silence && b.sent > last.sent
+		return b.epoch > last.maxEpoch || b.receivedAt-last.receivedAt > Silence && b.maxSent > last.maxSent
 	}
 	return b.count > last.count
 }
 
-// New returns a heart that does not beat yet.
-func New(o Options) *Heart {
-	return &Heart{options: o, heard: map[string]beat{}, refused: map[string]Refusal{}, running: map[string]bool{}}
+// New returns a speaker that does not send yet.
+func New(o Options) *Speaker {
+	return &Speaker{options: o, peers: map[string]received{}, refusals: map[string]Refusal{}, running: map[string]bool{}}
 }
 
-// Verdict is what is heard now. After a pause, in which frames may have been missed, it is unsure for a while.
-func (h *Heart) Verdict() Verdict {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.verdict(clock.Now())
+// PeerState returns what is known now. After a pause, in which frames may have been missed, it is Unknown for a while.
+func (s *Speaker) PeerState() PeerState {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.peerState(clock.Now())
 }
 
-func (h *Heart) verdict(now time.Duration) Verdict {
-	h.notice(now)
-	verdict := Alone
-	for _, b := range h.heard {
+func (s *Speaker) peerState(now time.Duration) PeerState {
+	s.detectPause(now)
+	state := NoPeer
+	for _, peer := range s.peers {
 		switch {
-		case now-b.at > Silence:
-		case b.reaches:
-			return OneReaches
+		case now-peer.receivedAt > Silence:
+		case peer.reachesAPI:
+			return PeerReachesAPI
 		default:
-			verdict = NoneReaches
+			state = PeersWithoutAPI
 		}
 	}
-	if now-h.since <= Silence {
-		return Unsure
+	if now-s.listeningSince <= Silence {
+		return Unknown
 	}
-	return verdict
+	return state
 }
 
-// Since tells what may have been missed since a time, by clock.Now: whether a gateway that is heard has had a lease after it, and whether
-// one that was heard then is not heard now.
-func (h *Heart) Since(then time.Duration) (leased, missing bool) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
+// PeersSince returns what may have happened since a time, by clock.Now: whether a gateway that is heard has had a Lease after it, and whether a
+// gateway that was heard then is not heard now.
+func (s *Speaker) PeersSince(since time.Duration) (leased, missing bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	now := clock.Now()
-	for _, b := range h.heard {
+	for _, peer := range s.peers {
 		switch {
-		case now-b.at <= Silence:
-			leased = leased || b.free > then
-		case b.at >= then-Silence:
+		case now-peer.receivedAt <= Silence:
+			leased = leased || peer.withoutLeaseSince > since
+		case peer.receivedAt >= since-Silence:
 			missing = true
 		}
 	}
 	return leased, missing
 }
 
-// notice restarts the time of listening when nobody has looked for so long that the process may have stood still; mu is held.
-func (h *Heart) notice(now time.Duration) {
-	if now-h.looked > Silence {
-		h.since = now
+// detectPause restarts the time of listening if nobody has called it for so long that the process may have stood still. The caller holds mu.
+func (s *Speaker) detectPause(now time.Duration) {
+	if now-s.lastCheck > Silence {
+		s.listeningSince = now
 	}
-	h.looked = now
+	s.lastCheck = now
 }
 
-// link notes whether an interface is up. One that comes up may lead to gateways that nobody has heard yet, and without any there is nothing
-// to be heard; mu is held.
-func (h *Heart) link(name string, running bool, now time.Duration) {
-	if running && !h.running[name] {
-		h.running[name], h.since = true, now
+// setLink notes whether an interface is up. An interface that comes up may lead to gateways that were not heard yet, and without any interface
+// nothing can be heard. So both restart the time of listening. The caller holds mu.
+func (s *Speaker) setLink(name string, running bool, now time.Duration) {
+	if running && !s.running[name] {
+		s.running[name], s.listeningSince = true, now
 	}
 	if !running {
-		delete(h.running, name)
+		delete(s.running, name)
 	}
-	if len(h.running) == 0 {
-		h.since = now
+	if len(s.running) == 0 {
+		s.listeningSince = now
 	}
 }
 
-// Run sends and listens until ctx ends, with the gateways' common secret as the key.
-func (h *Heart) Run(ctx context.Context, key []byte) error {
-	h.key = key
+// Run sends and listens until ctx ends, with the gateways' common key.
+func (s *Speaker) Run(ctx context.Context, key []byte) error {
+	s.key = key
 	var running sync.WaitGroup
-	for _, name := range h.options.Interfaces {
-		running.Go(func() { h.keep(ctx, name) })
+	for _, name := range s.options.Interfaces {
+		running.Go(func() { s.runInterface(ctx, name) })
 	}
 	running.Wait()
 	return nil
 }
 
-// keep uses an interface, and looks for it again when it fails.
-func (h *Heart) keep(ctx context.Context, name string) {
+// runInterface uses an interface, and tries again when it fails.
+func (s *Speaker) runInterface(ctx context.Context, name string) {
 	for ctx.Err() == nil {
-		began := time.Now()
-		err := h.use(ctx, name)
+		started := time.Now()
+		err := s.serveInterface(ctx, name)
 		if ctx.Err() != nil {
 			return
 		}
-		h.options.Log.Warn("heartbeats on an interface", "interface", name, "error", err)
-		if time.Since(began) > retry {
-			continue // others miss this gateway within less time
+		s.options.Log.Warn("send and receive heartbeats", "interface", name, "error", err)
+		if time.Since(started) > retryInterval {
+			continue // peers must not miss this gateway
 		}
 		select {
 		case <-ctx.Done():
-		case <-time.After(retry):
+		case <-time.After(retryInterval):
 		}
 	}
 }
 
-// use sends and listens on an interface, until it fails, is replaced by another one of its name, or ctx ends.
-func (h *Heart) use(ctx context.Context, name string) error {
-	begun, err := uplink.Look(name)
+// serveInterface sends and listens on an interface, until it fails, another interface gets its name, or ctx ends.
+func (s *Speaker) serveInterface(ctx context.Context, name string) error {
+	initial, err := uplink.Look(name)
 	if err != nil {
 		return err
 	}
-	if begun.Index == 0 {
-		return errNotThere
+	if initial.Index == 0 {
+		return errNoInterface
 	}
-	p, err := open(begun)
+	sockets, err := openSockets(initial)
 	if err != nil {
 		return err
 	}
 	failed := make(chan error, 2)
 	var readers sync.WaitGroup
-	readers.Go(func() { failed <- h.listen(p.frames, 0) })
-	readers.Go(func() { failed <- h.listen(p.packets, ipv6Header) })
+	readers.Go(func() { failed <- s.listen(sockets.frames, 0) })
+	readers.Go(func() { failed <- s.listen(sockets.packets, ipv6Header) })
 	defer readers.Wait()
-	defer p.close()
-	defer h.look(name, false)
-	ticker, seldom := time.NewTicker(Interval), time.NewTicker(joinEvery)
+	defer sockets.close()
+	defer s.checkLink(name, false)
+	ticker, joinTicker := time.NewTicker(Interval), time.NewTicker(joinInterval)
 	defer ticker.Stop()
-	defer seldom.Stop()
-	h.join(p, name)
+	defer joinTicker.Stop()
+	s.joinGroup(sockets, name)
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case err := <-failed:
 			return err
-		case <-seldom.C:
-			h.join(p, name)
+		case <-joinTicker.C:
+			s.joinGroup(sockets, name)
 			continue
 		case <-ticker.C:
 		}
-		is, err := uplink.Look(name)
+		current, err := uplink.Look(name)
 		if err != nil {
 			return err
 		}
-		if is.Index != begun.Index {
+		if current.Index != initial.Index {
 			return errReplaced
 		}
-		h.look(name, is.Running)
-		if err := p.send(h.frame(is.MAC, time.Now())); err != nil {
+		s.checkLink(name, current.Running)
+		if err := sockets.send(s.frame(current.MAC, time.Now())); err != nil {
 			return err
 		}
 	}
 }
 
-// join has this host be a member of the group, which it may not be any more. Without IPv6 it cannot be: then only frames are heard.
-func (h *Heart) join(p *place, name string) {
-	_, err := p.groups.Restore()
+// joinGroup makes this host a member of the multicast group, which it may not be any more. Without IPv6 it cannot be a member: then only frames are
+// received.
+func (s *Speaker) joinGroup(sockets *sockets, name string) {
+	_, err := sockets.groups.Restore()
 	if err == nil {
-		err = p.groups.Join(group6)
+		err = sockets.groups.Join(group6)
 	}
 	if err != nil {
-		h.options.Log.Debug("heartbeats are not heard by IPv6", "interface", name, "error", err)
+		s.options.Log.Debug("join the IPv6 multicast group of heartbeats", "interface", name, "error", err)
 	}
 }
 
-// look is what is seen of an interface at each beat.
-func (h *Heart) look(name string, running bool) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
+// checkLink notes the state of an interface each time that a heartbeat is sent.
+func (s *Speaker) checkLink(name string, running bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	now := clock.Now()
-	h.notice(now)
-	h.link(name, running, now)
+	s.detectPause(now)
+	s.setLink(name, running, now)
 }
 
-// listen hears what comes to a socket, until that fails or is closed. A message comes after headers of so many bytes more than Ethernet's.
-func (h *Heart) listen(conn *packet.Conn, more int) error {
+// listen receives from a socket until that fails or is closed. A message follows more bytes of headers after Ethernet's.
+func (s *Speaker) listen(conn *packet.Conn, headers int) error {
 	buffer := make([]byte, maxFrame)
 	for {
 		n, _, err := conn.ReadFrom(buffer)
 		if errors.Is(err, unix.ENETDOWN) {
-			continue // said once when the interface goes down; it stays usable
+			continue // returned once when the interface goes down; the socket stays usable
 		}
 		if err != nil {
 			return err
 		}
-		if n >= more {
-			h.note(h.hear(buffer[more:n], time.Now()))
+		if n >= headers {
+			s.logRefusal(s.handle(buffer[headers:n], time.Now()))
 		}
 	}
 }
 
-// A frame, after Ethernet's header: version, flags, when it was sent (ns since 1970), the sender's epoch, its count, for how long it
-// has had no lease (ns), the length of its name, the name, and the HMAC of all that.
+// A frame has after the Ethernet header: version, flags, the time when it was sent (ns since 1970), the sender's epoch, its count, for how long it
+// has had no Lease (ns), the length of its name, the name, and the HMAC of all that.
 const (
-	fixed       = 1 + 1 + 8 + 8 + 8 + 8 + 1
-	version     = 2
-	flagReaches = 1
+	headerLength   = 1 + 1 + 8 + 8 + 8 + 8 + 1
+	frameVersion   = 2
+	flagReachesAPI = 1
 )
 
-func (h *Heart) frame(from net.HardwareAddr, at time.Time) []byte {
-	h.mu.Lock()
-	h.count++
-	count := h.count
-	h.mu.Unlock()
+func (s *Speaker) frame(from net.HardwareAddr, at time.Time) []byte {
+	s.mu.Lock()
+	s.count++
+	count := s.count
+	s.mu.Unlock()
 	flags := byte(0)
-	if h.options.Reaches() {
-		flags = flagReaches
+	if s.options.Reaches() {
+		flags = flagReachesAPI
 	}
-	b := append(append([]byte{}, group...), from...)
+	b := append(append([]byte{}, groupMAC...), from...)
 	b = binary.BigEndian.AppendUint16(b, etherType)
-	b = append(b, version, flags)
+	b = append(b, frameVersion, flags)
 	b = binary.BigEndian.AppendUint64(b, uint64(at.UnixNano()))
-	b = binary.BigEndian.AppendUint64(b, h.options.Epoch)
+	b = binary.BigEndian.AppendUint64(b, s.options.Epoch)
 	b = binary.BigEndian.AppendUint64(b, count)
-	b = binary.BigEndian.AppendUint64(b, uint64(h.options.Idle()))
-	b = append(append(b, byte(len(h.options.Name))), h.options.Name...)
-	return append(b, h.sign(b[ethernetHeader:])...)
+	b = binary.BigEndian.AppendUint64(b, uint64(s.options.Idle()))
+	b = append(append(b, byte(len(s.options.Name))), s.options.Name...)
+	return append(b, s.sign(b[ethernetHeader:])...)
 }
 
-func (h *Heart) sign(text []byte) []byte {
-	mac := hmac.New(sha256.New, h.key)
+func (s *Speaker) sign(text []byte) []byte {
+	mac := hmac.New(sha256.New, s.key)
 	mac.Write(text)
 	return mac.Sum(nil)
 }
 
-// hear takes a frame, or says why it proves nothing.
-func (h *Heart) hear(frame []byte, at time.Time) error { return h.take(frame, at, clock.Now()) }
+// handle accepts a frame, or returns why it proves nothing.
+func (s *Speaker) handle(frame []byte, at time.Time) error { return s.handleAt(frame, at, clock.Now()) }
 
-func (h *Heart) take(frame []byte, at time.Time, since time.Duration) error {
-	if len(frame) < ethernetHeader+fixed {
-		return errors.New("it is too short")
+func (s *Speaker) handleAt(frame []byte, at time.Time, now time.Duration) error {
+	if len(frame) < ethernetHeader+headerLength {
+		return errors.New("the frame is too short")
 	}
 	b := frame[ethernetHeader:]
-	end := fixed + int(b[fixed-1])
-	if b[0] != version {
-		return fmt.Errorf("it is of version %d", b[0])
+	end := headerLength + int(b[headerLength-1])
+	if b[0] != frameVersion {
+		return fmt.Errorf("the frame has the unknown version %d", b[0])
 	}
-	if len(b) < end+sha256.Size || !hmac.Equal(h.sign(b[:end]), b[end:end+sha256.Size]) {
-		return errors.New("it is not signed with the gateways' key")
+	if len(b) < end+sha256.Size || !hmac.Equal(s.sign(b[:end]), b[end:end+sha256.Size]) {
+		return errors.New("the frame is not signed with the gateways' key")
 	}
-	name := string(b[fixed:end])
-	if name == h.options.Name {
+	name := string(b[headerLength:end])
+	if name == s.options.Name {
 		return nil
 	}
 	idle := binary.BigEndian.Uint64(b[26:])
 	if idle > math.MaxInt64 {
-		return errors.New("it is idle for longer than there is time")
+		return errors.New("the time without a Lease is out of range")
 	}
-	now := beat{sent: int64(binary.BigEndian.Uint64(b[2:])), epoch: binary.BigEndian.Uint64(b[10:]), count: binary.BigEndian.Uint64(b[18:]), reaches: b[1]&flagReaches != 0, at: since}
-	// Where the frame was on its way for long, or the sender stood still, that is too late and never too early.
-	now.free = now.at - time.Duration(idle)
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if !h.hasRoom(name, since) {
-		return fmt.Errorf("%d other gateways are heard already", mostGateways)
+	beat := received{maxSent: int64(binary.BigEndian.Uint64(b[2:])), epoch: binary.BigEndian.Uint64(b[10:]), count: binary.BigEndian.Uint64(b[18:]), reachesAPI: b[1]&flagReachesAPI != 0, receivedAt: now}
+	// If the frame was delayed, or the sender stood still, this is too late and never too early.
+	beat.withoutLeaseSince = beat.receivedAt - time.Duration(idle)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.hasRoom(name, now) {
+		return fmt.Errorf("%d other gateways are known already", maxGateways)
 	}
-	if at.Sub(time.Unix(0, now.sent)).Abs() > clockSkew {
-		return h.refuse(name, reasonClock, since)
+	if at.Sub(time.Unix(0, beat.maxSent)).Abs() > maxClockSkew {
+		return s.refuse(name, reasonClock, now)
 	}
-	return h.heed(name, now)
+	return s.accept(name, beat)
 }
 
-// hasRoom tells whether a gateway is known, or may become so. Who has the key can make up any number of them. mu is held.
-func (h *Heart) hasRoom(name string, now time.Duration) bool {
-	_, heard := h.heard[name]
-	_, refused := h.refused[name]
-	if heard || refused || len(h.heard)+len(h.refused) < mostGateways {
+// hasRoom reports whether a gateway is known, or may be added. Whoever has the key can make up any number of gateways. The caller holds mu.
+func (s *Speaker) hasRoom(name string, now time.Duration) bool {
+	_, heard := s.peers[name]
+	_, refused := s.refusals[name]
+	if heard || refused || len(s.peers)+len(s.refusals) < maxGateways {
 		return true
 	}
-	if now-h.swept < time.Second {
+	if now-s.lastSweep < time.Second {
 		return false
 	}
-	h.swept = now
-	maps.DeleteFunc(h.heard, func(_ string, b beat) bool { return now-b.at > forgottenAfter })
-	h.forgetRefusals(now)
-	return len(h.heard)+len(h.refused) < mostGateways
+	s.lastSweep = now
+	maps.DeleteFunc(s.peers, func(_ string, b received) bool { return now-b.receivedAt > forgetAfter })
+	s.expireRefusals(now)
+	return len(s.peers)+len(s.refusals) < maxGateways
 }
 
-// heed takes a beat that is signed and of now; mu is held.
-func (h *Heart) heed(name string, now beat) error {
-	last, known := h.heard[name]
-	newer := !known || now.follows(last)
-	sent, highest := max(now.sent, last.sent), max(now.epoch, last.highest)
+// accept takes a signed and current heartbeat. The caller holds mu.
+func (s *Speaker) accept(name string, beat received) error {
+	last, known := s.peers[name]
+	newer := !known || beat.isNewerThan(last)
+	sent, highest := max(beat.maxSent, last.maxSent), max(beat.epoch, last.maxEpoch)
 	if newer {
-		delete(h.refused, name)
-		last = now
+		delete(s.refusals, name)
+		last = beat
 	}
-	last.sent, last.highest = sent, highest
-	h.heard[name] = last
+	last.maxSent, last.maxEpoch = sent, highest
+	s.peers[name] = last
 	switch {
 	case newer:
 		return nil
-	case now.epoch == last.epoch:
-		return fmt.Errorf("gateway %s has said that before", name) // as by another interface on the same segment
+	case beat.epoch == last.epoch:
+		return fmt.Errorf("the frame of gateway %s is not new", name) // it came by two interfaces, for example
 	}
-	return h.refuse(name, reasonEpoch, now.at)
+	return s.refuse(name, reasonEpoch, beat.receivedAt)
 }

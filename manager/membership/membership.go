@@ -1,8 +1,8 @@
-// Package membership tells gateways of one another: each keeps a Lease on the hub while it works, and reads those of its peers.
+// Package membership lets gateways know one another: each gateway keeps a Lease in the hub while it runs, and reads the Leases of its peers.
 //
-// A lease is a promise with two sides. The gateway does nothing that it needs the lease for once the lease has ended, by its own clock
-// since it last asked for it to be renewed; its peers take it for gone a little later, by their clocks since they saw it renewed. The
-// clocks run on while a machine is suspended, and need not agree.
+// Both sides keep a rule. A gateway does nothing that needs its Lease after the Lease has expired, counted by its own clock from its last request for
+// a renewal. Its peers count it as gone a little later, counted by their clocks from the moment when they saw the renewal. So the clocks need not
+// agree. They run on while a machine is suspended.
 package membership
 
 import (
@@ -33,43 +33,44 @@ import (
 // Label marks the Leases of gateways.
 const Label = "kubelb.k8c.io/gateway"
 
-// annotation holds what a gateway says of itself to its peers, as JSON.
-const annotation = "kubelb.k8c.io/view"
+// viewAnnotation holds what a gateway publishes to its peers, as JSON.
+const viewAnnotation = "kubelb.k8c.io/view"
 
-// annotationUnwritten holds why a gateway, which reaches the API, cannot write its Gateway object.
-const annotationUnwritten = "kubelb.k8c.io/unwritten"
+// writeErrorAnnotation holds the reason why a gateway that reaches the API cannot write its Gateway object.
+const writeErrorAnnotation = "kubelb.k8c.io/unwritten"
 
-// longestUnwritten is how many bytes of that are read, and shown.
-const longestUnwritten = 512
+// maxWriteErrorBytes bounds how much of that reason is read and shown.
+const maxWriteErrorBytes = 512
 
-// Unwritten is why the object of a gateway is of before, although the gateway renews its Lease; empty if it is not.
+// Unwritten returns the reason why a Gateway object is out of date although its gateway renews its Lease. It is empty if the object is current.
 func Unwritten(lease *coordinationv1.Lease) string {
-	return plain.Message(lease.Annotations[annotationUnwritten], longestUnwritten)
+	return plain.Message(lease.Annotations[writeErrorAnnotation], maxWriteErrorBytes)
 }
 
-// DefaultDuration is how long a lease lasts that is not renewed.
+// DefaultDuration is how long a Lease lasts without a renewal.
 const DefaultDuration = time.Second
 
-// renewals is how often a lease is renewed while it lasts; margin is the part of it by which clocks may run apart.
+// A Lease is renewed renewalsPerLease times in its duration. Peers wait for 1/clockMargin of the duration longer, since clocks may run at different
+// speeds.
 const (
-	renewals = 5
-	margin   = 10
+	renewalsPerLease = 5
+	clockMargin      = 10
 )
 
-// LastHeard tells how long ago a gateway renewed its Lease, and whether it has given it back since. Of a Lease that was never renewed
-// nothing is known.
-func LastHeard(lease *coordinationv1.Lease, now time.Time) (ago time.Duration, left, known bool) {
+// LastHeard returns how long ago a gateway renewed its Lease, and whether the gateway has released it since. If the Lease was never renewed, known is
+// false.
+func LastHeard(lease *coordinationv1.Lease, now time.Time) (ago time.Duration, released, known bool) {
 	if lease.Spec.RenewTime == nil {
 		return 0, false, false
 	}
 	return now.Sub(lease.Spec.RenewTime.Time), lease.Spec.HolderIdentity == nil || *lease.Spec.HolderIdentity == "", true
 }
 
-// SilentAfter is for how long nothing needs to be heard of a gateway, once its lease is over, until nobody relies any more on what it said: longer
-// than clocks of hosts are apart that are right.
+// SilentAfter is the time after the end of a Lease from which on nobody relies on what its gateway published last. It is longer than the difference
+// between the clocks of hosts that keep time.
 const SilentAfter = 15 * time.Second
 
-// Silence is how old the last renewal of a Lease may be. after is for how long the lease has to be over.
+// Silence returns how old the last renewal of a Lease may be, if the Lease may have expired for the time after.
 func Silence(lease *coordinationv1.Lease, after time.Duration) time.Duration {
 	if s := lease.Spec.LeaseDurationSeconds; s != nil {
 		after += min(time.Duration(*s)*time.Second, LongestDuration)
@@ -77,46 +78,48 @@ func Silence(lease *coordinationv1.Lease, after time.Duration) time.Duration {
 	return after
 }
 
-// Options are what a member needs.
+// Options configure a Member.
 type Options struct {
-	// Name is the gateway's, and that of its Lease.
+	// Name is the name of the gateway, and of its Lease.
 	Name string
-	// Duration is that of the lease, in whole seconds.
+	// Duration is the duration of the Lease, in whole seconds.
 	Duration time.Duration
-	// Lingers: what the dataplane holds stays when the member leaves.
+	// Lingers: the dataplane keeps its state when the member ends.
 	Lingers bool
-	// Changed is told when peers or the own lease have changed; it must not block.
+	// Changed is called when peers or the own Lease have changed. It must not block.
 	Changed func()
 	Log     *slog.Logger
 }
 
-// Said is what a gateway says of itself.
-type Said struct {
+// Published is what a gateway publishes about itself.
+type Published struct {
 	election.View
-	// Candidate: it is ready to answer for addresses.
+	// Candidate: the gateway is ready to answer for addresses.
 	Candidate bool `json:"candidate"`
-	// Leaving: it answers for no address any more, and is to be spared new connections. It is there still.
-	Leaving bool `json:"leaving,omitempty"`
-	// Serves: its dataplane holds everything, and it may answer, so that it can take over from others.
-	Serves bool `json:"serves,omitempty"`
-	// Unheard are the address families of whose addresses nobody hears from it, so that it cannot take over these.
-	Unheard
-	// Reached are its own addresses on the segment, at which its dataplane takes packets of connections that it knows. There are none
-	// while its dataplane or its link does not work.
-	Reached []netip.Addr `json:"reached,omitempty"`
+	// Draining: the gateway withdraws its addresses and is to get no new connections. It still runs.
+	Draining bool `json:"leaving,omitempty"`
+	// CanTakeOver: the dataplane of the gateway holds everything, and the gateway may answer, so that it can take addresses over.
+	CanTakeOver bool `json:"serves,omitempty"`
+	// The gateway announces addresses of these families to nobody, so that it cannot take such addresses over.
+	SilentFamilies
+	// RedirectAddresses are the gateway's own addresses on the segment. Peers redirect packets of its connections to them. There are none while the
+	// dataplane or the link of the gateway does not work.
+	RedirectAddresses []netip.Addr `json:"reached,omitempty"`
 }
 
-// Unheard are address families.
-type Unheard struct {
+// SilentFamilies are address families that a gateway announces to nobody.
+type SilentFamilies struct {
 	IPv4 bool `json:"unheardIPv4,omitempty"`
 	IPv6 bool `json:"unheardIPv6,omitempty"`
 }
 
-// Of tells whether the family is one of them.
-func (u Unheard) Of(f ipam.Family) bool { return f == ipam.IPv4 && u.IPv4 || f == ipam.IPv6 && u.IPv6 }
+// Has reports whether the family is one of them.
+func (s SilentFamilies) Has(f ipam.Family) bool {
+	return f == ipam.IPv4 && s.IPv4 || f == ipam.IPv6 && s.IPv6
+}
 
-func (s Said) equal(o Said) bool {
-	return s.View.Equal(o.View) && s.Candidate == o.Candidate && s.Leaving == o.Leaving && s.Serves == o.Serves && s.Unheard == o.Unheard && slices.Equal(s.Reached, o.Reached)
+func (p Published) equal(other Published) bool {
+	return p.View.Equal(other.View) && p.Candidate == other.Candidate && p.Draining == other.Draining && p.CanTakeOver == other.CanTakeOver && p.SilentFamilies == other.SilentFamilies && slices.Equal(p.RedirectAddresses, other.RedirectAddresses)
 }
 
 // Member keeps a gateway's Lease. It is safe for concurrent use.
@@ -124,34 +127,34 @@ type Member struct {
 	options  Options
 	leases   coordination.LeaseInterface
 	identity string
-	hurry    chan struct{}
-	// trouble is why the Lease, or those of others, could not be had last.
-	trouble atomic.Pointer[error]
+	renewNow chan struct{}
+	// lastError is the reason why this gateway's Lease could not be renewed, or the peers' Leases could not be read.
+	lastError atomic.Pointer[error]
 
-	mu     sync.Mutex // guards all below
-	said   Said
-	told   Said          // what peers can know of it
-	looked bool          // the peers' leases were read after it was told
-	until  time.Duration // by clock.Now: when the own lease ends
-	term   uint64        // how many times it was got anew
-	peers  map[string]*peer
-	lease  *coordinationv1.Lease
-	// waitsFor is who holds the Lease instead.
-	waitsFor string
-	// unwritten is why the gateway's object cannot be written.
-	unwritten string
+	mu          sync.Mutex // guards all below
+	wanted      Published
+	published   Published     // what the API server has
+	peersRead   bool          // the peers' Leases were read after the last renewal
+	expires     time.Duration // when the own Lease expires, by clock.Now
+	leaseNumber uint64        // how many times the Lease was acquired
+	peers       map[string]*peerLease
+	lease       *coordinationv1.Lease
+	// waitingFor is the other process that holds the Lease.
+	waitingFor string
+	// writeError is the reason why the Gateway object cannot be written.
+	writeError string
 }
 
-// peer is another gateway's Lease as it was last seen.
-type peer struct {
-	said     Said
-	version  string // of the Lease object and its renewal
-	gone     time.Duration
-	departed bool
+// peerLease is the Lease of a peer as it was read last.
+type peerLease struct {
+	published Published
+	version   string // the UID and resource version of the Lease
+	expires   time.Duration
+	released  bool
 }
 
-// New returns a member whose Lease is in the namespace. It has connections of its own: a request that hangs is given up together with
-// its connection, so that the next one finds another way.
+// New returns a member with a Lease in the namespace. The member uses connections of its own: a request that hangs is cancelled together with its
+// connection, so that the next request uses another connection.
 func New(config *rest.Config, namespace string, o Options) (*Member, error) {
 	own := rest.CopyConfig(config)
 	own.TLSClientConfig.NextProtos = []string{"http/1.1"}
@@ -160,179 +163,180 @@ func New(config *rest.Config, namespace string, o Options) (*Member, error) {
 	if err != nil {
 		return nil, fmt.Errorf("client for Leases: %w", err)
 	}
-	return &Member{options: o, leases: clients.Leases(namespace), identity: o.Name + "/" + string(uuid.NewUUID()), hurry: make(chan struct{}, 1), peers: map[string]*peer{}}, nil
+	return &Member{options: o, leases: clients.Leases(namespace), identity: o.Name + "/" + string(uuid.NewUUID()), renewNow: make(chan struct{}, 1), peers: map[string]*peerLease{}}, nil
 }
 
-// Holds tells whether the own lease lasts, as of now.
-func (m *Member) Holds() bool {
+// HoldsLease reports whether the own Lease is valid now.
+func (m *Member) HoldsLease() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.holds()
+	return m.holdsLease()
 }
 
-// Term is which lease it is that was held last, counted from 1 on, and whether it lasts. One that ends and is got again is another one:
-// peers may have taken over what the one before was held for.
-func (m *Member) Term() (term uint64, holds bool) {
+// LeaseNumber returns the number of the Lease that was held last, counted from 1, and whether it is valid. A Lease that expires and is acquired again
+// has another number: peers may have taken over what this gateway had in between.
+func (m *Member) LeaseNumber() (number uint64, holds bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.term, m.holds()
+	return m.leaseNumber, m.holdsLease()
 }
 
-// Idle is for how long no lease was held by which anything could be taken over; 0 while one is.
+// Idle returns for how long this gateway has had no Lease, 0 while it has one.
 func (m *Member) Idle() time.Duration {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return max(0, clock.Now()-m.until)
+	return max(0, clock.Now()-m.expires)
 }
 
-// Reaches tells whether the API was reached not long ago: earlier than any lease that was renewed then can end, it says that it was not.
+// Reaches reports whether the API was reached recently. It turns false before a Lease that was renewed last can expire.
 func (m *Member) Reaches() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.until > clock.Now()+m.options.Duration/2
+	return m.expires > clock.Now()+m.options.Duration/2
 }
 
-func (m *Member) holds() bool { return m.until > clock.Now() }
+func (m *Member) holdsLease() bool { return m.expires > clock.Now() }
 
-// Say publishes what the gateway acts upon from now on, as soon as possible.
-func (m *Member) Say(s Said) {
+// Publish publishes what the gateway acts upon from now on, as soon as possible.
+func (m *Member) Publish(p Published) {
 	m.mu.Lock()
-	same := m.said.equal(s)
-	m.said = s
+	same := m.wanted.equal(p)
+	m.wanted = p
 	m.mu.Unlock()
 	if !same {
 		select {
-		case m.hurry <- struct{}{}:
+		case m.renewNow <- struct{}{}:
 		default:
 		}
 	}
 }
 
-// SayUnwritten says on the Lease why the gateway's object cannot be written, from its next renewal on; empty if it can.
-func (m *Member) SayUnwritten(why string) {
+// SetWriteError publishes with the next renewal why the Gateway object cannot be written. Empty means that it can be written.
+func (m *Member) SetWriteError(reason string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.unwritten = plain.Message(why, longestUnwritten)
+	m.writeError = plain.Message(reason, maxWriteErrorBytes)
 }
 
-// Told tells whether the lease lasts, peers can know that the gateway acts upon the view, and what Peers says is newer than that. Then
-// two gateways that have begun to act upon views that contradict each other cannot both have missed it.
-func (m *Member) Told(v election.View) bool {
+// IsPublished reports whether the Lease is valid, the API server has the view, and the peers' Leases were read after that. So two gateways that begin
+// to act upon contradicting views cannot both miss the view of the other.
+func (m *Member) IsPublished(view election.View) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.holds() && m.looked && m.told.View.Equal(v)
+	return m.holdsLease() && m.peersRead && m.published.View.Equal(view)
 }
 
-// Peers are the other gateways whose leases last, by name, and which of them are candidates. It is known who they are once their leases
-// have been read since the own one was renewed.
-func (m *Member) Peers() (peers []election.Peer, candidates []string, known bool) {
+// ActivePeers returns the peers whose Leases are valid, by name, and the names of the candidates. They are known once the peers' Leases were read
+// after the last renewal of the own Lease.
+func (m *Member) ActivePeers() (peers []election.Peer, candidates []string, known bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, name := range slices.Sorted(maps.Keys(m.peers)) {
 		p := m.peers[name]
-		if p.departed || p.gone <= clock.Now() {
+		if p.released || p.expires <= clock.Now() {
 			continue
 		}
-		peers = append(peers, election.Peer{Name: name, View: p.said.View})
-		if p.said.Candidate {
+		peers = append(peers, election.Peer{Name: name, View: p.published.View})
+		if p.published.Candidate {
 			candidates = append(candidates, name)
 		}
 	}
-	return peers, candidates, m.looked
+	return peers, candidates, m.peersRead
 }
 
-// Other is what is known of another gateway.
-type Other struct {
+// Peer is what is known of another gateway.
+type Peer struct {
 	Name string
-	// Reached are its own addresses on the segment, at which packets of connections that it knows are taken, as it has said last.
-	Reached []netip.Addr
-	// Present: its lease lasts. If not, its dataplane may work still, or its host be gone.
-	Present bool
-	// Leaving: it has left in good order, or is about to.
-	Leaving bool
-	// Serves: it can take over addresses, but for those of families in Unheard.
-	Serves  bool
-	Unheard Unheard
+	// RedirectAddresses are the peer's own addresses on the segment, as it published them last. It takes packets of its connections there.
+	RedirectAddresses []netip.Addr
+	// Active: its Lease is valid. If not, its dataplane may still work, or its host may be down.
+	Active bool
+	// Draining: it drains, or it has shut down.
+	Draining bool
+	// CanTakeOver: it can take addresses over, except those of the families in Silent.
+	CanTakeOver bool
+	Silent      SilentFamilies
 }
 
-// Stays tells whether it works, and goes on to.
-func (o Other) Stays() bool { return o.Present && !o.Leaving }
+// StaysActive reports whether the peer runs, and does not drain.
+func (p Peer) StaysActive() bool { return p.Active && !p.Draining }
 
-// Others are the other gateways that have a Lease, by name, whether it lasts or not.
-func (m *Member) Others() (others []Other) {
+// AllPeers returns the other gateways that have a Lease, valid or not, by name.
+func (m *Member) AllPeers() (peers []Peer) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, name := range slices.Sorted(maps.Keys(m.peers)) {
 		p := m.peers[name]
-		others = append(others, Other{Name: name, Reached: p.said.Reached, Present: !p.departed && p.gone > clock.Now(), Leaving: p.departed || p.said.Leaving, Serves: p.said.Serves, Unheard: p.said.Unheard})
+		peers = append(peers, Peer{Name: name, RedirectAddresses: p.published.RedirectAddresses, Active: !p.released && p.expires > clock.Now(), Draining: p.released || p.published.Draining, CanTakeOver: p.published.CanTakeOver, Silent: p.published.SilentFamilies})
 	}
-	return others
+	return peers
 }
 
-func inWords(what string, err error) error {
+func wrap(what string, err error) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	return nil
 }
 
-// Trouble is why the Lease, or those of others, could not be had last; nil if they could.
-func (m *Member) Trouble() error {
-	if err := m.trouble.Load(); err != nil {
+// LastError returns the reason why this gateway's Lease could not be renewed, or the peers' Leases could not be read, at the last try. It is nil
+// after a success.
+func (m *Member) LastError() error {
+	if err := m.lastError.Load(); err != nil {
 		return *err
 	}
 	return nil
 }
 
-// Run keeps the lease until ctx ends, and then gives it back.
+// Run renews the Lease until ctx ends, and then releases it.
 func (m *Member) Run(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	every := m.options.Duration / renewals
+	interval := m.options.Duration / renewalsPerLease
 	var before string
 	for {
 		select {
 		case <-ctx.Done():
-			return m.leave()
+			return m.release()
 		case <-timer.C:
-		case <-m.hurry:
+		case <-m.renewNow:
 		}
-		began := time.Now()
+		started := time.Now()
 		err := m.renew(ctx)
-		if err = inWords("renew the gateway's Lease", err); err == nil {
-			err = inWords("read the gateways' Leases", m.look(ctx))
+		if err = wrap("renew the gateway's Lease", err); err == nil {
+			err = wrap("read the gateways' Leases", m.readPeers(ctx))
 		}
 		if err != nil && ctx.Err() == nil {
-			m.options.Log.Warn("membership", "error", err)
+			m.options.Log.Warn("renew and read Leases", "error", err)
 		}
-		m.trouble.Store(&err)
-		// A lease that ends is a change as well.
-		if state := m.state(); state != before {
-			before = state
+		m.lastError.Store(&err)
+		// The end of a Lease is a change, too.
+		if current := m.fingerprint(); current != before {
+			before = current
 			m.options.Changed()
 		}
-		timer.Reset(max(0, every-time.Since(began)))
+		timer.Reset(max(0, interval-time.Since(started)))
 	}
 }
 
-// state is a text that differs when something has changed that others act upon.
-func (m *Member) state() string {
-	peers, candidates, _ := m.Peers()
+// fingerprint returns a text that changes whenever something changes that others act upon.
+func (m *Member) fingerprint() string {
+	peers, candidates, _ := m.ActivePeers()
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	var said []Said
+	var published []Published
 	for _, name := range slices.Sorted(maps.Keys(m.peers)) {
-		said = append(said, m.peers[name].said)
+		published = append(published, m.peers[name].published)
 	}
-	return fmt.Sprint(m.holds(), m.looked, m.told, peers, candidates, said)
+	return fmt.Sprint(m.holdsLease(), m.peersRead, m.published, peers, candidates, published)
 }
 
-// renew writes the Lease. A Lease of the same name that another process has is waited for.
+// renew writes the Lease. If another process holds a Lease of this name, it waits for the end of that Lease.
 func (m *Member) renew(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, m.options.Duration/2)
 	defer cancel()
 	m.mu.Lock()
-	said, lease, unwritten := m.said, m.lease, m.unwritten
+	published, lease, writeError := m.wanted, m.lease, m.writeError
 	m.mu.Unlock()
 	if lease == nil {
 		var err error
@@ -341,10 +345,10 @@ func (m *Member) renew(ctx context.Context) error {
 		}
 	}
 	lease = lease.DeepCopy()
-	if err := m.fill(lease, said, unwritten); err != nil {
+	if err := m.fillLease(lease, published, writeError); err != nil {
 		return err
 	}
-	asked := clock.Now()
+	requested := clock.Now()
 	var written *coordinationv1.Lease
 	var err error
 	if lease.ResourceVersion == "" {
@@ -360,20 +364,20 @@ func (m *Member) renew(ctx context.Context) error {
 		}
 		return err
 	}
-	if clock.Now() > m.until+m.options.Duration/margin {
-		m.term++ // before that, no peer took this one for gone
+	if clock.Now() > m.expires+m.options.Duration/clockMargin {
+		m.leaseNumber++ // peers may have counted this gateway as gone
 	}
-	if !m.holds() {
-		// Peers may have been as long without the API as this gateway, and get as long to come back.
+	if !m.holdsLease() {
+		// Peers may have been without the API for as long as this gateway. They get a whole Lease to renew theirs.
 		for _, p := range m.peers {
-			p.gone = max(p.gone, clock.Now()+m.options.Duration+m.options.Duration/margin)
+			p.expires = max(p.expires, clock.Now()+m.options.Duration+m.options.Duration/clockMargin)
 		}
 	}
-	m.lease, m.told, m.until, m.looked = written, said, asked+m.options.Duration, false
+	m.lease, m.published, m.expires, m.peersRead = written, published, requested+m.options.Duration, false
 	return nil
 }
 
-// acquire returns the Lease to write: a new one, or one that nobody holds any more. It returns nil while somebody else does.
+// acquire returns the Lease to write: a new one, or one that nobody holds any more. It returns nil while another process holds the Lease.
 func (m *Member) acquire(ctx context.Context) (*coordinationv1.Lease, error) {
 	lease, err := m.leases.Get(ctx, m.options.Name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
@@ -388,28 +392,28 @@ func (m *Member) acquire(ctx context.Context) (*coordinationv1.Lease, error) {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	former := m.see(*holder, lease)
-	if former.gone > clock.Now() {
-		if m.waitsFor != *holder {
-			m.options.Log.Info("another process holds this gateway's Lease; waiting for it to end", "holder", *holder)
+	former := m.updatePeer(*holder, lease)
+	if former.expires > clock.Now() {
+		if m.waitingFor != *holder {
+			m.options.Log.Info("another process holds this gateway's Lease; wait until that expires", "holder", *holder)
 		}
-		m.waitsFor = *holder
+		m.waitingFor = *holder
 		return nil, nil
 	}
 	delete(m.peers, *holder)
 	return lease, nil
 }
 
-func (m *Member) fill(lease *coordinationv1.Lease, said Said, unwritten string) error {
-	text, err := json.Marshal(said)
+func (m *Member) fillLease(lease *coordinationv1.Lease, published Published, writeError string) error {
+	text, err := json.Marshal(published)
 	if err != nil {
 		return err
 	}
-	metav1.SetMetaDataAnnotation(&lease.ObjectMeta, annotation, string(text))
-	if unwritten != "" {
-		metav1.SetMetaDataAnnotation(&lease.ObjectMeta, annotationUnwritten, unwritten)
+	metav1.SetMetaDataAnnotation(&lease.ObjectMeta, viewAnnotation, string(text))
+	if writeError != "" {
+		metav1.SetMetaDataAnnotation(&lease.ObjectMeta, writeErrorAnnotation, writeError)
 	} else {
-		delete(lease.Annotations, annotationUnwritten)
+		delete(lease.Annotations, writeErrorAnnotation)
 	}
 	seconds, renewed := int32(m.options.Duration/time.Second), metav1.NowMicro()
 	if lease.Spec.HolderIdentity == nil || *lease.Spec.HolderIdentity != m.identity {
@@ -419,8 +423,8 @@ func (m *Member) fill(lease *coordinationv1.Lease, said Said, unwritten string) 
 	return nil
 }
 
-// look reads the peers' Leases, all as they stand at the API server and not as a watch that may lag has them.
-func (m *Member) look(ctx context.Context) error {
+// readPeers reads the peers' Leases from the API server, not from a watch, which may lag behind.
+func (m *Member) readPeers(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, m.options.Duration/2)
 	defer cancel()
 	list, err := m.leases.List(ctx, metav1.ListOptions{LabelSelector: Label})
@@ -429,8 +433,8 @@ func (m *Member) look(ctx context.Context) error {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.looked = true
-	there := map[string]bool{}
+	m.peersRead = true
+	exists := map[string]bool{}
 	for i := range list.Items {
 		lease := &list.Items[i]
 		holder := lease.Spec.HolderIdentity
@@ -439,26 +443,26 @@ func (m *Member) look(ctx context.Context) error {
 		}
 		name := lease.Name
 		if name == m.options.Name {
-			continue // an earlier process of this gateway, whose lease is waited for
+			continue // it belongs to an earlier process of this gateway
 		}
-		there[name] = true
-		m.see(name, lease)
+		exists[name] = true
+		m.updatePeer(name, lease)
 	}
 	for name, p := range m.peers {
-		// One that is gone from the API is not gone: somebody may have deleted it.
-		if !there[name] && p.gone <= clock.Now() {
+		// A peer whose Lease was deleted may still run.
+		if !exists[name] && p.expires <= clock.Now() {
 			delete(m.peers, name)
 		}
 	}
 	return nil
 }
 
-// see notes a Lease as it stands now; mu is held.
-func (m *Member) see(name string, lease *coordinationv1.Lease) *peer {
+// updatePeer takes over a Lease as it was read. The caller holds mu.
+func (m *Member) updatePeer(name string, lease *coordinationv1.Lease) *peerLease {
 	version := string(lease.UID) + "/" + lease.ResourceVersion
 	p := m.peers[name]
 	if p == nil {
-		p = &peer{}
+		p = &peerLease{}
 		m.peers[name] = p
 	}
 	if p.version == version {
@@ -468,20 +472,20 @@ func (m *Member) see(name string, lease *coordinationv1.Lease) *peer {
 	if s := lease.Spec.LeaseDurationSeconds; s != nil {
 		duration = min(time.Duration(*s)*time.Second, LongestDuration)
 	}
-	p.version, p.gone = version, clock.Now()+duration+duration/margin
-	p.departed = lease.Spec.HolderIdentity == nil || *lease.Spec.HolderIdentity == ""
-	said, err := readSaid(lease.Annotations[annotation])
+	p.version, p.expires = version, clock.Now()+duration+duration/clockMargin
+	p.released = lease.Spec.HolderIdentity == nil || *lease.Spec.HolderIdentity == ""
+	published, err := parsePublished(lease.Annotations[viewAnnotation])
 	if err != nil {
-		m.options.Log.Warn("a gateway's Lease cannot be read: it is taken for one that answers for nothing", "gateway", name, "error", err)
+		m.options.Log.Warn("the Lease of a gateway is invalid: the gateway counts as one that answers for no address", "gateway", name, "error", err)
 	}
-	p.said = said
+	p.published = published
 	return p
 }
 
-// leave gives the lease back, so that peers need not wait for its end.
-func (m *Member) leave() error {
+// release gives the Lease back, so that peers need not wait until it expires.
+func (m *Member) release() error {
 	m.mu.Lock()
-	m.until = 0
+	m.expires = 0
 	lease := m.lease
 	m.mu.Unlock()
 	if lease == nil {
@@ -491,19 +495,19 @@ func (m *Member) leave() error {
 	defer cancel()
 	lease = lease.DeepCopy()
 	m.mu.Lock()
-	said := m.said
+	published := m.wanted
 	m.mu.Unlock()
-	said.Candidate, said.Leaving = false, true
+	published.Candidate, published.Draining = false, true
 	if !m.options.Lingers {
-		said.Reached = nil
+		published.RedirectAddresses = nil
 	}
-	nobody := ""
-	if err := m.fill(lease, said, ""); err != nil {
+	noHolder := ""
+	if err := m.fillLease(lease, published, ""); err != nil {
 		return err
 	}
-	lease.Spec.HolderIdentity = &nobody
+	lease.Spec.HolderIdentity = &noHolder
 	if _, err := m.leases.Update(ctx, lease, metav1.UpdateOptions{}); err != nil && !apierrors.IsNotFound(err) {
-		return fmt.Errorf("give back the gateway's Lease: %w", err)
+		return fmt.Errorf("release the gateway's Lease: %w", err)
 	}
 	return nil
 }

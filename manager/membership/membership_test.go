@@ -23,14 +23,14 @@ import (
 	"kubelb.k8c.io/core/election"
 )
 
-// server keeps Leases as an API server does: whoever updates one must have seen its latest version.
+// server stores Leases like an API server: an update needs the latest resource version.
 type server struct {
 	mu      sync.Mutex
 	version int
 	leases  map[string]coordinationv1.Lease
 }
 
-// connection is one client's way to the server, which can be cut.
+// connection is the connection of one client to the server. It can be cut.
 type connection struct {
 	coordination.LeaseInterface
 	*server
@@ -98,11 +98,11 @@ func (c *connection) List(ctx context.Context, _ metav1.ListOptions) (out *coord
 	})
 }
 
-// member runs one until the test ends or stop is called.
+// member runs a member until the test ends or stop is called.
 func (s *server) member(t *testing.T, name, process string) (*Member, *connection, func()) {
 	c := &connection{server: s}
 	m := &Member{options: Options{Name: name, Duration: DefaultDuration, Changed: func() {}, Log: slog.New(slog.NewTextHandler(io.Discard, nil))},
-		leases: c, identity: name + "/" + process, hurry: make(chan struct{}, 1), peers: map[string]*peer{}}
+		leases: c, identity: name + "/" + process, renewNow: make(chan struct{}, 1), peers: map[string]*peerLease{}}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- m.Run(ctx) }()
@@ -116,8 +116,8 @@ func (s *server) member(t *testing.T, name, process string) (*Member, *connectio
 
 func newServer() *server { return &server{leases: map[string]coordinationv1.Lease{}} }
 
-func (m *Member) seesPeer(name string) bool {
-	peers, _, _ := m.Peers()
+func (m *Member) knowsPeer(name string) bool {
+	peers, _, _ := m.ActivePeers()
 	for _, p := range peers {
 		if p.Name == name {
 			return true
@@ -133,87 +133,87 @@ func within(t *testing.T, limit time.Duration, condition func() bool, what strin
 
 const soon = 5 * time.Second
 
-func TestMembersSeeWhatTheOthersSay(t *testing.T) {
+func TestAMemberKnowsWhatItsPeersPublish(t *testing.T) {
 	s := newServer()
 	a, _, _ := s.member(t, "a", "1")
 	b, _, _ := s.member(t, "b", "1")
-	within(t, soon, func() bool { return a.seesPeer("b") && b.seesPeer("a") }, "they see each other")
-	_, candidates, _ := a.Peers()
-	require.Empty(t, candidates, "nobody has said that it is one")
+	within(t, soon, func() bool { return a.knowsPeer("b") && b.knowsPeer("a") }, "they know each other")
+	_, candidates, _ := a.ActivePeers()
+	require.Empty(t, candidates, "no gateway is a candidate yet")
 	view := election.View{Candidates: []string{"a", "b"}}
-	require.False(t, b.Told(view))
-	b.Say(Said{View: view, Candidate: true})
+	require.False(t, b.IsPublished(view))
+	b.Publish(Published{View: view, Candidate: true})
 	within(t, soon, func() bool {
-		peers, candidates, _ := a.Peers()
-		return b.Told(view) && len(candidates) == 1 && len(peers) == 1 && peers[0].View.Equal(view)
-	}, "it is known")
+		peers, candidates, _ := a.ActivePeers()
+		return b.IsPublished(view) && len(candidates) == 1 && len(peers) == 1 && peers[0].View.Equal(view)
+	}, "a knows that b is a candidate")
 }
 
-func TestAMemberThatLeavesIsGoneAtOnce(t *testing.T) {
+func TestAMemberThatShutsDownIsGoneAtOnce(t *testing.T) {
 	s := newServer()
 	a, _, _ := s.member(t, "a", "1")
-	b, _, leave := s.member(t, "b", "1")
+	b, _, stop := s.member(t, "b", "1")
 	at := []netip.Addr{netip.MustParseAddr("192.0.2.2")}
-	b.Say(Said{Reached: at, Unheard: Unheard{IPv6: true}})
-	is := func(o Other) func() bool {
-		return func() bool { others := a.Others(); return len(others) == 1 && reflect.DeepEqual(others[0], o) }
+	b.Publish(Published{RedirectAddresses: at, SilentFamilies: SilentFamilies{IPv6: true}})
+	is := func(o Peer) func() bool {
+		return func() bool { others := a.AllPeers(); return len(others) == 1 && reflect.DeepEqual(others[0], o) }
 	}
-	within(t, soon, is(Other{Name: "b", Reached: at, Present: true, Unheard: Unheard{IPv6: true}}), "b is seen, and whose addresses it cannot take over")
-	b.Say(Said{Reached: at, Leaving: true})
-	within(t, soon, is(Other{Name: "b", Reached: at, Present: true, Leaving: true}), "b is about to leave")
-	leave()
-	require.False(t, b.Holds())
-	within(t, soon, func() bool { return !a.seesPeer("b") }, "b is gone")
-	within(t, soon, is(Other{Name: "b", Leaving: true}), "it has left, and taken its dataplane along")
+	within(t, soon, is(Peer{Name: "b", RedirectAddresses: at, Active: true, Silent: SilentFamilies{IPv6: true}}), "a knows b, and the families that b cannot take over")
+	b.Publish(Published{RedirectAddresses: at, Draining: true})
+	within(t, soon, is(Peer{Name: "b", RedirectAddresses: at, Active: true, Draining: true}), "b drains")
+	stop()
+	require.False(t, b.HoldsLease())
+	within(t, soon, func() bool { return !a.knowsPeer("b") }, "b is gone")
+	within(t, soon, is(Peer{Name: "b", Draining: true}), "b has shut down, and its dataplane with it")
 }
 
-func TestAMemberThatIsCutOffKnowsItsEndBeforeItsPeersDo(t *testing.T) {
+func TestAMemberWithoutTheAPIGivesUpItsLeaseBeforeItsPeersCountItAsGone(t *testing.T) {
 	s := newServer()
 	a, _, _ := s.member(t, "a", "1")
-	b, way, _ := s.member(t, "b", "1")
-	within(t, soon, func() bool { return a.seesPeer("b") && b.Holds() }, "b is seen")
+	b, conn, _ := s.member(t, "b", "1")
+	within(t, soon, func() bool { return a.knowsPeer("b") && b.HoldsLease() }, "a knows b")
 	require.Zero(t, b.Idle())
-	before, _ := b.Term()
-	way.cut.Store(true)
-	for begin := time.Now(); a.seesPeer("b"); time.Sleep(time.Millisecond) {
-		require.Less(t, time.Since(begin), soon, "a still sees b")
+	before, _ := b.LeaseNumber()
+	conn.cut.Store(true)
+	for begin := time.Now(); a.knowsPeer("b"); time.Sleep(time.Millisecond) {
+		require.Less(t, time.Since(begin), soon, "a still counts b as active")
 	}
-	require.False(t, b.Holds(), "b believes that its lease lasts although a takes it for gone")
-	require.False(t, b.Told(election.View{}))
+	require.False(t, b.HoldsLease(), "b counts its Lease as valid although a counts b as gone")
+	require.False(t, b.IsPublished(election.View{}))
 	require.Positive(t, b.Idle())
-	way.cut.Store(false)
-	within(t, soon, func() bool { return a.seesPeer("b") && b.Holds() }, "b is back")
-	after, _ := b.Term()
-	require.Equal(t, before+1, after, "its lease is another one")
+	conn.cut.Store(false)
+	within(t, soon, func() bool { return a.knowsPeer("b") && b.HoldsLease() }, "b is back")
+	after, _ := b.LeaseNumber()
+	require.Equal(t, before+1, after, "it has acquired its Lease again")
 }
 
 func TestAnotherProcessOfTheSameNameWaitsForTheLeaseOfTheFirst(t *testing.T) {
 	s := newServer()
-	first, way, _ := s.member(t, "a", "1")
-	within(t, soon, first.Holds, "the first holds it")
+	first, conn, _ := s.member(t, "a", "1")
+	within(t, soon, first.HoldsLease, "the first process has the Lease")
 	second, _, _ := s.member(t, "a", "2")
 	time.Sleep(DefaultDuration / 2)
-	require.False(t, second.Holds())
-	way.cut.Store(true) // frozen, say
-	for begin := time.Now(); !second.Holds(); time.Sleep(time.Millisecond) {
-		require.Less(t, time.Since(begin), soon, "the second does not get the lease")
+	require.False(t, second.HoldsLease())
+	conn.cut.Store(true) // as if the process stood still
+	for begin := time.Now(); !second.HoldsLease(); time.Sleep(time.Millisecond) {
+		require.Less(t, time.Since(begin), soon, "the second process does not get the Lease")
 	}
-	require.False(t, first.Holds(), "both hold the lease")
-	way.cut.Store(false)
+	require.False(t, first.HoldsLease(), "both processes hold the Lease")
+	conn.cut.Store(false)
 	time.Sleep(DefaultDuration / 2)
-	require.False(t, first.Holds(), "the first takes it back while the second lives")
+	require.False(t, first.HoldsLease(), "the first process has the Lease again while the second runs")
 }
 
-func TestALeaseThatSomebodyDeletesIsWrittenAgain(t *testing.T) {
+func TestADeletedLeaseIsWrittenAgain(t *testing.T) {
 	s := newServer()
 	a, _, _ := s.member(t, "a", "1")
 	b, _, _ := s.member(t, "b", "1")
-	within(t, soon, func() bool { return b.seesPeer("a") }, "a is seen")
+	within(t, soon, func() bool { return b.knowsPeer("a") }, "b knows a")
 	s.mu.Lock()
 	delete(s.leases, "a")
 	s.mu.Unlock()
 	for begin := time.Now(); time.Since(begin) < DefaultDuration; time.Sleep(time.Millisecond) {
-		require.True(t, b.seesPeer("a"), "a lives, whoever has deleted its Lease")
+		require.True(t, b.knowsPeer("a"), "a runs, although its Lease was deleted")
 	}
-	within(t, soon, a.Holds, "a holds its lease")
+	within(t, soon, a.HoldsLease, "a has its Lease again")
 }

@@ -7,85 +7,86 @@ import (
 	"kubelb.k8c.io/core/translate"
 )
 
-// What a tenant's targets say changes its pools, which costs the gateway more than it costs to say it. A change for the worse is told at once.
+// Each change of a target's health changes the tenant's pools, which costs the gateway more than it costs the tenant. So recoveries and weights are
+// damped. A target that gets worse is reported at once.
 const (
-	// freeReturns are how many times in a row a target may count as healthy again at once; each further one within calm of the one before
-	// waits for twice as long, from firstHold to longestHold.
-	freeReturns            = 3
-	calm                   = time.Minute
-	firstHold, longestHold = 5 * time.Second, time.Minute
-	// Weights alone are told for a moment, all of a tenant's, and then not for a pause, which doubles as long as there is something to tell
-	// after it.
-	weightsFor               = time.Second
-	firstPause, longestPause = time.Second, 30 * time.Second
+	// undampedRecoveries is how many times in a row a target may recover at once. Each further recovery within calmPeriod after the last one waits
+	// for twice as long, from minHold to maxHold.
+	undampedRecoveries = 3
+	calmPeriod         = time.Minute
+	minHold, maxHold   = 5 * time.Second, time.Minute
+	// Changes of weights alone are reported in windows. A window lasts weightWindow for all targets of a tenant. The pause after it doubles as long
+	// as there is a change to report at its end.
+	weightWindow       = time.Second
+	minPause, maxPause = time.Second, 30 * time.Second
 )
 
-// weights is when a tenant's weights are told.
-type weights struct {
-	jobs        int
-	until, next time.Time
-	pause       time.Duration
+// weightReports says when the weights of a tenant's targets may be reported.
+type weightReports struct {
+	jobs                  int
+	windowEnd, nextWindow time.Time
+	pause                 time.Duration
 }
 
-// mayTell tells whether a weight is told now.
-func (w *weights) mayTell(now time.Time) bool {
+// allow reports whether a weight may be reported now.
+func (w *weightReports) allow(now time.Time) bool {
 	switch {
-	case now.Before(w.until):
+	case now.Before(w.windowEnd):
 		return true
-	case now.Before(w.next):
+	case now.Before(w.nextWindow):
 		return false
-	case now.Sub(w.next) > calm:
-		w.pause = firstPause
+	case now.Sub(w.nextWindow) > calmPeriod:
+		w.pause = minPause
 	default:
-		w.pause = min(2*w.pause, longestPause)
+		w.pause = min(2*w.pause, maxPause)
 	}
-	w.until = now.Add(weightsFor)
-	w.next = w.until.Add(w.pause)
+	w.windowEnd = now.Add(weightWindow)
+	w.nextWindow = w.windowEnd.Add(w.pause)
 	return true
 }
 
-// flaps is how often a target was out and has changed, and until when what it is then has to wait.
-type flaps struct {
-	returns      int
-	last, holdTo time.Time
-	held         bool
+// flapDamping counts the recoveries of a target, and delays frequent ones.
+type flapDamping struct {
+	recoveries              int
+	lastRecovery, heldUntil time.Time
+	held                    bool
 }
 
-// mayReturn tells whether a target that was out is told to be otherwise now. It is asked at each check.
-func (f *flaps) mayReturn(now time.Time) bool {
+// allowRecovery reports whether the recovery of a target counts now. It is called at each check.
+func (f *flapDamping) allowRecovery(now time.Time) bool {
 	if !f.held {
-		if f.returns++; now.Sub(f.last) > calm {
-			f.returns = 1
+		if f.recoveries++; now.Sub(f.lastRecovery) > calmPeriod {
+			f.recoveries = 1
 		}
-		f.held, f.holdTo = true, now
-		if more := f.returns - freeReturns; more > 0 {
-			f.holdTo = now.Add(min(firstHold<<min(more-1, 10), longestHold))
+		f.held, f.heldUntil = true, now
+		if damped := f.recoveries - undampedRecoveries; damped > 0 {
+			f.heldUntil = now.Add(min(minHold<<min(damped-1, 10), maxHold))
 		}
 	}
-	if now.Before(f.holdTo) {
+	if now.Before(f.heldUntil) {
 		return false
 	}
-	f.held, f.last = false, now
+	f.held, f.lastRecovery = false, now
 	return true
 }
 
-// tells tells whether a target's health is to be reported now. If not, its next check asks again.
-func (p *Prober) tells(j *job, health translate.Health, now time.Time) bool {
-	switch is, was := health.State, j.health.State; {
-	case is == was:
-		j.flaps.held = false
-		return health.Weight != j.health.Weight && (j.health.Weight == 0 || p.weightsOf(j).mayTell(now))
-	case was == model.Active:
-		j.flaps.held = false
+// shouldReport decides whether a target's health is reported now. If not, its next check decides again.
+func (p *Prober) shouldReport(j *job, health translate.Health, now time.Time) bool {
+	switch state, former := health.State, j.health.State; {
+	case state == former:
+		j.damping.held = false
+		return health.Weight != j.health.Weight && (j.health.Weight == 0 || p.weightReportsOf(j).allow(now))
+	case former == model.Active:
+		j.damping.held = false
 		return true
 	}
-	return j.flaps.mayReturn(now)
+	return j.damping.allowRecovery(now)
 }
 
-func (p *Prober) weightsOf(j *job) *weights {
+func (p *Prober) weightReportsOf(j *job) *weightReports {
 	w := p.weights[j.target.Tenant]
 	if w == nil {
-		w = &weights{pause: firstPause}
+		w = &weightReports{pause: minPause}
 		p.weights[j.target.Tenant] = w
 	}
 	return w

@@ -1,5 +1,4 @@
-// Package probe finds out which nodes can take traffic. One check serves all Services of a node; what it finds counts for
-// UDP as well as for TCP.
+// Package probe checks which nodes can take traffic. All Services of a node share one check, and its result counts for UDP as well as for TCP.
 package probe
 
 import (
@@ -18,71 +17,72 @@ import (
 	"kubelb.k8c.io/core/translate"
 )
 
-// Config bounds the checks. A dead node is out after at most Interval + Failures x Timeout + the pauses between failures, a
-// tenth of Interval each: under three seconds with the defaults.
+// Config bounds the checks. A dead node is unhealthy after at most Interval + Failures × Timeout + the pauses between failures, which are a tenth of
+// Interval each. With the defaults this is less than three seconds.
 type Config struct {
-	// Interval between two checks of one target; Timeout of one check.
+	// Interval is the time between two checks of a target, Timeout the limit of one check.
 	Interval, Timeout time.Duration
-	// Failures in a row that make a target unhealthy; one success makes it healthy again.
+	// Failures is how many failures in a row make a target unhealthy. One success makes it healthy again.
 	Failures int
-	// AtOnce is how many checks there may be at the same time in each lane. Tenants share them, see lane.
-	AtOnce int
+	// MaxConcurrent is how many checks of each queue may run at the same time. Tenants share them, see queue.
+	MaxConcurrent int
 }
 
-// DefaultConfig checks every second and gives up after two failures.
+// DefaultConfig checks every second. Two failures make a target unhealthy.
 func DefaultConfig() Config {
-	return Config{Interval: time.Second, Timeout: 800 * time.Millisecond, Failures: 2, AtOnce: 512}
+	return Config{Interval: time.Second, Timeout: 800 * time.Millisecond, Failures: 2, MaxConcurrent: 512}
 }
 
-// kubeProxyHealthPort is where kube-proxy answers /healthz by default.
+// kubeProxyHealthPort is the default port at which kube-proxy answers /healthz.
 const kubeProxyHealthPort = 10256
 
-// Result is a target whose health has changed.
+// Result is the new health of a target.
 type Result struct {
 	Target translate.Target
 	Health translate.Health
 }
 
-// Prober checks targets in turn. Make one with New and let it Run.
+// Prober checks targets again and again. Create one with New, and call Run.
 type Prober struct {
 	config Config
 	report func(Result)
 	http   http.Client
 
-	// weights are those of tenants, which the scheduler alone knows.
-	weights map[string]*weights
+	// weights limits the reports of weights, by tenant. Only the scheduler uses it.
+	weights map[string]*weightReports
 
 	mu sync.Mutex // guards changes
-	// changes wait for the scheduler, which changed wakes up. Whoever makes them need not wait: it may be the one that takes reports.
+	// changes wait for the scheduler, which changed wakes up. Add and Remove do not block: their caller may be the receiver of reports, for which the
+	// scheduler waits.
 	changes []change
 	changed chan struct{}
 }
 
 type change struct {
-	target translate.Target
-	gone   bool
+	target  translate.Target
+	removed bool
 }
 
-// New returns a prober that calls report, from one goroutine, whenever a target's health changes. A new target counts as
-// healthy until it fails; of a healthy one that tells its weight the first answer is a change.
+// New returns a prober that calls report, from one goroutine, whenever the health of a target changes. A new target counts as healthy until it fails.
+// The first weight of a target is a change.
 func New(config Config, report func(Result)) *Prober {
-	transport := &http.Transport{DisableKeepAlives: true, DialContext: (&net.Dialer{Timeout: config.Timeout}).DialContext, MaxResponseHeaderBytes: mostAnswer}
-	// What answers is a tenant's: it must not have the gateway ask others, such as services on its own host.
-	followNone := func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-	return &Prober{config: config, report: report, changed: make(chan struct{}, 1), weights: map[string]*weights{},
-		http: http.Client{Transport: transport, Timeout: config.Timeout, CheckRedirect: followNone}}
+	transport := &http.Transport{DisableKeepAlives: true, DialContext: (&net.Dialer{Timeout: config.Timeout}).DialContext, MaxResponseHeaderBytes: maxResponseBytes}
+	// The tenant controls the answer. Following a redirect would let the tenant reach services on the gateway's own host.
+	noRedirect := func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	return &Prober{config: config, report: report, changed: make(chan struct{}, 1), weights: map[string]*weightReports{},
+		http: http.Client{Transport: transport, Timeout: config.Timeout, CheckRedirect: noRedirect}}
 }
 
-// mostAnswer is how many bytes of an answer are read, of its header as of its body.
-const mostAnswer = 64 << 10
+// maxResponseBytes bounds what is read of a response: of its headers, and of its body.
+const maxResponseBytes = 64 << 10
 
-// Watch begins to check a target; Forget ends it. Neither blocks.
-func (p *Prober) Watch(t translate.Target) { p.note(change{target: t}) }
+// Add starts the checks of a target. It does not block.
+func (p *Prober) Add(t translate.Target) { p.enqueue(change{target: t}) }
 
-// Forget ends the checks of a target.
-func (p *Prober) Forget(t translate.Target) { p.note(change{t, true}) }
+// Remove ends the checks of a target. It does not block.
+func (p *Prober) Remove(t translate.Target) { p.enqueue(change{t, true}) }
 
-func (p *Prober) note(c change) {
+func (p *Prober) enqueue(c change) {
 	p.mu.Lock()
 	p.changes = append(p.changes, c)
 	p.mu.Unlock()
@@ -92,13 +92,13 @@ func (p *Prober) note(c change) {
 	}
 }
 
-// noted are the changes since it was asked last.
-func (p *Prober) noted() []change {
+// takeChanges returns the changes since the last call.
+func (p *Prober) takeChanges() []change {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	noted := p.changes
+	changes := p.changes
 	p.changes = nil
-	return noted
+	return changes
 }
 
 type outcome struct {
@@ -108,7 +108,7 @@ type outcome struct {
 	took   time.Duration
 }
 
-// Run schedules checks until ctx ends; all have ended when it returns.
+// Run schedules checks until ctx ends. It returns after the last check has ended.
 func (p *Prober) Run(ctx context.Context) error {
 	var checks sync.WaitGroup
 	defer checks.Wait()
@@ -129,73 +129,73 @@ func (p *Prober) Run(ctx context.Context) error {
 	return nil
 }
 
-func (p *Prober) schedule(ctx context.Context, done <-chan outcome, check func(*job)) {
-	jobs, in := map[translate.Target]*job{}, newLanes(p.config.AtOnce)
+func (p *Prober) schedule(ctx context.Context, done <-chan outcome, start func(*job)) {
+	jobs, queues := map[translate.Target]*job{}, newQueues(p.config.MaxConcurrent)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
 		now := time.Now()
-		timer.Reset(in.begin(now, check))
+		timer.Reset(queues.start(now, start))
 		select {
 		case <-ctx.Done():
 			return
 		case <-timer.C:
 		case o := <-done:
-			o.job.lane.end(o.job)
-			p.settle(o)
-			if !o.job.gone {
-				in.after(o, p.config.Timeout).add(o.job)
+			o.job.queue.finish(o.job)
+			p.handleOutcome(o)
+			if !o.job.removed {
+				queues.queueFor(o, p.config.Timeout).add(o.job)
 			}
 		case <-p.changed:
-			for _, c := range p.noted() {
-				p.change(c, jobs, in.doubtful)
+			for _, c := range p.takeChanges() {
+				p.change(c, jobs, queues.other)
 			}
 		}
 	}
 }
 
-func (p *Prober) change(c change, jobs map[translate.Target]*job, fresh *lane) {
+func (p *Prober) change(c change, jobs map[translate.Target]*job, initial *queue) {
 	known := jobs[c.target]
 	switch {
-	case c.gone && known != nil:
+	case c.removed && known != nil:
 		delete(jobs, c.target)
-		known.lane.forget(known)
-		if w := p.weightsOf(known); w.jobs == 1 {
+		known.queue.cancel(known)
+		if w := p.weightReportsOf(known); w.jobs == 1 {
 			delete(p.weights, c.target.Tenant)
 		} else {
 			w.jobs--
 		}
-	case !c.gone && known == nil:
+	case !c.removed && known == nil:
 		j := &job{target: c.target, due: time.Now()}
 		jobs[c.target] = j
-		fresh.add(j)
-		p.weightsOf(j).jobs++
+		initial.add(j)
+		p.weightReportsOf(j).jobs++
 	}
 }
 
-// settle takes a check's outcome into the job and reports what changed.
-func (p *Prober) settle(o outcome) {
+// handleOutcome applies the outcome of a check to its job, and reports a change.
+func (p *Prober) handleOutcome(o outcome) {
 	j, health := o.job, o.health
-	if j.gone {
+	if j.removed {
 		return
 	}
 	j.due = time.Now().Add(p.config.Interval)
 	if o.err == nil {
 		j.failures = 0
 	} else if j.failures++; j.failures < p.config.Failures {
-		// One lost packet is no reason, but a reason to ask again soon.
+		// A single packet may get lost: check again soon.
 		j.due = time.Now().Add(p.config.Interval / 10)
 		return
 	} else {
 		health = translate.Health{State: model.Unhealthy, Weight: j.health.Weight}
 	}
-	if health != j.health && p.tells(j, health, time.Now()) {
+	if health != j.health && p.shouldReport(j, health, time.Now()) {
 		j.health = health
 		p.report(Result{j.target, health})
 	}
 }
 
-// check asks one target. An error is a failure; a healthy answer may carry a weight or say that the node drains.
+// check checks one target once. An error is a failure. A healthy answer may carry a weight, or say that the node drains.
 func (p *Prober) check(ctx context.Context, t translate.Target) (translate.Health, error) {
 	switch t.Kind {
 	case translate.CheckLocal:
@@ -206,8 +206,8 @@ func (p *Prober) check(ctx context.Context, t translate.Target) (translate.Healt
 	return p.node(ctx, t)
 }
 
-// node asks kube-proxy. 503 says that the node is about to go (KEP-3836): its flows may end, new ones go elsewhere. A node
-// that refuses the connection is alive, with a kube-proxy that answers elsewhere; one that is silent is dead.
+// node asks kube-proxy. Status 503 means that the node is about to be removed (KEP-3836): existing flows may end, and new flows go to other nodes. A
+// node that refuses the connection is alive: its kube-proxy uses another port. A silent node is dead.
 func (p *Prober) node(ctx context.Context, t translate.Target) (translate.Health, error) {
 	response, err := p.get(ctx, net.JoinHostPort(t.Address.String(), strconv.Itoa(kubeProxyHealthPort)))
 	if errors.Is(err, syscall.ECONNREFUSED) {
@@ -222,14 +222,14 @@ func (p *Prober) node(ctx context.Context, t translate.Target) (translate.Health
 	return translate.Health{}, nil
 }
 
-// localEndpoints asks healthCheckNodePort; kube-proxy says how many local endpoints there are.
+// localEndpoints asks the healthCheckNodePort, where kube-proxy returns the number of local endpoints.
 func (p *Prober) localEndpoints(ctx context.Context, t translate.Target) (translate.Health, error) {
 	response, err := p.get(ctx, net.JoinHostPort(t.Address.String(), strconv.Itoa(int(t.Port))))
 	if err != nil {
 		return translate.Health{}, err
 	}
 	if response.StatusCode != http.StatusOK {
-		// No local endpoint that is ready: the beginning of a drain. Established flows go on.
+		// No local endpoint is ready. The node gets no new flows, and existing flows go on.
 		return translate.Health{State: model.Draining}, nil
 	}
 	weight, err := strconv.ParseUint(response.Header.Get("X-Load-Balancing-Endpoint-Weight"), 10, 16)
@@ -249,7 +249,7 @@ func (p *Prober) get(ctx context.Context, hostPort string) (*http.Response, erro
 		return nil, err
 	}
 	defer response.Body.Close()
-	_, err = io.CopyN(io.Discard, response.Body, mostAnswer)
+	_, err = io.CopyN(io.Discard, response.Body, maxResponseBytes)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("%s: %w", hostPort, err)
 	}

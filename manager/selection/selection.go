@@ -1,4 +1,4 @@
-// Package selection says which gateways serve which addresses: an AddressPool may choose some of them by their labels.
+// Package selection decides which gateways serve an address: an AddressPool may select gateways by their labels.
 package selection
 
 import (
@@ -15,23 +15,22 @@ import (
 	"kubelb.k8c.io/core/ipam"
 )
 
-// Selection is not safe for concurrent use.
+// Selection knows the AddressPools, the gateways' labels and the allocations. It is not safe for concurrent use.
 type Selection struct {
-	pools    map[string]pool
-	gateways map[string]labels.Set
-	records  *records
+	pools       map[string]pool
+	gateways    map[string]labels.Set
+	allocations *allocations
 }
 
-// records are the pools that addresses have been given from. They are the same for all clones.
-type records struct {
-	of map[netip.Addr]record
-	// by whom they are held.
-	by map[string][]ipam.Grant
+// allocations are the allocated addresses, each with its AddressPool. All clones share them.
+type allocations struct {
+	byAddress map[netip.Addr]allocation
+	byOwner   map[string][]ipam.Grant
 }
 
-type record struct {
-	pool    string
-	holders int
+type allocation struct {
+	pool   string
+	owners int
 }
 
 type pool struct {
@@ -39,103 +38,103 @@ type pool struct {
 	selector labels.Selector
 }
 
-// New returns a selection without pools and gateways.
+// New returns a selection without AddressPools and gateways.
 func New() *Selection {
-	return &Selection{pools: map[string]pool{}, gateways: map[string]labels.Set{}, records: &records{map[netip.Addr]record{}, map[string][]ipam.Grant{}}}
+	return &Selection{pools: map[string]pool{}, gateways: map[string]labels.Set{}, allocations: &allocations{map[netip.Addr]allocation{}, map[string][]ipam.Grant{}}}
 }
 
-// Clone returns a selection that stays as this one is now.
+// Clone returns a copy that later changes of AddressPools and gateways do not affect.
 func (s *Selection) Clone() *Selection {
-	return &Selection{pools: maps.Clone(s.pools), gateways: maps.Clone(s.gateways), records: s.records}
+	return &Selection{pools: maps.Clone(s.pools), gateways: maps.Clone(s.gateways), allocations: s.allocations}
 }
 
-// SetHolder takes what a holder of addresses has, with the pools that they were given from.
-func (s *Selection) SetHolder(name string, grants []ipam.Grant) {
-	r := s.records
-	for _, g := range r.by[name] {
-		if is := r.of[g.Address]; is.holders > 1 {
-			r.of[g.Address] = record{is.pool, is.holders - 1}
+// SetHolder replaces the allocations of an owner of addresses.
+func (s *Selection) SetHolder(owner string, allocations []ipam.Grant) {
+	all := s.allocations
+	for _, g := range all.byOwner[owner] {
+		if former := all.byAddress[g.Address]; former.owners > 1 {
+			all.byAddress[g.Address] = allocation{former.pool, former.owners - 1}
 		} else {
-			delete(r.of, g.Address)
+			delete(all.byAddress, g.Address)
 		}
 	}
-	delete(r.by, name)
-	for _, g := range grants {
-		r.of[g.Address] = record{g.Pool, r.of[g.Address].holders + 1}
-		r.by[name] = append(r.by[name], g)
+	delete(all.byOwner, owner)
+	for _, g := range allocations {
+		all.byAddress[g.Address] = allocation{g.Pool, all.byAddress[g.Address].owners + 1}
+		all.byOwner[owner] = append(all.byOwner[owner], g)
 	}
 }
 
-// SetPool takes a pool as it stands. One whose selector cannot be read, which the API does not let in, is served by nobody.
-func (s *Selection) SetPool(name string, ranges []ipam.Range, chosen *metav1.LabelSelector) {
+// SetPool sets an AddressPool. If its selector is invalid, which the API refuses, no gateway serves it.
+func (s *Selection) SetPool(name string, ranges []ipam.Range, labelSelector *metav1.LabelSelector) {
 	selector := labels.Everything()
-	if chosen != nil {
+	if labelSelector != nil {
 		var err error
-		if selector, err = metav1.LabelSelectorAsSelector(chosen); err != nil {
+		if selector, err = metav1.LabelSelectorAsSelector(labelSelector); err != nil {
 			selector = labels.Nothing()
 		}
 	}
 	s.pools[name] = pool{ranges, selector}
 }
 
-// DeletePool forgets a pool.
+// DeletePool removes an AddressPool.
 func (s *Selection) DeletePool(name string) { delete(s.pools, name) }
 
-// SetGateway takes a gateway's labels, and reports whether they differ from before.
+// SetGateway sets a gateway's labels, and returns whether they have changed.
 func (s *Selection) SetGateway(name string, set map[string]string) bool {
-	before, there := s.gateways[name]
+	before, known := s.gateways[name]
 	s.gateways[name] = set
-	return !there || !maps.Equal(before, set)
+	return !known || !maps.Equal(before, set)
 }
 
-// DeleteGateway forgets a gateway. It has no labels then.
+// DeleteGateway removes a gateway. A gateway that is not there has no labels.
 func (s *Selection) DeleteGateway(name string) { delete(s.gateways, name) }
 
-// Serving tells which gateways serve something. Nil stands for every one.
+// Serving reports whether a gateway serves an address or an AddressPool. Nil means that every gateway does.
 type Serving func(gateway string) bool
 
-// By tells whether a gateway serves it.
+// By reports whether the gateway serves it.
 func (s Serving) By(gateway string) bool { return s == nil || s(gateway) }
 
-// ServingAddress tells which gateways serve an address: all those that the selector of its pool matches, and every one (nil) if that has
-// none, or if there is no such pool any more. The pool is the one that the address was given from, unless that has it no more and another one
-// does.
+// ServingAddress returns the gateways that serve an address: those that its AddressPool selects. It returns nil if the AddressPool has no selector or
+// does not exist. The AddressPool of an address is the one that it was allocated from, unless only another AddressPool contains the address now.
 func (s *Selection) ServingAddress(address netip.Addr) Serving {
-	given := s.records.of[address].pool
-	if s.pools[given].contains(address) {
-		return s.Serving(given)
+	allocatedFrom := s.allocations.byAddress[address].pool
+	if s.pools[allocatedFrom].contains(address) {
+		return s.Serving(allocatedFrom)
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.pools)) {
 		if s.pools[name].contains(address) {
 			return s.Serving(name)
 		}
 	}
-	return s.Serving(given)
+	return s.Serving(allocatedFrom)
 }
 
 func (p pool) contains(address netip.Addr) bool {
 	return slices.ContainsFunc(p.ranges, func(r ipam.Range) bool { return r.Contains(address) })
 }
 
-// Serving tells which gateways serve a pool.
+// Serving returns the gateways that serve an AddressPool.
 func (s *Selection) Serving(poolName string) Serving {
-	p, there := s.pools[poolName]
-	if !there || p.selector.Empty() {
+	p, known := s.pools[poolName]
+	if !known || p.selector.Empty() {
 		return nil
 	}
 	return func(gateway string) bool { return p.selector.Matches(s.gateways[gateway]) }
 }
 
-// Digest is equal for selections by which every gateway serves the same addresses; it is empty where every gateway serves all of them.
+// Digest returns a hash that is equal for two selections by which every gateway serves the same addresses. It is empty if no AddressPool has a
+// selector.
 func (s *Selection) Digest() string {
 	sum := sha256.New()
-	chosen := false
+	selective := false
 	for _, name := range slices.Sorted(maps.Keys(s.pools)) {
 		p := s.pools[name]
-		chosen = chosen || !p.selector.Empty()
+		selective = selective || !p.selector.Empty()
 		fmt.Fprintln(sum, name, p.ranges, p.selector)
 	}
-	if !chosen {
+	if !selective {
 		return ""
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.gateways)) {

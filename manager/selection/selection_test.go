@@ -16,71 +16,71 @@ func ranges(t *testing.T, entries ...string) []ipam.Range {
 	return r
 }
 
-func fast() *metav1.LabelSelector {
+func ebpfOnly() *metav1.LabelSelector {
 	return &metav1.LabelSelector{MatchLabels: map[string]string{"backend": "ebpf"}}
 }
 
-func TestAPoolIsServedByTheGatewaysThatItChooses(t *testing.T) {
+func TestAnAddressPoolIsServedByTheGatewaysThatItSelects(t *testing.T) {
 	s := New()
 	s.SetPool("all", ranges(t, "192.0.2.0/25"), nil)
-	s.SetPool("fast", ranges(t, "203.0.113.0/24", "2001:db8:f::/64"), fast())
+	s.SetPool("fast", ranges(t, "203.0.113.0/24", "2001:db8:f::/64"), ebpfOnly())
 	s.SetGateway("a", map[string]string{"backend": "ebpf"})
 	s.SetGateway("b", map[string]string{"backend": "nftables"})
-	require.Nil(t, s.ServingAddress(netip.MustParseAddr("192.0.2.1")), "all of them")
-	require.Nil(t, s.ServingAddress(netip.MustParseAddr("198.51.100.1")), "of no pool any more")
+	require.Nil(t, s.ServingAddress(netip.MustParseAddr("192.0.2.1")), "its AddressPool has no selector")
+	require.Nil(t, s.ServingAddress(netip.MustParseAddr("198.51.100.1")), "no AddressPool contains it")
 	for _, address := range []string{"203.0.113.7", "2001:db8:f::7"} {
-		serves := s.ServingAddress(netip.MustParseAddr(address))
-		require.True(t, serves("a"))
-		require.False(t, serves("b"))
-		require.False(t, serves("unknown"))
+		serving := s.ServingAddress(netip.MustParseAddr(address))
+		require.True(t, serving("a"))
+		require.False(t, serving("b"))
+		require.False(t, serving("unknown"))
 	}
 }
 
-func TestAnAddressThatItsPoolHasNoMoreStaysWithThePoolsGateways(t *testing.T) {
+func TestAnAddressThatItsPoolNoLongerContainsStaysWithThePoolsGateways(t *testing.T) {
 	address := netip.MustParseAddr("203.0.113.200")
-	given := []ipam.Grant{{Address: address, Pool: "fast"}}
+	allocations := []ipam.Grant{{Address: address, Pool: "fast"}}
 	s := New()
-	s.SetPool("fast", ranges(t, "203.0.113.0/24"), fast())
+	s.SetPool("fast", ranges(t, "203.0.113.0/24"), ebpfOnly())
 	s.SetGateway("a", map[string]string{"backend": "ebpf"})
 	before := s.Clone()
-	s.SetHolder("one", given)
-	s.SetHolder("two", given)
+	s.SetHolder("one", allocations)
+	s.SetHolder("two", allocations)
 	s.SetPool("all", ranges(t, "203.0.113.0/24"), nil)
-	require.NotNil(t, s.ServingAddress(address), "one that overlaps it changes nothing")
+	require.NotNil(t, s.ServingAddress(address), "an AddressPool that overlaps changes nothing")
 	s.DeletePool("all")
-	s.SetPool("fast", ranges(t, "203.0.113.0/25"), fast())
+	s.SetPool("fast", ranges(t, "203.0.113.0/25"), ebpfOnly())
 	for _, is := range []*Selection{s, before} {
 		require.True(t, is.ServingAddress(address)("a"))
 		require.False(t, is.ServingAddress(address)("b"))
 	}
 	s.SetPool("other", ranges(t, "203.0.113.128/25"), nil)
-	require.Nil(t, s.ServingAddress(address), "another pool has it now")
+	require.Nil(t, s.ServingAddress(address), "only another AddressPool contains it now")
 	s.DeletePool("other")
 	s.SetHolder("one", nil)
-	require.NotNil(t, s.ServingAddress(address), "the other one has it still")
-	s.SetHolder("two", given)
+	require.NotNil(t, s.ServingAddress(address), "its second owner still has it")
+	s.SetHolder("two", allocations)
 	s.SetHolder("two", nil)
 	require.Nil(t, s.ServingAddress(address))
-	require.Empty(t, s.records.of)
-	require.Empty(t, s.records.by)
+	require.Empty(t, s.allocations.byAddress)
+	require.Empty(t, s.allocations.byOwner)
 }
 
-func TestTheDigestFollowsWhatIsChosen(t *testing.T) {
+func TestTheDigestChangesWithPoolsAndGateways(t *testing.T) {
 	s := New()
 	s.SetPool("all", ranges(t, "192.0.2.0/25"), nil)
 	require.True(t, s.SetGateway("a", map[string]string{"backend": "ebpf"}))
 	require.False(t, s.SetGateway("a", map[string]string{"backend": "ebpf"}))
-	require.Empty(t, s.Digest(), "nothing is chosen")
-	s.SetPool("fast", ranges(t, "203.0.113.0/24"), fast())
-	one := s.Digest()
-	require.NotEmpty(t, one)
+	require.Empty(t, s.Digest(), "no AddressPool has a selector")
+	s.SetPool("fast", ranges(t, "203.0.113.0/24"), ebpfOnly())
+	former := s.Digest()
+	require.NotEmpty(t, former)
 	s.SetPool("all", ranges(t, "192.0.2.0/24"), nil)
-	require.NotEqual(t, one, s.Digest(), "it may have addresses that another one had")
-	one = s.Digest()
+	require.NotEqual(t, former, s.Digest(), "addresses may have moved between AddressPools")
+	former = s.Digest()
 	require.True(t, s.SetGateway("a", nil))
-	require.NotEqual(t, one, s.Digest())
+	require.NotEqual(t, former, s.Digest())
 	before := s.Clone()
 	s.DeletePool("fast")
 	require.Empty(t, s.Digest())
-	require.NotEmpty(t, before.Digest(), "a clone stays as it is")
+	require.NotEmpty(t, before.Digest(), "the clone has not changed")
 }

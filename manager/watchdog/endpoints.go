@@ -14,85 +14,85 @@ import (
 	"kubelb.k8c.io/manager/connect"
 )
 
-// question names the endpoints of a frontend to which the host is to connect itself.
-type question struct {
-	of        *watched
-	endpoints []netip.AddrPort
+// endpointRequest names the endpoints of a frontend to which the host is to connect itself.
+type endpointRequest struct {
+	frontendState *frontendState
+	endpoints     []netip.AddrPort
 }
 
-// hearing is the result of a question.
-type hearing struct {
-	of *watched
-	at time.Time
-	// asked counts the endpoints. silent are the endpoints that took no connection, with the reason. ends: an endpoint ended its connection before a byte
-	// of data.
-	asked  int
+// endpointResult is the result of an endpointRequest.
+type endpointResult struct {
+	frontendState *frontendState
+	at            time.Time
+	// count is the number of endpoints. silent are the endpoints that accepted no connection, with the reason. closes: an endpoint ended its
+	// connection before a byte of data.
+	count  int
 	silent []string
-	ends   bool
-	// refused: each endpoint that was asked refused the connection.
+	closes bool
+	// refused: every endpoint refused the connection.
 	refused bool
 }
 
-// ask queues a question about a frontend. If too many are being asked, it does nothing, and the next failed try calls it again.
-func (w *Watchdog) ask(is *watched) {
-	if w.asking[is.Tenant] >= askPerTenant {
+// requestEndpoints queues a request for a frontend. If there are too many requests it does nothing, and the next failed try calls it again.
+func (w *Watchdog) requestEndpoints(state *frontendState) {
+	if w.requested[state.Tenant] >= maxRequestsPerTenant {
 		return
 	}
 	select {
-	case w.asks <- question{is, slices.Clone(is.Endpoints[:min(len(is.Endpoints), asked)])}:
-		is.asking = true
-		w.asking[is.Tenant]++
+	case w.requests <- endpointRequest{state, slices.Clone(state.Endpoints[:min(len(state.Endpoints), maxEndpoints)])}:
+		state.requested = true
+		w.requested[state.Tenant]++
 	default:
 	}
 }
 
-// askEndpoints answers questions until ctx ends.
-func (w *Watchdog) askEndpoints(ctx context.Context) error {
+// checkEndpoints handles requests until ctx ends.
+func (w *Watchdog) checkEndpoints(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case q := <-w.asks:
+		case request := <-w.requests:
 			select {
-			case w.heard <- w.hear(ctx, q):
+			case w.results <- w.connectTo(ctx, request):
 			case <-ctx.Done():
 			}
 		}
 	}
 }
 
-// hear connects to endpoints by sockets of the host. Such connections do not pass the dataplane.
-func (w *Watchdog) hear(ctx context.Context, q question) hearing {
-	h := hearing{of: q.of, at: time.Now(), asked: len(q.endpoints)}
-	errs, ends := make([]error, h.asked), make([]bool, h.asked)
+// connectTo connects to endpoints by sockets of the host. Such connections do not pass the dataplane.
+func (w *Watchdog) connectTo(ctx context.Context, request endpointRequest) endpointResult {
+	result := endpointResult{frontendState: request.frontendState, at: time.Now(), count: len(request.endpoints)}
+	errs, closed := make([]error, result.count), make([]bool, result.count)
 	var connecting errgroup.Group
-	for i, e := range q.endpoints {
+	for i, e := range request.endpoints {
 		connecting.Go(func() error {
-			accepted, err := connect.Try(ctx, e.String(), w.times.askWithin, w.times.holdFor)
-			if ends[i] = accepted && err != nil; !accepted {
+			accepted, err := connect.Try(ctx, e.String(), w.times.connectTimeout, w.times.holdTime)
+			if closed[i] = accepted && err != nil; !accepted {
 				errs[i] = err
 			}
 			return nil
 		})
 	}
 	_ = connecting.Wait() // none returns an error
-	h.refused = !slices.ContainsFunc(errs, func(err error) bool { return !errors.Is(err, syscall.ECONNREFUSED) })
+	result.refused = !slices.ContainsFunc(errs, func(err error) bool { return !errors.Is(err, syscall.ECONNREFUSED) })
 	for i, err := range errs {
 		if err != nil {
-			h.silent = append(h.silent, fmt.Sprintf("%s (%s)", q.endpoints[i], connect.Cause(err)))
+			result.silent = append(result.silent, fmt.Sprintf("%s (%s)", request.endpoints[i], connect.Cause(err)))
 		}
-		h.ends = h.ends || ends[i]
+		result.closes = result.closes || closed[i]
 	}
-	return h
+	return result
 }
 
-// note records the result of a question.
-func (w *Watchdog) note(h hearing) {
-	h.of.asking, h.of.endpoints, w.fresh = false, h, true
-	if h.of.history.failed() > 0 {
-		h.of.former, h.of.doubted = "", false // a try of now failed, and this is what its endpoints do now
+// setEndpoints records the result of a request.
+func (w *Watchdog) setEndpoints(result endpointResult) {
+	result.frontendState.requested, result.frontendState.endpoints, w.changed = false, result, true
+	if result.frontendState.history.failed() > 0 {
+		result.frontendState.former, result.frontendState.unconfirmed = "", false // a present try has failed, and this is the present state of the endpoints
 	}
-	if w.asking[h.of.Tenant]--; w.asking[h.of.Tenant] == 0 {
-		delete(w.asking, h.of.Tenant)
+	if w.requested[result.frontendState.Tenant]--; w.requested[result.frontendState.Tenant] == 0 {
+		delete(w.requested, result.frontendState.Tenant)
 	}
 }

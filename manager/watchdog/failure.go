@@ -7,50 +7,50 @@ import (
 	"kubelb.k8c.io/core/phrase"
 )
 
-// What messages say of nodes. A later process reads it.
+// Parts of messages about nodes. The next process reads them.
 const (
 	nodesAnswer     = "answer the gateway itself"
 	nodesRefuse     = "refuse the gateway itself"
 	nodesNotReached = "the gateway itself does not reach "
 )
 
-// nodesFail tells whether a failure's message says that the nodes do not answer the gateway, either.
+// nodesFail reports whether a message says that the nodes do not answer the gateway itself.
 func nodesFail(message string) bool {
 	return strings.Contains(message, nodesRefuse) || strings.Contains(message, nodesNotReached)
 }
 
-// nodesAnswer tells whether the endpoints that were asked answer the host itself.
-func (is *watched) nodesAnswer() bool {
-	if is.former != "" {
-		return !is.Moved && strings.Contains(is.former, nodesAnswer)
+// nodesAnswer reports whether the endpoints that were asked answer the host itself.
+func (state *frontendState) nodesAnswer() bool {
+	if state.former != "" {
+		return !state.Moved && strings.Contains(state.former, nodesAnswer)
 	}
-	return is.endpoints.asked > 0 && len(is.endpoints.silent) == 0
+	return state.endpoints.count > 0 && len(state.endpoints.silent) == 0
 }
 
-// failure is what is wrong with a frontend.
-func (w *Watchdog) failure(is *watched) (string, bool) {
-	h := is.endpoints
+// failure returns the message of a failing frontend.
+func (w *Watchdog) failure(state *frontendState) (string, bool) {
+	result := state.endpoints
 	switch {
-	case is.former != "":
-		return is.former, true
-	case !is.history.failing, !w.maySay(is):
+	case state.former != "":
+		return state.former, true
+	case !state.history.failing, !w.isConclusive(state):
 		return "", false
-	case h.at.IsZero() && (is.history.ended() || is.asking), is.endsItself():
-		return "", false // its endpoints are still to be asked, or do so, too
+	case result.at.IsZero() && (state.history.endedLast() || state.requested), state.endsItself():
+		return "", false // the endpoints were not asked yet, or end connections themselves
 	}
-	message := is.history.says()
+	message := state.history.describe()
 	switch {
-	case h.asked == 0:
-	case len(h.silent) == 0 && h.asked < len(is.Endpoints):
-		message += fmt.Sprintf("; of its nodes %d were asked, which %s", h.asked, nodesAnswer)
-	case len(h.silent) == 0:
-		message += "; its nodes " + nodesAnswer + ", so that its dataplane, or a firewall of its host, is the reason"
-	case h.refused:
+	case result.count == 0:
+	case len(result.silent) == 0 && result.count < len(state.Endpoints):
+		message += fmt.Sprintf("; %d of its nodes were asked, and %s", result.count, nodesAnswer)
+	case len(result.silent) == 0:
+		message += "; its nodes " + nodesAnswer + ", so the reason is the gateway's dataplane, or a firewall of the gateway's host"
+	case result.refused:
 		message += "; its nodes " + nodesRefuse + ", too, as they do if the Service has no ready pod"
 	default:
-		message += "; " + nodesNotReached + phrase.Few(h.silent, ", ")
+		message += "; " + nodesNotReached + phrase.Few(result.silent, ", ")
 	}
-	if is.Limited {
+	if state.Limited {
 		message += "; it has a limit of connections, which may be the reason"
 	}
 	return message, true

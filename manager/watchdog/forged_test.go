@@ -11,13 +11,13 @@ import (
 	"kubelb.k8c.io/manager/uplink/segment"
 )
 
-// forged is a segment from a frontend to the client, in a frame that a host of the segment sends to this one.
-func forged(from netip.AddrPort, port uint16, flags byte) []byte {
+// forgedSegment returns a segment from a frontend to the client, in a frame that another host on the segment sends to this host.
+func forgedSegment(from netip.AddrPort, port uint16, flags byte) []byte {
 	s := tcpSegment{flow: flow{from, netip.AddrPortFrom(client4, port)}, seq: 1, ack: 1, flags: flags}
 	return s.frame([]byte{2, 0, 0, 0, 0, 2}, nearMAC)
 }
 
-func TestAHostCannotEndTriesInTheNameOfAFrontend(t *testing.T) {
+func TestAHostCannotEndTriesWithForgedSegments(t *testing.T) {
 	t.Parallel()
 	segment.Run(t, segment.Options{}, func(s *segment.Segment) {
 		s.IP("link set lo up")
@@ -29,24 +29,24 @@ func TestAHostCannotEndTriesInTheNameOfAFrontend(t *testing.T) {
 		nft(t, "add table ip dataplane")
 		nft(t, "add chain ip dataplane nat { type nat hook prerouting priority -100; }")
 		nft(t, "add rule ip dataplane nat ip daddr 203.0.113.1 tcp dport 80 dnat to 198.51.100.1:8080")
-		frontend := serves(t, netip.MustParseAddrPort("198.51.100.1:8080"), keeps)
+		frontend := serve(t, netip.MustParseAddrPort("198.51.100.1:8080"), keep)
 		frontend.AddrPort = netip.AddrPortFrom(vip4, 80)
-		latest, end := watching(t, frontend)
+		latest, end := startWatchdog(t, frontend)
 		defer end()
-		becomes(t, latest, "at first", 1)
-		stranger := s.Tap("stranger")
+		requireReport(t, latest, "at first", 1)
+		attacker := s.Tap("stranger")
 		for range 10 {
-			for port := range uint16(portsToUse) {
-				stranger.Send(forged(frontend.AddrPort, firstPort+port, flagRST))
+			for port := range uint16(portCount) {
+				attacker.Send(forgedSegment(frontend.AddrPort, firstPort+port, flagRST))
 			}
 		}
 		is := latest()
-		require.Equal(t, 1, is.Answered, "it answers all the time")
+		require.Equal(t, 1, is.Answered, "the frontend answers all the time")
 		require.Empty(t, is.Failures)
 	})
 }
 
-func TestAnAnswerIsToWhatTheTrySent(t *testing.T) {
+func TestAnAnswerHasTheSequenceNumbersOfItsTry(t *testing.T) {
 	f, now := flows()[0], time.Now()
 	for says, c := range map[string]struct {
 		answer
@@ -64,16 +64,16 @@ func TestAnAnswerIsToWhatTheTrySent(t *testing.T) {
 		"an error about the SYN":               {answer: answer{unreachable: true, seq: 7}, ends: true},
 		"an error about what followed the SYN": {answer: answer{unreachable: true, seq: 8}, opened: true, ends: true},
 	} {
-		w := New(Options{Every: time.Second})
-		is := &watched{Frontend: Frontend{AddrPort: f.frontend}}
-		w.watched[is.AddrPort] = is
-		w.tries[f] = &try{flow: f, of: is, seq: 7, began: now}
+		w := New(Options{Interval: time.Second})
+		state := &frontendState{Frontend: Frontend{AddrPort: f.frontend}}
+		w.frontends[state.AddrPort] = state
+		w.tries[f] = &try{flow: f, frontendState: state, seq: 7, started: now}
 		if c.opened {
-			w.tries[f].opened, w.tries[f].theirs = now, 101
+			w.tries[f].openedAt, w.tries[f].frontendSeq = now, 101
 		}
 		c.flow = f
-		w.take(c.answer, now)
+		w.handleAnswer(c.answer, now)
 		require.Equal(t, c.ends, len(w.tries) == 0, says)
-		require.Equal(t, c.ends, len(is.history.last) == 1, says)
+		require.Equal(t, c.ends, len(state.history.last) == 1, says)
 	}
 }

@@ -9,11 +9,11 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// onSegment are hosts that were there so long ago; names that begin with r are routers.
-func onSegment(ago map[string]time.Duration, now time.Time) map[netip.Addr]*neighbour {
+// hostsSince returns hosts that answered last so long ago. Hosts with names that begin with r are routers.
+func hostsSince(ago map[string]time.Duration, now time.Time) map[netip.Addr]*neighbour {
 	known := map[netip.Addr]*neighbour{}
 	for name, d := range ago {
-		known[addressOf(name)] = &neighbour{mac: name, router: name[0] == 'r', seen: now.Add(-d)}
+		known[addressOf(name)] = &neighbour{mac: name, router: name[0] == 'r', lastAnswer: now.Add(-d)}
 	}
 	return known
 }
@@ -22,46 +22,46 @@ func addressOf(name string) netip.Addr {
 	return netip.AddrFrom4([4]byte{198, 51, 100, name[len(name)-1]})
 }
 
-func TestHostsThatHadGoneOneByOneSayNothingOfTheSegment(t *testing.T) {
+func TestHostsThatWentOneByOneShowNoProblemOfTheSegment(t *testing.T) {
 	now := time.Now()
 	for says, c := range map[string]struct {
 		ago    map[string]time.Duration
 		silent bool
 	}{
-		"nobody was ever there":                    {},
-		"one host, which may have been turned off": {ago: map[string]time.Duration{"h1": lookEvery}},
-		"a router":                         {ago: map[string]time.Duration{"r1": lookEvery}, silent: true},
-		"two hosts":                        {ago: map[string]time.Duration{"h1": lookEvery, "h2": lookEvery}, silent: true},
-		"two hosts at about the same time": {ago: map[string]time.Duration{"h1": lookEvery, "h2": 2 * lookEvery}, silent: true},
-		"one was turned off today, the other yesterday":      {ago: map[string]time.Duration{"h1": lookEvery, "h2": 24 * time.Hour}},
-		"a host, and a router that was turned off yesterday": {ago: map[string]time.Duration{"h1": lookEvery, "r2": 24 * time.Hour}},
+		"there was never a host":                   {},
+		"one host, which may have been turned off": {ago: map[string]time.Duration{"h1": probeInterval}},
+		"a router":                         {ago: map[string]time.Duration{"r1": probeInterval}, silent: true},
+		"two hosts":                        {ago: map[string]time.Duration{"h1": probeInterval, "h2": probeInterval}, silent: true},
+		"two hosts at about the same time": {ago: map[string]time.Duration{"h1": probeInterval, "h2": 2 * probeInterval}, silent: true},
+		"one was turned off today, the other yesterday":      {ago: map[string]time.Duration{"h1": probeInterval, "h2": 24 * time.Hour}},
+		"a host, and a router that was turned off yesterday": {ago: map[string]time.Duration{"h1": probeInterval, "r2": 24 * time.Hour}},
 	} {
-		known := onSegment(c.ago, now)
-		require.Equal(t, map[bool]answering{true: nobody, false: tooFew}[c.silent], answered(known, nil, now), says)
+		known := hostsSince(c.ago, now)
+		require.Equal(t, map[bool]probeResult{true: noHostAnswers, false: tooFewHosts}[c.silent], evaluate(known, nil, now), says)
 		table := map[netip.Addr]netlink.Neigh{addressOf("h1"): {State: netlink.NUD_REACHABLE}}
 		known[addressOf("h1")] = &neighbour{mac: "h1"}
-		require.Equal(t, somebody, answered(known, table, now), "%s, and one is there", says)
+		require.Equal(t, hostAnswers, evaluate(known, table, now), "%s, and a host answers", says)
 	}
 }
 
-func TestAProblemOfAnEarlierProcessLastsUntilAHostAnswersThere(t *testing.T) {
+func TestAProblemOfAFormerProcessLastsUntilAHostAnswersThere(t *testing.T) {
 	const problem = "no host that answered before answers at interface eth1 now (198.51.100.1)"
 	interfaces := []string{"eth0", "eth1", "eth10"}
-	require.True(t, MayLast(problem, interfaces, Segment{}), "nothing is known yet")
+	require.True(t, MayLast(problem, interfaces, Segment{}), "there is no result yet")
 	require.True(t, MayLast(problem, interfaces, Segment{Known: []string{"eth0", "eth10"}}), "hosts answer elsewhere")
 	require.False(t, MayLast(problem, interfaces, Segment{Known: []string{"eth1"}}))
-	require.False(t, MayLast(problem, []string{"eth0"}, Segment{}), "the gateway uses the interface no more")
+	require.False(t, MayLast(problem, []string{"eth0"}, Segment{}), "the gateway does not use the interface any more")
 	require.False(t, MayLast("", interfaces, Segment{}))
 }
 
-// After a reboot the kernel knows no host, and where answers to clients leave by another interface it never may.
-func TestAProblemOfAnEarlierProcessEndsWhereThereAreTooFewHostsToTell(t *testing.T) {
+// After a reboot the kernel knows no host. If answers to clients leave by another interface, it may never know one.
+func TestAProblemOfAFormerProcessEndsIfThereAreTooFewHosts(t *testing.T) {
 	const problem = "no host that answered before answers at interface eth1 now (198.51.100.1)"
 	for says, c := range map[string]struct {
 		hosts []string
 		ends  bool
 	}{
-		"nobody is known":     {ends: true},
+		"no host is known":    {ends: true},
 		"one host":            {hosts: []string{"h1"}, ends: true},
 		"two hosts":           {hosts: []string{"h1", "h2"}},
 		"a router of a route": {hosts: []string{"r1"}},
@@ -70,34 +70,34 @@ func TestAProblemOfAnEarlierProcessEndsWhereThereAreTooFewHostsToTell(t *testing
 		for _, name := range c.hosts {
 			known[addressOf(name)] = &neighbour{mac: name, router: name[0] == 'r'}
 		}
-		is := looks{silent: map[string]int{}, tooFew: map[string]int{}}
+		is := probeResults{silent: map[string]int{}, tooFew: map[string]int{}}
 		lasts := func() bool {
-			require.False(t, is.note("eth1", answered(known, nil, time.Now())), says)
+			require.False(t, is.add("eth1", evaluate(known, nil, time.Now())), says)
 			return MayLast(problem, []string{"eth1"}, Segment{Known: is.known})
 		}
-		for range tooFewFor - 1 {
-			require.True(t, lasts(), "%s, and the kernel may come to know more", says)
+		for range tooFewLimit - 1 {
+			require.True(t, lasts(), "%s, and the kernel may learn more hosts", says)
 		}
 		require.Equal(t, !c.ends, lasts(), says)
-		is.note("eth2", undecided)
-		for range tooFewFor {
-			is.note("eth2", tooFew)
-			is.note("eth2", undecided)
+		is.add("eth2", undecided)
+		for range tooFewLimit {
+			is.add("eth2", tooFewHosts)
+			is.add("eth2", undecided)
 		}
-		require.NotContains(t, is.known, "eth2", "hosts that are enough were there in between")
+		require.NotContains(t, is.known, "eth2", "there were enough hosts in between")
 	}
 }
 
-func TestARouterIsAskedThatTheKernelDoesNotKnowYet(t *testing.T) {
+func TestARouterThatTheKernelDoesNotKnowYetIsProbed(t *testing.T) {
 	known, router := map[netip.Addr]*neighbour{}, map[netip.Addr]bool{addressOf("r1"): true}
-	remember(known, nil, router, 7)
+	updateKnown(known, nil, router, 7)
 	require.True(t, known[addressOf("r1")].router)
-	require.Equal(t, undecided, answered(known, nil, time.Now()))
-	remember(known, nil, nil, 7)
-	require.Empty(t, known, "its route is gone")
+	require.Equal(t, undecided, evaluate(known, nil, time.Now()))
+	updateKnown(known, nil, nil, 7)
+	require.Empty(t, known, "its route was removed")
 }
 
-func TestOnlyHostsAreNamedThatWereThereLast(t *testing.T) {
+func TestOnlyHostsThatAnsweredLastAreNamed(t *testing.T) {
 	now := time.Now()
-	require.Equal(t, "198.51.100.49, 198.51.100.50", names(onSegment(map[string]time.Duration{"h1": lookEvery, "h2": lookEvery, "h3": 24 * time.Hour}, now)))
+	require.Equal(t, "198.51.100.49, 198.51.100.50", addressList(hostsSince(map[string]time.Duration{"h1": probeInterval, "h2": probeInterval, "h3": 24 * time.Hour}, now)))
 }

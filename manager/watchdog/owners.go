@@ -9,10 +9,10 @@ import (
 	"kubelb.k8c.io/backends/dataplane"
 )
 
-// OwnerChecks look for interfaces of another program under the names of the pair's. Opening the lane removes them.
+// OwnerChecks look for interfaces of another program with the names of the pair. The gateway removes them when it creates its own.
 func OwnerChecks() (checks []dataplane.Check) {
-	macs := map[string]net.HardwareAddr{near: watchMAC, far: farMAC}
-	for _, name := range []string{near, far} {
+	macs := map[string]net.HardwareAddr{hostInterface: hostMAC, clientInterface: clientInterfaceMAC}
+	for _, name := range []string{hostInterface, clientInterface} {
 		c := dataplane.Check{Group: dataplane.GroupOwners, Subject: "interface " + name, State: dataplane.CheckOK, Found: "no other program has it", Costs: "what that interface is for"}
 		link, err := netlink.LinkByName(name)
 		switch {

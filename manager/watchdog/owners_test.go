@@ -21,10 +21,10 @@ func TestPreflightNamesAnInterfaceOfAnotherProgramUnderANameOfThePair(t *testing
 		}
 		assert.Len(t, OwnerChecks(), 2)
 		assert.Empty(t, lacking())
-		assert.NoError(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: near, HardwareAddr: watchMAC}, PeerName: far, PeerHardwareAddr: farMAC}))
-		assert.Empty(t, lacking(), "a gateway that runs here, or was killed")
-		assert.NoError(t, removeLane())
-		assert.NoError(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: near}, PeerName: "other"}))
+		assert.NoError(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: hostInterface, HardwareAddr: hostMAC}, PeerName: clientInterface, PeerHardwareAddr: clientInterfaceMAC}))
+		assert.Empty(t, lacking(), "the interfaces of a gateway")
+		assert.NoError(t, removeVethPair())
+		assert.NoError(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: hostInterface}, PeerName: "other"}))
 		assert.Equal(t, []string{"interface kubelb-watch"}, lacking())
 	})
 }

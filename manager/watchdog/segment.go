@@ -30,7 +30,7 @@ const (
 	window         = 64240
 )
 
-// flow is the addresses and ports of a try.
+// flow has the addresses and ports of a try.
 type flow struct {
 	client, frontend netip.AddrPort
 }
@@ -42,7 +42,7 @@ type tcpSegment struct {
 	flags    byte
 }
 
-// frame is the segment in an Ethernet frame, as the client sends it.
+// frame returns the segment in an Ethernet frame from the client.
 func (s tcpSegment) frame(from, to net.HardwareAddr) []byte {
 	b := append(append([]byte{}, to...), from...)
 	source, target := s.client.Addr().AsSlice(), s.frontend.Addr().AsSlice()
@@ -82,12 +82,12 @@ type answer struct {
 	unreachable, noPort bool
 }
 
-// readAnswer reads a frame to the client. It returns false if the frame cannot be an answer to a try.
-func readAnswer(frame []byte) (answer, bool) {
+// parseAnswer parses a frame to the client. It returns false if the frame cannot be an answer to a try.
+func parseAnswer(frame []byte) (answer, bool) {
 	if len(frame) < ethernetHeader {
 		return answer{}, false
 	}
-	p, ok := readPacket(frame[ethernetHeader:])
+	p, ok := parsePacket(frame[ethernetHeader:])
 	if !ok {
 		return answer{}, false
 	}
@@ -98,7 +98,7 @@ func readAnswer(frame []byte) (answer, bool) {
 		return answer{flow: flow{client: netip.AddrPortFrom(p.target, binary.BigEndian.Uint16(p.payload[2:])), frontend: netip.AddrPortFrom(p.source, binary.BigEndian.Uint16(p.payload))},
 			seq: binary.BigEndian.Uint32(p.payload[4:]), ack: binary.BigEndian.Uint32(p.payload[8:]), flags: p.payload[13], data: len(p.payload) > int(p.payload[12]>>4)*4}, true
 	}
-	return readError(p)
+	return parseICMPError(p)
 }
 
 // datagram is an IP packet.
@@ -108,8 +108,8 @@ type datagram struct {
 	payload        []byte
 }
 
-// readPacket reads an IP packet, which may be truncated. It does not follow IPv6 extension headers, since no answer has any.
-func readPacket(b []byte) (datagram, bool) {
+// parsePacket parses an IP packet, which may be truncated. It does not follow IPv6 extension headers, since no answer has any.
+func parsePacket(b []byte) (datagram, bool) {
 	if len(b) < 1 {
 		return datagram{}, false
 	}
@@ -142,13 +142,13 @@ const (
 	icmpFragmentation       = 4 // a code, of packets that are too big
 	icmpNoPort              = 3 // codes of a port at which nobody listens
 	icmpv6NoPort            = 4
-	beginning               = 8 // of a TCP header: the ports and the sequence number, which are in each error
+	tcpBeginning            = 8 // of a TCP header: the ports and the sequence number, which are in each error
 	protocolICMP            = unix.IPPROTO_ICMP
 	protocolICMPv6     byte = unix.IPPROTO_ICMPV6
 )
 
-// readError reads an ICMP error. Its payload is the beginning of the packet that it reports.
-func readError(p datagram) (answer, bool) {
+// parseICMPError parses an ICMP error. Its payload is the beginning of the packet that caused it.
+func parseICMPError(p datagram) (answer, bool) {
 	if len(p.payload) < icmpHeader {
 		return answer{}, false
 	}
@@ -162,8 +162,8 @@ func readError(p datagram) (answer, bool) {
 	default:
 		return answer{}, false
 	}
-	about, ok := readPacket(p.payload[icmpHeader:])
-	if !ok || about.protocol != unix.IPPROTO_TCP || len(about.payload) < beginning {
+	about, ok := parsePacket(p.payload[icmpHeader:])
+	if !ok || about.protocol != unix.IPPROTO_TCP || len(about.payload) < tcpBeginning {
 		return answer{}, false
 	}
 	client := netip.AddrPortFrom(about.source, binary.BigEndian.Uint16(about.payload))

@@ -23,33 +23,33 @@ func reversed(f flow, flags byte, seq uint32) []byte {
 	return tcpSegment{flow: flow{f.frontend, f.client}, seq: seq, flags: flags}.frame(nearMAC, clientMAC)
 }
 
-func TestAnAnswerIsReadAsWhoSentIt(t *testing.T) {
+func TestAnAnswerIsParsed(t *testing.T) {
 	for _, f := range flows() {
-		a, ok := readAnswer(reversed(f, flagSYN|flagACK, 7))
+		a, ok := parseAnswer(reversed(f, flagSYN|flagACK, 7))
 		require.True(t, ok, f)
 		require.Equal(t, answer{flow: f, seq: 7, flags: flagSYN | flagACK}, a)
 	}
 }
 
-func TestAnICMPErrorIsReadAsThatOfTheTryThatItIsAbout(t *testing.T) {
+func TestAnICMPErrorIsParsedAsAnAnswerToItsTry(t *testing.T) {
 	router := netip.MustParseAddr("198.51.100.1")
 	syn := tcpSegment{flow: flows()[0], seq: 9, flags: flagSYN}.frame(clientMAC, nearMAC)
-	about := syn[ethernetHeader : ethernetHeader+ipv4Header+beginning]
+	about := syn[ethernetHeader : ethernetHeader+ipv4Header+tcpBeginning]
 	icmp := func(kind, code byte) []byte {
 		frame := tcpSegment{flow: flow{netip.AddrPortFrom(router, 0), flows()[0].client}}.frame(nearMAC, clientMAC)[:ethernetHeader+ipv4Header]
 		frame[ethernetHeader+3] = byte(ipv4Header + icmpHeader + len(about))
 		frame[ethernetHeader+9] = protocolICMP
 		return append(append(frame, kind, code, 0, 0, 0, 0, 0, 0), about...)
 	}
-	a, ok := readAnswer(icmp(icmpUnreachable, 13))
+	a, ok := parseAnswer(icmp(icmpUnreachable, 13))
 	require.True(t, ok)
 	require.Equal(t, answer{flow: flows()[0], seq: 9, unreachable: true}, a)
-	a, ok = readAnswer(icmp(icmpUnreachable, icmpNoPort))
-	require.True(t, ok && a.noPort, "nodes say so of a Service without a ready pod")
-	_, ok = readAnswer(icmp(icmpUnreachable, icmpFragmentation))
-	require.False(t, ok, "a packet was too big")
-	_, ok = readAnswer(icmp(0, 0))
-	require.False(t, ok, "an echo")
+	a, ok = parseAnswer(icmp(icmpUnreachable, icmpNoPort))
+	require.True(t, ok && a.noPort, "nodes send it for a Service without a ready pod")
+	_, ok = parseAnswer(icmp(icmpUnreachable, icmpFragmentation))
+	require.False(t, ok, "not an error for a packet that was too big")
+	_, ok = parseAnswer(icmp(0, 0))
+	require.False(t, ok, "not an echo reply")
 }
 
 // FuzzAnswer: endpoints may send the client whatever they like.
@@ -59,7 +59,7 @@ func FuzzAnswer(f *testing.F) {
 		f.Add(reversed(flow, flagRST, 1)[:ethernetHeader+ipv4Header+3])
 	}
 	f.Fuzz(func(t *testing.T, frame []byte) {
-		a, ok := readAnswer(frame)
+		a, ok := parseAnswer(frame)
 		if ok && (!a.client.IsValid() || !a.frontend.IsValid()) {
 			t.Errorf("%x is an answer of %v", frame, a)
 		}

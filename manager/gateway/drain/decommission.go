@@ -12,21 +12,21 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// daemonSet is as much of one as it takes to see it deleted.
+// daemonSet returns the metadata of a DaemonSet, which is enough to see its deletion.
 func daemonSet() *metav1.PartialObjectMetadata {
 	o := &metav1.PartialObjectMetadata{}
 	o.SetGroupVersionKind(appsv1.SchemeGroupVersion.WithKind("DaemonSet"))
 	return o
 }
 
-// CachedDaemonSet has a cache know of that DaemonSet, and of no other one.
+// CachedDaemonSet makes a cache watch that DaemonSet, and no other one.
 func CachedDaemonSet(namespace, name string) map[client.Object]cache.ByObject {
-	only := cache.Config{FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, name)}
-	return map[client.Object]cache.ByObject{daemonSet(): {Namespaces: map[string]cache.Config{namespace: only}}}
+	config := cache.Config{FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, name)}
+	return map[client.Object]cache.ByObject{daemonSet(): {Namespaces: map[string]cache.Config{namespace: config}}}
 }
 
-// WatchDaemonSet calls deleted when the DaemonSet that the cache knows of is deleted. It does not wait for the first read: without the right to read
-// DaemonSets the gateway works all the same, and leaves what its dataplane holds when it ends.
+// WatchDaemonSet calls deleted when the DaemonSet in the cache is deleted. It does not wait for the first read: a gateway without the right to read
+// DaemonSets works all the same, and its dataplane keeps its state when the gateway ends.
 func WatchDaemonSet(ctx context.Context, c cache.Cache, name string, deleted func()) error {
 	informer, err := c.GetInformer(ctx, daemonSet(), cache.BlockUntilSynced(false))
 	if err != nil {
@@ -34,7 +34,7 @@ func WatchDaemonSet(ctx context.Context, c cache.Cache, name string, deleted fun
 	}
 	_, err = informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
 		UpdateFunc: func(_, o any) {
-			if is, ok := o.(client.Object); ok && is.GetDeletionTimestamp() != nil {
+			if object, ok := o.(client.Object); ok && object.GetDeletionTimestamp() != nil {
 				deleted()
 			}
 		},

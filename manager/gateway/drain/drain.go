@@ -1,5 +1,5 @@
-// Package drain decides when a gateway gives its addresses to others while its connections go on: by the operator's request, when its Node is cordoned,
-// and before it ends.
+// Package drain decides when a gateway gives its addresses to others while its connections go on: if the operator requests it, while its Node is
+// cordoned, and before its process ends.
 package drain
 
 import (
@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// Notice is for how long a gateway publishes that it leaves before it withdraws its addresses, where no other gateway is elected for them: peers learn
-// meanwhile that they are to redirect to it.
+// Notice is for how long a gateway publishes that it drains before it withdraws its addresses, if gateways do not elect. Meanwhile peers learn to
+// redirect packets to it.
 const Notice = time.Second
 
 // State says whether the gateway drains, and since when. It belongs to the gateway's loop, except for the methods that say otherwise.
@@ -20,68 +20,68 @@ type State struct {
 	// since is zero while the gateway does not drain.
 	since     time.Time
 	requested bool
-	node      cordon
-	// decommissioned: the gateway leaves for good. Other goroutines ask.
+	cordon    cordon
+	// decommissioned: the gateway goes for good. Other goroutines read it.
 	decommissioned atomic.Bool
 }
 
 // New returns the state of a gateway that does not drain.
 func New(log *slog.Logger) *State { return &State{log: log, Shutdown: newShutdown(log)} }
 
-// Request notes whether the operator requests that the gateway drains.
-func (s *State) Request(is bool) { s.requested = is }
+// Request sets whether the operator requests a drain.
+func (s *State) Request(requested bool) { s.requested = requested }
 
-// Cordon notes whether the gateway's Node is cordoned.
-func (s *State) Cordon(is bool) { s.node.is = is }
+// Cordon sets whether the gateway's Node is cordoned.
+func (s *State) Cordon(cordoned bool) { s.cordon.cordoned = cordoned }
 
-// Decommission notes that the gateway leaves for good, and tells whether that is new. It is safe for concurrent use, and so is Decommissioned.
+// Decommission notes that the gateway goes for good, and returns whether this is new. It is safe for concurrent use.
 func (s *State) Decommission() (isNew bool) { return !s.decommissioned.Swap(true) }
 
-// Decommissioned tells whether the gateway leaves for good.
+// Decommissioned reports whether the gateway goes for good. It is safe for concurrent use.
 func (s *State) Decommissioned() bool { return s.decommissioned.Load() }
 
-// Update notes whether the gateway drains now. replaced tells whether others may answer for each of its addresses.
+// Update decides whether the gateway drains now. replaced reports whether peers may answer for each of its addresses.
 func (s *State) Update(now time.Time, replaced func() bool) {
-	by := ""
+	reason := ""
 	switch {
 	case s.Shutdown.begun:
-		by = "the gateway is told to end"
+		reason = "the process is told to end"
 	case s.requested:
-		by = "spec.draining of its Gateway"
-	case s.node.drains(replaced, now):
-		by = "its Node is cordoned"
+		reason = "spec.draining of its Gateway"
+	case s.cordon.shouldDrain(replaced, now):
+		reason = "its Node is cordoned"
 	}
 	switch {
-	case by == "" && s.Draining():
-		s.log.Info("drains no more")
+	case reason == "" && s.Draining():
+		s.log.Info("the gateway does not drain any more")
 		s.since = time.Time{}
-	case by != "" && !s.Draining():
-		s.log.Info("drains", "by", by)
+	case reason != "" && !s.Draining():
+		s.log.Info("the gateway drains", "reason", reason)
 		s.since = now
 	}
 }
 
-// Draining tells whether the gateway drains.
+// Draining reports whether the gateway drains.
 func (s *State) Draining() bool { return !s.since.IsZero() }
 
-// For is for how long the gateway has drained, zero while it does not.
-func (s *State) For(now time.Time) time.Duration {
+// DrainingFor returns for how long the gateway has drained, zero if it does not.
+func (s *State) DrainingFor(now time.Time) time.Duration {
 	if !s.Draining() {
 		return 0
 	}
 	return now.Sub(s.since)
 }
 
-// Over tells whether the gateway has drained for so long that peers have heard of it.
-func (s *State) Over(now time.Time) bool { return s.Draining() && s.For(now) >= Notice }
+// NoticeOver reports whether the gateway has drained for so long that its peers know it.
+func (s *State) NoticeOver(now time.Time) bool { return s.Draining() && s.DrainingFor(now) >= Notice }
 
-// Pause is how long nothing changes by the passing of time alone, if that is shorter than most.
-func (s *State) Pause(most time.Duration, now time.Time) time.Duration {
-	if !s.Draining() && !s.node.from.IsZero() {
-		most = min(most, max(time.Millisecond, s.node.from.Sub(now)))
+// Pause returns for how long Update need not be called if nothing happens, at most the given time.
+func (s *State) Pause(limit time.Duration, now time.Time) time.Duration {
+	if !s.Draining() && !s.cordon.drainAt.IsZero() {
+		limit = min(limit, max(time.Millisecond, s.cordon.drainAt.Sub(now)))
 	}
 	if s.Shutdown.begun {
-		most = min(most, LookEvery)
+		limit = min(limit, CountInterval)
 	}
-	return most
+	return limit
 }

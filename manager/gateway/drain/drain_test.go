@@ -12,39 +12,39 @@ import (
 func always() bool { return true }
 func never() bool  { return false }
 
-func TestAGatewayDrainsWhileTheOperatorRequestsItWhoeverReplacesIt(t *testing.T) {
+func TestAGatewayDrainsWhileTheOperatorRequestsItEvenIfNobodyTakesOver(t *testing.T) {
 	s, now := New(slog.New(slog.DiscardHandler)), time.Now()
 	s.Update(now, always)
 	require.False(t, s.Draining())
 	s.Request(true)
 	s.Update(now, never)
 	require.True(t, s.Draining())
-	require.False(t, s.Over(now.Add(Notice-1)), "peers get a moment to hear of it")
-	require.True(t, s.Over(now.Add(Notice)))
+	require.False(t, s.NoticeOver(now.Add(Notice-1)), "its peers do not know it yet")
+	require.True(t, s.NoticeOver(now.Add(Notice)))
 	s.Update(now.Add(time.Minute), never)
-	require.Equal(t, time.Minute, s.For(now.Add(time.Minute)), "it has drained since it was requested")
+	require.Equal(t, time.Minute, s.DrainingFor(now.Add(time.Minute)), "it has drained since the request")
 	s.Request(false)
 	s.Update(now.Add(time.Minute), never)
 	require.False(t, s.Draining())
-	require.Zero(t, s.For(now.Add(time.Hour)))
+	require.Zero(t, s.DrainingFor(now.Add(time.Hour)))
 }
 
-func TestAGatewayWhoseNodeIsCordonedLooksAgainWhenItsTimeHasCome(t *testing.T) {
+func TestAGatewayWithACordonedNodeDrainsAfterItsRandomWait(t *testing.T) {
 	s, now := New(slog.New(slog.DiscardHandler)), time.Now()
 	s.Cordon(true)
 	s.Update(now, always)
-	require.False(t, s.Draining(), "others that are cordoned may go first")
+	require.False(t, s.Draining(), "other gateways with cordoned Nodes may drain first")
 	pause := s.Pause(time.Hour, now)
-	require.GreaterOrEqual(t, pause, cordonWaitsAtLeast)
-	require.Less(t, pause, cordonWaitsAtMost)
+	require.GreaterOrEqual(t, pause, minCordonWait)
+	require.Less(t, pause, maxCordonWait)
 	s.Update(now.Add(pause), always)
 	require.True(t, s.Draining())
 	require.Equal(t, time.Hour, s.Pause(time.Hour, now))
 	s.Update(now.Add(pause), never)
-	require.False(t, s.Draining(), "it is the last one")
+	require.False(t, s.Draining(), "no other gateway is left")
 }
 
-func TestAShutdownIsOverWhenNoConnectionWasLeftForAWhileOrNobodyTakesOver(t *testing.T) {
+func TestAShutdownEndsWhenNoConnectionIsLeftForAWhileOrNobodyTakesOver(t *testing.T) {
 	begun := func() *Shutdown {
 		s := New(slog.New(slog.DiscardHandler)).Shutdown
 		s.Begin()
@@ -53,7 +53,7 @@ func TestAShutdownIsOverWhenNoConnectionWasLeftForAWhileOrNobodyTakesOver(t *tes
 	over := func(s *Shutdown) bool {
 		ended, cancel := context.WithCancel(t.Context())
 		cancel()
-		for range 20 { // of two reasons to return select takes one by chance
+		for range 20 { // if both channels are ready, select takes a random one
 			if s.Wait(ended) {
 				return true
 			}
@@ -61,28 +61,28 @@ func TestAShutdownIsOverWhenNoConnectionWasLeftForAWhileOrNobodyTakesOver(t *tes
 		return false
 	}
 	s := begun()
-	for range idleLooks {
+	for range requiredIdleCounts {
 		s.NoteConnections(true, 0)
-		s.Finish(always)
+		s.FinishIfDone(always)
 	}
-	require.False(t, over(s), "it answers for an address")
+	require.False(t, over(s), "it still answers for an address")
 	s.NoteConnections(false, 7)
-	for range idleLooks - 1 {
+	for range requiredIdleCounts - 1 {
 		s.NoteConnections(false, 0)
 	}
-	s.Finish(always)
-	require.False(t, over(s), "a client may come late")
+	s.FinishIfDone(always)
+	require.False(t, over(s), "a late client may connect")
 	s.NoteConnections(false, 0)
-	s.Finish(always)
+	s.FinishIfDone(always)
 	require.True(t, over(s))
 
 	s = begun()
 	s.NoteConnections(true, 7)
-	s.Finish(never)
-	require.True(t, over(s), "nobody takes over")
+	s.FinishIfDone(never)
+	require.True(t, over(s), "no other gateway takes over")
 
 	s = New(slog.New(slog.DiscardHandler)).Shutdown
-	s.Finish(never)
+	s.FinishIfDone(never)
 	require.False(t, over(s), "it was not told to end")
 }
 
@@ -90,6 +90,6 @@ func TestAGatewayIsDecommissionedOnce(t *testing.T) {
 	s := New(slog.New(slog.DiscardHandler))
 	require.False(t, s.Decommissioned())
 	require.True(t, s.Decommission())
-	require.False(t, s.Decommission(), "the DaemonSet is seen more than once while it is being deleted")
+	require.False(t, s.Decommission(), "the DaemonSet changes more than once while it is deleted")
 	require.True(t, s.Decommissioned())
 }

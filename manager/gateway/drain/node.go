@@ -11,45 +11,46 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 )
 
-// cordon is that the gateway's Node is to get nothing new, as before kubectl drain stops its host. The gateway drains then, but only as long as others
-// take over: what is meant for pods must not cut off clients.
+// cordon is the state of the gateway's Node. A cordoned Node gets nothing new, as before kubectl drain and a stop of its host. The gateway then
+// drains, but only as long as peers take over: an action that is meant for pods must not cut off clients.
 type cordon struct {
-	is bool
-	// from is when the gateway drains, zero where there is no reason to.
-	from time.Time
+	cordoned bool
+	// drainAt is when the drain begins, zero while there is no reason for it.
+	drainAt time.Time
 }
 
-// A gateway waits between these, by chance, before it drains: of several whose Nodes are cordoned at once each sees the ones that were sooner.
-const cordonWaitsAtLeast, cordonWaitsAtMost = time.Second, 10 * time.Second
+// A gateway waits for a random time between these bounds before it drains. So of several gateways with cordoned Nodes each sees which ones drain
+// already.
+const minCordonWait, maxCordonWait = time.Second, 10 * time.Second
 
-// drains tells whether the gateway is to drain now, if others replace it.
-func (c *cordon) drains(replaced func() bool, now time.Time) bool {
+// shouldDrain reports whether the gateway is to drain now. replaced reports whether peers may answer for all its addresses.
+func (c *cordon) shouldDrain(replaced func() bool, now time.Time) bool {
 	switch {
-	case !c.is || !replaced():
-		c.from = time.Time{}
-	case c.from.IsZero():
-		c.from = now.Add(cordonWaitsAtLeast + rand.N(cordonWaitsAtMost-cordonWaitsAtLeast))
+	case !c.cordoned || !replaced():
+		c.drainAt = time.Time{}
+	case c.drainAt.IsZero():
+		c.drainAt = now.Add(minCordonWait + rand.N(maxCordonWait-minCordonWait))
 	}
-	return !c.from.IsZero() && !now.Before(c.from)
+	return !c.drainAt.IsZero() && !now.Before(c.drainAt)
 }
 
-// WatchNode says whether the Node is cordoned, each time that it is read. It does not wait for the first read: without the right to read Nodes the
-// gateway works all the same.
+// WatchNode calls cordoned with the state of the Node each time that the Node is read. It does not wait for the first read: a gateway without the
+// right to read Nodes works all the same.
 func WatchNode(ctx context.Context, c cache.Cache, name string, cordoned func(bool)) error {
 	informer, err := c.GetInformer(ctx, &corev1.Node{}, cache.BlockUntilSynced(false))
 	if err != nil {
 		return fmt.Errorf("watch Node %s: %w", name, err)
 	}
-	note := func(o any) {
+	report := func(o any) {
 		if node, ok := o.(*corev1.Node); ok && node.Name == name {
 			cordoned(node.Spec.Unschedulable)
 		}
 	}
 	_, err = informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
-		AddFunc:    note,
-		UpdateFunc: func(_, o any) { note(o) },
+		AddFunc:    report,
+		UpdateFunc: func(_, o any) { report(o) },
 		DeleteFunc: func(o any) {
-			if tombstone, is := o.(toolscache.DeletedFinalStateUnknown); is {
+			if tombstone, ok := o.(toolscache.DeletedFinalStateUnknown); ok {
 				o = tombstone.Obj
 			}
 			if node, ok := o.(*corev1.Node); ok && node.Name == name {

@@ -7,52 +7,52 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// holdings are the frontends that the dataplane holds.
-type holdings struct {
-	of    map[netip.Addr]map[model.FrontendKey]bool
-	count int
+// heldFrontends are the frontends that the dataplane holds.
+type heldFrontends struct {
+	byAddress map[netip.Addr]map[model.FrontendKey]bool
+	count     int
 }
 
-func (h *holdings) has(key model.FrontendKey) bool { return h.of[key.VIP][key] }
+func (h *heldFrontends) has(key model.FrontendKey) bool { return h.byAddress[key.VIP][key] }
 
-// at is how many there are of an address.
-func (h *holdings) at(address netip.Addr) int { return len(h.of[address]) }
+// countAt returns the number of frontends at an address.
+func (h *heldFrontends) countAt(address netip.Addr) int { return len(h.byAddress[address]) }
 
-func (h *holdings) add(key model.FrontendKey) {
+func (h *heldFrontends) add(key model.FrontendKey) {
 	if h.has(key) {
 		return
 	}
-	if h.of[key.VIP] == nil {
-		h.of[key.VIP] = map[model.FrontendKey]bool{}
+	if h.byAddress[key.VIP] == nil {
+		h.byAddress[key.VIP] = map[model.FrontendKey]bool{}
 	}
-	h.of[key.VIP][key] = true
+	h.byAddress[key.VIP][key] = true
 	h.count++
 }
 
-// remove tells whether the frontend was there, and was the last one of its address.
-func (h *holdings) remove(key model.FrontendKey) (last bool) {
+// remove removes a frontend, and returns whether it was the last one at its address.
+func (h *heldFrontends) remove(key model.FrontendKey) (last bool) {
 	if !h.has(key) {
 		return false
 	}
-	delete(h.of[key.VIP], key)
+	delete(h.byAddress[key.VIP], key)
 	h.count--
-	if last = len(h.of[key.VIP]) == 0; last {
-		delete(h.of, key.VIP)
+	if last = len(h.byAddress[key.VIP]) == 0; last {
+		delete(h.byAddress, key.VIP)
 	}
 	return last
 }
 
 // withdraw removes the addresses whose last frontend is about to leave the dataplane.
 func (d *Driver) withdraw(delta model.Delta) {
-	coming := map[netip.Addr]bool{}
+	upserted := map[netip.Addr]bool{}
 	for _, f := range delta.UpsertFrontends {
-		coming[f.VIP] = true
+		upserted[f.VIP] = true
 	}
 	for _, key := range delta.DeleteFrontends {
 		switch last := d.held.remove(key); {
 		case !last:
-		case coming[key.VIP] || d.backlog.Comes(key.VIP):
-			d.exchanging[key.VIP] = true
+		case upserted[key.VIP] || d.backlog.Comes(key.VIP):
+			d.replacing[key.VIP] = true
 		default:
 			d.options.Addresses.Remove(key.VIP)
 		}
@@ -75,17 +75,17 @@ func (d *Driver) confirm(taken model.Delta) {
 		vips[key.VIP] = true
 	}
 	for address := range vips {
-		if d.held.at(address) > 0 && !d.backlog.Comes(address) {
+		if d.held.countAt(address) > 0 && !d.backlog.Comes(address) {
 			d.options.Addresses.Add(address)
 		}
 	}
-	for address := range d.exchanging {
+	for address := range d.replacing {
 		switch {
-		case d.held.at(address) > 0:
-			delete(d.exchanging, address)
+		case d.held.countAt(address) > 0:
+			delete(d.replacing, address)
 		case !d.backlog.Comes(address):
-			// The dataplane has not taken what was to come in the place of others.
-			delete(d.exchanging, address)
+			// The dataplane has not taken the replacement.
+			delete(d.replacing, address)
 			d.options.Addresses.Remove(address)
 		}
 	}

@@ -12,7 +12,7 @@ import (
 	"kubelb.k8c.io/core/translate"
 )
 
-func TestAnAddressWhoseFrontendsAreExchangedIsAnsweredForOnlyIfTheDataplaneTakesTheNewOnes(t *testing.T) {
+func TestAnAddressWhoseFrontendsAreReplacedStaysOnlyIfTheDataplaneTakesTheNewOnes(t *testing.T) {
 	address := netip.MustParseAddr("203.0.113.1")
 	port := func(number uint16) model.Frontend {
 		return model.Frontend{FrontendKey: model.FrontendKey{VIP: address, Protocol: model.TCP, Port: number}}
@@ -23,30 +23,30 @@ func TestAnAddressWhoseFrontendsAreExchangedIsAnsweredForOnlyIfTheDataplaneTakes
 		program  func(*Driver)
 		answered bool
 	}{
-		"taken":                          {func(d *Driver) { d.note(exchange, nil) }, true},
-		"refused":                        {func(d *Driver) { d.note(exchange, refused) }, false},
-		"not known, as the backend ends": {func(*Driver) {}, true},
-		"gone when the backend is back": {func(d *Driver) {
+		"taken":                       {func(d *Driver) { d.updateFailures(exchange, nil) }, true},
+		"refused":                     {func(d *Driver) { d.updateFailures(exchange, refused) }, false},
+		"unknown, as the plugin ends": {func(*Driver) {}, true},
+		"gone when the plugin is back": {func(d *Driver) {
 			d.withdraw(model.Delta{DeleteFrontends: []model.FrontendKey{port(81).FrontendKey}})
-			d.note(model.Delta{}, nil)
+			d.updateFailures(model.Delta{}, nil)
 		}, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			b := newBoard()
+			b := newAddressRecorder()
 			d := New(Options{Model: translate.NewHub(), Addresses: b, Log: slog.New(slog.DiscardHandler)})
-			d.note(model.Delta{UpsertFrontends: []model.Frontend{port(80)}}, nil)
+			d.updateFailures(model.Delta{UpsertFrontends: []model.Frontend{port(80)}}, nil)
 			require.True(t, b.added[address])
 			d.withdraw(exchange)
-			require.True(t, b.added[address], "the new one comes in a moment")
+			require.True(t, b.added[address], "the new frontend is on its way")
 			c.program(d)
 			require.Equal(t, c.answered, b.added[address])
 		})
 	}
 }
 
-func TestWhoAnnouncesIsToldWhoseAnAddressIs(t *testing.T) {
-	driver, _ := teller(t, takesAll)
-	is, address := driver.options.Addresses.(*board).tenants, ports("a", 1, 1).UpsertFrontends[0].VIP
+func TestTheTenantOfAnAddressIsSetBeforeItIsAnnounced(t *testing.T) {
+	driver, _ := recordingDriver(t, acceptAll)
+	is, address := driver.options.Addresses.(*addressRecorder).tenants, ports("a", 1, 1).UpsertFrontends[0].VIP
 	for _, tenant := range []string{"a", "b"} {
 		driver.enqueue(ports(tenant, 1, 2), 0)
 		require.NoError(t, driver.sendBatch(t.Context()))

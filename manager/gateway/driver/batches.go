@@ -8,29 +8,29 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// batchCost bounds one change, in records, endpoints and rows: it takes about a tenth of a second. Elections and other tenants' changes come
-// between. Before the dataplane has held everything there are none that wait, and larger batches are sooner through.
+// batchCost bounds one change, in records, endpoints and rows: it takes about a tenth of a second. Elections and changes of other tenants come in
+// between. Until the dataplane has held everything once, there is nothing that would wait, and larger batches are faster.
 const (
 	batchCost      = 500
 	firstBatchCost = 4000
 )
 
-// syncing is under way from the time when the difference to what the dataplane holds is known until it was sent all of that, or its process has ended.
+// syncing is the state while the dataplane gets the difference to what it holds. It ends when everything of it was sent, or the process has ended.
 type syncing struct {
-	// until is the number of the difference in the backlog, version that of LoadBalancers which it leads to.
+	// until is the number of the difference in the backlog, version the version of the LoadBalancers that the difference leads to.
 	until, version uint64
 	records, sent  int
 }
 
-// enqueue adds the delta to the backlog. It leads on from the model at the version before.
+// enqueue adds the delta to the backlog. The delta starts from the model of the version before.
 func (d *Driver) enqueue(delta model.Delta, before uint64) {
 	if delta.Empty() {
 		return
 	}
-	accepted, refused := d.supported(delta)
-	accepted, late := d.quarantine.without(accepted, model.NewDigests(), time.Now())
+	accepted, refused := d.filterSupported(delta)
+	accepted, postponed := d.quarantine.without(accepted, model.NewDigests(), time.Now())
 	d.backlog.Add(accepted, before)
-	d.note(model.Delta{}, append(refused, late...))
+	d.updateFailures(model.Delta{}, append(refused, postponed...))
 }
 
 // sendBatch sends the next batch.
@@ -39,7 +39,7 @@ func (d *Driver) sendBatch(ctx context.Context) error {
 	if !d.synced {
 		cost = firstBatchCost
 	}
-	// A dataplane that is brought to the model is sent a change even if it lacks nothing.
+	// A dataplane that is brought to the model gets a change even if it lacks nothing.
 	if d.syncing != nil || !d.backlog.Empty() {
 		if err := d.send(ctx, d.nextBatch(cost)); err != nil {
 			return err
@@ -48,7 +48,7 @@ func (d *Driver) sendBatch(ctx context.Context) error {
 	if d.syncing == nil || !d.backlog.Through(d.syncing.until) {
 		return nil
 	}
-	d.log.Info("backend in sync", "backend", d.runner.description.Name, "records", d.syncing.records, "sent", d.syncing.sent, "failed", len(d.failures))
+	d.log.Info("the dataplane is in sync", "backend", d.runner.description.Name, "records", d.syncing.records, "sent", d.syncing.sent, "failed", len(d.failures))
 	d.backlog.Reached(d.syncing.version)
 	d.syncing, d.backoff, d.problem, d.resyncing = nil, 0, nil, false
 	d.synced = true
@@ -62,7 +62,7 @@ func (d *Driver) sendBatch(ctx context.Context) error {
 	return nil
 }
 
-// send sends a batch. A plugin that is not at its base generation is brought to the model again, but not twice in a row.
+// send sends a batch. If the plugin is not at its base generation, it is brought to the model again, but not twice in a row.
 func (d *Driver) send(ctx context.Context, batch model.Delta) error {
 	failed, err := d.apply(ctx, batch)
 	switch {
@@ -70,19 +70,19 @@ func (d *Driver) send(ctx context.Context, batch model.Delta) error {
 		d.outOfStep, d.resyncing = true, true
 		return d.resync(ctx, 0)
 	case err != nil:
-		d.noteFailedBatch(ctx, batch)
+		d.handleFailedBatch(ctx, batch)
 		return err
 	}
 	d.outOfStep = false
-	d.backoff = min(d.backoff, leastBackoff) // it works, and others need not wait for what ends it next
-	d.quarantine.done(batch)
+	d.backoff = min(d.backoff, minBackoff) // it works: after its next end it is started again soon
+	d.quarantine.release(batch)
 	d.deleteRefused(batch, failed)
 	for _, key := range batch.DeleteFrontends {
-		if e, is := d.unsupported[key]; is {
+		if e, exists := d.unsupported[key]; exists {
 			failed = append(failed, e)
 		}
 	}
-	d.note(batch, failed)
+	d.updateFailures(batch, failed)
 	return nil
 }
 
@@ -94,26 +94,26 @@ func (d *Driver) deleteRefused(batch model.Delta, failed []dataplane.RecordError
 			refused[e.Frontend] = e
 		}
 	}
-	others := d.backlog.Trust(batch, func(key model.FrontendKey) bool { _, is := refused[key]; return is })
-	if len(others) == 0 {
+	deleted := d.backlog.Trust(batch, func(key model.FrontendKey) bool { _, exists := refused[key]; return exists })
+	if len(deleted) == 0 {
 		return
 	}
-	for _, key := range others {
+	for _, key := range deleted {
 		d.unsupported[key] = refused[key]
 	}
-	end := model.Delta{DeleteFrontends: others}
-	d.withdraw(end)
-	d.backlog.Add(end, d.version)
+	deletion := model.Delta{DeleteFrontends: deleted}
+	d.withdraw(deletion)
+	d.backlog.Add(deletion, d.version)
 }
 
-// noteFailedBatch notes that the plugin ended by the batch, or took longer than it may: the next process is not given the same work again. A record that
-// does that alone goes into quarantine.
-func (d *Driver) noteFailedBatch(ctx context.Context, batch model.Delta) {
+// handleFailedBatch notes that the plugin ended or did not answer in time because of the batch, so that the next process does not get the same batch.
+// If the batch is a single suspected record, that goes into quarantine.
+func (d *Driver) handleFailedBatch(ctx context.Context, batch model.Delta) {
 	if ctx.Err() != nil {
 		return
 	}
 	if batch.Len() == 1 && d.backlog.Suspected(batch) {
-		d.quarantine.add(postponables(batch)[0], time.Now())
+		d.quarantine.add(operationsOf(batch)[0], time.Now())
 	}
 	d.backlog.Failed(batch)
 }

@@ -17,25 +17,25 @@ import (
 	"kubelb.k8c.io/core/translate"
 )
 
-// teller is a driver with a dataplane that remembers what it is sent, or does not take it.
-func teller(t *testing.T, fails func(model.Delta) error) (*Driver, *[]model.Delta) {
+// recordingDriver returns a driver, and the deltas that its dataplane was sent. fails makes the dataplane return an error.
+func recordingDriver(t *testing.T, fails func(model.Delta) error) (*Driver, *[]model.Delta) {
 	t.Helper()
-	driver := New(Options{Model: translate.NewHub(), Addresses: newBoard(), Observer: new(starts), Redirect: noRedirect, Log: slog.New(slog.DiscardHandler)})
+	driver := New(Options{Model: translate.NewHub(), Addresses: newAddressRecorder(), Observer: new(startCounter), Redirect: noRedirect, Log: slog.New(slog.DiscardHandler)})
 	driver.runner.description, driver.synced = dataplane.Description{Name: "test"}, true
-	var told []model.Delta
+	var sent []model.Delta
 	driver.apply = func(_ context.Context, d model.Delta) ([]dataplane.RecordError, error) {
 		if err := fails(d); err != nil {
 			return nil, err
 		}
-		told = append(told, d)
+		sent = append(sent, d)
 		return nil, nil
 	}
-	return driver, &told
+	return driver, &sent
 }
 
-func takesAll(model.Delta) error { return nil }
+func acceptAll(model.Delta) error { return nil }
 
-// ports are those of a tenant's LoadBalancer.
+// ports returns a LoadBalancer of a tenant with n ports.
 func ports(tenant string, vip byte, n int) model.Delta {
 	d := model.Delta{UpsertPools: []model.Pool{{ID: model.PoolID(tenant + "/p"), Tenant: tenant}}}
 	for i := range n {
@@ -44,39 +44,39 @@ func ports(tenant string, vip byte, n int) model.Delta {
 	return d
 }
 
-func TestATenantsChangeIsNextHoweverMuchAnotherOneHas(t *testing.T) {
-	driver, told := teller(t, takesAll)
+func TestATenantsChangeIsInTheNextBatchHoweverManyChangesAnotherTenantHas(t *testing.T) {
+	driver, sent := recordingDriver(t, acceptAll)
 	driver.enqueue(ports("hostile", 1, 5*batchCost), 0)
 	require.NoError(t, driver.sendBatch(t.Context()))
-	require.Len(t, *told, 1)
-	require.LessOrEqual(t, (*told)[0].Len(), batchCost)
+	require.Len(t, *sent, 1)
+	require.LessOrEqual(t, (*sent)[0].Len(), batchCost)
 
 	driver.enqueue(ports("a", 2, 2), 0)
 	require.NoError(t, driver.sendBatch(t.Context()))
 	a := ports("a", 2, 2).UpsertFrontends
-	require.True(t, driver.held.has(a[0].FrontendKey) && driver.held.has(a[1].FrontendKey), "it is told, and may be answered for")
-	require.Equal(t, map[netip.Addr]bool{a[0].VIP: true}, driver.options.Addresses.(*board).added)
+	require.True(t, driver.held.has(a[0].FrontendKey) && driver.held.has(a[1].FrontendKey), "the dataplane holds both ports")
+	require.Equal(t, map[netip.Addr]bool{a[0].VIP: true}, driver.options.Addresses.(*addressRecorder).added)
 	for !driver.backlog.Empty() {
 		require.NoError(t, driver.sendBatch(t.Context()))
 	}
-	require.Len(t, *told, 6, "bounded, and not more than it needs")
-	require.Contains(t, driver.options.Addresses.(*board).added, netip.MustParseAddr("203.0.113.1"), "with its last port an address may be answered for")
+	require.Len(t, *sent, 6, "batches are bounded, and as few as possible")
+	require.Contains(t, driver.options.Addresses.(*addressRecorder).added, netip.MustParseAddr("203.0.113.1"), "the address is added with its last port")
 }
 
-func TestWhatEndsTheBackendIsNotGivenToTheNextProcessWithAllElse(t *testing.T) {
-	bad, does := ports("hostile", 1, 2).UpsertFrontends[1].FrontendKey, setsFrontend(ports("hostile", 1, 2).UpsertFrontends[1])
+func TestARecordThatEndsThePluginIsSentAloneToTheNextProcess(t *testing.T) {
+	bad, does := ports("hostile", 1, 2).UpsertFrontends[1].FrontendKey, setFrontendOp(ports("hostile", 1, 2).UpsertFrontends[1])
 	ended := errors.New("the process ended")
-	driver, told := teller(t, func(d model.Delta) error {
+	driver, sent := recordingDriver(t, func(d model.Delta) error {
 		if slices.ContainsFunc(d.UpsertFrontends, func(f model.Frontend) bool { return f.FrontendKey == bad }) {
 			return ended
 		}
 		return nil
 	})
-	// The next process holds what the former one has taken, and is told all else.
+	// The next process holds what the former one has taken, and gets all the rest.
 	next := func() {
 		driver.backlog.Clear()
 		for _, d := range []model.Delta{ports("hostile", 1, 3), ports("a", 2, 3)} {
-			for _, done := range *told {
+			for _, done := range *sent {
 				d = without(d, done)
 			}
 			driver.enqueue(d, 0)
@@ -89,42 +89,42 @@ func TestWhatEndsTheBackendIsNotGivenToTheNextProcessWithAllElse(t *testing.T) {
 			next()
 		}
 	}
-	require.Equal(t, 2, ends, "once with others, and once by itself")
+	require.Equal(t, 2, ends, "once with others, and once alone")
 	require.Len(t, driver.failures, 1)
-	require.Contains(t, driver.failures["frontend "+bad.String()].Message, "it is told again after")
-	require.Equal(t, 5, driver.Held())
+	require.Contains(t, driver.failures["frontend "+bad.String()].Message, "it is sent again after")
+	require.Equal(t, 5, driver.HeldCount())
 
 	for record, p := range driver.quarantine {
 		p.until = time.Now()
 		driver.quarantine[record] = p
 	}
 	next()
-	require.ErrorIs(t, driver.sendBatch(t.Context()), ended, "it is tried again at its time, by itself")
-	require.InDelta(t, 2*leastPostponed, time.Until(driver.quarantine[does].until), float64(time.Minute), "and waits for longer then")
+	require.ErrorIs(t, driver.sendBatch(t.Context()), ended, "it is tried again at its time, alone")
+	require.InDelta(t, 2*minQuarantine, time.Until(driver.quarantine[does].until), float64(time.Minute), "the wait doubles")
 }
 
 func TestAPostponedRecordStaysAsTheDataplaneHoldsIt(t *testing.T) {
-	p := quarantine{}
+	q := quarantine{}
 	d := ports("a", 1, 2)
-	record := setsFrontend(d.UpsertFrontends[0])
-	p.add(record, time.Now())
+	record := setFrontendOp(d.UpsertFrontends[0])
+	q.add(record, time.Now())
 	held := model.NewDigests()
 	for _, f := range d.UpsertFrontends {
 		held.Frontends[f.FrontendKey] = "of before"
 	}
-	kept, late := p.without(d, held, time.Now())
+	kept, late := q.without(d, held, time.Now())
 	difference := model.Difference(held, model.Snapshot{Pools: kept.UpsertPools, Frontends: kept.UpsertFrontends})
 	require.Len(t, difference.UpsertFrontends, 1)
 	require.Empty(t, difference.DeleteFrontends)
 	require.Equal(t, record.record, late[0].Record())
 	for range 20 {
-		p.add(record, time.Now())
+		q.add(record, time.Now())
 	}
-	require.LessOrEqual(t, p[record].wait, mostPostponed)
+	require.LessOrEqual(t, q[record].length, maxQuarantine)
 }
 
-func TestWhatTheBackendDoesNotSupportIsSaidWhenTheDataplaneHasLetGoOfIt(t *testing.T) {
-	driver, told := teller(t, takesAll)
+func TestAnUnsupportedFrontendIsReportedAfterTheDataplaneHasDeletedIt(t *testing.T) {
+	driver, sent := recordingDriver(t, acceptAll)
 	driver.enqueue(ports("a", 1, 2), 0)
 	require.NoError(t, driver.sendBatch(t.Context()))
 	change := ports("a", 1, 2).UpsertFrontends[:1]
@@ -133,17 +133,17 @@ func TestWhatTheBackendDoesNotSupportIsSaidWhenTheDataplaneHasLetGoOfIt(t *testi
 	for !driver.backlog.Empty() {
 		require.NoError(t, driver.sendBatch(t.Context()))
 	}
-	require.Equal(t, []model.FrontendKey{change[0].FrontendKey}, (*told)[1].DeleteFrontends)
+	require.Equal(t, []model.FrontendKey{change[0].FrontendKey}, (*sent)[1].DeleteFrontends)
 	require.Contains(t, driver.failures["frontend "+change[0].FrontendKey.String()].Message, "does not support", fmt.Sprint(driver.failures))
 	driver.enqueue(ports("a", 1, 2), 0)
 	require.NoError(t, driver.sendBatch(t.Context()))
 	require.Empty(t, driver.failures)
 }
 
-func TestWhatAFormerTenantOfAnAddressDidKeepsNobodyWaiting(t *testing.T) {
+func TestAQuarantineDoesNotAffectTheNextTenantOfAnAddress(t *testing.T) {
 	ended := errors.New("the process ended")
 	hostile, innocent := ports("hostile", 1, 1), ports("a", 1, 1)
-	driver, told := teller(t, func(d model.Delta) error {
+	driver, sent := recordingDriver(t, func(d model.Delta) error {
 		if len(d.UpsertFrontends) > 0 && d.UpsertFrontends[0].Tenant == "hostile" {
 			return ended
 		}
@@ -159,28 +159,28 @@ func TestWhatAFormerTenantOfAnAddressDidKeepsNobodyWaiting(t *testing.T) {
 
 	driver.enqueue(model.Delta{DeleteFrontends: []model.FrontendKey{hostile.UpsertFrontends[0].FrontendKey}}, 0)
 	require.NoError(t, driver.sendBatch(t.Context()))
-	require.Equal(t, []model.FrontendKey{hostile.UpsertFrontends[0].FrontendKey}, (*told)[len(*told)-1].DeleteFrontends, "what could not be changed can be deleted")
+	require.Equal(t, []model.FrontendKey{hostile.UpsertFrontends[0].FrontendKey}, (*sent)[len(*sent)-1].DeleteFrontends, "a record that could not be set can be deleted")
 	driver.enqueue(innocent, 0)
 	require.NoError(t, driver.sendBatch(t.Context()))
-	require.Equal(t, innocent, (*told)[len(*told)-1])
+	require.Equal(t, innocent, (*sent)[len(*sent)-1])
 	require.Empty(t, driver.failures)
 
 	held := model.NewDigests()
 	held.Frontends[hostile.UpsertFrontends[0].FrontendKey] = "the former one's"
 	kept, late := driver.quarantine.without(innocent, held, time.Now())
 	require.Equal(t, innocent, kept)
-	require.Empty(t, late, "it is the new one's, of which nothing is known")
+	require.Empty(t, late, "the frontend belongs to the new tenant")
 	require.Len(t, held.Frontends, 1)
 	driver.enqueue(hostile, 0)
-	require.NotEmpty(t, driver.failures, "the former one waits still")
+	require.NotEmpty(t, driver.failures, "the former tenant's frontend still waits")
 }
 
-func TestAFrontendThatIsRefusedIsNotLeftToAnotherTenant(t *testing.T) {
-	driver, told := teller(t, takesAll)
+func TestARefusedFrontendIsNotLeftToItsFormerTenant(t *testing.T) {
+	driver, sent := recordingDriver(t, acceptAll)
 	driver.enqueue(ports("hostile", 1, 1), 0)
 	require.NoError(t, driver.sendBatch(t.Context()))
 	driver.apply = func(_ context.Context, d model.Delta) (failed []dataplane.RecordError, _ error) {
-		*told = append(*told, d)
+		*sent = append(*sent, d)
 		for _, f := range d.UpsertFrontends {
 			failed = append(failed, dataplane.RecordError{Frontend: f.FrontendKey, Message: "full"})
 		}
@@ -191,13 +191,13 @@ func TestAFrontendThatIsRefusedIsNotLeftToAnotherTenant(t *testing.T) {
 	for !driver.backlog.Empty() {
 		require.NoError(t, driver.sendBatch(t.Context()))
 	}
-	require.Equal(t, []model.FrontendKey{innocent.UpsertFrontends[0].FrontendKey}, (*told)[len(*told)-1].DeleteFrontends, "else its clients would reach the former tenant's nodes")
+	require.Equal(t, []model.FrontendKey{innocent.UpsertFrontends[0].FrontendKey}, (*sent)[len(*sent)-1].DeleteFrontends, "otherwise its clients would reach the former tenant's nodes")
 	require.Equal(t, "full", driver.failures["frontend "+innocent.UpsertFrontends[0].FrontendKey.String()].Message)
-	require.Zero(t, driver.Held())
+	require.Zero(t, driver.HeldCount())
 }
 
-func TestAGatewayThatHasBegunAnewKnowsWhoseFrontendsTheDataplaneHas(t *testing.T) {
-	driver, _ := teller(t, takesAll)
+func TestARestartedGatewayKnowsTheTenantsOfHeldFrontends(t *testing.T) {
+	driver, _ := recordingDriver(t, acceptAll)
 	a := ports("a", 1, 2).UpsertFrontends
 	held := model.NewDigests()
 	for _, f := range a {
@@ -208,11 +208,11 @@ func TestAGatewayThatHasBegunAnewKnowsWhoseFrontendsTheDataplaneHas(t *testing.T
 	driver.enqueue(model.Delta{DeleteFrontends: []model.FrontendKey{a[0].FrontendKey}}, 3)
 	behind, known := driver.Behind()
 	require.True(t, known)
-	require.Equal(t, map[string]uint64{"a": 3}, behind, "the address must not be another one's before the dataplane has let go of it")
+	require.Equal(t, map[string]uint64{"a": 3}, behind, "the address must not get another owner while the dataplane holds it")
 }
 
-func TestAGatewayThatHasBegunAnewKnowsHowLargeThePoolsAreThatTheDataplaneHas(t *testing.T) {
-	driver, told := teller(t, takesAll)
+func TestARestartedGatewayKnowsTheSizeOfHeldPools(t *testing.T) {
+	driver, sent := recordingDriver(t, acceptAll)
 	var has, gone model.Delta
 	for _, id := range []model.PoolID{"a/one", "a/two"} {
 		has.UpsertPools = append(has.UpsertPools, model.Pool{ID: id, Tenant: "a", Endpoints: make([]model.Endpoint, batchCost)})
@@ -223,5 +223,5 @@ func TestAGatewayThatHasBegunAnewKnowsHowLargeThePoolsAreThatTheDataplaneHas(t *
 	for !driver.backlog.Empty() {
 		require.NoError(t, driver.sendBatch(t.Context()))
 	}
-	require.Len(t, *told, 2, "to delete one is as much work as to write it")
+	require.Len(t, *sent, 2, "deleting a pool costs as much as writing it")
 }

@@ -9,21 +9,21 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// limits are how long calls of a backend may take. A backend that takes longer is restarted, and its process ended by force if need be.
+// limits are the deadlines of calls. If a plugin takes longer, it is started again, and its process is killed if necessary.
 type limits struct {
-	// load is longer than what the start of a plugin takes at most, after which that is ended.
+	// load is longer than the start of a plugin may take by itself.
 	load, describe, preflight, configure, applied time.Duration
-	// apply is for a change of nothing; each record, endpoint and source range gets applyEach more, up to applyMost: a first sync of many
-	// Services takes minutes by right.
-	apply, applyEach, applyMost time.Duration
+	// apply is for an empty change. Each record, endpoint and source range adds applyPerRecord, up to applyMax: the first sync of many Services may take
+	// minutes.
+	apply, applyPerRecord, applyMax time.Duration
 }
 
 func defaultLimits() limits {
 	return limits{load: 70 * time.Second, describe: 10 * time.Second, preflight: preflightLimit + time.Second, configure: 2 * time.Minute, applied: 2 * time.Minute,
-		apply: time.Minute, applyEach: 10 * time.Millisecond, applyMost: 15 * time.Minute}
+		apply: time.Minute, applyPerRecord: 10 * time.Millisecond, applyMax: 15 * time.Minute}
 }
 
-// forChange is how long an Apply of the change may take.
+// forChange returns the deadline of an Apply.
 func (l limits) forChange(d model.Delta) time.Duration {
 	n := d.Len()
 	for _, p := range d.UpsertPools {
@@ -32,11 +32,11 @@ func (l limits) forChange(d model.Delta) time.Duration {
 	for _, f := range d.UpsertFrontends {
 		n += len(f.SourceRanges)
 	}
-	return min(l.apply+time.Duration(n)*l.applyEach, l.applyMost)
+	return min(l.apply+time.Duration(n)*l.applyPerRecord, l.applyMax)
 }
 
-// hungPause is for how long a plugin that has not answered is left alone, at least, before it is started again: it would meet the same work.
-const hungPause = 10 * time.Second
+// hangBackoff is the least pause before a plugin that did not answer is started again: it would get the same work.
+const hangBackoff = 10 * time.Second
 
 // Call is a call that a plugin has not answered yet.
 type Call struct {
@@ -46,10 +46,10 @@ type Call struct {
 	Limit time.Duration
 }
 
-// errHung is that of a backend that has not answered a call in time.
-var errHung = errors.New("it is ended by force and started again after a pause")
+// errHang says that a plugin has not answered in time.
+var errHang = errors.New("its process is killed, and started again after a pause")
 
-// call calls a plugin. It returns when the plugin has answered, or at the limit at the latest. What else the gateway has to do is done meanwhile.
+// call calls a plugin. It returns when the plugin has answered, or at the limit. Meanwhile the gateway does its other work.
 func call[T any](ctx context.Context, r *runner, name string, limit time.Duration, do func(context.Context) (T, error)) (T, error) {
 	limited, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -77,10 +77,10 @@ func call[T any](ctx context.Context, r *runner, name string, limit time.Duratio
 			return *new(T), ctx.Err()
 		}
 	}
-	return *new(T), fmt.Errorf("the backend has not answered %s within %s: %w", name, limit, errHung)
+	return *new(T), fmt.Errorf("the plugin has not answered %s within %s: %w", name, limit, errHang)
 }
 
-// wait returns when the call is done, or may take no longer.
+// wait returns when the call is done, or at its limit.
 func (r *runner) wait(ctx context.Context, done <-chan struct{}) {
 	if r.duringCall != nil {
 		r.duringCall(ctx, done)

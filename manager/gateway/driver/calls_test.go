@@ -12,36 +12,36 @@ import (
 	"kubelb.k8c.io/manager/gateway/driver/drivertest"
 )
 
-func TestEachCallOfABackendHasADeadlineAndIsNamed(t *testing.T) {
+func TestEachCallOfAPluginHasADeadlineAndIsNamed(t *testing.T) {
 	for _, name := range []string{"Preflight", "Configure", "Applied", "Apply"} {
 		t.Run(name, func(t *testing.T) {
 			h := newWithPlugin(t)
-			h.Has(drivertest.Module, drivertest.Sysctl)
+			h.Add(drivertest.Module, drivertest.Sysctl)
 			short := 300 * time.Millisecond
 			h.runner.limits.preflight, h.runner.limits.configure, h.runner.limits.applied, h.runner.limits.apply = short, short, short, short
-			h.Has(drivertest.Hang(name))
+			h.Add(drivertest.Hang(name))
 			began := time.Now()
-			h.works()
+			h.retryAndSync()
 			require.Less(t, time.Since(began), 30*time.Second)
 			if name == "Preflight" {
-				h.works().requireWorking() // what it lacks is not known, and it works
+				h.retryAndSync().requireWorking() // it works without a preflight
 				return
 			}
-			require.ErrorContains(t, h.Problem(), "the backend has not answered "+name)
+			require.ErrorContains(t, h.Problem(), "the plugin has not answered "+name)
 			require.ErrorContains(t, h.Problem(), "within 300ms")
-			require.GreaterOrEqual(t, time.Until(h.RetryAt()), hungPause/2, "it would meet the same work at once")
-			require.False(t, h.Running(), "it is ended by force")
-			h.HasNoMore(drivertest.Hang(name))
+			require.GreaterOrEqual(t, time.Until(h.RetryAt()), hangBackoff/2, "it would get the same work at once")
+			require.False(t, h.Running(), "its process is killed")
+			h.Remove(drivertest.Hang(name))
 			h.runner.limits = defaultLimits()
-			h.works().requireWorking()
+			h.retryAndSync().requireWorking()
 		})
 	}
 }
 
-func TestABackendThatIsStoppedBySignalIsEndedAllTheSame(t *testing.T) {
+func TestAPluginThatIsStoppedBySIGSTOPIsKilled(t *testing.T) {
 	h := newWithPlugin(t)
-	h.Has(drivertest.Module)
-	h.works().requireWorking()
+	h.Add(drivertest.Module)
+	h.retryAndSync().requireWorking()
 	pid := h.Process().(*plugin.Process).Pid()
 	require.NoError(t, syscall.Kill(pid, syscall.SIGSTOP))
 	began := time.Now()
@@ -56,5 +56,5 @@ func TestALargeChangeMayTakeLonger(t *testing.T) {
 	fleet := model.Delta{UpsertFrontends: make([]model.Frontend, 10_000), UpsertPools: make([]model.Pool, 10_000)}
 	require.Greater(t, l.forChange(fleet), 4*time.Minute)
 	fleet.UpsertPools[0].Endpoints = make([]model.Endpoint, 1_000_000)
-	require.Equal(t, l.applyMost, l.forChange(fleet))
+	require.Equal(t, l.applyMax, l.forChange(fleet))
 }

@@ -9,15 +9,16 @@ import (
 
 // Failure is a record that the dataplane did not take.
 type Failure struct {
-	// Owner is the LoadBalancer of a frontend, Tenant the tenant of a pool. The other one is empty.
+	// Owner is the LoadBalancer of a frontend, Tenant the tenant of a pool. The other one of the two is empty.
 	Owner, Tenant string
 	Message       string
-	// of names the record.
-	of dataplane.RecordError
+	// record is the name of the record.
+	record dataplane.RecordError
 }
 
-// note remembers which records failed, and forgets those that the dataplane took. What fails again and again is logged once.
-func (d *Driver) note(sent model.Delta, failed []dataplane.RecordError) {
+// updateFailures adds the records that failed, and removes those that the dataplane took. A record that fails again for the same reason is logged
+// once.
+func (d *Driver) updateFailures(sent model.Delta, failed []dataplane.RecordError) {
 	before := map[string]Failure{}
 	for _, e := range failed {
 		before[e.Record()] = d.failures[e.Record()]
@@ -26,7 +27,7 @@ func (d *Driver) note(sent model.Delta, failed []dataplane.RecordError) {
 		delete(d.failures, e.Record())
 	}
 	for _, e := range failed {
-		f := Failure{Message: e.Message, of: dataplane.RecordError{Pool: e.Pool, Frontend: e.Frontend}}
+		f := Failure{Message: e.Message, record: dataplane.RecordError{Pool: e.Pool, Frontend: e.Frontend}}
 		if owner, ok := d.options.Model.Owner(e.Frontend); ok && e.Pool == "" {
 			f.Owner = owner.String()
 		}
@@ -35,7 +36,7 @@ func (d *Driver) note(sent model.Delta, failed []dataplane.RecordError) {
 		}
 		d.failures[e.Record()] = f
 		if before[e.Record()] != f {
-			d.log.Warn("record refused", "record", e.Record(), "reason", e.Message)
+			d.log.Warn("the dataplane refuses a record", "record", e.Record(), "reason", e.Message)
 		}
 	}
 	if len(d.failures) > 0 && d.retryAt.IsZero() {
@@ -44,13 +45,13 @@ func (d *Driver) note(sent model.Delta, failed []dataplane.RecordError) {
 	d.confirm(sent)
 }
 
-// stillFailing are those of the failures that are among the errors.
+// stillFailing returns the failures of the given records.
 func stillFailing(failures map[string]Failure, errs []dataplane.RecordError) map[string]Failure {
-	still := map[string]Failure{}
+	remaining := map[string]Failure{}
 	for _, e := range errs {
 		if f, did := failures[e.Record()]; did {
-			still[e.Record()] = f
+			remaining[e.Record()] = f
 		}
 	}
-	return still
+	return remaining
 }

@@ -16,32 +16,32 @@ import (
 	"kubelb.k8c.io/manager/gateway/driver/drivertest"
 )
 
-func TestWhatFailsAgainAndAgainIsLoggedOnce(t *testing.T) {
+func TestARepeatedFailureIsLoggedOnce(t *testing.T) {
 	var log strings.Builder
-	driver := New(Options{Model: translate.NewHub(), Addresses: newBoard(), Log: slog.New(slog.NewTextHandler(&log, nil))})
+	driver := New(Options{Model: translate.NewHub(), Addresses: newAddressRecorder(), Log: slog.New(slog.NewTextHandler(&log, nil))})
 	fail := func(message string) {
 		sent := model.Delta{UpsertPools: []model.Pool{{ID: "a/one"}}}
 		errs := []dataplane.RecordError{{Pool: "a/one", Message: message}}
 		driver.failures = stillFailing(driver.failures, errs)
-		driver.note(sent, errs)
+		driver.updateFailures(sent, errs)
 	}
 	fail("full")
 	fail("full")
-	require.Equal(t, 1, strings.Count(log.String(), "record refused"))
+	require.Equal(t, 1, strings.Count(log.String(), "the dataplane refuses a record"))
 	fail("too large")
-	require.Equal(t, 2, strings.Count(log.String(), "record refused"))
+	require.Equal(t, 2, strings.Count(log.String(), "the dataplane refuses a record"))
 	require.Empty(t, stillFailing(driver.failures, nil))
 }
 
-// A tenant can have records refused for ever, and a gateway has those of all tenants.
-func TestOfRecordsThatFailTheDataplaneIsToldAgainAndNothingElseIsCompared(t *testing.T) {
-	h := newOnHost(t)
-	h.Has(drivertest.Module, drivertest.Sysctl)
-	h.works().requireWorking()
+// A tenant can have records refused for ever, and a gateway has the records of all tenants.
+func TestOnlyFailedRecordsAreSentAgain(t *testing.T) {
+	h := newTestDriver(t)
+	h.Add(drivertest.Module, drivertest.Sysctl)
+	h.retryAndSync().requireWorking()
 	refuses := true
-	var told model.Delta
+	var sent model.Delta
 	h.apply = func(_ context.Context, d model.Delta) (failed []dataplane.RecordError, _ error) {
-		told = d
+		sent = d
 		for _, f := range d.UpsertFrontends {
 			if f.Tenant == "hostile" && refuses {
 				failed = append(failed, dataplane.RecordError{Frontend: f.FrontendKey, Message: "full"})
@@ -49,46 +49,46 @@ func TestOfRecordsThatFailTheDataplaneIsToldAgainAndNothingElseIsCompared(t *tes
 		}
 		return failed, nil
 	}
-	h.asks("a", 3, 1, netip.MustParseAddr("203.0.113.1"))
-	h.asks("hostile", 2, 2, netip.MustParseAddr("203.0.113.2"))
+	h.request("a", 3, 1, netip.MustParseAddr("203.0.113.1"))
+	h.request("hostile", 2, 2, netip.MustParseAddr("203.0.113.2"))
 	h.sync()
 	require.Len(t, h.failures, 2)
 	require.WithinDuration(t, time.Now().Add(retryFailed), h.retryAt, time.Second)
 
-	h.Has(drivertest.Hang("Applied"))
+	h.Add(drivertest.Hang("Applied"))
 	h.runner.limits.applied = time.Second
 	again := func() {
-		told, h.retryAt = model.Delta{}, time.Now()
+		sent, h.retryAt = model.Delta{}, time.Now()
 		h.sync()
-		require.NoError(t, h.Problem(), "the dataplane is not asked what it holds")
+		require.NoError(t, h.Problem(), "the state of the dataplane is not read")
 	}
 	for range 3 {
 		again()
-		require.Len(t, told.UpsertFrontends, 2)
-		require.Equal(t, 2, told.Len())
-		require.Equal(t, "hostile", told.UpsertFrontends[0].Tenant)
+		require.Len(t, sent.UpsertFrontends, 2)
+		require.Equal(t, 2, sent.Len())
+		require.Equal(t, "hostile", sent.UpsertFrontends[0].Tenant)
 		require.Len(t, h.failures, 2)
 		require.WithinDuration(t, time.Now().Add(retryFailed), h.retryAt, time.Second)
 	}
-	h.asks("hostile", 1, 3, netip.MustParseAddr("203.0.113.2"))
+	h.request("hostile", 1, 3, netip.MustParseAddr("203.0.113.2"))
 	again()
-	require.Len(t, h.failures, 1, "of what is gone nothing fails")
+	require.Len(t, h.failures, 1, "a deleted frontend does not fail any more")
 	refuses = false
 	again()
 	require.Empty(t, h.failures)
 	again()
-	require.Zero(t, told.Len())
+	require.Zero(t, sent.Len())
 	require.True(t, h.retryAt.IsZero())
 }
 
-func TestWhatABackendDoesNotSupportIsNotSentAgain(t *testing.T) {
-	driver, told := teller(t, takesAll)
+func TestAnUnsupportedFrontendIsNotSentAgain(t *testing.T) {
+	driver, sent := recordingDriver(t, acceptAll)
 	change := ports("a", 1, 1)
 	change.UpsertFrontends[0].ProxyProtocol = true
 	driver.enqueue(change, 0)
 	require.NoError(t, driver.sendBatch(t.Context()))
 	require.Len(t, driver.failures, 1)
-	*told = nil
+	*sent = nil
 	hub := driver.options.Model.(*translate.Hub)
 	hub.SetTenant(translate.Tenant{Name: "a", BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}})
 	hub.SetLoadBalancer(translate.LoadBalancer{ObjectName: model.ObjectName{Namespace: "tenant-a", Name: "lb"}, Type: "LoadBalancer", VIPs: []netip.Addr{netip.MustParseAddr("203.0.113.1")},
@@ -96,6 +96,6 @@ func TestWhatABackendDoesNotSupportIsNotSentAgain(t *testing.T) {
 	hub.Flush()
 	driver.retry(0)
 	require.True(t, driver.backlog.Empty())
-	require.Len(t, driver.failures, 1, "and it fails still")
+	require.Len(t, driver.failures, 1, "it still fails")
 	require.True(t, driver.retryAt.IsZero())
 }

@@ -10,14 +10,15 @@ import (
 	"kubelb.k8c.io/backends/plugin"
 )
 
+// retryPurge is how often a failed purge is tried again.
 const (
 	// retryPurge is how often a purge is tried again that failed.
 	retryPurge = 30 * time.Second
-	// purgeLimit bounds one purge. A backend may let connections end meanwhile.
+	// purgeLimit bounds one purge, which may wait for connections to end.
 	purgeLimit = time.Minute
 )
 
-// purgeFormerBackends waits until this gateway's dataplane holds everything, and then purges what others hold. It ends with ctx.
+// purgeFormerBackends waits until the present dataplane holds everything, and then purges former backends. It ends with ctx.
 func (d *Driver) purgeFormerBackends(ctx context.Context, post Post) error {
 	select {
 	case <-d.purgeNow:
@@ -25,7 +26,7 @@ func (d *Driver) purgeFormerBackends(ctx context.Context, post Post) error {
 		return nil
 	}
 	for {
-		unpurged := d.purgeOthers(ctx)
+		unpurged := d.purgeFormer(ctx)
 		post(ctx, func() { d.unpurged = unpurged })
 		if len(unpurged) == 0 {
 			return nil
@@ -38,8 +39,8 @@ func (d *Driver) purgeFormerBackends(ctx context.Context, post Post) error {
 	}
 }
 
-// purgeOthers returns why former backends could not be purged, by name.
-func (d *Driver) purgeOthers(ctx context.Context) map[string]string {
+// purgeFormer returns why former backends could not be purged, by name.
+func (d *Driver) purgeFormer(ctx context.Context) map[string]string {
 	backend := d.options.Backend
 	all, err := d.installed.read()
 	if err != nil {
@@ -50,18 +51,18 @@ func (d *Driver) purgeOthers(ctx context.Context) map[string]string {
 		if name == backend.Name() {
 			continue
 		}
-		if err := d.purgeOther(ctx, name, all[name]); err != nil {
-			d.log.Error("purge the backend that was here before", "backend", name, "error", err)
-			unpurged[name] = fmt.Sprintf("the %s backend, which was here before, still holds its part of the dataplane: %v; put its binary back, or remove what it holds and its entry in %s",
+		if err := d.purgeBackend(ctx, name, all[name]); err != nil {
+			d.log.Error("purge a former backend", "backend", name, "error", err)
+			unpurged[name] = fmt.Sprintf("the former backend %s still has state on this host: %v; put its binary back, or remove that state and the entry in %s",
 				name, err, d.installed.path)
 			continue
 		}
-		d.log.Info("another backend has taken over; the former one is purged", "former", name, "backend", backend.Name())
+		d.log.Info("a former backend is purged", "former", name, "backend", backend.Name())
 	}
 	return unpurged
 }
 
-func (d *Driver) purgeOther(ctx context.Context, name string, b installedBackend) error {
+func (d *Driver) purgeBackend(ctx context.Context, name string, b installedBackend) error {
 	ctx, cancel := context.WithTimeout(ctx, purgeLimit)
 	defer cancel()
 	former := d.options.Backend

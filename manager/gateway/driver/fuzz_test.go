@@ -8,7 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Whatever the file says of backends that hold something here, it is read, or set aside and named; and the present one is noted.
+// Whatever the file holds, it is read, or set aside and reported, and the present backend is added.
 func FuzzBackendsFile(f *testing.F) {
 	for _, text := range []string{`{"nftables":{"path":"/usr/bin/kubelb-backend-nftables","options":{"table":"blue"}}}`, `{"":{}}`, `{"a":null}`, `null`, `[]`, `{"a":{"path":1}}`, ``, "{}{}"} {
 		f.Add([]byte(text))
@@ -21,7 +21,7 @@ func FuzzBackendsFile(f *testing.F) {
 			require.ErrorIs(t, damaged, errDamaged)
 			require.ErrorContains(t, damaged, i.path)
 		}
-		require.NoError(t, i.recordWhile("envoy", own, func() error { return nil }))
+		require.NoError(t, i.configure("envoy", own, func() error { return nil }))
 		all, err := i.read()
 		require.NoError(t, err)
 		require.Equal(t, own, all["envoy"])
@@ -32,7 +32,7 @@ func FuzzBackendsFile(f *testing.F) {
 		}
 		if damaged != nil {
 			require.Len(t, all, 1)
-			require.Len(t, i.checks(), 1, "a file that was set aside is named")
+			require.Len(t, i.checks(), 1, "a file that was set aside is reported")
 		} else {
 			require.Empty(t, i.checks())
 		}

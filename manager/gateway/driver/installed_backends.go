@@ -12,42 +12,42 @@ import (
 	"kubelb.k8c.io/backends/statefile"
 )
 
-// installedBackend is a backend that may hold something on this host, with all that it takes to start it again.
+// installedBackend is a backend that may have state on this host, with what is needed to start it again.
 type installedBackend struct {
 	Path     string            `json:"path"`
 	Checksum string            `json:"checksum,omitempty"`
 	Options  map[string]string `json:"options,omitempty"`
 }
 
-// installedBackends are the backends that may hold something on this host, by name, in a file. A backend is noted before it is sent anything, and
-// removed when it has been purged, so that a change of --backend leaves nothing behind, whatever is killed in between.
+// installedBackends is a file with the backends that may have state on this host, by name. A backend is added before it is sent anything, and removed
+// after a purge. So a change of --backend leaves nothing behind, whatever crashes in between.
 //
-// What cannot be read or written keeps no dataplane from its work: checks say so, and what to do.
+// If the file cannot be read or written, the dataplane works all the same: checks report it, and what to do.
 type installedBackends struct {
 	path string
 
 	mu sync.Mutex // guards the file and all below
-	// writeErr is why the file could not be written; aside is that a file is there that could not be read.
-	writeErr error
-	aside    bool
+	// writeErr is why the file could not be written. damagedKept: a damaged file was set aside.
+	writeErr    error
+	damagedKept bool
 }
 
-// installedFile is the name of the file, in the gateway's directory.
+// installedFile is the name of the file in the gateway's directory.
 const installedFile = "backends.json"
 
 func newInstalledBackends(path string) *installedBackends { return &installedBackends{path: path} }
 
-// errDamaged is that of a file that is there and makes no sense.
+// errDamaged says that the file exists and is invalid.
 var errDamaged = errors.New("the file is damaged")
 
 func (i *installedBackends) read() (map[string]installedBackend, error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	return i.all()
+	return i.readLocked()
 }
 
-// all reads the file; mu is held.
-func (i *installedBackends) all() (map[string]installedBackend, error) {
+// readLocked reads the file. The caller holds mu.
+func (i *installedBackends) readLocked() (map[string]installedBackend, error) {
 	out := map[string]installedBackend{}
 	text, err := os.ReadFile(i.path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -57,87 +57,87 @@ func (i *installedBackends) all() (map[string]installedBackend, error) {
 		if err = json.Unmarshal(text, &out); err != nil {
 			err = fmt.Errorf("%w: %w", errDamaged, err)
 		} else if out == nil {
-			err = fmt.Errorf("%w: it says null", errDamaged)
+			err = fmt.Errorf("%w: its content is null", errDamaged)
 		}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read which backends hold something here, in %s: %w", i.path, err)
+		return nil, fmt.Errorf("read the list of backends with state on this host, %s: %w", i.path, err)
 	}
 	return out, nil
 }
 
-// note writes the backend down.
-func (i *installedBackends) note(name string, b installedBackend) error {
+// add adds or replaces a backend.
+func (i *installedBackends) add(name string, b installedBackend) error {
 	return i.edit(func(all map[string]installedBackend) { all[name] = b })
 }
 
-// recordWhile notes the backend while it is configured, and after that if it went well. Where it does not, what was noted before
-// stays: the backend could be started that way. It is configured whether it can be noted or not: packets come first.
-func (i *installedBackends) recordWhile(name string, b installedBackend, configure func() error) error {
+// configure calls configure, with the backend in the file. After a failure it restores the former entry, with which the backend could be started. It
+// calls configure even if the file cannot be written: packets come first.
+func (i *installedBackends) configure(name string, b installedBackend, call func() error) error {
 	i.setAsideDamaged()
 	all, err := i.read()
 	_, known := all[name]
 	if err == nil && !known {
-		err = i.note(name, b)
+		err = i.add(name, b)
 	}
-	if failed := configure(); failed != nil {
+	if failure := call(); failure != nil {
 		if err == nil && !known {
 			err = i.remove(name)
 		}
-		i.remember(err)
-		return failed
+		i.setWriteErr(err)
+		return failure
 	}
-	i.remember(i.note(name, b))
+	i.setWriteErr(i.add(name, b))
 	return nil
 }
 
-// settle notes the backend, which is configured, if that could not be done before, and looks whether a damaged file is still there.
-func (i *installedBackends) settle(name string, b installedBackend) {
+// retry adds the configured backend if that failed before, and sets a damaged file aside.
+func (i *installedBackends) retry(name string, b installedBackend) {
 	i.mu.Lock()
-	owed := i.writeErr != nil
+	pending := i.writeErr != nil
 	i.mu.Unlock()
-	if owed {
-		i.remember(i.note(name, b))
+	if pending {
+		i.setWriteErr(i.add(name, b))
 	}
 	i.setAsideDamaged()
 }
 
-func (i *installedBackends) remember(err error) {
+func (i *installedBackends) setWriteErr(err error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.writeErr = err
 }
 
-// setAsideDamaged gives a damaged file another name.
+// setAsideDamaged renames a damaged file.
 func (i *installedBackends) setAsideDamaged() {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	if _, err := i.all(); errors.Is(err, errDamaged) {
+	if _, err := i.readLocked(); errors.Is(err, errDamaged) {
 		i.writeErr = statefile.SetAside(i.path)
 	}
 	_, err := os.Lstat(statefile.Aside(i.path))
-	i.aside = err == nil
+	i.damagedKept = err == nil
 }
 
-// checks say what is wrong with the file.
+// checks returns the problems of the file.
 func (i *installedBackends) checks() (checks []dataplane.Check) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	const costs = "the removal of what this dataplane holds, once there is another --backend"
+	const costs = "the purge of this dataplane after a change of --backend"
 	if i.writeErr != nil {
 		checks = append(checks, dataplane.Check{Group: dataplane.GroupStorage, Subject: "file " + i.path, State: dataplane.CheckMissing, Costs: costs,
-			Found: i.writeErr.Error(), Advice: "make room on its file system, and have this process write there"})
+			Found: i.writeErr.Error(), Advice: "free space on its file system, and let this process write there"})
 	}
-	if i.aside {
+	if i.damagedKept {
 		checks = append(checks, dataplane.Check{Group: dataplane.GroupStorage, Subject: "file " + i.path, State: dataplane.CheckMissing,
-			Costs:  "the removal of what a former --backend holds, if there was one",
-			Found:  "was damaged, and is kept as " + statefile.Aside(i.path),
-			Advice: "if this gateway had another --backend, run it with that one once, then with this one; then delete " + statefile.Aside(i.path)})
+			Costs:  "the purge of a former --backend, if there was one",
+			Found:  "was damaged, and is saved as " + statefile.Aside(i.path),
+			Advice: "if this gateway had another --backend before, start it with that one once, then with this one; then delete " + statefile.Aside(i.path)})
 	}
 	return checks
 }
 
-// remove removes the backend.
+// remove removes a backend.
 func (i *installedBackends) remove(name string) error {
 	return i.edit(func(all map[string]installedBackend) { delete(all, name) })
 }
@@ -145,7 +145,7 @@ func (i *installedBackends) remove(name string) error {
 func (i *installedBackends) edit(change func(map[string]installedBackend)) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	all, err := i.all()
+	all, err := i.readLocked()
 	if err != nil {
 		return err
 	}
@@ -155,7 +155,7 @@ func (i *installedBackends) edit(change func(map[string]installedBackend)) error
 		return err
 	}
 	if err := statefile.Write(i.path, text); err != nil {
-		return fmt.Errorf("note which backends hold something here: %w", err)
+		return fmt.Errorf("write the list of backends with state on this host: %w", err)
 	}
 	return nil
 }

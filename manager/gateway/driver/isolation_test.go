@@ -19,15 +19,15 @@ import (
 	"kubelb.k8c.io/core/translate"
 )
 
-// Tenants change what is theirs while the dataplane is told, ends, and refuses, as hostile ones' records have it do. At each step:
-//
-//   - an honest tenant's change is in the next batch, or, once it was in a batch that ended the dataplane, within the patience that each record has;
-//   - the dataplane ends twice for a record at most;
-//   - what is said to fail, or not to be listed, is a hostile one's;
-//   - the dataplane holds what is an honest tenant's, and nothing else at its addresses, unless it is said that this tenant is behind.
-func TestNoTenantIsBehindOrFailsByAnotherOnesDoing(t *testing.T) {
+// Tenants change their objects while the dataplane is sent changes, ends, and refuses records, as the records of hostile tenants make it do. At each
+// step:
+//   - A change of an honest tenant is in the next batch. If it was in a batch that ended the dataplane, it is in a batch within the patience of each record.
+//   - The dataplane ends at most twice for a record.
+//   - Reported failures, and namespaces with unlisted failures, belong to hostile tenants.
+//   - The dataplane holds the records of an honest tenant, and nothing else at its addresses, unless this tenant is reported as behind.
+func TestATenantIsNeverBehindAndNeverFailsBecauseOfAnotherTenant(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		w := newStage(t)
+		w := newIsolationTest(t)
 		for range rapid.IntRange(1, 10).Draw(t, "steps") {
 			w.step()
 		}
@@ -35,14 +35,14 @@ func TestNoTenantIsBehindOrFailsByAnotherOnesDoing(t *testing.T) {
 			if w.driver.backlog.Empty() && !w.ended {
 				break
 			}
-			w.tell()
+			w.work()
 		}
-		require.True(t, w.driver.backlog.Empty(), "it comes to an end")
-		w.judge()
+		require.True(t, w.driver.backlog.Empty(), "the backlog does not become empty")
+		w.requireIsolation()
 	})
 }
 
-// Ports of nodes that have the dataplane end, or refuse a frontend. Hostile tenants alone ask for them.
+// Node ports that make the dataplane end, or refuse a frontend. Only hostile tenants use them.
 const (
 	usualPort    = 30000
 	endingPort   = 30666
@@ -50,54 +50,54 @@ const (
 	hostilePorts = 150
 )
 
-// stage is a driver with its model, before a dataplane of which it is known what it does.
-type stage struct {
+// isolationTest is a driver with its model, and a simulated dataplane.
+type isolationTest struct {
 	*rapid.T
 	hub    *translate.Hub
 	driver *Driver
-	// pools and frontends are what the dataplane holds; ended: it has to be asked for that first.
+	// pools and frontends are what the dataplane holds. ended: the next step reads them first.
 	pools     map[model.PoolID]model.Pool
 	frontends map[model.FrontendKey]model.Frontend
 	ended     bool
 	ends      int
-	// bombs are the frontends that have ever ended it.
+	// bombs are the frontends that have ever ended the dataplane.
 	bombs map[model.FrontendKey]bool
-	// owner of an address is who has it, as the controllers would have it: another one gets it when gateways have let go of it.
+	// owner is the LoadBalancer that has an address by the rules of the controllers: another one gets the address when no gateway serves it any more.
 	owner map[netip.Addr]string
-	// since is how many batches have been taken since a tenant had a change, of how many records; of suspects there may be some.
+	// since is the number of batches at the last change of a tenant.
 	batches int
 	since   map[string]int
 	patient map[string]int
 }
 
-var stageTenants = []string{"a", "b", "hostile", "vile"}
+var testTenants = []string{"a", "b", "hostile", "vile"}
 
 func isHostile(tenant string) bool { return tenant == "hostile" || tenant == "vile" }
 
-func newStage(t *rapid.T) *stage {
-	w := &stage{T: t, pools: map[model.PoolID]model.Pool{}, frontends: map[model.FrontendKey]model.Frontend{}, bombs: map[model.FrontendKey]bool{}, owner: map[netip.Addr]string{},
+func newIsolationTest(t *rapid.T) *isolationTest {
+	w := &isolationTest{T: t, pools: map[model.PoolID]model.Pool{}, frontends: map[model.FrontendKey]model.Frontend{}, bombs: map[model.FrontendKey]bool{}, owner: map[netip.Addr]string{},
 		since: map[string]int{}, patient: map[string]int{}}
 	w.hub = translate.NewHub()
-	w.driver = New(Options{Model: w.hub, Addresses: newBoard(), Observer: new(starts), Redirect: noRedirect, Log: slog.New(slog.DiscardHandler)})
+	w.driver = New(Options{Model: w.hub, Addresses: newAddressRecorder(), Observer: new(startCounter), Redirect: noRedirect, Log: slog.New(slog.DiscardHandler)})
 	w.driver.runner.description, w.driver.synced = dataplane.Description{Name: "test"}, true
 	w.driver.apply = w.apply
-	for i, name := range stageTenants {
+	for i, name := range testTenants {
 		w.hub.SetTenant(translate.Tenant{Name: name, BackendCIDRs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i), 0, 0}), 16)}})
-		w.nodes(name, 2)
+		w.setNodes(name, 2)
 	}
 	w.flush()
 	return w
 }
 
-func (w *stage) nodes(tenant string, n int) {
+func (w *isolationTest) setNodes(tenant string, n int) {
 	a := translate.Addresses{ObjectName: model.ObjectName{Namespace: "tenant-" + tenant, Name: "default"}}
 	for i := range n {
-		a.List = append(a.List, translate.Address{IP: netip.AddrFrom4([4]byte{10, byte(slices.Index(stageTenants, tenant)), 0, byte(1 + i)}).String()})
+		a.List = append(a.List, translate.Address{IP: netip.AddrFrom4([4]byte{10, byte(slices.Index(testTenants, tenant)), 0, byte(1 + i)}).String()})
 	}
 	w.hub.SetAddresses(a)
 }
 
-func (w *stage) apply(_ context.Context, d model.Delta) (failed []dataplane.RecordError, err error) {
+func (w *isolationTest) apply(_ context.Context, d model.Delta) (failed []dataplane.RecordError, err error) {
 	for _, f := range d.UpsertFrontends {
 		if f.TargetPort == endingPort {
 			w.bombs[f.FrontendKey] = true
@@ -132,16 +132,16 @@ func (w *stage) apply(_ context.Context, d model.Delta) (failed []dataplane.Reco
 	return failed, err
 }
 
-func (w *stage) digests() model.Digests {
+func (w *isolationTest) digests() model.Digests {
 	return model.Snapshot{Pools: slices.Collect(maps.Values(w.pools)), Frontends: slices.Collect(maps.Values(w.frontends))}.Digests()
 }
 
-// step is a change of one tenant, and what the gateway makes of it.
-func (w *stage) step() {
-	tenant := rapid.SampledFrom(stageTenants).Draw(w.T, "tenant")
+// step changes an object of one tenant, and lets the driver work.
+func (w *isolationTest) step() {
+	tenant := rapid.SampledFrom(testTenants).Draw(w.T, "tenant")
 	switch rapid.SampledFrom([]string{"balancer", "balancer", "gone", "nodes", "restart", "nothing"}).Draw(w.T, "change") {
 	case "balancer":
-		w.balancer(tenant)
+		w.setLoadBalancer(tenant)
 	case "gone":
 		name := w.name(tenant)
 		w.hub.DeleteLoadBalancer(name)
@@ -151,22 +151,22 @@ func (w *stage) step() {
 			}
 		}
 	case "nodes":
-		w.nodes(tenant, rapid.IntRange(0, 5).Draw(w.T, "nodes"))
+		w.setNodes(tenant, rapid.IntRange(0, 5).Draw(w.T, "nodes"))
 	case "restart":
-		w.ended = true // of the dataplane's process
+		w.ended = true // the process of the dataplane
 	}
 	for range rapid.IntRange(1, 3).Draw(w.T, "batches") {
-		w.tell()
-		w.judge()
+		w.work()
+		w.requireIsolation()
 	}
 }
 
-func (w *stage) name(tenant string) model.ObjectName {
+func (w *isolationTest) name(tenant string) model.ObjectName {
 	return model.ObjectName{Namespace: "tenant-" + tenant, Name: rapid.SampledFrom([]string{"one", "second"}).Draw(w.T, "name")}
 }
 
-// balancer asks for an address that is nobody's, with a few ports if the tenant is honest, and else with many, of which some are what they should not be.
-func (w *stage) balancer(tenant string) {
+// setLoadBalancer requests a free address: an honest tenant with a few ports, a hostile one with many, some of them harmful.
+func (w *isolationTest) setLoadBalancer(tenant string) {
 	lb := translate.LoadBalancer{ObjectName: w.name(tenant), Type: "LoadBalancer", Reference: &model.ObjectName{Name: "default"}}
 	vip := netip.AddrFrom4([4]byte{203, 0, 113, byte(rapid.IntRange(1, 3).Draw(w.T, "vip"))})
 	if owner, taken := w.owner[vip]; taken && owner != lb.ObjectName.String() || w.served(vip, tenant) {
@@ -189,7 +189,7 @@ func (w *stage) balancer(tenant string) {
 	usual := int32(usualPort)
 	if isHostile(tenant) { // three batches
 		for i := range byte(10) {
-			lb.VIPs = append(lb.VIPs, netip.AddrFrom4([4]byte{203, 0, 113, 50 + 50*byte(slices.Index(stageTenants, tenant)) + 10*byte(len(lb.Name)%2) + i}))
+			lb.VIPs = append(lb.VIPs, netip.AddrFrom4([4]byte{203, 0, 113, 50 + 50*byte(slices.Index(testTenants, tenant)) + 10*byte(len(lb.Name)%2) + i}))
 		}
 		usual += int32(rapid.IntRange(0, 1).Draw(w.T, "anew"))
 	}
@@ -203,8 +203,8 @@ func (w *stage) balancer(tenant string) {
 	w.hub.SetLoadBalancer(lb)
 }
 
-// served: the dataplane has the address for another tenant still.
-func (w *stage) served(vip netip.Addr, tenant string) bool {
+// served reports whether the dataplane still has the address for another tenant.
+func (w *isolationTest) served(vip netip.Addr, tenant string) bool {
 	for key, f := range w.frontends {
 		if key.VIP == vip && f.Tenant != tenant {
 			return true
@@ -213,8 +213,8 @@ func (w *stage) served(vip netip.Addr, tenant string) bool {
 	return false
 }
 
-// tell does what the gateway's loop does.
-func (w *stage) tell() {
+// work does what the gateway's loop does.
+func (w *isolationTest) work() {
 	d, before := w.flush()
 	if w.ended {
 		w.driver.resyncFrom(w.digests(), 0)
@@ -235,7 +235,7 @@ func (w *stage) tell() {
 	w.batches++
 }
 
-func (w *stage) flush() (model.Delta, uint64) {
+func (w *isolationTest) flush() (model.Delta, uint64) {
 	before := w.driver.version
 	w.driver.version++
 	d := w.hub.Flush().Model
@@ -243,22 +243,22 @@ func (w *stage) flush() (model.Delta, uint64) {
 	return d, before
 }
 
-func (w *stage) judge() {
+func (w *isolationTest) requireIsolation() {
 	require.LessOrEqual(w, w.ends, 2*len(w.bombs), "the dataplane has ended too often")
 	for record, f := range w.driver.failures {
 		namespace, _, _ := strings.Cut(f.Owner, "/")
 		require.Contains(w, []string{"tenant-hostile", "tenant-vile"}, namespace, "%s fails: %+v", record, f)
 	}
 	if w.ended {
-		return // it is not known what was taken, and nothing is said
+		return // the state of the dataplane is not known, and nothing is reported
 	}
 	behind, known := w.driver.backlog.Behind()
-	require.True(w, known, "all that the dataplane has, it has been told here")
+	require.True(w, known, "all records of the dataplane came from this driver")
 	want := w.hub.Snapshot()
 	for _, tenant := range []string{"a", "b"} {
 		if _, is := behind[tenant]; is {
-			require.NotZero(w, w.ends, "what tenant %s has changed is not in the next batch", tenant)
-			w.patience(tenant)
+			require.NotZero(w, w.ends, "the change of tenant %s is not in the next batch", tenant)
+			w.requirePatience(tenant)
 			continue
 		}
 		delete(w.since, tenant)
@@ -275,26 +275,26 @@ func (w *stage) judge() {
 		for key, f := range w.frontends {
 			switch owns := w.ownerOf(key.VIP) == tenant; {
 			case owns && f.Tenant != tenant:
-				require.Fail(w, "clients reach another tenant's nodes", "those of %s reach %s's by %s", tenant, f.Tenant, key)
+				require.Fail(w, "clients reach another tenant's nodes", "clients of %s reach %s by %s", tenant, f.Tenant, key)
 			case !owns && f.Tenant == tenant:
-				require.Fail(w, "it is there still", "%s of %s, which is not behind", key, tenant)
+				require.Fail(w, "a frontend is left", "%s of %s, which is not behind", key, tenant)
 			}
 		}
 	}
 }
 
-func (w *stage) ownerOf(vip netip.Addr) string {
+func (w *isolationTest) ownerOf(vip netip.Addr) string {
 	namespace, _, _ := strings.Cut(w.owner[vip], "/")
 	return strings.TrimPrefix(namespace, "tenant-")
 }
 
-// patience requires that a tenant which is behind is so for no more batches than it may be: each of its records waits for others' at most so often.
-func (w *stage) patience(tenant string) {
+// requirePatience requires that a tenant is not behind for too many batches: each of its records waits for others only so often.
+func (w *isolationTest) requirePatience(tenant string) {
 	since, was := w.since[tenant]
 	if !was {
 		w.since[tenant] = w.batches
 		return
 	}
-	records := 2 * 4 * 2 // pools and frontends that it may have
-	require.LessOrEqual(w, w.batches-since, records*backlog.Patience*len(stageTenants), "tenant %s waits", tenant)
+	records := 2 * 4 * 2 // the most pools and frontends of the tenant
+	require.LessOrEqual(w, w.batches-since, records*backlog.Patience*len(testTenants), "tenant %s waits", tenant)
 }

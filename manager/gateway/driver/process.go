@@ -23,25 +23,25 @@ type runner struct {
 	log       *slog.Logger
 	observer  Observer
 	epoch     string
-	// ended is sent a process that ends, or reports that its state was taken away.
+	// ended gets a process that has ended, or has lost its state.
 	ended chan<- Process
 
 	limits limits
-	// calling is the call that the plugin has not answered yet. duringCall is called until it has answered, or ctx ends. Nil does nothing.
+	// calling is the call that the plugin has not answered yet. duringCall runs until the answer comes, or ctx ends. It may be nil.
 	calling    *Call
 	duringCall func(ctx context.Context, done <-chan struct{})
 
 	process     Process
 	stopWatch   context.CancelFunc
 	description dataplane.Description
-	// found is what the plugin has found of this host.
-	found      findings
+	// result is what the plugin has found of this host.
+	result     preflightResult
 	generation dataplane.Generation
-	// number counts the generations of this epoch. It never goes back, whatever the plugin has forgotten.
+	// number counts the generations of this epoch. It never goes back, whatever the plugin has lost.
 	number uint64
 }
 
-// start runs the process and configures it. It does not touch what the dataplane holds.
+// start starts the process and configures it. It does not change what the dataplane holds.
 func (r *runner) start(ctx context.Context) error {
 	r.stop()
 	process, err := call(ctx, r, "its start", r.limits.load, func(context.Context) (Process, error) {
@@ -56,7 +56,7 @@ func (r *runner) start(ctx context.Context) error {
 		return err
 	}
 	r.preflight(ctx)
-	err = r.installed.recordWhile(r.backend.Name(), r.backend.installed(), func() error {
+	err = r.installed.configure(r.backend.Name(), r.backend.installed(), func() error {
 		_, err := call(ctx, r, "Configure", r.limits.configure, func(ctx context.Context) (struct{}, error) {
 			return struct{}{}, process.Configure(ctx, r.backend.config())
 		})
@@ -65,7 +65,7 @@ func (r *runner) start(ctx context.Context) error {
 	if err != nil {
 		return r.explain(err)
 	}
-	if err := r.describe(ctx); err != nil { // again, as its notes are complete now
+	if err := r.describe(ctx); err != nil { // again: its notes are complete now
 		return err
 	}
 	notes := r.description.Notes
@@ -75,7 +75,7 @@ func (r *runner) start(ctx context.Context) error {
 	r.stopWatch = cancel
 	go func() {
 		err := process.Watch(watch, func(f dataplane.Fault) {
-			r.log.Error("backend reports a fault", "message", f.Message)
+			r.log.Error("the plugin reports a fault", "message", f.Message)
 			if f.Resync {
 				r.notify(watch, process)
 			}
@@ -90,17 +90,17 @@ func (r *runner) start(ctx context.Context) error {
 func (r *runner) describe(ctx context.Context) error {
 	description, err := call(ctx, r, "Describe", r.limits.describe, r.process.Describe)
 	if err != nil {
-		return fmt.Errorf("describe backend: %w", err)
+		return fmt.Errorf("describe the plugin: %w", err)
 	}
 	r.description = description
 	return nil
 }
 
-// setNotes takes over what the plugin notes now, and logs what is new.
+// setNotes takes over the notes of the plugin, and logs new ones.
 func (r *runner) setNotes(notes []string) {
 	for _, note := range notes {
 		if !slices.Contains(r.description.Notes, note) {
-			r.log.Info("backend notes", "backend", r.description.Name, "note", note)
+			r.log.Info("note of the plugin", "backend", r.description.Name, "note", note)
 		}
 	}
 	r.description.Notes = notes
@@ -119,11 +119,11 @@ func (r *runner) kill() {
 		return
 	}
 	if err := r.process.Kill(); err != nil && !r.process.Exited() {
-		r.log.Error("end the backend by force", "error", err)
+		r.log.Error("kill the plugin", "error", err)
 	}
 }
 
-// stop ends the process; what it holds in the kernel stays.
+// stop ends the process. Its state in the kernel stays.
 func (r *runner) stop() {
 	if r.stopWatch != nil {
 		r.stopWatch()
@@ -135,10 +135,10 @@ func (r *runner) stop() {
 	}
 }
 
-// running reports whether there is a process to talk to.
+// running reports whether the process runs.
 func (r *runner) running() bool { return r.process != nil && !r.process.Exited() }
 
-// apply sends a delta from the generation that the dataplane is at.
+// apply sends a delta to the dataplane, from its present generation.
 func (r *runner) apply(ctx context.Context, d model.Delta) ([]dataplane.RecordError, error) {
 	r.number++
 	next := dataplane.Generation{Epoch: r.epoch, Number: r.number}
@@ -157,26 +157,26 @@ func (r *runner) apply(ctx context.Context, d model.Delta) ([]dataplane.RecordEr
 	return result.Failed, nil
 }
 
-// applied asks what the dataplane holds. The next change goes on from there.
-func (r *runner) applied(ctx context.Context) (dataplane.Applied, error) {
+// queryApplied returns what the dataplane holds. The next change starts from there.
+func (r *runner) queryApplied(ctx context.Context) (dataplane.Applied, error) {
 	held, err := call(ctx, r, "Applied", r.limits.applied, r.process.Applied)
 	if err != nil {
-		return dataplane.Applied{}, fmt.Errorf("ask the backend what it holds: %w", err)
+		return dataplane.Applied{}, fmt.Errorf("read what the dataplane holds: %w", err)
 	}
 	r.generation = held.Generation
 	return held, nil
 }
 
-// isResync tells a backend that lost its place from one that is broken.
+// isResync reports whether a plugin has lost its place, and works otherwise.
 func isResync(err error) bool { return errors.Is(err, dataplane.ErrResync) }
 
-// lineLog logs what a backend writes to its standard error, each whole line that is written to it. go-plugin writes from one goroutine and never closes.
+// lineLog logs each line of a plugin's standard error. go-plugin writes from one goroutine and never closes.
 type lineLog struct {
 	log     *slog.Logger
 	partial []byte
 }
 
-// maxLine bounds what is kept of a line that does not end.
+// maxLine bounds a line without an end.
 const maxLine = 64 << 10
 
 // Write implements io.Writer and never fails.
@@ -187,7 +187,7 @@ func (l *lineLog) Write(p []byte) (int, error) {
 		if !whole && len(l.partial) < maxLine {
 			return len(p), nil
 		}
-		l.log.Debug("backend", "line", string(line))
+		l.log.Debug("output of the plugin", "line", string(line))
 		l.partial = rest
 	}
 }

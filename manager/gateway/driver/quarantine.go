@@ -10,81 +10,81 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// quarantine are records that the dataplane is not sent before a time.
-type quarantine map[postponable]postponement
+// quarantine are operations that wait for a time, because they made the plugin end or hang.
+type quarantine map[operation]wait
 
-// postponable is what is done with a record, of the tenant that has it: another one that has the address later has done nothing, and what could not
-// be changed may be deleted.
-type postponable struct {
+// operation sets or deletes a record. It includes the tenant: the next tenant with the same address does not wait for it, and a record that could not
+// be set may be deleted.
+type operation struct {
 	tenant, record string
 	deletes        bool
 }
 
-type postponement struct {
-	until time.Time
-	wait  time.Duration
+type wait struct {
+	until  time.Time
+	length time.Duration
 }
 
-// A record waits for longer each time.
+// The wait doubles with each failure.
 const (
-	leastPostponed = 2 * time.Minute
-	mostPostponed  = time.Hour
+	minQuarantine = 2 * time.Minute
+	maxQuarantine = time.Hour
 )
 
-func (q quarantine) add(what postponable, now time.Time) {
+func (q quarantine) add(op operation, now time.Time) {
 	for other, at := range q {
-		if now.Sub(at.until) > mostPostponed {
+		if now.Sub(at.until) > maxQuarantine {
 			delete(q, other)
 		}
 	}
-	wait := min(max(2*q[what].wait, leastPostponed), mostPostponed)
-	q[what] = postponement{now.Add(wait), wait}
+	length := min(max(2*q[op].length, minQuarantine), maxQuarantine)
+	q[op] = wait{now.Add(length), length}
 }
 
-// done forgets what was postponed and has gone well.
-func (q quarantine) done(d model.Delta) {
+// release removes the operations of a delta that succeeded.
+func (q quarantine) release(d model.Delta) {
 	if len(q) == 0 {
 		return
 	}
-	for _, what := range postponables(d) {
-		delete(q, what)
+	for _, op := range operationsOf(d) {
+		delete(q, op)
 	}
 }
 
-// without takes postponed records out of a delta, and out of what the dataplane holds: there they stay as they are.
-func (q quarantine) without(d model.Delta, held model.Digests, now time.Time) (kept model.Delta, late []dataplane.RecordError) {
+// without removes waiting operations from a delta, and their records from held, so that these records stay as they are in the dataplane.
+func (q quarantine) without(d model.Delta, held model.Digests, now time.Time) (kept model.Delta, postponed []dataplane.RecordError) {
 	if len(q) == 0 {
 		return d, nil
 	}
-	waits := func(what postponable, e dataplane.RecordError) bool {
-		at, is := q[what]
-		if !is || !now.Before(at.until) {
+	postpone := func(op operation, e dataplane.RecordError) bool {
+		at, exists := q[op]
+		if !exists || !now.Before(at.until) {
 			return false
 		}
-		e.Message = fmt.Sprintf("the backend ended, or did not answer, when it was told of this record, twice; it is told again after %s", at.until.UTC().Format(time.TimeOnly))
-		late = append(late, e)
+		e.Message = fmt.Sprintf("the plugin ended or did not answer twice when it was sent this record; it is sent again after %s UTC", at.until.UTC().Format(time.TimeOnly))
+		postponed = append(postponed, e)
 		return true
 	}
 	kept.UpsertPools = slices.DeleteFunc(slices.Clone(d.UpsertPools), func(o model.Pool) bool {
-		if !waits(setsPool(o), dataplane.RecordError{Pool: o.ID}) {
+		if !postpone(setPoolOp(o), dataplane.RecordError{Pool: o.ID}) {
 			return false
 		}
 		delete(held.Pools, o.ID)
 		return true
 	})
 	kept.UpsertFrontends = slices.DeleteFunc(slices.Clone(d.UpsertFrontends), func(f model.Frontend) bool {
-		if !waits(setsFrontend(f), dataplane.RecordError{Frontend: f.FrontendKey}) {
+		if !postpone(setFrontendOp(f), dataplane.RecordError{Frontend: f.FrontendKey}) {
 			return false
 		}
 		delete(held.Frontends, f.FrontendKey)
 		return true
 	})
-	goes := func(id model.PoolID) bool { return waits(deletesPool(id), dataplane.RecordError{Pool: id}) }
-	ends := func(key model.FrontendKey) bool {
-		return waits(deletesFrontend(key), dataplane.RecordError{Frontend: key})
+	postponePool := func(id model.PoolID) bool { return postpone(deletePoolOp(id), dataplane.RecordError{Pool: id}) }
+	postponeFrontend := func(key model.FrontendKey) bool {
+		return postpone(deleteFrontendOp(key), dataplane.RecordError{Frontend: key})
 	}
-	kept.DeletePools = slices.DeleteFunc(slices.Clone(d.DeletePools), goes)
-	kept.DeleteFrontends = slices.DeleteFunc(slices.Clone(d.DeleteFrontends), ends)
+	kept.DeletePools = slices.DeleteFunc(slices.Clone(d.DeletePools), postponePool)
+	kept.DeleteFrontends = slices.DeleteFunc(slices.Clone(d.DeleteFrontends), postponeFrontend)
 	wanted := model.NewDigests()
 	for _, o := range kept.UpsertPools {
 		wanted.Pools[o.ID] = ""
@@ -92,44 +92,47 @@ func (q quarantine) without(d model.Delta, held model.Digests, now time.Time) (k
 	for _, f := range kept.UpsertFrontends {
 		wanted.Frontends[f.FrontendKey] = ""
 	}
-	maps.DeleteFunc(held.Pools, func(id model.PoolID, _ model.Digest) bool { _, is := wanted.Pools[id]; return !is && goes(id) })
-	maps.DeleteFunc(held.Frontends, func(key model.FrontendKey, _ model.Digest) bool {
-		_, is := wanted.Frontends[key]
-		return !is && ends(key)
+	maps.DeleteFunc(held.Pools, func(id model.PoolID, _ model.Digest) bool {
+		_, exists := wanted.Pools[id]
+		return !exists && postponePool(id)
 	})
-	return kept, late
+	maps.DeleteFunc(held.Frontends, func(key model.FrontendKey, _ model.Digest) bool {
+		_, exists := wanted.Frontends[key]
+		return !exists && postponeFrontend(key)
+	})
+	return kept, postponed
 }
 
-func setsPool(p model.Pool) postponable {
-	return postponable{p.Tenant, dataplane.RecordError{Pool: p.ID}.Record(), false}
+func setPoolOp(p model.Pool) operation {
+	return operation{p.Tenant, dataplane.RecordError{Pool: p.ID}.Record(), false}
 }
 
-func setsFrontend(f model.Frontend) postponable {
-	return postponable{f.Tenant, dataplane.RecordError{Frontend: f.FrontendKey}.Record(), false}
+func setFrontendOp(f model.Frontend) operation {
+	return operation{f.Tenant, dataplane.RecordError{Frontend: f.FrontendKey}.Record(), false}
 }
 
-func deletesPool(id model.PoolID) postponable {
-	return postponable{id.Tenant(), dataplane.RecordError{Pool: id}.Record(), true}
+func deletePoolOp(id model.PoolID) operation {
+	return operation{id.Tenant(), dataplane.RecordError{Pool: id}.Record(), true}
 }
 
-// deletesFrontend names no tenant: a frontend is deleted where nobody has it, whoever had it.
-func deletesFrontend(key model.FrontendKey) postponable {
-	return postponable{"", dataplane.RecordError{Frontend: key}.Record(), true}
+// deleteFrontendOp has no tenant: a deleted frontend belongs to nobody.
+func deleteFrontendOp(key model.FrontendKey) operation {
+	return operation{"", dataplane.RecordError{Frontend: key}.Record(), true}
 }
 
-// postponables are what a delta does.
-func postponables(d model.Delta) (all []postponable) {
+// operationsOf returns the operations of a delta.
+func operationsOf(d model.Delta) (all []operation) {
 	for _, p := range d.UpsertPools {
-		all = append(all, setsPool(p))
+		all = append(all, setPoolOp(p))
 	}
 	for _, f := range d.UpsertFrontends {
-		all = append(all, setsFrontend(f))
+		all = append(all, setFrontendOp(f))
 	}
 	for _, key := range d.DeleteFrontends {
-		all = append(all, deletesFrontend(key))
+		all = append(all, deleteFrontendOp(key))
 	}
 	for _, id := range d.DeletePools {
-		all = append(all, deletesPool(id))
+		all = append(all, deletePoolOp(id))
 	}
 	return all
 }

@@ -9,72 +9,72 @@ import (
 )
 
 const (
-	// recheckEvery is how often the preflight is made again while something is missing without which nothing works, or after it could not be made.
-	recheckEvery = 30 * time.Second
-	// recheckSeldom is how often it is made else.
-	recheckSeldom = 5 * time.Minute
+	// recheckInterval is how often the preflight is repeated while something required is missing, or after it has failed.
+	recheckInterval = 30 * time.Second
+	// slowRecheckInterval is how often it is repeated otherwise.
+	slowRecheckInterval = 5 * time.Minute
 )
 
-// findings are what the plugin has found of this host. They belong to the gateway's loop.
-type findings struct {
+// preflightResult is what the plugin has found of this host. It belongs to the gateway's loop.
+type preflightResult struct {
 	// host is where the sysctls are.
 	host   preflight.Host
 	checks []dataplane.Check
-	// settings are the values that the sysctls had then which the checks name.
+	// settings are the values of the sysctls that the checks name, at the time of the checks.
 	settings string
-	// asked is when it was asked last, and failed that it could not answer: the checks are older then.
-	asked  time.Time
-	failed bool
+	// lastRun is the time of the last preflight. failed: it returned no checks, so that the checks are older.
+	lastRun time.Time
+	failed  bool
 }
 
-// take takes over what the plugin has found. If it could not answer, what was found before is the best that is known.
-func (f *findings) take(checks []dataplane.Check, err error) {
-	f.asked, f.failed = time.Now(), err != nil
+// set takes over the result of a preflight. If it failed, the former checks stay.
+func (p *preflightResult) set(checks []dataplane.Check, err error) {
+	p.lastRun, p.failed = time.Now(), err != nil
 	if err == nil {
-		f.checks, f.settings = checks, f.host.SettingsOf(checks)
+		p.checks, p.settings = checks, p.host.SettingsOf(checks)
 	}
 }
 
-// due tells whether it is time to ask again.
-func (f *findings) due() bool {
-	every := recheckSeldom
-	if f.failed || dataplane.MissingError(f.checks) != nil {
-		every = recheckEvery
+// due reports whether it is time to repeat the preflight.
+func (p *preflightResult) due() bool {
+	interval := slowRecheckInterval
+	if p.failed || dataplane.MissingError(p.checks) != nil {
+		interval = recheckInterval
 	}
-	return time.Since(f.asked) >= every
+	return time.Since(p.lastRun) >= interval
 }
 
-// look has the preflight made at once if a sysctl has changed since.
-func (f *findings) look() {
-	if f.host.SettingsOf(f.checks) != f.settings {
-		f.asked = time.Time{}
+// checkSettings makes the preflight due if a sysctl has changed since.
+func (p *preflightResult) checkSettings() {
+	if p.host.SettingsOf(p.checks) != p.settings {
+		p.lastRun = time.Time{}
 	}
 }
 
-// Recheck has the preflight made again when it is time, by Run, and once at a time: it may take longer than anything else may have to wait.
+// Recheck makes Run repeat the preflight when it is due. The loop does not wait for it.
 func (d *Driver) Recheck() {
-	if !d.Running() || d.rechecking || !d.runner.found.due() {
+	if !d.Running() || d.rechecking || !d.runner.result.due() {
 		return
 	}
 	d.rechecking = true
 	d.rechecks <- d.runner.process
 }
 
-// NoteHostChange has the preflight made again at once if a sysctl has changed that it has found.
-func (d *Driver) NoteHostChange() { d.runner.found.look() }
+// CheckSettings repeats the preflight soon if a sysctl has changed that the checks name.
+func (d *Driver) CheckSettings() { d.runner.result.checkSettings() }
 
-// Checks are what the plugin has found of this host.
-func (d *Driver) Checks() []dataplane.Check { return d.runner.found.checks }
+// Checks returns what the plugin has found of this host.
+func (d *Driver) Checks() []dataplane.Check { return d.runner.result.checks }
 
-// InstalledChecks say what is wrong with the list of installed backends.
+// InstalledChecks returns the problems of the list of installed backends.
 func (d *Driver) InstalledChecks() []dataplane.Check { return d.installed.checks() }
 
-// SettleInstalled writes the list of installed backends again if that could not be written. It is safe for concurrent use.
-func (d *Driver) SettleInstalled() {
-	d.installed.settle(d.options.Backend.Name(), d.options.Backend.installed())
+// RetryInstalled writes the list of installed backends again if it could not be written. It is safe for concurrent use.
+func (d *Driver) RetryInstalled() {
+	d.installed.retry(d.options.Backend.Name(), d.options.Backend.installed())
 }
 
-// recheckLoop makes preflights, each time that Recheck asks for one, until ctx ends.
+// recheckLoop makes preflights for Recheck until ctx ends.
 func (d *Driver) recheckLoop(ctx context.Context, post Post) error {
 	for {
 		select {
@@ -87,14 +87,14 @@ func (d *Driver) recheckLoop(ctx context.Context, post Post) error {
 	}
 }
 
-// setPreflight takes over what the process has found, unless it is a former one.
+// setPreflight takes over the result of a process, unless it is a former one.
 func (d *Driver) setPreflight(process Process, checks []dataplane.Check, err error) {
 	d.rechecking = false
 	if process != d.runner.process {
 		return
 	}
 	if err != nil {
-		d.log.Debug("this host was not checked", "error", err)
+		d.log.Debug("preflight of the plugin", "error", err)
 	}
-	d.runner.found.take(checks, err)
+	d.runner.result.set(checks, err)
 }

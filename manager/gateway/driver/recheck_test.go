@@ -15,18 +15,18 @@ import (
 	"kubelb.k8c.io/manager/gateway/driver/drivertest"
 )
 
-// lacks is a check of something that is missing, which costs that.
-func lacks(costs string) dataplane.Check {
+// missingCheck returns a check of something that is missing, and what that costs.
+func missingCheck(costs string) dataplane.Check {
 	return dataplane.Check{Group: dataplane.GroupModules, Subject: "module", State: dataplane.CheckMissing, Found: "not loaded", Costs: costs}
 }
 
-// passes has the last question to the plugin be so long ago.
-func (h *onHost) passes(d time.Duration) { h.runner.found.asked = time.Now().Add(-d) }
+// ageChecks sets the time since the last preflight.
+func (h *testDriver) ageChecks(d time.Duration) { h.runner.result.lastRun = time.Now().Add(-d) }
 
-// answered waits until the plugin has been asked again, which it is to be now.
-func (h *onHost) answered() *onHost {
+// recheck syncs, and runs the preflight that has to be due now.
+func (h *testDriver) recheck() *testDriver {
 	h.t.Helper()
-	h.works()
+	h.retryAndSync()
 	ctx, end := context.WithCancel(h.t.Context())
 	ended, answers := make(chan error), make(chan func(), 1)
 	go func() {
@@ -36,96 +36,96 @@ func (h *onHost) answered() *onHost {
 	case answer := <-answers:
 		answer()
 	case <-time.After(10 * time.Second):
-		require.Fail(h.t, "the plugin was not asked")
+		require.Fail(h.t, "there was no preflight")
 	}
 	end()
 	require.NoError(h.t, <-ended)
-	return h.works()
+	return h.retryAndSync()
 }
 
-func TestWhatIsMissingIsSaidWhileTheBackendCannotTell(t *testing.T) {
-	h := newOnHost(t)
-	h.Has(drivertest.Module)
-	require.NotEmpty(t, h.works().lacks(dataplane.GroupSysctls))
-	h.Has(drivertest.Mute)
-	h.passes(recheckSeldom)
-	require.NotEmpty(t, h.answered().lacks(dataplane.GroupSysctls), "nobody has mended it")
+func TestMissingThingsAreReportedWhileThePreflightFails(t *testing.T) {
+	h := newTestDriver(t)
+	h.Add(drivertest.Module)
+	require.NotEmpty(t, h.retryAndSync().lacking(dataplane.GroupSysctls))
+	h.Add(drivertest.PreflightFails)
+	h.ageChecks(slowRecheckInterval)
+	require.NotEmpty(t, h.recheck().lacking(dataplane.GroupSysctls), "nobody has fixed it")
 	h.Driver.Stop()
-	require.NotEmpty(t, h.works().lacks(dataplane.GroupSysctls), "a start of the backend asks, too")
+	require.NotEmpty(t, h.retryAndSync().lacking(dataplane.GroupSysctls), "each start makes a preflight, too")
 
-	h.HasNoMore(drivertest.Mute)
-	h.Has(drivertest.Sysctl)
-	h.passes(recheckEvery)
-	require.Empty(t, h.answered().lacks(dataplane.GroupSysctls), "it is asked again")
+	h.Remove(drivertest.PreflightFails)
+	h.Add(drivertest.Sysctl)
+	h.ageChecks(recheckInterval)
+	require.Empty(t, h.recheck().lacking(dataplane.GroupSysctls), "the preflight is repeated")
 }
 
-func TestASysctlThatIsLostLaterIsNoticed(t *testing.T) {
-	h := newOnHost(t)
-	h.Has(drivertest.Module)
-	h.Has(drivertest.Sysctl)
-	require.Empty(t, h.works().lacks(dataplane.GroupSysctls))
-	h.NoteHostChange()
-	h.works()
+func TestAChangedSysctlIsNoticedSoon(t *testing.T) {
+	h := newTestDriver(t)
+	h.Add(drivertest.Module)
+	h.Add(drivertest.Sysctl)
+	require.Empty(t, h.retryAndSync().lacking(dataplane.GroupSysctls))
+	h.CheckSettings()
+	h.retryAndSync()
 	require.Empty(t, h.rechecks, "nothing has changed")
-	h.HasNoMore(drivertest.Sysctl)
-	h.NoteHostChange()
-	require.NotEmpty(t, h.answered().lacks(dataplane.GroupSysctls))
+	h.Remove(drivertest.Sysctl)
+	h.CheckSettings()
+	require.NotEmpty(t, h.recheck().lacking(dataplane.GroupSysctls))
 }
 
-func TestWhatIsLostLaterIsNoticedInTheEnd(t *testing.T) {
-	h := newOnHost(t)
-	h.Has(drivertest.Module)
-	h.Has(drivertest.Sysctl)
-	require.Empty(t, h.works().lacks(dataplane.GroupModules))
-	h.HasNoMore(drivertest.Module)
-	h.passes(recheckSeldom)
-	require.NotEmpty(t, h.answered().lacks(dataplane.GroupModules))
+func TestALostModuleIsNoticedAtTheNextPreflight(t *testing.T) {
+	h := newTestDriver(t)
+	h.Add(drivertest.Module)
+	h.Add(drivertest.Sysctl)
+	require.Empty(t, h.retryAndSync().lacking(dataplane.GroupModules))
+	h.Remove(drivertest.Module)
+	h.ageChecks(slowRecheckInterval)
+	require.NotEmpty(t, h.recheck().lacking(dataplane.GroupModules))
 	h.requireWorking() // the dataplane has not failed
 }
 
-func TestTheLoopDoesNotWaitForTheBackendsAnswer(t *testing.T) {
-	h := newOnHost(t)
-	h.Has(drivertest.Module)
-	h.works()
-	h.passes(recheckSeldom)
+func TestTheLoopDoesNotWaitForAPreflight(t *testing.T) {
+	h := newTestDriver(t)
+	h.Add(drivertest.Module)
+	h.retryAndSync()
+	h.ageChecks(slowRecheckInterval)
 	for range 3 {
-		h.works() // nobody asks the backend here
+		h.retryAndSync() // recheckLoop does not run
 	}
-	require.Len(t, h.rechecks, 1, "it is asked once at a time")
+	require.Len(t, h.rechecks, 1, "one preflight at a time")
 }
 
-func TestTheAnswerOfAProcessThatHasBeenReplacedIsDropped(t *testing.T) {
-	h := newOnHost(t)
-	h.Has(drivertest.Module)
-	h.Has(drivertest.Sysctl)
-	h.works()
-	h.passes(recheckSeldom)
-	h.works()
+func TestThePreflightOfAFormerProcessIsDropped(t *testing.T) {
+	h := newTestDriver(t)
+	h.Add(drivertest.Module)
+	h.Add(drivertest.Sysctl)
+	h.retryAndSync()
+	h.ageChecks(slowRecheckInterval)
+	h.retryAndSync()
 	former := <-h.rechecks
 	h.Driver.Stop()
-	h.works()
-	h.setPreflight(former, []dataplane.Check{lacks("")}, nil)
-	require.Empty(t, h.works().lacks(dataplane.GroupModules))
-	h.passes(recheckSeldom)
-	h.answered() // and it is asked again
+	h.retryAndSync()
+	h.setPreflight(former, []dataplane.Check{missingCheck("")}, nil)
+	require.Empty(t, h.retryAndSync().lacking(dataplane.GroupModules))
+	h.ageChecks(slowRecheckInterval)
+	h.recheck() // the preflight is repeated
 }
 
-func TestTheBackendIsAskedTheOftenerTheMoreIsMissing(t *testing.T) {
+func TestThePreflightIsRepeatedSoonerWhileSomethingRequiredIsMissing(t *testing.T) {
 	for about, c := range map[string]struct {
 		checks []dataplane.Check
 		err    error
 		every  time.Duration
 	}{
-		"nothing works":                {[]dataplane.Check{lacks("")}, nil, recheckEvery},
-		"something does not work":      {[]dataplane.Check{lacks("limits")}, nil, recheckSeldom},
-		"all works":                    {nil, nil, recheckSeldom},
-		"the backend could not answer": {nil, errors.New("interrupted"), recheckEvery},
+		"nothing works":           {[]dataplane.Check{missingCheck("")}, nil, recheckInterval},
+		"something does not work": {[]dataplane.Check{missingCheck("limits")}, nil, slowRecheckInterval},
+		"all works":               {nil, nil, slowRecheckInterval},
+		"the preflight failed":    {nil, errors.New("interrupted"), recheckInterval},
 	} {
 		t.Run(about, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				var f findings
-				require.True(t, f.due(), "it has never been asked")
-				f.take(c.checks, c.err)
+				var f preflightResult
+				require.True(t, f.due(), "there was no preflight yet")
+				f.set(c.checks, c.err)
 				time.Sleep(c.every - time.Second)
 				require.False(t, f.due())
 				time.Sleep(time.Second)
@@ -135,7 +135,7 @@ func TestTheBackendIsAskedTheOftenerTheMoreIsMissing(t *testing.T) {
 	}
 }
 
-func TestAnErrorThatOnlyRepeatsWhatIsMissingIsLeftOut(t *testing.T) {
+func TestAnErrorThatOnlyRepeatsAFailedCheckIsDropped(t *testing.T) {
 	envoy := dataplane.Check{Subject: "program envoy", State: dataplane.CheckMissing, Found: "no Envoy in any of [/nowhere/envoy]", Advice: "install one"}
 	sysctl := dataplane.Check{Subject: "sysctl net.ipv4.ip_forward", State: dataplane.CheckMissing, Found: "is 0: this host forwards no IPv4 packets", Command: "sysctl -w net.ipv4.ip_forward=1"}
 	const missing = "this host lacks what the dataplane needs:\n"
@@ -143,41 +143,41 @@ func TestAnErrorThatOnlyRepeatsWhatIsMissingIsLeftOut(t *testing.T) {
 		check      dataplane.Check
 		err, tells string
 	}{
-		"it says what was found":     {envoy, "no Envoy in any of [/nowhere/envoy]: install one", missing + envoy.String()},
-		"it names the subject":       {sysctl, "sysctl net.ipv4.ip_forward is 0, so this host forwards nothing", missing + sysctl.String()},
-		"it says something else":     {sysctl, "another backend works on /var/lib/kubelb", missing + sysctl.String() + "\nconfigure backend b: another backend works on /var/lib/kubelb"},
-		"it says something more":     {envoy, "no Envoy in any of [/nowhere/envoy]\nno space left", missing + envoy.String() + "\nconfigure backend b: no Envoy in any of [/nowhere/envoy]\nno space left"},
-		"something optional missing": {lacks("limits"), "module is broken", "configure backend b: module is broken"},
+		"it contains the finding":    {envoy, "no Envoy in any of [/nowhere/envoy]: install one", missing + envoy.String()},
+		"it contains the subject":    {sysctl, "sysctl net.ipv4.ip_forward is 0, so this host forwards nothing", missing + sysctl.String()},
+		"it is about something else": {sysctl, "another backend works on /var/lib/kubelb", missing + sysctl.String() + "\nconfigure backend b: another backend works on /var/lib/kubelb"},
+		"it contains more":           {envoy, "no Envoy in any of [/nowhere/envoy]\nno space left", missing + envoy.String() + "\nconfigure backend b: no Envoy in any of [/nowhere/envoy]\nno space left"},
+		"something optional missing": {missingCheck("limits"), "module is broken", "configure backend b: module is broken"},
 	} {
 		t.Run(about, func(t *testing.T) {
-			r := runner{log: slog.New(slog.DiscardHandler), description: dataplane.Description{Name: "b"}, found: findings{checks: []dataplane.Check{c.check}}}
+			r := runner{log: slog.New(slog.DiscardHandler), description: dataplane.Description{Name: "b"}, result: preflightResult{checks: []dataplane.Check{c.check}}}
 			require.EqualError(t, r.explain(errors.New(c.err)), c.tells)
 		})
 	}
 }
 
-func TestABackendThatStartsInSpiteOfACheckIsNotKeptFromIt(t *testing.T) {
-	h := newOnHost(t)
-	h.Has(drivertest.Module)
-	h.runner.found.checks = []dataplane.Check{{Group: dataplane.GroupModules, Subject: "module", State: dataplane.CheckMissing}}
-	h.works().requireWorking()
+func TestAPluginMayStartAlthoughACheckFails(t *testing.T) {
+	h := newTestDriver(t)
+	h.Add(drivertest.Module)
+	h.runner.result.checks = []dataplane.Check{{Group: dataplane.GroupModules, Subject: "module", State: dataplane.CheckMissing}}
+	h.retryAndSync().requireWorking()
 }
 
-func TestWhatAHostLacksIsSaidOnceUntilItIsMended(t *testing.T) {
-	h := newOnHost(t)
+func TestMissingThingsAreLoggedOnceUntilTheyAreFixed(t *testing.T) {
+	h := newTestDriver(t)
 	for range 3 {
-		h.works()
+		h.retryAndSync()
 		require.EqualError(t, h.Problem(), "this host lacks what the dataplane needs:\nmodule: not loaded; run: modprobe it\n"+
 			"configure backend fake: conn.Receive: netlink receive: no such file or directory")
-		require.Equal(t, "module: not loaded; run: modprobe it", h.lacks(dataplane.GroupModules))
+		require.Equal(t, "module: not loaded; run: modprobe it", h.lacking(dataplane.GroupModules))
 	}
 	require.Equal(t, 1, strings.Count(h.log.String(), "level=ERROR"), "what each retry says is logged once: %s", h.log.String())
-	h.Has(drivertest.Module)
-	h.works().requireWorking()
-	require.Empty(t, h.lacks(dataplane.GroupModules))
-	require.Equal(t, "sysctl it: is 0; does not work: forwarding: direct; run: sysctl -w it=1", h.lacks(dataplane.GroupSysctls))
-	h.Has(drivertest.Sysctl)
-	require.NotEmpty(t, h.works().lacks(dataplane.GroupSysctls), "the plugin is asked now and then alone")
-	h.passes(recheckSeldom)
-	require.Empty(t, h.answered().lacks(dataplane.GroupSysctls))
+	h.Add(drivertest.Module)
+	h.retryAndSync().requireWorking()
+	require.Empty(t, h.lacking(dataplane.GroupModules))
+	require.Equal(t, "sysctl it: is 0; does not work: forwarding: direct; run: sysctl -w it=1", h.lacking(dataplane.GroupSysctls))
+	h.Add(drivertest.Sysctl)
+	require.NotEmpty(t, h.retryAndSync().lacking(dataplane.GroupSysctls), "the preflight is repeated only at intervals")
+	h.ageChecks(slowRecheckInterval)
+	require.Empty(t, h.recheck().lacking(dataplane.GroupSysctls))
 }

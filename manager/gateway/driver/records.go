@@ -7,7 +7,7 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// recordsOf names the records of a delta.
+// recordsOf returns the names of the records of a delta.
 func recordsOf(d model.Delta) (records []dataplane.RecordError) {
 	for _, p := range d.UpsertPools {
 		records = append(records, dataplane.RecordError{Pool: p.ID})
@@ -24,13 +24,13 @@ func recordsOf(d model.Delta) (records []dataplane.RecordError) {
 	return records
 }
 
-// without is the delta without the records of another one.
+// without returns the delta without the records of another one.
 func without(d, other model.Delta) model.Delta {
-	is := map[string]bool{}
+	excluded := map[string]bool{}
 	for _, e := range recordsOf(other) {
-		is[e.Record()] = true
+		excluded[e.Record()] = true
 	}
-	d.UpsertPools = slices.DeleteFunc(slices.Clone(d.UpsertPools), func(p model.Pool) bool { return is[dataplane.RecordError{Pool: p.ID}.Record()] })
-	d.UpsertFrontends = slices.DeleteFunc(slices.Clone(d.UpsertFrontends), func(f model.Frontend) bool { return is[dataplane.RecordError{Frontend: f.FrontendKey}.Record()] })
+	d.UpsertPools = slices.DeleteFunc(slices.Clone(d.UpsertPools), func(p model.Pool) bool { return excluded[dataplane.RecordError{Pool: p.ID}.Record()] })
+	d.UpsertFrontends = slices.DeleteFunc(slices.Clone(d.UpsertFrontends), func(f model.Frontend) bool { return excluded[dataplane.RecordError{Frontend: f.FrontendKey}.Record()] })
 	return d
 }

@@ -21,38 +21,38 @@ import (
 
 var one, two = netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("203.0.113.2")
 
-// working is a driver whose dataplane holds the model of nothing.
-func working(t *testing.T, o Options) *onHost {
+// working returns a driver whose dataplane holds an empty model.
+func working(t *testing.T, o Options) *testDriver {
 	t.Helper()
-	h := &onHost{Host: drivertest.NewHost(t), t: t}
+	h := &testDriver{Host: drivertest.NewHost(t), t: t}
 	if o.Load == nil {
 		o.Load = h.load
 	}
 	h.new(o)
-	h.Has(drivertest.Module, drivertest.Sysctl)
-	h.works().requireWorking()
+	h.Add(drivertest.Module, drivertest.Sysctl)
+	h.retryAndSync().requireWorking()
 	return h
 }
 
-// sent is what the dataplane was sent since the last look.
-func (h *onHost) sent() (all []model.Delta) {
-	for _, c := range h.Kernel.Changes()[h.looked:] {
+// sent returns what the dataplane was sent since the last call.
+func (h *testDriver) sent() (all []model.Delta) {
+	for _, c := range h.Kernel.Changes()[h.sentCount:] {
 		all = append(all, c.Delta)
 	}
-	h.looked += len(all)
+	h.sentCount += len(all)
 	return all
 }
 
-func TestAPluginThatStartsIsSentTheDifferenceToWhatItsDataplaneHolds(t *testing.T) {
+func TestAStartedPluginGetsTheDifferenceToWhatItsDataplaneHolds(t *testing.T) {
 	h := working(t, Options{})
-	h.asks("a", 2, 1, one)
+	h.request("a", 2, 1, one)
 	h.sync()
 	h.sent()
 	before := h.Kernel.Dump()
 	h.Driver.Stop()
-	require.Equal(t, before, h.Kernel.Dump(), "what the dataplane holds stays")
+	require.Equal(t, before, h.Kernel.Dump(), "the state of the dataplane stays")
 
-	h.asks("b", 1, 2, two)
+	h.request("b", 1, 2, two)
 	h.sync()
 	h.requireWorking()
 	require.EqualValues(t, 2, h.starts)
@@ -65,15 +65,15 @@ func TestAPluginThatStartsIsSentTheDifferenceToWhatItsDataplaneHolds(t *testing.
 	require.Equal(t, h.hub.Snapshot().Text(), h.Kernel.Dump())
 }
 
-func TestADataplaneThatHoldsWhatTheModelDoesNotHaveIsToldToDeleteIt(t *testing.T) {
+func TestTheDataplaneDeletesWhatTheModelDoesNotHave(t *testing.T) {
 	h := working(t, Options{})
-	h.asks("a", 2, 1, one)
+	h.request("a", 2, 1, one)
 	h.sync()
 	former := h.Driver
-	h.new(Options{Load: h.load}) // another manager, of a hub that has nothing
+	h.new(Options{Load: h.load}) // another manager, with an empty hub
 	former.Stop()
 	h.seen = 5
-	h.works().requireWorking()
+	h.retryAndSync().requireWorking()
 	require.Empty(t, strings.TrimSpace(h.Kernel.Dump()))
 	require.Empty(t, h.board.added)
 	behind, known := h.Behind()
@@ -81,8 +81,8 @@ func TestADataplaneThatHoldsWhatTheModelDoesNotHaveIsToldToDeleteIt(t *testing.T
 	require.Empty(t, behind)
 }
 
-func TestWhoseFrontendsTheDataplaneHasToDeleteIsNotKnownUntilTheyAreGone(t *testing.T) {
-	h := newOnHost(t)
+func TestBehindIsUnknownUntilFrontendsOfUnknownTenantsAreDeleted(t *testing.T) {
+	h := newTestDriver(t)
 	held := model.NewDigests()
 	for _, f := range ports("", 9, 1).UpsertFrontends {
 		held.Frontends[f.FrontendKey] = "of before"
@@ -94,14 +94,14 @@ func TestWhoseFrontendsTheDataplaneHasToDeleteIsNotKnownUntilTheyAreGone(t *test
 
 func TestAPluginThatIsNotAtItsBaseGenerationIsBroughtToTheModelAgain(t *testing.T) {
 	h := working(t, Options{})
-	h.asks("a", 1, 1, one)
+	h.request("a", 1, 1, one)
 	h.sync()
-	h.Kernel.Restart() // it forgets its generation
-	h.asks("a", 2, 2, one)
+	h.Kernel.Restart() // the dataplane loses its generation
+	h.request("a", 2, 2, one)
 	h.sync()
 	require.True(t, h.Resyncing())
 	require.NoError(t, h.Problem())
-	require.EqualValues(t, 1, h.starts, "its process goes on")
+	require.EqualValues(t, 1, h.starts, "its process is not started again")
 	h.sync()
 	h.requireWorking()
 	require.Equal(t, h.hub.Snapshot().Text(), h.Kernel.Dump())
@@ -113,23 +113,23 @@ func TestAPluginThatIsNeverAtItsBaseGenerationIsStartedAgain(t *testing.T) {
 		return nil, dataplane.ErrResync
 	}
 	h.apply = lost
-	h.asks("a", 1, 1, one)
+	h.request("a", 1, 1, one)
 	h.sync()
 	require.NoError(t, h.Problem())
 	h.sync()
-	require.ErrorIs(t, h.Problem(), dataplane.ErrResync, "once in a row is enough")
+	require.ErrorIs(t, h.Problem(), dataplane.ErrResync, "one resync in a row is the limit")
 	require.False(t, h.Running())
 }
 
-func TestAPluginThatEndsIsStartedAgainAtOnceAndThenEverLater(t *testing.T) {
+func TestAPluginThatEndsIsStartedAgainAtOnceAndThenLaterEachTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := working(t, Options{})
-		h.Has(drivertest.End)
-		h.asks("a", 1, 1, one)
+		h.Add(drivertest.ExitOnApply)
+		h.request("a", 1, 1, one)
 		h.sync()
 		require.Error(t, h.Problem())
 		require.Zero(t, time.Until(h.RetryAt()), "at once")
-		for _, pause := range []time.Duration{leastBackoff, 2 * leastBackoff, 4 * leastBackoff} {
+		for _, pause := range []time.Duration{minBackoff, 2 * minBackoff, 4 * minBackoff} {
 			starts := h.starts
 			h.sync()
 			require.Equal(t, starts+1, h.starts)
@@ -139,33 +139,33 @@ func TestAPluginThatEndsIsStartedAgainAtOnceAndThenEverLater(t *testing.T) {
 			require.Equal(t, starts+1, h.starts, "it is not time yet")
 			time.Sleep(1)
 		}
-		h.HasNoMore(drivertest.End)
+		h.Remove(drivertest.ExitOnApply)
 		for h.sync(); h.HasWork(); {
 			h.sync()
 		}
 		h.requireWorking()
-		require.Zero(t, h.backoff, "the next time it is started at once again")
+		require.Zero(t, h.backoff, "the next restart is at once again")
 	})
 }
 
-func TestOfAProcessThatWasReplacedItIsOfNoInterestThatItHasEnded(t *testing.T) {
+func TestTheEndOfAFormerProcessIsIgnored(t *testing.T) {
 	h := working(t, Options{})
 	former := h.Process()
 	require.NoError(t, former.Kill())
 	require.Equal(t, former, <-h.Ended())
-	require.True(t, h.HasEnded(former))
-	h.works().requireWorking()
-	require.False(t, h.HasEnded(former))
+	require.True(t, h.HandleEnd(former))
+	h.retryAndSync().requireWorking()
+	require.False(t, h.HandleEnd(former))
 	h.requireWorking()
 }
 
-func TestItIsKnownUpToWhichVersionTheDataplaneHoldsWhichTenants(t *testing.T) {
+func TestBehindHasTheVersionOfEachTenant(t *testing.T) {
 	h := working(t, Options{})
 	many := []netip.Addr{netip.MustParseAddr("198.18.0.1"), netip.MustParseAddr("198.18.0.2"), netip.MustParseAddr("198.18.0.3"), netip.MustParseAddr("198.18.0.4")}
-	h.asks("busy", 250, 7, many...)
-	h.asks("a", 1, 8, one)
+	h.request("busy", 250, 7, many...)
+	h.request("a", 1, 8, one)
 	h.sync()
-	require.True(t, h.Knows())
+	require.True(t, h.StateKnown())
 	require.EqualValues(t, 8, h.Version())
 	behind, known := h.Behind()
 	require.True(t, known)
@@ -176,13 +176,13 @@ func TestItIsKnownUpToWhichVersionTheDataplaneHoldsWhichTenants(t *testing.T) {
 	}
 	behind, _ = h.Behind()
 	require.Empty(t, behind)
-	require.Equal(t, 1001, h.Held())
+	require.Equal(t, 1001, h.HeldCount())
 
 	h.Driver.Stop()
-	require.False(t, h.Knows(), "what it was sent last may have come to nothing")
+	require.False(t, h.StateKnown(), "the last changes may be lost")
 }
 
-func TestARecordThatTheDataplaneRefusesIsAFailureOfItsOwnerAlone(t *testing.T) {
+func TestARefusedRecordIsAFailureOfItsOwnerOnly(t *testing.T) {
 	h := working(t, Options{})
 	refused := model.FrontendKey{VIP: one, Protocol: model.TCP, Port: 1}
 	h.Kernel.Refuse(func(record string) string {
@@ -191,7 +191,7 @@ func TestARecordThatTheDataplaneRefusesIsAFailureOfItsOwnerAlone(t *testing.T) {
 		}
 		return ""
 	})
-	h.asks("a", 2, 1, one)
+	h.request("a", 2, 1, one)
 	h.sync()
 	require.Equal(t, 1, len(h.Failures()))
 	f := h.Failures()["frontend "+refused.String()]
@@ -207,28 +207,28 @@ func TestARecordThatTheDataplaneRefusesIsAFailureOfItsOwnerAlone(t *testing.T) {
 	require.True(t, h.Serves(refused))
 }
 
-func TestRedirectsReachWhatTheDataplaneHoldsAndWhatItIsStillToBeSent(t *testing.T) {
+func TestRedirectsAreSentForHeldFrontendsAndForTheBacklog(t *testing.T) {
 	to := map[netip.Addr]model.Handover{}
-	h := &onHost{Host: drivertest.NewHost(t), t: t}
+	h := &testDriver{Host: drivertest.NewHost(t), t: t}
 	h.Kernel.Features = []dataplane.Feature{dataplane.Handover}
 	h.new(Options{Load: h.load, Redirect: func(a netip.Addr) model.Handover { return to[a] }})
-	h.Has(drivertest.Module)
-	h.works().requireWorking()
+	h.Add(drivertest.Module)
+	h.retryAndSync().requireWorking()
 	many := []netip.Addr{netip.MustParseAddr("198.18.0.1"), netip.MustParseAddr("198.18.0.2"), netip.MustParseAddr("198.18.0.3")}
-	h.asks("a", 2, 1, one)
+	h.request("a", 2, 1, one)
 	h.sync()
-	h.asks("busy", 250, 2, many...)
+	h.request("busy", 250, 2, many...)
 	h.sync()
 	require.True(t, h.HasWork())
 	h.sent()
 
 	next := model.Handover{Next: netip.MustParseAddr("192.0.2.2"), Asks: 3}
-	of := map[netip.Addr]bool{one: true}
+	addresses := map[netip.Addr]bool{one: true}
 	to[one] = next
 	for _, a := range many {
-		to[a], of[a] = next, true
+		to[a], addresses[a] = next, true
 	}
-	h.SendRedirects(t.Context(), of)
+	h.SendRedirects(t.Context(), addresses)
 	redirected := map[netip.Addr]int{}
 	note := func() {
 		for _, d := range h.sent() {
@@ -241,7 +241,7 @@ func TestRedirectsReachWhatTheDataplaneHoldsAndWhatItIsStillToBeSent(t *testing.
 	}
 	note()
 	require.Equal(t, 2, redirected[one], "at once")
-	require.Less(t, redirected[many[0]]+redirected[many[1]]+redirected[many[2]], 750, "others are still to be sent")
+	require.Less(t, redirected[many[0]]+redirected[many[1]]+redirected[many[2]], 750, "the rest is not sent yet")
 	for h.HasWork() {
 		h.sync()
 	}
@@ -249,12 +249,12 @@ func TestRedirectsReachWhatTheDataplaneHoldsAndWhatItIsStillToBeSent(t *testing.
 	require.Equal(t, map[netip.Addr]int{one: 2, many[0]: 250, many[1]: 250, many[2]: 250}, redirected, "each once")
 }
 
-func TestARedirectIsForConnectionsThatTheDataplaneCanRedirect(t *testing.T) {
+func TestOnlyFrontendsThatSupportARedirectGetOne(t *testing.T) {
 	h := working(t, Options{Redirect: func(netip.Addr) model.Handover { return model.Handover{Next: two, Asks: 1} }})
 	f := ports("a", 1, 1).UpsertFrontends[0]
 	all := h.runner.description.Features
 	h.runner.description.Features = slices.DeleteFunc(slices.Clone(all), func(f dataplane.Feature) bool { return f == dataplane.Handover })
-	require.Zero(t, h.withRedirect(f).Handover, "this one cannot")
+	require.Zero(t, h.withRedirect(f).Handover, "this plugin cannot redirect")
 	h.runner.description.Features = all
 	require.NotZero(t, h.withRedirect(f).Handover)
 	udp, direct := f, f
@@ -263,17 +263,17 @@ func TestARedirectIsForConnectionsThatTheDataplaneCanRedirect(t *testing.T) {
 	require.Zero(t, h.withRedirect(direct).Handover)
 }
 
-func TestAPurgeStartsAPluginThatDoesNotRunAndLeavesNothing(t *testing.T) {
+func TestAPurgeStartsThePluginAndLeavesNothing(t *testing.T) {
 	h := working(t, Options{})
-	h.asks("a", 2, 1, one)
+	h.request("a", 2, 1, one)
 	h.sync()
 	h.Driver.Stop()
 	require.NoError(t, h.Purge(t.Context()))
 	require.Empty(t, strings.TrimSpace(h.Kernel.Dump()))
-	require.NoError(t, h.Forget())
+	require.NoError(t, h.RemoveInstalled())
 	all, err := h.installed.read()
 	require.NoError(t, err)
-	require.Empty(t, all, "no later backend has to purge it")
+	require.Empty(t, all, "later backends need not purge it")
 
 	h.broken = errors.New("its binary is gone")
 	h.Driver.Stop()
@@ -282,10 +282,10 @@ func TestAPurgeStartsAPluginThatDoesNotRunAndLeavesNothing(t *testing.T) {
 
 func TestAFormerBackendIsPurgedOnceTheDataplaneHoldsEverything(t *testing.T) {
 	former := drivertest.NewHost(t)
-	former.Has(drivertest.Module)
+	former.Add(drivertest.Module)
 	gone := errors.New("no such file")
 	var missing error = gone
-	h := &onHost{Host: drivertest.NewHost(t), t: t}
+	h := &testDriver{Host: drivertest.NewHost(t), t: t}
 	h.new(Options{Load: func(o plugin.Options) (Process, error) {
 		if filepath.Base(o.Path) != "kubelb-backend-old" {
 			return h.Start(), nil
@@ -295,37 +295,37 @@ func TestAFormerBackendIsPurgedOnceTheDataplaneHoldsEverything(t *testing.T) {
 		}
 		return former.Start(), nil
 	}})
-	require.NoError(t, h.installed.note("old", installedBackend{Path: "/usr/bin/kubelb-backend-old", Options: drivertest.Options(former.Dir)}))
+	require.NoError(t, h.installed.add("old", installedBackend{Path: "/usr/bin/kubelb-backend-old", Options: drivertest.Options(former.Dir)}))
 	require.Empty(t, h.purgeNow)
-	h.Has(drivertest.Module)
-	h.works().requireWorking()
-	require.Len(t, h.purgeNow, 1, "now, and not before")
+	h.Add(drivertest.Module)
+	h.retryAndSync().requireWorking()
+	require.Len(t, h.purgeNow, 1, "purged now, and not before")
 
-	require.Contains(t, h.purgeOthers(t.Context())["old"], "put its binary back")
+	require.Contains(t, h.purgeFormer(t.Context())["old"], "put its binary back")
 	missing = nil
-	require.Empty(t, h.purgeOthers(t.Context()))
+	require.Empty(t, h.purgeFormer(t.Context()))
 	all, err := h.installed.read()
 	require.NoError(t, err)
 	require.NotContains(t, all, "old")
 	require.Contains(t, all, h.options.Backend.Name())
 }
 
-func TestWhatIsRunBesideTheLoopTellsTheLoop(t *testing.T) {
-	h := newOnHost(t)
-	require.NoError(t, h.installed.note("old", installedBackend{Path: "/nowhere/kubelb-backend-old"}))
-	h.Has(drivertest.Module)
-	h.works().requireWorking()
+func TestResultsOfRunReachTheLoop(t *testing.T) {
+	h := newTestDriver(t)
+	require.NoError(t, h.installed.add("old", installedBackend{Path: "/nowhere/kubelb-backend-old"}))
+	h.Add(drivertest.Module)
+	h.retryAndSync().requireWorking()
 	h.brokenPath = "kubelb-backend-old"
 	ctx, end := context.WithCancel(t.Context())
-	ended, told := make(chan error, 1), make(chan func(), 4)
-	go func() { ended <- h.Run(ctx, func(_ context.Context, event func()) { told <- event }) }()
+	ended, posted := make(chan error, 1), make(chan func(), 4)
+	go func() { ended <- h.Run(ctx, func(_ context.Context, event func()) { posted <- event }) }()
 	select {
-	case event := <-told:
+	case event := <-posted:
 		event()
 	case <-time.After(10 * time.Second):
 		require.Fail(t, "the former backend is not purged")
 	}
-	require.Contains(t, h.Unpurged()["old"], "the old backend, which was here before")
+	require.Contains(t, h.Unpurged()["old"], "the former backend old still has state")
 	end()
 	require.NoError(t, <-ended)
 }

@@ -1,4 +1,4 @@
-// Package forwarding has a host forward packets.
+// Package forwarding makes a host forward packets.
 package forwarding
 
 import (
@@ -12,24 +12,24 @@ import (
 	"kubelb.k8c.io/backends/dataplane/preflight"
 )
 
-// forwardsIPv4 is the sysctl without which a host forwards no IPv4 (ip-sysctl.rst).
+// forwardsIPv4 is the sysctl that turns on forwarding of IPv4 packets (ip-sysctl.rst).
 const forwardsIPv4 = "net/ipv4/ip_forward"
 
-// TurnOn has this host forward packets. What forwards already is not written: the kernel forgets other settings of a host then.
-func TurnOn() error { return settings("/proc/sys").forward() }
+// TurnOn makes this host forward packets. It does not write a sysctl that is set already: the kernel would reset other settings of the host.
+func TurnOn() error { return sysctls("/proc/sys").enableForwarding() }
 
-// settings is the directory of sysctls.
-type settings string
+// sysctls is the directory of sysctls.
+type sysctls string
 
-func (s settings) forward() error {
-	if err := s.turnOn(forwardsIPv4, func() error { return nil }); err != nil {
+func (s sysctls) enableForwarding() error {
+	if err := s.enable(forwardsIPv4, func() error { return nil }); err != nil {
 		return err
 	}
-	return s.turnOn(preflight.ForwardsIPv6("all"), s.keepRouters)
+	return s.enable(preflight.ForwardsIPv6("all"), s.keepRouterAdvertisements)
 }
 
-// turnOn sets a sysctl that is 0 to 1, after what is to come before. A kernel without the family does not have it.
-func (s settings) turnOn(key string, before func() error) error {
+// enable sets a sysctl from 0 to 1. It calls before first. A kernel without the address family does not have the sysctl.
+func (s sysctls) enable(key string, before func() error) error {
 	value, err := s.get(key)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -43,28 +43,29 @@ func (s settings) turnOn(key string, before func() error) error {
 	return s.set(key, "1")
 }
 
-// keepRouters has interfaces go on to take router advertisements. Of those that do so unless they forward, the kernel would remove the routes
-// that it has learned, and the host would lose IPv6. It leaves "default", the settings of interfaces that come later: on a host that forwards
-// the kernel lets no container that is connected by one become the host's router.
-func (s settings) keepRouters() error {
+// keepRouterAdvertisements makes interfaces accept router advertisements while the host forwards. By default an interface ignores them then: the
+// kernel would remove the learned routes, and the host would lose IPv6. It does not change "default", the setting of later interfaces: so a container
+// cannot become the host's router.
+func (s sysctls) keepRouterAdvertisements() error {
 	interfaces, err := os.ReadDir(filepath.Join(string(s), "net/ipv6/conf"))
 	if err != nil {
-		return fmt.Errorf("interfaces with IPv6: %w", err)
+		return fmt.Errorf("list the interfaces with IPv6: %w", err)
 	}
 	for _, i := range interfaces {
 		switch i.Name() {
 		case "all", "default", "lo":
 			continue
 		}
-		if err := s.keepRouter(i.Name()); err != nil && !errors.Is(err, fs.ErrNotExist) { // the interface has just gone
+		if err := s.keepRouterAdvertisementsOf(i.Name()); err != nil && !errors.Is(err, fs.ErrNotExist) { // the interface has just gone
 			return err
 		}
 	}
 	return nil
 }
 
-// keepRouter leaves an interface as it is that forwards or where another program handles router advertisements: the kernel ignores them there.
-func (s settings) keepRouter(name string) error {
+// keepRouterAdvertisementsOf does this for one interface. It does not change an interface that forwards, or for which another program handles router
+// advertisements: there the kernel ignores them already.
+func (s sysctls) keepRouterAdvertisementsOf(name string) error {
 	forwards, err := s.get(preflight.ForwardsIPv6(name))
 	if err != nil || forwards != "0" {
 		return err
@@ -76,7 +77,7 @@ func (s settings) keepRouter(name string) error {
 	return s.set(preflight.AcceptRA(name), preflight.HearsAlways)
 }
 
-func (s settings) get(key string) (string, error) {
+func (s sysctls) get(key string) (string, error) {
 	value, err := os.ReadFile(filepath.Join(string(s), key))
 	if err != nil {
 		return "", fmt.Errorf("sysctl %s: %w", preflight.SysctlName(key), err)
@@ -84,9 +85,9 @@ func (s settings) get(key string) (string, error) {
 	return strings.TrimSpace(string(value)), nil
 }
 
-func (s settings) set(key, value string) error {
+func (s sysctls) set(key, value string) error {
 	if err := os.WriteFile(filepath.Join(string(s), key), []byte(value), 0); err != nil {
-		return fmt.Errorf("set sysctl %s (needs root, and a container that is privileged): %w", preflight.SysctlName(key), err)
+		return fmt.Errorf("set sysctl %s (this needs root, and in a container privileged mode): %w", preflight.SysctlName(key), err)
 	}
 	return nil
 }

@@ -22,10 +22,10 @@ import (
 	"kubelb.k8c.io/backends/dataplane/preflight/preflighttest"
 )
 
-// settingsWith are sysctls with these values.
-func settingsWith(t *testing.T, values map[string]string) settings {
+// sysctlsWith returns sysctls with these values.
+func sysctlsWith(t *testing.T, values map[string]string) sysctls {
 	t.Helper()
-	s := settings(t.TempDir())
+	s := sysctls(t.TempDir())
 	for key, value := range values {
 		path := filepath.Join(string(s), key)
 		require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o755))
@@ -34,48 +34,48 @@ func settingsWith(t *testing.T, values map[string]string) settings {
 	return s
 }
 
-func (s settings) read(t *testing.T, key string) string {
+func (s sysctls) read(t *testing.T, key string) string {
 	t.Helper()
 	value, err := os.ReadFile(filepath.Join(string(s), key))
 	require.NoError(t, err)
 	return string(value)
 }
 
-func TestAHostIsMadeToForwardAndOneThatForwardsIsLeftAlone(t *testing.T) {
+func TestForwardingIsTurnedOnAndAForwardingHostIsNotChanged(t *testing.T) {
 	for _, c := range []struct{ before, after string }{{"0\n", "1"}, {"1\n", "1\n"}, {"2\n", "2\n"}} {
-		s := settingsWith(t, map[string]string{forwardsIPv4: c.before})
-		require.NoError(t, s.forward(), "the other family's is not there")
+		s := sysctlsWith(t, map[string]string{forwardsIPv4: c.before})
+		require.NoError(t, s.enableForwarding(), "the kernel has no IPv6")
 		require.Equal(t, c.after, s.read(t, forwardsIPv4))
 	}
 }
 
-func TestInterfacesThatLearnFromRoutersGoOnToDoSo(t *testing.T) {
+func TestInterfacesKeepLearningFromRouters(t *testing.T) {
 	for _, c := range []struct{ about, name, accepts, forwards, after string }{
-		{"one that learns unless it forwards", "eth0", "1\n", "0\n", "2"},
-		{"one where another program does that", "eth0", "0\n", "0\n", "0\n"},
-		{"one that learns always", "eth0", "2\n", "0\n", "2\n"},
-		{"one that forwards already, and so learns nothing", "eth0", "1\n", "1\n", "1\n"},
-		{"those that come later, such as a container's", "default", "1\n", "0\n", "1\n"},
+		{"an interface that learns unless it forwards", "eth0", "1\n", "0\n", "2"},
+		{"an interface where another program learns", "eth0", "0\n", "0\n", "0\n"},
+		{"an interface that always learns", "eth0", "2\n", "0\n", "2\n"},
+		{"an interface that forwards already, and so learns nothing", "eth0", "1\n", "1\n", "1\n"},
+		{"later interfaces, such as a container's", "default", "1\n", "0\n", "1\n"},
 		{"all, which has no effect", "all", "1\n", "0\n", "1\n"},
 	} {
-		s := settingsWith(t, map[string]string{preflight.ForwardsIPv6("all"): "0\n", preflight.AcceptRA(c.name): c.accepts, preflight.ForwardsIPv6(c.name): c.forwards})
-		require.NoError(t, s.forward())
+		s := sysctlsWith(t, map[string]string{preflight.ForwardsIPv6("all"): "0\n", preflight.AcceptRA(c.name): c.accepts, preflight.ForwardsIPv6(c.name): c.forwards})
+		require.NoError(t, s.enableForwarding())
 		require.Equal(t, c.after, s.read(t, preflight.AcceptRA(c.name)), c.about)
 		require.Equal(t, "1", s.read(t, preflight.ForwardsIPv6("all")))
 	}
-	s := settingsWith(t, map[string]string{preflight.ForwardsIPv6("all"): "1\n", preflight.AcceptRA("eth0"): "1\n", preflight.ForwardsIPv6("eth0"): "0\n"})
-	require.NoError(t, s.forward())
-	require.Equal(t, "1\n", s.read(t, preflight.AcceptRA("eth0")), "a host that forwards loses nothing now")
+	s := sysctlsWith(t, map[string]string{preflight.ForwardsIPv6("all"): "1\n", preflight.AcceptRA("eth0"): "1\n", preflight.ForwardsIPv6("eth0"): "0\n"})
+	require.NoError(t, s.enableForwarding())
+	require.Equal(t, "1\n", s.read(t, preflight.AcceptRA("eth0")), "a host that forwards already loses no route now")
 }
 
-// segment is a network namespace of a host, eth0, with a wire to where a router sends.
+// segment is the network namespace of a host with the interface eth0. A router sends by the other end, wire.
 type segment struct{ assert *assert.Assertions }
 
-// onSegment calls f in a network namespace of its own, in which the kernel listens to routers unless it forwards.
+// onSegment calls f in a network namespace of its own, where the kernel accepts router advertisements unless it forwards.
 func onSegment(t *testing.T, f func(segment)) {
 	t.Helper()
 	preflighttest.InOwnNetwork(t, func() {
-		s := segment{assert.New(t)} // it runs on a goroutine of its own, which require may not end
+		s := segment{assert.New(t)} // f runs on another goroutine, where require must not be used
 		s.run("ip", "link", "add", "eth0", "type", "veth", "peer", "name", "wire")
 		s.run("ip", "link", "set", "wire", "up")
 		s.run("sysctl", "-qw", "net.ipv6.conf.eth0.accept_dad=0")
@@ -90,10 +90,10 @@ func (s segment) run(argv ...string) string {
 	return string(out)
 }
 
-// advertise sends the advertisement of a router (RFC 4861, 4.2) until the host has a route by it, if it takes one at all, and tells whether.
+// advertise sends router advertisements (RFC 4861, 4.2) until the host has a route by the router. It returns whether the host has it.
 func (s segment) advertise(router string) bool {
 	from, to := net.ParseIP(router), net.IPv6linklocalallnodes
-	body := []byte{64, 0, 0x07, 0x08, 0, 0, 0, 0, 0, 0, 0, 0} // hop limit, flags, a lifetime of 1800 s, no more
+	body := []byte{64, 0, 0x07, 0x08, 0, 0, 0, 0, 0, 0, 0, 0} // hop limit, flags, a lifetime of 1800 s, and zeros
 	message, err := (&icmp.Message{Type: ipv6.ICMPTypeRouterAdvertisement, Body: &icmp.RawBody{Data: body}}).Marshal(icmp.IPv6PseudoHeader(from, to))
 	s.assert.NoError(err)
 	all := net.HardwareAddr{0x33, 0x33, 0, 0, 0, 1}
@@ -117,27 +117,27 @@ func (s segment) advertise(router string) bool {
 	return false
 }
 
-// routed tells whether there is a default route by a router.
+// routed reports whether there is a default route by the router.
 func (s segment) routed(router string) bool {
 	return strings.Contains(s.run("ip", "-6", "route", "show", "default"), router)
 }
 
-func TestAHostThatIsPreparedKeepsItsRoutesByRouterAdvertisement(t *testing.T) {
+func TestAPreparedHostKeepsItsRoutesFromRouterAdvertisements(t *testing.T) {
 	onSegment(t, func(s segment) {
 		s.assert.True(s.advertise("fe80::1"))
 		s.assert.NoError(TurnOn())
 		s.assert.Equal("1\n", s.run("sysctl", "-n", "net.ipv6.conf.eth0.forwarding"))
 		s.assert.True(s.routed("fe80::1"), "the kernel has removed the route")
-		s.assert.True(s.advertise("fe80::2"), "the kernel learns no more")
+		s.assert.True(s.advertise("fe80::2"), "the kernel learns no new routes")
 	})
 }
 
-func TestAHostThatForwardsAndIgnoresItsRouterIsToldTheCommand(t *testing.T) {
+func TestPreflightGivesTheCommandForAForwardingHostThatIgnoresItsRouter(t *testing.T) {
 	onSegment(t, func(s segment) {
 		s.assert.True(s.advertise("fe80::1"))
 		s.assert.Contains(preflight.Host{}.ForwardingIPv6("").Command, "sysctl -w net.ipv6.conf.eth0.accept_ra=2 && ")
 		s.run("sysctl", "-qw", "net.ipv6.conf.all.forwarding=1")
-		s.assert.False(s.routed("fe80::1"), "this kernel keeps the route by itself")
+		s.assert.False(s.routed("fe80::1"), "this kernel keeps the route")
 		s.assert.False(s.advertise("fe80::2"))
 		checks := dataplane.Lacking(preflight.Host{}.RouterAdvertisements())
 		if !s.assert.Len(checks, 1) {

@@ -2,54 +2,54 @@ package ownership
 
 import "time"
 
-// A gateway that comes back takes its addresses back only after it has been well for a while, and each time that it was not within
-// flapping doubles that.
+// A gateway that comes back takes its addresses back only after it has worked for minReturnDelay. Each failure within flapWindow after the last one
+// doubles the delay.
 const (
-	returnAfter  = 5 * time.Second
-	returnAtMost = 5 * time.Minute
-	// candidateDelay is how long it takes others that have gone on without a lease to hear of one that has, and to let go: heartbeat.Silence at
-	// most, and trusted after that, and some time to spare.
+	minReturnDelay = 5 * time.Second
+	maxReturnDelay = 5 * time.Minute
+	// candidateDelay is the time for peers that go on without a Lease to hear of a gateway that has one, and to withdraw: at most heartbeat.Silence,
+	// trustPeriod after that, and some reserve.
 	candidateDelay = 1500 * time.Millisecond
-	flappingWithin = 10 * time.Minute
+	flapWindow     = 10 * time.Minute
 )
 
 // candidate decides when a gateway is a candidate in elections.
 type candidate struct {
-	// was: it was a candidate at the last look.
-	was bool
-	// able since when; failed when, at last, and how often in a row.
-	since, failed time.Time
-	failures      int
+	// active: the last update returned true.
+	active bool
+	// ableSince is when the gateway became able. lastFailure is the last time that a candidate became unable, and failures counts these times.
+	ableSince, lastFailure time.Time
+	failures               int
 }
 
-// isCandidate tells whether the gateway is a candidate now. Where it is alone there is nothing to wait for; where no other is a candidate, those that
-// are on the segment may answer without a lease, until they have heard this one.
-func (c *candidate) isCandidate(able, others, alone bool, now time.Time) bool {
+// update reports whether the gateway is a candidate now. If there is no peer, there is nothing to wait for. If peers are heard and none is a
+// candidate, they may answer without a Lease until they have heard this gateway.
+func (c *candidate) update(able, otherCandidates, noPeer bool, now time.Time) bool {
 	if !able {
-		if c.was {
-			if now.Sub(c.failed) > flappingWithin {
+		if c.active {
+			if now.Sub(c.lastFailure) > flapWindow {
 				c.failures = 0
 			}
 			c.failures++
-			c.failed = now
+			c.lastFailure = now
 		}
-		c.was, c.since = false, time.Time{}
+		c.active, c.ableSince = false, time.Time{}
 		return false
 	}
-	if c.since.IsZero() {
-		c.since = now
+	if c.ableSince.IsZero() {
+		c.ableSince = now
 	}
-	wait := candidateDelay
+	delay := candidateDelay
 	switch {
-	case others:
-		wait = c.wait()
-	case alone:
-		wait = 0
+	case otherCandidates:
+		delay = c.returnDelay()
+	case noPeer:
+		delay = 0
 	}
-	c.was = c.was || now.Sub(c.since) >= wait
-	return c.was
+	c.active = c.active || now.Sub(c.ableSince) >= delay
+	return c.active
 }
 
-func (c *candidate) wait() time.Duration {
-	return min(returnAfter<<min(c.failures, 10), returnAtMost)
+func (c *candidate) returnDelay() time.Duration {
+	return min(minReturnDelay<<min(c.failures, 10), maxReturnDelay)
 }

@@ -13,17 +13,18 @@ import (
 	"kubelb.k8c.io/manager/membership"
 )
 
-// State is what the gateway is like now.
+// State is the state of the gateway that elections depend on.
 type State struct {
-	// Served: the dataplane has held everything since this process began.
+	// Served: the dataplane has held everything since this process started.
 	Served bool
-	// Draining: the gateway drains. Left: it has done so for so long that peers have heard of it.
-	Draining, Left bool
-	// Reached are the own addresses to which peers may redirect packets, as long as the gateway works. It is nil where its dataplane cannot take them.
-	Reached func() []netip.Addr
+	// Draining: the gateway drains. NoticeOver: it has drained for so long that its peers know it.
+	Draining, NoticeOver bool
+	// RedirectAddresses returns the own addresses to which peers may redirect packets while the gateway works. It is nil if the dataplane cannot take
+	// redirected packets.
+	RedirectAddresses func() []netip.Addr
 }
 
-// Elect brings what is answered for to what this gateway and its peers know now.
+// Elect decides again which addresses this gateway answers for.
 func (o *Ownership) Elect(ctx context.Context, d Dataplane, s State) {
 	if o.options.Elects {
 		o.elect(ctx, d, s)
@@ -37,17 +38,17 @@ func (o *Ownership) elect(ctx context.Context, d Dataplane, s State) {
 	right := o.options.Right
 	owns, holds := right.ownsAddresses(), right.holdsLease()
 	if owns && !holds {
-		return // what is answered for stays as it is while the API is away, and so do the candidates
+		return // while the API is unreachable, the answered addresses and the candidates stay as they are
 	}
-	peers, candidates, known := o.options.Peers.Peers()
+	peers, candidates, known := o.options.Peers.ActivePeers()
 	now := time.Now()
 	o.view = election.View{Configuration: o.options.Selection.Digest()}
 	works := s.Served && o.Able()
-	// Without a Lease nobody knows who else is a candidate. A gateway that had a Lease, and lost what it had by it, has failed. Beside those that go by
-	// another configuration, as another version may, a gateway does not become a candidate: they would withdraw what it could not take.
-	able := works && owns && (o.candidate.was || !election.Strangers(o.view, peers))
-	is := !s.Draining && o.candidate.isCandidate(able, len(candidates) > 0 || !known, right.noPeer(), now)
-	if is {
+	// Without a Lease this gateway does not know the other candidates. If it had a Lease and lost its addresses, it has failed. Among candidates with
+	// another configuration, for example of another version, it does not become a candidate: they would withdraw addresses that it could not take.
+	able := works && owns && (o.candidate.active || !election.Strangers(o.view, peers))
+	candidate := !s.Draining && o.candidate.update(able, len(candidates) > 0 || !known, right.noPeer(), now)
+	if candidate {
 		candidates = append(candidates, o.options.Name)
 		slices.Sort(candidates)
 	}
@@ -55,62 +56,62 @@ func (o *Ownership) elect(ctx context.Context, d Dataplane, s State) {
 	for _, f := range []ipam.Family{ipam.IPv4, ipam.IPv6} {
 		*o.view.WithoutFamily(f) = o.candidatesWithout(f, peers, able, known, now)
 	}
-	told := o.options.Peers.Told(o.view)
-	decided := o.decide(ctx, d, fmt.Sprint(holds, told, o.view, peers), func(address netip.Addr) (string, bool) {
-		serves := o.options.Selection.ServingAddress(address)
-		name := o.view.Winner(address, serves)
-		// A gateway that is to own it and does not know that yet redirects to nobody, either: the one that owned it before does still.
-		if election.Acts(name, o.options.Name, address, o.view, peers, serves) {
+	published := o.options.Peers.IsPublished(o.view)
+	decided := o.decide(ctx, d, fmt.Sprint(holds, published, o.view, peers), func(address netip.Addr) (string, bool) {
+		serving := o.options.Selection.ServingAddress(address)
+		name := o.view.Winner(address, serving)
+		// Until the new owner knows that it is the owner, it does not redirect packets. The former owner still has the address.
+		if election.Acts(name, o.options.Name, address, o.view, peers, serving) {
 			o.layer2.SetOwner(address, name, o.options.Name, now)
 		}
 		return name, holds
 	}, func(address netip.Addr) bool {
-		return told && election.MayClaim(address, o.view, peers, o.options.Selection.ServingAddress(address))
+		return published && election.MayClaim(address, o.view, peers, o.options.Selection.ServingAddress(address))
 	})
 	if !decided {
 		return
 	}
-	o.beginAgain(owns)
-	// It publishes its view after it has withdrawn what is not its own by that.
-	o.options.Peers.Say(membership.Said{View: o.view, Candidate: is, Leaving: s.Draining, Serves: able, Unheard: o.unheard(), Reached: reached(s, works)})
+	o.resume(owns)
+	// The view is published after the withdrawal of all addresses that are not this gateway's by it.
+	o.options.Peers.Publish(membership.Published{View: o.view, Candidate: candidate, Draining: s.Draining, CanTakeOver: able, SilentFamilies: o.silentFamilies(), RedirectAddresses: redirectAddresses(s, works)})
 }
 
-// answerForAll answers for every address that the pools have this gateway serve, as other gateways do, as long as it may answer at all.
+// answerForAll answers for every address for which the AddressPools select this gateway, as its peers do.
 func (o *Ownership) answerForAll(ctx context.Context, d Dataplane, s State) {
 	owns := o.options.Right == nil || o.options.Right.ownsAddresses()
-	permitted, digest, now := owns && o.MayAnswer(), o.options.Selection.Digest(), time.Now()
+	mayAnswer, digest, now := owns && o.MayAnswer(), o.options.Selection.Digest(), time.Now()
 	if o.options.Peers != nil {
-		// Gateways that elect need to know that this one has nothing that they might have.
-		o.options.Peers.Say(membership.Said{View: election.View{Configuration: digest}, Leaving: s.Draining, Serves: s.Served && permitted && o.Able(), Unheard: o.unheard(), Reached: reached(s, s.Served)})
+		// Gateways that elect learn from the empty view that this gateway claims no address.
+		o.options.Peers.Publish(membership.Published{View: election.View{Configuration: digest}, Draining: s.Draining, CanTakeOver: s.Served && mayAnswer && o.Able(), SilentFamilies: o.silentFamilies(), RedirectAddresses: redirectAddresses(s, s.Served)})
 		o.bgp.Select(o.options.Selection, now)
 	}
-	chosen := now.Sub(o.bgp.SelectedSince()) >= drain.Notice
-	decided := o.decide(ctx, d, fmt.Sprint(permitted, s.Left, digest, chosen), func(address netip.Addr) (string, bool) {
+	selectionKnown := now.Sub(o.bgp.SelectedSince()) >= drain.Notice
+	decided := o.decide(ctx, d, fmt.Sprint(mayAnswer, s.NoticeOver, digest, selectionKnown), func(address netip.Addr) (string, bool) {
 		serving := o.options.Selection.ServingAddress(address)
-		// Others get a moment to know that this one may be asked.
-		if leaves := !serving.By(o.options.Name); s.Left || leaves && (chosen || !o.answers[address]) {
-			return "", permitted
+		// Peers first need to learn that they may redirect to this gateway.
+		if leaves := !serving.By(o.options.Name); s.NoticeOver || leaves && (selectionKnown || !o.answers[address]) {
+			return "", mayAnswer
 		}
-		return o.options.Name, permitted
+		return o.options.Name, mayAnswer
 	}, func(netip.Addr) bool { return true })
 	if !decided {
 		return
 	}
-	o.beginAgain(owns)
-	if o.options.Routers != nil && s.Served && permitted {
-		o.options.Routers.MayBegin()
+	o.resume(owns)
+	if o.options.Routers != nil && s.Served && mayAnswer {
+		o.options.Routers.AllowSessions()
 	}
 }
 
-// beginAgain follows when nothing is answered for any more since what the gateway had was not kept. With a Lease it may look again.
-func (o *Ownership) beginAgain(owns bool) {
+// resume takes the right to answer again once everything is withdrawn that this gateway could not keep. This needs a Lease.
+func (o *Ownership) resume(owns bool) {
 	if !owns && o.options.Right.acquire() {
 		o.options.Wake()
 	}
 }
 
-// candidatesWithout names the candidates that are none for addresses of the family: other candidates by their own views, this gateway by its
-// interfaces. After a loss this gateway is a candidate for the family again as it is for election: after a while.
+// candidatesWithout returns the candidates that are none for addresses of the family: peers by their own views, this gateway by its interfaces. After
+// a loss of the family this gateway waits before it is a candidate for it again, as after any failure.
 func (o *Ownership) candidatesWithout(f ipam.Family, peers []election.Peer, able, known bool, now time.Time) (without []string) {
 	others := 0
 	for _, p := range peers {
@@ -122,26 +123,26 @@ func (o *Ownership) candidatesWithout(f ipam.Family, peers []election.Peer, able
 			others++
 		}
 	}
-	is := o.families[f].isCandidate(able && o.options.Announcer.Silent(f) == "", others > 0 || !known, o.options.Right.noPeer(), now)
-	if !is && slices.Contains(o.view.Candidates, o.options.Name) {
+	candidate := o.families[f].update(able && o.options.Announcer.Silent(f) == "", others > 0 || !known, o.options.Right.noPeer(), now)
+	if !candidate && slices.Contains(o.view.Candidates, o.options.Name) {
 		without = append(without, o.options.Name)
 	}
 	slices.Sort(without)
 	return without
 }
 
-// unheard are the families of whose addresses nobody would hear from this gateway, or not for a while, or it is not known yet.
-func (o *Ownership) unheard() membership.Unheard {
-	is := func(f ipam.Family) bool {
-		return o.Silent(f) != "" || o.options.Elects && !o.families[f].was || o.options.Routers != nil && !o.options.Routers.HasLooked()
+// silentFamilies returns the families that this gateway announces to nobody, or not for a while, or of which this is not known yet.
+func (o *Ownership) silentFamilies() membership.SilentFamilies {
+	silent := func(f ipam.Family) bool {
+		return o.Silent(f) != "" || o.options.Elects && !o.families[f].active || o.options.Routers != nil && !o.options.Routers.HasLoaded()
 	}
-	return membership.Unheard{IPv4: is(ipam.IPv4), IPv6: is(ipam.IPv6)}
+	return membership.SilentFamilies{IPv4: silent(ipam.IPv4), IPv6: silent(ipam.IPv6)}
 }
 
-// reached are the own addresses for connections that this gateway knows, as long as it works.
-func reached(s State, works bool) []netip.Addr {
-	if !works || s.Reached == nil {
+// redirectAddresses returns the own addresses to which peers may redirect packets, none if the gateway does not work.
+func redirectAddresses(s State, works bool) []netip.Addr {
+	if !works || s.RedirectAddresses == nil {
 		return nil
 	}
-	return s.Reached()
+	return s.RedirectAddresses()
 }

@@ -20,7 +20,7 @@ import (
 	"kubelb.k8c.io/manager/selection"
 )
 
-func TestAnAddressIsAnsweredForWhileItIsThisGatewaysAndNobodyElseHasIt(t *testing.T) {
+func TestAnAddressIsAnsweredForWhileItIsThisGatewaysAndNoPeerHasIt(t *testing.T) {
 	b := announcetest.Board{}
 	g := alone(b, true)
 	one, two, three := netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("203.0.113.2"), netip.MustParseAddr("203.0.113.3")
@@ -29,14 +29,14 @@ func TestAnAddressIsAnsweredForWhileItIsThisGatewaysAndNobodyElseHasIt(t *testin
 			g.Add(a)
 		}
 	}
-	asked := 0
+	calls := 0
 	of := func(addresses ...netip.Addr) func(netip.Addr) bool {
 		set := map[netip.Addr]bool{}
 		for _, a := range addresses {
 			set[a] = true
 		}
 		return func(a netip.Addr) bool {
-			asked++
+			calls++
 			return set[a]
 		}
 	}
@@ -50,84 +50,86 @@ func TestAnAddressIsAnsweredForWhileItIsThisGatewaysAndNobodyElseHasIt(t *testin
 		}
 	}
 	serve(one, two)
-	g.decide(t.Context(), &plane{}, "view 1", mine(one, two), of(one))
+	g.decide(t.Context(), &recordingDataplane{}, "view 1", mine(one, two), of(one))
 	require.Equal(t, announcetest.Board{one: true}, b)
-	require.Equal(t, 1, g.waiting, "two is another one's yet")
-	g.decide(t.Context(), &plane{}, "view 1", mine(one, two), of(one, two))
+	require.Equal(t, 1, g.waiting, "address two may not be claimed yet")
+	g.decide(t.Context(), &recordingDataplane{}, "view 1", mine(one, two), of(one, two))
 	require.Equal(t, announcetest.Board{one: true, two: true}, b)
 	require.Zero(t, g.waiting)
 	serve(three)
-	asked = 0
-	g.decide(t.Context(), &plane{}, "view 1", mine(one, two, three), of(one, two, three))
+	calls = 0
+	g.decide(t.Context(), &recordingDataplane{}, "view 1", mine(one, two, three), of(one, two, three))
 	require.Equal(t, announcetest.Board{one: true, two: true, three: true}, b)
-	require.Equal(t, 2, asked, "whether the new one is mine, and may be claimed")
-	g.decide(t.Context(), &plane{}, "view 2", mine(two), of())
+	require.Equal(t, 2, calls, "only the new address is examined")
+	g.decide(t.Context(), &recordingDataplane{}, "view 2", mine(two), of())
 	require.Equal(t, announcetest.Board{two: true}, b)
 	g.Remove(two)
 	require.Empty(t, maps.Collect(maps.All(b)))
-	g.decide(t.Context(), &plane{}, "view 3", mine(one, two, three), of(one, two, three))
+	g.decide(t.Context(), &recordingDataplane{}, "view 3", mine(one, two, three), of(one, two, three))
 	require.Equal(t, announcetest.Board{one: true, three: true}, b)
 }
 
-// neighbours are fellow gateways, as their Leases say.
-type neighbours []membership.Other
+// neighbours are peers as their Leases show them.
+type neighbours []membership.Peer
 
-func (neighbours) Peers() ([]election.Peer, []string, bool) { return nil, nil, true }
-func (n neighbours) Others() []membership.Other             { return n }
-func (neighbours) Say(membership.Said)                      {}
-func (neighbours) Told(election.View) bool                  { return true }
+func (neighbours) ActivePeers() ([]election.Peer, []string, bool) { return nil, nil, true }
+func (n neighbours) AllPeers() []membership.Peer                  { return n }
+func (neighbours) Publish(membership.Published)                   {}
+func (neighbours) IsPublished(election.View) bool                 { return true }
 
-// plane is a dataplane that is sent redirects, if it runs.
-type plane struct {
+// recordingDataplane is a dataplane that records redirects.
+type recordingDataplane struct {
 	running bool
 	calling time.Time
 	sent    []map[netip.Addr]bool
 }
 
-func (p *plane) Running() bool           { return p.running }
-func (p *plane) CallingSince() time.Time { return p.calling }
-func (p *plane) SendRedirects(_ context.Context, of map[netip.Addr]bool) {
+func (p *recordingDataplane) Running() bool           { return p.running }
+func (p *recordingDataplane) CallingSince() time.Time { return p.calling }
+func (p *recordingDataplane) SendRedirects(_ context.Context, of map[netip.Addr]bool) {
 	p.sent = append(p.sent, maps.Clone(of))
 }
 
-// serves is the state of a gateway whose dataplane works.
-var serves = State{Served: true}
+// served is the state of a gateway whose dataplane works.
+var served = State{Served: true}
 
-// hub is what a gateway has of others by the hub's API: its lease, and theirs.
+// hub is what a gateway reads from the hub's API: its own Lease, and its peers.
 type hub struct {
-	world
+	rightInput
 	right         *Right
 	keepWhenAlone bool
 	peers         []election.Peer
 	candidates    []string
 	unread        bool
-	said          membership.Said
-	others        []membership.Other
+	published     membership.Published
+	allPeers      []membership.Peer
 }
 
-func (h *hub) Peers() ([]election.Peer, []string, bool) { return h.peers, h.candidates, !h.unread }
-func (h *hub) Others() []membership.Other               { return h.others }
-func (h *hub) Say(s membership.Said)                    { h.said = s }
-func (h *hub) Told(election.View) bool                  { return true }
+func (h *hub) ActivePeers() ([]election.Peer, []string, bool) {
+	return h.peers, h.candidates, !h.unread
+}
+func (h *hub) AllPeers() []membership.Peer    { return h.allPeers }
+func (h *hub) Publish(s membership.Published) { h.published = s }
+func (h *hub) IsPublished(election.View) bool { return true }
 
-// gateway is one whose dataplane works, and which has no lease yet.
+// gateway returns a gateway whose dataplane works, and which has no Lease yet.
 func (h *hub) gateway(a announce.Announcer) *Ownership {
-	h.verdict = heartbeat.Alone
+	h.peerState = heartbeat.NoPeer
 	h.right = NewRight(RightOptions{Lease: h, Segment: h, KeepWhenAlone: h.keepWhenAlone, Changed: func() {}, Log: slog.New(slog.DiscardHandler)})
 	return New(Options{Name: "g", Announcer: a, Elects: true, Peers: h, Right: h.right, Selection: selection.New(), Redirect: time.Minute, Alive: everyHost, Wake: func() {}})
 }
 
 func everyHost(addresses []netip.Addr) []netip.Addr { return addresses }
 
-// alone is a gateway that knows nobody else, and answers where it is elected.
+// alone returns a gateway without peers.
 func alone(a announce.Announcer, elects bool) *Ownership {
 	return New(Options{Name: "g", Announcer: a, Elects: elects, Selection: selection.New(), Alive: everyHost, Wake: func() {}})
 }
 
-// elections is as many looks as a gateway takes in a while: the first with a lease only makes it good for what comes.
+// elections runs several elections: the first one with a Lease only acquires the right to answer.
 func elections(t *testing.T, g *Ownership) {
 	for range 10 {
-		g.Elect(t.Context(), &plane{}, serves)
+		g.Elect(t.Context(), &recordingDataplane{}, served)
 	}
 }
 
@@ -135,92 +137,92 @@ func TestAGatewayThatGetsNoLeaseForAWhileHasNotFailed(t *testing.T) {
 	h := &hub{}
 	g := h.gateway(announcetest.Board{})
 	elections(t, g)
-	require.False(t, h.said.Candidate, "nobody knows who else stands")
-	h.take()
+	require.False(t, h.published.Candidate, "the other candidates are not known without a Lease")
+	h.acquireLease()
 	h.unread = true
 	elections(t, g)
-	require.False(t, h.said.Candidate, "nor yet")
+	require.False(t, h.published.Candidate, "the peers' Leases were not read yet")
 	h.unread = false
 	elections(t, g)
-	require.True(t, h.said.Candidate)
-	require.Equal(t, returnAfter, g.candidate.wait())
+	require.True(t, h.published.Candidate)
+	require.Equal(t, minReturnDelay, g.candidate.returnDelay())
 }
 
 func TestAGatewayThatLosesItsLeaseHasFailedOnce(t *testing.T) {
 	h := &hub{candidates: []string{"another"}}
-	h.take()
+	h.acquireLease()
 	g := h.gateway(announcetest.Board{})
 	elections(t, g)
-	require.False(t, h.said.Candidate)
-	g.candidate.since = time.Now().Add(-returnAfter)
+	require.False(t, h.published.Candidate)
+	g.candidate.ableSince = time.Now().Add(-minReturnDelay)
 	elections(t, g)
-	require.True(t, h.said.Candidate)
+	require.True(t, h.published.Candidate)
 
-	h.holds, h.verdict = false, heartbeat.OneReaches
+	h.holds, h.peerState = false, heartbeat.PeerReachesAPI
 	require.False(t, h.right.decide())
-	h.candidates = nil // their leases end as well, as far as this one can see
+	h.candidates = nil // the peers' Leases expire, too
 	elections(t, g)
-	require.False(t, h.said.Candidate)
-	require.Equal(t, 2*returnAfter, g.candidate.wait())
+	require.False(t, h.published.Candidate)
+	require.Equal(t, 2*minReturnDelay, g.candidate.returnDelay())
 
 	h.candidates = []string{"another"}
-	h.take()
+	h.acquireLease()
 	elections(t, g)
-	require.False(t, h.said.Candidate, "it waits, however long it was away")
-	require.Equal(t, 2*returnAfter, g.candidate.wait())
+	require.False(t, h.published.Candidate, "it waits, however long it had no Lease")
+	require.Equal(t, 2*minReturnDelay, g.candidate.returnDelay())
 }
 
-func TestBesideCandidatesOfAnotherConfigurationNobodyBeginsToStand(t *testing.T) {
-	stranger := func(candidates ...string) []election.Peer {
+func TestAmongCandidatesOfAnotherConfigurationAGatewayDoesNotBecomeACandidate(t *testing.T) {
+	foreignPeers := func(candidates ...string) []election.Peer {
 		return []election.Peer{{Name: "another", View: election.View{Candidates: candidates, Configuration: "another version's"}}}
 	}
-	h := &hub{peers: stranger("another"), candidates: []string{"another"}}
-	h.take()
+	h := &hub{peers: foreignPeers("another"), candidates: []string{"another"}}
+	h.acquireLease()
 	g := h.gateway(announcetest.Board{})
 	elections(t, g)
-	g.candidate.since = time.Now().Add(-returnAfter)
+	g.candidate.ableSince = time.Now().Add(-minReturnDelay)
 	elections(t, g)
-	require.False(t, h.said.Candidate, "what it won they would let go of, and it could not take that")
-	h.peers, h.candidates = stranger(), nil
+	require.False(t, h.published.Candidate, "the others would withdraw addresses that it could not take")
+	h.peers, h.candidates = foreignPeers(), nil
 	elections(t, g)
-	require.True(t, h.said.Candidate, "the last one has left")
-	h.peers, h.candidates = stranger("another"), []string{"another"}
+	require.True(t, h.published.Candidate, "no candidate has another configuration any more")
+	h.peers, h.candidates = foreignPeers("another"), []string{"another"}
 	elections(t, g)
-	require.True(t, h.said.Candidate, "what it has it keeps")
+	require.True(t, h.published.Candidate, "it stays a candidate")
 }
 
-func TestWhileTheAPIIsAwayNobodyBeginsToStand(t *testing.T) {
+func TestWithoutTheAPIAGatewayDoesNotBecomeACandidate(t *testing.T) {
 	h := &hub{candidates: []string{"another"}}
-	h.take()
+	h.acquireLease()
 	g := h.gateway(announcetest.Board{})
 	elections(t, g)
-	require.False(t, h.said.Candidate)
+	require.False(t, h.published.Candidate)
 	h.holds, h.candidates = false, nil
 	elections(t, g)
 	h.holds, h.candidates = true, []string{"another"}
 	elections(t, g)
-	require.False(t, h.said.Candidate)
+	require.False(t, h.published.Candidate)
 }
 
-func TestWhoHadAnAddressIsWhoActedUponThat(t *testing.T) {
+func TestTheFormerOwnerOfAnAddressIsTheGatewayThatActedAsItsOwner(t *testing.T) {
 	acting := func(name string, candidates ...string) election.Peer {
 		return election.Peer{Name: name, View: election.View{Candidates: candidates}}
 	}
-	// An address that goes from a by b, if it stands, to this gateway.
+	// An address that goes from a to this gateway, by b if b is a candidate.
 	address := netip.MustParseAddr("203.0.113.1")
 	for election.Winner(address, []string{"a", "b", "g"}, nil) != "a" || election.Winner(address, []string{"b", "g"}, nil) != "b" {
 		address = address.Next()
 	}
 	for former, b := range map[string]election.Peer{
-		"a": acting("b", "a", "b"), // it has not heard that a is gone
+		"a": acting("b", "a", "b"), // b does not know yet that a is gone
 		"b": acting("b", "b"),
 	} {
 		h := &hub{candidates: []string{"a", "b"}, peers: []election.Peer{acting("a", "a", "b"), acting("b", "a", "b")}}
 		at := map[string]netip.Addr{"a": netip.MustParseAddr("192.0.2.1"), "b": netip.MustParseAddr("192.0.2.2")}
 		for name, a := range at {
-			h.others = append(h.others, membership.Other{Name: name, Present: true, Reached: []netip.Addr{a}})
+			h.allPeers = append(h.allPeers, membership.Peer{Name: name, Active: true, RedirectAddresses: []netip.Addr{a}})
 		}
-		h.take()
+		h.acquireLease()
 		g := h.gateway(announcetest.Board{})
 		g.Add(address)
 		elections(t, g)
@@ -228,46 +230,46 @@ func TestWhoHadAnAddressIsWhoActedUponThat(t *testing.T) {
 		elections(t, g)
 		h.candidates, h.peers = nil, nil
 		elections(t, g)
-		require.True(t, h.said.Candidate)
+		require.True(t, h.published.Candidate)
 		require.Equal(t, at[former], g.Redirect(address).Next)
 	}
 }
 
-func TestAGatewayStandsAtOnceWhereThereIsNoOther(t *testing.T) {
+func TestAGatewayWithoutPeersIsACandidateAtOnce(t *testing.T) {
 	var c candidate
 	now := time.Now()
-	require.False(t, c.isCandidate(false, false, true, now))
-	require.True(t, c.isCandidate(true, false, true, now))
-	require.True(t, c.isCandidate(true, true, false, now), "that another one comes ends nothing")
+	require.False(t, c.update(false, false, true, now))
+	require.True(t, c.update(true, false, true, now))
+	require.True(t, c.update(true, true, false, now), "a new candidate changes nothing")
 }
 
-func TestAGatewayWaitsForThoseThatAnswerWithoutALease(t *testing.T) {
+func TestAGatewayWaitsForPeersThatAnswerWithoutALease(t *testing.T) {
 	var c candidate
 	now := time.Now()
-	require.False(t, c.isCandidate(true, false, false, now))
-	require.False(t, c.isCandidate(true, false, false, now.Add(candidateDelay-1)))
-	require.True(t, c.isCandidate(true, false, false, now.Add(candidateDelay)))
-	require.Greater(t, candidateDelay, heartbeat.Silence+trusted+decideFor)
+	require.False(t, c.update(true, false, false, now))
+	require.False(t, c.update(true, false, false, now.Add(candidateDelay-1)))
+	require.True(t, c.update(true, false, false, now.Add(candidateDelay)))
+	require.Greater(t, candidateDelay, heartbeat.Silence+trustPeriod+decisionLifetime)
 }
 
-func TestAGatewayThatComesBackStandsAfterItWasWellForAWhileAndLaterEachTime(t *testing.T) {
+func TestAGatewayThatComesBackWaitsLongerAfterEachFailure(t *testing.T) {
 	var c candidate
 	now := time.Now()
-	wait := returnAfter
+	wait := minReturnDelay
 	for range 12 {
-		require.False(t, c.isCandidate(true, true, false, now))
-		require.False(t, c.isCandidate(true, true, false, now.Add(wait-1)), wait)
+		require.False(t, c.update(true, true, false, now))
+		require.False(t, c.update(true, true, false, now.Add(wait-1)), wait)
 		now = now.Add(wait)
-		require.True(t, c.isCandidate(true, true, false, now), wait)
-		require.False(t, c.isCandidate(false, true, false, now))
-		wait = min(2*wait, returnAtMost)
+		require.True(t, c.update(true, true, false, now), wait)
+		require.False(t, c.update(false, true, false, now))
+		wait = min(2*wait, maxReturnDelay)
 	}
-	now = now.Add(flappingWithin + 1)
-	require.False(t, c.isCandidate(true, true, false, now))
-	now = now.Add(returnAtMost)
-	require.True(t, c.isCandidate(true, true, false, now))
-	require.False(t, c.isCandidate(false, true, false, now))
-	require.Equal(t, 2*returnAfter, c.wait(), "what was long ago counts no more")
+	now = now.Add(flapWindow + 1)
+	require.False(t, c.update(true, true, false, now))
+	now = now.Add(maxReturnDelay)
+	require.True(t, c.update(true, true, false, now))
+	require.False(t, c.update(false, true, false, now))
+	require.Equal(t, 2*minReturnDelay, c.returnDelay(), "an old failure does not count any more")
 }
 
 func TestAGatewayAnswersForAddressesOfTheFamiliesThatItsInterfacesCarry(t *testing.T) {
@@ -279,7 +281,7 @@ func TestAGatewayAnswersForAddressesOfTheFamiliesThatItsInterfacesCarry(t *testi
 		six = six.Next()
 	}
 	h := &hub{}
-	h.take()
+	h.acquireLease()
 	b, why := announcetest.Board{}, map[ipam.Family]string{ipam.IPv6: "IPv6 is turned off"}
 	g := h.gateway(announcetest.Mute{Board: b, IsAble: true, Why: why})
 	for _, a := range []netip.Addr{four, six} {
@@ -287,40 +289,40 @@ func TestAGatewayAnswersForAddressesOfTheFamiliesThatItsInterfacesCarry(t *testi
 	}
 	elections(t, g)
 	require.Equal(t, announcetest.Board{four: true}, b)
-	require.Equal(t, []string{"g"}, h.said.WithoutIPv6, "others are told")
-	require.Empty(t, h.said.WithoutIPv4)
-	require.False(t, g.Settling(time.Now()), "nothing changes by itself")
+	require.Equal(t, []string{"g"}, h.published.WithoutIPv6, "its peers know it")
+	require.Empty(t, h.published.WithoutIPv4)
+	require.False(t, g.IsSettling(time.Now()), "no decision changes by the passing of time")
 
 	delete(why, ipam.IPv6)
 	elections(t, g)
 	require.Equal(t, announcetest.Board{four: true, six: true}, b, "there is no other candidate")
-	require.Empty(t, h.said.WithoutIPv6)
+	require.Empty(t, h.published.WithoutIPv6)
 
 	// Another candidate would win the IPv4 address, but carries IPv6 alone.
 	other := election.Peer{Name: "other", View: election.View{Candidates: both, WithoutIPv4: []string{"other"}}}
 	h.candidates, h.peers = []string{"other"}, []election.Peer{other}
 	elections(t, g)
 	require.Equal(t, announcetest.Board{four: true, six: true}, b)
-	require.Equal(t, []string{"other"}, h.said.WithoutIPv4)
+	require.Equal(t, []string{"other"}, h.published.WithoutIPv4)
 
 	why[ipam.IPv6] = "IPv6 is turned off again"
-	g.Elect(t.Context(), &plane{}, serves)
-	require.Equal(t, announcetest.Board{four: true}, b, "it lets go at once")
-	require.Equal(t, []string{"g"}, h.said.WithoutIPv6)
+	g.Elect(t.Context(), &recordingDataplane{}, served)
+	require.Equal(t, announcetest.Board{four: true}, b, "it withdraws the address at once")
+	require.Equal(t, []string{"g"}, h.published.WithoutIPv6)
 
 	delete(why, ipam.IPv6)
 	elections(t, g)
 	require.Equal(t, announcetest.Board{four: true}, b, "it waits after a loss")
-	require.True(t, g.Settling(time.Now()))
-	g.families[ipam.IPv6].since = time.Now().Add(-2 * returnAfter)
+	require.True(t, g.IsSettling(time.Now()))
+	g.families[ipam.IPv6].ableSince = time.Now().Add(-2 * minReturnDelay)
 	elections(t, g)
 	require.Equal(t, announcetest.Board{four: true, six: true}, b)
-	require.True(t, h.said.Candidate, "it has remained a candidate")
-	require.False(t, g.Settling(time.Now()))
+	require.True(t, h.published.Candidate, "it has stayed a candidate")
+	require.False(t, g.IsSettling(time.Now()))
 }
 
-// A decision that waits for the backend is not carried out after a later one.
-func TestADecisionThatWaitedIsGivenUpForALaterOne(t *testing.T) {
+// A decision that waits for the plugin is not carried out after a later one.
+func TestADecisionThatWaitedIsCancelledByALaterOne(t *testing.T) {
 	b := announcetest.Board{}
 	g := alone(b, true)
 	one := netip.MustParseAddr("203.0.113.1")
@@ -328,69 +330,69 @@ func TestADecisionThatWaitedIsGivenUpForALaterOne(t *testing.T) {
 	is := func(netip.Addr) (string, bool) { return "g", true }
 	isNot := func(netip.Addr) (string, bool) { return "other", true }
 	may := func(netip.Addr) bool {
-		// Meanwhile another one is elected.
+		// Meanwhile another gateway is elected.
 		g.answers[one] = false
-		require.True(t, g.decide(t.Context(), &plane{}, "later", isNot, func(netip.Addr) bool { return true }))
+		require.True(t, g.decide(t.Context(), &recordingDataplane{}, "later", isNot, func(netip.Addr) bool { return true }))
 		return true
 	}
-	require.False(t, g.decide(t.Context(), &plane{}, "earlier", is, may))
+	require.False(t, g.decide(t.Context(), &recordingDataplane{}, "earlier", is, may))
 	require.Empty(t, b)
 }
 
-func TestAnAddressThatComesWhileTheLeaseIsAwayIsNotCalledAnnouncedBeforeItIs(t *testing.T) {
+func TestAnAddressThatIsAddedWithoutALeaseIsNotReportedAsAnnounced(t *testing.T) {
 	h, b := &hub{keepWhenAlone: true}, announcetest.Board{}
-	h.take()
+	h.acquireLease()
 	g := h.gateway(b)
 	before, next := netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("203.0.113.2")
 	g.Add(before)
 	elections(t, g)
 	require.Equal(t, announcetest.Board{before: true}, b)
-	require.True(t, g.Announces(true))
+	require.True(t, g.AllAnnounced(true))
 
 	h.holds = false
-	require.True(t, h.right.decide(), "it is alone, and keeps what it has")
-	g.Elect(t.Context(), &plane{}, serves)
-	require.True(t, g.Announces(true))
+	require.True(t, h.right.decide(), "it is alone, and keeps its addresses")
+	g.Elect(t.Context(), &recordingDataplane{}, served)
+	require.True(t, g.AllAnnounced(true))
 	g.Add(next)
-	g.Elect(t.Context(), &plane{}, serves)
-	require.Equal(t, announcetest.Board{before: true}, b, "it takes nothing new")
-	require.False(t, g.Announces(true))
+	g.Elect(t.Context(), &recordingDataplane{}, served)
+	require.Equal(t, announcetest.Board{before: true}, b, "it takes no new address")
+	require.False(t, g.AllAnnounced(true))
 
 	h.holds = true
 	elections(t, g)
 	require.Equal(t, announcetest.Board{before: true, next: true}, b)
-	require.True(t, g.Announces(true))
+	require.True(t, g.AllAnnounced(true))
 }
 
-func TestAGatewayThatMayNotAnswerDoesNotSayThatItAnnounced(t *testing.T) {
-	w := &world{verdict: heartbeat.OneReaches}
+func TestAGatewayThatMayNotAnswerDoesNotReportAnnouncements(t *testing.T) {
+	w := &rightInput{peerState: heartbeat.PeerReachesAPI}
 	right := w.right(true)
 	g := New(Options{Name: "g", Announcer: announcetest.Board{}, Right: right, Selection: selection.New(), Alive: everyHost, Wake: func() {}})
-	g.Elect(t.Context(), &plane{}, serves)
-	require.True(t, g.Announces(true))
+	g.Elect(t.Context(), &recordingDataplane{}, served)
+	require.True(t, g.AllAnnounced(true))
 	w.holds = false
 	require.False(t, right.decide())
-	g.Elect(t.Context(), &plane{}, serves)
-	require.False(t, g.Announces(true))
+	g.Elect(t.Context(), &recordingDataplane{}, served)
+	require.False(t, g.AllAnnounced(true))
 }
 
-func TestADecisionThatWasGivenUpHasAnnouncedNothing(t *testing.T) {
+func TestACancelledDecisionAnnouncesNothing(t *testing.T) {
 	b := announcetest.Board{}
 	g := alone(b, true)
 	g.Add(netip.MustParseAddr("203.0.113.1"))
 	mine := func(netip.Addr) (string, bool) { return "g", true }
 	may := func(netip.Addr) bool { return true }
-	require.False(t, g.decide(t.Context(), &plane{}, "view", mine, func(netip.Addr) bool {
-		return g.decide(t.Context(), &plane{}, "view", mine, may) // another decision, while the backend was called
+	require.False(t, g.decide(t.Context(), &recordingDataplane{}, "view", mine, func(netip.Addr) bool {
+		return g.decide(t.Context(), &recordingDataplane{}, "view", mine, may) // another decision during the call of the plugin
 	}))
 	require.Empty(t, b)
-	require.False(t, g.Announces(true))
-	require.True(t, g.decide(t.Context(), &plane{}, "view", mine, may))
+	require.False(t, g.AllAnnounced(true))
+	require.True(t, g.decide(t.Context(), &recordingDataplane{}, "view", mine, may))
 	require.Len(t, b, 1)
-	require.True(t, g.Announces(true))
+	require.True(t, g.AllAnnounced(true))
 }
 
-func TestAGatewayThatIsHeardOfOneFamilyReplacesAnotherForThatFamilyOnly(t *testing.T) {
+func TestAGatewayThatAnnouncesOneFamilyReplacesAnotherForThatFamilyOnly(t *testing.T) {
 	v4, v6 := netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("2001:db8:f::1")
 	var own announcetest.Mute
 	replaced := func(others neighbours, addresses ...netip.Addr) bool {
@@ -398,34 +400,34 @@ func TestAGatewayThatIsHeardOfOneFamilyReplacesAnotherForThatFamilyOnly(t *testi
 		for _, a := range addresses {
 			g.Add(a)
 		}
-		return g.Replaced()
+		return g.IsReplaced()
 	}
-	only4 := membership.Other{Name: "four", Present: true, Serves: true, Unheard: membership.Unheard{IPv6: true}}
-	only6 := membership.Other{Name: "six", Present: true, Serves: true, Unheard: membership.Unheard{IPv4: true}}
+	only4 := membership.Peer{Name: "four", Active: true, CanTakeOver: true, Silent: membership.SilentFamilies{IPv6: true}}
+	only6 := membership.Peer{Name: "six", Active: true, CanTakeOver: true, Silent: membership.SilentFamilies{IPv4: true}}
 	require.True(t, replaced(neighbours{only4}, v4))
-	require.False(t, replaced(neighbours{only4}, v4, v6), "nobody would hear of the IPv6 address")
+	require.False(t, replaced(neighbours{only4}, v4, v6), "nobody would announce the IPv6 address")
 	require.False(t, replaced(neighbours{only6}, v4, v6))
 	require.True(t, replaced(neighbours{only4, only6}, v4, v6))
 
 	own.Why = map[ipam.Family]string{ipam.IPv6: "IPv6 is turned off"}
-	require.True(t, replaced(neighbours{only4}, v4, v6), "nobody hears of the IPv6 address now, either")
+	require.True(t, replaced(neighbours{only4}, v4, v6), "the IPv6 address is not announced now, either")
 	require.False(t, replaced(neighbours{only6}, v4, v6))
 }
 
-func TestAGatewaySaysForWhichFamiliesItCannotTakeOver(t *testing.T) {
+func TestAGatewayPublishesTheFamiliesThatItCannotTakeOver(t *testing.T) {
 	own := announcetest.Mute{Why: map[ipam.Family]string{ipam.IPv6: "IPv6 is turned off"}}
-	require.Equal(t, membership.Unheard{IPv6: true}, alone(own, false).unheard())
+	require.Equal(t, membership.SilentFamilies{IPv6: true}, alone(own, false).silentFamilies())
 	g := alone(own, true)
-	require.Equal(t, membership.Unheard{IPv4: true, IPv6: true}, g.unheard(), "it is a candidate for neither yet")
-	g.families[ipam.IPv4].was = true
-	require.Equal(t, membership.Unheard{IPv6: true}, g.unheard())
+	require.Equal(t, membership.SilentFamilies{IPv4: true, IPv6: true}, g.silentFamilies(), "it is a candidate for neither family yet")
+	g.families[ipam.IPv4].active = true
+	require.Equal(t, membership.SilentFamilies{IPv6: true}, g.silentFamilies())
 }
 
-// moved is a gateway that is to take an address over from another one, which is there.
+// moved returns a gateway that is to take an address over from a peer that works.
 func moved(t *testing.T, d Dataplane) (*Ownership, announcetest.Board) {
 	t.Helper()
 	b := announcetest.Board{}
-	other := membership.Other{Name: "other", Present: true, Reached: []netip.Addr{netip.MustParseAddr("192.0.2.2")}}
+	other := membership.Peer{Name: "other", Active: true, RedirectAddresses: []netip.Addr{netip.MustParseAddr("192.0.2.2")}}
 	g := New(Options{Name: "g", Announcer: b, Elects: true, Peers: neighbours{other}, Selection: selection.New(), Redirect: time.Minute, Alive: everyHost, Wake: func() {}})
 	address := netip.MustParseAddr("203.0.113.1")
 	g.Add(address)
@@ -438,35 +440,35 @@ func moved(t *testing.T, d Dataplane) (*Ownership, announcetest.Board) {
 func mineAlways(netip.Addr) (string, bool) { return "g", true }
 func always(netip.Addr) bool               { return true }
 
-func TestTheDataplaneIsSentARedirectBeforeTheAddressIsClaimed(t *testing.T) {
+func TestTheDataplaneGetsARedirectBeforeTheAddressIsClaimed(t *testing.T) {
 	address := netip.MustParseAddr("203.0.113.1")
-	d := &plane{running: true}
+	d := &recordingDataplane{running: true}
 	g, b := moved(t, d)
 	require.Equal(t, []map[netip.Addr]bool{{address: true}}, d.sent)
 	require.Equal(t, model.Handover{Next: netip.MustParseAddr("192.0.2.2"), Asks: 3}, g.Redirect(address))
 	require.Equal(t, announcetest.Board{address: true}, b)
-	require.Equal(t, 1, g.Redirected())
-	require.False(t, g.RedirectsExpire().IsZero())
+	require.Equal(t, 1, g.RedirectedCount())
+	require.False(t, g.NextRedirectExpiry().IsZero())
 }
 
-func TestAnAddressIsClaimedOnceTheDataplaneHasItsRedirectOrDoesNotAnswerForAWhile(t *testing.T) {
+func TestAnAddressIsClaimedOnceTheDataplaneHasItsRedirectOrIsSilentForAWhile(t *testing.T) {
 	address := netip.MustParseAddr("203.0.113.1")
-	d := &plane{running: true, calling: time.Now()}
+	d := &recordingDataplane{running: true, calling: time.Now()}
 	g, b := moved(t, d)
-	require.Empty(t, d.sent, "it works on a call")
+	require.Empty(t, d.sent, "the plugin works on a call")
 	require.Empty(t, b)
-	require.True(t, g.Settling(time.Now()), "it looks again")
+	require.True(t, g.IsSettling(time.Now()), "it decides again soon")
 	d.calling = time.Time{}
 	require.True(t, g.decide(t.Context(), d, "view", mineAlways, always))
 	require.Len(t, d.sent, 1)
 	require.Equal(t, announcetest.Board{address: true}, b)
 
-	_, b = moved(t, &plane{running: true, calling: time.Now().Add(-redirectPatience)})
-	require.Equal(t, announcetest.Board{address: true}, b, "its clients cannot wait for that any longer")
+	_, b = moved(t, &recordingDataplane{running: true, calling: time.Now().Add(-redirectTimeout)})
+	require.Equal(t, announcetest.Board{address: true}, b, "clients do not wait any longer")
 }
 
-func TestADataplaneThatDoesNotRunIsSentAllRedirectsWithItsStart(t *testing.T) {
-	d := &plane{}
+func TestADataplaneThatStartsGetsAllRedirects(t *testing.T) {
+	d := &recordingDataplane{}
 	g, b := moved(t, d)
 	require.Len(t, b, 1)
 	d.running = true

@@ -10,115 +10,115 @@ import (
 	"kubelb.k8c.io/manager/heartbeat"
 )
 
-// Lease is this gateway's.
+// Lease is this gateway's Lease.
 type Lease interface {
-	// Term counts how often the gateway has got its Lease. holds tells whether it holds it now.
-	Term() (term uint64, holds bool)
+	// LeaseNumber returns how often the gateway has acquired its Lease, and whether the Lease is valid now.
+	LeaseNumber() (term uint64, holds bool)
 }
 
 // Segment is what is heard of other gateways on the segment.
 type Segment interface {
-	Verdict() heartbeat.Verdict
-	// Since tells whether a peer has held a Lease since then, and whether one that was heard then is missing.
-	Since(then time.Duration) (leased, missing bool)
+	PeerState() heartbeat.PeerState
+	// PeersSince reports whether a peer that is heard has had a Lease since then, and whether a peer that was heard then is missing.
+	PeersSince(then time.Duration) (leased, missing bool)
 }
 
-// RightOptions are what a right depends on.
+// RightOptions configure a Right.
 type RightOptions struct {
 	Lease   Lease
 	Segment Segment
 	// KeepWhenAlone: without the API, and without another gateway on the segment, the gateway goes on to answer.
 	KeepWhenAlone bool
-	// Shared: others may answer for the same addresses, so that it does no harm to go on where the gateway cannot tell.
+	// Shared: other gateways may answer for the same addresses, so that it does no harm to go on in doubt.
 	Shared bool
 	// Changed is called when the right has come or gone.
 	Changed func()
 	Log     *slog.Logger
 }
 
-// Right is the right to answer for addresses at all. The gateway has it while its Lease lasts. When it cannot renew the Lease, it goes on if no other
-// gateway can either, since then nobody takes its addresses over.
+// Right is the right to answer for addresses. The gateway has it while its Lease is valid. If it cannot renew the Lease, it goes on as long as no
+// other gateway can renew its Lease either: then nobody takes its addresses over.
 //
-// Where it could not tell for a while, since it heard nobody or stood still, it is silent, and goes on with what it had once it is sure that nobody
-// could have taken that over meanwhile. Otherwise it has to withdraw everything, and begins again with its next Lease.
+// If the gateway could not know that for a while, because it heard nobody or stood still, it is silent. It goes on with its addresses once it is sure
+// that no peer could have taken them over. Otherwise it withdraws everything, and begins again with its next Lease.
 //
-// It is safe for concurrent use. It is made before what asks it, such as an announcer.
+// A Right is safe for concurrent use. It is created before the announcer, which asks it.
 type Right struct {
 	options RightOptions
 
 	mu sync.Mutex // guards all below
-	// term is the lease for which the gateway answers; until is up to when it may go on without it, by clock.Now.
-	term  uint64
-	until time.Duration
-	// owns: what it answers for has not been withdrawn since it held the Lease.
+	// leaseNumber is the Lease for which the gateway answers. validUntil is when a decision to go on without a Lease ends, by clock.Now.
+	leaseNumber uint64
+	validUntil  time.Duration
+	// owns: the addresses of the gateway were not withdrawn since it had the Lease.
 	owns bool
-	// safeAt is the last time that it was known that nobody else had any of that, by clock.Now. heard: it was so because no other gateway reached
-	// the API. could is whether it could answer at the last look.
-	safeAt       time.Duration
-	heard, could bool
+	// safeAt is the last time at which surely no peer had any of these addresses, by clock.Now. byHeartbeats: this was known because no other gateway
+	// reached the API. couldAnswer: the last decision allowed to answer.
+	safeAt                    time.Duration
+	byHeartbeats, couldAnswer bool
 }
 
-// A decision to go on is good for a moment: a process that stood still has to decide anew.
+// A decision to go on is valid for decisionLifetime: a process that stood still has to decide again.
 const (
-	decideEvery = 50 * time.Millisecond
-	decideFor   = 3 * decideEvery
+	decisionInterval = 50 * time.Millisecond
+	decisionLifetime = 3 * decisionInterval
 )
 
-// trusted is for how long after a gateway was sure that no other one has a lease none can have taken over: one that comes back after that
-// waits for longer than a lease lasts, which is a second at least, and frames are heard within heartbeat.Silence.
-const trusted = 500 * time.Millisecond
+// trustPeriod is the time after a safe moment in which no peer can have taken over. A peer that reaches the API again waits for longer than its Lease
+// lasts, which is a second at least, and its frames are heard within heartbeat.Silence.
+const trustPeriod = 500 * time.Millisecond
 
 // NewRight returns a right that begins with the next Lease.
 func NewRight(o RightOptions) *Right { return &Right{options: o} }
 
-// MayAnswer tells whether the gateway may answer, as of now.
+// MayAnswer reports whether the gateway may answer now.
 func (r *Right) MayAnswer() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.holds() || r.owns && r.until > clock.Now()
+	return r.leaseValid() || r.owns && r.validUntil > clock.Now()
 }
 
-// holdsLease tells whether it may because of its lease.
+// holdsLease reports whether the gateway may answer because of its Lease.
 func (r *Right) holdsLease() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.holds()
+	return r.leaseValid()
 }
 
-func (r *Right) holds() bool {
-	term, holds := r.options.Lease.Term()
-	return r.owns && holds && term == r.term
+func (r *Right) leaseValid() bool {
+	number, holds := r.options.Lease.LeaseNumber()
+	return r.owns && holds && number == r.leaseNumber
 }
 
-// ownsAddresses tells whether what the gateway answers for is still its own, even if it has to be silent for the moment.
+// ownsAddresses reports whether the addresses of the gateway are still its own, even if it has to be silent for the moment.
 func (r *Right) ownsAddresses() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.owns
 }
 
-// acquire is called when nothing is answered for: the Lease that there is now, if any, is good for what comes. It tells whether there is one.
+// acquire is called when no address is answered for. It binds the right to the present Lease, and returns whether there is one.
 func (r *Right) acquire() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	term, holds := r.options.Lease.Term()
+	number, holds := r.options.Lease.LeaseNumber()
 	if holds {
-		r.owns, r.term, r.safeAt, r.could, r.until = true, term, clock.Now(), true, 0
-		r.heard = false
+		r.owns, r.leaseNumber, r.safeAt, r.couldAnswer, r.validUntil = true, number, clock.Now(), true, 0
+		r.byHeartbeats = false
 	}
 	return holds
 }
 
-// Run decides, again and again, until ctx ends.
+// Run decides again and again until ctx ends.
 func (r *Right) Run(ctx context.Context) error {
-	ticker := time.NewTicker(decideEvery)
+	ticker := time.NewTicker(decisionInterval)
 	defer ticker.Stop()
 	mayBefore, keptBefore := false, false
 	for ctx.Err() == nil {
-		may, kept := r.decide(), r.ownsAddresses()
-		if may != mayBefore || kept != keptBefore {
-			mayBefore, keptBefore = may, kept
-			r.options.Log.Info("the right to answer for addresses", "now", may, "kept", kept, "leased", r.holdsLease())
+		mayAnswer, kept := r.decide(), r.ownsAddresses()
+		if mayAnswer != mayBefore || kept != keptBefore {
+			mayBefore, keptBefore = mayAnswer, kept
+			r.options.Log.Info("the right to answer for addresses has changed", "mayAnswer", mayAnswer, "keepsAddresses", kept, "holdsLease", r.holdsLease())
 			r.options.Changed()
 		}
 		select {
@@ -128,11 +128,11 @@ func (r *Right) Run(ctx context.Context) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.until = 0
+	r.validUntil = 0
 	return nil
 }
 
-// decide returns whether the gateway may answer.
+// decide decides whether the gateway may answer.
 func (r *Right) decide() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -140,51 +140,51 @@ func (r *Right) decide() bool {
 		return false
 	}
 	now := clock.Now()
-	term, holds := r.options.Lease.Term()
+	number, holds := r.options.Lease.LeaseNumber()
 	switch {
 	case !holds:
-		r.owns, r.could = r.decideWithoutLease(now, r.options.Segment.Verdict())
-	case term == r.term || r.options.Shared || r.heard && now-r.safeAt <= trusted || r.isAlone():
-		r.term, r.safeAt, r.heard, r.could = term, now, false, true
+		r.owns, r.couldAnswer = r.decideWithoutLease(now, r.options.Segment.PeerState())
+	case number == r.leaseNumber || r.options.Shared || r.byHeartbeats && now-r.safeAt <= trustPeriod || r.isAlone():
+		r.leaseNumber, r.safeAt, r.byHeartbeats, r.couldAnswer = number, now, false, true
 	default:
-		r.owns, r.could = false, false
+		r.owns, r.couldAnswer = false, false
 	}
-	r.until = 0
-	if r.could && !holds {
-		r.until = now + decideFor
+	r.validUntil = 0
+	if r.couldAnswer && !holds {
+		r.validUntil = now + decisionLifetime
 	}
-	return r.could
+	return r.couldAnswer
 }
 
-// noPeer tells whether no other gateway is on the segment.
-func (r *Right) noPeer() bool { return r.options.Segment.Verdict() == heartbeat.Alone }
+// noPeer reports whether no other gateway is on the segment.
+func (r *Right) noPeer() bool { return r.options.Segment.PeerState() == heartbeat.NoPeer }
 
-// isAlone tells whether it has gone on as the only gateway of the segment, where there was no other one when it had its lease either.
+// isAlone reports whether the gateway goes on as the only one of the segment, and was the only one when it had its Lease.
 func (r *Right) isAlone() bool {
-	if !r.could || !r.options.KeepWhenAlone || !r.noPeer() {
+	if !r.couldAnswer || !r.options.KeepWhenAlone || !r.noPeer() {
 		return false
 	}
-	leased, missing := r.options.Segment.Since(r.safeAt)
+	leased, missing := r.options.Segment.PeersSince(r.safeAt)
 	return !leased && !missing
 }
 
-// decideWithoutLease tells whether the gateway keeps what it has without its lease, and whether it may answer for it now.
-func (r *Right) decideWithoutLease(now time.Duration, verdict heartbeat.Verdict) (keeps, may bool) {
-	switch verdict {
-	case heartbeat.OneReaches:
-		back := r.heard && now-r.safeAt <= trusted // so may this one be in a moment
+// decideWithoutLease reports whether the gateway keeps its addresses without a Lease, and whether it may answer for them now.
+func (r *Right) decideWithoutLease(now time.Duration, peerState heartbeat.PeerState) (keeps, mayAnswer bool) {
+	switch peerState {
+	case heartbeat.PeerReachesAPI:
+		back := r.byHeartbeats && now-r.safeAt <= trustPeriod // the API is back, and this gateway may get its Lease, too
 		return back, back
-	case heartbeat.Alone:
+	case heartbeat.NoPeer:
 		return true, r.options.KeepWhenAlone
-	case heartbeat.Unsure:
-		return true, r.options.Shared && r.could
+	case heartbeat.Unknown:
+		return true, r.options.Shared && r.couldAnswer
 	}
 	if now-r.safeAt > heartbeat.Silence && !r.options.Shared {
-		leased, missing := r.options.Segment.Since(r.safeAt)
+		leased, missing := r.options.Segment.PeersSince(r.safeAt)
 		if leased || missing && !r.options.KeepWhenAlone {
 			return !leased, false
 		}
 	}
-	r.safeAt, r.heard = now, true
+	r.safeAt, r.byHeartbeats = now, true
 	return true, true
 }

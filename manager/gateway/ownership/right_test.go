@@ -11,54 +11,54 @@ import (
 	"kubelb.k8c.io/manager/heartbeat"
 )
 
-// world is what a right is decided by.
-type world struct {
-	term            uint64
+// rightInput is the input of a right.
+type rightInput struct {
+	leaseNumber     uint64
 	holds           bool
-	verdict         heartbeat.Verdict
+	peerState       heartbeat.PeerState
 	leased, missing bool
 }
 
-func (w *world) Term() (uint64, bool)             { return w.term, w.holds }
-func (w *world) Verdict() heartbeat.Verdict       { return w.verdict }
-func (w *world) Since(time.Duration) (bool, bool) { return w.leased, w.missing }
-func (w *world) right(keepWhenAlone bool) *Right {
-	return w.begun(RightOptions{KeepWhenAlone: keepWhenAlone})
+func (w *rightInput) LeaseNumber() (uint64, bool)           { return w.leaseNumber, w.holds }
+func (w *rightInput) PeerState() heartbeat.PeerState        { return w.peerState }
+func (w *rightInput) PeersSince(time.Duration) (bool, bool) { return w.leased, w.missing }
+func (w *rightInput) right(keepWhenAlone bool) *Right {
+	return w.rightWith(RightOptions{KeepWhenAlone: keepWhenAlone})
 }
 
-// begun is the right of a gateway that has its lease.
-func (w *world) begun(o RightOptions) *Right {
+// rightWith returns the right of a gateway that has its Lease.
+func (w *rightInput) rightWith(o RightOptions) *Right {
 	o.Lease, o.Segment, o.Changed, o.Log = w, w, func() {}, slog.New(slog.DiscardHandler)
 	r := NewRight(o)
-	w.take()
+	w.acquireLease()
 	r.acquire()
 	return r
 }
 
-// take gives the gateway a new lease.
-func (w *world) take() { w.term, w.holds = w.term+1, true }
+// acquireLease gives the gateway a new Lease.
+func (w *rightInput) acquireLease() { w.leaseNumber, w.holds = w.leaseNumber+1, true }
 
-// later has the right's last sure look be longer ago than it is trusted.
-func later(r *Right) { r.safeAt -= trusted }
+// expireTrust moves the right's last safe moment into the past, by trustPeriod.
+func expireTrust(r *Right) { r.safeAt -= trustPeriod }
 
-func TestWithoutTheLeaseAGatewayGoesOnOnlyIfNobodyTakesOver(t *testing.T) {
+func TestWithoutALeaseAGatewayGoesOnOnlyIfNobodyTakesOver(t *testing.T) {
 	for name, c := range map[string]struct {
-		verdict       heartbeat.Verdict
+		verdict       heartbeat.PeerState
 		keepWhenAlone bool
 		goesOn, keeps bool
 	}{
-		"another one reaches the API":         {heartbeat.OneReaches, true, false, false},
-		"nobody reaches it":                   {heartbeat.NoneReaches, false, true, true},
-		"alone, and told to keep":             {heartbeat.Alone, true, true, true},
-		"alone, and told to let go":           {heartbeat.Alone, false, false, true},
-		"it has not listened for long enough": {heartbeat.Unsure, true, false, true},
+		"a peer reaches the API":              {heartbeat.PeerReachesAPI, true, false, false},
+		"no peer reaches it":                  {heartbeat.PeersWithoutAPI, false, true, true},
+		"alone, keep when alone":              {heartbeat.NoPeer, true, true, true},
+		"alone, withdraw when alone":          {heartbeat.NoPeer, false, false, true},
+		"it has not listened for long enough": {heartbeat.Unknown, true, false, true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			w := &world{verdict: c.verdict}
+			w := &rightInput{peerState: c.verdict}
 			r := w.right(c.keepWhenAlone)
 			require.True(t, r.decide())
 			w.holds = false
-			require.False(t, r.MayAnswer(), "it has to be decided first")
+			require.False(t, r.MayAnswer(), "a decision has to come first")
 			require.Equal(t, c.goesOn, r.decide())
 			require.Equal(t, c.goesOn, r.MayAnswer())
 			require.Equal(t, c.keeps, r.ownsAddresses())
@@ -67,40 +67,40 @@ func TestWithoutTheLeaseAGatewayGoesOnOnlyIfNobodyTakesOver(t *testing.T) {
 	}
 }
 
-func TestWhatWasLetGoComesBackWithTheNextLeaseOnly(t *testing.T) {
-	w := &world{verdict: heartbeat.OneReaches}
+func TestWithdrawnAddressesComeBackOnlyWithTheNextLease(t *testing.T) {
+	w := &rightInput{peerState: heartbeat.PeerReachesAPI}
 	r := w.right(true)
 	w.holds = false
 	require.False(t, r.decide())
-	w.verdict = heartbeat.NoneReaches
-	require.False(t, r.decide(), "another one has what it had")
+	w.peerState = heartbeat.PeersWithoutAPI
+	require.False(t, r.decide(), "a peer may have its addresses")
 	require.False(t, r.acquire())
-	w.take()
+	w.acquireLease()
 	require.False(t, r.decide())
-	require.False(t, r.MayAnswer(), "what it answered for has to be let go first")
+	require.False(t, r.MayAnswer(), "its addresses have to be withdrawn first")
 	require.True(t, r.acquire())
 	require.True(t, r.MayAnswer())
 	require.True(t, r.decide())
 }
 
-func TestAGatewayThatCouldNotTellGoesOnOnceItIsSureThatNobodyTookOver(t *testing.T) {
+func TestAGatewayInDoubtGoesOnOnceItIsSureThatNobodyTookOver(t *testing.T) {
 	for name, c := range map[string]struct {
 		leased, missing, keepWhenAlone bool
 		goesOn, keeps                  bool
 	}{
-		"nobody had a lease":                               {false, false, false, true, true},
-		"one had a lease":                                  {true, false, true, false, false},
-		"one is not heard any more":                        {false, true, false, false, true},
-		"one is not heard any more, and it may keep alone": {false, true, true, true, true},
+		"no peer had a Lease":                           {false, false, false, true, true},
+		"a peer had a Lease":                            {true, false, true, false, false},
+		"a peer is not heard any more":                  {false, true, false, false, true},
+		"a peer is not heard any more, keep when alone": {false, true, true, true, true},
 	} {
-		for _, before := range []heartbeat.Verdict{heartbeat.Unsure, heartbeat.Alone} {
+		for _, before := range []heartbeat.PeerState{heartbeat.Unknown, heartbeat.NoPeer} {
 			t.Run(name, func(t *testing.T) {
-				w := &world{verdict: before, leased: c.leased, missing: c.missing}
+				w := &rightInput{peerState: before, leased: c.leased, missing: c.missing}
 				r := w.right(c.keepWhenAlone)
 				w.holds = false
 				r.decide()
-				later(r)
-				w.verdict = heartbeat.NoneReaches
+				expireTrust(r)
+				w.peerState = heartbeat.PeersWithoutAPI
 				require.Equal(t, c.goesOn, r.decide())
 				require.Equal(t, c.goesOn, r.MayAnswer())
 				require.Equal(t, c.keeps, r.ownsAddresses())
@@ -109,46 +109,46 @@ func TestAGatewayThatCouldNotTellGoesOnOnceItIsSureThatNobodyTookOver(t *testing
 	}
 }
 
-func TestWhenOthersComeBackAGatewayHasAMomentToComeBackToo(t *testing.T) {
-	w := &world{verdict: heartbeat.NoneReaches}
+func TestWhenPeersReachTheAPIAgainAGatewayHasAMomentToRenewItsLease(t *testing.T) {
+	w := &rightInput{peerState: heartbeat.PeersWithoutAPI}
 	r := w.right(false)
 	w.holds = false
 	require.True(t, r.decide())
-	w.verdict = heartbeat.OneReaches
+	w.peerState = heartbeat.PeerReachesAPI
 	require.True(t, r.decide())
-	w.take()
+	w.acquireLease()
 	require.True(t, r.decide())
 	require.True(t, r.holdsLease())
 
 	w.holds = false
-	require.False(t, r.decide(), "it was not without a lease together with the other one")
+	require.False(t, r.decide(), "the peer had a Lease all the time")
 	require.False(t, r.ownsAddresses())
-	w.take()
+	w.acquireLease()
 	require.True(t, r.acquire())
-	w.holds, w.verdict = false, heartbeat.NoneReaches
+	w.holds, w.peerState = false, heartbeat.PeersWithoutAPI
 	require.True(t, r.decide())
-	w.verdict = heartbeat.OneReaches
-	r.safeAt -= trusted
-	require.False(t, r.decide(), "the moment is over")
+	w.peerState = heartbeat.PeerReachesAPI
+	r.safeAt -= trustPeriod
+	require.False(t, r.decide(), "the time to come back is over")
 	require.False(t, r.ownsAddresses())
 }
 
-func TestALeaseThatIsGotAnewIsGoodForWhatIsHeldOnlyIfTheGatewayWasSureUpToThen(t *testing.T) {
-	w := &world{verdict: heartbeat.NoneReaches}
+func TestANewLeaseKeepsTheAddressesOnlyIfNobodyCouldHaveTakenThemOver(t *testing.T) {
+	w := &rightInput{peerState: heartbeat.PeersWithoutAPI}
 	r := w.right(true)
 	w.holds = false
 	require.True(t, r.decide())
-	w.take()
+	w.acquireLease()
 	require.True(t, r.MayAnswer())
 	require.False(t, r.holdsLease())
 	require.True(t, r.decide())
-	require.True(t, r.holdsLease(), "nobody could take over between")
+	require.True(t, r.holdsLease(), "no peer could take over in between")
 
-	w.holds, w.verdict = false, heartbeat.Unsure
+	w.holds, w.peerState = false, heartbeat.Unknown
 	require.False(t, r.decide())
-	later(r)
-	w.take()
-	require.False(t, r.MayAnswer(), "who stood still has a new lease, and what others took over")
+	expireTrust(r)
+	w.acquireLease()
+	require.False(t, r.MayAnswer(), "the gateway stood still, and peers may have taken its addresses over")
 	require.False(t, r.decide())
 	require.False(t, r.ownsAddresses())
 	require.True(t, r.acquire())
@@ -157,37 +157,37 @@ func TestALeaseThatIsGotAnewIsGoodForWhatIsHeldOnlyIfTheGatewayWasSureUpToThen(t
 
 func TestTheOnlyGatewayOfASegmentGoesOnWithItsNextLease(t *testing.T) {
 	for _, missing := range []bool{false, true} {
-		w := &world{verdict: heartbeat.Alone, missing: missing}
+		w := &rightInput{peerState: heartbeat.NoPeer, missing: missing}
 		r := w.right(true)
 		w.holds = false
 		require.True(t, r.decide())
-		later(r)
-		w.take()
-		require.Equal(t, !missing, r.decide(), "another one may have taken over that was there before")
+		expireTrust(r)
+		w.acquireLease()
+		require.Equal(t, !missing, r.decide(), "a peer that was heard before may have taken over")
 		require.Equal(t, !missing, r.ownsAddresses())
 	}
 }
 
-func TestWhereOthersAnswerForTheSameAddressesAGatewayThatCannotTellGoesOn(t *testing.T) {
-	w := &world{verdict: heartbeat.Unsure, leased: true}
-	r := w.begun(RightOptions{Shared: true})
+func TestIfPeersAnswerForTheSameAddressesAGatewayInDoubtGoesOn(t *testing.T) {
+	w := &rightInput{peerState: heartbeat.Unknown, leased: true}
+	r := w.rightWith(RightOptions{Shared: true})
 	w.holds = false
 	require.True(t, r.decide())
-	later(r)
-	w.verdict = heartbeat.NoneReaches
+	expireTrust(r)
+	w.peerState = heartbeat.PeersWithoutAPI
 	require.True(t, r.decide())
-	w.take()
-	later(r)
+	w.acquireLease()
+	expireTrust(r)
 	require.True(t, r.decide())
 	require.True(t, r.holdsLease())
 }
 
-func TestADecisionToGoOnLastsForAMoment(t *testing.T) {
-	w := &world{verdict: heartbeat.NoneReaches}
+func TestADecisionToGoOnExpiresSoon(t *testing.T) {
+	w := &rightInput{peerState: heartbeat.PeersWithoutAPI}
 	r := w.right(false)
 	w.holds = false
 	require.True(t, r.decide())
-	r.until = clock.Now() - 1
+	r.validUntil = clock.Now() - 1
 	require.False(t, r.MayAnswer())
 	require.True(t, r.ownsAddresses())
 }

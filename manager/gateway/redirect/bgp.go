@@ -12,34 +12,34 @@ import (
 	"kubelb.k8c.io/manager/selection"
 )
 
-// BGP is the strategy where every gateway announces every address. Routers send packets of a connection to another gateway whenever they like, most
-// of all when a gateway comes or goes. Each gateway redirects to the next one by name, and the last one to the first, so that a packet passes all of
-// them wherever it arrives. A gateway that is gone, or that an address's pool does not choose any more, stays in the ring for a while: its dataplane
+// BGP is the strategy if every gateway announces every address. Routers may send packets of a connection to another gateway at any time, above all
+// when a gateway starts or ends. Each gateway redirects to the next one by name, and the last one to the first. So a packet passes all gateways
+// wherever it arrives. A gateway that has gone, or that the AddressPool does not select any more, stays a next hop for a limited time: its dataplane
 // may still know connections.
 type BGP struct {
 	self  string
 	limit time.Duration
 	alive func([]netip.Addr) []netip.Addr
-	// ring are the peers in the ring, by name. until is when a peer leaves the ring that is gone.
-	ring  []member
+	// peers are the possible next hops, by name. until is when a peer that has gone is not one any more.
+	peers []peer
 	until map[string]time.Time
-	// selected is which gateways serve which address, since when, and its digest. before are former selections.
-	selected *selection.Selection
-	digest   string
-	since    time.Time
-	before   []formerSelection
-	// sent is what the dataplane was sent. known is the state from which that was found.
-	sent  map[netip.Addr]model.Handover
-	known string
+	// selected decides which gateways serve an address. digest is its hash, and since is when it was set.
+	selected         *selection.Selection
+	digest           string
+	since            time.Time
+	formerSelections []formerSelection
+	// sent is what the dataplane was sent. lastState is the state from which that was calculated.
+	sent      map[netip.Addr]model.Handover
+	lastState string
 }
 
 var _ Strategy = (*BGP)(nil)
 
-// member is a peer in the ring: where it takes packets, and whether it is present and stays.
-type member struct {
-	name  string
-	at    []netip.Addr
-	stays bool
+// peer is a possible next hop: the addresses at which it takes packets, and whether it stays active.
+type peer struct {
+	name        string
+	addresses   []netip.Addr
+	staysActive bool
 }
 
 type formerSelection struct {
@@ -47,67 +47,67 @@ type formerSelection struct {
 	until     time.Time
 }
 
-// maxFormerSelections bounds how many former selections count.
+// maxFormerSelections bounds the number of former selections.
 const maxFormerSelections = 8
 
-// NewBGP returns a strategy that redirects to a gateway for the limit after it has gone. alive returns those of the addresses at which a host answers.
+// NewBGP returns a strategy that redirects to a gateway for the limit after it has gone. alive returns the addresses at which a host answers.
 func NewBGP(self string, limit time.Duration, alive func([]netip.Addr) []netip.Addr) *BGP {
 	return &BGP{self: self, limit: limit, alive: alive, until: map[string]time.Time{}, sent: map[netip.Addr]model.Handover{}}
 }
 
-// Select notes which gateways serve which address now.
+// Select sets which gateways serve which addresses.
 func (b *BGP) Select(s *selection.Selection, now time.Time) {
 	digest := s.Digest()
 	if b.selected != nil && digest == b.digest {
 		return
 	}
 	if b.selected != nil {
-		b.before = append(b.before, formerSelection{b.selected, now.Add(b.limit)})
-		b.before = b.before[max(0, len(b.before)-maxFormerSelections):]
+		b.formerSelections = append(b.formerSelections, formerSelection{b.selected, now.Add(b.limit)})
+		b.formerSelections = b.formerSelections[max(0, len(b.formerSelections)-maxFormerSelections):]
 	}
 	b.selected, b.digest, b.since = s.Clone(), digest, now
 }
 
-// SelectedSince is when the present selection was noted first.
+// SelectedSince returns when the present selection was set.
 func (b *BGP) SelectedSince() time.Time { return b.since }
 
 // Update implements Strategy.
-func (b *BGP) Update(peers []membership.Other, held map[netip.Addr]bool, now time.Time) (changed []netip.Addr) {
+func (b *BGP) Update(peers []membership.Peer, held map[netip.Addr]bool, now time.Time) (changed []netip.Addr) {
 	if b.limit == 0 {
 		return nil
 	}
-	var included []membership.Other
+	var included []membership.Peer
 	for _, p := range peers {
-		if b.includes(p, now) {
+		if b.include(p, now) {
 			included = append(included, p)
 		}
 	}
-	at := addressesOf(included, b.alive)
-	b.ring = nil
+	addresses := redirectAddresses(included, b.alive)
+	b.peers = nil
 	for _, p := range included {
-		b.ring = append(b.ring, member{name: p.Name, at: at[p.Name], stays: p.Stays()})
+		b.peers = append(b.peers, peer{name: p.Name, addresses: addresses[p.Name], staysActive: p.StaysActive()})
 	}
 	maps.DeleteFunc(b.until, func(name string, _ time.Time) bool {
-		return !slices.ContainsFunc(peers, func(p membership.Other) bool { return p.Name == name })
+		return !slices.ContainsFunc(peers, func(p membership.Peer) bool { return p.Name == name })
 	})
-	b.before = slices.DeleteFunc(b.before, func(f formerSelection) bool { return !now.Before(f.until) })
-	known := fmt.Sprint(b.ring, b.digest, len(b.before))
-	if known == b.known {
+	b.formerSelections = slices.DeleteFunc(b.formerSelections, func(f formerSelection) bool { return !now.Before(f.until) })
+	state := fmt.Sprint(b.peers, b.digest, len(b.formerSelections))
+	if state == b.lastState {
 		return nil
 	}
-	b.known = known
+	b.lastState = state
 	for address := range held {
-		if b.of(address) != b.sent[address] {
+		if b.redirectOf(address) != b.sent[address] {
 			changed = append(changed, address)
 		}
 	}
 	return changed
 }
 
-// includes tells whether a peer is in the ring, and notes until when if it does not stay.
-func (b *BGP) includes(p membership.Other, now time.Time) bool {
+// include reports whether a peer is a possible next hop. If the peer does not stay active, it notes until when.
+func (b *BGP) include(p membership.Peer, now time.Time) bool {
 	until, seen := b.until[p.Name]
-	if p.Stays() || !seen {
+	if p.StaysActive() || !seen {
 		b.until[p.Name] = now.Add(b.limit)
 		return true
 	}
@@ -116,54 +116,54 @@ func (b *BGP) includes(p membership.Other, now time.Time) bool {
 
 // Send implements Strategy.
 func (b *BGP) Send(address netip.Addr) model.Handover {
-	h := b.of(address)
+	h := b.redirectOf(address)
 	b.sent[address] = h
 	return h
 }
 
-// of is the redirect of the address.
-func (b *BGP) of(address netip.Addr) (h model.Handover) {
+// redirectOf returns the redirect of the address.
+func (b *BGP) redirectOf(vip netip.Addr) (redirect model.Handover) {
 	if b.selected == nil {
 		return model.Handover{}
 	}
-	serving := []selection.Serving{b.selected.ServingAddress(address)}
-	for _, f := range b.before {
-		serving = append(serving, f.selection.ServingAddress(address))
+	serving := []selection.Serving{b.selected.ServingAddress(vip)}
+	for _, f := range b.formerSelections {
+		serving = append(serving, f.selection.ServingAddress(vip))
 	}
-	follows := false
-	for _, m := range b.ring {
-		at, reached := ofFamily(m.at, address)
-		if !reached || !slices.ContainsFunc(serving, func(serves selection.Serving) bool { return serves.By(m.name) }) {
+	afterSelf := false
+	for _, p := range b.peers {
+		address, ok := firstOfFamily(p.addresses, vip)
+		if !ok || !slices.ContainsFunc(serving, func(serves selection.Serving) bool { return serves.By(p.name) }) {
 			continue
 		}
-		if !h.Next.IsValid() || !follows && m.name > b.self {
-			h.Next, follows = at, m.name > b.self
+		if !redirect.Next.IsValid() || !afterSelf && p.name > b.self {
+			redirect.Next, afterSelf = address, p.name > b.self
 		}
-		h.Asks = min(h.Asks+1, model.MaxAsks)
+		redirect.Asks = min(redirect.Asks+1, model.MaxAsks)
 	}
-	return h
+	return redirect
 }
 
-// Forget implements Strategy.
-func (b *BGP) Forget(address netip.Addr) { delete(b.sent, address) }
+// Remove implements Strategy.
+func (b *BGP) Remove(address netip.Addr) { delete(b.sent, address) }
 
-// Expires implements Strategy.
-func (b *BGP) Expires() (next time.Time) {
-	sooner := func(t time.Time) {
+// NextExpiry implements Strategy.
+func (b *BGP) NextExpiry() (next time.Time) {
+	consider := func(t time.Time) {
 		if next.IsZero() || t.Before(next) {
 			next = t
 		}
 	}
-	for _, m := range b.ring {
-		if !m.stays {
-			sooner(b.until[m.name])
+	for _, p := range b.peers {
+		if !p.staysActive {
+			consider(b.until[p.name])
 		}
 	}
-	for _, f := range b.before {
-		sooner(f.until)
+	for _, f := range b.formerSelections {
+		consider(f.until)
 	}
 	return next
 }
 
-// Former implements Strategy: with BGP no gateway owns an address.
-func (b *BGP) Former() int { return 0 }
+// FormerCount implements Strategy: with BGP no gateway owns an address.
+func (b *BGP) FormerCount() int { return 0 }

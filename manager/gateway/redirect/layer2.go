@@ -9,13 +9,13 @@ import (
 	"kubelb.k8c.io/manager/membership"
 )
 
-// Layer2 is the strategy where one gateway owns each address. Packets of unknown connections are redirected to the gateway that owned the address
-// before, for a while, as long as that gateway works. It redirects to its own former gateway, and so on.
+// Layer2 is the strategy if one gateway owns each address. For a limited time, and as long as the former owner of an address works, packets of
+// unknown connections are redirected to it. The former owner redirects to its own former owner, and so on.
 type Layer2 struct {
 	limit time.Duration
 	alive func([]netip.Addr) []netip.Addr
-	// owners are the gateways that own an address, as this gateway has seen it last. former are the gateways from which this one has taken
-	// addresses over.
+	// owners are the owners of addresses as this gateway has seen them last. former are the gateways from which this gateway has taken addresses
+	// over.
 	owners map[netip.Addr]string
 	former map[netip.Addr]formerGateway
 }
@@ -26,20 +26,20 @@ var _ Strategy = (*Layer2)(nil)
 type formerGateway struct {
 	name  string
 	until time.Time
-	// at is where it takes packets, in the address's family. It changes as the gateway publishes.
-	at netip.Addr
+	// address is where the gateway takes packets, of the VIP's family. It changes when the gateway publishes another one.
+	address netip.Addr
 }
 
-// maxRedirects is by how many gateways a packet is redirected, one after another. An address that moves more often within the limit is rare, and two
-// gateways that have it from one another would find no end.
+// maxRedirects is how often a packet is redirected at most. It bounds loops between two gateways that took an address from each other. An address
+// rarely moves more often within the limit.
 const maxRedirects = 3
 
-// NewLayer2 returns a strategy that redirects for the limit after an address has moved. alive returns those of the addresses at which a host answers.
+// NewLayer2 returns a strategy that redirects for the limit after an address has moved. alive returns the addresses at which a host answers.
 func NewLayer2(limit time.Duration, alive func([]netip.Addr) []netip.Addr) *Layer2 {
 	return &Layer2{limit: limit, alive: alive, owners: map[netip.Addr]string{}, former: map[netip.Addr]formerGateway{}}
 }
 
-// SetOwner notes which gateway owns an address now. If that is this gateway, and another one owned it, packets are redirected to the other one.
+// SetOwner notes which gateway owns an address now. If this gateway has taken it over, packets are redirected to the former owner.
 func (l *Layer2) SetOwner(address netip.Addr, owner, self string, now time.Time) {
 	before := l.owners[address]
 	if owner == before {
@@ -52,19 +52,19 @@ func (l *Layer2) SetOwner(address netip.Addr, owner, self string, now time.Time)
 }
 
 // Update implements Strategy.
-func (l *Layer2) Update(peers []membership.Other, _ map[netip.Addr]bool, now time.Time) (changed []netip.Addr) {
+func (l *Layer2) Update(peers []membership.Peer, _ map[netip.Addr]bool, now time.Time) (changed []netip.Addr) {
 	wanted := map[string]bool{}
 	for _, f := range l.former {
 		wanted[f.name] = true
 	}
-	at := addressesOf(slices.DeleteFunc(slices.Clone(peers), func(p membership.Other) bool { return !wanted[p.Name] }), l.alive)
+	addresses := redirectAddresses(slices.DeleteFunc(slices.Clone(peers), func(p membership.Peer) bool { return !wanted[p.Name] }), l.alive)
 	for address, f := range l.former {
-		var is netip.Addr
+		var current netip.Addr
 		if now.Before(f.until) {
-			is, _ = ofFamily(at[f.name], address)
+			current, _ = firstOfFamily(addresses[f.name], address)
 		}
-		if is != f.at {
-			f.at = is
+		if current != f.address {
+			f.address = current
 			l.former[address] = f
 			changed = append(changed, address)
 		}
@@ -77,28 +77,28 @@ func (l *Layer2) Update(peers []membership.Other, _ map[netip.Addr]bool, now tim
 
 // Send implements Strategy.
 func (l *Layer2) Send(address netip.Addr) model.Handover {
-	at := l.former[address].at
-	if !at.IsValid() {
+	nextHop := l.former[address].address
+	if !nextHop.IsValid() {
 		return model.Handover{}
 	}
-	return model.Handover{Next: at, Asks: maxRedirects}
+	return model.Handover{Next: nextHop, Asks: maxRedirects}
 }
 
-// Forget implements Strategy.
-func (l *Layer2) Forget(address netip.Addr) {
+// Remove implements Strategy.
+func (l *Layer2) Remove(address netip.Addr) {
 	delete(l.owners, address)
 	delete(l.former, address)
 }
 
-// Expires implements Strategy.
-func (l *Layer2) Expires() (next time.Time) {
+// NextExpiry implements Strategy.
+func (l *Layer2) NextExpiry() (next time.Time) {
 	for _, f := range l.former {
-		if f.at.IsValid() && (next.IsZero() || f.until.Before(next)) {
+		if f.address.IsValid() && (next.IsZero() || f.until.Before(next)) {
 			next = f.until
 		}
 	}
 	return next
 }
 
-// Former implements Strategy.
-func (l *Layer2) Former() int { return len(l.former) }
+// FormerCount implements Strategy.
+func (l *Layer2) FormerCount() int { return len(l.former) }

@@ -2,9 +2,9 @@ package redirect
 
 import "net/netip"
 
-// Pending are addresses whose redirect has changed, and of which the dataplane has not confirmed the change. It is not safe for concurrent use.
+// Pending are addresses whose redirect has changed, while the dataplane has not confirmed the change. It is not safe for concurrent use.
 type Pending struct {
-	// waiting are still to be sent, inFlight are being sent.
+	// waiting are not sent yet, inFlight are being sent.
 	waiting, inFlight map[netip.Addr]bool
 }
 
@@ -18,20 +18,20 @@ func (p *Pending) Add(addresses ...netip.Addr) {
 	}
 }
 
-// Clear drops what is still to be sent: a dataplane that starts is sent all of it.
+// Clear drops what is not sent yet: a dataplane that starts gets all redirects.
 func (p *Pending) Clear() { clear(p.waiting) }
 
-// Empty tells whether nothing is still to be sent.
+// Empty reports whether nothing is left to send.
 func (p *Pending) Empty() bool { return len(p.waiting) == 0 }
 
-// Begin returns the addresses whose redirects are sent now, until End.
+// Begin returns the addresses to send now. They stay pending until End.
 func (p *Pending) Begin() map[netip.Addr]bool {
 	p.inFlight, p.waiting = p.waiting, nil
 	return p.inFlight
 }
 
-// End notes that they have been sent, or could not be.
+// End notes that the addresses of Begin were sent, or could not be sent.
 func (p *Pending) End() { p.inFlight = nil }
 
-// Has tells whether the redirect of the address is still to be sent, or being sent.
+// Has reports whether the redirect of the address is not sent yet, or being sent.
 func (p *Pending) Has(address netip.Addr) bool { return p.waiting[address] || p.inFlight[address] }

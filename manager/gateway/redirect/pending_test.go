@@ -7,7 +7,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestARedirectIsPendingUntilTheDataplaneHasAnswered(t *testing.T) {
+func TestARedirectIsPendingUntilTheDataplaneAnswers(t *testing.T) {
 	one, two := netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("203.0.113.2")
 	var p Pending
 	require.True(t, p.Empty())
@@ -19,7 +19,7 @@ func TestARedirectIsPendingUntilTheDataplaneHasAnswered(t *testing.T) {
 	require.Equal(t, map[netip.Addr]bool{one: true}, p.Begin())
 	require.True(t, p.Empty())
 	require.True(t, p.Has(one), "it is being sent")
-	p.Add(two) // while the dataplane is called
+	p.Add(two) // during the call of the dataplane
 	require.True(t, p.Has(one) && p.Has(two))
 	p.End()
 	require.False(t, p.Has(one))

@@ -11,44 +11,44 @@ import (
 	"time"
 )
 
-// Reachability tells whether the hosts of failed gateways answer: their dataplanes work without their managers. It also tells when this gateway's own
-// addresses have changed, to which peers redirect packets. It is safe for concurrent use.
+// Reachability finds whether the hosts of failed gateways answer: their dataplanes work without their managers. It also reports changes of this
+// gateway's own addresses, to which peers redirect packets. It is safe for concurrent use.
 type Reachability struct {
-	ask     func(netip.Addr) bool
-	own     func() []netip.Addr // nil where nobody is told
-	changed func()
+	check        func(netip.Addr) bool
+	ownAddresses func() []netip.Addr // may be nil
+	changed      func()
 
 	mu sync.Mutex // guards hosts
-	// hosts are those in which somebody was interested not long ago.
-	hosts map[netip.Addr]*reachability
+	// hosts are those that Alive was called for recently.
+	hosts map[netip.Addr]*hostState
 }
 
-type reachability struct {
-	alive bool
-	asked time.Time // the last time that somebody was interested
+type hostState struct {
+	alive     bool
+	lastQuery time.Time // the last call of Alive for this host
 }
 
 const (
-	// askEvery is how often a host is asked, forgetAfter for how long after somebody was interested last.
-	askEvery    = time.Second
-	forgetAfter = time.Minute
-	// answerWithin is how long a host of the same segment takes to answer, at most.
-	answerWithin = 100 * time.Millisecond
+	// A host is checked every checkInterval, until forgetAfter the last call of Alive for it.
+	checkInterval = time.Second
+	forgetAfter   = time.Minute
+	// answerTimeout is the limit for the answer of a host on the same segment.
+	answerTimeout = 100 * time.Millisecond
 )
 
-// NewReachability returns one that asks hosts by ask. It calls changed when an answer, or the addresses of own, are others than before.
-func NewReachability(ask func(netip.Addr) bool, own func() []netip.Addr, changed func()) *Reachability {
-	return &Reachability{ask: ask, own: own, changed: changed, hosts: map[netip.Addr]*reachability{}}
+// NewReachability returns a Reachability that checks hosts by check. It calls changed when an answer, or the result of own, has changed.
+func NewReachability(check func(netip.Addr) bool, own func() []netip.Addr, changed func()) *Reachability {
+	return &Reachability{check: check, ownAddresses: own, changed: changed, hosts: map[netip.Addr]*hostState{}}
 }
 
-// Alive returns those of the addresses at which a host answers. Unknown ones are asked now.
+// Alive returns the addresses at which a host answers. It checks unknown addresses at once.
 func (r *Reachability) Alive(addresses []netip.Addr) (out []netip.Addr) {
 	unknown := r.track(addresses)
-	answers := r.askAll(unknown)
+	answers := r.checkAll(unknown)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, a := range unknown {
-		r.hosts[a] = &reachability{alive: answers[a], asked: time.Now()}
+		r.hosts[a] = &hostState{alive: answers[a], lastQuery: time.Now()}
 	}
 	for _, a := range addresses {
 		if r.hosts[a].alive {
@@ -58,13 +58,13 @@ func (r *Reachability) Alive(addresses []netip.Addr) (out []netip.Addr) {
 	return out
 }
 
-// track notes the interest in the addresses, and returns the unknown ones.
+// track notes the call of Alive for these addresses, and returns the unknown ones.
 func (r *Reachability) track(addresses []netip.Addr) (unknown []netip.Addr) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, a := range addresses {
 		if host := r.hosts[a]; host != nil {
-			host.asked = time.Now()
+			host.lastQuery = time.Now()
 		} else {
 			unknown = append(unknown, a)
 		}
@@ -72,24 +72,24 @@ func (r *Reachability) track(addresses []netip.Addr) (unknown []netip.Addr) {
 	return unknown
 }
 
-// askAll asks hosts all at once: many that are gone take no longer than one.
-func (r *Reachability) askAll(addresses []netip.Addr) map[netip.Addr]bool {
+// checkAll checks hosts in parallel: many failed hosts take no longer than one.
+func (r *Reachability) checkAll(addresses []netip.Addr) map[netip.Addr]bool {
 	answers := make([]bool, len(addresses))
-	var asking sync.WaitGroup
+	var checks sync.WaitGroup
 	for i, a := range addresses {
-		asking.Go(func() { answers[i] = r.ask(a) })
+		checks.Go(func() { answers[i] = r.check(a) })
 	}
-	asking.Wait()
-	of := map[netip.Addr]bool{}
+	checks.Wait()
+	byAddress := map[netip.Addr]bool{}
 	for i, a := range addresses {
-		of[a] = answers[i]
+		byAddress[a] = answers[i]
 	}
-	return of
+	return byAddress
 }
 
-// Run asks again and again, until ctx ends.
+// Run checks the hosts again and again until ctx ends.
 func (r *Reachability) Run(ctx context.Context) error {
-	ticker := time.NewTicker(askEvery)
+	ticker := time.NewTicker(checkInterval)
 	defer ticker.Stop()
 	var before []netip.Addr
 	for {
@@ -99,52 +99,52 @@ func (r *Reachability) Run(ctx context.Context) error {
 		case <-ticker.C:
 		}
 		var own []netip.Addr
-		if r.own != nil {
-			own = r.own()
+		if r.ownAddresses != nil {
+			own = r.ownAddresses()
 		}
-		if r.look() || !slices.Equal(own, before) {
+		if r.checkHosts() || !slices.Equal(own, before) {
 			r.changed()
 		}
 		before = own
 	}
 }
 
-// look asks all hosts once, and tells whether something is otherwise than before.
-func (r *Reachability) look() (changed bool) {
+// checkHosts checks all hosts once, and returns whether an answer has changed.
+func (r *Reachability) checkHosts() (changed bool) {
 	r.mu.Lock()
 	var addresses []netip.Addr
 	for a, host := range r.hosts {
-		if time.Since(host.asked) > forgetAfter {
+		if time.Since(host.lastQuery) > forgetAfter {
 			delete(r.hosts, a)
 			continue
 		}
 		addresses = append(addresses, a)
 	}
 	r.mu.Unlock()
-	answers := r.askAll(addresses)
+	answers := r.checkAll(addresses)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for a, is := range answers {
-		if host := r.hosts[a]; host.alive != is {
-			host.alive, changed = is, true
+	for a, alive := range answers {
+		if host := r.hosts[a]; host.alive != alive {
+			host.alive, changed = alive, true
 		}
 	}
 	return changed
 }
 
-// discard is a port that nobody listens at (RFC 863); a host that is there says so.
-const discard = 9
+// discardPort is a port at which usually nobody listens (RFC 863). A host answers then with an ICMP error.
+const discardPort = 9
 
-// AskHost asks a host whether it is there: a datagram to a closed port is answered by ICMP.
-func AskHost(address netip.Addr) bool {
-	for range 2 { // one may be lost
-		conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(address, discard)))
+// CheckHost reports whether a host answers: it sends a datagram to a closed port, and waits for the ICMP error.
+func CheckHost(address netip.Addr) bool {
+	for range 2 { // a packet may get lost
+		conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(address, discardPort)))
 		if err != nil {
 			return false
 		}
 		_, err = conn.Write([]byte{0})
 		if err == nil {
-			_ = conn.SetReadDeadline(time.Now().Add(answerWithin))
+			_ = conn.SetReadDeadline(time.Now().Add(answerTimeout))
 			_, err = conn.Read(make([]byte, 1))
 		}
 		conn.Close()

@@ -1,5 +1,5 @@
-// Package redirect decides to which other gateway this one redirects packets of connections that it does not know. Addresses move between
-// gateways, and their connections stay known to the gateway that accepted them.
+// Package redirect decides to which peer this gateway redirects packets of unknown connections. Addresses move between gateways, and the gateway that
+// accepted a connection goes on to know it.
 package redirect
 
 import (
@@ -14,38 +14,38 @@ import (
 
 // Strategy finds the redirect of each address. It is not safe for concurrent use.
 type Strategy interface {
-	// Update brings the redirects to what is known of the peers now. It returns the addresses whose redirect has changed. held are the addresses
-	// that the dataplane holds.
-	Update(peers []membership.Other, held map[netip.Addr]bool, now time.Time) (changed []netip.Addr)
-	// Send returns the redirect of an address, and notes that the dataplane is about to be sent it.
+	// Update recalculates the redirects from the state of the peers. held are the addresses that the dataplane holds. It returns the addresses with a
+	// changed redirect.
+	Update(peers []membership.Peer, held map[netip.Addr]bool, now time.Time) (changed []netip.Addr)
+	// Send returns the redirect of an address. The caller sends it to the dataplane.
 	Send(address netip.Addr) model.Handover
-	// Forget drops an address that the dataplane does not hold any more.
-	Forget(address netip.Addr)
-	// Expires is when the next redirect ends by the passing of time alone. It is zero for never.
-	Expires() time.Time
-	// Former is the number of addresses that are redirected to the gateway that owned them before.
-	Former() int
+	// Remove drops an address that the dataplane does not hold any more.
+	Remove(address netip.Addr)
+	// NextExpiry returns when the next redirect expires, zero for never.
+	NextExpiry() time.Time
+	// FormerCount returns the number of addresses that are redirected to their former gateway.
+	FormerCount() int
 }
 
-// addressesOf returns where each peer takes redirected packets. The dataplane of a peer whose process has ended or failed, or does not reach the
+// redirectAddresses returns the addresses at which each peer takes redirected packets. The dataplane of a peer that has failed, or does not reach the
 // hub, works as long as its host does.
-func addressesOf(peers []membership.Other, alive func([]netip.Addr) []netip.Addr) map[string][]netip.Addr {
-	var unsure []netip.Addr
+func redirectAddresses(peers []membership.Peer, alive func([]netip.Addr) []netip.Addr) map[string][]netip.Addr {
+	var inactive []netip.Addr
 	for _, p := range peers {
-		if !p.Present {
-			unsure = append(unsure, p.Reached...)
+		if !p.Active {
+			inactive = append(inactive, p.RedirectAddresses...)
 		}
 	}
-	working := alive(unsure)
-	of := map[string][]netip.Addr{}
+	answering := alive(inactive)
+	byPeer := map[string][]netip.Addr{}
 	for _, p := range peers {
-		of[p.Name] = slices.DeleteFunc(slices.Clone(p.Reached), func(a netip.Addr) bool { return !p.Present && !slices.Contains(working, a) })
+		byPeer[p.Name] = slices.DeleteFunc(slices.Clone(p.RedirectAddresses), func(a netip.Addr) bool { return !p.Active && !slices.Contains(answering, a) })
 	}
-	return of
+	return byPeer
 }
 
-// ofFamily returns the first of the addresses that has the family of the other address.
-func ofFamily(addresses []netip.Addr, other netip.Addr) (netip.Addr, bool) {
+// firstOfFamily returns the first address that has the family of the other address.
+func firstOfFamily(addresses []netip.Addr, other netip.Addr) (netip.Addr, bool) {
 	i := slices.IndexFunc(addresses, func(a netip.Addr) bool { return a.Is4() == other.Is4() })
 	if i < 0 {
 		return netip.Addr{}, false
@@ -53,7 +53,7 @@ func ofFamily(addresses []netip.Addr, other netip.Addr) (netip.Addr, bool) {
 	return addresses[i], true
 }
 
-// OwnAddresses returns the addresses on those of the interfaces whose link is up. Peers redirect packets to them.
+// OwnAddresses returns the addresses of those interfaces whose link is up. Peers redirect packets to them.
 func OwnAddresses(interfaces []string) (own []netip.Addr) {
 	for _, name := range interfaces {
 		device, err := net.InterfaceByName(name)

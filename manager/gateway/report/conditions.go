@@ -14,69 +14,69 @@ import (
 	"kubelb.k8c.io/manager/heartbeat"
 )
 
-// Drained is the condition of a gateway that drains. answered is for how many addresses it still answers. Whether others do in its place is another
-// matter: a pool may choose none of them.
+// Drained returns the condition of a gateway that drains. answered is the number of addresses that it still answers for. replaced says whether peers
+// answer for all of its addresses: an AddressPool may select none of them.
 func Drained(answered int32, replaced bool) metav1.Condition {
 	if answered > 0 {
-		return metav1.Condition{Type: v1alpha1.ConditionDrained, Status: metav1.ConditionFalse, Reason: "Draining", Message: fmt.Sprintf("it still answers for %d addresses", answered)}
+		return metav1.Condition{Type: v1alpha1.ConditionDrained, Status: metav1.ConditionFalse, Reason: "Draining", Message: fmt.Sprintf("the gateway still answers for %d addresses", answered)}
 	}
-	others := "not all of its addresses are known to have another gateway that works"
+	others := "it is not known of all its addresses that another gateway answers for them"
 	if replaced {
-		others = "all of its addresses have another gateway that works"
+		others = "other gateways answer for all its addresses"
 	}
-	return metav1.Condition{Type: v1alpha1.ConditionDrained, Status: metav1.ConditionTrue, Reason: "Drained", Message: "it answers for no address any more; " + others + "; connections that it has go on"}
+	return metav1.Condition{Type: v1alpha1.ConditionDrained, Status: metav1.ConditionTrue, Reason: "Drained", Message: "the gateway answers for no address any more; " + others + "; existing connections go on"}
 }
 
-// reasonSlow is that of the condition about a call that takes long.
+// reasonSlow is the reason of the condition about a call that takes long.
 const reasonSlow = "CallTakesLong"
 
-// slowAfter is from when on a call of a plugin is named in a condition.
+// slowAfter is the duration from which on a call of a plugin has a condition.
 const slowAfter = 10 * time.Second
 
-// slowCondition names a call that takes long; it is there only while that is so.
+// slowCondition returns the condition of a call that takes long, as long as it does.
 func slowCondition(c *driver.Call, now time.Time) (metav1.Condition, bool) {
 	if c == nil || now.Sub(c.Began) < slowAfter {
 		return metav1.Condition{}, false
 	}
 	return metav1.Condition{Type: v1alpha1.ConditionBackendBusy, Status: metav1.ConditionTrue, Reason: reasonSlow,
-		// In tens of seconds: each other text would be another write.
-		Message: fmt.Sprintf("the backend has worked on %s for more than %s; it may take %s, then it is started again. What the dataplane holds goes on; later changes wait",
+		// The time is rounded, since each new text is a write.
+		Message: fmt.Sprintf("the plugin has worked on %s for more than %s; after %s it is started again. The dataplane goes on with what it holds, and later changes wait",
 			c.Name, now.Sub(c.Began).Truncate(slowAfter), c.Limit)}, true
 }
 
-// namedConflicts are named in the condition, no more.
-const namedConflicts = 10
+// maxNamedConflicts bounds the conflicts in the condition's message.
+const maxNamedConflicts = 10
 
 func conflictCondition(conflicts []v1alpha1.AddressConflict) metav1.Condition {
 	var named []string
-	for _, c := range conflicts[:min(len(conflicts), namedConflicts)] {
+	for _, c := range conflicts[:min(len(conflicts), maxNamedConflicts)] {
 		named = append(named, c.Address+" by "+c.MAC)
 	}
-	message := "another host on the segment says that these addresses are its own, so that clients may reach it instead: " + strings.Join(named, ", ")
-	if more := len(conflicts) - namedConflicts; more > 0 {
+	message := "another host on the segment uses these addresses, so that clients may reach that host instead: " + strings.Join(named, ", ")
+	if more := len(conflicts) - maxNamedConflicts; more > 0 {
 		message += fmt.Sprintf(" and %d more", more)
 	}
 	return metav1.Condition{Type: v1alpha1.ConditionAddressConflict, Status: metav1.ConditionTrue, Reason: "AnotherHostAnswers",
-		Message: message + "; take the addresses from that host, or out of the AddressPool"}
+		Message: message + "; remove the addresses from that host, or from the AddressPool"}
 }
 
-// refusedCondition names gateways that are heard and not believed.
+// refusedCondition returns the condition with the gateways whose heartbeats are refused.
 func refusedCondition(refused []heartbeat.Refusal) metav1.Condition {
 	var lines []string
 	for _, r := range refused {
 		lines = append(lines, "gateway "+r.Gateway+": "+r.Reason)
 	}
 	return metav1.Condition{Type: v1alpha1.ConditionHeartbeatsRefused, Status: metav1.ConditionTrue, Reason: "NotBelieved",
-		Message: "heartbeats that arrive are refused, so that these gateways count as gone while the management cluster is away:\n" + strings.Join(lines, "\n")}
+		Message: "the heartbeats of these gateways are refused, so that the gateways count as gone while the management cluster's API is unreachable:\n" + strings.Join(lines, "\n")}
 }
 
-// hostConditions are one for each group in which something is missing. Where nothing is there are none.
+// hostConditions returns one condition for each group of checks in which something is missing.
 func hostConditions(lacking []dataplane.Check) (conditions []metav1.Condition) {
 	for _, group := range dataplane.Groups() {
 		reason := v1alpha1.ReasonHostLimits
 		var lines []string
 		for _, c := range lacking {
-			// A backend of another version may know groups that this manager does not.
+			// A plugin of another version may have groups that this manager does not know.
 			if c.Group != group && (group != dataplane.GroupKernel || slices.Contains(dataplane.Groups(), c.Group)) {
 				continue
 			}

@@ -12,42 +12,42 @@ import (
 	"kubelb.k8c.io/manager/heartbeat"
 )
 
-func TestGatewaysThatAreNotBelievedAreNamedWithTheReason(t *testing.T) {
+func TestRefusedHeartbeatsAreReportedWithTheReason(t *testing.T) {
 	c := refusedCondition([]heartbeat.Refusal{{Gateway: "g2", Reason: "its clock is wrong"}, {Gateway: "g3", Reason: "it began anew"}})
 	require.Equal(t, "HeartbeatsRefused", c.Type)
 	require.Equal(t, metav1.ConditionTrue, c.Status)
 	require.Contains(t, c.Message, "gateway g2: its clock is wrong\ngateway g3: it began anew")
 }
 
-// slate is a Lease, of a gateway that reaches the API or not.
-type slate struct {
-	reaches bool
-	says    string
+// fakeLease is a Lease of a gateway.
+type fakeLease struct {
+	reaches    bool
+	writeError string
 }
 
-func (s *slate) Reaches() bool           { return s.reaches }
-func (s *slate) SayUnwritten(why string) { s.says = why }
+func (s *fakeLease) Reaches() bool            { return s.reaches }
+func (s *fakeLease) SetWriteError(why string) { s.writeError = why }
 
-func TestAGatewayWhoseObjectCannotBeWrittenSaysSoOnItsLease(t *testing.T) {
-	lease, now := &slate{reaches: true}, time.Now()
+func TestAGatewayPublishesOnItsLeaseThatItsObjectCannotBeWritten(t *testing.T) {
+	lease, now := &fakeLease{reaches: true}, time.Now()
 	f := writeFailure{lease: lease}
 	refused := errors.New("status.failures: too many")
-	f.note(refused, now)
-	require.Empty(t, lease.says, "it may be a moment")
-	f.note(refused, now.Add(unwrittenAfter))
-	require.Equal(t, "status.failures: too many", lease.says)
-	f.note(nil, now.Add(2*unwrittenAfter))
-	require.Empty(t, lease.says)
+	f.setResult(refused, now)
+	require.Empty(t, lease.writeError, "the API server may refuse it only for a moment")
+	f.setResult(refused, now.Add(writeFailureAfter))
+	require.Equal(t, "status.failures: too many", lease.writeError)
+	f.setResult(nil, now.Add(2*writeFailureAfter))
+	require.Empty(t, lease.writeError)
 
 	lease.reaches = false
-	f.note(refused, now)
-	f.note(refused, now.Add(time.Hour))
-	require.Empty(t, lease.says, "the API is away, which the Lease tells")
+	f.setResult(refused, now)
+	f.setResult(refused, now.Add(time.Hour))
+	require.Empty(t, lease.writeError, "the API is unreachable, which the Lease shows")
 	lease.reaches = true
-	f.note(refused, now.Add(time.Hour))
-	require.Empty(t, lease.says, "it is just back")
+	f.setResult(refused, now.Add(time.Hour))
+	require.Empty(t, lease.writeError, "the API is reachable again just now")
 	without := writeFailure{}
-	without.note(refused, now)
+	without.setResult(refused, now)
 }
 
 func TestEachGroupWithSomethingMissingHasOneCondition(t *testing.T) {
@@ -62,7 +62,7 @@ func TestEachGroupWithSomethingMissingHasOneCondition(t *testing.T) {
 		said = append(said, c.Type+" "+c.Reason+" "+c.Message)
 	}
 	require.Equal(t, []string{
-		"HostKernel Missing d: gone", // of a group that this manager does not know
+		"HostKernel Missing d: gone", // a group that this manager does not know
 		"HostModules Missing c: gone\nb: gone; does not work: something",
 		"HostSysctls Limited a: gone; does not work: something",
 	}, said)

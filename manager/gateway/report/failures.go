@@ -11,18 +11,18 @@ import (
 	"kubelb.k8c.io/manager/gateway/driver"
 )
 
-// Bounds of what the Gateway object says of failures. Tenants bring them about as they like, so that each has its share of the room.
+// Tenants can cause any number of failures. So the room for failures in the Gateway object is divided between tenants.
 const (
 	maxFailures         = 1000
 	maxFailuresOfTenant = 20
 	maxMessage          = 256
 )
 
-// List selects the failed records that the Gateway object names: for each tenant some, and for each LoadBalancer the first one, frontends before
-// pools. unlisted are the namespaces with more failing LoadBalancers, or v1alpha1.AllNamespaces if there are more than maxFailures of them.
-func List(fails map[string]driver.Failure) (failures []v1alpha1.GatewayFailure, unlisted []string) {
-	of, named := map[string][]v1alpha1.GatewayFailure{}, map[string]bool{}
-	for _, record := range slices.Sorted(maps.Keys(fails)) { // which has frontends before pools
+// ListFailures selects the failed records for the Gateway object: some of each tenant, and one for each LoadBalancer, frontends before pools.
+// unlisted are the namespaces with more failing LoadBalancers, or v1alpha1.AllNamespaces if there are more than maxFailures of them.
+func ListFailures(fails map[string]driver.Failure) (failures []v1alpha1.GatewayFailure, unlisted []string) {
+	byNamespace, named := map[string][]v1alpha1.GatewayFailure{}, map[string]bool{}
+	for _, record := range slices.Sorted(maps.Keys(fails)) { // frontends sort before pools
 		f := fails[record]
 		if f.Owner != "" && named[f.Owner] {
 			continue
@@ -32,14 +32,14 @@ func List(fails map[string]driver.Failure) (failures []v1alpha1.GatewayFailure, 
 		if f.Tenant != "" {
 			namespace = translate.Tenant{Name: f.Tenant}.Namespace()
 		}
-		of[namespace] = append(of[namespace], v1alpha1.GatewayFailure{LoadBalancer: f.Owner, Record: record, Message: plain.Message(f.Message, maxMessage)})
+		byNamespace[namespace] = append(byNamespace[namespace], v1alpha1.GatewayFailure{LoadBalancer: f.Owner, Record: record, Message: plain.Message(f.Message, maxMessage)})
 	}
-	share := max(1, min(maxFailuresOfTenant, maxFailures/max(1, len(of))))
-	for _, namespace := range slices.Sorted(maps.Keys(of)) {
-		some := of[namespace]
-		some = some[:min(len(some), share, maxFailures-len(failures))]
-		failures = append(failures, some...)
-		more := slices.ContainsFunc(of[namespace][len(some):], func(f v1alpha1.GatewayFailure) bool { return f.LoadBalancer != "" })
+	share := max(1, min(maxFailuresOfTenant, maxFailures/max(1, len(byNamespace))))
+	for _, namespace := range slices.Sorted(maps.Keys(byNamespace)) {
+		listed := byNamespace[namespace]
+		listed = listed[:min(len(listed), share, maxFailures-len(failures))]
+		failures = append(failures, listed...)
+		more := slices.ContainsFunc(byNamespace[namespace][len(listed):], func(f v1alpha1.GatewayFailure) bool { return f.LoadBalancer != "" })
 		if more {
 			unlisted = append(unlisted, namespace)
 		}
@@ -47,7 +47,7 @@ func List(fails map[string]driver.Failure) (failures []v1alpha1.GatewayFailure, 
 	return failures, allNamespaces(unlisted, nil)
 }
 
-// allNamespaces are the namespaces of both lists in order, or v1alpha1.AllNamespaces if there are more than maxFailures of them.
+// allNamespaces returns the sorted namespaces of both lists, or v1alpha1.AllNamespaces if there are more than maxFailures.
 func allNamespaces(a, b []string) []string {
 	all := slices.Compact(slices.Sorted(slices.Values(slices.Concat(a, b))))
 	if len(all) > maxFailures || slices.Contains(all, v1alpha1.AllNamespaces) {

@@ -11,8 +11,8 @@ import (
 	"kubelb.k8c.io/manager/gateway/driver"
 )
 
-func TestOfEachLoadBalancerTheFirstRecordIsListedThatFailed(t *testing.T) {
-	failures, unlisted := List(map[string]driver.Failure{
+func TestOneFailedRecordOfEachLoadBalancerIsListed(t *testing.T) {
+	failures, unlisted := ListFailures(map[string]driver.Failure{
 		"frontend TCP 203.0.113.1:80": {Owner: "tenant-a/web", Message: "full"}, "frontend TCP 203.0.113.1:443": {Owner: "tenant-a/web", Message: "full"},
 		"pool a/one": {Tenant: "a", Message: strings.Repeat("x", 1000)}})
 	require.Equal(t, []v1alpha1.GatewayFailure{{LoadBalancer: "tenant-a/web", Record: "frontend TCP 203.0.113.1:443", Message: "full"},
@@ -20,7 +20,7 @@ func TestOfEachLoadBalancerTheFirstRecordIsListedThatFailed(t *testing.T) {
 	require.Empty(t, unlisted)
 }
 
-func TestATenantWithManyFailuresHidesNobodyElses(t *testing.T) {
+func TestATenantWithManyFailuresDoesNotHideThoseOfOthers(t *testing.T) {
 	fails := map[string]driver.Failure{}
 	fail := func(namespace string, n int) {
 		for i := range n {
@@ -38,32 +38,32 @@ func TestATenantWithManyFailuresHidesNobodyElses(t *testing.T) {
 	}
 	fail("tenant-a", 10_000)
 	fail("tenant-b", maxFailuresOfTenant)
-	failures, unlisted := List(fails)
+	failures, unlisted := ListFailures(fails)
 	require.Equal(t, map[string]int{"tenant-a": maxFailuresOfTenant, "tenant-b": maxFailuresOfTenant}, named(failures))
 	require.Equal(t, []string{"tenant-a"}, unlisted)
 
 	for i := range 200 {
 		fail(fmt.Sprintf("tenant-%d", i), 10)
 	}
-	failures, unlisted = List(fails)
+	failures, unlisted = ListFailures(fails)
 	require.LessOrEqual(t, len(failures), maxFailures)
-	require.Len(t, named(failures), 202, "each is told of some")
+	require.Len(t, named(failures), 202, "each namespace has some")
 	require.Len(t, unlisted, 202)
 
 	for i := range maxFailures {
 		fail(fmt.Sprintf("tenant-%d", i+200), 2)
 	}
-	failures, unlisted = List(fails)
+	failures, unlisted = ListFailures(fails)
 	require.Len(t, failures, maxFailures)
 	require.Equal(t, []string{v1alpha1.AllNamespaces}, unlisted, "there are more namespaces than unlisted may name")
 }
 
-func TestPoolsOfATenantThatFailHideNobodyElses(t *testing.T) {
+func TestFailedPoolsOfATenantDoNotHideThoseOfOthers(t *testing.T) {
 	fails := map[string]driver.Failure{"pool innocent/p": {Tenant: "innocent", Message: "full"}}
 	for i := range 2 * maxFailures {
 		fails[fmt.Sprint("pool hostile/", i)] = driver.Failure{Tenant: "hostile", Message: "full"}
 	}
-	failures, unlisted := List(fails)
+	failures, unlisted := ListFailures(fails)
 	require.Len(t, failures, maxFailuresOfTenant+1)
 	require.Contains(t, failures, v1alpha1.GatewayFailure{Record: "pool innocent/p", Message: "full"})
 	require.Empty(t, unlisted, "none of their LoadBalancers has failed")

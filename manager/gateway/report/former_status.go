@@ -7,16 +7,16 @@ import (
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
-// carryOver takes over from the object what the report does not know. While the backend is away the dataplane goes on: what it held, it holds. What it
-// refused, it does not hold, and a version without its refusals would say that it does.
+// carryOver takes from the object what the report does not know. While the plugin does not run, the dataplane goes on: it holds what it held. It does
+// not hold what it refused, so that a version without the refusals would be wrong.
 func (r *Report) carryOver(before v1alpha1.GatewayStatus) {
 	if r.AppliedResourceVersion == "" {
 		r.AppliedResourceVersion, r.Behind = before.AppliedResourceVersion, before.Behind
 		if !r.Served {
-			isLeft := func(f v1alpha1.GatewayFailure) bool { return strings.HasPrefix(f.Record, leftRecord) }
-			refused := slices.DeleteFunc(slices.Clone(before.Failures), isLeft)
-			left := slices.DeleteFunc(slices.Clone(r.Failures), func(f v1alpha1.GatewayFailure) bool { return !isLeft(f) })
-			r.Failures, r.Unlisted = append(refused, left...), before.Unlisted
+			isFormerBackend := func(f v1alpha1.GatewayFailure) bool { return strings.HasPrefix(f.Record, formerBackendRecord) }
+			refused := slices.DeleteFunc(slices.Clone(before.Failures), isFormerBackend)
+			formerBackends := slices.DeleteFunc(slices.Clone(r.Failures), func(f v1alpha1.GatewayFailure) bool { return !isFormerBackend(f) })
+			r.Failures, r.Unlisted = append(refused, formerBackends...), before.Unlisted
 		}
 	}
 	if r.AnnouncedResourceVersion == "" {
@@ -27,7 +27,7 @@ func (r *Report) carryOver(before v1alpha1.GatewayStatus) {
 	}
 }
 
-// keepSilence keeps what was said of families of which this process says nothing yet.
+// keepSilence keeps the former silence of families of which this process knows nothing yet.
 func (r *Report) keepSilence(before []v1alpha1.GatewaySilence) {
 	for _, s := range before {
 		if !slices.ContainsFunc(r.Silent, func(o v1alpha1.GatewaySilence) bool { return o.Family == s.Family }) {

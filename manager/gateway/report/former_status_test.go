@@ -15,7 +15,7 @@ func refusedBefore() v1alpha1.GatewayStatus {
 		Silent:   []v1alpha1.GatewaySilence{{Family: corev1.IPv6Protocol, Message: "no router is told of it"}}}
 }
 
-func TestAVersionIsNeverOfAnotherTimeThanItsRefusals(t *testing.T) {
+func TestAVersionAndItsRefusalsAreOfTheSameTime(t *testing.T) {
 	before := refusedBefore()
 	of := func(served bool, version string) Report {
 		own := v1alpha1.GatewayFailure{LoadBalancer: "tenant-a/y", Record: "frontend TCP 203.0.113.2:80", Message: "full"}
@@ -30,7 +30,7 @@ func TestAVersionIsNeverOfAnotherTimeThanItsRefusals(t *testing.T) {
 		return all
 	}
 	const x, y, left = "frontend TCP 203.0.113.1:80", "frontend TCP 203.0.113.2:80", "backend nft"
-	require.Equal(t, []string{x, left}, records(of(false, "")), "a version of before, and what was refused then")
-	require.Equal(t, []string{y, left}, records(of(false, "11")), "this process knows for whom the dataplane is behind")
+	require.Equal(t, []string{x, left}, records(of(false, "")), "the former version, with the former refusals")
+	require.Equal(t, []string{y, left}, records(of(false, "11")), "this process knows which tenants are behind")
 	require.Equal(t, []string{y, left}, records(of(true, "")), "it knows all refusals")
 }

@@ -15,7 +15,7 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-func TestMetricsAreWellNamedAndSayWhatTheGatewaySays(t *testing.T) {
+func TestMetricsAreWellNamedAndMatchTheStatus(t *testing.T) {
 	r := prometheus.NewPedanticRegistry()
 	m := NewMetrics()
 	require.NoError(t, m.Register(r))
@@ -26,7 +26,7 @@ func TestMetricsAreWellNamedAndSayWhatTheGatewaySays(t *testing.T) {
 	m.Show(&status, Figures{MayAnswer: true, Failed: 1, Targets: 5, Unhealthy: 2})
 	m.drops.WithLabelValues("refused").Add(1)
 	require.Equal(t, 3.0, testutil.ToFloat64(m.conflicts))
-	require.Zero(t, testutil.CollectAndCount(m.hub), "nobody knows whether the hub is reached")
+	require.Zero(t, testutil.CollectAndCount(m.hub), "it is not known whether the hub is reached")
 	problems, err := testutil.GatherAndLint(r)
 	require.NoError(t, err)
 	require.Empty(t, problems)
@@ -35,7 +35,7 @@ func TestMetricsAreWellNamedAndSayWhatTheGatewaySays(t *testing.T) {
 # TYPE kubelb_gateway_bgp_session_up gauge
 kubelb_gateway_bgp_session_up{peer="a"} 1
 kubelb_gateway_bgp_session_up{peer="b"} 0
-# HELP kubelb_gateway_health_check_targets What is checked on tenants' nodes, by what was found: healthy, or unhealthy.
+# HELP kubelb_gateway_health_check_targets Targets on tenants' nodes that are checked, by health: healthy, or unhealthy.
 # TYPE kubelb_gateway_health_check_targets gauge
 kubelb_gateway_health_check_targets{state="healthy"} 3
 kubelb_gateway_health_check_targets{state="unhealthy"} 2
@@ -51,16 +51,16 @@ kubelb_gateway_ready 1
 	require.Zero(t, testutil.ToFloat64(m.conflicts))
 	require.Equal(t, 1.0, testutil.ToFloat64(m.draining))
 	require.Equal(t, 1.0, testutil.ToFloat64(m.hub))
-	require.Equal(t, 1, testutil.CollectAndCount(m.sessions), "a peer that is gone is not there")
+	require.Equal(t, 1, testutil.CollectAndCount(m.sessions), "a removed peer is not shown")
 	require.Zero(t, testutil.CollectAndCount(m.detected))
 }
 
 func TestATenantsCountersNeverGoBack(t *testing.T) {
 	m := NewMetrics()
 	key := model.FrontendKey{VIP: netip.MustParseAddr("203.0.113.1"), Protocol: model.TCP, Port: 80}
-	stranger := model.FrontendKey{VIP: netip.MustParseAddr("203.0.113.2"), Protocol: model.TCP, Port: 80}
+	unowned := model.FrontendKey{VIP: netip.MustParseAddr("203.0.113.2"), Protocol: model.TCP, Port: 80}
 	read := func(connections, dropped uint64) {
-		m.Add(dataplane.Stats{Frontends: map[model.FrontendKey]dataplane.Counter{key: {Connections: connections, Bytes: 10 * connections}, stranger: {Connections: 1000}},
+		m.Add(dataplane.Stats{Frontends: map[model.FrontendKey]dataplane.Counter{key: {Connections: connections, Bytes: 10 * connections}, unowned: {Connections: 1000}},
 			Drops: map[string]uint64{"refused": dropped}}, func(k model.FrontendKey) string {
 			return map[model.FrontendKey]string{key: "a"}[k]
 		})
@@ -69,8 +69,8 @@ func TestATenantsCountersNeverGoBack(t *testing.T) {
 	read(7, 1)
 	require.Equal(t, 7.0, testutil.ToFloat64(m.connections.WithLabelValues("a")))
 	read(2, 0)
-	require.Equal(t, 9.0, testutil.ToFloat64(m.connections.WithLabelValues("a")), "it is another frontend's")
+	require.Equal(t, 9.0, testutil.ToFloat64(m.connections.WithLabelValues("a")), "a lower counter is of another frontend")
 	require.Equal(t, 90.0, testutil.ToFloat64(m.bytes.WithLabelValues("a")))
 	require.Equal(t, 1.0, testutil.ToFloat64(m.drops.WithLabelValues("refused")))
-	require.Equal(t, 1, testutil.CollectAndCount(m.connections), "what belongs to nobody is not counted")
+	require.Equal(t, 1, testutil.CollectAndCount(m.connections), "a frontend without a tenant is not counted")
 }

@@ -1,4 +1,4 @@
-// Package report says how a gateway is: the status of its Gateway object, its conditions and failures, counters and metrics.
+// Package report builds the status of the Gateway object: conditions, failures, counters and tries. It also has the gateway's metrics.
 package report
 
 import (
@@ -20,19 +20,19 @@ import (
 	"kubelb.k8c.io/manager/heartbeat"
 )
 
-// Report is a status that the writer is to write.
+// Report is a status for the writer.
 type Report struct {
 	v1alpha1.GatewayStatus
-	// Served: the dataplane of this process has held everything once, and serves. Before that the process does not know all that the dataplane refuses.
+	// Served: the dataplane of this process has held everything once. Before that the process does not know all records that the dataplane refuses.
 	Served bool
 }
 
-// State is what a report is made of.
+// State is the input of a report.
 type State struct {
 	Driver *driver.Driver
-	// Served is that of Report. Announces: all that the dataplane holds and that is this gateway's is announced.
-	Served, Announces bool
-	// Answered is for how many addresses the gateway answers. View is what it elects by, if it does.
+	// Served is that of Report. AllAnnounced: every address is announced that the dataplane holds and that is this gateway's.
+	Served, AllAnnounced bool
+	// Answered is the number of addresses that the gateway answers for. View is the view by which it elects, empty if gateways do not elect.
 	Answered int32
 	Elects   bool
 	View     election.View
@@ -43,23 +43,23 @@ type State struct {
 	Tries         *v1alpha1.GatewayTries
 	// Lacking is what the host lacks.
 	Lacking []dataplane.Check
-	// Conditions are there beside those that follow from the rest.
+	// Conditions are added to the conditions that follow from the other fields.
 	Conditions []metav1.Condition
-	// Conflicts are addresses that another host says are its own, Refused heartbeats that are not believed.
+	// Conflicts are addresses that another host uses, too. Refusals are heartbeats that were refused.
 	Conflicts []announce.Conflict
-	Refused   []heartbeat.Refusal
+	Refusals  []heartbeat.Refusal
 }
 
-// leftRecord is how the record of a former backend begins that could not be purged.
-const leftRecord = "backend "
+// formerBackendRecord is the beginning of the record of a former backend that could not be purged. The next process reads it.
+const formerBackendRecord = "backend "
 
-// Of is the report of the state.
-func Of(s State, now time.Time) Report {
+// New builds the report of a state.
+func New(s State, now time.Time) Report {
 	backend := s.Driver.Description()
 	r := Report{Served: s.Served, GatewayStatus: v1alpha1.GatewayStatus{
 		Backend:            v1alpha1.GatewayBackend{Name: backend.Name, Version: backend.Version, Notes: backend.Notes},
 		Generation:         s.Driver.Generation().String(),
-		Frontends:          int32(s.Driver.Held()),
+		Frontends:          int32(s.Driver.HeldCount()),
 		AnnouncedAddresses: s.Answered,
 		Elects:             s.Elects,
 		Candidates:         s.View.Candidates,
@@ -73,16 +73,16 @@ func Of(s State, now time.Time) Report {
 	for _, f := range backend.Features {
 		r.Backend.Features = append(r.Backend.Features, string(f))
 	}
-	r.Failures, r.Unlisted = List(s.Driver.Failures())
+	r.Failures, r.Unlisted = ListFailures(s.Driver.Failures())
 	unpurged := s.Driver.Unpurged()
 	for _, name := range slices.Sorted(maps.Keys(unpurged)) {
-		r.Failures = append(r.Failures, v1alpha1.GatewayFailure{Record: leftRecord + name, Message: plain.Message(unpurged[name], 1024)})
+		r.Failures = append(r.Failures, v1alpha1.GatewayFailure{Record: formerBackendRecord + name, Message: plain.Message(unpurged[name], 1024)})
 	}
-	// While it is called, or away, the dataplane holds what it held, which stands in the object. Once it is known what it lacks, that is true of
-	// those who lack nothing, however long it takes until it has all.
-	if s.Driver.Knows() {
-		r.AppliedResourceVersion, r.Behind = applied(s.Driver)
-		if s.Announces {
+	// During a call, or without a plugin, the dataplane keeps its state, and the object keeps its versions. As soon as it is known what the dataplane
+	// lacks, the version is true for the tenants that are not behind.
+	if s.Driver.StateKnown() {
+		r.AppliedResourceVersion, r.Behind = appliedVersion(s.Driver)
+		if s.AllAnnounced {
 			r.AnnouncedResourceVersion = r.AppliedResourceVersion
 		}
 	}
@@ -95,47 +95,47 @@ func Of(s State, now time.Time) Report {
 
 func (s State) conditions(conflicts []v1alpha1.AddressConflict, now time.Time) []metav1.Condition {
 	conditions := append([]metav1.Condition{ready(s.Driver)}, hostConditions(s.Lacking)...)
-	if slow, is := slowCondition(s.Driver.Calling(), now); is {
+	if slow, ok := slowCondition(s.Driver.Calling(), now); ok {
 		conditions = append(conditions, slow)
 	}
 	conditions = append(conditions, s.Conditions...)
 	if len(conflicts) > 0 {
 		conditions = append(conditions, conflictCondition(conflicts))
 	}
-	if len(s.Refused) > 0 {
-		conditions = append(conditions, refusedCondition(s.Refused))
+	if len(s.Refusals) > 0 {
+		conditions = append(conditions, refusedCondition(s.Refusals))
 	}
 	return conditions
 }
 
-// ready is the condition that says whether the dataplane holds the model.
+// ready returns the condition that says whether the dataplane holds the model.
 func ready(d *driver.Driver) metav1.Condition {
 	c := metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: "InSync", Message: "the dataplane holds the model"}
 	switch failed := len(d.Failures()); {
 	case d.Problem() != nil:
 		c.Status, c.Reason, c.Message = metav1.ConditionFalse, "BackendFailed", plain.Message(d.Problem().Error(), 1024)
 	case !d.Running() || d.Resyncing():
-		c.Status, c.Reason, c.Message = metav1.ConditionFalse, "BackendRestarting", "the backend's process is being started again"
+		c.Status, c.Reason, c.Message = metav1.ConditionFalse, "BackendRestarting", "the plugin is being started"
 	case failed > 0:
-		c.Reason, c.Message = "SomeRecordsFailed", fmt.Sprintf("%d records could not be taken, see failures", failed)
+		c.Reason, c.Message = "SomeRecordsFailed", fmt.Sprintf("the dataplane refuses %d records; see status.failures", failed)
 	case len(d.Unpurged()) > 0:
-		c.Reason, c.Message = "FormerBackendLeft", "a former backend could not be purged, see failures"
+		c.Reason, c.Message = "FormerBackendLeft", "a former backend could not be purged; see status.failures"
 	}
 	return c
 }
 
-// maxBehind is how many namespaces the Gateway object names as behind.
+// maxBehind bounds the namespaces in status.behind.
 const maxBehind = 1000
 
-// applied is up to which version the dataplane holds LoadBalancers, and the namespaces that are behind. With more of those than can be named
-// nothing is said: what was said before still holds.
-func applied(d *driver.Driver) (version string, behind []v1alpha1.GatewayBehind) {
-	of, known := d.Behind()
-	if len(of) > maxBehind || !known {
+// appliedVersion returns the version up to which the dataplane holds LoadBalancers, and the namespaces that are behind. With too many of these
+// namespaces it returns nothing: the former version is still true.
+func appliedVersion(d *driver.Driver) (version string, behind []v1alpha1.GatewayBehind) {
+	byTenant, known := d.Behind()
+	if len(byTenant) > maxBehind || !known {
 		return "", nil
 	}
-	for _, tenant := range slices.Sorted(maps.Keys(of)) {
-		behind = append(behind, v1alpha1.GatewayBehind{Namespace: translate.Tenant{Name: tenant}.Namespace(), ResourceVersion: strconv.FormatUint(of[tenant], 10)})
+	for _, tenant := range slices.Sorted(maps.Keys(byTenant)) {
+		behind = append(behind, v1alpha1.GatewayBehind{Namespace: translate.Tenant{Name: tenant}.Namespace(), ResourceVersion: strconv.FormatUint(byTenant[tenant], 10)})
 	}
 	return strconv.FormatUint(d.Version(), 10), behind
 }

@@ -23,26 +23,26 @@ import (
 	"kubelb.k8c.io/manager/heartbeat"
 )
 
-// nobody is told of addresses.
-type nobody struct{}
+// noAddresses ignores all addresses.
+type noAddresses struct{}
 
-func (nobody) SetTenant(netip.Addr, string) {}
-func (nobody) Add(netip.Addr)               {}
-func (nobody) Remove(netip.Addr)            {}
+func (noAddresses) SetTenant(netip.Addr, string) {}
+func (noAddresses) Add(netip.Addr)               {}
+func (noAddresses) Remove(netip.Addr)            {}
 
-// driven is a driver on a host, with its model.
-type driven struct {
+// driverTest is a driver on a host, with its model.
+type driverTest struct {
 	*driver.Driver
 	*drivertest.Host
 	t   *testing.T
 	hub *translate.Hub
-	// broken is why the plugin does not start.
+	// broken is the error of each start of the plugin.
 	broken error
 }
 
-func newDriven(t *testing.T) *driven {
-	d := &driven{Host: drivertest.NewHost(t), t: t, hub: translate.NewHub()}
-	d.Driver = driver.New(driver.Options{Model: d.hub, Addresses: nobody{}, Observer: NewMetrics(), Log: slog.New(slog.DiscardHandler),
+func newDriverTest(t *testing.T) *driverTest {
+	d := &driverTest{Host: drivertest.NewHost(t), t: t, hub: translate.NewHub()}
+	d.Driver = driver.New(driver.Options{Model: d.hub, Addresses: noAddresses{}, Observer: NewMetrics(), Log: slog.New(slog.DiscardHandler),
 		Redirect: func(netip.Addr) model.Handover { return model.Handover{} },
 		Backend:  driver.Backend{Path: "kubelb-backend-fake", Config: dataplane.Config{Node: "g", StateDir: t.TempDir(), Options: drivertest.Options(d.Dir)}},
 		Load: func(plugin.Options) (driver.Process, error) {
@@ -55,74 +55,74 @@ func newDriven(t *testing.T) *driven {
 	return d
 }
 
-// ready is the condition after the driver has done what it does for a change to the version.
-func (d *driven) ready(version uint64) metav1.Condition {
+// ready syncs the model at the version, and returns the condition Ready.
+func (d *driverTest) ready(version uint64) metav1.Condition {
 	d.t.Helper()
 	time.Sleep(time.Until(d.RetryAt()))
 	d.Sync(d.t.Context(), d.hub.Flush().Model, version)
-	return *meta.FindStatusCondition(Of(State{Driver: d.Driver}, time.Now()).Conditions, v1alpha1.ConditionReady)
+	return *meta.FindStatusCondition(New(State{Driver: d.Driver}, time.Now()).Conditions, v1alpha1.ConditionReady)
 }
 
 func TestAGatewayIsReadyWhileItsDataplaneHoldsTheModel(t *testing.T) {
-	d := newDriven(t)
-	c := *meta.FindStatusCondition(Of(State{Driver: d.Driver}, time.Now()).Conditions, v1alpha1.ConditionReady)
+	d := newDriverTest(t)
+	c := *meta.FindStatusCondition(New(State{Driver: d.Driver}, time.Now()).Conditions, v1alpha1.ConditionReady)
 	require.Equal(t, metav1.ConditionFalse, c.Status)
-	require.Equal(t, "BackendRestarting", c.Reason, "it has not begun")
+	require.Equal(t, "BackendRestarting", c.Reason, "the plugin was not started yet")
 	d.broken = errors.New("there is no such binary")
 	c = d.ready(1)
 	require.Equal(t, metav1.ConditionFalse, c.Status)
 	require.Equal(t, "BackendFailed", c.Reason)
 	require.Equal(t, "there is no such binary", c.Message)
 	d.broken = nil
-	d.Has(drivertest.Module)
+	d.Add(drivertest.Module)
 	c = d.ready(1)
 	require.Equal(t, metav1.ConditionTrue, c.Status)
 	require.Equal(t, "InSync", c.Reason)
 	d.Driver.Stop()
-	c = *meta.FindStatusCondition(Of(State{Driver: d.Driver}, time.Now()).Conditions, v1alpha1.ConditionReady)
+	c = *meta.FindStatusCondition(New(State{Driver: d.Driver}, time.Now()).Conditions, v1alpha1.ConditionReady)
 	require.Equal(t, "BackendRestarting", c.Reason)
 }
 
-func TestARefusedRecordIsNamedAndLeavesTheGatewayReady(t *testing.T) {
-	d := newDriven(t)
-	d.Has(drivertest.Module)
+func TestARefusedRecordIsReportedAndLeavesTheGatewayReady(t *testing.T) {
+	d := newDriverTest(t)
+	d.Add(drivertest.Module)
 	require.Equal(t, "InSync", d.ready(1).Reason)
 	d.Kernel.Refuse(func(string) string { return "full" })
 	d.hub.SetTenant(translate.Tenant{Name: "a", BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}})
 	d.hub.SetLoadBalancer(translate.LoadBalancer{ObjectName: model.ObjectName{Namespace: "tenant-a", Name: "lb"}, Type: "LoadBalancer", VIPs: []netip.Addr{vip},
 		Addresses: []translate.Address{{IP: "198.51.100.1"}}, Ports: []translate.Port{{Number: 80}}, EndpointPorts: []translate.Port{{Number: 30080}}})
 	d.Sync(t.Context(), d.hub.Flush().Model, 2)
-	r := Of(State{Driver: d.Driver}, time.Now())
+	r := New(State{Driver: d.Driver}, time.Now())
 	c := meta.FindStatusCondition(r.Conditions, v1alpha1.ConditionReady)
 	require.Equal(t, metav1.ConditionTrue, c.Status)
 	require.Equal(t, "SomeRecordsFailed", c.Reason)
 	require.NotEmpty(t, r.Failures)
 	require.Equal(t, v1alpha1.GatewayFailure{LoadBalancer: "tenant-a/lb", Record: "frontend TCP 203.0.113.1:80", Message: "full"}, r.Failures[0])
 	require.Zero(t, r.Frontends)
-	require.Equal(t, "2", r.AppliedResourceVersion, "all that it takes it holds, and the rest is named")
+	require.Equal(t, "2", r.AppliedResourceVersion, "the dataplane holds all that it can take, and failures name the rest")
 }
 
-func TestAVersionIsSaidToBeAnnouncedOnlyIfItIs(t *testing.T) {
-	d := newDriven(t)
-	d.Has(drivertest.Module)
+func TestOnlyAnAnnouncedVersionIsReportedAsAnnounced(t *testing.T) {
+	d := newDriverTest(t)
+	d.Add(drivertest.Module)
 	d.ready(7)
-	r := Of(State{Driver: d.Driver, Served: true}, time.Now())
+	r := New(State{Driver: d.Driver, Served: true}, time.Now())
 	require.True(t, r.Served)
 	require.Equal(t, "7", r.AppliedResourceVersion)
 	require.Empty(t, r.AnnouncedResourceVersion)
-	require.Equal(t, "7", Of(State{Driver: d.Driver, Announces: true}, time.Now()).AnnouncedResourceVersion)
+	require.Equal(t, "7", New(State{Driver: d.Driver, AllAnnounced: true}, time.Now()).AnnouncedResourceVersion)
 	d.Driver.Stop()
-	r = Of(State{Driver: d.Driver, Announces: true}, time.Now())
-	require.Empty(t, r.AppliedResourceVersion, "the object keeps what it says")
+	r = New(State{Driver: d.Driver, AllAnnounced: true}, time.Now())
+	require.Empty(t, r.AppliedResourceVersion, "the object keeps its version")
 	require.Empty(t, r.AnnouncedResourceVersion)
 }
 
-func TestAReportSaysWhatTheGatewayIsLike(t *testing.T) {
-	d := newDriven(t)
-	d.Has(drivertest.Module)
+func TestAReportHasTheStateOfTheGateway(t *testing.T) {
+	d := newDriverTest(t)
+	d.Add(drivertest.Module)
 	d.ready(1)
-	r := Of(State{Driver: d.Driver, Answered: 3, Elects: true, View: election.View{Candidates: []string{"g"}, WithoutIPv6: []string{"g"}},
-		Conflicts: []announce.Conflict{{Address: vip, MAC: "02:00:00:00:00:01"}}, Refused: []heartbeat.Refusal{{Gateway: "g2", Reason: "its clock is wrong"}},
+	r := New(State{Driver: d.Driver, Answered: 3, Elects: true, View: election.View{Candidates: []string{"g"}, WithoutIPv6: []string{"g"}},
+		Conflicts: []announce.Conflict{{Address: vip, MAC: "02:00:00:00:00:01"}}, Refusals: []heartbeat.Refusal{{Gateway: "g2", Reason: "its clock is wrong"}},
 		Conditions: []metav1.Condition{Drained(0, true)}}, time.Now())
 	require.Equal(t, "fake", r.Backend.Name)
 	require.Contains(t, r.Backend.Features, "limits")
@@ -138,7 +138,7 @@ func TestAReportSaysWhatTheGatewayIsLike(t *testing.T) {
 	require.Equal(t, []string{v1alpha1.ConditionReady, v1alpha1.ConditionDrained, v1alpha1.ConditionAddressConflict, v1alpha1.ConditionHeartbeatsRefused}, types)
 }
 
-func TestACallIsNamedThatTakesLongWhileItDoes(t *testing.T) {
+func TestALongCallIsReportedWhileItRuns(t *testing.T) {
 	now := time.Now()
 	_, is := slowCondition(nil, now)
 	require.False(t, is)
@@ -148,10 +148,10 @@ func TestACallIsNamedThatTakesLongWhileItDoes(t *testing.T) {
 	c.Began = now.Add(-29 * time.Second)
 	slow, is := slowCondition(c, now)
 	require.True(t, is)
-	require.Contains(t, slow.Message, "the backend has worked on Applied for more than 20s; it may take 1m0s")
+	require.Contains(t, slow.Message, "the plugin has worked on Applied for more than 20s; after 1m0s it is started again")
 }
 
-func TestOfManyReportsTheNewestIsWritten(t *testing.T) {
+func TestOnlyTheNewestReportIsWritten(t *testing.T) {
 	w := NewWriter(nil, "g", nil, nil, slog.New(slog.DiscardHandler))
 	for n := range int32(3) {
 		w.Publish(Report{GatewayStatus: v1alpha1.GatewayStatus{Frontends: n}})

@@ -11,68 +11,68 @@ import (
 	"kubelb.k8c.io/manager/watchdog"
 )
 
-// Served is whether clients, and the dataplane, answer this gateway. Make one with NewServed.
+// Served decides the condition Served: whether hosts on the segment, and the dataplane, answer this gateway.
 type Served struct {
-	// interfaces are those on which hosts have to answer. watched: somebody looks whether they do.
+	// interfaces are those on which hosts have to answer. checked: this is being checked.
 	interfaces []string
-	watched    bool
+	checked    bool
 	segment    watchdog.Segment
 	former     formerServed
 }
 
-// NewServed returns one for a gateway whose clients are on the interfaces. watched says whether somebody looks if hosts answer there.
-func NewServed(interfaces []string, watched bool) *Served {
-	return &Served{interfaces: interfaces, watched: watched}
+// NewServed returns a Served of a gateway with clients on the interfaces. checked says whether it is checked that hosts answer there.
+func NewServed(interfaces []string, checked bool) *Served {
+	return &Served{interfaces: interfaces, checked: checked}
 }
 
-// formerServed is why the gateway serves nothing, as its former process said last. It counts until this process knows better: a segment or a dataplane
-// that stays silent says nothing to a process that has never heard it.
+// formerServed is the reason for which the former process of this gateway served nothing. It counts until this process knows better: a new process
+// cannot see that a segment or a dataplane has become silent if it has never heard it.
 type formerServed struct {
 	read bool
-	// segment and dataplane are the messages without their beginnings, empty for none.
+	// segment and dataplane are the messages without their prefixes, empty for none.
 	segment, dataplane string
 }
 
-// The beginnings of the messages.
+// The prefixes of the messages. The next process reads them.
 const (
 	segmentSilent   = "clients do not reach this gateway: "
 	dataplaneSilent = "the dataplane does not answer: "
 )
 
-// LearnFormer reads the object as the former process left it. What is written later is this process's own.
-func (s *Served) LearnFormer(conditions []metav1.Condition) {
-	is := plain.NotTrue(conditions, v1alpha1.ConditionServed)
+// ReadFormer reads the object as the former process has left it, at the first call. What the object says later comes from this process.
+func (s *Served) ReadFormer(conditions []metav1.Condition) {
+	former := plain.NotTrue(conditions, v1alpha1.ConditionServed)
 	switch {
-	case s.former.read || is == nil:
-	case is.Reason == v1alpha1.ReasonSegmentSilent:
-		s.former.segment = strings.TrimPrefix(is.Message, segmentSilent)
-	case is.Reason == v1alpha1.ReasonDataplaneSilent:
-		s.former.dataplane = strings.TrimPrefix(is.Message, dataplaneSilent)
+	case s.former.read || former == nil:
+	case former.Reason == v1alpha1.ReasonSegmentSilent:
+		s.former.segment = strings.TrimPrefix(former.Message, segmentSilent)
+	case former.Reason == v1alpha1.ReasonDataplaneSilent:
+		s.former.dataplane = strings.TrimPrefix(former.Message, dataplaneSilent)
 	}
 	s.former.read = true
 }
 
-// NoteSegment takes over whether hosts on the segment answer.
-func (s *Served) NoteSegment(is watchdog.Segment) { s.segment = is }
+// SetSegment sets whether hosts on the segment answer.
+func (s *Served) SetSegment(segment watchdog.Segment) { s.segment = segment }
 
-// NoteDataplaneAnswers notes that the dataplane has returned its counters.
-func (s *Served) NoteDataplaneAnswers() { s.former.dataplane = "" }
+// SetDataplaneAnswered notes that the dataplane has returned its counters.
+func (s *Served) SetDataplaneAnswered() { s.former.dataplane = "" }
 
-// silentSegment says at which interfaces no host answers, empty if that is not known. Nobody looks if tries are turned off.
-func (s *Served) silentSegment() string {
-	if !s.watched || !watchdog.MayLast(s.former.segment, s.interfaces, s.segment) {
+// segmentProblem says at which interfaces no host answers. It is empty if this is not known, for example while tries are turned off.
+func (s *Served) segmentProblem() string {
+	if !s.checked || !watchdog.MayLast(s.former.segment, s.interfaces, s.segment) {
 		return s.segment.Problem
 	}
 	return cmp.Or(s.segment.Problem, s.former.segment)
 }
 
-// Condition is the Gateway's condition Served, and false while there is no such condition. unanswered is why the dataplane does not answer, empty if it
-// does. toAnswer tells whether the gateway is to answer for addresses.
-func (s *Served) Condition(unanswered string, toAnswer bool) (metav1.Condition, bool) {
+// Condition returns the condition Served, and false if there is none. unanswered is the reason why the dataplane does not answer, empty if it does.
+// shouldAnswer says whether the gateway is to answer for addresses.
+func (s *Served) Condition(unanswered string, shouldAnswer bool) (metav1.Condition, bool) {
 	condition := metav1.Condition{Type: v1alpha1.ConditionServed, Status: metav1.ConditionFalse}
 	dataplane := cmp.Or(unanswered, s.former.dataplane)
-	switch segment := s.silentSegment(); {
-	case segment != "" && toAnswer:
+	switch segment := s.segmentProblem(); {
+	case segment != "" && shouldAnswer:
 		condition.Reason, condition.Message = v1alpha1.ReasonSegmentSilent, segmentSilent+segment
 	case dataplane != "":
 		condition.Reason, condition.Message = v1alpha1.ReasonDataplaneSilent, dataplaneSilent+dataplane

@@ -10,25 +10,25 @@ import (
 	"kubelb.k8c.io/core/ipam"
 )
 
-// SilentAfter is how long a gateway that announces nothing at all may be about to begin, or to begin again, as while its process starts.
+// SilentAfter is the time for which a gateway that announces nothing at all may be about to start or restart.
 const SilentAfter = 10 * time.Second
 
-// Silence is which families the gateway announces to nobody, and since when.
+// Silence knows which families the gateway announces to nobody, and since when.
 type Silence struct {
 	since map[ipam.Family]time.Time
 	next  time.Time
 }
 
-// Update returns the families whose addresses are announced to nobody, with the reason: because is the reason now, empty for none. While one family is
-// announced the other one is known at once. While none is able to be, that may be about to change.
-func (s *Silence) Update(because func(ipam.Family) string, able bool, now time.Time) (out []v1alpha1.GatewaySilence) {
+// Update returns the families whose addresses are announced to nobody, with the reason. reasonFor returns the present reason, empty for none. While a
+// family is announced, the silence of the other one counts at once. While none can be announced, this may be about to change.
+func (s *Silence) Update(reasonFor func(ipam.Family) string, able bool, now time.Time) (out []v1alpha1.GatewaySilence) {
 	if s.since == nil {
 		s.since = map[ipam.Family]time.Time{}
 	}
 	s.next = time.Time{}
 	for _, f := range []ipam.Family{ipam.IPv4, ipam.IPv6} {
-		why := because(f)
-		if why == "" {
+		reason := reasonFor(f)
+		if reason == "" {
 			delete(s.since, f)
 			continue
 		}
@@ -39,10 +39,10 @@ func (s *Silence) Update(because func(ipam.Family) string, able bool, now time.T
 			s.next = from
 			continue
 		}
-		out = append(out, v1alpha1.GatewaySilence{Family: corev1.IPFamily(f.String()), Message: plain.Message(why, 1024)})
+		out = append(out, v1alpha1.GatewaySilence{Family: corev1.IPFamily(f.String()), Message: plain.Message(reason, 1024)})
 	}
 	return out
 }
 
-// Next is when Update is to be called again, zero for not before something changes.
+// Next returns when Update is to be called again, zero if only after a change.
 func (s *Silence) Next() time.Time { return s.next }

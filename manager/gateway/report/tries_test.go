@@ -10,7 +10,7 @@ import (
 	"kubelb.k8c.io/manager/watchdog"
 )
 
-func TestOnlyFrontendsAreTriedThatAreToAnswer(t *testing.T) {
+func TestOnlyFrontendsThatShouldAnswerAreTried(t *testing.T) {
 	from := []netip.Addr{netip.MustParseAddr("192.0.0.6"), netip.MustParseAddr("fd4b:7562:654c::6")}
 	key := func(port uint16) model.FrontendKey {
 		return model.FrontendKey{VIP: netip.MustParseAddr("203.0.113.1"), Protocol: model.TCP, Port: port}
@@ -38,7 +38,7 @@ func TestOnlyFrontendsAreTriedThatAreToAnswer(t *testing.T) {
 	vip := func(port uint16) netip.AddrPort { return netip.AddrPortFrom(key(0).VIP, port) }
 	require.Equal(t, []watchdog.Frontend{
 		{AddrPort: vip(80), Tenant: "a", Endpoints: at(30080)},
-		{AddrPort: vip(81), Tenant: "a", Endpoints: at(30081), KeepsClient: true, Limited: true},
+		{AddrPort: vip(81), Tenant: "a", Endpoints: at(30081), KeepsClientAddress: true, Limited: true},
 		{AddrPort: vip(85), Tenant: "a", Endpoints: at(30085)},
 	}, tried)
 }

@@ -10,51 +10,51 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// maxTenants is how many tenants' use the Gateway object tells.
+// maxTenants bounds the tenants in status.tenants.
 const maxTenants = 1000
 
-// useOf is what tenants use of their limits of connections: of each limit, what the busiest port has. before are the counters as they were read
-// the time ago.
+// useOf returns what tenants use of their limits of connections: for each limit the value of the busiest port. before are the counters of the time
+// ago.
 func useOf(frontends []model.Frontend, now, before map[model.FrontendKey]dataplane.Counter, ago time.Duration) (use []v1alpha1.GatewayTenantUse) {
-	of := map[string]v1alpha1.GatewayTenantUse{}
+	byTenant := map[string]v1alpha1.GatewayTenantUse{}
 	for _, f := range frontends {
 		if f.MaxConnections == 0 && f.MaxNewPerSecond == 0 {
 			continue
 		}
-		is, was := now[f.FrontendKey], before[f.FrontendKey]
-		u := of[f.Tenant]
+		current, former := now[f.FrontendKey], before[f.FrontendKey]
+		u := byTenant[f.Tenant]
 		u.Tenant = f.Tenant
 		if f.MaxConnections > 0 {
-			u.ConnectionsPerPort = higher(u.ConnectionsPerPort, steps(float64(is.Open), f.MaxConnections))
+			u.ConnectionsPerPort = maxOf(u.ConnectionsPerPort, roundToStep(float64(current.Open), f.MaxConnections))
 		}
 		if f.MaxNewPerSecond > 0 {
-			// What has just come into being, or was counted anew, has no rate yet.
+			// A new frontend, or one whose counter was reset, has no rate yet.
 			rate := 0.0
-			if _, known := before[f.FrontendKey]; known && is.Connections >= was.Connections && ago > 0 {
-				rate = float64(is.Connections-was.Connections) / ago.Seconds()
+			if _, known := before[f.FrontendKey]; known && current.Connections >= former.Connections && ago > 0 {
+				rate = float64(current.Connections-former.Connections) / ago.Seconds()
 			}
-			u.NewConnectionsPerSecondPerPort = higher(u.NewConnectionsPerSecondPerPort, steps(rate, f.MaxNewPerSecond))
+			u.NewConnectionsPerSecondPerPort = maxOf(u.NewConnectionsPerSecondPerPort, roundToStep(rate, f.MaxNewPerSecond))
 		}
-		of[f.Tenant] = u
+		byTenant[f.Tenant] = u
 	}
-	for _, tenant := range slices.Sorted(maps.Keys(of)) {
+	for _, tenant := range slices.Sorted(maps.Keys(byTenant)) {
 		if len(use) < maxTenants {
-			use = append(use, of[tenant])
+			use = append(use, byTenant[tenant])
 		}
 	}
 	return use
 }
 
-// stepsOfLimit is in how many steps use is told, so that an object does not change with every connection.
+// stepsOfLimit is the number of steps in which use is reported, so that not every connection changes the object.
 const stepsOfLimit = 20
 
-// steps is the number to a step of the limit.
-func steps(n float64, limit uint32) int32 {
+// roundToStep rounds the number to a step of the limit.
+func roundToStep(n float64, limit uint32) int32 {
 	step := max(1, int64(limit)/stepsOfLimit)
 	return int32(min((int64(n)+step/2)/step*step, int64(limit)))
 }
 
-func higher(a *int32, b int32) *int32 {
+func maxOf(a *int32, b int32) *int32 {
 	if a != nil && *a >= b {
 		return a
 	}

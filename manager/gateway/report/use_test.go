@@ -12,7 +12,7 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-func TestUseOfALimitIsThatOfTheBusiestPort(t *testing.T) {
+func TestUseOfALimitIsTheUseOfItsBusiestPort(t *testing.T) {
 	key := func(n byte, port uint16) model.FrontendKey {
 		return model.FrontendKey{VIP: netip.AddrFrom4([4]byte{203, 0, 113, n}), Protocol: model.TCP, Port: port}
 	}
@@ -32,19 +32,19 @@ func TestUseOfALimitIsThatOfTheBusiestPort(t *testing.T) {
 	require.Equal(t, []v1alpha1.GatewayTenantUse{
 		{Tenant: "a", ConnectionsPerPort: n(40), NewConnectionsPerSecondPerPort: n(7)},
 		{Tenant: "b", ConnectionsPerPort: n(0)},
-	}, useOf(frontends, now, before, 10*time.Second), "what is counted anew, or for the first time, has no rate")
+	}, useOf(frontends, now, before, 10*time.Second), "a counter that was reset, or is new, has no rate")
 }
 
-func TestUseIsToldInStepsOfTheLimit(t *testing.T) {
+func TestUseIsReportedInStepsOfTheLimit(t *testing.T) {
 	for n, want := range map[float64]int32{0: 0, 249: 0, 250: 500, 740: 500, 9800: 10000, 20000: 10000} {
-		require.Equal(t, want, steps(n, 10000), "%v of 10000", n)
+		require.Equal(t, want, roundToStep(n, 10000), "%v of 10000", n)
 	}
-	require.Equal(t, int32(3), steps(3.9, 5), "a small limit is told exactly")
+	require.Equal(t, int32(3), roundToStep(3.9, 5), "use of a small limit is exact")
 }
 
-func TestUseThatWasNotReadForLongIsNotTold(t *testing.T) {
+func TestOldUseIsNotReported(t *testing.T) {
 	now := time.Now()
 	c := Counters{use: []v1alpha1.GatewayTenantUse{{Tenant: "a"}}, read: now}
-	require.NotEmpty(t, c.Use(now.Add(2*CountEvery)), "one answer may be late")
-	require.Empty(t, c.Use(now.Add(4*CountEvery)), "the dataplane does not answer")
+	require.NotEmpty(t, c.Use(now.Add(2*CountInterval)), "one answer may be late")
+	require.Empty(t, c.Use(now.Add(4*CountInterval)), "the dataplane does not answer")
 }

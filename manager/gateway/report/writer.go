@@ -17,13 +17,13 @@ import (
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
-// statusPause keeps the writer from asking the API server for every change of a burst.
-const statusPause = 100 * time.Millisecond
+// writePause is the least pause between two writes, so that a burst of changes is one write.
+const writePause = 100 * time.Millisecond
 
-// Lease is a gateway's, on which it says that its object cannot be written.
+// Lease is a gateway's Lease, which also publishes that the Gateway object cannot be written.
 type Lease interface {
 	Reaches() bool
-	SayUnwritten(why string)
+	SetWriteError(why string)
 }
 
 // Writer writes the Gateway object.
@@ -31,20 +31,20 @@ type Writer struct {
 	client client.Client
 	name   string
 	labels map[string]string
-	// lease is nil where there is none.
+	// lease may be nil.
 	lease  Lease
 	log    *slog.Logger
 	newest chan Report
-	// unlabelled: it was logged that the object does not get its labels. It belongs to Run.
-	unlabelled bool
+	// labelsRefused: it was logged that the labels cannot be set. It belongs to Run.
+	labelsRefused bool
 }
 
-// NewWriter returns one for the Gateway of that name, which is to have the labels.
+// NewWriter returns a writer of the Gateway with this name, which is to have the labels.
 func NewWriter(c client.Client, name string, labels map[string]string, lease Lease, log *slog.Logger) *Writer {
 	return &Writer{client: c, name: name, labels: labels, lease: lease, log: log, newest: make(chan Report, 1)}
 }
 
-// Publish hands the present state to Run, which it does not wait for. Only the newest counts. It is called by one goroutine.
+// Publish hands the present state to Run, without waiting. Run writes only the newest one. Only one goroutine calls Publish.
 func (w *Writer) Publish(r Report) {
 	select {
 	case <-w.newest:
@@ -53,10 +53,10 @@ func (w *Writer) Publish(r Report) {
 	w.newest <- r
 }
 
-// Newest receives what was published last, if nobody else has received it.
+// Newest receives what was published last.
 func (w *Writer) Newest() <-chan Report { return w.newest }
 
-// Run writes the newest status, again and again, until ctx ends. An API server that is away delays nothing else.
+// Run writes the newest status again and again until ctx ends. An unreachable API server delays nothing else.
 func (w *Writer) Run(ctx context.Context) error {
 	var latest *Report
 	retry := time.NewTimer(0)
@@ -74,7 +74,7 @@ func (w *Writer) Run(ctx context.Context) error {
 			continue
 		}
 		err := w.Write(ctx, *latest)
-		failure.note(err, time.Now())
+		failure.setResult(err, time.Now())
 		if err != nil {
 			if ctx.Err() == nil && !apierrors.IsConflict(err) {
 				w.log.Warn("write Gateway status", "error", err)
@@ -86,33 +86,33 @@ func (w *Writer) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(statusPause):
+		case <-time.After(writePause):
 		}
 	}
 }
 
-// writeFailure says on the gateway's Lease that its object is out of date, where that cannot be written although the API is reached.
+// writeFailure publishes on the gateway's Lease that the object is out of date, if the object cannot be written although the API is reached.
 type writeFailure struct {
-	lease Lease // nil where there is none
+	lease Lease // may be nil
 	since time.Time
 }
 
-// unwrittenAfter is for how long it has to be tried in vain.
-const unwrittenAfter = 10 * time.Second
+// writeFailureAfter is how long writes have to fail.
+const writeFailureAfter = 10 * time.Second
 
-// note takes note of what has become of a try.
-func (f *writeFailure) note(err error, now time.Time) {
+// setResult sets the result of a write.
+func (f *writeFailure) setResult(err error, now time.Time) {
 	switch {
 	case f.lease == nil:
 	case err == nil:
 		f.since = time.Time{}
-		f.lease.SayUnwritten("")
+		f.lease.SetWriteError("")
 	case !f.lease.Reaches():
 		f.since = time.Time{}
 	case f.since.IsZero():
 		f.since = now
-	case now.Sub(f.since) >= unwrittenAfter:
-		f.lease.SayUnwritten(err.Error())
+	case now.Sub(f.since) >= writeFailureAfter:
+		f.lease.SetWriteError(err.Error())
 	}
 }
 
@@ -126,11 +126,11 @@ func (w *Writer) Write(ctx context.Context, s Report) error {
 	if err != nil {
 		return err
 	}
-	if err := w.label(ctx, object); err != nil {
+	if err := w.setLabels(ctx, object); err != nil {
 		return err
 	}
 	before := object.Status.DeepCopy()
-	// What was said of a role that the gateway has no more is not said any more.
+	// Conditions that the report does not have are removed.
 	conditions := slices.DeleteFunc(slices.Clone(object.Status.Conditions), func(c metav1.Condition) bool { return meta.FindStatusCondition(s.Conditions, c.Type) == nil })
 	for _, c := range s.Conditions {
 		plain.SetCondition(&conditions, c)
@@ -143,9 +143,9 @@ func (w *Writer) Write(ctx context.Context, s Report) error {
 	return w.client.Status().Update(ctx, object)
 }
 
-// label gives the Gateway object the labels that it is to have. Others, which somebody else has given it, stay. Where a policy leaves changes of
-// labels to operators, the gateway goes on with those that its object has: it is chosen by these.
-func (w *Writer) label(ctx context.Context, object *v1alpha1.Gateway) error {
+// setLabels sets the labels of the Gateway object, and keeps other labels that it has. If a policy leaves labels to operators, the gateway goes on
+// with the present labels: AddressPools select it by these.
+func (w *Writer) setLabels(ctx context.Context, object *v1alpha1.Gateway) error {
 	labels := maps.Clone(object.Labels)
 	if labels == nil {
 		labels = map[string]string{}
@@ -154,17 +154,17 @@ func (w *Writer) label(ctx context.Context, object *v1alpha1.Gateway) error {
 	if maps.Equal(labels, object.Labels) {
 		return nil
 	}
-	has := object.Labels
+	former := object.Labels
 	object.Labels = labels
 	err := w.client.Update(ctx, object)
 	if !apierrors.IsForbidden(err) {
-		w.unlabelled = false
+		w.labelsRefused = false
 		return err
 	}
-	object.Labels = has
-	if !w.unlabelled {
-		w.log.Warn("the Gateway object does not get the labels of --gateway-label: write them with kubectl label", "labels", w.labels, "error", err)
+	object.Labels = former
+	if !w.labelsRefused {
+		w.log.Warn("this gateway may not set the labels of --gateway-label on its Gateway object: set them with kubectl label", "labels", w.labels, "error", err)
 	}
-	w.unlabelled = true
+	w.labelsRefused = true
 	return nil
 }

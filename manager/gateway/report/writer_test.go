@@ -18,7 +18,7 @@ import (
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
-// T18: the policy keeps a gateway from choosing pools for itself. An honest one that was given other labels is heard all the same.
+// T18: a policy keeps a gateway from selecting itself for AddressPools. A gateway with other labels on its object still writes its status.
 func TestAGatewayThatMayNotChangeItsLabelsWritesItsStatus(t *testing.T) {
 	scheme := runtime.NewScheme()
 	require.NoError(t, v1alpha1.AddToScheme(scheme))
@@ -43,7 +43,7 @@ func TestAGatewayThatMayNotChangeItsLabelsWritesItsStatus(t *testing.T) {
 	}
 	stands(1)
 	require.Equal(t, map[string]string{"site": "north"}, stands(2).Labels)
-	require.Equal(t, 1, strings.Count(log.String(), "kubectl label"), "it is said once")
+	require.Equal(t, 1, strings.Count(log.String(), "kubectl label"), "it is logged once")
 
 	refusing = false
 	require.Equal(t, map[string]string{"site": "south"}, stands(3).Labels)

@@ -1,4 +1,4 @@
-// Package routers has the BGP speaker keep sessions with the routers that BGPPeer objects name for a gateway, and says how they are.
+// Package routers makes the BGP speaker keep sessions with the routers of the gateway's BGPPeer objects, and reports their state.
 package routers
 
 import (
@@ -28,80 +28,80 @@ import (
 	"kubelb.k8c.io/manager/bgp"
 )
 
-// Options are what the sessions depend on.
+// Options configure Routers.
 type Options struct {
 	Speaker *bgp.Speaker
-	// Hub has what is watched. Passwords are in Secrets of the namespace.
+	// Hub reads the objects that are watched, Secrets the passwords in the namespace.
 	Hub       client.Reader
 	Secrets   client.Reader
 	Namespace string
-	// Gateway is the name of this one.
+	// Gateway is the name of this gateway.
 	Gateway string
-	// Changed is called when the sessions may be others.
+	// Changed is called when the sessions may have changed.
 	Changed func()
 	Log     *slog.Logger
 }
 
-// Routers has the speaker keep the sessions. It is safe for concurrent use.
+// Routers makes the speaker keep the sessions. It is safe for concurrent use.
 type Routers struct {
 	options Options
 
-	// begin is closed once everything is announced that is to be: a router that has kept the routes of this gateway's former process
-	// takes those that it is not told then for gone (RFC 4724, section 4.2).
-	begin chan struct{}
-	once  sync.Once
-	// again tells that something may have changed.
-	again chan struct{}
-	// passwords are the Secrets' by name, as they were read last. They belong to run.
+	// allowed is closed once everything is announced. A router may have kept the routes of this gateway's former process. When a session begins, it
+	// drops those that are not announced again (RFC 4724, section 4.2).
+	allowed chan struct{}
+	once    sync.Once
+	// refresh gets a value when something may have changed.
+	refresh chan struct{}
+	// passwords are the passwords as they were read last, by Secret. They belong to sync.
 	passwords map[string]string
 
-	mu sync.Mutex // guards those below
-	// looked: the BGPPeers have been looked at. problems are why there is no session with a router, by BGPPeer.
-	looked   bool
+	mu sync.Mutex // guards all below
+	// loaded: the BGPPeers were read. problems are the reasons why there is no session with a router, by BGPPeer.
+	loaded   bool
 	problems map[string]string
 }
 
-// New returns one that has not looked for BGPPeers yet.
+// New returns Routers that have not read the BGPPeers yet.
 func New(o Options) *Routers {
-	return &Routers{options: o, begin: make(chan struct{}), again: make(chan struct{}, 1), passwords: map[string]string{}}
+	return &Routers{options: o, allowed: make(chan struct{}), refresh: make(chan struct{}, 1), passwords: map[string]string{}}
 }
 
-// MayBegin lets sessions begin.
-func (r *Routers) MayBegin() { r.once.Do(func() { close(r.begin) }) }
+// AllowSessions lets sessions begin.
+func (r *Routers) AllowSessions() { r.once.Do(func() { close(r.allowed) }) }
 
-// Look has the objects looked at again. It does not block.
-func (r *Routers) Look() {
+// Refresh makes Run read the objects again. It does not block.
+func (r *Routers) Refresh() {
 	select {
-	case r.again <- struct{}{}:
+	case r.refresh <- struct{}{}:
 	default:
 	}
 }
 
-// lookEvery is how often Secrets are read again, which are not watched, and the own addresses are looked at.
-const lookEvery = 30 * time.Second
+// refreshInterval is how often Secrets, which are not watched, and the own addresses are read again.
+const refreshInterval = 30 * time.Second
 
 // Run keeps the sessions until ctx ends.
 func (r *Routers) Run(ctx context.Context) error {
 	select {
-	case <-r.begin:
+	case <-r.allowed:
 	case <-ctx.Done():
 		return nil
 	}
 	for ctx.Err() == nil {
 		if err := r.sync(ctx); err != nil && ctx.Err() == nil {
-			r.options.Log.Error("BGP peers", "error", err)
+			r.options.Log.Error("set up BGP sessions", "error", err)
 		}
 		r.options.Changed()
 		select {
 		case <-ctx.Done():
-		case <-r.again:
-		case <-time.After(lookEvery):
+		case <-r.refresh:
+		case <-time.After(refreshInterval):
 		}
 	}
 	return nil
 }
 
-// sync gives the speaker its peers. A router that cannot be one is named with the reason; others are not disturbed.
+// sync sets the peers of the speaker. A BGPPeer that is invalid gets a problem, and does not affect others.
 func (r *Routers) sync(ctx context.Context) error {
 	var list v1alpha1.BGPPeerList
 	if err := r.options.Hub.List(ctx, &list); err != nil {
@@ -114,36 +114,36 @@ func (r *Routers) sync(ctx context.Context) error {
 	slices.SortFunc(list.Items, func(a, b v1alpha1.BGPPeer) int {
 		return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.Name, b.Name))
 	})
-	problems, taken := map[string]string{}, map[netip.Addr]string{}
+	problems, byAddress := map[string]string{}, map[netip.Addr]string{}
 	var peers []bgp.Peer
 	for i := range list.Items {
 		object := &list.Items[i]
-		chosen, err := chosenBy(object.Spec.GatewaySelector, own.Labels)
-		if err == nil && !chosen {
+		selected, err := selects(object.Spec.GatewaySelector, own.Labels)
+		if err == nil && !selected {
 			continue
 		}
 		var peer bgp.Peer
 		if err == nil {
 			peer, err = r.peer(ctx, object)
 		}
-		if other, is := taken[peer.Address]; err == nil && is {
-			err = fmt.Errorf("spec.address: BGPPeer %s, which is older, names the same router; delete one of them, or set their spec.gatewaySelector apart", other)
+		if other, exists := byAddress[peer.Address]; err == nil && exists {
+			err = fmt.Errorf("spec.address: the older BGPPeer %s names the same router; delete one of them, or make their spec.gatewaySelector select different gateways", other)
 		}
 		if err != nil {
 			problems[object.Name] = err.Error()
 			continue
 		}
-		taken[peer.Address] = object.Name
+		byAddress[peer.Address] = object.Name
 		peers = append(peers, peer)
 	}
 	err := r.options.Speaker.SetPeers(ctx, peers)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.looked, r.problems = true, problems
+	r.loaded, r.problems = true, problems
 	return err
 }
 
-func chosenBy(selector *metav1.LabelSelector, of map[string]string) (bool, error) {
+func selects(selector *metav1.LabelSelector, gatewayLabels map[string]string) (bool, error) {
 	if selector == nil {
 		return true, nil
 	}
@@ -151,10 +151,10 @@ func chosenBy(selector *metav1.LabelSelector, of map[string]string) (bool, error
 	if err != nil {
 		return false, fmt.Errorf("spec.gatewaySelector: %w", err)
 	}
-	return s.Matches(labels.Set(of)), nil
+	return s.Matches(labels.Set(gatewayLabels)), nil
 }
 
-// peer is the object in the speaker's terms.
+// peer returns the object as a peer of the speaker.
 func (r *Routers) peer(ctx context.Context, object *v1alpha1.BGPPeer) (bgp.Peer, error) {
 	spec := &object.Spec
 	address, err := netip.ParseAddr(spec.Address)
@@ -187,10 +187,10 @@ func (r *Routers) peer(ctx context.Context, object *v1alpha1.BGPPeer) (bgp.Peer,
 	return p, err
 }
 
-// passwordKey is that of the password in its Secret.
+// passwordKey is the key of the password in its Secret.
 const passwordKey = "password"
 
-// password reads a Secret. While the API is away what was read before counts.
+// password reads a password from its Secret. If the API is unreachable, it returns the password that was read last.
 func (r *Routers) password(ctx context.Context, name string) (string, error) {
 	if name == "" {
 		return "", nil
@@ -203,7 +203,7 @@ func (r *Routers) password(ctx context.Context, name string) (string, error) {
 		return before, nil
 	}
 	if apierrors.IsForbidden(err) {
-		return "", fmt.Errorf("spec.passwordSecret: gateways may not read Secret %s/%s: add it to gateway.passwordSecrets of the chart, and upgrade", r.options.Namespace, name)
+		return "", fmt.Errorf("spec.passwordSecret: gateways may not read Secret %s/%s: add its name to gateway.passwordSecrets of the chart, and upgrade the release", r.options.Namespace, name)
 	}
 	if err != nil {
 		return "", fmt.Errorf("spec.passwordSecret: Secret %s/%s: %w", r.options.Namespace, name, err)
@@ -216,10 +216,10 @@ func (r *Routers) password(ctx context.Context, name string) (string, error) {
 	return password, nil
 }
 
-// Sessions are all routers with what has become of them, by name.
+// Sessions returns the state of the session with each router, by name.
 func (r *Routers) Sessions() (all []v1alpha1.BGPSession) {
 	for _, s := range r.options.Speaker.Sessions() {
-		all = append(all, sessionOf(s))
+		all = append(all, toSession(s))
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -230,57 +230,58 @@ func (r *Routers) Sessions() (all []v1alpha1.BGPSession) {
 	return all
 }
 
-// sessionOf is a session as the Gateway object says it.
-func sessionOf(s bgp.Session) v1alpha1.BGPSession {
-	is := v1alpha1.BGPSession{Peer: s.Peer.Name, Address: s.Peer.Address.String(), State: v1alpha1.BGPDown}
-	lacks := []string{s.Reason}
+// toSession returns a session as the Gateway object shows it.
+func toSession(s bgp.Session) v1alpha1.BGPSession {
+	session := v1alpha1.BGPSession{Peer: s.Peer.Name, Address: s.Peer.Address.String(), State: v1alpha1.BGPDown}
+	problems := []string{s.Reason}
 	if s.Established {
-		is.State, lacks = v1alpha1.BGPEstablished, nil
+		session.State, problems = v1alpha1.BGPEstablished, nil
 	}
 	for _, f := range []ipam.Family{ipam.IPv4, ipam.IPv6} {
 		wanted := f == ipam.IPv4 && s.Peer.IPv4 || f == ipam.IPv6 && s.Peer.IPv6
-		switch untold := s.Untold(f); {
-		case untold == "":
-			is.Families = append(is.Families, corev1.IPFamily(f.String()))
+		switch reason := s.Untold(f); {
+		case reason == "":
+			session.Families = append(session.Families, corev1.IPFamily(f.String()))
 		case s.Established && wanted:
-			lacks = append(lacks, fmt.Sprintf("not told of %s addresses: %s", f, untold))
+			problems = append(problems, fmt.Sprintf("%s addresses are not announced to it: %s", f, reason))
 		}
 	}
 	if s.Undetected != "" {
-		lacks = append(lacks, s.Undetected)
+		problems = append(problems, s.Undetected)
 	}
-	is.Message = plain.Message(strings.Join(lacks, "; "), 1024)
+	session.Message = plain.Message(strings.Join(problems, "; "), 1024)
 	if s.Peer.BFDInterval > 0 {
-		is.BFD = map[bool]string{true: bfd.Up.String(), false: bfd.Down.String()}[s.Detected]
+		session.BFD = map[bool]string{true: bfd.Up.String(), false: bfd.Down.String()}[s.Detected]
 	}
 	if !s.Since.IsZero() {
 		since := metav1.NewTime(s.Since.Truncate(time.Second))
-		is.Since = &since
+		session.Since = &since
 	}
-	return is
+	return session
 }
 
-// HasLooked tells whether the BGPPeers have been looked at.
-func (r *Routers) HasLooked() bool {
+// HasLoaded reports whether the BGPPeers were read.
+func (r *Routers) HasLoaded() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.looked
+	return r.loaded
 }
 
-// Silent is why no router is told of addresses of a family, empty if one is, or it is not known yet.
+// Silent returns the reason why addresses of a family are announced to no router. It is empty if they are announced to one, or if this is not known
+// yet.
 func (r *Routers) Silent(f ipam.Family) string {
-	if !r.HasLooked() {
+	if !r.HasLoaded() {
 		return ""
 	}
-	why := r.options.Speaker.Silent(f)
-	if why == "" {
+	reason := r.options.Speaker.Silent(f)
+	if reason == "" {
 		return ""
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var all []string
 	if len(r.problems) == 0 || len(r.options.Speaker.Sessions()) > 0 {
-		all = append(all, why)
+		all = append(all, reason)
 	}
 	for _, name := range slices.Sorted(maps.Keys(r.problems)) {
 		all = append(all, fmt.Sprintf("BGPPeer %s: %s", name, r.problems[name]))
@@ -288,28 +289,28 @@ func (r *Routers) Silent(f ipam.Family) string {
 	return phrase.Few(all, "; ")
 }
 
-// Condition says whether all is well with the sessions. looked tells whether it is known which routers there are.
-func Condition(sessions []v1alpha1.BGPSession, looked bool) metav1.Condition {
+// Condition returns the condition BGPEstablished of the sessions. loaded says whether the BGPPeers were read.
+func Condition(sessions []v1alpha1.BGPSession, loaded bool) metav1.Condition {
 	c := metav1.Condition{Type: v1alpha1.ConditionBGPEstablished, Status: metav1.ConditionTrue, Reason: "Established", Message: "there is a session with every router"}
-	var down, lacking []string
+	var down, incomplete []string
 	for _, s := range sessions {
 		line := strings.TrimSuffix(fmt.Sprintf("%s (%s): %s", s.Peer, s.Address, s.Message), ": ")
 		switch {
 		case s.State != v1alpha1.BGPEstablished:
 			down = append(down, line)
 		case s.Message != "":
-			lacking = append(lacking, line)
+			incomplete = append(incomplete, line)
 		}
 	}
 	switch {
-	case !looked:
+	case !loaded:
 		c.Status, c.Reason, c.Message = metav1.ConditionFalse, "Starting", "sessions begin once the dataplane holds everything"
 	case len(sessions) == 0:
 		c.Status, c.Reason, c.Message = metav1.ConditionFalse, "NoPeer", "no BGPPeer names a router for this gateway: create one"
 	case len(down) > 0:
 		c.Status, c.Reason, c.Message = metav1.ConditionFalse, "SessionDown", fmt.Sprintf("%d of %d routers have no session: %s", len(down), len(sessions), phrase.Few(down, "; "))
-	case len(lacking) > 0:
-		c.Status, c.Reason, c.Message = metav1.ConditionFalse, "SessionLacks", fmt.Sprintf("%d of %d sessions lack something: %s", len(lacking), len(sessions), phrase.Few(lacking, "; "))
+	case len(incomplete) > 0:
+		c.Status, c.Reason, c.Message = metav1.ConditionFalse, "SessionLacks", fmt.Sprintf("%d of %d sessions are incomplete: %s", len(incomplete), len(sessions), phrase.Few(incomplete, "; "))
 	}
 	return c
 }

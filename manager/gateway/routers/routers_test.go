@@ -18,7 +18,7 @@ import (
 	"kubelb.k8c.io/manager/bgp"
 )
 
-// bgpPeer names a router at which nothing listens.
+// bgpPeer returns a BGPPeer of a router that does not listen.
 func bgpPeer(name, address string, change func(*v1alpha1.BGPPeerSpec)) *v1alpha1.BGPPeer {
 	p := &v1alpha1.BGPPeer{ObjectMeta: metav1.ObjectMeta{Name: name, CreationTimestamp: metav1.NewTime(time.Unix(1000000, 0))},
 		Spec: v1alpha1.BGPPeerSpec{Address: address, Port: 1, LocalASN: 64512, PeerASN: 64500, HoldTime: metav1.Duration{Duration: 90 * time.Second}}}
@@ -28,7 +28,7 @@ func bgpPeer(name, address string, change func(*v1alpha1.BGPPeerSpec)) *v1alpha1
 	return p
 }
 
-// routersOf are those of the gateway g, labelled zone=a.
+// routersOf returns the Routers of the gateway g, which has the label zone=a.
 func routersOf(t *testing.T, objects ...client.Object) *Routers {
 	t.Helper()
 	scheme := runtime.NewScheme()
@@ -43,7 +43,7 @@ func routersOf(t *testing.T, objects ...client.Object) *Routers {
 	return r
 }
 
-// messages are those of sessions, by BGPPeer.
+// messages returns the messages of the sessions, by BGPPeer.
 func messages(r *Routers) map[string]string {
 	out := map[string]string{}
 	for _, s := range r.Sessions() {
@@ -52,7 +52,7 @@ func messages(r *Routers) map[string]string {
 	return out
 }
 
-func TestABGPPeerThatCannotBeOneIsNamedWithTheReasonAndOthersAreNot(t *testing.T) {
+func TestAnInvalidBGPPeerIsReportedWithTheReasonAndOthersWork(t *testing.T) {
 	r := routersOf(t,
 		bgpPeer("good", "127.0.0.1", nil),
 		bgpPeer("same", "127.0.0.1", nil),
@@ -67,25 +67,25 @@ func TestABGPPeerThatCannotBeOneIsNamedWithTheReasonAndOthersAreNot(t *testing.T
 		&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "kubelb", Name: "empty"}},
 	)
 	got := messages(r)
-	require.NotContains(t, got, "elsewhere", "the gateway is not chosen")
+	require.NotContains(t, got, "elsewhere", "it does not select the gateway")
 	require.Contains(t, got, "here")
 	require.Contains(t, got, "good")
-	require.Contains(t, got["same"], "spec.address: BGPPeer good, which is older, names the same router")
+	require.Contains(t, got["same"], "spec.address: the older BGPPeer good names the same router")
 	require.Contains(t, got["locked"], "spec.passwordSecret: Secret kubelb/none: ")
 	require.Contains(t, got["empty"], `spec.passwordSecret: Secret kubelb/empty has no key "password"`)
 	condition := Condition(r.Sessions(), true)
 	require.Equal(t, "SessionDown", condition.Reason)
 	require.Contains(t, condition.Message, "5 of 5 routers have no session")
 	require.Equal(t, "NoPeer", Condition(nil, true).Reason)
-	require.Equal(t, "Starting", Condition(nil, false).Reason, "before the objects were looked at nobody knows whether there is one")
+	require.Equal(t, "Starting", Condition(nil, false).Reason, "the BGPPeers were not read yet")
 	require.Equal(t, metav1.ConditionTrue, Condition([]v1alpha1.BGPSession{{State: v1alpha1.BGPEstablished}}, true).Status)
-	lacks := Condition([]v1alpha1.BGPSession{{Peer: "tor", Address: "192.0.2.254", State: v1alpha1.BGPEstablished, Message: "not told of IPv6 addresses: why"}}, true)
+	lacks := Condition([]v1alpha1.BGPSession{{Peer: "tor", Address: "192.0.2.254", State: v1alpha1.BGPEstablished, Message: "IPv6 addresses are not announced to it: why"}}, true)
 	require.Equal(t, metav1.ConditionFalse, lacks.Status)
 	require.Equal(t, "SessionLacks", lacks.Reason)
-	require.Equal(t, "1 of 1 sessions lack something: tor (192.0.2.254): not told of IPv6 addresses: why", lacks.Message)
+	require.Equal(t, "1 of 1 sessions are incomplete: tor (192.0.2.254): IPv6 addresses are not announced to it: why", lacks.Message)
 }
 
-func TestABGPPeerAsTheSpeakerKnowsIt(t *testing.T) {
+func TestABGPPeerIsConvertedForTheSpeaker(t *testing.T) {
 	preference, hops := int64(250), int32(3)
 	r := routersOf(t, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "kubelb", Name: "s"}, Data: map[string][]byte{"password": []byte("secret")}})
 	p, err := r.peer(t.Context(), bgpPeer("all", "2001:db8::1", func(s *v1alpha1.BGPPeerSpec) {
@@ -100,8 +100,8 @@ func TestABGPPeerAsTheSpeakerKnowsIt(t *testing.T) {
 		MultihopTTL: 3, IPv6: true, Communities: []string{"64512:1"}, LocalPreference: &want}, p)
 }
 
-// Before the BGPPeers were looked at nobody knows that there is none.
-func TestRoutersThatWereNotLookedForAreNotCalledMissing(t *testing.T) {
+// Before the BGPPeers are read, nobody knows that there is none.
+func TestRoutersAreNotReportedMissingBeforeTheBGPPeersAreRead(t *testing.T) {
 	r := New(Options{Gateway: "g"})
 	require.Empty(t, r.Silent(ipam.IPv4))
 	looked := routersOf(t, bgpPeer("locked", "127.0.0.4", func(s *v1alpha1.BGPPeerSpec) { s.PasswordSecret = "none" }))

@@ -1,5 +1,5 @@
-// Package drivertest is a dataplane for tests of what drives one. It keeps its records in memory, and does what files of a directory say. It works in
-// the test's own process, or as a plugin.
+// Package drivertest is a dataplane for tests of package driver and its users. It keeps its records in memory. Files of a directory control it. It
+// runs in the test's own process, or as a plugin.
 package drivertest
 
 import (
@@ -20,30 +20,30 @@ import (
 	"kubelb.k8c.io/core/translate"
 )
 
-// Files of a host, by which it has something, or its dataplane does something.
+// The files of a host control what the host has, and what its dataplane does.
 const (
-	// Module is required by the dataplane, Sysctl by a feature of it.
+	// Module is required by the dataplane, Sysctl by one of its features.
 	Module, Sysctl = "module", "proc/sys/it"
-	// Mute: the dataplane cannot tell what it needs.
-	Mute = "mute"
-	// End: the dataplane's process ends when it is sent a change.
-	End = "end"
+	// PreflightFails: the preflight returns an error.
+	PreflightFails = "mute"
+	// ExitOnApply: the process ends when it is sent a change.
+	ExitOnApply = "end"
 )
 
-// Hang is the file with which a call of that name does not return, as by a bug, or a kernel.
+// Hang is the file that makes a call of that name not return.
 func Hang(call string) string { return "hang-" + call }
 
-// option names the host's directory.
+// option is the backend option with the host's directory.
 const option = "host"
 
-// Options are the backend options of a dataplane on a host with that directory.
+// Options returns the backend options of a dataplane on a host with that directory.
 func Options(dir string) map[string]string { return map[string]string{option: dir} }
 
 // Dataplane is dataplane.Fake on a host.
 type Dataplane struct {
 	kernel *Kernel
 	config dataplane.Config
-	// exit ends the process, exited tells that it has.
+	// exit ends the process, exited reports whether it has ended.
 	exit   func()
 	exited func() bool
 }
@@ -52,32 +52,32 @@ type Dataplane struct {
 type Kernel struct {
 	mu   sync.Mutex // guards fake while it is called
 	fake dataplane.Fake
-	// Features are those of the dataplane beside the ones of dataplane.Fake.
+	// Features are features of the dataplane in addition to those of dataplane.Fake.
 	Features []dataplane.Feature
 }
 
-// Changes are all that were applied.
+// Changes returns all changes that were applied.
 func (k *Kernel) Changes() []dataplane.Change {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return slices.Clone(k.fake.Changes)
 }
 
-// Refuse has the dataplane refuse the records for which why is not empty.
+// Refuse makes the dataplane refuse the records for which why returns a reason.
 func (k *Kernel) Refuse(why func(record string) string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.fake.Refuse = why
 }
 
-// Dump returns what is held, in the model's own text form.
+// Dump returns the records in the text form of the model.
 func (k *Kernel) Dump() string {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.fake.Dump()
 }
 
-// Restart forgets what a new process of the dataplane does not know.
+// Restart loses what a new process of the dataplane does not know.
 func (k *Kernel) Restart() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -86,7 +86,7 @@ func (k *Kernel) Restart() {
 
 var _ dataplane.Dataplane = (*Dataplane)(nil)
 
-// New returns a dataplane that is served by a process of its own.
+// New returns a dataplane for a process of its own.
 func New() *Dataplane {
 	return &Dataplane{kernel: &Kernel{}, exit: func() { os.Exit(1) }, exited: func() bool { return false }}
 }
@@ -109,7 +109,7 @@ func (d *Dataplane) hang(config dataplane.Config, call string) error {
 	return nil
 }
 
-// Describe returns a dataplane with every feature of dataplane.Fake, and with those of the kernel.
+// Describe returns a dataplane with the features of dataplane.Fake and of the kernel.
 func (d *Dataplane) Describe(ctx context.Context) (dataplane.Description, error) {
 	d.kernel.mu.Lock()
 	defer d.kernel.mu.Unlock()
@@ -118,12 +118,12 @@ func (d *Dataplane) Describe(ctx context.Context) (dataplane.Description, error)
 	return description, err
 }
 
-// Preflight finds Module and Sysctl.
+// Preflight checks for Module and Sysctl.
 func (d *Dataplane) Preflight(_ context.Context, config dataplane.Config) ([]dataplane.Check, error) {
 	if err := d.hang(config, "Preflight"); err != nil {
 		return nil, err
 	}
-	if has(config, Mute) {
+	if has(config, PreflightFails) {
 		return nil, errors.New("netlink dump interrupted")
 	}
 	checks := []dataplane.Check{
@@ -139,7 +139,7 @@ func (d *Dataplane) Preflight(_ context.Context, config dataplane.Config) ([]dat
 	return checks, nil
 }
 
-// Configure fails as a kernel does that lacks the module.
+// Configure fails without the module, as a kernel does.
 func (d *Dataplane) Configure(ctx context.Context, config dataplane.Config) error {
 	if !has(config, Module) {
 		return errors.New("conn.Receive: netlink receive: no such file or directory")
@@ -168,7 +168,7 @@ func (d *Dataplane) Apply(ctx context.Context, c dataplane.Change) (dataplane.Re
 	if err := d.hang(d.config, "Apply"); err != nil {
 		return dataplane.Result{}, err
 	}
-	if has(d.config, End) {
+	if has(d.config, ExitOnApply) {
 		d.exit()
 		return dataplane.Result{}, errEnded
 	}
@@ -203,18 +203,18 @@ func (d *Dataplane) Close(ctx context.Context, purge bool) error {
 	return d.kernel.fake.Close(ctx, purge)
 }
 
-// Host is a machine on which plugins run in the test's own process. What its kernel holds outlives them.
+// Host is a machine on which plugins run in the test's own process. The state of its kernel outlives them.
 type Host struct {
 	t      testing.TB
 	Dir    string
 	Kernel Kernel
 }
 
-// NewHost returns a host that has nothing.
+// NewHost returns a host without files.
 func NewHost(t testing.TB) *Host { return &Host{t: t, Dir: t.TempDir()} }
 
-// Has gives the host files.
-func (h *Host) Has(files ...string) {
+// Add creates files of the host.
+func (h *Host) Add(files ...string) {
 	h.t.Helper()
 	for _, file := range files {
 		path := filepath.Join(h.Dir, file)
@@ -223,8 +223,8 @@ func (h *Host) Has(files ...string) {
 	}
 }
 
-// HasNoMore takes a file from the host.
-func (h *Host) HasNoMore(file string) {
+// Remove removes a file of the host.
+func (h *Host) Remove(file string) {
 	h.t.Helper()
 	require.NoError(h.t, os.Remove(filepath.Join(h.Dir, file)))
 }
@@ -232,22 +232,22 @@ func (h *Host) HasNoMore(file string) {
 // Start starts a plugin.
 func (h *Host) Start() *Process {
 	h.Kernel.Restart()
-	p := &Process{gone: make(chan struct{})}
+	p := &Process{exited: make(chan struct{})}
 	p.Dataplane = &Dataplane{kernel: &h.Kernel, exit: p.Stop, exited: p.Exited}
 	return p
 }
 
-// Process is a plugin that runs in the test's own process. Calls of the dataplane fail once it has ended.
+// Process is a plugin that runs in the test's own process. Calls fail once it has ended.
 type Process struct {
 	*Dataplane
-	once sync.Once
-	gone chan struct{}
+	once   sync.Once
+	exited chan struct{}
 }
 
-// Exited tells whether the process has ended.
+// Exited reports whether the process has ended.
 func (p *Process) Exited() bool {
 	select {
-	case <-p.gone:
+	case <-p.exited:
 		return true
 	default:
 		return false
@@ -255,7 +255,7 @@ func (p *Process) Exited() bool {
 }
 
 // Stop ends the process.
-func (p *Process) Stop() { p.once.Do(func() { close(p.gone) }) }
+func (p *Process) Stop() { p.once.Do(func() { close(p.exited) }) }
 
 // Kill ends the process.
 func (p *Process) Kill() error {
@@ -263,18 +263,18 @@ func (p *Process) Kill() error {
 	return nil
 }
 
-// Watch returns when the process has ended, or ctx has.
+// Watch returns when the process or ctx has ended.
 func (p *Process) Watch(ctx context.Context, _ func(dataplane.Fault)) error {
 	select {
 	case <-ctx.Done():
 		return nil
-	case <-p.gone:
+	case <-p.exited:
 		return errEnded
 	}
 }
 
-// Ask has a tenant ask the hub for a LoadBalancer with so many ports, at the addresses.
-func Ask(hub *translate.Hub, tenant string, ports int32, vips ...netip.Addr) {
+// RequestLoadBalancer makes a tenant request a LoadBalancer with so many ports at the addresses.
+func RequestLoadBalancer(hub *translate.Hub, tenant string, ports int32, vips ...netip.Addr) {
 	hub.SetTenant(translate.Tenant{Name: tenant, BackendCIDRs: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}})
 	lb := translate.LoadBalancer{ObjectName: model.ObjectName{Namespace: "tenant-" + tenant, Name: "lb"}, Type: "LoadBalancer", VIPs: vips, Addresses: []translate.Address{{IP: "198.51.100.1"}}}
 	for n := range ports {

@@ -15,50 +15,50 @@ import (
 	"kubelb.k8c.io/manager/uplink/segment"
 )
 
-func TestTheInterfacesOfAnotherProcessAreLeftAlone(t *testing.T) {
+func TestTheInterfacesOfAnotherProcessAreNotRemoved(t *testing.T) {
 	t.Parallel()
 	segment.Run(t, segment.Options{}, func(*segment.Segment) {
-		former, err := openLane([]netip.Addr{client4})
+		former, err := openVethPair([]netip.Addr{client4})
 		require.NoError(t, err)
-		present, err := openLane([]netip.Addr{client4})
+		present, err := openVethPair([]netip.Addr{client4})
 		require.NoError(t, err)
 		require.NoError(t, former.close())
-		_, err = netlink.LinkByName(near)
-		require.NoError(t, err, "those of the process that has come since")
+		_, err = netlink.LinkByName(hostInterface)
+		require.NoError(t, err, "the present process has its interfaces")
 		require.NoError(t, present.close())
-		_, err = netlink.LinkByName(near)
+		_, err = netlink.LinkByName(hostInterface)
 		require.ErrorAs(t, err, &netlink.LinkNotFoundError{})
 	})
 }
 
-func TestWhatAKilledProcessLeftIsRemovedUnderAnotherNameToo(t *testing.T) {
+func TestInterfacesOfAKilledProcessAreRemovedEvenIfRenamed(t *testing.T) {
 	t.Parallel()
 	segment.Run(t, segment.Options{}, func(s *segment.Segment) {
-		for _, name := range []string{near, far} {
-			_, err := openLane([]netip.Addr{client4})
+		for _, name := range []string{hostInterface, clientInterface} {
+			_, err := openVethPair([]netip.Addr{client4})
 			require.NoError(t, err)
 			s.IP("link set " + name + " name renamed")
 		}
-		present, err := openLane([]netip.Addr{client4})
+		present, err := openVethPair([]netip.Addr{client4})
 		require.NoError(t, err)
 		require.NoError(t, present.close())
 	})
 }
 
-func TestWhyNothingCanBeTriedIsLoggedOnce(t *testing.T) {
+func TestAFailureToOpenTheInterfacesIsLoggedOnce(t *testing.T) {
 	t.Parallel()
 	segment.Run(t, segment.Options{}, func(*segment.Segment) {
 		require.NoError(t, os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("1"), 0o644))
 		var log strings.Builder
 		ctx, cancel := context.WithCancel(t.Context())
 		told := 0
-		w := New(Options{Sources: []netip.Addr{client6}, Every: time.Second, Log: slog.New(slog.NewTextHandler(&log, nil)), Tell: func(_ context.Context, r Report) {
+		w := New(Options{Sources: []netip.Addr{client6}, Interval: time.Second, Log: slog.New(slog.NewTextHandler(&log, nil)), OnReport: func(_ context.Context, r Report) {
 			require.Contains(t, r.Problem, client6.String())
 			if told++; told == 3 {
 				cancel()
 			}
 		}})
-		w.times.openAgain = tick
+		w.times.reopenPause = tick
 		_ = w.Run(ctx)
 		require.Equal(t, 1, strings.Count(log.String(), "cannot be tried"), log.String())
 	})

@@ -11,12 +11,12 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// retryFailed is how often records that the dataplane refused are sent again, and no others.
+// retryFailed is how often records that the dataplane refused are sent again.
 const retryFailed = 30 * time.Second
 
-// program brings the dataplane closer to the model by one batch. The delta leads to the model from the version before. A plugin that does not run is
-// started, and its dataplane is compared with the model.
-func (d *Driver) program(ctx context.Context, delta model.Delta, before uint64) error {
+// reconcile brings the dataplane closer to the model by one batch. The delta starts from the model of the version before. If the plugin does not run,
+// program starts it, and compares its dataplane with the model.
+func (d *Driver) reconcile(ctx context.Context, delta model.Delta, before uint64) error {
 	due := !d.retryAt.IsZero() && !time.Now().Before(d.retryAt)
 	if !d.Running() {
 		if !d.retryAt.IsZero() && !due {
@@ -26,7 +26,7 @@ func (d *Driver) program(ctx context.Context, delta model.Delta, before uint64) 
 		if err := d.runner.start(ctx); err != nil {
 			return err
 		}
-		// What the former process was sent last may have come to nothing, and nobody was sent what came since.
+		// The last changes may have been lost with the former process, and later ones were not sent.
 		if err := d.resync(ctx, 0); err != nil {
 			return err
 		}
@@ -39,24 +39,24 @@ func (d *Driver) program(ctx context.Context, delta model.Delta, before uint64) 
 	return d.sendBatch(ctx)
 }
 
-// retry sends the records again that failed, as the model has them at the version before. The rest of the dataplane is not compared: that a tenant's
-// records fail costs nobody else anything. A frontend whose feature the plugin lacks is not sent before there is another process.
+// retry sends the failed records again, as the model has them at the version before. It does not compare the rest of the dataplane: the failing
+// records of a tenant cost others nothing. A frontend with a feature that the plugin lacks waits for another process.
 func (d *Driver) retry(before uint64) {
 	d.retryAt = time.Time{}
 	var delta model.Delta
 	for _, record := range slices.Sorted(maps.Keys(d.failures)) {
 		f := d.failures[record]
-		if f.of.Pool != "" {
-			if p, is := d.options.Model.Pool(f.of.Pool); is {
+		if f.record.Pool != "" {
+			if p, exists := d.options.Model.Pool(f.record.Pool); exists {
 				delta.UpsertPools = append(delta.UpsertPools, p)
 			} else {
-				delta.DeletePools = append(delta.DeletePools, f.of.Pool)
+				delta.DeletePools = append(delta.DeletePools, f.record.Pool)
 			}
 			continue
 		}
-		frontend, is := d.options.Model.Frontend(f.of.Frontend)
-		if !is {
-			delta.DeleteFrontends = append(delta.DeleteFrontends, f.of.Frontend)
+		frontend, exists := d.options.Model.Frontend(f.record.Frontend)
+		if !exists {
+			delta.DeleteFrontends = append(delta.DeleteFrontends, f.record.Frontend)
 		} else if _, lacks := d.runner.description.Lacks(frontend); !lacks {
 			delta.UpsertFrontends = append(delta.UpsertFrontends, frontend)
 		}
@@ -64,10 +64,10 @@ func (d *Driver) retry(before uint64) {
 	d.enqueue(delta, before)
 }
 
-// resync fills the backlog with the difference to what the dataplane holds. For a tenant without a record in the backlog the dataplane holds
-// everything up to the version before.
+// resync fills the backlog with the difference to what the dataplane holds. A tenant without a record in the backlog is up to date: the dataplane
+// holds everything of it up to the version before.
 func (d *Driver) resync(ctx context.Context, before uint64) error {
-	held, err := d.runner.applied(ctx)
+	held, err := d.runner.queryApplied(ctx)
 	if err != nil {
 		return err
 	}
@@ -78,19 +78,19 @@ func (d *Driver) resync(ctx context.Context, before uint64) error {
 func (d *Driver) resyncFrom(held model.Digests, before uint64) {
 	want := d.options.Model.Snapshot()
 	clear(d.unsupported)
-	accepted, refused := d.supported(model.Delta{UpsertPools: want.Pools, UpsertFrontends: want.Frontends})
-	accepted, late := d.quarantine.without(accepted, held, time.Now())
+	accepted, refused := d.filterSupported(model.Delta{UpsertPools: want.Pools, UpsertFrontends: want.Frontends})
+	accepted, postponed := d.quarantine.without(accepted, held, time.Now())
 	difference := model.Difference(held, model.Snapshot{Pools: accepted.UpsertPools, Frontends: accepted.UpsertFrontends})
 	d.backlog.Clear()
 	d.noteHeld(held, accepted, difference)
 	d.syncing = &syncing{until: d.backlog.Add(difference, before), version: d.version, records: len(want.Pools) + len(want.Frontends), sent: difference.Len()}
 	d.retryAt = time.Time{}
-	failing := append(refused, late...)
+	failing := append(refused, postponed...)
 	d.failures = stillFailing(d.failures, append(recordsOf(difference), failing...))
-	d.note(without(accepted, difference), failing)
+	d.updateFailures(without(accepted, difference), failing)
 }
 
-// noteHeld tells the backlog what the dataplane holds, and for which tenant, where the difference to the model does not name it.
+// noteHeld tells the backlog what the dataplane holds besides the records of the difference, and for which tenants.
 func (d *Driver) noteHeld(held model.Digests, wanted, difference model.Delta) {
 	changes := map[model.PoolID]bool{}
 	for _, p := range difference.UpsertPools {
@@ -115,8 +115,8 @@ func (d *Driver) noteHeld(held model.Digests, wanted, difference model.Delta) {
 	}
 }
 
-// supported keeps back frontends that need a feature which the plugin lacks: they are refused, never served in part.
-func (d *Driver) supported(delta model.Delta) (model.Delta, []dataplane.RecordError) {
+// filterSupported removes frontends that need a feature which the plugin lacks: they are refused, never served in part.
+func (d *Driver) filterSupported(delta model.Delta) (model.Delta, []dataplane.RecordError) {
 	var refused []dataplane.RecordError
 	for _, key := range delta.DeleteFrontends {
 		delete(d.unsupported, key)
@@ -134,7 +134,7 @@ func (d *Driver) supported(delta model.Delta) (model.Delta, []dataplane.RecordEr
 		kept = append(kept, d.withRedirect(f))
 	}
 	delta.UpsertFrontends = kept
-	// A frontend that was served before is about to leave the dataplane. Without this its address would still be announced.
+	// A refused frontend that was served before leaves the dataplane, and its address must not be announced any more.
 	d.withdraw(model.Delta{DeleteFrontends: delta.DeleteFrontends, UpsertFrontends: kept})
 	return delta, refused
 }

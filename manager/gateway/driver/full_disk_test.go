@@ -12,11 +12,11 @@ import (
 	"kubelb.k8c.io/manager/gateway/driver/drivertest"
 )
 
-// onDisk is a driver whose host lacks nothing, with this state directory.
-func onDisk(t *testing.T, dir string) *onHost {
+// onDisk returns a driver with this state directory. Its host lacks nothing.
+func onDisk(t *testing.T, dir string) *testDriver {
 	t.Helper()
 	h := newWithPlugin(t)
-	h.Has(drivertest.Module, drivertest.Sysctl)
+	h.Add(drivertest.Module, drivertest.Sysctl)
 	h.options.Backend.Config.StateDir, h.runner.backend.Config.StateDir, h.installed.path = dir, dir, filepath.Join(dir, installedFile)
 	return h
 }
@@ -24,7 +24,7 @@ func onDisk(t *testing.T, dir string) *onHost {
 func TestAGatewayWithAFullDiskStartsAndServes(t *testing.T) {
 	smalldisk.Run(t, func(t *testing.T, d smalldisk.Disk) {
 		first := onDisk(t, d.Dir)
-		first.works().requireWorking()
+		first.retryAndSync().requireWorking()
 		before, err := first.installed.read()
 		require.NoError(t, err)
 		first.Driver.Stop()
@@ -33,45 +33,45 @@ func TestAGatewayWithAFullDiskStartsAndServes(t *testing.T) {
 		for range 5 {
 			again := onDisk(t, d.Dir)
 			again.options.Backend.Config.Options, again.runner.backend.Config.Options = first.options.Backend.Config.Options, first.options.Backend.Config.Options
-			again.works().requireWorking()
-			require.Empty(t, again.lacks(dataplane.GroupStorage), "what is noted already needs no room")
+			again.retryAndSync().requireWorking()
+			require.Empty(t, again.lacking(dataplane.GroupStorage), "an existing entry needs no space")
 			again.Driver.Stop()
 		}
 
-		other := onDisk(t, d.Dir) // its options are others
-		other.works().requireWorking()
-		require.Contains(t, other.lacks(dataplane.GroupStorage), "backends.json")
-		require.Contains(t, other.lacks(dataplane.GroupStorage), "no space left on device")
+		other := onDisk(t, d.Dir) // with other options
+		other.retryAndSync().requireWorking()
+		require.Contains(t, other.lacking(dataplane.GroupStorage), "backends.json")
+		require.Contains(t, other.lacking(dataplane.GroupStorage), "no space left on device")
 		after, err := other.installed.read()
 		require.NoError(t, err)
 		require.Equal(t, before, after)
 	})
 }
 
-func TestWhatCouldNotBeNotedIsNotedWhenThereIsRoom(t *testing.T) {
+func TestTheListOfBackendsIsWrittenOnceThereIsSpace(t *testing.T) {
 	smalldisk.Run(t, func(t *testing.T, d smalldisk.Disk) {
 		free := d.Fill(t)
 		h := onDisk(t, d.Dir)
-		require.NotEmpty(t, h.works().lacks(dataplane.GroupStorage))
+		require.NotEmpty(t, h.retryAndSync().lacking(dataplane.GroupStorage))
 		free()
-		h.SettleInstalled()
-		require.Empty(t, h.works().lacks(dataplane.GroupStorage))
+		h.RetryInstalled()
+		require.Empty(t, h.retryAndSync().lacking(dataplane.GroupStorage))
 		all, err := h.installed.read()
 		require.NoError(t, err)
 		require.Contains(t, all, h.options.Backend.Name())
 	})
 }
 
-func TestADamagedListOfBackendsIsMadeAnewAndNamed(t *testing.T) {
+func TestADamagedListOfBackendsIsReplacedAndReported(t *testing.T) {
 	for name, text := range map[string]string{"cut": "{\n  \"nft", "empty": "", "of another kind": "[]"} {
 		t.Run(name, func(t *testing.T) {
 			h := newWithPlugin(t)
-			h.Has(drivertest.Module, drivertest.Sysctl)
+			h.Add(drivertest.Module, drivertest.Sysctl)
 			file := filepath.Join(h.options.Backend.Config.StateDir, "backends.json")
 			require.NoError(t, os.WriteFile(file, []byte(text), 0o600))
-			for range 2 { // another process says so, too
-				h.works().requireWorking()
-				require.Contains(t, h.lacks(dataplane.GroupStorage), file+".damaged")
+			for range 2 { // a second process reports it, too
+				h.retryAndSync().requireWorking()
+				require.Contains(t, h.lacking(dataplane.GroupStorage), file+".damaged")
 				h.Driver.Stop()
 			}
 			all, err := h.installed.read()
@@ -79,7 +79,7 @@ func TestADamagedListOfBackendsIsMadeAnewAndNamed(t *testing.T) {
 			require.Contains(t, all, h.options.Backend.Name())
 			require.NoError(t, os.Remove(file+".damaged"))
 			h.Driver.Stop()
-			require.Empty(t, h.works().lacks(dataplane.GroupStorage))
+			require.Empty(t, h.retryAndSync().lacking(dataplane.GroupStorage))
 		})
 	}
 }

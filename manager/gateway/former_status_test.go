@@ -15,8 +15,8 @@ import (
 	"kubelb.k8c.io/manager/gateway/driver/drivertest"
 )
 
-// left gives the Gateway object the status that a former process wrote last.
-func (h *onHost) left(s v1alpha1.GatewayStatus) {
+// createGateway creates the Gateway object with the status that a former process wrote last.
+func (h *testGateway) createGateway(s v1alpha1.GatewayStatus) {
 	h.t.Helper()
 	object := &v1alpha1.Gateway{ObjectMeta: metav1.ObjectMeta{Name: "g"}}
 	require.NoError(h.t, h.client.Create(h.t.Context(), object))
@@ -24,15 +24,15 @@ func (h *onHost) left(s v1alpha1.GatewayStatus) {
 	require.NoError(h.t, h.client.Status().Update(h.t.Context(), object))
 }
 
-func (h *onHost) written() v1alpha1.GatewayStatus {
+func (h *testGateway) status() v1alpha1.GatewayStatus {
 	h.t.Helper()
 	var object v1alpha1.Gateway
 	require.NoError(h.t, h.client.Get(h.t.Context(), types.NamespacedName{Name: "g"}, &object))
 	return object.Status
 }
 
-// runs has the gateway work, and write its object, until end is called.
-func (h *onHost) runs() (end func()) {
+// run runs the loop and the writer until end is called.
+func (h *testGateway) run() (end func()) {
 	ctx, cancel := context.WithCancel(h.t.Context())
 	ended := make(chan error, 2)
 	go func() { ended <- h.loop(ctx, func() bool { return true }) }()
@@ -50,28 +50,28 @@ func refusedBefore() v1alpha1.GatewayStatus {
 		Silent:   []v1alpha1.GatewaySilence{{Family: corev1.IPv6Protocol, Message: "no router is told of it"}}}
 }
 
-func TestANewProcessKeepsWhatWasRefusedUntilItKnowsWhatTheDataplaneHolds(t *testing.T) {
-	h := newOnHost(t)
-	h.Has(drivertest.Module, drivertest.Sysctl)
-	h.left(refusedBefore())
-	h.Has(drivertest.Hang("Configure")) // the backend starts for a second
-	end := h.runs()
+func TestANewProcessKeepsFormerRefusalsUntilItKnowsWhatTheDataplaneHolds(t *testing.T) {
+	h := newTestGateway(t)
+	h.Add(drivertest.Module, drivertest.Sysctl)
+	h.createGateway(refusedBefore())
+	h.Add(drivertest.Hang("Configure")) // the start of the plugin takes a second
+	end := h.run()
 	defer end()
 	require.Eventually(t, func() bool {
-		ready := meta.FindStatusCondition(h.written().Conditions, v1alpha1.ConditionReady)
+		ready := meta.FindStatusCondition(h.status().Conditions, v1alpha1.ConditionReady)
 		return ready != nil && ready.Reason == "BackendRestarting"
 	}, 20*time.Second, 10*time.Millisecond)
 	time.Sleep(time.Second)
-	now, before := h.written(), refusedBefore()
-	require.Equal(t, "10", now.AppliedResourceVersion, "what the dataplane held, it holds")
-	require.Equal(t, before.Failures[:1], now.Failures, "and what it refused, it does not; of former backends this process knows")
+	now, before := h.status(), refusedBefore()
+	require.Equal(t, "10", now.AppliedResourceVersion, "the dataplane holds what it held")
+	require.Equal(t, before.Failures[:1], now.Failures, "it does not hold what it refused; this process itself knows the former backends")
 	require.Equal(t, before.Unlisted, now.Unlisted)
 	require.Equal(t, before.AnnouncedResourceVersion, now.AnnouncedResourceVersion)
-	require.Equal(t, before.Silent, now.Silent, "nobody hears of IPv6 addresses yet")
+	require.Equal(t, before.Silent, now.Silent, "IPv6 addresses are announced to nobody yet")
 
-	h.HasNoMore(drivertest.Hang("Configure"))
+	h.Remove(drivertest.Hang("Configure"))
 	require.Eventually(t, func() bool {
-		now = h.written()
+		now = h.status()
 		return meta.IsStatusConditionTrue(now.Conditions, v1alpha1.ConditionReady)
 	}, 20*time.Second, 10*time.Millisecond)
 	require.Empty(t, now.Failures, "this dataplane holds everything")

@@ -14,17 +14,17 @@ import (
 	"kubelb.k8c.io/manager/uplink"
 )
 
-// A message goes out twice: as a frame of its own EtherType, the first of those that IEEE 802 leaves to local experiments, to a multicast MAC address
-// of local administration, and as an IPv6 packet. The frame needs no IPv6, and earlier versions know it. The packet is for a group of which this host
-// is a member and says so (MLD): a switch may pass multicast only to members of its group.
+// A message is sent twice: as a frame of its own EtherType and as an IPv6 packet. The EtherType is the first one that IEEE 802 leaves to local
+// experiments, and the destination a locally administered multicast MAC address. The frame needs no IPv6, and earlier versions know it. The packet is
+// for a group that this host joins by MLD: a switch may pass multicast only to members of its group.
 const etherType = 0x88b5
 
-var group = net.HardwareAddr{0x03, 'k', 'u', 'b', 'e', 'l'}
+var groupMAC = net.HardwareAddr{0x03, 'k', 'u', 'b', 'e', 'l'}
 
 var (
-	// group6 is a group that is nobody's by assignment, on this link alone (RFC 4291 section 2.7).
+	// group6 is a link-local group that is not assigned (RFC 4291 section 2.7).
 	group6 = netip.AddrFrom16([16]byte{0xff, 0x12, 11: 'k', 12: 'u', 13: 'b', 14: 'e', 15: 'l'})
-	// group6MAC is where its packets go (RFC 2464 section 7).
+	// group6MAC is the destination of its packets (RFC 2464 section 7).
 	group6MAC = net.HardwareAddr{0x33, 0x33, 'u', 'b', 'e', 'l'}
 )
 
@@ -32,33 +32,33 @@ const (
 	maxFrame       = 2048
 	ethernetHeader = 14
 	ipv6Header     = 40
-	// noNextHeader says that hosts are to ignore what follows (RFC 8200 section 4.7): only packet sockets hear it.
+	// noNextHeader makes hosts ignore what follows (RFC 8200 section 4.7), so that only packet sockets receive it.
 	noNextHeader = unix.IPPROTO_NONE
 )
 
 var (
-	errNotThere = errors.New("no interface has this name")
-	errReplaced = errors.New("another interface has its name now")
+	errNoInterface = errors.New("no interface has this name")
+	errReplaced    = errors.New("another interface has this name now")
 )
 
-// place is an interface at which heartbeats are sent and heard.
-type place struct {
+// sockets send and receive heartbeats at one interface.
+type sockets struct {
 	frames, packets *packet.Conn
 	groups          *uplink.Groups
 }
 
-func open(s uplink.State) (*place, error) {
+func openSockets(s uplink.State) (*sockets, error) {
 	frames, err := uplink.Listen(s, etherType, []bpf.Instruction{bpf.RetConstant{Val: maxFrame}})
 	if err != nil {
 		return nil, err
 	}
-	packets, err := uplink.Listen(s, unix.ETH_P_IPV6, forGroup6())
+	packets, err := uplink.Listen(s, unix.ETH_P_IPV6, group6Filter())
 	if err != nil {
 		return nil, errors.Join(err, frames.Close())
 	}
-	p := &place{frames, packets, uplink.NewGroups(s.Index)}
-	for conn, mac := range map[*packet.Conn]net.HardwareAddr{frames: group, packets: group6MAC} {
-		if err := letIn(conn, s.Index, mac); err != nil {
+	p := &sockets{frames, packets, uplink.NewGroups(s.Index)}
+	for conn, mac := range map[*packet.Conn]net.HardwareAddr{frames: groupMAC, packets: group6MAC} {
+		if err := acceptMulticast(conn, s.Index, mac); err != nil {
 			p.close()
 			return nil, err
 		}
@@ -66,21 +66,21 @@ func open(s uplink.State) (*place, error) {
 	return p, nil
 }
 
-func (p *place) close() {
+func (p *sockets) close() {
 	p.groups.Close()
 	p.frames.Close()
 	p.packets.Close()
 }
 
-// letIn has the interface let frames for a multicast MAC address in.
-func letIn(conn *packet.Conn, index int, mac net.HardwareAddr) error {
+// acceptMulticast makes the interface accept frames for a multicast MAC address.
+func acceptMulticast(conn *packet.Conn, index int, mac net.HardwareAddr) error {
 	membership := unix.PacketMreq{Ifindex: int32(index), Type: unix.PACKET_MR_MULTICAST, Alen: uint16(len(mac))}
 	copy(membership.Address[:], mac)
 	return descriptor.Join(conn, membership)
 }
 
-// forGroup6 gives a socket what is for the group, and of all else that a gateway forwards nothing.
-func forGroup6() []bpf.Instruction {
+// group6Filter passes packets for the group, and nothing else of what a gateway forwards.
+func group6Filter() []bpf.Instruction {
 	const destination = ethernetHeader + 24
 	want := group6.As16()
 	return []bpf.Instruction{
@@ -95,8 +95,8 @@ func forGroup6() []bpf.Instruction {
 	}
 }
 
-// asPacket is the message of a frame as an IPv6 packet, from no address: it says of none that it is this host's.
-func asPacket(frame []byte) []byte {
+// toPacket returns the message of a frame as an IPv6 packet. Its source is the unspecified address, so that it announces no address of this host.
+func toPacket(frame []byte) []byte {
 	message := frame[ethernetHeader:]
 	b := append(append([]byte{}, group6MAC...), frame[6:12]...)
 	b = binary.BigEndian.AppendUint16(b, unix.ETH_P_IPV6)
@@ -107,9 +107,9 @@ func asPacket(frame []byte) []byte {
 	return append(b, message...)
 }
 
-// send sends a frame, and its message as a packet. A link that is down is no failure.
-func (p *place) send(frame []byte) error {
-	return errors.Join(write(p.frames, frame), write(p.packets, asPacket(frame)))
+// send sends a frame, and its message as a packet. A link that is down is no error.
+func (p *sockets) send(frame []byte) error {
+	return errors.Join(write(p.frames, frame), write(p.packets, toPacket(frame)))
 }
 
 func write(conn *packet.Conn, frame []byte) error {

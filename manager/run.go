@@ -142,12 +142,8 @@ func checkGatewayName(name string) error {
 	return fmt.Errorf("--gateway-name=%s: it is the name of the Gateway object and a label of its Lease, and cannot be: %s", name, strings.Join(problems, "; "))
 }
 
-// Run works until ctx ends.
-func Run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
-	if len(args) > 0 && args[0] == preflightCommand {
-		return preflight(ctx, args[1:], stdout, stderr)
-	}
-	var o options
+// parse sets the options from the command line. It writes the help to stdout.
+func (o *options) parse(args []string, stdout io.Writer) error {
 	flags := flag.NewFlagSet("kubelb-manager", flag.ContinueOnError)
 	flags.SetOutput(stdout)
 	flags.Usage = func() {
@@ -157,15 +153,11 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		flags.PrintDefaults()
 	}
 	o.register(flags)
-	if err := flags.Parse(args); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			return nil
-		}
-		return err
-	}
-	if o.prepareHost {
-		return forwarding.TurnOn()
-	}
+	return flags.Parse(args)
+}
+
+// validate is an error that names a flag whose value cannot be, and what to use.
+func (o *options) validate() error {
 	if o.lease < time.Second || o.lease > membership.LongestDuration || o.lease%time.Second != 0 {
 		return fmt.Errorf("--gateway-lease=%s: use whole seconds, 1s to %s", o.lease, membership.LongestDuration)
 	}
@@ -178,11 +170,32 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if o.drainTimeout < 0 {
 		return fmt.Errorf("--drain-timeout=%s: use 0s or more", o.drainTimeout)
 	}
-	if o.stay {
-		o.drainTimeout = 0 // nobody is to take over
-	}
 	if o.whenAlone != aloneKeep && o.whenAlone != aloneWithdraw {
 		return fmt.Errorf("--when-alone=%s: use keep or withdraw", o.whenAlone)
+	}
+	return nil
+}
+
+// Run works until ctx ends.
+func Run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	if len(args) > 0 && args[0] == preflightCommand {
+		return preflight(ctx, args[1:], stdout, stderr)
+	}
+	var o options
+	if err := o.parse(args, stdout); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return nil
+		}
+		return err
+	}
+	if o.prepareHost {
+		return forwarding.TurnOn()
+	}
+	if err := o.validate(); err != nil {
+		return err
+	}
+	if o.stay {
+		o.drainTimeout = 0 // nobody is to take over
 	}
 	handler, level, err := operation.NewLogHandler(o.logLevel, o.logFormat, stderr)
 	if err != nil {

@@ -1,0 +1,87 @@
+package hubhosts
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
+
+	"kubelb.k8c.io/backends/dataplane/preflight/preflighttest"
+)
+
+func TestOfANodeAddressesAndCordonAreKeptAndNothingElse(t *testing.T) {
+	node := &corev1.Node{
+		ObjectMeta: metav1.ObjectMeta{Name: "n1", UID: "u", ResourceVersion: "7", Labels: map[string]string{"a": "b"}, Annotations: map[string]string{"large": "text"}},
+		Spec:       corev1.NodeSpec{Unschedulable: true, PodCIDR: "10.0.0.0/24"},
+		Status:     corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "192.0.2.1"}}, Images: []corev1.ContainerImage{{Names: []string{"image"}}}},
+	}
+	for object, by := range Cached() {
+		require.IsType(t, node, object)
+		kept, err := by.Transform(node)
+		require.NoError(t, err)
+		require.Equal(t, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", UID: "u", ResourceVersion: "7"}, Spec: corev1.NodeSpec{Unschedulable: true},
+			Status: corev1.NodeStatus{Addresses: node.Status.Addresses}}, kept)
+		other, err := by.Transform("a tombstone")
+		require.NoError(t, err)
+		require.Equal(t, "a tombstone", other)
+	}
+}
+
+func TestANodesAddressesAreThoseAmongItsNamesAndAddresses(t *testing.T) {
+	node := &corev1.Node{Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{
+		{Type: corev1.NodeHostName, Address: "n1"}, {Type: corev1.NodeInternalIP, Address: "192.0.2.1"}, {Type: corev1.NodeExternalIP, Address: "2001:db8::1"},
+		{Type: corev1.NodeExternalIP, Address: "::ffff:192.0.2.9"},
+	}}}
+	require.Equal(t, []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("192.0.2.9")}, OfNode(node))
+	require.Empty(t, Parsed(nil))
+}
+
+// Only a refusal says that Nodes cannot be read: what else fails is tried again by all that follows.
+func TestNodesAreReadableUnlessTheAPIServerForbidsIt(t *testing.T) {
+	answers := func(err error) bool {
+		c := fake.NewClientBuilder().WithInterceptorFuncs(interceptor.Funcs{List: func(ctx context.Context, _ client.WithWatch, _ client.ObjectList, _ ...client.ListOption) error {
+			deadline, bounded := ctx.Deadline()
+			require.True(t, bounded && time.Until(deadline) <= askFor)
+			return err
+		}}).Build()
+		return Readable(t.Context(), c)
+	}
+	require.True(t, answers(nil))
+	require.True(t, answers(errors.New("connection refused")))
+	require.False(t, answers(apierrors.NewForbidden(corev1.Resource("nodes"), "", errors.New("no rule"))))
+}
+
+func TestAHostsOwnAddressesAreThoseOfAllItsInterfacesThatOthersCanName(t *testing.T) {
+	var own []netip.Addr
+	var errs []error
+	preflighttest.InOwnNetwork(t, func() {
+		errs = append(errs, plug("eth0", "198.51.100.7/24", "2001:db8::7/64"), plug("kube-ipvs0", "10.96.0.10/32", "198.51.100.7/32"))
+		own = Own()
+	})
+	require.NoError(t, errors.Join(errs...))
+	require.Equal(t, []netip.Addr{netip.MustParseAddr("10.96.0.10"), netip.MustParseAddr("198.51.100.7"), netip.MustParseAddr("2001:db8::7")}, own)
+}
+
+// plug makes an interface that is up, and so has a link-local address as well.
+func plug(name string, addresses ...string) error {
+	link := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: name + "-peer"}
+	errs := []error{netlink.LinkAdd(link)}
+	for _, text := range addresses {
+		address, err := netlink.ParseAddr(text)
+		if err == nil {
+			err = netlink.AddrAdd(link, address)
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(append(errs, netlink.LinkSetUp(link))...)
+}

@@ -53,6 +53,36 @@ func (v View) Winner(address netip.Addr, serves func(string) bool) string {
 	})
 }
 
+// Gateway is what a gateway publishes about the addresses that it answers for.
+type Gateway struct {
+	Name string
+	// Elects: one gateway answers for each address, by View. Otherwise each gateway that serves an address answers for it.
+	Elects bool
+	View   View
+}
+
+// AnswererOf names the gateway that answers for the address as far as g knows: the winner of its view if it elects, else g itself if it serves the
+// address. It is empty if there is none.
+func (g Gateway) AnswererOf(address netip.Addr, serves func(string) bool) string {
+	switch {
+	case g.Elects:
+		return g.View.Winner(address, serves)
+	case serves == nil || serves(g.Name):
+		return g.Name
+	}
+	return ""
+}
+
+// Candidates are the gateways among which AnswererOf chooses.
+func (g Gateway) Candidates(address netip.Addr, serves func(string) bool) (names []string) {
+	among := []string{g.Name}
+	if g.Elects {
+		without := *g.View.WithoutFamily(ipam.FamilyOf(address))
+		among = slices.DeleteFunc(slices.Clone(g.View.Candidates), func(name string) bool { return slices.Contains(without, name) })
+	}
+	return slices.DeleteFunc(among, func(name string) bool { return serves != nil && !serves(name) })
+}
+
 // Winner is the candidate that answers for the address, "" if there is none. serves says which candidates serve it at all; nil
 // means all. The order of candidates does not matter.
 func Winner(address netip.Addr, candidates []string, serves func(string) bool) string {

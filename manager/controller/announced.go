@@ -46,7 +46,7 @@ func gatewayMatters(before, after client.Object) bool {
 	case !servesNothing(is):
 		return false
 	}
-	return !convert.Election(was).Equal(convert.Election(is)) || was.Status.AnnouncedAddresses != is.Status.AnnouncedAddresses
+	return !convert.Election(was).View.Equal(convert.Election(is).View) || was.Status.AnnouncedAddresses != is.Status.AnnouncedAddresses
 }
 
 // poolMatters tells whether the pool chooses other gateways.

@@ -140,11 +140,8 @@ func (v *gatewayView) take(g *v1alpha1.Gateway, lb *v1alpha1.LoadBalancer) (refu
 // follows is written to the LoadBalancer, and makes a new version.
 func answersFor(g *v1alpha1.Gateway, grants []ipam.Grant, chosen *selection.Selection) bool {
 	return slices.ContainsFunc(grants, func(grant ipam.Grant) bool {
-		serves := chosen.ServingAddress(grant.Address)
-		if g.Status.Elects {
-			return convert.Election(g).Winner(grant.Address, serves) == g.Name
-		}
-		return g.Status.AnnouncedAddresses > 0 && serves.By(g.Name)
+		answers := convert.Election(g).AnswererOf(grant.Address, chosen.ServingAddress(grant.Address)) == g.Name
+		return answers && (g.Status.Elects || g.Status.AnnouncedAddresses > 0)
 	})
 }
 
@@ -204,15 +201,13 @@ func unanswered(gateways []v1alpha1.Gateway, silent map[string]string, refusals 
 			continue
 		}
 		says := convert.Silence(g, ipam.FamilyOf(grant.Address))
-		if g.Status.Elects {
-			winner := convert.Election(g).Winner(grant.Address, serves)
-			if winner != "" && winner != g.Name {
-				continue
-			}
-			if winner == "" && says == "" {
-				silenced = false // it may become a candidate in a moment
-				continue
-			}
+		answerer := convert.Election(g).AnswererOf(grant.Address, serves)
+		if answerer != "" && answerer != g.Name {
+			continue
+		}
+		if answerer == "" && says == "" {
+			silenced = false // it may become a candidate in a moment
+			continue
 		}
 		silenced = silenced && (says != "" || refusals[i].known())
 		switch {

@@ -248,9 +248,10 @@ func External(p *v1alpha1.AddressPool) []ipam.Range {
 	return ranges
 }
 
-// Election is the view of the election in the status of a gateway. By it the gateway finds which candidate answers for an address.
-func Election(g *v1alpha1.Gateway) election.View {
-	return election.View{Candidates: g.Status.Candidates, WithoutIPv4: g.Status.WithoutIPv4, WithoutIPv6: g.Status.WithoutIPv6}
+// Election is what a gateway's status says about the addresses that the gateway answers for.
+func Election(g *v1alpha1.Gateway) election.Gateway {
+	return election.Gateway{Name: g.Name, Elects: g.Status.Elects,
+		View: election.View{Candidates: g.Status.Candidates, WithoutIPv4: g.Status.WithoutIPv4, WithoutIPv6: g.Status.WithoutIPv6}}
 }
 
 // Silence says why a gateway announces addresses of a family to nobody, empty if it announces them.

@@ -9,7 +9,6 @@ import (
 	"strings"
 
 	"kubelb.k8c.io/api/v1alpha1"
-	"kubelb.k8c.io/core/election"
 	"kubelb.k8c.io/core/ipam"
 	"kubelb.k8c.io/core/model"
 	"kubelb.k8c.io/core/translate"
@@ -100,54 +99,38 @@ func (h *Snapshot) selection(address netip.Addr, t *Trace) *selection.Selection 
 	return chosen
 }
 
-// answerers sets the gateways that get packets for the address: the elected one if gateways elect, else all that announce the AddressPool.
+// answerers sets the gateways that get packets for the address: those that answer for it by what they publish, if hosts or routers hear of it.
 func (h *Snapshot) answerers(address netip.Addr, chosen *selection.Selection, t *Trace) {
 	serves := chosen.ServingAddress(address)
-	candidates, without := map[string]bool{}, map[string]bool{}
-	elects := false
+	var answering []string
 	for i := range h.Gateways {
 		g := &h.Gateways[i]
 		if state, _ := h.stateOf(g); state != ready && state != draining || !serves.By(g.Name) {
 			continue
 		}
-		if g.Status.Elects {
-			elects = true
-			view := convert.Election(g)
-			for _, c := range view.Candidates {
-				candidates[c] = true
-			}
-			for _, c := range *view.WithoutFamily(ipam.FamilyOf(address)) {
-				without[c] = true
-			}
+		published := convert.Election(g)
+		if !published.Elects && (g.Spec.Draining || h.silence(g.Name, address) != "") {
 			continue
 		}
-		if !g.Spec.Draining && h.silence(g.Name, address) == "" {
-			t.Gateways, t.Of = append(t.Gateways, g.Name), append(t.Of, g.Name)
+		t.Of = append(t.Of, published.Candidates(address, serves)...)
+		name := published.AnswererOf(address, serves)
+		switch why := h.silence(cmp.Or(name, g.Name), address); {
+		case why != "":
+			t.Ends = fmt.Sprintf("gateway %s is to answer for it, and does not: %s", cmp.Or(name, g.Name), why)
+		case name != "":
+			answering = append(answering, name)
 		}
 	}
-	if !elects {
-		return
+	t.Of, t.Gateways = sorted(t.Of), sorted(answering)
+	if len(t.Gateways) > 0 {
+		t.Ends = ""
 	}
-	var names []string
-	for name := range candidates {
-		if serves.By(name) {
-			names = append(names, name)
-		}
-	}
+}
+
+// sorted returns each name once.
+func sorted(names []string) []string {
 	slices.Sort(names)
-	// If no candidate carries the family, the trace names one that does not, with the reason.
-	if capable := slices.DeleteFunc(slices.Clone(names), func(name string) bool { return without[name] }); len(capable) > 0 {
-		names = capable
-	}
-	t.Of = names
-	winner := election.Winner(address, names, nil)
-	switch why := h.silence(winner, address); {
-	case winner == "":
-	case why != "":
-		t.Ends = fmt.Sprintf("gateway %s is to answer for it, and does not: %s", winner, why)
-	default:
-		t.Gateways = []string{winner}
-	}
+	return slices.Compact(names)
 }
 
 // silence says why a gateway announces addresses of this family to nobody. It is empty if the gateway announces them.

@@ -222,24 +222,22 @@ func (o *Ownership) IsReplaced() bool {
 // answer: then it is this gateway if it serves the address, else the other one.
 func (o *Ownership) AnswererOf(address netip.Addr, other string) string {
 	serving := o.options.Selection.ServingAddress(address)
-	if o.options.Elects {
-		return o.view.Winner(address, serving)
+	answerer := o.published().AnswererOf(address, serving)
+	if answerer == "" && !o.options.Elects && serving.By(other) {
+		return other
 	}
-	names := []string{o.options.Name, other}
-	if i := slices.IndexFunc(names, serving.By); i >= 0 {
-		return names[i]
-	}
-	return ""
+	return answerer
 }
 
 // BelongsToPeer reports whether another gateway is to answer for an address, and this one is not.
 func (o *Ownership) BelongsToPeer(address netip.Addr) bool {
-	serving := o.options.Selection.ServingAddress(address)
-	if !o.options.Elects {
-		return !serving.By(o.options.Name)
-	}
-	winner := o.view.Winner(address, serving)
-	return winner != "" && winner != o.options.Name
+	answerer := o.published().AnswererOf(address, o.options.Selection.ServingAddress(address))
+	return answerer != o.options.Name && (answerer != "" || !o.options.Elects)
+}
+
+// published returns what peers know about the addresses that this gateway answers for.
+func (o *Ownership) published() election.Gateway {
+	return election.Gateway{Name: o.options.Name, Elects: o.options.Elects, View: o.view}
 }
 
 // decide withdraws addresses that are not this gateway's. Then it claims addresses for which owner names this gateway, as far as mayClaim allows it. input

@@ -11,8 +11,9 @@ import (
 	"kubelb.k8c.io/backends/dataplane"
 )
 
-// preflightLimit bounds one preflight of a plugin, which is part of each start.
-const preflightLimit = 10 * time.Second
+// preflightLimit bounds one preflight of a plugin, which is part of each start. The kernel may load some twenty modules meanwhile: on an emulated
+// host ten seconds were not enough.
+const preflightLimit = 30 * time.Second
 
 // Preflight asks a plugin what it needs of this host. It changes nothing.
 func Preflight(ctx context.Context, d dataplane.Dataplane, b Backend) ([]dataplane.Check, error) {

@@ -12,7 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// memory is a store without a disk.
+// memory is a store in memory.
 type memory struct{ content []byte }
 
 func (m *memory) String() string                       { return "memory" }
@@ -33,7 +33,7 @@ func keeping(t *testing.T, content []byte, answer string) *tokenSource {
 	return k
 }
 
-// bears checks what requests bear after a refresh: a token of a ServiceAccount that a header may have.
+// bears checks the token in requests after a refresh: a token of a ServiceAccount that is valid in a header.
 func (k *tokenSource) bears(t *testing.T) {
 	t.Helper()
 	current := *k.current.Load()
@@ -47,12 +47,12 @@ func (k *tokenSource) bears(t *testing.T) {
 	require.Equal(t, current, parseToken(current.text))
 }
 
-// claimsOf are claims of the account of the token source.
+// claimsOf returns claims of the account of the token source.
 func claimsOf(issued, expires int64) []byte {
 	return []byte(`{"sub":"system:serviceaccount:tenant-a:kubelb-ccm","iat":` + strconv.FormatInt(issued, 10) + `,"exp":` + strconv.FormatInt(expires, 10) + `}`)
 }
 
-// Whatever the management cluster answers as a token, the CCM goes on, with that or with the one that it has.
+// Whatever the management cluster sends as a token, the CCM goes on, with the new token or with the present one.
 func FuzzTokenFromTheHub(f *testing.F) {
 	for _, claims := range [][]byte{claimsOf(noon.Unix(), noon.Unix()+3600), claimsOf(1, math.MaxInt64), claimsOf(math.MaxInt64-1, math.MaxInt64),
 		claimsOf(math.MaxInt64-62135596800, math.MaxInt64-62135596800+1), []byte(`{"sub":"system:serviceaccount::"}`), []byte(`{"iat":1e400}`), {}} {
@@ -68,7 +68,7 @@ func FuzzTokenFromTheHub(f *testing.F) {
 	})
 }
 
-// Whatever stands in the file or Secret with the kubeconfig is taken whole, or named as an error.
+// Any content of the file or Secret with the kubeconfig is either used as a whole, or an error.
 func FuzzKubeconfig(f *testing.F) {
 	for _, user := range []string{"token: " + expiring("one", noon), "token: " + lasting("two"), "token: " + jwt(string(claimsOf(1, math.MaxInt64))), `token: "a\nb"`, ""} {
 		f.Add([]byte(kubeconfigWith(user)))
@@ -94,8 +94,8 @@ func FuzzKubeconfig(f *testing.F) {
 	})
 }
 
-// A hub that was taken over reaches into no tenant's cluster, and stops no CCM.
-func TestAHubThatAnswersNonsenseInsteadOfATokenIsAskedAgain(t *testing.T) {
+// A hub that an attacker controls can neither attack tenant clusters nor stop CCMs.
+func TestAnInvalidTokenFromTheHubIsRequestedAgain(t *testing.T) {
 	for _, answer := range []string{"", "x", "a.b.c", jwt(`{"sub":"system:serviceaccount:kube-system:admin"}`), expiring("one", noon) + "\n"} {
 		k := keeping(t, nil, answer)
 		k.renew(t.Context(), k.now())

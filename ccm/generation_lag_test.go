@@ -14,8 +14,8 @@ import (
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
-// The management cluster keeps a LoadBalancer Ready as of an earlier generation while no gateway takes its change.
-func TestAServiceSaysThatItsLastChangeIsNotConfirmed(t *testing.T) {
+// While no gateway applies a change, the management cluster keeps the LoadBalancer's condition Ready of the earlier generation.
+func TestTheConditionOfAServiceSaysThatItsLastChangeIsNotConfirmed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		web := served("web", nil)
 		web.Generation, web.Status.Conditions[0].ObservedGeneration = 4, 4

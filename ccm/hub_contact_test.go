@@ -18,8 +18,8 @@ import (
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
-// A management cluster that has been away for an hour has not said since that a Service is served.
-func TestWhetherAServiceIsServedIsUnknownWhileTheManagementClusterIsAway(t *testing.T) {
+// After an outage of an hour, the last report that a Service is served is out of date.
+func TestReadyIsUnknownWhileTheManagementClusterDoesNotAnswer(t *testing.T) {
 	web := served("web", nil)
 	tenant := clusterOf(t, web)
 	lb := &v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Namespace: "tenant-a", Name: "uid-of-web",
@@ -63,7 +63,7 @@ func TestWhetherAServiceIsServedIsUnknownWhileTheManagementClusterIsAway(t *test
 	unknown := is()
 	require.Equal(t, metav1.ConditionUnknown, unknown.Status)
 	require.Equal(t, "HubSilent", unknown.Reason)
-	require.Contains(t, unknown.Message, ": dial tcp 192.0.2.1:6443: connection refused. Until then it said: served")
+	require.Contains(t, unknown.Message, ": dial tcp 192.0.2.1:6443: connection refused. Before that, the condition was: served")
 	counted(0, 0, 0, 1)
 	failed = errors.New("dial tcp 192.0.2.1:6443: i/o timeout")
 	looks.check(t.Context())
@@ -77,7 +77,7 @@ func TestWhetherAServiceIsServedIsUnknownWhileTheManagementClusterIsAway(t *test
 	counted(1, 1, 0, 0)
 }
 
-func TestWhyTheManagementClusterIsAwayIsToldAnewWhereItRefusesInstead(t *testing.T) {
+func TestTheReasonOfAnOutageChangesWhenTheHubRefusesCredentials(t *testing.T) {
 	a := newHubContact(time.Unix(1_800_000_000, 0))
 	a.set(errors.New("no route"), time.Now())
 	ready := metav1.Condition{Status: metav1.ConditionTrue, Message: "served"}

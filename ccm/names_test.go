@@ -9,8 +9,8 @@ import (
 	"kubelb.k8c.io/core/translate"
 )
 
-// The hub would only say that it resolves no names.
-func TestANodesNameThatDoesNotResolveIsNamedWithTheReason(t *testing.T) {
+// The hub would only report that it resolves no names.
+func TestAHostNameThatDoesNotResolveIsNamedWithTheReason(t *testing.T) {
 	c := Config{Resolver: net.DefaultResolver}
 	out, failed := c.resolve(t.Context(), []translate.Address{{IP: "198.51.100.11"}, {Hostname: "node.invalid."}})
 	require.Equal(t, []translate.Address{{IP: "198.51.100.11"}}, out)

@@ -14,7 +14,7 @@ import (
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
-func TestAFileWithAKubeconfigIsReplacedAtOnce(t *testing.T) {
+func TestAKubeconfigFileIsReplacedAtomically(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "kubelb")
 	require.NoError(t, os.WriteFile(file, []byte("one"), 0o600))
 	s := fileStore(file)
@@ -32,7 +32,7 @@ func TestAFileWithAKubeconfigIsReplacedAtOnce(t *testing.T) {
 	require.Empty(t, entries, "no token is left in a file that nobody knows")
 }
 
-func TestAFileThatCannotBeWrittenStaysWhole(t *testing.T) {
+func TestAFileThatCannotBeWrittenStaysComplete(t *testing.T) {
 	folder := t.TempDir()
 	file := filepath.Join(folder, "kubelb")
 	require.NoError(t, os.WriteFile(file, []byte("one"), 0o600))
@@ -45,7 +45,7 @@ func TestAFileThatCannotBeWrittenStaysWhole(t *testing.T) {
 	require.Len(t, entries, 1)
 }
 
-func TestASecretThatIsGoneIsAnError(t *testing.T) {
+func TestAMissingSecretIsAnError(t *testing.T) {
 	api := fake.NewClientset()
 	s := &secretStore{secrets: api.CoreV1().Secrets("kubelb"), namespace: "kubelb", name: "kubelb-cluster"}
 	require.Equal(t, "Secret kubelb/kubelb-cluster", s.String())

@@ -30,7 +30,7 @@ import (
 	"kubelb.k8c.io/core/translate"
 )
 
-// watched is a cache whose informers watch a fake cluster. Readers ask the cluster itself.
+// watched is a cache whose informers watch a fake cluster. Reads go to the cluster itself.
 type watched struct {
 	informertest.FakeInformers
 	ctx     context.Context
@@ -38,7 +38,7 @@ type watched struct {
 
 	mu        sync.Mutex // guards informers
 	informers map[string]toolscache.SharedIndexInformer
-	// watching counts informers whose watch has begun: a change before that would be missed.
+	// watching is the number of informers whose watch has begun: an earlier change would be missed.
 	watching chan string
 }
 
@@ -79,12 +79,12 @@ func (w *watched) GetInformer(_ context.Context, o client.Object, _ ...cache.Inf
 	return informer, nil
 }
 
-// listsFirst is a client that does not send what is there as events of a watch.
+// listsFirst is a client whose watches do not begin with events of existing objects.
 type listsFirst struct{}
 
 func (listsFirst) IsWatchListSemanticsUnSupported() bool { return true }
 
-// run has the controllers run on the clusters until the test ends.
+// run runs the controllers on the clusters until the test ends.
 func (c *clusters) run() {
 	c.Helper()
 	ctx, cancel := context.WithCancel(c.Context())
@@ -127,13 +127,13 @@ func (c *clusters) run() {
 	}
 }
 
-// comes waits until it is so.
+// comes waits for a condition.
 func (c *clusters) comes(message string, isSo func() bool) {
 	c.Helper()
 	require.Eventually(c, isSo, 20*time.Second, 10*time.Millisecond, message)
 }
 
-// addresses are the nodes' addresses on the hub.
+// addresses returns the nodes' addresses on the hub.
 func (c *clusters) addresses() (ips []string) {
 	var a v1alpha1.Addresses
 	if c.hub.Get(c.Context(), client.ObjectKey{Namespace: "tenant-a", Name: v1alpha1.DefaultAddressesName}, &a) != nil {
@@ -145,8 +145,8 @@ func (c *clusters) addresses() (ips []string) {
 	return ips
 }
 
-// The controllers run here on watches, as in the program: each change arrives without anybody asking for it.
-func TestEveryObjectThatMattersWakesUpItsServices(t *testing.T) {
+// Here the controllers run on watches, as in the program: each change causes a reconcile.
+func TestRelevantChangesReconcileTheirServices(t *testing.T) {
 	n1 := node("n1", "198.51.100.11")
 	c := newClusters(t, n1, web(), node("n2", "198.51.100.12"), slice("b", map[string]string{"n2": "ready"}))
 	kiosk := local()
@@ -192,8 +192,8 @@ func TestEveryObjectThatMattersWakesUpItsServices(t *testing.T) {
 	c.comes("a Service that leaves is let go", func() bool { return c.onHub() == nil && c.service() == nil })
 }
 
-// Nodes send heartbeats every few seconds. Thousands of Services would be looked at each time.
-func TestOnlyWhatChangesANodesAddressesWakesAnythingUp(t *testing.T) {
+// Nodes send heartbeats every few seconds. Without a filter, each would reconcile thousands of Services.
+func TestOnlyRelevantChangesOfNodesCauseAReconcile(t *testing.T) {
 	before := node("n1", "198.51.100.11")
 	for name, c := range map[string]struct {
 		change  func(*corev1.Node)
@@ -221,8 +221,8 @@ func TestOnlyWhatChangesANodesAddressesWakesAnythingUp(t *testing.T) {
 	require.True(t, nodeMatters.Delete(event.DeleteEvent{Object: before}))
 }
 
-// Objects on the hub and EndpointSlices may be anybody's.
-func TestAnObjectWithoutAServiceWakesNothingUp(t *testing.T) {
+// Objects on the hub and EndpointSlices may be of any program.
+func TestAnObjectWithoutAServiceCausesNoReconcile(t *testing.T) {
 	require.Empty(t, serviceOfSlice(t.Context(), &discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "by-hand"}}))
 	for _, labels := range []map[string]string{nil, {v1alpha1.LabelOriginName: "web"}, {v1alpha1.LabelOriginNamespace: "shop"}} {
 		require.Empty(t, serviceOfLoadBalancer(t.Context(), &v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Namespace: "tenant-a", Name: "x", Labels: labels}}))

@@ -64,7 +64,7 @@ func TestAHostThatHasAnAddressOfTheGatewayIsNamed(t *testing.T) {
 		}
 		return nil
 	})
-	recorded(t, "claimed", "AddressConflict: served, but: another host on the gateways' segment answers for "+strings.Join(addresses, ", ")+", too")
+	recorded(t, "claimed", "AddressConflict: served, but: another host on the gateways' segment also answers for "+strings.Join(addresses, ", "))
 	page, status := kubelb(t, "explain", "default/claimed", "--tenant="+cluster.TenantName)
 	require.Equal(t, 1, status, page)
 	require.Regexp(t, "NO +connections to it are answered +AddressConflict", page)

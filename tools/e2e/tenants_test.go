@@ -96,7 +96,7 @@ func TestTheCCMWorksWithATenantsCredentialsAlone(t *testing.T) {
 	}
 	out, err := ccm(file, "--check", "--cluster-name=checked")
 	require.NoError(t, err)
-	require.Contains(t, out, "is reached, with the rights of tenant checked")
+	require.Contains(t, out, "answers, and the credentials have the rights of tenant checked")
 	// KubeLB's own CCM watches these as well, and writes none.
 	_, err = lab.Hub.KubectlAs(t.Context(), file, "", "-n", ns, "get", "routes.kubelb.k8c.io,syncsecrets.kubelb.k8c.io")
 	require.NoError(t, err)
@@ -104,11 +104,11 @@ func TestTheCCMWorksWithATenantsCredentialsAlone(t *testing.T) {
 	require.ErrorContains(t, err, "forbidden")
 	_, err = ccm(file, "--check", "--cluster-name=a")
 	require.ErrorContains(t, err, "may not create addresses, get addresses, list addresses, ")
-	require.ErrorContains(t, err, "in namespace tenant-a: take those in its Secret kubelb-ccm-kubeconfig")
+	require.ErrorContains(t, err, "in namespace tenant-a: use the credentials in the Secret kubelb-ccm-kubeconfig")
 	// T1: the rights of an operator do not belong into a tenant's cluster.
 	for _, flags := range [][]string{{"--check"}, {}} {
 		_, err = ccm(lab.Hub.Kubeconfig, append(flags, "--cluster-name=checked")...)
-		require.ErrorContains(t, err, "may create loadbalancers in every namespace, which a tenant's may not: take those in the Secret kubelb-ccm-kubeconfig of namespace "+ns)
+		require.ErrorContains(t, err, "may create loadbalancers in every namespace, which a tenant's credentials may not: use the credentials in the Secret kubelb-ccm-kubeconfig of namespace "+ns)
 	}
 	_, err = ccm(lab.Hub.Kubeconfig, "--check", "--cluster-name=checked", "--allow-broad-credentials")
 	require.NoError(t, err)
@@ -133,7 +133,7 @@ func TestATenantSaysThatNothingIsHeardOfItsCCM(t *testing.T) {
 	hubKubectl(t, "-n", "tenant-a", "patch", "lease", "kubelb-ccm", "--type=merge", "-p", `{"spec":{"leaseDurationSeconds":20}}`)
 	hubKubectl(t, "wait", "tenant/a", "--for=jsonpath={.status.conditions[?(@.type==\"Connected\")].reason}=CCMSilent", "--timeout=60s")
 	t.Logf("the Tenant says so %s after its CCM was killed", time.Since(killed))
-	const since = `nothing has been heard of its CCM since \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ: Services and nodes that changed since are not known here`
+	const since = `the tenant's CCM has not renewed its Lease since \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ: later changes of Services and nodes are not known here`
 	out, _ = kubelb(t, "status")
 	require.Regexp(t, `(?m)^warning: tenant a: `+since+`$`, out)
 	eventually(t, 10*time.Second, func() error {

@@ -8,27 +8,27 @@ import (
 	"time"
 )
 
-// voice speaks to a neighbour, from an address of this host: a socket keeps the one that it began with, and the host may not have that any more.
-type voice struct {
+// sender sends packets to a neighbour. It opens a new socket if the source address of the present one is not this host's any more.
+type sender struct {
 	address netip.Addr
-	conn    *net.UDPConn // nil while there is no way to the neighbour
-	// looked is when the address was looked at last.
-	looked time.Time
+	conn    *net.UDPConn // nil while there is no route to the neighbour
+	// checked is when the source address was checked last.
+	checked time.Time
 }
 
-// lookEvery is how often a voice looks whether its address is still this host's.
-const lookEvery = time.Second
+// addressCheckInterval is the interval of checks of the source address.
+const addressCheckInterval = time.Second
 
-// say sends a packet. Who does not hear it is what this is about.
-func (v *voice) say(p packet, now time.Time) {
-	if v.conn != nil && now.Sub(v.looked) >= lookEvery {
-		if v.looked = now; !v.isOwn() {
+// send sends a packet. It ignores errors: the neighbour detects missing packets.
+func (v *sender) send(p packet, now time.Time) {
+	if v.conn != nil && now.Sub(v.checked) >= addressCheckInterval {
+		if v.checked = now; !v.isOwn() {
 			v.close()
 		}
 	}
 	if v.conn != nil {
 		if _, err := v.conn.Write(p.bytes()); err == nil || errors.Is(err, syscall.ECONNREFUSED) {
-			return // a neighbour that says that it does not listen is there
+			return // an ICMP error of the neighbour shows that there is a route to it
 		}
 		v.close()
 	}
@@ -36,12 +36,12 @@ func (v *voice) say(p packet, now time.Time) {
 	if err != nil {
 		return
 	}
-	v.conn, v.looked = conn, now
+	v.conn, v.checked = conn, now
 	_, _ = conn.Write(p.bytes())
 }
 
-// isOwn tells whether the address is still this host's: only such a one can be bound to. IPv6 sends from another one, too.
-func (v *voice) isOwn() bool {
+// isOwn reports whether the source address is still this host's: a socket cannot be bound to another address. IPv6 would go on to send from it.
+func (v *sender) isOwn() bool {
 	own := *v.conn.LocalAddr().(*net.UDPAddr)
 	own.Port = 0
 	conn, err := net.ListenUDP("udp", &own)
@@ -51,7 +51,7 @@ func (v *voice) isOwn() bool {
 	return !errors.Is(err, syscall.EADDRNOTAVAIL)
 }
 
-func (v *voice) close() {
+func (v *sender) close() {
 	if v.conn != nil {
 		v.conn.Close()
 		v.conn = nil

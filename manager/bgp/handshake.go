@@ -10,9 +10,9 @@ import (
 	"time"
 )
 
-// listenTo hears what a router says in handshakes until ctx ends, and tells the causes. GoBGP tells of no NOTIFICATION that comes before there is a
-// session. A raw socket (ip(7), raw(7)) is given a copy of each segment from the router to this host. Nothing but a message to people follows from it,
-// since whoever can send with the router's address can speak for it here.
+// listenTo reads the router's messages in handshakes until ctx ends, and updates the causes. GoBGP does not report a NOTIFICATION before a session is
+// established. A raw socket (ip(7), raw(7)) gets a copy of each segment from the router to this host. The messages are used only for texts in the status,
+// since other hosts can forge the router's address.
 func (c *causes) listenTo(ctx context.Context, p Peer) {
 	network := "ip4:tcp"
 	if p.Address.Is6() {
@@ -20,10 +20,10 @@ func (c *causes) listenTo(ctx context.Context, p Peer) {
 	}
 	conn, err := net.DialIP(network, nil, &net.IPAddr{IP: p.Address.AsSlice(), Zone: p.Address.Zone()})
 	if err != nil {
-		c.change(p.Address, func(c *cause) { c.deaf = fmt.Sprintf("%v (needs CAP_NET_RAW)", err) })
+		c.change(p.Address, func(c *cause) { c.unreadable = fmt.Sprintf("%v (needs CAP_NET_RAW)", err) })
 		return
 	}
-	c.change(p.Address, func(c *cause) { c.deaf = "" })
+	c.change(p.Address, func(c *cause) { c.unreadable = "" })
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer func() {
 		if stop() {
@@ -37,25 +37,25 @@ func (c *causes) listenTo(ctx context.Context, p Peer) {
 			return
 		}
 		if err != nil {
-			// Errors of the route come here, too. They are said where a connection is made.
+			// Errors of the route also come here. The connection attempt reports them.
 			select {
 			case <-ctx.Done():
 				return
-			case <-time.After(heed):
+			case <-time.After(withdrawalPause):
 				continue
 			}
 		}
 		for _, m := range messagesIn(buffer[:n], p.Port) {
-			c.hear(p.Address, m)
+			c.receive(p.Address, m)
 		}
 	}
 }
 
-// hear takes a message of a router.
-func (c *causes) hear(router netip.Addr, m heard) {
+// receive handles a message of a router.
+func (c *causes) receive(router netip.Addr, m message) {
 	switch m.kind {
 	case kindOpen:
-		if open, is := readOpening(m.body); is {
+		if open, is := readOpen(m.body); is {
 			c.change(router, func(c *cause) { c.open = &open })
 		}
 	case kindNotification:
@@ -65,8 +65,8 @@ func (c *causes) hear(router netip.Addr, m heard) {
 	}
 }
 
-// heard is a message of BGP (RFC 4271, 4.1) without its header.
-type heard struct {
+// message is a BGP message (RFC 4271, 4.1) without its header.
+type message struct {
 	kind byte
 	body []byte
 }
@@ -77,8 +77,8 @@ const (
 	tcpHeader                  = 20
 )
 
-// messagesIn are those in a TCP segment from a port. One that goes on in another segment is left out: those of a handshake are small.
-func messagesIn(segment []byte, from uint16) (all []heard) {
+// messagesIn returns the messages in a TCP segment from a port. It skips a message that continues in another segment: messages of a handshake are small.
+func messagesIn(segment []byte, from uint16) (all []message) {
 	if len(segment) < tcpHeader || binary.BigEndian.Uint16(segment) != from {
 		return nil
 	}
@@ -93,13 +93,13 @@ func messagesIn(segment []byte, from uint16) (all []heard) {
 		if length < headerLength || length > len(payload) {
 			return all
 		}
-		all = append(all, heard{kind: payload[headerLength-1], body: bytes.Clone(payload[headerLength:length])})
+		all = append(all, message{kind: payload[headerLength-1], body: bytes.Clone(payload[headerLength:length])})
 		payload = payload[length:]
 	}
 	return all
 }
 
-// readNotification reads the body of a NOTIFICATION (RFC 4271, 4.5), with a text for people where there may be one (RFC 9003).
+// readNotification reads the body of a NOTIFICATION (RFC 4271, 4.5), with the shutdown communication (RFC 9003) if there is one.
 func readNotification(body []byte) (notification, bool) {
 	if len(body) < 2 {
 		return notification{}, false
@@ -112,13 +112,13 @@ func readNotification(body []byte) (notification, bool) {
 	return n, true
 }
 
-// readOpening reads the body of an OPEN (RFC 4271, 4.2). The AS number of four bytes is in a capability (RFC 5492 and 6793).
-func readOpening(body []byte) (opening, bool) {
+// readOpen reads the body of an OPEN (RFC 4271, 4.2). The AS number of four bytes is in a capability (RFC 5492 and 6793).
+func readOpen(body []byte) (openMessage, bool) {
 	const fixed, fourOctets = 10, 65
 	if len(body) < fixed {
-		return opening{}, false
+		return openMessage{}, false
 	}
-	o := opening{asn: uint32(binary.BigEndian.Uint16(body[1:])), holdTime: binary.BigEndian.Uint16(body[3:]), id: netip.AddrFrom4([4]byte(body[5:9]))}
+	o := openMessage{asn: uint32(binary.BigEndian.Uint16(body[1:])), holdTime: binary.BigEndian.Uint16(body[3:]), id: netip.AddrFrom4([4]byte(body[5:9]))}
 	for parameters := body[fixed:]; len(parameters) >= 2; {
 		length := min(len(parameters), 2+int(parameters[1]))
 		for capabilities := parameters[2:length]; parameters[0] == 2 && len(capabilities) >= 2; {

@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func TestTheDescriptorIsTheConnectionsAndItsErrorIsTold(t *testing.T) {
+func TestTheDescriptorIsOfTheConnectionAndItsErrorIsReturned(t *testing.T) {
 	conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	require.NoError(t, err)
 	defer conn.Close()

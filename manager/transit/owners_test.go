@@ -25,7 +25,7 @@ func TestPreflightNamesATableOfAnotherProgramUnderTheFiltersName(t *testing.T) {
 		c.DelTable(&nft.Table{Name: tableName, Family: nft.TableFamilyINet})
 		c.AddChain(&nft.Chain{Name: "forward", Table: c.AddTable(&nft.Table{Name: tableName, Family: nft.TableFamilyINet})})
 		assert.NoError(t, c.Flush())
-		assert.Equal(t, "nftables table inet kubelb-transit: another program has made it; the gateway removes it when it starts; does not work: what that program does with it; "+
-			"run: nft delete table inet kubelb-transit     # or give it another name", says())
+		assert.Equal(t, "nftables table inet kubelb-transit: another program has made it; the gateway removes it when it starts; does not work: what that program does with the table; "+
+			"run: nft delete table inet kubelb-transit     # or give the table another name", says())
 	})
 }

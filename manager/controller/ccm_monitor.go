@@ -21,63 +21,63 @@ import (
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
-// contacts tells which CCMs are silent. A CCM is silent if it has ceased to renew the Lease in its tenant's namespace. The tenant writes the times of
-// the Lease. So a renewal counts from when this process saw it, by its own clock. A CCM counts as heard once a renewal was seen: by this process, or by
-// the former one, if the Tenant says so.
-type contacts struct {
+// ccmMonitor finds silent CCMs. A CCM is silent if it does not renew the Lease in its tenant's namespace any more. The tenant writes the times of
+// the Lease, so a renewal counts from when this process saw it, by its own clock. A CCM counts as connected once this process saw a renewal, or a
+// former process did and the Tenant's condition says so.
+type ccmMonitor struct {
 	client client.Client
-	// reader asks the API server itself: Leases change too often to be watched for this.
+	// reader reads from the API server, without the cache: Leases change too often to be watched for this.
 	reader client.Reader
-	// changed is told of the Tenants whose condition is to change.
+	// changed gets the Tenants whose condition is to change.
 	changed chan<- event.GenericEvent
 	log     logr.Logger
 	metrics *metrics
 
-	// looked is when the Leases were read last. It belongs to look.
-	looked time.Time
-	mu     sync.Mutex // guards heard
-	// heard are the tenants' Leases as they were seen last, by the tenants' names; nil before the first look.
-	heard map[string]contact
+	// checked is when the Leases were read last. Only check uses it.
+	checked time.Time
+	mu      sync.Mutex // guards ccms
+	// ccms has the state of each CCM, by the tenant's name; nil before the first check.
+	ccms map[string]ccmState
 }
 
-// contact is a renewal of a Lease, and when it was first seen.
-type contact struct {
+// ccmState is the last renewal of a CCM's Lease, and when it was first seen.
+type ccmState struct {
 	lease types.UID
 	// renewal is empty if the Lease was never renewed.
 	renewal string
 	seen    time.Time
-	// unseen: nobody saw the renewal happen. It is known from the Lease alone, and may be long ago.
-	unseen bool
-	// patience is until when its CCM is not silent.
-	patience time.Time
-	// distrusted: its CCM was silent before this process saw it, and is until there is another renewal.
-	distrusted bool
-	silent     bool
+	// unobserved: no process saw the renewal happen. It is only known from the Lease, and may be long ago.
+	unobserved bool
+	// graceEnd is the earliest time at which the CCM counts as silent.
+	graceEnd time.Time
+	// wasSilent: the CCM was silent before this process started, and is silent until its next renewal.
+	wasSilent bool
+	silent    bool
 }
 
 const (
-	// contactInterval is how often the Leases are read.
-	contactInterval = 10 * time.Second
-	// leasesAtOnce are read by one request: more than of other objects (pageSize), since they are read all the time, and a policy keeps each small.
-	leasesAtOnce = 200
-	// ccmSilentAfter is for how long a CCM may not renew its Lease, unless leaseDurationSeconds says less, down to ccmSilentEarliest.
+	// ccmCheckInterval is the interval at which the Leases are read.
+	ccmCheckInterval = 10 * time.Second
+	// leasesPerPage is the number of Leases in one answer: more than of other objects (pageSize), since they are read often, and a policy keeps them small.
+	leasesPerPage = 200
+	// ccmSilentAfter is how long after the last renewal a CCM is silent. leaseDurationSeconds may shorten it to ccmSilentEarliest.
 	ccmSilentAfter, ccmSilentEarliest = 2 * time.Minute, 20 * time.Second
-	// ccmBackWithin is how long CCMs have to renew their Leases after nobody has looked, as when the API was away for them as well.
-	ccmBackWithin = 75 * time.Second
+	// ccmGracePeriod is the time in which CCMs must renew their Leases after a pause in the checks: the API may have been unavailable for CCMs as well.
+	ccmGracePeriod = 75 * time.Second
 )
 
-// Start looks again and again until the context ends.
-func (c *contacts) Start(ctx context.Context) error {
+// Start checks periodically until ctx ends.
+func (c *ccmMonitor) Start(ctx context.Context) error {
 	wait.UntilWithContext(ctx, func(ctx context.Context) {
-		if err := c.look(ctx, time.Now()); err != nil && ctx.Err() == nil {
-			c.log.Error(err, "look which tenants' CCMs are there")
+		if err := c.check(ctx, time.Now()); err != nil && ctx.Err() == nil {
+			c.log.Error(err, "cannot check the Leases of tenants' CCMs")
 		}
-	}, contactInterval)
+	}, ccmCheckInterval)
 	return nil
 }
 
-// look reads the Leases, and asks for the Tenants that do not say how it is.
-func (c *contacts) look(ctx context.Context, now time.Time) error {
+// check reads the Leases, and enqueues the Tenants whose condition is out of date.
+func (c *ccmMonitor) check(ctx context.Context, now time.Time) error {
 	of, err := c.leases(ctx)
 	if err != nil {
 		return fmt.Errorf("read the Leases of tenants' CCMs: %w", err)
@@ -86,25 +86,25 @@ func (c *contacts) look(ctx context.Context, now time.Time) error {
 	if err := c.client.List(ctx, &tenants, client.UnsafeDisableDeepCopy); err != nil {
 		return fmt.Errorf("read the Tenants: %w", err)
 	}
-	since := now.Sub(c.looked)
-	heard := map[string]contact{}
+	since := now.Sub(c.checked)
+	ccms := map[string]ccmState{}
 	for i := range tenants.Items {
 		t := &tenants.Items[i]
-		if lease := of[namespaceOf(t)]; lease != nil && mayConnect(t) {
-			heard[t.Name] = c.judge(t, lease, now, since)
+		if lease := of[namespaceOf(t)]; lease != nil && hasCredentials(t) {
+			ccms[t.Name] = c.observe(t, lease, now, since)
 		}
 	}
-	c.looked = now
+	c.checked = now
 	c.mu.Lock()
-	c.heard = heard
+	c.ccms = ccms
 	c.mu.Unlock()
-	c.show(heard)
-	return c.tell(ctx, tenants.Items, heard)
+	c.updateMetrics(ccms)
+	return c.enqueue(ctx, tenants.Items, ccms)
 }
 
-// leases returns the Leases of tenants' CCMs, by namespace. Tenants write them. So only the fields that judge reads are kept, and only one page at a
-// time is in memory whole.
-func (c *contacts) leases(ctx context.Context) (map[string]*coordinationv1.Lease, error) {
+// leases returns the Leases of tenants' CCMs, by namespace. Tenants write them, so it keeps only the fields that observe reads, and only one complete
+// page at a time.
+func (c *ccmMonitor) leases(ctx context.Context) (map[string]*coordinationv1.Lease, error) {
 	var of map[string]*coordinationv1.Lease
 	err := eachPage(ctx, c.reader, func() *coordinationv1.LeaseList { return &coordinationv1.LeaseList{} }, func() { of = map[string]*coordinationv1.Lease{} }, func(page *coordinationv1.LeaseList) error {
 		for _, lease := range page.Items {
@@ -112,31 +112,31 @@ func (c *contacts) leases(ctx context.Context) (map[string]*coordinationv1.Lease
 				Spec: coordinationv1.LeaseSpec{LeaseDurationSeconds: lease.Spec.LeaseDurationSeconds, RenewTime: lease.Spec.RenewTime}}
 		}
 		return nil
-	}, client.MatchingFields{metav1.ObjectNameField: v1alpha1.CCMName}, client.Limit(leasesAtOnce))
+	}, client.MatchingFields{metav1.ObjectNameField: v1alpha1.CCMName}, client.Limit(leasesPerPage))
 	return of, err
 }
 
-// mayConnect tells whether the tenant's CCM has credentials.
-func mayConnect(t *v1alpha1.Tenant) bool { return !t.Spec.Revoked && t.DeletionTimestamp == nil }
+// hasCredentials reports whether the tenant's CCM has credentials.
+func hasCredentials(t *v1alpha1.Tenant) bool { return !t.Spec.Revoked && t.DeletionTimestamp == nil }
 
-// judge is the contact with a tenant's CCM as it is now. since is how long ago the Leases were read before.
-func (c *contacts) judge(t *v1alpha1.Tenant, lease *coordinationv1.Lease, now time.Time, since time.Duration) contact {
-	is, known := c.heard[t.Name]
+// observe returns the new state of a tenant's CCM. since is the time since the last check.
+func (c *ccmMonitor) observe(t *v1alpha1.Tenant, lease *coordinationv1.Lease, now time.Time, since time.Duration) ccmState {
+	is, known := c.ccms[t.Name]
 	if lease.Spec.RenewTime == nil {
-		return contact{lease: lease.UID}
+		return ccmState{lease: lease.UID}
 	}
 	renewed := lease.Spec.RenewTime.Time
 	renewal := strconv.FormatInt(renewed.UnixMicro(), 10)
 	switch {
 	case !known, is.lease != lease.UID, is.renewal != renewal && since > ccmSilentAfter:
-		said := saidOfCCM(t)
-		is = contact{lease: lease.UID, renewal: renewal, seen: earlier(renewed, now), unseen: said != v1alpha1.ReasonCCMHeard, patience: now.Add(ccmBackWithin), distrusted: said == v1alpha1.ReasonCCMSilent}
+		reason := connectedReason(t)
+		is = ccmState{lease: lease.UID, renewal: renewal, seen: earlier(renewed, now), unobserved: reason != v1alpha1.ReasonCCMHeard, graceEnd: now.Add(ccmGracePeriod), wasSilent: reason == v1alpha1.ReasonCCMSilent}
 	case is.renewal != renewal:
-		is = contact{lease: lease.UID, renewal: renewal, seen: now}
-	case since > 3*contactInterval && !is.silent:
-		is.patience = now.Add(ccmBackWithin)
+		is = ccmState{lease: lease.UID, renewal: renewal, seen: now}
+	case since > 3*ccmCheckInterval && !is.silent:
+		is.graceEnd = now.Add(ccmGracePeriod)
 	}
-	is.silent = is.distrusted || now.Sub(is.seen) > ccmSilence(lease) && now.After(is.patience)
+	is.silent = is.wasSilent || now.Sub(is.seen) > ccmSilence(lease) && now.After(is.graceEnd)
 	return is
 }
 
@@ -147,7 +147,7 @@ func earlier(a, b time.Time) time.Time {
 	return b
 }
 
-// ccmSilence is for how long a CCM need not renew its Lease.
+// ccmSilence is how long after the last renewal of this Lease its CCM is silent.
 func ccmSilence(lease *coordinationv1.Lease) time.Duration {
 	if s := lease.Spec.LeaseDurationSeconds; s != nil {
 		return min(max(time.Duration(*s)*time.Second, ccmSilentEarliest), ccmSilentAfter)
@@ -155,20 +155,20 @@ func ccmSilence(lease *coordinationv1.Lease) time.Duration {
 	return ccmSilentAfter
 }
 
-// saidOfCCM is the reason of the Tenant's condition; empty if it has none.
-func saidOfCCM(t *v1alpha1.Tenant) string {
+// connectedReason is the reason of the Tenant's condition Connected; empty if it has none.
+func connectedReason(t *v1alpha1.Tenant) string {
 	if is := meta.FindStatusCondition(t.Status.Conditions, v1alpha1.ConditionConnected); is != nil {
 		return is.Reason
 	}
 	return ""
 }
 
-// tell asks for the Tenants that do not say how it is.
-func (c *contacts) tell(ctx context.Context, tenants []v1alpha1.Tenant, heard map[string]contact) error {
+// enqueue enqueues the Tenants whose condition is out of date.
+func (c *ccmMonitor) enqueue(ctx context.Context, tenants []v1alpha1.Tenant, ccms map[string]ccmState) error {
 	for i := range tenants {
 		name := tenants[i].Name
-		is := heard[name]
-		if is.isOpen() || saidOfCCM(&tenants[i]) == is.reason() {
+		is := ccms[name]
+		if is.isUnknown() || connectedReason(&tenants[i]) == is.reason() {
 			continue
 		}
 		if err := send(ctx, c.changed, &v1alpha1.Tenant{ObjectMeta: metav1.ObjectMeta{Name: name}}); err != nil {
@@ -178,11 +178,11 @@ func (c *contacts) tell(ctx context.Context, tenants []v1alpha1.Tenant, heard ma
 	return nil
 }
 
-// isOpen tells whether it is not known yet whether the CCM is there: it may renew its Lease in a moment.
-func (c contact) isOpen() bool { return c.unseen && !c.silent }
+// isUnknown reports whether it is not known yet whether the CCM works: it may renew its Lease soon.
+func (c ccmState) isUnknown() bool { return c.unobserved && !c.silent }
 
-// reason is that of the Tenant's condition, empty for no condition.
-func (c contact) reason() string {
+// reason is the reason of the Tenant's condition, empty for no condition.
+func (c ccmState) reason() string {
 	switch {
 	case c.renewal == "":
 		return ""
@@ -192,11 +192,11 @@ func (c contact) reason() string {
 	return v1alpha1.ReasonCCMHeard
 }
 
-// show tells Prometheus of the CCMs that are heard, or were.
-func (c *contacts) show(heard map[string]contact) {
+// updateMetrics sets the metric of each CCM whose state is known.
+func (c *ccmMonitor) updateMetrics(ccms map[string]ccmState) {
 	c.metrics.connected.Reset()
-	for name, is := range heard {
-		if is.isOpen() || is.reason() == "" {
+	for name, is := range ccms {
+		if is.isUnknown() || is.reason() == "" {
 			continue
 		}
 		n := 1.0
@@ -207,34 +207,34 @@ func (c *contacts) show(heard map[string]contact) {
 	}
 }
 
-// say has the status of a Tenant say whether its CCM is heard, as of the last look. It stays as it is before the first look, and while nobody knows.
-func (c *contacts) say(t *v1alpha1.Tenant) {
+// setCondition sets the condition Connected of a Tenant by the last check. It changes nothing before the first check, and while the state is unknown.
+func (c *ccmMonitor) setCondition(t *v1alpha1.Tenant) {
 	if c == nil {
 		return
 	}
 	c.mu.Lock()
-	is := c.heard[t.Name]
-	looked := c.heard != nil
+	is := c.ccms[t.Name]
+	checked := c.ccms != nil
 	c.mu.Unlock()
 	condition := metav1.Condition{Type: v1alpha1.ConditionConnected, Status: metav1.ConditionTrue, Reason: v1alpha1.ReasonCCMHeard, ObservedGeneration: t.Generation,
 		Message: "the tenant's CCM renews its Lease"}
 	switch before := meta.FindStatusCondition(t.Status.Conditions, v1alpha1.ConditionConnected); {
-	case !mayConnect(t), looked && is.reason() == "":
+	case !hasCredentials(t), checked && is.reason() == "":
 		meta.RemoveStatusCondition(&t.Status.Conditions, v1alpha1.ConditionConnected)
 		return
-	case !looked, is.isOpen():
+	case !checked, is.isUnknown():
 		return
-	case is.silent && is.distrusted && before != nil && before.Reason == v1alpha1.ReasonCCMSilent:
-		// Who has said so knew since when.
+	case is.silent && is.wasSilent && before != nil && before.Reason == v1alpha1.ReasonCCMSilent:
+		// The former process knew since when.
 		condition.Status, condition.Reason, condition.Message = before.Status, before.Reason, before.Message
 	case is.silent:
 		condition.Status, condition.Reason = metav1.ConditionUnknown, v1alpha1.ReasonCCMSilent
-		condition.Message = fmt.Sprintf("nothing has been heard of its CCM since %s: Services and nodes that changed since are not known here", is.seen.UTC().Format(time.RFC3339))
+		condition.Message = fmt.Sprintf("the tenant's CCM has not renewed its Lease since %s: later changes of Services and nodes are not known here", is.seen.UTC().Format(time.RFC3339))
 	}
 	plain.SetCondition(&t.Status.Conditions, condition)
 }
 
-// ensureLease makes the Lease that the tenant's CCM renews. No tenant may make one. What is in it is the tenant's.
+// ensureLease creates the Lease that the tenant's CCM renews: tenants may not create Leases. It does not change an existing one.
 func (r *tenantReconciler) ensureLease(ctx context.Context, tenant *v1alpha1.Tenant) error {
 	lease := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: namespaceOf(tenant), Name: v1alpha1.CCMName, Labels: map[string]string{v1alpha1.LabelManagedBy: v1alpha1.ManagedByKubeLB}}}
 	err := r.reader.Get(ctx, client.ObjectKeyFromObject(lease), lease)

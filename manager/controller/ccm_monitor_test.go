@@ -23,39 +23,39 @@ import (
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
-// contactHub is a hub with Tenant a, and who looks whether the tenant's CCM is there.
-type contactHub struct {
+// ccmTest is a hub with Tenant a and a monitor of its CCM.
+type ccmTest struct {
 	*tenantHub
 	t     *testing.T
 	now   time.Time
 	asked chan event.GenericEvent
 }
 
-func contactHubOf(t *testing.T, more ...client.Object) *contactHub {
+func contactHubOf(t *testing.T, more ...client.Object) *ccmTest {
 	t.Helper()
-	h := &contactHub{tenantHub: newTenantHub(t, time.Hour, append(more, tenantA())...), t: t, now: time.Date(2026, 1, 2, 12, 0, 0, 0, time.FixedZone("", 3600))}
-	h.r.trial.at = time.Now().Add(time.Hour) // nobody counts objects here
+	h := &ccmTest{tenantHub: newTenantHub(t, time.Hour, append(more, tenantA())...), t: t, now: time.Date(2026, 1, 2, 12, 0, 0, 0, time.FixedZone("", 3600))}
+	h.r.trial.at = time.Now().Add(time.Hour) // this API server counts no objects
 	h.begin()
 	h.look(t)
 	h.after(0)
 	return h
 }
 
-// begin has another process be the controllers'.
-func (h *contactHub) begin() {
+// begin starts a new process of the controllers.
+func (h *ccmTest) begin() {
 	numbers, err := newMetrics(nil)
 	require.NoError(h.t, err)
 	h.asked = make(chan event.GenericEvent, 10)
-	h.r.contacts = &contacts{client: h.Client, reader: h.Client, changed: h.asked, log: logr.Discard(), metrics: numbers}
+	h.r.ccms = &ccmMonitor{client: h.Client, reader: h.Client, changed: h.asked, log: logr.Discard(), metrics: numbers}
 }
 
-// renew has the CCM write a time into its Lease.
-func (h *contactHub) renew(at time.Time) {
+// renew writes a time into the CCM's Lease.
+func (h *ccmTest) renew(at time.Time) {
 	h.t.Helper()
 	h.change(func(s *coordinationv1.LeaseSpec) { s.RenewTime = &metav1.MicroTime{Time: at} })
 }
 
-func (h *contactHub) change(change func(*coordinationv1.LeaseSpec)) {
+func (h *ccmTest) change(change func(*coordinationv1.LeaseSpec)) {
 	h.t.Helper()
 	var lease coordinationv1.Lease
 	require.NoError(h.t, h.Get(h.t.Context(), client.ObjectKey{Namespace: "tenant-a", Name: v1alpha1.CCMName}, &lease))
@@ -63,11 +63,11 @@ func (h *contactHub) change(change func(*coordinationv1.LeaseSpec)) {
 	require.NoError(h.t, h.Update(h.t.Context(), &lease))
 }
 
-// after lets time pass, looks as often as is due, and reconciles the Tenants for which it is asked. It returns what the Tenant says, and how often it was written.
-func (h *contactHub) after(passed time.Duration) (says *metav1.Condition, written int) {
+// after lets time pass with the due checks, and reconciles the enqueued Tenants. It returns the Tenant's condition, and how often it was written.
+func (h *ccmTest) after(passed time.Duration) (says *metav1.Condition, written int) {
 	h.t.Helper()
 	for end := h.now.Add(passed); ; {
-		require.NoError(h.t, h.r.contacts.look(h.t.Context(), h.now))
+		require.NoError(h.t, h.r.ccms.check(h.t.Context(), h.now))
 		for len(h.asked) > 0 {
 			before := h.tenant().ResourceVersion
 			_, err := h.r.Reconcile(h.t.Context(), requestFor((<-h.asked).Object.GetName()))
@@ -79,28 +79,28 @@ func (h *contactHub) after(passed time.Duration) (says *metav1.Condition, writte
 		if !h.now.Before(end) {
 			break
 		}
-		h.now = h.now.Add(min(contactInterval, end.Sub(h.now)))
+		h.now = h.now.Add(min(ccmCheckInterval, end.Sub(h.now)))
 	}
 	return meta.FindStatusCondition(h.tenant().Status.Conditions, v1alpha1.ConditionConnected), written
 }
 
-func (h *contactHub) tenant() *v1alpha1.Tenant {
+func (h *ccmTest) tenant() *v1alpha1.Tenant {
 	h.t.Helper()
 	var tenant v1alpha1.Tenant
 	require.NoError(h.t, h.Get(h.t.Context(), client.ObjectKey{Name: "a"}, &tenant))
 	return &tenant
 }
 
-// shown is what Prometheus is told of tenants' CCMs, by how many there are and by a's.
-func (h *contactHub) shown() (int, float64) {
-	n := testutil.CollectAndCount(h.r.contacts.metrics.connected)
+// shown returns the metric of CCMs: the number of its series, and the value of tenant a.
+func (h *ccmTest) shown() (int, float64) {
+	n := testutil.CollectAndCount(h.r.ccms.metrics.connected)
 	if n == 0 {
 		return 0, -1
 	}
-	return n, testutil.ToFloat64(h.r.contacts.metrics.connected.WithLabelValues("a"))
+	return n, testutil.ToFloat64(h.r.ccms.metrics.connected.WithLabelValues("a"))
 }
 
-func TestATenantSaysSinceWhenNothingIsHeardOfItsCCM(t *testing.T) {
+func TestTheConditionOfATenantSaysSinceWhenItsCCMIsSilent(t *testing.T) {
 	h := contactHubOf(t)
 	says, written := h.after(time.Hour)
 	require.Nil(t, says, "nobody has ever renewed it, as KubeLB's own CCM does not")
@@ -128,11 +128,11 @@ func TestATenantSaysSinceWhenNothingIsHeardOfItsCCM(t *testing.T) {
 	since := h.now
 	says, _ = h.after(2 * time.Minute)
 	require.Equal(t, metav1.ConditionTrue, says.Status, "it may be a moment")
-	says, written = h.after(contactInterval)
+	says, written = h.after(ccmCheckInterval)
 	require.Equal(t, metav1.ConditionUnknown, says.Status)
 	require.Equal(t, v1alpha1.ReasonCCMSilent, says.Reason)
 	require.Equal(t, 1, written)
-	message := "nothing has been heard of its CCM since " + since.UTC().Format(time.RFC3339) + ": Services and nodes that changed since are not known here"
+	message := "the tenant's CCM has not renewed its Lease since " + since.UTC().Format(time.RFC3339) + ": later changes of Services and nodes are not known here"
 	require.Equal(t, message, says.Message)
 	n, is = h.shown()
 	require.Equal(t, 1, n)
@@ -151,14 +151,14 @@ func TestATenantSaysSinceWhenNothingIsHeardOfItsCCM(t *testing.T) {
 	require.Equal(t, metav1.ConditionTrue, says.Status)
 	require.Equal(t, 1, written)
 	require.NoError(t, h.Delete(t.Context(), &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: "tenant-a", Name: v1alpha1.CCMName}}))
-	says, _ = h.after(contactInterval)
+	says, _ = h.after(ccmCheckInterval)
 	require.Nil(t, says, "who deletes the Lease says that no CCM is to be expected that renews it")
 	h.look(t)
 	require.NoError(t, h.Get(t.Context(), client.ObjectKey{Namespace: "tenant-a", Name: v1alpha1.CCMName}, &coordinationv1.Lease{}), "a CCM may come")
 }
 
-// The clock of a tenant's cluster may be wrong, or its CCM in other hands.
-func TestATimeOfATenantCountsForNothing(t *testing.T) {
+// The clock of a tenant cluster may be wrong, or an attacker may control its CCM.
+func TestTimesInATenantsLeaseAreNotTrusted(t *testing.T) {
 	for name, off := range map[string]time.Duration{"ahead": 1000 * time.Hour, "behind": -1000 * time.Hour} {
 		t.Run(name, func(t *testing.T) {
 			h := contactHubOf(t)
@@ -175,7 +175,7 @@ func TestATimeOfATenantCountsForNothing(t *testing.T) {
 			h.renew(h.now.Add(off))
 			h.after(0)
 			since := h.now
-			says, _ = h.after(ccmSilentAfter + contactInterval)
+			says, _ = h.after(ccmSilentAfter + ccmCheckInterval)
 			require.Equal(t, metav1.ConditionUnknown, says.Status)
 			require.Contains(t, says.Message, since.UTC().Format(time.RFC3339))
 			h.begin()
@@ -189,7 +189,7 @@ func TestATimeOfATenantCountsForNothing(t *testing.T) {
 	h.after(0)
 	h.begin()
 	began := h.now
-	says, _ := h.after(ccmSilentAfter + contactInterval)
+	says, _ := h.after(ccmSilentAfter + ccmCheckInterval)
 	require.Equal(t, v1alpha1.ReasonCCMSilent, says.Reason, "a time to come lasts no longer for controllers that have not seen it written")
 	require.Contains(t, says.Message, began.UTC().Format(time.RFC3339))
 
@@ -199,13 +199,13 @@ func TestATimeOfATenantCountsForNothing(t *testing.T) {
 		h.renew(h.now)
 		h.change(func(s *coordinationv1.LeaseSpec) { s.LeaseDurationSeconds = &seconds })
 		h.after(0)
-		says, _ := h.after(map[bool]time.Duration{false: ccmSilentEarliest, true: ccmSilentAfter + contactInterval}[silent])
+		says, _ := h.after(map[bool]time.Duration{false: ccmSilentEarliest, true: ccmSilentAfter + ccmCheckInterval}[silent])
 		require.Equal(t, silent, says.Status == metav1.ConditionUnknown, "a lease of %d seconds", seconds)
 	}
 }
 
-// requireNothingSaid requires that neither the Tenant nor Prometheus says whether the CCM is there.
-func (h *contactHub) requireNothingSaid(written int, says *metav1.Condition) {
+// requireNothingSaid requires that the Tenant has no condition Connected, and the metric no series.
+func (h *ccmTest) requireNothingSaid(written int, says *metav1.Condition) {
 	h.t.Helper()
 	require.Nil(h.t, says)
 	require.Zero(h.t, written)
@@ -213,19 +213,19 @@ func (h *contactHub) requireNothingSaid(written int, says *metav1.Condition) {
 	require.Zero(h.t, n)
 }
 
-// A Lease may have been restored from a backup, or its CCM have ended while no controllers ran.
-func TestNoTenantIsConnectedOfWhoseCCMNobodyHasSeenARenewal(t *testing.T) {
+// A Lease may have been restored from a backup, or its CCM may have ended while no controllers ran.
+func TestATenantIsNotConnectedBeforeARenewalWasSeen(t *testing.T) {
 	for name, age := range map[string]time.Duration{"old": time.Hour, "young": time.Second} {
-		for found, begin := range map[string]func(*contactHub){
-			"by another process": func(h *contactHub) { h.begin() },
-			"as another Lease": func(h *contactHub) {
+		for found, begin := range map[string]func(*ccmTest){
+			"by another process": func(h *ccmTest) { h.begin() },
+			"as another Lease": func(h *ccmTest) {
 				var lease coordinationv1.Lease
 				require.NoError(h.t, h.Get(h.t.Context(), client.ObjectKey{Namespace: "tenant-a", Name: v1alpha1.CCMName}, &lease))
 				require.NoError(h.t, h.Delete(h.t.Context(), &lease))
 				lease.UID, lease.ResourceVersion = "restored", ""
 				require.NoError(h.t, h.Create(h.t.Context(), &lease))
 			},
-			"after the API was away": func(h *contactHub) { h.now = h.now.Add(time.Hour) },
+			"after the API was away": func(h *ccmTest) { h.now = h.now.Add(time.Hour) },
 		} {
 			t.Run(name+", found "+found, func(t *testing.T) {
 				h := contactHubOf(t)
@@ -235,7 +235,7 @@ func TestNoTenantIsConnectedOfWhoseCCMNobodyHasSeenARenewal(t *testing.T) {
 				says, written := h.after(30 * time.Second)
 				h.requireNothingSaid(written, says)
 				h.renew(h.now)
-				says, _ = h.after(contactInterval)
+				says, _ = h.after(ccmCheckInterval)
 				require.Equal(t, metav1.ConditionTrue, says.Status, "this renewal was seen")
 			})
 			t.Run(name+" and never renewed, found "+found, func(t *testing.T) {
@@ -243,7 +243,7 @@ func TestNoTenantIsConnectedOfWhoseCCMNobodyHasSeenARenewal(t *testing.T) {
 				begin(h)
 				renewed := h.now.Add(-age)
 				h.renew(renewed)
-				says, written := h.after(ccmBackWithin)
+				says, written := h.after(ccmGracePeriod)
 				h.requireNothingSaid(written, says)
 				says, _ = h.after(ccmSilentAfter)
 				require.Equal(t, metav1.ConditionUnknown, says.Status)
@@ -261,33 +261,33 @@ func TestATenantStaysConnectedWhileOtherControllersWaitForARenewal(t *testing.T)
 	h.after(0)
 	h.begin()
 	h.now = h.now.Add(time.Hour)
-	says, written := h.after(ccmBackWithin)
+	says, written := h.after(ccmGracePeriod)
 	require.Equal(t, metav1.ConditionTrue, says.Status, "the former process has heard it")
 	require.Zero(t, written)
 	_, is := h.shown()
 	require.Equal(t, 1.0, is, "Prometheus is told what the Tenant says")
-	says, _ = h.after(contactInterval)
+	says, _ = h.after(ccmCheckInterval)
 	require.Equal(t, metav1.ConditionUnknown, says.Status)
 }
 
-func TestACCMThatWasSilentStaysSoUntilARenewalOfItIsSeen(t *testing.T) {
+func TestASilentCCMStaysSilentUntilItsNextRenewal(t *testing.T) {
 	h := contactHubOf(t)
 	h.renew(h.now)
 	says, _ := h.after(time.Hour)
 	silent := says.Message
-	h.now = h.now.Add(time.Hour) // without the API
+	h.now = h.now.Add(time.Hour) // an outage of the API
 	h.renew(h.now.Add(-30 * time.Minute))
 	says, written := h.after(30 * time.Second)
 	require.Equal(t, silent, says.Message, "it may have renewed its Lease once, and have ended")
 	require.Zero(t, written)
 	h.renew(h.now)
-	says, _ = h.after(contactInterval)
+	says, _ = h.after(ccmCheckInterval)
 	require.Equal(t, metav1.ConditionTrue, says.Status)
 }
 
-// Where the API is slow, the Leases are read seldom.
-func TestACCMThatWasSilentIsHeardAgainHoweverSeldomItsLeaseIsRead(t *testing.T) {
-	for _, seldom := range []time.Duration{contactInterval, 4 * contactInterval, ccmSilentAfter} {
+// If the API is slow, the Leases are read seldom.
+func TestASilentCCMIsConnectedAgainHoweverSeldomItsLeaseIsRead(t *testing.T) {
+	for _, seldom := range []time.Duration{ccmCheckInterval, 4 * ccmCheckInterval, ccmSilentAfter} {
 		h := contactHubOf(t)
 		h.renew(h.now)
 		says, _ := h.after(time.Hour)
@@ -299,27 +299,27 @@ func TestACCMThatWasSilentIsHeardAgainHoweverSeldomItsLeaseIsRead(t *testing.T) 
 	}
 }
 
-// CCMs reach the API no earlier than the manager does.
-func TestCCMsHaveAMomentToRenewTheirLeasesOnceTheAPIIsBack(t *testing.T) {
+// After an outage, CCMs reach the API no earlier than the manager.
+func TestCCMsHaveAGracePeriodAfterAnOutageOfTheAPI(t *testing.T) {
 	h := contactHubOf(t)
 	h.renew(h.now)
-	h.after(contactInterval)
+	h.after(ccmCheckInterval)
 	away := errors.New("no answer")
-	h.r.contacts.reader = interceptor.NewClient(h.Client.(client.WithWatch), interceptor.Funcs{List: func(context.Context, client.WithWatch, client.ObjectList, ...client.ListOption) error { return away }})
+	h.r.ccms.reader = interceptor.NewClient(h.Client.(client.WithWatch), interceptor.Funcs{List: func(context.Context, client.WithWatch, client.ObjectList, ...client.ListOption) error { return away }})
 	for range 60 {
-		h.now = h.now.Add(contactInterval)
-		require.ErrorIs(t, h.r.contacts.look(t.Context(), h.now), away)
+		h.now = h.now.Add(ccmCheckInterval)
+		require.ErrorIs(t, h.r.ccms.check(t.Context(), h.now), away)
 	}
 	require.Empty(t, h.asked)
-	h.r.contacts.reader = h.Client
-	says, written := h.after(ccmBackWithin - contactInterval)
+	h.r.ccms.reader = h.Client
+	says, written := h.after(ccmGracePeriod - ccmCheckInterval)
 	require.Equal(t, metav1.ConditionTrue, says.Status)
 	require.Zero(t, written)
-	says, _ = h.after(2 * contactInterval)
+	says, _ = h.after(2 * ccmCheckInterval)
 	require.Equal(t, metav1.ConditionUnknown, says.Status, "and it has not taken it")
 }
 
-func TestOfATenantWithoutCredentialsNobodyExpectsToHear(t *testing.T) {
+func TestATenantWithoutCredentialsHasNoConditionConnected(t *testing.T) {
 	h := contactHubOf(t)
 	h.renew(h.now)
 	h.after(0)
@@ -336,11 +336,11 @@ func TestOfATenantWithoutCredentialsNobodyExpectsToHear(t *testing.T) {
 	tenant.Spec.Revoked = false
 	require.NoError(t, h.Update(t.Context(), tenant))
 	h.look(t)
-	says, _ = h.after(ccmBackWithin + contactInterval)
+	says, _ = h.after(ccmGracePeriod + ccmCheckInterval)
 	require.Equal(t, v1alpha1.ReasonCCMSilent, says.Reason, "it has not got the new kubeconfig")
 }
 
-func TestToLookAtTheCCMsOfAThousandTenantsTakesFewRequestsAndNoWrite(t *testing.T) {
+func TestACheckOfAThousandCCMsTakesFewRequestsAndNoWrite(t *testing.T) {
 	const tenants = 1000
 	now := time.Now()
 	var objects []client.Object
@@ -352,7 +352,7 @@ func TestToLookAtTheCCMsOfAThousandTenantsTakesFewRequestsAndNoWrite(t *testing.
 	}
 	h := contactHubOf(t, objects...)
 	requests := 0
-	h.r.contacts.reader = interceptor.NewClient(h.Client.(client.WithWatch), interceptor.Funcs{
+	h.r.ccms.reader = interceptor.NewClient(h.Client.(client.WithWatch), interceptor.Funcs{
 		List: func(ctx context.Context, c client.WithWatch, list client.ObjectList, options ...client.ListOption) error {
 			requests++
 			return inPages(ctx, c, list, options...)
@@ -363,16 +363,16 @@ func TestToLookAtTheCCMsOfAThousandTenantsTakesFewRequestsAndNoWrite(t *testing.
 	})
 	began := time.Now()
 	for range 5 {
-		require.NoError(t, h.r.contacts.look(t.Context(), now))
+		require.NoError(t, h.r.ccms.check(t.Context(), now))
 	}
 	t.Logf("a look at %d tenants takes %s, of which most is the fake API server's", tenants, time.Since(began)/5)
-	require.Equal(t, 5*(1+tenants/leasesAtOnce), requests, "tenant a has one, too")
+	require.Equal(t, 5*(1+tenants/leasesPerPage), requests, "tenant a has one, too")
 	require.Empty(t, h.asked, "nothing is to be written")
 	n, _ := h.shown()
 	require.Equal(t, tenants, n)
 }
 
-// inPages lists as an API server does that is asked for a part, which the fake one does not.
+// inPages lists in pages, which the fake API server does not do.
 func inPages(ctx context.Context, c client.Reader, list client.ObjectList, options ...client.ListOption) error {
 	var asked client.ListOptions
 	asked.ApplyOptions(options)
@@ -390,8 +390,8 @@ func inPages(ctx context.Context, c client.Reader, list client.ObjectList, optio
 	return nil
 }
 
-// T23: a tenant writes its Lease, and a policy may be missing.
-func TestOfALeaseThatIsReadWithOthersLittleIsKept(t *testing.T) {
+// T23: a tenant writes its Lease, and the admission policy may be missing.
+func TestOnlyNeededFieldsOfLeasesAreKept(t *testing.T) {
 	long := strings.Repeat("x", 100_000)
 	renewed, seconds := metav1.NewMicroTime(time.Now()), int32(60)
 	h := contactHubOf(t, &coordinationv1.Lease{
@@ -399,7 +399,7 @@ func TestOfALeaseThatIsReadWithOthersLittleIsKept(t *testing.T) {
 			ManagedFields: []metav1.ManagedFieldsEntry{{Manager: "x", Operation: metav1.ManagedFieldsOperationApply, APIVersion: "coordination.k8s.io/v1", FieldsType: "FieldsV1", FieldsV1: metav1.NewFieldsV1(`{"f:` + long + `":{}}`)}}},
 		Spec: coordinationv1.LeaseSpec{HolderIdentity: &long, RenewTime: &renewed, LeaseDurationSeconds: &seconds},
 	})
-	kept, err := h.r.contacts.leases(t.Context())
+	kept, err := h.r.ccms.leases(t.Context())
 	require.NoError(t, err)
 	text, err := json.Marshal(kept["tenant-b"])
 	require.NoError(t, err)

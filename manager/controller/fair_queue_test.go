@@ -10,8 +10,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 )
 
-func TestTenantsTakeTurnsAtTheController(t *testing.T) {
-	q := inTurns("", workqueue.DefaultTypedControllerRateLimiter[reconcile.Request]())
+func TestNamespacesTakeTurnsInTheQueue(t *testing.T) {
+	q := newFairQueue("", workqueue.DefaultTypedControllerRateLimiter[reconcile.Request]())
 	defer q.ShutDown()
 	add := func(tenant string, n int) {
 		for i := range n {
@@ -26,7 +26,7 @@ func TestTenantsTakeTurnsAtTheController(t *testing.T) {
 	add("hostile", 500)
 	require.Equal(t, "tenant-hostile/0", next())
 	add("a", 2)
-	add("hostile", 500) // again, and once each
+	add("hostile", 500) // the same objects again: each is queued once
 	require.Equal(t, 502, q.Len())
 	require.Equal(t, []string{"tenant-hostile/1", "tenant-a/0", "tenant-hostile/2", "tenant-a/1", "tenant-hostile/3", "tenant-hostile/4"}, []string{next(), next(), next(), next(), next(), next()})
 	add("b", 1)

@@ -23,86 +23,86 @@ import (
 	"kubelb.k8c.io/manager/membership"
 )
 
-// presence tells of which gateways nothing is heard: they do not renew their Leases. What their objects say is of then, and nobody else may rely on it.
-// It has their objects say so, since they cannot.
-type presence struct {
+// gatewayMonitor finds silent gateways: they do not renew their Leases, so the status of their Gateway objects is out of date. It writes that into the
+// conditions of these objects, since the gateways cannot.
+type gatewayMonitor struct {
 	client client.Client
-	// reader asks the API server itself: Leases change too often to be watched for this.
+	// reader reads from the API server, without the cache: Leases change too often to be watched for this.
 	reader    client.Reader
 	namespace string
-	// changed is told when nothing is heard of others than before.
+	// changed gets an event when other gateways are silent than before.
 	changed chan<- event.GenericEvent
 	log     logr.Logger
 
-	looking sync.Mutex // held during a look
-	mu      sync.Mutex // guards those below
-	// renewals are the gateways' Leases as they were seen last, by name.
+	checking sync.Mutex // held during a check
+	mu       sync.Mutex // guards the fields below
+	// renewals are the last renewals of the gateways' Leases, by name.
 	renewals map[string]renewal
-	// unheard says since when nothing is heard of a gateway, by its name; nil before the first look.
-	unheard map[string]string
+	// reasons has the reason for each silent gateway, by its name; nil before the first check.
+	reasons map[string]string
 }
 
-// renewal is a version of a Lease, and when it was first seen by the own clock. distrusted: its gateway counted as silent before, and does until there
-// is another version.
+// renewal is a version of a Lease, and when it was first seen by the clock of this process. wasSilent: the gateway was silent before this process started,
+// and is silent until its next renewal.
 type renewal struct {
-	version    string
-	seen       time.Time
-	distrusted bool
+	version   string
+	seen      time.Time
+	wasSilent bool
 }
 
 const (
-	// presenceInterval is how often the Leases are read.
-	presenceInterval = 5 * time.Second
-	// backWithin is how long a gateway may take to renew its Lease after the API was away, for the controllers as well.
-	backWithin = 5 * time.Second
+	// gatewayCheckInterval is the interval at which the Leases are read.
+	gatewayCheckInterval = 5 * time.Second
+	// gatewayGracePeriod is the time in which a gateway must renew its Lease after the API was unavailable, also for the controllers.
+	gatewayGracePeriod = 5 * time.Second
 )
 
-// Start looks again and again until the context ends.
-func (p *presence) Start(ctx context.Context) error {
+// Start checks periodically until ctx ends.
+func (p *gatewayMonitor) Start(ctx context.Context) error {
 	wait.UntilWithContext(ctx, func(ctx context.Context) {
-		if err := p.look(ctx, time.Now()); err != nil && ctx.Err() == nil {
-			p.log.Error(err, "look which gateways are there")
+		if err := p.check(ctx, time.Now()); err != nil && ctx.Err() == nil {
+			p.log.Error(err, "cannot check the Leases of gateways")
 		}
-	}, presenceInterval)
+	}, gatewayCheckInterval)
 	return nil
 }
 
-// silent says since when nothing is heard of gateways, by their names, as of the last look.
-func (p *presence) silent(ctx context.Context) (map[string]string, error) {
+// silent returns the silent gateways as of the last check, with the reasons, by name.
+func (p *gatewayMonitor) silent(ctx context.Context) (map[string]string, error) {
 	if p == nil {
 		return nil, nil
 	}
 	p.mu.Lock()
-	unheard := p.unheard
+	reasons := p.reasons
 	p.mu.Unlock()
-	if unheard != nil {
-		return unheard, nil
+	if reasons != nil {
+		return reasons, nil
 	}
-	if err := p.look(ctx, time.Now()); err != nil {
+	if err := p.check(ctx, time.Now()); err != nil {
 		return nil, err
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.unheard, nil
+	return p.reasons, nil
 }
 
-// look reads the Leases, and has the objects of gateways say that nothing is heard of them.
-func (p *presence) look(ctx context.Context, now time.Time) error {
-	p.looking.Lock()
-	defer p.looking.Unlock()
+// check reads the Leases, and writes conditions of silent gateways.
+func (p *gatewayMonitor) check(ctx context.Context, now time.Time) error {
+	p.checking.Lock()
+	defer p.checking.Unlock()
 	var leases coordinationv1.LeaseList
 	if err := p.reader.List(ctx, &leases, client.InNamespace(p.namespace), client.HasLabels{membership.Label}); err != nil {
 		return fmt.Errorf("read the gateways' Leases: %w", err)
 	}
 	var gateways v1alpha1.GatewayList
 	if err := p.client.List(ctx, &gateways); err != nil {
-		return fmt.Errorf("read the gateways: %w", err)
+		return fmt.Errorf("read the Gateways: %w", err)
 	}
 	of := map[string]*coordinationv1.Lease{}
 	for i := range leases.Items {
 		of[leases.Items[i].Name] = &leases.Items[i]
 	}
-	unheard, renewals := map[string]string{}, map[string]renewal{}
+	reasons, renewals := map[string]string{}, map[string]renewal{}
 	var errs []error
 	for i := range gateways.Items {
 		g := &gateways.Items[i]
@@ -110,26 +110,26 @@ func (p *presence) look(ctx context.Context, now time.Time) error {
 		if lease == nil {
 			lease = &coordinationv1.Lease{}
 		}
-		is := p.renewed(g, lease, now)
+		is := p.observe(g, lease, now)
 		renewals[g.Name] = is
 		switch why := membership.Unwritten(lease); {
-		case is.distrusted, now.Sub(is.seen) > membership.Silence(lease, membership.SilentAfter):
-			unheard[g.Name] = sinceWhen(lease)
+		case is.wasSilent, now.Sub(is.seen) > membership.Silence(lease, membership.SilentAfter):
+			reasons[g.Name] = silentSince(lease)
 		case why != "":
-			unheard[g.Name] = "it cannot write its Gateway object, which is of before: " + why
+			reasons[g.Name] = "the gateway cannot write its Gateway object, whose status is out of date: " + why
 		default:
 			continue
 		}
-		if err := p.say(ctx, g, unheard[g.Name]); err != nil && !apierrors.IsConflict(err) && !apierrors.IsNotFound(err) {
-			errs = append(errs, fmt.Errorf("say of gateway %s that nothing is heard of it: %w", g.Name, err))
+		if err := p.markSilent(ctx, g, reasons[g.Name]); err != nil && !apierrors.IsConflict(err) && !apierrors.IsNotFound(err) {
+			errs = append(errs, fmt.Errorf("write the condition of the silent gateway %s: %w", g.Name, err))
 		}
 	}
-	p.take(renewals, unheard)
+	p.publish(renewals, reasons)
 	return errors.Join(errs...)
 }
 
-// renewed is the Lease of a gateway as it is now. One that was not seen before may be long over.
-func (p *presence) renewed(g *v1alpha1.Gateway, lease *coordinationv1.Lease, now time.Time) renewal {
+// observe returns the present renewal of a gateway's Lease. A Lease that this process sees for the first time may have expired long ago.
+func (p *gatewayMonitor) observe(g *v1alpha1.Gateway, lease *coordinationv1.Lease, now time.Time) renewal {
 	version := string(lease.UID) + "/" + lease.ResourceVersion
 	before, known := p.renewals[g.Name]
 	if known && before.version == version {
@@ -141,52 +141,52 @@ func (p *presence) renewed(g *v1alpha1.Gateway, lease *coordinationv1.Lease, now
 	}
 	silence := membership.Silence(lease, membership.SilentAfter)
 	if ago, _, renewed := membership.LastHeard(lease, now); renewed && ago > silence {
-		is.seen = now.Add(backWithin - silence)
+		is.seen = now.Add(gatewayGracePeriod - silence)
 	}
 	ready := meta.FindStatusCondition(g.Status.Conditions, v1alpha1.ConditionReady)
-	is.distrusted = ready != nil && ready.Reason == v1alpha1.ReasonNotHeard
+	is.wasSilent = ready != nil && ready.Reason == v1alpha1.ReasonNotHeard
 	return is
 }
 
-// take takes over what was found, and tells those who rely on it.
-func (p *presence) take(renewals map[string]renewal, unheard map[string]string) {
+// publish replaces the result, and sends an event if it has changed.
+func (p *gatewayMonitor) publish(renewals map[string]renewal, reasons map[string]string) {
 	p.mu.Lock()
-	before := p.unheard
-	p.renewals, p.unheard = renewals, unheard
+	before := p.reasons
+	p.renewals, p.reasons = renewals, reasons
 	p.mu.Unlock()
-	if before == nil || maps.Equal(before, unheard) {
+	if before == nil || maps.Equal(before, reasons) {
 		return
 	}
-	p.log.Info("gateways of which nothing is heard", "gateways", slices.Sorted(maps.Keys(unheard)))
+	p.log.Info("silent gateways, which do not renew their Leases", "gateways", slices.Sorted(maps.Keys(reasons)))
 	select {
 	case p.changed <- event.GenericEvent{Object: &v1alpha1.Gateway{}}:
-	default: // told already, and not yet heard
+	default: // an event is waiting already
 	}
 }
 
-// sinceWhen says in words since when nothing is heard of a gateway.
-func sinceWhen(lease *coordinationv1.Lease) string {
+// silentSince is the reason for a gateway that does not renew its Lease.
+func silentSince(lease *coordinationv1.Lease) string {
 	if lease.Spec.RenewTime == nil {
-		return "it has no Lease, so that nobody knows whether it is there"
+		return "the gateway has no Lease, so it is not known whether it runs"
 	}
-	return "nothing has been heard of it since " + lease.Spec.RenewTime.UTC().Format(time.RFC3339)
+	return "the gateway has not renewed its Lease since " + lease.Spec.RenewTime.UTC().Format(time.RFC3339)
 }
 
-// say has the object of a gateway say that nothing is heard of it. The gateway says again how it is when it is back.
-func (p *presence) say(ctx context.Context, g *v1alpha1.Gateway, since string) error {
-	now := g.DeepCopy()
-	message := since + ". See whether its host is up, and whether its manager runs and reaches the API; its log says more. Delete this object if the gateway is not to come back. All else in this status is of before"
+// markSilent sets the conditions of a silent gateway to Unknown. The gateway sets them again when it is back.
+func (p *gatewayMonitor) markSilent(ctx context.Context, g *v1alpha1.Gateway, reason string) error {
+	updated := g.DeepCopy()
+	message := reason + ". See whether its host is up, and whether its manager runs and reaches the API; its log says more. Delete this object if the gateway is not to come back. The rest of this status is out of date"
 	changed := false
 	for _, kind := range []string{v1alpha1.ConditionReady, v1alpha1.ConditionBGPEstablished} {
-		before := meta.FindStatusCondition(now.Status.Conditions, kind)
+		before := meta.FindStatusCondition(updated.Status.Conditions, kind)
 		if before == nil && kind != v1alpha1.ConditionReady || before != nil && before.Reason == v1alpha1.ReasonNotHeard {
 			continue
 		}
-		plain.SetCondition(&now.Status.Conditions, metav1.Condition{Type: kind, Status: metav1.ConditionUnknown, Reason: v1alpha1.ReasonNotHeard, Message: message})
+		plain.SetCondition(&updated.Status.Conditions, metav1.Condition{Type: kind, Status: metav1.ConditionUnknown, Reason: v1alpha1.ReasonNotHeard, Message: message})
 		changed = true
 	}
 	if !changed {
 		return nil
 	}
-	return p.client.Status().Update(ctx, now)
+	return p.client.Status().Update(ctx, updated)
 }

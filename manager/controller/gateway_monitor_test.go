@@ -19,14 +19,14 @@ import (
 	"kubelb.k8c.io/manager/membership"
 )
 
-// leaseOf is a gateway's Lease that was renewed at a time.
+// leaseOf returns a gateway's Lease that was renewed at a time.
 func leaseOf(name string, renewed time.Time) *coordinationv1.Lease {
 	at, seconds := metav1.NewMicroTime(renewed), int32(1)
 	return &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: "kubelb", Name: name, Labels: map[string]string{membership.Label: name}},
 		Spec: coordinationv1.LeaseSpec{RenewTime: &at, LeaseDurationSeconds: &seconds}}
 }
 
-// workingGateway is one that has taken and announced everything, and has a session with a router.
+// workingGateway returns a gateway that has applied and announced everything, and has a session with a router.
 func workingGateway(name string) *v1alpha1.Gateway {
 	is := func(kind string) metav1.Condition {
 		return metav1.Condition{Type: kind, Status: metav1.ConditionTrue, Reason: "InSync"}
@@ -35,21 +35,21 @@ func workingGateway(name string) *v1alpha1.Gateway {
 		Conditions: []metav1.Condition{is(v1alpha1.ConditionReady), is(v1alpha1.ConditionBGPEstablished)}}}
 }
 
-// absence is a hub with gateways, a LoadBalancer, and who looks whether the gateways are there.
-type absence struct {
+// gatewayTest is a hub with gateways, a LoadBalancer, and a monitor of the gateways.
+type gatewayTest struct {
 	t   *testing.T
 	hub client.Client
 	r   *loadBalancerReconciler
 	now time.Time
 }
 
-func absenceOf(t *testing.T, gateways ...string) *absence {
+func absenceOf(t *testing.T, gateways ...string) *gatewayTest {
 	t.Helper()
 	lb, tenant := recorded("web", 0), &v1alpha1.Tenant{}
 	lb.Spec = v1alpha1.LoadBalancerSpec{Type: corev1.ServiceTypeLoadBalancer, Ports: []v1alpha1.LoadBalancerPort{{Port: 80}},
 		Endpoints: []v1alpha1.LoadBalancerEndpoints{{Ports: []v1alpha1.EndpointPort{{Port: 30080}}}}}
 	tenant.Name = "a"
-	a := &absence{t: t, now: time.Now()}
+	a := &gatewayTest{t: t, now: time.Now()}
 	objects := []client.Object{public(), tenant, lb}
 	for _, name := range gateways {
 		objects = append(objects, workingGateway(name), leaseOf(name, a.now))
@@ -61,14 +61,14 @@ func absenceOf(t *testing.T, gateways ...string) *absence {
 	return a
 }
 
-// begin has another process be the controllers'.
-func (a *absence) begin() {
+// begin starts a new process of the controllers.
+func (a *gatewayTest) begin() {
 	a.r.gatewaysSilent = make(chan event.GenericEvent, 1)
-	a.r.presence = &presence{client: a.hub, reader: a.hub, namespace: "kubelb", changed: a.r.gatewaysSilent, log: logr.Discard()}
+	a.r.gateways = &gatewayMonitor{client: a.hub, reader: a.hub, namespace: "kubelb", changed: a.r.gatewaysSilent, log: logr.Discard()}
 }
 
 // after lets time pass, in which some gateways renew their Leases.
-func (a *absence) after(passed time.Duration, renewing ...string) {
+func (a *gatewayTest) after(passed time.Duration, renewing ...string) {
 	a.t.Helper()
 	a.now = a.now.Add(passed)
 	for _, name := range renewing {
@@ -77,10 +77,10 @@ func (a *absence) after(passed time.Duration, renewing ...string) {
 		lease.Spec.RenewTime = &metav1.MicroTime{Time: a.now}
 		require.NoError(a.t, a.hub.Update(a.t.Context(), lease))
 	}
-	require.NoError(a.t, a.r.presence.look(a.t.Context(), a.now))
+	require.NoError(a.t, a.r.gateways.check(a.t.Context(), a.now))
 }
 
-func (a *absence) condition(kind string) metav1.Condition {
+func (a *gatewayTest) condition(kind string) metav1.Condition {
 	a.t.Helper()
 	var lb v1alpha1.LoadBalancer
 	key := client.ObjectKey{Namespace: "tenant-a", Name: "web"}
@@ -93,15 +93,15 @@ func (a *absence) condition(kind string) metav1.Condition {
 	return *meta.FindStatusCondition(lb.Status.Conditions, kind)
 }
 
-func (a *absence) gateway(name, kind string) metav1.Condition {
+func (a *gatewayTest) gateway(name, kind string) metav1.Condition {
 	a.t.Helper()
 	var g v1alpha1.Gateway
 	require.NoError(a.t, a.hub.Get(a.t.Context(), client.ObjectKey{Name: name}, &g))
 	return *meta.FindStatusCondition(g.Status.Conditions, kind)
 }
 
-// A gateway whose host has crashed can say nothing of that: what it said last is not true for ever.
-func TestWhatAGatewaySaidIsUnknownOnceNothingIsHeardOfIt(t *testing.T) {
+// A gateway whose host has crashed cannot report that, so its last status is not valid any more.
+func TestTheStatusOfASilentGatewayIsUnknown(t *testing.T) {
 	a := absenceOf(t, "g1")
 	a.after(0)
 	require.Equal(t, metav1.ConditionTrue, a.condition(v1alpha1.ConditionReady).Status)
@@ -113,13 +113,13 @@ func TestWhatAGatewaySaidIsUnknownOnceNothingIsHeardOfIt(t *testing.T) {
 	for _, kind := range []string{v1alpha1.ConditionReady, v1alpha1.ConditionBGPEstablished} {
 		is := a.gateway("g1", kind)
 		require.Equal(t, metav1.ConditionUnknown, is.Status, kind)
-		require.Contains(t, is.Message, "nothing has been heard of it since "+a.now.Add(-17*time.Second).UTC().Format(time.RFC3339))
+		require.Contains(t, is.Message, "the gateway has not renewed its Lease since "+a.now.Add(-17*time.Second).UTC().Format(time.RFC3339))
 	}
 	for _, kind := range []string{v1alpha1.ConditionProgrammed, v1alpha1.ConditionAnnounced, v1alpha1.ConditionReady} {
 		is := a.condition(kind)
 		require.Equal(t, metav1.ConditionUnknown, is.Status, kind)
 		require.Equal(t, "GatewaySilent", is.Reason)
-		require.Contains(t, is.Message, "gateway g1: nothing has been heard of it since ")
+		require.Contains(t, is.Message, "gateway g1: the gateway has not renewed its Lease since ")
 	}
 	require.Contains(t, drained(a.r)[0], "GatewaySilent", "an event says so")
 
@@ -137,7 +137,7 @@ func TestWhatAGatewaySaidIsUnknownOnceNothingIsHeardOfIt(t *testing.T) {
 	require.Equal(t, metav1.ConditionTrue, a.gateway("g1", v1alpha1.ConditionReady).Status)
 }
 
-func TestAGatewayOfWhichNothingIsHeardHidesNoOtherOne(t *testing.T) {
+func TestASilentGatewayDoesNotHideOthers(t *testing.T) {
 	a := absenceOf(t, "g1", "g2")
 	a.after(0)
 	require.Equal(t, metav1.ConditionTrue, a.condition(v1alpha1.ConditionReady).Status)
@@ -159,8 +159,8 @@ func TestAGatewayOfWhichNothingIsHeardHidesNoOtherOne(t *testing.T) {
 	require.Contains(t, is.Message, "gateway g2: no nf_tables")
 }
 
-// A Lease that is renewed seldom is no sign of a gateway that has gone.
-func TestAGatewayWithALongLeaseIsNotTakenForGoneBeforeThatIsOver(t *testing.T) {
+// A Lease that is renewed seldom does not mean that the gateway is gone.
+func TestAGatewayIsNotSilentBeforeItsLeaseExpires(t *testing.T) {
 	lease, now := leaseOf("g1", time.Now().Add(-5*time.Minute)), time.Now()
 	seconds := int32(600)
 	lease.Spec.LeaseDurationSeconds = &seconds
@@ -172,8 +172,8 @@ func TestAGatewayWithALongLeaseIsNotTakenForGoneBeforeThatIsOver(t *testing.T) {
 	require.Less(t, ago, membership.Silence(lease, membership.SilentAfter))
 }
 
-// The API was away for the gateways as for the controllers.
-func TestGatewaysHaveAMomentToRenewTheirLeasesOnceTheAPIIsBack(t *testing.T) {
+// The API was unavailable for the gateways and for the controllers.
+func TestGatewaysHaveAGracePeriodAfterAnOutageOfTheAPI(t *testing.T) {
 	a := absenceOf(t, "g1")
 	a.after(0)
 	a.begin()
@@ -188,8 +188,8 @@ func TestGatewaysHaveAMomentToRenewTheirLeasesOnceTheAPIIsBack(t *testing.T) {
 	require.Equal(t, metav1.ConditionUnknown, a.gateway("g1", v1alpha1.ConditionReady).Status, "it does not come back")
 }
 
-// Nothing holds what there is no gateway for.
-func TestWithoutAnyGatewayNoDataplaneHoldsAnything(t *testing.T) {
+// Without gateways, no dataplane holds anything.
+func TestWithoutGatewaysNothingIsProgrammed(t *testing.T) {
 	a := absenceOf(t, "g1")
 	require.Equal(t, metav1.ConditionTrue, a.condition(v1alpha1.ConditionProgrammed).Status)
 	require.NoError(t, a.hub.Delete(t.Context(), workingGateway("g1")))
@@ -198,8 +198,8 @@ func TestWithoutAnyGatewayNoDataplaneHoldsAnything(t *testing.T) {
 	require.Equal(t, "NoGateway", is.Reason)
 }
 
-// One that renews its Lease and cannot write its object is there; what its object says is of before all the same.
-func TestAGatewayThatCannotWriteItsObjectIsNotBelieved(t *testing.T) {
+// A gateway that renews its Lease and cannot write its object works, but the status of its object is out of date.
+func TestTheStatusOfAGatewayThatCannotWriteItIsUnknown(t *testing.T) {
 	a := absenceOf(t, "g1")
 	a.after(0)
 	require.Equal(t, metav1.ConditionTrue, a.condition(v1alpha1.ConditionReady).Status)
@@ -213,7 +213,7 @@ func TestAGatewayThatCannotWriteItsObjectIsNotBelieved(t *testing.T) {
 	says(map[string]string{"kubelb.k8c.io/unwritten": "status.failures: too many"})
 	for _, is := range []metav1.Condition{a.gateway("g1", v1alpha1.ConditionReady), a.condition(v1alpha1.ConditionReady)} {
 		require.Equal(t, metav1.ConditionUnknown, is.Status)
-		require.Contains(t, is.Message, "it cannot write its Gateway object, which is of before: status.failures: too many")
+		require.Contains(t, is.Message, "the gateway cannot write its Gateway object, whose status is out of date: status.failures: too many")
 	}
 	says(nil)
 	require.Equal(t, metav1.ConditionTrue, a.condition(v1alpha1.ConditionReady).Status)

@@ -17,28 +17,27 @@ import (
 	"kubelb.k8c.io/api/policies"
 )
 
-// confinement looks whether the policies are in force that hold the accounts of the manager, of gateways and of tenants to what is theirs, since RBAC
-// alone cannot.
-type confinement struct {
+// policyChecker checks whether the admission policies are in force. They restrict the accounts of the manager, of gateways and of tenants where RBAC cannot.
+type policyChecker struct {
 	client  client.Client
 	reader  client.Reader
 	log     logr.Logger
 	metrics *metrics
-	// said is what was logged of each policy.
-	said map[string]string
+	// logged is the problem of each policy that was logged last.
+	logged map[string]string
 }
 
-// unconfined is a namespace that the manager has no business to make. It is never made.
-const unconfined = "not-of-kubelb"
+// forbiddenNamespace is a namespace that the policies do not let the manager make. It is never made.
+const forbiddenNamespace = "not-of-kubelb"
 
-// policyInterval is how often it looks: a policy may be deleted at any time.
+// policyInterval is the interval of the checks: a policy may be deleted at any time.
 const policyInterval = 10 * time.Minute
 
-// NeedLeaderElection implements manager.LeaderElectionRunnable: a replica that stands by has the same account.
-func (*confinement) NeedLeaderElection() bool { return false }
+// NeedLeaderElection implements manager.LeaderElectionRunnable. Each replica checks, since all have the same account.
+func (*policyChecker) NeedLeaderElection() bool { return false }
 
-// Start looks now and again until the context ends.
-func (c *confinement) Start(ctx context.Context) error {
+// Start checks periodically until ctx ends.
+func (c *policyChecker) Start(ctx context.Context) error {
 	names, err := policies.Names()
 	if err != nil {
 		return err
@@ -46,62 +45,62 @@ func (c *confinement) Start(ctx context.Context) error {
 	wait.UntilWithContext(ctx, func(ctx context.Context) {
 		c.dryRun(ctx)
 		for _, name := range names {
-			c.look(ctx, name)
+			c.check(ctx, name)
 		}
 	}, policyInterval)
 	return nil
 }
 
-// dryRun asks whether the API server would let the manager make a namespace that is no tenant's, and logs an error if it would.
-func (c *confinement) dryRun(ctx context.Context) {
-	err := c.client.Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: unconfined}}, client.DryRunAll)
+// dryRun logs an error if the API server would let the manager make a namespace that is not a tenant's.
+func (c *policyChecker) dryRun(ctx context.Context) {
+	err := c.client.Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: forbiddenNamespace}}, client.DryRunAll)
 	switch {
 	case apierrors.IsForbidden(err) || ctx.Err() != nil:
 	case err == nil || apierrors.IsAlreadyExists(err):
-		c.log.Error(nil, "no ValidatingAdmissionPolicy holds this service account: whoever takes over this pod has the whole cluster. "+mendPolicies)
+		c.log.Error(nil, "no ValidatingAdmissionPolicy restricts this service account: an attacker in this pod has the whole cluster. "+installHint)
 	default:
-		c.log.Info("it is not known whether a policy holds this service account", "error", err)
+		c.log.Info("cannot check whether a ValidatingAdmissionPolicy restricts this service account", "error", err)
 	}
 }
 
-const mendPolicies = "Install the policies of the chart kubelb-manager (policies.install=true), and see that the API server serves " +
+const installHint = "Install the policies of the chart kubelb-manager (policies.install=true), and see that the API server serves " +
 	"admissionregistration.k8s.io/v1 ValidatingAdmissionPolicy (Kubernetes 1.31 or later)"
 
-// look says in a metric, and in the log if it changes, whether the policy is in force.
-func (c *confinement) look(ctx context.Context, name string) {
-	lacks, err := c.lacks(ctx, name)
+// check sets the metric of the policy, and logs a change.
+func (c *policyChecker) check(ctx context.Context, name string) {
+	problem, err := c.problem(ctx, name)
 	if ctx.Err() != nil {
 		return
 	}
 	if err != nil {
 		c.metrics.policies.DeleteLabelValues(name)
-		lacks = fmt.Sprintf("it is not known whether it is in force: %v", err)
+		problem = fmt.Sprintf("cannot check whether it is in force: %v", err)
 	} else {
 		inForce := 0.0
-		if lacks == "" {
+		if problem == "" {
 			inForce = 1
 		}
 		c.metrics.policies.WithLabelValues(name).Set(inForce)
 	}
-	if lacks == c.said[name] {
+	if problem == c.logged[name] {
 		return
 	}
-	c.said[name] = lacks
-	if lacks == "" {
+	c.logged[name] = problem
+	if problem == "" {
 		c.log.Info("a ValidatingAdmissionPolicy is in force again", "policy", name)
 		return
 	}
-	c.log.Error(nil, "a ValidatingAdmissionPolicy does not hold accounts to what is theirs. "+mendPolicies, "policy", name, "reason", lacks)
+	c.log.Error(nil, "a ValidatingAdmissionPolicy is not in force. "+installHint, "policy", name, "reason", problem)
 }
 
-// lacks says why the policy is not in force; it is empty if it is.
-func (c *confinement) lacks(ctx context.Context, name string) (string, error) {
+// problem returns why the policy is not in force. It is empty if the policy is in force.
+func (c *policyChecker) problem(ctx context.Context, name string) (string, error) {
 	var policy admissionv1.ValidatingAdmissionPolicy
 	if err := c.reader.Get(ctx, client.ObjectKey{Name: name}, &policy); err != nil {
 		return missing("the policy", err)
 	}
 	if policy.Spec.FailurePolicy != nil && *policy.Spec.FailurePolicy == admissionv1.Ignore {
-		return "spec.failurePolicy is Ignore: what it cannot judge it lets through", nil
+		return "spec.failurePolicy is Ignore: an object that the policy cannot evaluate is accepted", nil
 	}
 	var binding admissionv1.ValidatingAdmissionPolicyBinding
 	if err := c.reader.Get(ctx, client.ObjectKey{Name: name}, &binding); err != nil {

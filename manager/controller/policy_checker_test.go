@@ -17,7 +17,7 @@ import (
 	"kubelb.k8c.io/api/policies"
 )
 
-func TestAPolicyThatIsNotInForceIsSaid(t *testing.T) {
+func TestAPolicyThatIsNotInForceIsReported(t *testing.T) {
 	const name = "specs.kubelb.k8c.io"
 	names, err := policies.Names()
 	require.NoError(t, err)
@@ -34,11 +34,11 @@ func TestAPolicyThatIsNotInForceIsSaid(t *testing.T) {
 	for reason, objects := range map[string][]client.Object{
 		"":                          {policy(), binding(name, admissionv1.Audit, admissionv1.Deny)},
 		"the policy does not exist": {binding(name, admissionv1.Deny)},
-		"its ValidatingAdmissionPolicyBinding does not exist":                     {policy()},
-		"its ValidatingAdmissionPolicyBinding names another policy":               {policy(), binding("another", admissionv1.Deny)},
-		"its ValidatingAdmissionPolicyBinding does not have the action Deny":      {policy(), binding(name, admissionv1.Warn)},
-		"spec.failurePolicy is Ignore: what it cannot judge it lets through":      {careless, binding(name, admissionv1.Deny)},
-		"it is not known whether it is in force: the API server is away for once": nil,
+		"its ValidatingAdmissionPolicyBinding does not exist":                                 {policy()},
+		"its ValidatingAdmissionPolicyBinding names another policy":                           {policy(), binding("another", admissionv1.Deny)},
+		"its ValidatingAdmissionPolicyBinding does not have the action Deny":                  {policy(), binding(name, admissionv1.Warn)},
+		"spec.failurePolicy is Ignore: an object that the policy cannot evaluate is accepted": {careless, binding(name, admissionv1.Deny)},
+		"cannot check whether it is in force: the API server is away for once":                nil,
 	} {
 		t.Run(reason, func(t *testing.T) {
 			numbers, err := newMetrics(nil)
@@ -51,9 +51,9 @@ func TestAPolicyThatIsNotInForceIsSaid(t *testing.T) {
 					}
 					return c.Get(ctx, key, o, options...)
 				}}).Build()
-			c := &confinement{reader: reader, log: funcr.New(func(_, line string) { logged = append(logged, line) }, funcr.Options{}), metrics: numbers, said: map[string]string{}}
-			c.look(t.Context(), name)
-			c.look(t.Context(), name)
+			c := &policyChecker{reader: reader, log: funcr.New(func(_, line string) { logged = append(logged, line) }, funcr.Options{}), metrics: numbers, logged: map[string]string{}}
+			c.check(t.Context(), name)
+			c.check(t.Context(), name)
 			switch {
 			case reason == "":
 				require.Empty(t, logged)

@@ -18,7 +18,7 @@ import (
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
-func TestAnObjectThatChangesAllTheTimeHasItsStatusWrittenOnceASecond(t *testing.T) {
+func TestTheStatusOfAFrequentlyChangedObjectIsWrittenOnceASecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		lb := recorded("web", 0)
 		lb.Finalizers = []string{v1alpha1.CleanupFinalizer}
@@ -82,7 +82,7 @@ func TestAnObjectThatChangesAllTheTimeHasItsStatusWrittenOnceASecond(t *testing.
 		require.Zero(t, reconcileIt())
 		require.Equal(t, lb.Generation, lb.Status.Conditions[0].ObservedGeneration, "the last one is written as well")
 
-		// Nothing else waits.
+		// No other write is delayed.
 		writes = 0
 		lb.Generation++
 		lb.Spec.Type = corev1.ServiceTypeClusterIP
@@ -92,15 +92,15 @@ func TestAnObjectThatChangesAllTheTimeHasItsStatusWrittenOnceASecond(t *testing.
 	})
 }
 
-func TestAStatusThatWaitsForGatewaysWaitsNoLongerThanASecond(t *testing.T) {
-	p, key, now := newPace(), client.ObjectKey{Name: "web"}, time.Unix(1000, 0)
-	require.Equal(t, time.Second, p.wait(key, now, true))
-	require.Equal(t, 400*time.Millisecond, p.wait(key, now.Add(600*time.Millisecond), true), "another change does not make it wait longer")
-	require.Zero(t, p.wait(key, now.Add(time.Second), true))
-	p.wrote(key, now.Add(time.Second))
-	require.Equal(t, 900*time.Millisecond, p.wait(key, now.Add(1100*time.Millisecond), false), "a second since the last write")
-	p.settled(key)
-	require.Zero(t, p.wait(key, now.Add(5*time.Second), false))
-	p.forget(key)
-	require.Empty(t, p.of)
+func TestAStatusWaitsForGatewaysAtMostASecond(t *testing.T) {
+	p, key, now := newStatusThrottle(), client.ObjectKey{Name: "web"}, time.Unix(1000, 0)
+	require.Equal(t, time.Second, p.delay(key, now, true))
+	require.Equal(t, 400*time.Millisecond, p.delay(key, now.Add(600*time.Millisecond), true), "another change does not make it wait longer")
+	require.Zero(t, p.delay(key, now.Add(time.Second), true))
+	p.written(key, now.Add(time.Second))
+	require.Equal(t, 900*time.Millisecond, p.delay(key, now.Add(1100*time.Millisecond), false), "a second since the last write")
+	p.clear(key)
+	require.Zero(t, p.delay(key, now.Add(5*time.Second), false))
+	p.remove(key)
+	require.Empty(t, p.byName)
 }

@@ -21,92 +21,92 @@ import (
 	"kubelb.k8c.io/manager/hubhosts"
 )
 
-// fences are what tenants may not target, as of the last look, and which lists of targets have to be looked at anew for what has changed since.
-type fences struct {
+// targetFilter knows which addresses tenants may not target, as of the last refresh, and queues the lists of targets that have to be evaluated again.
+type targetFilter struct {
 	client client.Client
-	// addresses tell which are external.
-	addresses *addressBook
-	// forbidden are the operator's networks.
+	// addresses has the external ranges.
+	addresses *addressAllocator
+	// forbidden are the networks of --forbidden-cidrs.
 	forbidden []netip.Prefix
 	// nodes: Nodes can be read.
 	nodes bool
 
-	looking sync.Mutex   // one look at a time; it comes before mu
-	mu      sync.RWMutex // guards those below
-	looked  bool
-	tenants map[string]translate.Tenant // by namespace
-	claims  *translate.Claims
-	hosts   map[netip.Addr]string // replaced, and never changed
-	vips    []ipam.Range
-	lists   lists
+	refreshing sync.Mutex   // held during a refresh; locked before mu
+	mu         sync.RWMutex // guards the fields below
+	refreshed  bool
+	tenants    map[string]translate.Tenant // by namespace
+	claims     *translate.Claims
+	hosts      map[netip.Addr]string // replaced as a whole, never changed
+	vips       []ipam.Range
+	lists      targetLists
 }
 
-// with gives the fence as of the last look, which is now if there was none. It holds until do returns.
-func (f *fences) with(ctx context.Context, do func(translate.Fence)) error {
-	if err := f.lookOnce(ctx); err != nil {
+// with calls do with the filter as of the last refresh. The first call refreshes it. The filter is valid until do returns.
+func (f *targetFilter) with(ctx context.Context, do func(translate.Fence)) error {
+	if err := f.refreshOnce(ctx); err != nil {
 		return err
 	}
 	external := f.addresses.ranges()
 	f.mu.RLock()
 	defer f.mu.RUnlock()
-	do(f.fence(external))
+	do(f.current(external))
 	return nil
 }
 
-// fence is the fence as of the last look, while these ranges are external. mu is held, and as long as the fence is used.
-func (f *fences) fence(external []ipam.Range) translate.Fence {
+// current is the filter as of the last refresh, with these external ranges. mu is held as long as the result is used.
+func (f *targetFilter) current(external []ipam.Range) translate.Fence {
 	return translate.Fence{Forbidden: f.forbidden, VIPs: external, Hosts: f.hosts, Claims: f.claims}
 }
 
-func (f *fences) lookOnce(ctx context.Context) error {
+func (f *targetFilter) refreshOnce(ctx context.Context) error {
 	f.mu.RLock()
-	looked := f.looked
+	refreshed := f.refreshed
 	f.mu.RUnlock()
-	if looked {
+	if refreshed {
 		return nil
 	}
-	f.looking.Lock()
-	defer f.looking.Unlock()
-	if f.looked { // which only who has looking writes
+	f.refreshing.Lock()
+	defer f.refreshing.Unlock()
+	if f.refreshed { // refreshing is held, which guards writes of this field
 		return nil
 	}
-	return f.lookNow(ctx)
+	return f.refreshLocked(ctx)
 }
 
-// look takes over who lists which nodes, and which hosts there are.
-func (f *fences) look(ctx context.Context) error {
-	f.looking.Lock()
-	defer f.looking.Unlock()
-	return f.lookNow(ctx)
+// refresh reads all Tenants, lists of targets, and hosts.
+func (f *targetFilter) refresh(ctx context.Context) error {
+	f.refreshing.Lock()
+	defer f.refreshing.Unlock()
+	return f.refreshLocked(ctx)
 }
 
-// lookNow compares the versions of all objects with those of the last look, and reads the lists that differ. What it costs goes with what has changed: a
-// tenant may have millions of targets.
-func (f *fences) lookNow(ctx context.Context) error {
+// refreshLocked compares the versions of all objects with those of the last refresh, and reads only the lists that have changed: a tenant may have
+// millions of targets.
+func (f *targetFilter) refreshLocked(ctx context.Context) error {
 	var tenants v1alpha1.TenantList
 	var addresses v1alpha1.AddressesList
 	var lbs v1alpha1.LoadBalancerList
 	for _, list := range []client.ObjectList{&tenants, &addresses, &lbs} {
 		if err := f.client.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
-			return fmt.Errorf("look at what tenants may target: %w", err)
+			return fmt.Errorf("read the targets of tenants: %w", err)
 		}
 	}
-	hosts, err := f.hostsNow(ctx)
+	hosts, err := f.readHosts(ctx)
 	if err != nil {
 		return err
 	}
 	external := f.addresses.ranges()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if !f.looked {
-		f.tenants, f.claims, f.lists = map[string]translate.Tenant{}, translate.NewClaims(), newLists()
+	if !f.refreshed {
+		f.tenants, f.claims, f.lists = map[string]translate.Tenant{}, translate.NewClaims(), newTargetLists()
 	}
-	// What objects list is noted first, so that what mentions an address is found when the address passes to another tenant.
-	differ := f.noteAddresses(addresses.Items)
+	// The lists are updated first: when an address gets another owner, all lists with this address have to be found.
+	changed := f.updateAddresses(addresses.Items)
 	for i := range lbs.Items {
 		lb := &lbs.Items[i]
 		if convert.HasOwnTargets(lb) {
-			f.lists.note(listKey{client.ObjectKeyFromObject(lb), true}, versionOf(lb), nil, func() []translate.Packed {
+			f.lists.update(listKey{client.ObjectKeyFromObject(lb), true}, versionOf(lb), nil, func() []translate.Packed {
 				own, local := convert.OwnTargets(lb)
 				return []translate.Packed{own, local}
 			})
@@ -114,64 +114,64 @@ func (f *fences) lookNow(ctx context.Context) error {
 	}
 	for _, gone := range f.lists.sweep() {
 		if !gone.own {
-			differ = append(differ, translate.Addresses{ObjectName: model.ObjectName(gone.ObjectKey)})
+			changed = append(changed, translate.Addresses{ObjectName: model.ObjectName(gone.ObjectKey)})
 		}
 	}
-	f.takeTenants(tenants.Items)
-	for _, a := range differ {
-		f.list(a)
+	f.updateTenants(tenants.Items)
+	for _, a := range changed {
+		f.updateList(a)
 	}
-	f.takeHosts(hosts)
+	f.updateHosts(hosts)
 	if !slices.Equal(f.vips, external) {
 		f.vips = external
-		f.askAll()
+		f.queueAll()
 	}
-	f.looked = true
+	f.refreshed = true
 	return nil
 }
 
 func versionOf(o client.Object) string { return string(o.GetUID()) + "/" + o.GetResourceVersion() }
 
-// noteAddresses notes what Addresses list, and returns those that list something else than before. mu is held.
-func (f *fences) noteAddresses(items []v1alpha1.Addresses) (differ []translate.Addresses) {
+// updateAddresses updates the lists of Addresses objects, and returns those whose list has changed. mu is held.
+func (f *targetFilter) updateAddresses(items []v1alpha1.Addresses) (changed []translate.Addresses) {
 	for i := range items {
 		a := &items[i]
-		if f.lists.note(listKey{client.ObjectKeyFromObject(a), false}, versionOf(a), a.Status.Held, func() []translate.Packed {
+		if f.lists.update(listKey{client.ObjectKeyFromObject(a), false}, versionOf(a), a.Status.Held, func() []translate.Packed {
 			return []translate.Packed{translate.Pack(convert.Addresses(a).List)}
 		}) {
-			differ = append(differ, convert.Addresses(a))
+			changed = append(changed, convert.Addresses(a))
 		}
 	}
-	return differ
+	return changed
 }
 
-// takeTenants takes over what operators let tenants have. mu is held.
-func (f *fences) takeTenants(items []v1alpha1.Tenant) {
-	there := map[string]bool{}
+// updateTenants updates the tenants. mu is held.
+func (f *targetFilter) updateTenants(items []v1alpha1.Tenant) {
+	present := map[string]bool{}
 	for i := range items {
 		t := convert.Tenant(&items[i])
 		namespace := t.Namespace()
-		there[namespace] = true
+		present[namespace] = true
 		before, known := f.tenants[namespace]
 		f.tenants[namespace] = t
 		switch {
 		case f.claims.SetTenant(t):
-			f.askAll()
+			f.queueAll()
 		case !known || !reflect.DeepEqual(before, t):
-			f.ask(f.lists.of[namespace])
+			f.queueLists(f.lists.byNamespace[namespace])
 		}
 	}
 	for namespace, t := range f.tenants {
-		if !there[namespace] {
+		if !present[namespace] {
 			delete(f.tenants, namespace)
 			f.claims.DeleteTenant(t.Name)
-			f.askAll()
+			f.queueAll()
 		}
 	}
 }
 
-// takeHosts has what mentions a host that has come or gone looked at anew. mu is held.
-func (f *fences) takeHosts(hosts map[netip.Addr]string) {
+// updateHosts updates the hosts, and queues the lists with an address of a changed host. mu is held.
+func (f *targetFilter) updateHosts(hosts map[netip.Addr]string) {
 	var changed []netip.Addr
 	for address, host := range hosts {
 		if f.hosts[address] != host {
@@ -185,34 +185,34 @@ func (f *fences) takeHosts(hosts map[netip.Addr]string) {
 	}
 	f.hosts = hosts
 	if searched := f.lists.hasher.Search(changed); len(changed) > 0 {
-		for _, of := range f.lists.of {
+		for _, of := range f.lists.byNamespace {
 			for _, l := range of {
 				if len(searched.In(l.mentions)) > 0 {
-					f.askOne(l)
+					f.queueList(l)
 				}
 			}
 		}
 	}
 }
 
-// standpoint is a tenant's, by its namespace, towards an address.
-type standpoint struct {
+// tenantAddress is an address in the view of a tenant.
+type tenantAddress struct {
 	address   netip.Addr
 	namespace string
 }
 
-// list replaces what an object lists. Addresses that mention what has changed there are looked at anew, since a node that several tenants list has to be on
-// record. Of LoadBalancers with targets of their own, of which there are more, those are for which an address has got another owner. mu is held.
-func (f *fences) list(a translate.Addresses) {
+// updateList replaces the list of an Addresses object. It queues all other Addresses with a changed address, since the owner of a node that several tenants
+// list has to be recorded. LoadBalancers with targets of their own are more: it queues only those for which an address has got another owner. mu is held.
+func (f *targetFilter) updateList(a translate.Addresses) {
 	by, known := f.tenants[a.Namespace]
 	differing := f.claims.Differing(a)
-	if !f.looked || !known || len(differing) == 0 {
+	if !f.refreshed || !known || len(differing) == 0 {
 		f.claims.SetAddresses(a)
 		return
 	}
-	searched, before := f.lists.hasher.Search(differing), map[standpoint]bool{}
-	concerned := func(do func(namespace string, l *list)) {
-		for namespace, of := range f.lists.of {
+	searched, before := f.lists.hasher.Search(differing), map[tenantAddress]bool{}
+	eachRelated := func(do func(namespace string, l *targetList)) {
+		for namespace, of := range f.lists.byNamespace {
 			if t, is := f.tenants[namespace]; is && t.Network == by.Network {
 				for _, l := range of {
 					do(namespace, l)
@@ -221,110 +221,110 @@ func (f *fences) list(a translate.Addresses) {
 		}
 	}
 	self := listKey{client.ObjectKey(a.ObjectName), false}
-	concerned(func(namespace string, l *list) {
+	eachRelated(func(namespace string, l *targetList) {
 		mentioned := searched.In(l.mentions)
 		if !l.own && l.listKey != self && len(mentioned) > 0 {
-			f.askOne(l)
+			f.queueList(l)
 			return
 		}
 		for _, address := range mentioned {
-			before[standpoint{address, namespace}] = f.isAnothers(namespace, address)
+			before[tenantAddress{address, namespace}] = f.hasOtherOwner(namespace, address)
 		}
 	})
 	f.claims.SetAddresses(a)
-	passed := map[string][]netip.Addr{}
+	transferred := map[string][]netip.Addr{}
 	for at, was := range before {
-		if f.isAnothers(at.namespace, at.address) != was {
-			passed[at.namespace] = append(passed[at.namespace], at.address)
+		if f.hasOtherOwner(at.namespace, at.address) != was {
+			transferred[at.namespace] = append(transferred[at.namespace], at.address)
 		}
 	}
-	for namespace, addresses := range passed {
+	for namespace, addresses := range transferred {
 		searched := f.lists.hasher.Search(addresses)
-		for _, l := range f.lists.of[namespace] {
+		for _, l := range f.lists.byNamespace[namespace] {
 			if len(searched.In(l.mentions)) > 0 {
-				f.askOne(l)
+				f.queueList(l)
 			}
 		}
 	}
 }
 
-func (f *fences) isAnothers(namespace string, address netip.Addr) bool {
+func (f *targetFilter) hasOtherOwner(namespace string, address netip.Addr) bool {
 	_, is := f.claims.Rival(f.tenants[namespace], address)
 	return is
 }
 
-func (f *fences) askAll() {
-	for _, of := range f.lists.of {
-		f.ask(of)
+func (f *targetFilter) queueAll() {
+	for _, of := range f.lists.byNamespace {
+		f.queueLists(of)
 	}
 }
 
-func (f *fences) ask(of map[listKey]*list) {
+func (f *targetFilter) queueLists(of map[listKey]*targetList) {
 	for _, l := range of {
-		f.askOne(l)
+		f.queueList(l)
 	}
 }
 
-// askOne has a list looked at anew for what has changed elsewhere. At the first look all are new anyway. mu is held.
-func (f *fences) askOne(l *list) {
-	l.asked = l.asked || f.looked
-	f.lists.wait(l)
+// queueList queues a list because of a change of another object. At the first refresh all lists are new anyway. mu is held.
+func (f *targetFilter) queueList(l *targetList) {
+	l.affected = l.affected || f.refreshed
+	f.lists.enqueue(l)
 }
 
-// turn returns the lists that are next to be looked at, and whether more wait.
-func (f *fences) turn() ([]listKey, bool) {
+// nextLists returns the next lists to evaluate, and whether more are queued.
+func (f *targetFilter) nextLists() ([]listKey, bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.lists.turn()
+	return f.lists.dequeue()
 }
 
-// judged takes over what was found of a list, and tells whether LoadBalancers have to hear of it.
-func (f *fences) judged(key listKey, refused string, endpoints int) (tell bool) {
+// setResult records the result for a list, and reports whether LoadBalancers have to be reconciled.
+func (f *targetFilter) setResult(key listKey, refused string, endpoints int) (reconcile bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	l := f.lists.of[key.Namespace][key]
-	return l != nil && l.take(refused, int32(endpoints))
+	l := f.lists.byNamespace[key.Namespace][key]
+	return l != nil && l.setResult(refused, int32(endpoints))
 }
 
-// again has a list looked at once more.
-func (f *fences) again(key listKey) {
+// requeue queues a list again.
+func (f *targetFilter) requeue(key listKey) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if l := f.lists.of[key.Namespace][key]; l != nil {
-		f.lists.wait(l)
+	if l := f.lists.byNamespace[key.Namespace][key]; l != nil {
+		f.lists.enqueue(l)
 	}
 }
 
-// endpoints are how many endpoints a LoadBalancer has by each list of the namespace, of the family that has more. A list that waits is not among them.
-func (f *fences) endpoints(namespace string) map[listKey]int32 {
+// endpoints returns the number of endpoints in each list of the namespace, of the family with more. It skips lists that are queued.
+func (f *targetFilter) endpoints(namespace string) map[listKey]int32 {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
 	out := map[listKey]int32{}
-	for key, l := range f.lists.of[namespace] {
-		if !l.waits && !l.isNew {
+	for key, l := range f.lists.byNamespace[namespace] {
+		if !l.queued && !l.isNew {
 			out[key] = l.endpoints
 		}
 	}
 	return out
 }
 
-// tenantOf returns the tenant whose namespace it is.
-func (f *fences) tenantOf(namespace string) (translate.Tenant, bool) {
+// tenantOf returns the tenant of the namespace.
+func (f *targetFilter) tenantOf(namespace string) (translate.Tenant, bool) {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
 	t, known := f.tenants[namespace]
 	return t, known
 }
 
-// usedByHosts are addresses of the management cluster's hosts, and of routers.
-func (f *fences) usedByHosts(ctx context.Context) (translate.Used, error) {
-	used, err := f.hostsNow(ctx)
+// usedByHosts returns the addresses of the management cluster's hosts and of routers.
+func (f *targetFilter) usedByHosts(ctx context.Context) (translate.Used, error) {
+	used, err := f.readHosts(ctx)
 	if err != nil {
 		return nil, err
 	}
 	var peers v1alpha1.BGPPeerList
 	if err := f.client.List(ctx, &peers, client.UnsafeDisableDeepCopy); err != nil {
-		return nil, fmt.Errorf("look at which routers there are: %w", err)
+		return nil, fmt.Errorf("read the BGPPeers: %w", err)
 	}
 	for i := range peers.Items {
 		for _, a := range hubhosts.Parsed([]string{peers.Items[i].Spec.Address}) {
@@ -334,25 +334,25 @@ func (f *fences) usedByHosts(ctx context.Context) (translate.Used, error) {
 	return used, nil
 }
 
-// usedByTargets are addresses in the ranges that tenants target, while the external ones are external.
-func (f *fences) usedByTargets(ctx context.Context, external, ranges []ipam.Range) (translate.Used, error) {
-	if err := f.look(ctx); err != nil {
+// usedByTargets returns the addresses in the ranges that are allowed targets of tenants, with these external ranges.
+func (f *targetFilter) usedByTargets(ctx context.Context, external, ranges []ipam.Range) (translate.Used, error) {
+	if err := f.refresh(ctx); err != nil {
 		return nil, err
 	}
 	var addresses v1alpha1.AddressesList
 	var lbs v1alpha1.LoadBalancerList
 	for _, list := range []client.ObjectList{&addresses, &lbs} {
 		if err := f.client.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
-			return nil, fmt.Errorf("look at what tenants target: %w", err)
+			return nil, fmt.Errorf("read the targets of tenants: %w", err)
 		}
 	}
 	f.mu.RLock()
 	defer f.mu.RUnlock()
-	return translate.UsedByTargets(targetsOf(addresses.Items, lbs.Items), f.tenants, f.fence(external), ranges), nil
+	return translate.UsedByTargets(targetsOf(addresses.Items, lbs.Items), f.tenants, f.current(external), ranges), nil
 }
 
-// targetsOf are all targets that tenants name, in Addresses, and in LoadBalancers themselves. They are converted one list after another: all of them
-// together may take more memory than there is.
+// targetsOf returns all targets of tenants, in Addresses and in LoadBalancers. It converts one list at a time: all of them together may need more memory
+// than there is.
 func targetsOf(addresses []v1alpha1.Addresses, lbs []v1alpha1.LoadBalancer) iter.Seq[translate.Addresses] {
 	return func(yield func(translate.Addresses) bool) {
 		for i := range addresses {
@@ -368,8 +368,8 @@ func targetsOf(addresses []v1alpha1.Addresses, lbs []v1alpha1.LoadBalancer) iter
 	}
 }
 
-// hostsNow reads which hosts the management cluster has, gateways and Nodes, and tells what each address is called.
-func (f *fences) hostsNow(ctx context.Context) (map[netip.Addr]string, error) {
+// readHosts returns the addresses of gateways and of the management cluster's Nodes, each with the name of its host.
+func (f *targetFilter) readHosts(ctx context.Context) (map[netip.Addr]string, error) {
 	var gateways v1alpha1.GatewayList
 	var nodes corev1.NodeList
 	err := f.client.List(ctx, &gateways, client.UnsafeDisableDeepCopy)
@@ -377,7 +377,7 @@ func (f *fences) hostsNow(ctx context.Context) (map[netip.Addr]string, error) {
 		err = errors.Join(err, f.client.List(ctx, &nodes, client.UnsafeDisableDeepCopy))
 	}
 	if err != nil {
-		return nil, fmt.Errorf("look at which hosts there are: %w", err)
+		return nil, fmt.Errorf("read the hosts of the management cluster: %w", err)
 	}
 	hosts := map[netip.Addr]string{}
 	for i := range nodes.Items {

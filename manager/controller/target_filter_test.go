@@ -20,53 +20,53 @@ import (
 	"kubelb.k8c.io/api/v1alpha1"
 )
 
-// refusedIn says of the lists of a namespace, in the order of their names, what of them cannot be used.
-func (f *fences) refusedIn(namespace string) string {
+// refusedIn returns the refused targets of each list of a namespace, sorted by name.
+func (f *targetFilter) refusedIn(namespace string) string {
 	var texts []string
-	for _, l := range f.lists.of[namespace] {
+	for _, l := range f.lists.byNamespace[namespace] {
 		texts = append(texts, l.refused)
 	}
 	slices.Sort(texts)
 	return strings.Join(texts, "")
 }
 
-// fenced is an API server with a reconciler of targets, which counts what that reads of each list.
-type fenced struct {
+// filterTest is an API server with a targetReconciler, and counts how often each list is read.
+type filterTest struct {
 	client.Client
 	r       *targetReconciler
 	read    []string
 	changed chan event.GenericEvent
 }
 
-func newFenced(t require.TestingT, objects ...client.Object) *fenced {
-	f := &fenced{changed: make(chan event.GenericEvent, 1000)}
+func newFilterTest(t require.TestingT, objects ...client.Object) *filterTest {
+	f := &filterTest{changed: make(chan event.GenericEvent, 1000)}
 	server := fake.NewClientBuilder().WithScheme(schemeOf(t)).WithStatusSubresource(&v1alpha1.Addresses{}).WithObjects(objects...).Build()
 	f.Client = server
 	counted := interceptor.NewClient(server, interceptor.Funcs{Get: func(ctx context.Context, c client.WithWatch, key client.ObjectKey, o client.Object, options ...client.GetOption) error {
-		if len(options) > 0 { // what is written is read by another one
+		if len(options) > 0 { // reads before a write have no options
 			f.read = append(f.read, key.String())
 		}
 		return c.Get(ctx, key, o, options...)
 	}})
-	f.r = &targetReconciler{client: counted, fences: &fences{client: server, addresses: &addressBook{reader: server}}, changed: f.changed}
+	f.r = &targetReconciler{client: counted, filter: &targetFilter{client: server, addresses: &addressAllocator{reader: server}}, changed: f.changed}
 	return f
 }
 
-// look has one turn, and reports whether more is to be done.
-func (f *fenced) look(t require.TestingT) bool {
+// reconcileOnce reconciles once, and reports whether more lists are queued.
+func (f *filterTest) reconcileOnce(t require.TestingT) bool {
 	f.read = nil
 	result, err := f.r.Reconcile(context.Background(), reconcile.Request{})
 	require.NoError(t, err)
 	return result.RequeueAfter > 0
 }
 
-func (f *fenced) settle(t require.TestingT) {
-	for f.look(t) || len(f.read) > 0 {
+func (f *filterTest) settle(t require.TestingT) {
+	for f.reconcileOnce(t) || len(f.read) > 0 {
 	}
 }
 
-// told are who is woken up.
-func (f *fenced) told() (names []string) {
+// enqueued returns the enqueued LoadBalancers.
+func (f *filterTest) enqueued() (names []string) {
 	for len(f.changed) > 0 {
 		o := (<-f.changed).Object
 		names = append(names, o.GetNamespace()+"/"+o.GetName())
@@ -92,55 +92,55 @@ func manyAndOne() []client.Object {
 	return objects
 }
 
-func TestAChangeOfTargetsHasOnlyTheListsLookedAtThatItConcerns(t *testing.T) {
-	f := newFenced(t, manyAndOne()...)
+func TestAChangeOfTargetsEvaluatesOnlyAffectedLists(t *testing.T) {
+	f := newFilterTest(t, manyAndOne()...)
 	f.settle(t)
-	require.Empty(t, f.told(), "at the start all LoadBalancers are looked at anyway")
-	f.look(t)
+	require.Empty(t, f.enqueued(), "at the start all LoadBalancers are looked at anyway")
+	f.reconcileOnce(t)
 	require.Empty(t, f.read, "nothing has changed")
 
 	var lb v1alpha1.LoadBalancer
 	require.NoError(t, f.Get(t.Context(), client.ObjectKey{Namespace: "tenant-many", Name: "7"}, &lb))
 	lb.Labels = map[string]string{"more": "x"}
 	require.NoError(t, f.Update(t.Context(), &lb))
-	f.look(t)
+	f.reconcileOnce(t)
 	require.Empty(t, f.read, "it targets what it did before")
 	lb.Spec.Endpoints[0].Addresses[0].IP = "192.0.2.1"
 	require.NoError(t, f.Update(t.Context(), &lb))
-	f.look(t)
+	f.reconcileOnce(t)
 	require.Equal(t, []string{"tenant-many/7"}, f.read)
-	require.Equal(t, []string{"tenant-many/7"}, f.told(), "another target is refused")
+	require.Equal(t, []string{"tenant-many/7"}, f.enqueued(), "another target is refused")
 
 	var list v1alpha1.Addresses
 	require.NoError(t, f.Get(t.Context(), client.ObjectKey{Namespace: "tenant-one", Name: "default"}, &list))
 	list.Spec.Addresses[0].IP = "198.51.100.31"
 	require.NoError(t, f.Update(t.Context(), &list))
-	f.look(t)
+	f.reconcileOnce(t)
 	require.ElementsMatch(t, []string{"tenant-one/default", "tenant-many/30"}, f.read, "the node that many targets there is another tenant's now")
-	require.Equal(t, []string{"tenant-many/30"}, f.told())
-	require.Contains(t, f.r.fences.refusedIn("tenant-many"), "198.51.100.31 is another tenant's node")
+	require.Equal(t, []string{"tenant-many/30"}, f.enqueued())
+	require.Contains(t, f.r.filter.refusedIn("tenant-many"), "198.51.100.31 is another tenant's node")
 	f.settle(t)
-	require.Empty(t, f.told())
+	require.Empty(t, f.enqueued())
 }
 
-func TestTenantsTakeTurnsAtTheirTargets(t *testing.T) {
-	f := newFenced(t, manyAndOne()...)
+func TestTenantsTakeTurnsInTheEvaluationOfTargets(t *testing.T) {
+	f := newFilterTest(t, manyAndOne()...)
 	f.settle(t)
 	gateway := &v1alpha1.Gateway{ObjectMeta: metav1.ObjectMeta{Name: "g"}, Status: v1alpha1.GatewayStatus{HostAddresses: []string{"198.51.100.200", "198.51.100.101"}}}
 	require.NoError(t, f.Create(t.Context(), gateway))
-	require.True(t, f.look(t), "more is to be done")
-	require.Len(t, f.read, listsInTurn+2)
+	require.True(t, f.reconcileOnce(t), "more is to be done")
+	require.Len(t, f.read, listsPerTurn+2)
 	require.Contains(t, f.read, "tenant-one/web")
 	require.Contains(t, f.read, "tenant-one/default")
-	require.True(t, f.look(t))
-	require.False(t, f.look(t))
-	require.Len(t, f.told(), 60+2)
+	require.True(t, f.reconcileOnce(t))
+	require.False(t, f.reconcileOnce(t))
+	require.Len(t, f.enqueued(), 60+2)
 }
 
-// What is remembered of each list is what one finds that has seen none of the changes.
-func TestWhatIsRefusedDoesNotDependOnWhatWasBefore(t *testing.T) {
+// The state of each list is the same as in a new process that has seen none of the changes.
+func TestRefusalsDoNotDependOnFormerStates(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		f := newFenced(t, tenantIn("a", "198.51.100.0/24"), tenantIn("b", "198.51.100.0/24"), tenantIn("c", "198.51.100.0/24"))
+		f := newFilterTest(t, tenantIn("a", "198.51.100.0/24"), tenantIn("b", "198.51.100.0/24"), tenantIn("c", "198.51.100.0/24"))
 		ip := rapid.SampledFrom([]string{"198.51.100.1", "198.51.100.2", "198.51.100.3", "198.51.101.1", "192.0.2.1", "nonsense"})
 		names := rapid.SampledFrom([]string{"a", "b", "c"})
 		for step := range rapid.IntRange(1, 15).Draw(t, "steps") {
@@ -161,17 +161,17 @@ func TestWhatIsRefusedDoesNotDependOnWhatWasBefore(t *testing.T) {
 			}
 		}
 		f.settle(t)
-		anew := newFenced(t)
-		anew.r.client, anew.r.fences.client = f.r.client, f.Client
-		for anew.look(t) {
+		anew := newFilterTest(t)
+		anew.r.client, anew.r.filter.client = f.r.client, f.Client
+		for anew.reconcileOnce(t) {
 		}
 		for _, tenant := range []string{"a", "b", "c"} {
-			require.Equal(t, anew.r.fences.refusedIn("tenant-"+tenant), f.r.fences.refusedIn("tenant-"+tenant))
+			require.Equal(t, anew.r.filter.refusedIn("tenant-"+tenant), f.r.filter.refusedIn("tenant-"+tenant))
 		}
 	})
 }
 
-func TestTargetsOfAllTenantsAreConvertedOneListAfterAnother(t *testing.T) {
+func TestTargetsAreConvertedOneListAtATime(t *testing.T) {
 	lbs := make([]v1alpha1.LoadBalancer, 50)
 	for i := range lbs {
 		lbs[i] = largest(i)

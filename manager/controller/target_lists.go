@@ -9,69 +9,69 @@ import (
 	"kubelb.k8c.io/core/translate"
 )
 
-// listsInTurn is how many lists of a tenant are looked at before those of others: 5,000 targets take two milliseconds.
-const listsInTurn = 20
+// listsPerTurn is the number of lists of a tenant that are evaluated before it is the next tenant's turn: 5,000 targets take two milliseconds.
+const listsPerTurn = 20
 
-// listKey names a list of targets: that of Addresses, or a LoadBalancer's own.
+// listKey identifies a list of targets: in an Addresses object, or in a LoadBalancer (own).
 type listKey struct {
 	client.ObjectKey
 	own bool
 }
 
-// list is what is remembered of a list of targets. What it lists stands in the cache.
-type list struct {
+// targetList is the state of a list of targets. The targets themselves are only in the cache.
+type targetList struct {
 	listKey
 	version string
-	// sum is of what it lists, mentions are hashes of its addresses.
+	// sum is a hash of the list, mentions are hashes of its addresses.
 	sum      uint64
 	mentions translate.AddressHashes
-	// refused says what of it cannot be used, endpoints is how many can, as of the last time that it was looked at.
+	// refused names the refused targets, endpoints is the number of usable ones, as of the last evaluation.
 	refused   string
 	endpoints int32
-	// isNew: it was never looked at. quiet: nobody waits for what is found the first time.
-	isNew, quiet bool
-	// waits: it stands in line, since it lists something else (changed) or something changed elsewhere (asked).
-	waits, changed, asked bool
-	there                 bool
+	// isNew: the list was never evaluated. skipFirst: the first result needs no reconcile.
+	isNew, skipFirst bool
+	// queued: the list is queued, because it has changed (changed) or because another object has (affected).
+	queued, changed, affected bool
+	// present: the last refresh has seen the list.
+	present bool
 }
 
-// take takes over what was found, and tells whether that is news. A LoadBalancer may have been looked at in between, when its targets had changed and
-// not what tenants may have.
-func (l *list) take(refused string, endpoints int32) (news bool) {
-	news = (!l.quiet || l.asked) && (l.isNew || l.refused != refused || l.changed && l.asked)
+// setResult records a result, and reports whether LoadBalancers have to be reconciled. A change of its own targets reconciles a LoadBalancer anyway.
+func (l *targetList) setResult(refused string, endpoints int32) (reconcile bool) {
+	reconcile = (!l.skipFirst || l.affected) && (l.isNew || l.refused != refused || l.changed && l.affected)
 	l.refused, l.endpoints = refused, endpoints
-	l.isNew, l.quiet, l.changed, l.asked = false, false, false, false
-	return news
+	l.isNew, l.skipFirst, l.changed, l.affected = false, false, false, false
+	return reconcile
 }
 
-// lists remember all lists of targets, and which of them have to be looked at anew, in turns of the namespaces.
-type lists struct {
-	// seed is that of sums.
-	seed   maphash.Seed
-	hasher translate.AddressHasher
-	of     map[string]map[listKey]*list
-	line   map[string][]*list
-	// first: nobody was told anything yet.
-	first bool
+// targetLists has all lists of targets, and a queue of those to evaluate. Namespaces take turns.
+type targetLists struct {
+	// seed is the seed of the sums.
+	seed        maphash.Seed
+	hasher      translate.AddressHasher
+	byNamespace map[string]map[listKey]*targetList
+	queues      map[string][]*targetList
+	// initial: this is the first refresh.
+	initial bool
 }
 
-func newLists() lists {
-	return lists{seed: maphash.MakeSeed(), hasher: translate.NewAddressHasher(), of: map[string]map[listKey]*list{}, line: map[string][]*list{}, first: true}
+func newTargetLists() targetLists {
+	return targetLists{seed: maphash.MakeSeed(), hasher: translate.NewAddressHasher(), byNamespace: map[string]map[listKey]*targetList{}, queues: map[string][]*targetList{}, initial: true}
 }
 
-// note remembers what a list has, and reports whether that differs. It asks for the targets if the version is another one.
-func (s *lists) note(key listKey, version string, held []string, of func() []translate.Packed) bool {
-	all := s.of[key.Namespace]
+// update updates the state of a list, and reports whether the list has changed. It calls of, which returns the targets, only for another version.
+func (s *targetLists) update(key listKey, version string, held []string, of func() []translate.Packed) bool {
+	all := s.byNamespace[key.Namespace]
 	if all == nil {
-		all = map[listKey]*list{}
-		s.of[key.Namespace] = all
+		all = map[listKey]*targetList{}
+		s.byNamespace[key.Namespace] = all
 	}
 	l, known := all[key]
 	if !known {
-		l = &list{listKey: key, isNew: true, quiet: s.first}
+		l = &targetList{listKey: key, isNew: true, skipFirst: s.initial}
 		all[key] = l
 	}
-	l.there = true
+	l.present = true
 	if known && l.version == version {
 		return false
 	}
@@ -82,11 +82,11 @@ func (s *lists) note(key listKey, version string, held []string, of func() []tra
 		return false
 	}
 	l.sum, l.mentions, l.changed = sum, s.mentions(targets), true
-	s.wait(l)
+	s.enqueue(l)
 	return true
 }
 
-func (s *lists) sum(held []string, targets []translate.Packed) uint64 {
+func (s *targetLists) sum(held []string, targets []translate.Packed) uint64 {
 	var h maphash.Hash
 	h.SetSeed(s.seed)
 	text := func(t string) {
@@ -103,7 +103,7 @@ func (s *lists) sum(held []string, targets []translate.Packed) uint64 {
 	return h.Sum64()
 }
 
-func (s *lists) mentions(targets []translate.Packed) translate.AddressHashes {
+func (s *targetLists) mentions(targets []translate.Packed) translate.AddressHashes {
 	return s.hasher.Hashes(func(do func(netip.Addr)) {
 		for _, list := range targets {
 			list.Each(do)
@@ -111,43 +111,43 @@ func (s *lists) mentions(targets []translate.Packed) translate.AddressHashes {
 	})
 }
 
-// sweep forgets the lists that were not noted since the last time, and returns which they are.
-func (s *lists) sweep() (gone []listKey) {
-	for namespace, of := range s.of {
+// sweep removes the lists that were not updated since the last sweep, and returns their keys.
+func (s *targetLists) sweep() (gone []listKey) {
+	for namespace, of := range s.byNamespace {
 		for key, l := range of {
-			if !l.there {
+			if !l.present {
 				gone = append(gone, key)
 				delete(of, key)
 			}
-			l.there = false
+			l.present = false
 		}
 		if len(of) == 0 {
-			delete(s.of, namespace)
+			delete(s.byNamespace, namespace)
 		}
 	}
-	s.first = false
+	s.initial = false
 	return gone
 }
 
-// wait puts a list in line.
-func (s *lists) wait(l *list) {
-	if !l.waits {
-		l.waits = true
-		s.line[l.Namespace] = append(s.line[l.Namespace], l)
+// enqueue queues a list.
+func (s *targetLists) enqueue(l *targetList) {
+	if !l.queued {
+		l.queued = true
+		s.queues[l.Namespace] = append(s.queues[l.Namespace], l)
 	}
 }
 
-// turn takes the next ones of each namespace, and reports whether more wait.
-func (s *lists) turn() (next []listKey, more bool) {
-	for namespace, line := range s.line {
-		n := min(len(line), listsInTurn)
-		for _, l := range line[:n] {
-			l.waits = false
+// dequeue removes the next lists of each namespace from the queue, and reports whether more are queued.
+func (s *targetLists) dequeue() (next []listKey, more bool) {
+	for namespace, queue := range s.queues {
+		n := min(len(queue), listsPerTurn)
+		for _, l := range queue[:n] {
+			l.queued = false
 			next = append(next, l.listKey)
 		}
-		if s.line[namespace] = line[n:]; len(line) == n {
-			delete(s.line, namespace)
+		if s.queues[namespace] = queue[n:]; len(queue) == n {
+			delete(s.queues, namespace)
 		}
 	}
-	return next, len(s.line) > 0
+	return next, len(s.queues) > 0
 }

@@ -205,7 +205,7 @@ func TestAPoolOverTheNodesNetworkHarmsNobody(t *testing.T) {
 	time.Sleep(5 * time.Second) // nothing is to come of it, also later
 	require.Empty(t, traffic.end(), "requests that failed")
 	hubKubectl(t, "patch", "addresspool", "wide", "--type=merge", "-p", `{"spec":{"addresses":["198.51.100.128/25"]}}`)
-	ready("True|Ready|addresses can be given")
+	ready("True|Ready|addresses can be allocated")
 	reachesPods(t, ip, 80, 1)
 }
 

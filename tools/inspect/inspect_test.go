@@ -99,12 +99,12 @@ func TestFaultsAreNamedWithWhatToDo(t *testing.T) {
 			h.Leases["g1"] = lease
 		}, "it cannot write its Gateway object, which is of before: gateways.kubelb.k8c.io is forbidden", true, "gateways work", "g1 cannot write its Gateway object"},
 		"a gateway that has just come back": {func(h *Snapshot) {
-			h.Gateways[0].Status.Conditions[0] = is(v1alpha1.ConditionReady, metav1.ConditionUnknown, v1alpha1.ReasonNotHeard, "nothing has been heard of it")
+			h.Gateways[0].Status.Conditions[0] = is(v1alpha1.ConditionReady, metav1.ConditionUnknown, v1alpha1.ReasonNotHeard, "the gateway has not renewed its Lease")
 		}, "it has not said yet how it is", true, "gateways work", "g1 has not said yet how it is"},
 		"nobody knows what a gateway does": {func(h *Snapshot) {
 			for i := range h.LoadBalancers[0].Status.Conditions {
 				if c := &h.LoadBalancers[0].Status.Conditions[i]; c.Type == v1alpha1.ConditionAnnounced || c.Type == v1alpha1.ConditionReady {
-					c.Status, c.Reason, c.Message = metav1.ConditionUnknown, "GatewaySilent", "203.0.113.1 is not announced: gateway g1: nothing has been heard of it"
+					c.Status, c.Reason, c.Message = metav1.ConditionUnknown, "GatewaySilent", "203.0.113.1 is not announced: gateway g1: the gateway has not renewed its Lease"
 				}
 			}
 		}, "error: loadbalancer tenant-a/uid-1 (Service shop/web): GatewaySilent", true, "its addresses are announced", "GatewaySilent: 203.0.113.1 is not announced"},
@@ -199,7 +199,7 @@ func TestAServiceWithoutLocalPodsIsNoFault(t *testing.T) {
 
 // Traffic goes on without a CCM, as of what it wrote last.
 func TestACCMThatIsGoneIsAWarningAndARemark(t *testing.T) {
-	const since = "nothing has been heard of its CCM since 2026-01-02T12:00:05Z: Services and nodes that changed since are not known here"
+	const since = "the tenant's CCM has not renewed its Lease since 2026-01-02T12:00:05Z: later changes of Services and nodes are not known here"
 	h := healthy()
 	h.Tenants[0].Status.Conditions = append(h.Tenants[0].Status.Conditions, is(v1alpha1.ConditionConnected, metav1.ConditionUnknown, v1alpha1.ReasonCCMSilent, since))
 	s := h.Status()

@@ -344,7 +344,7 @@ func TestTheChartsAccountsSufficeForTheirWork(t *testing.T) {
 		}
 	})
 	kubectl(t, lab.Hub, "", "wait", "tenant/a", "tenant/former", "--for=condition=Ready", "--timeout=30s")
-	require.NotContains(t, logOf(t, lab.Manager), "no ValidatingAdmissionPolicy holds")
+	require.NotContains(t, logOf(t, lab.Manager), "no ValidatingAdmissionPolicy restricts")
 
 	file := filepath.Join(lab.Dir, "a.kubeconfig")
 	require.NoError(t, lab.TenantKubeconfig(t.Context(), "a", file))
@@ -405,7 +405,7 @@ func TestTheChartsAccountsSufficeForTheirWork(t *testing.T) {
 	lab.Manager.Stop()
 	start()
 	eventually(t, 20*time.Second, func() (_ string, err error) {
-		if text := logOf(t, lab.Manager); !strings.Contains(text, "no ValidatingAdmissionPolicy holds this service account") {
+		if text := logOf(t, lab.Manager); !strings.Contains(text, "no ValidatingAdmissionPolicy restricts this service account") {
 			err = errors.New(lab.Manager.Tail())
 		}
 		return "", err

@@ -12,11 +12,11 @@ import (
 	"kubelb.k8c.io/backends/dataplane"
 )
 
-func TestTheManagementClusterIsAskedForItsTimeNowAndThen(t *testing.T) {
+func TestTheTimeOfTheManagementClusterIsReadPeriodically(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		asked, apart := 0, time.Hour
 		var failed error
-		hub := Seldom(func(context.Context) (time.Time, error) {
+		hub := CachedTime(func(context.Context) (time.Time, error) {
 			asked++
 			return time.Now().Add(apart), failed
 		}, 5*time.Minute)

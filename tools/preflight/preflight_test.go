@@ -326,7 +326,7 @@ func TestAnInterfaceWithoutACarrierAnnouncesNothing(t *testing.T) {
 	require.Equal(t, 1, status)
 	verdict, fix := line(t, report, "interface eth1")
 	require.Equal(t, "MISSING", verdict)
-	require.Equal(t, "connect its cable, or bring up what it is connected to", fix)
+	require.Equal(t, "connect its cable, or bring up the device at the other end", fix)
 	require.NoError(t, h.SetLink("end", true))
 	h.becomesReady("--announce-interfaces=eth1")
 }
@@ -374,7 +374,7 @@ func TestAPortInUseIsFreeOnceItsProgramHasEnded(t *testing.T) {
 	verdict, fix := line(t, report, "port tcp 127.0.0.1:9443 for metrics")
 	require.Equal(t, "MISSING", verdict)
 	require.Contains(t, report, fmt.Sprintf("(process %d)", os.Getpid()))
-	require.Equal(t, "end that program, or choose another one by --metrics-addr", fix)
+	require.Equal(t, "end that program, or choose another port by --metrics-addr", fix)
 	report, status = h.preflight("--metrics-addr=127.0.0.1:9444")
 	require.Zero(t, status, report)
 	require.NoError(t, listener.Close())
@@ -464,7 +464,7 @@ func TestTheCommandIsInTheUsage(t *testing.T) {
 	require.Zero(t, status)
 	require.Contains(t, usage, "-announce-interfaces")
 	require.Contains(t, usage, "Exit status: 1 if a line says MISSING")
-	require.Contains(t, usage, "ok       it is there, or nothing that you asked for needs it")
+	require.Contains(t, usage, "ok       it exists, or nothing that you asked for needs it")
 	_, status = h.run(manager(), "preflight", "--nosuch")
 	require.Equal(t, 2, status)
 }

@@ -93,7 +93,7 @@ func TestTheLeaderChecksPeriodically(t *testing.T) {
 func TestTheTokenIsCheckedPeriodically(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		asked := 0
-		k := keeping(t, []byte(kubeconfigWith("token: "+expiring("one", noon))), "")
+		k := fuzzSource(t, []byte(kubeconfigWith("token: "+expiring("one", noon))), "")
 		k.request = func(context.Context, token, time.Duration) (string, error) {
 			asked++
 			return "", errors.New("connection refused")

@@ -191,16 +191,16 @@ func TestAReplacedKubeconfigIsNotOverwritten(t *testing.T) {
 	require.Equal(t, "two", r.lookAt(t, 39*time.Minute).accountUID)
 }
 
-// unwritable is a read-only store.
-type unwritable struct{ store }
+// readOnlyStore is a read-only store.
+type readOnlyStore struct{ store }
 
-func (unwritable) save(context.Context, []byte, []byte) error {
+func (readOnlyStore) save(context.Context, []byte, []byte) error {
 	return errors.New("read-only file system")
 }
 
 func TestAStoreThatCannotBeWrittenIsLogged(t *testing.T) {
 	r := newTokenTest(t, expiring("one", noon))
-	r.store = unwritable{r.store}
+	r.store = readOnlyStore{r.store}
 	r.lookAt(t, 38*time.Minute)
 	require.Equal(t, noon.Add(140*time.Minute).Unix(), r.lookAt(t, 80*time.Minute).expires.Unix(), "it renews all the same")
 	require.Contains(t, r.log(), "cannot save the renewed token")

@@ -127,8 +127,8 @@ func (c *clusters) run() {
 	}
 }
 
-// comes waits for a condition.
-func (c *clusters) comes(message string, isSo func() bool) {
+// eventually waits for a condition.
+func (c *clusters) eventually(message string, isSo func() bool) {
 	c.Helper()
 	require.Eventually(c, isSo, 20*time.Second, 10*time.Millisecond, message)
 }
@@ -153,11 +153,11 @@ func TestRelevantChangesReconcileTheirServices(t *testing.T) {
 	kiosk.Name, kiosk.UID = "kiosk", "uid-of-kiosk"
 	require.NoError(t, c.tenant.Create(t.Context(), kiosk))
 	c.run()
-	c.comes("the Service is on the hub", func() bool { return c.onHub() != nil })
-	c.comes("the nodes are on the hub", func() bool { return len(c.addresses()) == 2 })
+	c.eventually("the Service is on the hub", func() bool { return c.onHub() != nil })
+	c.eventually("the nodes are on the hub", func() bool { return len(c.addresses()) == 2 })
 
 	c.answer(metav1.ConditionTrue, "Ready", "served", "203.0.113.1")
-	c.comes("the Service has its address", func() bool { return len(c.service().Status.LoadBalancer.Ingress) == 1 })
+	c.eventually("the Service has its address", func() bool { return len(c.service().Status.LoadBalancer.Ingress) == 1 })
 
 	ofKiosk := slice("a", map[string]string{"n1": "ready"})
 	ofKiosk.Labels[discoveryv1.LabelServiceName] = "kiosk"
@@ -168,28 +168,28 @@ func TestRelevantChangesReconcileTheirServices(t *testing.T) {
 		return nil
 	}
 	require.NoError(t, c.tenant.Create(t.Context(), ofKiosk))
-	c.comes("an EndpointSlice wakes up its Service", func() bool { return len(local()) == 1 })
+	c.eventually("an EndpointSlice wakes up its Service", func() bool { return len(local()) == 1 })
 
 	require.NoError(t, c.tenant.Get(t.Context(), client.ObjectKeyFromObject(n1), n1))
 	n1.Labels = map[string]string{corev1.LabelNodeExcludeBalancers: "true"}
 	require.NoError(t, c.tenant.Update(t.Context(), n1))
-	c.comes("a node wakes up Services of policy Local", func() bool { return len(local()) == 0 })
-	c.comes("and the list of nodes", func() bool { return len(c.addresses()) == 1 })
+	c.eventually("a node wakes up Services of policy Local", func() bool { return len(local()) == 0 })
+	c.eventually("and the list of nodes", func() bool { return len(c.addresses()) == 1 })
 
 	require.NoError(t, c.hub.Delete(t.Context(), &v1alpha1.Addresses{ObjectMeta: metav1.ObjectMeta{Namespace: "tenant-a", Name: v1alpha1.DefaultAddressesName}}))
-	c.comes("a list that somebody has deleted is made again", func() bool { return len(c.addresses()) == 1 })
+	c.eventually("a list that somebody has deleted is made again", func() bool { return len(c.addresses()) == 1 })
 	require.NoError(t, c.hub.Delete(t.Context(), c.onHub()))
-	c.comes("so is a LoadBalancer", func() bool { return c.onHub() != nil })
+	c.eventually("so is a LoadBalancer", func() bool { return c.onHub() != nil })
 
 	require.NoError(t, c.tenant.Create(t.Context(), node("odd", "169.254.1.0")))
 	c.answer(metav1.ConditionTrue, "Ready", "served", "203.0.113.1")
-	c.comes("a node that the hub refuses wakes up Services of all nodes", func() bool { return c.condition().Reason == translate.ReasonNodesLeftOut })
+	c.eventually("a node that the hub refuses wakes up Services of all nodes", func() bool { return c.condition().Reason == translate.ReasonNodesLeftOut })
 
 	c.r.contact.set(context.DeadlineExceeded, time.Now())
-	c.comes("a hub that is away wakes up all Services", func() bool { return c.condition().Reason == reasonHubSilent })
+	c.eventually("a hub that is away wakes up all Services", func() bool { return c.condition().Reason == reasonHubSilent })
 
 	require.NoError(t, c.tenant.Delete(t.Context(), c.service()))
-	c.comes("a Service that leaves is let go", func() bool { return c.onHub() == nil && c.service() == nil })
+	c.eventually("a Service that leaves is let go", func() bool { return c.onHub() == nil && c.service() == nil })
 }
 
 // Nodes send heartbeats every few seconds. Without a filter, each would reconcile thousands of Services.

@@ -19,13 +19,13 @@ type Conflict struct {
 type claim struct {
 	mac         string
 	first, last time.Time
-	// certain: the claim has lasted for certainAfter, so it is no late frame of a gateway that had the address before.
-	certain bool
+	// confirmed: the claim has lasted for confirmAfter, so it is no late frame of a gateway that had the address before.
+	confirmed bool
 }
 
 const (
-	// certainAfter is how long a claim has to last before it counts.
-	certainAfter = time.Second
+	// confirmAfter is how long a claim has to last before it counts.
+	confirmAfter = time.Second
 	// claimCheckInterval is the interval of queries to the host of a claim. A claim expires claimLifetime after its last answer.
 	claimCheckInterval = 5 * time.Second
 	claimLifetime      = 3*claimCheckInterval + time.Second
@@ -39,7 +39,7 @@ func (l *Layer2) Conflicts() []Conflict {
 	defer l.mu.Unlock()
 	var all []Conflict
 	for a, c := range l.claims {
-		if c.certain {
+		if c.confirmed {
 			all = append(all, Conflict{a, c.mac})
 		}
 	}
@@ -71,9 +71,9 @@ func (l *Layer2) updateClaim(a netip.Addr, mac net.HardwareAddr, now time.Time) 
 		l.claims[a] = c
 	}
 	c.mac, c.last = mac.String(), now
-	before := c.certain
-	c.certain = before || now.Sub(c.first) >= certainAfter
-	return c.certain && !before
+	before := c.confirmed
+	c.confirmed = before || now.Sub(c.first) >= confirmAfter
+	return c.confirmed && !before
 }
 
 // own reports whether a MAC address is of one of the links. mu is held.
@@ -97,7 +97,7 @@ func (l *Layer2) checkClaims() {
 	l.query(slices.Collect(maps.Keys(l.claims)))
 }
 
-// expireClaims removes expired claims, and returns the addresses of those that were certain.
+// expireClaims removes expired claims, and returns the addresses of those that were confirmed.
 func (l *Layer2) expireClaims(now time.Time) (ended []netip.Addr) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -105,7 +105,7 @@ func (l *Layer2) expireClaims(now time.Time) (ended []netip.Addr) {
 		if now.Sub(c.last) < claimLifetime {
 			continue
 		}
-		if delete(l.claims, a); c.certain {
+		if delete(l.claims, a); c.confirmed {
 			ended = append(ended, a)
 		}
 	}

@@ -33,12 +33,12 @@ var (
 	noMAC       = net.HardwareAddr{0, 0, 0, 0, 0, 0}
 )
 
-// wholeARP is a filter that passes all frames of a socket for ARP.
-func wholeARP() []bpf.Instruction { return []bpf.Instruction{bpf.RetConstant{Val: maxFrame}} }
+// passAllFrames is a filter that passes all frames of a socket for ARP.
+func passAllFrames() []bpf.Instruction { return []bpf.Instruction{bpf.RetConstant{Val: maxFrame}} }
 
-// neighboursOnly is a filter that passes only neighbour solicitations and advertisements. Without it, the socket would get a copy of each IPv6
+// onlyNeighbourDiscovery is a filter that passes only neighbour solicitations and advertisements. Without it, the socket would get a copy of each IPv6
 // packet that the gateway forwards, and would lose solicitations.
-func neighboursOnly() []bpf.Instruction {
+func onlyNeighbourDiscovery() []bpf.Instruction {
 	return []bpf.Instruction{
 		bpf.LoadAbsolute{Off: ethernetHeader + ipv6NextHeader, Size: 1},
 		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.IPPROTO_ICMPV6, SkipFalse: 4},

@@ -50,7 +50,7 @@ func TestAnAdvertisementHasAValidChecksum(t *testing.T) {
 }
 
 func TestTheFilterPassesOnlySolicitationsAndAdvertisements(t *testing.T) {
-	filter, err := bpf.NewVM(neighboursOnly())
+	filter, err := bpf.NewVM(onlyNeighbourDiscovery())
 	require.NoError(t, err)
 	given := func(nextHeader, first byte) bool {
 		frame := make([]byte, ethernetHeader+ipv6Header+24)
@@ -116,10 +116,10 @@ func TestAnAddressConflictIsReportedAtTheSecondClaim(t *testing.T) {
 	now := time.Now()
 	mac := clientMAC
 	require.False(t, l.updateClaim(one, mac, now), "a frame may have been late")
-	require.False(t, l.updateClaim(one, mac, now.Add(certainAfter/2)))
+	require.False(t, l.updateClaim(one, mac, now.Add(confirmAfter/2)))
 	require.Empty(t, l.Conflicts())
-	require.True(t, l.updateClaim(one, mac, now.Add(certainAfter)))
-	require.False(t, l.updateClaim(one, mac, now.Add(2*certainAfter)), "it is known")
+	require.True(t, l.updateClaim(one, mac, now.Add(confirmAfter)))
+	require.False(t, l.updateClaim(one, mac, now.Add(2*confirmAfter)), "it is known")
 	require.Equal(t, []Conflict{{one, "02:00:00:00:00:09"}}, l.Conflicts())
 
 	for name, heed := range map[string]func() bool{
@@ -130,7 +130,7 @@ func TestAnAddressConflictIsReportedAtTheSecondClaim(t *testing.T) {
 		require.False(t, heed(), name)
 		require.Len(t, l.claims, 1, name)
 	}
-	last := now.Add(2 * certainAfter)
+	last := now.Add(2 * confirmAfter)
 	require.Empty(t, l.expireClaims(last.Add(claimLifetime-time.Millisecond)))
 	require.Equal(t, []netip.Addr{one}, l.expireClaims(last.Add(claimLifetime)))
 	require.Empty(t, l.Conflicts())
@@ -151,7 +151,7 @@ func TestAnAddressConflictIsReportedAtTheSecondClaim(t *testing.T) {
 	require.Equal(t, mac.String(), l.claims[three].mac)
 	require.Equal(t, mac.String(), l.claims[one].mac)
 	require.Equal(t, mac.String(), l.claims[two].mac)
-	l.claims[one].first = now.Add(-certainAfter)
+	l.claims[one].first = now.Add(-confirmAfter)
 	require.Nil(t, l.answerARP(testLink(), arpFrame(mac, 2, uplinkMAC, one, uplinkMAC, netip.IPv4Unspecified())))
 	require.Len(t, l.Conflicts(), 1)
 	require.Equal(t, 1, changes)

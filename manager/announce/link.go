@@ -83,11 +83,11 @@ func open(s uplink.State) (*sockets, error) {
 	if len(s.MAC) == 0 {
 		return nil, errNoEthernet
 	}
-	arp, err := uplink.Listen(s, etherTypeARP, wholeARP())
+	arp, err := uplink.Listen(s, etherTypeARP, passAllFrames())
 	if err != nil {
 		return nil, err
 	}
-	ndp, err := uplink.Listen(s, etherTypeIPv6, neighboursOnly())
+	ndp, err := uplink.Listen(s, etherTypeIPv6, onlyNeighbourDiscovery())
 	if err != nil {
 		return nil, errors.Join(err, arp.Close())
 	}

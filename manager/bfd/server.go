@@ -65,7 +65,7 @@ func (s *Server) SetPeers(peers map[netip.Addr]Timers) error {
 	defer s.mu.Unlock()
 	for address, has := range s.sessions {
 		if is, there := peers[address]; !there || is != has.timers {
-			s.drop(address)
+			s.stop(address)
 		}
 	}
 	if len(peers) == 0 {
@@ -78,7 +78,7 @@ func (s *Server) SetPeers(peers map[netip.Addr]Timers) error {
 	var errs []error
 	for address, timers := range peers {
 		if s.sessions[address] == nil {
-			errs = append(errs, s.begin(address, timers))
+			errs = append(errs, s.start(address, timers))
 		}
 	}
 	return errors.Join(errs...)
@@ -112,16 +112,16 @@ func (s *Server) Close() {
 	_ = s.SetPeers(nil)
 }
 
-// drop ends a session. mu is held.
-func (s *Server) drop(address netip.Addr) {
+// stop ends a session. mu is held.
+func (s *Server) stop(address netip.Addr) {
 	k := s.of(address)
 	s.set(address, nil)
 	k.end()
 	k.running.Wait()
 }
 
-// begin begins a session. mu is held.
-func (s *Server) begin(address netip.Addr, timers Timers) error {
+// start begins a session. mu is held.
+func (s *Server) start(address netip.Addr, timers Timers) error {
 	conn, err := dial(address)
 	if err != nil {
 		return fmt.Errorf("BFD with %s: %w", address, err)

@@ -55,12 +55,12 @@ func (m *machine) receive(p packet) (answer *packet, accepted bool) {
 	switch {
 	case p.state == AdminDown || p.state == Down && m.state == Up:
 		if m.state != Down {
-			m.turn(Down, neighborSaysDown)
+			m.transition(Down, neighborSaysDown)
 		}
 	case p.state == Down && m.state == Down:
-		m.turn(Init, noDiagnostic)
+		m.transition(Init, noDiagnostic)
 	case p.state == Init && m.state != Up, p.state == Up && m.state == Init:
-		m.turn(Up, noDiagnostic)
+		m.transition(Up, noDiagnostic)
 	}
 	if !p.poll {
 		return nil, true
@@ -74,11 +74,11 @@ func (m *machine) receive(p packet) (answer *packet, accepted bool) {
 func (m *machine) expire() {
 	m.yours = 0
 	if m.state == Init || m.state == Up {
-		m.turn(Down, timeExpired)
+		m.transition(Down, timeExpired)
 	}
 }
 
-func (m *machine) turn(to State, diagnostic uint8) {
+func (m *machine) transition(to State, diagnostic uint8) {
 	m.state, m.diagnostic = to, diagnostic
 	// The interval changes when the session comes up, and the other side has to know it.
 	m.polling = to == Up

@@ -78,53 +78,53 @@ func (c *causes) reason(address netip.Addr) string {
 	return ""
 }
 
-// down reports whether the router is a peer without a session.
-func (c *causes) down(address netip.Addr) bool {
+// isDown reports whether the router is a peer without a session.
+func (c *causes) isDown(address netip.Addr) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	is := c.of[address]
 	return is != nil && !is.up
 }
 
-// established sets whether the session is established. If it is, former reasons do not count any more.
-func (c *cause) established(up bool) {
+// setEstablished sets whether the session is established. If it is, former reasons do not count any more.
+func (c *cause) setEstablished(up bool) {
 	if c.up = up; up {
 		c.notification, c.fault, c.vague = nil, "", false
 	}
 }
 
-// ended handles the reason with which GoBGP ended a session.
-func (c *cause) ended(because api.PeerState_DisconnectReason) {
+// onSessionEnd handles the reason with which GoBGP ended a session.
+func (c *cause) onSessionEnd(because api.PeerState_DisconnectReason) {
 	if c.up {
 		return // there is a new session already
 	}
 	switch because {
 	case api.PeerState_DISCONNECT_REASON_READ_FAILED, api.PeerState_DISCONNECT_REASON_WRITE_FAILED, api.PeerState_DISCONNECT_REASON_GRACEFUL_RESTART:
-		c.follows(lost)
+		c.connectionLostAfter(lost)
 	case api.PeerState_DISCONNECT_REASON_INVALID_MSG:
-		c.follows(unexpected)
+		c.connectionLostAfter(unexpected)
 	}
 }
 
-// notified handles a NOTIFICATION of either side. One that only reports an unexpected message is vague: the router's own NOTIFICATION, if it is received, is
+// onNotification handles a NOTIFICATION of either side. One that only reports an unexpected message is vague: the router's own NOTIFICATION, if it is received, is
 // more exact.
-func (c *cause) notified(n notification) {
+func (c *cause) onNotification(n notification) {
 	if n.code == fsmError || n.code == cease && n.subcode == collision {
 		if n.own {
-			c.follows(unexpected)
+			c.connectionLostAfter(unexpected)
 		}
 		return
 	}
 	c.notification, c.fault, c.vague = &n, "", false
 }
 
-// broke handles a connection that ended without a NOTIFICATION.
-func (c *cause) broke(what string) { c.fault, c.vague = what, true }
+// connectionLost handles a connection that ended without a NOTIFICATION.
+func (c *cause) connectionLost(what string) { c.fault, c.vague = what, true }
 
-// follows is broke, unless the end of the connection may be the consequence of the last NOTIFICATION.
-func (c *cause) follows(what string) {
+// connectionLostAfter does the same as connectionLost, unless the end of the connection may be the consequence of the last NOTIFICATION.
+func (c *cause) connectionLostAfter(what string) {
 	if c.notification == nil || c.fault != "" {
-		c.broke(what)
+		c.connectionLost(what)
 	}
 }
 
@@ -135,8 +135,8 @@ const (
 	unexpected = "the router sent an unexpected message in the handshake"
 )
 
-// failed handles a failed connection attempt.
-func (c *cause) failed(what string) { c.fault, c.vague = what, false }
+// connectFailed handles a failed connection attempt.
+func (c *cause) connectFailed(what string) { c.fault, c.vague = what, false }
 
 func (c *cause) reason() string {
 	switch {

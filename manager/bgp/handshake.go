@@ -60,7 +60,7 @@ func (c *causes) receive(router netip.Addr, m message) {
 		}
 	case kindNotification:
 		if n, is := readNotification(m.body); is {
-			c.change(router, func(c *cause) { c.notified(n) })
+			c.change(router, func(c *cause) { c.onNotification(n) })
 		}
 	}
 }

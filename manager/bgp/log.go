@@ -35,7 +35,7 @@ func (l logHandler) WithGroup(name string) slog.Handler {
 
 // Enabled implements slog.Handler. During a session GoBGP logs much at level debug, none of which is a cause.
 func (l logHandler) Enabled(ctx context.Context, level slog.Level) bool {
-	return l.Handler.Enabled(ctx, level) || l.router.IsValid() && (level >= slog.LevelInfo || l.causes.down(l.router))
+	return l.Handler.Enabled(ctx, level) || l.router.IsValid() && (level >= slog.LevelInfo || l.causes.isDown(l.router))
 }
 
 // Handle implements slog.Handler.
@@ -53,14 +53,14 @@ func (l logHandler) record(r slog.Record) {
 	switch r.Message {
 	// Log records come in order. Events of a session may come later than a NOTIFICATION after them, which must not be lost then.
 	case "Peer Up", "Peer Down":
-		l.causes.change(l.router, func(c *cause) { c.established(r.Message == "Peer Up") })
+		l.causes.change(l.router, func(c *cause) { c.setEstablished(r.Message == "Peer Up") })
 	case "failed to connect":
-		l.causes.change(l.router, func(c *cause) { c.failed(dialReason(c.peer, valueOf(r, "Error").String())) })
+		l.causes.change(l.router, func(c *cause) { c.connectFailed(dialReason(c.peer, valueOf(r, "Error").String())) })
 	case "outgoing connection IO error":
-		l.causes.change(l.router, func(c *cause) { c.broke(ended) })
+		l.causes.change(l.router, func(c *cause) { c.connectionLost(ended) })
 	case "sent notification", "received notification":
 		n := notification{own: r.Message == "sent notification", code: number(r, "Code"), subcode: number(r, "Subcode"), communication: valueOf(r, "Communicated-Reason").String()}
-		l.causes.change(l.router, func(c *cause) { c.notified(n) })
+		l.causes.change(l.router, func(c *cause) { c.onNotification(n) })
 	}
 }
 

@@ -269,7 +269,7 @@ func (s *Speaker) SetPeers(ctx context.Context, peers []Peer) error {
 // setFailed makes an error the reason why routers have no session.
 func (s *Speaker) setFailed(peers []Peer, err error) {
 	for _, p := range peers {
-		s.causes.change(p.Address, func(c *cause) { c.failed(err.Error()) })
+		s.causes.change(p.Address, func(c *cause) { c.connectFailed(err.Error()) })
 	}
 }
 
@@ -489,7 +489,7 @@ func (s *Speaker) onEvent(event *apiutil.WatchEventMessage_PeerEvent, at time.Ti
 	}
 	s.sessions[is.NeighborAddress] = session
 	s.mu.Unlock()
-	s.causes.change(is.NeighborAddress, func(c *cause) { c.ended(is.DisconnectReason) })
+	s.causes.change(is.NeighborAddress, func(c *cause) { c.onSessionEnd(is.DisconnectReason) })
 	if before != session.Established {
 		s.options.Log.Info("BGP session", "peer", session.Peer.Name, "router", session.Peer.Address, "established", session.Established, "reason", s.causes.reason(is.NeighborAddress))
 		s.options.Changed()

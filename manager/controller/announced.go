@@ -35,9 +35,9 @@ func (r *loadBalancerReconciler) onAnnouncementChange(matters func(before, after
 	}
 }
 
-// gatewayMatters reports whether the gateway has other labels, whether it announces other families, whether it begins or ceases to serve nothing, or whether
+// announcementChanges reports whether the gateway has other labels, whether it announces other families, whether it begins or ceases to serve nothing, or whether
 // it serves nothing and answers for other addresses.
-func gatewayMatters(before, after client.Object) bool {
+func announcementChanges(before, after client.Object) bool {
 	was, is := before.(*v1alpha1.Gateway), after.(*v1alpha1.Gateway)
 	sameFamily := func(a, b v1alpha1.GatewaySilence) bool { return a.Family == b.Family }
 	switch {
@@ -49,7 +49,7 @@ func gatewayMatters(before, after client.Object) bool {
 	return !convert.Election(was).Equal(convert.Election(is)) || was.Status.AnnouncedAddresses != is.Status.AnnouncedAddresses
 }
 
-// poolMatters reports whether the AddressPool selects other gateways.
-func poolMatters(before, after client.Object) bool {
+// selectionChanges reports whether the AddressPool selects other gateways.
+func selectionChanges(before, after client.Object) bool {
 	return !equality.Semantic.DeepEqual(before.(*v1alpha1.AddressPool).Spec.GatewaySelector, after.(*v1alpha1.AddressPool).Spec.GatewaySelector)
 }

@@ -130,7 +130,7 @@ func (c *ccmMonitor) observe(t *v1alpha1.Tenant, lease *coordinationv1.Lease, no
 	switch {
 	case !known, is.lease != lease.UID, is.renewal != renewal && since > ccmSilentAfter:
 		reason := connectedReason(t)
-		is = ccmState{lease: lease.UID, renewal: renewal, seen: earlier(renewed, now), unobserved: reason != v1alpha1.ReasonCCMHeard, graceEnd: now.Add(ccmGracePeriod), wasSilent: reason == v1alpha1.ReasonCCMSilent}
+		is = ccmState{lease: lease.UID, renewal: renewal, seen: earlierTime(renewed, now), unobserved: reason != v1alpha1.ReasonCCMHeard, graceEnd: now.Add(ccmGracePeriod), wasSilent: reason == v1alpha1.ReasonCCMSilent}
 	case is.renewal != renewal:
 		is = ccmState{lease: lease.UID, renewal: renewal, seen: now}
 	case since > 3*ccmCheckInterval && !is.silent:
@@ -140,7 +140,7 @@ func (c *ccmMonitor) observe(t *v1alpha1.Tenant, lease *coordinationv1.Lease, no
 	return is
 }
 
-func earlier(a, b time.Time) time.Time {
+func earlierTime(a, b time.Time) time.Time {
 	if a.Before(b) {
 		return a
 	}

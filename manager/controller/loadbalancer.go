@@ -66,12 +66,12 @@ func (r *loadBalancerReconciler) setUp(mgr ctrl.Manager) error {
 		g := o.(*v1alpha1.Gateway)
 		return slices.Concat(r.waiting.reported(g), failing(g), r.conflicting(ctx, g), r.possiblyFailing(ctx, g))
 	}
-	pools := func(context.Context, client.Object) []reconcile.Request { return r.waiting.addresses() }
+	pools := func(context.Context, client.Object) []reconcile.Request { return r.waiting.waitingForAddress() }
 	return ctrl.NewControllerManagedBy(mgr).Named("loadbalancer").
 		For(&v1alpha1.LoadBalancer{}).
 		Watches(&v1alpha1.Gateway{}, handler.EnqueueRequestsFromMapFunc(gateways)).
-		Watches(&v1alpha1.Gateway{}, r.onAnnouncementChange(gatewayMatters)).
-		Watches(&v1alpha1.AddressPool{}, r.onAnnouncementChange(poolMatters)).
+		Watches(&v1alpha1.Gateway{}, r.onAnnouncementChange(announcementChanges)).
+		Watches(&v1alpha1.AddressPool{}, r.onAnnouncementChange(selectionChanges)).
 		WatchesRawSource(source.Channel(r.gatewaysSilent, handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, _ client.Object) []reconcile.Request {
 			return r.loadBalancersIn(ctx, "")
 		}))).
@@ -112,7 +112,7 @@ func (r *loadBalancerReconciler) conflicting(ctx context.Context, g *v1alpha1.Ga
 		return nil
 	}
 	for i := range lbs.Items {
-		if slices.ContainsFunc(lbs.Items[i].Status.Addresses, func(a v1alpha1.AllocatedAddress) bool { return claimed(g, a.Address) }) {
+		if slices.ContainsFunc(lbs.Items[i].Status.Addresses, func(a v1alpha1.AllocatedAddress) bool { return hasConflict(g, a.Address) }) {
 			out = append(out, reconcile.Request{NamespacedName: client.ObjectKeyFromObject(&lbs.Items[i])})
 		}
 	}
@@ -215,7 +215,7 @@ func (r *loadBalancerReconciler) sync(ctx context.Context, lb *v1alpha1.LoadBala
 		lb.Status.Settings = convert.Settings(lb)
 	}
 	lb.Status.Summary = summaryOf(lb)
-	r.waiting.forAddress(key, !c.isTrue(v1alpha1.ConditionAddressAllocated) && !isRefused)
+	r.waiting.setForAddress(key, !c.isTrue(v1alpha1.ConditionAddressAllocated) && !isRefused)
 	addressesChange := !equality.Semantic.DeepEqual(before.Status.Addresses, lb.Status.Addresses)
 	if addressesChange {
 		c.pending()
@@ -315,7 +315,7 @@ func (r *loadBalancerReconciler) allocate(lb *v1alpha1.LoadBalancer, request tra
 // observe sets the conditions by what gateways report about the present version of the LoadBalancer.
 func (r *loadBalancerReconciler) observe(ctx context.Context, lb *v1alpha1.LoadBalancer, request translate.LoadBalancer, refused bool, c *conditions) error {
 	// Register before reading the Gateways, so that no report in between is missed.
-	r.waiting.forGateway(lb, true)
+	r.waiting.setForGateway(lb, true)
 	var gateways v1alpha1.GatewayList
 	if err := r.client.List(ctx, &gateways); err != nil {
 		return err
@@ -325,7 +325,7 @@ func (r *loadBalancerReconciler) observe(ctx context.Context, lb *v1alpha1.LoadB
 		if lb.Spec.Type != corev1.ServiceTypeLoadBalancer {
 			lb.Status.LoadBalancer = corev1.LoadBalancerStatus{}
 		}
-		r.waiting.forGateway(lb, false)
+		r.waiting.setForGateway(lb, false)
 		return nil
 	}
 	var pools v1alpha1.AddressPoolList
@@ -346,7 +346,7 @@ func (r *loadBalancerReconciler) observe(ctx context.Context, lb *v1alpha1.LoadB
 		c.set(v1alpha1.ConditionProgrammed, false, reasonDataplaneRefused, view.failure)
 	case len(view.maybeRefused) > 0 && !(view.undecided && c.holds(v1alpha1.ConditionProgrammed)):
 		c.setStatus(v1alpha1.ConditionProgrammed, metav1.ConditionUnknown, reasonMaybeRefused, "it is not known whether a dataplane holds it: "+phrase.Few(view.maybeRefused, "; "))
-	case view.lost():
+	case view.isUnknown():
 		c.setStatus(v1alpha1.ConditionProgrammed, metav1.ConditionUnknown, reasonGatewaySilent, "it is not known whether a dataplane holds it: "+phrase.Few(slices.Concat(view.silent, view.problems), "; "))
 	case !c.isTrue(v1alpha1.ConditionProgrammed) || view.gateways == 0:
 		c.set(v1alpha1.ConditionProgrammed, false, view.waitReason(), view.waitMessage())
@@ -369,7 +369,7 @@ func (r *loadBalancerReconciler) observe(ctx context.Context, lb *v1alpha1.LoadB
 	c.served(view.unserved())
 	c.ready()
 	if c.settled() {
-		r.waiting.forGateway(lb, false)
+		r.waiting.setForGateway(lb, false)
 	}
 	return nil
 }

@@ -258,7 +258,7 @@ func TestALoadBalancerThatIsNotAnnouncedAnyMoreIsNotReady(t *testing.T) {
 	require.Equal(t, metav1.ConditionTrue, condition(v1alpha1.ConditionReady).Status)
 	before := gateway.DeepCopy()
 	gateway.Status.Silent = []v1alpha1.GatewaySilence{{Family: corev1.IPv4Protocol, Message: "BGPPeer tor (192.0.2.254): connection refused at port 179"}}
-	require.True(t, gatewayMatters(before, gateway), "all are looked at")
+	require.True(t, announcementChanges(before, gateway), "all are looked at")
 	require.NoError(t, c.Update(t.Context(), gateway))
 	for _, kind := range []string{v1alpha1.ConditionAnnounced, v1alpha1.ConditionReady} {
 		is := condition(kind)
@@ -333,7 +333,7 @@ func TestFailedTriesAreInTheStatusOfTheLoadBalancer(t *testing.T) {
 	})
 	require.Equal(t, v1alpha1.ReasonSegmentSilent, served.Reason)
 	require.Equal(t, "gateway g: nobody answers", ready.Message)
-	require.True(t, gatewayMatters(before, gateway), "all are looked at")
+	require.True(t, announcementChanges(before, gateway), "all are looked at")
 
 	served, ready = says(func(s *v1alpha1.GatewayStatus) { s.Conditions = nil })
 	require.Nil(t, served)
@@ -362,14 +362,14 @@ func TestAGatewayThatServesNothingCountsForItsAddresses(t *testing.T) {
 	answers, drained := gateway("a", false, 1, nil, silent), gateway("a", false, 0, nil, silent)
 	require.Equal(t, []string{"gateway a: it hangs"}, broken(answers, well))
 	require.Empty(t, broken(drained, well))
-	require.True(t, gatewayMatters(&answers, &drained), "all are looked at")
+	require.True(t, announcementChanges(&answers, &drained), "all are looked at")
 
 	answers, drained = gateway("a", true, 1, []string{"a"}, silent), gateway("a", true, 0, []string{"b"}, silent)
 	require.Equal(t, []string{"gateway a: it hangs"}, broken(answers, gateway("b", true, 0, []string{"a"})))
 	require.Empty(t, broken(drained, gateway("b", true, 1, []string{"b"})))
-	require.True(t, gatewayMatters(&answers, &drained), "all are looked at")
+	require.True(t, announcementChanges(&answers, &drained), "all are looked at")
 	before, after := gateway("b", true, 1, []string{"a", "b"}), gateway("b", true, 2, []string{"b"})
-	require.False(t, gatewayMatters(&before, &after))
+	require.False(t, announcementChanges(&before, &after))
 }
 
 // drained returns the events so far.

@@ -36,23 +36,23 @@ const (
 // One worker of the controller tries at a time, for all tenants.
 type trial struct {
 	mu        sync.Mutex // guards the fields below, and the quota
-	counts    bool
+	succeeded bool
 	since, at time.Time
 	pause     time.Duration
 }
 
-// counts reports whether the hub counts objects of tenants, and if not, when to call it again.
-func (r *tenantReconciler) counts(ctx context.Context, now time.Time) (bool, time.Duration, error) {
+// objectsAreCounted reports whether the hub counts objects of tenants, and if not, when to call it again.
+func (r *tenantReconciler) objectsAreCounted(ctx context.Context, now time.Time) (bool, time.Duration, error) {
 	t := &r.trial
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if left := t.at.Sub(now); t.counts || left > 0 {
-		return t.counts, left, nil
+	if left := t.at.Sub(now); t.succeeded || left > 0 {
+		return t.succeeded, left, nil
 	}
 	quota := &corev1.ResourceQuota{ObjectMeta: metav1.ObjectMeta{Namespace: r.namespace, Name: v1alpha1.QuotaName + "-trial"}}
 	err := r.reader.Get(ctx, client.ObjectKeyFromObject(quota), quota)
 	if apierrors.IsNotFound(err) {
-		quota.Spec.Hard = hardOf(&v1alpha1.Tenant{})
+		quota.Spec.Hard = quotaLimits(&v1alpha1.Tenant{})
 		delete(quota.Spec.Hard, "count/secrets") // the Secrets of the manager's own namespace stay unbounded
 		err = r.client.Create(ctx, quota)
 		t.since = now
@@ -60,15 +60,15 @@ func (r *tenantReconciler) counts(ctx context.Context, now time.Time) (bool, tim
 	if t.since.IsZero() {
 		t.since = now
 	}
-	t.counts = err == nil && counted(quota)
-	if err != nil || !t.counts && now.Sub(t.since) < countTimeout {
+	t.succeeded = err == nil && counted(quota)
+	if err != nil || !t.succeeded && now.Sub(t.since) < countTimeout {
 		return false, time.Second, err
 	}
-	if !t.counts {
+	if !t.succeeded {
 		t.pause = min(2*cmp.Or(t.pause, countAgainAfter/2), countAgainAtMost)
 		t.at = now.Add(t.pause)
 	}
-	return t.counts, t.pause, client.IgnoreNotFound(r.client.Delete(ctx, quota))
+	return t.succeeded, t.pause, client.IgnoreNotFound(r.client.Delete(ctx, quota))
 }
 
 // ensureQuota keeps the ResourceQuota in the tenant's namespace. It returns the condition Bounded, and when to call it again.
@@ -79,14 +79,14 @@ func (r *tenantReconciler) ensureQuota(ctx context.Context, tenant *v1alpha1.Ten
 		c.Reason, c.Message = "Failed", "ResourceQuota "+v1alpha1.QuotaName+": "+err.Error()
 		return c, 0, fmt.Errorf("ResourceQuota for Tenant %s: %w", tenant.Name, err)
 	}
-	if counts, again, err := r.counts(ctx, now); err != nil {
+	if counts, again, err := r.objectsAreCounted(ctx, now); err != nil {
 		return failed(err)
 	} else if !counts {
 		return c, again, nil
 	}
 	quota := &corev1.ResourceQuota{ObjectMeta: metav1.ObjectMeta{Namespace: namespaceOf(tenant), Name: v1alpha1.QuotaName}}
 	err := r.reader.Get(ctx, client.ObjectKeyFromObject(quota), quota)
-	hard := hardOf(tenant)
+	hard := quotaLimits(tenant)
 	switch {
 	case apierrors.IsNotFound(err):
 		quota.Labels, quota.Spec.Hard = map[string]string{v1alpha1.LabelManagedBy: v1alpha1.ManagedByKubeLB}, hard
@@ -110,8 +110,8 @@ func (r *tenantReconciler) ensureQuota(ctx context.Context, tenant *v1alpha1.Ten
 // quotaRecheck is the pause before the next look at a new quota.
 const quotaRecheck = 200 * time.Millisecond
 
-// hardOf returns the bounds of the tenant's objects.
-func hardOf(tenant *v1alpha1.Tenant) corev1.ResourceList {
+// quotaLimits returns the bounds of the tenant's objects.
+func quotaLimits(tenant *v1alpha1.Tenant) corev1.ResourceList {
 	bounds := tenant.Spec.Objects
 	lbs, addresses := convert.LoadBalancerObjects(tenant), int32(v1alpha1.DefaultAddressesObjects)
 	if bounds.Addresses != nil {

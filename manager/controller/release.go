@@ -54,7 +54,7 @@ func keptFinalizers(o client.Object, now time.Time) []string {
 		if _, is := o.(*v1alpha1.LoadBalancer); is && f == v1alpha1.CleanupFinalizer {
 			return false
 		}
-		return isOurs(f) || deleted != nil && now.Sub(deleted.Time) >= releaseAfter
+		return isOwnFinalizer(f) || deleted != nil && now.Sub(deleted.Time) >= releaseAfter
 	})
 }
 

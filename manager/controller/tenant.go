@@ -59,7 +59,7 @@ type tenantReconciler struct {
 func (r *tenantReconciler) setUp(mgr ctrl.Manager) error {
 	return ctrl.NewControllerManagedBy(mgr).Named("tenant").For(&v1alpha1.Tenant{}).
 		Watches(&v1alpha1.LoadBalancer{}, debounced(tenantOfObject)).Watches(&v1alpha1.Addresses{}, debounced(tenantOfObject)).
-		Watches(&v1alpha1.Gateway{}, useChanged()).
+		Watches(&v1alpha1.Gateway{}, tenantUseHandler()).
 		WatchesRawSource(source.Channel(r.changed, &handler.EnqueueRequestForObject{})).
 		Owns(&corev1.Namespace{}).
 		// A Tenant is in the queue once at most, so tenants take turns. Workers overlap while they wait for the API server.

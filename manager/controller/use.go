@@ -104,8 +104,8 @@ func endpointsOf(lb *v1alpha1.LoadBalancer) (key listKey, own bool) {
 	return key, addresses != ""
 }
 
-// useChanged requests the Tenants whose use at a gateway has changed.
-func useChanged() handler.EventHandler {
+// tenantUseHandler requests the Tenants whose use at a gateway has changed.
+func tenantUseHandler() handler.EventHandler {
 	type queue = workqueue.TypedRateLimitingInterface[reconcile.Request]
 	ask := func(q queue, before, now client.Object) {
 		for _, name := range differing(before, now) {

@@ -74,7 +74,7 @@ func viewOf(gateways []v1alpha1.Gateway, silent map[string]string, pools []v1alp
 	view.announced = view.applied
 	for _, grant := range grants {
 		if address := grant.Address.String(); slices.ContainsFunc(gateways, func(g v1alpha1.Gateway) bool {
-			return silent[g.Name] == "" && claimed(&g, address) && announcedBy(&g, lb)
+			return silent[g.Name] == "" && hasConflict(&g, address) && announcedBy(&g, lb)
 		}) {
 			view.conflicts = append(view.conflicts, address)
 		}
@@ -261,13 +261,13 @@ func appliedIn(g *v1alpha1.Gateway, namespace string) string {
 	return g.Status.AppliedResourceVersion
 }
 
-// claimed reports whether the gateway has seen another host with the address.
-func claimed(g *v1alpha1.Gateway, address string) bool {
+// hasConflict reports whether the gateway has seen another host with the address.
+func hasConflict(g *v1alpha1.Gateway, address string) bool {
 	return slices.ContainsFunc(g.Status.Conflicts, func(c v1alpha1.AddressConflict) bool { return c.Address == address })
 }
 
-// lost reports whether it is unknown what dataplanes hold: some gateways are silent, and no other gateway applies changes.
-func (v gatewayView) lost() bool { return len(v.silent) > 0 && !v.working }
+// isUnknown reports whether it is unknown what dataplanes hold: some gateways are silent, and no other gateway applies changes.
+func (v gatewayView) isUnknown() bool { return len(v.silent) > 0 && !v.working }
 
 func (v gatewayView) waitReason() string {
 	if v.gateways == 0 {

@@ -19,7 +19,7 @@ type waiting struct {
 	address map[client.ObjectKey]bool
 }
 
-func (w *waiting) forGateway(lb *v1alpha1.LoadBalancer, waits bool) {
+func (w *waiting) setForGateway(lb *v1alpha1.LoadBalancer, waits bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if !waits {
@@ -29,7 +29,7 @@ func (w *waiting) forGateway(lb *v1alpha1.LoadBalancer, waits bool) {
 	w.gateway[client.ObjectKeyFromObject(lb)] = lb.ResourceVersion
 }
 
-func (w *waiting) forAddress(key client.ObjectKey, waits bool) {
+func (w *waiting) setForAddress(key client.ObjectKey, waits bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if waits {
@@ -52,7 +52,7 @@ func (w *waiting) reported(g *v1alpha1.Gateway) []reconcile.Request {
 	return out
 }
 
-func (w *waiting) addresses() []reconcile.Request {
+func (w *waiting) waitingForAddress() []reconcile.Request {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	var out []reconcile.Request

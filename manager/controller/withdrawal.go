@@ -19,7 +19,7 @@ import (
 
 // release confirms an allocation that gives something back, once gateways have withdrawn it: then other LoadBalancers may get it.
 func (r *loadBalancerReconciler) release(ctx context.Context, lb *v1alpha1.LoadBalancer, a allocation) (reconcile.Result, error) {
-	r.waiting.forGateway(lb, true)
+	r.waiting.setForGateway(lb, true)
 	holding, err := r.mayBeServed(ctx, lb)
 	if err != nil {
 		return reconcile.Result{}, err
@@ -35,18 +35,18 @@ func (r *loadBalancerReconciler) release(ctx context.Context, lb *v1alpha1.LoadB
 // withdrawalLimit is how long to wait for gateways that do not report the withdrawal of an address.
 const withdrawalLimit = 10 * time.Second
 
-// isOurs reports whether the finalizer is of this manager, or of KubeLB's, which also uses cleanup-hostname and cleanup-envoy-proxy.
-func isOurs(finalizer string) bool {
+// isOwnFinalizer reports whether the finalizer is of this manager, or of KubeLB's, which also uses cleanup-hostname and cleanup-envoy-proxy.
+func isOwnFinalizer(finalizer string) bool {
 	return strings.HasPrefix(finalizer, v1alpha1.GroupVersion.Group+"/")
 }
 
 // cleanUp releases the addresses of a deleted LoadBalancer once gateways have withdrawn them, and then removes our finalizers.
 func (r *loadBalancerReconciler) cleanUp(ctx context.Context, lb *v1alpha1.LoadBalancer) (reconcile.Result, error) {
 	key := client.ObjectKeyFromObject(lb)
-	if !slices.ContainsFunc(lb.Finalizers, isOurs) {
+	if !slices.ContainsFunc(lb.Finalizers, isOwnFinalizer) {
 		return reconcile.Result{}, nil
 	}
-	r.waiting.forGateway(lb, true)
+	r.waiting.setForGateway(lb, true)
 	holding, err := r.mayBeServed(ctx, lb)
 	if err != nil {
 		return reconcile.Result{}, err
@@ -63,7 +63,7 @@ func (r *loadBalancerReconciler) cleanUp(ctx context.Context, lb *v1alpha1.LoadB
 	}
 	err = r.patchMetadata(ctx, key, func(lb *v1alpha1.LoadBalancer) bool {
 		count := len(lb.Finalizers)
-		lb.Finalizers = slices.DeleteFunc(lb.Finalizers, isOurs)
+		lb.Finalizers = slices.DeleteFunc(lb.Finalizers, isOwnFinalizer)
 		return len(lb.Finalizers) < count
 	})
 	if err != nil {
@@ -110,8 +110,8 @@ func goneGateways(ctx context.Context, reader client.Reader, namespace string) (
 // remove removes the state of a LoadBalancer that does not exist any more.
 func (r *loadBalancerReconciler) remove(key client.ObjectKey) {
 	r.addresses.release(key.String())
-	r.waiting.forGateway(&v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name}}, false)
-	r.waiting.forAddress(key, false)
+	r.waiting.setForGateway(&v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name}}, false)
+	r.waiting.setForAddress(key, false)
 	r.throttle.remove(key)
 	r.faults.Remove(key)
 }

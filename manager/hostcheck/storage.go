@@ -21,7 +21,7 @@ const noStart = ": the plugin does not start"
 func storageCheck(dir string) dataplane.Check {
 	c := dataplane.Check{Group: dataplane.GroupStorage, Subject: "directory " + dir, State: dataplane.CheckOK, Found: "can be written",
 		Costs: "state that survives a restart: a start while the management cluster does not answer, and a change of --backend"}
-	there, err := nearest(dir)
+	there, err := nearestExisting(dir)
 	if err != nil {
 		c.State, c.Found = dataplane.CheckUnknown, err.Error()
 		return c
@@ -30,11 +30,11 @@ func storageCheck(dir string) dataplane.Check {
 	if there != filepath.Clean(dir) {
 		c.Found, fileSystem = "does not exist yet, and will be made in "+there, "the file system of "+there
 	}
-	if found, advice := refusal(there, fileSystem); found != "" {
+	if found, advice := unwritable(there, fileSystem); found != "" {
 		c.State, c.Costs, c.Found, c.Advice = dataplane.CheckMissing, "", found+noStart, advice+" by --state-dir"
 		return c
 	}
-	switch found, advice, err := fullness(there, fileSystem); {
+	switch found, advice, err := lowSpace(there, fileSystem); {
 	case err != nil:
 		c.State, c.Found = dataplane.CheckUnknown, err.Error()
 	case found != "":
@@ -43,8 +43,8 @@ func storageCheck(dir string) dataplane.Check {
 	return c
 }
 
-// refusal returns why no file can be made in a directory, empty if one can.
-func refusal(place, fileSystem string) (found, advice string) {
+// unwritable returns why no file can be made in a directory, empty if one can.
+func unwritable(place, fileSystem string) (found, advice string) {
 	if is, err := os.Stat(place); err != nil || !is.IsDir() {
 		return place + " is not a directory", "name a directory"
 	}
@@ -57,8 +57,8 @@ func refusal(place, fileSystem string) (found, advice string) {
 	return "", ""
 }
 
-// fullness returns why a directory has too little free space, empty if it has enough.
-func fullness(place, fileSystem string) (found, advice string, err error) {
+// lowSpace returns why a directory has too little free space, empty if it has enough.
+func lowSpace(place, fileSystem string) (found, advice string, err error) {
 	var disk unix.Statfs_t
 	if err := unix.Statfs(place, &disk); err != nil {
 		return "", "", fmt.Errorf("free space on %s: %w", fileSystem, err)
@@ -74,8 +74,8 @@ func fullness(place, fileSystem string) (found, advice string, err error) {
 	return "", "", nil
 }
 
-// nearest returns the path itself if it exists, and otherwise its nearest existing parent, in which the missing directories are made.
-func nearest(path string) (string, error) {
+// nearestExisting returns the path itself if it exists, and otherwise its nearest existing parent, in which the missing directories are made.
+func nearestExisting(path string) (string, error) {
 	for path = filepath.Clean(path); ; path = filepath.Dir(path) {
 		// A broken symbolic link exists, too: no directory can be made in its place.
 		_, err := os.Lstat(path)

@@ -41,7 +41,7 @@ func (k *Keeper) Keep(endpoints, direct []netip.Addr) error {
 	if err != nil {
 		return err
 	}
-	return k.filter.Hold(Rules{Segments: k.segments, Direct: direct, Forbidden: k.Forbidden, Tracked: tracked})
+	return k.filter.Apply(Rules{Segments: k.segments, Direct: direct, Forbidden: k.Forbidden, Tracked: tracked})
 }
 
 // End removes the filter.

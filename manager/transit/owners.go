@@ -22,7 +22,7 @@ func foreignTables() ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to nftables: %w", err)
 	}
-	there, err := isThere(c)
+	there, err := tableExists(c)
 	if err != nil || !there {
 		return nil, err
 	}

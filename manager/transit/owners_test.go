@@ -18,7 +18,7 @@ func TestPreflightNamesATableOfAnotherProgramUnderTheFiltersName(t *testing.T) {
 		}
 		const none = "nftables tables kubelb-transit: no other program has them"
 		assert.Equal(t, none, says())
-		assert.NoError(t, (&Filter{}).Hold(Rules{Segments: []string{"lo"}}))
+		assert.NoError(t, (&Filter{}).Apply(Rules{Segments: []string{"lo"}}))
 		assert.Equal(t, none, says(), "the filter itself")
 		c, err := nft.New()
 		assert.NoError(t, err)

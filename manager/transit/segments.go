@@ -54,7 +54,7 @@ func addDefaults(family int, numbers map[int]bool) error {
 		return fmt.Errorf("list routes: %w", err)
 	}
 	for _, r := range routes {
-		if r.Dst != nil && !isAll(r) {
+		if r.Dst != nil && !isDefault(r) {
 			continue
 		}
 		if r.LinkIndex > 0 {
@@ -67,7 +67,7 @@ func addDefaults(family int, numbers map[int]bool) error {
 	return nil
 }
 
-func isAll(r netlink.Route) bool {
+func isDefault(r netlink.Route) bool {
 	ones, _ := r.Dst.Mask.Size()
 	return ones == 0
 }

@@ -49,35 +49,35 @@ func (r Rules) equal(o Rules) bool {
 
 // Filter is the table in this process's network namespace. The zero Filter replaces a table of a former process.
 type Filter struct {
-	held *Rules
+	applied *Rules
 }
 
-// Hold sets the rules, whose lists are sorted. It writes nothing if the table already has them.
-func (f *Filter) Hold(r Rules) error {
-	err := f.hold(r)
+// Apply sets the rules, whose lists are sorted. It writes nothing if the table already has them.
+func (f *Filter) Apply(r Rules) error {
+	err := f.apply(r)
 	if err == nil || len(r.Forbidden) == 0 {
 		return err
 	}
 	// A kernel without route lookups in rules (nft_fib_inet) can do the rest.
 	r.Forbidden = nil
-	if f.hold(r) == nil {
+	if f.apply(r) == nil {
 		return fmt.Errorf("drop packets to forbidden networks: %w", err)
 	}
 	return err
 }
 
-func (f *Filter) hold(r Rules) error {
+func (f *Filter) apply(r Rules) error {
 	c, err := nft.New()
 	if err != nil {
 		return fmt.Errorf("connect to nftables: %w", err)
 	}
-	if f.held != nil && f.held.equal(r) {
-		there, err := isThere(c)
+	if f.applied != nil && f.applied.equal(r) {
+		there, err := tableExists(c)
 		if err != nil || there {
 			return err
 		}
 	}
-	f.held = nil
+	f.applied = nil
 	table := &nft.Table{Name: tableName, Family: nft.TableFamilyINet}
 	c.AddTable(table)
 	c.DelTable(table)
@@ -88,7 +88,7 @@ func (f *Filter) hold(r Rules) error {
 	if err := c.Flush(); err != nil {
 		return fmt.Errorf("write nftables table inet %s (needs CAP_NET_ADMIN and a kernel with nf_tables for family inet): %w", tableName, err)
 	}
-	f.held = &Rules{slices.Clone(r.Segments), slices.Clone(r.Direct), slices.Clone(r.Forbidden), r.Tracked}
+	f.applied = &Rules{slices.Clone(r.Segments), slices.Clone(r.Direct), slices.Clone(r.Forbidden), r.Tracked}
 	return nil
 }
 
@@ -98,8 +98,8 @@ func (f *Filter) Remove() error {
 	if err != nil {
 		return fmt.Errorf("connect to nftables: %w", err)
 	}
-	f.held = nil
-	there, err := isThere(c)
+	f.applied = nil
+	there, err := tableExists(c)
 	if err != nil || !there {
 		return err
 	}
@@ -110,7 +110,7 @@ func (f *Filter) Remove() error {
 	return nil
 }
 
-func isThere(c *nft.Conn) (bool, error) {
+func tableExists(c *nft.Conn) (bool, error) {
 	tables, err := c.ListTablesOfFamily(nft.TableFamilyINet)
 	if err != nil {
 		return false, fmt.Errorf("list nftables tables (needs CAP_NET_ADMIN): %w", err)
@@ -127,7 +127,7 @@ func (r Rules) add(c *nft.Conn, table *nft.Table) error {
 	if err := c.AddSet(segments, names); err != nil {
 		return fmt.Errorf("set %s: %w", setSegments, err)
 	}
-	if err := r.forbid(c, table, segments); err != nil {
+	if err := r.addForbidden(c, table, segments); err != nil {
 		return err
 	}
 	accept := nft.ChainPolicyAccept
@@ -151,9 +151,9 @@ func (r Rules) add(c *nft.Conn, table *nft.Table) error {
 	return nil
 }
 
-// forbid drops packets that arrive at a segment for a forbidden network, unless the address is this host's or is reached by an interface that is no segment,
+// addForbidden drops packets that arrive at a segment for a forbidden network, unless the address is this host's or is reached by an interface that is no segment,
 // as addresses of its pods are. It does so before destinations are rewritten: this host's kube-proxy rewrites packets for a Service from any host.
-func (r Rules) forbid(c *nft.Conn, table *nft.Table, segments *nft.Set) error {
+func (r Rules) addForbidden(c *nft.Conn, table *nft.Table, segments *nft.Set) error {
 	if len(r.Forbidden) == 0 {
 		return nil
 	}

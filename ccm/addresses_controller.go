@@ -104,7 +104,7 @@ func (r *addressesReconciler) addresses(ctx context.Context, nodes []translate.N
 	leftOut, r.unresolved = map[string][]string{}, false
 	for _, n := range nodes {
 		resolved, failed := r.config.resolve(ctx, translate.NodeAddresses([]translate.Node{n}, r.config.NodeAddressType))
-		kept, left := listable("node "+n.Name+": ", resolved)
+		kept, left := splitAccepted("node "+n.Name+": ", resolved)
 		left, r.unresolved = append(left, failed...), r.unresolved || len(failed) > 0
 		all = append(all, kept...)
 		if len(left) > 0 {
@@ -118,8 +118,8 @@ func (r *addressesReconciler) addresses(ctx context.Context, nodes []translate.N
 	return kept, leftOut
 }
 
-// listable returns the addresses that the hub's schema takes, and a reason for each address that it refuses.
-func listable(of string, list []translate.Address) (kept []translate.Address, left []string) {
+// splitAccepted returns the addresses that the hub's schema takes, and a reason for each address that it refuses.
+func splitAccepted(of string, list []translate.Address) (kept []translate.Address, left []string) {
 	kept = []translate.Address{}
 	for _, a := range list {
 		if why := translate.Unlistable(a); why != "" {

@@ -66,7 +66,7 @@ func (r *outageReporter) report(ctx context.Context, service *corev1.Service, wh
 	case owned && known == nil:
 	case owned && known.Status == metav1.ConditionTrue:
 		condition = r.services.contact.unknownWhileSilent(*known)
-	case !owned && r.services.config.wasOurs(service):
+	case !owned && r.services.config.wasOwned(service):
 		condition.Message = "the Service waits until the management cluster has released its addresses: " + why.Error() +
 			". If that management cluster does not serve this cluster any more, stop kubelb-ccm and run: kubelb-ccm --release"
 	default:

@@ -50,7 +50,7 @@ func release(ctx context.Context, c client.Client, config Config, out io.Writer)
 	r := &serviceReconciler{tenant: c, config: config}
 	for i := range services.Items {
 		service := &services.Items[i]
-		if !config.wasOurs(service) {
+		if !config.wasOwned(service) {
 			continue
 		}
 		// The status comes first: a Service that is being deleted is gone once it has no finalizer.

@@ -146,7 +146,7 @@ func (r *serviceReconciler) reconcile(ctx context.Context, req reconcile.Request
 	err := r.tenant.Get(ctx, req.NamespacedName, &service)
 	if apierrors.IsNotFound(err) {
 		r.faults.Remove(req.NamespacedName)
-		r.lag.forget(req.NamespacedName)
+		r.lag.remove(req.NamespacedName)
 		_, err := r.deleteFromHub(ctx, req.NamespacedName, "")
 		return reconcile.Result{}, err
 	}
@@ -157,7 +157,7 @@ func (r *serviceReconciler) reconcile(ctx context.Context, req reconcile.Request
 		again, err := r.ensure(ctx, &service)
 		return reconcile.Result{RequeueAfter: again}, err
 	}
-	r.lag.forget(req.NamespacedName)
+	r.lag.remove(req.NamespacedName)
 	return reconcile.Result{}, r.cleanUp(ctx, &service)
 }
 
@@ -253,7 +253,7 @@ func (r *serviceReconciler) desired(ctx context.Context, service *corev1.Service
 	if len(failed) > 0 {
 		again = resolveEvery
 	}
-	kept, left := listable("node ", resolved)
+	kept, left := splitAccepted("node ", resolved)
 	left = append(left, failed...)
 	kept, beyond := translate.Listed(kept, translate.MaxOwnNames)
 	if left = append(left, beyondBounds(beyond)...); len(left) > 0 {
@@ -449,7 +449,7 @@ func (r *serviceReconciler) cleanUp(ctx context.Context, service *corev1.Service
 	if err := r.listOnHub(ctx, key, &lbs); err != nil {
 		return err
 	}
-	if len(lbs.Items) == 0 && !r.config.wasOurs(service) {
+	if len(lbs.Items) == 0 && !r.config.wasOwned(service) {
 		return nil
 	}
 	if slices.ContainsFunc(lbs.Items, func(lb v1alpha1.LoadBalancer) bool { return lb.DeletionTimestamp == nil }) {
@@ -473,8 +473,8 @@ func (r *serviceReconciler) cleanUp(ctx context.Context, service *corev1.Service
 	return nil
 }
 
-// wasOurs reports whether a Service is or was ours, by its condition, its finalizers and its class.
-func (c Config) wasOurs(service *corev1.Service) bool {
+// wasOwned reports whether a Service is or was ours, by its condition, its finalizers and its class.
+func (c Config) wasOwned(service *corev1.Service) bool {
 	return meta.FindStatusCondition(service.Status.Conditions, conditionReady) != nil ||
 		slices.ContainsFunc(legacyFinalizers(), func(f string) bool { return controllerutil.ContainsFinalizer(service, f) }) ||
 		controllerutil.ContainsFinalizer(service, cleanupFinalizer) && translate.Owns(convert.Service(service), c.ClassRequired)

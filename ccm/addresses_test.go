@@ -65,7 +65,7 @@ func TestTheAddressesOnTheHubFollowTheEligibleNodes(t *testing.T) {
 	require.NoError(t, n.tenant.Delete(t.Context(), n1))
 	require.NoError(t, n.tenant.Delete(t.Context(), n2))
 	require.NoError(t, n.look())
-	require.Empty(t, n.listed(), "an empty list: connections are refused, and not sent to hosts that are somebody else's soon")
+	require.Empty(t, n.listed(), "an empty list, so that connections are refused and not sent to hosts that others may own soon")
 	require.Empty(t, n.r.nodes.get())
 }
 

@@ -44,7 +44,7 @@ func TestTheProxyProtocolAnnotationOfAFormerReleaseBecomesAField(t *testing.T) {
 	require.True(t, merge(current, wished))
 	require.Equal(t, "v2", current.Spec.ProxyProtocol)
 	require.Equal(t, map[string]string{"example.com/other": "x"}, current.Annotations, "without the field the annotation would count again")
-	require.False(t, merge(current, wished), "it is written once")
+	require.False(t, merge(current, wished), "a second merge changes nothing")
 }
 
 func TestALoadBalancerIsWrittenOnlyIfItDiffersFromTheDesiredOne(t *testing.T) {

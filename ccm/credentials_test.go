@@ -51,9 +51,9 @@ func TestTheCCMDoesNotStartWithMoreRightsThanATenant(t *testing.T) {
 		err := c.refuseExcess(t.Context())
 		require.ErrorContains(t, err, "may "+what)
 		require.ErrorContains(t, err, "--allow-broad-credentials")
-		require.ErrorContains(t, err, "Secret kubelb-ccm-kubeconfig of namespace tenant-a", "it says which ones to take")
+		require.ErrorContains(t, err, "Secret kubelb-ccm-kubeconfig of namespace tenant-a", "the error names the right credentials")
 		require.Equal(t, err, c.check(t.Context(), false))
-		require.NoError(t, c.check(t.Context(), true), "the operator says so")
+		require.NoError(t, c.check(t.Context(), true), "the operator allows broad credentials")
 	}
 }
 
@@ -69,7 +69,7 @@ func TestEachMissingRightIsNamed(t *testing.T) {
 
 func TestTheCCMStartsWithoutTheHub(t *testing.T) {
 	c := rightsOf(tenantsRights, errors.New("connection refused"))
-	require.NoError(t, c.refuseExcess(t.Context()), "traffic goes on, and so do renewals once it is back")
+	require.NoError(t, c.refuseExcess(t.Context()), "traffic goes on, and renewals continue after the outage")
 	require.ErrorContains(t, c.check(t.Context(), false), "management cluster: connection refused")
 	require.ErrorContains(t, c.checkHub(t.Context()), "management cluster: connection refused")
 }

@@ -20,7 +20,7 @@ func TestTheElectionUsesTheLeaseOfKubeLBWithOurIdentity(t *testing.T) {
 	require.Contains(t, lock.Identity(), "_"+v1alpha1.CCMHolder+"_")
 	host, err := os.Hostname()
 	require.NoError(t, err)
-	require.True(t, strings.HasPrefix(lock.Identity(), host+"_"), "people see which pod it is")
+	require.True(t, strings.HasPrefix(lock.Identity(), host+"_"), "the identity names the pod")
 	other, err := electionLock(config, true, "kubelb")
 	require.NoError(t, err)
 	require.NotEqual(t, lock.Identity(), other.Identity(), "a process that starts again on the same host is another one")

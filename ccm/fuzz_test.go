@@ -104,5 +104,5 @@ func TestAnInvalidTokenFromTheHubIsRequestedAgain(t *testing.T) {
 	}
 	k := fuzzSource(t, nil, jwt(string(claimsOf(math.MaxInt64-62135596800, math.MaxInt64-62135596800+1))))
 	k.renew(t.Context(), k.now())
-	require.True(t, k.current.Load().neverExpires(), "a time that nobody can reckon with is none")
+	require.True(t, k.current.Load().neverExpires(), "a time that overflows counts as none")
 }

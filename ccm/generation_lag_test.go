@@ -60,7 +60,7 @@ func TestTheConditionOfAServiceSaysThatItsLastChangeIsNotConfirmed(t *testing.T)
 		require.Equal(t, "served, but: port 81 is left out; it is as it was before its last change, which the management cluster has not confirmed yet", is.Message)
 
 		is, _ = says(9, 8, "served")
-		require.Equal(t, "served", is.Message, "a change was taken, the next one may be on its way")
+		require.Equal(t, "served", is.Message, "after a confirmed change, the next one may take a while")
 		is, again = says(9, 9, "served")
 		require.Equal(t, "served", is.Message)
 		require.EqualValues(t, 5, is.ObservedGeneration)

@@ -42,7 +42,7 @@ func TestReadyIsUnknownWhileTheManagementClusterDoesNotAnswer(t *testing.T) {
 	looks := &outageReporter{services: r, checkHub: func(context.Context) error { return failed }}
 	report, err := newMetricsReporter(tenant, looks.checkHub, r.config, prometheus.NewPedanticRegistry())
 	require.NoError(t, err)
-	require.Zero(t, testutil.CollectAndCount(report.reachable), "a replica that is not elected tells nothing")
+	require.Zero(t, testutil.CollectAndCount(report.reachable), "a replica that is not elected has no metrics")
 	counted := func(reachable, ready, pending, unknown int) {
 		t.Helper()
 		report.update(t.Context())
@@ -59,7 +59,7 @@ func TestReadyIsUnknownWhileTheManagementClusterDoesNotAnswer(t *testing.T) {
 	looks.check(t.Context())
 	require.Equal(t, metav1.ConditionTrue, is().Status, "it may be a moment")
 	looks.check(t.Context())
-	require.Len(t, r.contact.changed, 1, "all Services are looked at")
+	require.Len(t, r.contact.changed, 1, "all Services are reconciled")
 	unknown := is()
 	require.Equal(t, metav1.ConditionUnknown, unknown.Status)
 	require.Equal(t, "HubSilent", unknown.Reason)
@@ -67,7 +67,7 @@ func TestReadyIsUnknownWhileTheManagementClusterDoesNotAnswer(t *testing.T) {
 	counted(0, 0, 0, 1)
 	failed = errors.New("dial tcp 192.0.2.1:6443: i/o timeout")
 	looks.check(t.Context())
-	require.Equal(t, unknown, is(), "it is said once")
+	require.Equal(t, unknown, is(), "there is one event")
 	require.Equal(t, 1, strings.Count(all(recorder), "SyncLoadBalancerFailed"))
 
 	failed = nil
@@ -85,5 +85,5 @@ func TestTheReasonOfAnOutageChangesWhenTheHubRefusesCredentials(t *testing.T) {
 	a.set(apierrors.NewUnauthorized("Unauthorized"), time.Now())
 	require.Contains(t, a.unknownWhileSilent(ready).Message, "since 2027-01-15T08:00:00Z: Unauthorized")
 	pending := metav1.Condition{Status: metav1.ConditionFalse, Reason: "PoolExhausted"}
-	require.Equal(t, pending, a.unknownWhileSilent(pending), "nobody relies on that")
+	require.Equal(t, pending, a.unknownWhileSilent(pending), "a condition that is not True stays")
 }

@@ -50,7 +50,7 @@ func TestARenewalChangesOnlyTheSpecOfTheLease(t *testing.T) {
 	require.Equal(t, map[string]string{"a": "b"}, is.Labels)
 	require.Equal(t, renewEvery, h.l.pause)
 	require.Empty(t, h.logs)
-	require.Equal(t, "patch", h.Actions()[0].GetVerb(), "that is all that it may")
+	require.Equal(t, "patch", h.Actions()[0].GetVerb(), "the rights allow only this")
 }
 
 func TestAFailedRenewalIsLoggedOnceForEachKindOfError(t *testing.T) {

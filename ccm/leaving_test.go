@@ -87,7 +87,7 @@ func TestAServiceOfADeletedTenantLosesItsAddress(t *testing.T) {
 				}})
 			r, recorder := reconcilerOf(t, tenant, hub)
 			_, err := r.ensure(t.Context(), get(t, tenant, web))
-			require.Error(t, err, "it is tried again")
+			require.Error(t, err, "the error causes a retry")
 			is := get(t, tenant, web)
 			require.Equal(t, c.keeps, len(is.Status.LoadBalancer.Ingress) > 0)
 			condition := meta.FindStatusCondition(is.Status.Conditions, conditionReady)
@@ -131,7 +131,7 @@ func TestTheConditionOfAServiceThatWaitsForTheHubHasTheReason(t *testing.T) {
 	said := all(recorder)
 	require.Equal(t, 4, strings.Count(said, "SyncLoadBalancerFailed"), said)
 	refused.check(t.Context())
-	require.Empty(t, all(recorder), "it is said once")
+	require.Empty(t, all(recorder), "there is one event")
 	for s, says := range map[*corev1.Service]string{leaves: "kubelb-ccm --release", changed: "kubelb-ccm --release", fresh: "the Service waits for an address"} {
 		condition := meta.FindStatusCondition(get(t, tenant, s).Status.Conditions, conditionReady)
 		require.Equal(t, "HubRefused", condition.Reason, s.Name)

@@ -17,5 +17,5 @@ func TestAHostNameThatDoesNotResolveIsNamedWithTheReason(t *testing.T) {
 	require.Len(t, failed, 1)
 	require.Contains(t, failed[0], "node name node.invalid. does not resolve: ")
 	require.Equal(t, "no such host", lookupFailure(&net.DNSError{IsNotFound: true}))
-	require.Contains(t, lookupFailure(&net.DNSError{IsTimeout: true, Err: "read udp 192.0.2.1:43211->192.0.2.53:53: i/o timeout"}), "not answered", "without a port that is another one each time")
+	require.Contains(t, lookupFailure(&net.DNSError{IsTimeout: true, Err: "read udp 192.0.2.1:43211->192.0.2.53:53: i/o timeout"}), "not answered", "without the port, which differs each time")
 }

@@ -102,7 +102,7 @@ func TestInvalidFlagsAreAnError(t *testing.T) {
 		require.ErrorContains(t, err, want)
 	}
 	_, err := runs(t, "--release", "--kubeconfig=/nowhere")
-	require.ErrorContains(t, err, "tenant cluster: ", "it needs no --cluster-name, since it asks no hub")
+	require.ErrorContains(t, err, "tenant cluster: ", "--cluster-name is not needed without requests to the hub")
 }
 
 func TestCheckChecksTheCredentialsAndExits(t *testing.T) {
@@ -132,7 +132,7 @@ func TestATokenIsRequestedForTheSameAccount(t *testing.T) {
 	kubeconfig, asked := hubServer(t, tenantsRights)
 	k, config, err := newTokenSource("tenant-a", kubeconfig, logr.Discard())
 	require.NoError(t, err)
-	require.Empty(t, config.BearerToken, "requests bear the token that is current when they are sent")
+	require.Empty(t, config.BearerToken, "requests have the current token")
 	first := *k.current.Load()
 	text, err := k.request(t.Context(), first, 30*time.Minute)
 	require.NoError(t, err)

@@ -67,7 +67,7 @@ func TestADeletedServiceStaysUntilItsLoadBalancerIsGone(t *testing.T) {
 	}
 	for range 3 {
 		_, err := c.reconcile()
-		require.ErrorContains(t, err, "delete LoadBalancer uid-of-web on the hub: connection refused", "it is tried again")
+		require.ErrorContains(t, err, "delete LoadBalancer uid-of-web on the hub: connection refused", "the error causes a retry")
 		require.Contains(t, all(c.recorder), "Warning DeleteLoadBalancerFailed delete LoadBalancer uid-of-web on the hub: connection refused")
 		require.Equal(t, []string{cleanupFinalizer}, c.service().Finalizers)
 		require.Equal(t, ingress("203.0.113.1"), c.service().Status.LoadBalancer)

@@ -117,7 +117,7 @@ func TestTargetsOfAServiceFollowItsPodsAndTheirNodes(t *testing.T) {
 	require.NoError(t, c.tenant.Delete(t.Context(), slice("b", nil)))
 	c.settle()
 	require.Equal(t, []string{}, c.targets())
-	require.Equal(t, ingress("203.0.113.1"), c.service().Status.LoadBalancer, "that is no reason to take the address away")
+	require.Equal(t, ingress("203.0.113.1"), c.service().Status.LoadBalancer, "the Service keeps its address")
 }
 
 func TestAServiceChangedToPolicyClusterHasAllNodesAsTargets(t *testing.T) {

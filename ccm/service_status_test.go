@@ -31,7 +31,7 @@ func TestAServiceHasTheAddressesAndTheConditionOfItsLoadBalancer(t *testing.T) {
 
 	c.answer(metav1.ConditionFalse, "LimitReached", "the tenant has 10 of 10 addresses")
 	c.settle()
-	require.Empty(t, c.service().Status.LoadBalancer.Ingress, "the hub has taken them back")
+	require.Empty(t, c.service().Status.LoadBalancer.Ingress, "the hub has released the addresses")
 	require.Equal(t, says(metav1.ConditionFalse, "LimitReached", "the tenant has 10 of 10 addresses"), c.condition())
 	require.Equal(t, "Warning SyncLoadBalancerFailed the tenant has 10 of 10 addresses", all(c.recorder))
 	c.requireNothing()
@@ -119,7 +119,7 @@ func TestARefusalByTheHubIsReportedOnceWithItsMessage(t *testing.T) {
 	}
 	for i := range 3 {
 		_, err := c.reconcile()
-		require.ErrorContains(t, err, "denied the request", "it is tried again")
+		require.ErrorContains(t, err, "denied the request", "the error causes a retry")
 		require.Equal(t, i == 0, strings.Contains(all(c.recorder), "Warning SyncLoadBalancerFailed the management cluster did not accept the LoadBalancer: "), "%d", i)
 	}
 	is := c.condition()
@@ -156,7 +156,7 @@ func TestTheConditionOfAServedServiceAlsoNamesExcludedNodes(t *testing.T) {
 
 	c.answer(metav1.ConditionTrue, translate.ReasonNoNodesOfFamily, "served, but: 2001:db8:f::1 is not", "203.0.113.1")
 	c.settle()
-	require.Equal(t, says(metav1.ConditionTrue, translate.ReasonNoNodesOfFamily, "served, but: 2001:db8:f::1 is not; "+why), c.condition(), "what the hub says stays")
+	require.Equal(t, says(metav1.ConditionTrue, translate.ReasonNoNodesOfFamily, "served, but: 2001:db8:f::1 is not; "+why), c.condition(), "the hub's message stays")
 	require.Contains(t, all(c.recorder), "Warning UnAvailableLoadBalancer ")
 
 	c.answer(metav1.ConditionFalse, "PoolExhausted", "no address is free")

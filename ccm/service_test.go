@@ -47,7 +47,7 @@ func TestAServiceWithoutTheFinalizerHasNoLoadBalancer(t *testing.T) {
 		return nil
 	}
 	_, err := c.reconcile()
-	require.ErrorContains(t, err, "a webhook refuses it", "it is tried again")
+	require.ErrorContains(t, err, "a webhook refuses it", "the error causes a retry")
 	require.Nil(t, c.onHub())
 	require.Empty(t, c.writes)
 }
@@ -318,7 +318,7 @@ func TestTheLoadBalancerOfADeletedServiceIsDeleted(t *testing.T) {
 		return nil
 	}
 	_, err := c.reconcile()
-	require.ErrorContains(t, err, "the hub is away", "it is looked for again")
+	require.ErrorContains(t, err, "the hub is away", "the lookup is retried")
 }
 
 // The Service has a finalizer of KubeLB's own CCM, which nothing removes any more.

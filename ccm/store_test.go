@@ -24,12 +24,12 @@ func TestAKubeconfigFileIsReplacedAtomically(t *testing.T) {
 	require.Equal(t, "two", string(content))
 	require.Equal(t, "file "+file, s.String())
 
-	require.ErrorIs(t, s.save(t.Context(), []byte("one"), []byte("three")), errReplaced, "somebody else has written it")
+	require.ErrorIs(t, s.save(t.Context(), []byte("one"), []byte("three")), errReplaced, "another program has written the file")
 	require.NoError(t, os.Remove(file))
-	require.ErrorIs(t, s.save(t.Context(), []byte("two"), []byte("three")), os.ErrNotExist, "an operator has taken it away")
+	require.ErrorIs(t, s.save(t.Context(), []byte("two"), []byte("three")), os.ErrNotExist, "an operator has deleted the file")
 	entries, err := os.ReadDir(filepath.Dir(file))
 	require.NoError(t, err)
-	require.Empty(t, entries, "no token is left in a file that nobody knows")
+	require.Empty(t, entries, "no temporary file with a token is left")
 }
 
 func TestAFileThatCannotBeWrittenStaysComplete(t *testing.T) {

@@ -143,7 +143,7 @@ func TestATokenWithoutExpiryIsExchanged(t *testing.T) {
 	r.refusal = apierrors.NewForbidden(schema.GroupResource{Resource: "serviceaccounts"}, "kubelb-ccm", errors.New("a hub of a former release"))
 	require.True(t, r.lookAt(t, 0).neverExpires())
 	r.lookAt(t, time.Minute)
-	require.Equal(t, []time.Duration{time.Hour, 30 * time.Minute, 15 * time.Minute, 10 * time.Minute}, r.asked, "it goes on with what it has")
+	require.Equal(t, []time.Duration{time.Hour, 30 * time.Minute, 15 * time.Minute, 10 * time.Minute}, r.asked, "the present token stays in use")
 	r.refusal = nil
 	require.False(t, r.lookAt(t, time.Hour).neverExpires())
 	require.Len(t, r.asked, 5)
@@ -172,7 +172,7 @@ func TestANewKubeconfigIsUsedWithoutARestart(t *testing.T) {
 	r.put(t, expiring("two", noon.Add(10*time.Minute)))
 	require.Equal(t, noon.Add(70*time.Minute).Unix(), r.lookAt(t, 11*time.Minute).expires.Unix(), "another replica has renewed it")
 	r.put(t, expiring("two", noon))
-	require.Equal(t, noon.Add(70*time.Minute).Unix(), r.lookAt(t, 12*time.Minute).expires.Unix(), "an older one is not taken")
+	require.Equal(t, noon.Add(70*time.Minute).Unix(), r.lookAt(t, 12*time.Minute).expires.Unix(), "an older token is not used")
 	require.Equal(t, expiring("two", noon.Add(10*time.Minute)), r.kept(t))
 
 	require.NoError(t, os.WriteFile(r.file, []byte(strings.ReplaceAll(kubeconfigWith("token: "+expiring("three", noon)), "hub.example.com", "other.example.com")), 0o600))

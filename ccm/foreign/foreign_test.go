@@ -107,8 +107,8 @@ func TestTheErrorNamesAKindThatMayNotBeRead(t *testing.T) {
 }
 
 func TestServicesAndSecretsAreNotAmongTheKinds(t *testing.T) {
-	require.NotContains(t, Kinds(), schema.GroupKind{Kind: "Service"}, "the CCM takes them over itself")
-	require.NotContains(t, Kinds(), Secret, "they may be read only if the operator says so")
+	require.NotContains(t, Kinds(), schema.GroupKind{Kind: "Service"}, "the CCM adopts Services itself")
+	require.NotContains(t, Kinds(), Secret, "the CCM may read Secrets only if the operator allows it")
 	require.NotContains(t, Kinds(), SyncSecret)
 	require.Len(t, Kinds(), 7)
 	require.Equal(t, "kubelb.k8c.io/cleanup", Finalizer)

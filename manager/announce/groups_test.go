@@ -36,7 +36,7 @@ func TestATenantWithFewGroupsGetsAllOfThem(t *testing.T) {
 		}
 		return n
 	}
-	require.Equal(t, map[string]int{"hostile": 100}, choose(map[string][]netip.Addr{"hostile": groupsOf(1, 150)}, 100), "nobody else needs them")
+	require.Equal(t, map[string]int{"hostile": 100}, choose(map[string][]netip.Addr{"hostile": groupsOf(1, 150)}, 100), "no other tenant needs groups")
 	require.Equal(t, map[string]int{"hostile": 93, "a": 5, "b": 2}, choose(map[string][]netip.Addr{"hostile": groupsOf(1, 150), "a": groupsOf(2, 5), "b": groupsOf(3, 2)}, 100))
 	require.Equal(t, map[string]int{"hostile": 49, "vile": 49, "b": 2}, choose(map[string][]netip.Addr{"hostile": groupsOf(1, 150), "vile": groupsOf(2, 99), "b": groupsOf(3, 2)}, 100))
 
@@ -73,5 +73,5 @@ func TestGroupsAreSharedByTheTenantsOfAddresses(t *testing.T) {
 		require.True(t, chosen[group])
 	}
 	l.SetTenant(netip.MustParseAddr("2001:db8::1"), "")
-	require.Len(t, l.tenants, 2*uplink.MaxGroups+9, "what is nobody's is forgotten")
+	require.Len(t, l.tenants, 2*uplink.MaxGroups+9, "addresses without a tenant are removed")
 }

@@ -119,7 +119,7 @@ func TestAnAddressConflictIsReportedAtTheSecondClaim(t *testing.T) {
 	require.False(t, l.updateClaim(one, mac, now.Add(confirmAfter/2)))
 	require.Empty(t, l.Conflicts())
 	require.True(t, l.updateClaim(one, mac, now.Add(confirmAfter)))
-	require.False(t, l.updateClaim(one, mac, now.Add(2*confirmAfter)), "it is known")
+	require.False(t, l.updateClaim(one, mac, now.Add(2*confirmAfter)), "the conflict is known already")
 	require.Equal(t, []Conflict{{one, "02:00:00:00:00:09"}}, l.Conflicts())
 
 	for name, heed := range map[string]func() bool{
@@ -182,7 +182,7 @@ func TestAQueryForTheOwnAddressAnnouncesNothing(t *testing.T) {
 	require.EqualValues(t, 255, ip[7])
 	require.EqualValues(t, solicitation, icmp[0])
 	require.Equal(t, address, netip.AddrFrom16([16]byte(icmp[8:24])))
-	require.Len(t, icmp, 24, "no option: who has no address says no MAC (RFC 4861 section 4.3)")
+	require.Len(t, icmp, 24, "no option: a solicitation from the unspecified address has no MAC address (RFC 4861 section 4.3)")
 	require.Zero(t, checksum(netip.IPv6Unspecified(), group, icmp))
 }
 
@@ -210,7 +210,7 @@ func TestIPv6IsSilentOnAnInterfaceWithoutIPv6(t *testing.T) {
 	require.Empty(t, l.Silent(ipam.IPv6), "the other interface carries it")
 	off["test0"], off["test1"] = "?", "off"
 	l.checkFamilies()
-	require.Equal(t, 2, changes, "the gateway elects anew")
+	require.Equal(t, 2, changes, "the gateway elects again")
 	require.Equal(t, "IPv6 is turned off on interface test0; off", l.Silent(ipam.IPv6), "after an error the former reason stays")
 	off["test0"] = ""
 	l.checkFamilies()

@@ -178,7 +178,7 @@ func TestASnoopingSwitchPassesSolicitationsToTheGateway(t *testing.T) {
 		s.Plug("peer", clientMAC.String())
 		l, tap := answering(t), s.Tap("peer")
 		passes := func() bool { return slices.Contains(s.Groups("uplink"), group) }
-		require.Never(t, passes, soon/4, 100*time.Millisecond, "it is not this gateway's")
+		require.Never(t, passes, soon/4, 100*time.Millisecond, "the address is not owned")
 		l.Announce(vip6)
 		require.Eventually(t, passes, 4*soon, 10*time.Millisecond)
 		require.True(t, answers(tap, vip6, uplinkMAC))
@@ -203,10 +203,10 @@ func TestASnoopingSwitchPassesSolicitationsToTheGateway(t *testing.T) {
 		s.IP("link set next down")
 		s.IP("link set next name uplink")
 		s.IP("link set uplink up")
-		require.True(t, answers(tap, vip6, otherMAC), "another interface is there")
+		require.True(t, answers(tap, vip6, otherMAC), "the switch has another interface")
 
 		l.Withdraw(vip6)
-		require.Eventually(t, func() bool { return !slices.Contains(s.Groups("next"), group) }, 4*soon, 10*time.Millisecond, "it is nobody's any more")
+		require.Eventually(t, func() bool { return !slices.Contains(s.Groups("next"), group) }, 4*soon, 10*time.Millisecond, "no address of the group is owned any more")
 	})
 }
 
@@ -306,7 +306,7 @@ func TestPreflightReportsAFamilyThatAnInterfaceDoesNotCarry(t *testing.T) {
 		require.Equal(t, "IPv6 is turned off on interface uplink", v6.Found)
 		require.Contains(t, v6.Fix(), "run: sysctl -w net.ipv6.conf.uplink.disable_ipv6=0 && ")
 		s.IP("link set uplink down")
-		require.Empty(t, FamilyChecks("uplink"), "it is said elsewhere that it is down")
+		require.Empty(t, FamilyChecks("uplink"), "another check reports that the interface is down")
 		require.Empty(t, FamilyChecks("nowhere"))
 	})
 }

@@ -144,7 +144,7 @@ func TestForgedPacketsNeitherEndNorProlongASession(t *testing.T) {
 
 func TestTwoSidesComeUpAndAgreeOnTheSlowerInterval(t *testing.T) {
 	a, b := newMachine(fast, 1), newMachine(Timers{Interval: 300 * time.Millisecond, Multiplier: 2}, 2)
-	require.Equal(t, slowInterval, a.next().minTx, "slow until the other side is there")
+	require.Equal(t, slowInterval, a.next().minTx, "slow until the session is up")
 	for range 4 {
 		for _, side := range [][2]*machine{{a, b}, {b, a}} {
 			if answer, _ := side[1].receive(side[0].next()); answer != nil {

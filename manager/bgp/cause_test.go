@@ -44,7 +44,7 @@ func comesToSay(t *testing.T, s *Speaker, parts ...string) {
 	t.Log(reason(s))
 	// The wait before the next attempt does not change the reason.
 	time.Sleep(3 * time.Second)
-	require.True(t, says(), "later it says %q", reason(s))
+	require.True(t, says(), "later the reason is %q", reason(s))
 }
 
 func eventuallyIs(is func() bool) bool {
@@ -173,7 +173,7 @@ func TestTheReasonNamesWhyARouterDoesNotAnswer(t *testing.T) {
 	eventually(t, "a session", s.Able)
 	comesToSay(t, s, "hold timer expired", "NOTIFICATION 4/0", "sent by this gateway")
 	eventually(t, "that it ends connections now", func() bool { return strings.Contains(reason(s), "without a NOTIFICATION") })
-	require.Contains(t, reason(s), "hold timer expired", "what was said before helps")
+	require.Contains(t, reason(s), "hold timer expired", "the former NOTIFICATION is more exact")
 }
 
 // A family is announced if both sides have negotiated it and the gateway has a next hop.

@@ -200,7 +200,7 @@ func FuzzARouterSendsAnything(f *testing.F) {
 			body = messageBytes(kind, body)
 		}
 		hostile.say(t, s, body)
-		require.Equal(t, []string{own.String() + "/32"}, table(t, s), "nothing is taken")
+		require.Equal(t, []string{own.String() + "/32"}, table(t, s), "no route is accepted")
 		require.True(t, established(s, "neighbour"))
 		require.Equal(t, 1, neighbour.sessions())
 		require.Len(t, neighbour.routes(t, wire.RF_IPv4_UC), 1)

@@ -126,7 +126,7 @@ func TestAReturnedAddressIsNotReallocatedBeforeItsRemovalIsConfirmed(t *testing.
 	moves.Requested[0] = netip.MustParseAddr("192.0.2.1")
 	a := allocator.allocate(moves, []ipam.Grant{grant("203.0.113.1")}, ipam.Limits{}, false)
 	require.NotNil(t, a.refusal)
-	require.Equal(t, []ipam.Grant{grant("203.0.113.1")}, a.addresses, "what is on record, and nothing that is not")
+	require.Equal(t, []ipam.Grant{grant("203.0.113.1")}, a.addresses, "only the recorded allocation")
 	moves.Requested[0] = netip.MustParseAddr("203.0.113.5")
 	allocator.confirm("tenant-a/web", move("203.0.113.1"))
 	require.Nil(t, ask())
@@ -300,7 +300,7 @@ func TestGatewaysHoldVersionsUpToTheirOwn(t *testing.T) {
 
 func TestALoadBalancerThatMayBeRefusedIsNotServed(t *testing.T) {
 	g := v1alpha1.Gateway{ObjectMeta: metav1.ObjectMeta{Name: "gw"}, Status: v1alpha1.GatewayStatus{AppliedResourceVersion: "10", AnnouncedResourceVersion: "10", Unlisted: []string{"tenant-b"}}}
-	require.True(t, viewOf([]v1alpha1.Gateway{g}, nil, nil, webAt10()).announced, "it is another tenant's affair")
+	require.True(t, viewOf([]v1alpha1.Gateway{g}, nil, nil, webAt10()).announced, "the list of another tenant is not complete")
 	g.Status.Unlisted = []string{"tenant-a"}
 	view := viewOf([]v1alpha1.Gateway{g}, nil, nil, webAt10())
 	require.False(t, view.applied)
@@ -311,7 +311,7 @@ func TestALoadBalancerThatMayBeRefusedIsNotServed(t *testing.T) {
 	require.NotEmpty(t, viewOf([]v1alpha1.Gateway{g}, nil, nil, webAt10()).maybeRefused, "it stands for all namespaces")
 	g.Status.Failures = []v1alpha1.GatewayFailure{{LoadBalancer: "tenant-a/web", Record: "frontend", Message: "table full"}}
 	view = viewOf([]v1alpha1.Gateway{g}, nil, nil, webAt10())
-	require.Equal(t, "gateway gw: frontend: table full", view.failure, "it is named")
+	require.Equal(t, "gateway gw: frontend: table full", view.failure, "the LoadBalancer is listed")
 	require.Empty(t, view.maybeRefused)
 }
 
@@ -347,7 +347,7 @@ func TestALoadBalancerThatMayBeRefusedIsUnknown(t *testing.T) {
 		require.Equal(t, metav1.ConditionUnknown, a.condition(kind).Status, kind)
 	}
 	require.Contains(t, a.condition(v1alpha1.ConditionProgrammed).Message, "gateway g1: refuses more LoadBalancers of namespace tenant-a than its status lists, and this one may be among them")
-	require.Contains(t, strings.Join(drained(a.r), "\n"), "MaybeRefused", "an event says so")
+	require.Contains(t, strings.Join(drained(a.r), "\n"), "MaybeRefused", "there is an event")
 	for _, name := range []string{"g1", "g2"} {
 		say(name, func(s *v1alpha1.GatewayStatus) { s.Unlisted = nil })
 	}
@@ -360,7 +360,7 @@ func TestAWaitingLoadBalancerHasTheReason(t *testing.T) {
 	view := viewOf([]v1alpha1.Gateway{broken, {ObjectMeta: metav1.ObjectMeta{Name: "slow"}}}, nil, nil, webAt10())
 	require.Equal(t, "none of 2 gateways has applied it yet: gateway gw: configure backend envoy: no Envoy", view.waitMessage())
 	w := waiting{gateway: map[client.ObjectKey]string{{Namespace: "tenant-a", Name: "web"}: "10"}}
-	require.Len(t, w.reported(&broken), 1, "it is woken up to be told")
+	require.Len(t, w.reported(&broken), 1, "the LoadBalancer is reconciled to get the reason")
 	require.Empty(t, w.reported(&v1alpha1.Gateway{}))
 	behind := v1alpha1.Gateway{Status: v1alpha1.GatewayStatus{AppliedResourceVersion: "12", Behind: []v1alpha1.GatewayBehind{{Namespace: "tenant-a", ResourceVersion: "9"}}}}
 	require.Empty(t, w.reported(&behind))
@@ -410,7 +410,7 @@ func TestReservationsOfRequestedAddressesSurviveARestart(t *testing.T) {
 	require.Equal(t, ipam.AddressInUse, ask(allocator, "tenant-b").Reason)
 	require.Nil(t, ask(allocator, "tenant-a"))
 	ended, _ := allocator.expire(now)
-	require.True(t, ended, "who waits is told that nothing is kept any more")
+	require.True(t, ended, "waiting LoadBalancers are reconciled after the reservation")
 
 	// An AddressPool without reservations, and an address that was not requested.
 	never, pool := metav1.Duration{}, &v1alpha1.AddressPool{}
@@ -439,7 +439,7 @@ func TestAddressesOfADeletedTenantStayReservedUntilItIsGone(t *testing.T) {
 	r := reconcilerOf(t, server)
 	_, err := r.Reconcile(t.Context(), reconcile.Request{NamespacedName: client.ObjectKeyFromObject(web)})
 	require.NoError(t, err)
-	require.ErrorContains(t, server.Get(t.Context(), client.ObjectKeyFromObject(web), web), "not found", "gateways have let go of it")
+	require.ErrorContains(t, server.Get(t.Context(), client.ObjectKeyFromObject(web), web), "not found", "gateways have withdrawn the address")
 	ask := func(allocator *addressAllocator) *ipam.Refusal {
 		wants := translate.LoadBalancer{ObjectName: model.ObjectName{Namespace: "tenant-b", Name: "web"}, Type: "LoadBalancer", Requested: []netip.Addr{netip.MustParseAddr(wanted)}}
 		return allocator.allocate(wants, nil, ipam.Limits{}, false).refusal
@@ -448,7 +448,7 @@ func TestAddressesOfADeletedTenantStayReservedUntilItIsGone(t *testing.T) {
 	require.Equal(t, ipam.AddressInUse, ask(r.addresses).Reason)
 	anew := &addressAllocator{reader: server}
 	require.NoError(t, anew.load(t.Context()))
-	require.NotNil(t, ask(anew), "it is on record")
+	require.NotNil(t, ask(anew), "the reservation is in the status")
 	// The reservation does not end as long as the Tenant exists.
 	now := time.Now()
 	for range 10 {
@@ -492,7 +492,7 @@ func TestReservationsOfOneTenantDoNotEvictThoseOfOthers(t *testing.T) {
 		allocator.reserveAddress(ipam.Grant{Address: netip.AddrFrom4([4]byte{203, 0, byte(i >> 8), byte(i)}), Pool: "public"}, "tenant-hostile", false, now)
 	}
 	ended, _ := allocator.expire(now)
-	require.True(t, ended, "who waits is told that one is kept no more")
+	require.True(t, ended, "waiting LoadBalancers are reconciled after a reservation was evicted")
 	require.NoError(t, allocator.reserve(t.Context(), server, web, false, now))
 	require.NoError(t, server.Get(t.Context(), client.ObjectKeyFromObject(wide), wide))
 	require.Len(t, wide.Status.Reserved, v1alpha1.MaxReserved)

@@ -103,7 +103,7 @@ func (h *ccmTest) shown() (int, float64) {
 func TestTheConditionOfATenantSaysSinceWhenItsCCMIsSilent(t *testing.T) {
 	h := contactHubOf(t)
 	says, written := h.after(time.Hour)
-	require.Nil(t, says, "nobody has ever renewed it, as KubeLB's own CCM does not")
+	require.Nil(t, says, "the Lease was never renewed, as with KubeLB's own CCM")
 	require.Zero(t, written)
 	n, _ := h.shown()
 	require.Zero(t, n)
@@ -140,7 +140,7 @@ func TestTheConditionOfATenantSaysSinceWhenItsCCMIsSilent(t *testing.T) {
 
 	says, written = h.after(time.Hour)
 	require.Equal(t, message, says.Message)
-	require.Zero(t, written, "it is said once")
+	require.Zero(t, written, "the status is written once")
 	h.begin()
 	says, written = h.after(time.Hour)
 	require.Equal(t, message, says.Message, "other controllers know no better")
@@ -152,7 +152,7 @@ func TestTheConditionOfATenantSaysSinceWhenItsCCMIsSilent(t *testing.T) {
 	require.Equal(t, 1, written)
 	require.NoError(t, h.Delete(t.Context(), &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: "tenant-a", Name: v1alpha1.CCMName}}))
 	says, _ = h.after(ccmCheckInterval)
-	require.Nil(t, says, "who deletes the Lease says that no CCM is to be expected that renews it")
+	require.Nil(t, says, "after the deletion of the Lease no CCM is expected")
 	h.look(t)
 	require.NoError(t, h.Get(t.Context(), client.ObjectKey{Namespace: "tenant-a", Name: v1alpha1.CCMName}, &coordinationv1.Lease{}), "a CCM may come")
 }
@@ -171,7 +171,7 @@ func TestTimesInATenantsLeaseAreNotTrusted(t *testing.T) {
 			}
 			h.begin()
 			says, _ := h.after(30 * time.Second)
-			require.Equal(t, metav1.ConditionTrue, says.Status, "other controllers give it a moment")
+			require.Equal(t, metav1.ConditionTrue, says.Status, "a new process has a grace period")
 			h.renew(h.now.Add(off))
 			h.after(0)
 			since := h.now
@@ -181,7 +181,7 @@ func TestTimesInATenantsLeaseAreNotTrusted(t *testing.T) {
 			h.begin()
 			h.after(0)
 			h.look(t)
-			require.Equal(t, says.Message, meta.FindStatusCondition(h.tenant().Status.Conditions, v1alpha1.ConditionConnected).Message, "who has said so knew since when")
+			require.Equal(t, says.Message, meta.FindStatusCondition(h.tenant().Status.Conditions, v1alpha1.ConditionConnected).Message, "the message of the former process stays")
 		})
 	}
 	h := contactHubOf(t)
@@ -247,7 +247,7 @@ func TestATenantIsNotConnectedBeforeARenewalWasSeen(t *testing.T) {
 				h.requireNothingSaid(written, says)
 				says, _ = h.after(ccmSilentAfter)
 				require.Equal(t, metav1.ConditionUnknown, says.Status)
-				require.Contains(t, says.Message, renewed.UTC().Format(time.RFC3339), "since when is what the Lease says")
+				require.Contains(t, says.Message, renewed.UTC().Format(time.RFC3339), "the time is that of the Lease")
 				_, is := h.shown()
 				require.Zero(t, is)
 			})
@@ -262,10 +262,10 @@ func TestATenantStaysConnectedWhileOtherControllersWaitForARenewal(t *testing.T)
 	h.begin()
 	h.now = h.now.Add(time.Hour)
 	says, written := h.after(ccmGracePeriod)
-	require.Equal(t, metav1.ConditionTrue, says.Status, "the former process has heard it")
+	require.Equal(t, metav1.ConditionTrue, says.Status, "the former process saw a renewal")
 	require.Zero(t, written)
 	_, is := h.shown()
-	require.Equal(t, 1.0, is, "Prometheus is told what the Tenant says")
+	require.Equal(t, 1.0, is, "the metric agrees with the condition")
 	says, _ = h.after(ccmCheckInterval)
 	require.Equal(t, metav1.ConditionUnknown, says.Status)
 }
@@ -316,7 +316,7 @@ func TestCCMsHaveAGracePeriodAfterAnOutageOfTheAPI(t *testing.T) {
 	require.Equal(t, metav1.ConditionTrue, says.Status)
 	require.Zero(t, written)
 	says, _ = h.after(2 * ccmCheckInterval)
-	require.Equal(t, metav1.ConditionUnknown, says.Status, "and it has not taken it")
+	require.Equal(t, metav1.ConditionUnknown, says.Status, "within the grace period the CCM did not renew its Lease")
 }
 
 func TestATenantWithoutCredentialsHasNoConditionConnected(t *testing.T) {

@@ -109,7 +109,7 @@ func TestTheStatusOfASilentGatewayIsUnknown(t *testing.T) {
 	require.Equal(t, metav1.ConditionTrue, a.condition(v1alpha1.ConditionReady).Status, "it may be a moment")
 	require.Empty(t, a.r.gatewaysSilent)
 	a.after(7 * time.Second)
-	require.Len(t, a.r.gatewaysSilent, 1, "all LoadBalancers are looked at")
+	require.Len(t, a.r.gatewaysSilent, 1, "all LoadBalancers are reconciled")
 	for _, kind := range []string{v1alpha1.ConditionReady, v1alpha1.ConditionBGPEstablished} {
 		is := a.gateway("g1", kind)
 		require.Equal(t, metav1.ConditionUnknown, is.Status, kind)
@@ -121,7 +121,7 @@ func TestTheStatusOfASilentGatewayIsUnknown(t *testing.T) {
 		require.Equal(t, "GatewaySilent", is.Reason)
 		require.Contains(t, is.Message, "gateway g1: the gateway has not renewed its Lease since ")
 	}
-	require.Contains(t, drained(a.r)[0], "GatewaySilent", "an event says so")
+	require.Contains(t, drained(a.r)[0], "GatewaySilent", "there is an event")
 
 	a.begin()
 	a.after(time.Hour)
@@ -132,7 +132,7 @@ func TestTheStatusOfASilentGatewayIsUnknown(t *testing.T) {
 	require.NoError(t, a.hub.Get(t.Context(), client.ObjectKey{Name: "g1"}, &g))
 	g.Status = workingGateway("g1").Status
 	require.NoError(t, a.hub.Status().Update(t.Context(), &g))
-	require.Equal(t, metav1.ConditionTrue, a.condition(v1alpha1.ConditionReady).Status, "it is back")
+	require.Equal(t, metav1.ConditionTrue, a.condition(v1alpha1.ConditionReady).Status, "the gateway is back")
 	a.after(time.Second)
 	require.Equal(t, metav1.ConditionTrue, a.gateway("g1", v1alpha1.ConditionReady).Status)
 }
@@ -150,12 +150,12 @@ func TestASilentGatewayDoesNotHideOthers(t *testing.T) {
 	require.NoError(t, a.hub.Get(t.Context(), client.ObjectKey{Name: "g2"}, &g))
 	g.Status.AppliedResourceVersion, g.Status.AnnouncedResourceVersion = "1", "1"
 	require.NoError(t, a.hub.Status().Update(t.Context(), &g))
-	require.Equal(t, metav1.ConditionTrue, a.condition(v1alpha1.ConditionReady).Status, "it is about to take the present version")
+	require.Equal(t, metav1.ConditionTrue, a.condition(v1alpha1.ConditionReady).Status, "the gateway is about to apply the present version")
 	require.NoError(t, a.hub.Get(t.Context(), client.ObjectKey{Name: "g2"}, &g))
 	meta.SetStatusCondition(&g.Status.Conditions, metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse, Reason: "BackendFailed", Message: "no nf_tables"})
 	require.NoError(t, a.hub.Status().Update(t.Context(), &g))
 	is := a.condition(v1alpha1.ConditionReady)
-	require.Equal(t, metav1.ConditionUnknown, is.Status, "nobody who is heard of has it")
+	require.Equal(t, metav1.ConditionUnknown, is.Status, "no working gateway holds the LoadBalancer")
 	require.Contains(t, is.Message, "gateway g2: no nf_tables")
 }
 

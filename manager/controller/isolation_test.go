@@ -41,7 +41,7 @@ func TestTheStatusOfATenantDoesNotDependOnOtherTenants(t *testing.T) {
 			is.settle()
 			without.settle()
 			for _, honest := range []string{"a", "b"} {
-				require.Equal(t, without.statusOf(honest), is.statusOf(honest), "what tenant %s is told", honest)
+				require.Equal(t, without.statusOf(honest), is.statusOf(honest), "the status of tenant %s", honest)
 				require.Equal(t, without.told[honest], is.told[honest], "events of tenant %s", honest)
 				require.Equal(t, without.writes[honest], is.writes[honest], "how often LoadBalancers of tenant %s are written", honest)
 				// status.held is written once for each time that the tenant lists a node that another tenant lists, too.

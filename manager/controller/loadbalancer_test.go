@@ -70,7 +70,7 @@ func TestTheStatusOfAPartlyRefusedLoadBalancerBecomesStable(t *testing.T) {
 					gateways[i].Status.AppliedResourceVersion, gateways[i].Status.AnnouncedResourceVersion = before, before
 				}
 			}
-			require.Equal(t, before, seen(), "it is written again and again: %v", lb.Status.Conditions)
+			require.Equal(t, before, seen(), "the status is written again and again: %v", lb.Status.Conditions)
 			require.Equal(t, len(refuses) < 3, meta.IsStatusConditionTrue(lb.Status.Conditions, v1alpha1.ConditionReady), "%v", lb.Status.Conditions)
 		})
 	}
@@ -216,7 +216,7 @@ func TestAnAddressConflictIsInTheStatusOfTheLoadBalancer(t *testing.T) {
 	require.Equal(t, metav1.ConditionTrue, ready.Status)
 	require.Equal(t, v1alpha1.ReasonAddressConflict, ready.Reason)
 	require.Contains(t, ready.Message, "served, but: another host on the gateways' segment also answers for 203.0.113.1")
-	require.NotContains(t, ready.Message, "02:00", "a tenant is not told of the hub's hosts")
+	require.NotContains(t, ready.Message, "02:00", "a tenant does not see the hub's hosts")
 	recorder := r.events.(*events.FakeRecorder)
 	require.Contains(t, <-recorder.Events, "Warning AddressConflict another host")
 	require.Empty(t, recorder.Events, "once")
@@ -258,7 +258,7 @@ func TestALoadBalancerThatIsNotAnnouncedAnyMoreIsNotReady(t *testing.T) {
 	require.Equal(t, metav1.ConditionTrue, condition(v1alpha1.ConditionReady).Status)
 	before := gateway.DeepCopy()
 	gateway.Status.Silent = []v1alpha1.GatewaySilence{{Family: corev1.IPv4Protocol, Message: "BGPPeer tor (192.0.2.254): connection refused at port 179"}}
-	require.True(t, announcementChanges(before, gateway), "all are looked at")
+	require.True(t, announcementChanges(before, gateway), "all LoadBalancers are reconciled")
 	require.NoError(t, c.Update(t.Context(), gateway))
 	for _, kind := range []string{v1alpha1.ConditionAnnounced, v1alpha1.ConditionReady} {
 		is := condition(kind)
@@ -267,11 +267,11 @@ func TestALoadBalancerThatIsNotAnnouncedAnyMoreIsNotReady(t *testing.T) {
 		require.Contains(t, is.Message, lb.Status.Addresses[0].Address+" is not announced: gateway g: BGPPeer tor (192.0.2.254): connection refused")
 	}
 	require.NotEmpty(t, lb.Status.LoadBalancer.Ingress, "the Service keeps its address")
-	require.Contains(t, strings.Join(drained(r), "\n"), "NotAnnounced", "an event says so")
+	require.Contains(t, strings.Join(drained(r), "\n"), "NotAnnounced", "there is an event")
 	gateway.Status.Silent, gateway.Status.AnnouncedResourceVersion = nil, ""
 	require.NoError(t, c.Update(t.Context(), gateway))
 	require.Equal(t, "WaitingForAnnouncement", condition(v1alpha1.ConditionReady).Reason)
-	require.Empty(t, drained(r), "it is not over yet")
+	require.Empty(t, drained(r), "the fault is not over yet")
 	gateway.Status.AnnouncedResourceVersion = "1000000"
 	require.NoError(t, c.Update(t.Context(), gateway))
 	require.Equal(t, metav1.ConditionTrue, condition(v1alpha1.ConditionReady).Status)
@@ -319,8 +319,8 @@ func TestFailedTriesAreInTheStatusOfTheLoadBalancer(t *testing.T) {
 	require.Equal(t, metav1.ConditionFalse, served.Status)
 	require.Equal(t, []string{v1alpha1.ReasonConnectionsFail, message}, []string{ready.Reason, ready.Message})
 	require.Equal(t, metav1.ConditionFalse, ready.Status)
-	require.Len(t, drained(r), 1, "an event says so once")
-	require.Contains(t, failing(gateway), reconcile.Request{NamespacedName: key}, "it is looked at when that changes")
+	require.Len(t, drained(r), 1, "there is one event")
+	require.Contains(t, failing(gateway), reconcile.Request{NamespacedName: key}, "the LoadBalancer is reconciled after a change")
 
 	served, _ = says(tries(&v1alpha1.GatewayTries{Failing: 9, Unlisted: []string{"tenant-a"}}))
 	require.Contains(t, served.Message, "this one may be among them")
@@ -333,7 +333,7 @@ func TestFailedTriesAreInTheStatusOfTheLoadBalancer(t *testing.T) {
 	})
 	require.Equal(t, v1alpha1.ReasonSegmentSilent, served.Reason)
 	require.Equal(t, "gateway g: nobody answers", ready.Message)
-	require.True(t, announcementChanges(before, gateway), "all are looked at")
+	require.True(t, announcementChanges(before, gateway), "all LoadBalancers are reconciled")
 
 	served, ready = says(func(s *v1alpha1.GatewayStatus) { s.Conditions = nil })
 	require.Nil(t, served)
@@ -362,12 +362,12 @@ func TestAGatewayThatServesNothingCountsForItsAddresses(t *testing.T) {
 	answers, drained := gateway("a", false, 1, nil, silent), gateway("a", false, 0, nil, silent)
 	require.Equal(t, []string{"gateway a: it hangs"}, broken(answers, well))
 	require.Empty(t, broken(drained, well))
-	require.True(t, announcementChanges(&answers, &drained), "all are looked at")
+	require.True(t, announcementChanges(&answers, &drained), "all LoadBalancers are reconciled")
 
 	answers, drained = gateway("a", true, 1, []string{"a"}, silent), gateway("a", true, 0, []string{"b"}, silent)
 	require.Equal(t, []string{"gateway a: it hangs"}, broken(answers, gateway("b", true, 0, []string{"a"})))
 	require.Empty(t, broken(drained, gateway("b", true, 1, []string{"b"})))
-	require.True(t, announcementChanges(&answers, &drained), "all are looked at")
+	require.True(t, announcementChanges(&answers, &drained), "all LoadBalancers are reconciled")
 	before, after := gateway("b", true, 1, []string{"a", "b"}), gateway("b", true, 2, []string{"b"})
 	require.False(t, announcementChanges(&before, &after))
 }

@@ -80,7 +80,7 @@ func TestAllocationsAreReadByPagesAndOnlyTheyAreKept(t *testing.T) {
 	require.NoError(t, allocator.load(t.Context()))
 	require.LessOrEqual(t, s.largest, pageSize)
 	require.Equal(t, "203.0.113.60", allocator.allocator.Held("tenant-a/lb-059")[0].Address.String())
-	require.Less(t, s.live-before, int64(2<<20), "when a page is asked for, those before are garbage: one LoadBalancer has more than half a megabyte")
+	require.Less(t, s.live-before, int64(2<<20), "at each request the former pages are garbage: one LoadBalancer has more than half a megabyte")
 	require.Less(t, heap()-before, int64(1<<20))
 }
 
@@ -99,7 +99,7 @@ func TestNoAddressIsAllocatedBeforeAllAllocationsWereRead(t *testing.T) {
 	s := &apiServer{lbs: 50, expire: func(request int) bool { return request%3 == 0 }}
 	allocator := bookOfServer(t, s)
 	require.ErrorContains(t, allocator.load(t.Context()), "read the allocations of LoadBalancers: the provided continue parameter is too old")
-	require.Equal(t, maxAttempts*3, s.requests, "it is not asked for ever")
+	require.Equal(t, maxAttempts*3, s.requests, "the number of attempts is bounded")
 	require.False(t, allocator.loaded)
 	s.expire = nil
 	require.NoError(t, allocator.load(t.Context()))

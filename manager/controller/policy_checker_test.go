@@ -60,7 +60,7 @@ func TestAPolicyThatIsNotInForceIsReported(t *testing.T) {
 				require.Equal(t, 1.0, testutil.ToFloat64(numbers.policies))
 				return
 			case objects == nil:
-				require.Zero(t, testutil.CollectAndCount(numbers.policies), "what is not known is not said")
+				require.Zero(t, testutil.CollectAndCount(numbers.policies), "an unknown policy has no metric")
 			default:
 				require.Equal(t, 0.0, testutil.ToFloat64(numbers.policies))
 			}

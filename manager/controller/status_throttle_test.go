@@ -62,7 +62,7 @@ func TestTheStatusOfAFrequentlyChangedObjectIsWrittenOnceASecond(t *testing.T) {
 		require.Equal(t, time.Second, reconcileIt(), "gateways will say something of it soon")
 		require.Zero(t, writes)
 		take()
-		require.Zero(t, reconcileIt(), "and when they have, it is written")
+		require.Zero(t, reconcileIt(), "after their reports, the status is written")
 		require.Equal(t, 1, writes)
 		for _, condition := range lb.Status.Conditions {
 			require.EqualValues(t, 2, condition.ObservedGeneration, condition.Type)

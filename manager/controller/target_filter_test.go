@@ -95,7 +95,7 @@ func manyAndOne() []client.Object {
 func TestAChangeOfTargetsEvaluatesOnlyAffectedLists(t *testing.T) {
 	f := newFilterTest(t, manyAndOne()...)
 	f.settle(t)
-	require.Empty(t, f.enqueued(), "at the start all LoadBalancers are looked at anyway")
+	require.Empty(t, f.enqueued(), "at the start all LoadBalancers are reconciled anyway")
 	f.reconcileOnce(t)
 	require.Empty(t, f.read, "nothing has changed")
 

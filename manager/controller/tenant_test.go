@@ -179,7 +179,7 @@ func TestATenantIsCheckedPeriodicallyAndAfterChanges(t *testing.T) {
 	require.NoError(t, h.Delete(t.Context(), h.kubeconfig(t)))
 	_, err = h.r.Reconcile(t.Context(), requestFor("a"))
 	require.NoError(t, err)
-	require.Equal(t, 1, h.tokens, "what changes all the time costs no look")
+	require.Equal(t, 1, h.tokens, "frequent changes cause no check")
 	tenant := h.look(t)
 	require.Equal(t, 2, h.tokens)
 	tenant.Annotations = map[string]string{v1alpha1.AnnotationRotated: "now"}

@@ -59,7 +59,7 @@ func TestTheUseOfATenantIsThatOfItsLargestLoadBalancerAndBusiestPort(t *testing.
 	look()
 	require.Equal(t, "a", (<-told).Object.GetName(), "they are counted")
 	look()
-	require.Empty(t, told, "nothing was counted anew")
+	require.Empty(t, told, "nothing was counted again")
 	used, err = r.usage(t.Context(), tenant)
 	require.NoError(t, err)
 	require.Equal(t, &v1alpha1.TenantUse{EndpointsPerLoadBalancer: number(3), ConnectionsPerPort: number(60), NewConnectionsPerSecondPerPort: number(5)}, used)
@@ -71,7 +71,7 @@ func TestTheUseOfATenantIsThatOfItsLargestLoadBalancerAndBusiestPort(t *testing.
 	r.gateways.reasons = map[string]string{"g1": "away", "g2": "away", "g3": "away"}
 	used, err = r.usage(t.Context(), tenant)
 	require.NoError(t, err)
-	require.Nil(t, used.ConnectionsPerPort, "nobody knows")
+	require.Nil(t, used.ConnectionsPerPort, "the number is unknown")
 	require.Nil(t, used.NewConnectionsPerSecondPerPort)
 }
 

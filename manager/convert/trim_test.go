@@ -134,7 +134,7 @@ func TestTheCacheTrimsAnnotations(t *testing.T) {
 		_, err := trim(lb)
 		require.NoError(t, err)
 		require.Less(t, len(lb.Annotations[annotation]), 300, annotation)
-		require.Equal(t, want, LoadBalancer(lb), "%s: it is refused as before", annotation)
+		require.Equal(t, want, LoadBalancer(lb), "%s: the annotation is refused as before", annotation)
 	}
 }
 

@@ -21,7 +21,7 @@ func TestTheDescriptorIsOfTheConnectionAndItsErrorIsReturned(t *testing.T) {
 	}))
 	wrong := errors.New("wrong")
 	require.ErrorIs(t, With(conn, func(int) error { return wrong }), wrong)
-	require.Error(t, Join(conn, unix.PacketMreq{}), "it is no packet socket")
+	require.Error(t, Join(conn, unix.PacketMreq{}), "the socket is not a packet socket")
 	conn.Close()
 	require.ErrorIs(t, With(conn, func(int) error { return nil }), net.ErrClosed)
 }

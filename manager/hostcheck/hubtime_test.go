@@ -21,7 +21,7 @@ func TestTheTimeOfTheManagementClusterIsReadPeriodically(t *testing.T) {
 			return time.Now().Add(apart), failed
 		}, 5*time.Minute)
 		for range 10 {
-			require.Equal(t, dataplane.CheckMissing, clockCheck(t.Context(), hub)[1].State, "it is so between, too")
+			require.Equal(t, dataplane.CheckMissing, clockCheck(t.Context(), hub)[1].State, "the time advances between requests")
 			time.Sleep(30 * time.Second)
 		}
 		require.Equal(t, 1, asked)

@@ -112,7 +112,7 @@ func TestTheNumberOfGroupsIsBoundedWhateverTheLimitOfASocket(t *testing.T) {
 		}
 		require.Greater(t, len(g.sockets), 1, "one has no room for so many")
 		require.ErrorIs(t, g.Join(group(MaxGroups)), ErrTooManyGroups)
-		require.NoError(t, g.Join(group(1)), "it is joined")
+		require.NoError(t, g.Join(group(1)), "the group is joined")
 		require.Equal(t, MaxGroups, ours())
 		g.Leave(group(1))
 		require.NoError(t, g.Join(group(MaxGroups)), "there is room again")

@@ -67,7 +67,7 @@ func TestAServiceOfADeletedTenantLosesItsAddress(t *testing.T) {
 		keeps  bool
 		says   string
 	}{
-		"its namespace goes":                         {answer: forbidden, says: "does not serve this tenant any more"},
+		"its namespace is being deleted":             {answer: forbidden, says: "does not serve this tenant any more"},
 		"its namespace is gone":                      {answer: apierrors.NewNotFound(schema.GroupResource{Resource: "namespaces"}, "tenant-a"), says: "does not serve this tenant any more"},
 		"the API is away":                            {answer: away, keeps: true, says: "connection refused"},
 		"what is there cannot be brought up to date": {answer: forbidden, there: true, keeps: true, says: "did not accept"},
@@ -200,7 +200,7 @@ func TestReleaseWaitsForTheDurationOfTheLease(t *testing.T) {
 		"the clock of this host is right":        {off: -time.Second, waits: 16 * time.Second},
 		"the clock of this host is a day behind": {off: 24 * time.Hour, waits: 16 * time.Second},
 		"the CCM gives the Lease back":           {after: func(s *coordinationv1.LeaseSpec) { *s.HolderIdentity = "" }, waits: 6 * time.Second},
-		"the Lease says that it lasts for years": {after: func(*coordinationv1.LeaseSpec) {}, waits: longestLease},
+		"the Lease has a duration of years":      {after: func(*coordinationv1.LeaseSpec) {}, waits: longestLease},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -202,16 +202,16 @@ func TestOnlyRelevantChangesOfNodesCauseAReconcile(t *testing.T) {
 		"a heartbeat": {func(n *corev1.Node) {
 			n.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, LastHeartbeatTime: metav1.Now()}}
 		}, false},
-		"it is not ready": {func(n *corev1.Node) {
+		"the node is not ready": {func(n *corev1.Node) {
 			n.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionFalse}}
 		}, false},
-		"it is cordoned":  {func(n *corev1.Node) { n.Spec.Unschedulable = true }, false},
-		"another address": {func(n *corev1.Node) { n.Status.Addresses[0].Address = "198.51.100.12" }, true},
-		"it is excluded":  {func(n *corev1.Node) { n.Labels = map[string]string{corev1.LabelNodeExcludeBalancers: ""} }, true},
-		"it is about to be deleted": {func(n *corev1.Node) {
+		"the node is cordoned": {func(n *corev1.Node) { n.Spec.Unschedulable = true }, false},
+		"another address":      {func(n *corev1.Node) { n.Status.Addresses[0].Address = "198.51.100.12" }, true},
+		"the node is excluded": {func(n *corev1.Node) { n.Labels = map[string]string{corev1.LabelNodeExcludeBalancers: ""} }, true},
+		"the autoscaler is about to delete the node": {func(n *corev1.Node) {
 			n.Spec.Taints = []corev1.Taint{{Key: "ToBeDeletedByClusterAutoscaler", Effect: corev1.TaintEffectNoSchedule}}
 		}, true},
-		"it is being deleted": {func(n *corev1.Node) { now := metav1.Now(); n.DeletionTimestamp = &now }, true},
+		"the node is being deleted": {func(n *corev1.Node) { now := metav1.Now(); n.DeletionTimestamp = &now }, true},
 	} {
 		after := before.DeepCopy()
 		c.change(after)

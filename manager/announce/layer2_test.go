@@ -123,9 +123,9 @@ func TestAnAddressConflictIsReportedAtTheSecondClaim(t *testing.T) {
 	require.Equal(t, []Conflict{{one, "02:00:00:00:00:09"}}, l.Conflicts())
 
 	for name, heed := range map[string]func() bool{
-		"one's own frame":             func() bool { return l.updateClaim(two, uplinkMAC, now) },
-		"an address of somebody else": func() bool { return l.updateClaim(netip.MustParseAddr("203.0.113.2"), mac, now) },
-		"without the lease":           func() bool { holds = false; defer func() { holds = true }(); return l.updateClaim(two, mac, now) },
+		"one's own frame":            func() bool { return l.updateClaim(two, uplinkMAC, now) },
+		"an address of another host": func() bool { return l.updateClaim(netip.MustParseAddr("203.0.113.2"), mac, now) },
+		"without the lease":          func() bool { holds = false; defer func() { holds = true }(); return l.updateClaim(two, mac, now) },
 	} {
 		require.False(t, heed(), name)
 		require.Len(t, l.claims, 1, name)

@@ -181,15 +181,15 @@ func TestPacketsAreDecodedAsEncoded(t *testing.T) {
 func TestInvalidPacketsAreDiscarded(t *testing.T) {
 	good := heard(Up).bytes()
 	for name, change := range map[string]func([]byte) []byte{
-		"cut short":          func(b []byte) []byte { return b[:23] },
-		"version 0":          func(b []byte) []byte { b[0] &= 0x1f; return b },
-		"too long for it":    func(b []byte) []byte { b[3] = 25; return b },
-		"too short":          func(b []byte) []byte { b[3] = 23; return b },
-		"authenticated":      func(b []byte) []byte { b[1] |= flagAuthentication; return b },
-		"multipoint":         func(b []byte) []byte { b[1] |= flagMultipoint; return b },
-		"no multiplier":      func(b []byte) []byte { b[2] = 0; return b },
-		"no discriminator":   func(b []byte) []byte { clear(b[4:8]); return b },
-		"up and knows noone": func(b []byte) []byte { clear(b[8:12]); return b },
+		"cut short":              func(b []byte) []byte { return b[:23] },
+		"version 0":              func(b []byte) []byte { b[0] &= 0x1f; return b },
+		"longer than the packet": func(b []byte) []byte { b[3] = 25; return b },
+		"too short":              func(b []byte) []byte { b[3] = 23; return b },
+		"authenticated":          func(b []byte) []byte { b[1] |= flagAuthentication; return b },
+		"multipoint":             func(b []byte) []byte { b[1] |= flagMultipoint; return b },
+		"no multiplier":          func(b []byte) []byte { b[2] = 0; return b },
+		"no discriminator":       func(b []byte) []byte { clear(b[4:8]); return b },
+		"up and knows noone":     func(b []byte) []byte { clear(b[8:12]); return b },
 	} {
 		_, err := parse(change(append([]byte{}, good...)))
 		require.Error(t, err, name)

@@ -234,20 +234,20 @@ func TestAnAddressThatIsAnnouncedToNobodyIsNotAnnounced(t *testing.T) {
 		announced, silenced bool
 		says                string
 	}{
-		"one gateway tells no router of IPv6":             {[]v1alpha1.Gateway{gateway("a", silent)}, nil, false, true, "2001:db8:f::1 is not announced: gateway a: " + why},
-		"two tell none":                                   {[]v1alpha1.Gateway{gateway("a", silent), gateway("b", silent)}, nil, false, true, "2001:db8:f::1 is not announced: gateway a: " + why + "; gateway b: " + why},
-		"another one tells some":                          {[]v1alpha1.Gateway{gateway("a", silent), gateway("b", loud)}, nil, true, false, ""},
-		"another one may be about to":                     {[]v1alpha1.Gateway{gateway("a", silent), gateway("b", behind)}, nil, false, false, "gateway b: is about to"},
-		"another one refuses it":                          {[]v1alpha1.Gateway{gateway("a", silent), gateway("b", failed)}, nil, false, true, "gateway b: frontend: table full"},
-		"the elected one has no IPv6":                     {[]v1alpha1.Gateway{gateway(winner, both(silent, elects("a", "b"))), gateway(other, elects("a", "b"))}, nil, false, true, "gateway " + winner + ": " + why},
-		"the one that is not elected has no IPv6":         {[]v1alpha1.Gateway{gateway(winner, elects("a", "b")), gateway(other, both(silent, elects("a", "b")))}, nil, true, false, ""},
-		"the elected one refuses it":                      {[]v1alpha1.Gateway{gateway(winner, both(failed, elects("a", "b"))), gateway(other, elects("a", "b"))}, nil, false, true, "gateway " + winner + ": frontend: table full"},
-		"another one is elected, as that one has no IPv6": {[]v1alpha1.Gateway{gateway(winner, both(silent, without(winner))), gateway(other, without(winner))}, nil, true, false, ""},
-		"no elected one has IPv6":                         {[]v1alpha1.Gateway{gateway("a", both(silent, without("a", "b"))), gateway("b", both(silent, without("a", "b")))}, nil, false, true, "2001:db8:f::1 is not announced: gateway a: " + why + "; gateway b: " + why},
-		"none stands yet":                                 {[]v1alpha1.Gateway{gateway("a", elects())}, nil, false, false, "no gateway is a candidate for this address yet"},
-		"none stands, and the only one has no carrier":    {[]v1alpha1.Gateway{gateway("a", both(silent, elects()))}, nil, false, true, "2001:db8:f::1 is not announced: gateway a: " + why},
-		"the pool chooses no gateway":                     {[]v1alpha1.Gateway{gateway("a", loud)}, labelled, false, true, "203.0.113.1 is not announced: no gateway has the labels of spec.gatewaySelector of AddressPool fast"},
-		"there is none":                                   {nil, nil, false, true, "there is no gateway"},
+		"one gateway tells no router of IPv6":               {[]v1alpha1.Gateway{gateway("a", silent)}, nil, false, true, "2001:db8:f::1 is not announced: gateway a: " + why},
+		"two tell none":                                     {[]v1alpha1.Gateway{gateway("a", silent), gateway("b", silent)}, nil, false, true, "2001:db8:f::1 is not announced: gateway a: " + why + "; gateway b: " + why},
+		"another one tells some":                            {[]v1alpha1.Gateway{gateway("a", silent), gateway("b", loud)}, nil, true, false, ""},
+		"another one may be about to":                       {[]v1alpha1.Gateway{gateway("a", silent), gateway("b", behind)}, nil, false, false, "gateway b: is about to"},
+		"another gateway refuses the LoadBalancer":          {[]v1alpha1.Gateway{gateway("a", silent), gateway("b", failed)}, nil, false, true, "gateway b: frontend: table full"},
+		"the elected one has no IPv6":                       {[]v1alpha1.Gateway{gateway(winner, both(silent, elects("a", "b"))), gateway(other, elects("a", "b"))}, nil, false, true, "gateway " + winner + ": " + why},
+		"the one that is not elected has no IPv6":           {[]v1alpha1.Gateway{gateway(winner, elects("a", "b")), gateway(other, both(silent, elects("a", "b")))}, nil, true, false, ""},
+		"the elected gateway refuses the LoadBalancer":      {[]v1alpha1.Gateway{gateway(winner, both(failed, elects("a", "b"))), gateway(other, elects("a", "b"))}, nil, false, true, "gateway " + winner + ": frontend: table full"},
+		"another one is elected, as that one has no IPv6":   {[]v1alpha1.Gateway{gateway(winner, both(silent, without(winner))), gateway(other, without(winner))}, nil, true, false, ""},
+		"no elected one has IPv6":                           {[]v1alpha1.Gateway{gateway("a", both(silent, without("a", "b"))), gateway("b", both(silent, without("a", "b")))}, nil, false, true, "2001:db8:f::1 is not announced: gateway a: " + why + "; gateway b: " + why},
+		"no candidate yet":                                  {[]v1alpha1.Gateway{gateway("a", elects())}, nil, false, false, "no gateway is a candidate for this address yet"},
+		"no candidate, and the only gateway has no carrier": {[]v1alpha1.Gateway{gateway("a", both(silent, elects()))}, nil, false, true, "2001:db8:f::1 is not announced: gateway a: " + why},
+		"the pool chooses no gateway":                       {[]v1alpha1.Gateway{gateway("a", loud)}, labelled, false, true, "203.0.113.1 is not announced: no gateway has the labels of spec.gatewaySelector of AddressPool fast"},
+		"there is none":                                     {nil, nil, false, true, "there is no gateway"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			lb := webAt10()

@@ -146,11 +146,11 @@ func TestTheCacheKeepsFewFinalizers(t *testing.T) {
 		others = append(others, fmt.Sprintf("kubelb.k8c.io/more-%d", i))
 	}
 	for what, c := range map[string]struct{ has, kept []string }{
-		"none":                       {nil, nil},
-		"the one of KubeLB":          {[]string{cleanup}, []string{cleanup}},
-		"the same again and again":   {slices.Repeat([]string{cleanup}, 60_000), []string{cleanup}},
-		"an operator's beside it":    {[]string{"example.com/backup", cleanup}, []string{cleanup}},
-		"it behind many of its kind": {append(slices.Clone(others), cleanup), append(slices.Clone(others[:maxFinalizers]), cleanup)},
+		"none":                                   {nil, nil},
+		"the one of KubeLB":                      {[]string{cleanup}, []string{cleanup}},
+		"the same again and again":               {slices.Repeat([]string{cleanup}, 60_000), []string{cleanup}},
+		"with an operator's finalizer":           {[]string{"example.com/backup", cleanup}, []string{cleanup}},
+		"behind many other finalizers of KubeLB": {append(slices.Clone(others), cleanup), append(slices.Clone(others[:maxFinalizers]), cleanup)},
 	} {
 		t.Run(what, func(t *testing.T) {
 			lb, err := trim(&v1alpha1.LoadBalancer{ObjectMeta: metav1.ObjectMeta{Finalizers: c.has}})

@@ -153,8 +153,8 @@ func portOf(h *Host, name string) string { return name + "-" + h.Name[len(h.Name
 func (b *builder) plug(sw *netlab.Namespace, h *Host, name string, addresses ...string) {
 	port := portOf(h, name)
 	b.check(b.lab.Plug(sw, port, netlab.Interface{Namespace: h.Namespace, Name: name, Addresses: addresses}))
-	b.check(h.AsOnAWire(name))
-	b.check(sw.AsOnAWire(port))
+	b.check(h.DisableOffloads(name))
+	b.check(sw.DisableOffloads(port))
 }
 
 func (b *builder) wire(l *Lab) {
@@ -163,8 +163,8 @@ func (b *builder) wire(l *Lab) {
 	b.plug(b.back, l.Router, "back", "198.51.100.254/24", "2001:db8:1::fe/64")
 	b.check(b.lab.Link(netlab.Interface{Namespace: l.B.Namespace, Name: "eth0", Addresses: []string{"198.18.1.100/24", "2001:db8:d::100/64"}},
 		netlab.Interface{Namespace: l.Router.Namespace, Name: "b", Addresses: []string{"198.18.1.1/24", "2001:db8:d::1/64"}}))
-	b.check(l.B.AsOnAWire("eth0"))
-	b.check(l.Router.AsOnAWire("b"))
+	b.check(l.B.DisableOffloads("eth0"))
+	b.check(l.Router.DisableOffloads("b"))
 	for i, g := range l.Gateways {
 		b.plug(b.front, g, "front", fmt.Sprintf("192.0.2.%d/24", 1+i), fmt.Sprintf("2001:db8:c::%x/64", 1+i))
 		b.plug(b.back, g, "back", g.IPv4.String()+"/24", g.IPv6.String()+"/64")

@@ -222,7 +222,7 @@ func (s *setup) add(number int, t target) (_ *gateway, err error) {
 	if t.frames {
 		for _, e := range ends {
 			// Checksums, too: XDP programs see no mark that one is still to be made.
-			if err := errors.Join(e.Namespace.AsOnAWire(e.Name), e.Namespace.TakesFrames(e.Name)); err != nil {
+			if err := errors.Join(e.Namespace.DisableOffloads(e.Name), e.Namespace.TakesFrames(e.Name)); err != nil {
 				return nil, err
 			}
 		}

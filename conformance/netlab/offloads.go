@@ -7,7 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Offloads that let a packet travel with a checksum or a size that no wire would carry.
+// Offloads with which a packet has no valid checksum, or is larger than a frame of a real network.
 const (
 	ethtoolSetRXChecksum = 0x15 // ETHTOOL_SRXCSUM
 	ethtoolSetTXChecksum = 0x17 // ETHTOOL_STXCSUM
@@ -26,17 +26,17 @@ type ethtoolRequest struct {
 	_    [16]byte
 }
 
-// AsOnAWire switches an interface's checksum and segmentation offloads off. Without that a veth pair never computes a
-// checksum, and a dataplane that spoils one goes unnoticed.
-func (ns *Namespace) AsOnAWire(name string) error {
+// DisableOffloads switches the checksum and segmentation offloads of an interface off. With them a veth pair never computes a
+// checksum, and tests would not notice a dataplane that writes a wrong one.
+func (ns *Namespace) DisableOffloads(name string) error {
 	return ns.ethtool(name, 0, ethtoolSetTXChecksum, ethtoolSetRXChecksum, ethtoolSetTSO, ethtoolSetGSO, ethtoolSetGRO)
 }
 
-// TakesFrames has an end of a veth pair take what XDP programs send to it from the other end, which the kernel else drops: only one
-// with GRO, or with an XDP program of its own, has the queue for it.
+// TakesFrames makes an end of a veth pair accept frames that XDP programs at the other end send. The kernel drops them unless
+// the receiving end has GRO or an XDP program of its own, because only then it has the queue for them.
 func (ns *Namespace) TakesFrames(name string) error { return ns.ethtool(name, 1, ethtoolSetGRO) }
 
-// ethtool sets each of an interface's flags.
+// ethtool sets flags of an interface.
 func (ns *Namespace) ethtool(name string, to uint32, commands ...uint32) error {
 	return ns.Do(func() error {
 		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)

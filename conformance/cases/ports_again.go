@@ -83,7 +83,7 @@ func (c *C) portsAgain(mode model.Forwarding) {
 	c.Serve(30080)
 	frontend := c.Frontend(model.TCP, 1, 80, 30080, "all")
 	frontend.Forwarding = mode
-	c.NoError(c.Lab.A.TakePortsAgain())
+	c.NoError(c.Lab.A.AllowPortReuse())
 	const before, later = 21300, 21400
 	c.Apply([]model.Pool{c.Pool("all", 0)}, frontend)
 	ended, ends := c.connections(before), c.connections(later)
@@ -111,7 +111,7 @@ func (c *C) end(connections []*net.TCPConn) {
 	for i, t := range connections {
 		c.NoError(endings[i].end(t), endings[i].name)
 	}
-	time.Sleep(lab.PortsRest)
+	time.Sleep(lab.PortReuseDelay)
 }
 
 // askAgain opens connections from the ports of those that have ended. Endpoint 1 is to answer.

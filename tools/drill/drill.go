@@ -58,11 +58,11 @@ func failures() []failure {
 			return nil
 		}, mend: start},
 		{name: linkDown, happen: func(_ context.Context, f *fleet, g *gateway) error {
-			return f.lab.SetLinkOutside(g.name, false)
+			return f.lab.SetClientsLink(g.name, false)
 		}, mend: func(_ context.Context, f *fleet, g *gateway) error {
 			// What a process remembers of links that flap would make each round longer than the one before.
 			g.process.Stop()
-			return errors.Join(f.lab.SetLinkOutside(g.name, true), g.start(f))
+			return errors.Join(f.lab.SetClientsLink(g.name, true), g.start(f))
 		}},
 		{name: "frozen (SIGSTOP)", happen: func(_ context.Context, _ *fleet, g *gateway) error {
 			return g.process.Freeze()

@@ -119,7 +119,7 @@ func (f *fleet) route(ctx context.Context, bird string) (err error) {
 
 // clients are hosts on the segment and beyond it.
 func (f *fleet) clients() []*netlab.Namespace {
-	return []*netlab.Namespace{f.lab.Client, f.router.Beyond}
+	return []*netlab.Namespace{f.lab.Client, f.router.Client}
 }
 
 func (f *fleet) connect() (err error) {
@@ -250,7 +250,7 @@ func (f *fleet) unclaimed(ctx context.Context) error {
 // routed tells whether the router spreads each address over all gateways.
 func (f *fleet) routed() error {
 	for _, a := range f.addresses {
-		ways, err := f.router.Ways(a)
+		ways, err := f.router.NextHops(a)
 		if err != nil {
 			return err
 		}

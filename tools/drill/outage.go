@@ -48,7 +48,7 @@ func Away(ctx context.Context, o Options, long time.Duration) (r Outage, err err
 		err = pause(ctx, nodeDies)
 	}
 	if err == nil {
-		err = f.tenants[0].cluster.Nodes[1].Die()
+		err = f.tenants[0].cluster.Nodes[1].Disconnect()
 	}
 	if err == nil {
 		err = f.stumble(ctx, began.Add(long))

@@ -189,7 +189,7 @@ func (f *fleet) turn(ctx context.Context, g *gateway, is *state, in kind) error 
 		}
 		return g.process.Thaw()
 	case unplugged:
-		return f.lab.SetLinkOutside(g.name, !is[unplugged])
+		return f.lab.SetClientsLink(g.name, !is[unplugged])
 	}
 	if is[cutOff] {
 		return g.cutOff(ctx, f)

@@ -145,7 +145,7 @@ func gridCallers(t *testing.T) map[string]gridCaller {
 	require.NoError(t, errors.Join(neighbour.Route("0.0.0.0/0", "198.51.100.1"), neighbour.Route("::/0", "2001:db8:1::1")))
 	callers := map[string]gridCaller{
 		"a client on the clients' segment":                                     {hostAsks(lab.Client), []string{cluster.Client4, cluster.Client6}},
-		"a client behind a router":                                             {hostAsks(router.Beyond), []string{"203.0.113.100", "2001:db8:b::100"}},
+		"a client behind a router":                                             {hostAsks(router.Client), []string{"203.0.113.100", "2001:db8:b::100"}},
 		"a node of the tenant, with a ready pod":                               {hostAsks(lab.Nodes[0].Namespace), nil},
 		"a node of the tenant, without one":                                    {hostAsks(lab.Nodes[1].Namespace), nil},
 		"another host on the nodes' segment, such as a node of another tenant": {hostAsks(neighbour), []string{"198.51.100.61", "2001:db8:1::61"}},

@@ -690,7 +690,7 @@ func TestANodeThatDiesLeavesItsPoolsWithinFiveSeconds(t *testing.T) {
 		}
 	}
 	t.Cleanup(func() {
-		require.NoError(t, dead.Return())
+		require.NoError(t, dead.Reconnect())
 		eventually(t, 30*time.Second, func() error {
 			used := endpointsIn(t)
 			for _, address := range ofNode {
@@ -701,7 +701,7 @@ func TestANodeThatDiesLeavesItsPoolsWithinFiveSeconds(t *testing.T) {
 			return nil
 		})
 	})
-	require.NoError(t, dead.Die())
+	require.NoError(t, dead.Disconnect())
 	began := time.Now()
 	eventually(t, 5*time.Second, func() error {
 		used := endpointsIn(t)

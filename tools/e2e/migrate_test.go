@@ -107,7 +107,7 @@ func TestWhatTheFormerCCMHasMarkedIsReleased(t *testing.T) {
 		out, status := migrate(t, account, "from-kubelb", "--dry-run")
 		require.Zero(t, status, out)
 		require.Contains(t, out, "Ingress marked/web: finalizer kubelb.k8c.io/cleanup would be removed\n")
-		require.Contains(t, out, "SyncSecret marked/certificate: finalizer kubelb.k8c.io/cleanup would be removed; it is being deleted, and can go\n")
+		require.Contains(t, out, "SyncSecret marked/certificate: finalizer kubelb.k8c.io/cleanup would be removed; the object is being deleted, and nothing holds it any more\n")
 		require.Contains(t, out, "2 objects would be released\n")
 		require.Contains(t, kubectl(t, "-n", "marked", "get", "ingress", "web", "-o", "jsonpath={.metadata.finalizers}"), "kubelb.k8c.io/cleanup")
 		out, status = migrate(t, account, "from-kubelb")

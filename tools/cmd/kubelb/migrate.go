@@ -81,7 +81,7 @@ docs/migrate.md has the ClusterRole.`,
 		Example: "  helm uninstall kubelb-ccm -n kubelb\n  kubelb migrate to-kubelb --context=tenant-a --dry-run\n  kubelb migrate to-kubelb --context=tenant-a",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return f.run(cmd, "this project's CCM", func() (string, func(string) bool) { return v1alpha1.CCMLease, migrate.Ours }, f.toKubeLB)
+			return f.run(cmd, "this project's CCM", func() (string, func(string) bool) { return v1alpha1.CCMLease, migrate.IsOwnCCM }, f.toKubeLB)
 		},
 	}
 	f.add(cmd, "this CCM")
@@ -93,7 +93,7 @@ func (f *migrateFlags) fromLease() (string, func(string) bool) {
 	if f.onHub {
 		return migrate.HubLease, func(string) bool { return true }
 	}
-	return v1alpha1.CCMLease, migrate.Theirs
+	return v1alpha1.CCMLease, migrate.IsKubeLBCCM
 }
 
 // run does the work, unless the former program still runs.

@@ -56,7 +56,7 @@ func TestTheCommandLineSaysHowTheHubIsAndWhatAServiceLacks(t *testing.T) {
 		return page
 	}
 	t.Log("kubelb status\n" + settles([]string{`(?m)^gateway +Ready +` + backendName() + ` `, `(?m)^public +Ready +`, `(?m)^a +Ready +`}, "status"))
-	require.NotContains(t, settles([]string{`(?m)^  yes +its status tells the tenant so`}, "explain", "default/said", "--tenant=a"), "NO ")
+	require.NotContains(t, settles([]string{`(?m)^  yes +its status shows its addresses`}, "explain", "default/said", "--tenant=a"), "NO ")
 	out, status := kubelb(t, "pools", "public")
 	require.Zero(t, status, out)
 	require.Regexp(t, `(?m)^public +Ready .* gateway +192\.0\.2\.200-192\.0\.2\.249,2001:db8:c::200-2001:db8:c::24f$`, out)
@@ -67,10 +67,10 @@ func TestTheCommandLineSaysHowTheHubIsAndWhatAServiceLacks(t *testing.T) {
 	t.Log("kubelb trace\n" + out)
 	require.Regexp(t, `(?m)^gateway +gateway, of gateway$`, out)
 	require.Regexp(t, `(?m)^frontend +TCP port 80 of .*\(Service default/said\), forwarding nat$`, out)
-	require.Regexp(t, `(?m)^endpoints +port 3\d{4} of 198.51.100.11, 198.51.100.12, as far as healthy$`, out)
+	require.Regexp(t, `(?m)^endpoints +port 3\d{4} of 198.51.100.11, 198.51.100.12, if healthy$`, out)
 	out, status = kubelb(t, "trace", address+"/udp")
 	require.Equal(t, 1, status)
-	require.Contains(t, out, "no LoadBalancer that has the address serves UDP port 80")
+	require.Contains(t, out, "no LoadBalancer with the address serves UDP port 80")
 
 	limit := limitsOfTenant(t)
 	for _, fault := range []struct {
@@ -80,7 +80,7 @@ func TestTheCommandLineSaysHowTheHubIsAndWhatAServiceLacks(t *testing.T) {
 		{"a tenant that has all that it may have", "", "", "it has addresses", "LimitReached", 1},
 		{"no such pool", "kubelb.k8c.io/address-pool: none", "", "it has addresses", "there is no AddressPool none", 1},
 		{"an address that is taken", `kubelb.k8c.io/requested-addresses: "` + externalIPs(t, "said", 2)[0] + `"`, "", "it has addresses", "is held by another LoadBalancer", 1},
-		{"no pod on any node", "", "externalTrafficPolicy: Local, ", "its status tells the tenant so", "no node has a ready pod of the Service", 0},
+		{"no pod on any node", "", "externalTrafficPolicy: Local, ", "its status shows its addresses", "no node has a ready pod of the Service", 0},
 	} {
 		limit(map[bool]string{true: `{"loadBalancers":1}`, false: "null"}[fault.why == "LimitReached"])
 		apply(t, "apiVersion: v1\nkind: Service\nmetadata: {name: unsaid, annotations: {"+fault.annotations+"}}\n"+

@@ -168,11 +168,11 @@ func TestNoTenantReachesAnotherOnesNodesOrAGatewaysHost(t *testing.T) {
 	}
 	out, status := kubelb(t, "trace", net.JoinHostPort(hubIP(t, ns, "listed"), "80"))
 	require.Zero(t, status, out)
-	require.Regexp(t, `(?m)^endpoints +port 30080 of 198\.51\.100\.77, as far as healthy$`, out)
+	require.Regexp(t, `(?m)^endpoints +port 30080 of 198\.51\.100\.77, if healthy$`, out)
 	require.Equal(t, victims, externalIPs(t, "near-victim", 2))
 	out, status = kubelb(t, "trace", net.JoinHostPort(victims[0], "80"))
 	require.Zero(t, status, out)
-	require.Regexp(t, `(?m)^endpoints +port \d+ of 198\.51\.100\.11, 198\.51\.100\.12, as far as healthy$`, out)
+	require.Regexp(t, `(?m)^endpoints +port \d+ of 198\.51\.100\.11, 198\.51\.100\.12, if healthy$`, out)
 }
 
 // T24: who waits for another tenant's address does not get it while that one's Service is made anew.
@@ -198,7 +198,7 @@ func TestAServiceThatIsMadeAnewHasTheAddressThatItAskedFor(t *testing.T) {
 	})
 	pools, status := kubelb(t, "pools", "public")
 	require.Zero(t, status, pools)
-	require.Regexp(t, `(?m)^192\.0\.2\.239 +kept for tenant a until `, pools)
+	require.Regexp(t, `(?m)^192\.0\.2\.239 +reserved for tenant a until `, pools)
 	apply(t, asking)
 	require.Equal(t, []string{address}, externalIPs(t, "asks", 1))
 }

@@ -38,7 +38,7 @@ func TestATenantsCredentialsAreGivenChangedAndTaken(t *testing.T) {
 	})
 	out, status = kubelb(t, "tenants", "create", "made")
 	require.NotZero(t, status)
-	require.Contains(t, out, `there is a tenant "made" already`)
+	require.Contains(t, out, `tenant "made" exists already`)
 
 	// T14: what was stolen ends with a rotation.
 	out, status = kubelb(t, "tenants", "rotate", "made")

@@ -213,7 +213,7 @@ func (j Judge) installed() []string {
 }
 
 // mendedByCommands are the tests of tools/preflight that need no more than a guest has.
-const mendedByCommands = "^(TestAHostThatIsReadyIsSo|TestWhatIsMissingIsThereAfterItsCommand|TestAModuleThatIsNotLoadedIsThereAfterItsCommand)$"
+const mendedByCommands = "^(TestAReadyHostLacksNothing|TestTheCommandOfAFixSolvesTheProblem|TestTheCommandOfAFixLoadsAModule)$"
 
 // How long a case of the suite, in both families at once, and how long a test may take, under emulation as well. A test has a limit of its own, below this,
 // at which it says what it was at.

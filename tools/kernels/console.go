@@ -75,7 +75,7 @@ func (c *console) line(line string) {
 	if _, rest, ok := strings.Cut(line, guest.StepBegan); ok {
 		c.stepBegan(rest)
 	}
-	if _, rest, ok := strings.Cut(line, guest.Broken); ok {
+	if _, rest, ok := strings.Cut(line, guest.Failed); ok {
 		c.broken = rest
 	}
 	c.ended = c.ended || strings.Contains(line, guest.AllEnded)

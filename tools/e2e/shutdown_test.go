@@ -9,8 +9,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// announces waits until a gateway says for how many addresses it answers, and of how many frontends.
-func announces(t *testing.T, gateway, want string) {
+// waitForAnnounced waits until the status of a gateway has these numbers of announced addresses and frontends.
+func waitForAnnounced(t *testing.T, gateway, want string) {
 	t.Helper()
 	eventually(t, 30*time.Second, func() error {
 		if got := hubKubectl(t, "get", "gateways.kubelb.k8c.io", gateway, "--ignore-not-found", "-o", "jsonpath={.status.announcedAddresses} of {.status.frontends}"); got != want {
@@ -20,8 +20,8 @@ func announces(t *testing.T, gateway, want string) {
 	})
 }
 
-// serve makes a Service with one pod, and returns its addresses once that answers at them.
-func serve(t *testing.T, name string) []string {
+// createService creates a Service with one pod, waits until the pod answers at all addresses, and returns these.
+func createService(t *testing.T, name string) []string {
 	t.Helper()
 	apply(t, web(name, 1)+service(name, "ports: [{port: 80, targetPort: 8080}]"))
 	cleanUp(t, "service/"+name, "deployment/"+name)
@@ -33,10 +33,10 @@ func serve(t *testing.T, name string) []string {
 	return ips
 }
 
-// Of the gateway that leaves nothing stays, so that its Envoy ends with its manager, as in a pod.
-func TestAGatewayWithEnvoyEndsWhenItsConnectionsHaveEnded(t *testing.T) {
+// With --purge-on-exit Envoy ends with its manager, as in a pod.
+func TestAGatewayWithEnvoyEndsAfterItsConnections(t *testing.T) {
 	onlyWith(t, "envoy")
-	ips := serve(t, "leave")
+	ips := createService(t, "leave")
 	host, err := lab.AddGateway("leaver", 9)
 	require.NoError(t, err)
 	cleanUpHub(t, "gateways.kubelb.k8c.io/leaver", "kubelb|lease/leaver")
@@ -44,14 +44,14 @@ func TestAGatewayWithEnvoyEndsWhenItsConnectionsHaveEnded(t *testing.T) {
 	require.NoError(t, err)
 	t.Cleanup(leaver.Stop)
 
-	// It has all addresses, and connections, before the other one is back.
-	drain := func(is bool) error {
-		_, err := lab.Hub.Kubectl(contextAfter(t), "", "patch", "gateways.kubelb.k8c.io", "gateway", "--type=merge", "-p", fmt.Sprintf(`{"spec":{"draining":%t}}`, is))
+	// The second gateway gets all addresses and connections while the first one drains.
+	drain := func(draining bool) error {
+		_, err := lab.Hub.Kubectl(cleanUpContext(t), "", "patch", "gateways.kubelb.k8c.io", "gateway", "--type=merge", "-p", fmt.Sprintf(`{"spec":{"draining":%t}}`, draining))
 		return err
 	}
 	t.Cleanup(func() { require.NoError(t, drain(false)) })
 	require.NoError(t, drain(true))
-	announces(t, "leaver", "2 of 2")
+	waitForAnnounced(t, "leaver", "2 of 2")
 	for _, ip := range ips {
 		reachesPods(t, ip, 80, 1)
 	}
@@ -60,48 +60,48 @@ func TestAGatewayWithEnvoyEndsWhenItsConnectionsHaveEnded(t *testing.T) {
 	require.NoError(t, drain(false))
 	eventually(t, 20*time.Second, func() error {
 		if got := hubGet(t, "default", "gateways.kubelb.k8c.io/leaver", "{.status.candidates[*]}"); got != "gateway leaver" {
-			return fmt.Errorf("the gateway that is to leave sees %s", got)
+			return fmt.Errorf("the candidates of the second gateway are %s", got)
 		}
 		return nil
 	})
 
 	require.NoError(t, leaver.Terminate())
-	announces(t, "leaver", "0 of 2")
-	announces(t, "gateway", "2 of 2")
+	waitForAnnounced(t, "leaver", "0 of 2")
+	waitForAnnounced(t, "gateway", "2 of 2")
 	time.Sleep(3 * time.Second)
-	require.False(t, leaver.Exited(), "connections are left")
+	require.False(t, leaver.Exited(), "connections are still open")
 	for _, tr := range []*traffic{four, six} {
-		require.Empty(t, tr.end())
-		require.Zero(t, tr.broken.Load(), "the long connection went on")
-		t.Logf("%s: %d requests on the long connection, %d new connections, 0 failed", tr.url, tr.long.Load(), tr.fresh.Load())
+		require.Empty(t, tr.stop())
+		require.Zero(t, tr.endedConnections.Load(), "the long connection went on")
+		t.Logf("%s: %d requests on the long connection, %d new connections, 0 failed", tr.url, tr.keptRequests.Load(), tr.newConnections.Load())
 	}
 	eventually(t, 20*time.Second, func() error {
 		if !leaver.Exited() {
-			return fmt.Errorf("it waits still, and logs:\n%s", leaver.Tail())
+			return fmt.Errorf("the gateway has not ended, and logs:\n%s", leaver.Tail())
 		}
 		return nil
 	})
-	left, err := lab.On(t.Context(), host, "nft", "list", "tables")
+	tables, err := lab.On(t.Context(), host, "nft", "list", "tables")
 	require.NoError(t, err)
-	require.Empty(t, left)
+	require.Empty(t, tables)
 }
 
-// It was not told to end, so --purge-on-exit is not meant.
-func TestAManagerThatFailsLeavesWhatItsGatewayHolds(t *testing.T) {
-	alikeWithAll(t)
-	ips := serve(t, "failed")
+// --purge-on-exit applies only to a manager that is told to end.
+func TestAManagerThatFailsDoesNotPurge(t *testing.T) {
+	independentOfDataplane(t)
+	ips := createService(t, "failed")
 	four, six := startTraffic(t, ips[0]), startTraffic(t, ips[1])
 	lab.Manager.Stop()
-	var taken net.Listener
+	var listener net.Listener
 	require.NoError(t, lab.Gateway.Do(func() (err error) {
-		taken, err = net.Listen("tcp", "127.0.0.1:9447")
+		listener, err = net.Listen("tcp", "127.0.0.1:9447")
 		return err
 	}))
-	defer taken.Close()
+	defer listener.Close()
 	require.NoError(t, lab.StartManager("--purge-on-exit", "--metrics-addr=127.0.0.1:9447"))
 	eventually(t, 30*time.Second, func() error {
 		if !lab.Manager.Exited() {
-			return fmt.Errorf("the manager goes on, and logs:\n%s", lab.Manager.Tail())
+			return fmt.Errorf("the manager still runs, and logs:\n%s", lab.Manager.Tail())
 		}
 		return nil
 	})
@@ -109,14 +109,14 @@ func TestAManagerThatFailsLeavesWhatItsGatewayHolds(t *testing.T) {
 	require.NoError(t, lab.StartManager())
 	time.Sleep(500 * time.Millisecond)
 	for _, tr := range []*traffic{four, six} {
-		require.Empty(t, tr.end())
-		require.Zero(t, tr.broken.Load(), "the long connection goes on")
+		require.Empty(t, tr.stop())
+		require.Zero(t, tr.endedConnections.Load(), "the long connection goes on")
 	}
 }
 
-func TestAGatewayDrainsWithItsNodeWhereAnotherOneTakesOver(t *testing.T) {
-	alikeWithAll(t)
-	ips := serve(t, "cordoned")
+func TestAGatewayDrainsWithItsNodeIfAnotherGatewayCanServe(t *testing.T) {
+	independentOfDataplane(t)
+	ips := createService(t, "cordoned")
 	applyToHub(t, "{apiVersion: v1, kind: Node, metadata: {name: drained}}")
 	cleanUpHub(t, "node/drained")
 	lab.Manager.Stop()
@@ -128,7 +128,7 @@ func TestAGatewayDrainsWithItsNodeWhereAnotherOneTakesOver(t *testing.T) {
 	drain := func() { hubKubectl(t, "drain", "drained", "--ignore-daemonsets", "--timeout=30s") }
 	drain()
 	time.Sleep(2 * time.Second)
-	announces(t, "gateway", "2 of 2") // There is no other one.
+	waitForAnnounced(t, "gateway", "2 of 2") // There is no other gateway.
 
 	host, err := lab.AddGateway("successor", 8)
 	require.NoError(t, err)
@@ -137,33 +137,33 @@ func TestAGatewayDrainsWithItsNodeWhereAnotherOneTakesOver(t *testing.T) {
 	successor, err := lab.StartGateway(host, "successor")
 	require.NoError(t, err)
 	t.Cleanup(successor.Stop)
-	announces(t, "gateway", "0 of 2")
-	announces(t, "successor", "2 of 2")
+	waitForAnnounced(t, "gateway", "0 of 2")
+	waitForAnnounced(t, "successor", "2 of 2")
 	hubKubectl(t, "uncordon", "drained")
 	drained := func() string {
 		return hubKubectl(t, "get", "gateways.kubelb.k8c.io", "gateway", "-o", `jsonpath={.status.conditions[?(@.type=="Drained")].status}`)
 	}
 	eventually(t, 20*time.Second, func() error {
 		if got := drained(); got != "" {
-			return fmt.Errorf("the gateway says Drained=%s", got)
+			return fmt.Errorf("the gateway has Drained=%s", got)
 		}
 		return nil
 	})
 	drain()
 	eventually(t, 20*time.Second, func() error {
 		if got := drained(); got != "True" {
-			return fmt.Errorf("the gateway says Drained=%q", got)
+			return fmt.Errorf("the gateway has Drained=%q", got)
 		}
 		return nil
 	})
 	for _, tr := range []*traffic{four, six} {
-		require.Empty(t, tr.end())
-		require.Zero(t, tr.broken.Load(), "the long connection went on")
-		t.Logf("%s: %d requests on the long connection, %d new connections, 0 failed", tr.url, tr.long.Load(), tr.fresh.Load())
+		require.Empty(t, tr.stop())
+		require.Zero(t, tr.endedConnections.Load(), "the long connection went on")
+		t.Logf("%s: %d requests on the long connection, %d new connections, 0 failed", tr.url, tr.keptRequests.Load(), tr.newConnections.Load())
 	}
-	// The last one comes back, wherever it is.
+	// The only remaining gateway serves although its node drains.
 	successor.Stop()
-	announces(t, "gateway", "2 of 2")
+	waitForAnnounced(t, "gateway", "2 of 2")
 	for _, ip := range ips {
 		reachesPods(t, ip, 80, 1)
 	}

@@ -10,10 +10,10 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// What nodes have at their addresses is no Service: a kubelet, a health check, a database without a password. A gateway's host forwards, since
-// dataplanes need that, and the kernel does so for whoever sends it a packet.
-func TestAGatewayIsNoRouterForStrangers(t *testing.T) {
-	ips := serve(t, "passed")
+// Nodes have ports that are not exposed, such as of the kubelet or of a database without a password. Dataplanes need IP forwarding on the gateway's host. Without a
+// filter the kernel would forward packets from any host to these ports.
+func TestAGatewayDoesNotRouteBetweenItsSegments(t *testing.T) {
+	ips := createService(t, "passed")
 	node := lab.Nodes[0]
 	reachesService := hubService(t, node.Address4)
 	for _, route := range [][]string{{"198.51.100.0/24", "192.0.2.1"}, {"2001:db8:1::/64", "2001:db8:c::1"}} {
@@ -29,21 +29,21 @@ func TestAGatewayIsNoRouterForStrangers(t *testing.T) {
 		require.NoError(t, lab.StartManager())
 	})
 	nodes := []string{node.Address4, "[" + node.Address6 + "]"}
-	stranger := func(address string) error {
+	clientToNode := func(address string) error {
 		_, err := lab.FromClient(t.Context(), "curl", "-sS", "-o", "/dev/null", "--max-time", "1", "http://"+address+":10256/healthz")
 		return err
 	}
-	// Nobody listens there: a host that is reached says so, and curl ends with status 7.
-	outwards := func(address string) error {
+	// No program listens on this port: a host that is reached refuses the connection, and curl exits with status 7.
+	nodeToClient := func(address string) error {
 		_, err := lab.OnNode(t.Context(), node, "curl", "-sS", "--max-time", "1", "http://"+address+":9/")
 		if err != nil && strings.Contains(err.Error(), "exit status 7:") {
 			return nil
 		}
 		return err
 	}
-	all := func(passes bool) error {
+	checkAll := func(passes bool) error {
 		for _, address := range nodes {
-			if err := stranger(address); (err == nil) != passes {
+			if err := clientToNode(address); (err == nil) != passes {
 				return fmt.Errorf("a host on the clients' segment reaches a node at %s: %v, want %v (%v)", address, err == nil, passes, err)
 			}
 		}
@@ -51,7 +51,7 @@ func TestAGatewayIsNoRouterForStrangers(t *testing.T) {
 			return fmt.Errorf("a host on the clients' segment reaches a Service of the management cluster: %v, want %v (%v)", err == nil, passes, err)
 		}
 		for _, address := range []string{"192.0.2.100", "[2001:db8:c::100]"} {
-			if err := outwards(address); (err == nil) != passes {
+			if err := nodeToClient(address); (err == nil) != passes {
 				return fmt.Errorf("a node reaches a host on the clients' segment at %s: %v, want %v (%v)", address, err == nil, passes, err)
 			}
 		}
@@ -65,22 +65,22 @@ func TestAGatewayIsNoRouterForStrangers(t *testing.T) {
 	}
 	lab.Manager.Stop()
 	require.NoError(t, lab.StartManager("--forbidden-cidrs="+hubServices))
-	eventually(t, 20*time.Second, func() error { return all(false) })
+	eventually(t, 20*time.Second, func() error { return checkAll(false) })
 	served()
 
 	lab.Manager.Stop()
-	require.NoError(t, all(false), "strangers are kept out while the manager is away")
+	require.NoError(t, checkAll(false), "the filter works while the manager is stopped")
 	served()
 	require.NoError(t, lab.StartManager("--router"))
-	eventually(t, 20*time.Second, func() error { return all(true) })
+	eventually(t, 20*time.Second, func() error { return checkAll(true) })
 	served()
 }
 
-// hubServices are the addresses of the management cluster's Services, of which 10.96.0.10 is one.
+// hubServices is the network of Service addresses in the management cluster, with 10.96.0.10.
 const hubServices = "10.96.0.0/12"
 
-// hubService has the gateway's host rewrite connections to a Service of the management cluster as its kube-proxy would, and returns how a host on the
-// clients' segment tries to reach it.
+// hubService makes the gateway's host rewrite connections to a Service of the management cluster, as its kube-proxy would. It returns a function by which a host on
+// the clients' segment connects to it.
 func hubService(t *testing.T, pod string) func() error {
 	onGateway := func(command ...string) {
 		_, err := lab.OnGateway(context.Background(), command...)

@@ -13,26 +13,26 @@ import (
 	"kubelb.k8c.io/tools/cluster"
 )
 
-// A name that would break something that is derived from it later is refused at once.
+// Other names are derived from these. The API server refuses a name if a derived name would be invalid.
 func TestNamesAndAddressesThatCannotWorkAreRefused(t *testing.T) {
-	alikeWithAll(t)
+	independentOfDataplane(t)
 	object := func(kind, name, spec string) string {
 		return fmt.Sprintf("apiVersion: kubelb.k8c.io/v1alpha1\nkind: %s\nmetadata: {name: %s}\nspec: %s\n", kind, name, spec)
 	}
-	for manifest, says := range map[string]string{
+	for manifest, message := range map[string]string{
 		object("Tenant", "a.b", "{}"):                                                            "metadata.name may have no dot, so that the namespace tenant-<name> is valid",
 		object("Tenant", strings.Repeat("a", 57), "{}"):                                          "metadata.name may have at most 56 characters",
 		object("Gateway", strings.Repeat("a", 64), "{}"):                                         "metadata.name may have at most 63 characters, since it is a label of the gateway's Lease",
 		object("BGPPeer", "link-local", `{address: "fe80::1", localASN: 64512, peerASN: 64500}`): "spec.address: must be an address that a router can have",
 	} {
 		_, err := lab.Hub.Kubectl(t.Context(), manifest, "apply", "-f", "-")
-		require.ErrorContains(t, err, says)
+		require.ErrorContains(t, err, message)
 	}
 }
 
-// The operator deletes a Tenant whose cluster does not know of it, and whose CCM starts again after that.
-func TestATenantThatIsDeletedIsToldSoAndItsClusterIsReleased(t *testing.T) {
-	alikeWithAll(t)
+// The operator deletes a Tenant while its CCM is stopped. The CCM then starts, reports the deletion, and --release removes its finalizers.
+func TestTheClusterOfADeletedTenantIsInformedAndReleased(t *testing.T) {
+	independentOfDataplane(t)
 	apply(t, service("stays", "ports: [{port: 80}]")+service("leaves", "ports: [{port: 80}]"))
 	cleanUp(t, "service/stays", "service/leaves")
 	address := externalIPs(t, "stays", 2)[0]
@@ -41,13 +41,13 @@ func TestATenantThatIsDeletedIsToldSoAndItsClusterIsReleased(t *testing.T) {
 	require.NoError(t, lab.TenantKubeconfig(t.Context(), cluster.TenantName, file))
 	lab.CCM.Kill()
 	t.Cleanup(func() {
-		_, err := lab.Hub.Kubectl(contextAfter(t), cluster.TenantManifest, "apply", "-f", "-")
+		_, err := lab.Hub.Kubectl(cleanUpContext(t), cluster.TenantManifest, "apply", "-f", "-")
 		require.NoError(t, err)
-		require.NoError(t, lab.StartCCM(contextAfter(t)))
+		require.NoError(t, lab.StartCCM(cleanUpContext(t)))
 	})
 	hubKubectl(t, "delete", "tenant", cluster.TenantName, "--timeout=60s")
 	reserved := hubGet(t, "default", "addresspool/public", "{.status.reserved[*].address}")
-	require.Contains(t, reserved, address, "its cluster may think that it has it")
+	require.Contains(t, reserved, address, "the Services in the tenant cluster may still show the address")
 
 	program := filepath.Join(os.Getenv("KUBELB_BIN"), "kubelb-ccm")
 	ccm, err := cluster.Start(lab.Tenant.Namespace, lab.Dir, "kubelb-ccm-deleted", program, "--cluster-name="+cluster.TenantName, "--kubelb-kubeconfig="+file,
@@ -61,7 +61,7 @@ func TestATenantThatIsDeletedIsToldSoAndItsClusterIsReleased(t *testing.T) {
 		}
 		return nil
 	})
-	comesToBe(t, "stays", "Unknown HubSilent")
+	waitForCondition(t, "stays", "Unknown HubSilent")
 	t.Log(readyCondition(t, "leaves"), readyCondition(t, "stays"))
 	ccm.Kill()
 	out, err := lab.Tenant.Run(t.Context(), program, "--release", "--kubeconfig="+lab.Tenant.Kubeconfig)

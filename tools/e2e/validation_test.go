@@ -20,7 +20,7 @@ import (
 	"kubelb.k8c.io/tools/validation"
 )
 
-// faultyServices are what people get wrong, beside what is in the corpus. Each is the spec of a Service, behind type LoadBalancer.
+// faultyServices are specs of Services with mistakes that are not in the corpus. The type is LoadBalancer unless the spec begins with another one.
 var faultyServices = []string{
 	"ports: [{port: 80}, {port: 81}]",
 	"ports: [{name: a, port: 80}, {name: a, port: 81}]",
@@ -58,9 +58,9 @@ var faultyServices = []string{
 	"type: ClusterIP\n  ports: [{port: 80}]\n  externalTrafficPolicy: Local",
 }
 
-// The rules for Services, Nodes and EndpointSlices are this repository's own; the API server's word counts.
-func TestTheVerdictsOfRenderAreThoseOfTheAPIServer(t *testing.T) {
-	alikeWithAll(t)
+// kubelb render has its own rules for Services, Nodes and EndpointSlices. They must agree with the API server.
+func TestRenderRefusesTheSameObjectsAsTheAPIServer(t *testing.T) {
+	independentOfDataplane(t)
 	scheme := runtime.NewScheme()
 	tenant, err := lab.Tenant.Client(scheme)
 	require.NoError(t, err)
@@ -79,9 +79,9 @@ func TestTheVerdictsOfRenderAreThoseOfTheAPIServer(t *testing.T) {
 		if !strings.HasPrefix(spec, "type:") {
 			spec = "type: LoadBalancer\n  " + spec
 		}
-		inputs[spec] = "apiVersion: v1\nkind: Service\nmetadata: {name: judged}\nspec:\n  " + spec + "\n"
+		inputs[spec] = "apiVersion: v1\nkind: Service\nmetadata: {name: example}\nspec:\n  " + spec + "\n"
 	}
-	judge := &validation.Validator{}
+	validator := &validation.Validator{}
 	for name, content := range inputs {
 		objects, err := manifest.Read(name, strings.NewReader(content))
 		require.NoError(t, err)
@@ -91,39 +91,39 @@ func TestTheVerdictsOfRenderAreThoseOfTheAPIServer(t *testing.T) {
 			case *corev1.Service, *corev1.Node, *discoveryv1.EndpointSlice:
 				c = tenant
 			}
-			judgedAlike(t, judge, c, o)
+			requireSameVerdict(t, validator, c, o)
 		}
 	}
 }
 
-// judgedAlike has the API server judge the object as well, without keeping it.
-func judgedAlike(t *testing.T, judge *validation.Validator, c client.Client, o manifest.Object) {
+// requireSameVerdict validates the object with render's rules and by a dry run on the API server, and compares the results.
+func requireSameVerdict(t *testing.T, validator *validation.Validator, c client.Client, o manifest.Object) {
 	t.Helper()
 	where := o.File + ": " + o.Kind + " " + o.Typed.GetName()
 	object := &unstructured.Unstructured{Object: runtime.DeepCopyJSON(o.Content)}
 	if object.GetNamespace() != "" || o.Kind == "Service" || o.Kind == "EndpointSlice" {
-		object.SetNamespace("default") // which is there
+		object.SetNamespace("default") // this namespace exists
 	}
-	ours, err := judge.Validate(t.Context(), o.Kind, o.Typed, o.Content)
+	local, err := validator.Validate(t.Context(), o.Kind, o.Typed, o.Content)
 	require.NoError(t, err, where)
-	theirs := c.Create(t.Context(), object, client.DryRunAll, client.FieldValidation("Strict"))
-	if theirs != nil && !apierrors.IsInvalid(theirs) || len(ours) == 0 && isTakenElsewhere(theirs) {
-		t.Logf("%s: %v", where, theirs)
-		theirs = nil
+	remote := c.Create(t.Context(), object, client.DryRunAll, client.FieldValidation("Strict"))
+	if remote != nil && !apierrors.IsInvalid(remote) || len(local) == 0 && acceptedElsewhere(remote) {
+		t.Logf("%s: %v", where, remote)
+		remote = nil
 	}
-	if len(ours) == 0 || theirs == nil {
-		assert.Equal(t, len(ours) > 0, theirs != nil, "%s: render says %v, the API server says %v", where, ours, theirs)
+	if len(local) == 0 || remote == nil {
+		assert.Equal(t, len(local) > 0, remote != nil, "%s: render returns %v, the API server returns %v", where, local, remote)
 		return
 	}
 	if strings.HasPrefix(object.GetAPIVersion(), v1alpha1.GroupVersion.Group) {
-		assert.Contains(t, theirs.Error(), ours[0].Error(), where)
+		assert.Contains(t, remote.Error(), local[0].Error(), where)
 		return
 	}
-	assert.Contains(t, theirs.Error(), ours[0].Field, where)
+	assert.Contains(t, remote.Error(), local[0].Field, where)
 }
 
-// isTakenElsewhere: another cluster, an older API server, or this one at another time would take the object, or has it already.
-func isTakenElsewhere(err error) bool {
+// acceptedElsewhere reports whether the refusal depends on the cluster: another cluster, an older API server, or this one at another time would accept the object.
+func acceptedElsewhere(err error) bool {
 	for _, word := range []string{"already allocated", "not in the valid range", "not configured on this cluster", "must not have bits set beyond the prefix length"} {
 		if err != nil && strings.Contains(err.Error(), word) {
 			return true

@@ -24,7 +24,7 @@ type Options struct {
 	Cases []string
 	// Feature, if set, selects the cases that need it.
 	Feature dataplane.Feature
-	// UpgradeTo is another build of the backend; nil means the judged build.
+	// UpgradeTo is another build of the backend; nil means the tested build.
 	UpgradeTo cases.Backend
 	// SwitchTo are other backends, for the case "switching".
 	SwitchTo []cases.Backend
@@ -59,7 +59,7 @@ type Report struct {
 	Runs     []Run           `json:"runs"`
 }
 
-// Backend describes the judged backend.
+// Backend describes the tested backend.
 type Backend struct {
 	Name     string              `json:"name"`
 	Version  string              `json:"version"`
@@ -84,7 +84,7 @@ type Run struct {
 	Trace string `json:"-"`
 }
 
-// Judge runs the cases against a backend. It needs root. It returns an error if it could not judge the backend.
+// Judge runs the cases against a backend. It needs root. It returns an error if it could not test the backend.
 func Judge(ctx context.Context, backend cases.Backend, options Options) (Report, error) {
 	chosen, err := options.choose()
 	if err != nil {

@@ -156,5 +156,5 @@ func cell(r Report, match func(Run) bool) string {
 	case Unsupported:
 		return "no"
 	}
-	return "not judged"
+	return "not tested"
 }

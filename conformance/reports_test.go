@@ -103,6 +103,6 @@ func TestTheMatrixDistinguishesUnsupportedFromFailed(t *testing.T) {
 	bad := Report{Backend: Backend{Name: "bad", Features: []dataplane.Feature{dataplane.Weights}}, Runs: []Run{run("a", Passed), run("b", Failed)}}
 	text := Matrix([]Report{good, bad})
 	require.Contains(t, text, "| core | yes (2) | **fails** |")
-	require.Contains(t, text, "| weights | no | not judged |")
+	require.Contains(t, text, "| weights | no | not tested |")
 	require.Contains(t, text, "| drain | yes (1) | no |", "a case that also needs an undeclared feature does not count")
 }

@@ -30,7 +30,7 @@ type C struct {
 	// Gateway is the first of Gateways.
 	Gateway  *Gateway
 	Gateways []*Gateway
-	// Description is the description of the judged backend.
+	// Description is the description of the tested backend.
 	Description dataplane.Description
 
 	ctx      context.Context

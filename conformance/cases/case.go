@@ -1,4 +1,4 @@
-// Package cases has the conformance cases, one case a file. A case drives a backend through the plugin contract and judges
+// Package cases has the conformance cases, one case a file. A case drives a backend through the plugin contract and tests
 // it by packets alone.
 package cases
 
@@ -55,7 +55,7 @@ type Backend interface {
 
 // Backends are the backends of a run.
 type Backends struct {
-	// Judged is the judged backend, Next another build of it.
+	// Judged is the tested backend, Next another build of it.
 	Judged, Next Backend
 	// Others are other backends, to switch to and back from.
 	Others []Backend

@@ -1,4 +1,4 @@
-// Package lab is the network in which a dataplane is judged: hosts as network namespaces, real sockets, real packets.
+// Package lab is the network in which a dataplane is tested: hosts as network namespaces, real sockets, real packets.
 //
 //	client a ──┐                 ┌── gateway g0 ──┐
 //	           ├── front (L2) ───┤                ├── back (L2) ── nodes n0 … n3

@@ -3,7 +3,7 @@ package lab
 import "time"
 
 // Patience is the factor by which all timeouts of a lab are longer than on an ordinary machine. Values below 1 count as 1.
-// Emulated kernels need more. It does not change what a case judges.
+// Emulated kernels need more. It does not change what a case tests.
 type Patience float64
 
 // For returns the timeout that corresponds to d on an ordinary machine.

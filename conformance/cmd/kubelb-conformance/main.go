@@ -1,4 +1,4 @@
-// Command kubelb-conformance judges a dataplane by packets.
+// Command kubelb-conformance tests a dataplane with packets.
 package main
 
 import (
@@ -19,10 +19,10 @@ import (
 	"kubelb.k8c.io/conformance/lab"
 )
 
-const usage = `kubelb-conformance judges a dataplane by packets: it runs the plugin in a lab of network namespaces, drives it
+const usage = `kubelb-conformance tests a dataplane with packets: it runs the plugin in a lab of network namespaces, drives it
 through the plugin contract, and checks which packets arrive where. It needs root and the tool nft. It changes nothing
 outside its namespaces, and removes them. The exit status is 0 if all supported cases passed, 1 if a case failed, and 2 if
-the dataplane could not be judged.
+the dataplane could not be tested.
 
   kubelb-conformance --backend=nftables
   kubelb-conformance --backend=/path/to/plugin --case=tcp-echo,drain -v
@@ -46,9 +46,9 @@ func main() {
 		fmt.Fprint(set.Output(), usage)
 		set.PrintDefaults()
 	}
-	set.StringVar(&f.backend, "backend", "", "the plugin to judge: a path, or the NAME of kubelb-backend-NAME next to this program or in PATH")
+	set.StringVar(&f.backend, "backend", "", "the plugin to test: a path, or the NAME of kubelb-backend-NAME next to this program or in PATH")
 	f.options = map[string]string{}
-	set.Func("backend-option", "an option key=value of the judged plugin; may be given several times", func(value string) error {
+	set.Func("backend-option", "an option key=value of the tested plugin; may be given several times", func(value string) error {
 		key, value, ok := strings.Cut(value, "=")
 		if !ok {
 			return errors.New("not of the form key=value")
@@ -56,8 +56,8 @@ func main() {
 		f.options[key] = value
 		return nil
 	})
-	set.StringVar(&f.upgrade, "upgrade-to", "", "the path of another build of the plugin, for the case \"restart\" (default: the judged build)")
-	set.StringVar(&f.switchTo, "switch-to", "", "other plugins for the case \"switching\": names or paths, separated by commas; the judged plugin is skipped")
+	set.StringVar(&f.upgrade, "upgrade-to", "", "the path of another build of the plugin, for the case \"restart\" (default: the tested build)")
+	set.StringVar(&f.switchTo, "switch-to", "", "other plugins for the case \"switching\": names or paths, separated by commas; the tested plugin is skipped")
 	set.StringVar(&f.cases, "case", "", "run only these cases, separated by commas")
 	set.StringVar(&f.feature, "feature", "", "run only the cases that need this feature")
 	set.IntVar(&f.rounds, "rounds", 0, "run the whole suite this many times, and write the sum of all rounds to --report; needs --rounds-in")

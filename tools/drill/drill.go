@@ -70,7 +70,7 @@ func failures() []failure {
 			if err := g.process.Thaw(); err != nil {
 				return err
 			}
-			// What the gateway does after it continues is judged, too.
+			// What the gateway does after it continues is tested, too.
 			if err := pause(ctx, 2*Lease); err != nil {
 				return err
 			}

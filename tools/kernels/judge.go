@@ -35,13 +35,13 @@ type Result struct {
 	Reason  string              `json:"reason,omitempty"`
 	// Patience is the factor by which timeouts were longer (lab.Patience).
 	Patience float64 `json:"patience,omitempty"`
-	// Commit is the judged commit. A suffix "-dirty" means that there were uncommitted changes.
+	// Commit is the tested commit. A suffix "-dirty" means that there were uncommitted changes.
 	Commit string `json:"commit,omitempty"`
 	// Date is the day.
 	Date string `json:"date"`
 }
 
-// Judge judges dataplanes on a kernel.
+// Judge tests dataplanes on a kernel.
 type Judge struct {
 	// Backends are the names of dataplanes, Cases the names of cases for each of them; empty means all cases.
 	Backends, Cases []string
@@ -51,9 +51,9 @@ type Judge struct {
 	// Programs is the directory of the programs for the kernel's architecture: init, kubelb-conformance, ebpf.test and the plugins.
 	Programs, Userland string
 	// Results is the file to which each case adds its results when it ends (package results). A case whose last run on this kernel's release has no failure is
-	// not judged again.
+	// not tested again.
 	Results string
-	// Commit is the judged commit.
+	// Commit is the tested commit.
 	Commit  string
 	Console io.Writer
 	Silence time.Duration
@@ -90,7 +90,7 @@ func (j Judge) Check() error {
 // allCases returns the names of all cases.
 func allCases() []string { return append([]string{Preflight, Fixtures}, conformance.Names()...) }
 
-// Run judges cases that have not been judged or have failed. It returns the results also in case of an error.
+// Run tests cases that have not been tested or have failed. It returns the results also in case of an error.
 func (j Judge) Run(ctx context.Context, k Kernel) (Judged, error) {
 	known, err := results.Read[Result](j.Results)
 	if err != nil {

@@ -74,7 +74,7 @@ func TestACaseIsJudgedAgainUntilItsLastRunHasNoFailure(t *testing.T) {
 	require.Equal(t, []string{"tcp-echo IPv4 passed", "tcp-echo IPv6 unsupported"}, outcomes(judged.Now), "one family had failed")
 	require.Empty(t, judged.Before, "replaced results do not count")
 	judged = run(conformance.Failed, conformance.Failed)
-	require.Empty(t, judged.Now, "nothing is left to judge")
+	require.Empty(t, judged.Now, "nothing is left to test")
 	require.Equal(t, 1, judged.Count(conformance.Passed))
 	require.Zero(t, judged.Count(conformance.Failed))
 	require.Len(t, storedResults(t, j), 4)

@@ -10,7 +10,7 @@ import (
 // dataplaneOnKernel is a dataplane on a kernel.
 type dataplaneOnKernel struct{ kernel, backend string }
 
-// newest returns the results that count: for each dataplane on each kernel, the last run of each case on the newest release on which the dataplane was judged.
+// newest returns the results that count: for each dataplane on each kernel, the last run of each case on the newest release on which the dataplane was tested.
 func newest(all []Result) []Result {
 	all = inOrder(all)
 	release := map[dataplaneOnKernel]string{}
@@ -31,7 +31,7 @@ type judgedCase struct{ kernel, release, backend, name string }
 func (r Result) judgedCase() judgedCase { return judgedCase{r.Kernel, r.Release, r.Backend, r.Case} }
 
 // lastRuns leaves out runs that a later run of the same case has replaced. A run replaces all results of the former run: results of address families replace
-// the result without a family of a case that could not be judged, and the other way round.
+// the result without a family of a case that could not be tested, and the other way round.
 func lastRuns(all []Result) []Result {
 	runs := map[judgedCase][]Result{}
 	var order []judgedCase

@@ -45,7 +45,7 @@ func TestTheTableHasTheNewestReleaseOnWhichADataplaneWasJudged(t *testing.T) {
 	other := on("6.12.8", "drain", "2026-11-01")
 	other.Backend = "nftables"
 	require.Contains(t, Table([]Result{on("6.12.9", "tcp-echo", "2026-11-02"), other}, []string{"ebpf", "nftables"}),
-		"| 6.12/amd64 | 6.12.9 | 2026-11-02 | 1 passed | 1 passed (6.12.8) |", "a dataplane that was judged on an older release")
+		"| 6.12/amd64 | 6.12.9 | 2026-11-02 | 1 passed | 1 passed (6.12.8) |", "a dataplane that was tested on an older release")
 }
 
 func TestARunReplacesAllEarlierResultsOfItsCase(t *testing.T) {

@@ -18,7 +18,7 @@ func TestAFailureOfAnEarlierRunCounts(t *testing.T) {
 	failed := kernels.Result{Backend: "nftables", Case: "drain", Family: "IPv6", Outcome: conformance.Failed, Reason: "no answer\nsince noon", Date: "2026-11-01"}
 	var out bytes.Buffer
 	require.Equal(t, 1, report(&out, "6.12.9", kernels.Judged{Now: []kernels.Result{passed}, Before: []kernels.Result{passed, failed}}))
-	require.Equal(t, `failed on 2026-11-01, and not judged again: nftables drain IPv6: no answer
+	require.Equal(t, `failed on 2026-11-01, and not tested again: nftables drain IPv6: no answer
 Linux 6.12.9: 2 passed, 1 failed, 0 unsupported (2 of them in earlier runs)
 `, out.String())
 	require.Equal(t, 1, report(&out, "6.12.9", kernels.Judged{Now: []kernels.Result{failed}}))

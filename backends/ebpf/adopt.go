@@ -51,7 +51,7 @@ func (k *kernel) adoptPools(s *state) error {
 			orphans.remove(mapPoolRecords, number)
 			continue
 		}
-		byNumber[number] = &poolState{number: number, digest: model.ReadDigest(string(record.Digest[:])), endpoints: map[string]endpointState{}}
+		byNumber[number] = &poolState{number: number, digest: model.ParseDigest(string(record.Digest[:])), endpoints: map[string]endpointState{}}
 		var table ebpf.MapID
 		if err := k.objects.Pools.Lookup(number, &table); errors.Is(err, ebpf.ErrKeyNotExist) {
 			byNumber[number].digest = "" // its rows are not there: it is asked for again
@@ -195,7 +195,7 @@ func (k *kernel) adoptServices(s *state) error {
 			continue
 		}
 		key := record.Key.model()
-		f := &frontendState{number: number, digest: model.ReadDigest(string(record.Digest[:]))}
+		f := &frontendState{number: number, digest: model.ParseDigest(string(record.Digest[:]))}
 		if err := k.maps[mapServices].Lookup(number, &f.service); err != nil {
 			return err
 		}

@@ -254,7 +254,7 @@ func (s *state) adoptPool(e nft.SetElement) error {
 	if size > 0 && !slices.Contains(maglev.Sizes(), int(size)) {
 		return fmt.Errorf("pool %s: no table has %d rows", id, size)
 	}
-	s.pools[id], s.poolOf[is] = &poolState{mark: is, digest: model.ReadDigest(digest), size: int(size), endpoints: map[string]endpointState{}}, id
+	s.pools[id], s.poolOf[is] = &poolState{mark: is, digest: model.ParseDigest(digest), size: int(size), endpoints: map[string]endpointState{}}, id
 	s.lastPool = max(s.lastPool, is)
 	return nil
 }
@@ -340,7 +340,7 @@ func (s *state) adoptFrontend(e nft.SetElement) error {
 	if err != nil {
 		return fmt.Errorf("frontend %s: %w", key, err)
 	}
-	f := &frontendState{digest: model.ReadDigest(e.Comment), pool: pool}
+	f := &frontendState{digest: model.ParseDigest(e.Comment), pool: pool}
 	if _, known := s.poolOf[pool]; !known {
 		f.digest = ""
 	}

@@ -19,8 +19,8 @@ func digestOf(text string) Digest {
 
 const digestBytes = 12
 
-// ReadDigest returns the digest that a dataplane has kept as a text. It is empty, as that of no record, if the text is none.
-func ReadDigest(text string) Digest {
+// ParseDigest returns the digest that a dataplane has kept as a text. It is empty, as that of no record, if the text is none.
+func ParseDigest(text string) Digest {
 	if len(text) != hex.EncodedLen(digestBytes) || strings.Trim(text, "0123456789abcdef") != "" {
 		return ""
 	}

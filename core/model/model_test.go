@@ -125,11 +125,11 @@ func TestWhatIsInvalid(t *testing.T) {
 
 func TestADigestThatWasKeptIsReadAndNothingElseIs(t *testing.T) {
 	is := Pool{ID: "a/p", Tenant: "a"}.Digest()
-	if got := ReadDigest(string(is)); got != is {
+	if got := ParseDigest(string(is)); got != is {
 		t.Errorf("%q of %q", got, is)
 	}
 	for _, text := range []string{"", string(is[1:]), string(is) + "0", string(is[1:]) + "g", string(is[1:]) + "A", string(is[1:]) + "\x00"} {
-		if got := ReadDigest(text); got != "" {
+		if got := ParseDigest(text); got != "" {
 			t.Errorf("%q of %q", got, text)
 		}
 	}

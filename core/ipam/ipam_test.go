@@ -158,8 +158,8 @@ func TestALimitOfPortsLetsNoMoreInAndTakesNone(t *testing.T) {
 		if !strings.Contains(refusal.Message, "Tenant red, spec.limits.ports is 3, and it would have 4 ports") {
 			t.Fatalf("step %d: %s", i, refusal.Message)
 		}
-		if step.has && !slices.Equal(refusal.Keeps.Ports, step.keeps) || !step.has && refusal.Keeps != nil {
-			t.Fatalf("step %d: keeps %v", i, refusal.Keeps)
+		if step.has && !slices.Equal(refusal.KeptClaim.Ports, step.keeps) || !step.has && refusal.KeptClaim != nil {
+			t.Fatalf("step %d: keeps %v", i, refusal.KeptClaim)
 		}
 	}
 }

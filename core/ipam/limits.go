@@ -34,7 +34,7 @@ func (a *Allocator) exceeds(holder string, wish Wish, grants []Grant, before Hol
 	if n := a.ports[tenantOf(holder)] + int32(len(wish.Ports)); n > *limits.Ports {
 		refusal := overLimit(wish.Tenant, "ports", *limits.Ports, fmt.Sprintf("it would have %d ports", n))
 		if len(before.Grants) > 0 {
-			refusal.Keeps = &before.Claim
+			refusal.KeptClaim = &before.Claim
 		}
 		return refusal
 	}

@@ -118,8 +118,8 @@ type Refusal struct {
 	Reason string
 	// Message names what fails and the fix.
 	Message string
-	// Keeps is what the holder goes on with, where it has addresses and asks for more ports than there may be.
-	Keeps *Claim
+	// KeptClaim is what the holder goes on with, where it has addresses and asks for more ports than there may be.
+	KeptClaim *Claim
 	// final: no other family makes up for it, since the holder would lose what it has, or has asked for this very address.
 	final bool
 }

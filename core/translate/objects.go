@@ -86,9 +86,9 @@ func (lb *LoadBalancer) Allocate(book *ipam.Allocator, limits ipam.Limits, refus
 	tenant, _ := TenantOf(lb.Namespace)
 	lb.AdmittedPorts = nil
 	_, refusal := book.Allocate(holder, ipam.Wish{Tenant: tenant, Families: lb.Families, Endpoints: lb.reached, Policy: lb.FamilyPolicy, Requested: lb.Requested, Pool: lb.AddressPool, Claim: lb.claim(lb.Ports), Limits: limits})
-	if refusal != nil && refusal.Keeps != nil {
+	if refusal != nil && refusal.KeptClaim != nil {
 		admitted := []Port{}
-		for _, p := range refusal.Keeps.Ports {
+		for _, p := range refusal.KeptClaim.Ports {
 			admitted = append(admitted, Port{Number: p.Number, Protocol: p.Protocol})
 		}
 		lb.AdmittedPorts = &admitted

@@ -28,15 +28,15 @@ func (h AddressHasher) Hashes(each func(do func(netip.Addr))) (out AddressHashes
 	return slices.Clone(slices.Compact(out)) // without the room to grow
 }
 
-// SearchedAddresses are addresses by their hashes.
-type SearchedAddresses struct {
+// AddressSearch are addresses by their hashes.
+type AddressSearch struct {
 	hashes AddressHashes
 	of     map[uint32][]netip.Addr
 }
 
 // Search prepares a search for addresses in many lists.
-func (h AddressHasher) Search(addresses []netip.Addr) SearchedAddresses {
-	out := SearchedAddresses{of: map[uint32][]netip.Addr{}}
+func (h AddressHasher) Search(addresses []netip.Addr) AddressSearch {
+	out := AddressSearch{of: map[uint32][]netip.Addr{}}
 	for _, address := range addresses {
 		hash := h.hash(address)
 		out.of[hash] = append(out.of[hash], address)
@@ -47,7 +47,7 @@ func (h AddressHasher) Search(addresses []netip.Addr) SearchedAddresses {
 
 // In are the searched addresses that the list has, and maybe some that have the same hash. It costs as much as the shorter of the two is long, and not
 // as much as the longer one: a tenant may list thousands of addresses, and hundreds of other tenants have a few each.
-func (s SearchedAddresses) In(list AddressHashes) (found []netip.Addr) {
+func (s AddressSearch) In(list AddressHashes) (found []netip.Addr) {
 	few, many := s.hashes, list
 	if len(few) > len(many) {
 		few, many = many, few

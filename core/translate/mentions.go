@@ -45,7 +45,7 @@ func note[T comparable](of map[string]map[T]bool, namespace string, what T, is b
 }
 
 // within are all that a namespace's lists have.
-func (m mentions) within(namespace string, s SearchedAddresses) (found map[netip.Addr]bool) {
+func (m mentions) within(namespace string, s AddressSearch) (found map[netip.Addr]bool) {
 	note := func(list AddressHashes) {
 		for _, address := range s.In(list) {
 			if found == nil {
@@ -157,7 +157,7 @@ func (h *Hub) anothers(network string, addresses []netip.Addr) map[string]map[ne
 }
 
 // markMentioning marks what mentions one of the addresses, in the namespace, to be translated anew: who may target it has changed.
-func (h *Hub) markMentioning(namespace string, s SearchedAddresses) {
+func (h *Hub) markMentioning(namespace string, s AddressSearch) {
 	for source := range h.mentions.sources[namespace] {
 		if len(s.In(source.mentions)) > 0 {
 			h.markSource(source)

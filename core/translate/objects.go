@@ -171,12 +171,12 @@ type PortRange struct {
 	Last  uint16 `json:"last"`
 }
 
-// UsualBackendPorts are those of which a cluster takes NodePorts unless it is told otherwise (kube-apiserver --service-node-port-range).
-var UsualBackendPorts = PortRange{30000, 32767}
+// DefaultBackendPorts are those of which a cluster takes NodePorts unless it is told otherwise (kube-apiserver --service-node-port-range).
+var DefaultBackendPorts = PortRange{30000, 32767}
 
 func (t Tenant) backendPorts() PortRange {
 	if t.BackendPorts == (PortRange{}) {
-		return UsualBackendPorts
+		return DefaultBackendPorts
 	}
 	return t.BackendPorts
 }

@@ -93,7 +93,7 @@ func (d Description) takeable(c Change) (Change, []RecordError) {
 	}
 	var frontends []model.Frontend
 	for _, f := range c.UpsertFrontends {
-		if err := d.Takes(f); err != nil {
+		if err := d.CheckFrontend(f); err != nil {
 			refused = append(refused, RecordError{Frontend: f.FrontendKey, Message: err.Error()})
 			continue
 		}
@@ -103,8 +103,8 @@ func (d Description) takeable(c Change) (Change, []RecordError) {
 	return c, refused
 }
 
-// Takes says why a backend of this description cannot take the frontend, whatever else it holds; nil if it can.
-func (d Description) Takes(f model.Frontend) error {
+// CheckFrontend says why a backend of this description cannot take the frontend, whatever else it holds; nil if it can.
+func (d Description) CheckFrontend(f model.Frontend) error {
 	if err := f.Validate(); err != nil {
 		return err
 	}

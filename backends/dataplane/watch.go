@@ -8,9 +8,9 @@ import (
 // WatchInterval is how often backends look for what concerns no packet.
 const WatchInterval = 2 * time.Second
 
-// WatchBy is a Watch for backends that hear of nothing by themselves: it has them look this often until ctx ends. look is given the time for
+// Poll is a Watch for backends that hear of nothing by themselves: it has them look this often until ctx ends. look is given the time for
 // the faults that it reports.
-func WatchBy(ctx context.Context, every time.Duration, look func(now time.Time)) error {
+func Poll(ctx context.Context, every time.Duration, look func(now time.Time)) error {
 	ticker := time.NewTicker(every)
 	defer ticker.Stop()
 	for {

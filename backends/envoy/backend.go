@@ -142,7 +142,7 @@ func (b *Backend) Applied(context.Context) (dataplane.Applied, error) {
 
 // Watch reports an Envoy that is gone, and a guard that somebody else has taken away.
 func (b *Backend) Watch(ctx context.Context, report func(dataplane.Fault)) error {
-	return dataplane.WatchBy(ctx, dataplane.WatchInterval, func(now time.Time) {
+	return dataplane.Poll(ctx, dataplane.WatchInterval, func(now time.Time) {
 		for _, fault := range b.faults() {
 			fault.Time = now
 			report(fault)

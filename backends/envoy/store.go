@@ -127,7 +127,7 @@ func (s *store) sift() {
 		}
 	}
 	for key, f := range s.frontends {
-		if err := description().Takes(f); err != nil {
+		if err := description().CheckFrontend(f); err != nil {
 			s.take(key)
 			s.invalid = append(s.invalid, err)
 		}

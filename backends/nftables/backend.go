@@ -91,7 +91,7 @@ func (b *Backend) Watch(ctx context.Context, report func(dataplane.Fault)) error
 	sweeps := map[*table]*clientSweep{}
 	defer endSweeps(sweeps)
 	var looked time.Time
-	return dataplane.WatchBy(ctx, endsInterval, func(now time.Time) {
+	return dataplane.Poll(ctx, endsInterval, func(now time.Time) {
 		if err := b.dropEnded((*table).dropEnded); err != nil {
 			report(dataplane.Fault{Time: now, Message: err.Error()})
 		}

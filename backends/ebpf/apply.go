@@ -32,7 +32,7 @@ func (a *apply) endFormer() error {
 	if !a.backend.kernel.tracking.asked() {
 		return nil
 	}
-	if err := hostflows.EndOf(a.cut); !errors.Is(err, hostflows.ErrSocketsStay) { // a proxy that has been replaced ends them soon
+	if err := hostflows.End(a.cut); !errors.Is(err, hostflows.ErrCannotEndSockets) { // a proxy that has been replaced ends them soon
 		return err
 	}
 	return nil

@@ -105,7 +105,7 @@ func forgetOlder(connections map[tuple]bool) error {
 		return connections[tuple{Source: addressOf(from.Addr()), Destination: addressOf(to.Addr()), SourcePort: portOf(from.Port()), DestinationPort: portOf(to.Port()),
 			Protocol: unix.IPPROTO_TCP, Family: familyOf(from.Addr())}]
 	})
-	if !errors.Is(err, hostflows.ErrSocketsStay) { // what lingers ends by itself
+	if !errors.Is(err, hostflows.ErrCannotEndSockets) { // what lingers ends by itself
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)

@@ -176,8 +176,8 @@ func (a *apply) refuseFirst() error {
 // frontend has to wait: a connection that cannot be ended would go on to the former tenant's endpoints.
 func (a *apply) endFormer(was map[model.FrontendKey]model.Frontend) (map[string]string, error) {
 	waits := map[string]string{}
-	stay := hostflows.EndOf(a.cut)
-	if stay != nil && !errors.Is(stay, hostflows.ErrSocketsStay) {
+	stay := hostflows.End(a.cut)
+	if stay != nil && !errors.Is(stay, hostflows.ErrCannotEndSockets) {
 		return waits, stay
 	}
 	var established map[netip.AddrPort]int

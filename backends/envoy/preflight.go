@@ -160,7 +160,7 @@ func tryEnding() preflight.Trial {
 		switch err := hostflows.EndSockets(func(hostflows.Connection) bool { return true }); {
 		case err == nil:
 			trial = preflight.Works
-		case errors.Is(err, hostflows.ErrSocketsStay):
+		case errors.Is(err, hostflows.ErrCannotEndSockets):
 			trial = preflight.Fails
 		}
 	})

@@ -9,9 +9,9 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// EndOf ends all flows to the frontends. It deletes flows that connection tracking rewrites, whichever dataplane began them, and resets TCP
+// End ends all flows to the frontends. It deletes flows that connection tracking rewrites, whichever dataplane began them, and resets TCP
 // connections to sockets of this host. The error is ErrSocketsStay where the kernel cannot end a socket.
-func EndOf(frontends map[model.FrontendKey]bool) error {
+func End(frontends map[model.FrontendKey]bool) error {
 	if len(frontends) == 0 {
 		return nil
 	}

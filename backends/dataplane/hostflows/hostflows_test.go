@@ -54,7 +54,7 @@ func endOneOfTwo(address string) (ended, other, again error) {
 		}
 		connections, servers = append(connections, c), append(servers, server.Addr().(*net.TCPAddr).AddrPort())
 	}
-	if err := EndOf(map[model.FrontendKey]bool{{VIP: servers[0].Addr().Unmap(), Protocol: model.TCP, Port: servers[0].Port()}: true}); err != nil {
+	if err := End(map[model.FrontendKey]bool{{VIP: servers[0].Addr().Unmap(), Protocol: model.TCP, Port: servers[0].Port()}: true}); err != nil {
 		return err, err, err
 	}
 	ended, other = ask(connections[0]), ask(connections[1])

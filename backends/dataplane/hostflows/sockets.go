@@ -12,8 +12,8 @@ import (
 	"kubelb.k8c.io/backends/dataplane/dumps"
 )
 
-// ErrSocketsStay says that the kernel does not list sockets, or ends none.
-var ErrSocketsStay = errors.New("this kernel cannot end a connection of a socket (CONFIG_INET_DIAG_DESTROY, and the module tcp_diag)")
+// ErrCannotEndSockets says that the kernel does not list sockets, or ends none.
+var ErrCannotEndSockets = errors.New("this kernel cannot end a connection of a socket (CONFIG_INET_DIAG_DESTROY, and the module tcp_diag)")
 
 // EndSockets resets the TCP connections that end says; listening sockets are none. The error is ErrSocketsStay where the kernel cannot do so.
 func EndSockets(end func(Connection) bool) error {
@@ -39,7 +39,7 @@ func listSockets(family uint8) ([]*netlink.Socket, error) {
 	sockets, err := dumps.Read(func() ([]*netlink.Socket, error) { return netlink.SocketDiagTCP(family) })
 	switch {
 	case errors.Is(err, unix.ENOENT):
-		return nil, ErrSocketsStay
+		return nil, ErrCannotEndSockets
 	case err != nil:
 		return nil, fmt.Errorf("list sockets: %w", err)
 	}
@@ -52,7 +52,7 @@ func endSocket(s *netlink.Socket) error {
 	_, err := request.Execute(unix.NETLINK_INET_DIAG, 0)
 	switch {
 	case errors.Is(err, unix.EOPNOTSUPP):
-		return ErrSocketsStay
+		return ErrCannotEndSockets
 	case errors.Is(err, unix.ENOENT): // it has ended by itself
 		return nil
 	}

@@ -49,7 +49,7 @@ func foreignTables(name, ours string) (foreign []string, err error) {
 			}
 		}
 		for _, t := range tables {
-			if t.Name == name && preflight.Foreign(names, ours) {
+			if t.Name == name && preflight.IsForeign(names, ours) {
 				foreign = append(foreign, map[nft.TableFamily]string{nft.TableFamilyIPv4: "ip ", nft.TableFamilyIPv6: "ip6 "}[family]+name)
 			}
 		}

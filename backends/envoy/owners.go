@@ -49,10 +49,10 @@ func foreignTables(name string) (foreign []string, err error) {
 func isForeign(family nft.TableFamily, chains []string) bool {
 	switch family {
 	case nft.TableFamilyIPv4, nft.TableFamilyIPv6:
-		return preflight.Foreign(chains, chainServe)
+		return preflight.IsForeign(chains, chainServe)
 	case nft.TableFamilyNetdev:
 		// The guard's has no chain on a host without Ethernet interfaces.
-		return len(chains) > 0 && preflight.Foreign(chains, echoChain)
+		return len(chains) > 0 && preflight.IsForeign(chains, echoChain)
 	}
 	return false // the guard has no table of this family
 }

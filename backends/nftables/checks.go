@@ -166,5 +166,5 @@ func foreignTable(c *nft.Conn, t *nft.Table) (bool, error) {
 		}
 	}
 	version, _, _ := strings.Cut(versionChain, "-")
-	return preflight.Foreign(names, version+"-"), nil
+	return preflight.IsForeign(names, version+"-"), nil
 }

@@ -38,8 +38,8 @@ func (t Tables) Check(foreign []string, err error) (checks []dataplane.Check) {
 // DeleteTable is the command that deletes a table.
 func DeleteTable(table string) string { return "nft delete table " + table }
 
-// Foreign tells whether another program has made a table, by the names of its chains: KubeLB's has one that begins with ours. Without any chain it is
+// IsForeign tells whether another program has made a table, by the names of its chains: KubeLB's has one that begins with ours. Without any chain it is
 // not KubeLB's.
-func Foreign(chains []string, ours string) bool {
+func IsForeign(chains []string, ours string) bool {
 	return !slices.ContainsFunc(chains, func(name string) bool { return strings.HasPrefix(name, ours) })
 }

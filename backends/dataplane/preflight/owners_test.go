@@ -28,7 +28,7 @@ func TestEachTableOfAnotherProgramHasALineWithItsCommand(t *testing.T) {
 }
 
 func TestATableIsForeignWithoutAChainOfOurs(t *testing.T) {
-	require.False(t, Foreign([]string{"other", "layout-9"}, "layout-"))
-	require.True(t, Foreign([]string{"other"}, "layout-"))
-	require.True(t, Foreign(nil, "layout-"))
+	require.False(t, IsForeign([]string{"other", "layout-9"}, "layout-"))
+	require.True(t, IsForeign([]string{"other"}, "layout-"))
+	require.True(t, IsForeign(nil, "layout-"))
 }

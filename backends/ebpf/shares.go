@@ -13,29 +13,29 @@ const (
 	maxRanges    = 1 << 18
 )
 
-func rooms() []shares.Room {
-	return []shares.Room{
-		{Of: "pools", Size: maxPools, Mend: "use fewer LoadBalancers that have endpoints of their own"},
-		{Of: "endpoints, counted in each pool", Size: maxEndpoints, Mend: "use fewer endpoints, or fewer LoadBalancers that have endpoints of their own"},
-		{Of: "ports, of all addresses", Size: maxServices, Mend: "use fewer ports"},
-		{Of: "source ranges, of which each port counts with each of its own", Size: maxRanges, Mend: "use fewer ranges, or fewer ports with ranges"},
+func rooms() []shares.Resource {
+	return []shares.Resource{
+		{Unit: "pools", Size: maxPools, Advice: "use fewer LoadBalancers that have endpoints of their own"},
+		{Unit: "endpoints, counted in each pool", Size: maxEndpoints, Advice: "use fewer endpoints, or fewer LoadBalancers that have endpoints of their own"},
+		{Unit: "ports, of all addresses", Size: maxServices, Advice: "use fewer ports"},
+		{Unit: "source ranges, of which each port counts with each of its own", Size: maxRanges, Advice: "use fewer ranges, or fewer ports with ranges"},
 	}
 }
 
-func nothing() shares.Holding { return make(shares.Holding, len(rooms())) }
+func nothing() shares.Usage { return make(shares.Usage, len(rooms())) }
 
-func ofPool(endpoints int) shares.Holding { return shares.Holding{1, endpoints, 0, 0} }
+func ofPool(endpoints int) shares.Usage { return shares.Usage{1, endpoints, 0, 0} }
 
-func ofFrontend(ranges int) shares.Holding { return shares.Holding{0, 0, 1, ranges} }
+func ofFrontend(ranges int) shares.Usage { return shares.Usage{0, 0, 1, ranges} }
 
 // shares is how much of the tables each tenant has.
 func (s *state) shares() *shares.Shares {
 	out := shares.New(rooms())
 	for id, p := range s.pools {
-		out.Count(id.Tenant(), ofPool(len(p.endpoints)))
+		out.Add(id.Tenant(), ofPool(len(p.endpoints)))
 	}
 	for _, f := range s.frontends {
-		out.Count(f.tenant, ofFrontend(len(f.ranges)))
+		out.Add(f.tenant, ofFrontend(len(f.ranges)))
 	}
 	return out
 }
@@ -46,7 +46,7 @@ func takePool(of *shares.Shares, p model.Pool, old *poolState) error {
 	if old != nil {
 		had = ofPool(len(old.endpoints))
 	}
-	return of.Take(p.ID.Tenant(), ofPool(len(p.Endpoints)), had)
+	return of.Replace(p.ID.Tenant(), ofPool(len(p.Endpoints)), had)
 }
 
 // takeFrontend is the same for a frontend.
@@ -55,5 +55,5 @@ func takeFrontend(of *shares.Shares, f model.Frontend, old *frontendState) error
 	if old != nil && old.tenant == f.Tenant {
 		had = ofFrontend(len(old.ranges))
 	}
-	return of.Take(f.Tenant, ofFrontend(len(f.SourceRanges)), had)
+	return of.Replace(f.Tenant, ofFrontend(len(f.SourceRanges)), had)
 }

@@ -85,13 +85,13 @@ func TestWhatATenantHasIsCountedByWhatTheTablesHold(t *testing.T) {
 	s.pools["a/p"] = &poolState{endpoints: map[string]endpointState{"n1": {}, "n2": {}}}
 	s.setFrontend(model.FrontendKey{VIP: netip.MustParseAddr("203.0.113.1"), Protocol: model.TCP, Port: 80}, &frontendState{tenant: "a", ranges: make([]netip.Prefix, 3)})
 	s.setFrontend(model.FrontendKey{VIP: netip.MustParseAddr("203.0.113.2"), Protocol: model.TCP, Port: 80}, &frontendState{tenant: "b"})
-	for tenant, has := range map[string]shares.Holding{"a": {1, 2, 1, 3}, "b": {0, 0, 1, 0}} {
-		require.Equal(t, has, s.shares().Of(tenant), tenant)
+	for tenant, has := range map[string]shares.Usage{"a": {1, 2, 1, 3}, "b": {0, 0, 1, 0}} {
+		require.Equal(t, has, s.shares().Usage(tenant), tenant)
 	}
 	// An address that passes on counts for who has it.
 	of := s.shares()
 	require.NoError(t, takeFrontend(of, model.Frontend{FrontendKey: model.FrontendKey{VIP: netip.MustParseAddr("203.0.113.2"), Protocol: model.TCP, Port: 80}, Tenant: "a"}, s.frontends[model.FrontendKey{VIP: netip.MustParseAddr("203.0.113.2"), Protocol: model.TCP, Port: 80}]))
-	require.Equal(t, 2, of.Of("a")[2])
+	require.Equal(t, 2, of.Usage("a")[2])
 }
 
 func TestTheRoomsAreThoseOfTheMaps(t *testing.T) {

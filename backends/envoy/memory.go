@@ -53,37 +53,37 @@ func (s settings) memory() (int, error) {
 
 // shares is how much of Envoy's memory each tenant has.
 func (b *Backend) shares() *shares.Shares {
-	out := shares.New([]shares.Room{{Of: "kB of Envoy's memory", Size: b.memoryKB,
-		Mend: "use fewer ports, or fewer endpoints for them; or have the gateway's operator raise its memory limit, or --backend-option " + optionMemory}})
+	out := shares.New([]shares.Resource{{Unit: "kB of Envoy's memory", Size: b.memoryKB,
+		Advice: "use fewer ports, or fewer endpoints for them; or have the gateway's operator raise its memory limit, or --backend-option " + optionMemory}})
 	for _, f := range b.state.frontends {
-		out.Count(f.Tenant, b.state.memoryOf(f))
+		out.Add(f.Tenant, b.state.memoryOf(f))
 	}
 	return out
 }
 
-func (s *store) memoryOf(f model.Frontend) shares.Holding {
-	return shares.Holding{memoryOf(f, len(s.pools[f.Pool].Endpoints))}
+func (s *store) memoryOf(f model.Frontend) shares.Usage {
+	return shares.Usage{memoryOf(f, len(s.pools[f.Pool].Endpoints))}
 }
 
 // memoryOfUsers is what all frontends of the pool take with so many endpoints.
-func (s *store) memoryOfUsers(pool model.PoolID, endpoints int) shares.Holding {
+func (s *store) memoryOfUsers(pool model.PoolID, endpoints int) shares.Usage {
 	kB := 0
 	for key := range s.usersOf[pool] {
 		kB += memoryOf(s.frontends[key], endpoints)
 	}
-	return shares.Holding{kB}
+	return shares.Usage{kB}
 }
 
 // takePool counts the pool's endpoints at each frontend that uses it, and refuses more of them than its tenant's share.
 func (a *apply) takePool(p model.Pool) error {
-	return a.shares.Take(p.Tenant, a.state.memoryOfUsers(p.ID, len(p.Endpoints)), a.state.memoryOfUsers(p.ID, len(a.state.pools[p.ID].Endpoints)))
+	return a.shares.Replace(p.Tenant, a.state.memoryOfUsers(p.ID, len(p.Endpoints)), a.state.memoryOfUsers(p.ID, len(a.state.pools[p.ID].Endpoints)))
 }
 
 // takeFrontend is the same for a frontend.
 func (a *apply) takeFrontend(f model.Frontend) error {
-	had := shares.Holding{0}
+	had := shares.Usage{0}
 	if old, known := a.state.frontends[f.FrontendKey]; known && old.Tenant == f.Tenant {
 		had = a.state.memoryOf(old)
 	}
-	return a.shares.Take(f.Tenant, a.state.memoryOf(f), had)
+	return a.shares.Replace(f.Tenant, a.state.memoryOf(f), had)
 }

@@ -54,7 +54,7 @@ func TestOneTenantDoesNotFillEnvoysMemory(t *testing.T) {
 	}
 	require.NoError(t, take(endpoints("hostile", 10)), "fewer endpoints")
 	require.NoError(t, serve("hostile", 2000), "leave room for ports")
-	require.Equal(t, shares.Holding{(n + 1) * 87}, b.shares().Of("hostile"))
+	require.Equal(t, shares.Usage{(n + 1) * 87}, b.shares().Usage("hostile"))
 }
 
 func TestMemoryOfAFrontendIncludesAffinity(t *testing.T) {

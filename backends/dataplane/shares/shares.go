@@ -4,43 +4,43 @@ package shares
 
 import "fmt"
 
-// Room is one thing that tenants share.
-type Room struct {
-	// Of is what it holds, in the plural; Size is how much of it there is.
-	Of   string
+// Resource is one thing that tenants share.
+type Resource struct {
+	// Unit is what it holds, in the plural; Size is how much of it there is.
+	Unit string
 	Size int
-	// Mend says what to do when there is too little.
-	Mend string
+	// Advice says what to do when there is too little.
+	Advice string
 }
 
-// Holding is how much something takes of each room, in the order of the rooms.
-type Holding []int
+// Usage is how much something takes of each room, in the order of the rooms.
+type Usage []int
 
 // Shares is how much each tenant has, and all of them together. It is not safe for concurrent use.
 type Shares struct {
-	rooms []Room
-	of    map[string]Holding
-	all   Holding
+	rooms []Resource
+	of    map[string]Usage
+	all   Usage
 }
 
 // New returns the rooms, empty.
-func New(rooms []Room) *Shares {
-	return &Shares{rooms: rooms, of: map[string]Holding{}, all: make(Holding, len(rooms))}
+func New(rooms []Resource) *Shares {
+	return &Shares{rooms: rooms, of: map[string]Usage{}, all: make(Usage, len(rooms))}
 }
 
-// Of is how much the tenant has.
-func (s *Shares) Of(tenant string) Holding {
+// Usage is how much the tenant has.
+func (s *Shares) Usage(tenant string) Usage {
 	if has, ok := s.of[tenant]; ok {
 		return has
 	}
-	return make(Holding, len(s.rooms))
+	return make(Usage, len(s.rooms))
 }
 
-// Count adds what the tenant has already.
-func (s *Shares) Count(tenant string, h Holding) { s.add(tenant, h, 1) }
+// Add adds what the tenant has already.
+func (s *Shares) Add(tenant string, h Usage) { s.add(tenant, h, 1) }
 
-func (s *Shares) add(tenant string, h Holding, times int) {
-	has := s.Of(tenant)
+func (s *Shares) add(tenant string, h Usage, times int) {
+	has := s.Usage(tenant)
 	for i := range h {
 		has[i] += times * h[i]
 		s.all[i] += times * h[i]
@@ -48,15 +48,15 @@ func (s *Shares) add(tenant string, h Holding, times int) {
 	s.of[tenant] = has
 }
 
-// Take has the tenant have what it wants instead of what it had. It refuses what would leave less than a quarter of a room to others, if the tenant has more
+// Replace has the tenant have what it wants instead of what it had. It refuses what would leave less than a quarter of a room to others, if the tenant has more
 // than a quarter. It never refuses a holding that is no larger than before.
-func (s *Shares) Take(tenant string, wants, had Holding) error {
+func (s *Shares) Replace(tenant string, wants, had Usage) error {
 	const quarter = 4
-	has := s.Of(tenant)
+	has := s.Usage(tenant)
 	for i, r := range s.rooms {
 		more := wants[i] - had[i]
 		if more > 0 && has[i]+more > r.Size/quarter && s.all[i]+more > r.Size-r.Size/quarter {
-			return fmt.Errorf("tenant %s would have %d %s, at this gateway, where less than a quarter of %d would be left for others; %s", tenant, has[i]+more, r.Of, r.Size, r.Mend)
+			return fmt.Errorf("tenant %s would have %d %s, at this gateway, where less than a quarter of %d would be left for others; %s", tenant, has[i]+more, r.Unit, r.Size, r.Advice)
 		}
 	}
 	s.add(tenant, had, -1)

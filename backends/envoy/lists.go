@@ -73,7 +73,7 @@ func (l listChanges) begin(c *nft.Conn) error {
 func (l listChanges) end(c *nft.Conn) {
 	for at, change := range l.users {
 		if was, is := count(at.table.listUsers, at.name, change); was && !is {
-			elements.DropRanges(c, at.table.table, at.name)
+			elements.DeleteRanges(c, at.table.table, at.name)
 		}
 	}
 }

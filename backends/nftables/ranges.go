@@ -75,7 +75,7 @@ func (r rangeChanges) make(c *nft.Conn, t *nft.Table, l layout, held map[string]
 func (r rangeChanges) drop(c *nft.Conn, t *nft.Table, held map[string]int) {
 	for _, name := range slices.Sorted(maps.Keys(r)) {
 		if held[name] > 0 && held[name]+r[name].users == 0 {
-			elements.DropRanges(c, t, name)
+			elements.DeleteRanges(c, t, name)
 		}
 	}
 }

@@ -81,8 +81,8 @@ func (r Ranges) Add(c *nft.Conn, t *nft.Table, address nft.SetDatatype, rules ..
 	return nil
 }
 
-// DropRanges has the transaction remove the set of that name, and its chain.
-func DropRanges(c *nft.Conn, t *nft.Table, name string) {
+// DeleteRanges has the transaction remove the set of that name, and its chain.
+func DeleteRanges(c *nft.Conn, t *nft.Table, name string) {
 	c.DelChain(&nft.Chain{Table: t, Name: name})
 	c.DelSet(&nft.Set{Table: t, Name: name})
 }

@@ -87,9 +87,9 @@ func guardParts() []probe.Part {
 		return func(c *nft.Conn) error { return addGuard(c, l) }
 	}
 	return []probe.Part{
-		{Name: "rules that bring packets to Envoy", Needs: "boot Linux 6.1 or later, on which it was tried", Add: guarded(untracked)},
-		{Name: "rules beside other NAT rules", Costs: "the dataplane on a host that has other NAT rules", Needs: "boot Linux 6.1 or later, on which it was tried", Add: guarded(tracked)},
-		{Name: "rules for forwarding: transparent", Costs: "forwarding: transparent", Needs: "boot Linux 6.1 or later, on which it was tried", Add: func(c *nft.Conn) error {
+		{Name: "rules that bring packets to Envoy", Advice: "boot Linux 6.1 or later, on which it was tried", Add: guarded(untracked)},
+		{Name: "rules beside other NAT rules", Costs: "the dataplane on a host that has other NAT rules", Advice: "boot Linux 6.1 or later, on which it was tried", Add: guarded(tracked)},
+		{Name: "rules for forwarding: transparent", Costs: "forwarding: transparent", Advice: "boot Linux 6.1 or later, on which it was tried", Add: func(c *nft.Conn) error {
 			g := newGuard(preflightTable)
 			for _, t := range g.tables {
 				if err := t.create(c, untracked); err != nil {

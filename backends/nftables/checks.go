@@ -51,8 +51,8 @@ const preflightTable = "kubelb-preflight"
 // parts are what the tables consist of. What is in the first one is made at each start, all in one transaction.
 func (o options) parts() []probe.Part {
 	parts := []probe.Part{
-		{Name: "rules of all tables", Needs: "boot Linux 6.1 or later, on which it was tried, or use --backend=envoy", Add: addLayout},
-		{Name: "rules for limits of connections", Costs: "limits of connections and of new connections per second", Needs: "boot Linux 6.1 or later, on which it was tried", Add: func(c *nft.Conn) error {
+		{Name: "rules of all tables", Advice: "boot Linux 6.1 or later, on which it was tried, or use --backend=envoy", Add: addLayout},
+		{Name: "rules for limits of connections", Costs: "limits of connections and of new connections per second", Advice: "boot Linux 6.1 or later, on which it was tried", Add: func(c *nft.Conn) error {
 			if err := addLayout(c); err != nil {
 				return err
 			}
@@ -68,7 +68,7 @@ func (o options) parts() []probe.Part {
 			}
 			return nil
 		}},
-		{Name: "rules for forwarding: direct", Costs: "forwarding: direct", Needs: "use Linux 5.16 or later, built with CONFIG_NETFILTER_EGRESS", Add: func(c *nft.Conn) error {
+		{Name: "rules for forwarding: direct", Costs: "forwarding: direct", Advice: "use Linux 5.16 or later, built with CONFIG_NETFILTER_EGRESS", Add: func(c *nft.Conn) error {
 			if err := addLayout(c); err != nil {
 				return err
 			}
@@ -79,7 +79,7 @@ func (o options) parts() []probe.Part {
 	if o.flowtable == flowtableOff {
 		return parts
 	}
-	return append(parts, probe.Part{Name: "rules for the fast path", Costs: fastPathCosts, Needs: lackingAdvice, Add: addFastLayout})
+	return append(parts, probe.Part{Name: "rules for the fast path", Costs: fastPathCosts, Advice: lackingAdvice, Add: addFastLayout})
 }
 
 // addFastLayout adds a flowtable to each table, and the part of its rules that needs other modules than the layout.

@@ -21,8 +21,8 @@ type Part struct {
 	Name string
 	// Costs is what does not work without it; empty if nothing does.
 	Costs string
-	// Needs is what kernel has it, in a sentence, for where all modules are there and the kernel refuses it nevertheless.
-	Needs string
+	// Advice is what kernel has it, in a sentence, for where all modules are there and the kernel refuses it nevertheless.
+	Advice string
 	// Add adds it, with all that it needs of other parts, to a transaction. Its tables have names of their own.
 	Add func(*nft.Conn) error
 }
@@ -129,7 +129,7 @@ func (p Part) check(k kernel, messages []netlink.Message) dataplane.Check {
 	case err != nil:
 		c.State, c.Found = dataplane.CheckUnknown, err.Error()
 	case len(errs) > 0:
-		c.State, c.Advice = dataplane.CheckMissing, p.Needs
+		c.State, c.Advice = dataplane.CheckMissing, p.Advice
 		first := len(messages)
 		for place := range errs {
 			first = min(first, place)

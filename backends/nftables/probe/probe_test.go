@@ -21,7 +21,7 @@ import (
 
 // rules is a part whose only chain has these rules.
 func rules(costs string, all ...[]expr.Any) Part {
-	return Part{Name: "rules", Costs: costs, Needs: "use a later kernel", Add: func(c *nft.Conn) error {
+	return Part{Name: "rules", Costs: costs, Advice: "use a later kernel", Add: func(c *nft.Conn) error {
 		table := c.AddTable(&nft.Table{Name: "test", Family: nft.TableFamilyIPv4})
 		chain := c.AddChain(&nft.Chain{Table: table, Name: "chain", Type: nft.ChainTypeNAT, Hooknum: nft.ChainHookPrerouting, Priority: nft.ChainPriorityNATDest})
 		for _, exprs := range all {
@@ -99,7 +99,7 @@ func TestTheModuleIsNamedThatLacks(t *testing.T) {
 
 // offloaded is a part with a flowtable, and a rule that puts flows into it.
 func offloaded() Part {
-	return Part{Name: "fast rules", Costs: "the fast path", Needs: "load nf_flow_table_inet", Add: func(c *nft.Conn) error {
+	return Part{Name: "fast rules", Costs: "the fast path", Advice: "load nf_flow_table_inet", Add: func(c *nft.Conn) error {
 		table := c.AddTable(&nft.Table{Name: "test", Family: nft.TableFamilyIPv4})
 		c.AddFlowtable(&nft.Flowtable{Table: table, Name: "fast", Devices: []string{"lo"}})
 		chain := c.AddChain(&nft.Chain{Table: table, Name: "chain", Type: nft.ChainTypeFilter, Hooknum: nft.ChainHookForward, Priority: nft.ChainPriorityFilter})

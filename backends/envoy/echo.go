@@ -191,13 +191,13 @@ func (f guardFamily) answerEcho(vips *nft.Set, link int) []expr.Any {
 	var out []expr.Any
 	if f.v4 {
 		// Neither a fragment, nor one with more to come.
-		out = append(rules.EtherType(0x08, 0x00), load(network, 9, 1, 1), rules.Is(unix.IPPROTO_ICMP), load(network, 6, 2, 1),
-			&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 2, Mask: []byte{0x3f, 0xff}, Xor: []byte{0, 0}}, rules.Is(0, 0))
+		out = append(rules.EtherType(0x08, 0x00), load(network, 9, 1, 1), rules.Equals(unix.IPPROTO_ICMP), load(network, 6, 2, 1),
+			&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 2, Mask: []byte{0x3f, 0xff}, Xor: []byte{0, 0}}, rules.Equals(0, 0))
 	} else {
-		out = append(rules.EtherType(0x86, 0xdd), load(network, 6, 1, 1), rules.Is(unix.IPPROTO_ICMPV6))
+		out = append(rules.EtherType(0x86, 0xdd), load(network, 6, 1, 1), rules.Equals(unix.IPPROTO_ICMPV6))
 	}
 	out = append(out, rules.Network(f.destination, f.size, 0), rules.In(vips.Name, 0),
-		load(transport, 0, 1, 1), rules.Is(f.echo), &expr.Limit{Type: expr.LimitTypePkts, Rate: 1000, Unit: expr.LimitTimeSecond, Burst: 100})
+		load(transport, 0, 1, 1), rules.Equals(f.echo), &expr.Limit{Type: expr.LimitTypePkts, Rate: 1000, Unit: expr.LimitTimeSecond, Burst: 100})
 	if f.v4 {
 		out = append(out, swap(network, f.source, f.destination, 4, 10)...)
 		out = append(out, set(network, 8, []byte{ttl, unix.IPPROTO_ICMP}, 10)...)

@@ -72,7 +72,7 @@ func (t *guardTable) create(c *nft.Conn, l layout) error {
 	}
 	t.fill(c, t.chain(chainServe), takePacket())
 	// A list's chain returns where the source is in it, and not to the chain of all lists: where that knows no list nobody is let in.
-	t.fill(c, t.chain(chainSome), append(t.key(), rules.Decide(t.lists.Name)), []expr.Any{rules.Drop()})
+	t.fill(c, t.chain(chainSome), append(t.key(), rules.VerdictMap(t.lists.Name)), []expr.Any{rules.Drop()})
 	t.fill(c, t.chain(chainServeSome), []expr.Any{rules.Jump(chainSome)}, []expr.Any{rules.Goto(chainServe)})
 	t.fill(c, t.chain(chainRefuseSome), []expr.Any{rules.Jump(chainSome)}, []expr.Any{rules.Goto(chainRefuse)})
 	t.vipChain(c)
@@ -202,13 +202,13 @@ func takePacket() []expr.Any {
 }
 
 // isNew matches the first packet of a flow.
-func isNew() []expr.Any { return rules.Tracked(expr.CtKeySTATE, expr.CtStateBitNEW) }
+func isNew() []expr.Any { return rules.CtHas(expr.CtKeySTATE, expr.CtStateBitNEW) }
 
 // key loads destination, protocol and port.
-func (f guardFamily) key() []expr.Any { return rules.Receiver(f.destination, f.size, 0) }
+func (f guardFamily) key() []expr.Any { return rules.Destination(f.destination, f.size, 0) }
 
 // sender loads source, protocol and source port.
-func (f guardFamily) sender() []expr.Any { return rules.Sender(f.source, f.size, 0) }
+func (f guardFamily) sender() []expr.Any { return rules.Source(f.source, f.size, 0) }
 
 // receiverIn and senderIn match packets to, and from, an address in the set.
 func (f guardFamily) receiverIn(set *nft.Set) []expr.Any {

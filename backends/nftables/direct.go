@@ -86,7 +86,7 @@ func leaveMap(f family) string { return "vips_" + f.name }
 // markFromAnswer sets the packet mark to what the map says of the frontend that the packet comes from.
 func (f family) markFromAnswer(set string) statement {
 	return statement{fmt.Sprintf("meta mark set %s saddr . meta l4proto . th sport map @%s", f.name, set), setMark(
-		append(rules.Sender(f.source, f.size, 0), rules.Map(set, 0, 0))...)}
+		append(rules.Source(f.source, f.size, 0), rules.Map(set, 0, 0))...)}
 }
 
 func untracked() statement { return statement{"notrack", []expr.Any{&expr.Notrack{}}} }

@@ -164,7 +164,7 @@ func ctDirection(name string, direction byte) statement {
 
 func ctStatusAssured() statement {
 	const assured = 0x4 // IPS_ASSURED
-	return statement{"ct status assured", rules.Tracked(expr.CtKeySTATUS, assured)}
+	return statement{"ct status assured", rules.CtHas(expr.CtKeySTATUS, assured)}
 }
 
 // comparedWith0 is how what is to be so, or is not to be, is compared with 0.

@@ -49,7 +49,9 @@ type statement struct {
 func mark(v uint32) []byte { return rules.Native(v) }
 
 // frontendKey loads destination, protocol and port from the given register word on.
-func (f family) frontendKey(word int) []expr.Any { return rules.Receiver(f.destination, f.size, word) }
+func (f family) frontendKey(word int) []expr.Any {
+	return rules.Destination(f.destination, f.size, word)
+}
 
 func (f family) loadSource(word int) expr.Any { return rules.Network(f.source, f.size, word) }
 
@@ -82,7 +84,7 @@ func (f family) sourceIn(set string) statement {
 }
 
 func (f family) frontendVerdict(set string) statement {
-	return statement{f.frontendText() + " vmap @" + set, append(f.frontendKey(0), rules.Decide(set))}
+	return statement{f.frontendText() + " vmap @" + set, append(f.frontendKey(0), rules.VerdictMap(set))}
 }
 
 // isNoOpening matches what does not open a connection.
@@ -109,7 +111,7 @@ func (f family) loadTTL() expr.Any {
 // ttlFrom matches a TTL of least to most.
 func (f family) ttlFrom(least, most int) statement {
 	if least == most {
-		return statement{fmt.Sprintf("%s %d", f.ttlName, least), []expr.Any{f.loadTTL(), rules.Is(byte(least))}}
+		return statement{fmt.Sprintf("%s %d", f.ttlName, least), []expr.Any{f.loadTTL(), rules.Equals(byte(least))}}
 	}
 	return statement{fmt.Sprintf("%s %d-%d", f.ttlName, least, most), []expr.Any{f.loadTTL(),
 		&expr.Cmp{Op: expr.CmpOpGte, Register: 1, Data: []byte{byte(least)}}, &expr.Cmp{Op: expr.CmpOpLte, Register: 1, Data: []byte{byte(most)}}}}
@@ -136,12 +138,12 @@ func (f family) setTTL(ttl byte) statement {
 }
 
 func ctStateHas(name string, bits uint32) statement {
-	return statement{"ct state " + name, rules.Tracked(expr.CtKeySTATE, bits)}
+	return statement{"ct state " + name, rules.CtHas(expr.CtKeySTATE, bits)}
 }
 
 func ctStatusDNAT() statement {
 	const dnat = 0x20 // IPS_DST_NAT
-	return statement{"ct status dnat", rules.Tracked(expr.CtKeySTATUS, dnat)}
+	return statement{"ct status dnat", rules.CtHas(expr.CtKeySTATUS, dnat)}
 }
 
 func setMark(e ...expr.Any) []expr.Any {
@@ -174,7 +176,7 @@ func markIn(set string) statement {
 }
 
 func markVerdict(set string) statement {
-	return statement{"meta mark vmap @" + set, []expr.Any{loadMark(0), rules.Decide(set)}}
+	return statement{"meta mark vmap @" + set, []expr.Any{loadMark(0), rules.VerdictMap(set)}}
 }
 
 // hashSeed is part of the contract between gateways: with it all of them choose alike.
@@ -263,7 +265,7 @@ func takeFlow(as uint32) statement {
 
 func isFlow(of uint32) statement {
 	return statement{fmt.Sprintf("ct mark 0x%08x", of), []expr.Any{
-		loadCtMark(0), rules.Is(mark(of)...)}}
+		loadCtMark(0), rules.Equals(mark(of)...)}}
 }
 
 func clearMark() statement {

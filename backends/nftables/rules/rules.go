@@ -20,8 +20,8 @@ func Register(word int) uint32 {
 // Native is a number in this host's order of bytes, as the kernel keeps marks and numbers of interfaces.
 func Native(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }
 
-// Is compares what was loaded into the first register.
-func Is(value ...byte) expr.Any {
+// Equals compares what was loaded into the first register.
+func Equals(value ...byte) expr.Any {
 	return &expr.Cmp{Op: expr.CmpOpEq, Register: Register(0), Data: value}
 }
 
@@ -44,14 +44,14 @@ func Transport(offset, size uint32, word int) expr.Any {
 	return &expr.Payload{DestRegister: Register(word), Base: expr.PayloadBaseTransportHeader, Offset: offset, Len: size}
 }
 
-// Receiver loads destination, protocol and destination port, as elements.Frontend writes them. The address lies at the offset in the network header.
-func Receiver(address, size uint32, word int) []expr.Any {
+// Destination loads destination, protocol and destination port, as elements.Frontend writes them. The address lies at the offset in the network header.
+func Destination(address, size uint32, word int) []expr.Any {
 	const destinationPort = 2
 	return flowEnd(address, size, destinationPort, word)
 }
 
-// Sender loads source, protocol and source port.
-func Sender(address, size uint32, word int) []expr.Any {
+// Source loads source, protocol and source port.
+func Source(address, size uint32, word int) []expr.Any {
 	const sourcePort = 0
 	return flowEnd(address, size, sourcePort, word)
 }
@@ -63,12 +63,12 @@ func flowEnd(address, size, port uint32, word int) []expr.Any {
 
 // Protocol matches packets of the protocol above IP.
 func Protocol(number byte) []expr.Any {
-	return []expr.Any{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: Register(0)}, Is(number)}
+	return []expr.Any{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: Register(0)}, Equals(number)}
 }
 
 // ICMP matches packets of that type, of ICMP or ICMPv6 by the number of the protocol.
 func ICMP(protocol, kind byte) []expr.Any {
-	return append(Protocol(protocol), Transport(0, 1, 0), Is(kind))
+	return append(Protocol(protocol), Transport(0, 1, 0), Equals(kind))
 }
 
 // Of the flags of TCP, FIN, SYN, RST and ACK say whether a segment opens a connection (RFC 9293, section 3.1).
@@ -81,7 +81,7 @@ const (
 
 // Opening matches the segment of TCP that opens a connection.
 func Opening() []expr.Any {
-	return append(Protocol(tcp), Transport(flagsAt, 1, 0), bits(openingFlags), Is(syn))
+	return append(Protocol(tcp), Transport(flagsAt, 1, 0), bits(openingFlags), Equals(syn))
 }
 
 // NotOpening matches all other segments of TCP.
@@ -91,12 +91,12 @@ func NotOpening() []expr.Any {
 
 // EtherType matches packets of the protocol above Ethernet.
 func EtherType(high, low byte) []expr.Any {
-	return []expr.Any{&expr.Meta{Key: expr.MetaKeyPROTOCOL, Register: Register(0)}, Is(high, low)}
+	return []expr.Any{&expr.Meta{Key: expr.MetaKeyPROTOCOL, Register: Register(0)}, Equals(high, low)}
 }
 
 // Meta matches packets of which the kernel has noted the value.
 func Meta(key expr.MetaKey, value uint32) []expr.Any {
-	return []expr.Any{&expr.Meta{Key: key, Register: Register(0)}, Is(Native(value)...)}
+	return []expr.Any{&expr.Meta{Key: key, Register: Register(0)}, Equals(Native(value)...)}
 }
 
 // SetMeta has the kernel note the value of the packet.
@@ -104,14 +104,14 @@ func SetMeta(key expr.MetaKey, value uint32) []expr.Any {
 	return []expr.Any{&expr.Immediate{Register: Register(0), Data: Native(value)}, &expr.Meta{Key: key, Register: Register(0), SourceRegister: true}}
 }
 
-// Tracked matches packets of flows of which connection tracking says at least one of the bits. Where there is such a rule flows are tracked.
-func Tracked(key expr.CtKey, anyOf uint32) []expr.Any {
+// CtHas matches packets of flows of which connection tracking says at least one of the bits. Where there is such a rule flows are tracked.
+func CtHas(key expr.CtKey, anyOf uint32) []expr.Any {
 	return []expr.Any{&expr.Ct{Key: key, Register: Register(0)}, bits(Native(anyOf)...), isNot(Native(0)...)}
 }
 
 // Socket asks about the socket of this host that the packet would meet if its destination were the host's own.
 func Socket(key expr.SocketKey, value byte) []expr.Any {
-	return []expr.Any{&expr.Socket{Key: key, Register: Register(0)}, Is(value)}
+	return []expr.Any{&expr.Socket{Key: key, Register: Register(0)}, Equals(value)}
 }
 
 // In matches if what was loaded from the word on is in the set.
@@ -124,8 +124,8 @@ func Map(set string, from, to int) expr.Any {
 	return &expr.Lookup{SourceRegister: Register(from), SetName: set, DestRegister: Register(to), IsDestRegSet: true}
 }
 
-// Decide does what the map of verdicts says of what was loaded from the first word on.
-func Decide(set string) expr.Any {
+// VerdictMap does what the map of verdicts says of what was loaded from the first word on.
+func VerdictMap(set string) expr.Any {
 	return &expr.Lookup{SourceRegister: Register(0), SetName: set, DestRegister: 0, IsDestRegSet: true}
 }
 

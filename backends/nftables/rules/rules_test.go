@@ -25,7 +25,7 @@ func TestAFrontendIsLoadedAsTheElementsOfSetsAreWritten(t *testing.T) {
 	for vip, family := range map[string]struct{ offset, size uint32 }{"203.0.113.1": {16, 4}, "2001:db8:f::1": {24, 16}} {
 		key := elements.Frontend(model.FrontendKey{VIP: netip.MustParseAddr(vip), Protocol: model.UDP, Port: 53})
 		for _, word := range []int{0, 4} {
-			for port, end := range map[uint32][]expr.Any{2: Receiver(family.offset, family.size, word), 0: Sender(family.offset, family.size, word)} {
+			for port, end := range map[uint32][]expr.Any{2: Destination(family.offset, family.size, word), 0: Source(family.offset, family.size, word)} {
 				address, protocol, ports := end[0].(*expr.Payload), end[1].(*expr.Meta), end[2].(*expr.Payload)
 				words := int(family.size / 4)
 				require.Equal(t, word, positionOf(address.DestRegister))

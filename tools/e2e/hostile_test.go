@@ -191,7 +191,7 @@ func TestAServiceThatIsMadeAnewHasTheAddressThatItAskedFor(t *testing.T) {
 	hubRefusal(t, ns, "waits", "AddressAllocated", "AddressInUse")
 	kubectl(t, "delete", "service/asks", "--timeout=60s")
 	eventually(t, 10*time.Second, func() error {
-		if message := hubRefusal(t, ns, "waits", "AddressAllocated", "AddressInUse"); !strings.Contains(message, address+" is kept for the tenant that had it until ") {
+		if message := hubRefusal(t, ns, "waits", "AddressAllocated", "AddressInUse"); !strings.Contains(message, address+" is reserved until ") {
 			return errors.New(message)
 		}
 		return nil

@@ -27,7 +27,7 @@ func TestEachTableOfAnotherProgramHasALineWithItsCommand(t *testing.T) {
 	require.Equal(t, dataplane.CheckUnknown, unknown[0].State)
 }
 
-func TestATableIsForeignWithoutAChainOfOurs(t *testing.T) {
+func TestATableWithoutAChainOfKubeLBIsForeign(t *testing.T) {
 	require.False(t, IsForeign([]string{"other", "layout-9"}, "layout-"))
 	require.True(t, IsForeign([]string{"other"}, "layout-"))
 	require.True(t, IsForeign(nil, "layout-"))

@@ -16,17 +16,18 @@ import (
 	"kubelb.k8c.io/core/phrase"
 )
 
-// requireForwarding says what to do when the host forwards nothing.
-func requireForwarding() error {
+// checkForwarding returns an error if this host does not forward packets of both families.
+func checkForwarding() error {
 	for _, path := range []string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"} {
-		if err := requireSysctl(path, "so this host forwards nothing"); err != nil {
+		if err := checkSysctl(path, "so this host forwards nothing"); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func requireSysctl(path, consequence string) error {
+// checkSysctl returns an error with a remedy if the sysctl is 0.
+func checkSysctl(path, consequence string) error {
 	value, err := os.ReadFile("/proc/sys/" + path)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil // a kernel without that family
@@ -41,15 +42,15 @@ func requireSysctl(path, consequence string) error {
 	return nil
 }
 
-// requireDirect says why the frontend cannot be direct: the pool's endpoints must be neighbours of this host, since a router
-// between them would send a packet for the VIP back.
-func (t *table) requireDirect(f model.Frontend, e *egress) error {
-	if err := requireSysctl("net/netfilter/nf_conntrack_tcp_loose", "so conntrack does not take up the client's half of a direct connection"); err != nil {
+// checkDirect returns an error if the frontend cannot be direct. All endpoints of its pool must be on segments of this gateway: a router in between would
+// send packets for the VIP back.
+func (t *table) checkDirect(f model.Frontend, e *egress) error {
+	if err := checkSysctl("net/netfilter/nf_conntrack_tcp_loose", "so connection tracking does not accept a direct connection, of which it sees only the client's packets"); err != nil {
 		return err
 	}
 	if p := t.state.pools[f.Pool]; p != nil {
 		for _, endpoint := range p.endpoints {
-			if err := e.requireNeighbour(endpoint.address); err != nil {
+			if err := e.checkOnLink(endpoint.address); err != nil {
 				return err
 			}
 		}
@@ -57,8 +58,8 @@ func (t *table) requireDirect(f model.Frontend, e *egress) error {
 	return nil
 }
 
-// requireNeighbours says why the pool cannot become what is asked, if a direct frontend uses it.
-func (t *table) requireNeighbours(p model.Pool, at *egress) error {
+// checkPoolOnLink returns an error if a direct frontend uses the pool, and an endpoint is not on a segment of this gateway.
+func (t *table) checkPoolOnLink(p model.Pool, at *egress) error {
 	known := t.state.pools[p.ID]
 	if known == nil || !t.state.hasDirect(known.mark) {
 		return nil
@@ -67,7 +68,7 @@ func (t *table) requireNeighbours(p model.Pool, at *egress) error {
 		if e.Address.Is4() != t.layout.v4 {
 			return nil // the pool moves to the other family's table
 		}
-		if err := at.requireNeighbour(e.Address); err != nil {
+		if err := at.checkOnLink(e.Address); err != nil {
 			return err
 		}
 	}
@@ -83,30 +84,30 @@ func (s *state) hasDirect(pool uint32) bool {
 	return false
 }
 
-// followDirect has packets of direct flows restored at the interfaces by which routes lead to their endpoints now, once routes have changed. It returns what
-// is new of endpoints that no packet for a VIP can be handed to any more.
-func (b *Backend) followDirect(now time.Time) string {
-	b.busy.Lock()
-	defer b.busy.Unlock()
+// followDirectRoutes adds the rules that direct flows need at the interfaces to their endpoints, after routes have changed. It returns the problems of endpoints that
+// are not on a segment of this gateway any more, if these have changed.
+func (b *Backend) followDirectRoutes(now time.Time) string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	if !b.routes.Due(now) {
 		return ""
 	}
 	defer b.routes.Asked(now)
 	var problems []string
 	for _, endpoint := range b.directEndpoints() {
-		if err := b.egress.requireNeighbour(endpoint); err != nil {
+		if err := b.egress.checkOnLink(endpoint); err != nil {
 			problems = append(problems, err.Error())
 		}
 	}
-	before := b.strayed
-	b.strayed = phrase.Few(problems, "; ")
-	if b.strayed == before {
+	before := b.directProblem
+	b.directProblem = phrase.Few(problems, "; ")
+	if b.directProblem == before {
 		return ""
 	}
-	return b.strayed
+	return b.directProblem
 }
 
-// directEndpoints are the addresses of the endpoints of direct frontends, sorted.
+// directEndpoints returns the addresses of the endpoints of direct frontends, sorted.
 func (b *Backend) directEndpoints() []netip.Addr {
 	all := map[netip.Addr]bool{}
 	for _, t := range b.tables {
@@ -126,8 +127,8 @@ func (b *Backend) directEndpoints() []netip.Addr {
 	return slices.SortedFunc(maps.Keys(all), netip.Addr.Compare)
 }
 
-// requireNeighbour watches the interface to an endpoint, which must have the endpoint on its segment.
-func (e *egress) requireNeighbour(address netip.Addr) error {
+// checkOnLink returns an error if the endpoint is not on a segment of this gateway. Otherwise it ensures the rules at the interface to it.
+func (e *egress) checkOnLink(address netip.Addr) error {
 	routes, err := netlink.RouteGet(address.AsSlice())
 	if err != nil {
 		return fmt.Errorf("forwarding direct: no route to endpoint %s: %w", address, err)
@@ -140,5 +141,5 @@ func (e *egress) requireNeighbour(address netip.Addr) error {
 	if err != nil {
 		return fmt.Errorf("forwarding direct: interface to endpoint %s: %w", address, err)
 	}
-	return e.watch(link.Attrs().Name)
+	return e.ensureChain(link.Attrs().Name)
 }

@@ -390,7 +390,7 @@ func TestAForeignTableOfTheSameNameIsNamedAndNotTouched(t *testing.T) {
 	require.Equal(t, 1, status)
 	verdict, fix := line(t, report, "nftables table ip kubelb")
 	require.Equal(t, "MISSING", verdict)
-	require.Equal(t, "run: nft delete table ip kubelb     # or have other names for KubeLB's tables by --backend-option table=NAME", fix)
+	require.Equal(t, "run: nft delete table ip kubelb     # or use another name for KubeLB's tables with --backend-option table=NAME", fix)
 	rules, _ := h.run("nft", "list", "ruleset")
 	require.Contains(t, rules, "chain theirs")
 	require.NotContains(t, rules, "preflight", "what was tried is not there")

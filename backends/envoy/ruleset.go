@@ -16,51 +16,51 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// guard brings packets for VIPs to Envoy's sockets. A VIP is on no interface: packets for a frontend get a mark in an
-// nftables table, and a rule routes what has the mark to this host. Everything else that comes for a VIP is refused there,
-// so that no other socket of the host is reachable through one; and so is what the source ranges do not allow, TCP and UDP
-// alike, which Envoy could do only for TCP, and only after it has accepted the connection.
-type guard struct {
-	name   string
-	tables [2]*guardTable
-	echo   *echo
-	asking *asking
-	layout layout
+// ruleset has the nftables tables and routes that deliver packets for VIPs to Envoy's sockets. A VIP is on no interface: an
+// nftables table marks packets for frontends, and a routing rule delivers marked packets to this host. All other packets for a
+// VIP are refused, so that no other socket of the host is reachable by a VIP. Packets outside the source ranges are dropped, for
+// TCP and UDP. Envoy could do that for TCP only, and only after it has accepted the connection.
+type ruleset struct {
+	name       string
+	tables     [2]*familyTable
+	echo       *echo
+	redirector *redirector
+	layout     layout
 }
 
-// guardMark marks packets on their way to Envoy, guardRoutes is the routing table for them, guardPriority its rule's place.
+// envoyMark is the mark of packets to Envoy, envoyRoutingTable the routing table for them, envoyRulePriority the priority of its rule.
 const (
-	guardMark     = 0x6b756576
-	guardRoutes   = 27509
-	guardPriority = 27509
+	envoyMark         = 0x6b756576
+	envoyRoutingTable = 27509
+	envoyRulePriority = 27509
 )
 
-// guardTable is the table of a family.
-type guardTable struct {
-	guardFamily
+// familyTable is the table of a family.
+type familyTable struct {
+	familyConfig
 	table *nft.Table
 	vips  *nft.Set
-	// lists leads a restricted frontend to the chain of its source ranges.
+	// lists maps a restricted frontend to the chain of its source ranges.
 	lists *nft.Set
-	// decided are the frontends that each of the decidingChains decides about.
+	// decided are the frontends of each of the decidingChains.
 	decided [len(decidingChains)]*nft.Set
-	// endpoints are those of UDP frontends, with protocol and port; sessions counts the flows to them, which Envoy does not.
+	// endpoints are the endpoints of UDP frontends, with protocol and port. sessions counts the flows to them, which Envoy does not count.
 	endpoints, sessions *nft.Set
-	// next is the gateway to ask about connections to a frontend that are not known here.
+	// next maps a frontend to the gateway to which packets of unknown connections are redirected.
 	next          *nft.Set
 	vipUsers      map[netip.Addr]int
 	listUsers     map[string]int
 	endpointUsers map[netip.AddrPort]int
-	known         map[model.FrontendKey]guarded
-	// answers: those to clients of transparent frontends are taken.
+	known         map[model.FrontendKey]frontendRules
+	// answers is set if answers to clients of transparent frontends are delivered to Envoy.
 	answers bool
-	// counts: flows to the endpoints of UDP frontends are counted.
+	// counts is set if flows to the endpoints of UDP frontends are counted.
 	counts bool
-	// unusable is why packets of this family cannot be had, such as where IPv6 is turned off.
+	// unusable is why this family cannot be used, for example because IPv6 is turned off.
 	unusable error
 }
 
-type guardFamily struct {
+type familyConfig struct {
 	family              nft.TableFamily
 	v4                  bool
 	address             nft.SetDatatype
@@ -73,15 +73,15 @@ type guardFamily struct {
 	netlink             int
 }
 
-var guardFamilies = [2]guardFamily{
+var familyConfigs = [2]familyConfig{
 	{nft.TableFamilyIPv4, true, nft.TypeIPAddr, 12, 16, 4, unix.IPPROTO_ICMP, 8, []byte{3, 11, 12}, 3, netlink.FAMILY_V4},
 	{nft.TableFamilyIPv6, false, nft.TypeIP6Addr, 8, 24, 16, unix.IPPROTO_ICMPV6, 128, []byte{1, 2, 3, 4}, 4, netlink.FAMILY_V6},
 }
 
-func newGuard(name string) *guard {
-	g := &guard{name: name, echo: newEcho(name), asking: newAsking()}
-	for i, f := range guardFamilies {
-		t := &guardTable{guardFamily: f, table: &nft.Table{Name: name, Family: f.family}, vipUsers: map[netip.Addr]int{}, listUsers: map[string]int{}, endpointUsers: map[netip.AddrPort]int{}, known: map[model.FrontendKey]guarded{}}
+func newRuleset(name string) *ruleset {
+	g := &ruleset{name: name, echo: newEcho(name), redirector: newRedirector()}
+	for i, f := range familyConfigs {
+		t := &familyTable{familyConfig: f, table: &nft.Table{Name: name, Family: f.family}, vipUsers: map[netip.Addr]int{}, listUsers: map[string]int{}, endpointUsers: map[netip.AddrPort]int{}, known: map[model.FrontendKey]frontendRules{}}
 		key := nft.MustConcatSetType(f.address, nft.TypeInetProto, nft.TypeInetService)
 		t.vips = &nft.Set{Table: t.table, Name: "vips", KeyType: f.address}
 		for i, chain := range decidingChains {
@@ -96,25 +96,25 @@ func newGuard(name string) *guard {
 	return g
 }
 
-// guarded is a frontend as the guard knows it.
-type guarded struct {
+// frontendRules is a frontend for the nftables rules.
+type frontendRules struct {
 	model.Frontend
-	// served: Envoy listens for it. Else it is refused, to those whom its source ranges allow.
+	// served is set if Envoy listens for it. Otherwise flows from allowed sources are refused.
 	served bool
-	// endpoints are those of a UDP frontend.
+	// endpoints are the endpoints of a UDP frontend.
 	endpoints []netip.AddrPort
 }
 
-// asked is who may know connections to the frontend that are not known here.
-func (f guarded) asked() model.Handover {
+// redirect returns the redirect of packets of unknown connections, which a frontend has only while it is served.
+func (f frontendRules) redirect() model.Handover {
 	if !f.served {
 		return model.Handover{}
 	}
 	return f.Handover
 }
 
-// chain is the one that decides about packets for the frontend; none if they are refused like those for ports that nobody serves.
-func (f guarded) chain() string {
+// chain returns the chain for packets to the frontend. It is empty if they are refused like packets to a port that is not served.
+func (f frontendRules) chain() string {
 	switch {
 	case f.served && f.Restricted:
 		return chainServeSome
@@ -126,8 +126,8 @@ func (f guarded) chain() string {
 	return ""
 }
 
-// install makes tables, rules and routes anew, with nothing in the tables yet but what is given.
-func (g *guard) install(all []guarded) error {
+// install replaces tables, rules and routes by those for these frontends.
+func (g *ruleset) install(all []frontendRules) error {
 	rewritten, err := flowsAreRewritten()
 	if err != nil {
 		return err
@@ -139,11 +139,11 @@ func (g *guard) install(all []guarded) error {
 	if err := g.write(all); err != nil {
 		return err
 	}
-	return g.asking.detachEarlier()
+	return g.redirector.detachEarlier()
 }
 
-// write makes all anew in the guard's layout.
-func (g *guard) write(all []guarded) error {
+// write replaces everything, in the current layout.
+func (g *ruleset) write(all []frontendRules) error {
 	c, err := elements.Connect()
 	if err != nil {
 		return err
@@ -160,23 +160,23 @@ func (g *guard) write(all []guarded) error {
 		if err := t.create(c, g.layout); err != nil {
 			return err
 		}
-		t.vipUsers, t.listUsers, t.endpointUsers, t.known = map[netip.Addr]int{}, map[string]int{}, map[netip.AddrPort]int{}, map[model.FrontendKey]guarded{}
+		t.vipUsers, t.listUsers, t.endpointUsers, t.known = map[netip.Addr]int{}, map[string]int{}, map[netip.AddrPort]int{}, map[model.FrontendKey]frontendRules{}
 	}
 	if err := g.edit(c, all, nil); err != nil {
 		return err
 	}
 	if err := c.Flush(); err != nil {
-		return fmt.Errorf("make nftables table %s (needs CAP_NET_ADMIN and a kernel with nf_tables and conntrack): %w", g.name, err)
+		return fmt.Errorf("create nftables table %s (needs CAP_NET_ADMIN and a kernel with nf_tables and conntrack): %w", g.name, err)
 	}
-	if err := g.echo.cover(); err != nil {
+	if err := g.echo.ensureChains(); err != nil {
 		return err
 	}
-	g.askAs(all, nil)
+	g.updateRedirects(all, nil)
 	return g.route()
 }
 
-// change brings frontends to what is given, and forgets others, in one transaction.
-func (g *guard) change(set []guarded, gone []model.FrontendKey) error {
+// change sets some frontends and deletes others, in one transaction.
+func (g *ruleset) change(set []frontendRules, gone []model.FrontendKey) error {
 	c, err := elements.Connect()
 	if err != nil {
 		return err
@@ -185,29 +185,29 @@ func (g *guard) change(set []guarded, gone []model.FrontendKey) error {
 		return err
 	}
 	if err := c.Flush(); err != nil {
-		// What the kernel has is unknown now; all of it is written anew.
+		// The state of the kernel is unknown now, so everything is written again.
 		return errors.Join(fmt.Errorf("change nftables table %s: %w", g.name, err), g.write(g.all()))
 	}
-	g.askAs(set, gone)
+	g.updateRedirects(set, gone)
 	return nil
 }
 
-// askAs has others be asked as frontends say. What cannot be done is tried again, and reported, by the next look (faults).
-func (g *guard) askAs(set []guarded, gone []model.FrontendKey) {
-	if g.asking.note(set, gone) {
-		_ = g.asking.cover()
+// updateRedirects updates the redirects of frontends. After an error Watch tries again and reports it (faults).
+func (g *ruleset) updateRedirects(set []frontendRules, gone []model.FrontendKey) {
+	if g.redirector.update(set, gone) {
+		_ = g.redirector.sync()
 	}
 }
 
-func (g *guard) all() []guarded {
-	var out []guarded
+func (g *ruleset) all() []frontendRules {
+	var out []frontendRules
 	for _, t := range g.tables {
 		out = slices.AppendSeq(out, maps.Values(t.known))
 	}
 	return out
 }
 
-func (g *guard) tableOf(vip netip.Addr) *guardTable {
+func (g *ruleset) tableOf(vip netip.Addr) *familyTable {
 	for _, t := range g.tables {
 		if t.v4 == vip.Is4() {
 			return t
@@ -216,7 +216,7 @@ func (g *guard) tableOf(vip netip.Addr) *guardTable {
 	return nil
 }
 
-// setChanges collects what goes into sets and out of them.
+// setChanges collects elements to add to sets and to remove from them.
 type setChanges struct{ add, remove map[*nft.Set][]nft.SetElement }
 
 func (e setChanges) send(c *nft.Conn) error {
@@ -234,21 +234,22 @@ func (e setChanges) send(c *nft.Conn) error {
 	return errors.Join(errs...)
 }
 
-func (e setChanges) member(set *nft.Set, element nft.SetElement, was, is bool) {
+// setMember adds the element to a set or removes it.
+func (e setChanges) setMember(set *nft.Set, element nft.SetElement, before, after bool) {
 	switch {
-	case was && !is:
+	case before && !after:
 		e.remove[set] = append(e.remove[set], element)
-	case is && !was:
+	case after && !before:
 		e.add[set] = append(e.add[set], element)
 	}
 }
 
-func (g *guard) edit(c *nft.Conn, set []guarded, gone []model.FrontendKey) error {
+func (g *ruleset) edit(c *nft.Conn, set []frontendRules, gone []model.FrontendKey) error {
 	e := setChanges{map[*nft.Set][]nft.SetElement{}, map[*nft.Set][]nft.SetElement{}}
 	vips, endpoints := map[netip.Addr]int{}, map[netip.AddrPort]int{}
 	lists := newListChanges()
-	replace := func(t *guardTable, key model.FrontendKey, before, after guarded) {
-		t.differ(e, key, before, after)
+	replace := func(t *familyTable, key model.FrontendKey, before, after frontendRules) {
+		t.collectChanges(e, key, before, after)
 		lists.replace(t, e, key, before, after)
 		for _, at := range before.endpoints {
 			endpoints[at]--
@@ -262,7 +263,7 @@ func (g *guard) edit(c *nft.Conn, set []guarded, gone []model.FrontendKey) error
 		if before, known := t.known[key]; known {
 			delete(t.known, key)
 			vips[key.VIP]--
-			replace(t, key, before, guarded{})
+			replace(t, key, before, frontendRules{})
 		}
 	}
 	for _, f := range set {
@@ -273,7 +274,7 @@ func (g *guard) edit(c *nft.Conn, set []guarded, gone []model.FrontendKey) error
 		}
 		t.known[f.FrontendKey] = f
 		if f.Forwarding == model.Transparent {
-			t.takeAnswers(c)
+			t.deliverAnswers(c)
 		}
 		if len(f.endpoints) > 0 {
 			g.tableOf(f.endpoints[0].Addr()).countSessions(c)
@@ -282,60 +283,60 @@ func (g *guard) edit(c *nft.Conn, set []guarded, gone []model.FrontendKey) error
 	}
 	for vip, change := range vips {
 		t := g.tableOf(vip)
-		was, is := count(t.vipUsers, vip, change)
+		before, after := count(t.vipUsers, vip, change)
 		for _, set := range []*nft.Set{t.vips, g.echo.set(vip)} {
-			e.member(set, nft.SetElement{Key: vip.AsSlice()}, was, is)
+			e.setMember(set, nft.SetElement{Key: vip.AsSlice()}, before, after)
 		}
 	}
 	for at, change := range endpoints {
 		t := g.tableOf(at.Addr())
-		was, is := count(t.endpointUsers, at, change)
+		before, after := count(t.endpointUsers, at, change)
 		for _, set := range []*nft.Set{t.endpoints, t.sessions} {
-			e.member(set, nft.SetElement{Key: endpointKey(at)}, was, is)
+			e.setMember(set, nft.SetElement{Key: endpointKey(at)}, before, after)
 		}
 	}
-	if err := lists.begin(c); err != nil {
+	if err := lists.addNew(c); err != nil {
 		return err
 	}
 	if err := e.send(c); err != nil {
 		return err
 	}
-	lists.end(c)
+	lists.deleteUnused(c)
 	return nil
 }
 
-// count changes how many use something, and tells whether somebody did before and does now.
-func count[K comparable](users map[K]int, of K, change int) (was, is bool) {
-	before := users[of]
-	if users[of] += change; users[of] == 0 {
-		delete(users, of)
+// count changes the number of users of a key, and reports whether it had users before and has some after.
+func count[K comparable](users map[K]int, key K, change int) (before, after bool) {
+	n := users[key]
+	if users[key] += change; users[key] == 0 {
+		delete(users, key)
 	}
-	return before > 0, before+change > 0
+	return n > 0, n+change > 0
 }
 
-// differ collects what leads from one state of a frontend to another.
-func (t *guardTable) differ(e setChanges, k model.FrontendKey, before, after guarded) {
+// collectChanges collects the changes of sets from one state of a frontend to another.
+func (t *familyTable) collectChanges(e setChanges, k model.FrontendKey, before, after frontendRules) {
 	key := nft.SetElement{Key: elements.Frontend(k)}
 	for i, chain := range decidingChains {
-		e.member(t.decided[i], key, before.chain() == chain, after.chain() == chain)
+		e.setMember(t.decided[i], key, before.chain() == chain, after.chain() == chain)
 	}
-	if was, is := before.asked().Next, after.asked().Next; was != is {
-		if was.IsValid() {
+	if former, next := before.redirect().Next, after.redirect().Next; former != next {
+		if former.IsValid() {
 			e.remove[t.next] = append(e.remove[t.next], key)
 		}
-		if is.IsValid() {
-			e.add[t.next] = append(e.add[t.next], nft.SetElement{Key: key.Key, Val: is.AsSlice()})
+		if next.IsValid() {
+			e.add[t.next] = append(e.add[t.next], nft.SetElement{Key: key.Key, Val: next.AsSlice()})
 		}
 	}
 }
 
-// endpointKey is an endpoint of a UDP frontend in the sets.
+// endpointKey returns the key of an endpoint of a UDP frontend in the sets.
 func endpointKey(at netip.AddrPort) []byte {
 	return elements.Frontend(model.FrontendKey{VIP: at.Addr(), Protocol: model.UDP, Port: at.Port()})
 }
 
-// counted reads how many UDP flows each endpoint has had.
-func (g *guard) counted() (map[netip.AddrPort]uint64, error) {
+// counted reads the number of UDP flows that each endpoint has had.
+func (g *ruleset) counted() (map[netip.AddrPort]uint64, error) {
 	c, err := elements.Connect()
 	if err != nil {
 		return nil, err
@@ -359,8 +360,8 @@ func (g *guard) counted() (map[netip.AddrPort]uint64, error) {
 	return out, nil
 }
 
-// route has marked packets delivered to this host.
-func (g *guard) route() error {
+// route adds the routes and rules that deliver marked packets to this host.
+func (g *ruleset) route() error {
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
 		return err
@@ -374,40 +375,40 @@ func (g *guard) route() error {
 	return nil
 }
 
-func (t *guardTable) route(lo int) error {
+func (t *familyTable) route(lo int) error {
 	if err := netlink.RouteReplace(t.everythingLocal(lo)); err != nil {
-		return fmt.Errorf("%s is not to be had on this gateway: route in table %d: %w", t.layerName(), guardRoutes, err)
+		return fmt.Errorf("%s cannot be used on this gateway: route in table %d: %w", t.layerName(), envoyRoutingTable, err)
 	}
 	if err := netlink.RuleAdd(t.rule()); err != nil && !errors.Is(err, unix.EEXIST) {
-		return fmt.Errorf("%s is not to be had on this gateway: routing rule for mark 0x%x: %w", t.layerName(), guardMark, err)
+		return fmt.Errorf("%s cannot be used on this gateway: routing rule for mark 0x%x: %w", t.layerName(), envoyMark, err)
 	}
 	return nil
 }
 
-func (f guardFamily) layerName() string {
+func (f familyConfig) layerName() string {
 	if f.v4 {
 		return "IPv4"
 	}
 	return "IPv6"
 }
 
-// usable says why frontends with the address cannot be served here.
-func (g *guard) usable(vip netip.Addr) error { return g.tableOf(vip).unusable }
+// checkFamily returns an error if the address's family cannot be used here.
+func (g *ruleset) checkFamily(vip netip.Addr) error { return g.tableOf(vip).unusable }
 
-func (f guardFamily) everythingLocal(lo int) *netlink.Route {
+func (f familyConfig) everythingLocal(lo int) *netlink.Route {
 	bits := int(f.size) * 8
-	return &netlink.Route{Table: guardRoutes, Type: unix.RTN_LOCAL, Scope: netlink.SCOPE_HOST, LinkIndex: lo, Family: f.netlink, Dst: &net.IPNet{IP: make(net.IP, f.size), Mask: net.CIDRMask(0, bits)}}
+	return &netlink.Route{Table: envoyRoutingTable, Type: unix.RTN_LOCAL, Scope: netlink.SCOPE_HOST, LinkIndex: lo, Family: f.netlink, Dst: &net.IPNet{IP: make(net.IP, f.size), Mask: net.CIDRMask(0, bits)}}
 }
 
-func (f guardFamily) rule() *netlink.Rule {
+func (f familyConfig) rule() *netlink.Rule {
 	r := netlink.NewRule()
 	mask := uint32(0xffffffff)
-	r.Family, r.Mark, r.Mask, r.Table, r.Priority = f.netlink, guardMark, &mask, guardRoutes, guardPriority
+	r.Family, r.Mark, r.Mask, r.Table, r.Priority = f.netlink, envoyMark, &mask, envoyRoutingTable, envoyRulePriority
 	return r
 }
 
-// missing reports whether a table or a routing rule is gone.
-func (g *guard) missing() bool {
+// missing reports whether a table or a routing rule is missing.
+func (g *ruleset) missing() bool {
 	c, err := elements.Connect()
 	if err != nil {
 		return false
@@ -430,9 +431,9 @@ func (g *guard) missing() bool {
 	return false
 }
 
-// remove takes everything away.
-func (g *guard) remove() error {
-	if err := g.asking.leave(); err != nil {
+// remove removes everything.
+func (g *ruleset) remove() error {
+	if err := g.redirector.detachAll(); err != nil {
 		return err
 	}
 	c, err := elements.Connect()

@@ -12,29 +12,29 @@ import (
 	"kubelb.k8c.io/core/model"
 )
 
-// asked is web of which another gateway may know connections; there is nobody who would answer.
-func asked(t *testing.T, b *bench) model.Frontend {
+// redirected returns web with a redirect to a gateway that does not exist.
+func redirected(t *testing.T, b *bench) model.Frontend {
 	t.Helper()
 	f := web(model.TCP, 80)
 	f.Handover = model.Handover{Next: b.Front(true, 1), Asks: 1}
 	return f
 }
 
-func TestNobodyElseIsAskedAboutAHandshakeByCookie(t *testing.T) {
+func TestAHandshakeBySYNCookieIsNotRedirected(t *testing.T) {
 	b := startPlugin(t)
 	b.serve(t, 30080)
 	require.NoError(t, b.Gateways[0].Do(func() error {
-		// As under a flood of SYN segments: the kernel remembers none of them.
+		// As under a flood of SYN segments: the kernel stores none of them.
 		return os.WriteFile("/proc/sys/net/ipv4/tcp_syncookies", []byte("2"), 0o644)
 	}))
-	b.apply(t, []model.Pool{pool("p", 0)}, asked(t, b))
+	b.apply(t, []model.Pool{pool("p", 0)}, redirected(t, b))
 	answers, err := b.A.AskTimes(20, "tcp", addrPort(web(model.TCP, 80)))
 	require.NoError(t, err)
 	require.Len(t, answers, 20)
 	require.NoError(t, b.plugin.Close(t.Context(), true))
 }
 
-func TestAllInterfacesAreWatchedForConnectionsOfOthersOnceSomebodyIsAsked(t *testing.T) {
+func TestTheProgramIsAttachedToAllInterfacesOnceAFrontendHasARedirect(t *testing.T) {
 	b := startPlugin(t)
 	b.serve(t, 30080)
 	names, err := b.Gateways[0].Interfaces()
@@ -42,12 +42,12 @@ func TestAllInterfacesAreWatchedForConnectionsOfOthersOnceSomebodyIsAsked(t *tes
 	require.Len(t, names, 2)
 	require.Empty(t, b.watched(t))
 	b.apply(t, []model.Pool{pool("p", 0)}, web(model.TCP, 80))
-	require.Empty(t, b.watched(t), "nobody is to be asked")
-	b.apply(t, nil, asked(t, b))
+	require.Empty(t, b.watched(t), "no frontend has a redirect")
+	b.apply(t, nil, redirected(t, b))
 	require.Equal(t, names, b.watched(t))
 
 	b.plugin.Stop()
-	require.Equal(t, names, b.watched(t), "it goes on without its plugin")
+	require.Equal(t, names, b.watched(t), "it goes on without the plugin")
 	b.start(t)
 	require.Equal(t, names, b.watched(t))
 	_, err = b.A.Ask("tcp", addrPort(web(model.TCP, 80)), lab.From{})
@@ -56,7 +56,7 @@ func TestAllInterfacesAreWatchedForConnectionsOfOthersOnceSomebodyIsAsked(t *tes
 	require.Empty(t, b.watched(t))
 }
 
-func TestSomebodysOwnPlaceForFiltersIsUsedAndLeft(t *testing.T) {
+func TestAnExistingQueueingDisciplineIsUsedAndKept(t *testing.T) {
 	b := startPlugin(t)
 	b.serve(t, 30080)
 	names, err := b.Gateways[0].Interfaces()
@@ -84,17 +84,17 @@ func TestSomebodysOwnPlaceForFiltersIsUsedAndLeft(t *testing.T) {
 	}))
 	before := kinds()
 	require.Contains(t, before, "ingress")
-	b.apply(t, []model.Pool{pool("p", 0)}, asked(t, b))
+	b.apply(t, []model.Pool{pool("p", 0)}, redirected(t, b))
 	require.Equal(t, names, b.watched(t))
 	require.NoError(t, b.plugin.Close(t.Context(), true))
 	require.Empty(t, b.watched(t))
 	require.Equal(t, before, kinds())
 }
 
-func TestAProgramThatSomebodyTakesAwayComesBack(t *testing.T) {
+func TestARemovedProgramIsAttachedAgain(t *testing.T) {
 	b := startPlugin(t)
 	b.serve(t, 30080)
-	b.apply(t, []model.Pool{pool("p", 0)}, asked(t, b))
+	b.apply(t, []model.Pool{pool("p", 0)}, redirected(t, b))
 	names := b.watched(t)
 	require.NotEmpty(t, names)
 	require.NoError(t, b.Gateways[0].Do(func() error {
@@ -102,20 +102,20 @@ func TestAProgramThatSomebodyTakesAwayComesBack(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		return netlink.QdiscDel(entrance(link.Attrs().Index))
+		return netlink.QdiscDel(clsact(link.Attrs().Index))
 	}))
 	require.Equal(t, names[1:], b.watched(t))
 	go func() { _ = b.plugin.Watch(t.Context(), func(dataplane.Fault) {}) }()
-	require.Eventually(t, func() bool { return len(b.watched(t)) == len(names) }, patience, patience/50)
+	require.Eventually(t, func() bool { return len(b.watched(t)) == len(names) }, answerTimeout, answerTimeout/50)
 	require.NoError(t, b.plugin.Close(t.Context(), true))
 }
 
-func TestTheCapabilitiesThatTheChartGivesAreEnough(t *testing.T) {
+func TestTheCapabilitiesOfTheChartAreEnough(t *testing.T) {
 	b := prepare(t)
 	b.restrict(t, "net_admin", "net_raw", "net_bind_service", "bpf")
 	b.start(t)
 	b.serve(t, 30080)
-	b.apply(t, []model.Pool{pool("p", 0)}, asked(t, b))
+	b.apply(t, []model.Pool{pool("p", 0)}, redirected(t, b))
 	_, err := b.A.Ask("tcp", addrPort(web(model.TCP, 80)), lab.From{})
 	require.NoError(t, err)
 	require.Len(t, b.watched(t), 2)
@@ -123,23 +123,23 @@ func TestTheCapabilitiesThatTheChartGivesAreEnough(t *testing.T) {
 	require.Empty(t, b.watched(t))
 }
 
-func TestWhatCannotBeWatchedIsServedAndSaid(t *testing.T) {
+func TestWithoutTheProgramFrontendsAreServedAndAFaultIsReported(t *testing.T) {
 	b := prepare(t)
 	b.restrict(t, "net_admin", "net_raw", "net_bind_service")
 	b.start(t)
 	b.serve(t, 30080)
-	b.apply(t, []model.Pool{pool("p", 0)}, asked(t, b))
+	b.apply(t, []model.Pool{pool("p", 0)}, redirected(t, b))
 	_, err := b.A.Ask("tcp", addrPort(web(model.TCP, 80)), lab.From{})
 	require.NoError(t, err)
 	faults := make(chan dataplane.Fault, 10)
 	go func() { _ = b.plugin.Watch(t.Context(), func(f dataplane.Fault) { faults <- f }) }()
 	fault := <-faults
-	require.Contains(t, fault.Message, "other gateways are not asked about connections that this one does not have")
+	require.Contains(t, fault.Message, "packets of unknown connections are not redirected to other gateways")
 	require.Contains(t, fault.Message, "CAP_BPF")
 	require.NoError(t, b.plugin.Close(t.Context(), true))
 }
 
-// watched are the interfaces of the gateway where the program runs.
+// watched returns the interfaces of the gateway to which the program is attached.
 func (b *bench) watched(t *testing.T) []string {
 	t.Helper()
 	var names []string
@@ -149,7 +149,7 @@ func (b *bench) watched(t *testing.T) []string {
 			return err
 		}
 		for _, l := range links {
-			found, err := askingAt(l.Attrs().Index)
+			found, err := filterAt(l.Attrs().Index)
 			if err != nil {
 				return err
 			}

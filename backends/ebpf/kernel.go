@@ -190,9 +190,9 @@ func (k *kernel) prepare(spec *ebpf.CollectionSpec) error {
 			}
 		}
 	}
-	if tracks := spec.Variables["tracks"]; tracks != nil && k.tracking.asked() {
+	if tracks := spec.Variables["has_conntrack"]; tracks != nil && k.tracking.asked() {
 		if err := tracks.Set(uint8(1)); err != nil {
-			return fmt.Errorf("variable tracks: %w", err)
+			return fmt.Errorf("variable has_conntrack: %w", err)
 		}
 	}
 	if program := spec.Programs["lb_xdp"]; program != nil && haveXDPFrags() != nil {
@@ -205,7 +205,7 @@ func (k *kernel) prepare(spec *ebpf.CollectionSpec) error {
 }
 
 // unpinned are the maps that hold nothing from one packet to the next, and the constants of the programs.
-var unpinned = []string{"scratches", "numbers", "budgets", "shortages", "ended", "ended_count", "ways", ".rodata"}
+var unpinned = []string{"scratches", "port_tries", "budgets", "shortages", "ended", "ended_count", "routes", ".rodata"}
 
 // recordMaps are the maps that only the plugin reads, the numbers first.
 func recordMaps() []*ebpf.MapSpec {

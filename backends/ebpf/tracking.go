@@ -12,7 +12,7 @@ import (
 )
 
 // Connection tracking is part of the kernel, or the module nf_conntrack that is loaded when something needs it first. The programs ask it which TCP
-// connections another dataplane of this host rewrites (bpf/others.h), by functions that are only there while it is.
+// connections another dataplane of this host rewrites (bpf/host_state.h), by functions that are only there while it is.
 const trackingModule = "nf_conntrack"
 
 // trackingFunctions are those that the programs call. Linux has them since 5.18 and 5.19.

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
-// What others on this host know of connections: sockets, such as a proxy's, and connection tracking.
+// Connections of other dataplanes on this host: sockets, such as a proxy's, and connection tracking.
 #pragma once
 #include "packet.h"
 
-// What is read of struct nf_conn, and its status (linux/netfilter/nf_conntrack_common.h).
+// The part of struct nf_conn that the programs read, and bits of its status (linux/netfilter/nf_conntrack_common.h).
 struct nf_conn {
 	unsigned long status;
 } __attribute__((preserve_access_index));
@@ -11,27 +11,27 @@ struct nf_conn {
 #define IPS_SRC_NAT (1 << 4)
 #define IPS_DST_NAT (1 << 5)
 
-// tracked_options is struct bpf_ct_opts as it first was, which later kernels take as well.
-struct tracked_options {
+// conntrack_options is the first version of struct bpf_ct_opts, which later kernels accept as well.
+struct conntrack_options {
 	__s32 netns_id, error;
 	__u8 protocol, direction;
 	__u8 zero[2];
 };
 
 #ifdef LB_XDP
-extern struct nf_conn *bpf_xdp_ct_lookup(struct xdp_md *, struct bpf_sock_tuple *, __u32, struct tracked_options *, __u32) __ksym __weak;
+extern struct nf_conn *bpf_xdp_ct_lookup(struct xdp_md *, struct bpf_sock_tuple *, __u32, struct conntrack_options *, __u32) __ksym __weak;
 #define ct_lookup bpf_xdp_ct_lookup
 #else
-extern struct nf_conn *bpf_skb_ct_lookup(struct __sk_buff *, struct bpf_sock_tuple *, __u32, struct tracked_options *, __u32) __ksym __weak;
+extern struct nf_conn *bpf_skb_ct_lookup(struct __sk_buff *, struct bpf_sock_tuple *, __u32, struct conntrack_options *, __u32) __ksym __weak;
 #define ct_lookup bpf_skb_ct_lookup
 #endif
 extern void bpf_ct_release(struct nf_conn *) __ksym __weak;
 
-// tracks is 1 where connection tracking can be asked. The plugin sets it before it loads the programs (tracking.go), and the verifier then leaves out
-// what calls functions that are not there.
-const volatile __u8 tracks = 0;
+// has_conntrack is 1 if the programs can call connection tracking. The plugin sets it before it loads the programs (tracking.go). If it is 0 the verifier
+// skips the calls of functions that this kernel does not have.
+const volatile __u8 has_conntrack = 0;
 
-// socket_tuple is the tuple as helpers take it; it returns its size.
+// socket_tuple converts the tuple for BPF helpers, and returns its size.
 static __always_inline __u32 socket_tuple(const struct tuple *t, struct bpf_sock_tuple *out)
 {
 	__builtin_memset(out, 0, sizeof(*out));
@@ -49,16 +49,16 @@ static __always_inline __u32 socket_tuple(const struct tuple *t, struct bpf_sock
 	return sizeof(out->ipv6);
 }
 
-// tracked_status is what connection tracking says of the tuple, in either direction; 0 if it knows nothing, or cannot be asked.
-static __always_inline unsigned long tracked_status(context *ctx, const struct tuple *t)
+// conntrack_status returns the status of the tuple's connection, in either direction. It is 0 without such a connection, and if connection tracking cannot be called.
+static __always_inline unsigned long conntrack_status(context *ctx, const struct tuple *t)
 {
-	struct tracked_options options = {.netns_id = -1, .protocol = t->protocol};
+	struct conntrack_options options = {.netns_id = -1, .protocol = t->protocol};
 	struct bpf_sock_tuple tuple;
 	__u32 size = socket_tuple(t, &tuple);
 	unsigned long status;
 	struct nf_conn *found;
 
-	if (!tracks)
+	if (!has_conntrack)
 		return 0;
 	found = size == sizeof(tuple.ipv4) ? ct_lookup(ctx, &tuple, sizeof(tuple.ipv4), &options, sizeof(options)) : ct_lookup(ctx, &tuple, sizeof(tuple.ipv6), &options, sizeof(options));
 	if (!found)
@@ -85,17 +85,17 @@ static __always_inline int has_socket(context *ctx, const struct tuple *t)
 	return connected;
 }
 
-// goes_on_elsewhere tells whether the packet is of a TCP connection that another dataplane began on this host.
-static __noinline int goes_on_elsewhere(context *ctx, struct packet *p)
+// belongs_to_host tells whether the packet belongs to a TCP connection that another dataplane of this host began.
+static __noinline int belongs_to_host(context *ctx, struct packet *p)
 {
 	if (p->tuple.protocol != IPPROTO_TCP || (p->tcp_flags & (SYN | ACK)) == SYN)
 		return 0;
-	return has_socket(ctx, &p->tuple) || tracked_status(ctx, &p->tuple) & IPS_DST_NAT;
+	return has_socket(ctx, &p->tuple) || conntrack_status(ctx, &p->tuple) & IPS_DST_NAT;
 }
 
-// begun_elsewhere tells whether the packet answers, or is one of, a flow that the host rewrites: another dataplane that takes over may
-// have begun it between ports at which this one had a flow before.
-static __noinline int begun_elsewhere(context *ctx, struct packet *p)
+// is_rewritten_by_host tells whether the packet belongs to a flow that the host rewrites, in either direction. Another dataplane that takes over may have begun
+// it between the ports of a former flow of this dataplane.
+static __noinline int is_rewritten_by_host(context *ctx, struct packet *p)
 {
-	return !!(tracked_status(ctx, &p->tuple) & (IPS_SRC_NAT | IPS_DST_NAT));
+	return !!(conntrack_status(ctx, &p->tuple) & (IPS_SRC_NAT | IPS_DST_NAT));
 }

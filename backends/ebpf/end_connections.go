@@ -11,16 +11,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// endTable is a table of nftables that is there while probes are sent.
-const endTable = "kubelb-ebpf-end"
+// untrackTable is an nftables table that exists while sendACK is used.
+const untrackTable = "kubelb-ebpf-end"
 
-// endMark marks what end sends.
-const endMark = 0x6b75656e
+// ackMark is the mark of packets that sendACK sends.
+const ackMark = 0x6b75656e
 
-// end has peers that still wait for an answer find out that their connections, given by what they send, are over. A segment that fits nowhere makes a client
-// say where it is (RFC 9293, 3.10.7.4), and who serves the VIP now, or the host, resets what it does not know. Without that a client
-// whose request had been acknowledged would wait for ever.
-func end(connections map[tuple]bool) error {
+// endConnections ends connections at clients and endpoints. They are given by the tuples of the packets that these send. It sends each of them an ACK with a wrong
+// number, which a TCP stack answers with an ACK of its own (RFC 9293, 3.10.7.4). This gateway or another one does not know the connection, and answers that with a
+// reset. Without it a client that waits for an answer would wait for ever.
+func endConnections(connections map[tuple]bool) error {
 	if len(connections) == 0 {
 		return nil
 	}
@@ -41,14 +41,14 @@ func end(connections map[tuple]bool) error {
 				return errors.Join(err, untrack())
 			}
 		}
-		if err := probe(sockets[c.Family], c); err != nil {
+		if err := sendACK(sockets[c.Family], c); err != nil {
 			errs = append(errs, err)
 		}
 	}
 	return errors.Join(errors.Join(errs...), untrack())
 }
 
-// rawSocket sends packets as they are, IP header included.
+// rawSocket opens a socket that sends packets with their IP header.
 func rawSocket(family uint8) (int, error) {
 	domain := unix.AF_INET6
 	if family == ipv4 {
@@ -58,13 +58,13 @@ func rawSocket(family uint8) (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("socket to end connections with (needs CAP_NET_RAW): %w", err)
 	}
-	return s, unix.SetsockoptInt(s, unix.SOL_SOCKET, unix.SO_MARK, endMark)
+	return s, unix.SetsockoptInt(s, unix.SOL_SOCKET, unix.SO_MARK, ackMark)
 }
 
-// probe sends an empty segment to the peer that sends what the tuple says, a client or an endpoint.
-func probe(socket int, c tuple) error {
+// sendACK sends an ACK to the client or endpoint that is the source of the tuple.
+func sendACK(socket int, c tuple) error {
 	client, vip := c.Source.addr(c.Family), c.Destination.addr(c.Family)
-	packet := probeOf(netip.AddrPortFrom(vip, c.DestinationPort.number()), netip.AddrPortFrom(client, c.SourcePort.number()))
+	packet := ackPacket(netip.AddrPortFrom(vip, c.DestinationPort.number()), netip.AddrPortFrom(client, c.SourcePort.number()))
 	var to unix.Sockaddr = &unix.SockaddrInet6{Addr: client.As16()}
 	if client.Is4() {
 		to = &unix.SockaddrInet4{Addr: client.As4()}
@@ -77,14 +77,14 @@ func probe(socket int, c tuple) error {
 
 const tcpHeader = 20
 
-// probeOf is an ACK, with numbers that fit no connection but by chance.
-func probeOf(from, to netip.AddrPort) []byte {
+// ackPacket returns an ACK whose numbers fit a connection only by chance.
+func ackPacket(from, to netip.AddrPort) []byte {
 	segment := make([]byte, tcpHeader)
 	binary.BigEndian.PutUint16(segment[0:], from.Port())
 	binary.BigEndian.PutUint16(segment[2:], to.Port())
 	segment[12], segment[13] = tcpHeader/4<<4, 0x10
-	sum := sumOf(sumOf(sumOf(uint32(unix.IPPROTO_TCP)+tcpHeader, from.Addr().AsSlice()), to.Addr().AsSlice()), segment)
-	binary.BigEndian.PutUint16(segment[16:], folded(sum))
+	sum := addBytes(addBytes(addBytes(uint32(unix.IPPROTO_TCP)+tcpHeader, from.Addr().AsSlice()), to.Addr().AsSlice()), segment)
+	binary.BigEndian.PutUint16(segment[16:], foldChecksum(sum))
 	if from.Addr().Is4() {
 		ip := make([]byte, 20) // the kernel fills in length, identification and checksum (raw(7))
 		ip[0], ip[8], ip[9] = 0x45, 64, unix.IPPROTO_TCP
@@ -100,38 +100,38 @@ func probeOf(from, to netip.AddrPort) []byte {
 	return append(ip, segment...)
 }
 
-func sumOf(sum uint32, bytes []byte) uint32 {
+func addBytes(sum uint32, bytes []byte) uint32 {
 	for i := 0; i < len(bytes); i += 2 {
 		sum += uint32(binary.BigEndian.Uint16(bytes[i:]))
 	}
 	return sum
 }
 
-// folded is the Internet checksum of a sum of 16-bit words (RFC 1071).
-func folded(sum uint32) uint16 {
+// foldChecksum returns the Internet checksum for a sum of 16-bit words (RFC 1071).
+func foldChecksum(sum uint32) uint16 {
 	for sum>>16 != 0 {
 		sum = sum&0xffff + sum>>16
 	}
 	return ^uint16(sum)
 }
 
-// untrackMarked keeps what end sends from connection tracking, which would take the answers for those of a connection that the VIP
-// began. It returns what removes it again.
+// untrackMarked excludes packets of sendACK from connection tracking, which would otherwise take the answers for answers to a connection that the VIP began. It returns a
+// function that removes the rule.
 func untrackMarked() (func() error, error) {
 	c, err := nft.New()
 	if err != nil {
 		return nil, fmt.Errorf("connect to nftables: %w", err)
 	}
-	for _, family := range keepFamilies {
-		table := c.AddTable(&nft.Table{Name: endTable, Family: family})
-		chain := c.AddChain(&nft.Chain{Table: table, Name: endChain, Type: nft.ChainTypeFilter, Hooknum: nft.ChainHookOutput, Priority: nft.ChainPriorityRaw})
+	for _, family := range tableFamilies {
+		table := c.AddTable(&nft.Table{Name: untrackTable, Family: family})
+		chain := c.AddChain(&nft.Chain{Table: table, Name: untrackChain, Type: nft.ChainTypeFilter, Hooknum: nft.ChainHookOutput, Priority: nft.ChainPriorityRaw})
 		c.AddRule(&nft.Rule{Table: table, Chain: chain, Exprs: []expr.Any{
 			&expr.Meta{Key: expr.MetaKeyMARK, Register: 1},
-			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.NativeEndian.AppendUint32(nil, endMark)},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.NativeEndian.AppendUint32(nil, ackMark)},
 			&expr.Notrack{}}})
 	}
 	if err := c.Flush(); err != nil {
-		return nil, fmt.Errorf("make nftables table %s: %w", endTable, err)
+		return nil, fmt.Errorf("create nftables table %s: %w", untrackTable, err)
 	}
-	return func() error { return removeTables(endTable) }, nil
+	return func() error { return removeTables(untrackTable) }, nil
 }

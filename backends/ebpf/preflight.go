@@ -4,38 +4,21 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
-	"strings"
 
 	"github.com/vishvananda/netlink"
 
 	"kubelb.k8c.io/backends/dataplane"
+	"kubelb.k8c.io/backends/dataplane/preflight"
 	"kubelb.k8c.io/core/model"
 )
 
-// checkForwarding returns an error with a remedy if this host does not forward packets of the family.
-func checkForwarding(v4 bool) error {
-	path, key := "/proc/sys/net/ipv6/conf/all/forwarding", "net.ipv6.conf.all.forwarding"
-	if v4 {
-		path, key = "/proc/sys/net/ipv4/ip_forward", "net.ipv4.ip_forward"
-	}
-	value, err := os.ReadFile(path)
-	if err != nil {
-		return fmt.Errorf("sysctl %s: %w", key, err)
-	}
-	if strings.TrimSpace(string(value)) == "0" {
-		return fmt.Errorf("sysctl %s is 0, so the kernel has no routes for packets of others: run 'sysctl -w %s=1' and make it permanent", key, key)
-	}
-	return nil
-}
-
-// forwardingResults are the results of checkForwarding by family: true is IPv4. Each family is checked once.
+// forwardingResults are the results of RequireForwarding by family: true is IPv4. Each family is checked once.
 type forwardingResults map[bool]error
 
 func (f forwardingResults) check(v4 bool) error {
 	err, known := f[v4]
 	if !known {
-		err = checkForwarding(v4)
+		err = preflight.Host{}.RequireForwarding(v4)
 		f[v4] = err
 	}
 	return err

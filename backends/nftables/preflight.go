@@ -3,41 +3,25 @@ package nftables
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"net/netip"
-	"os"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/vishvananda/netlink"
 
+	"kubelb.k8c.io/backends/dataplane/preflight"
 	"kubelb.k8c.io/core/model"
 	"kubelb.k8c.io/core/phrase"
 )
 
-// checkForwarding returns an error if this host does not forward packets of both families.
+// checkForwarding returns an error if this host does not forward packets of both families. A kernel may lack a family.
 func checkForwarding() error {
-	for _, path := range []string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"} {
-		if err := checkSysctl(path, "so this host forwards nothing"); err != nil {
+	for _, v4 := range []bool{true, false} {
+		if err := (preflight.Host{}).RequireForwarding(v4); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
-	}
-	return nil
-}
-
-// checkSysctl returns an error with a remedy if the sysctl is 0.
-func checkSysctl(path, consequence string) error {
-	value, err := os.ReadFile("/proc/sys/" + path)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil // a kernel without that family
-	}
-	if err != nil {
-		return fmt.Errorf("sysctl %s: %w", path, err)
-	}
-	if strings.TrimSpace(string(value)) == "0" {
-		key := strings.ReplaceAll(path, "/", ".")
-		return fmt.Errorf("sysctl %s is 0, %s: run 'sysctl -w %s=1' and make it permanent", key, consequence, key)
 	}
 	return nil
 }
@@ -45,7 +29,8 @@ func checkSysctl(path, consequence string) error {
 // checkDirect returns an error if the frontend cannot be direct. All endpoints of its pool must be on segments of this gateway: a router in between would
 // send packets for the VIP back.
 func (t *table) checkDirect(f model.Frontend, e *egress) error {
-	if err := checkSysctl("net/netfilter/nf_conntrack_tcp_loose", "so connection tracking does not accept a direct connection, of which it sees only the client's packets"); err != nil {
+	err := preflight.Host{}.RequireSysctl("net/netfilter/nf_conntrack_tcp_loose", "so connection tracking does not accept a direct connection, of which it sees only the client's packets")
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	if p := t.state.pools[f.Pool]; p != nil {

@@ -68,6 +68,27 @@ func (h Host) Sysctl(s Sysctl) dataplane.Check {
 	return c
 }
 
+// RequireSysctl returns an error with a remedy if a setting is 0. consequence says what that means: "so this host forwards no packets".
+func (h Host) RequireSysctl(key, consequence string) error {
+	value, err := h.SysctlValue(key)
+	if err != nil {
+		return err
+	}
+	if name := SysctlName(key); !NotZero(value) {
+		return fmt.Errorf("sysctl %s is 0, %s: run 'sysctl -w %s=1' and make it permanent", name, consequence, name)
+	}
+	return nil
+}
+
+// RequireForwarding returns an error with a remedy if the host does not forward packets of the family. The error wraps fs.ErrNotExist if the kernel
+// does not have the family.
+func (h Host) RequireForwarding(v4 bool) error {
+	if v4 {
+		return h.RequireSysctl("net/ipv4/ip_forward", "so this host forwards no IPv4 packets")
+	}
+	return h.RequireSysctl(ForwardsIPv6("all"), "so this host forwards no IPv6 packets")
+}
+
 // Forwarding checks that the host forwards packets of both families. costs is what does not work otherwise, empty if nothing does.
 func (h Host) Forwarding(costs string) []dataplane.Check {
 	return []dataplane.Check{h.ForwardingIPv4(costs), h.ForwardingIPv6(costs)}

@@ -1,6 +1,7 @@
 package preflight
 
 import (
+	"io/fs"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -15,6 +16,13 @@ func TestTheForwardingCheckHasTheCommandThatFixesIt(t *testing.T) {
 		"run: sysctl -w net.ipv4.ip_forward=1 && echo net.ipv4.ip_forward=1 >> /etc/sysctl.d/90-kubelb.conf", checks[0].String())
 	require.Equal(t, dataplane.CheckMissing, checks[0].State)
 	require.Equal(t, dataplane.CheckOK, checks[1].State, "a kernel without IPv6 forwards none")
+}
+
+func TestAHostWithoutForwardingIsRefusedByFamily(t *testing.T) {
+	host := hostWith(t, map[string]string{"proc/sys/net/ipv4/ip_forward": "1\n", "proc/sys/net/ipv6/conf/all/forwarding": "0\n"})
+	require.NoError(t, host.RequireForwarding(true))
+	require.EqualError(t, host.RequireForwarding(false), "sysctl net.ipv6.conf.all.forwarding is 0, so this host forwards no IPv6 packets: run 'sysctl -w net.ipv6.conf.all.forwarding=1' and make it permanent")
+	require.ErrorIs(t, hostWith(t, nil).RequireForwarding(false), fs.ErrNotExist, "a kernel without IPv6")
 }
 
 func TestTheNameOfASysctlOfAVLANIsItsPath(t *testing.T) {

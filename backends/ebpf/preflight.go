@@ -2,13 +2,10 @@ package ebpf
 
 import (
 	"errors"
-	"fmt"
-	"net/netip"
-
-	"github.com/vishvananda/netlink"
 
 	"kubelb.k8c.io/backends/dataplane"
 	"kubelb.k8c.io/backends/dataplane/preflight"
+	"kubelb.k8c.io/backends/dataplane/routes"
 	"kubelb.k8c.io/core/model"
 )
 
@@ -32,7 +29,8 @@ func (s *state) checkDirect(f model.Frontend) error {
 	}
 	var errs []error
 	for _, e := range p.endpoints {
-		errs = append(errs, checkOnLink(e.address))
+		_, err := routes.OnLink(e.address)
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }
@@ -45,19 +43,8 @@ func (s *state) checkPoolOnLink(p model.Pool) error {
 	}
 	var errs []error
 	for _, e := range p.Endpoints {
-		errs = append(errs, checkOnLink(e.Address))
+		_, err := routes.OnLink(e.Address)
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
-}
-
-// checkOnLink returns an error if the endpoint is not on a segment of this gateway: a router in between would send packets for the VIP back.
-func checkOnLink(address netip.Addr) error {
-	routes, err := netlink.RouteGet(address.AsSlice())
-	if err != nil {
-		return fmt.Errorf("forwarding direct: no route to endpoint %s: %w", address, err)
-	}
-	if len(routes[0].Gw) > 0 {
-		return fmt.Errorf("forwarding direct: endpoint %s is behind router %s, and not on a segment of this gateway; use nat", address, routes[0].Gw)
-	}
-	return nil
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"kubelb.k8c.io/backends/dataplane/preflight"
+	"kubelb.k8c.io/backends/dataplane/routes"
 	"kubelb.k8c.io/core/model"
 	"kubelb.k8c.io/core/phrase"
 )
@@ -114,15 +115,11 @@ func (b *Backend) directEndpoints() []netip.Addr {
 
 // checkOnLink returns an error if the endpoint is not on a segment of this gateway. Otherwise it ensures the rules at the interface to it.
 func (e *egress) checkOnLink(address netip.Addr) error {
-	routes, err := netlink.RouteGet(address.AsSlice())
+	index, err := routes.OnLink(address)
 	if err != nil {
-		return fmt.Errorf("forwarding direct: no route to endpoint %s: %w", address, err)
+		return err
 	}
-	route := routes[0]
-	if len(route.Gw) > 0 {
-		return fmt.Errorf("forwarding direct: endpoint %s is behind router %s, and not on a segment of this gateway; use nat", address, route.Gw)
-	}
-	link, err := netlink.LinkByIndex(route.LinkIndex)
+	link, err := netlink.LinkByIndex(index)
 	if err != nil {
 		return fmt.Errorf("forwarding direct: interface to endpoint %s: %w", address, err)
 	}

@@ -1,4 +1,4 @@
-// Package routes tells when the routes of a host may have changed, so that a program reads them again.
+// Package routes tells when the routes of a host may have changed, so that a program reads them again, and which endpoints are on a segment of the host.
 package routes
 
 import (
